@@ -1,0 +1,204 @@
+"""Makes the environment and runs the project's everyday commands, on every platform.
+
+`make run`, `make test` and the others call this file; on Windows call it directly: `py tools/make.py test`.
+It needs nothing but the standard library. The environment is made once and then left alone: a stamp inside
+it says what was installed and for which checkout, so a second call touches neither pip nor the network.
+It starts under old Pythons too, to say which one is needed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints" / "cpu.txt"
+OLDEST = (3, 11)
+TEST_EXTRAS = {"test"}
+
+
+class Stop(Exception):
+    """Something that the person at the keyboard has to change; the message says what."""
+
+
+def main():
+    """Parse the command and run it; the exit code is that of the command."""
+    parser = argparse.ArgumentParser(prog="tools/make.py", description="Everyday commands of the project.")
+    parser.add_argument("--venv", default=".venv", help="the environment's folder (default: .venv)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in {
+        "run": "run a recipe (default: quickstart) with settings as a.b=c",
+        "test": "ruff, mypy and pytest; arguments go to pytest",
+        "lint": "ruff and mypy",
+        "bench": "the benchmarks",
+        "install": "make the environment for running",
+        "clean": "remove the environment and the caches",
+    }.items():
+        commands.add_parser(name, help=text)
+    options, rest = parser.parse_known_args()
+    venv = Path(os.path.abspath(str(ROOT / options.venv)))
+    try:
+        if options.command != "clean":
+            use_new_enough_python()
+        return COMMANDS[options.command](venv, rest)
+    except Stop as problem:
+        print("\n%s" % problem, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def use_new_enough_python():
+    """Go on under a Python that is new enough; where none was asked for, look for one."""
+    if sys.version_info >= OLDEST:
+        return
+    if not os.environ.get("QUATRAIN_PYTHON"):
+        for minor in range(19, OLDEST[1] - 1, -1):
+            found = shutil.which("python3.%d" % minor)
+            if found and subprocess.call([found, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0:
+                sys.exit(subprocess.call([found, *sys.argv]))
+    raise Stop(
+        "Quatrain needs Python %d.%d or later; this is %s (%s).\n"
+        "Install a newer one, or name it: make PYTHON=python3.12 …"
+        % (OLDEST[0], OLDEST[1], ".".join(map(str, sys.version_info[:3])), sys.executable)
+    )
+
+
+# The environment
+
+
+def python_of(venv):
+    """The environment's interpreter."""
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def wanted():
+    """What an environment of this checkout must have been made from: a digest of everything that pip was told."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    told = [project["build-system"], project["project"], CONSTRAINTS.read_text(encoding="utf-8")]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def environment(venv, extras):
+    """Make the environment, or add to it, unless its stamp says that all is there; the interpreter's path."""
+    python, stamp = python_of(venv), venv / ".quatrain-stamp.json"
+    state = {"root": str(ROOT), "venv": str(venv), "digest": wanted()}
+    try:
+        made = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        made = {}
+    of_this_place = all(made.get(key) == state[key] for key in ("root", "venv"))
+    if of_this_place and works(python):
+        if made.get("digest") == state["digest"] and extras <= set(made.get("extras", [])):
+            return python
+        extras = extras | set(made.get("extras", []))
+    elif made and not of_this_place:
+        print("The environment in %s was made for %s: making it anew." % (venv, made.get("root")), flush=True)
+        create(venv)
+    elif not works(python) or not has_pip(python):
+        create(venv)
+    install(python, venv, extras)
+    stamp.write_text(json.dumps(dict(state, extras=sorted(extras)), indent=1) + "\n", encoding="utf-8")
+    return python
+
+
+def works(python):
+    """Whether the interpreter is there, starts, and is new enough."""
+    if not python.exists():
+        return False
+    check = "import sys; sys.exit(sys.version_info < %r)" % (OLDEST,)
+    return subprocess.call([str(python), "-I", "-c", check], stderr=subprocess.DEVNULL) == 0
+
+
+def has_pip(python):
+    """Whether the interpreter has pip."""
+    command = [str(python), "-m", "pip", "--version"]
+    return subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+
+
+def create(venv):
+    """Make an empty environment, in the place of whatever was there."""
+    print("Making an environment in %s" % venv, flush=True)
+    result = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise Stop(
+            "%s\n%s -m venv failed. On Debian and Ubuntu it is a package of its own: apt install python3-venv."
+            % (result.stdout.strip(), sys.executable)
+        )
+
+
+def install(python, venv, extras):
+    """Install the project, editable, at the versions of `constraints/cpu.txt`."""
+    target = ".[%s]" % ",".join(sorted(extras)) if extras else "."
+    print("Installing %s into %s (once; torch is large, so this takes some minutes)" % (target, venv), flush=True)
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet]
+    code = subprocess.call([*command, "--constraint", "constraints/cpu.txt", "--editable", target], cwd=str(ROOT))
+    if code:
+        raise Stop("pip could not install the project: its message is above. The next call goes on from here.")
+
+
+# The commands
+
+
+def call(python, *arguments):
+    """Run a module of the environment in the project's folder; its exit code."""
+    return subprocess.call([str(python), *arguments], cwd=str(ROOT))
+
+
+def run(venv, arguments):
+    """Run a recipe without the network."""
+    python = environment(venv, set())
+    os.environ.setdefault("QUATRAIN_OFFLINE", "1")
+    return call(python, "-m", "quatrain", "run", *(arguments or ["quickstart"]))
+
+
+def lint(venv, arguments):
+    """Check style and types."""
+    python = environment(venv, TEST_EXTRAS)
+    return call(python, "-m", "ruff", "check", ".") or call(python, "-m", "mypy")
+
+
+def test(venv, arguments):
+    """Check style and types, then run the tests; arguments pick tests and skip the checks of the whole."""
+    python = environment(venv, TEST_EXTRAS)
+    if arguments:
+        return call(python, "-m", "pytest", *arguments)
+    return lint(venv, []) or call(python, "-m", "pytest", "--quiet")
+
+
+def bench(venv, arguments):
+    """Run the benchmarks one after the other; each ends with one line of JSON."""
+    python = environment(venv, TEST_EXTRAS)
+    names = arguments or sorted(path.name for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    codes = [call(python, os.path.join("benchmarks", name)) for name in names]
+    return max(codes, default=0)
+
+
+def install_only(venv, arguments):
+    """Make the environment for running."""
+    environment(venv, set())
+    print("Ready: %s" % python_of(venv))
+    return 0
+
+
+def clean(venv, arguments):
+    """Remove the environment and the caches; what runs made stays."""
+    for path in [venv, *(ROOT / name for name in (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "dist"))]:
+        shutil.rmtree(str(path), ignore_errors=True)
+    for folder in ("quatrain", "tests", "benchmarks", "tools"):
+        for path in (ROOT / folder).rglob("__pycache__"):
+            shutil.rmtree(str(path), ignore_errors=True)
+    return 0
+
+
+COMMANDS = {"run": run, "test": test, "lint": lint, "bench": bench, "install": install_only, "clean": clean}
+
+if __name__ == "__main__":
+    sys.exit(main())
