@@ -1,0 +1,1 @@
+"""The stages of a recipe: one module per kind, each a function `(settings, context) -> StageResult`."""
