@@ -98,7 +98,7 @@ def test_killed_while_writing_the_old_file_stays(tmp_path: Path) -> None:
     path.write_text("old")
     script = (
         "import sys, os, signal\n"
-        "from quatrain.text.atomic import atomic_write\n"
+        "from quatrain.atomic import atomic_write\n"
         "with atomic_write(sys.argv[1]) as f:\n"
         "    f.write('new' * 100000); f.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
