@@ -27,7 +27,9 @@ class Stop(Exception):
 
 def main():
     """Parse the command and run it; the exit code is that of the command."""
-    parser = argparse.ArgumentParser(prog="tools/make.py", description="Everyday commands of the project.")
+    parser = argparse.ArgumentParser(
+        "tools/make.py", description="The project's everyday commands.", allow_abbrev=False
+    )
     parser.add_argument("--venv", default=".venv", help="the environment's folder (default: .venv)")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {
@@ -46,7 +48,7 @@ def main():
             use_new_enough_python()
         return COMMANDS[options.command](venv, rest)
     except Stop as problem:
-        print("\n%s" % problem, file=sys.stderr)
+        print(f"\n{problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -58,14 +60,18 @@ def use_new_enough_python():
         return
     if not os.environ.get("QUATRAIN_PYTHON"):
         for minor in range(19, OLDEST[1] - 1, -1):
-            found = shutil.which("python3.%d" % minor)
+            found = shutil.which(f"python3.{minor}")
             if found and subprocess.call([found, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0:
                 sys.exit(subprocess.call([found, *sys.argv]))
     raise Stop(
-        "Quatrain needs Python %d.%d or later; this is %s (%s).\n"
-        "Install a newer one, or name it: make PYTHON=python3.12 …"
-        % (OLDEST[0], OLDEST[1], ".".join(map(str, sys.version_info[:3])), sys.executable)
+        f"Quatrain needs Python {dotted(OLDEST)} or later; {sys.executable} is {dotted(sys.version_info[:3])}.\n"
+        "Install a newer one, or name one: make PYTHON=/path/to/python3"
     )
+
+
+def dotted(version):
+    """A version as people write it."""
+    return ".".join(map(str, version))
 
 
 # The environment
@@ -99,7 +105,7 @@ def environment(venv, extras):
             return python
         extras = extras | set(made.get("extras", []))
     elif made and not of_this_place:
-        print("The environment in %s was made for %s: making it anew." % (venv, made.get("root")), flush=True)
+        print("The environment in {} was made for {}: making it anew.".format(venv, made.get("root")), flush=True)
         create(venv)
     elif not works(python) or not has_pip(python):
         create(venv)
@@ -112,7 +118,7 @@ def works(python):
     """Whether the interpreter is there, starts, and is new enough."""
     if not python.exists():
         return False
-    check = "import sys; sys.exit(sys.version_info < %r)" % (OLDEST,)
+    check = f"import sys; sys.exit(sys.version_info < {OLDEST!r})"
     return subprocess.call([str(python), "-I", "-c", check], stderr=subprocess.DEVNULL) == 0
 
 
@@ -124,19 +130,19 @@ def has_pip(python):
 
 def create(venv):
     """Make an empty environment, in the place of whatever was there."""
-    print("Making an environment in %s" % venv, flush=True)
+    print(f"Making an environment in {venv}", flush=True)
     result = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], stdout=subprocess.PIPE, text=True)
     if result.returncode:
         raise Stop(
-            "%s\n%s -m venv failed. On Debian and Ubuntu it is a package of its own: apt install python3-venv."
-            % (result.stdout.strip(), sys.executable)
+            f"{result.stdout.strip()}\n{sys.executable} -m venv failed. "
+            "On Debian and Ubuntu it is a package of its own: apt install python3-venv."
         )
 
 
 def install(python, venv, extras):
     """Install the project, editable, at the versions of `constraints/cpu.txt`."""
-    target = ".[%s]" % ",".join(sorted(extras)) if extras else "."
-    print("Installing %s into %s (once; torch is large, so this takes some minutes)" % (target, venv), flush=True)
+    target = ".[{}]".format(",".join(sorted(extras))) if extras else "."
+    print(f"Installing {target} into {venv} (once; torch is large, so this takes some minutes)", flush=True)
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet]
     code = subprocess.call([*command, "--constraint", "constraints/cpu.txt", "--editable", target], cwd=str(ROOT))
@@ -184,13 +190,14 @@ def bench(venv, arguments):
 def install_only(venv, arguments):
     """Make the environment for running."""
     environment(venv, set())
-    print("Ready: %s" % python_of(venv))
+    print(f"Ready: {python_of(venv)}")
     return 0
 
 
 def clean(venv, arguments):
     """Remove the environment and the caches; what runs made stays."""
-    for path in [venv, *(ROOT / name for name in (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "dist"))]:
+    caches = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "dist")
+    for path in [venv, *(ROOT / name for name in caches)]:
         shutil.rmtree(str(path), ignore_errors=True)
     for folder in ("quatrain", "tests", "benchmarks", "tools"):
         for path in (ROOT / folder).rglob("__pycache__"):

@@ -1,0 +1,369 @@
+"""Charts as SVG text, in plain Python: line charts, bars with intervals, and shares of a whole.
+
+They hold no colours: every mark has a class, and the page's style sheet gives it one for light, dark and
+paper. Every text is escaped, every number finite or left out, so that a chart can be drawn of anything that a
+run writes. Widths and heights are in the units of the chart's `viewBox`; the page scales it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+_CHARACTER = 6.7  # the mean width of a character at the charts' font size of 12
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: `y[i]` over `x[i]`, with None (or a value that is not finite) where the line breaks.
+
+    `mark` is the class that the style sheet colours: raw, smooth, validation or single.
+    `dots` draws each point too.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    mark: str = "single"
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar: its row's label, its value, the value as text, and perhaps an interval around the value.
+
+    `mark` is the class that the style sheet colours: o1 (pale) to o6 (strong) for ordered bars.
+    """
+
+    label: str
+    value: float
+    text: str
+    mark: str = "o6"
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a whole: its name, its size and the size as text."""
+
+    name: str
+    value: float
+    text: str
+
+
+def finite(value: object) -> float | None:
+    """The value as a float where it is a finite number, otherwise None (so for text, None, NaN and infinities)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten) that span `low` to `high`, both inside.
+
+    The first is at or below `low` and the last at or above `high`: they are the ends of an axis.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        low, high = 0.0, 1.0
+    if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
+        pad = abs(low) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    rough = high / count - low / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def short(value: float) -> str:
+    """A number as an axis shows it: 0.003, 1.25, 1,200, 45k, 3e-05."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e15 or size < 1e-4:
+        return f"{value:.3g}"
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if size >= limit:
+            return f"{value / {'T': 1e12, 'G': 1e9, 'M': 1e6, 'k': 1e3}[unit]:.4g}{unit}"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x_label: str,
+    y_label: str,
+    y_range: tuple[float, float] | None = None,
+    width: int = 480,
+    height: int = 270,
+    columns: int = 90,
+) -> str:
+    """A line chart with axes, grid, legend and, in `columns` bands across it, the values as hover titles.
+
+    `y_range` limits what is shown (lines beyond it are clipped); without it, all finite values fit.
+    A chart with nothing finite to show says so instead. `label` describes it to a screen reader.
+    """
+    series = [_only_finite_x(line) for line in series]
+    xs = [x for line in series for x, y in zip(line.x, line.y, strict=True) if finite(y) is not None]
+    ys = [y for line in series for y in map(finite, line.y) if y is not None]
+    if not ys:
+        return _empty_chart(label, width, height)
+    x_low, x_high = min(xs), max(xs)
+    if x_low == x_high:
+        x_low, x_high = x_low - 1, x_high + 1
+    y_ticks = nice_ticks(*(y_range or (min(ys), max(ys))))
+    y_texts = [short(tick) for tick in y_ticks]
+    left, right, top, bottom = 24 + _CHARACTER * max(map(len, y_texts)), 14, 34, 44
+    plot = _Plot(left, top, width - left - right, height - top - bottom, (x_low, x_high), (y_ticks[0], y_ticks[-1]))
+
+    body = [_legend(series, left, width) if len(series) > 1 else ""]
+    for tick, text in zip(y_ticks, y_texts, strict=True):
+        y = top + plot.y(tick)
+        body.append(f'<line class="grid" x1="{left:.1f}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(f'<text class="tick" x="{left - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+    floor = top + plot.height
+    for tick in nice_ticks(x_low, x_high):
+        if x_low <= tick <= x_high:
+            x = left + plot.x(tick)
+            body.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor:.1f}" y2="{floor + 4:.1f}"/>')
+            body.append(_text("tick", x, floor + 17, short(tick), "middle"))
+    body.append(f'<line class="axis" x1="{left:.1f}" x2="{width - right}" y1="{floor:.1f}" y2="{floor:.1f}"/>')
+    body.append(_text("axis-label", left + plot.width / 2, height - 6, x_label, "middle"))
+    middle = top + plot.height / 2
+    body.append(
+        f'<text class="axis-label" text-anchor="middle" transform="translate(12 {middle:.1f}) rotate(-90)">'
+        f"{escape(y_label)}</text>"
+    )
+    lines = "".join(_line(line, plot) for line in series)
+    bands = _hover_bands(series, plot, x_label, columns)
+    body.append(
+        f'<svg x="{left:.1f}" y="{top}" width="{plot.width:.1f}" height="{plot.height:.1f}">{lines}{bands}</svg>'
+    )
+    return _svg(label, width, height, body)
+
+
+def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, width: int = 340) -> str:
+    """Horizontal bars from zero to `maximum` (without it, the largest value), their values at the right edge.
+
+    A bar with `low` and `high` carries that interval as a whisker.
+    """
+    top = maximum or max((max(bar.value, bar.high or 0) for bar in bars), default=0) or 1.0
+    row, left = 30, 14 + _CHARACTER * max((len(_shorten(bar.label)) for bar in bars), default=0)
+    right = 10 + _CHARACTER * max((len(bar.text) for bar in bars), default=0)
+    span, height = max(40.0, width - left - right), row * len(bars) + 8
+
+    def at(value: float) -> float:
+        return left + span * min(1.0, max(0.0, value / top))
+
+    body = [
+        f'<line class="grid" x1="{at(top * share):.1f}" x2="{at(top * share):.1f}" y1="2" y2="{height - 6}"/>'
+        for share in (0.5, 1.0)
+    ]
+    for index, bar in enumerate(bars):
+        y = 4 + index * row
+        hover = f"{bar.label}: {bar.text}"
+        if bar.low is not None and bar.high is not None:
+            hover += f" (95 % interval {100 * bar.low:.1f} to {100 * bar.high:.1f} %)" if top == 1.0 else ""
+        body.append(f"<g><title>{_escaped(hover)}</title>")
+        body.append(_text("row", left - 8, y + 15, _shorten(bar.label), "end"))
+        length = at(bar.value) - left
+        if length > 0.5:
+            body.append(f'<path class="bar {escape(bar.mark)}" d="{_rounded(left, y, length, 22)}"/>')
+        if bar.low is not None and bar.high is not None:
+            a, b, middle = at(bar.low), at(bar.high), y + 11
+            body.append(
+                f'<path class="whisker" d="M{a:.1f} {middle}H{b:.1f}M{a:.1f} {middle - 4}v8M{b:.1f} {middle - 4}v8"/>'
+            )
+        body.append(_text("value", width - 2, y + 15, bar.text, "end"))
+        body.append("</g>")
+    body.append(f'<line class="axis" x1="{left:.1f}" x2="{left:.1f}" y1="2" y2="{height - 6}"/>')
+    return _svg(label, width, height, body)
+
+
+def share_chart(parts: Sequence[Part], *, label: str, width: int = 960, height: int = 46) -> str:
+    """One bar cut into parts, in order; parts too narrow for their name show it when hovered over."""
+    parts = [part for part in parts if part.value > 0]
+    whole, x, body = sum(part.value for part in parts), 0.0, []
+    gap = 2.0
+    for index, part in enumerate(parts):
+        span = part.value / whole * width
+        mark = ordered_mark(index, len(parts))
+        body.append(f"<g><title>{_escaped(f'{part.name}: {part.text} ({part.value / whole:.0%})')}</title>")
+        body.append(
+            f'<rect class="bar {mark}" x="{x:.1f}" y="0" width="{max(1.0, span - gap):.1f}" height="22" rx="3"/>'
+        )
+        if span > _CHARACTER * (max(len(part.name), len(part.text)) + 1):
+            body.append(_text("row", x + 2, 39, f"{part.name}", "start"))
+        body.append("</g>")
+        x += span
+    return _svg(label, width, height, body)
+
+
+def ordered_mark(index: int, count: int) -> str:
+    """The class of bar `index` of `count` ordered ones, from pale (o1) to strong (o6); the last is always o6."""
+    return f"o{6 if count <= 1 else round(6 - (count - 1 - index) * min(1.4, 5 / (count - 1)))}"
+
+
+def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
+    """An exponential moving average with its start corrected (Kingma and Ba 2015, section 3).
+
+    `window` is about the number of values that count. Values that are not finite stay None and leave the
+    average as it was.
+    """
+    keep, mean, weight, smoothed = 1 - 1 / max(1, window), 0.0, 0.0, []
+    for value in map(finite, values):
+        if value is None:
+            smoothed.append(None)
+            continue
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        smoothed.append(mean / weight)
+    return smoothed
+
+
+def thin(x: Sequence[float], y: Sequence[float | None], limit: int) -> tuple[list[float], list[float | None]]:
+    """At most about `limit` points that keep the shape: the lowest and the highest of each stretch, first and last.
+
+    A stretch without a finite value keeps one gap. Short lines come back as they are.
+    """
+    if len(x) <= limit:
+        return list(x), list(y)
+    stretch = math.ceil(2 * len(x) / max(2, limit - 2))
+    chosen = {0, len(x) - 1}
+    for start in range(0, len(x), stretch):
+        known = [(value, i) for i in range(start, min(start + stretch, len(x))) if (value := finite(y[i])) is not None]
+        chosen.update((min(known)[1], max(known)[1]) if known else (start,))
+    order = sorted(chosen)
+    return [x[i] for i in order], [y[i] for i in order]
+
+
+def robust_range(values: Sequence[float | None], share: float = 0.995) -> tuple[float, float] | None:
+    """The range from the lowest value to one that this share stays below: a spike does not flatten all else.
+
+    All values fit where the highest is not far off. None where nothing is finite.
+    """
+    known = sorted(value for value in map(finite, values) if value is not None)
+    if not known:
+        return None
+    low, high, top = known[0], known[min(len(known) - 1, int(share * len(known)))], known[-1]
+    return (low, top) if top - low <= 1.5 * (high - low) else (low, low + 1.15 * ((high - low) or abs(low) or 1.0))
+
+
+# The pieces
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """The area inside the axes, and where values lie in it."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        """The distance from the left edge."""
+        low, high = self.x_range
+        return (value - low) / (high - low) * self.width
+
+    def y(self, value: float) -> float:
+        """The distance from the top edge, kept near the plot so that no coordinate grows without bound."""
+        low, high = self.y_range
+        return min(2.0, max(-1.0, (high - value) / (high - low))) * self.height
+
+
+def _svg(label: str, width: float, height: float, body: Sequence[str]) -> str:
+    return (
+        f'<svg class="chart" role="img" aria-label="{_escaped(label)}" viewBox="0 0 {width:g} {height:g}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(body)}</svg>'
+    )
+
+
+def _escaped(text: str) -> str:
+    return escape("".join(c if c.isprintable() or c == "\n" else " " for c in text), quote=True)
+
+
+def _text(mark: str, x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text class="{mark}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_escaped(text)}</text>'
+
+
+def _shorten(text: str, limit: int = 18) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _empty_chart(label: str, width: int, height: int) -> str:
+    return _svg(label, width, height, [_text("axis-label", width / 2, height / 2, "nothing to draw", "middle")])
+
+
+def _only_finite_x(line: Series) -> Series:
+    pairs = [(x, y) for x, y in zip(line.x, line.y, strict=False) if finite(x) is not None]
+    return Series(line.name, [x for x, _ in pairs], [y for _, y in pairs], line.mark, line.dots)
+
+
+def _legend(series: Sequence[Series], left: float, width: float) -> str:
+    items, x = [], left
+    for line in series:
+        name = escape(line.mark)
+        items.append(f'<line class="line {name}" x1="{x:.1f}" x2="{x + 16:.1f}" y1="14" y2="14"/>')
+        if line.dots:
+            items.append(f'<circle class="dot {name}" cx="{x + 8:.1f}" cy="14" r="3"/>')
+        items.append(_text("legend", x + 22, 18, _shorten(line.name, 24), "start"))
+        x += 22 + _CHARACTER * len(_shorten(line.name, 24)) + 18
+    return "".join(items)
+
+
+def _line(line: Series, plot: _Plot) -> str:
+    path, dots, pen_down = [], [], False
+    for x, value in zip(line.x, line.y, strict=True):
+        y = finite(value)
+        if y is None:
+            pen_down = False
+            continue
+        place = f"{plot.x(x):.1f} {plot.y(y):.1f}"
+        path.append(("L" if pen_down else "M") + place)
+        pen_down = True
+        if line.dots or len(line.x) == 1:
+            cx, cy = place.split()
+            dots.append(f'<circle class="dot {escape(line.mark)}" cx="{cx}" cy="{cy}" r="3"/>')
+    return f'<path class="line {escape(line.mark)}" d="{"".join(path)}"/>{"".join(dots)}'
+
+
+def _hover_bands(series: Sequence[Series], plot: _Plot, x_label: str, columns: int) -> str:
+    """Invisible bands over the plot; each has, as its title, the last value of every line within it."""
+    low, high = plot.x_range
+    seen: dict[int, dict[str, tuple[float, float]]] = {}
+    for line in series:
+        for x, value in zip(line.x, line.y, strict=True):
+            y = finite(value)
+            if y is not None:
+                seen.setdefault(min(columns - 1, int((x - low) / (high - low) * columns)), {})[line.name] = (x, y)
+    span = plot.width / columns
+    bands = []
+    for column, values in sorted(seen.items()):
+        title = f"{x_label} {max(x for x, _ in values.values()):,.6g}\n"
+        title += "\n".join(f"{name}: {y:.4g}" for name, (_, y) in values.items())
+        bands.append(
+            f'<rect class="hit" x="{column * span:.1f}" y="0" width="{span:.1f}" height="{plot.height:.1f}">'
+            f"<title>{_escaped(title)}</title></rect>"
+        )
+    return "".join(bands)
+
+
+def _rounded(x: float, y: float, width: float, height: float) -> str:
+    """A bar square at its start and rounded at its end."""
+    radius = min(4.0, width)
+    return (
+        f"M{x:.1f} {y}h{width - radius:.1f}a{radius:g} {radius:g} 0 0 1 {radius:g} {radius:g}"
+        f"v{height - 2 * radius:g}a{radius:g} {radius:g} 0 0 1 -{radius:g} {radius:g}H{x:.1f}z"
+    )
