@@ -1,0 +1,119 @@
+"""Batches: the tensors of one training step, and the ways that examples become them.
+
+An example is a list of token ids with a mask of the tokens to learn. Labels come shifted: `labels[b, t]` is the
+token to say after reading `input_ids[b, : t + 1]`, and -100 where nothing is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of one step: `input_ids` and `labels` (B, T), and for packed rows `positions` and `segments` (B, T).
+
+    Segments number the examples of a row from 1; 0 is padding.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+    @property
+    def num_labels(self) -> int:
+        """How many positions are learned."""
+        return int((self.labels != IGNORE).sum())
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """Token ids (T,) and which of them to learn (T,); the first token can never be learned, nothing precedes it."""
+
+    ids: Sequence[int]
+    mask: Sequence[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_labels(self) -> int:
+        """How many of the tokens are learned."""
+        return sum(self.mask[1:])
+
+
+def shift(example: TokenExample) -> tuple[list[int], list[int]]:
+    """Inputs and labels, one token shorter than the example: `shift` of ids `abc` with mask `011` is `ab`, `bc`."""
+    labels = [token if learn else IGNORE for token, learn in zip(example.ids[1:], example.mask[1:], strict=True)]
+    return list(example.ids[:-1]), labels
+
+
+def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> Batch:
+    """One example a row, padded on the right to the longest, rounded up to `multiple`.
+
+    With causal attention no token sees the padding to its right, so no mask is needed; its labels are -100.
+    """
+    rows = [shift(example) for example in examples]
+    length = max(len(inputs) for inputs, _ in rows)
+    length = -(-length // multiple) * multiple
+    input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+    labels = np.full((len(rows), length), IGNORE, dtype=np.int64)
+    for number, (inputs, targets) in enumerate(rows):
+        input_ids[number, : len(inputs)] = inputs
+        labels[number, : len(targets)] = targets
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels))
+
+
+def pack(examples: Sequence[TokenExample], length: int, pad_id: int) -> Batch:
+    """Several examples a row of `length` tokens, first fit, each a segment with positions of its own.
+
+    Raises ValueError for an example longer than a row; callers truncate first, and say so.
+    """
+    rows: list[list[tuple[list[int], list[int]]]] = []
+    room: list[int] = []
+    for example in examples:
+        inputs, labels = shift(example)
+        if len(inputs) > length:
+            raise ValueError(f"an example of {len(example)} tokens does not fit a row of {length}")
+        place = next((row for row, free in enumerate(room) if free >= len(inputs)), None)
+        if place is None:
+            rows.append([])
+            room.append(length)
+            place = len(rows) - 1
+        rows[place].append((inputs, labels))
+        room[place] -= len(inputs)
+    shape = (len(rows), length)
+    input_ids, targets = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
+    positions, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for row, parts in enumerate(rows):
+        start = 0
+        for number, (inputs, labels) in enumerate(parts, 1):
+            end = start + len(inputs)
+            input_ids[row, start:end], targets[row, start:end] = inputs, labels
+            positions[row, start:end], segments[row, start:end] = np.arange(end - start), number
+            start = end
+    tensors = (torch.from_numpy(array) for array in (input_ids, targets, positions, segments))
+    return Batch(*tensors)
+
+
+def windows(tokens: np.ndarray, starts: Sequence[int] | np.ndarray, length: int) -> Batch:
+    """Plain windows of a long text: row b reads `tokens[starts[b] : starts[b] + length]`, each token learned.
+
+    `tokens` is any array of ids, memory-mapped ones included; each window needs `length + 1` tokens.
+    """
+    index = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(length + 1)
+    taken = torch.from_numpy(np.asarray(tokens[index.ravel()], dtype=np.int64).reshape(index.shape))
+    return Batch(taken[:, :-1].contiguous(), taken[:, 1:].contiguous())

@@ -1,0 +1,1 @@
+"""LINE 2, learning: objectives, the one trainer, optimizers, schedules, checkpoints."""

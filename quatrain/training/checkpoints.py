@@ -1,0 +1,119 @@
+"""Checkpoints: a model (or adapter) folder, `training_state/`, and a manifest with the SHA-256 of every file.
+
+A checkpoint is written to a temporary folder, flushed and renamed, so that a kill or a full disk at any moment
+leaves the one before whole. One that does not match its manifest is refused by the name of the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from quatrain.atomic import atomic_write, disk_errors, sync_folder, write_json
+from quatrain.errors import QuatrainError
+
+STATE, TENSORS, MANIFEST = "training_state/state.json", "training_state/optimizer.safetensors", "manifest.json"
+
+
+def write(folder: Path, step: int, *, weights: Callable[[Path], None], tensors: dict[str, Tensor],
+          state: dict[str, Any], keep: int = 2) -> Path:
+    """Writes the checkpoint of a step beneath `folder` and removes all but the newest `keep`.
+
+    `weights(place)` writes the model or adapter files. Raises QuatrainError when the disk is full; what was
+    written before stays.
+    """
+    from safetensors.torch import save
+
+    name = f"step-{step:08d}"
+    temporary = folder / f".{name}.partial"
+    try:
+        with disk_errors(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / "training_state").mkdir(parents=True)
+            weights(temporary)
+            contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            with atomic_write(temporary / TENSORS, "wb") as file:
+                file.write(save(contiguous))
+            write_json(temporary / STATE, state)
+            write_json(temporary / MANIFEST, {"files": _manifest(temporary)})
+            final = folder / name
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in found(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first, whole or not."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
+
+
+def check(checkpoint: Path) -> None:
+    """Raises QuatrainError naming every file that is missing, cut or changed since the checkpoint was written."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise QuatrainError(f"{checkpoint}: {MANIFEST} is missing or unreadable ({error}).") from error
+    problems = []
+    for name, expected in manifest.items():
+        path = checkpoint / name
+        if not path.is_file():
+            problems.append(f"{name}: missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{name}: has {path.stat().st_size} bytes, was written with {expected['bytes']}")
+        elif _sha256(path) != expected["sha256"]:
+            problems.append(f"{name}: its SHA-256 is not the one it was written with")
+    if problems:
+        raise QuatrainError(f"{checkpoint}: this checkpoint is damaged:", problems)
+
+
+def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that matches its manifest, or None; says which damaged ones are passed over."""
+    for checkpoint in reversed(found(folder)):
+        try:
+            check(checkpoint)
+        except QuatrainError as error:
+            warn(f"{error} An earlier checkpoint is used instead, if there is one.")
+            continue
+        return checkpoint
+    return None
+
+
+def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON state and the optimizer's tensors of a checkpoint."""
+    from safetensors.torch import load_file
+
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return state, load_file(checkpoint / TENSORS)
+
+
+def remove(folder: Path) -> None:
+    """Removes all checkpoints of a folder, when the work that they guard is done."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""Optimizers: AdamW, and Muon for the matrices of the blocks with AdamW for the rest.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of a weight matrix
+with a Newton-Schulz iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), so that it is as large as AdamW's
+and one learning rate serves both (Liu et al. 2025, arXiv 2502.16982).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quatrain.training.settings import TrainSettings
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration, tuned by Jordan for the steepest slope at zero."""
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """An approximation of U V^T for each matrix (N, rows, columns) = U S V^T, singular values near 1."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; matrices of one shape go through the iteration together."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0,
+                 momentum: float = 0.95, dtype: torch.dtype = torch.bfloat16):
+        super().__init__(parameters, {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update from the gradients at hand."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes[parameter.shape].append(parameter)
+            for shape, parameters in shapes.items():
+                self._update(parameters, shape, group)
+
+    def _update(self, parameters: list[nn.Parameter], shape: torch.Size, group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        updates = orthogonalize(torch.stack(nesterov), dtype=self.dtype).unbind()
+        scale = 0.2 * max(shape) ** 0.5
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
+
+
+def make_optimizers(model: nn.Module, settings: TrainSettings, *, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """The optimizers of a model's trainable parameters, as `settings.optimizer` names them.
+
+    Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices decay.
+    `dtype` is that of Muon's iteration.
+    """
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    muon = {name for name, parameter in trainable.items()
+            if settings.optimizer == "muon" and parameter.dim() == 2 and re.match(r"layers\.\d+\..*(?<!_[AB])\.weight$", name)}
+    optimizers: list[torch.optim.Optimizer] = []
+    if muon:
+        optimizers.append(Muon([trainable[name] for name in trainable if name in muon], dtype=dtype,
+                               learning_rate=settings.learning_rate, weight_decay=settings.weight_decay))
+    rest = {name: parameter for name, parameter in trainable.items() if name not in muon}
+    matrices = [parameter for parameter in rest.values() if parameter.dim() >= 2]
+    vectors = [parameter for parameter in rest.values() if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True))
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
+    """The learning rate of every group, from now on."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+
+def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Every state tensor of every parameter by `parameter name:state name`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {f"{names[parameter]}:{key}": value
+            for optimizer in optimizers for parameter, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` gave."""
+    owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter_name, _, key = name.rpartition(":")
+        parameter = parameters[parameter_name]
+        # AdamW keeps its step count on the CPU whatever the device of the parameter.
+        device = "cpu" if key == "step" else parameter.device
+        owners[parameter].state[parameter][key] = value.to(device)
