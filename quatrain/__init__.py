@@ -14,19 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Engine",
+    "InputError",
+    "QuatrainError",
+    "Recipe",
+    "SamplingParams",
+    "Tokenizer",
+    "__version__",
+    "load",
+    "load_recipe",
+    "run",
+]
+
 _LAZY = {
-    "run": "quatrain.run:run",
+    "Engine": "quatrain.generation.engine:Engine",
+    "InputError": "quatrain.errors:InputError",
+    "QuatrainError": "quatrain.errors:QuatrainError",
+    "Recipe": "quatrain.recipe:Recipe",
+    "SamplingParams": "quatrain.generation.engine:SamplingParams",
+    "Tokenizer": "quatrain.text.tokenizer:Tokenizer",
     "load": "quatrain.models.hub:load",
     "load_recipe": "quatrain.recipe:load",
-    "Recipe": "quatrain.recipe:Recipe",
-    "Tokenizer": "quatrain.text.tokenizer:Tokenizer",
-    "Engine": "quatrain.generation.engine:Engine",
-    "SamplingParams": "quatrain.generation.engine:SamplingParams",
-    "QuatrainError": "quatrain.errors:QuatrainError",
-    "InputError": "quatrain.errors:InputError",
 }
-
-__all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
     from quatrain.errors import InputError, QuatrainError
@@ -39,6 +49,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "run":  # the module itself is callable, so that quatrain.run(...) and quatrain.run.status(...) both hold
+        return import_module("quatrain.run")
     if name not in _LAZY:
         raise AttributeError(f"module 'quatrain' has no attribute {name!r}")
     module, attribute = _LAZY[name].split(":")
@@ -48,4 +60,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,19 @@
+"""Settings of parameter-efficient adaptation; names as in PEFT."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict
+
+from quatrain.settings import Settings
+
+
+class AdapterSettings(Settings):
+    """LoRA (Hu et al., 2021): `targets` names linear layers by the end of their path, or "all-linear"."""
+
+    method: Literal["lora"] = "lora"
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: str | Annotated[tuple[str, ...], Strict(False)] = "all-linear"

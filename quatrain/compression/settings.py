@@ -1,0 +1,15 @@
+"""Settings of the stages that make a model smaller."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from quatrain.settings import Settings
+
+
+class QuantizeStage(Settings):
+    """Weight-only quantization of the linear layers; `int8` keeps one scale for each output channel."""
+
+    kind: Literal["quantize"] = "quantize"
+    method: Literal["int8"] = "int8"
+    evaluate: bool = True

@@ -1,0 +1,26 @@
+"""Settings of measuring: what is scored and sampled after each stage that makes a model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quatrain.settings import Listing, Settings
+from quatrain.text.settings import DataSettings
+
+
+class EvaluateSettings(Settings):
+    """`examples` questions of each held-out set; a sample of each prompt at each temperature."""
+
+    examples: int = Field(default=200, ge=1)
+    prompts: Listing[str] = ()
+    temperatures: Listing[Annotated[float, Field(ge=0, le=10)]] = (0.8,)
+    max_new_tokens: int = Field(default=120, ge=1)
+
+
+class EvaluateStage(Settings):
+    """Measures the model as the stages before have left it, or the one in `model.folder`."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    data: DataSettings | None = None

@@ -1,0 +1,87 @@
+"""Settings of a network: a public family and its shape, or a folder to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from quatrain.settings import Problem, Settings
+
+
+class ModelSettings(Settings):
+    """Names as in Hugging Face's `config.json`; the vocabulary comes from the tokenizer.
+
+    `num_key_value_heads` is `num_attention_heads` unless given, `intermediate_size` four times
+    `hidden_size` for GPT-2 and 8/3 of it, rounded up to a multiple of 64, for Llama.
+    """
+
+    family: Literal["llama", "gpt2"] = "llama"
+    hidden_size: int = Field(default=256, ge=1, le=1_000_000)
+    num_hidden_layers: int = Field(default=4, ge=1, le=10_000)
+    num_attention_heads: int = Field(default=4, ge=1)
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
+    max_position_embeddings: int = Field(default=256, ge=2)
+    tie_word_embeddings: bool = True
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    folder: str | None = Field(default=None, min_length=1, description="a model folder to start from")
+
+    @property
+    def resolved_intermediate_size(self) -> int:
+        """Width of the feed-forward part, the family's usual one where none is given."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        if self.family == "gpt2":
+            return 4 * self.hidden_size
+        return -(-8 * self.hidden_size // 3 // 64) * 64
+
+    @property
+    def resolved_key_value_heads(self) -> int:
+        """Heads of keys and values: all of them unless grouped-query attention is asked for."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.folder is not None:
+            yield from self._shape_with_folder()
+            return
+        size, heads = self.hidden_size, self.num_attention_heads
+        if size % heads:
+            near = _near_multiple(size, heads)
+            yield Problem(
+                ("hidden_size",),
+                f"{size}; must be divisible by num_attention_heads = {heads}, such as {near}",
+                (("num_attention_heads",),),
+            )
+        elif self.family == "llama" and (size // heads) % 2:
+            yield Problem(
+                ("hidden_size",),
+                f"{size}; with num_attention_heads = {heads} each head is {size // heads} wide, and rotary positions "
+                f"need an even width, such as hidden_size = {_near_multiple(size, 2 * heads)}",
+                (("num_attention_heads",), ("family",)),
+            )
+        groups = self.num_key_value_heads
+        if groups is not None and heads % groups:
+            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+            yield Problem(
+                ("num_key_value_heads",),
+                f"{groups}; must divide num_attention_heads = {heads}: one of {', '.join(map(str, divisors))}",
+                (("num_attention_heads",),),
+            )
+        if self.family == "gpt2" and groups not in (None, heads):
+            yield Problem(
+                ("num_key_value_heads",),
+                f"{groups}; the gpt2 family has no grouped-query attention: leave it out or use family = llama",
+                (("family",),),
+            )
+
+    def _shape_with_folder(self) -> Iterator[Problem]:
+        for name, field in type(self).model_fields.items():
+            if name not in ("folder", "family") and getattr(self, name) != field.default:
+                text = f'must be left out, because model.folder = "{self.folder}" has its own shape'
+                yield Problem((name,), f"{getattr(self, name)}; {text}", (("folder",),))
+
+
+def _near_multiple(value: int, factor: int) -> int:
+    return max(1, round(value / factor)) * factor

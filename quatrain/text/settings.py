@@ -1,0 +1,45 @@
+"""Settings of what is read: data, tokenizer, and the stage that trains a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from quatrain.settings import Listing, Problem, Settings
+
+
+class DataSettings(Settings):
+    """What a recipe learns from: exactly one of `source` and `database` (the recipe checks that it is there)."""
+
+    source: str | None = Field(default=None, min_length=1, description="a catalog name, a file or a folder of text or chats")
+    database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
+    preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
+    examples: int = Field(default=20_000, ge=1, description="training questions that are generated for a database")
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the text, at its end, that no stage learns from")
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.source is not None and self.database is not None:
+            yield Problem(
+                (),
+                f'source = "{self.source}" and database = "{self.database}"; must have exactly one of source and '
+                "database: remove one (on the command line data.source=none or data.database=none)",
+                (("source",), ("database",)),
+            )
+
+
+class TokenizerSettings(Settings):
+    """The tokenizer to train, or the one to use as it is (`path`)."""
+
+    kind: Literal["bpe", "wordpiece", "unigram", "word", "char"] = "bpe"
+    vocab_size: int = Field(default=8192, ge=2, le=2_000_000)
+    path: str | None = Field(default=None, min_length=1, description="a tokenizer.json or the folder of one")
+    special_tokens: Listing[str] = ()
+    chat_template: str | None = Field(default=None, min_length=1, description="the name of a chat template, such as chatml")
+
+
+class TokenizerStage(Settings):
+    """Trains the recipe's tokenizer on its data, or takes over the one at `tokenizer.path`."""
+
+    kind: Literal["tokenizer"] = "tokenizer"

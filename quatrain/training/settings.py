@@ -1,0 +1,73 @@
+"""Settings of training: the loop that every objective shares, and the stages that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.settings import Problem, Settings
+from quatrain.text.settings import DataSettings
+
+
+class TrainSettings(Settings):
+    """One run of the trainer. Exactly one of `steps` and `epochs` says how long it is.
+
+    `batch_tokens` counts the tokens of one optimizer step, all its `accumulation` micro-batches together.
+    `min_learning_rate` and `decay` are shares: of the peak learning rate, and of the steps (WSD only).
+    """
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    batch_tokens: int = Field(default=16_384, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0, le=10)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    warmup: int = Field(default=20, ge=0, description="steps in which the learning rate rises")
+    min_learning_rate: float = Field(default=0.0, ge=0, le=1)
+    decay: float = Field(default=0.4, gt=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 for none")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    log_every: int = Field(default=10, ge=1)
+    evaluate_every: int = Field(default=0, ge=0, description="steps between two validations; 0 for the end only")
+    checkpoint_every: int = Field(default=0, ge=0, description="steps between two checkpoints; 0 lets time decide")
+
+    def conflicts(self) -> Iterator[Problem]:
+        both = (("steps",), ("epochs",))
+        if self.steps is not None and self.epochs is not None:
+            have = f"steps = {self.steps} and epochs = {self.epochs}"
+            yield Problem((), f"{have}; must have exactly one of steps and epochs: remove one", both)
+        if self.steps is None and self.epochs is None:
+            yield Problem((), "has neither steps nor epochs; must have exactly one, such as steps = 500", both)
+        if self.steps is not None and self.warmup > self.steps:
+            text = f"{self.warmup}; must be at most steps = {self.steps}"
+            yield Problem(("warmup",), text, (("steps",),))
+
+
+class PretrainStage(Settings):
+    """Learns text from the start, or goes on from `model.folder`. `context` is the model's longest unless given."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    objective: Literal["causal"] = "causal"
+    context: int | None = Field(default=None, ge=2)
+    train: TrainSettings
+    data: DataSettings | None = None
+    evaluate: bool = True
+
+
+class FinetuneStage(Settings):
+    """Instruction tuning: chats, with loss on the assistant's tokens only. Without `adapter` every weight learns."""
+
+    kind: Literal["finetune"] = "finetune"
+    context: int | None = Field(default=None, ge=2)
+    train: TrainSettings
+    adapter: AdapterSettings | None = None
+    data: DataSettings | None = None
+    evaluate: bool = True
