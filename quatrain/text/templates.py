@@ -1,0 +1,140 @@
+"""Chat templates as data: Jinja in the Hugging Face format, with the assistant's part marked.
+
+`{% generation %} … {% endgeneration %}` encloses what the assistant says, the end-of-turn token included, so that a
+model learns to stop. The line break after the end-of-turn token is outside: no model generates it. The assistant's
+leading white space is dropped, so that a rendered prompt is always the beginning of the rendered conversation,
+token by token.
+
+Formats: ChatML as in OpenAI's chat markup with Qwen 2.5's tool format, Llama 3 (Dubey et al. 2024,
+https://arxiv.org/abs/2407.21783), Phi-3 (Abdin et al. 2024, https://arxiv.org/abs/2404.14219) and Alpaca (Taori et
+al. 2023).
+"""
+
+from __future__ import annotations
+
+CHATML = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- messages[0]['content'] + '\\n\\n' }}
+    {%- endif %}
+    {{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' }}
+    {{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' }}
+    {%- for tool in tools %}
+        {{- '\\n' + (tool | tojson) }}
+    {%- endfor %}
+    {{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments ' }}
+    {{- 'within <tool_call></tool_call> XML tags:\\n<tool_call>\\n' }}
+    {{- '{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' and tools and loop.first %}
+    {%- elif message['role'] == 'assistant' %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- generation %}
+        {%- if message['content'] %}
+            {{- message['content'].lstrip() }}
+        {%- endif %}
+        {%- for call in message['tool_calls'] or [] %}
+            {%- set call = call['function'] or call %}
+            {%- if message['content'] or not loop.first %}
+                {{- '\\n' }}
+            {%- endif %}
+            {{- '<tool_call>\\n{"name": "' + call['name'] + '", "arguments": ' }}
+            {{- call['arguments'] if call['arguments'] is string else (call['arguments'] | tojson) }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\\n' }}
+    {%- elif message['role'] == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}
+            {{- '<|im_end|>\\n' }}
+        {%- endif %}
+    {%- elif message['role'] in ['system', 'user'] %}
+        {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant, tool') }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+LLAMA_3 = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] not in ['system', 'user', 'assistant'] %}
+        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
+    {%- endif %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}{{- message['content'].strip() + '<|eot_id|>' }}{%- endgeneration %}
+    {%- else %}
+        {{- message['content'].strip() + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+PHI_3 = """\
+{%- for message in messages %}
+    {%- if message['role'] not in ['system', 'user', 'assistant'] %}
+        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
+    {%- endif %}
+    {{- '<|' + message['role'] + '|>\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}{{- message['content'].lstrip() + '<|end|>' }}{%- endgeneration %}
+        {{- '\\n' }}
+    {%- else %}
+        {{- message['content'] + '<|end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|assistant|>\\n' }}
+{%- endif %}
+"""
+
+ALPACA = """\
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}
+        {{- message['content'] + '\\n\\n' }}
+    {%- elif message['role'] == 'user' %}
+        {%- if loop.first %}
+            {{- 'Below is an instruction that describes a task. ' }}
+            {{- 'Write a response that appropriately completes the request.\\n\\n' }}
+        {%- endif %}
+        {{- '### Instruction:\\n' + message['content'] + '\\n\\n' }}
+    {%- elif message['role'] == 'assistant' %}
+        {{- '### Response:\\n' }}
+        {%- generation %}{{- message['content'].lstrip() + eos_token }}{%- endgeneration %}
+        {{- '\\n\\n' }}
+    {%- else %}
+        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '### Response:\\n' }}
+{%- endif %}
+"""
+
+#: Name -> template source.
+TEMPLATES: dict[str, str] = {"chatml": CHATML, "llama-3": LLAMA_3, "phi-3": PHI_3, "alpaca": ALPACA}
+
+#: Name -> the tokens that a tokenizer must know for that template, the end-of-turn token last.
+TEMPLATE_TOKENS: dict[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "phi-3": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    "alpaca": (),
+}
+
+#: Tokens that end a turn in the public chat formats; those that a tokenizer knows stop generation.
+END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
