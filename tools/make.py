@@ -129,7 +129,8 @@ def has_pip(python):
 
 
 def create(venv):
-    """Make an empty environment, in the place of whatever was there."""
+    """Make an empty environment, in the place of the one that was there."""
+    keep_what_is_no_environment(venv)
     print(f"Making an environment in {venv}", flush=True)
     result = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], stdout=subprocess.PIPE, text=True)
     if result.returncode:
@@ -137,6 +138,12 @@ def create(venv):
             f"{result.stdout.strip()}\n{sys.executable} -m venv failed. "
             "On Debian and Ubuntu it is a package of its own: apt install python3-venv."
         )
+
+
+def keep_what_is_no_environment(venv):
+    """Refuse to clear a folder that holds something else."""
+    if venv.is_dir() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").exists():
+        raise Stop(f"{venv} is not empty and no environment of Python's; it stays as it is. Choose another VENV.")
 
 
 def install(python, venv, extras):
@@ -196,6 +203,7 @@ def install_only(venv, arguments):
 
 def clean(venv, arguments):
     """Remove the environment and the caches; what runs made stays."""
+    keep_what_is_no_environment(venv)
     caches = (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "dist")
     for path in [venv, *(ROOT / name for name in caches)]:
         shutil.rmtree(str(path), ignore_errors=True)

@@ -220,7 +220,8 @@ def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
     `window` is about the number of values that count. Values that are not finite stay None and leave the
     average as it was.
     """
-    keep, mean, weight, smoothed = 1 - 1 / max(1, window), 0.0, 0.0, []
+    keep, mean, weight = 1 - 1 / max(1, window), 0.0, 0.0
+    smoothed: list[float | None] = []
     for value in map(finite, values):
         if value is None:
             smoothed.append(None)

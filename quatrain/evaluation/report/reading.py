@@ -1,0 +1,200 @@
+"""Reads what a run left in its folder, and takes nothing for granted: any part may be absent, half written or odd."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from quatrain.errors import InputError
+from quatrain.evaluation.charts import finite
+
+_NO_CURVE = frozenset({"stage", "step", "tokens", "seconds", "epoch", "time"})
+
+
+@dataclass
+class Curve:
+    """A metric over the steps of one stage, in order of the steps, each step once; NaN where it was not finite."""
+
+    steps: list[float]
+    values: list[float | None]
+
+    @property
+    def not_finite(self) -> int:
+        """How many of its values are no finite number."""
+        return sum(finite(value) is None for value in self.values)
+
+
+@dataclass
+class StageRecord:
+    """A stage as it was left: its folder's name, its kind, its result and its curves by metric."""
+
+    name: str
+    kind: str
+    finished: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+
+    def number(self, key: str) -> float | None:
+        """A finite number of the result, otherwise None."""
+        return finite(self.result.get(key))
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """The finite metrics of each held-out set."""
+        scores = self.result.get("scores")
+        sets = scores.items() if isinstance(scores, dict) else ()
+        known = {
+            str(name): {str(key): number for key, value in metrics.items() if (number := finite(value)) is not None}
+            for name, metrics in sets
+            if isinstance(metrics, dict)
+        }
+        return {name: metrics for name, metrics in known.items() if metrics}
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The samples that are dictionaries."""
+        samples = self.result.get("samples")
+        return [sample for sample in samples if isinstance(sample, dict)] if isinstance(samples, list) else []
+
+    @property
+    def notes(self) -> list[str]:
+        """What the stage wants the reader to know."""
+        notes = self.result.get("notes")
+        return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
+@dataclass
+class RunRecord:
+    """A run as it was left: what it is called, the stages that were planned and those that there are.
+
+    `made` is when the newest part was written; `damaged` names files that could not be read.
+    """
+
+    name: str
+    description: str = ""
+    seed: Any = None
+    recipe: str = ""
+    planned: list[str] = field(default_factory=list)
+    stages: list[StageRecord] = field(default_factory=list)
+    made: datetime | None = None
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every planned stage has a result."""
+        done = sum(stage.finished for stage in self.stages)
+        return done > 0 and done >= len(self.planned) and all(stage.finished for stage in self.stages)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder.
+
+    Raises InputError where the folder is absent or holds none of a run's files.
+    """
+    parts = [folder / "recipe.toml", folder / "metrics.jsonl", folder / "stages"]
+    if not any(part.exists() for part in parts):
+        raise InputError(
+            f"{folder} is no run: it has neither recipe.toml, metrics.jsonl nor stages/. Name a run's folder."
+        )
+    run = RunRecord(name=folder.resolve().name)
+    _read_recipe(run, parts[0])
+    newest = _read_stages(run, parts[2])
+    _read_metrics(run, parts[1])
+    run.stages.sort(key=lambda stage: stage.name)
+    if newest:
+        run.made = datetime.fromtimestamp(newest, tz=UTC)
+    return run
+
+
+def _read_recipe(run: RunRecord, path: Path) -> None:
+    try:
+        run.recipe = path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return
+    except OSError:
+        run.damaged.append(path.name)
+        return
+    try:
+        recipe = tomllib.loads(run.recipe)
+    except tomllib.TOMLDecodeError:
+        run.damaged.append(path.name)
+        return
+    run.name = str(recipe.get("name") or run.name)
+    run.description = str(recipe.get("description") or "")
+    run.seed = recipe.get("seed")
+    stages = recipe.get("stage")
+    if isinstance(stages, list):
+        run.planned = [str(stage.get("kind", "?")) for stage in stages if isinstance(stage, dict)]
+
+
+def _read_stages(run: RunRecord, folder: Path) -> float:
+    """Read the stages' folders; the time at which the newest result was written, or zero."""
+    newest = 0.0
+    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not place.is_dir() or place.name.startswith("."):
+            continue
+        stage = StageRecord(place.name, place.name.partition("-")[2] or place.name)
+        run.stages.append(stage)
+        path = place / "result.json"
+        try:
+            result = json.loads(path.read_bytes())
+            newest = max(newest, path.stat().st_mtime)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            result = None
+        if not isinstance(result, dict):
+            run.damaged.append(f"stages/{place.name}/result.json")
+            continue
+        stage.result = result
+        stage.kind = str(result.get("kind") or stage.kind)
+        stage.finished = result.get("finished", True) is True
+    return newest
+
+
+def _read_metrics(run: RunRecord, path: Path) -> None:
+    """Read the curves. A step that was written twice, because the run was resumed before it, counts as last written."""
+    columns: dict[str, dict[str, dict[float, float | None]]] = {}
+    bad_lines = 0
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                bad_lines += not _take(line, columns) if line.strip() else 0
+    except FileNotFoundError:
+        return
+    except OSError:
+        run.damaged.append(path.name)
+    if bad_lines > 1:  # the last line of a run that was killed may be cut
+        run.damaged.append(f"{path.name} ({bad_lines:,} lines)")
+    by_name = {stage.name: stage for stage in run.stages}
+    for name, metrics in columns.items():
+        if name not in by_name:
+            by_name[name] = StageRecord(name, name.partition("-")[2] or name)
+            run.stages.append(by_name[name])
+        for key, values in metrics.items():
+            steps = sorted(values)
+            by_name[name].curves[key] = Curve(steps, [values[step] for step in steps])
+
+
+def _take(line: str, columns: dict[str, dict[str, dict[float, float | None]]]) -> bool:
+    """Sort one line of metrics into its columns; False where it is none."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
+        return False
+    step = finite(entry.get("step"))
+    if step is None:
+        return False
+    metrics = columns.setdefault(entry["stage"], {})
+    for key, value in entry.items():
+        if key not in _NO_CURVE and (value is None or isinstance(value, (int, float))) and not isinstance(value, bool):
+            number = finite(value)
+            metrics.setdefault(key, {})[step] = math.nan if number is None else number
+    return True

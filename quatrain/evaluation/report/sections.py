@@ -1,0 +1,320 @@
+"""The sections of the report: what a run's records say, in the words, tables and charts that the page lays out.
+
+Each function returns plain data for the template, or None where a run has nothing for the section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from quatrain.evaluation.charts import (
+    Bar,
+    Part,
+    Series,
+    bar_chart,
+    line_chart,
+    ordered_mark,
+    robust_range,
+    share_chart,
+    smooth,
+    thin,
+)
+from quatrain.evaluation.report.reading import Curve, RunRecord, StageRecord
+from quatrain.evaluation.report.samples import samples
+from quatrain.evaluation.report.wording import amount, duration, interval, is_share, metric, plain, size
+
+_POINTS = 600
+_MAIN_CURVES = ("loss", "validation_loss")
+_METRIC_ORDER = ("execution_accuracy", "accuracy", "exact_match", "f1")
+_FIRST_CURVES = ("learning_rate", "grad_norm", "tokens_per_second")
+
+
+def page(run: RunRecord) -> dict[str, Any]:
+    """Everything that the template shows."""
+    names = labels(run.stages)
+    return {
+        "run": run,
+        "status": _status(run),
+        "lead": _lead(run, names),
+        "tiles": _tiles(run, names),
+        "curves": _curves(run, names),
+        "scores": _scores(run, names),
+        "samples": samples(run.stages, names),
+        "quantization": _quantization(run, names),
+        "models": _models(run, names),
+        "cost": _cost(run, names),
+        "notes": [(names[stage.name], note) for stage in run.stages for note in stage.notes],
+    }
+
+
+def labels(stages: Sequence[StageRecord]) -> dict[str, str]:
+    """What the page calls each stage: its kind, or its folder's name where a kind comes more than once."""
+    kinds = [stage.kind for stage in stages]
+    return {stage.name: stage.kind if kinds.count(stage.kind) == 1 else stage.name for stage in stages}
+
+
+def _status(run: RunRecord) -> str | None:
+    """A sentence for a run that is not finished, and for files that could not be read."""
+    sentences = []
+    if not run.finished:
+        done, planned = sum(stage.finished for stage in run.stages), max(len(run.planned), len(run.stages))
+        what = "No stage is" if not done else "1 stage is" if done == 1 else f"{done} stages are"
+        sentences.append(f"This run is not finished. {what} done{f' of {planned}' if planned else ''}.")
+    if run.damaged:
+        sentences.append(f"Not readable, and left out: {', '.join(run.damaged)}.")
+    return " ".join(sentences) or None
+
+
+def _last(run: RunRecord, key: str) -> float | None:
+    """The newest stage's value of a key."""
+    return next((value for stage in reversed(run.stages) if (value := stage.number(key)) is not None), None)
+
+
+def _most(run: RunRecord, key: str) -> float | None:
+    return max((value for stage in run.stages if (value := stage.number(key)) is not None), default=None)
+
+
+def _sum(run: RunRecord, key: str) -> float | None:
+    values = [value for stage in run.stages if (value := stage.number(key)) is not None]
+    return sum(values) if values else None
+
+
+def _lead(run: RunRecord, names: dict[str, str]) -> dict[str, Any]:
+    """The first line: what was made, and the stages as steps with their times."""
+    parameters, seconds = _last(run, "parameters"), _sum(run, "seconds")
+    what = f"A model of {amount(parameters)} parameters" if parameters else "A run"
+    when = f", made in {duration(seconds)}" if seconds else ""
+    steps = [
+        {"name": names[stage.name], "time": duration(stage.number("seconds")), "done": stage.finished}
+        for stage in run.stages
+    ]
+    steps += [{"name": kind, "time": "to come", "done": False} for kind in run.planned[len(run.stages) :]]
+    return {"sentence": f"{what}{when}.", "steps": steps}
+
+
+def _tiles(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]]:
+    """The figures at the top: the final scores, then what they cost."""
+    tiles: list[dict[str, str]] = []
+    scored = [stage for stage in run.stages if stage.scores]
+    if scored:
+        first, last = scored[0], scored[-1]
+        for name, metrics in list(last.scores.items())[:4]:
+            key = _main_metric([metrics])
+            start = first.scores.get(name, {}).get(key)
+            note = plain(key)
+            if first is not last and start is not None:
+                note += f", from {metric(key, start)} after {names[first.name]}"
+            tiles.append({"value": metric(key, metrics[key]), "name": name, "note": note, "kind": "score"})
+    elif (loss := _last(run, "validation_loss")) is not None:
+        perplexity = _last(run, "perplexity")
+        note = "per token, on text kept aside" if perplexity is None else f"perplexity {perplexity:.4g}"
+        tiles.append({"value": f"{loss:.4f}", "name": "validation loss", "note": note, "kind": "score"})
+    for value, name, note in (
+        (duration(_sum(run, "seconds")), "time", "all stages"),
+        (size(_most(run, "peak_memory_bytes")), "peak memory", "of the whole process"),
+        (amount(_sum(run, "flops"), "FLOP"), "computation", "training and evaluation"),
+        (size(_last(run, "model_bytes")), "final model", f"{amount(_last(run, 'parameters'))} parameters"),
+    ):
+        if value != "–":
+            tiles.append(
+                {"value": value, "name": name, "note": note.replace("– parameters", "on disk"), "kind": "cost"}
+            )
+    return tiles
+
+
+# Curves
+
+
+def _curves(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]] | None:
+    sections = []
+    for stage in run.stages:
+        if not stage.curves:
+            continue
+        name = names[stage.name]
+        others = [key for key in stage.curves if key not in _MAIN_CURVES]
+        others.sort(key=lambda key: (_FIRST_CURVES.index(key) if key in _FIRST_CURVES else -1, key))
+        sections.append(
+            {
+                "name": name,
+                "chart": _loss_chart(stage, name),
+                "facts": _curve_facts(stage),
+                "others": [chart for key in others if (chart := _other_chart(stage.curves[key], key, name))],
+            }
+        )
+    return sections or None
+
+
+def _loss_chart(stage: StageRecord, name: str) -> str | None:
+    lines = []
+    losses, validation = stage.curves.get("loss"), stage.curves.get("validation_loss")
+    if losses:
+        window = max(1, len(losses.values) // 40)
+        raw = thin(losses.steps, losses.values, _POINTS)
+        if window > 1:
+            lines.append(Series("training loss", *raw, mark="raw"))
+            lines.append(Series("smoothed", *thin(losses.steps, smooth(losses.values, window), _POINTS), mark="smooth"))
+        else:
+            lines.append(Series("training loss", *raw, mark="smooth"))
+    if validation:
+        kept = thin(validation.steps, validation.values, 200)
+        lines.append(Series("validation loss", *kept, mark="validation", dots=len(kept[0]) <= 40))
+    if not lines:
+        return None
+    shown = robust_range([value for line in lines for value in line.y])
+    return line_chart(lines, label=f"Loss of {name} by step", x_label="step", y_label="loss", y_range=shown)
+
+
+def _curve_facts(stage: StageRecord) -> list[str]:
+    facts = []
+    for key in _MAIN_CURVES:
+        curve = stage.curves.get(key)
+        known = [value for value in curve.values if value is not None and value == value] if curve else []
+        if known:
+            facts.append(f"{plain(key)} {known[0]:.3f} → {known[-1]:.3f}")
+    broken = sum(stage.curves[key].not_finite for key in _MAIN_CURVES if key in stage.curves)
+    if broken:
+        facts.append(f"{broken:,} values were not finite (gaps in the lines)")
+    return facts
+
+
+def _other_chart(curve: Curve, key: str, name: str) -> str | None:
+    if len(curve.steps) < 2 or curve.not_finite == len(curve.steps):
+        return None
+    line = Series(plain(key), *thin(curve.steps, curve.values, _POINTS // 2), mark="single")
+    shown = robust_range(line.y)
+    return line_chart(
+        [line], label=f"{plain(key)} of {name} by step", x_label="step", y_label=plain(key), y_range=shown, height=220
+    )
+
+
+# Scores
+
+
+def _main_metric(metrics: Sequence[dict[str, float]]) -> str:
+    """The metric that stands for a set: the first of the well-known ones, otherwise the first there is."""
+    keys = [key for each in metrics for key in each if key != "count"]
+    return next((key for key in _METRIC_ORDER if key in keys), keys[0] if keys else "count")
+
+
+def _scores(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
+    """A chart for each held-out set, and a table of every metric."""
+    scored = [stage for stage in run.stages if stage.scores]
+    if not scored:
+        return None
+    sets = list(dict.fromkeys(name for stage in scored for name in stage.scores))
+    charts, rows = [], []
+    for held_out in sets:
+        having = [stage for stage in scored if held_out in stage.scores]
+        main = _main_metric([stage.scores[held_out] for stage in having])
+        count = next((c for stage in having if (c := stage.scores[held_out].get("count"))), None)
+        note = f"{plain(main)}{f', {count:,.0f} questions' if count else ''}"
+        charts.append({"name": held_out, "note": note, "chart": _score_chart(having, held_out, main, names)})
+        for key in dict.fromkeys(key for stage in having for key in stage.scores[held_out] if key != "count"):
+            values = [stage.scores.get(held_out, {}).get(key) for stage in scored]
+            rows.append({"set": held_out, "metric": plain(key), "values": [metric(key, value) for value in values]})
+    return {"charts": charts, "stages": [names[stage.name] for stage in scored], "rows": rows}
+
+
+def _score_chart(having: list[StageRecord], held_out: str, main: str, names: dict[str, str]) -> str:
+    pairs = [(stage, stage.scores[held_out][main]) for stage in having if main in stage.scores[held_out]]
+    share = is_share(main, tuple(value for _, value in pairs))
+    bars = []
+    for index, (stage, value) in enumerate(pairs):
+        bounds = interval(value, stage.scores[held_out].get("count")) if share else None
+        low, high = bounds or (None, None)
+        bars.append(
+            Bar(names[stage.name], value, metric(main, value), ordered_mark(index, len(pairs)), low=low, high=high)
+        )
+    label = f"{plain(main)} on {held_out}: " + ", ".join(f"{bar.text} after {bar.label}" for bar in bars)
+    return bar_chart(bars, label=label, maximum=1.0 if share else None)
+
+
+# Size, speed, cost
+
+
+def _quantization(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]] | None:
+    """For each stage that quantizes: what its model weighs and how fast it writes, beside the model before it."""
+    found = []
+    for index, stage in enumerate(run.stages):
+        before = next((s for s in reversed(run.stages[:index]) if s.number("model_bytes") is not None), None)
+        if stage.kind != "quantize" or not stage.finished or before is None:
+            continue
+        pair, charts, facts = (before, stage), [], []
+        for key, name, word in (
+            ("model_bytes", "size on disk", lambda value: size(value)),
+            ("generation_tokens_per_second", "speed", lambda value: f"{value:,.0f} tokens/s"),
+        ):
+            values = [each.number(key) for each in pair]
+            if values[0] is None or values[1] is None or values[0] <= 0 or values[1] <= 0:
+                continue
+            bars = [
+                Bar(names[each.name], value, word(value), mark)
+                for each, value, mark in zip(pair, values, ("o3", "o6"), strict=True)
+                if value is not None
+            ]
+            charts.append({"name": name, "chart": bar_chart(bars, label=f"{name} before and after")})
+            ratio = values[0] / values[1] if key == "model_bytes" else values[1] / values[0]
+            facts.append(f"{ratio:.2f} times {'smaller' if key == 'model_bytes' else 'the speed'}")
+        for held_out, metrics in stage.scores.items():
+            key = _main_metric([metrics])
+            earlier = before.scores.get(held_out, {}).get(key)
+            if earlier is not None:
+                facts.append(f"{held_out}: {metric(key, earlier)} → {metric(key, metrics[key])}")
+        found.append({"name": names[stage.name], "before": names[before.name], "charts": charts, "facts": facts})
+    return found or None
+
+
+def _models(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]] | None:
+    """Every model on the way: its size, its speed, how well it predicts."""
+    keys = ("parameters", "model_bytes", "generation_tokens_per_second", "perplexity", "validation_loss")
+    rows = []
+    for stage in run.stages:
+        values = {key: stage.number(key) for key in keys}
+        if all(value is None for value in values.values()):
+            continue
+        speed, trainable = values["generation_tokens_per_second"], stage.number("trainable_parameters")
+        rows.append(
+            {
+                "name": names[stage.name],
+                "parameters": amount(values["parameters"]),
+                "trained": amount(trainable),
+                "size": size(values["model_bytes"]),
+                "speed": "–" if speed is None else f"{speed:,.0f}",
+                "loss": "–" if values["validation_loss"] is None else f"{values['validation_loss']:.4f}",
+                "perplexity": "–" if values["perplexity"] is None else f"{values['perplexity']:.4g}",
+            }
+        )
+    return rows or None
+
+
+def _cost(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
+    keys = ("seconds", "peak_memory_bytes", "flops", "tokens")
+    having = [stage for stage in run.stages if any(stage.number(key) is not None for key in keys)]
+    if not having:
+        return None
+    rows, parts = [], []
+    for stage in having:
+        seconds, tokens = stage.number("seconds"), stage.number("tokens")
+        rows.append(
+            {
+                "name": names[stage.name],
+                "time": duration(seconds),
+                "memory": size(stage.number("peak_memory_bytes")),
+                "tokens": amount(tokens),
+                "rate": f"{tokens / seconds:,.0f}" if tokens and seconds else "–",
+                "flops": amount(stage.number("flops"), "FLOP"),
+            }
+        )
+        if seconds:
+            parts.append(Part(names[stage.name], seconds, duration(seconds)))
+    total = {
+        "name": "the whole run",
+        "time": duration(_sum(run, "seconds")),
+        "memory": size(_most(run, "peak_memory_bytes")),
+        "tokens": amount(_sum(run, "tokens")),
+        "rate": "",
+        "flops": amount(_sum(run, "flops"), "FLOP"),
+    }
+    shares = share_chart(parts, label="Share of the time by stage") if len(parts) > 1 else None
+    return {"rows": rows, "total": total, "shares": shares}
