@@ -1,0 +1,221 @@
+"""The engine: prompts in, completions out. Chat, evaluation, rollouts and the server all generate through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quatrain.errors import InputError
+from quatrain.generation.decoding import Decoding, Stream, row_seeds
+from quatrain.generation.logits import SamplingParams
+from quatrain.generation.text import Codec, ends_with_stop, find_stop, stable_length
+from quatrain.models.stack import Model
+
+__all__ = ["Completion", "Engine", "Piece", "SamplingParams"]
+
+
+@dataclass
+class Completion:
+    """What the model said. `ids` holds the end token where there was one; `text` neither it nor a stop string."""
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+    """"stop" (an end token or stop string) or "length" (max_new_tokens, or the model's context is full)."""
+    logprobs: list[float]
+    """Natural log-probability of each id under the model itself, before temperature and the other processors."""
+
+
+class Piece(str):
+    """A piece of streamed text; the last one carries the finished completion."""
+
+    completion: Completion | None = None
+
+
+class Engine:
+    """Generates with one model and its tokenizer.
+
+    A tokenizer is needed for text prompts, for text out and for stop strings; prompts of ids do without one (None).
+    `end_ids` are the ids that end a completion: by default those of the model's configuration, the tokenizer's end
+    token and its end of turn.
+    """
+
+    def __init__(self, model: Model, tokenizer: Codec | None = None, *, end_ids: Sequence[int] | None = None):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, tokenizer)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Engine:
+        """The engine of a model folder: plain, int8 or adapter, with its tokenizer and generation settings."""
+        from quatrain.generation.loading import end_ids, load_model
+
+        model, tokenizer = load_model(folder, dtype=dtype, device=device)
+        configured = end_ids(folder)
+        return cls(model, tokenizer, end_ids=[*_end_ids(model, tokenizer), *configured])
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None, *, batch_size: int = 64
+    ) -> list[Completion]:
+        """A completion for each prompt, in their order. Prompts are texts or token ids.
+
+        They are run in batches of similar length. Raises InputError, with the counts, where prompts leave no room in
+        the model's context; QuatrainError where the model's logits are not finite.
+        """
+        params = params or SamplingParams()
+        streams = self._streams([self.encode(prompt) for prompt in prompts], params)
+        params, end_ids = self._stops(params)
+        order = sorted(range(len(streams)), key=lambda index: len(streams[index].prompt))
+        for start in range(0, len(order), batch_size):
+            self._run([streams[index] for index in order[start : start + batch_size]], params, end_ids)
+        return [self._completion(stream, params) for stream in streams]
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        batch_size: int = 64,
+    ) -> list[Completion]:
+        """The assistant's next turn in each conversation, a list of {"role", "content"} messages."""
+        return self.generate(
+            [self.render(messages, tools) for messages in conversations], params, batch_size=batch_size
+        )
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """The ids of a conversation up to where the assistant speaks, through the one chat renderer."""
+        from quatrain.text.chat import render
+
+        return render(self.tokenizer, list(messages), add_generation_prompt=True, tools=tools).ids
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
+        """The completion of one prompt in pieces of text as they are certain; joined they are its whole text.
+
+        Unfinished characters and possible beginnings of a stop string are held back. The last piece, perhaps empty,
+        has the `completion`. Raises as `generate` does, before the first piece.
+        """
+        params = params or SamplingParams()
+        (stream,) = self._streams([self.encode(prompt)], params)
+        return self._pieces(stream, *self._stops(params))
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None
+    ) -> Iterator[Piece]:
+        """`stream` for the assistant's next turn in a conversation."""
+        return self.stream(self.render(messages), params)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The ids the model is given for a prompt: text with the tokenizer's own beginning, never with an end.
+
+        Raises InputError for an empty prompt where no beginning token is known.
+        """
+        if not isinstance(prompt, str):
+            ids = [int(token) for token in prompt]
+        elif self.tokenizer is None:
+            raise InputError("A text prompt needs a tokenizer, and this engine has none. Give token ids instead.")
+        else:
+            ids = self.tokenizer.encode(prompt, special_tokens=True)
+            if ids and ids[-1] == self.tokenizer.eos_id and self.tokenizer.encode(prompt)[-1:] != ids[-1:]:
+                ids = ids[:-1]
+        if ids:
+            return ids
+        for token in (
+            getattr(self.tokenizer, "bos_id", None),
+            self.model.config.bos_token_id,
+            getattr(self.tokenizer, "eos_id", None),
+        ):
+            if token is not None:
+                return [token]
+        raise InputError("The prompt is empty and the tokenizer has no beginning token: give at least one token.")
+
+    def _streams(self, prompts: list[list[int]], params: SamplingParams) -> list[Stream]:
+        context, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
+        problems = [
+            f"prompt {number}: {len(ids)} tokens; the model reads {context} and needs one for its answer"
+            for number, ids in enumerate(prompts, 1)
+            if len(ids) >= context
+        ]
+        problems += [
+            f"prompt {number}: token {max(ids) if max(ids) >= vocabulary else min(ids)} is not in the model's "
+            f"vocabulary of {vocabulary}; model and tokenizer do not fit"
+            for number, ids in enumerate(prompts, 1)
+            if max(ids) >= vocabulary or min(ids) < 0
+        ]
+        if problems:
+            raise InputError("These prompts cannot be read by the model:", problems)
+        seed = params.seed if params.seed is not None else torch.Generator().seed()
+        return [
+            Stream(ids, min(params.max_new_tokens, context - len(ids)), row_seed)
+            for ids, row_seed in zip(prompts, row_seeds(prompts, seed), strict=True)
+        ]
+
+    def _stops(self, params: SamplingParams) -> tuple[SamplingParams, torch.Tensor]:
+        """The parameters and end ids, a stop string that is a special token moved from the first to the second."""
+        ends, strings = list(self.end_ids), []
+        if params.stop and self.tokenizer is None:
+            raise InputError("Stop strings need a tokenizer, and this engine has none.")
+        for string in params.stop:
+            special = _special_id(self.tokenizer, string) if self.tokenizer is not None else None
+            strings += [string] if special is None else []
+            ends += [] if special is None else [special]
+        return replace(params, stop=tuple(strings)), torch.tensor(ends, dtype=torch.long, device=self.model.device)
+
+    @torch.inference_mode()
+    def _run(self, streams: list[Stream], params: SamplingParams, end_ids: torch.Tensor) -> None:
+        decoding = Decoding(self.model, streams, params, end_ids)
+        while any(stream.finished is None for stream in decoding.rows):
+            grown = decoding.step()
+            if params.stop:
+                for stream in grown:
+                    self._check_stop(stream, params)
+
+    def _check_stop(self, stream: Stream, params: SamplingParams) -> None:
+        found = ends_with_stop(self.tokenizer, stream.ids, params.stop)
+        if found and find_stop(self.tokenizer.decode(stream.ids), params.stop) is not None:
+            stream.finished = "stop"
+
+    def _completion(self, stream: Stream, params: SamplingParams) -> Completion:
+        text = self.tokenizer.decode(stream.ids) if self.tokenizer is not None else ""
+        return Completion(
+            text[: find_stop(text, params.stop)], stream.ids, stream.finished or "length", stream.logprobs
+        )
+
+    def _pieces(self, stream: Stream, params: SamplingParams, end_ids: torch.Tensor) -> Iterator[Piece]:
+        with torch.inference_mode():
+            decoding = Decoding(self.model, [stream], params, end_ids)
+        shown = 0
+        while stream.finished is None:
+            decoding.step()
+            if params.stop:
+                self._check_stop(stream, params)
+            if stream.finished is None and self.tokenizer is not None:
+                text = self.tokenizer.decode(stream.ids)
+                safe = stable_length(text, params.stop)
+                if safe > shown:
+                    yield Piece(text[shown:safe])
+                    shown = safe
+        completion = self._completion(stream, params)
+        last = Piece(completion.text[shown:])
+        last.completion = completion
+        yield last
+
+
+def _special_id(tokenizer: Codec, text: str) -> int | None:
+    """The id of a text that is one of the tokenizer's special tokens."""
+    token = tokenizer.token_to_id(text)
+    return token if token in tokenizer.special_ids else None
+
+
+def _end_ids(model: Model, tokenizer: Codec | None) -> list[int]:
+    configured = model.config.eos_token_id
+    found = set(configured if isinstance(configured, list) else [configured]) - {None}
+    return sorted(found | (set(tokenizer.stop_ids) if tokenizer is not None else set()))
