@@ -14,6 +14,7 @@ the output is a file or a pipe, one JSON object a line for programs, and silence
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -350,42 +351,27 @@ def _cell(value: object) -> str:
 class MetricsLog:
     """Appends one stage's metrics to `metrics.jsonl`, each line flushed as it is written.
 
-    A stage that resumes from a checkpoint passes its step as `resume_step`: lines of the same stage
-    after that step, and a last line that a kill cut in two, are dropped first, so that no step appears twice.
+    `resume_step` is the step that the stage goes on from: what an interrupted attempt wrote after it is
+    dropped first, and so is a last line that a kill cut in two. No step appears twice.
     """
 
     def __init__(self, path: Path | str, stage: str, *, resume_step: int = 0):
-        self.path = Path(path)
         self.stage = stage
-        self._drop_after(resume_step)
-        self._file: IO[str] | None = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-
-    def _drop_after(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        kept = [record for record in read_metrics(self.path) if not self._is_after(record, step)]
-        temporary = self.path.with_name(self.path.name + ".new")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
-
-    def _is_after(self, record: Mapping[str, Any], step: int) -> bool:
-        return record.get("stage") == self.stage and record.get("step", 0) > step
+        drop_metrics(path, stage, after=resume_step)
+        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def write(self, step: int, **metrics: Any) -> None:
-        """Append one line: `{"stage": ..., "step": ..., **metrics}`."""
-        if self._file is None:
-            raise ValueError("the log is closed")
-        self._file.write(json.dumps({"stage": self.stage, "step": step} | metrics) + "\n")
+        """Append one line: `{"stage": ..., "step": ..., **metrics}`. Values that are not finite become null."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in metrics.items()
+        }
+        self._file.write(json.dumps({"stage": self.stage, "step": step} | finite) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -394,10 +380,27 @@ class MetricsLog:
         self.close()
 
 
+def drop_metrics(path: Path | str, stage: str, *, after: int) -> None:
+    """Remove a stage's lines of later steps from a `metrics.jsonl`, and lines that are not whole."""
+    path = Path(path)
+    if not path.exists():
+        return
+    content = path.read_text(encoding="utf-8", errors="replace")
+    kept = "".join(
+        json.dumps(record) + "\n"
+        for record in read_metrics(path)
+        if record.get("stage") != stage or record.get("step", 0) <= after
+    )
+    if kept != content:
+        from quatrain.atomic import write_text as write_file
+
+        write_file(path, kept)
+
+
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     """The whole lines of a `metrics.jsonl`; a line that a kill cut in two is left out."""
     records = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 record = json.loads(line)

@@ -40,6 +40,9 @@ Stage = Annotated[
 LEARNING_KINDS = ("pretrain", "finetune", "dpo")
 MODEL_KINDS = (*LEARNING_KINDS, "quantize")
 
+UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every"})
+"""Keys that change what is seen of a run and not what it makes."""
+
 
 class Recipe(Settings):
     """Everything that a run does. `next` holds what to try afterwards; `{run}` in it is the run's folder."""
@@ -200,7 +203,7 @@ def changes(old: Recipe, new: Recipe) -> list[str]:
     before_flat, after_flat = _flat(to_dict(old)), _flat(to_dict(new))
     for key in dict.fromkeys([*before_flat, *after_flat]):
         top = key.partition(".")[0]
-        if top in ("name", "description", "next") or top in skipped:
+        if top in ("name", "description", "next") or top in skipped or key.rpartition(".")[2] in UNMARKED_KEYS:
             continue
         if before_flat.get(key) != after_flat.get(key):
             lines.append(f"{key}: {_changed(before_flat, key)} -> {_changed(after_flat, key)}")

@@ -202,9 +202,7 @@ def _options(annotation: Any) -> list[Any]:
     """The members of a union without None; the type itself where it is no union."""
     annotation = _plain(annotation)
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        return [
-            option for item in typing.get_args(annotation) for option in _options(item) if option is not type(None)
-        ]
+        return [option for item in typing.get_args(annotation) for option in _options(item) if option is not type(None)]
     return [annotation]
 
 

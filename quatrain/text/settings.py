@@ -13,11 +13,11 @@ from quatrain.settings import Listing, Problem, Settings
 class DataSettings(Settings):
     """What a recipe learns from: exactly one of `source` and `database` (the recipe checks that it is there)."""
 
-    source: str | None = Field(default=None, min_length=1, description="a catalog name, a file or a folder of text or chats")
+    source: str | None = Field(default=None, min_length=1, description="a catalog name, a file or a folder")
     database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
     preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
     examples: int = Field(default=20_000, ge=1, description="training questions that are generated for a database")
-    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the text, at its end, that no stage learns from")
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the text at its end, never learned")
 
     def conflicts(self) -> Iterator[Problem]:
         if self.source is not None and self.database is not None:
@@ -36,7 +36,7 @@ class TokenizerSettings(Settings):
     vocab_size: int = Field(default=8192, ge=2, le=2_000_000)
     path: str | None = Field(default=None, min_length=1, description="a tokenizer.json or the folder of one")
     special_tokens: Listing[str] = ()
-    chat_template: str | None = Field(default=None, min_length=1, description="the name of a chat template, such as chatml")
+    chat_template: str | None = Field(default=None, min_length=1, description="a chat template, such as chatml")
 
 
 class TokenizerStage(Settings):

@@ -1,0 +1,120 @@
+"""The files that a recipe reads: whether they are there, and what identifies their content.
+
+Catalog sources are pinned by their checksums, so only the user's own files are looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from quatrain.errors import InputError
+from quatrain.recipe import Recipe
+from quatrain.settings import quote
+
+HASHED_BYTES = 64 * 1024 * 1024
+"""Larger files are known by their size and the time of their last change."""
+
+OWN_DATABASES = ("shop",)
+"""Values of `data.database` that name a database which the package generates."""
+
+
+def input_paths(recipe: Recipe) -> dict[str, Path]:
+    """Key of the recipe -> the file or folder of the user's that it names."""
+    named: dict[str, str | None] = {"tokenizer.path": recipe.tokenizer.path, "model.folder": recipe.model.folder}
+    places = {"data": recipe.data}
+    places |= {f"stage[{i}].data": own for i, stage in enumerate(recipe.stage) if (own := getattr(stage, "data", None))}
+    for place, data in places.items():
+        named[f"{place}.source"] = data.source if data.source and is_path(data.source) else None
+        named[f"{place}.database"] = data.database if data.database not in OWN_DATABASES else None
+        named[f"{place}.preferences"] = data.preferences
+    return {key: Path(value).expanduser() for key, value in named.items() if value}
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is a file or folder: it exists, or it cannot be the name of a catalog entry."""
+    path = Path(source).expanduser()
+    return path.exists() or os.sep in source or "/" in source or path.suffix != "" or source.startswith((".", "~"))
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Raise InputError that names every file of the recipe that is not there or of the wrong kind."""
+    problems = []
+    for key, path in input_paths(recipe).items():
+        problem = _problem(key, path)
+        if problem:
+            problems.append(f"{key}: {quote(str(path))} {problem}")
+    if problems:
+        raise InputError("the recipe names what cannot be used:", problems)
+
+
+def _problem(key: str, path: Path) -> str | None:
+    try:
+        if not path.exists():
+            near = _near(path)
+            return f"does not exist{near}; must be {_wanted(key)}"
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror})"
+    if key.endswith(("database", "preferences")) and path.is_dir():
+        return f"is a folder; must be {_wanted(key)}"
+    if key == "model.folder" and not (path / "config.json").is_file():
+        return "has no config.json; must be a model folder"
+    if path.is_file() and path.stat().st_size == 0:
+        return f"is empty; must be {_wanted(key)}"
+    if path.is_file() and not os.access(path, os.R_OK):
+        return "cannot be read: you have no permission"
+    return None
+
+
+def _wanted(key: str) -> str:
+    last = key.rpartition(".")[2]
+    return {
+        "source": "a file or folder of text or chats, or a name that `quatrain data list` shows",
+        "database": '"shop", or a SQLite file',
+        "preferences": "a file of preference pairs",
+        "path": "a tokenizer.json or the folder of one",
+        "folder": "a model folder",
+    }[last]
+
+
+def _near(path: Path) -> str:
+    from quatrain.settings import suggest
+
+    if not path.parent.is_dir():
+        return ""
+    try:
+        near = suggest(path.name, (item.name for item in path.parent.iterdir()))
+    except OSError:
+        return ""
+    return f" (did you mean {path.parent / near}?)" if near else ""
+
+
+def input_marks(recipe: Recipe, before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Key of the recipe -> a mark of the content it names. What is gone keeps its mark of `before`."""
+    marks = {}
+    for key, path in input_paths(recipe).items():
+        try:
+            mark: str | None = _mark(path)
+        except OSError:
+            mark = (before or {}).get(key)
+        if mark is not None:
+            marks[key] = mark
+    return marks
+
+
+def _mark(path: Path) -> str:
+    """A hash of a file's content, of the names, sizes and times in a folder."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for item in sorted(path.rglob("*")):
+            if item.is_file():
+                stat = item.stat()
+                digest.update(f"{item.relative_to(path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return f"folder:{digest.hexdigest()[:32]}"
+    stat = path.stat()
+    if stat.st_size > HASHED_BYTES:
+        return f"size:{stat.st_size}:{stat.st_mtime_ns}"
+    digest.update(path.read_bytes())
+    return f"sha256:{digest.hexdigest()[:32]}"

@@ -1,0 +1,151 @@
+"""What a run says at its end: what was made, what it scored, what it cost, what to try next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quatrain.atomic import write_text
+from quatrain.progress import Reporter, format_bytes, format_duration, format_metric
+
+if TYPE_CHECKING:
+    from quatrain.run import Run
+
+_COLUMNS = {"validation_loss": "validation loss", "perplexity": "perplexity"}
+
+
+def report_done_before(run: Run, reporter: Reporter) -> None:
+    """Say that a run is finished and where its results are."""
+    reporter.info(f"{run.folder} is finished: nothing to do. (--restart runs it anew, name=other makes another.)")
+    _made(run, reporter)
+    _scores(run, reporter)
+    _next(run, reporter)
+
+
+def report_finished(run: Run, reporter: Reporter, seconds: float) -> None:
+    """The closing summary of a run that has just finished; `seconds` is what this call took."""
+    _samples(run, reporter)
+    peak = max((result.get("peak_memory_bytes") or 0 for result in run.results), default=0)
+    memory = f", peak memory {format_bytes(peak)}" if peak else ""
+    reporter.info("")
+    reporter.info(f"Finished in {format_duration(seconds)}{memory}.")
+    _made(run, reporter)
+    _scores(run, reporter)
+    _next(run, reporter)
+
+
+def write_card(run: Run) -> None:
+    """The final model's `README.md`: what it was trained on, how, and what it scored."""
+    if run.model is not None:
+        write_text(run.model / "README.md", _card(run))
+
+
+def score_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the scores after each stage, one column a set; rows without a score are left out."""
+    sets = list(dict.fromkeys(name for result in results for name in result.get("scores") or {}))
+    extra = [key for key in _COLUMNS if any(result.get(key) is not None for result in results)]
+    rows = []
+    for result in results:
+        scores = result.get("scores") or {}
+        cells = [_score(scores.get(name)) for name in sets]
+        cells += [format_metric(key, result[key]) if result.get(key) is not None else "" for key in extra]
+        if any(cells):
+            rows.append([str(result.get("name")), *cells])
+    return ["after", *sets, *(_COLUMNS[key] for key in extra)], rows
+
+
+def _score(metrics: Mapping[str, float] | None) -> str:
+    """The first metric of a set that is no count: the one that its task is judged by."""
+    for name, value in (metrics or {}).items():
+        if name != "count" and value is not None:
+            return format_metric(name, value)
+    return ""
+
+
+def _made(run: Run, reporter: Reporter) -> None:
+    rows = []
+    if run.model is not None:
+        rows.append([str(run.model), format_bytes(_size(run.model)), "the model, a Hugging Face folder"])
+    if run.report is not None:
+        rows.append([str(run.report), format_bytes(_size(run.report)), "curves, scores, samples and costs"])
+    for path in sorted(run.folder.glob("*.sqlite")):
+        rows.append([str(path), format_bytes(_size(path)), "the database"])
+    if rows:
+        reporter.table("Made", ["path", "size", "what it is"], rows)
+
+
+def _scores(run: Run, reporter: Reporter) -> None:
+    columns, rows = score_table(run.results)
+    if rows:
+        reporter.table("Scores", columns, rows)
+
+
+def _next(run: Run, reporter: Reporter) -> None:
+    if run.recipe.next:
+        folder = shlex.quote(str(run.folder))
+        reporter.info("What to try next:")
+        for text in run.recipe.next:
+            reporter.info("  " + _fill(text, folder))
+
+
+def _fill(text: str, folder: str) -> str:
+    """`{run}/model` with the folder in place; where its name needs quotes they close after the whole path."""
+    if not folder.startswith("'"):
+        return text.replace("{run}", folder)
+    words = [f"'{folder[1:-1]}{word[5:]}'" if word.startswith("{run}") else word for word in text.split(" ")]
+    return " ".join(words)
+
+
+def _samples(run: Run, reporter: Reporter) -> None:
+    """What the last stage that wrote free text has written."""
+    for sample in _free_samples(run.results):
+        temperature = sample.get("temperature")
+        reporter.info("")
+        reporter.info(f"Sample at temperature {temperature}:")
+        reporter.info(str(sample.get("prompt", "")) + str(sample.get("output", "")))
+
+
+def _free_samples(results: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for result in reversed(results):
+        free = [
+            sample
+            for sample in result.get("samples") or ()
+            if sample.get("temperature") is not None and not sample.get("reference")
+        ]
+        if free:
+            yield from free
+            return
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+
+
+def _card(run: Run) -> str:
+    recipe = run.recipe
+    source = recipe.data.source or recipe.data.database or "the data of its stages"
+    shape = recipe.model.folder or (
+        f"{recipe.model.family} family, {recipe.model.num_hidden_layers} layers, {recipe.model.hidden_size} wide"
+    )
+    parameters = next((result["parameters"] for result in reversed(run.results) if result.get("parameters")), None)
+    size = f", {parameters:,} parameters" if parameters else ""
+    lines = ["---", "library_name: quatrain", "tags: [quatrain]", "---", "", f"# {recipe.name}", ""]
+    if recipe.description:
+        lines += [f"{recipe.description}.", ""]
+    lines += [
+        f"- Model: {shape}{size}",
+        f"- Data: `{source}`",
+        f"- Stages: {', '.join(stage.kind for stage in recipe.stage)} (seed {recipe.seed})",
+        "- Recipe: `recipe.toml` in this folder; `quatrain run recipe.toml` makes it again",
+        "",
+    ]
+    columns, rows = score_table(run.results)
+    if rows:
+        lines += ["## Scores", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines.append("")
+    return "\n".join(lines)
