@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import string
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ UNSET: Any = object()
 
 _EOS, _PAD, _UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 _BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_ASCII = string.ascii_letters + string.digits + string.punctuation
 #: Texts are handed to the trainers in pieces of about this many characters: they buffer 256 of them.
 _PIECE = 16_384
 
@@ -122,7 +124,7 @@ def _untrained(
         backend.pre_tokenizer = pre_tokenizers.Sequence([lines, *digits, words])
         backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         common["vocab_size"] = max(vocab_size - 256, len(specials) + 1)
-        return backend, trainers.UnigramTrainer(unk_token=_UNK, **common)
+        return backend, trainers.UnigramTrainer(unk_token=_UNK, initial_alphabet=list(_ASCII), **common)
     backend = Backend(models.WordLevel(unk_token=_UNK))
     if lowercase:
         backend.normalizer = normalizers.Lowercase()
@@ -184,25 +186,29 @@ def _finished_unigram(backend: Backend) -> Backend:
     """The trained model without the noise of its threads, and with SentencePiece's 256 byte tokens.
 
     The trainer sums in changing order, so scores differ by 1e-14 from run to run, and the characters that it must
-    keep though it did not need them get the lowest scores, 0.0001 apart, in changing order.
+    keep though it did not need them get scores 0.0001 apart, from the lowest up, in changing order.
     """
     description = json.loads(backend.to_str())
     model = description["model"]
     first = sum(1 for _, score in model["vocab"] if score == 0.0)
     kept, learned = model["vocab"][:first], sorted(model["vocab"][first:], key=lambda each: each[1])
     least = learned[0][1] if learned else 0.0
-    tail = 0
-    while tail < len(learned) and len(learned[tail][0]) == 1 and learned[tail][1] < least + 0.0001 * (tail + 0.5):
-        tail += 1
-    names = sorted(piece for piece, _ in learned[:tail])
-    learned[:tail] = [[piece, score] for piece, (_, score) in zip(names, learned[:tail], strict=True)]
+    forced = [i for i, (piece, score) in enumerate(learned) if len(piece) == 1 and _is_step(score - least)]
+    names = sorted(learned[i][0] for i in forced)
+    for i, name in zip(forced, names, strict=True):
+        learned[i] = [name, learned[i][1]]
     learned = sorted(([piece, round(score, 6)] for piece, score in learned), key=lambda each: (-each[1], each[0]))
     present = {piece for piece, _ in kept + learned}
-    # Below every learned piece, so that bytes are used only for what no piece covers.
-    fallback = [[name, round(least - 10.0, 6)] for byte in range(256) if (name := f"<0x{byte:02X}>") not in present]
+    # Far below any sum of learned pieces, so that bytes are used only for what no piece covers.
+    fallback = [[name, -1000.0] for byte in range(256) if (name := f"<0x{byte:02X}>") not in present]
     model["vocab"] = kept + learned + fallback
     model["byte_fallback"] = True
     return Backend.from_str(json.dumps(description))
+
+
+def _is_step(difference: float) -> bool:
+    steps = difference / 0.0001
+    return abs(steps - round(steps)) < 1e-4
 
 
 def _added(tokens: Sequence[str]) -> list[AddedToken]:

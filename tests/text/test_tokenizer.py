@@ -1,0 +1,292 @@
+"""Tokenizers: exact round trips, determinism, and the same ids as transformers and the original files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from quatrain.errors import InputError
+from quatrain.text.tokenizer import Tokenizer
+
+DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="QUATRAIN_DATA names no folder of shared data")
+TEXT = ["To be, or not to be: that is the question.\n", "Sales of 1234 items in 2024, naïve ☃.\n"] * 20
+KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
+EXACT = ("bpe", "unigram")
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tokenizer]:
+    return {kind: Tokenizer.train(TEXT, kind=kind, vocab_size=400) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@settings(max_examples=200, deadline=None)
+@given(text=st.text())
+@example(text="<0x41> is no byte")
+@example(text="\r\n\n  \x00\u2028é👩‍👩‍👧\ufeff")
+def test_any_text_comes_back_exactly(trained: dict[str, Tokenizer], kind: str, text: str) -> None:
+    tokenizer = trained[kind]
+    if "▁" in text and kind == "unigram":
+        text = text.replace("▁", "")  # SentencePiece's own sign for a space
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.unk_id is None or tokenizer.unk_id not in ids or "<|unk|>" in text
+    assert tokenizer.encode_batch([text, text]) == [ids, ids]
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(alphabet=sorted(set("".join(TEXT)))))
+def test_a_character_tokenizer_gives_one_token_for_each(trained: dict[str, Tokenizer], text: str) -> None:
+    ids = trained["char"].encode(text)
+    assert len(ids) == len(text)
+    assert trained["char"].decode(ids) == text
+
+
+def test_character_vocabulary_is_the_alphabet_in_order() -> None:
+    tokenizer = Tokenizer.train(["hello\n", "world"], kind="char")
+    assert [tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)] == sorted(set("hello\nworld"))
+    assert tokenizer.special_ids == frozenset() and tokenizer.eos_id is None and tokenizer.pad_id is None
+    with_eos = Tokenizer.train(["hello"], kind="char", eos="<|endoftext|>")
+    assert with_eos.vocab_size == 5 and with_eos.eos_id == 4
+    assert Tokenizer.train(["hello"], kind="char", special_tokens=["<|endoftext|>"]).eos_id == 4
+
+
+def test_an_unknown_character_is_named_and_not_dropped(trained: dict[str, Tokenizer]) -> None:
+    with pytest.raises(InputError, match=r"'€' \(U\+20AC\)"):
+        trained["char"].encode("to €")
+    with pytest.raises(InputError, match="U\\+20AC"):
+        trained["char"].encode_batch(["to", "€"])
+
+
+def test_special_tokens_of_a_character_tokenizer_are_known_to_it() -> None:
+    tokenizer = Tokenizer.train(["user assistant\nhi"], kind="char", chat_template="chatml")
+    ids = tokenizer.encode("<|im_start|>user\nhi<|im_end|>")
+    assert len(ids) == len("user\nhi") + 2
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_start|>user\nhi<|im_end|>"
+    with pytest.raises(InputError):
+        tokenizer.encode("<|im_start|>user\nhi€<|im_end|>")
+
+
+@needs_data
+def test_tiny_shakespeare_has_65_characters() -> None:
+    text = (DATA / "text/tinyshakespeare.txt").read_text("utf-8")
+    tokenizer = Tokenizer.train([text], kind="char")
+    assert tokenizer.vocab_size == 65
+    ids = tokenizer.encode(text)
+    assert len(ids) == 1_115_394
+    assert tokenizer.decode(ids) == text
+    # nanoGPT's own numbering
+    assert tokenizer.encode("\nFirst") == [0, 18, 47, 56, 57, 58]
+
+
+def test_digits_stand_alone(trained: dict[str, Tokenizer]) -> None:
+    for kind in ("bpe", "unigram", "wordpiece", "word"):
+        tokenizer = trained[kind]
+        tokens = [tokenizer.id_to_token(each) for each in tokenizer.encode("items 1234")]
+        assert [each for each in tokens if each and each[-1].isdigit()] == ["1", "2", "3", "4"], kind
+    merged = Tokenizer.train(["1234 1234 1234"] * 9, vocab_size=300, split_digits=False)
+    assert len(merged.encode("1234")) < 4
+
+
+def test_special_tokens_and_roles() -> None:
+    tokenizer = Tokenizer.train(TEXT, vocab_size=300, special_tokens=["<|x|>"], chat_template="chatml")
+    assert tokenizer.encode("<|endoftext|>") == [tokenizer.eos_id] == [0]
+    assert tokenizer.bos_id == tokenizer.eos_id and tokenizer.pad_id == 1 and tokenizer.unk_id is None
+    assert {tokenizer.id_to_token(i) for i in tokenizer.special_ids} == {
+        "<|endoftext|>", "<|pad|>", "<|x|>", "<|im_start|>", "<|im_end|>",
+    }  # fmt: skip
+    assert tokenizer.stop_ids == {0, tokenizer.token_to_id("<|im_end|>")}
+    assert tokenizer.decode(tokenizer.encode("a<|x|>b<|endoftext|>")) == "ab"
+    assert tokenizer.decode(tokenizer.encode("a<|x|>b"), skip_special_tokens=False) == "a<|x|>b"
+    bare = Tokenizer.train(TEXT, vocab_size=300, eos=None, pad=None)
+    assert bare.special_ids == frozenset() and bare.eos_id is None
+
+
+def test_wordpiece_is_laid_out_like_bert(trained: dict[str, Tokenizer]) -> None:
+    tokenizer = trained["wordpiece"]
+    ids = tokenizer.encode("To be", special_tokens=True)
+    assert ids[0] == tokenizer.bos_id == tokenizer.token_to_id("[CLS]")
+    assert ids[-1] == tokenizer.eos_id == tokenizer.token_to_id("[SEP]")
+    assert tokenizer.mask_id == tokenizer.token_to_id("[MASK]")
+    assert tokenizer.decode(ids) == "To be"
+    lower = Tokenizer.train(TEXT, kind="wordpiece", vocab_size=400, lowercase=True)
+    assert lower.encode("TO BE") == lower.encode("to be")
+
+
+SCRIPT = """
+import sys
+from quatrain.text.tokenizer import Tokenizer
+text = open(sys.argv[1], encoding="utf-8").read()
+print(*(Tokenizer.train([text], kind=kind, vocab_size=500).fingerprint for kind in sys.argv[2:]))
+"""
+
+
+def test_the_same_text_gives_the_same_tokenizer_in_every_process(tmp_path: Path) -> None:
+    words = [f"{stem}{end} {number}" for number, stem in enumerate(("walk", "sing", "naïv", "SELECT", "größ"))
+             for end in ("s", "ing", "ed", "er", "e", "")]  # fmt: skip
+    (tmp_path / "text.txt").write_text("\n".join(words * 5), "utf-8")
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "text.txt"), *KINDS],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONHASHSEED": str(seed), "RAYON_NUM_THREADS": str(1 + seed)},
+            check=True,
+        ).stdout
+        for seed in range(2)
+    ]
+    assert len(set(runs[0].split())) == len(KINDS)
+    assert runs[0] == runs[1]
+
+
+def test_training_reads_a_stream_once_and_in_pieces() -> None:
+    long = " ".join(f"word{i % 97}" for i in range(40_000))
+
+    def stream() -> Any:
+        yield from (long, long)
+
+    whole = Tokenizer.train([long, long], vocab_size=350)
+    assert Tokenizer.train(stream(), vocab_size=350).fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded(trained: dict[str, Tokenizer], kind: str, tmp_path: Path) -> None:
+    tokenizer = trained[kind]
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save(tmp_path)
+    for place in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = Tokenizer.load(place)
+        assert loaded.fingerprint == tokenizer.fingerprint and loaded.kind == kind
+        assert loaded.encode("To be 2024") == tokenizer.encode("To be 2024")
+        assert loaded.chat_template == tokenizer.chat_template
+        assert (loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.unk_id) == (
+            tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id,
+        )  # fmt: skip
+        assert loaded.special_ids == tokenizer.special_ids and loaded.vocab_size == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_reads_what_is_written(trained: dict[str, Tokenizer], kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    extra = {} if kind == "char" else {"special_tokens": ["<|x|>"]}
+    tokenizer = Tokenizer.train(TEXT, kind=kind, vocab_size=400, chat_template=template, max_length=512, **extra)
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    text = "To be 1234\n\n naïve" if kind == "char" else "To be, “1234”\n\n  naïve\t☃ <|x|> or<|endoftext|>"
+    text = "".join(each for each in text if kind != "char" or each in "".join(TEXT))
+    assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
+    assert theirs(text)["input_ids"] == tokenizer.encode(text, special_tokens=True)
+    ids = tokenizer.encode(text)
+    assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
+    assert theirs.chat_template == template and theirs.model_max_length == 512
+    assert theirs.pad_token_id == tokenizer.pad_id and theirs.unk_token_id == tokenizer.unk_id
+    if kind != "wordpiece":
+        assert theirs.eos_token_id == tokenizer.eos_id and theirs.bos_token_id == tokenizer.bos_id
+    assert len(theirs) == tokenizer.vocab_size
+    assert set(theirs.all_special_ids) == tokenizer.special_ids
+
+
+def test_reads_what_transformers_writes(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = Tokenizer.train(TEXT, vocab_size=400, chat_template="chatml")
+    ours.save(tmp_path / "a")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "a"))
+    theirs.save_pretrained(str(tmp_path / "b"))  # the template goes into a file of its own
+    again = Tokenizer.load(tmp_path / "b")
+    assert again.chat_template == ours.chat_template and again.eos_id == ours.eos_id and again.pad_id == ours.pad_id
+    assert again.encode("To be ☃ <|im_end|>") == ours.encode("To be ☃ <|im_end|>")
+    ours.chat_template = None
+    ours.save(tmp_path / "b")
+    assert Tokenizer.load(tmp_path / "b").chat_template is None
+
+
+@needs_data
+def test_gpt2_from_its_original_files() -> None:
+    tokenizer = Tokenizer.load(DATA / "tokenizers/gpt2")
+    assert tokenizer.vocab_size == 50_257
+    assert tokenizer.encode("Hello, world! <|endoftext|>") == [15496, 11, 995, 0, 220, 50256]
+    assert tokenizer.eos_id == tokenizer.bos_id == 50_256
+    assert len(tokenizer.encode((DATA / "text/the-verdict.txt").read_text("utf-8"))) == 5145
+
+
+@needs_data
+def test_bert_from_its_original_file(tmp_path: Path) -> None:
+    vocabulary = (DATA / "tokenizers/bert_base_uncased_vocab.txt").read_text("utf-8")
+    (tmp_path / "vocab.txt").write_text(vocabulary, "utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab_size == 30_522
+    ids = [101, 7592, 2088, 999, 102]
+    assert tokenizer.encode("Hello WORLD!", special_tokens=True) == ids
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.mask_id) == (101, 102, 0, 103)
+
+
+def test_a_stored_truncation_does_not_cut_texts(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(trained["bpe"].backend.to_str())
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = "To be, or not to be"
+    assert Tokenizer.load(tmp_path).encode(text) == trained["bpe"].encode(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kind": "bep"}, "did you mean bpe?"),
+        ({"vocab_size": 0}, "at least 1"),
+        ({"vocab_size": 257}, "needs at least 258"),
+        ({"special_tokens": [" "]}, "neither empty"),
+        ({"kind": "bep", "vocab_size": -1, "special_tokens": [""]}, "neither empty"),
+    ],
+)
+def test_wrong_settings(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Tokenizer.train(TEXT, **options)
+    assert words in str(caught.value)
+    if len(options) == 3:
+        assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_nothing_to_train_on(kind: str, texts: list[str]) -> None:
+    with pytest.raises(InputError, match="no text to train"):
+        Tokenizer.train(texts, kind=kind, vocab_size=400)
+
+
+def test_broken_and_absent_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no tokenizer at"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(InputError, match="no tokenizer at"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "mod')
+    with pytest.raises(InputError, match=r"not a whole tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    Tokenizer.train(TEXT, vocab_size=300).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_a_character_is_told(trained: dict[str, Tokenizer], kind: str) -> None:
+    with pytest.raises(InputError):
+        trained[kind].encode("ab\ud83d")
+    with pytest.raises(InputError):
+        trained[kind].encode_batch(["ab", "ab\ud83d"])
+    with pytest.raises(InputError, match="not int"):
+        trained["bpe"].encode(3)  # type: ignore[arg-type]
