@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quatrain.models import kernels
 from quatrain.models.config import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,8 +28,12 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
         self.activation = ACTIVATIONS[config.activation]
+        self.is_swiglu = config.feed_forward == "gated" and config.activation == "silu"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_proj is None:
             return self.down_proj(self.activation(self.up_proj(x)))
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.is_swiglu and kernels.suits(x):
+            return self.down_proj(kernels.SwiGLUFunction.apply(gate, up))
+        return self.down_proj(self.activation(gate) * up)

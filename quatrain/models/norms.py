@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quatrain.models import kernels
 from quatrain.models.config import ModelConfig
 
 
@@ -18,7 +19,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight if self.weight.dtype == x.dtype else self.weight.to(x.dtype)
+        weight = self.weight.to(x.dtype)
+        if kernels.suits(x):
+            return kernels.RMSNormFunction.apply(x, weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
 
 

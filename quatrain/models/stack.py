@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quatrain.errors import InputError
-from quatrain.models.attention import Attention, causal_mask
+from quatrain.models import kernels
+from quatrain.models.attention import Attention, Sight, bias_of, causal_mask
 from quatrain.models.cache import KVCache
 from quatrain.models.config import ModelConfig
 from quatrain.models.feed_forward import FeedForward
@@ -35,9 +36,9 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None,
-                cache: KVCache | None) -> Tensor:
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """x (B, T, hidden_size) to the same shape."""
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), sight))
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -94,12 +95,11 @@ class Model(nn.Module):
             if positions is None:
                 positions = torch.arange(past, past + length, device=input_ids.device)
             x = x + self.embed_positions(positions)
-            rotary = None
-        else:
-            rotary = self._rotary_at(positions, past, length, x)
+        rotary = self._rotary_at(positions, past, length, x) if self.embed_positions is None else None
+        sight = Sight(rotary, mask, self._bias(mask, x) if cache is None else None, cache)
         x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
         for layer in self.layers:
-            x = layer(x, rotary, mask, cache)
+            x = layer(x, sight)
         if cache is not None:
             cache.advance(length)
         return self.norm(x)
@@ -116,20 +116,25 @@ class Model(nn.Module):
         if segments is not None:
             return causal_mask(segments, length)
         if past and length > 1:
-            slots = torch.ones(1, past + length, dtype=torch.long, device=device)
-            return causal_mask(slots, length)
+            return causal_mask(torch.ones(1, past + length, dtype=torch.long, device=device), length)
         return None
 
+    def _bias(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """What the hand-written attention adds to its scores, where that pass suits; None where PyTorch's is taken."""
+        batch, length, _ = x.shape
+        if not kernels.suits(x) or batch * self.config.num_attention_heads * length * length > kernels.MAX_SCORES:
+            return None
+        return bias_of(mask, length, x.dtype, x.device)
+
     def _rotary_at(self, positions: Tensor | None, past: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self._rotary is None or self._rotary[0].device != x.device:
-            self._rotary = rotary_tables(self.config, x.device)
+        """Cosines and sines of these positions in x's dtype; the tables of one device and dtype are kept."""
+        if self._rotary is None or self._rotary[0].device != x.device or self._rotary[0].dtype != x.dtype:
+            cos, sin = rotary_tables(self.config, x.device)
+            self._rotary = cos.to(x.dtype), sin.to(x.dtype)
         cos, sin = self._rotary
         if positions is None:
-            cos, sin = cos[past : past + length], sin[past : past + length]
-        else:
-            cos, sin = cos[positions][:, None], sin[positions][:, None]
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        return cos.to(dtype), sin.to(dtype)
+            return cos[past : past + length], sin[past : past + length]
+        return cos[positions], sin[positions]
 
     def initialize(self, seed: int = 0) -> Model:
         """Draws fresh weights: normal with initializer_range, residual outputs over sqrt(2 L) (GPT-2), norms at one."""
