@@ -67,13 +67,13 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
 
 
-def make_optimizers(model: nn.Module, settings: TrainSettings, *, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model's trainable parameters, as `settings.optimizer` names them.
+def make_optimizers(trainable: dict[str, nn.Parameter], settings: TrainSettings, *,
+                    dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """The optimizers of the parameters that learn, by name, as `settings.optimizer` says.
 
     Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices decay.
     `dtype` is that of Muon's iteration.
     """
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     muon = {name for name, parameter in trainable.items()
             if settings.optimizer == "muon" and parameter.dim() == 2 and re.match(r"layers\.\d+\..*(?<!_[AB])\.weight$", name)}
     optimizers: list[torch.optim.Optimizer] = []
@@ -97,20 +97,20 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: fl
             group["lr"] = learning_rate
 
 
-def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def optimizer_tensors(trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every state tensor of every parameter by `parameter name:state name`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in trainable.items()}
     return {f"{names[parameter]}:{key}": value
             for optimizer in optimizers for parameter, state in optimizer.state.items() for key, value in state.items()}
 
 
-def load_optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer],
+                           tensors: dict[str, Tensor]) -> None:
     """Puts back what `optimizer_tensors` gave."""
     owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
-    parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(":")
-        parameter = parameters[parameter_name]
+        parameter = trainable[parameter_name]
         # AdamW keeps its step count on the CPU whatever the device of the parameter.
         device = "cpu" if key == "step" else parameter.device
         owners[parameter].state[parameter][key] = value.to(device)

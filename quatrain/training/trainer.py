@@ -11,7 +11,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from quatrain.training.optimizers import (
     optimizer_tensors,
     set_learning_rate,
 )
+from quatrain.training.precision import Precision
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import Stream
@@ -92,10 +92,18 @@ class Trainer:
         """
         state, tensors = self._find_checkpoint()
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        self.optimizers = make_optimizers(self.model, self.settings, dtype=dtype)
-        if state is not None:
-            load_optimizer_tensors(self.model, self.optimizers, tensors)
-        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.weights = Precision(self.model, dtype)
+        try:
+            self.optimizers = make_optimizers(self.weights.masters, self.settings, dtype=dtype)
+            if state is not None:
+                load_optimizer_tensors(self.weights.masters, self.optimizers, tensors)
+            metrics = self._loop()
+        finally:
+            self.weights.close()
+            self.model.eval()
+        return TrainResult(self.steps, self.tokens, self.seconds, self._mean_loss(), metrics, self.precision)
+
+    def _loop(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
         saved_at = time.monotonic()
         self.model.train()
@@ -108,8 +116,7 @@ class Trainer:
             if self._checkpoint_due(time.monotonic() - saved_at) and not last:
                 self.save_checkpoint()
                 saved_at = time.monotonic()
-        self.model.eval()
-        return TrainResult(self.steps, self.tokens, self.seconds, self._mean_loss(), metrics, self.precision)
+        return metrics
 
     def _one_step(self) -> None:
         started = time.perf_counter()
@@ -127,6 +134,7 @@ class Trainer:
         set_learning_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()
+        self.weights.publish()
         self.step += 1
         self.tokens += tokens
         self.seconds += time.perf_counter() - started
@@ -139,37 +147,31 @@ class Trainer:
 
     def _gradients(self) -> tuple[float, float, int]:
         """Leaves the clipped gradient of the step's mean loss; returns the loss, the norm before clipping, and tokens read."""
-        for parameter in self.trainable:
-            parameter.grad = None
+        self.weights.clear()
         total: Tensor | None = None
         weight = tokens = 0
         for _ in range(self.settings.accumulation):
             batch = self.objective.collate(self.stream.next()).to(self.device)
-            with self._autocast():
-                loss, count, _ = self.objective.loss(self.model, batch)
+            loss, count, _ = self.objective.loss(self.model, batch)
             loss.backward()
+            self.weights.gather()
             total = loss.detach() if total is None else total + loss.detach()
             weight += count
             tokens += batch.input_ids.numel()
         weight = max(1, weight)
-        gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
+        gradients = [master.grad for master in self.weights.masters.values() if master.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() / weight
         clip = self.settings.clip
         factor = min(1.0, clip / norm) if clip and norm > 0 else 1.0
         torch._foreach_mul_(gradients, factor / weight)
         return total.item() / weight, norm, tokens  # type: ignore[union-attr]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
     def _mean_loss(self) -> float:
         return sum(self._recent) / len(self._recent) if self._recent else math.nan
 
     def _validate(self) -> dict[str, float]:
         self.model.eval()
-        with torch.inference_mode():
+        with self.weights.full(), torch.no_grad():
             metrics = self.hooks.validate(self.model)  # type: ignore[misc]
         self.model.train()
         self.hooks.log({"step": self.step, **metrics})
@@ -185,8 +187,9 @@ class Trainer:
         """Writes a checkpoint of this moment. Raises QuatrainError on a full disk, the one before stays whole."""
         state = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "stream": self.stream.state(),
                  "seed": self.seed, "precision": self.precision, "recent": list(self._recent), "steps": self.steps}
-        return checkpoints.write(self.folder, self.step, weights=self.hooks.save, state=state,  # type: ignore[arg-type]
-                                 tensors=optimizer_tensors(self.model, self.optimizers))
+        with self.weights.full():
+            return checkpoints.write(self.folder, self.step, weights=self.hooks.save, state=state,  # type: ignore[arg-type]
+                                     tensors=optimizer_tensors(self.weights.masters, self.optimizers))
 
     def _find_checkpoint(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         """Restores weights and counters from the newest whole checkpoint; returns its state and optimizer tensors."""

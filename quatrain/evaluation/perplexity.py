@@ -1,0 +1,58 @@
+"""Perplexity: how surprised a model is by a text, over all of it, each token read with what its window holds before it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quatrain.errors import InputError
+from quatrain.models.stack import Model
+from quatrain.text.batches import windows
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """Mean loss in nats per token over `count` predicted tokens."""
+
+    loss: float
+    count: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss; infinite where that is beyond a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@torch.inference_mode()
+def text_loss(model: Model, tokens: np.ndarray, *, context: int, batch_tokens: int = 16_384) -> TextLoss:
+    """The mean loss of a text of ids (N,) in windows of `context` tokens that do not overlap, the last one shorter.
+
+    Every token but the first is predicted once, so that no part of the text is left out. Raises InputError for a
+    text of fewer than two tokens.
+    """
+    predicted = len(tokens) - 1
+    if predicted < 1:
+        raise InputError(f"A text of {len(tokens)} tokens has nothing to predict; at least 2 are needed.")
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    whole = predicted // context
+    rows = max(1, batch_tokens // context)
+    starts = np.arange(whole) * context
+    for begin in range(0, whole, rows):
+        total += _summed(model, tokens, starts[begin : begin + rows], context)
+    if rest := predicted - whole * context:
+        total += _summed(model, tokens, np.array([whole * context]), rest)
+    model.train(was_training)
+    return TextLoss(total / predicted, predicted)
+
+
+def _summed(model: Model, tokens: np.ndarray, starts: np.ndarray, length: int) -> float:
+    batch = windows(tokens, starts, length).to(model.device)
+    loss: Tensor | None
+    _, loss = model(batch.input_ids, batch.labels)
+    return loss.double().sum().item()  # type: ignore[union-attr]

@@ -1,0 +1,88 @@
+"""Measuring a model after a stage: execution accuracy on the held-out questions, samples of a text model, speed.
+
+Every stage is measured in the same way, so that the report can set them side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from quatrain.generation.engine import Completion, Engine
+from quatrain.generation.logits import SamplingParams
+from quatrain.models.stack import Model
+from quatrain.planning.machine import peak_memory_bytes
+from quatrain.settings import Settings
+from quatrain.stages.base import Context, StageResult
+from quatrain.stages.material import database_path, task_of
+from quatrain.text.tokenizer import Tokenizer
+
+SHOWN = 12
+"""Samples of each held-out set that the report shows, wrong ones first."""
+
+
+def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:
+    """Adds scores, samples, generation speed and peak memory to a stage's result."""
+    engine = Engine(model, tokenizer)
+    if getattr(settings, "evaluate", True):
+        if context.recipe.data_of(settings).database is not None:
+            _questions(settings, context, engine, result)
+        else:
+            _samples(context, engine, result)
+    result.peak_memory_bytes = peak_memory_bytes()
+
+
+def _questions(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
+    """Answers every held-out question greedily and judges the SQL by running it."""
+    from quatrain.applications.text2sql.judge import Judge
+
+    task = task_of(context, settings)
+    wanted = context.recipe.evaluate
+    params = SamplingParams(max_new_tokens=wanted.max_new_tokens)
+    result.scores, result.samples = {}, []
+    tokens = seconds = 0.0
+    with Judge(database_path(context, settings)) as judge:
+        for name, examples in task.held_out.items():
+            examples = examples[: wanted.examples]
+            if not examples:
+                result.notes.append(f"{name}: this database gives no question for this set")
+                continue
+            started = time.perf_counter()
+            answers = engine.chat([task.messages(example)[:-1] for example in examples], params)
+            seconds += time.perf_counter() - started
+            tokens += sum(len(answer.ids) for answer in answers)
+            verdicts = [judge.verdict(example.sql, answer.text) for example, answer in zip(examples, answers, strict=True)]
+            result.scores[name] = {
+                "execution_accuracy": sum(verdict.correct for verdict in verdicts) / len(examples),
+                "exact_match": sum(answer.text.strip() == example.sql for example, answer in zip(examples, answers, strict=True)) / len(examples),
+                "count": len(examples),
+            }
+            context.reporter.score(name, result.scores[name])
+            result.samples += _shown(name, examples, answers, verdicts)
+    result.generation_tokens_per_second = tokens / seconds if seconds else None
+
+
+def _shown(name: str, examples: Sequence[Any], answers: Sequence[Completion], verdicts: Sequence[Any]) -> list[dict[str, Any]]:
+    """The same questions after every stage, so that a reader sees what each stage changed."""
+    chosen = range(0, len(examples), max(1, len(examples) // SHOWN))
+    return [{"set": name, "prompt": examples[i].question, "reference": examples[i].sql, "output": answers[i].text,
+             "correct": verdicts[i].correct, "detail": verdicts[i].detail} for i in list(chosen)[:SHOWN]]
+
+
+def _samples(context: Context, engine: Engine, result: StageResult) -> None:
+    """A sample of each of the recipe's prompts at each of its temperatures."""
+    wanted = context.recipe.evaluate
+    result.samples = []
+    tokens = seconds = 0.0
+    for temperature in wanted.temperatures:
+        if not wanted.prompts:
+            break
+        params = SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=temperature, seed=context.seed)
+        started = time.perf_counter()
+        answers = engine.generate(list(wanted.prompts), params)
+        seconds += time.perf_counter() - started
+        tokens += sum(len(answer.ids) for answer in answers)
+        result.samples += [{"set": f"temperature {temperature}", "prompt": prompt, "output": answer.text, "temperature": temperature}
+                           for prompt, answer in zip(wanted.prompts, answers, strict=True)]
+    result.generation_tokens_per_second = tokens / seconds if seconds else None

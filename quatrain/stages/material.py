@@ -1,0 +1,90 @@
+"""What the stages of a run share: the tokenizer, the model so far, the text or the database that they learn from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quatrain.errors import InputError
+from quatrain.settings import Settings
+from quatrain.stages.base import Context
+from quatrain.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from quatrain.applications.text2sql.dataset import Text2SQL
+    from quatrain.models.stack import Model
+
+SHOP = "shop"
+CHAT_TEMPLATE = "chatml"
+
+
+def tokenizer_of(context: Context) -> Tokenizer:
+    """The run's tokenizer: that of the model so far, of the tokenizer stage, or of `tokenizer.path`."""
+    folder = context.recipe.model.folder
+    for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path, folder):
+        if place is not None:
+            return Tokenizer.load(place)
+    raise InputError("No tokenizer: put a stage of kind = \"tokenizer\" first, or set tokenizer.path.")
+
+
+def model_of(context: Context) -> Model:
+    """The model as the stages before have left it, or the one in `model.folder`."""
+    from quatrain.generation.loading import load_model
+
+    folder = context.previous_model or context.recipe.model.folder
+    if folder is None:
+        raise InputError(f"{context.name} needs a model; put a pretrain stage before it, or set model.folder.")
+    return load_model(folder)[0]
+
+
+def documents(context: Context, stage: Settings) -> Iterator[str]:
+    """The texts that a stage learns from: the source's, or those that the database's questions bring."""
+    data = context.recipe.data_of(stage)
+    if data.database is not None:
+        yield from task_of(context, stage).documents()
+    else:
+        from quatrain.text.files import read_documents
+
+        yield from read_documents(str(data.source))
+
+
+def task_of(context: Context, stage: Settings) -> Text2SQL:
+    """The questions about the stage's database, built once a process; the shop is made where it is absent."""
+    from quatrain.applications.text2sql.dataset import Text2SQL
+
+    data = context.recipe.data_of(stage)
+    key = f"text2sql:{data.database}:{data.examples}"
+    if key not in context.shared:
+        context.shared[key] = Text2SQL.build(
+            database_path(context, stage), seed=context.seed, examples=data.examples,
+            held_out=context.recipe.evaluate.examples)
+        for note in context.shared[key].notes:
+            context.reporter.info(note)
+    task: Text2SQL = context.shared[key]
+    return task
+
+
+def database_path(context: Context, stage: Settings) -> Path:
+    """The SQLite file: the user's, or `shop.sqlite` in the run folder, made on the first call."""
+    from quatrain.applications.text2sql.shop import create_shop
+
+    database = context.recipe.data_of(stage).database
+    if database != SHOP:
+        return Path(str(database)).expanduser()
+    path = context.folder / "shop.sqlite"
+    if not path.exists():
+        create_shop(path, seed=context.seed)
+    return path
+
+
+def write_model(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
+    """Writes a whole model folder and returns the bytes of its weights."""
+    from quatrain.models import hub
+
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer.max_length = model.config.max_position_embeddings
+    tokenizer.save(folder)
+    hub.save(model, folder)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,0 +1,99 @@
+"""The pretrain stage: next-token prediction on the recipe's text, from fresh weights or from the model so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from quatrain.errors import InputError
+from quatrain.evaluation.perplexity import text_loss
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+from quatrain.stages.assess import assess
+from quatrain.stages.base import Context, StageResult
+from quatrain.stages.learning import train
+from quatrain.stages.material import documents, model_of, tokenizer_of, write_model
+from quatrain.text import tokenfile
+from quatrain.text.tokenizer import Tokenizer
+from quatrain.training import checkpoints
+from quatrain.training.objectives import Causal
+from quatrain.training.settings import PretrainStage
+from quatrain.training.streams import WindowStream
+
+
+def run(settings: PretrainStage, context: Context) -> StageResult:
+    """Tokenizes the text into a token file, trains, writes `model/` and measures it."""
+    tokenizer = tokenizer_of(context)
+    learned, held_out = split_tokens(settings, context, tokenizer)
+    model = starting_model(settings, context, tokenizer)
+    length = settings.context or model.config.max_position_embeddings
+    wanted = settings.train
+    rows = max(1, wanted.batch_tokens // length // wanted.accumulation)
+    stream = WindowStream(learned, length=length, rows=rows, seed=context.seed)
+    steps = wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / (rows * length * wanted.accumulation)))
+
+    def load(checkpoint: Path) -> None:
+        model.load_state_dict(hub.load(checkpoint).state_dict())
+
+    def validate(current: Model) -> dict[str, float]:
+        return {"validation_loss": text_loss(current, held_out, context=length).loss}
+
+    _, result = train(context, model, Causal(), stream, wanted, steps=steps, sequence=length,
+                      save=lambda place: hub.save(model, place), load=load,
+                      validate=validate if len(held_out) > 1 else None)
+    result.model_bytes = write_model(model, tokenizer, context.model_folder)
+    if len(held_out) > 1:
+        measured = text_loss(model, held_out, context=length)
+        result.validation_loss, result.perplexity = measured.loss, measured.perplexity
+    assess(settings, context, model, tokenizer, result)
+    checkpoints.remove(context.checkpoints)
+    return result
+
+
+def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> Model:
+    """Fresh weights of the recipe's shape, or the model so far; training's dropout in its configuration."""
+    shape = context.recipe.model
+    if context.previous_model is not None or shape.folder is not None:
+        model = model_of(context)
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise InputError(f"The tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {model.config.vocab_size} "
+                             "rows. Use the model's own tokenizer.")
+        return with_dropout(model, settings.train.dropout)
+    return Model(fresh_config(context, tokenizer, settings.train.dropout)).initialize(context.seed)
+
+
+def fresh_config(context: Context, tokenizer: Tokenizer, dropout: float = 0.0) -> ModelConfig:
+    """The configuration of the recipe's shape and the tokenizer's vocabulary."""
+    shape = context.recipe.model
+    learned_positions = shape.family == "gpt2"
+    return ModelConfig(
+        family=shape.family, vocab_size=tokenizer.vocab_size, hidden_size=shape.hidden_size,
+        intermediate_size=shape.resolved_intermediate_size, num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads, num_key_value_heads=shape.resolved_key_value_heads,
+        max_position_embeddings=shape.max_position_embeddings, rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tie_word_embeddings, dropout=dropout,
+        position="learned" if learned_positions else "rotary", norm="layer" if learned_positions else "rms",
+        feed_forward="plain" if learned_positions else "gated", activation="gelu_tanh" if learned_positions else "silu",
+        attention_bias=learned_positions, feed_forward_bias=learned_positions,
+        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+
+
+def with_dropout(model: Model, dropout: float) -> Model:
+    """The same model with this share of dropout in training."""
+    model.config = model.config.with_(dropout=dropout)
+    for layer in model.layers:
+        layer.dropout = layer.self_attn.dropout = dropout
+    return model
+
+
+def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The ids to learn and the ids held out: the text's last `data.validation` share. Memory-mapped."""
+    folder = context.stage_folder / "tokens"
+    data = context.recipe.data_of(settings)
+    if not (folder / "tokens.json").exists():
+        tokenfile.build(documents(context, settings), tokenizer, folder)
+    tokens = tokenfile.TokenFile(folder).array
+    end = len(tokens) - int(len(tokens) * data.validation)
+    return tokens[:end], tokens[end:]

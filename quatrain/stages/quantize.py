@@ -1,0 +1,22 @@
+"""The quantize stage: weight-only int8, with size and speed before and after."""
+
+from __future__ import annotations
+
+from quatrain.compression import int8
+from quatrain.compression.settings import QuantizeStage
+from quatrain.stages.assess import assess
+from quatrain.stages.base import Context, StageResult
+from quatrain.stages.material import model_of, tokenizer_of, write_model
+
+
+def run(settings: QuantizeStage, context: Context) -> StageResult:
+    """Quantizes the linear layers, writes `model/` and measures it as every other stage is measured."""
+    tokenizer = tokenizer_of(context)
+    model = model_of(context)
+    parameters = model.num_parameters()
+    names = int8.quantize(model)
+    size = write_model(model, tokenizer, context.model_folder)
+    result = StageResult(parameters=parameters, trainable_parameters=0, model_bytes=size,
+                         notes=[f"{len(names)} linear layers in int8"])
+    assess(settings, context, model, tokenizer, result)
+    return result

@@ -1,0 +1,33 @@
+"""The tokenizer stage: trains the recipe's tokenizer on its data, or takes over the one at `tokenizer.path`."""
+
+from __future__ import annotations
+
+from quatrain.settings import Settings
+from quatrain.stages.base import Context, StageResult
+from quatrain.stages.material import CHAT_TEMPLATE, documents
+from quatrain.text.tokenizer import Tokenizer
+
+
+def run(settings: Settings, context: Context) -> StageResult:
+    """Writes `tokenizer/` and says how well it compresses its own text."""
+    wanted = context.recipe.tokenizer
+    if wanted.path is not None:
+        tokenizer = Tokenizer.load(wanted.path)
+        tokenizer.save(context.tokenizer_folder)
+        return StageResult(notes=[f"taken over from {wanted.path}: {tokenizer.vocab_size:,} tokens"])
+    chat = any(stage.kind in ("finetune", "dpo") for stage in context.recipe.stage)
+    template = wanted.chat_template or (CHAT_TEMPLATE if chat else None)
+    count = 0
+
+    def counted():
+        nonlocal count
+        with context.reporter.task("tokenizer", unit="character") as task:
+            for text in documents(context, settings):
+                count += len(text)
+                task.update(count)
+                yield text
+
+    tokenizer = Tokenizer.train(counted(), kind=wanted.kind, vocab_size=wanted.vocab_size,
+                                special_tokens=wanted.special_tokens, chat_template=template)
+    tokenizer.save(context.tokenizer_folder)
+    return StageResult(notes=[f"{tokenizer.vocab_size:,} {tokenizer.kind} tokens learned from {count:,} characters"])
