@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.atomic import atomic_write, write_json
-from quatrain.errors import InputError
+from quatrain.errors import InputError, QuatrainError
 from quatrain.models.config import ModelConfig
 from quatrain.models.families import Family, family
 from quatrain.models.families.weights import expand
@@ -194,14 +194,22 @@ class _Names:
 
 
 def state_dict_for_files(model: Model) -> dict[str, Tensor]:
-    """The model's tensors under the family's own names, as its files hold them."""
+    """The model's tensors under the family's own names, as its files hold them.
+
+    Raises QuatrainError where a tensor has no such name (adapters that are not merged): a file would lack it.
+    """
     ours = model.state_dict()
     if model.config.tie_word_embeddings:
         ours.pop("lm_head.weight", None)
     theirs: dict[str, Tensor] = {}
+    covered: set[str] = set()
     for operation in _operations(family(model.config.family), model):
         if all(name in ours for name in operation.targets):
             theirs.update(operation.write(ours.__getitem__))
+            covered.update(operation.targets)
+    if lost := sorted(set(ours) - covered):
+        raise QuatrainError(f"These tensors have no place in a {model.config.family} model folder; merge adapters first, "
+                            "or write them with quatrain.adaptation.peft_files.save_adapter:", lost)
     return theirs
 
 

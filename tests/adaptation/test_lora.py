@@ -1,0 +1,168 @@
+"""LoRA layers: what they compute, what they train, how targets are named, and that merging changes nothing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from quatrain.adaptation import lora
+from quatrain.errors import InputError, QuatrainError
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=60,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=32,
+    tie_word_embeddings=True,
+    initializer_range=0.2,
+)
+
+
+def options(**changes):
+    return SimpleNamespace(**{"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear"} | changes)
+
+
+def adapted(**changes):
+    model = Model(CONFIG).initialize(0).eval()
+    lora.apply(model, options(**changes), seed=1)
+    with torch.no_grad():
+        for number, (_, layer) in enumerate(lora.adapters(model)):
+            layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
+    return model
+
+
+IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
+
+
+@given(rank=st.integers(1, 9), alpha=st.sampled_from([1.0, 8.0, 32.0]), bias=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_forward_is_the_formula(rank, alpha, bias, seed):
+    torch.manual_seed(seed)
+    linear = nn.Linear(7, 5, bias=bias)
+    x = torch.randn(2, 3, 7)
+    layer = lora.LoRALinear.from_linear(linear, rank, alpha)
+    torch.testing.assert_close(layer(x), linear(x), atol=0, rtol=0)
+    with torch.no_grad():
+        layer.lora_B.normal_()
+    expected = linear(x) + alpha / rank * x @ layer.lora_A.T @ layer.lora_B.T
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+    before = layer(x)
+    torch.testing.assert_close(layer.merge()(x), before, atol=1e-5, rtol=1e-5)
+
+
+def test_starts_as_the_base_and_seeds_decide():
+    plain = Model(CONFIG).initialize(0).eval()
+    first, second, other = (Model(CONFIG).initialize(0).eval() for _ in range(3))
+    names = lora.apply(first, options(), seed=1)
+    lora.apply(second, options(), seed=1)
+    lora.apply(other, options(), seed=2)
+    assert len(names) == 14 and "lm_head" not in names
+    with torch.no_grad():
+        torch.testing.assert_close(first(IDS)[0], plain(IDS)[0], atol=0, rtol=0)
+    mine, same, differs = (lora.adapter_tensors(model) for model in (first, second, other))
+    assert all(torch.equal(mine[name], same[name]) for name in mine)
+    assert not torch.equal(mine[f"{names[0]}.lora_A"], differs[f"{names[0]}.lora_A"])
+    for name in mine:
+        if name.endswith("lora_A"):
+            bound = mine[name].shape[1] ** -0.5
+            assert 0.8 * bound < mine[name].abs().max() <= bound
+
+
+def test_only_the_adapter_trains():
+    model = adapted(targets=("q_proj", "v_proj"))
+    logits, loss = model(IDS, IDS)
+    loss.sum().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {f"layers.{n}.self_attn.{p}_proj.lora_{m}" for n in (0, 1) for p in "qv" for m in "AB"}
+    count = 2 * (4 * (32 + 32) + 4 * (32 + 16))
+    trainable, total, percent = lora.trainable_report(model)
+    assert (trainable, total) == (count, Model(CONFIG).num_parameters() + count)
+    assert percent == pytest.approx(100 * count / total)
+
+
+def test_merged_equals_unmerged_and_is_a_plain_model(tmp_path):
+    model = adapted()
+    with torch.no_grad():
+        before = model(IDS)[0]
+        with pytest.raises(QuatrainError, match="merge adapters first"):
+            hub.save(model, tmp_path)
+        assert len(lora.merge_all(model)) == 14
+        torch.testing.assert_close(model(IDS)[0], before, atol=1e-5, rtol=1e-5)
+    assert not list(lora.adapters(model))
+    assert set(model.state_dict()) == set(Model(CONFIG).state_dict())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    hub.save(model, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(hub.load(tmp_path)(IDS)[0], model(IDS)[0])
+
+
+@pytest.mark.parametrize(
+    ("targets", "count"),
+    [
+        ("all-linear", 14),
+        (["q_proj"], 2),
+        ("mlp.up_proj", 2),
+        (["layers.0.*"], 7),
+        (["q_proj", "layers.1.self_attn.q_proj"], 2),
+    ],
+)
+def test_targets(targets, count):
+    assert len(lora.find_targets(Model(CONFIG), targets)) == count
+
+
+def test_unknown_targets_are_told_with_near_names():
+    with pytest.raises(InputError) as caught:
+        lora.find_targets(Model(CONFIG), ["q_prj", "c_attn", "o_proj", "lm_head"])
+    first, second, third = caught.value.problems
+    assert "'q_prj'" in first and "did you mean q_proj" in first
+    assert "'c_attn'" in second and "gate_proj" in second
+    assert "lm_head shares its weight" in third
+    with pytest.raises(InputError, match="empty"):
+        lora.find_targets(Model(CONFIG), [])
+
+
+def test_dropout_only_in_training():
+    model = adapted(dropout=0.5)
+    with torch.no_grad():
+        assert torch.equal(model(IDS)[0], model(IDS)[0])
+        model.train()
+        assert not torch.equal(model(IDS)[0], model(IDS)[0])
+
+
+def test_bfloat16_base_and_autocast():
+    model = adapted()
+    with torch.no_grad():
+        expected = model(IDS)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(model(IDS)[0].float(), expected, atol=0.2, rtol=0.05)
+        model.embed_tokens.to(torch.bfloat16)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | type(model.norm)):
+                module.to(torch.bfloat16)
+        assert next(layer.lora_A.dtype for _, layer in lora.adapters(model)) == torch.float32
+        logits = model(IDS)[0]
+        assert logits.dtype == torch.bfloat16
+        torch.testing.assert_close(logits.float(), expected, atol=0.2, rtol=0.05)
+
+
+def test_checkpointed_tensors_come_back():
+    model, fresh = adapted(), Model(CONFIG).initialize(0).eval()
+    lora.apply(fresh, options(), seed=9)
+    kept = {name: tensor.clone() for name, tensor in lora.adapter_tensors(model).items()}
+    lora.load_adapter_tensors(fresh, kept)
+    with torch.no_grad():
+        assert torch.equal(fresh(IDS)[0], model(IDS)[0])
+    wrong = dict(list(kept.items())[1:]) | {"x.lora_A": torch.zeros(1)}
+    with pytest.raises(InputError) as caught:
+        lora.load_adapter_tensors(fresh, wrong)
+    assert [problem.rpartition(": ")[2] for problem in caught.value.problems] == ["missing", "unexpected"]
