@@ -32,8 +32,8 @@ from quatrain.stages.base import Context, StageResult, stage_function, stage_nam
 
 RECIPE_FILE = "recipe.toml"
 STATE_FILE = "run.json"
-MADE = (RECIPE_FILE, STATE_FILE, "metrics.jsonl", "report.html", "stages", "model")
-"""What a run writes of its own; stages may add files, such as a generated database."""
+MADE = (RECIPE_FILE, STATE_FILE, "metrics.jsonl", "report.html", "stages", "model", "shop.sqlite")
+"""What a run writes, and a restart removes; any other file in the folder is the user's."""
 
 
 @dataclass
@@ -167,11 +167,13 @@ class _Runner:
         if not path.exists():
             return
         differences = self._differences(path)
-        finished = self._finished_stages()
-        if not differences or reuse or not (finished or self._has_checkpoints()):
+        if not differences:
             return
-        valid = self._valid_stages()
-        raise InputError(_changed_message(self.folder, finished, valid, len(differences)), differences)
+        finished, valid = self._finished_stages(), self._valid_stages()
+        if not valid and (reuse or not (finished or self._has_checkpoints())):
+            self._clear()
+        elif not reuse:
+            raise InputError(_changed_message(self.folder, finished, valid, len(differences)), differences)
 
     def _differences(self, path: Path) -> list[str]:
         try:

@@ -42,6 +42,18 @@ class ModelSettings(Settings):
         """Heads of keys and values: all of them unless grouped-query attention is asked for."""
         return self.num_key_value_heads or self.num_attention_heads
 
+    def parameters(self, vocab_size: int) -> int:
+        """The number of weights of this shape, without building it; norms and biases as the family has them."""
+        width, inner = self.hidden_size, self.resolved_intermediate_size
+        embedding = vocab_size * width
+        head = 0 if self.tie_word_embeddings else embedding
+        if self.family == "gpt2":
+            block = 4 * width * width + 4 * width + 2 * width * inner + inner + width + 4 * width
+            return embedding + head + self.max_position_embeddings * width + self.num_hidden_layers * block + 2 * width
+        key_value = width // self.num_attention_heads * self.resolved_key_value_heads
+        block = 2 * width * width + 2 * width * key_value + 3 * width * inner + 2 * width
+        return embedding + head + self.num_hidden_layers * block + width
+
     def conflicts(self) -> Iterator[Problem]:
         if self.folder is not None:
             yield from self._shape_with_folder()

@@ -1,0 +1,41 @@
+"""The verbs of the command line, put together."""
+
+from __future__ import annotations
+
+from cyclopts import App, Parameter
+
+import quatrain
+from quatrain.cli.chat import chat
+from quatrain.cli.check import check
+from quatrain.cli.data import get_source, list_sources
+from quatrain.cli.doctor import doctor
+from quatrain.cli.evaluate import evaluate
+from quatrain.cli.generate import generate
+from quatrain.cli.plan import plan
+from quatrain.cli.recipes import recipes
+from quatrain.cli.run import run
+from quatrain.cli.tokenize import tokenize
+
+EPILOGUE = """Start with: quatrain run quickstart
+
+Any verb takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 wrong input."""
+
+
+def build_app() -> App:
+    """The application with all its verbs."""
+    app = App(
+        name="quatrain",
+        help="The whole road of a language model: read, learn, adapt, speak.",
+        help_epilogue=EPILOGUE,
+        help_format="plaintext",
+        version=quatrain.__version__,
+        default_parameter=Parameter(negative=()),
+        suppress_keyboard_interrupt=False,
+    )
+    for verb in (run, recipes, check, plan, tokenize, generate, chat, evaluate, doctor):
+        app.command(verb)
+    data = App(name="data", help="The catalog of named texts: list it, get one.")
+    data.command(list_sources, name="list")
+    data.command(get_source, name="get")
+    app.command(data)
+    return app

@@ -1,0 +1,81 @@
+"""`quatrain generate`: one completion of a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def generate(
+    model: Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int | None = None,
+    stop: tuple[str, ...] = (),
+    stream: Annotated[bool, Parameter(negative="--no-stream")] = True,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Complete a prompt.
+
+    Parameters
+    ----------
+    model
+        A model folder.
+    prompt
+        The text to go on from; - reads standard input.
+    max_new_tokens
+        The most tokens to add.
+    temperature
+        0 always takes the likeliest token; 1 draws as the model says.
+    top_k
+        Draw among so many of the likeliest tokens.
+    top_p
+        Draw among the likeliest tokens that have this share of the probability together.
+    min_p
+        Draw among tokens at least this share as likely as the likeliest.
+    seed
+        Makes drawing repeatable.
+    stop
+        Stop where this text comes up; may be given several times.
+    stream
+        Write the text as it comes.
+    json_lines
+        Write one JSON object with the text, its tokens and why it ended.
+    """
+    import sys
+
+    from quatrain.cli.output import show, show_json
+    from quatrain.generation.engine import Engine, SamplingParams
+
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+    )
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    engine = Engine.load(model)
+    if json_lines or not stream:
+        (completion,) = engine.generate([prompt], params)
+        if json_lines:
+            finish = {"ids": completion.ids, "finish_reason": completion.finish_reason}
+            show_json({"prompt": prompt, "text": completion.text} | finish)
+        else:
+            show(prompt + completion.text)
+        return 0
+    show(prompt, end="")
+    for piece in engine.stream(prompt, params):
+        show(piece, end="")
+    show()
+    return 0

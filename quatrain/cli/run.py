@@ -1,0 +1,59 @@
+"""`quatrain run`: runs or resumes a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def run(
+    recipe: str | None = None,
+    *overrides: str,
+    restart: bool = False,
+    reuse: bool = False,
+    runs_dir: Path = Path("runs"),
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+    quiet: bool = False,
+    list_recipes: Annotated[bool, Parameter(name="--list")] = False,
+) -> int:
+    """Run a recipe, or go on with a run that was interrupted.
+
+    Parameters
+    ----------
+    recipe
+        The name of a shipped recipe, or the path of a recipe in TOML.
+    overrides
+        Settings to change, such as seed=1 or stage.pretrain.train.steps=100.
+    restart
+        Throw away what an earlier run of this name made, and start over.
+    reuse
+        The recipe has changed: keep the finished stages that are still valid, redo the rest.
+    runs_dir
+        The folder in which runs are kept.
+    json_lines
+        Write one JSON object a line, for programs.
+    quiet
+        Write nothing but errors.
+    list_recipes
+        List the shipped recipes and stop.
+    """
+    from quatrain.errors import InputError
+    from quatrain.progress import create_reporter
+    from quatrain.recipe import load, recipe_names
+
+    if list_recipes:
+        from quatrain.cli.recipes import recipes
+
+        return recipes(json_lines=json_lines)
+    if recipe is None:
+        raise InputError(f"run needs a recipe: one of {', '.join(recipe_names())}, or the path of your own")
+    if restart and reuse:
+        raise InputError("--restart and --reuse: must be at most one of them")
+    loaded = load(recipe, overrides)
+    reporter = create_reporter(json_lines=json_lines, quiet=quiet)
+    from quatrain.run import run as run_recipe
+
+    run_recipe(loaded, runs_dir=runs_dir, restart=restart, reuse=reuse, reporter=reporter)
+    return 0
