@@ -1,0 +1,1 @@
+"""What trained models are used for: questions to a database, and whatever follows."""

@@ -1,0 +1,75 @@
+"""Texts for pretraining: questions with their SQL, the schema, and what the rows say."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from quatrain.applications.text2sql.examples import Example
+from quatrain.applications.text2sql.material import Material
+from quatrain.applications.text2sql.schema import Column, Table
+from quatrain.applications.text2sql.values import number_text, usable
+
+TELLING_SHARE = 0.12
+
+
+def pair(example: Example, rng: random.Random) -> str:
+    """A question and its SQL as plain text, in one of a few layouts."""
+    layout = rng.random()
+    if layout < 0.5:
+        return f"Question: {example.question}\nSQL: {example.sql}"
+    if layout < 0.75:
+        return f"-- {example.question}\n{example.sql};"
+    return f"{example.question}\n{example.sql}"
+
+
+class Telling:
+    """Prose about a database: its schema, lists of values, facts about single rows."""
+
+    def __init__(self, material: Material, rng: random.Random):
+        self._material = material
+        self._rng = rng
+        self._tables = [table for table in material.schema.tables if len(table.columns) > 1]
+        self._create = material.schema.create_statements()
+        self._columns = [
+            column for table in material.schema.tables for column in table.columns
+            if column.asked and column.role in ("text", "category")
+        ]  # fmt: skip
+
+    def text(self) -> str | None:
+        """One text, or None when the draw came to nothing."""
+        chance = self._rng.random()
+        if chance < 0.12:
+            return self._rng.choice(self._create)
+        if chance < 0.3 and self._columns:
+            return self._list(self._rng.choice(self._columns))
+        return self._fact(self._rng.choice(self._tables)) if self._tables else None
+
+    def _list(self, column: Column) -> str | None:
+        pool = self._material.pool[column.table, column.name]
+        if not pool:
+            return None
+        some = self._rng.sample(pool, min(len(pool), 3 + int(self._rng.random() * 5)))
+        table = self._material.schema.table(column.table)
+        return f"Some {column.labels} of the {table.many}: {', '.join(map(_plain, some))}."
+
+    def _fact(self, table: Table) -> str | None:
+        row = self._rng.choice(self._material.rows[table.name])
+        told = [
+            (column, value)
+            for column, value in zip(table.columns, row, strict=True)
+            if column.role not in ("other", "reference") and column not in table.identity and column.asked and usable(value)
+        ]
+        if not told or not table.identity:
+            return None
+        name = " ".join(_plain(value) for column, value in zip(table.columns, row, strict=True) if column in table.identity)
+        chosen = self._rng.sample(told, min(len(told), 1 + int(self._rng.random() * 2)))
+        facts = " and ".join(f"the {column.label} {_plain(value)}" for column, value in chosen)
+        if self._rng.random() < 0.5:
+            return f"The {table.one} {name} has {facts}."
+        column, value = chosen[0]
+        return f"The {column.label} of the {table.one} {name} is {_plain(value)}."
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else number_text(value)

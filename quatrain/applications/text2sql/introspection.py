@@ -1,0 +1,313 @@
+"""Reading a database's structure: opening it safely, giving every column a role, finding what points at what."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+from quatrain.applications.text2sql.naming import label, quote, singular
+from quatrain.applications.text2sql.schema import Column, ForeignKey, Schema, Table
+from quatrain.errors import InputError
+
+SAMPLE = 2000
+_HEADER = b"SQLite format 3\x00"
+_DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?)?\Z")
+_NUMERIC = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*\Z")
+_MONEY = frozenset("price prices cost costs amount total salary revenue budget fee payment wage income profit".split())
+_NOT_MEASURED = frozenset(
+    """year id code zip postal phone fax number no num rank ranking position latitude longitude lat long lng version number
+    isbn ssn season month day hour order index key uid""".split()
+)
+_NOT_ASKED = frozenset(
+    """email mail url website web link phone fax address password hash image picture photo file path comment comments
+    description details notes note uuid guid""".split()
+)
+_NAMES = ("name", "full name", "label")
+_GENERIC = frozenset(["id", "name", "title", "code", "type", "date", "year", "description", "value", "status", "number"])
+_BOOLEANS = ({0, 1}, {"Y", "N"}, {"y", "n"}, {"T", "F"}, {"t", "f"}, {"true", "false"}, {"True", "False"}, {"yes", "no"})
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A read-only connection to an existing SQLite file. Raises InputError saying why it cannot be read."""
+    remedy = "give the path of an SQLite 3 database file"
+    if not path.exists():
+        raise InputError(f"There is no database at {path}", [f"database: {path}; no such file; {remedy}"])
+    if not path.is_file():
+        raise InputError(f"{path} is not a database file", [f"database: {path}; a folder or a device; {remedy}"])
+    try:
+        with path.open("rb") as file:
+            header = file.read(len(_HEADER))
+    except OSError as error:
+        raise InputError(f"Cannot read {path}", [f"database: {path}; {error.strerror}; check its permissions"]) from error
+    if not header:
+        raise InputError(f"{path} is empty", [f"database: {path}; 0 bytes, so no tables; {remedy}"])
+    if header != _HEADER:
+        raise InputError(
+            f"{path} is not an SQLite database",
+            [f"database: {path}; begins with {header[:12]!r}, not with 'SQLite format 3': another kind of file, or "
+             f"encrypted; {remedy}"],
+        )
+    uri = path.resolve().as_uri()
+    try:
+        return _ready(uri + "?mode=ro")
+    except sqlite3.OperationalError as error:
+        # A database in WAL mode needs its -shm file, which cannot be made in a folder that is not writable.
+        if "unable to open" not in str(error) and "readonly" not in str(error):
+            raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
+    try:
+        return _ready(uri + "?mode=ro&immutable=1")
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
+
+
+def _ready(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=2.0, check_same_thread=False)
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def explain(path: Path, error: sqlite3.Error) -> str:
+    """One problem line for an SQLite error met while reading a database."""
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return f"database: {path}; locked by another program; close that program or copy the file"
+    if "malformed" in text or "not a database" in text or "encrypted" in text:
+        return f"database: {path}; damaged or encrypted ({text}); restore it from a copy, e.g. with sqlite3's .recover"
+    return f"database: {path}; {text}; check the file with sqlite3's PRAGMA integrity_check"
+
+
+def describe(path: Path) -> Schema:
+    """The schema of the database at `path`; `quatrain.applications.text2sql.schema.introspect` has the contract."""
+    connection = connect(path)
+    try:
+        return _describe(connection, path)
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
+    finally:
+        connection.close()
+
+
+def _describe(connection: sqlite3.Connection, path: Path) -> Schema:
+    names = [
+        row[0]
+        for row in connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
+        )
+    ]
+    problems: list[str] = []
+    notes: list[str] = []
+    counts: dict[str, int] = {}
+    for name in names:
+        try:
+            count = connection.execute(f"SELECT count(*) FROM {quote(name)}").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            if "malformed" in str(error) or "locked" in str(error):
+                problems.append(explain(path, error) + f" (table {name})")
+            else:
+                notes.append(f"table {name} left out: {error}")
+            continue
+        if count:
+            counts[name] = count
+        else:
+            notes.append(f"table {name} left out: it has no rows")
+    if problems:
+        raise InputError(f"Cannot read {path}", problems)
+    if not names:
+        raise InputError(f"{path} has no tables", [f"database: {path}; no tables; give a database with tables and rows"])
+    if not counts:
+        raise InputError(
+            f"{path} has no rows",
+            [f"table {name}: no rows; questions need values to ask for; fill at least one table" for name in names],
+        )
+    declared = _declared_keys(connection, counts, notes)
+    tables: dict[str, Table] = {}
+    for name, count in counts.items():
+        references = {key.column for key in declared if key.table == name}
+        tables[name] = _table(connection, name, count, references)
+    declared = [key for key in declared if _resolves(key, tables)]
+    keys = declared + _inferred_keys(connection, tables, {key.table for key in declared})
+    final = tuple(_with_references(table, {key.column for key in keys if key.table == table.name}) for table in tables.values())
+    return Schema(path, final, tuple(keys), tuple(notes))
+
+
+def _declared_keys(connection: sqlite3.Connection, counts: dict[str, int], notes: list[str]) -> list[ForeignKey]:
+    by_lower = {name.lower(): name for name in counts}
+    found: list[ForeignKey] = []
+    for name in counts:
+        rows = connection.execute(f"PRAGMA foreign_key_list({quote(name)})").fetchall()
+        several = {number for number, count in Counter(row[0] for row in rows).items() if count > 1}
+        columns = {row[1].lower(): row[1] for row in connection.execute(f"PRAGMA table_info({quote(name)})")}
+        for number, _, parent, source, target, *_ in sorted(rows):
+            real = by_lower.get(parent.lower())
+            if number in several or real is None:
+                if number in several:
+                    notes.append(f"foreign key {name} -> {parent} left out: it spans several columns")
+                continue
+            info = connection.execute(f"PRAGMA table_info({quote(real)})").fetchall()
+            if target is None:
+                keyed = [row[1] for row in info if row[5]]
+                target = keyed[0] if len(keyed) == 1 else ""
+            parent_columns = {row[1].lower(): row[1] for row in info}
+            if source.lower() not in columns or target.lower() not in parent_columns:
+                notes.append(f"foreign key {name}.{source} -> {parent}.{target} left out: no such column")
+                continue
+            key = ForeignKey(name, columns[source.lower()], real, parent_columns[target.lower()], "")
+            if not any((other.table, other.column) == (key.table, key.column) for other in found):
+                found.append(_labelled(key))
+    return found
+
+
+def _labelled(key: ForeignKey) -> ForeignKey:
+    words = [word for word in label(key.column).split() if word not in ("id", "key", "code", "no", "fk", "ref", "name")]
+    parent = singular(label(key.parent))
+    text = " ".join(words) or parent
+    return ForeignKey(key.table, key.column, key.parent, key.parent_column, text, key.declared)
+
+
+def _resolves(key: ForeignKey, tables: dict[str, Table]) -> bool:
+    # SQLite accepts a reference to a column that repeats; joining through it would multiply rows.
+    return tables[key.parent].column(key.parent_column).unique
+
+
+def _table(connection: sqlite3.Connection, name: str, count: int, references: set[str]) -> Table:
+    info = connection.execute(f"PRAGMA table_info({quote(name)})").fetchall()
+    keyed = [row[1] for row in info if row[5]]
+    rows = connection.execute(f"SELECT * FROM {quote(name)} LIMIT {SAMPLE}").fetchall()
+    one = singular(label(name))
+    labels = [label(row[1]) for row in info]
+    columns = []
+    for position, (_, column, declared, *_) in enumerate(info):
+        text = labels[position]
+        if text.startswith(one + " ") and text[len(one) + 1 :] not in labels and not re.search(r"\b(id|date)$", text):
+            text = text[len(one) + 1 :]
+        cells = [row[position] for row in rows]
+        key = keyed == [column]
+        columns.append(_column(connection, name, column, text, declared, cells, count, key, column in references))
+    key_column = next((column for column in columns if keyed == [column.name]), None)
+    if key_column is None:
+        key_column = next((column for column in columns if column.unique and column.role == "key"), None)
+    return Table(name, label(name), tuple(columns), count, _identity(columns, key_column, one), key_column)
+
+
+def _column(
+    connection: sqlite3.Connection, table: str, name: str, text: str, declared: str, cells: list[object], count: int,
+    key: bool, reference: bool,
+) -> Column:
+    column, source = quote(name), quote(table)
+    distinct, filled, low, high = connection.execute(
+        f"SELECT count(DISTINCT {column}), count({column}), min({column}), max({column}) FROM {source}"
+    ).fetchone()
+    known = [cell for cell in cells if cell is not None]
+    unique = distinct == count
+    words = text.split()
+    stamp = False
+    asked = not _NOT_ASKED & set(words)
+    if key and (not known or not all(isinstance(cell, str) for cell in known)):
+        role = "key"
+    elif not known:
+        role = "other"
+    elif set(known) in _BOOLEANS:
+        role = "boolean"
+    elif all(isinstance(cell, (int, float)) for cell in known):
+        if unique and words[-1] == "id":
+            role = "key"
+        else:
+            role = "money" if _MONEY & set(words) else "number"
+    elif all(isinstance(cell, str) for cell in known):
+        dated = [cell for cell in known if _DATE.match(cell)]  # type: ignore[arg-type]
+        if len(dated) >= 0.98 * len(known):
+            role, stamp = "date", any(len(str(cell)) > 10 for cell in dated)
+        else:
+            role = "category" if distinct <= 25 and distinct * 2 <= count else "text"
+            numeric = sum(bool(_NUMERIC.match(str(cell))) for cell in known)
+            asked = asked and numeric < 0.5 * len(known)
+    else:
+        role = "other"
+    if reference and role in ("number", "key"):
+        role = "reference"
+    measure = role == "money" or (role == "number" and not _NOT_MEASURED & set(words))
+    return Column(table, name, role, text, declared or "", distinct, count - filled, unique, stamp, measure, asked, low, high)
+
+
+def _identity(columns: list[Column], key: Column | None, one: str) -> tuple[Column, ...]:
+    texts = [column for column in columns if column.role in ("text", "category")]
+    by_label = {column.label: column for column in texts}
+    for name in (*_NAMES, f"{one} name", "first name", one, "title", f"{one} title"):
+        if name == "first name" and {name, "last name"} <= by_label.keys():
+            return by_label["first name"], by_label["last name"]
+        if name != "first name" and name in by_label and by_label[name].values > 1:
+            return (by_label[name],)
+    named = [column for column in texts if column.label.split()[-1] in ("name", "title") and column.unique]
+    if named:
+        return (named[0],)
+    if key is not None:
+        return (key,)
+    telling = [column for column in texts if column.unique and column.asked]
+    return (telling[0],) if telling else ()
+
+
+def _inferred_keys(connection: sqlite3.Connection, tables: dict[str, Table], declaring: set[str]) -> list[ForeignKey]:
+    found: list[ForeignKey] = []
+    for table in tables.values():
+        if table.name in declaring:
+            continue
+        for column in table.columns:
+            if column.role in ("date", "boolean", "other", "money"):
+                continue
+            target = _target(connection, column, tables)
+            if target is not None:
+                found.append(_labelled(ForeignKey(table.name, column.name, target.table, target.name, "", declared=False)))
+    return found
+
+
+def _target(connection: sqlite3.Connection, column: Column, tables: dict[str, Table]) -> Column | None:
+    """The unique column of another table that holds every value of this one and shares its name, or None if unclear."""
+    candidates = []
+    wanted = label(column.name)
+    for other in tables.values():
+        if other.name == column.table:
+            continue
+        one = singular(other.label)
+        for target in other.columns:
+            named = wanted.startswith(one)
+            same = target.name.lower() == column.name.lower() and wanted not in _GENERIC
+            by_convention = wanted == f"{one} id" and target.label == "id" and target.role == "key"
+            if target.unique and not target.nulls and (same or by_convention) and (named or not column.unique):
+                candidates.append((named, target))
+    if any(named for named, _ in candidates):
+        candidates = [candidate for candidate in candidates if candidate[0]]
+    if wanted.startswith(tables[column.table].one) and column.unique:
+        return None
+    if len(candidates) != 1:
+        return None
+    target = candidates[0][1]
+    missing = connection.execute(
+        f"SELECT 1 FROM {quote(column.table)} WHERE {column.full} IS NOT NULL AND {column.full} NOT IN "
+        f"(SELECT {target.full} FROM {quote(target.table)}) LIMIT 1"
+    ).fetchone()
+    return None if missing else target
+
+
+def _with_references(table: Table, references: set[str]) -> Table:
+    changed = {
+        column.name: Column(
+            column.table, column.name, "reference", column.label, column.declared, column.values, column.nulls,
+            column.unique, column.stamp, False, False, column.low, column.high,
+        )
+        for column in table.columns
+        if column.name in references and column.role in ("number", "key", "money")
+    }
+    columns = tuple(changed.get(column.name, column) for column in table.columns)
+    identity = tuple(changed.get(column.name, column) for column in table.identity)
+    key = changed.get(table.key.name, table.key) if table.key else None
+    return Table(table.name, table.label, columns, table.rows, identity, key)

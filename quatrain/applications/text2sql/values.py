@@ -1,0 +1,178 @@
+"""Values: how they look in a question and in SQL, which are held out, and made-up ones from which copying is learned."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+LONGEST = 40
+_PLAIN = re.compile(r"[^\W\d_]+(?:['’.&-]*[^\W_]+)*(?: (?:[^\W_]+['’.&-]*)+| &){0,4}\Z")
+_NUMBERS = re.compile(r"\d{4}-\d\d-\d\d|\d+(?:\.\d+)?")
+_WORDS = re.compile(r"[^\W_]+")
+_LITERAL = re.compile(r"(?<!strftime\()'(?:[^']|'')*'|(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])")
+_OPERATOR = re.compile(r" (>=|<=|>|<|ASC|DESC)(?= |$)| (?:ASC|DESC)$")
+_ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl l m n p pl pr qu r s sh sk sl sp st t th tr v w y z".split()
+_VOWELS = "a a a e e e i i o o u u ai ea ee ie oa oo ou é ö ü á ø".split()
+_CODAS = ["", "", "", "", "n", "r", "l", "s", "t", "m", "d", "k", "x", "nd", "rt", "ck", "ll", "ss", "ng", "st", "rn"]
+
+
+def number_text(value: float) -> str:
+    """A number as questions and SQL write it: no exponent, no trailing zeros, at most two decimals of its own."""
+    if isinstance(value, int):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return str(int(value))
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def literal(value: Any) -> str:
+    """The value as an SQL literal."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return number_text(value)
+
+
+def shown(value: Any, rng: random.Random) -> str:
+    """The value as it stands in a question: bare, in double quotes now and then, always so where it would not be clear."""
+    if not isinstance(value, str):
+        return number_text(value)
+    if (_PLAIN.match(value) or value[:1].isdigit()) and rng.random() > 0.12:
+        return value
+    return f'"{value}"'
+
+
+def usable(value: Any) -> bool:
+    """Whether a value can stand in a question: short, printable, and exactly recoverable from the text."""
+    if isinstance(value, bool) or value is None or isinstance(value, bytes):
+        return False
+    if isinstance(value, int):
+        return abs(value) < 10**12
+    if isinstance(value, float):
+        return abs(value) < 1e12 and round(value, 2) == value
+    return (
+        0 < len(value) <= LONGEST and value == value.strip() and value.isprintable() and '"' not in value
+        and "  " not in value and "%" not in value and "\ufffd" not in value and any(map(str.isalnum, value))
+    )  # fmt: skip
+
+
+def written(value: Any) -> str:
+    """The text by which a value is recognised anywhere: numbers as digits, dates by their day, strings as they are."""
+    return value if isinstance(value, str) else number_text(abs(value))
+
+
+def skeleton(sql: str) -> str:
+    """The SQL without its values and directions: what remains is which tables and columns it combines and how."""
+    return _OPERATOR.sub(" ~", _LITERAL.sub("?", sql))
+
+
+class HeldOut:
+    """The values that no text of any stage may hold.
+
+    A value is held out by a hash of its text and the seed, so the choice does not depend on the order of rows and holds
+    in every column where the value occurs.
+    """
+
+    def __init__(self, seed: int, share: float = 0.1):
+        self.share = share
+        self._salt = f"held out {seed} ".encode()
+        self.values: set[str] = set()
+        self._numbers: set[str] = set()
+        self._first: dict[str, list[str]] = {}
+
+    def drawn(self, text: str) -> bool:
+        """Whether the hash of this text falls into the held-out share."""
+        digest = hashlib.blake2b(self._salt + text.encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "big") < self.share * 2**32
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Hold out these values."""
+        for text in texts:
+            if text in self.values:
+                continue
+            self.values.add(text)
+            if _NUMBERS.fullmatch(text):
+                self._numbers.add(text)
+            else:
+                words = _WORDS.findall(text)
+                self._first.setdefault(words[0] if words else text, []).append(text)
+
+    def __contains__(self, text: object) -> bool:
+        return text in self.values
+
+    def found(self, text: str) -> str | None:
+        """The first held-out value that stands in a text as whole words or as a whole number, or None."""
+        for number in _NUMBERS.findall(text):
+            if number in self._numbers:
+                return number
+        for word in self._first.keys() & set(_WORDS.findall(text)):
+            for value in self._first[word]:
+                if _stands(value, text) or ("'" in value and _stands(value.replace("'", "''"), text)):
+                    return value
+        return None
+
+
+def _stands(value: str, text: str) -> bool:
+    place = text.find(value)
+    while place >= 0:
+        end = place + len(value)
+        before = place == 0 or not (text[place - 1].isalnum() and value[0].isalnum())
+        after = end == len(text) or not (text[end].isalnum() and value[-1].isalnum())
+        if before and after:
+            return True
+        place = text.find(value, place + 1)
+    return False
+
+
+def made_up_word(rng: random.Random, like: str) -> str:
+    """A word that does not exist, about as long as `like` and with its capitals."""
+    if like.isdigit():
+        return "".join(str(int(rng.random() * 10)) for _ in like)
+    word = ""
+    target = max(2, len(like) + int(rng.random() * 3) - 1)
+    while len(word) < target:
+        word += _pick(_ONSETS, rng) + _pick(_VOWELS, rng) + _pick(_CODAS, rng)
+    if like.isupper() and len(like) > 1:
+        return word.upper()[:target]
+    return word.capitalize() if like[:1].isupper() else word
+
+
+def made_up_text(rng: random.Random, examples: Sequence[str]) -> str:
+    """A value of the same make as the examples: words exchanged between them, or words that do not exist."""
+    pattern = _pick(examples, rng)
+    words = pattern.split(" ")
+    kind = rng.random()
+    for place, word in enumerate(words):
+        if kind < 0.45 or (kind < 0.75 and rng.random() < 0.5):
+            core = _WORDS.search(word)
+            if core:
+                words[place] = word[: core.start()] + made_up_word(rng, core.group()) + word[core.end() :]
+        elif rng.random() < 0.6:
+            words[place] = _pick(_pick(examples, rng).split(" "), rng)
+    if kind > 0.93 and len(words) < 3:
+        words.append(_pick(_pick(examples, rng).split(" "), rng))
+    text = " ".join(words)
+    return text if usable(text) else made_up_word(rng, "Something")
+
+
+def made_up_number(rng: random.Random, like: float) -> float | int:
+    """A number of the same order and decimals as `like`."""
+    size = max(abs(like), 2) * 10 ** (rng.random() * 1.2 - 0.6)
+    if isinstance(like, float) and like != int(like):
+        return round(size, 2 if round(like, 1) != like else 1)
+    value = int(size)
+    if value > 200 and rng.random() < 0.3:
+        value = int(round(value, 1 - len(str(value)) + int(rng.random() * 2)))
+    return value
+
+
+def made_up_day(rng: random.Random, like: str) -> str:
+    """A day within some years of `like`, in ISO form."""
+    year = int(like[:4]) + int(rng.random() * 9) - 4
+    return f"{year:04d}-{1 + int(rng.random() * 12):02d}-{1 + int(rng.random() * 28):02d}"
+
+
+def _pick(items: Sequence[Any], rng: random.Random) -> Any:
+    return items[int(rng.random() * len(items))]
