@@ -373,12 +373,13 @@ def _order(part: str | int) -> tuple[int, str]:
 
 
 def _touches(problem: Problem, dropped: list[Place]) -> bool:
-    """Whether a problem was judged on something that was left out."""
-    return any(
-        place[: len(missing)] == missing or missing[: len(place)] == place
-        for place in (problem.place, *problem.also)
-        for missing in dropped
-    )
+    """Whether a problem was judged on something that was left out; `also` says what it was judged on."""
+    for missing in dropped:
+        if any(place[: len(missing)] == missing for place in (problem.place, *problem.also)):
+            return True
+        if not problem.also and missing[: len(problem.place)] == problem.place:
+            return True
+    return False
 
 
 __all__ = ["Listing", "Literal", "Problem", "Settings", "describe", "did_you_mean", "format_place", "parse", "suggest"]
