@@ -1,0 +1,94 @@
+"""The hand-written passes: values and gradients equal to PyTorch's own, in float64 by finite differences too."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from quatrain.models import kernels
+from quatrain.models.attention import bias_of, causal_mask
+from quatrain.models.config import ModelConfig
+from quatrain.models.positions import rotary_tables, rotate
+from quatrain.models.stack import Model
+
+
+def leaves(*tensors):
+    return [tensor.detach().clone().requires_grad_() for tensor in tensors]
+
+
+def compare(ours, theirs, inputs, atol):
+    """Runs both on their own copies and compares the values and all gradients for a random direction."""
+    mine, other = leaves(*inputs), leaves(*inputs)
+    a, b = ours(*mine), theirs(*other)
+    direction = torch.randn_like(a)
+    (a * direction).sum().backward()
+    (b * direction).sum().backward()
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+    for x, y in zip(mine, other, strict=True):
+        torch.testing.assert_close(x.grad, y.grad, atol=atol, rtol=0)
+
+
+def test_rms_norm():
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 5, 16) * 3, torch.rand(16) + 0.5
+    compare(lambda x, w: kernels.RMSNormFunction.apply(x, w, 1e-5), lambda x, w: F.rms_norm(x, (16,), w, 1e-5), inputs, 1e-5)
+
+
+def test_swiglu():
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 5, 16), torch.randn(3, 5, 16)
+    compare(kernels.SwiGLUFunction.apply, lambda gate, up: F.silu(gate) * up, inputs, 1e-6)
+    assert torch.autograd.gradcheck(kernels.SwiGLUFunction.apply, leaves(*(tensor.double() for tensor in inputs)))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("rotary", [False, True])
+def test_attention(packed, rotary):
+    torch.manual_seed(0)
+    batch, length, heads, width = 2, 9, 3, 8
+    inputs = [torch.randn(batch, length, heads, width) for _ in range(3)]
+    config = ModelConfig(family="llama", vocab_size=9, hidden_size=24, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=length)
+    cos, sin = rotary_tables(config)
+    segments = torch.tensor([[1] * 4 + [2] * 5, [0] * 2 + [1] * 7])
+    mask = causal_mask(segments, length) if packed else None
+    bias = bias_of(mask, length, torch.float32, torch.device("cpu"))
+    tables = (cos[:, None, : width // 2], sin[:, None, : width // 2]) if rotary else (None, None)
+
+    def ours(query, key, value):
+        return kernels.AttentionFunction.apply(query, key, value, *tables, bias)
+
+    def theirs(query, key, value):
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        if rotary:
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        allowed = None if mask is None else mask[:, None]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=mask is None)
+        return mixed.transpose(1, 2).reshape(batch, length, -1)
+
+    compare(ours, theirs, inputs, 1e-5)
+
+
+def test_the_stack_gives_the_same_with_and_without_them(monkeypatch):
+    config = ModelConfig(family="llama", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32)
+    ids, labels = torch.randint(0, 40, (2, 20)), torch.randint(0, 40, (2, 20))
+    found = []
+    for own in (True, False):
+        if not own:
+            monkeypatch.setattr(kernels, "suits", lambda x: False)
+        model = Model(config).initialize(1)
+        logits, loss = model(ids, labels)
+        loss.sum().backward()
+        found.append([logits.detach(), *(parameter.grad for parameter in model.parameters())])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=2e-5, rtol=0)
+
+
+def test_long_texts_take_the_path_that_keeps_no_scores():
+    config = ModelConfig(family="llama", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192)
+    model = Model(config)
+    assert model._bias(None, torch.zeros(1, 64, 32)) is not None
+    assert model._bias(None, torch.zeros(1, 8192, 32)) is None
+    with torch.no_grad():
+        assert model._bias(None, torch.zeros(1, 64, 32)) is None

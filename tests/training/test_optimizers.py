@@ -1,0 +1,87 @@
+"""Muon against its definition, the groups of parameters, and the schedules."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+from quatrain.training.optimizers import Muon, make_optimizers, orthogonalize
+from quatrain.training.schedules import share
+from quatrain.training.settings import TrainSettings
+
+
+def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_directions():
+    torch.manual_seed(0)
+    for shape in ((3, 24, 40), (2, 40, 24), (1, 16, 16)):
+        matrices = torch.randn(shape)
+        found = orthogonalize(matrices, dtype=torch.float32)
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.3 and values.max() < 1.3
+        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+        overlap = (found * (left @ right)).sum() / found.norm() / (left @ right).norm()
+        assert overlap > 0.95
+
+
+def test_muon_is_nesterov_momentum_orthogonalised_with_decoupled_decay():
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(8, 12))
+    start, momentum = parameter.detach().clone(), torch.zeros(8, 12)
+    optimizer = Muon([parameter], learning_rate=0.1, weight_decay=0.5, dtype=torch.float32)
+    expected = start
+    for _ in range(3):
+        gradient = torch.randn(8, 12)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        update = orthogonalize((0.05 * gradient + 0.95 * momentum)[None], dtype=torch.float32)[0]
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 12**0.5 * update
+        torch.testing.assert_close(parameter.detach(), expected, atol=1e-5, rtol=0)
+
+
+def test_matrices_of_one_shape_do_not_mix():
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(6, 6)) for _ in range(3)]
+    alone = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    gradients = [torch.randn(6, 6) for _ in parameters]
+    together = Muon(parameters, learning_rate=0.1, dtype=torch.float32)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    together.step()
+    for parameter, other, gradient in zip(parameters, alone, gradients, strict=True):
+        other.grad = gradient.clone()
+        Muon([other], learning_rate=0.1, dtype=torch.float32).step()
+        torch.testing.assert_close(parameter, other, atol=1e-6, rtol=0)
+
+
+def test_blocks_go_to_muon_the_rest_to_adamw_and_only_matrices_decay():
+    config = ModelConfig(family="llama", vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16)
+    model = Model(config)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    muon, adamw = make_optimizers(dict(model.named_parameters()), TrainSettings(steps=1, warmup=0, optimizer="muon"),
+                                  dtype=torch.float32)
+    in_muon = {names[parameter] for group in muon.param_groups for parameter in group["params"]}
+    assert in_muon == {name for name in names.values() if name.startswith("layers.") and "proj" in name}
+    decay = {names[parameter]: group["weight_decay"] for group in adamw.param_groups for parameter in group["params"]}
+    assert decay["embed_tokens.weight"] > 0 and decay["lm_head.weight"] > 0
+    assert all(value == 0 for name, value in decay.items() if "norm" in name)
+    assert len(in_muon) + len(decay) == len(names)
+
+
+@given(st.integers(1, 500), st.integers(0, 50), st.sampled_from(["constant", "linear", "cosine", "wsd"]), st.floats(0, 1))
+def test_schedules_rise_then_never_rise_again(steps, warmup, schedule, minimum):
+    warmup = min(warmup, steps)
+    shares = [share(step, steps=steps, schedule=schedule, warmup=warmup, minimum=minimum) for step in range(steps)]
+    assert all(0 <= value <= 1 for value in shares)
+    assert shares[:warmup] == sorted(shares[:warmup])
+    assert all(a >= b - 1e-12 for a, b in zip(shares[warmup:], shares[warmup + 1 :], strict=False))
+    if schedule != "constant" and steps > warmup:
+        assert shares[-1] == pytest.approx(minimum)
+
+
+def test_cosine_by_hand():
+    assert [round(share(step, steps=4, schedule="cosine"), 4) for step in range(4)] == [0.8536, 0.5, 0.1464, 0.0]
+    assert [share(step, steps=10, schedule="wsd", decay=0.5, warmup=2) for step in (0, 1, 2, 4, 5, 7, 9)] == pytest.approx(
+        [1 / 3, 2 / 3, 1, 1, 0.8, 0.4, 0.0])
