@@ -1,0 +1,131 @@
+"""The counts equal those of the built model; the estimates stay near what is measured."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quatrain.models.cache import KVCache
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+from quatrain.planning import counts
+
+LLAMA = ModelConfig(
+    family="llama",
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=172,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
+
+
+@st.composite
+def configs(draw):
+    heads = draw(st.sampled_from([1, 2, 4]))
+    rotary = draw(st.booleans())
+    return ModelConfig(
+        family="llama" if rotary else "gpt2",
+        vocab_size=draw(st.integers(5, 60)),
+        hidden_size=heads * draw(st.sampled_from([2, 6])),
+        intermediate_size=draw(st.integers(3, 40)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        num_attention_heads=heads,
+        num_key_value_heads=draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0])),
+        max_position_embeddings=draw(st.integers(4, 20)),
+        head_dim=draw(st.sampled_from([0, 4])),
+        position="rotary" if rotary else "learned",
+        norm="rms" if rotary else "layer",
+        feed_forward="gated" if rotary else "plain",
+        attention_bias=draw(st.booleans()),
+        feed_forward_bias=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+@given(configs())
+@settings(max_examples=60, deadline=None)
+def test_parameters_equal_the_built_model(config):
+    with torch.device("meta"):
+        model = Model(config)
+    assert counts.parameters(config) == model.num_parameters()
+
+
+def test_known_models():
+    gpt2 = ModelConfig(
+        family="gpt2", vocab_size=50257, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, num_key_value_heads=12, max_position_embeddings=1024, position="learned", norm="layer",
+        feed_forward="plain", attention_bias=True, feed_forward_bias=True, tie_word_embeddings=True,
+    )  # fmt: skip
+    assert counts.parameters(gpt2) == 124_439_808
+    llama = ModelConfig(
+        family="llama", vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096,
+    )  # fmt: skip
+    assert counts.parameters(llama) == 6_738_415_616
+
+
+@pytest.mark.parametrize("context", [16, 64])
+def test_flops_equal_the_counted_ones(context):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = Model(LLAMA).initialize(0)
+    ids = torch.zeros(2, context, dtype=torch.long)
+
+    def measure(training):
+        with FlopCounterMode(display=False) as counter:
+            loss = model(ids, ids)[1].sum()
+            if training:
+                loss.backward()
+        return counter.get_total_flops() / ids.numel()
+
+    norms = 2 * (2 * LLAMA.num_hidden_layers) * LLAMA.hidden_size
+    assert measure(False) == pytest.approx(counts.flops_per_token(LLAMA, context, training=False) - norms, rel=1e-3)
+    # The counter charges the backward of flash attention with the scores that it computes anew: 5 products, not 4.
+    assert measure(True) == pytest.approx(counts.flops_per_token(LLAMA, context), rel=0.05)
+
+
+def test_a_frozen_base_costs_two_thirds():
+    whole = counts.flops_per_token(LLAMA, 0)
+    assert counts.flops_per_token(LLAMA, 0, frozen=True) == pytest.approx(whole * 2 / 3)
+
+
+def test_cache_bytes_equal_the_built_cache():
+    cache = KVCache(LLAMA, 3, 10)
+    built = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
+    assert counts.kv_cache_bytes(LLAMA, 10, 3) == built
+    assert counts.kv_cache_bytes(LLAMA, 10, 3, "bfloat16") == built // 2
+
+
+def test_memory_by_part():
+    count = counts.parameters(LLAMA)
+    plain = counts.training_memory(LLAMA, 2, 32)
+    assert (plain.weights, plain.gradients, plain.optimizer) == (4 * count, 4 * count, 8 * count)
+    assert plain.total == 16 * count + plain.activations
+    adapter = counts.training_memory(LLAMA, 2, 32, trainable=100)
+    assert (adapter.weights, adapter.gradients, adapter.optimizer) == (4 * count, 400, 800)
+    matrices = sum(p.numel() for n, p in Model(LLAMA).named_parameters() if p.dim() == 2 and "layers" in n)
+    assert counts.training_memory(LLAMA, 2, 32, optimizer="muon").optimizer == 8 * count - 4 * matrices
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 4, "intermediate_size": 64}, {"vocab_size": 2000}])
+def test_activations_are_near_the_measured_ones(changes):
+    config = LLAMA.with_(**changes)
+    model = Model(config).initialize(0)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    ids = torch.zeros(8, 64, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits, _ = model(ids, ids)
+    note(logits)
+    measured = sum(size for size, _ in kept.values())
+    assert counts.activation_bytes(config, 8, 64) == pytest.approx(measured, rel=0.25)
