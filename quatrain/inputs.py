@@ -12,7 +12,8 @@ from pathlib import Path
 
 from quatrain.errors import InputError
 from quatrain.recipe import Recipe
-from quatrain.settings import quote
+from quatrain.settings import did_you_mean, quote, suggest
+from quatrain.text.settings import DataSettings
 
 HASHED_BYTES = 64 * 1024 * 1024
 """Larger files are known by their size and the time of their last change."""
@@ -24,13 +25,28 @@ OWN_DATABASES = ("shop",)
 def input_paths(recipe: Recipe) -> dict[str, Path]:
     """Key of the recipe -> the file or folder of the user's that it names."""
     named: dict[str, str | None] = {"tokenizer.path": recipe.tokenizer.path, "model.folder": recipe.model.folder}
-    places = {"data": recipe.data}
-    places |= {f"stage[{i}].data": own for i, stage in enumerate(recipe.stage) if (own := getattr(stage, "data", None))}
-    for place, data in places.items():
+    for place, data in _data_places(recipe).items():
         named[f"{place}.source"] = data.source if data.source and is_path(data.source) else None
         named[f"{place}.database"] = data.database if data.database not in OWN_DATABASES else None
         named[f"{place}.preferences"] = data.preferences
     return {key: Path(value).expanduser() for key, value in named.items() if value}
+
+
+def _data_places(recipe: Recipe) -> dict[str, DataSettings]:
+    own = {f"stage[{index}].data": getattr(stage, "data", None) for index, stage in enumerate(recipe.stage)}
+    return {"data": recipe.data} | {place: data for place, data in own.items() if data is not None}
+
+
+def _unknown_sources(recipe: Recipe) -> list[str]:
+    """Sources that are neither a file nor a name of the catalog."""
+    from quatrain.text import catalog
+
+    problems = []
+    for place, data in _data_places(recipe).items():
+        if data.source and not is_path(data.source) and catalog.find(data.source) is None:
+            near = did_you_mean(data.source, list(catalog.CATALOG))
+            problems.append(f"{place}.source: {quote(data.source)} is no file; must be {_wanted('source')}{near}")
+    return problems
 
 
 def is_path(source: str) -> bool:
@@ -41,7 +57,7 @@ def is_path(source: str) -> bool:
 
 def check_inputs(recipe: Recipe) -> None:
     """Raise InputError that names every file of the recipe that is not there or of the wrong kind."""
-    problems = []
+    problems = _unknown_sources(recipe)
     for key, path in input_paths(recipe).items():
         problem = _problem(key, path)
         if problem:
@@ -80,8 +96,6 @@ def _wanted(key: str) -> str:
 
 
 def _near(path: Path) -> str:
-    from quatrain.settings import suggest
-
     if not path.parent.is_dir():
         return ""
     try:

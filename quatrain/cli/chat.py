@@ -1,10 +1,226 @@
-"""`quatrain chat`."""
+"""`quatrain chat`: a conversation with a model, or with a database through a model that writes SQL."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from quatrain.applications.text2sql import Connection
+    from quatrain.generation.engine import Engine, SamplingParams
+
+COMMANDS = ("/help", "/quit", "/reset", "/schema")
 
 
-def chat(model: Path, *, db: Path | None = None) -> int:
-    """Talk to a model."""
+def chat(
+    model: Path,
+    *,
+    db: Path | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    seed: int | None = None,
+    rows: int = 20,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Talk to a model, or question a SQLite database in English. Reads a line at a time; /help shows more.
+
+    Parameters
+    ----------
+    model
+        A model folder.
+    db
+        A SQLite file: the model answers with SQL, which is run read-only, and its rows are shown.
+    max_new_tokens
+        The most tokens of one answer.
+    temperature
+        0 always takes the likeliest token; 1 draws as the model says.
+    top_p
+        Draw among the likeliest tokens that have this share of the probability together.
+    seed
+        Makes drawing repeatable.
+    rows
+        The most rows to show of one answer.
+    json_lines
+        Write one JSON object an answer, for programs.
+    """
+    with contextlib.ExitStack() as stack:
+        connection = _open(stack, db, rows) if db is not None else None
+        from quatrain.generation.engine import Engine, SamplingParams
+
+        params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        engine = Engine.load(model)
+        talk: Talk
+        if connection is not None:
+            talk = DatabaseTalk(engine, params, connection, json_lines)
+        else:
+            talk = PlainTalk(engine, params, json_lines)
+        return converse(talk)
+
+
+def _open(stack: contextlib.ExitStack, db: Path, rows: int) -> Connection:
+    """The database, refused before the model is loaded if it is none."""
+    from quatrain.applications.text2sql import Connection
+    from quatrain.errors import InputError
+
+    if rows < 1:
+        raise InputError(f"--rows {rows}: must be at least 1")
+    return stack.enter_context(Connection(db, rows=rows))
+
+
+class Talk(Protocol):
+    """One kind of conversation."""
+
+    prompt: str
+
+    def answer(self, question: str) -> None:
+        """Answer a line of the user's."""
+
+    def reset(self) -> None:
+        """Forget what was said."""
+
+    def schema(self) -> str:
+        """What can be asked about."""
+
+
+def converse(talk: Talk) -> int:
+    """Read and answer lines until the input ends or the user leaves. What fails is said, and the talk goes on."""
+    from quatrain.cli import complain
+    from quatrain.cli.output import show
+    from quatrain.errors import QuatrainError
+
+    if sys.stdin.isatty():
+        show("Ask away; /help shows what else there is, /quit or Ctrl-D leaves.")
+    for line in _lines(talk.prompt):
+        question = line.strip()
+        if not question:
+            continue
+        if question.startswith("/"):
+            if not _command(question, talk):
+                break
+            continue
+        try:
+            talk.answer(question)
+        except QuatrainError as error:
+            complain(str(error))
+        except KeyboardInterrupt:
+            show("\n(stopped)")
     return 0
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """Lines of a terminal with a prompt and a history, or of a pipe as they are."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (gives input() its history and editing)
+    while True:
+        try:
+            yield input(prompt)
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+
+
+def _command(text: str, talk: Talk) -> bool:
+    """Do a command; False leaves the conversation."""
+    from quatrain.cli.output import show
+    from quatrain.settings import did_you_mean
+
+    word = text.split()[0]
+    if word in ("/quit", "/exit"):
+        return False
+    if word == "/reset":
+        talk.reset()
+        show("(a new conversation)")
+    elif word == "/schema":
+        show(talk.schema())
+    elif word == "/help":
+        show("/schema  what can be asked about\n/reset   start a new conversation\n/quit    leave (also Ctrl-D)")
+    else:
+        show(f"{word}: no such command{did_you_mean(word, COMMANDS)} (/help lists them)")
+    return True
+
+
+class PlainTalk:
+    """A conversation in turns; the oldest turns are forgotten when the context is full."""
+
+    prompt = "you> "
+
+    def __init__(self, engine: Engine, params: SamplingParams, json_lines: bool):
+        self.engine, self.params, self.json_lines = engine, params, json_lines
+        self.messages: list[dict[str, Any]] = []
+
+    def answer(self, question: str) -> None:
+        from quatrain.cli.output import show, show_json
+
+        messages = self._fitting([*self.messages, {"role": "user", "content": question}])
+        text = ""
+        for piece in self.engine.stream_chat(messages, self.params):
+            text += piece
+            if not self.json_lines:
+                show(piece, end="")
+        if self.json_lines:
+            show_json({"question": question, "answer": text})
+        else:
+            show()
+        self.messages = [*messages, {"role": "assistant", "content": text}]
+
+    def _fitting(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The last turns that leave room for an answer, or the last one alone."""
+        longest: int = self.engine.model.config.max_position_embeddings
+        room = max(longest - self.params.max_new_tokens, longest // 2)
+        while len(messages) > 1 and len(self.engine.render(messages)) > room:
+            messages = messages[2:]
+        return messages
+
+    def reset(self) -> None:
+        self.messages = []
+
+    def schema(self) -> str:
+        return "There is no database in this conversation; give one with --db FILE."
+
+
+class DatabaseTalk:
+    """Each question stands alone: the model writes SQL, the sandbox runs it, the rows are shown."""
+
+    prompt = "question> "
+
+    def __init__(self, engine: Engine, params: SamplingParams, connection: Connection, json_lines: bool):
+        self.engine, self.params, self.connection, self.json_lines = engine, params, connection, json_lines
+
+    def answer(self, question: str) -> None:
+        from quatrain.applications.text2sql import answer
+        from quatrain.cli.output import shorten, show, show_json, show_table
+
+        (completion,) = self.engine.chat([[{"role": "user", "content": question}]], self.params)
+        sql = completion.text.strip()
+        result = answer(self.connection, sql)
+        if self.json_lines:
+            found = {"columns": result.columns, "rows": result.rows, "truncated": result.truncated}
+            show_json({"question": question, "sql": sql, "error": result.error} | found)
+            return
+        show(sql or "(the model wrote nothing)")
+        if result.error is not None:
+            show(f"This SQL failed: {result.error}. Try to put the question in other words.\n")
+            return
+        if result.rows:
+            show_table(result.columns, [[shorten(cell) for cell in row] for row in result.rows])
+        more = f" (the first {len(result.rows)}; there are more)" if result.truncated else ""
+        count = "no rows" if not result.rows else "1 row" if len(result.rows) == 1 else f"{len(result.rows)} rows"
+        show(f"{count}{more}, {result.seconds * 1000:.1f} ms\n")
+
+    def reset(self) -> None:
+        """Nothing to forget: questions do not depend on each other."""
+
+    def schema(self) -> str:
+        from quatrain.applications.text2sql import introspect
+
+        tables = introspect(self.connection.path).tables
+        return "\n".join(f"{table.name}: {', '.join(column.name for column in table.columns)}" for table in tables)
