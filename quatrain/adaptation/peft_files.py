@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.adaptation.lora import LoRALinear, adapters, is_linear, linear_names, replace_module
+from quatrain.adaptation.lora import (
+    LoRALinear,
+    adapters,
+    is_linear,
+    linear_names,
+    load_adapter_tensors,
+    replace_module,
+)
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
 from quatrain.models.families import family
@@ -264,3 +271,38 @@ def _split(first: Tensor, second: Tensor, sizes: list[int]) -> list[tuple[Tensor
     if second.any() and torch.stack(used).sum(dim=0).max() <= 1:
         return [(first[columns], part[:, columns]) for columns, part in zip(used, rows, strict=True)]
     return [(first, part) for part in rows]
+
+
+def load_weights(model: Model, folder: str | Path) -> None:
+    """Fills the adapters that `model` already has from what `save_adapter` wrote for them, bit for bit (a checkpoint).
+
+    Raises InputError where the files and the adapters differ in names or shapes.
+    """
+    tensors = _read_tensors(Path(folder) / WEIGHTS)
+    layers = _Layers(model)
+    found = dict(adapters(model))
+    grouped: dict[str, dict[str, LoRALinear]] = defaultdict(dict)
+    for name, layer in found.items():
+        grouped[layers.theirs[name]][name] = layer
+    filled: dict[str, Tensor] = {}
+    problems: list[str] = []
+    pairs = _pairs(tensors, problems)
+    problems += [
+        f"{theirs}: {'missing' if theirs in grouped else 'unexpected'}" for theirs in pairs.keys() ^ grouped.keys()
+    ]
+    for theirs in pairs.keys() & grouped.keys():
+        column = row = 0
+        for name in layers.parts[theirs]:
+            module = model.get_submodule(name)
+            end = row + int(module.out_features)  # type: ignore[arg-type]
+            if name in grouped[theirs]:
+                rank = grouped[theirs][name].rank
+                filled[f"{name}.lora_A"] = pairs[theirs]["A"][column : column + rank]
+                filled[f"{name}.lora_B"] = pairs[theirs]["B"][row:end, column : column + rank]
+                column += rank
+            row = end
+        if pairs[theirs]["A"].shape[0] != column:
+            problems.append(f"{theirs}: rank {pairs[theirs]['A'].shape[0]}, the adapter has {column}")
+    if problems:
+        raise InputError(f"{Path(folder) / WEIGHTS}: does not fit the model's adapters:", problems)
+    load_adapter_tensors(model, filled)

@@ -52,7 +52,8 @@ def flops_per_token(config: ModelConfig, context: int, training: bool = True, *,
     """Floating-point operations for one token in a text of `context` tokens.
 
     Forward: 2 N + 4 L H D T, with N the weights multiplied (head included, embedding tables not), L layers, H heads of
-    width D and T the context. The backward pass takes twice as much, so training is 6 N + 12 L H D T. As in PaLM, causal attention is counted whole. `frozen` is training of an adapter: the gradients of the frozen
+    width D and T the context. The backward pass takes twice as much, so training is 6 N + 12 L H D T.
+    As in PaLM, causal attention is counted whole. `frozen` is training of an adapter: the gradients of the frozen
     weights are left out, 4 N in place of 6 N.
     """
     weights = 2 * matmul_parameters(config)

@@ -80,7 +80,7 @@ def test_starts_as_the_base_and_seeds_decide():
 
 def test_only_the_adapter_trains():
     model = adapted(targets=("q_proj", "v_proj"))
-    logits, loss = model(IDS, IDS)
+    _, loss = model(IDS, IDS)
     loss.sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {f"layers.{n}.self_attn.{p}_proj.lora_{m}" for n in (0, 1) for p in "qv" for m in "AB"}
@@ -146,7 +146,7 @@ def test_bfloat16_base_and_autocast():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.testing.assert_close(model(IDS)[0].float(), expected, atol=0.2, rtol=0.05)
         model.embed_tokens.to(torch.bfloat16)
-        for name, module in model.named_modules():
+        for module in model.modules():
             if isinstance(module, nn.Linear | type(model.norm)):
                 module.to(torch.bfloat16)
         assert next(layer.lora_A.dtype for _, layer in lora.adapters(model)) == torch.float32

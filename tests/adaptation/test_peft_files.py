@@ -20,7 +20,8 @@ LLAMA = ModelConfig(
 GPT2 = ModelConfig(
     family="gpt2", vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=4, max_position_embeddings=32, position="learned", norm="layer", feed_forward="plain",
-    activation="gelu_tanh", attention_bias=True, feed_forward_bias=True, tie_word_embeddings=True, initializer_range=0.2,
+    activation="gelu_tanh", attention_bias=True, feed_forward_bias=True, tie_word_embeddings=True,
+    initializer_range=0.2,
 )  # fmt: skip
 FAMILIES = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
@@ -74,8 +75,15 @@ def test_ours_to_peft_and_back(config, base, tmp_path, targets):
 
 
 @FAMILIES
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"rank_pattern": {"down_proj": 2, "c_fc": 2},
-                                     "alpha_pattern": {"q_proj": 3, "c_attn": 3}}], ids=["plain", "rslora", "patterns"])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"down_proj": 2, "c_fc": 2}, "alpha_pattern": {"q_proj": 3, "c_attn": 3}},
+    ],
+    ids=["plain", "rslora", "patterns"],
+)
 def test_peft_to_ours_logits_and_gradients(config, base, tmp_path, options):
     from peft import LoraConfig, get_peft_model
 
@@ -170,3 +178,20 @@ def test_broken_tensors_are_all_told_and_nothing_is_changed(adapter, tmp_path):
 def test_a_model_without_adapter_is_not_written(tmp_path):
     with pytest.raises(InputError, match="no adapter"):
         peft_files.save_adapter(Model(LLAMA), tmp_path)
+
+
+@FAMILIES
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_checkpoint_of_adapters_comes_back_bit_for_bit(config, base, tmp_path, fresh):
+    model, again = ours(base), ours(base)
+    with torch.no_grad():
+        for _, layer in lora.adapters(model):
+            layer.lora_B.mul_(0 if fresh else 2)
+    peft_files.save_adapter(model, tmp_path / "adapter")
+    peft_files.load_weights(again, tmp_path / "adapter")
+    mine, read = lora.adapter_tensors(model), lora.adapter_tensors(again)
+    assert all(torch.equal(mine[name], read[name]) for name in mine)
+    with pytest.raises(InputError, match=r"rank (4|12)"):
+        peft_files.load_weights(ours(base, rank=2), tmp_path / "adapter")
+    with pytest.raises(InputError, match="unexpected"):
+        peft_files.load_weights(ours(base, ("up_proj",)), tmp_path / "adapter")
