@@ -187,12 +187,16 @@ class _Runner:
             if known is not None and known != mark and not any(line.startswith(f"{key}:") for line in lines):
                 lines.append(f"{key}: the content has changed since the run")
         if not lines and not self._same_version():
-            lines.append("quatrain: the run was made by a version whose data or stages differ")
+            lines.append(
+                "quatrain: the run was made by a version that generates other data, or does its stages otherwise"
+            )
         return lines
 
     def _same_version(self) -> bool:
-        """Whether each finished stage is valid: with equal recipes only the package can have changed."""
-        return self._valid_stages() == self._finished_stages()
+        """Whether every finished stage is as this package makes it: with equal recipes only that can differ."""
+        results = [read_result(self.folder, name) for name in self.names]
+        pairs = zip(results, self.marks, strict=True)
+        return all(result is None or result.get("fingerprint") == mark.fingerprint for result, mark in pairs)
 
     def _finished_stages(self) -> list[str]:
         folder = self.folder / "stages"
