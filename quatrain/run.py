@@ -187,9 +187,7 @@ class _Runner:
             if known is not None and known != mark and not any(line.startswith(f"{key}:") for line in lines):
                 lines.append(f"{key}: the content has changed since the run")
         if not lines and not self._same_version():
-            lines.append(
-                "quatrain: the run was made by a version that generates other data, or does its stages otherwise"
-            )
+            lines.append("quatrain: the run was made by a version whose data or stages differ")
         return lines
 
     def _same_version(self) -> bool:
