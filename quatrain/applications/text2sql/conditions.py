@@ -105,16 +105,16 @@ class Draw:
         operator, values = picked
         templates = self.phrases.condition("equal" if kind in _DIRECT else kind, operator, path, column)
         english = self.choose(templates)
-        words = [self._word(kind, item) for item in values]
+        words = [self._word(kind, column.role, item) for item in values]
         english = _SLOT.sub(lambda match: words["vw".index(match.group(1))], english)
         return Condition(_sql(kind, operator, column, values, joined), english, tuple(written(item) for item in values))
 
-    def _word(self, kind: str, value: Any) -> str:
+    def _word(self, kind: str, role: str, value: Any) -> str:
         if kind == "month":
             return f"{MONTHS[int(value[5:7]) - 1]} {value[:4]}"
         if kind in ("contains", "starts"):
             return f'"{value}"' if self.rng.random() < 0.5 else value
-        return shown(value, self.rng)
+        return value if role == "date" else shown(value, self.rng)
 
     def _values(self, kind: str, column: Column, value: Any, held: bool) -> tuple[str, list[Any]] | None:
         """The operator and the values of a condition that a row with `value` satisfies."""
@@ -124,7 +124,7 @@ class Draw:
             return "", []
         if kind in ("year", "month"):
             day = self.invented(column, value)
-            return "", [int(day[:4]) if kind == "year" else day[:7]]
+            return "", [day[:4] if kind == "year" else day[:7]]
         if kind == "contains" or kind == "starts":
             text = self.invented(column, value)
             words = _WORD.findall(text)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quatrain.applications.text2sql.frames_more import MORE_FRAMES
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -257,5 +259,6 @@ FAMILIES: dict[str, Family] = {
             Tell me the last {col} of all {np}.
             For all {np}, find the latest {col}.
             """,
+        **MORE_FRAMES,
     }.items()
 }

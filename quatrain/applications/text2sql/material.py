@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class Material:
         self.held = held_out
         self.rows: dict[str, list[tuple[Any, ...]]] = {}
         self._position: dict[tuple[str, str], int] = {}
+        self._sizes: dict[tuple[str, Place], list[int]] = {}
         self._index: dict[tuple[str, str], dict[Any, tuple[Any, ...]]] = {}
         connection = connect(schema.path)
         try:
@@ -147,6 +149,16 @@ class Material:
             if all(usable(value) for value in values) and held == any(written(value) in self.held for value in values):
                 return values
         return None
+
+    def group_size(self, rng: random.Random, table: str, place: Place) -> int:
+        """How many rows (of the sample) one of the groups by the values at a place has."""
+        key = (table, place)
+        sizes = self._sizes.get(key)
+        if sizes is None:
+            counts = Counter(self.cell(row, place) for row in self.rows[table])
+            counts.pop(None, None)
+            sizes = self._sizes[key] = sorted(counts.values()) or [1]
+        return sizes[int(rng.random() * len(sizes))]
 
     def around(self, rng: random.Random, column: Column, value: Any, operator: str, held: bool) -> Any:
         """A bound for `column operator bound` that `value` satisfies, or None. Held out or open as asked."""

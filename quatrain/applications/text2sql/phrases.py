@@ -199,7 +199,7 @@ class Phrases:
             if kind == "year":
                 found += [f"with {a} in the year {{v}}", f"whose {name} is in the year {{v}}"]
             if sum(other.role == "date" for other in self.schema.table(column.table).columns) == 1:
-                found.append("in {v}" if verb.startswith("who") or not verb else f"{verb} in {{v}}")
+                found.append(f"{verb} in {{v}}" if verb else "in {v}")
             return found + ([f"{verb} in {{v}}"] if verb else [])
         if kind == "equal":
             found = [f"with the {name} {{v}}", f"whose {name} is {{v}}", f"where the {name} is {{v}}"]

@@ -6,10 +6,12 @@ import hashlib
 import random
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 LONGEST = 40
-_PLAIN = re.compile(r"[^\W\d_]+(?:['’.&-]*[^\W_]+)*(?: (?:[^\W_]+['’.&-]*)+| &){0,4}\Z")
+_PLAIN = re.compile(r"[^\W_]+(?:['’.&-][^\W_]+)*[.,']?|&|'s-[^\W_]+")
+_GLUE = frozenset("and or with without is are in of for from to whose where have has the that than not".split())
 _NUMBERS = re.compile(r"\d{4}-\d\d-\d\d|\d+(?:\.\d+)?")
 _WORDS = re.compile(r"[^\W_]+")
 _LITERAL = re.compile(r"(?<!strftime\()'(?:[^']|'')*'|(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])")
@@ -39,9 +41,14 @@ def shown(value: Any, rng: random.Random) -> str:
     """The value as it stands in a question: bare, in double quotes now and then, always so where it would not be clear."""
     if not isinstance(value, str):
         return number_text(value)
-    if (_PLAIN.match(value) or value[:1].isdigit()) and rng.random() > 0.12:
-        return value
-    return f'"{value}"'
+    return value if rng.random() > 0.12 and clear(value) else f'"{value}"'
+
+
+@lru_cache(maxsize=20_000)
+def clear(value: str) -> bool:
+    """Whether one sees where the value begins and ends without quotes: a few plain words, none that glue sentences."""
+    words = value.split(" ")
+    return len(words) <= 5 and not _GLUE & set(words) and all(_PLAIN.fullmatch(word) for word in words)
 
 
 def usable(value: Any) -> bool:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from quatrain.applications.text2sql.shapes.base import Combination, Filled, Shape
+from quatrain.applications.text2sql.shapes.groups import GROUPS
+from quatrain.applications.text2sql.shapes.lookups import LOOKUPS
 from quatrain.applications.text2sql.shapes.queries import QUERIES
+from quatrain.applications.text2sql.shapes.ranking import RANKINGS
+from quatrain.applications.text2sql.shapes.relations import RELATIONS
 
-SHAPES: dict[str, Shape] = {shape.name: shape for shape in QUERIES}
+SHAPES: dict[str, Shape] = {shape.name: shape for shape in (*QUERIES, *LOOKUPS, *RANKINGS, *GROUPS, *RELATIONS)}
 
 __all__ = ["SHAPES", "Combination", "Filled", "Shape"]
