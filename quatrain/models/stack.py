@@ -129,8 +129,10 @@ class Model(nn.Module):
     def _rotary_at(self, positions: Tensor | None, past: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of these positions in x's dtype; the tables of one device and dtype are kept."""
         if self._rotary is None or self._rotary[0].device != x.device or self._rotary[0].dtype != x.dtype:
-            cos, sin = rotary_tables(self.config, x.device)
-            self._rotary = cos.to(x.dtype), sin.to(x.dtype)
+            # Kept tables must serve training too, even where the first forward is in inference mode.
+            with torch.inference_mode(False):
+                cos, sin = rotary_tables(self.config, x.device)
+                self._rotary = cos.to(x.dtype), sin.to(x.dtype)
         cos, sin = self._rotary
         if positions is None:
             return cos[past : past + length], sin[past : past + length]

@@ -1,0 +1,158 @@
+"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290), an objective of the one trainer.
+
+Optional: label smoothing for noisy preferences (Mitchell 2023, "A note on DPO with noisy preferences") and the
+likelihood of the chosen answers beside it (RPO, Pang et al. 2024, arXiv 2404.19733).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quatrain.errors import InputError
+from quatrain.models.stack import Model
+from quatrain.text.batches import IGNORE, TokenExample, pad
+
+
+@dataclass(frozen=True)
+class PreferenceExample:
+    """A prompt with a better and a worse answer, all as token ids; answers end with their end token.
+
+    The references are the answers' log-probabilities (nats, summed over tokens) under the model to stay near to.
+    """
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+    reference_chosen: float | None = None
+    reference_rejected: float | None = None
+
+    def __len__(self) -> int:
+        """Tokens of the two rows that the example becomes."""
+        return 2 * (len(self.prompt) + max(len(self.chosen), len(self.rejected)))
+
+    def rows(self) -> tuple[TokenExample, TokenExample]:
+        """The chosen and the rejected text, the answer's tokens marked as learned."""
+        first, second = (
+            TokenExample([*self.prompt, *answer], [False] * len(self.prompt) + [True] * len(answer))
+            for answer in (self.chosen, self.rejected)
+        )
+        return first, second
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """B pairs as 2 B rows: `input_ids` and `labels` (2B, T), chosen rows first; `reference` (2B,) log-probabilities.
+
+    Rows are padded on the right: attention is causal and padding has no label, so no mask is needed.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    reference: Tensor
+
+    def to(self, device: torch.device | str) -> PreferenceBatch:
+        """The same batch on another device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+    @property
+    def num_labels(self) -> int:
+        """How many positions are answers' tokens."""
+        return int((self.labels != IGNORE).sum())
+
+
+class DPO:
+    """-log sigmoid(beta h) for each pair, h the model's gain of log-odds for the chosen answer over the reference's.
+
+    `label_smoothing` is the share of pairs thought to be the wrong way round (below 0.5); `sft_weight` weighs the
+    chosen answer's mean loss per token, which is added. Raises InputError for values out of range.
+    """
+
+    def __init__(self, *, beta: float = 0.1, label_smoothing: float = 0.0, sft_weight: float = 0.0, pad_id: int = 0):
+        problems = []
+        if not beta > 0:
+            problems.append(f"beta: {beta}; must be above 0")
+        if not 0 <= label_smoothing < 0.5:
+            problems.append(f"label_smoothing: {label_smoothing}; must be at least 0 and below 0.5")
+        if not sft_weight >= 0:
+            problems.append(f"sft_weight: {sft_weight}; must be at least 0")
+        if problems:
+            raise InputError("DPO cannot be set up:", problems)
+        self.beta, self.label_smoothing, self.sft_weight, self.pad_id = beta, label_smoothing, sft_weight, pad_id
+
+    def collate(self, examples: Sequence[PreferenceExample]) -> PreferenceBatch:
+        """Pairs become 2 B rows. Raises ValueError for examples without reference log-probabilities."""
+        if any(each.reference_chosen is None or each.reference_rejected is None for each in examples):
+            raise ValueError("these examples have no reference log-probabilities; call reference_logprobs first")
+        pairs = [example.rows() for example in examples]
+        batch = pad([chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs], self.pad_id)
+        references = [e.reference_chosen for e in examples] + [e.reference_rejected for e in examples]
+        return PreferenceBatch(batch.input_ids, batch.labels, torch.tensor(references, dtype=torch.float32))
+
+    def loss(self, model: Model, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
+        """The sum over the pairs, their number, and sums of accuracy, margin and the two rewards (beta times the gain).
+
+        With the reference model itself it is ln 2 for each pair.
+        """
+        logprobs = answer_logprobs(model, batch.input_ids, batch.labels)
+        chosen, rejected = (self.beta * (logprobs - batch.reference)).chunk(2)
+        margin = chosen - rejected
+        smoothing = self.label_smoothing
+        losses = -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+        metrics: dict[str, float | Tensor] = {
+            "accuracy": (margin > 0).sum().detach(),
+            "margin": margin.sum().detach(),
+            "chosen_reward": chosen.sum().detach(),
+            "rejected_reward": rejected.sum().detach(),
+        }
+        if self.sft_weight:
+            count = len(chosen)
+            lengths = (batch.labels[:count] != IGNORE).sum(dim=1)
+            likelihood = -logprobs[:count] / lengths
+            losses = losses + self.sft_weight * likelihood
+            metrics["sft_loss"] = likelihood.sum().detach()
+        return losses.sum(), len(chosen), metrics
+
+
+def answer_logprobs(model: Model, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each row's labelled tokens (B,), summed, in nats; input_ids and labels are (B, T)."""
+    _, loss = model(input_ids, labels)
+    return -loss.sum(dim=1)  # type: ignore[union-attr]
+
+
+def reference_logprobs(
+    model: Model,
+    examples: Sequence[PreferenceExample],
+    *,
+    batch_tokens: int = 16384,
+    precision: str = "float32",
+    pad_id: int = 0,
+) -> list[PreferenceExample]:
+    """The examples with the log-probabilities of their answers under `model`, computed once, before it changes.
+
+    Batches hold pairs of similar length, `batch_tokens` tokens at most. `precision` ("float32" or "bfloat16") is best
+    the trainer's own, so that the first loss is ln 2. The model's mode (training or not) comes back as it was.
+    """
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
+    done: dict[int, PreferenceExample] = {}
+    device = model.device
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    with torch.inference_mode(), autocast:
+        while order:
+            longest = len(examples[order[-1]])
+            chunk = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
+            pairs = [examples[index].rows() for index in chunk]
+            batch = pad([row for pair in pairs for row in pair], pad_id).to(device)
+            found = answer_logprobs(model, batch.input_ids, batch.labels).tolist()
+            for place, index in enumerate(chunk):
+                chosen, rejected = found[2 * place : 2 * place + 2]
+                done[index] = replace(examples[index], reference_chosen=chosen, reference_rejected=rejected)
+    model.train(was_training)
+    return [done[index] for index in range(len(examples))]
