@@ -186,7 +186,7 @@ def fits(kind: str, column: Column) -> bool:
         return (column.is_number or column.role == "date") and column.values > 7
     if kind in ("date", "year", "month"):
         return column.role == "date" and column.values > 3
-    return kind == "missing" and column.nulls > 0 and column.role != "other" and column.values > 0
+    return kind == "missing" and column.nulls > 0 and column.role not in ("other", "key", "reference")
 
 
 def _sql(kind: str, operator: str, column: Column, values: list[Any], joined: bool) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from quatrain.applications.text2sql.conditions import Draw
 from quatrain.applications.text2sql.frames import FAMILIES
+from quatrain.applications.text2sql.naming import is_plural
 from quatrain.applications.text2sql.shapes import Combination, Shape
 from quatrain.applications.text2sql.splits import identify
 
@@ -50,6 +51,7 @@ def write(
     number = int(draw.rng.random() * len(frames))
     phrasing = f"{shape.family}/{'held out ' if held_out_frames else ''}{number + 1}"
     words = filled.words
+    words["be"] = "are" if is_plural(words.get("col", "")) else "is"
     question = _SLOT.sub(lambda match: words[match.group(1)], frames[number])
     if question[0].islower():
         question = question[0].upper() + question[1:]

@@ -1,7 +1,7 @@
 """The sentences of the questions: for every family of shapes the frames of training and the held-out ones.
 
 Slots: `{np}` a plural noun with its conditions ("products whose price is above 20"), `{col}` and `{cols}` a column's
-label for one and several, `{one}` and `{many}` a table's, `{v}` a value, `{n}` a small number; a family may use others of
+label for one and several, `{be}` "is" or "are" as the label asks, `{one}` and `{many}` a table's, `{v}` a value, `{n}` a small number; a family may use others of
 its own. Held-out frames are other sentences for the same thing, made of words that training frames of some family use;
 no stage ever renders one.
 """
@@ -78,11 +78,11 @@ FAMILIES: dict[str, Family] = {
             Tell me both the {col} and the {col2} of the {np}.
             """,
         "lookup": """
-            What is the {col} of the {one} {v}?
-            What is the {col} of the {one} called {v}?
+            What {be} the {col} of the {one} {v}?
+            What {be} the {col} of the {one} called {v}?
             Show the {col} of the {one} {v}.
             Give me the {col} of the {one} named {v}.
-            For the {one} {v}, what is the {col}?
+            For the {one} {v}, what {be} the {col}?
             Tell me the {col} of the {one} {v}.
             I need the {col} of the {one} {v}.
             What {col} does the {one} {v} have?
@@ -94,11 +94,11 @@ FAMILIES: dict[str, Family] = {
             I want to know the {col} of the {one} {v}.
             """,
         "lookup key": """
-            What is the {col} of {one} {v}?
-            What is the {col} of the {one} with the {key} {v}?
+            What {be} the {col} of {one} {v}?
+            What {be} the {col} of the {one} with the {key} {v}?
             Show the {col} of {one} number {v}.
             Give me the {col} of {one} {v}.
-            For {one} {v}, what is the {col}?
+            For {one} {v}, what {be} the {col}?
             Tell me the {col} of {one} number {v}.
             I need the {col} of the {one} with the {key} {v}.
             What {col} does {one} {v} have?
@@ -154,24 +154,24 @@ FAMILIES: dict[str, Family] = {
             What is the count of distinct {cols} of the {np}?
             """,
         "average": """
-            What is the average {col} of the {np}?
-            What is the average {col} of all {np}?
+            What {be} the average {col} of the {np}?
+            What {be} the average {col} of all {np}?
             Show the average {col} of the {np}.
             Give me the average {col} for the {np}.
             Find the mean {col} of the {np}.
             Calculate the average {col} of all {np}.
             I want to know the average {col} of the {np}.
             Tell me the mean {col} of all {np}.
-            For the {np}, what is the average {col}?
-            How high is the average {col} of the {np}?
+            For the {np}, what {be} the average {col}?
+            How high {be} the average {col} of the {np}?
             What {col} do the {np} have on average?
             ---
-            On average, what is the {col} of the {np}?
+            On average, what {be} the {col} of the {np}?
             For all {np}, calculate the mean {col}.
             Can you tell me the average {col} of the {np}?
             """,
         "sum": """
-            What is the total {col} of the {np}?
+            What {be} the total {col} of the {np}?
             What is the sum of the {cols} of the {np}?
             Show the total {col} of the {np}.
             Give me the total {col} of all {np}.
@@ -179,41 +179,41 @@ FAMILIES: dict[str, Family] = {
             Calculate the total {col} of the {np}.
             I want to know the total {col} of the {np}.
             Add up the {cols} of the {np}.
-            For the {np}, what is the total {col}?
-            How high is the total {col} of the {np}?
+            For the {np}, what {be} the total {col}?
+            How high {be} the total {col} of the {np}?
             What {col} do the {np} have in total?
             ---
-            In total, what is the {col} of the {np}?
+            In total, what {be} the {col} of the {np}?
             Tell me the sum of the {cols} of all {np}.
             Can you add up the {cols} of all {np}?
             """,
         "maximum": """
-            What is the highest {col} of the {np}?
-            What is the maximum {col} of the {np}?
-            What is the largest {col} among the {np}?
+            What {be} the highest {col} of the {np}?
+            What {be} the maximum {col} of the {np}?
+            What {be} the largest {col} among the {np}?
             Show the maximum {col} of all {np}.
             Give me the highest {col} of the {np}.
             Find the greatest {col} of the {np}.
             I want to know the highest {col} among the {np}.
-            For the {np}, what is the maximum {col}?
-            How high is the highest {col} of the {np}?
+            For the {np}, what {be} the maximum {col}?
+            How high {be} the highest {col} of the {np}?
             ---
-            Among the {np}, what is the highest {col}?
+            Among the {np}, what {be} the highest {col}?
             Tell me the largest {col} of all {np}.
             For all {np}, find the maximum {col}.
             """,
         "minimum": """
-            What is the lowest {col} of the {np}?
-            What is the minimum {col} of the {np}?
-            What is the smallest {col} among the {np}?
+            What {be} the lowest {col} of the {np}?
+            What {be} the minimum {col} of the {np}?
+            What {be} the smallest {col} among the {np}?
             Show the minimum {col} of all {np}.
             Give me the lowest {col} of the {np}.
             Find the least {col} of the {np}.
             I want to know the lowest {col} among the {np}.
-            For the {np}, what is the minimum {col}?
-            How low is the lowest {col} of the {np}?
+            For the {np}, what {be} the minimum {col}?
+            How low {be} the lowest {col} of the {np}?
             ---
-            Among the {np}, what is the lowest {col}?
+            Among the {np}, what {be} the lowest {col}?
             Tell me the smallest {col} of all {np}.
             For all {np}, find the minimum {col}.
             """,
@@ -232,30 +232,30 @@ FAMILIES: dict[str, Family] = {
             How low and how high are the {cols} of the {np}?
             """,
         "first date": """
-            What is the earliest {col} of the {np}?
-            What is the first {col} of the {np}?
+            What {be} the earliest {col} of the {np}?
+            What {be} the first {col} of the {np}?
             Show the earliest {col} of all {np}.
             Give me the first {col} among the {np}.
             Find the earliest {col} of the {np}.
             I want to know the earliest {col} of the {np}.
-            For the {np}, what is the first {col}?
+            For the {np}, what {be} the first {col}?
             When is the earliest {col} of the {np}?
             ---
-            Among the {np}, what is the earliest {col}?
+            Among the {np}, what {be} the earliest {col}?
             Tell me the first {col} of all {np}.
             For all {np}, find the earliest {col}.
             """,
         "last date": """
-            What is the latest {col} of the {np}?
-            What is the last {col} of the {np}?
+            What {be} the latest {col} of the {np}?
+            What {be} the last {col} of the {np}?
             Show the latest {col} of all {np}.
             Give me the last {col} among the {np}.
             Find the latest {col} of the {np}.
             I want to know the latest {col} of the {np}.
-            For the {np}, what is the last {col}?
+            For the {np}, what {be} the last {col}?
             When is the latest {col} of the {np}?
             ---
-            Among the {np}, what is the latest {col}?
+            Among the {np}, what {be} the latest {col}?
             Tell me the last {col} of all {np}.
             For all {np}, find the latest {col}.
             """,

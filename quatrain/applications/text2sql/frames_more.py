@@ -93,16 +93,16 @@ MORE_FRAMES: dict[str, str] = {
     "above average": """
         Which {many} have {a_col} {side} the average?
         List the {many} with {a_col} {side} average.
-        Show all {many} whose {col} is {side} the average.
+        Show all {many} whose {col} {be} {side} the average.
         Find the {many} with {a_col} {side} the mean.
-        Give me the {many} whose {col} is {side} average.
+        Give me the {many} whose {col} {be} {side} average.
         What are the {many} with {a_col} {side} the average {col}?
         Which {many} are {side} the average in {col}?
-        I want to see the {many} whose {col} is {side} the mean {col}.
+        I want to see the {many} whose {col} {be} {side} the mean {col}.
         ---
         Show me all {many} with {a_col} {side} the average {col}.
         Tell me which {many} have {a_col} that is {side} average.
-        For which {many} is the {col} {side} the average?
+        For which {many} {be} the {col} {side} the average?
         """,
     "count per group": """
         How many {np} are there for each {group}?
@@ -121,11 +121,11 @@ MORE_FRAMES: dict[str, str] = {
         Show how many {np} each {group} has.
         """,
     "average per group": """
-        What is the average {col} of the {np} for each {group}?
-        What is the average {col} of the {np} per {group}?
+        What {be} the average {col} of the {np} for each {group}?
+        What {be} the average {col} of the {np} per {group}?
         Show the average {col} of the {np} by {group}.
         Give me the mean {col} of the {np} for each {group}.
-        For each {group}, what is the average {col} of the {np}?
+        For each {group}, what {be} the average {col} of the {np}?
         Calculate the average {col} of the {np} per {group}.
         Find the mean {col} of the {np} by {group}.
         List every {group} with the average {col} of its {np}.
@@ -133,14 +133,14 @@ MORE_FRAMES: dict[str, str] = {
         ---
         For each {group}, calculate the mean {col} of the {np}.
         Tell me the average {col} of the {np} for every {group}.
-        How high is the average {col} of the {np} per {group}?
+        How high {be} the average {col} of the {np} per {group}?
         """,
     "sum per group": """
-        What is the total {col} of the {np} for each {group}?
-        What is the total {col} of the {np} per {group}?
+        What {be} the total {col} of the {np} for each {group}?
+        What {be} the total {col} of the {np} per {group}?
         Show the sum of the {cols} of the {np} by {group}.
         Give me the total {col} of the {np} for each {group}.
-        For each {group}, what is the total {col} of the {np}?
+        For each {group}, what {be} the total {col} of the {np}?
         Add up the {cols} of the {np} per {group}.
         Find the total {col} of the {np} by {group}.
         List every {group} with the total {col} of its {np}.
@@ -148,21 +148,21 @@ MORE_FRAMES: dict[str, str] = {
         ---
         For each {group}, add up the {cols} of the {np}.
         Tell me the total {col} of the {np} for every {group}.
-        How high is the total {col} of the {np} per {group}?
+        How high {be} the total {col} of the {np} per {group}?
         """,
     "maximum per group": """
-        What is the highest {col} of the {np} for each {group}?
-        What is the maximum {col} of the {np} per {group}?
+        What {be} the highest {col} of the {np} for each {group}?
+        What {be} the maximum {col} of the {np} per {group}?
         Show the highest {col} of the {np} by {group}.
         Give me the largest {col} of the {np} for each {group}.
-        For each {group}, what is the maximum {col} of the {np}?
+        For each {group}, what {be} the maximum {col} of the {np}?
         Find the highest {col} of the {np} per {group}.
         List every {group} with the highest {col} of its {np}.
         For every {group}, show the maximum {col} of the {np}.
         ---
         For each {group}, find the largest {col} of the {np}.
         Tell me the maximum {col} of the {np} for every {group}.
-        How high is the highest {col} of the {np} per {group}?
+        How high {be} the highest {col} of the {np} per {group}?
         """,
     "most rows": """
         Which {group} has the {number} {many}?
@@ -195,7 +195,7 @@ MORE_FRAMES: dict[str, str] = {
     "best average": """
         Which {group} has the {most} average {col} of {many}?
         What is the {group} with the {most} average {col} of its {many}?
-        For which {group} is the average {col} of the {many} {most}?
+        For which {group} {be} the average {col} of the {many} {most}?
         Show the {group} whose {many} have the {most} average {col}.
         Find the {group} with the {most} mean {col} of the {many}.
         Which {group} has {many} with the {most} average {col}?
@@ -209,7 +209,7 @@ MORE_FRAMES: dict[str, str] = {
     "best sum": """
         Which {group} has the {most} total {col} of {many}?
         What is the {group} with the {most} total {col} of its {many}?
-        For which {group} is the total {col} of the {many} {most}?
+        For which {group} {be} the total {col} of the {many} {most}?
         Show the {group} whose {many} have the {most} total {col}.
         Find the {group} with the {most} sum of the {cols} of its {many}.
         Which {group} has {many} with the {most} total {col}?
@@ -238,14 +238,14 @@ MORE_FRAMES: dict[str, str] = {
     "having average": """
         Which {groups} have an average {col} of {many} {side} {v}?
         List the {groups} whose {many} have an average {col} {side} {v}.
-        For which {groups} is the average {col} of the {many} {side} {v}?
-        Show the {groups} where the mean {col} of the {many} is {side} {v}.
+        For which {groups} {be} the average {col} of the {many} {side} {v}?
+        Show the {groups} where the mean {col} of the {many} {be} {side} {v}.
         Find the {groups} whose {many} have a mean {col} {side} {v}.
         Give me every {group} with an average {col} of its {many} {side} {v}.
         What are the {groups} with an average {col} of {many} {side} {v}?
-        Tell me for which {groups} the average {col} of the {many} is {side} {v}.
+        Tell me for which {groups} the average {col} of the {many} {be} {side} {v}.
         ---
-        Find the {groups} where the average {col} of the {many} is {side} {v}.
+        Find the {groups} where the average {col} of the {many} {be} {side} {v}.
         Show me every {group} whose {many} have an average {col} {side} {v}.
         On average, the {many} of which {groups} have a {col} {side} {v}?
         """,
@@ -264,18 +264,18 @@ MORE_FRAMES: dict[str, str] = {
         Show how many {np} each year of the {date} has.
         """,
     "sum per year": """
-        What is the total {col} of the {np} for each year of the {date}?
-        What is the total {col} of the {np} per year of the {date}?
+        What {be} the total {col} of the {np} for each year of the {date}?
+        What {be} the total {col} of the {np} per year of the {date}?
         Add up the {cols} of the {np} by the year of their {date}.
         Show the total {col} of the {np} for each year of the {date}.
-        For each year of the {date}, what is the total {col} of the {np}?
+        For each year of the {date}, what {be} the total {col} of the {np}?
         Give me the sum of the {cols} of the {np} per year of the {date}.
         Find the total {col} of the {np} by year of the {date}.
         List every year of the {date} with the total {col} of its {np}.
         ---
         For each year of the {date}, add up the {cols} of the {np}.
         Tell me the total {col} of the {np} for every year of the {date}.
-        How high is the total {col} of the {np} per year of the {date}?
+        How high {be} the total {col} of the {np} per year of the {date}?
         """,
     "count per month": """
         How many {np} are there for each month of the {date} in {year}?

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from quatrain.applications.text2sql.naming import label, quote, singular
+from quatrain.applications.text2sql.naming import PLACES, label, quote, singular
 from quatrain.applications.text2sql.schema import Column, ForeignKey, Schema, Table
 from quatrain.errors import InputError
 
@@ -136,8 +137,12 @@ def _describe(connection: sqlite3.Connection, path: Path) -> Schema:
         tables[name] = _table(connection, name, count, references)
     declared = [key for key in declared if _resolves(key, tables)]
     keys = declared + _inferred_keys(connection, tables, {key.table for key in declared})
-    final = tuple(_with_references(table, {key.column for key in keys if key.table == table.name}) for table in tables.values())
-    return Schema(path, final, tuple(keys), tuple(notes))
+    things = {table.one for table in tables.values()} | PLACES
+    final = []
+    for table in tables.values():
+        references = {key.column for key in keys if key.table == table.name}
+        final.append(_finished(table, references, things))
+    return Schema(path, tuple(final), tuple(keys), tuple(notes))
 
 
 def _declared_keys(connection: sqlite3.Connection, counts: dict[str, int], notes: list[str]) -> list[ForeignKey]:
@@ -192,6 +197,8 @@ def _table(connection: sqlite3.Connection, name: str, count: int, references: se
             text = text[len(one) + 1 :]
         cells = [row[position] for row in rows]
         key = keyed == [column]
+        if text == "total" and "amount" not in labels:
+            text = "amount"  # "the total total" is no English
         columns.append(_column(connection, name, column, text, declared, cells, count, key, column in references))
     key_column = next((column for column in columns if keyed == [column.name]), None)
     if key_column is None:
@@ -298,16 +305,19 @@ def _target(connection: sqlite3.Connection, column: Column, tables: dict[str, Ta
     return None if missing else target
 
 
-def _with_references(table: Table, references: set[str]) -> Table:
-    changed = {
-        column.name: Column(
-            column.table, column.name, "reference", column.label, column.declared, column.values, column.nulls,
-            column.unique, column.stamp, False, False, column.low, column.high,
-        )
-        for column in table.columns
-        if column.name in references and column.role in ("number", "key", "money")
-    }
-    columns = tuple(changed.get(column.name, column) for column in table.columns)
-    identity = tuple(changed.get(column.name, column) for column in table.identity)
-    key = changed.get(table.key.name, table.key) if table.key else None
-    return Table(table.name, table.label, columns, table.rows, identity, key)
+def _finished(table: Table, references: set[str], things: set[str] | frozenset[str]) -> Table:
+    """The table with references marked, and "state name" called "state" where it names another thing."""
+    labels = {column.label for column in table.columns}
+
+    def finish(column: Column) -> Column:
+        if column.name in references and column.role in ("number", "key", "money"):
+            return replace(column, role="reference", measure=False, asked=False)
+        short = column.label.removesuffix(" name")
+        text = column.role in ("text", "category") and column not in table.identity
+        if text and short != column.label and short not in labels and (column.name in references or short in things):
+            return replace(column, label=short)
+        return column
+
+    done = {column.name: finish(column) for column in table.columns}
+    identity = tuple(done[column.name] for column in table.identity)
+    return replace(table, columns=tuple(done.values()), identity=identity, key=done[table.key.name] if table.key else None)

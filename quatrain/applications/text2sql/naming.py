@@ -29,6 +29,9 @@ KEYWORDS = frozenset(
 # Keywords that SQLite takes as names anywhere a name may stand; quoting them would only make the SQL longer.
 _HARMLESS = frozenset(["action", "key", "plan", "query"])
 
+#: Words for places, of which one says "in".
+PLACES = frozenset("city country state county region district town province continent".split())
+
 _IRREGULAR = {
     "person": "people", "child": "children", "man": "men", "woman": "women", "foot": "feet", "tooth": "teeth",
     "mouse": "mice", "goose": "geese", "datum": "data", "criterion": "criteria", "analysis": "analyses",

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from quatrain.applications.text2sql.naming import is_plural, plural, with_article
+from quatrain.applications.text2sql.naming import PLACES, is_plural, plural, with_article
 from quatrain.applications.text2sql.schema import Column, ForeignKey, Schema, Table
 
-_PLACES = frozenset("city country state county region district town province continent".split())
 _GROUPS = frozenset("category genre department group class section playlist league division series".split())
 _PARTICIPLES = {
     "order": "placed", "join": "who joined", "joined": "who joined", "hire": "hired", "birth": "born", "invoice": "issued",
@@ -57,7 +56,7 @@ class Phrases:
                 found = [f"whose {label} is not {value}", f"where the {label} is not {value}", f"not of the {label} {value}"]
                 return [*found, f"with {_a(label)} other than {value}"]
             found = [f"whose {label} is {value}", f"with the {label} {value}", f"where the {label} is {value}"]
-            if label.split()[-1] in _PLACES | _GROUPS:
+            if label.split()[-1] in PLACES | _GROUPS:
                 found.append(f"in the {label} {value}")
                 if self.bare_place(self.schema.table(key.table)) == key:
                     found.append(f"in {value}")
@@ -77,12 +76,12 @@ class Phrases:
             column
             for column in table.columns
             if column.is_choice and column.values > 1 and column not in table.identity
-            and _PLACES & set(column.label.removesuffix(" name").split()[-1:])
+            and column.label.split()[-1] in PLACES
         ]  # fmt: skip
         above = [
             key
             for key in self.schema.parents(table.name)
-            if key.label.split()[-1] in _PLACES and self.schema.table(key.parent).title is not None
+            if key.label.split()[-1] in PLACES and self.schema.table(key.parent).title is not None
             and key.column not in {column.name for column in own}
         ]  # fmt: skip
         places: list[Column | ForeignKey] = [*own, *above]
@@ -122,7 +121,7 @@ class Phrases:
             if column == table.title:
                 found += [f"called {value}", f"named {value}"]
             elif self.bare_place(table) == column:
-                found += [f"in {value}", f"in the {name.removesuffix(' name')} {value}"]
+                found += [f"in {value}", f"in the {name} {value}"]
             return found
         if kind == "not equal":
             found = [

@@ -24,7 +24,7 @@ STATEMENTS = (
   category_id INTEGER PRIMARY KEY, name TEXT NOT NULL, department TEXT NOT NULL
 )""",
     """CREATE TABLE customers (
-  customer_id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT, segment TEXT NOT NULL, points INTEGER NOT NULL,
+  customer_id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT, segment TEXT NOT NULL, credit_limit INTEGER NOT NULL,
   join_date DATE NOT NULL, city_id INTEGER NOT NULL REFERENCES cities(city_id)
 )""",
     """CREATE TABLE products (
@@ -115,10 +115,10 @@ def _customers(rng: random.Random, count: int, cities: int) -> list[tuple[object
         if rng.random() < 0.9:
             first, last = name.lower().replace("'", "").replace(" ", ".", 1).split(".", 1)
             email = f"{first}.{last.replace(' ', '')}@example.com"
-        points = int(rng.betavariate(1.3, 4) * 5000)
+        credit = int(rng.betavariate(1.3, 4) * 5000)
         segment = rng.choices(names.SEGMENTS, (70, 18, 8, 4))[0]
         city = rng.choices(range(1, cities + 1), weights)[0]
-        rows.append((number, name, email, segment, points, _day(rng, FIRST_DAY, LAST_DAY), city))
+        rows.append((number, name, email, segment, credit, _day(rng, FIRST_DAY, LAST_DAY), city))
     return rows
 
 

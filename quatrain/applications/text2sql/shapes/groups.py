@@ -23,10 +23,16 @@ def grouping(schema: Schema, table: Table, depth: int) -> Iterator[tuple[Path, t
         target = schema.table(path[-1].parent) if path else table
         for column in target.columns:
             named = column in target.identity
-            if column.is_choice and 1 < column.values <= 400 and not column.unique and not named:
+            # A column with gaps has a group without a name, which no question means.
+            if column.is_choice and 1 < column.values <= 400 and not (column.unique or named or column.nulls):
                 yield path, (column,)
-        if path and target.identity:
+        # A name that the rows carry themselves needs no join.
+        if path and target.identity and path[-1].parent_column != target.identity[0].name or _keyed(path, target):
             yield path, target.identity
+
+
+def _keyed(path: Path, target: Table) -> bool:
+    return bool(path) and bool(target.identity) and target.identity[0].role in ("key", "reference", "number")
 
 
 def group_words(schema: Schema, path: Path, columns: tuple[Column, ...]) -> tuple[str, str]:
@@ -152,7 +158,7 @@ class Having:
         schema, joined = draw.material.schema, bool(path)
         number = draw.material.group_size(draw.rng, table.name, (path, columns[0]))
         operator = draw.choose((">", ">", ">=", "<"))
-        number = max(1, number - 1) if operator == ">" else number + 1 if operator == "<" else max(2, number)
+        number = max(2, number - 1) if operator == ">" else number + 1 if operator == "<" else max(2, number)
         shown = ", ".join(base.name(column, joined) for column in columns)
         having = f"HAVING COUNT(*) {operator} {number}"
         sql = f"SELECT {shown} {base.source(table, path)} GROUP BY {_by(schema, path, columns)} {having}"
