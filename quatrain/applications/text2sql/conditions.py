@@ -40,7 +40,10 @@ class Condition:
 
 @dataclass(slots=True)
 class Draw:
-    """Everything a shape needs to fill its slots. `held` asks for a held-out value, `made_up` is the share of inventions."""
+    """Everything a shape needs to fill its slots.
+
+    `held` asks for a held-out value, `made_up` is the share of invented values.
+    """
 
     rng: random.Random
     material: Material
@@ -57,10 +60,8 @@ class Draw:
         """The open values of a column."""
         return self.material.pool[column.table, column.name]
 
-    def conditions(
-        self, table: str, wanted: tuple[tuple[str, Place], ...], *, joined: bool
-    ) -> list[Condition] | None:
-        """Conditions that one row of `table` and its parents satisfies together; None when this draw came to nothing."""
+    def conditions(self, table: str, wanted: tuple[tuple[str, Place], ...], *, joined: bool) -> list[Condition] | None:
+        """Conditions that one row of `table` and its parents satisfies together; None when the draw came to nothing."""
         places = [place for _, place in wanted]
         chosen = -1
         direct = False
@@ -173,7 +174,12 @@ def fits(kind: str, column: Column) -> bool:
     if kind == "equal":
         return column.is_choice and column.values > 1
     if kind == "number":
-        return column.role == "number" and column.values > 4 and isinstance(column.low, int) and isinstance(column.high, int)
+        return (
+            column.role == "number"
+            and column.values > 4
+            and isinstance(column.low, int)
+            and isinstance(column.high, int)
+        )
     if kind == "day":
         return column.role == "date" and column.values > 3
     if kind in ("not equal", "one of"):

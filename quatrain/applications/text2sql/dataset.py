@@ -2,8 +2,8 @@
 
 What is held out, for one seed:
 
-- **new combinations**: a shape with tables and columns that no stage has seen together, nor the same SQL with other values
-  from another shape. The shape, every column in its use and every join occur in training.
+- **new combinations**: a shape with tables and columns that no stage has seen together, nor the same SQL with other
+  values from another shape. The shape, every column in its use and every join occur in training.
 - **new values**: at least one value of the question is a value of the database that stands in no text of any stage. The
   combination and the phrasing occur in training.
 - **new phrasings**: a sentence frame that no stage has rendered. The combination and every value occur in training.
@@ -34,7 +34,9 @@ from quatrain.applications.text2sql.values import HeldOut
 from quatrain.errors import InputError
 
 SETS = ("new combinations", "new values", "new phrasings")
-_COMMON = frozenset("with that have whose and the not over under above below from before after between other than".split())
+_COMMON = frozenset(
+    "with that have whose and the not over under above below from before after between other than".split()
+)
 
 
 @dataclass
@@ -58,10 +60,19 @@ class Text2SQL:
 
     @classmethod
     def build(
-        cls, database: str | Path, *, seed: int = 0, examples: int = 20000, held_out: int = 200, practice: int = 2000,
-        development: int = 200, made_up: float = 0.2, held_out_values: float = 0.1, held_out_combinations: float = 0.12,
+        cls,
+        database: str | Path,
+        *,
+        seed: int = 0,
+        examples: int = 20000,
+        held_out: int = 200,
+        practice: int = 2000,
+        development: int = 200,
+        made_up: float = 0.2,
+        held_out_values: float = 0.1,
+        held_out_combinations: float = 0.12,
     ) -> Text2SQL:
-        """Read the database and make `examples` training questions, `held_out` questions for each held-out set, and so on.
+        """Read the database; make `examples` training questions, `held_out` questions for each held-out set, and so on.
 
         `made_up` is the share of values in training questions that are inventions (their answers are empty; they teach
         copying), the two last shares say how much is held out. Sets come out smaller where the database does not allow
@@ -76,8 +87,11 @@ class Text2SQL:
         if not found:
             raise InputError(
                 f"No questions can be asked of {schema.path}",
-                [f"table {table.name}: {len(table.columns)} columns; none with names, numbers or dates to ask for; "
-                 "use a database with at least one text, number or date column" for table in schema.tables],
+                [
+                    f"table {table.name}: {len(table.columns)} columns; none with names, numbers or dates to ask for; "
+                    "use a database with at least one text, number or date column"
+                    for table in schema.tables
+                ],
             )
         opened, closed = split(found, skeletons, random.Random(f"split {seed}"), held_out_combinations)
         notes = [*schema.notes]
@@ -160,7 +174,9 @@ class Text2SQL:
 
         with Connection(self.schema.path, rows=3) as connection:
             for name, choices, accept in (
-                ("new combinations", closed, familiar), ("new values", known, unfamiliar), ("new phrasings", known, familiar)
+                ("new combinations", closed, familiar),
+                ("new values", known, unfamiliar),
+                ("new phrasings", known, familiar),
             ):  # fmt: skip
                 found = self._held_out_set(name, count, choices, accept, taken, connection)
                 self.held_out[name] = found
@@ -168,8 +184,13 @@ class Text2SQL:
                     self.notes.append(f"{name}: {len(found)} questions instead of {count}, all this database gives")
 
     def _held_out_set(
-        self, name: str, count: int, choices: dict[str, list[Combination]], accept: Callable[[Example], bool],
-        taken: set[str], connection: Connection,
+        self,
+        name: str,
+        count: int,
+        choices: dict[str, list[Combination]],
+        accept: Callable[[Example], bool],
+        taken: set[str],
+        connection: Connection,
     ) -> list[Example]:
         """Questions in turn from every shape, with an answer each."""
         draw = Draw(random.Random(f"{name} {self.seed}"), self._material, self._phrases, held=name == "new values")
@@ -203,7 +224,11 @@ def _lexicon(schema: Schema) -> set[str]:
         for frame in family.train + family.held_out:
             words.update(frame.lower().rstrip(".?").split())
     for table in schema.tables:
-        for text in (table.one, table.many, *(text for column in table.columns for text in (column.label, column.labels))):
+        for text in (
+            table.one,
+            table.many,
+            *(text for column in table.columns for text in (column.label, column.labels)),
+        ):
             words.add(text)
             words.update(text.split())
     return words

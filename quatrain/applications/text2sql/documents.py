@@ -58,11 +58,16 @@ class Telling:
         told = [
             (column, value)
             for column, value in zip(table.columns, row, strict=True)
-            if column.role not in ("other", "reference") and column not in table.identity and column.asked and usable(value)
+            if column.role not in ("other", "reference")
+            and column not in table.identity
+            and column.asked
+            and usable(value)
         ]
         if not told or not table.identity:
             return None
-        name = " ".join(_plain(value) for column, value in zip(table.columns, row, strict=True) if column in table.identity)
+        name = " ".join(
+            _plain(value) for column, value in zip(table.columns, row, strict=True) if column in table.identity
+        )
         chosen = self._rng.sample(told, min(len(told), 1 + int(self._rng.random() * 2)))
         facts = " and ".join(f"the {column.label} {_plain(value)}" for column, value in chosen)
         if self._rng.random() < 0.5:

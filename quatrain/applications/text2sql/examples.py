@@ -42,7 +42,7 @@ def messages(example: Example) -> list[dict[str, str]]:
 def write(
     shape: Shape, combination: Combination, draw: Draw, split: str, *, held_out_frames: bool = False
 ) -> Example | None:
-    """Fill the combination and say it in one of the frames of the shape's family; None when the draw came to nothing."""
+    """Fill the combination and say it in one of its family's frames; None when the draw came to nothing."""
     filled = shape.fill(combination, draw)
     if filled is None:
         return None

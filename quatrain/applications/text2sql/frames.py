@@ -1,9 +1,9 @@
 """The sentences of the questions: for every family of shapes the frames of training and the held-out ones.
 
 Slots: `{np}` a plural noun with its conditions ("products whose price is above 20"), `{col}` and `{cols}` a column's
-label for one and several, `{be}` "is" or "are" as the label asks, `{one}` and `{many}` a table's, `{v}` a value, `{n}` a small number; a family may use others of
-its own. Held-out frames are other sentences for the same thing, made of words that training frames of some family use;
-no stage ever renders one.
+label for one and several, `{be}` "is" or "are" as the label asks, `{one}` and `{many}` a table's, `{v}` a value, `{n}`
+a small number; a family may use others of its own. Held-out frames are other sentences for the same thing, made of words
+that training frames of some family use; no stage ever renders one.
 """
 
 from __future__ import annotations

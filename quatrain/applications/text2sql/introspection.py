@@ -18,16 +18,27 @@ _DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([ T]\d\d:\d\d(:
 _NUMERIC = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*\Z")
 _MONEY = frozenset("price prices cost costs amount total salary revenue budget fee payment wage income profit".split())
 _NOT_MEASURED = frozenset(
-    """year id code zip postal phone fax number no num rank ranking position latitude longitude lat long lng version number
-    isbn ssn season month day hour order index key uid""".split()
+    """year id code zip postal phone fax number no num rank ranking position latitude longitude lat long lng version
+    number isbn ssn season month day hour order index key uid""".split()
 )
 _NOT_ASKED = frozenset(
     """email mail url website web link phone fax address password hash image picture photo file path comment comments
     description details notes note uuid guid""".split()
 )
 _NAMES = ("name", "full name", "label")
-_GENERIC = frozenset(["id", "name", "title", "code", "type", "date", "year", "description", "value", "status", "number"])
-_BOOLEANS = ({0, 1}, {"Y", "N"}, {"y", "n"}, {"T", "F"}, {"t", "f"}, {"true", "false"}, {"True", "False"}, {"yes", "no"})
+_GENERIC = frozenset(
+    ["id", "name", "title", "code", "type", "date", "year", "description", "value", "status", "number"]
+)
+_BOOLEANS = (
+    {0, 1},
+    {"Y", "N"},
+    {"y", "n"},
+    {"T", "F"},
+    {"t", "f"},
+    {"true", "false"},
+    {"True", "False"},
+    {"yes", "no"},
+)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -41,14 +52,18 @@ def connect(path: Path) -> sqlite3.Connection:
         with path.open("rb") as file:
             header = file.read(len(_HEADER))
     except OSError as error:
-        raise InputError(f"Cannot read {path}", [f"database: {path}; {error.strerror}; check its permissions"]) from error
+        raise InputError(
+            f"Cannot read {path}", [f"database: {path}; {error.strerror}; check its permissions"]
+        ) from error
     if not header:
         raise InputError(f"{path} is empty", [f"database: {path}; 0 bytes, so no tables; {remedy}"])
     if header != _HEADER:
         raise InputError(
             f"{path} is not an SQLite database",
-            [f"database: {path}; begins with {header[:12]!r}, not with 'SQLite format 3': another kind of file, or "
-             f"encrypted; {remedy}"],
+            [
+                f"database: {path}; begins with {header[:12]!r}, not with 'SQLite format 3': another kind of file, or "
+                f"encrypted; {remedy}"
+            ],
         )
     uri = path.resolve().as_uri()
     try:
@@ -102,7 +117,8 @@ def _describe(connection: sqlite3.Connection, path: Path) -> Schema:
     names = [
         row[0]
         for row in connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
+            "SELECT name FROM sqlite_master WHERE type = 'table' "
+            "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
         )
     ]
     problems: list[str] = []
@@ -124,7 +140,9 @@ def _describe(connection: sqlite3.Connection, path: Path) -> Schema:
     if problems:
         raise InputError(f"Cannot read {path}", problems)
     if not names:
-        raise InputError(f"{path} has no tables", [f"database: {path}; no tables; give a database with tables and rows"])
+        raise InputError(
+            f"{path} has no tables", [f"database: {path}; no tables; give a database with tables and rows"]
+        )
     if not counts:
         raise InputError(
             f"{path} has no rows",
@@ -207,8 +225,15 @@ def _table(connection: sqlite3.Connection, name: str, count: int, references: se
 
 
 def _column(
-    connection: sqlite3.Connection, table: str, name: str, text: str, declared: str, cells: list[object], count: int,
-    key: bool, reference: bool,
+    connection: sqlite3.Connection,
+    table: str,
+    name: str,
+    text: str,
+    declared: str,
+    cells: list[object],
+    count: int,
+    key: bool,
+    reference: bool,
 ) -> Column:
     column, source = quote(name), quote(table)
     distinct, filled, low, high = connection.execute(
@@ -231,7 +256,7 @@ def _column(
         else:
             role = "money" if _MONEY & set(words) else "number"
     elif all(isinstance(cell, str) for cell in known):
-        dated = [cell for cell in known if _DATE.match(cell)]  # type: ignore[arg-type]
+        dated = [cell for cell in known if _DATE.match(str(cell))]
         if len(dated) >= 0.98 * len(known):
             role, stamp = "date", any(len(str(cell)) > 10 for cell in dated)
         else:
@@ -243,7 +268,9 @@ def _column(
     if reference and role in ("number", "key"):
         role = "reference"
     measure = role == "money" or (role == "number" and not _NOT_MEASURED & set(words))
-    return Column(table, name, role, text, declared or "", distinct, count - filled, unique, stamp, measure, asked, low, high)
+    return Column(
+        table, name, role, text, declared or "", distinct, count - filled, unique, stamp, measure, asked, low, high
+    )
 
 
 def _identity(columns: list[Column], key: Column | None, one: str) -> tuple[Column, ...]:
@@ -273,7 +300,9 @@ def _inferred_keys(connection: sqlite3.Connection, tables: dict[str, Table], dec
                 continue
             target = _target(connection, column, tables)
             if target is not None:
-                found.append(_labelled(ForeignKey(table.name, column.name, target.table, target.name, "", declared=False)))
+                found.append(
+                    _labelled(ForeignKey(table.name, column.name, target.table, target.name, "", declared=False))
+                )
     return found
 
 
@@ -320,4 +349,6 @@ def _finished(table: Table, references: set[str], things: set[str] | frozenset[s
 
     done = {column.name: finish(column) for column in table.columns}
     identity = tuple(done[column.name] for column in table.identity)
-    return replace(table, columns=tuple(done.values()), identity=identity, key=done[table.key.name] if table.key else None)
+    return replace(
+        table, columns=tuple(done.values()), identity=identity, key=done[table.key.name] if table.key else None
+    )

@@ -1,9 +1,9 @@
 """Whether predicted SQL answers the question: both statements are run and their answers compared.
 
 Answers match when they hold the same rows as often (in the same order when the gold statement orders them), names of
-columns aside, numbers up to a small relative difference. An empty gold answer (no rows, or nothing but NULL and 0) is also
-what most wrong values give, so there the two statements themselves must agree up to spacing, case of keywords and a final
-semicolon.
+columns aside, numbers up to a small relative difference. An empty gold answer (no rows, or nothing but NULL and 0) is
+also what most wrong values give, so there the two statements themselves must agree up to spacing, case of keywords and
+a final semicolon.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def is_empty(result: Result) -> bool:
 
 
 def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -> Verdict:
-    """Judge `predicted_sql` by what it and `gold_sql` answer on this database. Gold answers are kept for the next time."""
+    """Judge `predicted_sql` by what it and `gold_sql` answer on this database. Gold answers are kept."""
     same = normalise(gold_sql) == normalise(predicted_sql)
     gold = _gold(connection, gold_sql)
     if gold.error is not None:

@@ -24,7 +24,7 @@ Place = tuple[tuple[ForeignKey, ...], Column]
 
 
 class Material:
-    """Sampled rows of every table (at most `ROWS`), with the rows they point at, and the value pools of every column."""
+    """Sampled rows of every table (at most `ROWS`), the rows they point at, and the value pools of every column."""
 
     def __init__(self, schema: Schema, held_out: HeldOut, lexicon: Iterable[str] = ()):
         self.schema = schema
@@ -72,7 +72,10 @@ class Material:
         index.update((row[place], row) for row in self.rows[key.parent])
         source = self._position[key.table, key.column]
         wanted = {row[source] for row in self.rows[key.table]} | {
-            row[source] for (table, _), known in list(self._index.items()) if table == key.table for row in known.values()
+            row[source]
+            for (table, _), known in list(self._index.items())
+            if table == key.table
+            for row in known.values()
         }
         missing = sorted((value for value in wanted if value is not None and value not in index), key=str)
         parent = self.schema.table(key.parent)
@@ -115,7 +118,9 @@ class Material:
                     eligible |= {text for text in texts if len(text) >= 3 and not text.replace(" ", "").isdigit()}
         open_words = {text.casefold() for text in open_values} | lexicon
         self.held.add(
-            sorted(text for text in eligible - open_values if self.held.drawn(text) and text.casefold() not in open_words)
+            sorted(
+                text for text in eligible - open_values if self.held.drawn(text) and text.casefold() not in open_words
+            )
         )
 
     def related(self, row: tuple[Any, ...], path: Sequence[ForeignKey]) -> tuple[Any, ...] | None:
@@ -177,7 +182,9 @@ class Material:
         bound = pool[low + int(rng.random() * (high - low))]
         if not held and not isinstance(bound, str) and rng.random() < 0.4:
             rounded = _rounded(bound)
-            fits = {">": value > rounded, "<": value < rounded, ">=": value >= rounded, "<=": value <= rounded}[operator]
+            fits = {">": value > rounded, "<": value < rounded, ">=": value >= rounded, "<=": value <= rounded}[
+                operator
+            ]
             if fits and written(rounded) not in self.held:
                 return rounded
         return bound
@@ -186,7 +193,7 @@ class Material:
 def _rare_number(text: str) -> bool:
     # Small whole numbers count things and years name themselves: questions cannot do without them.
     number = float(text)
-    return number > 30 and not (number == int(number) and 1900 <= number <= 2100) or number != int(number)
+    return (number > 30 and not (number == int(number) and 1900 <= number <= 2100)) or number != int(number)
 
 
 def _rounded(value: float) -> int | float:

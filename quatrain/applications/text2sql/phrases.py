@@ -1,7 +1,8 @@
 """How a condition on a column is said in English: templates with `{v}` and `{w}` where the values go.
 
 Every template follows a plural noun ("products whose price is above {v}"). The general ones fit any column; where the
-name or the role of a column allows more natural words ("cheaper than {v}", "joined in {v}", "in {v}") these come on top.
+name or the role of a column allows more natural words ("cheaper than {v}", "joined in {v}", "in {v}"), these come on
+top.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from quatrain.applications.text2sql.schema import Column, ForeignKey, Schema, Ta
 
 _GROUPS = frozenset("category genre department group class section playlist league division series".split())
 _PARTICIPLES = {
-    "order": "placed", "join": "who joined", "joined": "who joined", "hire": "hired", "birth": "born", "invoice": "issued",
+    "order": "placed", "join": "who joined", "joined": "who joined", "hire": "hired", "birth": "born",
+    "invoice": "issued",
     "release": "released", "start": "that started", "end": "that ended", "publish": "published", "create": "created",
     "open": "opened", "opening": "opened", "ship": "shipped", "founding": "founded", "signup": "who signed up",
     "enroll": "enrolled", "enrolment": "enrolled", "enrollment": "enrolled", "registration": "registered",
@@ -44,7 +46,9 @@ class Phrases:
         if len(path) == 1:
             return tuple(self._parents(kind, operator, path[0], column))
         label, inner = path[0].label, self._parents(kind, operator, path[1], column)
-        return tuple(f"{opening} {phrase}" for phrase in inner for opening in (f"of {plural(label)}", f"with {_a(label)}"))
+        return tuple(
+            f"{opening} {phrase}" for phrase in inner for opening in (f"of {plural(label)}", f"with {_a(label)}")
+        )
 
     def _parents(self, kind: str, operator: str, key: ForeignKey, column: Column) -> list[str]:
         label = key.label
@@ -53,7 +57,11 @@ class Phrases:
         if kind in ("equal", "not equal", "one of") and parent.title == column:
             value = "{v} or {w}" if kind == "one of" else "{v}"
             if kind == "not equal":
-                found = [f"whose {label} is not {value}", f"where the {label} is not {value}", f"not of the {label} {value}"]
+                found = [
+                    f"whose {label} is not {value}",
+                    f"where the {label} is not {value}",
+                    f"not of the {label} {value}",
+                ]
                 return [*found, f"with {_a(label)} other than {value}"]
             found = [f"whose {label} is {value}", f"with the {label} {value}", f"where the {label} is {value}"]
             if label.split()[-1] in PLACES | _GROUPS:
@@ -105,7 +113,7 @@ class Phrases:
         be = "are" if is_plural(name) else "is"
         if column.role == "date":
             return self._date(kind, operator, column)
-        if kind == "equal" and column.is_number or kind == "equal" and column.role == "key":
+        if (kind == "equal" and column.is_number) or (kind == "equal" and column.role == "key"):
             return [
                 f"with {a} of {{v}}", f"whose {name} {be} {{v}}", f"where the {name} {be} {{v}}",
                 f"whose {name} {be} exactly {{v}}", f"that have {a} of {{v}}",

@@ -1,4 +1,7 @@
-"""Running SQL that a model wrote: read-only, one SELECT, limited in time, rows and size. Bad SQL gives a reason, no exception."""
+"""Running SQL that a model wrote: read-only, one SELECT, limited in time, rows and size.
+
+Bad SQL gives a reason, no exception.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from quatrain.applications.text2sql.introspection import connect
 
 _COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/", re.DOTALL)
 _ALLOWED = frozenset(
-    """abs avg ceil ceiling coalesce concat concat_ws count cume_dist date datetime dense_rank exp first_value floor format
-    glob group_concat hex ifnull iif instr julianday lag last_value lead length like ln log log10 log2 lower ltrim max
-    min mod nth_value ntile nullif percent_rank pow power printf quote rank replace round row_number rtrim sign sqrt
-    strftime string_agg substr substring sum time timediff total trim trunc typeof unicode unixepoch upper
-    char""".split()
+    """abs avg ceil ceiling char coalesce concat concat_ws count cume_dist date datetime dense_rank exp first_value
+    floor format glob group_concat hex ifnull iif instr julianday lag last_value lead length like ln log log10
+    log2 lower ltrim max min mod nth_value ntile nullif percent_rank pow power printf quote rank replace round
+    row_number rtrim sign sqrt strftime string_agg substr substring sum time timediff total trim trunc typeof
+    unicode unixepoch upper""".split()
 )
 _LIMITS = (
     (sqlite3.SQLITE_LIMIT_LENGTH, 2_000_000), (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 20_000),
@@ -43,8 +46,9 @@ class Result:
 class Connection:
     """A read-only connection to one database for SQL that nobody has checked.
 
-    Only one SELECT (or WITH ... SELECT, or VALUES) is run at a time, with a list of harmless functions; it is stopped after
-    `seconds`, its answer is cut after `rows` rows and cells after `cell` characters. May be used from several threads.
+    Only one SELECT (or WITH ... SELECT, or VALUES) is run at a time, with a list of harmless functions; it is stopped
+    after `seconds`, its answer is cut after `rows` rows and cells after `cell` characters. May be used from several
+    threads.
     """
 
     def __init__(self, path: str | Path, *, seconds: float = 2.0, rows: int = 1000, cell: int = 2000):

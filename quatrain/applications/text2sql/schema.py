@@ -12,8 +12,8 @@ from pathlib import Path
 
 from quatrain.applications.text2sql.naming import plural, plural_label, quote, singular
 
-#: Roles of a column. `text`, `category` and `boolean` are asked for by value, `number`, `money` and `date` by comparison,
-#: `key` and `reference` join tables, `other` (pictures, mixed types) takes no part in questions.
+#: Roles of a column. `text`, `category` and `boolean` are asked for by value, `number`, `money` and `date` by
+#: comparison, `key` and `reference` join tables, `other` (pictures, mixed types) takes no part in questions.
 ROLES = ("key", "reference", "text", "category", "boolean", "number", "money", "date", "other")
 
 

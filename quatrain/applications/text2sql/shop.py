@@ -40,11 +40,15 @@ STATEMENTS = (
   product_id INTEGER NOT NULL REFERENCES products(product_id), quantity INTEGER NOT NULL, unit_price REAL NOT NULL
 )""",
 )
+#: One row of a table, in the order of its columns.
+Row = tuple[object, ...]
 FIRST_DAY = datetime.date(2019, 1, 7)
 LAST_DAY = datetime.date(2025, 6, 30)
 
 
-def create_shop(path: str | Path, seed: int = 0, *, customers: int = 800, products: int = 300, orders: int = 4000) -> Path:
+def create_shop(
+    path: str | Path, seed: int = 0, *, customers: int = 800, products: int = 300, orders: int = 4000
+) -> Path:
     """Write the shop to `path`, replacing what is there only when it is complete; returns the path.
 
     The same seed and sizes give the same rows. Raises InputError when the folder cannot be written or a size is out of
@@ -54,7 +58,9 @@ def create_shop(path: str | Path, seed: int = 0, *, customers: int = 800, produc
     problems = [
         f"{thing}: {value}; allowed are {least} to {most}; choose one of these"
         for thing, value, least, most in (
-            ("customers", customers, 1, 5000), ("products", products, 1, 3000), ("orders", orders, 1, 1_000_000)
+            ("customers", customers, 1, 5000),
+            ("products", products, 1, 3000),
+            ("orders", orders, 1, 1_000_000),
         )
         if not least <= value <= most
     ]
@@ -67,18 +73,22 @@ def create_shop(path: str | Path, seed: int = 0, *, customers: int = 800, produc
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"Cannot write {path}", [f"folder: {path.parent}; {error.strerror}; choose another"]) from error
+        raise InputError(
+            f"Cannot write {path}", [f"folder: {path.parent}; {error.strerror}; choose another"]
+        ) from error
     try:
         _write(temporary, rows)
         os.replace(temporary, path)
     except (OSError, sqlite3.Error) as error:
-        raise InputError(f"Cannot write {path}", [f"database: {path}; {error}; free some space or choose another"]) from error
+        raise InputError(
+            f"Cannot write {path}", [f"database: {path}; {error}; free some space or choose another"]
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
 
 
-def _write(path: Path, rows: dict[str, list[tuple[object, ...]]]) -> None:
+def _write(path: Path, rows: dict[str, list[Row]]) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = FULL")
@@ -92,10 +102,10 @@ def _write(path: Path, rows: dict[str, list[tuple[object, ...]]]) -> None:
         os.fsync(file.fileno())
 
 
-def _rows(rng: random.Random, customers: int, products: int, orders: int) -> dict[str, list[tuple[object, ...]]]:
+def _rows(rng: random.Random, customers: int, products: int, orders: int) -> dict[str, list[Row]]:
     """The rows of every table, in the order of the foreign keys."""
-    cities = [(number, *city) for number, city in enumerate(names.CITIES, 1)]
-    categories = [(number, *category) for number, category in enumerate(names.CATEGORIES, 1)]
+    cities: list[Row] = [(number, *city) for number, city in enumerate(names.CITIES, 1)]
+    categories: list[Row] = [(number, *category) for number, category in enumerate(names.CATEGORIES, 1)]
     people = _customers(rng, customers, len(cities))
     goods = _products(rng, products)
     sales, lines = _orders(rng, orders, people, goods)
@@ -105,11 +115,11 @@ def _rows(rng: random.Random, customers: int, products: int, orders: int) -> dic
     }  # fmt: skip
 
 
-def _customers(rng: random.Random, count: int, cities: int) -> list[tuple[object, ...]]:
+def _customers(rng: random.Random, count: int, cities: int) -> list[Row]:
     full = [f"{first} {last}" for first in names.FIRST_NAMES for last in names.LAST_NAMES]
     weights = [1 / (place + 3) for place in range(cities)]
     rng.shuffle(weights)
-    rows: list[tuple[object, ...]] = []
+    rows: list[Row] = []
     for number, name in enumerate(rng.sample(full, count), 1):
         email = None
         if rng.random() < 0.9:
@@ -122,8 +132,8 @@ def _customers(rng: random.Random, count: int, cities: int) -> list[tuple[object
     return rows
 
 
-def _products(rng: random.Random, count: int) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
+def _products(rng: random.Random, count: int) -> list[Row]:
+    rows: list[Row] = []
     seen: set[str] = set()
     while len(rows) < count:
         category = rng.randrange(len(names.CATEGORIES))
@@ -145,9 +155,7 @@ def _products(rng: random.Random, count: int) -> list[tuple[object, ...]]:
     return rows
 
 
-def _orders(
-    rng: random.Random, count: int, people: list[tuple[object, ...]], goods: list[tuple[object, ...]]
-) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+def _orders(rng: random.Random, count: int, people: list[Row], goods: list[Row]) -> tuple[list[Row], list[Row]]:
     # Some customers and products are never ordered, so that "without any orders" has an answer.
     buyers = rng.sample(people, max(1, int(len(people) * 0.94)))
     buying = [rng.paretovariate(1.6) for _ in buyers]
@@ -158,14 +166,16 @@ def _orders(
         joined = datetime.date.fromisoformat(str(buyer[5]))
         drafts.append((_day(rng, joined, LAST_DAY), buyer[0]))
     drafts.sort(key=lambda draft: draft[0])
-    sales: list[tuple[object, ...]] = []
-    lines: list[tuple[object, ...]] = []
-    for number, (day, buyer) in enumerate(drafts, 1):
+    sales: list[Row] = []
+    lines: list[Row] = []
+    for number, (day, customer) in enumerate(drafts, 1):
         recent = day >= "2025-06-01"
         status = rng.choices(names.STATUSES, (20, 40, 35, 4, 1) if recent else (82, 3, 1, 8, 6))[0]
         shipping = rng.choice((0.0, 4.9, 4.9, 6.5, 9.9, 14.5, round(rng.uniform(2, 30), 2)))
-        sales.append((number, day, status, rng.choices(names.PAYMENTS, (60, 20, 14, 6))[0], shipping, buyer))
-        for product in {row[0]: row for row in rng.choices(shelf, selling, k=rng.choice((1, 1, 2, 2, 3, 4, 5)))}.values():
+        sales.append((number, day, status, rng.choices(names.PAYMENTS, (60, 20, 14, 6))[0], shipping, customer))
+        for product in {
+            row[0]: row for row in rng.choices(shelf, selling, k=rng.choice((1, 1, 2, 2, 3, 4, 5)))
+        }.values():
             price = float(str(product[3]))
             paid = round(price * rng.choice((0.8, 0.9, 0.95)), 2) if rng.random() < 0.2 else price
             quantity = min(1 + int(rng.expovariate(0.45)), 24)

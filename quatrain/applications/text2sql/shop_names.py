@@ -1,6 +1,8 @@
-"""Words from which the shop is made: cities, people, products. Several tokens, apostrophes, accents and hyphens included."""
+"""Words from which the shop is made: cities, people, products; some with apostrophes, accents and hyphens."""
 
 from __future__ import annotations
+
+# fmt: off
 
 #: (city, country, population), rounded figures.
 CITIES: tuple[tuple[str, str, int], ...] = (
@@ -69,7 +71,8 @@ COLOURS: tuple[str, ...] = ("Black", "White", "Navy", "Olive", "Red", "Sand", "G
 
 BRANDS: tuple[str, ...] = (
     "Lindqvist & Sons", "O'Hara", "Maison Lefèvre", "Brightwater", "Tannenbaum", "Kestrel", "Northgate", "Akemi",
-    "Fjordline", "Casa Verde", "Hollis-Reed", "Pemberton's", "Solvang", "Marchetti", "Blue Heron", "Zephyr", "Quill & Co",
+    "Fjordline", "Casa Verde", "Hollis-Reed", "Pemberton's", "Solvang", "Marchetti", "Blue Heron", "Zephyr",
+    "Quill & Co",
     "Ironwood", "Sable", "Juniper Works", "Van der Meer", "Halcyon", "Roca", "Ember",
 )
 

@@ -1,8 +1,8 @@
 """Which combinations of tables and columns are held out.
 
 Combinations whose SQL differs only in values and directions are closed together, so that no other shape shows what a
-held-out combination looks like; and one is closed only while each of its parts (the shape, every column in its use, every
-join) stays in open ones.
+held-out combination looks like; and one is closed only while each of its parts (the shape, every column in its use,
+every join) stays in open ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Values: how they look in a question and in SQL, which are held out, and made-up ones from which copying is learned."""
+"""Values: how they look in a question and in SQL, which are held out, and made-up ones that teach copying."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def literal(value: Any) -> str:
 
 
 def shown(value: Any, rng: random.Random) -> str:
-    """The value as it stands in a question: bare, in double quotes now and then, always so where it would not be clear."""
+    """The value as it stands in a question: bare; in double quotes now and then, and where it would not be clear."""
     if not isinstance(value, str):
         return number_text(value)
     return value if rng.random() > 0.12 and clear(value) else f'"{value}"'

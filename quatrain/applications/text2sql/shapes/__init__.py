@@ -9,6 +9,7 @@ from quatrain.applications.text2sql.shapes.queries import QUERIES
 from quatrain.applications.text2sql.shapes.ranking import RANKINGS
 from quatrain.applications.text2sql.shapes.relations import RELATIONS
 
-SHAPES: dict[str, Shape] = {shape.name: shape for shape in (*QUERIES, *LOOKUPS, *RANKINGS, *GROUPS, *RELATIONS)}
+_ALL: tuple[Shape, ...] = (*QUERIES, *LOOKUPS, *RANKINGS, *GROUPS, *RELATIONS)
+SHAPES: dict[str, Shape] = {shape.name: shape for shape in _ALL}
 
 __all__ = ["SHAPES", "Combination", "Filled", "Shape"]

@@ -1,4 +1,4 @@
-"""What a question shape is: which combinations of columns it fits, and how one of them becomes a question and its SQL."""
+"""What a question shape is: which combinations of columns it fits, and how one becomes a question and its SQL."""
 
 from __future__ import annotations
 
@@ -40,10 +40,17 @@ class Filled:
 
 
 class Shape(Protocol):
-    """One shape of question. `family` names its frames in `frames.FAMILIES`."""
+    """One shape of question; its frames are `frames.FAMILIES[shape.family]`."""
 
-    name: str
-    family: str
+    @property
+    def name(self) -> str:
+        """What it is called; no two shapes share a name."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """The family of its frames."""
+        ...
 
     def combinations(self, schema: Schema) -> Iterator[Combination]:
         """Every way in which the shape fits the schema."""
@@ -95,8 +102,13 @@ def condition_sets(schema: Schema, table: Table, wanted: Sequence[Wanted]) -> It
 
 
 def combine(
-    shape: str, schema: Schema, table: Table, conditions: Sequence[tuple[str, Place]], outputs: Sequence[tuple[str, Column]],
-    slots: Any, path: Path = (),
+    shape: str,
+    schema: Schema,
+    table: Table,
+    conditions: Sequence[tuple[str, Place]],
+    outputs: Sequence[tuple[str, Column]],
+    slots: Any,
+    path: Path = (),
 ) -> Combination:
     """The combination of output columns (each with what is done to it) and conditions on the rows of one table."""
     longest = max([path, *(path for _, (path, _) in conditions)], key=len)

@@ -27,7 +27,7 @@ def grouping(schema: Schema, table: Table, depth: int) -> Iterator[tuple[Path, t
             if column.is_choice and 1 < column.values <= 400 and not (column.unique or named or column.nulls):
                 yield path, (column,)
         # A name that the rows carry themselves needs no join.
-        if path and target.identity and path[-1].parent_column != target.identity[0].name or _keyed(path, target):
+        if (path and target.identity and path[-1].parent_column != target.identity[0].name) or _keyed(path, target):
             yield path, target.identity
 
 
@@ -119,7 +119,9 @@ class Best:
 
     def combinations(self, schema: Schema) -> Iterator[Combination]:
         """The groupings of `Group`."""
-        return _renamed(self.name, "best ", Group(self.name, self.family, self.function, self.depth).combinations(schema))
+        return _renamed(
+            self.name, "best ", Group(self.name, self.family, self.function, self.depth).combinations(schema)
+        )
 
     def fill(self, combination: Combination, draw: Draw) -> Filled | None:
         """`SELECT group FROM table [JOIN ...] GROUP BY group ORDER BY COUNT(*) DESC LIMIT 1`."""

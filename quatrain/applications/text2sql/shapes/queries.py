@@ -42,7 +42,7 @@ def _repeated(table: Table) -> list[tuple[Column, ...]]:
     return [
         (column,)
         for column in table.columns
-        if column.is_choice and column.role != "boolean" and 2 < column.values and column.values * 1.5 <= table.rows
+        if column.is_choice and column.role != "boolean" and column.values > 2 and column.values * 1.5 <= table.rows
         and column not in table.identity
     ]  # fmt: skip
 
@@ -63,7 +63,9 @@ def _of(function: str) -> Callable[[Table, tuple[Column, ...], bool], str]:
 
 
 OUTPUTS: dict[str, Output] = {
-    "list": Output(lambda table: [()] if table.identity else [], lambda table, columns, joined: base.identity(table, joined)),
+    "list": Output(
+        lambda table: [()] if table.identity else [], lambda table, columns, joined: base.identity(table, joined)
+    ),
     "column": Output(_plain, _of("{}")),
     "two columns": Output(
         _pairs, lambda table, columns, joined: ", ".join(base.name(column, joined) for column in columns)

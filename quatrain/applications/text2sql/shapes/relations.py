@@ -34,7 +34,9 @@ class Related:
                     continue
                 made = base.combine(self.name, schema, child, conditions, [], (key, conditions), (key,))
                 use = "count " if self.count else "list "
-                yield Combination(self.name, made.tables, made.columns, (*made.parts, f"{use}parent {key.parent}"), made.slots)
+                yield Combination(
+                    self.name, made.tables, made.columns, (*made.parts, f"{use}parent {key.parent}"), made.slots
+                )
 
     def fill(self, combination: Combination, draw: Draw) -> Filled | None:
         """`SELECT name FROM parent WHERE key [NOT] IN (SELECT reference FROM child [WHERE ...])`."""
