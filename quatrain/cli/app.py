@@ -29,7 +29,7 @@ def build_app() -> App:
         help_epilogue=EPILOGUE,
         help_format="plaintext",
         version=quatrain.__version__,
-        default_parameter=Parameter(negative=()),
+        default_parameter=Parameter(negative=(), show_default=_show_default),
         suppress_keyboard_interrupt=False,
     )
     for verb in (run, recipes, check, plan, tokenize, generate, chat, evaluate, doctor):
@@ -39,3 +39,8 @@ def build_app() -> App:
     data.command(get_source, name="get")
     app.command(data)
     return app
+
+
+def _show_default(value: object) -> str | None:
+    """A default as the help shows it: what is off or not set unless given needs no words."""
+    return None if value is None or value is False or value == () else str(value)

@@ -21,11 +21,14 @@ def check(recipe: str, *overrides: str, json_lines: Annotated[bool, Parameter(na
     """
     from quatrain.cli.output import show, show_json
     from quatrain.inputs import check_inputs
+    from quatrain.planning.counts import parameters as count_parameters
     from quatrain.recipe import dumps, load, to_dict
 
     loaded = load(recipe, overrides)
     check_inputs(loaded)
-    parameters = None if loaded.model.folder else loaded.model.parameters(loaded.tokenizer.vocab_size)
+    parameters = None
+    if loaded.model.folder is None:
+        parameters = count_parameters(loaded.model.config(loaded.tokenizer.vocab_size))
     if json_lines:
         show_json({"recipe": to_dict(loaded), "parameters": parameters})
         return 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from quatrain.errors import InputError
+from quatrain.models.config import ModelConfig
 from quatrain.settings import Problem, Settings
 
 
@@ -42,17 +44,33 @@ class ModelSettings(Settings):
         """Heads of keys and values: all of them unless grouped-query attention is asked for."""
         return self.num_key_value_heads or self.num_attention_heads
 
-    def parameters(self, vocab_size: int) -> int:
-        """The number of weights of this shape, without building it; norms and biases as the family has them."""
-        width, inner = self.hidden_size, self.resolved_intermediate_size
-        embedding = vocab_size * width
-        head = 0 if self.tie_word_embeddings else embedding
-        if self.family == "gpt2":
-            block = 4 * width * width + 4 * width + 2 * width * inner + inner + width + 4 * width
-            return embedding + head + self.max_position_embeddings * width + self.num_hidden_layers * block + 2 * width
-        key_value = width // self.num_attention_heads * self.resolved_key_value_heads
-        block = 2 * width * width + 2 * width * key_value + 3 * width * inner + 2 * width
-        return embedding + head + self.num_hidden_layers * block + width
+    def config(self, vocab_size: int, **more: Any) -> ModelConfig:
+        """The shape as a `ModelConfig` of its family; `more` sets what no recipe does, such as special ids.
+
+        Raises InputError where `folder` has the shape.
+        """
+        if self.folder is not None:
+            raise InputError(f"the shape of the model is that of {self.folder}; read its config.json")
+        gpt2 = self.family == "gpt2"
+        return ModelConfig(
+            family=self.family,
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.resolved_intermediate_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.resolved_key_value_heads,
+            max_position_embeddings=self.max_position_embeddings,
+            rope_theta=self.rope_theta,
+            tie_word_embeddings=self.tie_word_embeddings,
+            position="learned" if gpt2 else "rotary",
+            norm="layer" if gpt2 else "rms",
+            feed_forward="plain" if gpt2 else "gated",
+            activation="gelu_tanh" if gpt2 else "silu",
+            attention_bias=gpt2,
+            feed_forward_bias=gpt2,
+            **more,
+        )
 
     def conflicts(self) -> Iterator[Problem]:
         if self.folder is not None:

@@ -1,0 +1,177 @@
+"""The command line as a whole: exit codes, messages, start-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from quatrain.cli import main
+from quatrain.errors import InputError
+
+FULL = Path(__file__).parent.parent / "recipes" / "full.toml"
+
+VERBS = ["chat", "check", "data", "doctor", "evaluate", "generate", "plan", "recipes", "run", "tokenize"]
+
+
+def quatrain(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "quatrain", *words], capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_help_names_every_verb_and_loads_nothing_heavy() -> None:
+    done = quatrain("--help")
+    assert done.returncode == 0
+    for verb in VERBS:
+        assert f" {verb} " in done.stdout
+    code = (
+        "import sys; from quatrain.cli import main; main(['--help']); "
+        "heavy = {'torch', 'numpy', 'tokenizers', 'jinja2', 'safetensors', 'sqlite3', 'urllib.request'}; "
+        "print(heavy & set(sys.modules), file=sys.stderr)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stderr.strip() == "set()"
+
+
+def test_help_is_quick() -> None:
+    """The issue asks for 0.4 s; the best of some tries, since the machine may be busy."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        quatrain("--help")
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.4, times
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, quatrain; print(sorted({'torch', 'numpy', 'pydantic', 'rich', 'cyclopts'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert "Usage: quatrain" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import quatrain
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == quatrain.__version__
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["rnu", "quickstart"], 'Did you mean "run"?'),
+        (["run", "quickstart", "--restrat"], "Did you mean --restart?"),
+        (["generate", "folder"], "--prompt"),
+        (["generate", "folder", "x", "--top-k", "many"], "many"),
+        (["run"], "run needs a recipe"),
+        (["run", "quickstart", "--restart", "--reuse"], "at most one of them"),
+        (["run", "quikstart"], "did you mean quickstart?"),
+        (["run", "quickstart", "seed=x"], 'seed: "x" is text; must be a whole number'),
+        (["check", "quickstart", "stage[1].train.lerning_rate=1"], "unknown; did you mean learning_rate?"),
+        (["plan", "nothing"], "no such recipe"),
+        (["chat", "nowhere", "--db", "nowhere.sqlite"], "nowhere.sqlite"),
+        (["generate", "nowhere", "Hello"], "nowhere"),
+        (["tokenize", "nowhere", "Hello"], "nowhere"),
+        (["data", "get", "gutenburg"], "Did you mean gutenberg:1661?"),
+    ],
+)
+def test_a_mistake_of_the_user_gives_2_and_one_message(
+    words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert part in captured.err
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*args: object, **options: object) -> NoReturn:
+        raise error
+
+    import quatrain.run as module
+
+    monkeypatch.setattr(module, "run", run)
+
+
+def test_a_bug_says_so_and_how_to_see_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(KeyError("what"), monkeypatch)
+    assert main(["run", str(FULL)]) == 1
+    error = capsys.readouterr().err
+    assert "KeyError: 'what'" in error and "This is a bug" in error and "--debug" in error
+    with pytest.raises(KeyError):
+        main(["run", str(FULL), "--debug"])
+
+
+def test_messages_with_brackets_come_out_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(InputError("stage[1].train [bold]x[/bold]", ["[red]", "[/]"]), monkeypatch)
+    assert main(["run", str(FULL)]) == 2
+    assert capsys.readouterr().err == "error: stage[1].train [bold]x[/bold]\n  - [red]\n  - [/]\n"
+
+
+def test_ctrl_c_gives_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    assert main(["run", str(FULL)]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes close otherwise elsewhere")
+def test_a_reader_that_goes_away_gives_no_traceback() -> None:
+    command = f"{sys.executable!r} -m quatrain check {str(FULL)!r} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout == 'name = "full"\n'
+    assert done.stderr == ""
+
+
+def test_recipes_lists_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"quickstart", "sherlock", "shakespeare-char"} <= {row["name"] for row in rows}
+    assert all(row["description"] and row["stages"] for row in rows)
+    assert main(["run", "--list"]) == 0
+    assert "quickstart" in capsys.readouterr().out
+
+
+def test_check_prints_a_recipe_that_loads_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from quatrain.recipe import load
+
+    assert main(["check", str(FULL), "seed=7"]) == 0
+    path = tmp_path / "resolved.toml"
+    path.write_text(capsys.readouterr().out)
+    assert load(path) == load(FULL, ["seed=7"])
+    assert main(["check", str(FULL), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] > 1_000_000
+
+
+def test_check_names_files_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(FULL), "data.database=nowhere.sqlite"]) == 2
+    assert 'data.database: "nowhere.sqlite" does not exist' in capsys.readouterr().err
+    assert main(["check", "sherlock", "data.source=tinyshakespear"]) == 2
+    assert "did you mean tinyshakespeare?" in capsys.readouterr().err
+
+
+def test_the_catalog_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "list", "--json"]) == 0
+    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["gutenberg:1661"]["licence"] and rows["tinyshakespeare"]["where"] in ("here", "download")
+
+
+def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["torch"] and found["missing"] == []
+    assert found["flops_per_second"]["float32"] > 1e8

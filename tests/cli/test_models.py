@@ -1,0 +1,186 @@
+"""The verbs that open a model folder, on a tiny model made here."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+
+from quatrain.cli import main
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+from quatrain.text.templates import CHATML
+from quatrain.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of fresh weights with a character tokenizer that has a chat template."""
+    place = tmp_path_factory.mktemp("model")
+    letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?*;'<>|_\n"
+    tokenizer = Tokenizer.train([letters * 3], kind="char", chat_template=CHATML)
+    torch.manual_seed(0)
+    config = ModelConfig(
+        family="llama",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_id,
+        bos_token_id=tokenizer.bos_id,
+    )
+    tokenizer.save(place)
+    hub.save(Model(config), place)
+    return place
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "shop.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT)")
+        connection.executemany("INSERT INTO city (name) VALUES (?)", [(f"City {i}",) for i in range(30)])
+    return path
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{text}\n" for text in texts)))
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
+    """Let the model write what the test wants; everything around it is real."""
+    from quatrain.generation.engine import Completion, Engine
+
+    left = list(texts)
+    monkeypatch.setattr(Engine, "chat", lambda *args, **options: [Completion(left.pop(0), [], "stop", [])])
+
+
+def test_tokenize_shows_the_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenize", str(folder), "Hello you", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "".join(found["tokens"]) == "Hello you" and len(found["ids"]) == 9
+    assert main(["tokenize", str(folder), "Hello"]) == 0
+    assert "5 tokens, 1.00 characters a token" in capsys.readouterr().out
+
+
+def test_generate_streams_what_it_returns_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(folder), "The ", "--temperature", "1", "--seed", "3", "--max-new-tokens", "12"]
+    assert main(words) == 0
+    streamed = capsys.readouterr().out
+    assert streamed.startswith("The ")
+    assert main([*words, "--no-stream"]) == 0
+    assert capsys.readouterr().out == streamed
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt"] + found["text"] + "\n" == streamed
+    assert found["finish_reason"] in ("stop", "length") and 1 <= len(found["ids"]) <= 12
+
+
+def test_generate_refuses_flags_out_of_range(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(folder), "x", "--temperature", "-1"]) == 2
+    assert "temperature" in capsys.readouterr().err
+
+
+def test_evaluate_measures_a_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark night. " * 40)
+    assert main(["evaluate", str(folder), str(text), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == found["characters"] - 1
+    assert 1.5 < found["loss"] < 7 and found["perplexity"] == pytest.approx(2.718281828 ** found["loss"], rel=1e-6)
+    assert main(["evaluate", str(folder), str(text), "--context", "4096"]) == 2
+    assert "from 1 to the model's longest, 128" in capsys.readouterr().err
+
+
+def test_plan_counts_what_the_model_has(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder), "--json"]) == 0
+    counted = json.loads(capsys.readouterr().out)["parameters"]
+    assert counted == hub.load(folder).num_parameters()
+
+
+def test_plan_counts_a_recipe_without_making_it(capsys: pytest.CaptureFixture[str]) -> None:
+    from quatrain.recipe import load
+
+    recipe = Path(__file__).parent.parent / "recipes" / "full.toml"
+    for family in ("llama", "gpt2"):
+        change = f"model.family={family}"
+        assert main(["plan", str(recipe), change, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        loaded = load(recipe, [change])
+        assert found["parameters"] == Model(loaded.model.config(loaded.tokenizer.vocab_size)).num_parameters()
+        assert found["weights"]["bfloat16"] == 2 * found["parameters"]
+        assert found["training"]["pretrain"] > 12 * found["parameters"]
+    assert main(["plan", str(recipe)]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_chat_goes_on_after_what_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines(monkeypatch, "hi", "", "/help", "/rest", "/reset", "größer 你", "/quit", "never read")
+    assert main(["chat", str(folder), "--max-new-tokens", "5", "--temperature", "1", "--seed", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "/schema" in captured.out and "did you mean /reset?" in captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_chat_forgets_the_oldest_turns_when_the_context_is_full(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines(monkeypatch, *["tell me something"] * 6)
+    assert main(["chat", str(folder), "--max-new-tokens", "10", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len([json.loads(line) for line in captured.out.splitlines()]) == 6, captured.err
+
+
+def test_a_database_is_questioned_line_by_line(
+    folder: Path, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(
+        monkeypatch,
+        "SELECT name FROM city WHERE id = 3",
+        "SELECT nonsense FROM city",
+        "DROP TABLE city",
+        "SELECT name FROM city",
+        "SELECT name FROM city WHERE id = 99",
+    )
+    lines(monkeypatch, "third?", "x", "y", "all", "none", "/schema")
+    assert main(["chat", str(folder), "--db", str(database), "--rows", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "City 2" in out and "1 row," in out
+    assert "This SQL failed: no such column: nonsense" in out
+    assert "This SQL failed: only reading with SELECT is allowed" in out
+    assert "10 rows (the first 10; there are more)" in out
+    assert "no rows" in out
+    assert "city: id, name" in out
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("SELECT count(*) FROM city").fetchone() == (30,)
+
+
+def test_a_database_is_questioned_by_a_program(
+    folder: Path, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(monkeypatch, "SELECT id, name FROM city LIMIT 2", "SELEC")
+    lines(monkeypatch, "two", "bad")
+    assert main(["chat", str(folder), "--db", str(database), "--json"]) == 0
+    good, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    assert good["columns"] == ["id", "name"] and good["rows"] == [[1, "City 0"], [2, "City 1"]]
+    assert good["error"] is None and bad["error"] and bad["rows"] == []
+
+
+@pytest.mark.parametrize(("content", "part"), [(b"", "is empty"), (b"no database at all", "is not an SQLite database")])
+def test_what_is_no_database_is_refused(
+    folder: Path, tmp_path: Path, content: bytes, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.sqlite"
+    path.write_bytes(content)
+    assert main(["chat", str(folder), "--db", str(path)]) == 2
+    assert part in capsys.readouterr().err
