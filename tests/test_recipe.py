@@ -366,3 +366,21 @@ def test_checking_a_recipe_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_guide_holds(tmp_path: Path) -> None:
+    """The recipe and the Python code of docs/recipes.md."""
+    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    recipe = loads(page.split("```toml\n")[1].split("```")[0])
+    assert recipe.name == "mine"
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    shown = page.split("```text\n")[1].split("```")[0].splitlines()
+    with pytest.raises(InputError) as caught:
+        load("quickstart", ["seed=x", "model.family=lama", "stage[1].train.lerning_rate=1"])
+    assert f"error: {caught.value}".splitlines() == shown
+    keys = set(Recipe.model_fields) | {
+        key for field in ("data", "tokenizer", "evaluate") for key in type(getattr(recipe, field)).model_fields
+    }
+    assert {
+        key for key in keys if f"`{key}" not in page and f"[[{key}]]" not in page and f"[{key}]" not in page
+    } == set()
