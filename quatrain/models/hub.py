@@ -58,6 +58,8 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torc
     """
     folder = Path(folder)
     raw = read_config(folder)
+    if raw.get("quantization_config") and prepare is None:
+        raise InputError(f"{folder}: a quantized model; read it with quatrain.generation.loading.load_model.")
     kind = family(raw.get("model_type"))
     config = kind.from_hf({key: value for key, value in raw.items() if key != "quantization_config"})
     with torch.device("meta"):
@@ -223,6 +225,10 @@ def save(model: Model, folder: str | Path, *, extra_config: dict[str, Any] | Non
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict_for_files(model).items()}
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
+    for module in model.modules():
+        if hasattr(module, "config_entries"):  # what a replaced module has to say of the model's files
+            config |= module.config_entries(model)
+            break
     write_json(folder / "config.json", config)
     tokens = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", {key: value for key, value in tokens.items() if value is not None})

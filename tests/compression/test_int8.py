@@ -1,0 +1,229 @@
+"""Int8 linear layers: rounding, ways to compute, files that transformers reads, and composition with LoRA."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from quatrain.adaptation import lora
+from quatrain.compression import files, int8
+from quatrain.errors import InputError
+from quatrain.generation.engine import Engine, SamplingParams
+from quatrain.generation.loading import load_model
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=100,
+    hidden_size=64,
+    intermediate_size=90,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.1,
+)
+IDS = torch.randint(0, 100, (2, 13), generator=torch.Generator().manual_seed(0))
+
+
+def model(**changes):
+    return Model(CONFIG.with_(**changes)).initialize(0).eval()
+
+
+@given(
+    out=st.integers(1, 9),
+    columns=st.integers(1, 11),
+    scale=st.sampled_from([1e-6, 1.0, 1e4]),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=50, deadline=None)
+def test_rounding_is_within_half_a_step(out, columns, scale, bias, seed):
+    torch.manual_seed(seed)
+    linear = nn.Linear(columns, out, bias=bias)
+    with torch.no_grad():
+        linear.weight.mul_(scale)
+        linear.weight[0] = 0
+    layer = int8.Int8Linear.from_linear(linear)
+    back = layer.dequantize()
+    step = linear.weight.abs().amax(dim=1, keepdim=True) / int8.LEVELS
+    assert ((back.weight - linear.weight).abs() <= step / 2 * 1.001).all()
+    assert not back.weight[0].any()
+    torch.testing.assert_close(int8.Int8Linear.from_linear(back).weight, layer.weight, atol=0, rtol=0)
+    x = torch.randn(3, columns)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), back(x), atol=1e-5 * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_the_ways_agree(dtype, rows):
+    torch.manual_seed(0)
+    x = torch.randn(rows, 64, dtype=dtype)
+    weight = torch.randint(-127, 128, (128, 64), dtype=torch.int8)
+    scale = torch.rand(128) * 0.01
+    exact = (x.double() @ (weight * scale.double()[:, None]).T).float()
+    for path in (int8.dequantized, int8.packed_product):
+        found = path(x, weight, scale)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), exact, atol=2e-2 if dtype == torch.bfloat16 else 1e-4, rtol=1e-2)
+    assert int8.fastest_path(dtype, "cpu", 64, 128, rows) in (int8.dequantized, int8.packed_product)
+
+
+def test_a_way_that_disagrees_is_never_taken(monkeypatch):
+    monkeypatch.setattr(int8, "packed_product", lambda x, weight, scale: int8.dequantized(x, weight, scale) + 1)
+    assert int8.fastest_path(torch.float32, "cpu", 64, 192, 4) is int8.dequantized
+
+
+def test_quantized_model_is_near_and_smaller():
+    plain, small = model(), model()
+    names = int8.quantize(small)
+    assert len(names) == 14 and isinstance(small.lm_head, nn.Linear)
+    with torch.no_grad():
+        expected, found = plain(IDS)[0], small(IDS)[0]
+    assert not torch.equal(expected, found)
+    assert (expected - found).abs().max() < 0.05 * expected.abs().max()
+    linears = sum(module.weight.numel() for name, module in plain.named_modules() if name in names)
+    outputs = sum(module.out_features for name, module in plain.named_modules() if name in names)
+    assert int8.weight_bytes(plain) - int8.weight_bytes(small) == 3 * linears - 4 * outputs
+    assert small(IDS)[0].shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "feed_forward_bias": True}],
+    ids=["plain", "tied", "biases"],
+)
+def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(changes, tmp_path):
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    small = model(**changes)
+    int8.quantize(small)
+    hub.save(small, tmp_path)
+    again, _ = load_model(tmp_path)
+    ours, read = small.state_dict(), again.state_dict()
+    assert set(ours) == set(read) and all(torch.equal(ours[name], read[name]) for name in ours)
+    assert all(ours[name].dtype == read[name].dtype for name in ours)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = small(IDS)[0]
+        torch.testing.assert_close(again(IDS)[0], expected, atol=0, rtol=0)
+        torch.testing.assert_close(theirs(IDS).logits.float(), expected, atol=2e-5, rtol=1e-4)
+    hub.save(again, tmp_path / "second")
+    assert (tmp_path / "second" / hub.WEIGHTS).read_bytes() == (tmp_path / hub.WEIGHTS).read_bytes()
+
+
+@given(out=st.integers(1, 5), columns=st.integers(1, 13), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_packing_equals_compressed_tensors(out, columns, seed):
+    weight = torch.randint(-128, 128, (out, columns), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    words = files.pack(weight)
+    assert torch.equal(files.unpack(words, columns), weight)
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    assert torch.equal(words, helpers.pack_to_int32(weight, 8))
+
+
+def test_engine_speaks_int8(tmp_path):
+    small = model()
+    int8.quantize(small)
+    hub.save(small, tmp_path)
+    engine = Engine.load(tmp_path)
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    expected = [each.ids for each in Engine(small).generate(prompts, SamplingParams(12))]
+    assert [each.ids for each in engine.generate(prompts, SamplingParams(12))] == expected
+
+
+def test_lora_over_int8_trains_and_merges():
+    small = model()
+    int8.quantize(small)
+    weights = small.layers[0].mlp.up_proj.weight.clone()
+    names = lora.apply(small, SimpleNamespace(rank=4, alpha=8.0, dropout=0.0, targets="all-linear"), seed=0)
+    assert len(names) == 14
+    optimizer = torch.optim.AdamW([p for p in small.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = small(IDS[:, :-1], IDS[:, 1:])[1].mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    assert torch.equal(small.layers[0].mlp.up_proj.base.weight, weights)
+    with torch.no_grad():
+        expected = small(IDS)[0]
+        lora.merge_all(small)
+        torch.testing.assert_close(small(IDS)[0], expected, atol=1e-5, rtol=1e-4)
+    assert type(small.layers[0].mlp.up_proj) is nn.Linear
+
+
+def test_dequantized_model_says_the_same():
+    small = model()
+    names = int8.quantize(small)
+    with torch.no_grad():
+        expected = small(IDS)[0]
+        assert int8.dequantize(small) == names
+        torch.testing.assert_close(small(IDS)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_and_autocast():
+    small = model()
+    int8.quantize(small)
+    with torch.no_grad():
+        expected = small(IDS)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(small(IDS)[0].float(), expected, atol=0.1, rtol=0.05)
+
+
+def test_what_cannot_be_quantized_is_told(tmp_path):
+    small = model()
+    lora.apply(small, SimpleNamespace(rank=2, alpha=2.0, dropout=0.0, targets="q_proj"))
+    with pytest.raises(InputError, match="Merge the adapters"):
+        int8.quantize(small)
+    twice = model()
+    int8.quantize(twice)
+    with pytest.raises(InputError, match="No linear layer is left"):
+        int8.quantize(twice)
+    broken = model()
+    with torch.no_grad():
+        broken.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        int8.quantize(broken)
+    fused = {
+        "family": "gpt2",
+        "position": "learned",
+        "norm": "layer",
+        "feed_forward": "plain",
+        "num_key_value_heads": 4,
+    }
+    gpt2 = model(**fused, attention_bias=True, feed_forward_bias=True)
+    int8.quantize(gpt2)
+    with pytest.raises(InputError, match="no place for that"):
+        hub.save(gpt2, tmp_path)
+    assert not (tmp_path / hub.WEIGHTS).exists()
+
+
+def test_other_quantizations_are_refused_by_name(tmp_path):
+    small = model()
+    int8.quantize(small)
+    hub.save(small, tmp_path)
+    with pytest.raises(InputError, match="loading"):
+        hub.load(tmp_path)
+    config = hub.read_config(tmp_path)
+    wanted = config["quantization_config"]
+    for change, part in [
+        ({"quant_method": "gptq"}, "gptq"),
+        ({"format": "marlin-24"}, "marlin-24"),
+        (
+            {"config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group"}}}},
+            "num_bits: 4",
+        ),
+        ({"config_groups": {}}, "one group"),
+    ]:
+        with pytest.raises(InputError, match=part):
+            files.prepare(model(), {"quantization_config": wanted | change})
