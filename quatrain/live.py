@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from quatrain.progress import Task, _Clock, format_duration, format_metric, format_metrics
+from quatrain.progress import Task, _Clock
+from quatrain.wording import format_duration, format_metric, format_metrics
 
 
 class LiveReporter:

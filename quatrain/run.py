@@ -8,6 +8,7 @@ and a changed recipe is told which of its stages are still valid.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -131,6 +132,7 @@ class _Runner:
         self.marks = stage_marks(recipe, self.inputs)
         self.names = [stage_name(index, stage) for index, stage in enumerate(recipe.stage)]
         self.started = time.monotonic()
+        self.seconds_before: float = state.get("seconds") or 0.0
 
     def run(self, *, restart: bool, reuse: bool) -> Run:
         if restart:
@@ -139,13 +141,24 @@ class _Runner:
             self._compare(reuse)
         self._write_state(finished=False)
         self._remove_stages_of_no_recipe()
-        results = self._stages()
+        try:
+            results = self._stages()
+        except BaseException:
+            with contextlib.suppress(QuatrainError):
+                self._write_state(finished=False)
+            raise
         done = Run(self.folder, self.recipe, results)
         self._finalize(done)
         return done
 
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, by earlier calls that were interrupted too."""
+        return round(self.seconds_before + time.monotonic() - self.started, 1)
+
     def _clear(self) -> None:
         self._refuse_foreign_folder()
+        self.seconds_before = 0.0
         for name in MADE:
             path = self.folder / name
             with disk_errors(path):
@@ -216,7 +229,7 @@ class _Runner:
 
     def _write_state(self, *, finished: bool, **more: Any) -> None:
         write_text(self.folder / RECIPE_FILE, dumps(self.recipe))
-        state = {"finished": finished, "stages": self.names, "inputs": self.inputs} | more
+        state = {"finished": finished, "stages": self.names, "inputs": self.inputs, "seconds": self.seconds} | more
         write_json(self.folder / STATE_FILE, state)
 
     def _remove_stages_of_no_recipe(self) -> None:
@@ -281,9 +294,8 @@ class _Runner:
             write_text(self.folder / "model" / RECIPE_FILE, dumps(self.recipe))
             write_card(done)
         self._write_report()
-        seconds = time.monotonic() - self.started
-        self._write_state(finished=True, has_model=bool(models), seconds=round(seconds, 1))
-        report_finished(done, self.reporter, seconds)
+        self._write_state(finished=True, has_model=bool(models))
+        report_finished(done, self.reporter, self.seconds)
 
     def _write_report(self) -> None:
         """The report says what the files hold; a fault in it must not cost the run."""

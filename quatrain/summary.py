@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quatrain.atomic import write_text
-from quatrain.progress import Reporter, format_bytes, format_duration, format_metric
+from quatrain.progress import Reporter
+from quatrain.wording import format_bytes, format_duration, format_metric
 
 if TYPE_CHECKING:
     from quatrain.run import Run
@@ -25,7 +26,7 @@ def report_done_before(run: Run, reporter: Reporter) -> None:
 
 
 def report_finished(run: Run, reporter: Reporter, seconds: float) -> None:
-    """The closing summary of a run that has just finished; `seconds` is what this call took."""
+    """The closing summary of a run that has just finished; `seconds` is all that it took."""
     _samples(run, reporter)
     peak = max((result.get("peak_memory_bytes") or 0 for result in run.results), default=0)
     memory = f", peak memory {format_bytes(peak)}" if peak else ""

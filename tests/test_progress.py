@@ -21,13 +21,9 @@ from quatrain.progress import (
     Reporter,
     SilentReporter,
     create_reporter,
-    format_bytes,
-    format_duration,
-    format_metrics,
     read_metrics,
-    text_table,
-    write_text,
 )
+from quatrain.wording import format_bytes, format_duration, format_metrics, text_table, write_text
 
 
 class Terminal(io.StringIO):

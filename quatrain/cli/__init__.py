@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(text: str, prefix: str = "") -> None:
     """Write a message to standard error as it is: nothing in it is read as markup."""
-    from quatrain.progress import write_text
+    from quatrain.wording import write_text
 
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

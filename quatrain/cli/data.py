@@ -19,8 +19,8 @@ def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = Fals
         Write one JSON object a line, for programs.
     """
     from quatrain.cli.output import show, show_table
-    from quatrain.progress import format_bytes
     from quatrain.text.catalog import CATALOG
+    from quatrain.wording import format_bytes
 
     rows = []
     for source in CATALOG.values():

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from quatrain.progress import text_table, write_text
+from quatrain.wording import text_table, write_text
 
 MAX_CELL = 60
 

@@ -81,7 +81,7 @@ def _figures(config: ModelConfig, recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _rows(config: ModelConfig, figures: dict[str, Any]) -> list[list[object]]:
-    from quatrain.progress import format_bytes
+    from quatrain.wording import format_bytes
 
     rows: list[list[object]] = [["parameters", f"{figures['parameters']:,}"]]
     rows += [[f"weights in {name}", format_bytes(count)] for name, count in figures["weights"].items()]

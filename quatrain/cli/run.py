@@ -55,5 +55,11 @@ def run(
     reporter = create_reporter(json_lines=json_lines, quiet=quiet)
     from quatrain.run import run as run_recipe
 
-    run_recipe(loaded, runs_dir=runs_dir, restart=restart, reuse=reuse, reporter=reporter)
+    done = run_recipe(loaded, runs_dir=runs_dir, restart=restart, reuse=reuse, reporter=reporter)
+    if json_lines:
+        from quatrain.cli.output import show_json
+
+        scores = {result["name"]: result["scores"] for result in done.results if result.get("scores")}
+        made = {"folder": done.folder, "model": done.model, "report": done.report}
+        show_json({"event": "finished", "done_before": done.done_before, **made, "scores": scores})
     return 0

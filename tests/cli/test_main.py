@@ -175,3 +175,23 @@ def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"] and found["missing"] == []
     assert found["flops_per_second"]["float32"] > 1e8
+
+
+def test_a_run_tells_a_program_what_it_made(tmp_path: Path) -> None:
+    """The tokenizer stage alone: the smallest real run."""
+    (tmp_path / "book.txt").write_text("It was a dark night. " * 200)
+    (tmp_path / "small.toml").write_text(
+        '[data]\nsource = "book.txt"\n[tokenizer]\nvocab_size = 300\n[[stage]]\nkind = "tokenizer"\n'
+    )
+    events = []
+    for _ in range(2):
+        done = quatrain("run", "small.toml", "--json", cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()})
+        assert done.returncode == 0, done.stderr
+        events.append([json.loads(line) for line in done.stdout.splitlines()])
+    assert events[0][0]["event"] == "stage" and events[0][0]["name"] == "01-tokenizer"
+    first, second = events[0][-1], events[1][-1]
+    assert first["event"] == second["event"] == "finished"
+    assert not first["done_before"] and second["done_before"]
+    assert first["folder"] == str(Path("runs/small")) and first["model"] is None
+    assert (tmp_path / "runs/small/stages/01-tokenizer/tokenizer/tokenizer.json").is_file()
+    assert "Traceback" not in done.stderr
