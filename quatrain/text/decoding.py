@@ -29,15 +29,14 @@ _MAGIC = (
     (b"%PDF-", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive (or a Word, Excel or EPUB file)"),
     (b"\x1f\x8b", "a gzip file; give it the ending .gz"),
-    (b"BZh", "a bzip2 file; unpack it first"),
+    (b"BZh91AY&SY", "a bzip2 file; unpack it first"),
     (b"\xfd7zXZ\x00", "an xz file; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file; unpack it first"),
     (b"SQLite format 3\x00", "a SQLite database; name it with data.database"),
-    (b"PAR1", "a Parquet file; give it the ending .parquet"),
+    (b"PAR1\x15", "a Parquet file; give it the ending .parquet"),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
-    (b"GIF8", "a GIF image"),
-    (b"RIFF", "a WAV or other RIFF file"),
+    (b"GIF89a", "a GIF image"),
     (b"\x7fELF", "a program"),
     (b"MZ\x90", "a program"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -150,7 +149,7 @@ def _refuse_binary(path: Path, head: bytes) -> None:
     zeros = head.count(0)
     if not zeros:
         control = sum(head.count(byte) for byte in range(32) if byte not in (7, 8, 9, 10, 12, 13, 27))
-        if control * 10 > len(head):
+        if control * 10 > max(len(head), 100):
             raise InputError(f"{path} is binary, not text")
         return
     for name, odd in (("UTF-16LE", 1), ("UTF-16BE", 0)):
