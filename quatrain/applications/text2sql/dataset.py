@@ -84,7 +84,7 @@ class Text2SQL:
         phrases = Phrases(schema)
         draw = Draw(random.Random(f"combinations {seed}"), material, phrases)
         found, skeletons, unfit = usable_combinations(SHAPES, schema, draw)
-        if not found:
+        if sum(map(len, found.values())) < 3:
             raise InputError(
                 f"No questions can be asked of {schema.path}",
                 [
@@ -113,6 +113,7 @@ class Text2SQL:
     def documents(self, count: int | None = None) -> Iterator[str]:
         """Texts for pretraining, the same ones every time: `count` of them, or twice as many as training questions.
 
+        None holds a question of `practice`, `development` or the held-out sets.
         Most are questions with their SQL, many with made-up values; the others tell the schema and what the rows hold.
         """
         count = 2 * len(self.train) if count is None else count
@@ -120,6 +121,7 @@ class Text2SQL:
         draw = Draw(rng, self._material, self._phrases, made_up=0.6)
         telling = texts.Telling(self._material, rng)
         names = list(self._open)
+        kept = {example.question for example in (*self.practice, *self.development)}
         made = 0
         while made < count:
             text = telling.text() if rng.random() < texts.TELLING_SHARE else None
@@ -127,7 +129,7 @@ class Text2SQL:
                 name = rng.choices(names, self._weights)[0]
                 draw.made_up = 0.7 if rng.random() < 0.7 else 0.0
                 example = write(SHAPES[name], draw.choose(self._open[name]), draw, "documents")
-                if example is None:
+                if example is None or example.question in kept:
                     continue
                 text = texts.pair(example, rng)
             if self.held_out_values.found(text) is None:

@@ -2,7 +2,7 @@
 
 Slots: `{np}` a plural noun with its conditions ("products whose price is above 20"), `{col}` and `{cols}` a column's
 label for one and several, `{be}` "is" or "are" as the label asks, `{one}` and `{many}` a table's, `{v}` a value, `{n}`
-a small number; a family may use others of its own. Held-out frames are other sentences for the same thing, made of words
+a small number; a family may use others of its own. Held-out frames are other sentences for the same, made of words
 that training frames of some family use; no stage ever renders one.
 """
 
@@ -75,7 +75,7 @@ FAMILIES: dict[str, Family] = {
             ---
             For the {np}, list the {col} and the {col2}.
             List the {cols} of all {np} together with the {cols2}.
-            Tell me both the {col} and the {col2} of the {np}.
+            Tell me the {col} and the {col2} of all {np}.
             """,
         "lookup": """
             What {be} the {col} of the {one} {v}?

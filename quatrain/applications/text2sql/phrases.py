@@ -200,7 +200,7 @@ class Phrases:
             short, long = _DATES[operator]
             found = [f"with {a} {short}"]
             found += [f"{opening} {name} is {text}" for text in long for opening in ("whose", "where the")]
-            return found + ([f"{verb} {text}" for text in {short, long[0]}] if verb else [])
+            return found + ([f"{verb} {text}" for text in dict.fromkeys((short, long[0]))] if verb else [])
         if kind in ("year", "month"):
             found = [f"with {a} in {{v}}", f"whose {name} is in {{v}}", f"where the {name} is in {{v}}"]
             if kind == "year":

@@ -19,15 +19,15 @@ from quatrain.applications.text2sql.introspection import connect
 _COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/", re.DOTALL)
 _ALLOWED = frozenset(
     """abs avg ceil ceiling char coalesce concat concat_ws count cume_dist date datetime dense_rank exp first_value
-    floor format glob group_concat hex ifnull iif instr julianday lag last_value lead length like ln log log10
-    log2 lower ltrim max min mod nth_value ntile nullif percent_rank pow power printf quote rank replace round
+    floor glob group_concat hex ifnull iif instr julianday lag last_value lead length like ln log log10
+    log2 lower ltrim max min mod nth_value ntile nullif percent_rank pow power quote rank replace round
     row_number rtrim sign sqrt strftime string_agg substr substring sum time timediff total trim trunc typeof
     unicode unixepoch upper""".split()
 )
 _LIMITS = (
     (sqlite3.SQLITE_LIMIT_LENGTH, 2_000_000), (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 20_000),
     (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 100), (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 20),
-    (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 500), (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+    (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100), (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
 )  # fmt: skip
 _STEPS = 5_000
 

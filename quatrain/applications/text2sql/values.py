@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 LONGEST = 40
-_PLAIN = re.compile(r"[^\W_]+(?:['’.&-][^\W_]+)*[.,']?|&|'s-[^\W_]+")
+_PLAIN = re.compile(r"[^\W_]+(?:['’.&-][^\W_]+)*[.']?|&|'s-[^\W_]+")
 _GLUE = frozenset("and or with without is are in of for from to whose where have has the that than not".split())
 _NUMBERS = re.compile(r"\d{4}-\d\d-\d\d|\d+(?:\.\d+)?")
 _WORDS = re.compile(r"[^\W_]+")
