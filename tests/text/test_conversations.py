@@ -178,7 +178,7 @@ def test_real_preferences(file: str, count: int) -> None:
 FAULTS = [
     ({"messages": []}, "field 'messages' is an empty list, must be a list of messages"),
     ({"messages": "hi"}, "field 'messages' is text, must be a list of messages"),
-    ({"messages": [user("a"), {"role": "wizard", "content": "b"}]}, "'messages[1].role' is 'wizard'; allowed are system"),
+    ({"messages": [user("a"), {"role": "elf", "content": "b"}]}, "'messages[1].role' is 'elf'; allowed are system"),
     ({"messages": [user("a"), {"role": "assistant"}]}, "'messages[1]': no 'content' beside 'role'"),
     ({"messages": [user("a"), {"role": "assistant", "content": 3}]}, "'messages[1].content' is a number, must be text"),
     ({"messages": [user("a"), "b"]}, "'messages[1]' is text, must be {"),
