@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quatrain.errors import InputError
@@ -14,7 +14,9 @@ from quatrain.text.chat import TEMPLATES, render, render_text
 from quatrain.text.templates import TEMPLATE_TOKENS
 from quatrain.text.tokenizer import Tokenizer
 
-TEXT = ["How many customers are there in Lyon? SELECT count(*) FROM customers WHERE city = 'Lyon';\n", "naïve ☃ 123\n"]
+# Runs of white space become tokens, which a content that begins with some could reach into.
+SPACED = [f"a{space}b{space}" * 9 for space in ("\n\n", "\n\n\n", "\n\n\n\n", "  ", "\n ", "\n  ", "\n\t", "\n\n ")]
+TEXT = [*SPACED, "How many customers are there in Lyon? SELECT count(*) FROM customers;\n", "naïve ☃ 123\n"]
 TOOLS = [
     {
         "type": "function",
@@ -109,7 +111,9 @@ def test_any_conversation_equals_transformers(
 
 
 @settings(max_examples=60, deadline=None)
-@given(question=st.text(max_size=20), answer=st.text(max_size=20))
+@given(question=st.text(max_size=20), answer=st.text(max_size=20) | st.text(alphabet="\n\t a", max_size=6))
+@example(question="q", answer="\n\nx")
+@example(question="q", answer="\n  x")
 def test_a_prompt_is_the_beginning_of_its_conversation(pairs: dict[str, Any], question: str, answer: str) -> None:
     tokenizer = pairs["chatml"][0]
     user = {"role": "user", "content": question}

@@ -204,6 +204,18 @@ def test_the_place_of_a_wrong_byte_is_exact_far_into_a_file(tmp_path: Path) -> N
     assert f"{path}:30001: byte 0xe9 at offset {data.index(b'ab') + 2:,}" in str(caught.value)
 
 
+@pytest.mark.parametrize("block", range(1, 9))
+def test_the_place_of_a_wrong_byte_is_exact_at_the_edge_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    data = "☃é\n👩x\n".encode() + b"\xe2\x98z"  # two bytes of a snowman, then no third
+    (tmp_path / "a.txt").write_bytes(data)
+    monkeypatch.setattr(decoding, "BLOCK", block)
+    with pytest.raises(InputError) as caught:
+        list(read_text(tmp_path / "a.txt"))
+    assert f"a.txt:3: byte 0xe2 at offset {len(data) - 3}" in str(caught.value)
+
+
 def test_all_files_of_a_folder_at_once(tmp_path: Path) -> None:
     for number, data in enumerate([b"good", b"bad \xe9", b"%PDF-1", b"good", b"x" * 200_000 + b"\xff"]):
         (tmp_path / f"{number}.txt").write_bytes(data)

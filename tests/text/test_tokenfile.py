@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quatrain.errors import InputError, QuatrainError
@@ -24,22 +24,29 @@ from quatrain.text.tokenizer import Tokenizer
 DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="QUATRAIN_DATA names no folder of shared data")
 TEXT = ["To be, or not to be:\n\n  that is the question…\n", "We'll sell 1234 items\tin 2024, naïve ☃. \n"] * 20
+# Runs of white space become tokens of their own, so that a cut inside one would show.
+SPACED = [f"a{space}b.{space}c'd{space}1{space}" * 5 for space in (
+    "  ", "   ", "    ", "\n\n", "\n\n\n", " \n", "\n ", "\t\t", "\n\t", "  \n  ", "\r\n", "\r\n\r\n", "\u00a0 ",
+    " \u2028",
+)]  # fmt: skip
 KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 # White space, letters, digits, apostrophes and marks in every order: what pre-tokenizers look at.
 TRICKY = st.text(alphabet=[*" \n\t\r ab1'é.☃,s", "\u00a0", "\u2028", "\x1c", "\x85"], max_size=60)
+SPACY = st.lists(st.sampled_from(["a", "b", ".", ",", "1", "'d", " ", "  ", "\n", "\t", "\r\n", "\u00a0"])).map("".join)
 
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Tokenizer]:
-    return {kind: Tokenizer.train(TEXT, kind=kind, vocab_size=400) for kind in KINDS}
+    return {kind: Tokenizer.train([*TEXT, *SPACED], kind=kind, vocab_size=400) for kind in KINDS}
 
 
 def llama3_like() -> Tokenizer:
     """Byte-level BPE with the pattern of Llama 3, GPT-4 and Qwen: line ends stay with the punctuation before them."""
-    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 
-    backend = Backend.from_str(Tokenizer.train(TEXT, vocab_size=400).backend.to_str())
+    backend = Backend(models.BPE())
+    backend.decoder = decoders.ByteLevel()
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
@@ -50,6 +57,9 @@ def llama3_like() -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, show_progress=False, initial_alphabet=alphabet)
+    backend.train_from_iterator([*TEXT, *SPACED, ".\n\n,\n!\r\n" * 20], trainer)
     return Tokenizer(backend)
 
 
@@ -61,7 +71,9 @@ def joined(tokenizer: Tokenizer, text: str, size: int, pieces: list[str] | None 
 
 @pytest.mark.parametrize("kind", [*KINDS[:4], "llama-3"])
 @settings(max_examples=300, deadline=None)
-@given(text=TRICKY | st.text(max_size=40), size=st.integers(1, 9))
+@given(text=TRICKY | st.text(max_size=40) | SPACY, size=st.integers(1, 9))
+@example(text="a   b", size=1)
+@example(text="a\n\n\nb.\n\nc", size=1)
 def test_cutting_changes_no_token(trained: dict[str, Tokenizer], kind: str, text: str, size: int) -> None:
     tokenizer = trained.setdefault(kind, llama3_like()) if kind == "llama-3" else trained[kind]
     assert cut_pattern(tokenizer) is not None
