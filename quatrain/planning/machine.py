@@ -1,11 +1,9 @@
-"""What the machine at hand can do, by measuring: the fastest precision, and the memory that the process has used."""
+"""What the machine at hand can do, by measuring: its device, the speed of its matrix products, the faster precision."""
 
 from __future__ import annotations
 
-import sys
 import time
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -49,27 +47,3 @@ def _wait(device: torch.device | str) -> None:
         torch.cuda.synchronize()
     elif kind == "mps":
         torch.mps.synchronize()
-
-
-def peak_memory_bytes() -> int | None:
-    """Largest resident memory of this process so far, or since `reset_peak_memory` where the system can reset it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def reset_peak_memory() -> bool:
-    """Starts the peak anew from what is used now (Linux); says whether it could."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True

@@ -12,7 +12,6 @@ from typing import Any
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.stack import Model
-from quatrain.planning.machine import peak_memory_bytes
 from quatrain.settings import Settings
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import database_path, task_of
@@ -23,26 +22,26 @@ SHOWN = 12
 
 
 def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:
-    """Adds scores, samples, generation speed and peak memory to a stage's result."""
+    """Adds scores, samples and generation speed to a stage's result."""
     engine = Engine(model, tokenizer)
     if getattr(settings, "evaluate", True):
         if context.recipe.data_of(settings).database is not None:
             _questions(settings, context, engine, result)
         else:
             _samples(context, engine, result)
-    result.peak_memory_bytes = peak_memory_bytes()
 
 
 def _questions(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
     """Answers every held-out question greedily and judges the SQL by running it."""
-    from quatrain.applications.text2sql.judge import Judge
+    from quatrain.applications.text2sql.judge import execution_match
+    from quatrain.applications.text2sql.sandbox import Connection
 
     task = task_of(context, settings)
     wanted = context.recipe.evaluate
     params = SamplingParams(max_new_tokens=wanted.max_new_tokens)
     result.scores, result.samples = {}, []
     tokens = seconds = 0.0
-    with Judge(database_path(context, settings)) as judge:
+    with Connection(database_path(context, settings)) as connection:
         for name, examples in task.held_out.items():
             examples = examples[: wanted.examples]
             if not examples:
@@ -52,7 +51,7 @@ def _questions(settings: Settings, context: Context, engine: Engine, result: Sta
             answers = engine.chat([task.messages(example)[:-1] for example in examples], params)
             seconds += time.perf_counter() - started
             tokens += sum(len(answer.ids) for answer in answers)
-            verdicts = [judge.verdict(example.sql, answer.text) for example, answer in zip(examples, answers, strict=True)]
+            verdicts = [execution_match(connection, example.sql, answer.text) for example, answer in zip(examples, answers, strict=True)]
             result.scores[name] = {
                 "execution_accuracy": sum(verdict.correct for verdict in verdicts) / len(examples),
                 "exact_match": sum(answer.text.strip() == example.sql for example, answer in zip(examples, answers, strict=True)) / len(examples),

@@ -66,18 +66,9 @@ def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokeniz
 
 def fresh_config(context: Context, tokenizer: Tokenizer, dropout: float = 0.0) -> ModelConfig:
     """The configuration of the recipe's shape and the tokenizer's vocabulary."""
-    shape = context.recipe.model
-    learned_positions = shape.family == "gpt2"
-    return ModelConfig(
-        family=shape.family, vocab_size=tokenizer.vocab_size, hidden_size=shape.hidden_size,
-        intermediate_size=shape.resolved_intermediate_size, num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads, num_key_value_heads=shape.resolved_key_value_heads,
-        max_position_embeddings=shape.max_position_embeddings, rope_theta=shape.rope_theta,
-        tie_word_embeddings=shape.tie_word_embeddings, dropout=dropout,
-        position="learned" if learned_positions else "rotary", norm="layer" if learned_positions else "rms",
-        feed_forward="plain" if learned_positions else "gated", activation="gelu_tanh" if learned_positions else "silu",
-        attention_bias=learned_positions, feed_forward_bias=learned_positions,
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+    config = context.recipe.model.config(tokenizer.vocab_size, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+                                         pad_token_id=tokenizer.pad_id)
+    return config.with_(dropout=dropout)
 
 
 def with_dropout(model: Model, dropout: float) -> Model:
@@ -92,8 +83,11 @@ def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer
     """The ids to learn and the ids held out: the text's last `data.validation` share. Memory-mapped."""
     folder = context.stage_folder / "tokens"
     data = context.recipe.data_of(settings)
-    if not (folder / "tokens.json").exists():
-        tokenfile.build(documents(context, settings), tokenizer, folder)
-    tokens = tokenfile.TokenFile(folder).array
-    end = len(tokens) - int(len(tokens) * data.validation)
-    return tokens[:end], tokens[end:]
+    if (folder / tokenfile.ABOUT).exists():
+        whole = tokenfile.TokenFile(folder)
+    else:
+        with context.reporter.task("tokens", unit="token") as task:
+            whole = tokenfile.build(documents(context, settings), tokenizer, folder, source=data.source or data.database,
+                                    progress=lambda tokens, characters: task.update(tokens))
+    learned, held_out = whole.split(data.validation)
+    return learned.tokens, held_out.tokens

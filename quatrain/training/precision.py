@@ -12,6 +12,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from quatrain.planning.machine import fastest_precision
+from quatrain.training.settings import TrainSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def working_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
+    """The dtype that `settings.precision` names; "auto" is the faster one on this device, by measuring."""
+    wanted = settings.precision
+    return DTYPES[fastest_precision(device.type) if wanted == "auto" else wanted]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32`, `bfloat16`: the name in settings and files."""
+    return str(dtype).removeprefix("torch.")
+
 
 class Precision:
     """The model's parameters in `dtype` while it trains, and the float32 masters of those that learn, by name.

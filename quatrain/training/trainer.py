@@ -20,7 +20,6 @@ from torch import Tensor
 
 from quatrain.errors import QuatrainError
 from quatrain.models.stack import Model
-from quatrain.planning.machine import fastest_precision
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Objective
 from quatrain.training.optimizers import (
@@ -29,7 +28,7 @@ from quatrain.training.optimizers import (
     optimizer_tensors,
     set_learning_rate,
 )
-from quatrain.training.precision import Precision
+from quatrain.training.precision import DTYPES, Precision, dtype_name, working_dtype
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import Stream
@@ -80,7 +79,7 @@ class Trainer:
         self.model, self.objective, self.stream, self.settings = model, objective, stream, settings
         self.steps, self.seed, self.folder, self.hooks = steps, seed, folder, hooks or Hooks()
         self.device = model.device
-        self.precision = settings.precision if settings.precision != "auto" else fastest_precision(self.device.type)
+        self.dtype = working_dtype(settings, self.device)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self._recent: deque[float] = deque(maxlen=50)
@@ -91,17 +90,16 @@ class Trainer:
         Raises QuatrainError when the loss is no number any more; the last checkpoint stays.
         """
         state, tensors = self._find_checkpoint()
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        self.weights = Precision(self.model, dtype)
+        self.weights = Precision(self.model, self.dtype)
         try:
-            self.optimizers = make_optimizers(self.weights.masters, self.settings, dtype=dtype)
+            self.optimizers = make_optimizers(self.weights.masters, self.settings, dtype=self.dtype)
             if state is not None:
                 load_optimizer_tensors(self.weights.masters, self.optimizers, tensors)
             metrics = self._loop()
         finally:
             self.weights.close()
             self.model.eval()
-        return TrainResult(self.steps, self.tokens, self.seconds, self._mean_loss(), metrics, self.precision)
+        return TrainResult(self.steps, self.tokens, self.seconds, self._mean_loss(), metrics, dtype_name(self.dtype))
 
     def _loop(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -186,7 +184,7 @@ class Trainer:
     def save_checkpoint(self) -> Path:
         """Writes a checkpoint of this moment. Raises QuatrainError on a full disk, the one before stays whole."""
         state = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "stream": self.stream.state(),
-                 "seed": self.seed, "precision": self.precision, "recent": list(self._recent), "steps": self.steps}
+                 "seed": self.seed, "precision": dtype_name(self.dtype), "recent": list(self._recent), "steps": self.steps}
         with self.weights.full():
             return checkpoints.write(self.folder, self.step, weights=self.hooks.save, state=state,  # type: ignore[arg-type]
                                      tensors=optimizer_tensors(self.weights.masters, self.optimizers))
@@ -201,7 +199,7 @@ class Trainer:
         state, tensors = checkpoints.read_state(checkpoint)
         self.hooks.load(checkpoint)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.precision = state["precision"]
+        self.dtype = DTYPES[state["precision"]]
         self._recent.extend(state["recent"])
         self.stream.load_state(state["stream"])
         self.hooks.resumed(self.step)
