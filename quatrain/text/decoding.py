@@ -154,9 +154,7 @@ def _refuse_binary(path: Path, head: bytes) -> None:
         return
     for name, odd in (("UTF-16LE", 1), ("UTF-16BE", 0)):
         if head[odd::2].count(0) * 5 > len(head[odd::2]) * 2 and head[1 - odd :: 2].count(0) * 20 < len(head):
-            raise InputError(
-                f"{path} looks like {name} without a byte order mark. Convert it: {_convert(path, name)}"
-            )
+            raise InputError(f"{path} looks like {name} without a byte order mark. Convert it: {_convert(path, name)}")
     raise InputError(f"{path} is binary, not text: it holds zero bytes")
 
 

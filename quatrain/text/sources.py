@@ -20,9 +20,7 @@ TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 Skipped = Callable[[Path, str], None]
 
 
-def find_files(
-    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
-) -> list[Path]:
+def find_files(source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None) -> list[Path]:
     """The files of `source`, each one checked at its beginning: a catalog name (fetched where needed), a file, or a
     folder, whose files come sorted, subfolders too; hidden files are left out, and `skipped` hears of every other one.
 
