@@ -6,8 +6,6 @@ Hugging Face's Llama.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -139,19 +137,27 @@ class Model(nn.Module):
         return cos[positions], sin[positions]
 
     def initialize(self, seed: int = 0) -> Model:
-        """Draws fresh weights: normal with initializer_range, residual outputs over sqrt(2 L) (GPT-2), norms at one."""
+        """Draws fresh weights, as short runs like them best (K. Jordan et al., modded-nanogpt, 2024).
+
+        Projections that read the residual stream are uniform within 1 / sqrt(inputs), those that write to it start at
+        zero, so that each block begins as the identity. A head of its own starts at zero and its embedding at 0.5; one
+        that is tied to the embedding, and learned positions, at initializer_range. Norms start at one.
+        """
         generator = torch.Generator().manual_seed(seed)
-        residual = 1 / math.sqrt(2 * self.config.num_hidden_layers)
+        tied = self.config.tie_word_embeddings
+        deviations = {"embed_tokens.weight": self.config.initializer_range if tied else 0.5, "lm_head.weight": 0.0,
+                      "embed_positions.weight": self.config.initializer_range}
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if name.endswith("bias"):
+                if parameter.dim() == 1:
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                elif name in deviations:
+                    parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 1.0, generator=generator) * deviations[name])
+                elif name.endswith(("o_proj.weight", "down_proj.weight")):
                     parameter.zero_()
-                elif parameter.dim() == 1:
-                    parameter.fill_(1.0)
                 else:
-                    scale = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                    std = self.config.initializer_range * scale
-                    parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+                    bound = parameter.shape[1] ** -0.5
+                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
         return self
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from quatrain.generation.engine import Completion, Engine
@@ -48,7 +49,7 @@ def _questions(settings: Settings, context: Context, engine: Engine, result: Sta
                 result.notes.append(f"{name}: this database gives no question for this set")
                 continue
             started = time.perf_counter()
-            answers = engine.chat([task.messages(example)[:-1] for example in examples], params)
+            answers = _answers(settings, engine, examples, params)
             seconds += time.perf_counter() - started
             tokens += sum(len(answer.ids) for answer in answers)
             verdicts = [execution_match(connection, example.sql, answer.text) for example, answer in zip(examples, answers, strict=True)]
@@ -60,6 +61,17 @@ def _questions(settings: Settings, context: Context, engine: Engine, result: Sta
             context.reporter.score(name, result.scores[name])
             result.samples += _shown(name, examples, answers, verdicts)
     result.generation_tokens_per_second = tokens / seconds if seconds else None
+
+
+def _answers(settings: Settings, engine: Engine, examples: Sequence[Any], params: SamplingParams) -> list[Completion]:
+    """The model's SQL for each question: in the chat format, or, by a model that has only read, as a text goes on."""
+    from quatrain.applications.text2sql.examples import messages
+
+    if getattr(settings, "kind", "") == "pretrain":
+        begin = [engine.tokenizer.eos_id] if engine.tokenizer.eos_id is not None else []
+        prompts = [begin + engine.tokenizer.encode(f"Question: {example.question}\nSQL:") for example in examples]
+        return engine.generate(prompts, replace(params, stop=("\n",)))
+    return engine.chat([messages(example)[:-1] for example in examples], params)
 
 
 def _shown(name: str, examples: Sequence[Any], answers: Sequence[Completion], verdicts: Sequence[Any]) -> list[dict[str, Any]]:
