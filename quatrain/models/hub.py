@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ class _Tensors:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = _shard_names(index)
         missing = [f"{name}: missing" for name in names if not (folder / name).is_file()]
         if missing:
             raise InputError(f"{folder}: {INDEX} names files that are not there:", missing)
@@ -110,6 +110,18 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder}: only pickled weights ({', '.join(pickled)}), which can run code when read. Convert them with "
             "transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW).")
     raise InputError(f"{folder}: no {WEIGHTS} in it. A model folder needs its weights in safetensors.")
+
+
+def _shard_names(index: Path) -> list[str]:
+    """The files that an index of shards names, all of them beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: no index of shards ({error!r}). Fetch or write the model again.") from error
+    if outside or not names:
+        raise InputError(f"{index}: must name files of its own folder:", [f"{name}: outside of it" for name in outside])
+    return names
 
 
 def _fill(model: Model, kind: Family, tensors: _Tensors, dtype: torch.dtype, device: torch.device) -> None:
@@ -236,6 +248,7 @@ def save(model: Model, folder: str | Path, *, extra_config: dict[str, Any] | Non
     if len(shards) == 1:
         _write_tensors(folder / WEIGHTS, tensors)
         (folder / INDEX).unlink(missing_ok=True)
+        _remove_shards(folder, keep=())
         return
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
@@ -244,6 +257,14 @@ def save(model: Model, folder: str | Path, *, extra_config: dict[str, Any] | Non
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     (folder / WEIGHTS).unlink(missing_ok=True)
+    _remove_shards(folder, keep=names)
+
+
+def _remove_shards(folder: Path, keep: Sequence[str]) -> None:
+    """Removes the shards of an earlier model in the same folder."""
+    for path in folder.glob("model-*-of-*.safetensors"):
+        if path.name not in keep:
+            path.unlink()
 
 
 def _shards(tensors: dict[str, Tensor], limit: int) -> list[list[str]]:

@@ -14,6 +14,17 @@ from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
+
+def random_model(config, seed=0):
+    """A model in evaluation mode whose weights are all large enough to matter."""
+    model, generator = Model(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
 CONFIG = ModelConfig(
     family="llama",
     vocab_size=60,
@@ -24,7 +35,6 @@ CONFIG = ModelConfig(
     num_key_value_heads=2,
     max_position_embeddings=32,
     tie_word_embeddings=True,
-    initializer_range=0.2,
 )
 
 
@@ -33,7 +43,7 @@ def options(**changes):
 
 
 def adapted(**changes):
-    model = Model(CONFIG).initialize(0).eval()
+    model = random_model(CONFIG)
     lora.apply(model, options(**changes), seed=1)
     with torch.no_grad():
         for number, (_, layer) in enumerate(lora.adapters(model)):
@@ -61,8 +71,8 @@ def test_forward_is_the_formula(rank, alpha, bias, seed):
 
 
 def test_starts_as_the_base_and_seeds_decide():
-    plain = Model(CONFIG).initialize(0).eval()
-    first, second, other = (Model(CONFIG).initialize(0).eval() for _ in range(3))
+    plain = random_model(CONFIG)
+    first, second, other = (random_model(CONFIG) for _ in range(3))
     names = lora.apply(first, options(), seed=1)
     lora.apply(second, options(), seed=1)
     lora.apply(other, options(), seed=2)
@@ -156,7 +166,7 @@ def test_bfloat16_base_and_autocast():
 
 
 def test_checkpointed_tensors_come_back():
-    model, fresh = adapted(), Model(CONFIG).initialize(0).eval()
+    model, fresh = adapted(), random_model(CONFIG)
     lora.apply(fresh, options(), seed=9)
     kept = {name: tensor.clone() for name, tensor in lora.adapter_tensors(model).items()}
     lora.load_adapter_tensors(fresh, kept)

@@ -17,6 +17,17 @@ from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
+
+def random_model(config, seed=0):
+    """A model in evaluation mode whose weights are all large enough to matter."""
+    model, generator = Model(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
 CONFIG = ModelConfig(
     family="llama",
     vocab_size=100,
@@ -26,13 +37,12 @@ CONFIG = ModelConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=64,
-    initializer_range=0.1,
 )
 IDS = torch.randint(0, 100, (2, 13), generator=torch.Generator().manual_seed(0))
 
 
 def model(**changes):
-    return Model(CONFIG.with_(**changes)).initialize(0).eval()
+    return random_model(CONFIG.with_(**changes))
 
 
 @given(
@@ -177,7 +187,7 @@ def test_bfloat16_and_autocast():
     with torch.no_grad():
         expected = small(IDS)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(small(IDS)[0].float(), expected, atol=0.1, rtol=0.05)
+            torch.testing.assert_close(small(IDS)[0].float(), expected, atol=0.5, rtol=0.05)
 
 
 def test_what_cannot_be_quantized_is_told(tmp_path):

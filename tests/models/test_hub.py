@@ -1,0 +1,228 @@
+"""Model folders: whole ones come back bit for bit, broken ones are told in full."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quatrain.errors import InputError, QuatrainError
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+
+
+def random_model(config, seed=0):
+    """A model in evaluation mode whose weights are all large enough to matter."""
+    model, generator = Model(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+LLAMA = ModelConfig(
+    family="llama", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=48, bos_token_id=1, eos_token_id=[2, 3], pad_token_id=0,
+)  # fmt: skip
+GPT2 = LLAMA.with_(family="gpt2", position="learned", norm="layer", feed_forward="plain", activation="gelu_tanh",
+                   num_key_value_heads=4, attention_bias=True, feed_forward_bias=True)  # fmt: skip
+FAMILIES = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    hub.save(random_model(LLAMA), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def rewrite(folder, edit):
+    tensors = load_file(folder / hub.WEIGHTS)
+    edit(tensors)
+    save_file(tensors, folder / hub.WEIGHTS)
+
+
+def problems_of(folder):
+    with pytest.raises(InputError) as caught:
+        hub.load(folder)
+    return caught.value
+
+
+@FAMILIES
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard_bytes", [10**9, 9000])
+def test_bit_for_bit(config, tied, shard_bytes, tmp_path):
+    model = random_model(config.with_(tie_word_embeddings=tied))
+    hub.save(model, tmp_path, shard_bytes=shard_bytes)
+    again = hub.load(tmp_path)
+    assert again.config == model.config and not again.training
+    ours, read = model.state_dict(), again.state_dict()
+    assert set(ours) == set(read) and all(torch.equal(ours[name], read[name]) for name in ours)
+    assert (again.lm_head.weight is again.embed_tokens.weight) == tied
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert (len(shards) > 2) == (shard_bytes == 9000)
+    assert all(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_sharded_folders_load_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = random_model(LLAMA)
+    hub.save(model, tmp_path, shard_bytes=9000)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, model(ids)[0], atol=1e-5, rtol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="9KB")
+    assert (tmp_path / "theirs" / hub.INDEX).exists()
+    again = hub.load(tmp_path / "theirs").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_whole_after_sharded_and_back(tmp_path):
+    first, second = random_model(LLAMA), random_model(LLAMA, 1)
+    hub.save(first, tmp_path, shard_bytes=9000)
+    hub.save(second, tmp_path)
+    assert torch.equal(hub.load(tmp_path).lm_head.weight, second.lm_head.weight)
+    hub.save(first, tmp_path, shard_bytes=9000)
+    assert torch.equal(hub.load(tmp_path).lm_head.weight, first.lm_head.weight)
+    hub.save(first, tmp_path, shard_bytes=20000)
+    index = json.loads((tmp_path / hub.INDEX).read_text())
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == set(index["weight_map"].values())
+
+
+def test_loaded_weights_outlive_the_file(folder):
+    model = hub.load(folder)
+    before = model.lm_head.weight.clone()
+    (folder / hub.WEIGHTS).write_bytes(b"\0" * (folder / hub.WEIGHTS).stat().st_size)
+    assert torch.equal(model.lm_head.weight, before)
+
+
+def test_special_token_ids_are_kept(folder):
+    config = hub.load_config(folder)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, [2, 3], 0)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 3]
+
+
+def test_every_wrong_name_and_shape_is_told(folder):
+    def edit(tensors):
+        tensors["strange.weight"] = torch.zeros(2)
+        del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
+
+    rewrite(folder, edit)
+    assert sorted(problems_of(folder).problems) == [
+        "model.layers.1.mlp.up_proj.weight: missing",
+        "model.norm.weight: missing",
+        "strange.weight: unexpected",
+    ]
+    hub.save(random_model(LLAMA), folder)
+
+    def reshape(tensors):
+        tensors["model.norm.weight"] = torch.zeros(31)
+        tensors["lm_head.weight"] = torch.zeros(61, 33)
+
+    rewrite(folder, reshape)
+    problems = sorted(problems_of(folder).problems)
+    assert problems[0].startswith("lm_head.weight: has shape (61, 33), config.json says (61, 32)")
+    assert problems[1].startswith("norm.weight: has shape (31,)")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, 0.5, 0.99])
+def test_truncated_weights(folder, keep):
+    data = (folder / hub.WEIGHTS).read_bytes()
+    (folder / hub.WEIGHTS).write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    assert "not a whole safetensors file" in problems_of(folder).message
+
+
+def test_missing_shard(tmp_path):
+    hub.save(random_model(LLAMA), tmp_path, shard_bytes=9000)
+    lost = sorted(tmp_path.glob("model-*.safetensors"))[1:3]
+    for path in lost:
+        path.unlink()
+    assert problems_of(tmp_path).problems == [f"{path.name}: missing" for path in lost]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../x.safetensors"}}']
+)
+def test_broken_index(tmp_path, text):
+    hub.save(random_model(LLAMA), tmp_path, shard_bytes=9000)
+    (tmp_path / hub.INDEX).write_text(text)
+    assert hub.INDEX in str(problems_of(tmp_path))
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / hub.WEIGHTS).rename(folder / "pytorch_model.bin")
+    assert "pickled" in problems_of(folder).message and "pytorch_model.bin" in problems_of(folder).message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
+def test_broken_config(folder, text):
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert "config.json" in problems_of(folder).message
+
+
+def test_what_is_no_model_folder(tmp_path):
+    assert "no such model folder" in problems_of(tmp_path / "nothing").message
+    assert "no config.json" in problems_of(tmp_path).message
+    hub.save(random_model(LLAMA), tmp_path)
+    (tmp_path / hub.WEIGHTS).unlink()
+    assert "no model.safetensors" in problems_of(tmp_path).message
+
+
+def test_options_that_would_change_the_network_are_refused_by_name(folder):
+    change(folder, sliding_window=4096, attention_dropout=0.1, use_qk_norm=True)
+    assert sorted(problem.split(":")[0] for problem in problems_of(folder).problems) == [
+        "sliding_window",
+        "use_qk_norm",
+    ]
+    change(folder, sliding_window=None, use_qk_norm=False, rope_scaling={"rope_type": "llama3", "factor": 8.0})
+    assert "llama3" in problems_of(folder).message
+
+
+def test_missing_options_are_told(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["hidden_size"], config["vocab_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert sorted(problem.split(":")[0] for problem in problems_of(folder).problems) == ["hidden_size", "vocab_size"]
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("lama", "llama"), ("gpt-2", "gpt2"), ("gpt_neo", "gpt2")])
+def test_an_unknown_family_is_told_with_the_nearest_first(folder, name, nearest):
+    change(folder, model_type=name)
+    assert f"Known families: {nearest}" in problems_of(folder).message
+
+
+def test_gpt2_files_without_prefix_and_with_old_buffers(tmp_path):
+    model = random_model(GPT2.with_(tie_word_embeddings=True))
+    hub.save(model, tmp_path)
+
+    def edit(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors["h.0.attn.bias"] = torch.ones(1, 1, 48, 48)
+        tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
+
+    rewrite(tmp_path, edit)
+    again = hub.load(tmp_path).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_failed_save_leaves_the_old_folder_whole(folder, monkeypatch):
+    before = (folder / hub.WEIGHTS).read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(QuatrainError, match="disk is full"):
+        hub.save(random_model(LLAMA, 1), folder)
+    monkeypatch.undo()
+    assert (folder / hub.WEIGHTS).read_bytes() == before
+    hub.load(folder)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "generation_config.json", hub.WEIGHTS}
