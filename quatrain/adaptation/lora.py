@@ -92,9 +92,10 @@ class LoRALinear(nn.Module):
         A plain base is changed in place and is what comes back.
         """
         dequantize = getattr(self.base, "dequantize", None)
-        linear: nn.Linear = dequantize() if dequantize is not None else self.base
+        linear: Any = dequantize() if dequantize is not None else self.base
         linear.weight.copy_((linear.weight.float() + self.delta()).to(linear.weight.dtype))
-        return linear.requires_grad_(True)
+        merged: nn.Linear = linear.requires_grad_(True)
+        return merged
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"

@@ -98,18 +98,17 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
 def _fuse(parts: list[str], group: dict[str, LoRALinear], model: Model) -> tuple[Tensor, Tensor, float]:
     """A, B and scaling of the file's layer, from the adapters of its parts (those without one contribute nothing)."""
     if len(parts) == 1:
-        (layer,) = group.values()
-        return layer.lora_A.detach(), layer.lora_B.detach(), layer.scaling
+        (only,) = group.values()
+        return only.lora_A.detach(), only.lora_B.detach(), only.scaling
     present = [group[name] for name in parts if name in group]
     scaling = present[0].scaling
     first = torch.cat([layer.lora_A.detach() for layer in present])
     rows = []
     column = 0
     for name in parts:
-        layer = group.get(name)
-        out = layer.out_features if layer is not None else model.get_submodule(name).out_features
-        block = torch.zeros(int(out), first.shape[0], device=first.device)  # type: ignore[arg-type]
-        if layer is not None:
+        wide = int(model.get_submodule(name).out_features)  # type: ignore[arg-type]
+        block = torch.zeros(wide, first.shape[0], device=first.device)
+        if (layer := group.get(name)) is not None:
             block[:, column : column + layer.rank] = layer.lora_B.detach() * (layer.scaling / scaling)
             column += layer.rank
         rows.append(block)

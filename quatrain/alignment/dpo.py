@@ -122,7 +122,7 @@ class DPO:
 def answer_logprobs(model: Model, input_ids: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each row's labelled tokens (B,), summed, in nats; input_ids and labels are (B, T)."""
     _, loss = model(input_ids, labels)
-    return -loss.sum(dim=1)  # type: ignore[union-attr]
+    return -loss.sum(dim=1)
 
 
 def reference_logprobs(

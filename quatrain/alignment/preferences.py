@@ -125,13 +125,13 @@ def from_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], chosen: str
     start = _last_turn(first.assistant_mask)
     if first.ids[:start] != second.ids[:start] or start != _last_turn(second.assistant_mask):
         raise InputError("The chat template renders the conversation before the two answers differently.")
-    answers = [
+    better, worse = (
         [token for token, learned in zip(each.ids[start:], each.assistant_mask[start:], strict=True) if learned]
         for each in (first, second)
-    ]
-    if not all(answers):
+    )
+    if not better or not worse:
         raise InputError("An answer has no token: the chat template marks nothing of it as the assistant's.")
-    return PreferenceExample(first.ids[:start], *answers)
+    return PreferenceExample(first.ids[:start], better, worse)
 
 
 def _last_turn(mask: Sequence[bool]) -> int:

@@ -47,7 +47,7 @@ class Int8Linear(nn.Module):
     @classmethod
     def from_linear(cls, linear: nn.Module) -> Int8Linear:
         """The int8 layer nearest to a linear one. Raises InputError for weights that are not finite."""
-        weight: Tensor = linear.weight.detach().float()  # type: ignore[operator, assignment]
+        weight: Tensor = linear.weight.detach().float()  # type: ignore[operator]
         if not bool(torch.isfinite(weight).all()):
             raise InputError("A weight is not finite (NaN or infinite), so it cannot be quantized; use another model.")
         bias = getattr(linear, "bias", None)

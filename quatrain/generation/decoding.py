@@ -104,8 +104,7 @@ class Decoding:
         Raises QuatrainError where the model gives a logit that is not finite.
         """
         if self.pending is not None:
-            self._shrink()
-            self._forward()
+            self.logits = self._forward(self._shrink(self.pending))
         logits = self.logits.float()
         if self.noise is None:
             tokens = logits.argmax(dim=-1)
@@ -139,23 +138,24 @@ class Decoding:
             grown.append(row)
         return grown
 
-    def _shrink(self) -> None:
+    def _shrink(self, pending: Tensor) -> Tensor:
+        """Drops the finished rows if they are many; the tokens (B,) about to be read, of the rows that stay."""
         keep = [index for index, row in enumerate(self.rows) if row.finished is None]
         if len(keep) > SHRINK_AT * len(self.rows):
-            return
+            return pending
         self.rows = [self.rows[index] for index in keep]
         chosen = torch.tensor(keep, device=self.device)
         self.cache.select(chosen)
-        self.pending = self.pending[chosen]
         if self.noise is not None:
             self.noise = self.noise[chosen]
         if self.positions is not None:
             self.positions = self.positions[chosen]
+        return pending[chosen]
 
-    def _forward(self) -> None:
+    def _forward(self, tokens: Tensor) -> Tensor:
         positions = self.positions
         if positions is not None:
             # Finished rows that still wait to leave would run past the model's last position.
             self.positions = (positions + 1).clamp(max=self.position_limit)
-        hidden = self.model.hidden_states(self.pending[:, None], positions=positions, cache=self.cache)
-        self.logits = self.model.lm_head(hidden[:, -1])
+        hidden = self.model.hidden_states(tokens[:, None], positions=positions, cache=self.cache)
+        return self.model.lm_head(hidden[:, -1])

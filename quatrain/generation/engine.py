@@ -95,7 +95,13 @@ class Engine:
         """The ids of a conversation up to where the assistant speaks, through the one chat renderer."""
         from quatrain.text.chat import render
 
-        return render(self.tokenizer, list(messages), add_generation_prompt=True, tools=tools).ids
+        tokenizer: Any = self.tokenizer
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise InputError(
+                "This model's tokenizer has no chat template, so it cannot take turns. Fine-tune it on chats first, or "
+                "generate from a plain prompt."
+            )
+        return render(tokenizer, list(messages), add_generation_prompt=True, tools=tools).ids
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
         """The completion of one prompt in pieces of text as they are certain; joined they are its whole text.
@@ -179,8 +185,10 @@ class Engine:
                     self._check_stop(stream, params)
 
     def _check_stop(self, stream: Stream, params: SamplingParams) -> None:
-        found = ends_with_stop(self.tokenizer, stream.ids, params.stop)
-        if found and find_stop(self.tokenizer.decode(stream.ids), params.stop) is not None:
+        tokenizer = self.tokenizer
+        if tokenizer is None or not ends_with_stop(tokenizer, stream.ids, params.stop):
+            return
+        if find_stop(tokenizer.decode(stream.ids), params.stop) is not None:
             stream.finished = "stop"
 
     def _completion(self, stream: Stream, params: SamplingParams) -> Completion:
@@ -217,5 +225,7 @@ def _special_id(tokenizer: Codec, text: str) -> int | None:
 
 def _end_ids(model: Model, tokenizer: Codec | None) -> list[int]:
     configured = model.config.eos_token_id
-    found = set(configured if isinstance(configured, list) else [configured]) - {None}
-    return sorted(found | (set(tokenizer.stop_ids) if tokenizer is not None else set()))
+    found = set(tokenizer.stop_ids) if tokenizer is not None else set()
+    if configured is not None:
+        found |= set(configured) if isinstance(configured, list) else {configured}
+    return sorted(found)

@@ -7,6 +7,7 @@ the stack (`quatrain.models.stack`) reads nothing else.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -64,7 +65,7 @@ class ModelConfig:
         if problems:
             raise InputError("This model configuration cannot be built:", problems)
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads", "max_position_embeddings", "head_dim")
         wrong = [name for name in sizes if not isinstance(getattr(self, name), int) or getattr(self, name) < 1]

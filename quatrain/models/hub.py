@@ -84,7 +84,8 @@ class _Tensors:
             try:
                 handle = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise InputError(f"{path}: not a whole safetensors file ({error}). Fetch or write the model again.") from error
+                raise InputError(
+                    f"{path}: not a whole safetensors file ({error}). Fetch or write the model again.") from error
             self.files.update(dict.fromkeys(handle.keys(), handle))
 
     def __call__(self, name: str) -> Tensor:
@@ -129,7 +130,8 @@ def _fill(model: Model, kind: Family, tensors: _Tensors, dtype: torch.dtype, dev
     wanted = dict(model.state_dict(keep_vars=True))
     wanted.pop("lm_head.weight" if model.config.tie_word_embeddings else "", None)
     names = _Names(kind, tensors.files)
-    problems, used = [], set()
+    problems: list[str] = []
+    used: set[str] = set()
     plan: list[tuple[Any, dict[str, str]]] = []
     covered: set[str] = set()
     for operation in _operations(kind, model):
@@ -137,9 +139,10 @@ def _fill(model: Model, kind: Family, tensors: _Tensors, dtype: torch.dtype, dev
         if not targets:
             continue
         covered.update(targets)
-        found = {source: names.find(source) for source in operation.sources}
-        problems += [f"{source}: missing" for source, name in found.items() if name is None]
-        if all(found.values()):
+        places = {source: names.find(source) for source in operation.sources}
+        problems += [f"{source}: missing" for source, place in places.items() if place is None]
+        found = {source: place for source, place in places.items() if place is not None}
+        if len(found) == len(places):
             used.update(found.values())
             plan.append((operation, found))
     problems += [f"{name}: no weight of this family fills it" for name in wanted if name not in covered]
@@ -173,7 +176,8 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if leaf in module._parameters:
-        trained = module._parameters[leaf].requires_grad and tensor.is_floating_point()
+        old = module._parameters[leaf]
+        trained = old is not None and old.requires_grad and tensor.is_floating_point()
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=trained)
     else:
         module._buffers[leaf] = tensor
@@ -222,8 +226,9 @@ def state_dict_for_files(model: Model) -> dict[str, Tensor]:
             theirs.update(operation.write(ours.__getitem__))
             covered.update(operation.targets)
     if lost := sorted(set(ours) - covered):
-        raise QuatrainError(f"These tensors have no place in a {model.config.family} model folder; merge adapters first, "
-                            "or write them with quatrain.adaptation.peft_files.save_adapter:", lost)
+        raise QuatrainError(
+            f"These tensors have no place in a {model.config.family} model folder; merge adapters first, "
+            "or write them with quatrain.adaptation.peft_files.save_adapter:", lost)
     return theirs
 
 
@@ -238,8 +243,9 @@ def save(model: Model, folder: str | Path, *, extra_config: dict[str, Any] | Non
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
     for module in model.modules():
-        if hasattr(module, "config_entries"):  # what a replaced module has to say of the model's files
-            config |= module.config_entries(model)
+        entries: Any = getattr(module, "config_entries", None)  # what a replaced module has to say of the files
+        if entries is not None:
+            config |= entries(model)
             break
     write_json(folder / "config.json", config)
     tokens = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
