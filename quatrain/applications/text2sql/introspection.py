@@ -192,8 +192,9 @@ def _declared_keys(connection: sqlite3.Connection, counts: dict[str, int], notes
 
 def _labelled(key: ForeignKey) -> ForeignKey:
     words = [word for word in label(key.column).split() if word not in ("id", "key", "code", "no", "fk", "ref", "name")]
-    parent = singular(label(key.parent))
-    text = " ".join(words) or parent
+    text = singular(" ".join(words)) if words else ""
+    if len(text) < 3 or (text.endswith("id") and " " not in text):  # "stuid", "i id"
+        text = singular(label(key.parent))
     return ForeignKey(key.table, key.column, key.parent, key.parent_column, text, key.declared)
 
 

@@ -102,26 +102,25 @@ class Material:
     def _hold_out(self, lexicon: set[str]) -> None:
         """Choose the held-out values among columns with many, so that nothing else needs to mention them."""
         open_values: set[str] = set()
-        eligible: set[str] = set()
+        eligible: dict[Column, set[str]] = {}
         for table in self.schema.tables:
             for column in table.columns:
                 texts = {written(cell) for cell in self._cells(column)}
-                numeric = column.is_number
-                many = len(texts) >= (20 if numeric else 10)
-                if not many or column.role in ("boolean", "key", "reference", "other"):
+                if len(texts) < 6 or column.role in ("boolean", "key", "reference", "other"):
                     open_values |= texts
-                elif numeric:
-                    eligible |= {text for text in texts if _rare_number(text)}
+                elif column.is_number:
+                    eligible[column] = {text for text in texts if _rare_number(text)}
                 elif column.role == "date":
-                    eligible |= texts
+                    eligible[column] = texts
                 elif column.asked:
-                    eligible |= {text for text in texts if len(text) >= 3 and not text.replace(" ", "").isdigit()}
+                    eligible[column] = {
+                        text for text in texts if len(text) >= 3 and not text.replace(" ", "").isdigit()
+                    }
         open_words = {text.casefold() for text in open_values} | lexicon
-        self.held.add(
-            sorted(
-                text for text in eligible - open_values if self.held.drawn(text) and text.casefold() not in open_words
-            )
-        )
+        for texts in eligible.values():
+            allowed = [text for text in texts - open_values if text.casefold() not in open_words]
+            if len(allowed) >= 6:
+                self.held.add(self.held.draw(allowed))
 
     def related(self, row: tuple[Any, ...], path: Sequence[ForeignKey]) -> tuple[Any, ...] | None:
         """The row reached from `row` along foreign keys, or None where one is NULL or dangling."""
@@ -148,6 +147,8 @@ class Material:
         With `held` at least one of them is a held-out value, otherwise none is. None when no such row was met.
         """
         rows = self.rows[table]
+        if held and not any(self.held_pool[column.table, column.name] for _, column in places):
+            return None
         for _ in range(400 if held else 40):
             row = rows[int(rng.random() * len(rows))]
             values = [self.cell(row, place) for place in places]

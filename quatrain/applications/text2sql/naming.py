@@ -11,6 +11,7 @@ from functools import lru_cache
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _HUMP = re.compile(r"(?<=[^\W\dA-Z_])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][^\W\dA-Z_])")
+_TAIL = re.compile(r"(?<=\w) (?:of|in|per|for|to|from|by|at|on|with) .+\Z")
 _WORD = re.compile(r"[^\W_]+")
 
 # https://www.sqlite.org/lang_keywords.html, all of them: which ones SQLite lets through unquoted depends on the place.
@@ -145,40 +146,43 @@ def _singular_word(word: str) -> str:
     return word[:-1]
 
 
-def _last(phrase: str) -> tuple[str, str]:
-    head, _, last = phrase.rpartition(" ")
-    return (head + " " if head else ""), last
+def _last(phrase: str) -> tuple[str, str, str]:
+    """What stands before the noun that takes the plural, the noun, and what stands after it: "number", " of hosts"."""
+    found = _TAIL.search(phrase)
+    tail = found.group() if found else ""
+    head, _, last = phrase.removesuffix(tail).rpartition(" ")
+    return (head + " " if head else ""), last, tail
 
 
 @lru_cache(maxsize=4096)
 def singular(phrase: str) -> str:
     """One of the things a table holds: "order lines" gives "order line"; "weather" gives "weather record"."""
-    head, last = _last(phrase)
+    head, last, tail = _last(phrase)
     if last in _NO_PLURAL:
         return phrase + " record"
-    return head + _singular_word(last)
+    return head + _singular_word(last) + tail
 
 
 @lru_cache(maxsize=4096)
 def plural(phrase: str) -> str:
     """Several of them: "order line" and "order lines" give "order lines"."""
-    head, last = _last(phrase)
+    head, last, tail = _last(phrase)
     if last in _NO_PLURAL:
         return phrase + " records"
-    return head + _plural_word(_singular_word(last))
+    return head + _plural_word(_singular_word(last)) + tail
 
 
 @lru_cache(maxsize=4096)
 def is_plural(phrase: str) -> bool:
     """Whether a label already names several ("points", "milliseconds"), so that "a" cannot stand before it."""
-    _, last = _last(phrase)
+    _, last, _ = _last(phrase)
     return last not in _NO_PLURAL and _singular_word(last) != last
 
 
 @lru_cache(maxsize=4096)
 def with_article(phrase: str) -> str:
     """ "a price", "an order date", and "points" unchanged."""
-    _, last = _last(phrase)
+    _, last, _ = _last(phrase)
     if is_plural(phrase) or last in _NO_PLURAL - {"stock"}:
         return phrase
     if phrase.startswith(("uni", "use", "usa", "euro", "one", "unit")) and not phrase.startswith("unin"):
@@ -189,7 +193,9 @@ def with_article(phrase: str) -> str:
 
 def plural_label(phrase: str) -> str:
     """A column's label for several values: "price" gives "prices", "points" stays."""
-    head, last = _last(phrase)
+    head, last, tail = _last(phrase)
     if is_plural(phrase) or last in _NO_PLURAL:
         return phrase
-    return head + _plural_word(last)
+    if phrase.startswith("date "):
+        return "dates " + phrase[5:]
+    return head + _plural_word(last) + tail

@@ -89,10 +89,14 @@ class HeldOut:
         self._numbers: set[str] = set()
         self._first: dict[str, list[str]] = {}
 
-    def drawn(self, text: str) -> bool:
-        """Whether the hash of this text falls into the held-out share."""
+    def draw(self, texts: Iterable[str]) -> list[str]:
+        """The texts whose hash falls into the held-out share; in a short list where none does, the nearest one."""
+        ranked = sorted((self._place(text), text) for text in texts)
+        return [text for place, text in ranked if place < self.share] or [text for _, text in ranked[:1]]
+
+    def _place(self, text: str) -> float:
         digest = hashlib.blake2b(self._salt + text.encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big") < self.share * 2**32
+        return int.from_bytes(digest, "big") / 2**32
 
     def add(self, texts: Iterable[str]) -> None:
         """Hold out these values."""

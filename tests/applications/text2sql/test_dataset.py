@@ -122,8 +122,7 @@ def test_held_out_answers_are_judged_right_and_say_something(data: Text2SQL, sho
                 assert connection.execute(example.sql).rows
             # another question's SQL is no answer
             wrong = sum(
-                execution_match(connection, example.sql, other.sql).correct
-                for example, other in pairwise(examples)
+                execution_match(connection, example.sql, other.sql).correct for example, other in pairwise(examples)
             )
             assert wrong <= 2
 

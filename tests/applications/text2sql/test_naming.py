@@ -57,6 +57,11 @@ def test_articles_follow_the_sound() -> None:
     assert not is_plural("status")
     assert plural_label("country") == "countries"
     assert plural_label("points") == "points"
+    assert plural_label("number of hosts") == "numbers of hosts"
+    assert not is_plural("number of hosts")
+    assert singular("participants in events") == "participant in events"
+    assert plural("point of interest") == "points of interest"
+    assert plural_label("date opened") == "dates opened"
 
 
 def test_every_keyword_of_sqlite_can_name_a_column() -> None:

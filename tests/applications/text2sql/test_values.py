@@ -74,9 +74,10 @@ def test_held_out_values_are_found_as_whole_words_only() -> None:
 def test_the_choice_of_held_out_values_depends_on_the_seed_alone() -> None:
     words = [f"word {number}" for number in range(5000)]
     first, again, other = HeldOut(1, 0.1), HeldOut(1, 0.1), HeldOut(2, 0.1)
-    drawn = [held.drawn(word) for held in (first, again, other) for word in words]
-    assert drawn[:5000] == drawn[5000:10000] != drawn[10000:]
-    assert 400 < sum(drawn[:5000]) < 600
+    assert first.draw(words) == again.draw(reversed(words)) != other.draw(words)
+    assert 400 < len(first.draw(words)) < 600
+    assert set(first.draw(words[:2500])) <= set(first.draw(words))
+    assert len(first.draw(words[:3])) == 1
 
 
 def test_skeletons_keep_columns_and_forget_values() -> None:
