@@ -104,8 +104,8 @@ def line_chart(
     x_label: str,
     y_label: str,
     y_range: tuple[float, float] | None = None,
-    width: int = 480,
-    height: int = 270,
+    width: int = 400,
+    height: int = 250,
     columns: int = 90,
 ) -> str:
     """A line chart with axes, grid, legend and, in `columns` bands across it, the values as hover titles.
@@ -119,6 +119,8 @@ def line_chart(
     if not ys:
         return _empty_chart(label, width, height)
     x_low, x_high = min(xs), max(xs)
+    if 0 < x_low < 0.1 * x_high:
+        x_low = 0.0
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
     y_ticks = nice_ticks(*(y_range or (min(ys), max(ys))))
@@ -215,19 +217,21 @@ def ordered_mark(index: int, count: int) -> str:
 
 
 def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
-    """An exponential moving average with its start corrected (Kingma and Ba 2015, section 3).
+    """The mean of the about `window` values around each one: unlike a running average, it does not lag behind.
 
-    `window` is about the number of values that count. Values that are not finite stay None and leave the
-    average as it was.
+    At the ends the window is narrower, as wide as both of its sides can be. Values that are not finite count
+    for nothing, and stay None.
     """
-    keep, mean, weight = 1 - 1 / max(1, window), 0.0, 0.0
+    known = [finite(value) for value in values]
+    sums, counts = [0.0], [0]
+    for value in known:
+        sums.append(sums[-1] + (value or 0.0))
+        counts.append(counts[-1] + (value is not None))
     smoothed: list[float | None] = []
-    for value in map(finite, values):
-        if value is None:
-            smoothed.append(None)
-            continue
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        smoothed.append(mean / weight)
+    for index, value in enumerate(known):
+        side = min(max(1, window) // 2, index, len(known) - 1 - index)
+        low, high = index - side, index + side + 1
+        smoothed.append(None if value is None else (sums[high] - sums[low]) / (counts[high] - counts[low]))
     return smoothed
 
 

@@ -11,14 +11,14 @@ from typing import Any
 from quatrain.evaluation.report.reading import StageRecord
 from quatrain.evaluation.report.wording import clipped, is_sql, sql_markup
 
-_PER_GROUP = 8
+_PER_GROUP = 6
 _UNJUDGED = 24
 
 GROUPS = {
-    "learned": "Wrong at first, right at the end",
-    "lost": "Right at first, wrong at the end",
-    "wrong": "Wrong all along",
-    "right": "Right all along",
+    "learned": "Wrong before, right after",
+    "lost": "Right before, wrong after",
+    "wrong": "Wrong before and after",
+    "right": "Right before and after",
     "unjudged": "Not judged",
 }
 """How a prompt went, from the first stage that was judged on it to the last."""
@@ -90,13 +90,16 @@ def _choose(rows: list[Row], limit: int) -> list[Row]:
 def _row(row: Row, stages: Sequence[StageRecord], names: dict[str, str]) -> dict[str, Any]:
     answers = [row.answers.get(stage.name) for stage in stages]
     code = any(is_sql(text) for text in (row.reference, *(_text(answer.get("output")) for answer in answers if answer)))
-    cells = []
+    cells: list[dict[str, Any]] = []
     for stage, answer in zip(stages, answers, strict=True):
         correct = answer.get("correct") if answer else None
+        same = next((cell for cell in cells if answer and cell["raw"] == answer.get("output")), None)
         cells.append(
             {
                 "stage": names[stage.name],
                 "met": answer is not None,
+                "raw": answer.get("output") if answer else None,
+                "same_as": same["stage"] if same else None,
                 "output": _shape(_text(answer.get("output")) if answer else "", code),
                 "detail": clipped(_text(answer.get("detail"))) if answer else "",
                 "verdict": {True: "right", False: "wrong"}.get(correct, "") if isinstance(correct, bool) else "",

@@ -113,7 +113,7 @@ def _tiles(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]]:
     for value, name, note in (
         (duration(_sum(run, "seconds")), "time", "all stages"),
         (size(_most(run, "peak_memory_bytes")), "peak memory", "of the whole process"),
-        (amount(_sum(run, "flops"), "FLOP"), "computation", "training and evaluation"),
+        (amount(_sum(run, "flops"), "FLOP"), "computation", "floating-point operations"),
         (size(_last(run, "model_bytes")), "final model", f"{amount(_last(run, 'parameters'))} parameters"),
     ):
         if value != "–":
