@@ -21,14 +21,14 @@ from pathlib import Path
 
 from quatrain.applications.text2sql import documents as texts
 from quatrain.applications.text2sql.conditions import MONTHS, Draw
-from quatrain.applications.text2sql.examples import Example, messages, write
+from quatrain.applications.text2sql.examples import Example, messages, write, write_part
 from quatrain.applications.text2sql.frames import FAMILIES
 from quatrain.applications.text2sql.judge import is_empty
 from quatrain.applications.text2sql.material import Material
 from quatrain.applications.text2sql.phrases import Phrases
 from quatrain.applications.text2sql.sandbox import Connection
 from quatrain.applications.text2sql.schema import Schema, introspect
-from quatrain.applications.text2sql.shapes import SHAPES, Combination
+from quatrain.applications.text2sql.shapes import SHAPES, Combination, Shape
 from quatrain.applications.text2sql.splits import identify, split, usable_combinations
 from quatrain.applications.text2sql.values import HeldOut
 from quatrain.errors import InputError
@@ -128,13 +128,21 @@ class Text2SQL:
             if text is None:
                 name = rng.choices(names, self._weights)[0]
                 draw.made_up = 0.7 if rng.random() < 0.7 else 0.0
-                example = write(SHAPES[name], draw.choose(self._open[name]), draw, "documents")
-                if example is None or example.question in kept:
+                text = self._question_text(SHAPES[name], draw.choose(self._open[name]), draw, kept)
+                if text is None:
                     continue
-                text = texts.pair(example, rng)
             if self.held_out_values.found(text) is None:
                 made += 1
                 yield text
+
+    @staticmethod
+    def _question_text(shape: Shape, combination: Combination, draw: Draw, kept: set[str]) -> str | None:
+        if draw.rng.random() < texts.PART_SHARE:
+            part = write_part(shape, combination, draw)
+            if part is not None:
+                return "\n".join(part)
+        example = write(shape, combination, draw, "documents")
+        return None if example is None or example.question in kept else texts.pair(example, draw.rng)
 
     def combinations(self) -> dict[str, int]:
         """How many open combinations every shape that fits has."""

@@ -10,7 +10,9 @@ from quatrain.applications.text2sql.material import Material
 from quatrain.applications.text2sql.schema import Column, Table
 from quatrain.applications.text2sql.values import number_text, usable
 
-TELLING_SHARE = 0.12
+#: Shares of the texts that tell the rows, and that pair only a noun and its conditions with the SQL of the condition.
+TELLING_SHARE = 0.1
+PART_SHARE = 0.25
 
 
 def pair(example: Example, rng: random.Random) -> str:

@@ -11,6 +11,7 @@ from quatrain.applications.text2sql.conditions import Draw
 from quatrain.applications.text2sql.frames import FAMILIES
 from quatrain.applications.text2sql.naming import is_plural
 from quatrain.applications.text2sql.shapes import Combination, Shape
+from quatrain.applications.text2sql.shapes.queries import OUTPUTS
 from quatrain.applications.text2sql.splits import identify
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -58,6 +59,14 @@ def write(
     return Example(
         _loosely(question, draw.rng), filled.sql, shape.name, split, phrasing, identify(combination), filled.values
     )
+
+
+def write_part(shape: Shape, combination: Combination, draw: Draw) -> tuple[str, str] | None:
+    """Only what the rows are, in English and as `FROM ... WHERE ...`; None for shapes that do more than select rows."""
+    filled = shape.fill(combination, draw) if shape.family in OUTPUTS else None
+    if filled is None or " WHERE " not in filled.sql:
+        return None
+    return filled.words["np"], filled.sql[filled.sql.index("FROM ") :]
 
 
 def _loosely(question: str, rng: random.Random) -> str:

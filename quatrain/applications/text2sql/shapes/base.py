@@ -121,9 +121,16 @@ def combine(
     return Combination(shape, tables, tuple(columns + joins), (f"shape {shape}", f"table {table.name}", *parts), slots)
 
 
-def source(table: Table, path: Path) -> str:
-    """`FROM table JOIN ...`."""
-    return " ".join([f"FROM {table.sql}", *(key.join for key in path)])
+def source(schema: Schema, table: Table, path: Path) -> str:
+    """`FROM table JOIN parent USING (key) ...`; ON where the columns differ in name or USING could mean two tables."""
+    words = [f"FROM {table.sql}"]
+    before: list[Table] = []
+    for key in path:
+        twice = any(column.name.lower() == key.column.lower() for other in before for column in other.columns)
+        plain = key.column == key.parent_column and not twice
+        words.append(f"JOIN {quote(key.parent)} USING ({quote(key.column)})" if plain else key.join)
+        before.append(schema.table(key.table))
+    return " ".join(words)
 
 
 def longest_path(conditions: Sequence[tuple[str, Place]]) -> Path:

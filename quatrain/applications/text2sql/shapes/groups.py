@@ -92,7 +92,7 @@ class Group:
         shown = ", ".join(base.name(column, joined) for column in columns)
         value = _aggregate(self.function, measured, joined)
         sql = (
-            f"SELECT {shown}, {value} {base.source(table, path)}{base.where(conditions)}"
+            f"SELECT {shown}, {value} {base.source(schema, table, path)}{base.where(conditions)}"
             f" GROUP BY {_by(schema, path, columns)}"
         )
         one, many = group_words(schema, path, columns)
@@ -132,7 +132,9 @@ class Best:
         limit = number if self.limit == "n" else 1
         shown = ", ".join(base.name(column, joined) for column in columns)
         order = f"{_aggregate(self.function, measured, joined)} {'DESC' if down else 'ASC'} LIMIT {limit}"
-        sql = f"SELECT {shown} {base.source(table, path)} GROUP BY {_by(schema, path, columns)} ORDER BY {order}"
+        sql = (
+            f"SELECT {shown} {base.source(schema, table, path)} GROUP BY {_by(schema, path, columns)} ORDER BY {order}"
+        )
         one, many = group_words(schema, path, columns)
         words = {"group": one, "groups": many, "many": table.many, "n": str(number)}
         words["most"] = draw.choose(("highest", "largest") if down else ("lowest", "smallest"))
@@ -163,7 +165,7 @@ class Having:
         number = max(2, number - 1) if operator == ">" else number + 1 if operator == "<" else max(2, number)
         shown = ", ".join(base.name(column, joined) for column in columns)
         having = f"HAVING COUNT(*) {operator} {number}"
-        sql = f"SELECT {shown} {base.source(table, path)} GROUP BY {_by(schema, path, columns)} {having}"
+        sql = f"SELECT {shown} {base.source(schema, table, path)} GROUP BY {_by(schema, path, columns)} {having}"
         one, many = group_words(schema, path, columns)
         amount = {">": f"more than {number}", ">=": f"at least {number}", "<": draw.choose(("fewer than", "less than"))}
         text = amount[operator] if operator != "<" else f"{amount['<']} {number}"

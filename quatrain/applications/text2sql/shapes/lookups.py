@@ -62,7 +62,8 @@ class Lookup:
             return None
         value, english, values = drawn
         joined = bool(path)
-        sql = f"SELECT {base.name(column, joined)} {base.source(table, path)} WHERE {base.name(key, joined)} = {value}"
+        rows = base.source(draw.material.schema, table, path)
+        sql = f"SELECT {base.name(column, joined)} {rows} WHERE {base.name(key, joined)} = {value}"
         label = column.label
         if path:
             parent = draw.material.schema.table(path[-1].parent)

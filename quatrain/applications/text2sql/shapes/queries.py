@@ -122,7 +122,7 @@ class Query:
         if conditions is None:
             return None
         select = OUTPUTS[self.family].select(table, columns, joined)
-        sql = f"SELECT {select} {base.source(table, path)}{base.where(conditions, self.glue)}"
+        sql = f"SELECT {select} {base.source(draw.material.schema, table, path)}{base.where(conditions, self.glue)}"
         words = {"np": base.noun(table, conditions, self.glue)}
         for suffix, column in zip(("", "2"), columns, strict=False):
             words["col" + suffix], words["cols" + suffix] = column.label, column.labels

@@ -77,7 +77,7 @@ class Ranking:
         number = draw.choose(NUMBERS)
         limit = {"": "", "n": f" LIMIT {number}", "1": " LIMIT 1"}[self.limit]
         order = f"ORDER BY {base.name(column, bool(path))} {'DESC' if down else 'ASC'}{limit}"
-        select = f"SELECT {base.identity(table, bool(path))} {base.source(table, path)}"
+        select = f"SELECT {base.identity(table, bool(path))} {base.source(draw.material.schema, table, path)}"
         sql = f"{select}{base.where(conditions)} {order}"
         words = {
             "np": base.noun(table, conditions), "many": table.many, "one": table.one, "col": column.label,
