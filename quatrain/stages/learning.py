@@ -40,5 +40,5 @@ def train(context: Context, model: Model, objective: Objective, stream: Stream, 
     trainable = model.num_parameters(trainable=True)
     flops = flops_per_token(model.config, sequence, training=True) * result.tokens
     return result, StageResult(
-        seconds=result.seconds, tokens=result.tokens, flops=flops, parameters=model.num_parameters(),
-        trainable_parameters=trainable, extra={"loss": result.loss, "precision": result.precision, "steps": result.steps})
+        tokens=result.tokens, flops=flops, parameters=model.num_parameters(),
+        trainable_parameters=trainable, extra={"training_seconds": result.seconds, "loss": result.loss, "precision": result.precision, "steps": result.steps})

@@ -1,7 +1,7 @@
 """Optimizers: AdamW, and Muon for the matrices of the blocks with AdamW for the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of a weight matrix
-with a Newton-Schulz iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), so that it is as large as AdamW's
+with a polynomial iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), so that it is as large as AdamW's
 and one learning rate serves both (Liu et al. 2025, arXiv 2502.16982).
 """
 
@@ -17,20 +17,25 @@ from torch import Tensor, nn
 
 from quatrain.training.settings import TrainSettings
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration, tuned by Jordan for the steepest slope at zero."""
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+)
+"""Coefficients of each step of the iteration, the best ones for it in turn (Amsel et al. 2025, arXiv 2505.16932)."""
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """An approximation of U V^T for each matrix (N, rows, columns) = U S V^T, singular values near 1."""
-    a, b, c = NEWTON_SCHULZ
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+    for a, b, c in POLAR_EXPRESS:
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
@@ -38,7 +43,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; matrices of one shape go through the iteration together."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0,
-                 momentum: float = 0.95, dtype: torch.dtype = torch.bfloat16):
+                 momentum: float = 0.9, dtype: torch.dtype = torch.bfloat16):
         super().__init__(parameters, {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
 

@@ -18,7 +18,7 @@ def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_directions(
         matrices = torch.randn(shape)
         found = orthogonalize(matrices, dtype=torch.float32)
         values = torch.linalg.svdvals(found)
-        assert values.min() > 0.3 and values.max() < 1.3
+        assert values.min() > 0.4 and values.max() < 1.6
         left, _, right = torch.linalg.svd(matrices, full_matrices=False)
         overlap = (found * (left @ right)).sum() / found.norm() / (left @ right).norm()
         assert overlap > 0.95
@@ -34,8 +34,8 @@ def test_muon_is_nesterov_momentum_orthogonalised_with_decoupled_decay():
         gradient = torch.randn(8, 12)
         parameter.grad = gradient.clone()
         optimizer.step()
-        momentum = 0.95 * momentum + 0.05 * gradient
-        update = orthogonalize((0.05 * gradient + 0.95 * momentum)[None], dtype=torch.float32)[0]
+        momentum = 0.9 * momentum + 0.1 * gradient
+        update = orthogonalize((0.1 * gradient + 0.9 * momentum)[None], dtype=torch.float32)[0]
         expected = expected * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 12**0.5 * update
         torch.testing.assert_close(parameter.detach(), expected, atol=1e-5, rtol=0)
 
