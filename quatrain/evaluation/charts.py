@@ -148,8 +148,11 @@ def line_chart(
     )
     lines = "".join(_line(line, plot) for line in series)
     bands = _hover_bands(series, plot, x_label, columns)
+    rim = 4  # lets a dot on the edge of the plot be seen whole
+    across, down = f"{plot.width + 2 * rim:.1f}", f"{plot.height + 2 * rim:.1f}"
     body.append(
-        f'<svg x="{left:.1f}" y="{top}" width="{plot.width:.1f}" height="{plot.height:.1f}">{lines}{bands}</svg>'
+        f'<svg x="{left - rim:.1f}" y="{top - rim}" width="{across}" height="{down}" '
+        f'viewBox="{-rim} {-rim} {across} {down}">{lines}{bands}</svg>'
     )
     return _svg(label, width, height, body)
 
@@ -161,7 +164,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, 
     """
     top = maximum or max((max(bar.value, bar.high or 0) for bar in bars), default=0) or 1.0
     row, left = 30, 14 + _CHARACTER * max((len(_shorten(bar.label)) for bar in bars), default=0)
-    right = 10 + _CHARACTER * max((len(bar.text) for bar in bars), default=0)
+    right = 16 + 1.15 * _CHARACTER * max((len(bar.text) for bar in bars), default=0)
     span, height = max(40.0, width - left - right), row * len(bars) + 8
 
     def at(value: float) -> float:

@@ -33,7 +33,7 @@ def write_report(run_folder: str | Path) -> Path:
     folder = Path(run_folder)
     html = _template().render(page(read_run(folder)))
     path = folder / "report.html"
-    write_text(path, html)
+    write_text(path, shown(html))
     return path
 
 
@@ -44,7 +44,11 @@ def _template() -> Template:
 
     here = files(__name__)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=shown
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: "" if value is None else value,
     )
     environment.globals["style"] = Markup((here / "style.css").read_text(encoding="utf-8"))
     return environment.from_string((here / "page.html.jinja").read_text(encoding="utf-8"))

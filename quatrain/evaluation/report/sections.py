@@ -171,7 +171,8 @@ def _curve_facts(stage: StageRecord) -> list[str]:
         curve = stage.curves.get(key)
         known = [value for value in curve.values if value is not None and value == value] if curve else []
         if known:
-            facts.append(f"{plain(key)} {known[0]:.3f} → {known[-1]:.3f}")
+            start = f"{known[0]:.3f} → " if len(known) > 1 else ""
+            facts.append(f"{plain(key)} {start}{known[-1]:.3f}")
     broken = sum(stage.curves[key].not_finite for key in _MAIN_CURVES if key in stage.curves)
     if broken:
         facts.append(f"{broken:,} values were not finite (gaps in the lines)")
@@ -253,7 +254,7 @@ def _quantization(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]]
                 for each, value, mark in zip(pair, values, ("o3", "o6"), strict=True)
                 if value is not None
             ]
-            charts.append({"name": name, "chart": bar_chart(bars, label=f"{name} before and after")})
+            charts.append({"name": name, "chart": bar_chart(bars, label=f"{name} before and after", width=480)})
             ratio = values[0] / values[1] if key == "model_bytes" else values[1] / values[0]
             facts.append(f"{ratio:.2f} times {'smaller' if key == 'model_bytes' else 'the speed'}")
         for held_out, metrics in stage.scores.items():
@@ -296,13 +297,14 @@ def _cost(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
     rows, parts = [], []
     for stage in having:
         seconds, tokens = stage.number("seconds"), stage.number("tokens")
+        learning = stage.number("training_seconds") or seconds
         rows.append(
             {
                 "name": names[stage.name],
                 "time": duration(seconds),
                 "memory": size(stage.number("peak_memory_bytes")),
                 "tokens": amount(tokens),
-                "rate": f"{tokens / seconds:,.0f}" if tokens and seconds else "–",
+                "rate": f"{tokens / learning:,.0f}" if tokens and learning else "–",
                 "flops": amount(stage.number("flops"), "FLOP"),
             }
         )

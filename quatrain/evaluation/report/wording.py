@@ -31,15 +31,12 @@ _NEW_LINE = frozenset("from where group order having limit union intersect excep
 _JOIN_BEGINS = frozenset(("left", "inner", "cross", "outer", "right"))
 
 
-def shown(value: Any) -> Any:
-    """Text as the page may show it: control characters made visible, marks that turn its direction removed.
+def shown(page: str) -> str:
+    """The page as it may be written: control characters made visible, marks that turn a text's direction replaced.
 
-    A lone surrogate, which UTF-8 cannot hold, becomes a replacement character. The template passes every value
-    through here before it is escaped; markup made by the report passes unchanged.
+    A lone surrogate, which UTF-8 cannot hold, becomes a replacement character too.
     """
-    if type(value) is not str:
-        return "" if value is None else value
-    return value.translate(_VISIBLE).encode("utf-8", "replace").decode("utf-8")
+    return page.translate(_VISIBLE).encode("utf-8", "replace").decode("utf-8")
 
 
 def clipped(text: str) -> str:
@@ -63,7 +60,7 @@ def sql_markup(text: str) -> Any:
 
     pieces: list[Any] = []
     depth, previous = 0, ""
-    for match in _SQL.finditer(shown(clipped(text.strip()))):
+    for match in _SQL.finditer(clipped(text.strip())):
         kind, piece = match.lastgroup, match.group()
         word = piece.lower() if kind == "word" else ""
         depth += (piece == "(") - (piece == ")")
