@@ -34,14 +34,14 @@ _LAZY = {
     "Recipe": "quatrain.recipe:Recipe",
     "SamplingParams": "quatrain.generation.engine:SamplingParams",
     "Tokenizer": "quatrain.text.tokenizer:Tokenizer",
-    "load": "quatrain.models.hub:load",
+    "load": "quatrain.generation.loading:load_weights",
     "load_recipe": "quatrain.recipe:load",
 }
 
 if TYPE_CHECKING:
     from quatrain.errors import InputError, QuatrainError
     from quatrain.generation.engine import Engine, SamplingParams
-    from quatrain.models.hub import load
+    from quatrain.generation.loading import load_weights as load
     from quatrain.recipe import Recipe
     from quatrain.recipe import load as load_recipe
     from quatrain.run import run

@@ -21,7 +21,7 @@ def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_directions(
         assert values.min() > 0.4 and values.max() < 1.6
         left, _, right = torch.linalg.svd(matrices, full_matrices=False)
         overlap = (found * (left @ right)).sum() / found.norm() / (left @ right).norm()
-        assert overlap > 0.95
+        assert overlap > 0.9
 
 
 def test_muon_is_nesterov_momentum_orthogonalised_with_decoupled_decay():
