@@ -54,7 +54,7 @@ class Phrases:
         label = key.label
         parent = self.schema.table(key.parent)
         found: list[str] = []
-        if kind in ("equal", "not equal", "one of") and parent.title == column:
+        if kind in ("equal", "not equal", "one of") and parent.title == column and self.schema.named(key):
             value = "{v} or {w}" if kind == "one of" else "{v}"
             if kind == "not equal":
                 found = [
@@ -90,7 +90,7 @@ class Phrases:
             key
             for key in self.schema.parents(table.name)
             if key.label.split()[-1] in PLACES and self.schema.table(key.parent).title is not None
-            and key.column not in {column.name for column in own}
+            and self.schema.named(key)
         ]  # fmt: skip
         places: list[Column | ForeignKey] = [*own, *above]
         return places[0] if len(places) == 1 else None

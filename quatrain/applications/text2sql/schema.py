@@ -138,6 +138,11 @@ class Schema:
         """The foreign keys that leave a table, those to itself excepted."""
         return [key for key in self.foreign_keys if key.table == table and key.parent != table]
 
+    def named(self, key: ForeignKey) -> bool:
+        """Whether the label of a foreign key calls the parent's row ("city"), and not a column of the child itself."""
+        columns = self.table(key.table).columns
+        return all(column.label != key.label or column.role in ("key", "reference") for column in columns)
+
     def create_statements(self) -> list[str]:
         """A short `CREATE TABLE` per table, with keys and references, as training text."""
         statements = []

@@ -36,6 +36,22 @@ def english(example: Example) -> None:
             assert value in question, example
 
 
+def meanings(made: Text2SQL) -> dict[str, set[str]]:
+    """All SQL that each question stands for, whatever its capitals and marks."""
+    found: dict[str, set[str]] = {}
+    examples = [*made.train, *made.practice, *(example for group in made.held_out.values() for example in group)]
+    pairs = [(example.question, example.sql) for example in examples]
+    for text in made.documents(6000):
+        first, _, second = text.partition("\n")
+        if "SELECT" in second:
+            pairs.append(
+                (first.removeprefix("Question: ").removeprefix("-- "), second.removeprefix("SQL: ").rstrip(";"))
+            )
+    for question, sql in pairs:
+        found.setdefault(question.rstrip(".?").lower().replace('"', ""), set()).add(sql)
+    return found
+
+
 def test_there_are_enough_shapes_and_phrasings() -> None:
     assert len(SHAPES) >= 45
     for shape in SHAPES.values():
@@ -64,6 +80,12 @@ def test_every_shape_fits_the_shop(data: Text2SQL, shop: Path) -> None:
     assert check(shop, data.practice) > 0.95
 
 
+def test_a_question_means_one_statement(data: Text2SQL) -> None:
+    found = meanings(data)
+    assert len(found) > 10000
+    assert [question for question, statements in found.items() if len(statements) > 1] == []
+
+
 def test_odd_names_give_questions_that_run(odd: Path) -> None:
     made = Text2SQL.build(odd, examples=1500, practice=200, held_out=50)
     assert len(made.combinations()) > 40
@@ -82,4 +104,5 @@ def test_real_databases_give_questions_that_run(shared: Path, name: str) -> None
         assert "{" not in example.question
     check(path, made.train)
     assert check(path, made.practice) > 0.9
+    assert sum(len(statements) > 1 for statements in meanings(made).values()) <= 2
     assert all(len(examples) == 60 for examples in made.held_out.values()), made.notes

@@ -18,7 +18,18 @@ _FUNCTIONS = {"count": "COUNT(*)", "average": "AVG({})", "sum": "SUM({})", "maxi
 
 
 def grouping(schema: Schema, table: Table, depth: int) -> Iterator[tuple[Path, tuple[Column, ...]]]:
-    """What rows can be grouped by: an own repeated column, or `depth` joins up the parent's name or repeated column."""
+    """What rows can be grouped by: an own repeated column, or `depth` joins up a parent's name or repeated column.
+
+    Words that mean two things ("per department" over two ways up) mean the nearer one, or nothing when both are as near.
+    """
+    nearer = {group_words(schema, *choice)[0] for near in range(depth) for choice in _groupings(schema, table, near)}
+    here = [(choice, group_words(schema, *choice)[0]) for choice in _groupings(schema, table, depth)]
+    for choice, words in here:
+        if words not in nearer and sum(words == other for _, other in here) == 1:
+            yield choice
+
+
+def _groupings(schema: Schema, table: Table, depth: int) -> Iterator[tuple[Path, tuple[Column, ...]]]:
     for path in base.paths(schema, table.name, depth):
         target = schema.table(path[-1].parent) if path else table
         for column in target.columns:
@@ -26,23 +37,22 @@ def grouping(schema: Schema, table: Table, depth: int) -> Iterator[tuple[Path, t
             # A column with gaps has a group without a name, which no question means.
             if column.is_choice and 1 < column.values <= 400 and not (column.unique or named or column.nulls):
                 yield path, (column,)
-        # A name that the rows carry themselves needs no join.
-        if (path and target.identity and path[-1].parent_column != target.identity[0].name) or _keyed(path, target):
+        if path and target.identity and schema.named(path[-1]):
             yield path, target.identity
 
 
-def _keyed(path: Path, target: Table) -> bool:
-    return bool(path) and bool(target.identity) and target.identity[0].role in ("key", "reference", "number")
-
-
 def group_words(schema: Schema, path: Path, columns: tuple[Column, ...]) -> tuple[str, str]:
-    """One group and several groups in English: "category", "country of the city"."""
+    """One group and several groups in English: "category", "product brand".
+
+    Not "brand of the product": "the brand of the product with the most orders" is the brand of one product as well.
+    """
     if not path:
         return columns[0].label, columns[0].labels
-    target = schema.table(path[-1].parent)
-    if columns == target.identity:
-        return path[-1].label, plural(path[-1].label)
-    return f"{columns[0].label} of the {path[-1].label}", f"{columns[0].labels} of the {plural(path[-1].label)}"
+    above = path[-1].label
+    if columns == schema.table(path[-1].parent).identity:
+        return above, plural(above)
+    head = "" if columns[0].label.startswith(above) else above + " "
+    return head + columns[0].label, head + columns[0].labels
 
 
 def _by(schema: Schema, path: Path, columns: tuple[Column, ...]) -> str:

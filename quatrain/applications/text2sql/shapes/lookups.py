@@ -45,7 +45,7 @@ class Lookup:
                 for path in base.paths(schema, table.name, self.depth):
                     target = schema.table(path[-1].parent) if path else table
                     columns = [column for column in base.plain_columns(target) if column.values > 1]
-                    if path and target.title is not None:
+                    if path and target.title is not None and schema.named(path[-1]):
                         columns.append(target.title)
                     for column in columns:
                         use = "look up " + "up " * len(path)
