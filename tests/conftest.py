@@ -1,0 +1,39 @@
+"""What all tests share: no network, one thread, seeded generators, and the real data where it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch or tokenizers are imported: tests run side by side, a thread for each worker is what there is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["QUATRAIN_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+if os.environ.get("QUATRAIN_DATA"):
+    os.environ["QUATRAIN_DATA"] = str(Path(os.environ["QUATRAIN_DATA"]).resolve())
+
+
+@pytest.fixture(autouse=True)
+def _same_process_for_every_test() -> Iterator[None]:
+    """A test that changes the folder or the environment leaves them as it found them."""
+    folder, environment = os.getcwd(), dict(os.environ)
+    yield
+    os.chdir(folder)
+    for key in os.environ.keys() - environment.keys():
+        del os.environ[key]
+    os.environ.update(environment)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none; torch is loaded only if there is such a test."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

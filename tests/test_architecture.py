@@ -1,0 +1,278 @@
+"""The house keeps its shape: imports run one way, nothing is pickled or evaluated, what is public is described."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "quatrain"
+FLOORS = [
+    {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "failures"},
+    {"text", "models", "planning"},
+    {"adaptation", "compression", "generation"},
+    {"training", "tasks"},
+    {"classic", "evaluation", "alignment", "applications"},
+    {"serving"},
+    {"recipe", "recipes", "stages", "run", "runfolder", "fingerprints", "inputs", "summary"},
+    {"cli", "__main__"},
+]
+"""From the ground up. A part imports parts of its own floor and of those below."""
+
+COMES_WITH = {"markupsafe": "jinja2"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "lingua-language-detector": "lingua", "rouge-score": "rouge_score"}
+LONGEST_FILE = 420
+
+
+def part_of(path: Path) -> str:
+    """`text` for quatrain/text/chat.py, `run` for quatrain/run.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor_of(part: str) -> int:
+    found = [number for number, floor in enumerate(FLOORS) if part in floor]
+    assert found, f"quatrain.{part} has no floor yet: add it to FLOORS here and to docs/architecture.md"
+    return found[0]
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+PARTS = sorted({part_of(path) for path in SOURCES} - {"__init__"})
+
+
+def of_part(part: str) -> Iterator[tuple[Path, ast.Module]]:
+    return ((path, tree) for path, tree in TREES.items() if part_of(path) == part)
+
+
+def imports(tree: ast.AST, path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports anywhere, with its line; `from quatrain import run` counts as quatrain.run."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; name the module in full"
+            if node.module == "quatrain":
+                yield from ((f"quatrain.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield node.module or "", node.lineno
+
+
+def when_loaded(tree: ast.Module) -> ast.Module:
+    """The statements that run when a module is imported: no function bodies, nothing for type checkers alone."""
+
+    def kept(body: list[ast.stmt]) -> list[ast.stmt]:
+        found: list[ast.stmt] = []
+        for node in body:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
+                found += kept([child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)])
+            elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                found.append(node)
+        return found
+
+    return ast.Module(kept(tree.body), [])
+
+
+def test_there_is_something_to_check():
+    assert len(SOURCES) > 50 and {"text", "models", "training", "cli"} <= set(PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_imports_run_downwards(part):
+    height = floor_of(part)
+    upwards = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path, tree in of_part(part)
+        for name, line in imports(tree, path)
+        if name.startswith("quatrain.") and floor_of(name.split(".")[1]) > height
+    ]
+    assert not upwards, "\n".join(upwards)
+
+
+@pytest.mark.parametrize(("part", "never"), [("models", {"text", "training"}), ("text", {"models", "training"})])
+def test_models_and_text_know_nothing_of_each_other(part, never):
+    names = {
+        name.split(".")[1] for path, tree in of_part(part) for name, _ in imports(tree, path) if "quatrain." in name
+    }
+    assert not names & never
+
+
+def test_text_needs_no_torch_but_for_batches():
+    heavy = [
+        path.name
+        for path, tree in of_part("text")
+        if any(name.split(".")[0] == "torch" for name, _ in imports(when_loaded(tree), path)) and path.stem != "batches"
+    ]
+    assert heavy == []
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, quatrain; print(*{name.partition('.')[0] for name in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(result.stdout.split())
+    assert "quatrain" in loaded
+    assert not loaded & {"torch", "numpy", "pydantic", "rich", "tokenizers", "jinja2", "cyclopts"}
+
+
+def declared() -> tuple[set[str], set[str]]:
+    """The import names of the core dependencies, and of those of the extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        found = {re.match(r"[\w-]+", requirement).group() for requirement in requirements}
+        return {IMPORTED_AS.get(name, name.replace("-", "_")) for name in found}
+
+    extras = project["optional-dependencies"]
+    return names(project["dependencies"]), set().union(*(names(extra) for extra in extras.values()))
+
+
+def test_what_is_imported_is_declared():
+    core, extras = declared()
+    wrong = []
+    for path, tree in TREES.items():
+        at_load = {name for name, _ in imports(when_loaded(tree), path)}
+        for name, line in imports(tree, path):
+            top = name.partition(".")[0]
+            top = COMES_WITH.get(top, top)
+            if top in sys.stdlib_module_names or top == "quatrain" or top in core:
+                continue
+            if top not in extras:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {top} is no dependency of pyproject.toml")
+            elif name in at_load:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {top} belongs to an extra; import it where it is used")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_dependency_has_its_pinned_version():
+    lines = (ROOT / "constraints" / "cpu.txt").read_text(encoding="utf-8").splitlines()
+    pins = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["test"]
+    names = {re.match(r"[\w.-]+?(?=[<>=~ ]|$)", requirement).group().lower() for requirement in needed}
+    assert {re.sub(r"[-_.]+", "-", name) for name in names} <= pins
+    assert "torch==2.13.0" in lines
+
+
+FORBIDDEN = {
+    "eval": "runs text as code",
+    "exec": "runs text as code",
+    "compile": "runs text as code",
+    "breakpoint": "belongs to nobody's run",
+    "torch.load": "unpickles: use safetensors",
+    "torch.save": "pickles: use safetensors",
+    "numpy.load": "may unpickle: use safetensors or a raw memory map",
+    "np.load": "may unpickle: use safetensors or a raw memory map",
+}
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def test_nothing_is_pickled_or_evaluated():
+    wrong = []
+    for path, tree in TREES.items():
+        where = path.relative_to(ROOT)
+        wrong += [
+            f"{where}:{line}: {name}" for name, line in imports(tree, path) if name.split(".")[0] in UNSAFE_MODULES
+        ]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in FORBIDDEN:
+                wrong.append(f"{where}:{node.lineno}: {name} {FORBIDDEN[name]}")
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                wrong.append(f"{where}:{node.value.lineno}: trust_remote_code runs what was downloaded")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_package_raises_and_never_asserts():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert)
+    ]
+    assert found == []
+
+
+def test_no_error_is_swallowed_whole():
+    found = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            caught = "everything" if node.type is None else ast.unparse(node.type)
+            does_nothing = all(isinstance(child, ast.Pass) for child in node.body)
+            if node.type is None or (caught in ("Exception", "BaseException") and does_nothing):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: catches {caught}")
+    assert found == []
+
+
+def test_files_are_about_one_subject():
+    long = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {name: count for name, count in long.items() if count > LONGEST_FILE} == {}
+
+
+def test_what_is_public_is_described():
+    silent = []
+    for path, tree in TREES.items():
+        where = path.relative_to(ROOT)
+        if tree.body and not ast.get_docstring(tree):
+            silent.append(f"{where}: the module")
+        for node in tree.body:
+            named = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            if named and not node.name.startswith("_") and not ast.get_docstring(node):
+                silent.append(f"{where}:{node.lineno}: {node.name}")
+    assert not silent, "\n".join(silent)
+
+
+def project_texts() -> Iterator[Path]:
+    for pattern in (
+        "quatrain/**/*",
+        "tests/**/*",
+        "docs/**/*",
+        "benchmarks/**/*",
+        "tools/*",
+        "*.md",
+        "*.toml",
+        "Makefile",
+    ):
+        for path in ROOT.glob(pattern):
+            if path.suffix in {".py", ".md", ".toml", ".css", ".jinja", ""} and path.is_file():
+                yield path
+
+
+def test_nothing_is_left_for_later_and_no_machine_is_named():
+    later = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b")
+    place = re.compile(r"(?<![\w.])/(?:home|root|Users)/\w")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
+        for path in project_texts()
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if later.search(line) or place.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_version_is_said_once_and_the_same():
+    import quatrain
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert quatrain.__version__ == project["version"]
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_wheel_has_all_that_is_read_at_run_time():
+    """The wheel holds whatever lies in quatrain/; a rule that leaves files out must not catch one that is needed."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    assert settings["wheel"] == {"packages": ["quatrain"]}
+    needed = ["py.typed", "recipes/quickstart.toml", "evaluation/report/style.css", "evaluation/report/page.html.jinja"]
+    assert [name for name in needed if not (PACKAGE / name).is_file()] == []
+    ignored = subprocess.run(
+        ["git", "check-ignore", *(f"quatrain/{name}" for name in needed)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ignored.stdout == ""
