@@ -42,7 +42,8 @@ class Condition:
 class Draw:
     """Everything a shape needs to fill its slots.
 
-    `held` asks for a held-out value, `made_up` is the share of invented values.
+    `held` asks for a held-out value, `made_up` is the share of invented values. What is asked comes from `rng`, how it
+    is said from `wording`, so that the same question can be said again.
     """
 
     rng: random.Random
@@ -50,11 +51,18 @@ class Draw:
     phrases: Phrases
     held: bool = False
     made_up: float = 0.0
-    _held_left: bool = field(default=False, repr=False)
+    wording: random.Random = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.wording = random.Random(self.rng.random())
 
     def choose(self, items: Any) -> Any:
-        """One of the items, each as likely."""
+        """One of the items to ask for, each as likely."""
         return items[int(self.rng.random() * len(items))]
+
+    def say(self, words: Any) -> Any:
+        """One of several ways to say the same, each as likely."""
+        return words[int(self.wording.random() * len(words))]
 
     def pool(self, column: Column) -> list[Any]:
         """The open values of a column."""
@@ -105,7 +113,7 @@ class Draw:
             return None
         operator, values = picked
         templates = self.phrases.condition("equal" if kind in _DIRECT else kind, operator, path, column)
-        english = self.choose(templates)
+        english = self.say(templates)
         words = [self._word(kind, column.role, item) for item in values]
         english = _SLOT.sub(lambda match: words["vw".index(match.group(1))], english)
         return Condition(_sql(kind, operator, column, values, joined), english, tuple(written(item) for item in values))
@@ -114,8 +122,8 @@ class Draw:
         if kind == "month":
             return f"{MONTHS[int(value[5:7]) - 1]} {value[:4]}"
         if kind in ("contains", "starts"):
-            return f'"{value}"' if self.rng.random() < 0.5 else value
-        return value if role == "date" else shown(value, self.rng)
+            return f'"{value}"' if self.wording.random() < 0.5 else value
+        return value if role == "date" else shown(value, self.wording)
 
     def _values(self, kind: str, column: Column, value: Any, held: bool) -> tuple[str, list[Any]] | None:
         """The operator and the values of a condition that a row with `value` satisfies."""

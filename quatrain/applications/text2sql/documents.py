@@ -10,17 +10,17 @@ from quatrain.applications.text2sql.material import Material
 from quatrain.applications.text2sql.schema import Column, Table
 from quatrain.applications.text2sql.values import number_text, usable
 
-#: Shares of the texts that tell the rows, and that pair only a noun and its conditions with the SQL of the condition.
-TELLING_SHARE = 0.1
-PART_SHARE = 0.25
+#: Shares of the texts that tell the rows, and that say twice what some rows are, with the SQL of the conditions.
+TELLING_SHARE = 0.05
+PART_SHARE = 0.4
 
 
 def pair(example: Example, rng: random.Random) -> str:
     """A question and its SQL as plain text, in one of a few layouts."""
     layout = rng.random()
-    if layout < 0.5:
+    if layout < 0.7:
         return f"Question: {example.question}\nSQL: {example.sql}"
-    if layout < 0.75:
+    if layout < 0.85:
         return f"-- {example.question}\n{example.sql};"
     return f"{example.question}\n{example.sql}"
 

@@ -49,7 +49,7 @@ def write(
         return None
     family = FAMILIES[shape.family]
     frames: Sequence[str] = family.held_out if held_out_frames else family.train
-    number = int(draw.rng.random() * len(frames))
+    number = int(draw.wording.random() * len(frames))
     phrasing = f"{shape.family}/{'held out ' if held_out_frames else ''}{number + 1}"
     words = filled.words
     words["be"] = "are" if is_plural(words.get("col", "")) else "is"
@@ -57,16 +57,22 @@ def write(
     if question[0].islower():
         question = question[0].upper() + question[1:]
     return Example(
-        _loosely(question, draw.rng), filled.sql, shape.name, split, phrasing, identify(combination), filled.values
+        _loosely(question, draw.wording), filled.sql, shape.name, split, phrasing, identify(combination), filled.values
     )
 
 
-def write_part(shape: Shape, combination: Combination, draw: Draw) -> tuple[str, str] | None:
-    """Only what the rows are, in English and as `FROM ... WHERE ...`; None for shapes that do more than select rows."""
-    filled = shape.fill(combination, draw) if shape.family in OUTPUTS else None
-    if filled is None or " WHERE " not in filled.sql:
+def write_part(shape: Shape, combination: Combination, draw: Draw) -> list[str] | None:
+    """What the rows are, in English twice and as `FROM ... WHERE ...`; None for shapes that do more than select."""
+    if shape.family not in OUTPUTS or not getattr(shape, "wanted", ()):
         return None
-    return filled.words["np"], filled.sql[filled.sql.index("FROM ") :]
+    state = draw.rng.getstate()
+    filled = shape.fill(combination, draw)
+    if filled is None:
+        return None
+    draw.rng.setstate(state)
+    again = shape.fill(combination, draw)
+    said = [filled.words["np"]] if again is None else list(dict.fromkeys((filled.words["np"], again.words["np"])))
+    return [*said, filled.sql[filled.sql.index("FROM ") :]]
 
 
 def _loosely(question: str, rng: random.Random) -> str:

@@ -17,7 +17,7 @@ _WORDS = re.compile(r"[^\W_]+")
 _LITERAL = re.compile(r"(?<!strftime\()'(?:[^']|'')*'|(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])")
 _OPERATOR = re.compile(r" (>=|<=|>|<|ASC|DESC)(?= |$)| (?:ASC|DESC)$")
 _ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl l m n p pl pr qu r s sh sk sl sp st t th tr v w y z".split()
-_VOWELS = "a a a e e e i i o o u u ai ea ee ie oa oo ou é ö ü á ø".split()
+_VOWELS = "a a a a a a e e e e e e i i i i o o o o u u ai ea ee ie oa oo ou é ö ü á".split()
 _CODAS = ["", "", "", "", "n", "r", "l", "s", "t", "m", "d", "k", "x", "nd", "rt", "ck", "ll", "ss", "ng", "st", "rn"]
 
 
@@ -156,7 +156,7 @@ def made_up_text(rng: random.Random, examples: Sequence[str]) -> str:
     words = pattern.split(" ")
     kind = rng.random()
     for place, word in enumerate(words):
-        if kind < 0.45 or (kind < 0.75 and rng.random() < 0.5):
+        if kind < 0.25 or (kind < 0.55 and rng.random() < 0.5):
             core = _WORDS.search(word)
             if core:
                 words[place] = word[: core.start()] + made_up_word(rng, core.group()) + word[core.end() :]

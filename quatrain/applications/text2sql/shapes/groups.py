@@ -20,7 +20,7 @@ _FUNCTIONS = {"count": "COUNT(*)", "average": "AVG({})", "sum": "SUM({})", "maxi
 def grouping(schema: Schema, table: Table, depth: int) -> Iterator[tuple[Path, tuple[Column, ...]]]:
     """What rows can be grouped by: an own repeated column, or `depth` joins up a name or a repeated column.
 
-    Words that mean two things ("per department" over two ways up) mean the nearer one, or nothing when both are as near.
+    """What rows can be grouped by: an own repeated column, or, `depth` joins up, a name or a repeated column.
     """
     nearer = {group_words(schema, *choice)[0] for near in range(depth) for choice in _groupings(schema, table, near)}
     here = [(choice, group_words(schema, *choice)[0]) for choice in _groupings(schema, table, depth)]
@@ -147,7 +147,7 @@ class Best:
         )
         one, many = group_words(schema, path, columns)
         words = {"group": one, "groups": many, "many": table.many, "n": str(number)}
-        words["most"] = draw.choose(("highest", "largest") if down else ("lowest", "smallest"))
+        words["most"] = draw.say(("highest", "largest") if down else ("lowest", "smallest"))
         words["number"] = "most" if down else "fewest"
         if measured:
             words["col"], words["cols"] = measured[0].label, measured[0].labels
@@ -177,7 +177,7 @@ class Having:
         having = f"HAVING COUNT(*) {operator} {number}"
         sql = f"SELECT {shown} {base.source(schema, table, path)} GROUP BY {_by(schema, path, columns)} {having}"
         one, many = group_words(schema, path, columns)
-        amount = {">": f"more than {number}", ">=": f"at least {number}", "<": draw.choose(("fewer than", "less than"))}
+        amount = {">": f"more than {number}", ">=": f"at least {number}", "<": draw.say(("fewer than", "less than"))}
         text = amount[operator] if operator != "<" else f"{amount['<']} {number}"
         return Filled(sql, {"group": one, "groups": many, "many": table.many, "amount": text}, (str(number),))
 
@@ -247,7 +247,7 @@ class HavingAverage:
         above = draw.rng.random() < 0.6
         having = f"HAVING AVG({measured[0].sql}) {'>' if above else '<'} {number_text(value)}"
         sql = f"SELECT {columns[0].sql} FROM {table.sql} GROUP BY {columns[0].sql} {having}"
-        side = draw.choose(("above", "over", "higher than") if above else ("below", "under", "lower than"))
+        side = draw.say(("above", "over", "higher than") if above else ("below", "under", "lower than"))
         words = {
             "group": columns[0].label, "groups": columns[0].labels, "np": table.many, "many": table.many,
             "col": measured[0].label, "side": side, "v": number_text(value),

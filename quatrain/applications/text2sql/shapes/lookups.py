@@ -26,7 +26,7 @@ def _draw_one(draw: Draw, column: Column) -> tuple[str, str, tuple[str, ...]] | 
     if drawn is None:
         return None
     value = draw.invented(column, drawn[0])
-    return literal(value), shown(value, draw.rng), (written(value),)
+    return literal(value), shown(value, draw.wording), (written(value),)
 
 
 @dataclass(frozen=True, slots=True)

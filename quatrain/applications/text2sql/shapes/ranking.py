@@ -81,8 +81,8 @@ class Ranking:
         sql = f"{select}{base.where(conditions)} {order}"
         words = {
             "np": base.noun(table, conditions), "many": table.many, "one": table.one, "col": column.label,
-            "cols": column.labels, "n": str(number), "most": draw.choose(_EXTREMES[kind(column), down]),
-            "direction": draw.choose(_DIRECTIONS[kind(column), down]),
+            "cols": column.labels, "n": str(number), "most": draw.say(_EXTREMES[kind(column), down]),
+            "direction": draw.say(_DIRECTIONS[kind(column), down]),
         }  # fmt: skip
         return Filled(sql, words, base.values_of(conditions))
 
@@ -110,7 +110,7 @@ class AboveAverage:
         sql = f"SELECT {base.identity(table, False)} FROM {table.sql} {where}"
         words = {
             "many": table.many, "col": column.label, "a_col": with_article(column.label),
-            "side": draw.choose(("above", "higher than") if above else ("below", "lower than")),
+            "side": draw.say(("above", "higher than") if above else ("below", "lower than")),
         }  # fmt: skip
         return Filled(sql, words)
 
