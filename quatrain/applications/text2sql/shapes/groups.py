@@ -18,9 +18,9 @@ _FUNCTIONS = {"count": "COUNT(*)", "average": "AVG({})", "sum": "SUM({})", "maxi
 
 
 def grouping(schema: Schema, table: Table, depth: int) -> Iterator[tuple[Path, tuple[Column, ...]]]:
-    """What rows can be grouped by: an own repeated column, or `depth` joins up a name or a repeated column.
-
     """What rows can be grouped by: an own repeated column, or, `depth` joins up, a name or a repeated column.
+
+    Words that mean two things ("per department" over two ways up) mean the nearer, or nothing when both are as near.
     """
     nearer = {group_words(schema, *choice)[0] for near in range(depth) for choice in _groupings(schema, table, near)}
     here = [(choice, group_words(schema, *choice)[0]) for choice in _groupings(schema, table, depth)]
