@@ -14,8 +14,9 @@ Everything is drawn from `random.Random` instances of the seed, so one database 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import cycle
 from pathlib import Path
 
@@ -71,19 +72,27 @@ class Text2SQL:
         made_up: float = 0.2,
         held_out_values: float = 0.1,
         held_out_combinations: float = 0.12,
+        shapes: Sequence[str] | None = None,
     ) -> Text2SQL:
         """Read the database; make `examples` training questions, `held_out` questions for each held-out set, and so on.
 
         `made_up` is the share of values in training questions that are inventions (their answers are empty; they teach
-        copying), the two last shares say how much is held out. Sets come out smaller where the database does not allow
-        more; `notes` says so. Raises InputError for a database nothing can be asked of.
+        copying), the two shares after it say how much is held out; `shapes` limits the questions to some shapes. Sets
+        come out smaller where the database does not allow more; `notes` says so. Raises InputError for numbers out of
+        range, unknown shapes, and a database nothing can be asked of.
         """
+        _check(
+            {"examples": examples, "held_out": held_out, "practice": practice, "development": development},
+            {"made_up": made_up, "held_out_values": held_out_values, "held_out_combinations": held_out_combinations},
+            shapes,
+        )
+        chosen = {name: shape for name, shape in SHAPES.items() if shapes is None or name in shapes}
         schema = introspect(database)
         held = HeldOut(seed, held_out_values)
         material = Material(schema, held, _lexicon(schema))
         phrases = Phrases(schema)
         draw = Draw(random.Random(f"combinations {seed}"), material, phrases)
-        found, skeletons, unfit = usable_combinations(SHAPES, schema, draw)
+        found, skeletons, unfit = usable_combinations(chosen, schema, draw)
         if sum(map(len, found.values())) < 3:
             raise InputError(
                 f"No questions can be asked of {schema.path}",
@@ -96,7 +105,7 @@ class Text2SQL:
         opened, closed = split(found, skeletons, random.Random(f"split {seed}"), held_out_combinations)
         notes = [*schema.notes]
         if unfit:
-            notes.append(f"{len(unfit)} of {len(SHAPES)} shapes do not fit this database: {', '.join(unfit)}")
+            notes.append(f"{len(unfit)} of {len(chosen)} shapes do not fit this database: {', '.join(unfit)}")
         weights = [min(1.0, len(opened[name]) * 12 * len(opened) / max(examples, 1)) for name in opened]
         made = cls(schema, seed, [], [], [], {}, held, notes, material, phrases, opened, weights)
         taken: set[str] = set()
@@ -225,6 +234,23 @@ class Text2SQL:
             taken.add(example.question)
             result.append(example)
         return result
+
+
+def _check(counts: dict[str, int], shares: dict[str, float], shapes: Sequence[str] | None) -> None:
+    problems = [
+        f"{name}: {value}; allowed are whole numbers from 0; raise it" for name, value in counts.items() if value < 0
+    ]
+    problems += [
+        f"{name}: {value}; allowed are shares from 0 to 0.5; lower it"
+        for name, value in shares.items()
+        if not 0 <= value <= 0.5
+    ]
+    for name in shapes or ():
+        if name not in SHAPES:
+            near = ", ".join(get_close_matches(name, SHAPES, 3)) or "see quatrain.applications.text2sql.shapes.SHAPES"
+            problems.append(f"shapes: {name!r} is unknown; did you mean {near}?")
+    if problems:
+        raise InputError("The questions cannot be made", problems)
 
 
 def _lexicon(schema: Schema) -> set[str]:

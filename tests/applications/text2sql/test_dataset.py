@@ -182,6 +182,18 @@ def test_small_databases_give_what_they_can_and_say_so(tmp_path: Path, make: Mak
     assert all(example.sql.startswith("SELECT") for example in made.train)
 
 
+def test_some_shapes_alone(shop: Path) -> None:
+    made = Text2SQL.build(shop, examples=200, held_out=5, practice=20, shapes=["count", "joined list", "lookup"])
+    assert {example.shape for example in made.train} == {"count", "joined list", "lookup"}
+
+
+def test_wrong_numbers_and_names_are_all_told(shop: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        Text2SQL.build(shop, examples=-1, made_up=2.0, shapes=["joined lists"])
+    assert len(caught.value.problems) == 3
+    assert "did you mean joined list" in str(caught.value)
+
+
 def test_a_database_nothing_can_be_asked_of_is_refused(tmp_path: Path, make: MakeDatabase) -> None:
     path = make(tmp_path / "blob.db", "CREATE TABLE t (b BLOB)", "INSERT INTO t VALUES (x'00'), (x'01')")
     with pytest.raises(InputError, match="No questions"):
