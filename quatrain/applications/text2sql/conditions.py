@@ -171,7 +171,7 @@ class Draw:
             return made_up_day(self.rng, value)
         if not isinstance(value, str):
             return made_up_number(self.rng, value)
-        if column.role == "category" and column.values <= 6 and self.rng.random() < 0.7:
+        if column.role == "category" and column.values <= 6 and self.rng.random() < 0.4:
             return value
         text = made_up_text(self.rng, self.pool(column) or [value])
         return text if usable(text) else value

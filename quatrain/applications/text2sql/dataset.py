@@ -129,14 +129,18 @@ class Text2SQL:
         rng = random.Random(f"documents {self.seed}")
         draw = Draw(rng, self._material, self._phrases, made_up=0.6)
         telling = texts.Telling(self._material, rng)
+        drill = texts.Drill(Draw(rng, self._material, self._phrases, made_up=0.9))
         names = list(self._open)
         kept = {example.question for example in (*self.practice, *self.development)}
         made = 0
         while made < count:
-            text = telling.text() if rng.random() < texts.TELLING_SHARE else None
+            chance = rng.random()
+            text = telling.text() if chance < texts.TELLING_SHARE else None
+            if chance > 1 - texts.DRILL_SHARE:
+                text = drill.text()
             if text is None:
                 name = rng.choices(names, self._weights)[0]
-                draw.made_up = 0.7 if rng.random() < 0.7 else 0.0
+                draw.made_up = 0.85 if rng.random() < 0.85 else 0.0
                 text = self._question_text(SHAPES[name], draw.choose(self._open[name]), draw, kept)
                 if text is None:
                     continue

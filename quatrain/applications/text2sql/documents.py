@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from quatrain.applications.text2sql.conditions import Draw
 from quatrain.applications.text2sql.examples import Example
 from quatrain.applications.text2sql.material import Material
 from quatrain.applications.text2sql.schema import Column, Table
-from quatrain.applications.text2sql.values import number_text, usable
+from quatrain.applications.text2sql.values import literal, number_text, usable
 
-#: Shares of the texts that tell the rows, and that say twice what some rows are, with the SQL of the conditions.
-TELLING_SHARE = 0.05
+#: Shares of the texts that tell the rows, that say twice what some rows are, with the SQL of the conditions, and that
+#: only copy values. A small model learns the shapes of SQL long before it learns to copy; drills bring that forward.
+TELLING_SHARE = 0.04
 PART_SHARE = 0.4
+DRILL_SHARE = 0.3
 
 
 def pair(example: Example, rng: random.Random) -> str:
@@ -23,6 +26,45 @@ def pair(example: Example, rng: random.Random) -> str:
     if layout < 0.85:
         return f"-- {example.question}\n{example.sql};"
     return f"{example.question}\n{example.sql}"
+
+
+class Drill:
+    """Several invented values by their columns' names, in words and then in SQL: only copying tells the second."""
+
+    def __init__(self, draw: Draw):
+        self._draw = draw
+        self._choices = [choice for table in draw.material.schema.tables if len(choice := self._columns(table)) > 1]
+
+    def _columns(self, table: Table) -> list[tuple[str, Column]]:
+        schema = self._draw.material.schema
+        own = [column for column in table.columns if column.role == "date" or column.is_number or column.is_choice]
+        found = [(column.label, column) for column in own if column.role != "boolean"]
+        if table.key is not None and isinstance(table.key.low, int):
+            found.append((f"{table.one} number", table.key))
+        for key in schema.parents(table.name):
+            title = schema.table(key.parent).title
+            if title is not None and schema.named(key):
+                found.append((key.label, title))
+        return [(label, column) for label, column in found if self._draw.pool(column)]
+
+    def text(self) -> str | None:
+        """One text, or None when the draw came to nothing."""
+        if not self._choices:
+            return None
+        rng = self._draw.rng
+        columns = rng.choice(self._choices)
+        chosen = rng.sample(columns, min(len(columns), 2 + int(rng.random() * 3)))
+        values = [self._draw.invented(column, self._draw.choose(self._draw.pool(column))) for _, column in chosen]
+        joined = len({column.table for _, column in chosen}) > 1
+        said = rng.choice(("{} {}", "{} {}", "{} is {}", "{}: {}"))
+        words = [said.format(label, _plain(value)) for (label, _), value in zip(chosen, values, strict=True)]
+        conditions = [
+            f"{column.full if joined else column.sql} = {literal(value)}"
+            for (_, column), value in zip(chosen, values, strict=True)
+        ]
+        if rng.random() < 0.3:
+            rng.shuffle(conditions)
+        return f"{' and '.join(words)}\nWHERE {' AND '.join(conditions)}"
 
 
 class Telling:

@@ -164,7 +164,7 @@ def made_up_text(rng: random.Random, examples: Sequence[str]) -> str:
             words[place] = _pick(_pick(examples, rng).split(" "), rng)
     if kind > 0.93 and len(words) < 3:
         words.append(_pick(_pick(examples, rng).split(" "), rng))
-    text = " ".join(words)
+    text = " ".join(words).rstrip(",")
     return text if usable(text) else made_up_word(rng, "Something")
 
 
