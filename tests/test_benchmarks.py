@@ -1,0 +1,108 @@
+"""The benchmarks run, at a tiny size, and end with their line of JSON. Times are not judged here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+QUICK = {
+    "quickstart.py": [],
+    "shakespeare.py": ["--peer", "--settings", "short", "--source", "{text}"],
+    "training_throughput.py": [],
+    "generation_speed.py": [],
+    "kernels.py": [],
+    "startup.py": [],
+}
+PEERLESS = {"quickstart.py", "kernels.py"}
+"""Those that need no transformers."""
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, str(BENCHMARKS / script), *arguments], env=environment, text=True,
+                          capture_output=True, timeout=300)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def common() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_common", BENCHMARKS / "common.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    words = random.Random(0).choices("the cat sat on a mat and saw no dog at all".split(), k=4000)
+    path.write_text("\n".join(" ".join(words[i : i + 9]) for i in range(0, len(words), 9)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", QUICK)
+def test_a_quick_run_ends_with_its_line(script: str, text: Path) -> None:
+    if script not in PEERLESS:
+        pytest.importorskip("transformers")
+    done = run(script, "--quick", *(argument.format(text=text) for argument in QUICK[script]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["benchmark"] == script.removesuffix(".py") and line["quick"] is True
+    assert math.isfinite(line["ratio"]) and line["ratio"] > 0 and line["ratio_of"]
+    assert line["versions"]["torch"] and line["device"] and line["date"] and line["threads"] == 1
+
+
+def test_every_benchmark_is_run_here_and_described() -> None:
+    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"common.py"}
+    assert scripts - {"token_file_memory.py"} == set(QUICK)  # which has sizes of its own, and no --quick
+    for page in ("README.md", "RESULTS.md"):
+        described = set(re.findall(r"python benchmarks/(\w+\.py)", (BENCHMARKS / page).read_text(encoding="utf-8")))
+        assert described == scripts
+
+
+def test_an_absent_peer_is_named_with_the_remedy(common: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"no_such_peer.*not installed.*quatrain\[hf\]"):
+        common.require("no_such_peer")
+
+
+def test_turns_alternate_and_keep_every_value(common: ModuleType) -> None:
+    order: list[str] = []
+    values = iter(range(100))
+
+    def turn(name: str) -> int:
+        order.append(name)
+        return next(values)
+
+    found = common.in_turns({"ours": lambda: turn("ours"), "peer": lambda: turn("peer")}, 3)
+    assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
+    assert found == {"ours": [0, 3, 4], "peer": [1, 2, 5]}
+
+
+def test_summaries_of_runs(common: ModuleType) -> None:
+    assert common.spread([3.0, 1.0, 8.0]) == {"median": 3.0, "min": 1.0, "max": 8.0, "runs": 3}
+    assert common.geometric_mean([2.0, 0.5]) == pytest.approx(1.0)
+
+
+def test_a_child_that_fails_ends_the_benchmark_with_its_words(common: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="nothing doing"):
+        common.run_child([sys.executable, "-c", "raise SystemExit('nothing doing')"])
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not tell the memory of a child")
+def test_the_memory_of_a_child_is_its_own(common: ModuleType) -> None:
+    small, large = (
+        common.run_child([sys.executable, "-c", f"print(len(b'1' * {size}))"])[1] for size in (1, 600_000_000)
+    )
+    assert small < 600_000_000 < large < 700_000_000
