@@ -183,13 +183,13 @@ def test(venv, arguments):
     python = environment(venv, TEST_EXTRAS)
     if arguments:
         return call(python, "-m", "pytest", *arguments)
-    return lint(venv, []) or call(python, "-m", "pytest", "--quiet")
+    return lint(venv, []) or call(python, "-m", "pytest", "--quiet", "-n", "auto")
 
 
 def bench(venv, arguments):
     """Run the benchmarks one after the other; each ends with one line of JSON."""
     python = environment(venv, TEST_EXTRAS)
-    names = arguments or sorted(path.name for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    names = arguments or sorted({path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"common.py"})
     codes = [call(python, os.path.join("benchmarks", name)) for name in names]
     return max(codes, default=0)
 

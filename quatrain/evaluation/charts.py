@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+_LARGEST = 1e100
 _CHARACTER = 6.7  # the mean width of a character at the charts' font size of 12
 
 
@@ -55,14 +56,13 @@ class Part:
 
 
 def finite(value: object) -> float | None:
-    """The value as a float where it is a finite number, otherwise None (so for text, None, NaN and infinities)."""
+    """The value as a float where it is a number that can be drawn, otherwise None.
+
+    None stands for text, truth values, NaN, infinities, and numbers past 1e100, whose differences may overflow.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    return float(value) if abs(value) <= _LARGEST else None  # NaN compares false
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -70,12 +70,10 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
     The first is at or below `low` and the last at or above `high`: they are the ends of an axis.
     """
-    if not (math.isfinite(low) and math.isfinite(high)):
-        low, high = 0.0, 1.0
     if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
-    rough = high / count - low / count
+    rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
