@@ -1,0 +1,116 @@
+"""The guide: its Python runs, its links lead somewhere, and the commands it shows exist.
+
+Pages whose code needs something special are run by the tests of their subject; `RUN_ELSEWHERE` names those tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN_ELSEWHERE = {
+    **dict.fromkeys(
+        ("models", "generation", "adaptation", "alignment", "compression"), "tests/generation/test_pages.py"
+    ),
+    "text": "tests/text/test_guide.py",
+}
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [body for found, body in BLOCK.findall(page.read_text(encoding="utf-8")) if found == kind]
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every `quatrain …` in the shell blocks of the guide, with its page."""
+    found = []
+    for page in PAGES:
+        for line in "\n".join(blocks(page, "sh")).splitlines():
+            match = re.search(r"(?:^|\| )(quatrain .*)", line)
+            if match:
+                found.append((page.name, shlex.split(match.group(1).split("|")[0], comments=True)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "python") and p.stem not in RUN_ELSEWHERE], ids=lambda p: p.stem
+)
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    """All blocks of a page in order, sharing their names, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__page__"}
+    for number, block in enumerate(blocks(page, "python"), 1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    assert len(names) > 1
+
+
+@pytest.mark.parametrize("page", sorted(RUN_ELSEWHERE))
+def test_pages_that_others_run_are_run(page):
+    test = (ROOT / RUN_ELSEWHERE[page]).read_text(encoding="utf-8")
+    assert f'"{page}"' in test or f"{page}.md" in test
+    assert blocks(DOCS / f"{page}.md", "python")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda p: p.stem)
+def test_links_lead_somewhere(page):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, f"{page.name} links to {target}"
+
+
+def test_every_page_is_in_the_index():
+    linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (DOCS / "index.md").read_text(encoding="utf-8")))
+    assert {page.name for page in PAGES} - {"index.md"} == linked
+
+
+@cache
+def help_of(*verb: str) -> tuple[int, str]:
+    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", "quatrain", *verb, "--help"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+    )
+    return result.returncode, result.stdout
+
+
+def test_commands_that_are_shown_exist():
+    shown = commands()
+    assert len(shown) > 5
+    for page, words in shown:
+        verb = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)]
+        verb = verb if verb[:1] == ["data"] else verb[:1]
+        code, text = help_of(*verb)
+        assert code == 0 and text, f"{page}: {shlex.join(words)}"
+        for flag in (word.split("=")[0] for word in words if word.startswith("--")):
+            assert flag in text, f"{page}: {shlex.join(words)}: {flag} is no flag of {' '.join(verb)}"
+
+
+def test_settings_that_are_shown_are_known():
+    """Overrides in the guide are right: the recipes take them."""
+    from quatrain.recipe import load
+
+    checked = 0
+    for _, words in commands():
+        if words[1] in ("run", "check") and not words[2].endswith(".toml"):
+            load(words[2], [word for word in words[3:] if not word.startswith("--")])
+            checked += 1
+    assert checked > 3
