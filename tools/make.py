@@ -175,15 +175,24 @@ def run(venv, arguments):
 def lint(venv, arguments):
     """Check style and types."""
     python = environment(venv, TEST_EXTRAS)
-    return call(python, "-m", "ruff", "check", ".") or call(python, "-m", "mypy")
+    return checked({"ruff": call(python, "-m", "ruff", "check", "."), "mypy": call(python, "-m", "mypy")})
 
 
 def test(venv, arguments):
-    """Check style and types, then run the tests; arguments pick tests and skip the checks of the whole."""
+    """Check style and types and run the tests, all of them whatever fails; arguments pick some tests instead."""
     python = environment(venv, TEST_EXTRAS)
     if arguments:
         return call(python, "-m", "pytest", *arguments)
-    return lint(venv, []) or call(python, "-m", "pytest", "--quiet", "-n", "auto")
+    codes = {"ruff": call(python, "-m", "ruff", "check", "."), "mypy": call(python, "-m", "mypy")}
+    return checked(
+        dict(codes, pytest=call(python, "-m", "pytest", "--quiet", "--numprocesses=auto", "--dist=loadgroup"))
+    )
+
+
+def checked(codes):
+    """Say in the last line how each check ended; the exit code of them all."""
+    print("\n" + ", ".join("{} {}".format(name, "failed" if code else "passed") for name, code in codes.items()))
+    return 1 if any(codes.values()) else 0
 
 
 def bench(venv, arguments):
