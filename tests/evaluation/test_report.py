@@ -248,7 +248,7 @@ def test_damaged_files_are_named(run):
 def test_losses_that_are_not_finite(run):
     values = [3.0, math.nan, None, math.inf, 1e300, 2.0, 1.0]
     lines(run, *({"stage": "02-pretrain", "step": i, "loss": value} for i, value in enumerate(values)))
-    assert "4 values were not finite" in page(run).text
+    assert "4 values are not finite" in page(run).text
 
 
 def test_a_step_written_twice_counts_as_last_written(run):
@@ -292,7 +292,7 @@ def test_free_text_has_no_verdict(run):
     for name in ("03-finetune", "04-quantize"):
         (run / "stages" / name / "result.json").unlink()
     found = page(run)
-    assert "dark\n and late" in found.text
+    assert "dark\n and late" in found.text and "after pretrain, temperature 0.8" in found.text
     assert not re.search("✓|✗|expected|SELECT", found.text)
 
 
@@ -359,3 +359,32 @@ def test_the_interval_is_wilsons():
 
 def test_marks_that_hide_or_turn_text_are_made_visible():
     assert shown("a\x07b\u2066c\n\td\x85") == "a\u2407b\N{REPLACEMENT CHARACTER}c\n\td\N{REPLACEMENT CHARACTER}"
+
+
+def test_temperatures_stand_side_by_side(run):
+    path = run / "stages" / "02-pretrain" / "result.json"
+    asked = [(prompt, warmth) for warmth in (0.5, 0.8, 1.1) for prompt in ("It was", "She said")]
+    free = [{"set": f"temperature {t}", "prompt": p, "output": f"{p} {t}", "temperature": t} for p, t in asked]
+    path.write_text(json.dumps({"kind": "pretrain", "finished": True, "samples": free}), encoding="utf-8")
+    for name in ("03-finetune", "04-quantize"):
+        (run / "stages" / name / "result.json").unlink()
+    html = write_report(run).read_text(encoding="utf-8")
+    articles = re.findall(r"<article.*?</article>", html, re.DOTALL)
+    assert len(articles) == 2
+    assert re.findall(r"temperature (\S+?)</p>", articles[0]) == ["0.5", "0.8", "1.1"]
+    assert "What it answers" in html
+
+
+def test_what_is_still_to_come_is_said(run):
+    for name in ("03-finetune", "04-quantize"):
+        (run / "stages" / name / "result.json").unlink()
+        (run / "stages" / name).rmdir()
+    (run / "metrics.jsonl").unlink()
+    html = write_report(run).read_text(encoding="utf-8")
+    steps = re.findall(r"<b>([\w-]+)</b> <span>(.*?)</span></li>", html)
+    assert steps == [
+        ("tokenizer", "2.0 s"),
+        ("pretrain", "1 min 40 s"),
+        ("finetune", "to come"),
+        ("quantize", "to come"),
+    ]

@@ -30,9 +30,9 @@ class Row:
 
     held_out: str
     prompt: str
-    temperature: str
-    reference: str
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reference: str = ""
+    answers: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """By the stage's name and the temperature."""
 
     @property
     def group(self) -> str:
@@ -58,20 +58,27 @@ def samples(stages: Sequence[StageRecord], names: dict[str, str]) -> dict[str, A
             chosen := _choose([row for row in rows if row.group == key], _UNJUDGED if key == "unjudged" else _PER_GROUP)
         )
     ]
-    return {"groups": groups, "total": len(rows), "judged": len(rows) - counts["unjudged"]}
+    title = "The same prompt, stage after stage" if len(having) > 1 else "What it answers"
+    return {"title": title, "groups": groups, "total": len(rows), "judged": len(rows) - counts["unjudged"]}
 
 
 def _rows(stages: Sequence[StageRecord]) -> Iterator[Row]:
-    """One row for each prompt, in the order of their first appearance; a prompt asked twice has two."""
-    rows: dict[tuple[str, str, str, int], Row] = {}
+    """One row for each prompt, in the order of their first appearance.
+
+    A prompt that a stage answers at several temperatures has one row with an answer for each; one that it answers
+    twice at the same has two rows.
+    """
+    rows: dict[tuple[str, str, int], Row] = {}
     for stage in stages:
-        asked: Counter[tuple[str, str, str]] = Counter()
+        asked: Counter[tuple[str, ...]] = Counter()
         for sample in stage.samples:
-            key = (_text(sample.get("set")), _text(sample.get("prompt")), _text(sample.get("temperature")))
-            asked[key] += 1
-            row = rows.setdefault((*key, asked[key]), Row(*key, reference=""))
+            temperature = _text(sample.get("temperature"))
+            held_out, prompt = "" if temperature else _text(sample.get("set")), _text(sample.get("prompt"))
+            asked[held_out, prompt, temperature] += 1
+            key = (held_out, prompt, asked[held_out, prompt, temperature])
+            row = rows.setdefault(key, Row(held_out, prompt))
             row.reference = row.reference or _text(sample.get("reference"))
-            row.answers[stage.name] = sample
+            row.answers[stage.name, temperature] = sample
     yield from rows.values()
 
 
@@ -88,30 +95,34 @@ def _choose(rows: list[Row], limit: int) -> list[Row]:
 
 
 def _row(row: Row, stages: Sequence[StageRecord], names: dict[str, str]) -> dict[str, Any]:
-    answers = [row.answers.get(stage.name) for stage in stages]
-    code = any(is_sql(text) for text in (row.reference, *(_text(answer.get("output")) for answer in answers if answer)))
+    outputs = [row.reference, *(_text(answer.get("output")) for answer in row.answers.values())]
+    code = any(is_sql(text) for text in outputs)
+    temperatures = list(dict.fromkeys(temperature for _, temperature in row.answers))
     cells: list[dict[str, Any]] = []
-    for stage, answer in zip(stages, answers, strict=True):
-        correct = answer.get("correct") if answer else None
-        same = next((cell for cell in cells if answer and cell["raw"] == answer.get("output")), None)
-        cells.append(
-            {
-                "stage": names[stage.name],
-                "met": answer is not None,
-                "raw": answer.get("output") if answer else None,
-                "same_as": same["stage"] if same else None,
-                "output": _shape(_text(answer.get("output")) if answer else "", code),
-                "detail": clipped(_text(answer.get("detail"))) if answer else "",
-                "verdict": {True: "right", False: "wrong"}.get(correct, "") if isinstance(correct, bool) else "",
-            }
-        )
+    for stage in stages:
+        for temperature in temperatures:
+            label = f"after {names[stage.name]}" + (f", temperature {temperature}" if temperature else "")
+            answer = row.answers.get((stage.name, temperature))
+            cells.append({"label": label} | (_answer(answer, code, cells) if answer else {"met": False, "verdict": ""}))
     return {
         "set": row.held_out,
-        "temperature": row.temperature,
         "prompt": clipped(row.prompt),
         "reference": _shape(row.reference, code),
         "code": code,
         "cells": cells,
+    }
+
+
+def _answer(answer: dict[str, Any], code: bool, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """An answer for the page; one that was given before names where."""
+    text, correct = _text(answer.get("output")), answer.get("correct")
+    return {
+        "met": True,
+        "text": text,
+        "same_as": next((cell["label"] for cell in earlier if cell["met"] and cell["text"] == text), None),
+        "output": _shape(text, code),
+        "detail": clipped(_text(answer.get("detail"))),
+        "verdict": ("right" if correct else "wrong") if isinstance(correct, bool) else "",
     }
 
 

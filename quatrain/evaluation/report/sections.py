@@ -89,7 +89,9 @@ def _lead(run: RunRecord, names: dict[str, str]) -> dict[str, Any]:
         {"name": names[stage.name], "time": duration(stage.number("seconds")), "done": stage.finished}
         for stage in run.stages
     ]
-    steps += [{"name": kind, "time": "to come", "done": False} for kind in run.planned[len(run.stages) :]]
+    there = {stage.name for stage in run.stages}
+    to_come = [kind for index, kind in enumerate(run.planned, 1) if f"{index:02d}-{kind}" not in there]
+    steps += [{"name": kind, "time": "to come", "done": False} for kind in to_come]
     return {"sentence": f"{what}{when}.", "steps": steps}
 
 
@@ -128,16 +130,16 @@ def _tiles(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]]:
 
 def _curves(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]] | None:
     sections = []
-    for stage in run.stages:
-        if not stage.curves:
-            continue
+    drawn = [stage for stage in run.stages if stage.curves]
+    width = 400 if sum(any(key in stage.curves for key in _MAIN_CURVES) for stage in drawn) > 1 else 540
+    for stage in drawn:
         name = names[stage.name]
         others = [key for key in stage.curves if key not in _MAIN_CURVES]
         others.sort(key=lambda key: (_FIRST_CURVES.index(key) if key in _FIRST_CURVES else -1, key))
         sections.append(
             {
                 "name": name,
-                "chart": _loss_chart(stage, name),
+                "chart": _loss_chart(stage, name, width),
                 "facts": _curve_facts(stage),
                 "others": [chart for key in others if (chart := _other_chart(stage.curves[key], key, name))],
             }
@@ -145,7 +147,7 @@ def _curves(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]] | Non
     return sections or None
 
 
-def _loss_chart(stage: StageRecord, name: str) -> str | None:
+def _loss_chart(stage: StageRecord, name: str, width: int) -> str | None:
     lines = []
     losses, validation = stage.curves.get("loss"), stage.curves.get("validation_loss")
     if losses:
@@ -162,7 +164,8 @@ def _loss_chart(stage: StageRecord, name: str) -> str | None:
     if not lines:
         return None
     shown = robust_range([value for line in lines for value in line.y])
-    return line_chart(lines, label=f"Loss of {name} by step", x_label="step", y_label="loss", y_range=shown)
+    label = f"Loss of {name} by step"
+    return line_chart(lines, label=label, x_label="step", y_label="loss", y_range=shown, width=width)
 
 
 def _curve_facts(stage: StageRecord) -> list[str]:
@@ -175,7 +178,7 @@ def _curve_facts(stage: StageRecord) -> list[str]:
             facts.append(f"{plain(key)} {start}{known[-1]:.3f}")
     broken = sum(stage.curves[key].not_finite for key in _MAIN_CURVES if key in stage.curves)
     if broken:
-        facts.append(f"{broken:,} values were not finite (gaps in the lines)")
+        facts.append(f"{broken:,} {'value is' if broken == 1 else 'values are'} not finite (gaps in the lines)")
     return facts
 
 
