@@ -1,0 +1,1 @@
+"""LINE 4, measuring: perplexity, charts and the report of a run."""
