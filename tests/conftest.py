@@ -28,6 +28,11 @@ def _same_process_for_every_test() -> Iterator[None]:
     os.environ.update(environment)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes by their length: compressed ones hold the time, and every worker must call a test the same."""
+    return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a CUDA device where there is none; torch is loaded only if there is such a test."""
     needing = [item for item in items if item.get_closest_marker("gpu")]
