@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from quatrain import atomic
 from quatrain.errors import QuatrainError
-from quatrain.text import atomic
 
 
 def test_a_write_replaces_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ class Attention(nn.Module):
         query = self.q_proj(x).view(batch, length, self.num_heads, self.head_dim)
         key = self.k_proj(x).view(batch, length, self.num_kv_heads, self.head_dim)
         value = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim)
-        mixed = self._mix(query, key, value, sight) if sight.bias is None else self._mix_by_hand(query, key, value, sight)
+        mixed = (
+            self._mix(query, key, value, sight) if sight.bias is None else self._mix_by_hand(query, key, value, sight)
+        )
         return self.o_proj(mixed)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
@@ -83,15 +85,20 @@ class Attention(nn.Module):
             key, value = sight.cache.append(self.layer, key, value)
         key, value = self._spread(key, 1), self._spread(value, 1)
         mixed = F.scaled_dot_product_attention(
-            query, key, value,
+            query,
+            key,
+            value,
             attn_mask=None if sight.mask is None else sight.mask[:, None],
-            is_causal=sight.mask is None and length > 1)
+            is_causal=sight.mask is None and length > 1,
+        )
         return mixed.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim)
 
     def _mix_by_hand(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
         half = self.head_dim // 2
         cos, sin = (None, None) if sight.rotary is None else (table[..., :half].unsqueeze(-2) for table in sight.rotary)
-        return kernels.AttentionFunction.apply(query, self._spread(key, 2), self._spread(value, 2), cos, sin, sight.bias)
+        return kernels.AttentionFunction.apply(
+            query, self._spread(key, 2), self._spread(value, 2), cos, sin, sight.bias
+        )
 
     def _spread(self, x: Tensor, axis: int) -> Tensor:
         """Repeats each group's head for the query heads that share it."""

@@ -66,8 +66,16 @@ class ModelConfig:
             raise InputError("This model configuration cannot be built:", problems)
 
     def _problems(self) -> Iterator[str]:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                 "num_key_value_heads", "max_position_embeddings", "head_dim")
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "head_dim",
+        )
         wrong = [name for name in sizes if not isinstance(getattr(self, name), int) or getattr(self, name) < 1]
         for name in wrong:
             yield f"{name}: {getattr(self, name)!r}; must be a whole number of at least 1"
@@ -76,10 +84,13 @@ class ModelConfig:
             if value not in allowed:
                 near = difflib.get_close_matches(str(value), allowed, 1)
                 yield f"{name}: {value!r}; must be one of {', '.join(allowed)}" + (
-                    f"; did you mean {near[0]}?" if near else "")
+                    f"; did you mean {near[0]}?" if near else ""
+                )
         if not wrong and self.num_attention_heads % self.num_key_value_heads:
-            yield (f"num_key_value_heads: {self.num_key_value_heads}; must divide num_attention_heads "
-                   f"({self.num_attention_heads})")
+            yield (
+                f"num_key_value_heads: {self.num_key_value_heads}; must divide num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
         if not wrong and self.position == "rotary" and self.head_dim % 2:
             yield f"head_dim: {self.head_dim}; rotary positions need an even width of each head"
         if not 0 <= self.dropout < 1:

@@ -49,8 +49,13 @@ def load_config(folder: str | Path) -> ModelConfig:
     return family(config.get("model_type")).from_hf(config)
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-         prepare: Callable[[Model, dict[str, Any]], None] | None = None) -> Model:
+def load(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    prepare: Callable[[Model, dict[str, Any]], None] | None = None,
+) -> Model:
     """The model of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
     `prepare(model, config_json)` may replace modules before the weights are read (quantized linears do); a tensor
@@ -85,7 +90,8 @@ class _Tensors:
                 handle = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise InputError(
-                    f"{path}: not a whole safetensors file ({error}). Fetch or write the model again.") from error
+                    f"{path}: not a whole safetensors file ({error}). Fetch or write the model again."
+                ) from error
             self.files.update(dict.fromkeys(handle.keys(), handle))
 
     def __call__(self, name: str) -> Tensor:
@@ -109,7 +115,8 @@ def _weight_files(folder: Path) -> list[Path]:
     if pickled:
         raise InputError(
             f"{folder}: only pickled weights ({', '.join(pickled)}), which can run code when read. Convert them with "
-            "transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW).")
+            "transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)."
+        )
     raise InputError(f"{folder}: no {WEIGHTS} in it. A model folder needs its weights in safetensors.")
 
 
@@ -228,12 +235,15 @@ def state_dict_for_files(model: Model) -> dict[str, Tensor]:
     if lost := sorted(set(ours) - covered):
         raise QuatrainError(
             f"These tensors have no place in a {model.config.family} model folder; merge adapters first, "
-            "or write them with quatrain.adaptation.peft_files.save_adapter:", lost)
+            "or write them with quatrain.adaptation.peft_files.save_adapter:",
+            lost,
+        )
     return theirs
 
 
-def save(model: Model, folder: str | Path, *, extra_config: dict[str, Any] | None = None,
-         shard_bytes: int = SHARD_BYTES) -> None:
+def save(
+    model: Model, folder: str | Path, *, extra_config: dict[str, Any] | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
     """Writes `config.json`, `generation_config.json` and the weights, each whole or not at all.
 
     Shards past `shard_bytes`, with an index. Raises QuatrainError on a full or unwritable disk.

@@ -74,8 +74,9 @@ class AttentionFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor | None, sin: Tensor | None,
-                bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor | None, sin: Tensor | None, bias: Tensor
+    ) -> Tensor:
         """Keeps rotated queries and keys, values and attention weights."""
         batch, length, heads, width = query.shape
         heads_first = query.new_empty(3, batch, heads, length, width)

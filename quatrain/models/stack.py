@@ -64,8 +64,15 @@ class Model(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         self._rotary: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, *, positions: Tensor | None = None,
-                segments: Tensor | None = None, cache: KVCache | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Reads input_ids (B, T) and returns logits (B, T, V) and, given labels (B, T), the loss (B, T).
 
         positions (B, T): 0, 1, … by default, going on after the cache. segments (B, T): tokens of one segment
@@ -77,11 +84,18 @@ class Model(nn.Module):
         if labels is None:
             return logits, None
         loss = F.cross_entropy(
-            logits.view(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORE, reduction="none")
+            logits.view(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORE, reduction="none"
+        )
         return logits, loss.view(labels.shape)
 
-    def hidden_states(self, input_ids: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None,
-                      cache: KVCache | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """The last hidden states (B, T, hidden_size), after the final norm."""
         length = input_ids.shape[1]
         past = cache.length if cache is not None else 0
@@ -107,7 +121,8 @@ class Model(nn.Module):
         if total is not None and total > limit:
             raise InputError(
                 f"This text has {total} tokens ({past} before, {length} new); the model reads {limit}. "
-                "Shorten the text, ask for truncation, or use a model with a longer context.")
+                "Shorten the text, ask for truncation, or use a model with a longer context."
+            )
 
     @staticmethod
     def _mask(segments: Tensor | None, past: int, length: int, device: torch.device) -> Tensor | None:
@@ -145,14 +160,19 @@ class Model(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         tied = self.config.tie_word_embeddings
-        deviations = {"embed_tokens.weight": self.config.initializer_range if tied else 0.5, "lm_head.weight": 0.0,
-                      "embed_positions.weight": self.config.initializer_range}
+        deviations = {
+            "embed_tokens.weight": self.config.initializer_range if tied else 0.5,
+            "lm_head.weight": 0.0,
+            "embed_positions.weight": self.config.initializer_range,
+        }
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() == 1:
                     parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 elif name in deviations:
-                    parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 1.0, generator=generator) * deviations[name])
+                    parameter.copy_(
+                        torch.empty(parameter.shape).normal_(0.0, 1.0, generator=generator) * deviations[name]
+                    )
                 elif name.endswith(("o_proj.weight", "down_proj.weight")):
                     parameter.zero_()
                 else:

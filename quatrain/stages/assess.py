@@ -52,10 +52,16 @@ def _questions(settings: Settings, context: Context, engine: Engine, result: Sta
             answers = _answers(settings, engine, examples, params)
             seconds += time.perf_counter() - started
             tokens += sum(len(answer.ids) for answer in answers)
-            verdicts = [execution_match(connection, example.sql, answer.text) for example, answer in zip(examples, answers, strict=True)]
+            verdicts = [
+                execution_match(connection, example.sql, answer.text)
+                for example, answer in zip(examples, answers, strict=True)
+            ]
             result.scores[name] = {
                 "execution_accuracy": sum(verdict.correct for verdict in verdicts) / len(examples),
-                "exact_match": sum(answer.text.strip() == example.sql for example, answer in zip(examples, answers, strict=True)) / len(examples),
+                "exact_match": sum(
+                    answer.text.strip() == example.sql for example, answer in zip(examples, answers, strict=True)
+                )
+                / len(examples),
                 "count": len(examples),
             }
             context.reporter.score(name, result.scores[name])
@@ -74,11 +80,22 @@ def _answers(settings: Settings, engine: Engine, examples: Sequence[Any], params
     return engine.chat([messages(example)[:-1] for example in examples], params)
 
 
-def _shown(name: str, examples: Sequence[Any], answers: Sequence[Completion], verdicts: Sequence[Any]) -> list[dict[str, Any]]:
+def _shown(
+    name: str, examples: Sequence[Any], answers: Sequence[Completion], verdicts: Sequence[Any]
+) -> list[dict[str, Any]]:
     """The same questions after every stage, so that a reader sees what each stage changed."""
     chosen = range(0, len(examples), max(1, len(examples) // SHOWN))
-    return [{"set": name, "prompt": examples[i].question, "reference": examples[i].sql, "output": answers[i].text,
-             "correct": verdicts[i].correct, "detail": verdicts[i].detail} for i in list(chosen)[:SHOWN]]
+    return [
+        {
+            "set": name,
+            "prompt": examples[i].question,
+            "reference": examples[i].sql,
+            "output": answers[i].text,
+            "correct": verdicts[i].correct,
+            "detail": verdicts[i].detail,
+        }
+        for i in list(chosen)[:SHOWN]
+    ]
 
 
 def _samples(context: Context, engine: Engine, result: StageResult) -> None:
@@ -94,6 +111,8 @@ def _samples(context: Context, engine: Engine, result: StageResult) -> None:
         answers = engine.generate(list(wanted.prompts), params)
         seconds += time.perf_counter() - started
         tokens += sum(len(answer.ids) for answer in answers)
-        result.samples += [{"set": f"temperature {temperature}", "prompt": prompt, "output": answer.text, "temperature": temperature}
-                           for prompt, answer in zip(wanted.prompts, answers, strict=True)]
+        result.samples += [
+            {"set": f"temperature {temperature}", "prompt": prompt, "output": answer.text, "temperature": temperature}
+            for prompt, answer in zip(wanted.prompts, answers, strict=True)
+        ]
     result.generation_tokens_per_second = tokens / seconds if seconds else None

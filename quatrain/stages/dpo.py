@@ -34,13 +34,17 @@ def run(settings: DPOStage, context: Context) -> StageResult:
     model = with_dropout(model_of(context), settings.train.dropout)
     data = context.recipe.data_of(settings)
     judged = data.database is not None and data.preferences is None
-    pairs, notes = _own_pairs(settings, context, model, tokenizer) if judged else _given_pairs(settings, context, tokenizer)
+    pairs, notes = (
+        _own_pairs(settings, context, model, tokenizer) if judged else _given_pairs(settings, context, tokenizer)
+    )
     limit = settings.context or model.config.max_position_embeddings
     short = [pair for pair in pairs if len(pair) // 2 <= limit]
     if len(short) < len(pairs):
         notes.append(f"{len(pairs) - len(short):,} pairs longer than {limit} tokens left out")
     if not short:
-        return _unchanged(settings, context, model, tokenizer, [*notes, "no pair to learn from: the model stays as it was"])
+        return _unchanged(
+            settings, context, model, tokenizer, [*notes, "no pair to learn from: the model stays as it was"]
+        )
     before = _practice_accuracy(settings, context, model, tokenizer) if judged else None
     pad_id = tokenizer.pad_id or 0
     weights = Precision(model, working_dtype(settings.train, model.device))
@@ -63,15 +67,18 @@ def run(settings: DPOStage, context: Context) -> StageResult:
     return result
 
 
-def _unchanged(settings: DPOStage, context: Context, model: Model, tokenizer: Tokenizer, notes: list[str]) -> StageResult:
+def _unchanged(
+    settings: DPOStage, context: Context, model: Model, tokenizer: Tokenizer, notes: list[str]
+) -> StageResult:
     result = StageResult(parameters=model.num_parameters(), notes=notes)
     result.model_bytes = write_model(model, tokenizer, context.model_folder)
     assess(settings, context, model, tokenizer, result)
     return result
 
 
-def _own_pairs(settings: DPOStage, context: Context, model: Model,
-               tokenizer: Tokenizer) -> tuple[list[PreferenceExample], list[str]]:
+def _own_pairs(
+    settings: DPOStage, context: Context, model: Model, tokenizer: Tokenizer
+) -> tuple[list[PreferenceExample], list[str]]:
     """The model's own answers to practice questions, judged by execution; the right SQL stands in where none was right."""
     from quatrain.applications.text2sql.judge import execution_match
     from quatrain.applications.text2sql.sandbox import Connection
@@ -88,8 +95,10 @@ def _own_pairs(settings: DPOStage, context: Context, model: Model,
     limit = context.recipe.evaluate.max_new_tokens
     found: list[PreferenceExample] = []
     portion = 256
-    with (Connection(database_path(context, settings)) as connection,
-          context.reporter.task("sampling", total=len(questions), unit="question") as task_bar):
+    with (
+        Connection(database_path(context, settings)) as connection,
+        context.reporter.task("sampling", total=len(questions), unit="question") as task_bar,
+    ):
         totals = {"samples": 0, "correct": 0, "from_gold": 0}
         for start in range(0, len(questions), portion):
             part = questions[start : start + portion]
@@ -98,18 +107,29 @@ def _own_pairs(settings: DPOStage, context: Context, model: Model,
                 return execution_match(connection, part[number].sql, text).correct
 
             pairs, statistics = sample_pairs(
-                engine, prompts[start : start + portion], judge, samples=settings.samples, temperature=settings.temperature,
-                seed=context.seed + start, gold=gold[start : start + portion], max_new_tokens=limit)
+                engine,
+                prompts[start : start + portion],
+                judge,
+                samples=settings.samples,
+                temperature=settings.temperature,
+                seed=context.seed + start,
+                gold=gold[start : start + portion],
+                max_new_tokens=limit,
+            )
             found += pairs
             for key in totals:
                 totals[key] += getattr(statistics, key)
             task_bar.update(min(start + portion, len(questions)), pairs=len(found))
     share = totals["correct"] / max(1, totals["samples"])
-    return found, [f"{len(found):,} pairs from {totals['samples']:,} samples of {len(questions):,} practice questions, {share:.1%} "
-                   f"of them right; the reference answer was chosen in {totals['from_gold']:,}"]
+    return found, [
+        f"{len(found):,} pairs from {totals['samples']:,} samples of {len(questions):,} practice questions, {share:.1%} "
+        f"of them right; the reference answer was chosen in {totals['from_gold']:,}"
+    ]
 
 
-def _given_pairs(settings: DPOStage, context: Context, tokenizer: Tokenizer) -> tuple[list[PreferenceExample], list[str]]:
+def _given_pairs(
+    settings: DPOStage, context: Context, tokenizer: Tokenizer
+) -> tuple[list[PreferenceExample], list[str]]:
     """The pairs of a file of preferences."""
     from quatrain.text.files import read_preferences
 
@@ -129,6 +149,8 @@ def _practice_accuracy(settings: DPOStage, context: Context, model: Model, token
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
     answers = Engine(model, tokenizer).chat([task.messages(example)[:-1] for example in task.development], params)
     with Connection(database_path(context, settings)) as connection:
-        right = [execution_match(connection, example.sql, answer.text).correct
-                 for example, answer in zip(task.development, answers, strict=True)]
+        right = [
+            execution_match(connection, example.sql, answer.text).correct
+            for example, answer in zip(task.development, answers, strict=True)
+        ]
     return sum(right) / max(1, len(right))

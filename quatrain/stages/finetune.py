@@ -38,8 +38,9 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
     return result
 
 
-def adapt(settings: Any, context: Context, model: Model, tokenizer: Tokenizer, objective: Objective,
-          examples: Sequence[Any]) -> StageResult:
+def adapt(
+    settings: Any, context: Context, model: Model, tokenizer: Tokenizer, objective: Objective, examples: Sequence[Any]
+) -> StageResult:
     """Trains `model` on examples, through an adapter if the stage has one, which is merged in the end; writes the folders."""
     wanted = settings.train
     save, load = attach(settings, context, model)
@@ -57,7 +58,9 @@ def adapt(settings: Any, context: Context, model: Model, tokenizer: Tokenizer, o
 def attach(settings: Any, context: Context, model: Model):
     """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
     if settings.adapter is None:
-        return (lambda place: hub.save(model, place)), (lambda place: model.load_state_dict(hub.load(place).state_dict()))
+        return (lambda place: hub.save(model, place)), (
+            lambda place: model.load_state_dict(hub.load(place).state_dict())
+        )
     from quatrain.adaptation import peft_files
 
     lora.apply(model, settings.adapter, seed=context.seed)
@@ -86,7 +89,9 @@ def conversations(settings: Settings, context: Context) -> Iterator[list[dict[st
         yield from read_conversations(str(data.source))
 
 
-def encode_chats(chats: Iterable[list[dict[str, str]]], tokenizer: Tokenizer, limit: int) -> tuple[list[TokenExample], list[str]]:
+def encode_chats(
+    chats: Iterable[list[dict[str, str]]], tokenizer: Tokenizer, limit: int
+) -> tuple[list[TokenExample], list[str]]:
     """Chats as examples with the assistant's tokens marked. Those longer than `limit` tokens are left out, and counted.
 
     Raises InputError where no chat is left, or none has a token to learn.
@@ -104,7 +109,8 @@ def encode_chats(chats: Iterable[list[dict[str, str]]], tokenizer: Tokenizer, li
     if not examples:
         raise InputError(
             f"No chat is left to learn from: {long} are longer than {limit} tokens, {empty} have no assistant token. "
-            "Give a longer context, or check the data with `quatrain data check`.")
+            "Give a longer context, or check the data with `quatrain data check`."
+        )
     notes = []
     if long:
         notes.append(f"{long:,} chats longer than {limit} tokens left out")

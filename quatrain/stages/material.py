@@ -26,7 +26,7 @@ def tokenizer_of(context: Context) -> Tokenizer:
     for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path, folder):
         if place is not None:
             return Tokenizer.load(place)
-    raise InputError("No tokenizer: put a stage of kind = \"tokenizer\" first, or set tokenizer.path.")
+    raise InputError('No tokenizer: put a stage of kind = "tokenizer" first, or set tokenizer.path.')
 
 
 def model_of(context: Context) -> Model:
@@ -58,8 +58,11 @@ def task_of(context: Context, stage: Settings) -> Text2SQL:
     key = f"text2sql:{data.database}:{data.examples}"
     if key not in context.shared:
         context.shared[key] = Text2SQL.build(
-            database_path(context, stage), seed=context.seed, examples=data.examples,
-            held_out=context.recipe.evaluate.examples)
+            database_path(context, stage),
+            seed=context.seed,
+            examples=data.examples,
+            held_out=context.recipe.evaluate.examples,
+        )
         for note in context.shared[key].notes:
             context.reporter.info(note)
     task: Text2SQL = context.shared[key]

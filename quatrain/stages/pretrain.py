@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from quatrain.errors import InputError
 from quatrain.evaluation.perplexity import text_loss
 from quatrain.models import hub
@@ -16,23 +14,24 @@ from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import train
 from quatrain.stages.material import documents, model_of, tokenizer_of, write_model
 from quatrain.text import tokenfile
+from quatrain.text.batches import TokenExample
+from quatrain.text.tokenfile import TokenFile
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import PretrainStage
-from quatrain.training.streams import WindowStream
+from quatrain.training.streams import ExampleStream, Stream, WindowStream
 
 
 def run(settings: PretrainStage, context: Context) -> StageResult:
     """Tokenizes the text into a token file, trains, writes `model/` and measures it."""
     tokenizer = tokenizer_of(context)
-    learned, held_out = split_tokens(settings, context, tokenizer)
+    learned, rest = split_tokens(settings, context, tokenizer)
+    held_out = rest.tokens
     model = starting_model(settings, context, tokenizer)
     length = settings.context or model.config.max_position_embeddings
     wanted = settings.train
-    rows = max(1, wanted.batch_tokens // length // wanted.accumulation)
-    stream = WindowStream(learned, length=length, rows=rows, seed=context.seed)
-    steps = wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / (rows * length * wanted.accumulation)))
+    stream, steps = make_stream(settings, context, learned, length)
 
     def load(checkpoint: Path) -> None:
         model.load_state_dict(hub.load(checkpoint).state_dict())
@@ -40,9 +39,18 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
     def validate(current: Model) -> dict[str, float]:
         return {"validation_loss": text_loss(current, held_out, context=length).loss}
 
-    _, result = train(context, model, Causal(), stream, wanted, steps=steps, sequence=length,
-                      save=lambda place: hub.save(model, place), load=load,
-                      validate=validate if len(held_out) > 1 else None)
+    _, result = train(
+        context,
+        model,
+        Causal(),
+        stream,
+        wanted,
+        steps=steps,
+        sequence=length,
+        save=lambda place: hub.save(model, place),
+        load=load,
+        validate=validate if len(held_out) > 1 else None,
+    )
     result.model_bytes = write_model(model, tokenizer, context.model_folder)
     if len(held_out) > 1:
         measured = text_loss(model, held_out, context=length)
@@ -52,22 +60,59 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
     return result
 
 
+def make_stream(settings: PretrainStage, context: Context, learned: TokenFile, length: int) -> tuple[Stream, int]:
+    """The order in which the text is learned, and the number of optimizer steps."""
+    wanted = settings.train
+    micro = max(length, wanted.batch_tokens // wanted.accumulation)
+    if settings.rows == "documents":
+        examples = whole_documents(learned, length)
+        stream = ExampleStream(examples, batch_tokens=micro, seed=context.seed)
+        return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
+    windows = WindowStream(learned.tokens, length=length, rows=micro // length, seed=context.seed)
+    tokens = windows.rows * length * wanted.accumulation
+    return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens))
+
+
+def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
+    """Each document as an example between two separators, so that its first token and its end are learned.
+
+    A document longer than `length` tokens becomes several, which overlap by the one token that is read first.
+    """
+    separator = file.about["separator"]
+    starts = [*file.document_starts.tolist(), len(file)]
+    examples = []
+    for start, end in zip(starts, starts[1:], strict=False):
+        ids = file[start:end].tolist()
+        if separator is not None:
+            ids = [separator, *ids, separator] if ids[-1] != separator else [separator, *ids]
+        for begin in range(0, max(1, len(ids) - 1), length):
+            part = ids[begin : begin + length + 1]
+            examples.append(TokenExample(part, [True] * len(part)))
+    return examples
+
+
 def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> Model:
     """Fresh weights of the recipe's shape, or the model so far; training's dropout in its configuration."""
     shape = context.recipe.model
     if context.previous_model is not None or shape.folder is not None:
         model = model_of(context)
         if tokenizer.vocab_size > model.config.vocab_size:
-            raise InputError(f"The tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {model.config.vocab_size} "
-                             "rows. Use the model's own tokenizer.")
+            raise InputError(
+                f"The tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {model.config.vocab_size} "
+                "rows. Use the model's own tokenizer."
+            )
         return with_dropout(model, settings.train.dropout)
     return Model(fresh_config(context, tokenizer, settings.train.dropout)).initialize(context.seed)
 
 
 def fresh_config(context: Context, tokenizer: Tokenizer, dropout: float = 0.0) -> ModelConfig:
     """The configuration of the recipe's shape and the tokenizer's vocabulary."""
-    config = context.recipe.model.config(tokenizer.vocab_size, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
-                                         pad_token_id=tokenizer.pad_id)
+    config = context.recipe.model.config(
+        tokenizer.vocab_size,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
     return config.with_(dropout=dropout)
 
 
@@ -79,7 +124,7 @@ def with_dropout(model: Model, dropout: float) -> Model:
     return model
 
 
-def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:
     """The ids to learn and the ids held out: the text's last `data.validation` share. Memory-mapped."""
     folder = context.stage_folder / "tokens"
     data = context.recipe.data_of(settings)
@@ -87,7 +132,11 @@ def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer
         whole = tokenfile.TokenFile(folder)
     else:
         with context.reporter.task("tokens", unit="token") as task:
-            whole = tokenfile.build(documents(context, settings), tokenizer, folder, source=data.source or data.database,
-                                    progress=lambda tokens, characters: task.update(tokens))
-    learned, held_out = whole.split(data.validation)
-    return learned.tokens, held_out.tokens
+            whole = tokenfile.build(
+                documents(context, settings),
+                tokenizer,
+                folder,
+                source=data.source or data.database,
+                progress=lambda tokens, characters: task.update(tokens),
+            )
+    return whole.split(data.validation)

@@ -16,7 +16,8 @@ def run(settings: QuantizeStage, context: Context) -> StageResult:
     parameters = model.num_parameters()
     names = int8.quantize(model)
     size = write_model(model, tokenizer, context.model_folder)
-    result = StageResult(parameters=parameters, trainable_parameters=0, model_bytes=size,
-                         notes=[f"{len(names)} linear layers in int8"])
+    result = StageResult(
+        parameters=parameters, trainable_parameters=0, model_bytes=size, notes=[f"{len(names)} linear layers in int8"]
+    )
     assess(settings, context, model, tokenizer, result)
     return result

@@ -27,7 +27,13 @@ def run(settings: Settings, context: Context) -> StageResult:
                 task.update(count)
                 yield text
 
-    tokenizer = Tokenizer.train(counted(), kind=wanted.kind, vocab_size=wanted.vocab_size,
-                                special_tokens=wanted.special_tokens, chat_template=template)
+    tokenizer = Tokenizer.train(
+        counted(),
+        kind=wanted.kind,
+        vocab_size=wanted.vocab_size,
+        spaces=wanted.spaces,
+        special_tokens=wanted.special_tokens,
+        chat_template=template,
+    )
     tokenizer.save(context.tokenizer_folder)
     return StageResult(notes=[f"{tokenizer.vocab_size:,} {tokenizer.kind} tokens learned from {count:,} characters"])

@@ -2,5 +2,5 @@
 
 Nothing is imported here, so that `import quatrain` stays light; import the module of what you need:
 `quatrain.text.tokenizer`, `quatrain.text.chat`, `quatrain.text.catalog`, `quatrain.text.files`,
-`quatrain.text.tokenfile`, `quatrain.text.atomic`.
+`quatrain.text.tokenfile`, `quatrain.atomic`.
 """

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from quatrain.text.tokenizer_training import FREE_SPACES
+
 if TYPE_CHECKING:
     from quatrain.text.tokenizer import Tokenizer
 
@@ -71,6 +73,8 @@ def _pattern(step: dict[str, Any]) -> re.Pattern[str] | bool | None:
         written = step["pattern"].get("Regex") or ""
         if written == r"\n":
             return False
+        if written == FREE_SPACES:
+            return _ANY_SPACE
         return _SPACE if r"\s+(?!\S)" in written else None
     return None
 

@@ -35,8 +35,15 @@ class TokenizerSettings(Settings):
     kind: Literal["bpe", "wordpiece", "unigram", "word", "char"] = "bpe"
     vocab_size: int = Field(default=8192, ge=2, le=2_000_000)
     path: str | None = Field(default=None, min_length=1, description="a tokenizer.json or the folder of one")
+    spaces: Literal["attached", "free"] = Field(
+        default="attached", description="free: a name is the same tokens after a space, in quotes and in code (bpe)"
+    )
     special_tokens: Listing[str] = ()
     chat_template: str | None = Field(default=None, min_length=1, description="a chat template, such as chatml")
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.spaces == "free" and self.kind != "bpe":
+            yield Problem(("spaces",), f'"free"; only kind = "bpe" has it, not "{self.kind}"', (("kind",),))
 
 
 class TokenizerStage(Settings):

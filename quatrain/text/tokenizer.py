@@ -66,6 +66,7 @@ class Tokenizer:
         eos: str | None = UNSET,
         pad: str | None = UNSET,
         split_digits: bool = True,
+        spaces: str = "attached",
         lowercase: bool = False,
         max_length: int | None = None,
     ) -> Tokenizer:
@@ -79,7 +80,9 @@ class Tokenizer:
         `pad` (default "<|pad|>"); None leaves one out. "char" has only those that are asked for, "wordpiece" has
         BERT's [PAD] [UNK] [CLS] [SEP] [MASK] instead.
         `chat_template` is a name of `quatrain.text.templates.TEMPLATES`, whose tokens are added, or Jinja source.
-        `split_digits` makes every digit a token of its own, so that numbers are copied digit by digit.
+        `split_digits` makes every digit a token of its own, so that numbers are copied digit by digit. With `spaces`
+        "free" (for "bpe") the space before a capitalised word or a digit is a token of its own, so that a name is the same
+        tokens in a sentence, in quotes and in code, and a small model learns much sooner to copy it.
         `lowercase` is for "wordpiece" and "word". `max_length` is written as `model_max_length`.
 
         Raises InputError for an unknown kind, a vocabulary too small for the kind, or texts without a character.
@@ -93,6 +96,7 @@ class Tokenizer:
             eos=eos,
             pad=pad,
             split_digits=split_digits,
+            spaces=spaces,
             lowercase=lowercase,
         )
         template = TEMPLATES.get(chat_template, chat_template) if chat_template is not None else None

@@ -30,6 +30,10 @@ _ASCII = string.ascii_letters + string.digits + string.punctuation
 _PIECE = 16_384
 
 
+FREE_SPACES = r" ?\p{Ll}+| ?\p{Lu}{2,}(?!\p{Ll})|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
+"""Lower-case words and words all in capitals keep the space before them; other words, digits and white space stand alone."""
+
+
 def train_backend(
     texts: Iterable[str],
     *,
@@ -41,6 +45,7 @@ def train_backend(
     pad: str | None,
     split_digits: bool,
     lowercase: bool,
+    spaces: str = "attached",
 ) -> tuple[Backend, dict[str, Any]]:
     """The trained `tokenizers.Tokenizer` and the roles of its special tokens; see `Tokenizer.train`."""
     extra = [*special_tokens, *TEMPLATE_TOKENS.get(chat_template or "", ())]
@@ -48,6 +53,8 @@ def train_backend(
     roles = _roles(kind, extra, eos, pad)
     specials = list(dict.fromkeys([*(token for token in roles.values() if token), *extra]))
     _check_room(kind, vocab_size, len(specials))
+    if spaces not in ("attached", "free") or (spaces == "free" and kind != "bpe"):
+        raise InputError(f"spaces {spaces!r}: allowed are attached, and free for kind bpe")
     counted = _Counted(texts)
     if kind == "char":
         backend = _train_char(counted, specials)
@@ -55,6 +62,8 @@ def train_backend(
         backend = _train_wordpiece(counted, vocab_size, specials, split_digits, lowercase)
     else:
         backend, trainer = _untrained(kind, vocab_size, specials, split_digits, lowercase)
+        if spaces == "free":
+            backend.pre_tokenizer = _free_spaces()
         _train(backend, trainer, counted)
     if counted.characters == 0:
         raise _no_text()
@@ -130,6 +139,12 @@ def _untrained(
         backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), *digits])
     return backend, trainers.WordLevelTrainer(min_frequency=1, **common)
+
+
+def _free_spaces() -> Any:
+    """Words as GPT-2's, but the space before a capitalised word or a digit is a piece of its own."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(FREE_SPACES), "isolated"), byte_level])
 
 
 def _train_char(texts: Iterable[str], specials: list[str]) -> Backend:

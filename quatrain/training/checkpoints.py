@@ -23,8 +23,15 @@ from quatrain.errors import QuatrainError
 STATE, TENSORS, MANIFEST = "training_state/state.json", "training_state/optimizer.safetensors", "manifest.json"
 
 
-def write(folder: Path, step: int, *, weights: Callable[[Path], None], tensors: dict[str, Tensor],
-          state: dict[str, Any], keep: int = 2) -> Path:
+def write(
+    folder: Path,
+    step: int,
+    *,
+    weights: Callable[[Path], None],
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    keep: int = 2,
+) -> Path:
     """Writes the checkpoint of a step beneath `folder` and removes all but the newest `keep`.
 
     `weights(place)` writes the model or adapter files. Raises QuatrainError when the disk is full; what was
@@ -108,7 +115,9 @@ def remove(folder: Path) -> None:
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
 
 
 def _sha256(path: Path) -> str:

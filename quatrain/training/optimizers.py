@@ -42,8 +42,15 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; matrices of one shape go through the iteration together."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0,
-                 momentum: float = 0.9, dtype: torch.dtype = torch.bfloat16):
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
         super().__init__(parameters, {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
 
@@ -72,26 +79,40 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
 
 
-def make_optimizers(trainable: dict[str, nn.Parameter], settings: TrainSettings, *,
-                    dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    trainable: dict[str, nn.Parameter], settings: TrainSettings, *, dtype: torch.dtype
+) -> list[torch.optim.Optimizer]:
     """The optimizers of the parameters that learn, by name, as `settings.optimizer` says.
 
     Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices decay.
     `dtype` is that of Muon's iteration.
     """
-    muon = {name for name, parameter in trainable.items()
-            if settings.optimizer == "muon" and parameter.dim() == 2 and re.match(r"layers\.\d+\..*(?<!_[AB])\.weight$", name)}
+    muon = {
+        name
+        for name, parameter in trainable.items()
+        if settings.optimizer == "muon"
+        and parameter.dim() == 2
+        and re.match(r"layers\.\d+\..*(?<!_[AB])\.weight$", name)
+    }
     optimizers: list[torch.optim.Optimizer] = []
     if muon:
-        optimizers.append(Muon([trainable[name] for name in trainable if name in muon], dtype=dtype,
-                               learning_rate=settings.learning_rate, weight_decay=settings.weight_decay))
+        optimizers.append(
+            Muon(
+                [trainable[name] for name in trainable if name in muon],
+                dtype=dtype,
+                learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+            )
+        )
     rest = {name: parameter for name, parameter in trainable.items() if name not in muon}
     matrices = [parameter for parameter in rest.values() if parameter.dim() >= 2]
     vectors = [parameter for parameter in rest.values() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True))
+        optimizers.append(
+            torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+        )
     return optimizers
 
 
@@ -105,14 +126,24 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: fl
 def optimizer_tensors(trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every state tensor of every parameter by `parameter name:state name`."""
     names = {parameter: name for name, parameter in trainable.items()}
-    return {f"{names[parameter]}:{key}": value
-            for optimizer in optimizers for parameter, state in optimizer.state.items() for key, value in state.items()}
+    return {
+        f"{names[parameter]}:{key}": value
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
 
 
-def load_optimizer_tensors(trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer],
-                           tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]
+) -> None:
     """Puts back what `optimizer_tensors` gave."""
-    owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+    owners = {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(":")
         parameter = trainable[parameter_name]

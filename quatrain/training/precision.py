@@ -68,7 +68,9 @@ class Precision:
     def publish(self) -> None:
         """Copies the masters into the network, after the optimizer's step."""
         if self._pairs:
-            torch._foreach_copy_([parameter.data for parameter, _ in self._pairs], [master.data for _, master in self._pairs])
+            torch._foreach_copy_(
+                [parameter.data for parameter, _ in self._pairs], [master.data for _, master in self._pairs]
+            )
 
     def clear(self) -> None:
         """Forgets all gradients."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 
-def share(step: int, *, steps: int, schedule: str = "cosine", warmup: int = 0, minimum: float = 0.0,
-          decay: float = 0.4) -> float:
+def share(
+    step: int, *, steps: int, schedule: str = "cosine", warmup: int = 0, minimum: float = 0.0, decay: float = 0.4
+) -> float:
     """The learning rate of step `step` (0-based) over its peak.
 
     A linear warm-up of `warmup` steps ends at 1. `cosine` and `linear` then fall to `minimum` at the last step;

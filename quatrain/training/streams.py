@@ -76,7 +76,8 @@ class WindowStream(_Epochs):
         if len(tokens) < length + 1:
             raise InputError(
                 f"The training text has {len(tokens)} tokens, fewer than one context of {length} + 1. "
-                "Use a longer text or a smaller context.")
+                "Use a longer text or a smaller context."
+            )
         super().__init__(seed)
         self.tokens, self.length, self.rows = tokens, length, rows
 

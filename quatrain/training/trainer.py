@@ -74,8 +74,18 @@ class Trainer:
     weight says; the learning rate is that of `settings.schedule` over `steps`.
     """
 
-    def __init__(self, model: Model, objective: Objective, stream: Stream, settings: TrainSettings, *,
-                 steps: int, seed: int = 0, folder: Path | None = None, hooks: Hooks | None = None):
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        stream: Stream,
+        settings: TrainSettings,
+        *,
+        steps: int,
+        seed: int = 0,
+        folder: Path | None = None,
+        hooks: Hooks | None = None,
+    ):
         self.model, self.objective, self.stream, self.settings = model, objective, stream, settings
         self.steps, self.seed, self.folder, self.hooks = steps, seed, folder, hooks or Hooks()
         self.device = model.device
@@ -121,14 +131,20 @@ class Trainer:
         if self.settings.dropout:
             torch.manual_seed(hash((self.seed, self.step)))
         rate = self.settings.learning_rate * share(
-            self.step, steps=self.steps, schedule=self.settings.schedule, warmup=self.settings.warmup,
-            minimum=self.settings.min_learning_rate, decay=self.settings.decay)
+            self.step,
+            steps=self.steps,
+            schedule=self.settings.schedule,
+            warmup=self.settings.warmup,
+            minimum=self.settings.min_learning_rate,
+            decay=self.settings.decay,
+        )
         loss, norm, tokens = self._gradients()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise QuatrainError(
                 f"Step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}. Nothing after this can be right. "
                 f"Lower train.learning_rate (now {self.settings.learning_rate}), lengthen train.warmup, or set "
-                "train.precision = \"float32\"; the next run goes on from the last checkpoint.")
+                'train.precision = "float32"; the next run goes on from the last checkpoint.'
+            )
         set_learning_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -140,8 +156,17 @@ class Trainer:
         speed = self.tokens / self.seconds
         self.hooks.progress(self.step, loss=self._mean_loss(), tokens_per_second=speed)
         if self.step % self.settings.log_every == 0 or self.step in (1, self.steps):
-            self.hooks.log({"step": self.step, "loss": loss, "learning_rate": rate, "grad_norm": norm,
-                            "tokens": self.tokens, "tokens_per_second": round(speed, 1), "seconds": round(self.seconds, 3)})
+            self.hooks.log(
+                {
+                    "step": self.step,
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "grad_norm": norm,
+                    "tokens": self.tokens,
+                    "tokens_per_second": round(speed, 1),
+                    "seconds": round(self.seconds, 3),
+                }
+            )
 
     def _gradients(self) -> tuple[float, float, int]:
         """Leaves the clipped gradient of the step's mean loss; returns the loss, the norm before clipping, and tokens read."""
@@ -183,11 +208,24 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Writes a checkpoint of this moment. Raises QuatrainError on a full disk, the one before stays whole."""
-        state = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "stream": self.stream.state(),
-                 "seed": self.seed, "precision": dtype_name(self.dtype), "recent": list(self._recent), "steps": self.steps}
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "stream": self.stream.state(),
+            "seed": self.seed,
+            "precision": dtype_name(self.dtype),
+            "recent": list(self._recent),
+            "steps": self.steps,
+        }
         with self.weights.full():
-            return checkpoints.write(self.folder, self.step, weights=self.hooks.save, state=state,  # type: ignore[arg-type]
-                                     tensors=optimizer_tensors(self.weights.masters, self.optimizers))
+            return checkpoints.write(
+                self.folder,
+                self.step,
+                weights=self.hooks.save,
+                state=state,  # type: ignore[arg-type]
+                tensors=optimizer_tensors(self.weights.masters, self.optimizers),
+            )
 
     def _find_checkpoint(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         """Restores weights and counters from the newest whole checkpoint; returns its state and optimizer tensors."""

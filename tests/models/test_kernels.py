@@ -30,7 +30,9 @@ def compare(ours, theirs, inputs, atol):
 def test_rms_norm():
     torch.manual_seed(0)
     inputs = torch.randn(3, 5, 16) * 3, torch.rand(16) + 0.5
-    compare(lambda x, w: kernels.RMSNormFunction.apply(x, w, 1e-5), lambda x, w: F.rms_norm(x, (16,), w, 1e-5), inputs, 1e-5)
+    compare(
+        lambda x, w: kernels.RMSNormFunction.apply(x, w, 1e-5), lambda x, w: F.rms_norm(x, (16,), w, 1e-5), inputs, 1e-5
+    )
 
 
 def test_swiglu():
@@ -46,8 +48,16 @@ def test_attention(packed, rotary):
     torch.manual_seed(0)
     batch, length, heads, width = 2, 9, 3, 8
     inputs = [torch.randn(batch, length, heads, width) for _ in range(3)]
-    config = ModelConfig(family="llama", vocab_size=9, hidden_size=24, intermediate_size=8, num_hidden_layers=1,
-                         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=length)
+    config = ModelConfig(
+        family="llama",
+        vocab_size=9,
+        hidden_size=24,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=length,
+    )
     cos, sin = rotary_tables(config)
     segments = torch.tensor([[1] * 4 + [2] * 5, [0] * 2 + [1] * 7])
     mask = causal_mask(segments, length) if packed else None
@@ -69,8 +79,16 @@ def test_attention(packed, rotary):
 
 
 def test_the_stack_gives_the_same_with_and_without_them(monkeypatch):
-    config = ModelConfig(family="llama", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32)
+    config = ModelConfig(
+        family="llama",
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
     ids, labels = torch.randint(0, 40, (2, 20)), torch.randint(0, 40, (2, 20))
     found = []
     for own in (True, False):
@@ -85,8 +103,16 @@ def test_the_stack_gives_the_same_with_and_without_them(monkeypatch):
 
 
 def test_long_texts_take_the_path_that_keeps_no_scores():
-    config = ModelConfig(family="llama", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192)
+    config = ModelConfig(
+        family="llama",
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+    )
     model = Model(config)
     assert model._bias(None, torch.zeros(1, 64, 32)) is not None
     assert model._bias(None, torch.zeros(1, 8192, 32)) is None

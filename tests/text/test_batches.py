@@ -10,7 +10,8 @@ from quatrain.models.stack import Model
 from quatrain.text.batches import IGNORE, TokenExample, pack, pad, shift, windows
 
 example = st.lists(st.tuples(st.integers(0, 49), st.booleans()), min_size=2, max_size=20).map(
-    lambda pairs: TokenExample([token for token, _ in pairs], [learn for _, learn in pairs]))
+    lambda pairs: TokenExample([token for token, _ in pairs], [learn for _, learn in pairs])
+)
 
 
 def test_shift_by_hand():
@@ -29,11 +30,21 @@ def test_padding_and_packing_learn_exactly_what_is_to_be_learned(examples):
 
 def test_packed_and_padded_give_the_same_loss_and_gradients():
     torch.manual_seed(0)
-    config = ModelConfig(family="llama", vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    config = ModelConfig(
+        family="llama",
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     generator = np.random.default_rng(0)
-    examples = [TokenExample([int(t) for t in generator.integers(0, 50, n)], [bool(b) for b in generator.integers(0, 2, n)])
-                for n in (5, 17, 9, 23, 3, 12)]
+    examples = [
+        TokenExample([int(t) for t in generator.integers(0, 50, n)], [bool(b) for b in generator.integers(0, 2, n)])
+        for n in (5, 17, 9, 23, 3, 12)
+    ]
     found = []
     for batch in (pad(examples, 0), pack(examples, 32, 0)):
         model = Model(config).initialize(0)

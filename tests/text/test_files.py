@@ -72,9 +72,7 @@ def test_a_text_file_is_one_document(tmp_path: Path, name: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60), block=st.integers(1, 9), encoding=st.sampled_from(range(6)))
-def test_any_text_in_any_blocks(
-    tmp_path_factory: pytest.TempPathFactory, text: str, block: int, encoding: int
-) -> None:
+def test_any_text_in_any_blocks(tmp_path_factory: pytest.TempPathFactory, text: str, block: int, encoding: int) -> None:
     plain = "words enough that control characters do not make it a binary file; " * 10
     text = "é☃" + text.replace("\x00", "") + plain
     mark, name = [

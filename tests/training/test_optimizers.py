@@ -56,12 +56,21 @@ def test_matrices_of_one_shape_do_not_mix():
 
 
 def test_blocks_go_to_muon_the_rest_to_adamw_and_only_matrices_decay():
-    config = ModelConfig(family="llama", vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16)
+    config = ModelConfig(
+        family="llama",
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+    )
     model = Model(config)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    muon, adamw = make_optimizers(dict(model.named_parameters()), TrainSettings(steps=1, warmup=0, optimizer="muon"),
-                                  dtype=torch.float32)
+    muon, adamw = make_optimizers(
+        dict(model.named_parameters()), TrainSettings(steps=1, warmup=0, optimizer="muon"), dtype=torch.float32
+    )
     in_muon = {names[parameter] for group in muon.param_groups for parameter in group["params"]}
     assert in_muon == {name for name in names.values() if name.startswith("layers.") and "proj" in name}
     decay = {names[parameter]: group["weight_decay"] for group in adamw.param_groups for parameter in group["params"]}
@@ -70,7 +79,9 @@ def test_blocks_go_to_muon_the_rest_to_adamw_and_only_matrices_decay():
     assert len(in_muon) + len(decay) == len(names)
 
 
-@given(st.integers(1, 500), st.integers(0, 50), st.sampled_from(["constant", "linear", "cosine", "wsd"]), st.floats(0, 1))
+@given(
+    st.integers(1, 500), st.integers(0, 50), st.sampled_from(["constant", "linear", "cosine", "wsd"]), st.floats(0, 1)
+)
 def test_schedules_rise_then_never_rise_again(steps, warmup, schedule, minimum):
     warmup = min(warmup, steps)
     shares = [share(step, steps=steps, schedule=schedule, warmup=warmup, minimum=minimum) for step in range(steps)]
@@ -83,5 +94,6 @@ def test_schedules_rise_then_never_rise_again(steps, warmup, schedule, minimum):
 
 def test_cosine_by_hand():
     assert [round(share(step, steps=4, schedule="cosine"), 4) for step in range(4)] == [0.8536, 0.5, 0.1464, 0.0]
-    assert [share(step, steps=10, schedule="wsd", decay=0.5, warmup=2) for step in (0, 1, 2, 4, 5, 7, 9)] == pytest.approx(
-        [1 / 3, 2 / 3, 1, 1, 0.8, 0.4, 0.0])
+    assert [
+        share(step, steps=10, schedule="wsd", decay=0.5, warmup=2) for step in (0, 1, 2, 4, 5, 7, 9)
+    ] == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.8, 0.4, 0.0])

@@ -25,8 +25,17 @@ from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import ExampleStream, WindowStream
 from quatrain.training.trainer import Hooks, Trainer
 
-CONFIG = ModelConfig(family="llama", vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True)
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+)
 
 
 def tokens(count=3000, seed=0):
@@ -36,7 +45,14 @@ def tokens(count=3000, seed=0):
 
 
 def settings(**changes):
-    given = {"steps": 12, "batch_tokens": 128, "learning_rate": 3e-3, "warmup": 2, "precision": "float32", "log_every": 1}
+    given = {
+        "steps": 12,
+        "batch_tokens": 128,
+        "learning_rate": 3e-3,
+        "warmup": 2,
+        "precision": "float32",
+        "log_every": 1,
+    }
     return TrainSettings(**(given | changes))
 
 
@@ -45,8 +61,11 @@ def windows(seed=0, rows=4):
 
 
 def hooks_of(model, **more):
-    return Hooks(save=lambda place: hub.save(model, place),
-                 load=lambda place: model.load_state_dict(hub.load(place).state_dict()), **more)
+    return Hooks(
+        save=lambda place: hub.save(model, place),
+        load=lambda place: model.load_state_dict(hub.load(place).state_dict()),
+        **more,
+    )
 
 
 def weights(model):
@@ -74,8 +93,14 @@ class FixedStream:
 def test_learning_lowers_the_loss(optimizer):
     model = Model(CONFIG).initialize(0)
     entries = []
-    trainer = Trainer(model, Causal(), windows(), settings(steps=60, optimizer=optimizer, learning_rate=1e-2), steps=60,
-                      hooks=Hooks(log=entries.append))
+    trainer = Trainer(
+        model,
+        Causal(),
+        windows(),
+        settings(steps=60, optimizer=optimizer, learning_rate=1e-2),
+        steps=60,
+        hooks=Hooks(log=entries.append),
+    )
     result = trainer.train()
     assert entries[0]["loss"] == pytest.approx(math.log(50), abs=0.2)
     assert result.loss < 3.0
@@ -86,8 +111,10 @@ def test_learning_lowers_the_loss(optimizer):
 def ragged(count=8, seed=3):
     generator = np.random.default_rng(seed)
     lengths = generator.integers(4, 30, count)
-    return [TokenExample([int(t) for t in generator.integers(0, 50, n)], [bool(b) for b in generator.integers(0, 2, n)])
-            for n in lengths]
+    return [
+        TokenExample([int(t) for t in generator.integers(0, 50, n)], [bool(b) for b in generator.integers(0, 2, n)])
+        for n in lengths
+    ]
 
 
 def test_accumulation_is_exact_with_ragged_masks():
@@ -121,8 +148,14 @@ def test_the_loss_is_the_mean_over_learned_tokens_of_all_micro_batches():
                 total -= logs[place - 1, example.ids[place]].item()
                 count += 1
     entries = []
-    Trainer(model, Causal(), FixedStream([examples[:3], examples[3:]]), settings(steps=1, warmup=0, accumulation=2), steps=1,
-            hooks=Hooks(log=entries.append)).train()
+    Trainer(
+        model,
+        Causal(),
+        FixedStream([examples[:3], examples[3:]]),
+        settings(steps=1, warmup=0, accumulation=2),
+        steps=1,
+        hooks=Hooks(log=entries.append),
+    ).train()
     assert entries[0]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
@@ -138,8 +171,10 @@ def test_clipping_bounds_the_gradient():
     assert norms[0.05] == pytest.approx(0.05, rel=1e-4)
 
 
-@pytest.mark.parametrize(("optimizer", "precision", "dropout"), [
-    ("adamw", "float32", 0.0), ("muon", "float32", 0.1), ("muon", "bfloat16", 0.0), ("adamw", "bfloat16", 0.2)])
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "dropout"),
+    [("adamw", "float32", 0.0), ("muon", "float32", 0.1), ("muon", "bfloat16", 0.0), ("adamw", "bfloat16", 0.2)],
+)
 def test_stopped_twice_and_resumed_is_never_stopped_bit_for_bit(tmp_path, optimizer, precision, dropout):
     config = CONFIG.with_(dropout=dropout)
     wanted = settings(optimizer=optimizer, precision=precision, dropout=dropout, checkpoint_every=1)
@@ -188,7 +223,9 @@ def test_sigkill_at_random_moments_loses_nothing(tmp_path):
     here = os.path.dirname(__file__)
 
     def start(folder):
-        return subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), str(folder), here], stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), here], stdout=subprocess.PIPE, text=True
+        )
 
     whole = start(tmp_path / "whole")
     assert whole.wait(timeout=300) == 0
@@ -219,7 +256,9 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_used(tmp_path):
 
     wanted = settings(checkpoint_every=2)
     with pytest.raises(KeyboardInterrupt):
-        Trainer(model, Causal(), windows(), wanted, steps=12, folder=tmp_path, hooks=hooks_of(model, progress=progress)).train()
+        Trainer(
+            model, Causal(), windows(), wanted, steps=12, folder=tmp_path, hooks=hooks_of(model, progress=progress)
+        ).train()
     newest = checkpoints.found(tmp_path)[-1]
     assert newest.name == "step-00000006"
     path = newest / "model.safetensors"
@@ -230,8 +269,15 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_used(tmp_path):
         checkpoints.check(newest)
     warnings, resumed = [], []
     fresh = Model(CONFIG).initialize(1)
-    Trainer(fresh, Causal(), windows(), wanted, steps=12, folder=tmp_path,
-            hooks=hooks_of(fresh, warn=warnings.append, resumed=resumed.append)).train()
+    Trainer(
+        fresh,
+        Causal(),
+        windows(),
+        wanted,
+        steps=12,
+        folder=tmp_path,
+        hooks=hooks_of(fresh, warn=warnings.append, resumed=resumed.append),
+    ).train()
     assert resumed == [4]
     assert "step-00000006" in warnings[0] and "model.safetensors" in warnings[0]
     left_alone = Model(CONFIG).initialize(0)
@@ -243,7 +289,9 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_used(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "missing", "manifest"])
 def test_every_kind_of_damage_is_refused_by_name(tmp_path, damage):
     model = Model(CONFIG).initialize(0)
-    place = checkpoints.write(tmp_path, 3, weights=lambda folder: hub.save(model, folder), tensors={}, state={"step": 3})
+    place = checkpoints.write(
+        tmp_path, 3, weights=lambda folder: hub.save(model, folder), tensors={}, state={"step": 3}
+    )
     checkpoints.check(place)
     name = "config.json"
     if damage == "cut":
@@ -261,7 +309,9 @@ def test_every_kind_of_damage_is_refused_by_name(tmp_path, damage):
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
     model = Model(CONFIG).initialize(0)
-    first = checkpoints.write(tmp_path, 1, weights=lambda folder: hub.save(model, folder), tensors={}, state={"step": 1})
+    first = checkpoints.write(
+        tmp_path, 1, weights=lambda folder: hub.save(model, folder), tensors={}, state={"step": 1}
+    )
 
     def full(folder):
         raise OSError(28, "No space left on device")
@@ -299,7 +349,11 @@ def test_bfloat16_follows_float32():
     ends = []
     for precision in ("float32", "bfloat16"):
         model = Model(CONFIG).initialize(0)
-        ends.append(Trainer(model, Causal(), windows(), settings(steps=40, precision=precision, learning_rate=1e-2), steps=40).train().loss)
+        ends.append(
+            Trainer(model, Causal(), windows(), settings(steps=40, precision=precision, learning_rate=1e-2), steps=40)
+            .train()
+            .loss
+        )
     assert ends[1] == pytest.approx(ends[0], abs=0.05)
 
 
@@ -315,7 +369,9 @@ def test_validation_does_not_change_training():
 
 def test_state_is_json_and_safetensors_only(tmp_path):
     model = Model(CONFIG).initialize(0)
-    trainer = Trainer(model, Causal(), windows(), settings(checkpoint_every=5), steps=12, folder=tmp_path, hooks=hooks_of(model))
+    trainer = Trainer(
+        model, Causal(), windows(), settings(checkpoint_every=5), steps=12, folder=tmp_path, hooks=hooks_of(model)
+    )
     trainer.train()
     place = checkpoints.found(tmp_path)[-1]
     kinds = {path.suffix for path in place.rglob("*") if path.is_file()}
@@ -326,10 +382,20 @@ def test_state_is_json_and_safetensors_only(tmp_path):
 
 def test_resume_after_copying_the_folder_elsewhere(tmp_path):
     model = Model(CONFIG).initialize(0)
-    Trainer(model, Causal(), windows(), settings(checkpoint_every=6), steps=12, folder=tmp_path / "a", hooks=hooks_of(model)).train()
+    Trainer(
+        model, Causal(), windows(), settings(checkpoint_every=6), steps=12, folder=tmp_path / "a", hooks=hooks_of(model)
+    ).train()
     (tmp_path / "a").rename(tmp_path / "elsewhere")
     other = Model(CONFIG).initialize(5)
-    Trainer(other, Causal(), windows(), settings(checkpoint_every=6), steps=12, folder=tmp_path / "elsewhere", hooks=hooks_of(other)).train()
+    Trainer(
+        other,
+        Causal(),
+        windows(),
+        settings(checkpoint_every=6),
+        steps=12,
+        folder=tmp_path / "elsewhere",
+        hooks=hooks_of(other),
+    ).train()
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in weights(model).items())
 
 

@@ -43,7 +43,9 @@ def family(name: str | None) -> Family:
         return known[name]
     near = difflib.get_close_matches(str(name), known, len(known), cutoff=0.4)
     ordered = [*near, *(other for other in known if other not in near)]
-    raise InputError(f"model_type: {name!r} is a family that Quatrain does not know. Known families: {', '.join(ordered)}.")
+    raise InputError(
+        f"model_type: {name!r} is a family that Quatrain does not know. Known families: {', '.join(ordered)}."
+    )
 
 
 def take(config: dict[str, Any], known: dict[str, Any], harmless: set[str], family_name: str) -> dict[str, Any]:
@@ -52,8 +54,11 @@ def take(config: dict[str, Any], known: dict[str, Any], harmless: set[str], fami
     Every other key must be harmless or at a value that changes nothing (None, False, empty); an option that
     would change the network is refused by name, never ignored.
     """
-    problems = [f"{key}: missing; a {family_name} config needs it" for key, default in known.items()
-                if default is ... and config.get(key) is None]
+    problems = [
+        f"{key}: missing; a {family_name} config needs it"
+        for key, default in known.items()
+        if default is ... and config.get(key) is None
+    ]
     for key, value in config.items():
         if key in known or key in harmless or key in COMMON or value in (None, False, {}, []):
             continue
@@ -64,10 +69,34 @@ def take(config: dict[str, Any], known: dict[str, Any], harmless: set[str], fami
 
 
 COMMON = {
-    "model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range",
-    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "tie_word_embeddings", "_name_or_path", "name_or_path", "task_specific_params",
-    "is_encoder_decoder", "output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward", "id2label", "label2id",
-    "problem_type", "attn_implementation", "_attn_implementation", "pretraining_tp", "add_cross_attention", "is_decoder",
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "unk_token_id",
+    "tie_word_embeddings",
+    "_name_or_path",
+    "name_or_path",
+    "task_specific_params",
+    "is_encoder_decoder",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "attn_implementation",
+    "_attn_implementation",
+    "pretraining_tp",
+    "add_cross_attention",
+    "is_decoder",
 }
 """Keys of any config.json that do not shape the network, or that every family reads."""
 

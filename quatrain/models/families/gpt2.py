@@ -9,10 +9,23 @@ from quatrain.models.config import ModelConfig
 from quatrain.models.families import Family, common_from_hf, common_to_hf, take
 from quatrain.models.families.weights import Rename, Split
 
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-HARMLESS = {"n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-            "summary_first_dropout", *DROPOUTS}
+HARMLESS = {
+    "n_ctx",
+    "summary_type",
+    "summary_use_proj",
+    "summary_activation",
+    "summary_proj_to_labels",
+    "summary_first_dropout",
+    *DROPOUTS,
+}
 
 
 def from_hf(config: dict[str, Any]) -> ModelConfig:
@@ -21,19 +34,27 @@ def from_hf(config: dict[str, Any]) -> ModelConfig:
     The dropout rates of the file are written back but not used: training says its own (`train.dropout`).
     """
     known: dict[str, Any] = {key: ... for key in ("vocab_size", "n_embd", "n_layer", "n_head")}
-    known |= {"n_positions": 1024, "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-              "scale_attn_weights": True}
+    known |= {
+        "n_positions": 1024,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+    }
     values = take(config, known, HARMLESS, "gpt2")
     problems = []
     if values["activation_function"] not in ACTIVATIONS:
-        problems.append(f"activation_function: {values['activation_function']!r}; must be one of {', '.join(ACTIVATIONS)}")
+        problems.append(
+            f"activation_function: {values['activation_function']!r}; must be one of {', '.join(ACTIVATIONS)}"
+        )
     if values["scale_attn_weights"] is not True:
         problems.append("scale_attn_weights: False is an option that Quatrain does not know; must be true")
     if problems:
         raise InputError("This gpt2 config.json cannot be used:", problems)
     common = common_from_hf(config) | {"tie_word_embeddings": bool(config.get("tie_word_embeddings", True))}
     extra = {key: config[key] for key in DROPOUTS if key in config} | {
-        "activation_function": values["activation_function"]}
+        "activation_function": values["activation_function"]
+    }
     return ModelConfig(
         family="gpt2",
         vocab_size=values["vocab_size"],
@@ -59,15 +80,21 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     """Our configuration as a GPT-2 `config.json`."""
     names = {"gelu_tanh": "gelu_new"}
     rates = {key: config.extra.get(key, 0.0) for key in DROPOUTS}
-    return common_to_hf(config) | rates | {
-        "n_embd": config.hidden_size,
-        "n_inner": config.intermediate_size,
-        "n_layer": config.num_hidden_layers,
-        "n_head": config.num_attention_heads,
-        "n_positions": config.max_position_embeddings,
-        "activation_function": config.extra.get("activation_function", names.get(config.activation, config.activation)),
-        "layer_norm_epsilon": config.norm_eps,
-    }
+    return (
+        common_to_hf(config)
+        | rates
+        | {
+            "n_embd": config.hidden_size,
+            "n_inner": config.intermediate_size,
+            "n_layer": config.num_hidden_layers,
+            "n_head": config.num_attention_heads,
+            "n_positions": config.max_position_embeddings,
+            "activation_function": config.extra.get(
+                "activation_function", names.get(config.activation, config.activation)
+            ),
+            "layer_norm_epsilon": config.norm_eps,
+        }
+    )
 
 
 def _projections(kind: str) -> tuple[str, ...]:

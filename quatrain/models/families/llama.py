@@ -15,9 +15,18 @@ NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 def from_hf(config: dict[str, Any]) -> ModelConfig:
     """A Llama `config.json` as our configuration. Raises InputError naming what is missing or unknown."""
     known: dict[str, Any] = {key: ... for key in NEEDED}
-    known |= {"num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-              "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_theta": None,
-              "rope_parameters": None, "rope_scaling": None}
+    known |= {
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": None,
+        "rope_parameters": None,
+        "rope_scaling": None,
+    }
     values = take(config, known, {"attention_dropout"}, "llama")
     rope = values["rope_parameters"] or values["rope_scaling"] or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
@@ -56,12 +65,30 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_ATTENTION = [Rename(f"model.layers.{{n}}.self_attn.{name}", f"layers.{{n}}.self_attn.{name}")
-              for name in ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight",
-                           "q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias")]
-_FEED_FORWARD = [Rename(f"model.layers.{{n}}.mlp.{name}", f"layers.{{n}}.mlp.{name}")
-                 for name in ("gate_proj.weight", "up_proj.weight", "down_proj.weight",
-                              "gate_proj.bias", "up_proj.bias", "down_proj.bias")]
+_ATTENTION = [
+    Rename(f"model.layers.{{n}}.self_attn.{name}", f"layers.{{n}}.self_attn.{name}")
+    for name in (
+        "q_proj.weight",
+        "k_proj.weight",
+        "v_proj.weight",
+        "o_proj.weight",
+        "q_proj.bias",
+        "k_proj.bias",
+        "v_proj.bias",
+        "o_proj.bias",
+    )
+]
+_FEED_FORWARD = [
+    Rename(f"model.layers.{{n}}.mlp.{name}", f"layers.{{n}}.mlp.{name}")
+    for name in (
+        "gate_proj.weight",
+        "up_proj.weight",
+        "down_proj.weight",
+        "gate_proj.bias",
+        "up_proj.bias",
+        "down_proj.bias",
+    )
+]
 
 FAMILY = Family(
     name="llama",
