@@ -111,17 +111,21 @@ def _chosen(right: Counter, drawn: Sequence[Completion]) -> tuple[int, ...] | No
     return next((ids for ids in _ranked(right, drawn) if ids in ended), None)
 
 
-def from_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], chosen: str, rejected: str) -> PreferenceExample:
+Answer = str | Sequence[Mapping[str, Any]]
+"""What the assistant said, or the messages of it."""
+
+
+def from_chat(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], chosen: Answer, rejected: Answer
+) -> PreferenceExample:
     """A conversation up to the user's turn with two answers, through the one chat renderer.
 
-    Raises InputError where the two renderings share no prompt or an answer has no token of its own.
+    An answer is a text or the one message that `read_preferences` gives. Raises InputError where it is neither, where
+    the two renderings share no prompt, or where an answer has no token of its own.
     """
     from quatrain.text.chat import render
 
-    first, second = (
-        render(tokenizer, [*messages, {"role": "assistant", "content": answer}], mask=True)
-        for answer in (chosen, rejected)
-    )
+    first, second = (render(tokenizer, [*messages, _turn(answer)], mask=True) for answer in (chosen, rejected))
     start = _last_turn(first.assistant_mask)
     if first.ids[:start] != second.ids[:start] or start != _last_turn(second.assistant_mask):
         raise InputError("The chat template renders the conversation before the two answers differently.")
@@ -132,6 +136,15 @@ def from_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], chosen: str
     if not better or not worse:
         raise InputError("An answer has no token: the chat template marks nothing of it as the assistant's.")
     return PreferenceExample(first.ids[:start], better, worse)
+
+
+def _turn(answer: Answer) -> Mapping[str, Any]:
+    if isinstance(answer, str):
+        return {"role": "assistant", "content": answer}
+    if len(answer) != 1 or answer[0].get("role") != "assistant":
+        roles = ", ".join(str(message.get("role")) for message in answer) or "none"
+        raise InputError(f"An answer must be one message of the assistant; this one has {len(answer)} ({roles}).")
+    return answer[0]
 
 
 def _last_turn(mask: Sequence[bool]) -> int:

@@ -1,4 +1,4 @@
-"""Perplexity: how surprised a model is by a text, over all of it, each token read with what its window holds before it."""
+"""Perplexity: how surprised a model is by a text, each token read with what its window holds before it."""
 
 from __future__ import annotations
 
@@ -53,6 +53,5 @@ def text_loss(model: Model, tokens: np.ndarray, *, context: int, batch_tokens: i
 
 def _summed(model: Model, tokens: np.ndarray, starts: np.ndarray, length: int) -> float:
     batch = windows(tokens, starts, length).to(model.device)
-    loss: Tensor | None
-    _, loss = model(batch.input_ids, batch.labels)
-    return loss.double().sum().item()  # type: ignore[union-attr]
+    loss: Tensor = model(batch.input_ids, batch.labels)[1]
+    return loss.double().sum().item()

@@ -12,10 +12,21 @@ REPLACEMENT = "\ufffd"
 class Codec(Protocol):
     """The part of a tokenizer that the engine uses."""
 
-    bos_id: int | None
-    eos_id: int | None
-    stop_ids: frozenset[int]
-    special_ids: frozenset[int]
+    @property
+    def bos_id(self) -> int | None:
+        """The beginning token."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """The end token."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end what a model says."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of all special tokens."""
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Text to ids."""

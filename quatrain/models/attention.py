@@ -1,4 +1,7 @@
-"""Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762) with grouped keys and values (Ainslie et al. 2023, arXiv 2305.13245)."""
+"""Multi-head attention with grouped keys and values.
+
+Vaswani et al. 2017 (arXiv 1706.03762), Ainslie et al. 2023 (arXiv 2305.13245).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ class Sight:
     """What every layer of one forward pass sees alike.
 
     rotary: cosines and sines (T, D) or (B, T, D), None where positions are learned. mask (B or 1, T, S): which keys are
-    seen, None for plain causal. bias (B or 1, T, T): the same as 0 and -inf, given where the hand-written pass is to be taken.
+    seen, None for plain causal. bias (B or 1, T, T): the same as 0 and -inf, given where the hand-written pass is to
+    be taken.
     """
 
     rotary: tuple[Tensor, Tensor] | None = None

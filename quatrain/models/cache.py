@@ -37,7 +37,7 @@ class KVCache:
         return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes T new slots of a layer and returns all filled ones (B, H, length + T, D); `advance` moves the length."""
+        """Writes T new slots of a layer, returns all filled ones (B, H, length + T, D); `advance` moves the length."""
         end = self.length + key.shape[2]
         self.keys[layer][:, :, self.length : end] = key
         self.values[layer][:, :, self.length : end] = value

@@ -27,12 +27,12 @@ def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokeni
     engine = Engine(model, tokenizer)
     if getattr(settings, "evaluate", True):
         if context.recipe.data_of(settings).database is not None:
-            _questions(settings, context, engine, result)
+            _questions(settings, context, engine, tokenizer, result)
         else:
             _samples(context, engine, result)
 
 
-def _questions(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
+def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: Tokenizer, result: StageResult) -> None:
     """Answers every held-out question greedily and judges the SQL by running it."""
     from quatrain.applications.text2sql.judge import execution_match
     from quatrain.applications.text2sql.sandbox import Connection
@@ -49,7 +49,7 @@ def _questions(settings: Settings, context: Context, engine: Engine, result: Sta
                 result.notes.append(f"{name}: this database gives no question for this set")
                 continue
             started = time.perf_counter()
-            answers = _answers(settings, engine, examples, params)
+            answers = _answers(settings, engine, tokenizer, examples, params)
             seconds += time.perf_counter() - started
             tokens += sum(len(answer.ids) for answer in answers)
             verdicts = [
@@ -69,13 +69,15 @@ def _questions(settings: Settings, context: Context, engine: Engine, result: Sta
     result.generation_tokens_per_second = tokens / seconds if seconds else None
 
 
-def _answers(settings: Settings, engine: Engine, examples: Sequence[Any], params: SamplingParams) -> list[Completion]:
+def _answers(
+    settings: Settings, engine: Engine, tokenizer: Tokenizer, examples: Sequence[Any], params: SamplingParams
+) -> list[Completion]:
     """The model's SQL for each question: in the chat format, or, by a model that has only read, as a text goes on."""
     from quatrain.applications.text2sql.examples import messages
 
     if getattr(settings, "kind", "") == "pretrain":
-        begin = [engine.tokenizer.eos_id] if engine.tokenizer.eos_id is not None else []
-        prompts = [begin + engine.tokenizer.encode(f"Question: {example.question}\nSQL:") for example in examples]
+        begin = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+        prompts = [begin + tokenizer.encode(f"Question: {example.question}\nSQL:") for example in examples]
         return engine.generate(prompts, replace(params, stop=("\n",)))
     return engine.chat([messages(example)[:-1] for example in examples], params)
 

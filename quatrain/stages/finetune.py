@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import train
 from quatrain.stages.material import model_of, task_of, tokenizer_of, write_model
-from quatrain.stages.pretrain import with_dropout
+from quatrain.stages.pretrain import load_weights, with_dropout
 from quatrain.text.batches import TokenExample
 from quatrain.text.chat import render
 from quatrain.text.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
 def adapt(
     settings: Any, context: Context, model: Model, tokenizer: Tokenizer, objective: Objective, examples: Sequence[Any]
 ) -> StageResult:
-    """Trains `model` on examples, through an adapter if the stage has one, which is merged in the end; writes the folders."""
+    """Trains `model` on examples, through the stage's adapter if it has one, which is merged in the end; writes it."""
     wanted = settings.train
     save, load = attach(settings, context, model)
     stream = ExampleStream(examples, batch_tokens=max(1, wanted.batch_tokens // wanted.accumulation), seed=context.seed)
@@ -55,12 +56,10 @@ def adapt(
     return result
 
 
-def attach(settings: Any, context: Context, model: Model):
+def attach(settings: Any, context: Context, model: Model) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
     if settings.adapter is None:
-        return (lambda place: hub.save(model, place)), (
-            lambda place: model.load_state_dict(hub.load(place).state_dict())
-        )
+        return partial(hub.save, model), partial(load_weights, model)
     from quatrain.adaptation import peft_files
 
     lora.apply(model, settings.adapter, seed=context.seed)
@@ -68,13 +67,7 @@ def attach(settings: Any, context: Context, model: Model):
     context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
     base = str(context.previous_model or context.recipe.model.folder or "")
 
-    def save(place: Path) -> None:
-        peft_files.save_adapter(model, place, base_model=base)
-
-    def load(place: Path) -> None:
-        peft_files.load_weights(model, place)
-
-    return save, load
+    return partial(peft_files.save_adapter, model, base_model=base), partial(peft_files.load_weights, model)
 
 
 def conversations(settings: Settings, context: Context) -> Iterator[list[dict[str, str]]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from quatrain.errors import InputError
 from quatrain.evaluation.perplexity import text_loss
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
+from quatrain.models.stack import Block, Model
 from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import train
@@ -33,9 +35,6 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
     wanted = settings.train
     stream, steps = make_stream(settings, context, learned, length)
 
-    def load(checkpoint: Path) -> None:
-        model.load_state_dict(hub.load(checkpoint).state_dict())
-
     def validate(current: Model) -> dict[str, float]:
         return {"validation_loss": text_loss(current, held_out, context=length).loss}
 
@@ -47,8 +46,8 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
         wanted,
         steps=steps,
         sequence=length,
-        save=lambda place: hub.save(model, place),
-        load=load,
+        save=partial(hub.save, model),
+        load=partial(load_weights, model),
         validate=validate if len(held_out) > 1 else None,
     )
     result.model_bytes = write_model(model, tokenizer, context.model_folder)
@@ -58,6 +57,11 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
     assess(settings, context, model, tokenizer, result)
     checkpoints.remove(context.checkpoints)
     return result
+
+
+def load_weights(model: Model, checkpoint: Path) -> None:
+    """Puts the weights of a checkpoint into the model."""
+    model.load_state_dict(hub.load(checkpoint).state_dict())
 
 
 def make_stream(settings: PretrainStage, context: Context, learned: TokenFile, length: int) -> tuple[Stream, int]:
@@ -81,7 +85,7 @@ def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
     separator = file.about["separator"]
     starts = [*file.document_starts.tolist(), len(file)]
     examples = []
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in pairwise(starts):
         ids = file[start:end].tolist()
         if separator is not None:
             ids = [separator, *ids, separator] if ids[-1] != separator else [separator, *ids]
@@ -119,8 +123,9 @@ def fresh_config(context: Context, tokenizer: Tokenizer, dropout: float = 0.0) -
 def with_dropout(model: Model, dropout: float) -> Model:
     """The same model with this share of dropout in training."""
     model.config = model.config.with_(dropout=dropout)
-    for layer in model.layers:
-        layer.dropout = layer.self_attn.dropout = dropout
+    for layer in model.layers.children():
+        if isinstance(layer, Block):
+            layer.dropout = dropout
     return model
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from quatrain.settings import Settings
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import CHAT_TEMPLATE, documents
@@ -19,7 +21,7 @@ def run(settings: Settings, context: Context) -> StageResult:
     template = wanted.chat_template or (CHAT_TEMPLATE if chat else None)
     count = 0
 
-    def counted():
+    def counted() -> Iterator[str]:
         nonlocal count
         with context.reporter.task("tokenizer", unit="character") as task:
             for text in documents(context, settings):

@@ -81,8 +81,8 @@ class Tokenizer:
         BERT's [PAD] [UNK] [CLS] [SEP] [MASK] instead.
         `chat_template` is a name of `quatrain.text.templates.TEMPLATES`, whose tokens are added, or Jinja source.
         `split_digits` makes every digit a token of its own, so that numbers are copied digit by digit. With `spaces`
-        "free" (for "bpe") the space before a capitalised word or a digit is a token of its own, so that a name is the same
-        tokens in a sentence, in quotes and in code, and a small model learns much sooner to copy it.
+        "free" (for "bpe") the space before a capitalised word or a digit is a token of its own, so that a name is the
+        same tokens in a sentence, in quotes and in code, and a small model learns much sooner to copy it.
         `lowercase` is for "wordpiece" and "word". `max_length` is written as `model_max_length`.
 
         Raises InputError for an unknown kind, a vocabulary too small for the kind, or texts without a character.

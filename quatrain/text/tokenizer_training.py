@@ -31,7 +31,7 @@ _PIECE = 16_384
 
 
 FREE_SPACES = r" ?\p{Ll}+| ?\p{Lu}{2,}(?!\p{Ll})|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
-"""Lower-case words and words all in capitals keep the space before them; other words, digits and white space stand alone."""
+"""Words in lower case and words all in capitals keep the space before them; others, digits, white space stand alone."""
 
 
 def train_backend(

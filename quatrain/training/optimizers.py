@@ -58,15 +58,15 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update from the gradients at hand."""
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
             for shape, parameters in shapes.items():
                 self._update(parameters, shape, group)
 
-    def _update(self, parameters: list[nn.Parameter], shape: torch.Size, group: dict[str, Any]) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+    def _update(self, parameters: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum" not in self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
@@ -84,8 +84,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of the parameters that learn, by name, as `settings.optimizer` says.
 
-    Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices decay.
-    `dtype` is that of Muon's iteration.
+    Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices
+    decay. `dtype` is that of Muon's iteration.
     """
     muon = {
         name
@@ -125,7 +125,7 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: fl
 
 def optimizer_tensors(trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every state tensor of every parameter by `parameter name:state name`."""
-    names = {parameter: name for name, parameter in trainable.items()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in trainable.items()}
     return {
         f"{names[parameter]}:{key}": value
         for optimizer in optimizers

@@ -1,7 +1,8 @@
 """Training in bfloat16 with float32 masters: the network computes in one, the optimizer adds up in the other.
 
-Micikevicius et al. 2018 (arXiv 1710.03740). Small updates that bfloat16's 8 bits of mantissa would round away are kept by
-the masters; forward and backward take half the memory and, where the machine has the instructions, a fraction of the time.
+Micikevicius et al. 2018 (arXiv 1710.03740). Small updates that bfloat16's 8 bits of mantissa would round away are kept
+by the masters; forward and backward take half the memory and, where the machine has the instructions, a fraction of
+the time.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class TrainSettings(Settings):
 class PretrainStage(Settings):
     """Learns text from the start, or goes on from `model.folder`. `context` is the model's longest unless given.
 
-    `rows` says what a row of a batch is: a window of the running text, or, for corpora of short documents, one document,
-    so that none is cut or seen beside another; longer ones are cut at `context`.
+    `rows` says what a row of a batch is: a window of the running text, or, for corpora of short documents, one
+    document, so that none is cut or seen beside another; longer ones are cut at `context`.
     """
 
     kind: Literal["pretrain"] = "pretrain"

@@ -97,7 +97,7 @@ class WindowStream(_Epochs):
 
 
 class ExampleStream(_Epochs):
-    """Shuffled examples in batches of at most `batch_tokens`, each of examples of similar length, so that little is padding."""
+    """Shuffled examples in batches of at most `batch_tokens`, each of similar lengths, so that little is padding."""
 
     def __init__(self, examples: Sequence[TokenExample], *, batch_tokens: int, seed: int, sort_window: int = 64):
         if not examples:
@@ -118,7 +118,7 @@ class ExampleStream(_Epochs):
             part = order[start : start + window]
             part = part[np.argsort(self.lengths[part], kind="stable")]
             batches.extend(self._cut(part))
-        generator.shuffle(batches)  # type: ignore[arg-type]
+        generator.shuffle(batches)
         return batches
 
     def _cut(self, order: np.ndarray) -> list[list[int]]:

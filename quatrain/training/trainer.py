@@ -141,8 +141,8 @@ class Trainer:
         loss, norm, tokens = self._gradients()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise QuatrainError(
-                f"Step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}. Nothing after this can be right. "
-                f"Lower train.learning_rate (now {self.settings.learning_rate}), lengthen train.warmup, or set "
+                f"Step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}. Nothing after this can be "
+                f"right. Lower train.learning_rate (now {self.settings.learning_rate}), lengthen train.warmup, or set "
                 'train.precision = "float32"; the next run goes on from the last checkpoint.'
             )
         set_learning_rate(self.optimizers, rate)
@@ -169,7 +169,7 @@ class Trainer:
             )
 
     def _gradients(self) -> tuple[float, float, int]:
-        """Leaves the clipped gradient of the step's mean loss; returns the loss, the norm before clipping, and tokens read."""
+        """Leaves the clipped gradient of the mean loss; returns the loss, the norm before clipping, and tokens read."""
         self.weights.clear()
         total: Tensor | None = None
         weight = tokens = 0
@@ -208,6 +208,8 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Writes a checkpoint of this moment. Raises QuatrainError on a full disk, the one before stays whole."""
+        if self.folder is None or self.hooks.save is None:
+            raise ValueError("a checkpoint needs a folder and a hook that saves the weights")
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -223,7 +225,7 @@ class Trainer:
                 self.folder,
                 self.step,
                 weights=self.hooks.save,
-                state=state,  # type: ignore[arg-type]
+                state=state,
                 tensors=optimizer_tensors(self.weights.masters, self.optimizers),
             )
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from quatrain.alignment.preferences import from_chat, sample_pairs
+from quatrain.errors import InputError
 from quatrain.generation.engine import Completion, Engine
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
@@ -124,3 +125,7 @@ def test_from_chat():
     assert pair.chosen[-1] in tokenizer.stop_ids and pair.rejected[-1] in tokenizer.stop_ids
     assert tokenizer.decode(pair.rejected) == "somebody is."
     assert torch.tensor(pair.prompt).dtype == torch.long
+    chosen, rejected = ([{"role": "assistant", "content": text}] for text in ("nobody.", "somebody is."))
+    assert from_chat(tokenizer, messages, chosen, rejected) == pair
+    with pytest.raises(InputError, match="one message of the assistant; this one has 2"):
+        from_chat(tokenizer, messages, [messages[0], *chosen], rejected)

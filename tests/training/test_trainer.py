@@ -211,15 +211,16 @@ from quatrain.models import hub
 folder = Path(sys.argv[1])
 model = Model(CONFIG).initialize(0)
 steps = 150
-trainer = Trainer(model, Causal(), windows(), settings(steps=steps, optimizer="muon", checkpoint_every=2), steps=steps,
-                  folder=folder / "checkpoints", hooks=hooks_of(model, progress=lambda step, **m: print(step, flush=True)))
+wanted = settings(steps=steps, optimizer="muon", checkpoint_every=2)
+hooks = hooks_of(model, progress=lambda step, **m: print(step, flush=True))
+trainer = Trainer(model, Causal(), windows(), wanted, steps=steps, folder=folder / "checkpoints", hooks=hooks)
 trainer.train()
 hub.save(model, folder / "model")
 """
 
 
 def test_sigkill_at_random_moments_loses_nothing(tmp_path):
-    """SIGKILL while steps and checkpoint writes go on: the weights in the end are those of the run that was left alone."""
+    """SIGKILL during steps and checkpoint writes: the weights in the end are those of the run that was left alone."""
     here = os.path.dirname(__file__)
 
     def start(folder):
