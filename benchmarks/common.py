@@ -81,27 +81,51 @@ def child_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+LAUNCHER = """
+import json, os, sys, time
+report, command = int(sys.argv[1]), sys.argv[2:]
+os.set_inheritable(report, False)
+start = time.perf_counter()
+_, status, usage = os.wait4(os.posix_spawnp(command[0], command, os.environ), 0)
+line = json.dumps([time.perf_counter() - start, os.waitstatus_to_exitcode(status), usage.ru_maxrss])
+os.write(report, line.encode())
+"""
+"""Starts a command and measures it. A child's peak counts what its parent held when it was started, so the parent is
+this process of a few megabytes, not the one that asks."""
+
+
 def run_child(command: Sequence[str]) -> tuple[float, int | None]:
     """Runs a command to its end; returns its wall time in seconds and its peak memory in bytes (None on Windows).
 
-    The peak is never below this process's own size, so import nothing large before. The output goes to a pipe and is
-    shown where the command fails, which ends the benchmark.
+    The output goes to a pipe and is shown where the command fails, which ends the benchmark.
     """
-    start = time.perf_counter()
-    child = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output = child.stdout.read() if child.stdout else b""
-    peak = None
     if hasattr(os, "wait4"):
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        seconds, code, peak, output = _launched(command)
     else:
-        child.wait()
-    seconds = time.perf_counter() - start
-    if child.returncode:
+        start = time.perf_counter()
+        done = subprocess.run(command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        seconds, code, peak, output = time.perf_counter() - start, done.returncode, None, done.stdout
+    if code:
         words = output.decode(errors="replace")[-3000:]
-        raise SystemExit(f"{' '.join(command)} ended with {child.returncode}:\n{words}")
+        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{words}")
     return seconds, peak
+
+
+def _launched(command: Sequence[str]) -> tuple[float, int, int | None, bytes]:
+    """Wall time, exit code, peak memory in bytes and output of a command, as the launcher measured them."""
+    reading, writing = os.pipe()
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(writing), *command]
+    with os.fdopen(reading, "rb") as report:
+        try:
+            done = subprocess.run(launcher, env=child_environment(), pass_fds=(writing,), stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT)  # fmt: skip
+        finally:
+            os.close(writing)
+        line = report.read()
+    if not line:
+        return math.nan, done.returncode or 1, None, done.stdout
+    seconds, code, peak = json.loads(line)
+    return seconds, code, peak * (1 if sys.platform == "darwin" else 1024), done.stdout
 
 
 class Worker:

@@ -102,7 +102,16 @@ def test_a_child_that_fails_ends_the_benchmark_with_its_words(common: ModuleType
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not tell the memory of a child")
 def test_the_memory_of_a_child_is_its_own(common: ModuleType) -> None:
+    """Whatever this process holds: a child that is started from a large process begins with its peak."""
+    ballast = b"1" * 300_000_000
     small, large = (
-        common.run_child([sys.executable, "-c", f"print(len(b'1' * {size}))"])[1] for size in (1, 600_000_000)
+        common.run_child([sys.executable, "-c", f"print(len(b'1' * {size}))"])[1] for size in (1, 150_000_000)
     )
-    assert small < 600_000_000 < large < 700_000_000
+    assert small < 100_000_000 and small + 145_000_000 < large < small + 155_000_000
+    assert len(ballast) == 300_000_000
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not tell the memory of a child")
+def test_a_command_that_is_not_there_ends_the_benchmark(common: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="no-such-command"):
+        common.run_child(["no-such-command"])
