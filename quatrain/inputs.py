@@ -10,8 +10,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
-from quatrain.recipe import Recipe
+from quatrain.recipe import NO_INT8, Recipe
+from quatrain.runfolder import read_json
 from quatrain.settings import did_you_mean, quote, suggest
 from quatrain.text.settings import DataSettings
 
@@ -49,6 +51,16 @@ def _unknown_sources(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _unquantizable(recipe: Recipe) -> list[str]:
+    """A stage that cannot write its result, found before the stages in front of it have cost their time."""
+    if recipe.model.folder is None or all(stage.kind != "quantize" for stage in recipe.stage):
+        return []
+    config = read_json(Path(recipe.model.folder).expanduser() / "config.json") or {}
+    if config.get("model_type") not in FLOAT_ONLY_FAMILIES:
+        return []
+    return [f"model.folder: {quote(recipe.model.folder)} holds a {config['model_type']} model, {NO_INT8}"]
+
+
 def is_path(source: str) -> bool:
     """Whether a source is a file or folder: it exists, or it cannot be the name of a catalog entry."""
     path = Path(source).expanduser()
@@ -57,7 +69,7 @@ def is_path(source: str) -> bool:
 
 def check_inputs(recipe: Recipe) -> None:
     """Raise InputError that names every file of the recipe that is not there or of the wrong kind."""
-    problems = _unknown_sources(recipe)
+    problems = [*_unknown_sources(recipe), *_unquantizable(recipe)]
     for key, path in input_paths(recipe).items():
         problem = _problem(key, path)
         if problem:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quatrain.alignment.settings import DPOStage
-from quatrain.compression.settings import QuantizeStage
+from quatrain.compression.settings import FLOAT_ONLY_FAMILIES, QuantizeStage
 from quatrain.errors import InputError
 from quatrain.evaluation.settings import EvaluateSettings, EvaluateStage
 from quatrain.models.settings import ModelSettings
@@ -39,6 +39,11 @@ Stage = Annotated[
 
 LEARNING_KINDS = ("pretrain", "finetune", "dpo")
 MODEL_KINDS = (*LEARNING_KINDS, "quantize")
+
+NO_INT8 = (
+    "whose files fuse or transpose its linear layers, for which the format of int8 folders has no place; leave the "
+    'stage out, or choose family = "llama"'
+)
 
 UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every"})
 """Keys that change what is seen of a run and not what it makes."""
@@ -129,6 +134,9 @@ class Recipe(Settings):
                 yield Problem(place, text)
             if kind == "quantize" and quantized is None:
                 quantized = index
+                if self.model.folder is None and self.model.family in FLOAT_ONLY_FAMILIES:
+                    text = f"quantize cannot follow model.family = {quote(self.model.family)}, {NO_INT8}"
+                    yield Problem(place, text, (("model", "family"),))
 
     def _length_conflicts(self) -> Iterator[Problem]:
         longest = self.model.max_position_embeddings

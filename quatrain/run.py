@@ -305,6 +305,14 @@ class _Runner:
             write_report(self.folder)
         except (QuatrainError, OSError) as error:
             self.reporter.warn(f"no report was written: {error}")
+        except Exception as error:
+            import logging
+
+            logging.getLogger("quatrain").debug("the report failed", exc_info=True)
+            self.reporter.warn(
+                f"no report was written ({type(error).__name__}: {error}). This is a bug in quatrain; all else is "
+                "made. Run it again with --restart --debug to see where it happened, and report it with that."
+            )
 
 
 def _changed_message(folder: Path, finished: list[str], valid: list[str], count: int) -> str:

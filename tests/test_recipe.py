@@ -131,6 +131,10 @@ def test_all_problems_come_at_once_those_between_keys_too() -> None:
         (["model.hidden_size=12"], "need an even width, such as hidden_size = 16"),
         (["stage.0.kind=evaluate"], "stage[1]: pretrain needs a tokenizer"),
         (["model.folder=base"], "stage[0]: tokenizer must be left out"),
+        (
+            ["model.family=gpt2"],
+            'stage[4]: quantize cannot follow model.family = "gpt2", whose files fuse or transpose',
+        ),
     ],
 )
 def test_keys_that_disagree(overrides: list[str], part: str) -> None:

@@ -6,6 +6,7 @@ The stages here are of the test's own: they write small files through the same c
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -254,6 +255,33 @@ def test_a_folder_that_no_run_made_is_left_alone(tmp_path: Path, stages: Stages)
         with pytest.raises(InputError, match="holds files and is no run"):
             go(tmp_path, restart=restart)
     assert (tmp_path / "full/thesis.txt").read_text() == "years of work"
+
+
+def test_a_fault_in_the_report_costs_no_run(
+    tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from quatrain.evaluation import report
+
+    def fail(folder: Path) -> None:
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(report, "write_report", fail)
+    caplog.set_level("DEBUG", "quatrain")
+    out = io.StringIO()
+    done = run(FULL, runs_dir=tmp_path, reporter=PlainReporter(out))
+    assert done.model and done.report is None
+    assert "warning: no report was written (KeyError: 'no such thing'). This is a bug" in out.getvalue()
+    assert "Traceback" not in out.getvalue() and "in fail" in caplog.text
+    assert go(tmp_path).done_before
+
+
+def test_gpt2_folders_are_not_quantized(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    text = f"name = 'x'\n[model]\nfolder = '{tmp_path}'\n[[stage]]\nkind = 'quantize'\n"
+    with pytest.raises(InputError) as caught:
+        run(loads(text), runs_dir=tmp_path / "runs", reporter=SilentReporter())
+    assert "holds a gpt2 model, whose files fuse or transpose" in caught.value.problems[0]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_file_in_the_way(tmp_path: Path, stages: Stages) -> None:

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = DEBUG_FLAG in options
     if debug:
         words.remove(DEBUG_FLAG)
+        _show_own_log()
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -49,6 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "internal error: ",
         )
         return 1
+
+
+def _show_own_log() -> None:
+    """What the package notes for those who look for a bug, the tracebacks of survived faults among it, to stderr."""
+    import logging
+
+    logger = logging.getLogger("quatrain")
+    logger.setLevel(logging.DEBUG)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
 
 
 def complain(text: str, prefix: str = "") -> None:

@@ -6,6 +6,9 @@ from typing import Literal
 
 from quatrain.settings import Settings
 
+FLOAT_ONLY_FAMILIES = ("gpt2",)
+"""Families whose files fuse or transpose their linear layers, for which the format of int8 folders has no place."""
+
 
 class QuantizeStage(Settings):
     """Weight-only quantization of the linear layers; `int8` keeps one scale for each output channel."""

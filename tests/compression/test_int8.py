@@ -10,11 +10,14 @@ from torch import nn
 
 from quatrain.adaptation import lora
 from quatrain.compression import files, int8
+from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
+from quatrain.models.families import families
+from quatrain.models.settings import ModelSettings
 from quatrain.models.stack import Model
 
 
@@ -170,6 +173,18 @@ def test_lora_over_int8_trains_and_merges():
         lora.merge_all(small)
         torch.testing.assert_close(small(IDS)[0], expected, atol=1e-5, rtol=1e-4)
     assert type(small.layers[0].mlp.up_proj) is nn.Linear
+
+
+@pytest.mark.parametrize("name", families())
+def test_the_families_that_a_recipe_refuses_are_those_without_int8_files(name, tmp_path):
+    shape = ModelSettings(family=name, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    small = Model(shape.config(50))
+    int8.quantize(small)
+    if name in FLOAT_ONLY_FAMILIES:
+        with pytest.raises(InputError, match="has no place for that"):
+            hub.save(small, tmp_path)
+    else:
+        hub.save(small, tmp_path)
 
 
 def test_dequantized_model_says_the_same():
