@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from quatrain.errors import InputError, QuatrainError
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.stack import Model
-from quatrain.settings import Settings
+from quatrain.settings import Settings, quote
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import database_path, task_of
 from quatrain.text.tokenizer import Tokenizer
+
+OPENING = 20
+"""Characters of a text's beginning that stand in for prompts which the model cannot read."""
 
 SHOWN = 12
 """Samples of each held-out set that the report shows, wrong ones first."""
@@ -29,7 +33,7 @@ def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokeni
         if context.recipe.data_of(settings).database is not None:
             _questions(settings, context, engine, tokenizer, result)
         else:
-            _samples(context, engine, result)
+            _samples(settings, context, engine, result)
 
 
 def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: Tokenizer, result: StageResult) -> None:
@@ -100,21 +104,69 @@ def _shown(
     ]
 
 
-def _samples(context: Context, engine: Engine, result: StageResult) -> None:
+def _samples(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
     """A sample of each of the recipe's prompts at each of its temperatures."""
     wanted = context.recipe.evaluate
+    prompts, notes = _readable_prompts(settings, context, engine)
+    for note in notes:
+        context.reporter.warn(note)
+    result.notes += notes
     result.samples = []
     tokens = seconds = 0.0
     for temperature in wanted.temperatures:
-        if not wanted.prompts:
+        if not prompts:
             break
         params = SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=temperature, seed=context.seed)
         started = time.perf_counter()
-        answers = engine.generate(list(wanted.prompts), params)
+        answers = engine.generate(prompts, params)
         seconds += time.perf_counter() - started
         tokens += sum(len(answer.ids) for answer in answers)
         result.samples += [
             {"set": f"temperature {temperature}", "prompt": prompt, "output": answer.text, "temperature": temperature}
-            for prompt, answer in zip(wanted.prompts, answers, strict=True)
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
     result.generation_tokens_per_second = tokens / seconds if seconds else None
+
+
+def _readable_prompts(settings: Settings, context: Context, engine: Engine) -> tuple[list[str], list[str]]:
+    """The recipe's prompts that the model can read, and a note on each that it cannot.
+
+    A recipe's prompts are for its own text: another text may lack their characters, or its model be too short for
+    them. Where none is left the beginning of the text takes their place.
+    """
+    prompts, notes = [], []
+    for prompt in context.recipe.evaluate.prompts:
+        fault = _fault(engine, prompt)
+        if fault is None:
+            prompts.append(prompt)
+        else:
+            notes.append(f"evaluate.prompts: {quote(prompt)} left out: {fault}")
+    if not notes or prompts:
+        return prompts, notes
+    opening = _opening(settings, context)
+    if opening and _fault(engine, opening) is None:
+        return [opening], [*notes, f"the text's own beginning is the prompt instead: {quote(opening)}"]
+    return [], notes
+
+
+def _fault(engine: Engine, prompt: str) -> str | None:
+    """Why the model cannot go on from a prompt; None where it can."""
+    try:
+        count = len(engine.encode(prompt))
+    except InputError as error:
+        return error.message
+    limit = engine.model.config.max_position_embeddings
+    return None if count < limit else f"it has {count} tokens, and the model reads {limit}"
+
+
+def _opening(settings: Settings, context: Context) -> str:
+    """The first words of the text that a stage has learned, at most 20 characters; "" where they are not to be had."""
+    from quatrain.text.files import read_pieces
+
+    source = context.recipe.data_of(settings).source
+    try:
+        text = next((piece.text for piece in read_pieces(source) if piece.text.strip()), "") if source else ""
+    except QuatrainError:
+        return ""
+    line = text.strip().splitlines()[0][:OPENING] if text.strip() else ""
+    return line if len(line) < OPENING else line.rpartition(" ")[0] or line

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.adaptation import lora
+from quatrain.adaptation.token_rows import learn_rows
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.stack import Model
@@ -44,7 +45,7 @@ def adapt(
 ) -> StageResult:
     """Trains `model` on examples, through the stage's adapter if it has one, which is merged in the end; writes it."""
     wanted = settings.train
-    save, load = attach(settings, context, model)
+    save, load = attach(settings, context, model, tokenizer)
     stream = ExampleStream(examples, batch_tokens=max(1, wanted.batch_tokens // wanted.accumulation), seed=context.seed)
     steps = wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
     sequence = round(sum(map(len, examples)) / len(examples))
@@ -56,13 +57,17 @@ def adapt(
     return result
 
 
-def attach(settings: Any, context: Context, model: Model) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
+def attach(
+    settings: Any, context: Context, model: Model, tokenizer: Tokenizer
+) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
     if settings.adapter is None:
         return partial(hub.save, model), partial(load_weights, model)
     from quatrain.adaptation import peft_files
 
     lora.apply(model, settings.adapter, seed=context.seed)
+    if settings.adapter.tokens == "special":
+        learn_rows(model, sorted(tokenizer.special_ids))
     trainable, total, percent = lora.trainable_report(model)
     context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
     base = str(context.previous_model or context.recipe.model.folder or "")

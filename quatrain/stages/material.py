@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quatrain.errors import InputError
 from quatrain.settings import Settings
 from quatrain.stages.base import Context
+from quatrain.text.files import Piece, read_pieces
 from quatrain.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 SHOP = "shop"
 CHAT_TEMPLATE = "chatml"
+MAX_HELD = 8_000_000
+"""Characters of a text without a space that are kept together."""
 
 
 def tokenizer_of(context: Context) -> Tokenizer:
@@ -39,15 +42,27 @@ def model_of(context: Context) -> Model:
     return load_model(folder)[0]
 
 
-def documents(context: Context, stage: Settings) -> Iterator[str]:
-    """The texts that a stage learns from: the source's, or those that the database's questions bring."""
+def pieces(context: Context, stage: Settings) -> Iterator[Piece]:
+    """The texts that a stage learns from, the source's or those that the database's questions bring.
+
+    A large document comes in several pieces, so that no more of it is in memory than a piece.
+    """
     data = context.recipe.data_of(stage)
     if data.database is not None:
-        yield from task_of(context, stage).documents()
+        yield from (Piece(text, True) for text in task_of(context, stage).documents())
     else:
-        from quatrain.text.files import read_documents
+        yield from read_pieces(str(data.source))
 
-        yield from read_documents(str(data.source))
+
+def texts(parts: Iterable[Piece]) -> Iterator[str]:
+    """Pieces as texts of their own, for counting words: none is cut but where a space is, if there is one."""
+    held = ""
+    for piece in parts:
+        text = held + piece.text
+        end = len(text) if piece.last or len(text) > MAX_HELD else max(0, text.rfind(" "))
+        if end:
+            yield text[:end]
+        held = text[end:]
 
 
 def task_of(context: Context, stage: Settings) -> Text2SQL:

@@ -14,7 +14,7 @@ from quatrain.models.stack import Block, Model
 from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import train
-from quatrain.stages.material import documents, model_of, tokenizer_of, write_model
+from quatrain.stages.material import model_of, pieces, tokenizer_of, write_model
 from quatrain.text import tokenfile
 from quatrain.text.batches import TokenExample
 from quatrain.text.tokenfile import TokenFile
@@ -80,7 +80,8 @@ def make_stream(settings: PretrainStage, context: Context, learned: TokenFile, l
 def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
     """Each document as an example between two separators, so that its first token and its end are learned.
 
-    A document longer than `length` tokens becomes several, which overlap by the one token that is read first.
+    A document longer than `length` tokens becomes several, which overlap by the one token that is read first. One that
+    goes on behind the file's last token gets no separator there: nothing ends where the held-out text begins.
     """
     separator = file.about["separator"]
     starts = [*file.document_starts.tolist(), len(file)]
@@ -88,7 +89,8 @@ def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
     for start, end in pairwise(starts):
         ids = file[start:end].tolist()
         if separator is not None:
-            ids = [separator, *ids, separator] if ids[-1] != separator else [separator, *ids]
+            whole = end < len(file) or file.stop == file.about["tokens"]
+            ids = [separator, *ids, *([separator] if whole and ids[-1] != separator else [])]
         for begin in range(0, max(1, len(ids) - 1), length):
             part = ids[begin : begin + length + 1]
             examples.append(TokenExample(part, [True] * len(part)))
@@ -138,7 +140,7 @@ def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer
     else:
         with context.reporter.task("tokens", unit="token") as task:
             whole = tokenfile.build(
-                documents(context, settings),
+                pieces(context, settings),
                 tokenizer,
                 folder,
                 source=data.source or data.database,

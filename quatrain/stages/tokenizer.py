@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from quatrain.settings import Settings
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.material import CHAT_TEMPLATE, documents
+from quatrain.stages.material import CHAT_TEMPLATE, pieces, texts
 from quatrain.text.tokenizer import Tokenizer
 
 
@@ -24,7 +24,7 @@ def run(settings: Settings, context: Context) -> StageResult:
     def counted() -> Iterator[str]:
         nonlocal count
         with context.reporter.task("tokenizer", unit="character") as task:
-            for text in documents(context, settings):
+            for text in texts(pieces(context, settings)):
                 count += len(text)
                 task.update(count)
                 yield text
