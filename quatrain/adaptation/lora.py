@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quatrain.errors import InputError
+from quatrain.adaptation.token_rows import learned_rows, stop_learning_rows
 from quatrain.models.stack import Model
 
 ALL_LINEAR = "all-linear"
@@ -171,6 +172,8 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
 def merge_all(model: nn.Module) -> list[str]:
     """Merges every adapter into its base, in place; all weights train again. Returns the merged layers' paths."""
     merged = list(adapters(model))
+    if isinstance(model, Model):
+        stop_learning_rows(model)
     for name, layer in merged:
         replace_module(model, name, layer.merge())
     for parameter in model.parameters():
@@ -187,6 +190,9 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def trainable_report(model: nn.Module) -> tuple[int, int, float]:
     """Elements that train, all of them (int8 weights too, tied ones once), and the former in percent of the latter."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if isinstance(model, Model) and (rows := learned_rows(model)):
+        weight = model.embed_tokens.weight
+        trainable += (len(rows) - weight.shape[0]) * weight.shape[1]
     total = sum(parameter.numel() for parameter in model.parameters())
     total += sum(buffer.numel() for buffer in model.buffers() if buffer.dtype == torch.int8)
     return trainable, total, 100 * trainable / max(1, total)

@@ -25,6 +25,7 @@ from quatrain.adaptation.lora import (
     load_adapter_tensors,
     replace_module,
 )
+from quatrain.adaptation.token_rows import learn_rows, learned_rows, write_rows
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
 from quatrain.models.families import family
@@ -35,7 +36,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 UNSUPPORTED = {
     "use_dora": False, "bias": "none", "modules_to_save": None, "layer_replication": None, "lora_bias": False,
-    "trainable_token_indices": None, "target_parameters": None, "alora_invocation_tokens": None, "use_qalora": False,
+    "target_parameters": None, "alora_invocation_tokens": None, "use_qalora": False,
     "arrow_config": None, "use_bdlora": None, "corda_config": None, "eva_config": None, "exclude_modules": None,
 }  # fmt: skip
 """Options of PEFT that change what an adapter computes or holds, at the values that Quatrain reads."""
@@ -79,10 +80,15 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
         tensors[f"{PREFIX}{theirs}.lora_A.weight"] = first
         tensors[f"{PREFIX}{theirs}.lora_B.weight"] = second
         ranks[theirs], alphas[theirs] = first.shape[0], scaling * first.shape[0]
+    rows = learned_rows(model)
+    embedding = layers.theirs["embed_tokens"]
+    if rows:
+        tensors[_rows_key(embedding)] = model.embed_tokens.weight.detach()[list(rows)]
     every = {layers.theirs[name] for name in (*found, *linear_names(model))}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True,
         "target_modules": _short_names(set(grouped), every), "bias": "none", "use_rslora": False, "use_dora": False,
+        "trainable_token_indices": {embedding.rpartition(".")[2]: list(rows)} if rows else None,
         "fan_in_fan_out": any(theirs in layers.transposed for theirs in grouped),
         "lora_dropout": max(layer.dropout for layer in found.values()),
         **_with_pattern("r", "rank_pattern", ranks), **_with_pattern("lora_alpha", "alpha_pattern", alphas),
@@ -93,6 +99,23 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     write_json(folder / CONFIG, config)
     with atomic_write(folder / WEIGHTS, "wb") as file:
         file.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
+
+
+def _rows_key(embedding: str) -> str:
+    return f"{PREFIX}{embedding}.token_adapter.trainable_tokens_delta"
+
+
+def _take_rows(config: dict[str, Any], layers: _Layers, tensors: dict[str, Tensor]) -> tuple[list[int], Tensor] | None:
+    """The learned token rows of an adapter folder, taken out of `tensors`; None where it has none."""
+    wanted = config.get("trainable_token_indices")
+    if not wanted:
+        return None
+    embedding = layers.theirs["embed_tokens"]
+    ids = wanted.get(embedding.rpartition(".")[2]) if isinstance(wanted, dict) else wanted
+    rows = tensors.pop(_rows_key(embedding), None)
+    if ids is None or rows is None or rows.shape[0] != len(ids):
+        raise InputError(f"trainable_token_indices: {wanted}; the adapter's weights hold no such rows of {embedding}")
+    return list(ids), rows
 
 
 def _fuse(parts: list[str], group: dict[str, LoRALinear], model: Model) -> tuple[Tensor, Tensor, float]:
@@ -186,6 +209,7 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     config = read_config(folder)
     layers = _Layers(model)
     tensors = _read_tensors(folder / WEIGHTS)
+    rows = _take_rows(config, layers, tensors)
     problems: list[str] = []
     made: dict[str, LoRALinear] = {}
     for theirs, pair in _pairs(tensors, problems).items():
@@ -208,6 +232,9 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     if problems:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", problems)
     model.requires_grad_(False)
+    if rows is not None:
+        write_rows(model, *rows)
+        learn_rows(model, rows[0])
     for name, layer in made.items():
         layer.lora_A.requires_grad_(True)
         layer.lora_B.requires_grad_(True)
@@ -279,6 +306,7 @@ def load_weights(model: Model, folder: str | Path) -> None:
     """
     tensors = _read_tensors(Path(folder) / WEIGHTS)
     layers = _Layers(model)
+    rows = _take_rows(read_config(folder), layers, tensors)
     found = dict(adapters(model))
     grouped: dict[str, dict[str, LoRALinear]] = defaultdict(dict)
     for name, layer in found.items():
@@ -305,3 +333,5 @@ def load_weights(model: Model, folder: str | Path) -> None:
     if problems:
         raise InputError(f"{Path(folder) / WEIGHTS}: does not fit the model's adapters:", problems)
     load_adapter_tensors(model, filled)
+    if rows is not None:
+        write_rows(model, *rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
-from quatrain.text.batches import windows
+from quatrain.text.batches import TokenExample, pad, windows
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,30 @@ def text_loss(model: Model, tokens: np.ndarray, *, context: int, batch_tokens: i
         total += _summed(model, tokens, np.array([whole * context]), rest)
     model.train(was_training)
     return TextLoss(total / predicted, predicted)
+
+
+@torch.inference_mode()
+def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_tokens: int = 16_384) -> TextLoss:
+    """The mean loss over the learned tokens of examples, each read by itself from its own beginning.
+
+    Raises InputError where nothing is learned.
+    """
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    order = sorted(examples, key=len)
+    while order:
+        rows = max(1, batch_tokens // len(order[-1]))
+        part, order = order[-rows:], order[:-rows]
+        # The padding's id is never seen by a token that is learned.
+        batch = pad(part, 0).to(model.device)
+        _, loss = model(batch.input_ids, batch.labels)
+        total += loss.double().sum().item()  # type: ignore[union-attr]
+        count += batch.num_labels
+    model.train(was_training)
+    if count == 0:
+        raise InputError("There is no token to measure the loss on.")
+    return TextLoss(total / count, count)
 
 
 def _summed(model: Model, tokens: np.ndarray, starts: np.ndarray, length: int) -> float:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SHOP = "shop"
 CHAT_TEMPLATE = "chatml"
+MADE_UP = 0.5
+"""Share of the training questions' values that are invented: values must be copied, not remembered."""
 MAX_HELD = 8_000_000
 """Characters of a text without a space that are kept together."""
 
@@ -77,6 +79,7 @@ def task_of(context: Context, stage: Settings) -> Text2SQL:
             seed=context.seed,
             examples=data.examples,
             held_out=context.recipe.evaluate.examples,
+            made_up=MADE_UP,
         )
         for note in context.shared[key].notes:
             context.reporter.info(note)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from quatrain.errors import InputError
-from quatrain.evaluation.perplexity import text_loss
+from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Block, Model
@@ -28,17 +29,13 @@ from quatrain.training.streams import ExampleStream, Stream, WindowStream
 def run(settings: PretrainStage, context: Context) -> StageResult:
     """Tokenizes the text into a token file, trains, writes `model/` and measures it."""
     tokenizer = tokenizer_of(context)
-    learned, rest = split_tokens(settings, context, tokenizer)
-    held_out = rest.tokens
+    learned, held_out = split_tokens(settings, context, tokenizer)
     model = starting_model(settings, context, tokenizer)
     length = settings.context or model.config.max_position_embeddings
     wanted = settings.train
     stream, steps = make_stream(settings, context, learned, length)
 
-    def validate(current: Model) -> dict[str, float]:
-        return {"validation_loss": text_loss(current, held_out, context=length).loss}
-
-    _, result = train(
+    trained, result = train(
         context,
         model,
         Causal(),
@@ -48,11 +45,11 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
         sequence=length,
         save=partial(hub.save, model),
         load=partial(load_weights, model),
-        validate=validate if len(held_out) > 1 else None,
+        validate=make_validation(settings, held_out, length),
     )
     result.model_bytes = write_model(model, tokenizer, context.model_folder)
-    if len(held_out) > 1:
-        measured = text_loss(model, held_out, context=length)
+    if "validation_loss" in trained.metrics:
+        measured = TextLoss(trained.metrics["validation_loss"], len(held_out))
         result.validation_loss, result.perplexity = measured.loss, measured.perplexity
     assess(settings, context, model, tokenizer, result)
     checkpoints.remove(context.checkpoints)
@@ -75,6 +72,18 @@ def make_stream(settings: PretrainStage, context: Context, learned: TokenFile, l
     windows = WindowStream(learned.tokens, length=length, rows=micro // length, seed=context.seed)
     tokens = windows.rows * length * wanted.accumulation
     return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens))
+
+
+def make_validation(
+    settings: PretrainStage, held_out: TokenFile, length: int
+) -> Callable[[Model], dict[str, float]] | None:
+    """What measures the mean loss per token of the text held out, in the rows that training has; None without text."""
+    if len(held_out) < 2:
+        return None
+    if settings.rows == "documents":
+        examples = whole_documents(held_out, length)
+        return lambda model: {"validation_loss": examples_loss(model, examples).loss}
+    return lambda model: {"validation_loss": text_loss(model, held_out.tokens, context=length).loss}
 
 
 def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:

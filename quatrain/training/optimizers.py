@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -80,12 +80,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(
-    trainable: dict[str, nn.Parameter], settings: TrainSettings, *, dtype: torch.dtype
+    trainable: dict[str, nn.Parameter], settings: TrainSettings, *, dtype: torch.dtype, undecayed: Container[str] = ()
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of the parameters that learn, by name, as `settings.optimizer` says.
 
     Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices
-    decay. `dtype` is that of Muon's iteration.
+    decay, and of those none named in `undecayed`. `dtype` is that of Muon's iteration.
     """
     muon = {
         name
@@ -105,9 +105,11 @@ def make_optimizers(
             )
         )
     rest = {name: parameter for name, parameter in trainable.items() if name not in muon}
-    matrices = [parameter for parameter in rest.values() if parameter.dim() >= 2]
-    vectors = [parameter for parameter in rest.values() if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    decayed = {name for name, parameter in rest.items() if parameter.dim() >= 2 and name not in undecayed}
+    groups: list[dict[str, Any]] = [
+        {"params": [rest[name] for name in rest if name in decayed], "weight_decay": settings.weight_decay},
+        {"params": [rest[name] for name in rest if name not in decayed], "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
     if groups:
         optimizers.append(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quatrain.adaptation.token_rows import WEIGHT, learned_rows
 from quatrain.errors import QuatrainError
 from quatrain.models.stack import Model
 from quatrain.training import checkpoints
@@ -101,8 +102,12 @@ class Trainer:
         """
         state, tensors = self._find_checkpoint()
         self.weights = Precision(self.model, self.dtype)
+        # Decay would move the embedding's frozen rows.
+        undecayed = {WEIGHT} if learned_rows(self.model) else set()
         try:
-            self.optimizers = make_optimizers(self.weights.masters, self.settings, dtype=self.dtype)
+            self.optimizers = make_optimizers(
+                self.weights.masters, self.settings, dtype=self.dtype, undecayed=undecayed
+            )
             if state is not None:
                 load_optimizer_tensors(self.weights.masters, self.optimizers, tensors)
             metrics = self._loop()

@@ -1,0 +1,92 @@
+"""Single embedding rows that learn: only those move, they are saved as PEFT saves them, and PEFT reads them."""
+
+import pytest
+import torch
+
+from quatrain.adaptation import lora, peft_files
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.token_rows import learn_rows, learned_rows
+from quatrain.errors import InputError
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+from quatrain.text.batches import TokenExample
+from quatrain.training.objectives import Causal
+from quatrain.training.settings import TrainSettings
+from quatrain.training.streams import ExampleStream
+from quatrain.training.trainer import Trainer
+
+IDS = (3, 17)
+
+
+def adapted(family="llama", tied=True, seed=0):
+    shape = {"position": "learned", "norm": "layer", "feed_forward": "plain", "activation": "gelu_tanh",
+             "attention_bias": True, "feed_forward_bias": True} if family == "gpt2" else {}  # fmt: skip
+    config = ModelConfig(family=family, vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
+                         tie_word_embeddings=tied, **shape)  # fmt: skip
+    model = Model(config).initialize(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+    return model
+
+
+def trained(model, precision="float32"):
+    lora.apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
+    learn_rows(model, IDS)
+    examples = [TokenExample([i % 30, *IDS, (i + 5) % 30, 3], [True] * 5) for i in range(24)]
+    settings = TrainSettings(steps=3, batch_tokens=64, learning_rate=1e-2, warmup=0, precision=precision, weight_decay=0.3)
+    Trainer(model, Causal(), ExampleStream(examples, batch_tokens=64, seed=0), settings, steps=3).train()
+    return model
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_chosen_rows_move(precision, tied):
+    before = adapted(tied=tied).embed_tokens.weight.detach().clone()
+    model = trained(adapted(tied=tied), precision)
+    after = model.embed_tokens.weight.detach()
+    moved = [row for row in range(30) if not torch.equal(before[row], after[row])]
+    assert moved == list(IDS)
+
+
+def test_the_report_counts_the_rows_alone():
+    model = adapted()
+    lora.apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
+    without, *_ = lora.trainable_report(model)
+    learn_rows(model, IDS)
+    assert lora.trainable_report(model)[0] == without + len(IDS) * 16
+
+
+def test_merging_ends_it():
+    model = trained(adapted())
+    lora.merge_all(model)
+    assert learned_rows(model) == ()
+    model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
+    assert model.embed_tokens.weight.grad[4].abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_saved_and_loaded_bit_for_bit_and_by_peft(tmp_path, family):
+    peft = pytest.importorskip("peft", reason="the reference is not installed")
+    transformers = pytest.importorskip("transformers", reason="the reference is not installed")
+    base = adapted(family)
+    hub.save(base, tmp_path / "base")
+    model = trained(adapted(family)).eval()
+    peft_files.save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    ids = torch.tensor([[1, 3, 17, 5, 3]])
+    with torch.no_grad():
+        expected, _ = model(ids)
+        fresh = hub.load(tmp_path / "base")
+        peft_files.load_adapter(fresh, tmp_path / "adapter")
+        again, _ = fresh.eval()(ids)
+        reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()(ids).logits
+    assert torch.equal(again, expected)
+    torch.testing.assert_close(theirs, expected, atol=1e-5, rtol=0)
+
+
+def test_ids_past_the_embedding_are_refused():
+    with pytest.raises(InputError, match="0 to 29"):
+        learn_rows(adapted(), [30])
