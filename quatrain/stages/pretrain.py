@@ -80,8 +80,8 @@ def make_validation(
     """What measures the mean loss per token of the text held out, in the rows that training has; None without text."""
     if len(held_out) < 2:
         return None
-    if settings.rows == "documents":
-        examples = whole_documents(held_out, length)
+    # Where the end of one long document is held out, none begins there: it is measured as running text.
+    if settings.rows == "documents" and (examples := whole_documents(held_out, length)):
         return lambda model: {"validation_loss": examples_loss(model, examples).loss}
     return lambda model: {"validation_loss": text_loss(model, held_out.tokens, context=length).loss}
 
