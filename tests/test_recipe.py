@@ -130,6 +130,10 @@ def test_all_problems_come_at_once_those_between_keys_too() -> None:
         (["model.num_key_value_heads=3"], "model.num_key_value_heads: 3; must divide num_attention_heads = 4: one of"),
         (["model.hidden_size=12"], "need an even width, such as hidden_size = 16"),
         (["stage.0.kind=evaluate"], "stage[1]: pretrain needs a tokenizer"),
+        (
+            ["tokenizer.kind=unigram", "tokenizer.spaces=free"],
+            'tokenizer.spaces: "free"; only kind = "bpe" has it, not "unigram"',
+        ),
         (["model.folder=base"], "stage[0]: tokenizer must be left out"),
         (
             ["model.family=gpt2"],

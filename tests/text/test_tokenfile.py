@@ -37,7 +37,9 @@ SPACY = st.lists(st.sampled_from(["a", "b", ".", ",", "1", "'d", " ", "  ", "\n"
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Tokenizer]:
-    return {kind: Tokenizer.train([*TEXT, *SPACED], kind=kind, vocab_size=400) for kind in KINDS}
+    texts = [*TEXT, *SPACED]
+    made = {kind: Tokenizer.train(texts, kind=kind, vocab_size=400) for kind in KINDS}
+    return made | {"free": Tokenizer.train(texts, vocab_size=400, spaces="free")}
 
 
 def llama3_like() -> Tokenizer:
@@ -69,7 +71,7 @@ def joined(tokenizer: Tokenizer, text: str, size: int, pieces: list[str] | None 
     return [each for part in parts for each in tokenizer.encode(part)]
 
 
-@pytest.mark.parametrize("kind", [*KINDS[:4], "llama-3"])
+@pytest.mark.parametrize("kind", [*KINDS[:4], "llama-3", "free"])
 @settings(max_examples=300, deadline=None)
 @given(text=TRICKY | st.text(max_size=40) | SPACY, size=st.integers(1, 9))
 @example(text="a   b", size=1)

@@ -290,3 +290,53 @@ def test_half_a_character_is_told(trained: dict[str, Tokenizer], kind: str) -> N
         trained[kind].encode_batch(["ab", "ab\ud83d"])
     with pytest.raises(InputError, match="not int"):
         trained["bpe"].encode(3)  # type: ignore[arg-type]
+
+
+NAMES = [*TEXT, "Ulm and 'Ulm' have Anna, 'Anna' and 12 USA\tmen; in Ulm, of Ulm, to Anna\n" * 9]
+
+
+@pytest.fixture(scope="module")
+def free() -> Tokenizer:
+    return Tokenizer.train(NAMES, vocab_size=400, spaces="free")
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text() | st.text(alphabet=" \n\tabAB1'.é"))
+@example(text="  Two  Spaces, 12 USAb 'Ulm'\r\n")
+def test_free_spaces_lose_nothing(free: Tokenizer, text: str) -> None:
+    assert free.decode(free.encode(text), skip_special_tokens=False) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=st.from_regex(r"[A-ZÄØ][a-zäø]{1,9}", fullmatch=True) | st.from_regex(r"[0-9]{1,9}", fullmatch=True))
+@example(name="Ulm")
+@example(name="Quetzalcoatl")
+def test_with_free_spaces_a_name_is_the_same_tokens_everywhere(free: Tokenizer, name: str) -> None:
+    alone = free.encode(name)
+    assert free.encode(f"in {name}") == free.encode("in ") + alone
+    assert free.encode(f"= '{name}'") == free.encode("= '") + alone + free.encode("'")
+    assert free.encode(f"{name}\n") == alone + free.encode("\n")
+
+
+def test_without_free_spaces_it_is_not(free: Tokenizer) -> None:
+    """What the option is for; words in lower case keep their space with either."""
+    usual = Tokenizer.train(NAMES, vocab_size=400)
+    assert usual.encode("in Ulm") != usual.encode("in ") + usual.encode("Ulm")
+    assert free.id_to_token(free.encode("a question")[-1]) == "\u0120question"
+
+
+def test_free_spaces_are_kept_in_the_folder_and_by_transformers(free: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    free.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert again.fingerprint == free.fingerprint and again.kind == "bpe"
+    for text in (*TEXT[:2], "in Ulm = 'Ulm'  USA 12\n\n x", " Été Ågot  ☃"):
+        assert again.encode(text) == free.encode(text) == theirs.encode(text, add_special_tokens=False)
+        assert theirs.decode(free.encode(text)) == text
+
+
+@pytest.mark.parametrize(("kind", "spaces"), [(kind, "free") for kind in KINDS if kind != "bpe"] + [("bpe", "loose")])
+def test_spaces_that_a_kind_does_not_have(kind: str, spaces: str) -> None:
+    with pytest.raises(InputError, match=f"spaces '{spaces}': allowed are attached, and free for kind bpe"):
+        Tokenizer.train(TEXT, kind=kind, vocab_size=400, spaces=spaces)
