@@ -192,7 +192,7 @@ def _train(backend: Backend, trainer: Any, texts: Iterable[str]) -> None:
     try:
         backend.train_from_iterator(_pieces(texts), trainer)
     except BaseException as error:  # the trainers are Rust: a panic of theirs is a BaseException
-        if isinstance(texts, _Counted) and texts.characters == 0 and not isinstance(error, KeyboardInterrupt):
+        if isinstance(texts, _Counted) and texts.ended and texts.characters == 0:
             raise _no_text() from error
         raise
 
@@ -235,16 +235,18 @@ def _no_text() -> InputError:
 
 
 class _Counted:
-    """Passes texts on and counts their characters."""
+    """Passes texts on and counts their characters; `ended` says that there were no more, not that reading failed."""
 
     def __init__(self, texts: Iterable[str]):
         self.texts = texts
         self.characters = 0
+        self.ended = False
 
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             self.characters += len(text)
             yield text
+        self.ended = True
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +341,21 @@ def test_free_spaces_are_kept_in_the_folder_and_by_transformers(free: Tokenizer,
 def test_spaces_that_a_kind_does_not_have(kind: str, spaces: str) -> None:
     with pytest.raises(InputError, match=f"spaces '{spaces}': allowed are attached, and free for kind bpe"):
         Tokenizer.train(TEXT, kind=kind, vocab_size=400, spaces=spaces)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before", [[], TEXT])
+def test_a_fault_in_reading_the_texts_is_what_is_said(kind: str, before: list[str]) -> None:
+    def texts() -> Iterator[str]:
+        yield from before
+        raise InputError("this file is no text")
+
+    with pytest.raises(InputError, match="this file is no text"):
+        Tokenizer.train(texts(), kind=kind, vocab_size=400)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_text_is_said(kind: str) -> None:
+    for texts in ([], [""]):
+        with pytest.raises(InputError, match="there is no text to train a tokenizer on"):
+            Tokenizer.train(texts, kind=kind, vocab_size=400)
