@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quatrain.errors import InputError
 from quatrain.adaptation.token_rows import learned_rows, stop_learning_rows
+from quatrain.errors import InputError
 from quatrain.models.stack import Model
 
 ALL_LINEAR = "all-linear"

@@ -155,13 +155,13 @@ class Model(nn.Module):
         """Draws fresh weights, as short runs like them best (K. Jordan et al., modded-nanogpt, 2024).
 
         Projections that read the residual stream are uniform within 1 / sqrt(inputs), those that write to it start at
-        zero, so that each block begins as the identity. A head of its own starts at zero and its embedding at 0.5; one
-        that is tied to the embedding, and learned positions, at initializer_range. Norms start at one.
+        zero, so that each block begins as the identity. A head of its own starts at zero and its embedding at 0.5; an
+        embedding that is tied to the head at 0.05, learned positions at initializer_range. Norms start at one.
         """
         generator = torch.Generator().manual_seed(seed)
         tied = self.config.tie_word_embeddings
         deviations = {
-            "embed_tokens.weight": self.config.initializer_range if tied else 0.5,
+            "embed_tokens.weight": 0.05 if tied else 0.5,
             "lm_head.weight": 0.0,
             "embed_positions.weight": self.config.initializer_range,
         }

@@ -23,7 +23,10 @@ from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import PretrainStage
-from quatrain.training.streams import ExampleStream, Stream, WindowStream
+from quatrain.training.streams import CopyStream, ExampleStream, InTurn, Stream, WindowStream
+
+COPY_LENGTH = 64
+"""Tokens of a row of the copying steps."""
 
 
 def run(settings: PretrainStage, context: Context) -> StageResult:
@@ -34,6 +37,8 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
     length = settings.context or model.config.max_position_embeddings
     wanted = settings.train
     stream, steps = make_stream(settings, context, learned, length)
+    if settings.copy_steps:
+        stream = copy_first(settings, context, tokenizer, stream)
 
     trained, result = train(
         context,
@@ -72,6 +77,16 @@ def make_stream(settings: PretrainStage, context: Context, learned: TokenFile, l
     windows = WindowStream(learned.tokens, length=length, rows=micro // length, seed=context.seed)
     tokens = windows.rows * length * wanted.accumulation
     return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens))
+
+
+def copy_first(settings: PretrainStage, context: Context, tokenizer: Tokenizer, stream: Stream) -> Stream:
+    """The stream, after `copy_steps` steps of copying random tokens."""
+    wanted = settings.train
+    tokens = [token for token in range(tokenizer.vocab_size) if token not in tokenizer.special_ids]
+    separator = tokenizer.eos_id if tokenizer.eos_id is not None else tokens.pop()
+    rows = max(1, wanted.batch_tokens // wanted.accumulation // COPY_LENGTH)
+    first = CopyStream(tokens, separator, length=COPY_LENGTH, rows=rows, seed=context.seed)
+    return InTurn(first, settings.copy_steps * wanted.accumulation, stream)
 
 
 def make_validation(

@@ -61,6 +61,7 @@ class PretrainStage(Settings):
     kind: Literal["pretrain"] = "pretrain"
     objective: Literal["causal"] = "causal"
     rows: Literal["windows", "documents"] = "windows"
+    copy_steps: int = Field(default=0, ge=0)
     context: int | None = Field(default=None, ge=2)
     train: TrainSettings
     data: DataSettings | None = None
