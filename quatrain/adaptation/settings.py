@@ -12,8 +12,8 @@ from quatrain.settings import Settings
 class AdapterSettings(Settings):
     """LoRA (Hu et al., 2021): `targets` names linear layers by the end of their path, or "all-linear".
 
-    `tokens` = "special" lets the embedding's rows of the tokenizer's special tokens learn too, so that the marks of a chat
-    that pretraining never saw, the end of a turn above all, can be told and said; "none" leaves the embedding frozen.
+    `tokens` = "special" lets the embedding's rows of the tokenizer's special tokens learn too, so that the marks of a
+    chat that pretraining never saw, the end of a turn above all, can be said; "none" leaves the embedding frozen.
     """
 
     method: Literal["lora"] = "lora"

@@ -1,7 +1,7 @@
 """Single rows of the embedding that learn while the rest is frozen: new tokens, and the marks of a chat template.
 
-A low-rank adapter leaves the embedding as it is. Tokens that pretraining never saw, such as the end of a turn, then have
-no direction of their own to be said by: the model may rank the end first and still give it next to no probability.
+A low-rank adapter leaves the embedding as it is. Tokens that pretraining never saw, such as the end of a turn, then
+have no direction of their own to be said by: the model may rank the end first and still give it next to no probability.
 PEFT's name for it is `trainable_token_indices`.
 """
 
@@ -29,7 +29,7 @@ class TokenRows:
 
 
 def learn_rows(model: Model, ids: Sequence[int]) -> None:
-    """Lets the embedding's rows of these ids learn (and the head's, where it is tied); every other row stays, to the bit.
+    """Lets the embedding's rows of these ids learn (the head's too, where it is tied); all others stay, to the bit.
 
     Raises InputError for ids that the embedding does not have.
     """

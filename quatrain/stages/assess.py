@@ -23,7 +23,7 @@ OPENING = 20
 """Characters of a text's beginning that stand in for prompts which the model cannot read."""
 
 SHOWN = 12
-"""Samples of each held-out set that the report shows, wrong ones first."""
+"""Samples of each held-out set that the report shows, evenly spread."""
 
 
 def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:

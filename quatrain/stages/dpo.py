@@ -79,7 +79,7 @@ def _unchanged(
 def _own_pairs(
     settings: DPOStage, context: Context, model: Model, tokenizer: Tokenizer
 ) -> tuple[list[PreferenceExample], list[str]]:
-    """The model's own answers to practice questions, judged by execution; the right SQL stands in where none was right."""
+    """The model's own answers to practice questions, judged by running them; the reference where none is right."""
     from quatrain.applications.text2sql.judge import execution_match
     from quatrain.applications.text2sql.sandbox import Connection
 
@@ -122,8 +122,8 @@ def _own_pairs(
             task_bar.update(min(start + portion, len(questions)), pairs=len(found))
     share = totals["correct"] / max(1, totals["samples"])
     return found, [
-        f"{len(found):,} pairs from {totals['samples']:,} samples of {len(questions):,} practice questions, {share:.1%} "
-        f"of them right; the reference answer was chosen in {totals['from_gold']:,}"
+        f"{len(found):,} pairs from {totals['samples']:,} samples of {len(questions):,} practice questions, "
+        f"{share:.1%} of them right; the reference answer was chosen in {totals['from_gold']:,}"
     ]
 
 

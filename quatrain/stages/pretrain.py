@@ -37,7 +37,7 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
     length = settings.context or model.config.max_position_embeddings
     wanted = settings.train
     stream, steps = make_stream(settings, context, learned, length)
-    if settings.copy_steps:
+    if settings.copy_steps or settings.copy_every:
         stream = copy_first(settings, context, tokenizer, stream)
 
     trained, result = train(
@@ -80,13 +80,13 @@ def make_stream(settings: PretrainStage, context: Context, learned: TokenFile, l
 
 
 def copy_first(settings: PretrainStage, context: Context, tokenizer: Tokenizer, stream: Stream) -> Stream:
-    """The stream, after `copy_steps` steps of copying random tokens."""
+    """The stream, after `copy_steps` steps of copying random tokens and with more of them in between."""
     wanted = settings.train
     tokens = [token for token in range(tokenizer.vocab_size) if token not in tokenizer.special_ids]
     separator = tokenizer.eos_id if tokenizer.eos_id is not None else tokens.pop()
     rows = max(1, wanted.batch_tokens // wanted.accumulation // COPY_LENGTH)
     first = CopyStream(tokens, separator, length=COPY_LENGTH, rows=rows, seed=context.seed)
-    return InTurn(first, settings.copy_steps * wanted.accumulation, stream)
+    return InTurn(first, settings.copy_steps * wanted.accumulation, stream, every=settings.copy_every)
 
 
 def make_validation(

@@ -62,6 +62,7 @@ class PretrainStage(Settings):
     objective: Literal["causal"] = "causal"
     rows: Literal["windows", "documents"] = "windows"
     copy_steps: int = Field(default=0, ge=0)
+    copy_every: int = Field(default=0, ge=0, description="0 for never again")
     context: int | None = Field(default=None, ge=2)
     train: TrainSettings
     data: DataSettings | None = None

@@ -184,16 +184,17 @@ class CopyStream:
 
 
 class InTurn:
-    """One stream for its first `count` micro-batches, then another."""
+    """One stream for its first `count` micro-batches, then another, with one of the first after each `every` - 1."""
 
-    def __init__(self, first: Stream, count: int, second: Stream):
-        self.first, self.count, self.second = first, count, second
+    def __init__(self, first: Stream, count: int, second: Stream, *, every: int = 0):
+        self.first, self.count, self.second, self.every = first, count, second, every
         self.seen = 0
 
     def next(self) -> Any:
         """The next micro-batch of the stream whose turn it is."""
         self.seen += 1
-        return self.first.next() if self.seen <= self.count else self.second.next()
+        again = bool(self.every) and (self.seen - self.count) % self.every == 0
+        return self.first.next() if self.seen <= self.count or again else self.second.next()
 
     def state(self) -> dict[str, Any]:
         """Micro-batches seen, and both cursors."""

@@ -143,7 +143,7 @@ class Trainer:
             minimum=self.settings.min_learning_rate,
             decay=self.settings.decay,
         )
-        loss, norm, tokens = self._gradients()
+        loss, norm, tokens, metrics = self._gradients()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise QuatrainError(
                 f"Step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}. Nothing after this can be "
@@ -165,6 +165,7 @@ class Trainer:
                 {
                     "step": self.step,
                     "loss": loss,
+                    **metrics,
                     "learning_rate": rate,
                     "grad_norm": norm,
                     "tokens": self.tokens,
@@ -173,18 +174,24 @@ class Trainer:
                 }
             )
 
-    def _gradients(self) -> tuple[float, float, int]:
-        """Leaves the clipped gradient of the mean loss; returns the loss, the norm before clipping, and tokens read."""
+    def _gradients(self) -> tuple[float, float, int, dict[str, float]]:
+        """Leaves the clipped gradient of the mean loss; returns loss, norm before clipping, tokens read and metrics.
+
+        Metrics are summed and divided as the loss is.
+        """
         self.weights.clear()
         total: Tensor | None = None
         weight = tokens = 0
+        sums: dict[str, float | Tensor] = {}
         for _ in range(self.settings.accumulation):
             batch = self.objective.collate(self.stream.next()).to(self.device)
-            loss, count, _ = self.objective.loss(self.model, batch)
+            loss, count, metrics = self.objective.loss(self.model, batch)
             loss.backward()
             self.weights.gather()
             total = loss.detach() if total is None else total + loss.detach()
             weight += count
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
             tokens += batch.input_ids.numel()
         weight = max(1, weight)
         gradients = [master.grad for master in self.weights.masters.values() if master.grad is not None]
@@ -192,7 +199,8 @@ class Trainer:
         clip = self.settings.clip
         factor = min(1.0, clip / norm) if clip and norm > 0 else 1.0
         torch._foreach_mul_(gradients, factor / weight)
-        return total.item() / weight, norm, tokens  # type: ignore[union-attr]
+        means = {name: float(value) / weight for name, value in sums.items()}
+        return total.item() / weight, norm, tokens, means  # type: ignore[union-attr]
 
     def _mean_loss(self) -> float:
         return sum(self._recent) / len(self._recent) if self._recent else math.nan

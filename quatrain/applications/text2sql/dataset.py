@@ -110,7 +110,7 @@ class Text2SQL:
         made = cls(schema, seed, [], [], [], {}, held, notes, material, phrases, opened, weights)
         taken: set[str] = set()
         made.train = made._open_examples("train", examples, taken, made_up)
-        made.practice = made._open_examples("practice", practice, taken, 0.0)
+        made.practice = made._open_examples("practice", practice, taken, made_up)
         made.development = made._open_examples("development", development, taken, 0.0)
         made._fill_held_out(held_out, closed, taken)
         for name, wanted in (("train", examples), ("practice", practice), ("development", development)):
