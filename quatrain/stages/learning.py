@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from quatrain.adaptation.lora import trainable_report
 from quatrain.models.stack import Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.progress import MetricsLog
@@ -53,7 +54,7 @@ def train(
             model, objective, stream, settings, steps=steps, seed=context.seed, folder=context.checkpoints, hooks=hooks
         )
         result = trainer.train()
-    trainable = model.num_parameters(trainable=True)
+    trainable, _, _ = trainable_report(model)
     flops = flops_per_token(model.config, sequence, training=True) * result.tokens
     return result, StageResult(
         tokens=result.tokens,

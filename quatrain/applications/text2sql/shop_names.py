@@ -16,7 +16,7 @@ CITIES: tuple[tuple[str, str, int], ...] = (
     ("Reggio Calabria", "Italy", 169140), ("Vienna", "Austria", 1982097), ("Graz", "Austria", 298479),
     ("Zürich", "Switzerland", 427721), ("Geneva", "Switzerland", 203840), ("Brussels", "Belgium", 1218255),
     ("Ghent", "Belgium", 265086), ("Amsterdam", "Netherlands", 931298), ("The Hague", "Netherlands", 562839),
-    ("'s-Hertogenbosch", "Netherlands", 160757), ("Copenhagen", "Denmark", 653664), ("Aarhus", "Denmark", 290598),
+    ("Den Bosch", "Netherlands", 160757), ("Copenhagen", "Denmark", 653664), ("Aarhus", "Denmark", 290598),
     ("Oslo", "Norway", 709037), ("Bergen", "Norway", 291940), ("Stockholm", "Sweden", 984748),
     ("Malmö", "Sweden", 362133), ("Helsinki", "Finland", 664921), ("Tampere", "Finland", 255050),
     ("Warsaw", "Poland", 1861599), ("Kraków", "Poland", 804237), ("Bielsko-Biała", "Poland", 166765),
