@@ -73,7 +73,7 @@ def check_inputs(recipe: Recipe) -> None:
     for key, path in input_paths(recipe).items():
         problem = _problem(key, path)
         if problem:
-            problems.append(f"{key}: {quote(str(path))} {problem}")
+            problems.append(f'{key}: "{path}" {problem}')
     if problems:
         raise InputError("the recipe names what cannot be used:", problems)
 
