@@ -68,7 +68,7 @@ def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_token
         # The padding's id is never seen by a token that is learned.
         batch = pad(part, 0).to(model.device)
         _, loss = model(batch.input_ids, batch.labels)
-        total += loss.double().sum().item()  # type: ignore[union-attr]
+        total += loss.double().sum().item()
         count += batch.num_labels
     model.train(was_training)
     if count == 0:
