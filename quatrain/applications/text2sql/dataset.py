@@ -76,10 +76,10 @@ class Text2SQL:
     ) -> Text2SQL:
         """Read the database; make `examples` training questions, `held_out` questions for each held-out set, and so on.
 
-        `made_up` is the share of values in training questions that are inventions (their answers are empty; they teach
-        copying), the two shares after it say how much is held out; `shapes` limits the questions to some shapes. Sets
-        come out smaller where the database does not allow more; `notes` says so. Raises InputError for numbers out of
-        range, unknown shapes, and a database nothing can be asked of.
+        `made_up` is the share of values in training and practice questions that are inventions (their answers are
+        empty; they teach copying), the two shares after it say how much is held out; `shapes` limits the questions to
+        some shapes. Sets come out smaller where the database does not allow more; `notes` says so. Raises InputError
+        for numbers out of range, unknown shapes, and a database nothing can be asked of.
         """
         _check(
             {"examples": examples, "held_out": held_out, "practice": practice, "development": development},
