@@ -1,8 +1,8 @@
 """The dpo stage: the model practises, its answers are judged, and it learns to prefer the right ones.
 
 With a database the pairs are the model's own samples, judged by running them; otherwise they come from a file of
-preferences. A share of the practice questions is kept apart: the stage keeps the model from before when the new one
-answers fewer of those, so that it never makes a model worse unnoticed. The held-out sets take no part in the choice.
+preferences. A share of the practice questions is kept apart: the stage keeps the model from before unless the new one
+answers more of those, so that it never makes a model worse unnoticed. The held-out sets take no part in the choice.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def run(settings: DPOStage, context: Context) -> StageResult:
     if before is not None:
         after = _practice_accuracy(settings, context, model, tokenizer)
         result.notes.append(f"questions kept apart: {before:.1%} right before, {after:.1%} after")
-        if after < before:
-            result.notes.append("the model from before is kept, because it answers more of them")
+        if after <= before:
+            result.notes.append("the model from before is kept, because the new one does not answer more of them")
             model = model_of(context)
             result.model_bytes = write_model(model, tokenizer, context.model_folder)
     assess(settings, context, model, tokenizer, result)
