@@ -109,10 +109,11 @@ def test_plan_counts_what_the_model_has(folder: Path, capsys: pytest.CaptureFixt
 def test_plan_counts_a_recipe_without_making_it(capsys: pytest.CaptureFixture[str]) -> None:
     from quatrain.recipe import load
 
-    recipe = Path(__file__).parent.parent / "recipes" / "full.toml"
-    for family in ("llama", "gpt2"):
+    full = str(Path(__file__).parent.parent / "recipes" / "full.toml")
+    # GPT-2 has no int8 layers yet, and the full recipe quantizes.
+    for recipe, family in ((full, "llama"), ("sherlock", "gpt2")):
         change = f"model.family={family}"
-        assert main(["plan", str(recipe), change, "--json"]) == 0
+        assert main(["plan", recipe, change, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         loaded = load(recipe, [change])
         assert found["parameters"] == Model(loaded.model.config(loaded.tokenizer.vocab_size)).num_parameters()

@@ -141,4 +141,5 @@ def test_initial_loss_is_that_of_a_uniform_guess_and_seeds_decide(tied):
     assert not torch.equal(first.embed_tokens.weight, other.embed_tokens.weight)
     with torch.no_grad():
         loss = first(IDS, LABELS)[1].mean()
-    assert float(loss) == pytest.approx(math.log(97), abs=0.1)
+    # A tied head begins with the embedding's own small weights, one of its own at zero.
+    assert float(loss) == pytest.approx(math.log(97), abs=0.4 if tied else 1e-5)
