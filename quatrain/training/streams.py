@@ -142,17 +142,12 @@ class ExampleStream(_Epochs):
         return max(1, round((whole + part) / accumulation))
 
 
-REPEATING = 0.25
-"""Share of a copying stream's sequences that repeat tokens."""
-
-
 class CopyStream:
     """Random tokens said twice, the second time learned: nothing but copying foretells them.
 
     Attention heads that look up what followed a token before (induction heads, Olsson et al. 2022, arXiv 2209.11895)
     are slow to form from text, which word frequencies explain so much of. On this stream they form within minutes.
-    Sequences of 2 to 8 tokens, as names and numbers are; `separator` parts and ends them. Some are of few different
-    tokens, as in "Office" or 1800000: what followed a token before does not tell what follows it there.
+    Sequences of 2 to 8 tokens, as names and numbers are; `separator` parts and ends them.
     """
 
     def __init__(self, tokens: Sequence[int], separator: int, *, length: int, rows: int, seed: int):
@@ -169,10 +164,7 @@ class CopyStream:
         for row, mask in zip(ids, learned, strict=True):
             place = 0
             while place < len(row):
-                pool = self.tokens
-                if generator.random() < REPEATING:
-                    pool = generator.choice(self.tokens, 4)
-                said = generator.choice(pool, generator.integers(2, 9))
+                said = generator.choice(self.tokens, generator.integers(2, 9))
                 twice = np.concatenate([said, [self.separator], said, [self.separator]])
                 room = min(len(twice), len(row) - place)
                 row[place : place + room] = twice[:room]
