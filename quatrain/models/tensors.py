@@ -57,7 +57,7 @@ class Tensors:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._resident = 0
-        indexed = _files(self.folder)
+        indexed = weight_files(self.folder)
         self._files = _open_all(self.folder, list(indexed))
         self._entries = _entries(self.folder, self._files, indexed)
 
@@ -205,8 +205,11 @@ def pickled_weights(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.endswith(_PICKLES) and not name.startswith(_NO_WEIGHTS))
 
 
-def _files(folder: Path) -> dict[Path, list[str]]:
-    """The weight files of a folder, each with the tensors that the index promises of it."""
+def weight_files(folder: Path) -> dict[Path, list[str]]:
+    """The weight files of a folder, each with the tensors that the index promises of it (none without an index).
+
+    Raises InputError where there are none, or not all that the index names.
+    """
     # transformers, too, takes the whole file where there are both.
     if _exists(folder / WEIGHTS):
         return {folder / WEIGHTS: []}
