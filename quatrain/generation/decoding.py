@@ -89,7 +89,7 @@ class Decoding:
             positions = positions.clamp(min=0)
             self.positions = positions[:, -1:] + 1
         hidden = self.model.hidden_states(ids, positions=positions, segments=segments, cache=self.cache)
-        return self.model.lm_head(hidden[:, -1])
+        return self.model.say(hidden[:, -1])
 
     @property
     def active(self) -> list[Stream]:
@@ -158,4 +158,4 @@ class Decoding:
             # Finished rows that still wait to leave would run past the model's last position.
             self.positions = (positions + 1).clamp(max=self.position_limit)
         hidden = self.model.hidden_states(tokens[:, None], positions=positions, cache=self.cache)
-        return self.model.lm_head(hidden[:, -1])
+        return self.model.say(hidden[:, -1])
