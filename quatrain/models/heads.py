@@ -1,4 +1,4 @@
-"""What stands on a stack's last hidden states: a vocabulary, labels, spans, choices, an embedding or a value; and the losses.
+"""What stands on a stack's last hidden states: vocabulary, labels, spans, choices, embedding, value; and the losses.
 
 Devlin et al. 2018 (arXiv 1810.04805) for masked tokens, next sentences and spans; Reimers & Gurevych 2019
 (arXiv 1908.10084) for pooled sentence embeddings.
@@ -69,7 +69,9 @@ def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor, segments: Tenso
     text = torch.ones_like(input_ids, dtype=torch.bool) if segments is None else segments != 0
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     if config.pooling in ("mean", "mean_sqrt", "weighted_mean"):
-        weights = (text.long().cumsum(1) * text if config.pooling == "weighted_mean" else text)[..., None].to(hidden.dtype)
+        weights = (text.long().cumsum(1) * text if config.pooling == "weighted_mean" else text)[..., None].to(
+            hidden.dtype
+        )
         total = weights.sum(1).clamp(min=1e-9)
         return (hidden * weights).sum(1) / (total.sqrt() if config.pooling == "mean_sqrt" else total)
     if config.pooling == "max":
@@ -82,7 +84,9 @@ def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor, segments: Tenso
         ended = torch.isin(input_ids, ends) & text
         if not bool(ended.any(1).all()):
             missing = (~ended.any(1)).nonzero().flatten().tolist()
-            raise InputError(f"Texts {missing} of the batch have no end token {_end_ids(config)}, which this head reads.")
+            raise InputError(
+                f"Texts {missing} of the batch have no end token {_end_ids(config)}, which this head reads."
+            )
         text = ended
     return hidden[rows, torch.where(text, slots, 0).amax(1)]
 
@@ -108,14 +112,14 @@ def _in_range(labels: Tensor, outputs: int) -> None:
     if not labels.numel() or labels.is_meta:
         return
     low, high = (int(end) for end in torch.aminmax(labels))
-    if 0 <= low and high < outputs:
+    if low >= 0 and high < outputs:
         return
     wrong = ((labels < 0) | (labels >= outputs)) & (labels != IGNORE)
     if bool(wrong.any()):
         first = wrong.nonzero()[0].tolist()
         raise InputError(
-            f"labels: {int(labels[tuple(first)])} at {first}, {int(wrong.sum())} such in all; must be 0 to {outputs - 1}, "
-            f"or {IGNORE} where nothing is learned."
+            f"labels: {int(labels[tuple(first)])} at {first}, {int(wrong.sum())} such in all; must be 0 to "
+            f"{outputs - 1}, or {IGNORE} where nothing is learned."
         )
 
 
@@ -127,7 +131,7 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     _fit(labels, logits.shape[:-1], "a label for each token", whole=True)
     if labels.device.type == "cpu":
         _in_range(labels, logits.shape[-1])
-    flat, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    flat, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
     if logits.shape[-1] < LARGE_VOCABULARY:
         loss = F.cross_entropy(flat.float(), wanted, ignore_index=IGNORE, reduction="none")
     else:
@@ -145,7 +149,9 @@ def label_loss(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
         _fit(labels, logits.shape[:1], "one label for each text", whole=True)
         _in_range(labels, logits.shape[1])
         return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
-    numbers = logits.shape[:1] if logits.shape[1] == 1 and isinstance(labels, Tensor) and labels.dim() == 1 else logits.shape
+    numbers = (
+        logits.shape[:1] if logits.shape[1] == 1 and isinstance(labels, Tensor) and labels.dim() == 1 else logits.shape
+    )
     what = "a number for each output" if problem == "regression" else "0 or 1 for each of several labels"
     _fit(labels, numbers, what, whole=False)
     wanted = labels.float().view(logits.shape)
@@ -156,7 +162,7 @@ def label_loss(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
 
 
 def span_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Half the cross-entropies of start and end (B) for logits (B, T, 2), labels (B, 2); a place outside counts nothing.
+    """Half the cross-entropies of start and end (B), logits (B, T, 2), labels (B, 2); a place outside counts nothing.
 
     Raises InputError for labels of another shape, or that are no whole numbers.
     """

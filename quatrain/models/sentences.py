@@ -1,5 +1,6 @@
-"""Folders of Sentence Transformers: how an encoder's states become one vector for a text (Reimers & Gurevych 2019, arXiv 1908.10084).
+"""Folders of Sentence Transformers: how an encoder's states become one vector for a text.
 
+Reimers & Gurevych 2019 (arXiv 1908.10084).
 `modules.json` lists what a text goes through: the encoder, a pooling, perhaps a division by the length. A part or a
 pooling that is not known is refused by name.
 """
@@ -49,7 +50,7 @@ WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 
 
 def read(folder: str | Path) -> dict[str, Any] | None:
-    """The fields of a configuration that a folder's pooling decides; None where it is no folder of Sentence Transformers.
+    """The fields of a configuration that a folder's pooling decides; None where it is not of Sentence Transformers.
 
     Raises InputError naming every part, pooling and option that is not known.
     """
@@ -60,13 +61,15 @@ def read(folder: str | Path) -> dict[str, Any] | None:
     problems: list[str] = []
     kinds = [_kind(module) for module in modules]
     problems += [
-        f"{MODULES}: {module.get('type') if isinstance(module, dict) else module!r} is a part that Quatrain does not know; "
-        "known: Transformer, Pooling, Normalize"
+        f"{MODULES}: {module.get('type') if isinstance(module, dict) else module!r} is a part that Quatrain does not "
+        "know; known: Transformer, Pooling, Normalize"
         for module, kind in zip(modules, kinds, strict=True)
         if kind not in ("Transformer", "Pooling", "Normalize")
     ]
     if not problems and kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        problems.append(f"{MODULES}: {', '.join(kinds)}; must be Transformer, Pooling and perhaps Normalize, in this order")
+        problems.append(
+            f"{MODULES}: {', '.join(kinds)}; must be Transformer, Pooling and perhaps Normalize, in this order"
+        )
     fields: dict[str, Any] = {"embedding_vector": "unit" if kinds[-1:] == ["Normalize"] else "plain"}
     if not problems:
         fields["pooling"] = _pooling(folder / modules[1].get("path", "") / "config.json", problems)
@@ -88,7 +91,11 @@ def write(folder: str | Path, config: ModelConfig) -> None:
     parts = [("Transformer", ""), ("Pooling", "1_Pooling")]
     if config.embedding_vector == "unit":
         parts.append(("Normalize", "2_Normalize"))
-    pooling = {WIDTHS[0]: config.output_size, **{key: mode == name for key, mode in FLAGS.items()}, "include_prompt": True}
+    pooling = {
+        WIDTHS[0]: config.output_size,
+        **{key: mode == name for key, mode in FLAGS.items()},
+        "include_prompt": True,
+    }
     (folder / POOLING).parent.mkdir(parents=True, exist_ok=True)
     write_json(folder / POOLING, pooling)
     write_json(folder / LENGTH, {"max_seq_length": config.max_text_length or None, "do_lower_case": False})
@@ -149,11 +156,15 @@ def _pooling(path: Path, problems: list[str]) -> str:
     named = [named] if isinstance(named, str) else list(named or [])
     chosen = [*named, *(mode for key, mode in FLAGS.items() if config.get(key))]
     known = {"pooling_mode", "include_prompt", *WIDTHS, *FLAGS}
-    problems += [f"{path.name}: {key} = {config[key]!r} is not known" for key in config if key not in known and config[key]]
+    problems += [
+        f"{path.name}: {key} = {config[key]!r} is not known" for key in config if key not in known and config[key]
+    ]
     if config.get("include_prompt") is False:
         problems.append(f"{path.name}: include_prompt = false, so prompts stay out of the mean; must be true")
     problems += [
-        f"pooling: {mode!r} is not known; must be one of {', '.join(POOLINGS)}" for mode in named if mode not in POOLINGS
+        f"pooling: {mode!r} is not known; must be one of {', '.join(POOLINGS)}"
+        for mode in named
+        if mode not in POOLINGS
     ]
     if len(set(chosen)) != 1:
         problems.append(f"pooling: {', '.join(chosen) or 'none'}; must be exactly one of {', '.join(POOLINGS)}")
@@ -164,7 +175,9 @@ def _length(path: Path, problems: list[str]) -> int:
     config = _json(path, dict) if path.is_file() else {}
     length = config.get("max_seq_length")
     if config.get("do_lower_case"):
-        problems.append(f"{path.name}: do_lower_case = true is not known; lowercase the texts yourself and set it to false")
+        problems.append(
+            f"{path.name}: do_lower_case = true is not known; lowercase the texts yourself and set it to false"
+        )
     if length is not None and (not isinstance(length, int) or length < 1):
         problems.append(f"{path.name}: max_seq_length = {length!r}; must be a whole number of at least 1")
         return 0

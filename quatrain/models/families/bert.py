@@ -51,7 +51,12 @@ HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "cl
                       "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
                       "pooler_type"})  # fmt: skip
 
-MUST = {"tie_word_embeddings": True, "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+MUST = {
+    "tie_word_embeddings": True,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
 
 OLD_NORMS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 """How checkpoints converted from the first TensorFlow release call a norm's tensors, and their names since."""

@@ -62,9 +62,12 @@ FAMILIES = (
             "none": Head("DistilBertModel", prefix=""),
             "embedding": Head("DistilBertModel", prefix="", settings={"pooling": "mean"}),
         },
-        fixed={name: value for name, value in bert.FIXED.items() if name != "tie_word_embeddings"} | {"norm_eps": 1e-12},
+        fixed={name: value for name, value in bert.FIXED.items() if name != "tie_word_embeddings"}
+        | {"norm_eps": 1e-12},
         # sinusoidal_pos_embds says how the table of positions began; its rows are in the files either way
-        harmless=frozenset({"dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"}),
+        harmless=frozenset(
+            {"dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"}
+        ),
         read=_read,
         prefix="distilbert.",
         ignored=(r"(distilbert\.)?embeddings\.position_ids",),

@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): an encoder with rotary positions, gates and mostly local attention.
+"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): an encoder, rotary, gated, its attention mostly local.
 
 Every third layer sees the whole text and has a rotary base of its own, the others see `local_attention` tokens.
 """
@@ -35,7 +35,11 @@ BODY: list[Operation] = [
     *renames("final_norm", "norm"),
 ]
 
-MASKED = [*renames("head.dense", "transform.dense"), *renames("head.norm", "transform.norm"), *renames("decoder", "lm_head")]
+MASKED = [
+    *renames("head.dense", "transform.dense"),
+    *renames("head.norm", "transform.norm"),
+    *renames("decoder", "lm_head"),
+]
 LABELS = [*renames("head.dense", "pooler.dense"), *renames("head.norm", "pooler.norm"), *renames("classifier", "score")]
 PLAIN = {"pooler": "none", "pooler_norm": False}
 

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT's body, positions that padding does not count in, heads of its own."""
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT's body, positions that leave out padding, heads of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     rows = config.get("max_position_embeddings") or 512
     if padding + 1 >= rows:
         raise InputError(
-            f"max_position_embeddings: {rows}; must be above pad_token_id + 1 = {padding + 1}, the row of the first token."
+            f"max_position_embeddings: {rows}; must be above {padding + 1}, the row of the first token "
+            "(pad_token_id + 1)."
         )
     # the table's first rows are those of padding and of the ids below it, which no token is at
     return {

@@ -1,6 +1,7 @@
 """DistilBERT with every head it has, tied and untied, its positions learned or begun as sines."""
 
 from battery import Case
+
 from cases.bert import NUMBERS, SEVERAL
 
 SIZES = {"dim": 48, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 40, "dropout": 0.0,

@@ -1,6 +1,7 @@
 """ModernBERT with every head it has: windows shorter than the text, both poolings, biases, both layouts of its keys."""
 
 from battery import Case
+
 from cases.bert import NUMBERS, SEVERAL
 
 SIZES = {"hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4,

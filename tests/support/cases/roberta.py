@@ -1,6 +1,7 @@
 """RoBERTa with every head it has; padding tokens of several ids, which shift the table of positions."""
 
 from battery import Case
+
 from cases.bert import NUMBERS, SEVERAL, SIZES
 
 
