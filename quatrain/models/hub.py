@@ -27,14 +27,13 @@ from quatrain.models.repository import CONFIG, resolve
 from quatrain.models.stack import Model
 from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
 
-CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The `config.json` of a model folder. Raises InputError where it is absent or no JSON."""
-    path = Path(folder) / CONFIG
+    path = Path(folder) / "config.json"
     if not path.is_file():
         if not path.parent.exists():
             raise InputError(f"{folder}: there is no such model folder.")
@@ -122,7 +121,7 @@ def _without_absent(config: ModelConfig, head: Head, names: _Names) -> ModelConf
 def _tied_as_in_files(config: ModelConfig, names: _Names) -> ModelConfig:
     """The configuration, untied where the files hold a head that is not the embedding, as transformers reads them.
 
-    Newer T5 files say that it is tied and mean it only where they hold no head. Only one of two tied names need be there.
+    Newer T5 files say that it is tied and mean it only where they hold no head. Of two tied names one is enough.
     """
     if config.head not in LANGUAGE_HEADS or not config.tie_word_embeddings:
         return config
@@ -342,7 +341,7 @@ def save(
         if entries is not None:
             config |= entries(model)
             break
-    write_json(folder / CONFIG, config)
+    write_json(folder / "config.json", config)
     if model.config.head == "embedding":
         sentences.write(folder, model.config)
     asked = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}

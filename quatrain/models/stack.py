@@ -123,14 +123,19 @@ class Model(Stack):
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size), after the final norm; of an encoder-decoder its decoder's."""
         if self.encoder is None:
-            return self.run(
-                self._look_up(input_ids),
-                positions=self._counted(input_ids, segments) if positions is None else positions,
+            read = ids = self._ids(input_ids)
+            positions = self._counted(ids, segments) if positions is None else positions
+            if cache is not None:
+                read, positions, segments = cache.reread(ids, positions, segments)
+            hidden = self.run(
+                self._look_up(read),
+                positions=positions,
                 segments=segments,
                 token_types=token_types,
                 cache=cache,
                 trace=trace,
             )
+            return hidden if read is ids else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None:
             encoded = self.encode(input_ids, positions=positions, segments=segments, trace=trace)
@@ -269,7 +274,7 @@ class Model(Stack):
     def _shifted(self, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
         """What the decoder reads to say `labels`: the start token, then the labels but the last.
 
-        A classifier on an encoder-decoder lets its decoder read the text itself, shifted, each segment behind a start token.
+        A classifier on an encoder-decoder lets its decoder read the text itself, each segment behind a start token.
         """
         source = labels if self.config.head == "seq2seq" else input_ids
         if source is None:

@@ -129,7 +129,7 @@ class Tensors:
         return self.copy(self.view(name), dtype, device)
 
     def equal(self, first: str, second: str) -> bool:
-        """Whether two tensors hold the same values, read piece by piece; of two dtypes, those of the less precise one."""
+        """Whether two tensors hold the same values, those of the less precise dtype of the two; read piece by piece."""
         one, other = self.view(first), self.view(second)
         if one.shape != other.shape:
             return False

@@ -170,7 +170,7 @@ def _takes_positions(case: Case) -> bool:
 def check_loss_and_gradients(case: Case, folder: Path) -> None:
     """The same mean loss, and the same gradient of every parameter."""
     model = ours(case, folder)
-    if case.head in ("embedding", "value") or case.model.endswith("Model") and not case.model.endswith("MTModel"):
+    if case.head in ("embedding", "value") or (case.model.endswith("Model") and not case.model.endswith("MTModel")):
         return
     # transformers lets a span begin in padding, whose logits are no one's; ours cannot
     ids, mask = batch(case, "none" if "QuestionAnswering" in case.model else "right")

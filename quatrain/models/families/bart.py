@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2019, arXiv 1910.13461): an encoder-decoder with learned positions and norms after the residuals."""
+"""BART (Lewis et al. 2019, arXiv 1910.13461): an encoder-decoder, positions learned, norms after the residuals."""
 
 from __future__ import annotations
 
@@ -79,10 +79,14 @@ HARMLESS = frozenset({"dropout", "attention_dropout", "activation_dropout", "cla
                       "encoder_layerdrop", "decoder_layerdrop", "extra_pos_embeddings", "replacing_rate", "save_step",
                       "student_decoder_layers", "student_encoder_layers", "prefix", "tokenizer_class"})  # fmt: skip
 
-READS = frozenset({"scale_embedding", "decoder_start_token_id", "is_encoder_decoder", "num_hidden_layers", "hidden_size",
-                   "num_attention_heads", "_num_labels", "force_bos_token_to_be_generated"})  # fmt: skip
+READS = frozenset({"scale_embedding", "decoder_start_token_id", "is_encoder_decoder", "num_hidden_layers",
+                   "hidden_size", "num_attention_heads", "_num_labels", "force_bos_token_to_be_generated"})  # fmt: skip
 
-SAME = {"num_hidden_layers": "encoder_layers", "num_attention_heads": "encoder_attention_heads", "hidden_size": "d_model"}
+SAME = {
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+    "hidden_size": "d_model",
+}
 """Keys that old files have besides, with the one whose value they repeat."""
 
 

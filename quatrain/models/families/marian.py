@@ -38,8 +38,8 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     vocabularies = config.get("decoder_vocab_size"), config["vocab_size"]
     if vocabularies[0] is not None and vocabularies[0] != vocabularies[1]:
         raise InputError(
-            f"decoder_vocab_size: {vocabularies[0]}; must be vocab_size ({vocabularies[1]}): a translator whose sides have "
-            "their own vocabularies is not known to Quatrain."
+            f"decoder_vocab_size: {vocabularies[0]}; must be vocab_size ({vocabularies[1]}): a translator whose sides "
+            "have their own vocabularies is not known to Quatrain."
         )
     fields = bart.read(config)
     start = config.get("decoder_start_token_id")

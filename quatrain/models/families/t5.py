@@ -88,9 +88,10 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     # version 1.1 is known by its untied head, unless newer files say it by name; mT5 never scales
     scaled = config.get("scale_decoder_outputs", tied) and config.get("model_type") != "mt5" and isinstance(width, int)
     start, pad = config.get("decoder_start_token_id"), config.get("pad_token_id", 0)
+    layers = config.get("num_decoder_layers")
     return {
         "num_key_value_heads": config["num_heads"],
-        "num_hidden_layers": config["num_layers"] if config.get("num_decoder_layers") is None else config["num_decoder_layers"],
+        "num_hidden_layers": config["num_layers"] if layers is None else layers,
         "decoder_start_token_id": (pad or 0) if start is None else start,
         "pad_token_id": pad,
         "eos_token_id": config.get("eos_token_id", 1),

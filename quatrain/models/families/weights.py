@@ -124,7 +124,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor that files may hold and the model computes: checked when it is read, written where transformers wants it."""
+    """A tensor that files may hold and the model computes: checked when read, written where transformers wants it."""
 
     theirs: str
     value: Callable[[ModelConfig], Tensor]
