@@ -172,6 +172,8 @@ class Model(Stack):
     ) -> tuple[Any, Any]:
         """Logits and loss of hidden states (B, T, hidden_size), as `forward` says them."""
         config = self.config
+        if labels is not None and config.head in ("none", "embedding"):
+            raise InputError(f"This model has the head {config.head}, which has no labels.")
         if config.head == "none":
             return hidden, None
         if config.head in ("causal", "masked", "seq2seq"):
@@ -227,6 +229,8 @@ class Model(Stack):
         follows = self._score(pooled if self.pooler is None else self.pooler(pooled))
         if labels is None:
             return (tokens, follows), None
+        if not isinstance(labels, tuple | list) or len(labels) != 2:
+            raise InputError("labels: this head wants two: masked tokens (B, T), and whether sentences follow (B).")
         masked, sentence = labels
         return (tokens, follows), (heads.token_loss(tokens, masked), heads.label_loss(follows, sentence, "single"))
 
