@@ -11,7 +11,6 @@ from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
 from quatrain.settings import Problem, Settings
 
-
 DecoderFamily = Literal[
     "llama",
     "gpt2",
@@ -41,8 +40,8 @@ UNTURNED = ("gpt2", "opt", "bloom")
 class ModelSettings(Settings):
     """Names as in Hugging Face's `config.json`; the vocabulary comes from the tokenizer.
 
-    `num_key_value_heads` is `num_attention_heads` unless given, `intermediate_size` four times `hidden_size` for a plain
-    feed-forward part (GPT-2) and 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
+    `num_key_value_heads` is `num_attention_heads` unless given, `intermediate_size` four times `hidden_size` for a
+    plain feed-forward part (GPT-2) and 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
     """
 
     family: DecoderFamily = "llama"
@@ -126,7 +125,8 @@ class ModelSettings(Settings):
         if self.family in UNGROUPED and groups not in (None, heads):
             yield Problem(
                 ("num_key_value_heads",),
-                f"{groups}; the {self.family} family has no grouped-query attention: leave it out or use family = llama",
+                f"{groups}; the {self.family} family has no grouped-query attention: leave it out or use "
+                "family = llama",
                 (("family",),),
             )
 

@@ -13,10 +13,10 @@ from quatrain.models.families.mapping import COMMON_KEYS
 
 
 def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None) -> ModelConfig:
-    """The configuration of a family with these fields of ours (`vocab_size`, `hidden_size`, …), else as the family has it.
+    """The configuration of a family with these fields of ours (`vocab_size`, `hidden_size`, …), else as it usually is.
 
-    An encoder has the sizes of the decoder unless its own are given. Raises InputError, all at once, for what the family's
-    config.json cannot say.
+    An encoder has the sizes of the decoder unless its own are given. Raises InputError, all at once, for what the
+    family's config.json cannot say.
     """
     kind = family(name)
     wanted = dict(sizes)
