@@ -17,6 +17,7 @@ from quatrain.models.settings import DecoderFamily
 from quatrain.recipe import Recipe, changes, dumps, load, loads, recipe_names, to_dict
 from quatrain.settings import format_place, parse
 
+FAMILIES = ", ".join(typing.get_args(DecoderFamily))
 FULL = Path(__file__).parent / "recipes" / "full.toml"
 """Every kind of stage once. The shipped recipes' numbers are tuned, these stay."""
 
