@@ -94,9 +94,9 @@ class Model(Stack):
         if self.config.head == "multiple_choice" and input_ids is not None:
             return self._choose(input_ids, labels, segments, token_types)
         if self.encoder is not None and decoder_input_ids is None:
-            decoder_input_ids = self._shifted(labels, input_ids, segments)
             if self.config.head != "seq2seq" and decoder_segments is None:
                 decoder_segments = segments
+            decoder_input_ids = self._shifted(labels, input_ids, decoder_segments)
         hidden = self.hidden_states(
             input_ids,
             positions=positions,
@@ -276,9 +276,9 @@ class Model(Stack):
         return ids
 
     def _shifted(self, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
-        """What the decoder reads to say `labels`: the start token, then the labels but the last.
+        """What the decoder reads to say `labels`: the start token, then the labels but the last, in each segment anew.
 
-        A classifier on an encoder-decoder lets its decoder read the text itself, each segment behind a start token.
+        A classifier on an encoder-decoder lets its decoder read the text itself.
         """
         source = labels if self.config.head == "seq2seq" else input_ids
         if source is None:
@@ -287,7 +287,7 @@ class Model(Stack):
         if start is None:
             raise InputError("decoder_start_token_id: missing in this model's configuration; give decoder_input_ids.")
         shifted = torch.cat((torch.full_like(source[:, :1], start), source[:, :-1]), dim=1)
-        if segments is not None and self.config.head != "seq2seq":
+        if segments is not None:
             shifted[:, 1:].masked_fill_(segments[:, 1:] != segments[:, :-1], start)
         return shifted.masked_fill(shifted == IGNORE, pad if pad is not None else start)
 

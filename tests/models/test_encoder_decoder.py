@@ -390,6 +390,19 @@ def test_gradients_of_packed_pairs_are_those_of_the_pairs_alone(name, models):
     model.zero_grad()
 
 
+@EACH
+def test_packed_labels_are_said_each_behind_a_start_token(name, models):
+    model = models(name)
+    pairs = [(ids(n, seed=n), ids(m, seed=20 + m)) for n, m in ((5, 3), (2, 6), (7, 1))]
+    row, segments = pack([text for text, _ in pairs], 1, 0)
+    labels, label_segments = pack([label for _, label in pairs], 2, 1)
+    with torch.no_grad():
+        losses = model(row, labels, segments=segments, decoder_segments=label_segments)[1][0]
+        for number, (text, label) in enumerate(pairs, start=1):
+            own = model(text[None], label[None])[1][0]
+            torch.testing.assert_close(losses[label_segments[0] == number], own, atol=1e-5, rtol=1e-5)
+
+
 # The cache
 
 
