@@ -114,8 +114,9 @@ class Stack(nn.Module):
         }
         views = self._views(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
-            mask = visible_across(segments, encoder_segments)
-            views["cross"] = View(mask, by_hand=self._by_hand(x, self._slots_across(encoded, cache), cache, trace))
+            mask, blind = visible_across(segments, encoder_segments)
+            by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace)
+            views["cross"] = View(mask, blind=blind, by_hand=by_hand)
         sight = Sight(views, rotary, cache, trace, encoded)
         for layer in self.layers:
             if trace is not None:
@@ -188,7 +189,7 @@ class Stack(nn.Module):
         distance = slots[None, :] - slots[keys - queries :, None]
         if self.relative_bias is None:
             slopes = alibi_slopes(config.num_attention_heads).to(x.device)
-            return (slopes[:, None, None] * distance)[None].to(x.dtype)
+            return (slopes[:, None, None] * -distance.abs())[None].to(x.dtype)
         buckets = relative_buckets(distance, config.relative_buckets, config.relative_max_distance, config.is_causal)
         return self.relative_bias(buckets).permute(2, 0, 1)[None]
 
