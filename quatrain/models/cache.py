@@ -120,7 +120,7 @@ class KVCache:
         """What must be read for the next tokens `ids` (B, T): they alone, or, rarely, all of the text again.
 
         LongRoPE turns all tokens of a text by other frequencies once it is longer than those of pretraining. What is
-        kept of a text that grows past that length is of no use then: it is dropped, and the tokens, positions and
+        kept is of no use when a text of the batch grows past that length: it is dropped, and the tokens, positions and
         segments of all slots (B, length + T) are returned.
         """
         if self.switch_length is None:
@@ -135,14 +135,13 @@ class KVCache:
             self.tokens = ids.new_empty(ids.shape[0], self.max_length)
             self.positions = torch.empty_like(self.tokens)
         self.tokens[:, self.length : end], self.positions[:, self.length : end] = ids, new
-        if int(new.max()) < self.switch_length:
+        if self.length == 0:
             return ids, positions, segments
-        tokens, places = self.tokens[:, :end], self.positions[:, :end]
-        begins, self.switch_length, self.tokens, self.positions = self.length == 0, None, None, None
-        if begins:
+        before, after = (places.amax(1) < self.switch_length for places in (self.positions[:, : self.length], new))
+        if not bool((before & ~after).any()):
             return ids, positions, segments
         self.length, self.starts = 0, [0] * len(self.starts)
-        return tokens, places, slots
+        return self.tokens[:, :end], self.positions[:, :end], slots
 
     def advance(self, count: int) -> None:
         """Counts `count` slots as filled, after every layer has written them."""
