@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MODULES = "modules.json"
 POOLING = "1_Pooling/config.json"
 LENGTH = "sentence_bert_config.json"
+TOKENIZER = "tokenizer_config.json"
+SETTINGS = "config_sentence_transformers.json"
 
 POOLINGS = {
     "cls": "first",
@@ -44,6 +46,9 @@ FLAGS = {
     "pooling_mode_max_tokens": "max",
 }
 """The keys of the older layout, one of which is true."""
+
+LONGEST = 1_000_000
+"""Above it a tokenizer's length means none."""
 
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 
@@ -83,7 +88,8 @@ def read(folder: str | Path) -> dict[str, Any] | None:
     fields: dict[str, Any] = {"embedding_vector": "unit" if kinds[-1:] == ["Normalize"] else "plain"}
     if not problems:
         fields["pooling"] = _pooling(folder / modules[1].get("path", "") / "config.json", problems)
-        fields["max_text_length"] = _length(folder / modules[0].get("path", "") / LENGTH, problems)
+        fields["max_text_length"] = _length(folder / modules[0].get("path", ""), problems)
+        _refuse_prompt(folder / SETTINGS, problems)
     if problems:
         raise InputError(f"{folder}: this sentence embedding cannot be used:", problems)
     return fields
@@ -126,7 +132,7 @@ def embed(model: Model, tokenizer: Tokenizes, texts: Sequence[str], *, batch_siz
     config = model.config
     if config.head != "embedding":
         raise InputError(f"This model has the head {config.head}; load it with head='embedding'.")
-    limit = config.max_text_length or config.max_position_embeddings
+    limit = min(config.max_text_length or config.context_length, config.context_length)
     ids = [_cut(tokenizer, text, limit) for text in texts]
     padding = tokenizer.pad_id if config.pad_token_id is None else config.pad_token_id
     found = torch.empty(len(ids), config.output_size, dtype=model.embed_tokens.weight.dtype, device=model.device)
@@ -181,9 +187,14 @@ def _pooling(path: Path, problems: list[str]) -> str:
     return POOLINGS.get(chosen[0], "mean") if chosen else "mean"
 
 
-def _length(path: Path, problems: list[str]) -> int:
+def _length(folder: Path, problems: list[str]) -> int:
+    """Tokens that a text is cut to, 0 for the model's context: newer folders have it in the tokenizer's file."""
+    path = folder / LENGTH
     config = _json(path, dict) if path.is_file() else {}
     length = config.get("max_seq_length")
+    if length is None and (folder / TOKENIZER).is_file():
+        length = _json(folder / TOKENIZER, dict).get("model_max_length")
+        length = int(length) if isinstance(length, int | float) and 1 <= length < LONGEST else None
     if config.get("do_lower_case"):
         problems.append(
             f"{path.name}: do_lower_case = true is not known; lowercase the texts yourself and set it to false"
@@ -192,6 +203,15 @@ def _length(path: Path, problems: list[str]) -> int:
         problems.append(f"{path.name}: max_seq_length = {length!r}; must be a whole number of at least 1")
         return 0
     return length or 0
+
+
+def _refuse_prompt(path: Path, problems: list[str]) -> None:
+    name = _json(path, dict).get("default_prompt_name") if path.is_file() else None
+    if name is not None:
+        problems.append(
+            f"{path.name}: default_prompt_name = {name!r}, a prompt before every text, is not known; put it before the "
+            "texts yourself and set it to null"
+        )
 
 
 def _json(path: Path, kind: type) -> Any:
