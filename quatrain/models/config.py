@@ -270,6 +270,9 @@ class ModelConfig:
         yield from self._unbuildable_choices()
         if self.head == "seq2seq" and not both:
             yield f"head: 'seq2seq'; needs the architecture encoder-decoder, not {self.architecture}"
+        start = self.decoder_start_token_id
+        if start is not None and (not isinstance(start, int) or not 0 <= start < self.vocab_size):
+            yield f"decoder_start_token_id: {start!r}; must be a token of the vocabulary, below {self.vocab_size}"
         if self.head == "causal" and self.architecture != "decoder":
             yield f"head: 'causal'; needs the architecture decoder, not {self.architecture}"
         if self.pad_token_id is not None and not -1 <= self.pad_token_id < self.vocab_size:

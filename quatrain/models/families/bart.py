@@ -100,8 +100,8 @@ def read(config: dict[str, Any]) -> dict[str, Any]:
     width = config["d_model"]
     for side in ("encoder", "decoder"):
         heads = config[f"{side}_attention_heads"]
-        if not isinstance(heads, int) or heads < 1 or not isinstance(width, int) or width % heads:
-            problems.append(f"{side}_attention_heads: {heads!r}; must divide d_model ({width!r})")
+        if width % heads:
+            problems.append(f"{side}_attention_heads: {heads}; must divide d_model ({width})")
     if config.get("is_encoder_decoder") is False:
         problems.append("is_encoder_decoder: False; this family is an encoder-decoder here, never its decoder alone")
     if problems:

@@ -86,7 +86,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"This {config['model_type']} config.json cannot be used:", problems)
     tied, width = config.get("tie_word_embeddings") is not False, config["d_model"]
     # version 1.1 is known by its untied head, unless newer files say it by name; mT5 never scales
-    scaled = config.get("scale_decoder_outputs", tied) and config.get("model_type") != "mt5" and isinstance(width, int)
+    scaled = config.get("scale_decoder_outputs", tied) and config.get("model_type") != "mt5"
     start, pad = config.get("decoder_start_token_id"), config.get("pad_token_id", 0)
     layers = config.get("num_decoder_layers")
     return {
