@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quatrain.errors import InputError
+from quatrain.generation.settings import read_file
 from quatrain.models import hub
 from quatrain.models.stack import Model
 
@@ -53,11 +52,5 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 def end_ids(folder: str | Path) -> list[int]:
     """The ids that end a completion by the folder's `generation_config.json`, if it has one."""
-    path = Path(folder) / "generation_config.json"
-    if not path.is_file():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the model folder again.") from error
+    found = (read_file(folder) or {}).get("eos_token_id")
     return found if isinstance(found, list) else [] if found is None else [found]
