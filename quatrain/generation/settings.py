@@ -36,6 +36,14 @@ UNKNOWN = {
     "remove_invalid_values": (False,),
 }
 """What changes the ids in transformers and is not offered here, with the values that change nothing (null too)."""
+UNKNOWN_WARPERS = {
+    "typical_p": (1, 1.0),
+    "epsilon_cutoff": (0, 0.0),
+    "eta_cutoff": (0, 0.0),
+    "top_h": (),
+    "num_beams": (1,),
+}
+"""The same where tokens are drawn; beams that draw are among them."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,10 @@ def read_settings(config: ModelConfig, folder: str | Path | None = None) -> Sett
     found = read_file(folder) if folder is not None else None
     raw: Mapping[str, Any] = config.extra if found is None else found
     where = f"{folder}: its {FILE}" if found is not None else "This model's configuration"
+    unknown = UNKNOWN | UNKNOWN_WARPERS if raw.get("do_sample") else UNKNOWN
     problems = [
         f"{name}: {raw[name]!r}; not offered here; take it out of {FILE} to generate without it"
-        for name, neutral in UNKNOWN.items()
+        for name, neutral in unknown.items()
         if raw.get(name) is not None and raw[name] not in neutral
     ]
     values: dict[str, Any] = {}
