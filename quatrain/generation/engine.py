@@ -14,7 +14,7 @@ from quatrain.generation.beam import BeamSearch
 from quatrain.generation.constraints import Constraint, constraints
 from quatrain.generation.decoding import Decoding, Stream, row_seeds
 from quatrain.generation.logits import SamplingParams
-from quatrain.generation.reader import encodes
+from quatrain.generation.reader import context, encodes
 from quatrain.generation.settings import Settings, read_settings
 from quatrain.generation.text import Codec, find_stop, stable_length, stopped
 from quatrain.models.stack import Model
@@ -179,12 +179,12 @@ class Engine:
         raise InputError("The prompt is empty and the tokenizer has no beginning token: give at least one token.")
 
     def _streams(self, prompts: list[list[int]], params: SamplingParams) -> list[Stream]:
-        context, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
+        limit, vocabulary = context(self.model.config), self.model.config.vocab_size
         room = 0 if self.encodes else 1
         problems = [
-            f"prompt {number}: {len(ids)} tokens; the model reads {context}" + " and needs one for its answer" * room
+            f"prompt {number}: {len(ids)} tokens; the model reads {limit}" + " and needs one for its answer" * room
             for number, ids in enumerate(prompts, 1)
-            if len(ids) + room > context
+            if limit is not None and len(ids) + room > limit
         ]
         problems += [
             f"prompt {number}: token {max(ids) if max(ids) >= vocabulary else min(ids)} is not in the model's "
@@ -195,8 +195,9 @@ class Engine:
         if problems:
             raise InputError("These prompts cannot be read by the model:", problems)
         seed = params.seed if params.seed is not None else torch.Generator().seed()
+        most = params.max_new_tokens
         return [
-            Stream(ids, min(params.max_new_tokens, context - (1 if self.encodes else len(ids))), row_seed)
+            Stream(ids, most if limit is None else min(most, limit - (1 if self.encodes else len(ids))), row_seed)
             for ids, row_seed in zip(prompts, row_seeds(prompts, seed), strict=True)
         ]
 

@@ -23,6 +23,11 @@ def encodes(config: ModelConfig) -> bool:
     return getattr(config, "architecture", "decoder") == "encoder-decoder"
 
 
+def context(config: ModelConfig) -> int | None:
+    """The most tokens that one side of a model reads; None where its positions have no end."""
+    return None if config.position in ("alibi", "relative", "none") else config.max_position_embeddings
+
+
 class Reader:
     """Reads for a batch of rows. `logits` (B, V) are those of every row's next token."""
 
@@ -33,7 +38,6 @@ class Reader:
         """
         self.model, self.device = model, model.device
         self.encodes = encodes(model.config)
-        self.position_limit = (model.config.max_position_embeddings or 0) - 1
         self.positions: Tensor | None = None
         """Position of each row's next token (B, 1); None while no row is padded."""
         if self.encodes:
@@ -57,18 +61,16 @@ class Reader:
             segments = real.long()
             positions = (segments.cumsum(dim=1) - 1).clamp(min=0)
             self.positions = positions[:, -1:] + 1
-        ids = self.said.clamp(min=0)
-        hidden = self.model.hidden_states(ids, positions=positions, segments=segments, cache=self.cache)
-        return self.model.lm_head(hidden[:, -1])
+        return self._forward(self.said.clamp(min=0), positions=positions, segments=segments)
 
     def _encode(self, ids: Tensor) -> Tensor:
         real = ids != PADDING
         segments = None if bool(real.all()) else real.long()
         return self._forward(ids.clamp(min=0), segments=segments, decoder_input_ids=self.said)
 
-    def _forward(self, *inputs: Tensor | None, **named: Tensor | None) -> Tensor:
-        logits, _ = self.model(*inputs, cache=self.cache, **named)
-        return logits[:, -1]
+    def _forward(self, input_ids: Tensor | None, **named: Tensor | None) -> Tensor:
+        hidden = self.model.hidden_states(input_ids, cache=self.cache, **named)
+        return self.model.say(hidden[:, -1])
 
     def read(self, tokens: Tensor) -> None:
         """Reads one token per row, (B,); `logits` become those after it."""
@@ -78,9 +80,9 @@ class Reader:
         positions = self.positions
         if positions is not None:
             # Finished rows that still wait to leave would run past the model's last position.
-            self.positions = (positions + 1).clamp(max=self.position_limit)
-        hidden = self.model.hidden_states(tokens[:, None], positions=positions, cache=self.cache)
-        self.logits = self.model.lm_head(hidden[:, -1])
+            following, limit = positions + 1, context(self.model.config)
+            self.positions = following if limit is None else following.clamp(max=limit - 1)
+        self.logits = self._forward(tokens[:, None], positions=positions)
 
     def select(self, rows: Tensor) -> None:
         """Keeps, repeats or reorders rows of the batch."""

@@ -1,4 +1,4 @@
-"""Beam search gives the ids and scores of transformers, and the likeliest completion where it can look at all of them."""
+"""Beam search gives the ids and scores of transformers, and the likeliest completion where it sees them all."""
 
 import itertools
 
@@ -211,7 +211,7 @@ class Letters:
 
 
 def test_stop_strings_end_hypotheses(pair):
-    theirs, ours = pair("llama")
+    _, ours = pair("llama")
     texts = prompts(6, seed=6)
     engine = Engine(ours, Letters(), end_ids=[2])
     first = engine.generate(texts, SamplingParams(NEW, num_beams=3, stop=("b", "c")))
