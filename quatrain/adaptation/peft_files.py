@@ -29,7 +29,7 @@ from quatrain.adaptation.token_rows import learn_rows, learned_rows, write_rows
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
 from quatrain.models.families import family
-from quatrain.models.families.weights import Split, expand
+from quatrain.models.families.weights import Split
 from quatrain.models.stack import Model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -48,7 +48,7 @@ class _Layers:
     def __init__(self, model: Model):
         self.parts: dict[str, list[str]] = {}
         self.transposed: set[str] = set()
-        for operation in expand(family(model.config.family).operations, model.config.num_hidden_layers):
+        for operation in family(model.config.family).weights(model.config):
             if not operation.theirs.endswith(".weight"):
                 continue
             ours = operation.ours if isinstance(operation, Split) else (operation.ours,)

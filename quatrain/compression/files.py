@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quatrain.compression.int8 import Int8Linear
 from quatrain.errors import InputError
 from quatrain.models.families import family
-from quatrain.models.families.weights import Rename, expand
+from quatrain.models.families.weights import Rename
 from quatrain.models.stack import Model
 
 METHOD = "compressed-tensors"
@@ -103,7 +103,7 @@ def quantization_config(model: Model) -> dict[str, Any]:
 
 def _file_names(model: Model) -> dict[str, str]:
     """Path of each of our layers -> its path in the family's files."""
-    operations = expand(family(model.config.family).operations, model.config.num_hidden_layers)
+    operations = family(model.config.family).weights(model.config)
     return {
         operation.ours.removesuffix(".weight"): operation.theirs.removesuffix(".weight")
         for operation in operations

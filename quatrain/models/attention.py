@@ -1,107 +1,120 @@
-"""Multi-head attention with grouped keys and values.
+"""Multi-head attention: over a text itself or over another, with grouped keys and values, seen or fast.
 
-Vaswani et al. 2017 (arXiv 1706.03762), Ainslie et al. 2023 (arXiv 2305.13245).
+Vaswani et al. 2017 (arXiv 1706.03762), Ainslie et al. 2023 (arXiv 2305.13245). Three passes give the same: PyTorch's
+`scaled_dot_product_attention`; a hand-written one for training on the CPU; and the plain one with weights to look at.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quatrain.models import kernels
-from quatrain.models.cache import KVCache
 from quatrain.models.config import ModelConfig
+from quatrain.models.norms import make_norm
 from quatrain.models.positions import rotate
-
-
-def causal_mask(segments: Tensor, queries: int) -> Tensor:
-    """Which key each of the last `queries` slots may see: (B, queries, S), True where allowed.
-
-    `segments` (B, S): a token sees the earlier tokens of its own segment and itself. Padding (segment 0)
-    sees padding only, so that no row is empty.
-    """
-    length = segments.shape[1]
-    slots = torch.arange(length, device=segments.device)
-    earlier = slots[None, :] <= slots[length - queries :, None]
-    same = segments[:, length - queries :, None] == segments[:, None, :]
-    return same & earlier
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What every layer of one forward pass sees alike.
-
-    rotary: cosines and sines (T, D) or (B, T, D), None where positions are learned. mask (B or 1, T, S): which keys are
-    seen, None for plain causal. bias (B or 1, T, T): the same as 0 and -inf, given where the hand-written pass is to
-    be taken.
-    """
-
-    rotary: tuple[Tensor, Tensor] | None = None
-    mask: Tensor | None = None
-    bias: Tensor | None = None
-    cache: KVCache | None = None
-
-
-def bias_of(mask: Tensor | None, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A mask as what is added to the scores: 0 where a key is seen, -inf elsewhere."""
-    if mask is None:
-        return torch.full((1, length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
-    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, float("-inf"))
+from quatrain.models.sight import Sight, View
 
 
 class Attention(nn.Module):
-    """Causal self-attention over (B, T, hidden_size), its projections unfused and named as in Hugging Face's Llama."""
+    """Attention from (B, T, hidden_size) to the same, its projections unfused and named as in Hugging Face's Llama.
 
-    def __init__(self, config: ModelConfig, layer: int):
+    With `cross`, queries come from x and keys and values from the encoder's last hidden states.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, cross: bool = False):
         super().__init__()
-        self.layer = layer
+        self.layer, self.cross = layer, cross
+        self.kind = config.layer_types[layer]
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.softcap = config.attention_softcap
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias)
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias != "none")
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias != "none")
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias != "none")
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias == "all")
+        normed = config.query_key_norm == "head"
+        self.q_norm = make_norm(config, self.head_dim) if normed else None
+        self.k_norm = make_norm(config, self.head_dim) if normed else None
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
-        batch, length, _ = x.shape
-        query = self.q_proj(x).view(batch, length, self.num_heads, self.head_dim)
-        key = self.k_proj(x).view(batch, length, self.num_kv_heads, self.head_dim)
-        value = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim)
-        mixed = (
-            self._mix(query, key, value, sight) if sight.bias is None else self._mix_by_hand(query, key, value, sight)
-        )
-        return self.o_proj(mixed)
-
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
-        """PyTorch's attention, with the cache. Tensors come as (B, T, H, D); gives (B, T, H D)."""
-        batch, length = query.shape[:2]
+        query = self._heads(self.q_proj(x), self.num_heads, self.q_norm)
+        if self.cross:
+            return self.o_proj(self._over_encoded(query, sight))
+        key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
+        value = self._heads(self.v_proj(x), self.num_kv_heads)
+        view, rotary = sight.views[self.kind], sight.rotary.get(self.kind)
+        if view.by_hand:
+            return self.o_proj(self._mix_by_hand(query, key, value, view, rotary))
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        if sight.rotary is not None:
-            cos, sin = (table.unsqueeze(-3) for table in sight.rotary)
+        if rotary is not None:
+            cos, sin = (table.unsqueeze(-3) for table in rotary)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if sight.cache is not None:
             key, value = sight.cache.append(self.layer, key, value)
-        key, value = self._spread(key, 1), self._spread(value, 1)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if sight.mask is None else sight.mask[:, None],
-            is_causal=sight.mask is None and length > 1,
-        )
-        return mixed.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim)
+        seen = None if sight.trace is None else sight.trace.attentions
+        return self.o_proj(self._mix(query, key, value, view, seen))
 
-    def _mix_by_hand(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
-        half = self.head_dim // 2
-        cos, sin = (None, None) if sight.rotary is None else (table[..., :half].unsqueeze(-2) for table in sight.rotary)
+    def _heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
+        """A projection (B, T, H D) as (B, T, H, D), each head normalised where the family does so."""
+        x = x.view(*x.shape[:2], heads, self.head_dim)
+        return x if norm is None else norm(x)
+
+    def _over_encoded(self, query: Tensor, sight: Sight) -> Tensor:
+        """Attention over the encoder's states, whose keys and values a cache keeps from the first step on."""
+        view, kept = sight.views["cross"], None if sight.cache is None else sight.cache.cross(self.layer)
+        if kept is None:
+            encoded = sight.encoded
+            key = self._heads(self.k_proj(encoded), self.num_kv_heads, self.k_norm)
+            value = self._heads(self.v_proj(encoded), self.num_kv_heads)
+            if view.by_hand:
+                return self._mix_by_hand(query, key, value, view, None)
+            kept = key.transpose(1, 2), value.transpose(1, 2)
+            if sight.cache is not None:
+                sight.cache.keep_cross(self.layer, *kept)
+        seen = None if sight.trace is None else sight.trace.cross_attentions
+        return self._mix(query.transpose(1, 2), *kept, view, seen)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, view: View, seen: list[Tensor] | None) -> Tensor:
+        """Mixes the values (B, G, S, D) that each query (B, H, T, D) sees; gives (B, T, H D)."""
+        key, value = self._spread(key, 1), self._spread(value, 1)
+        if seen is not None or self.softcap is not None:
+            mixed = self._mix_plainly(query, key, value, view, seen)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=view.for_sdpa(), is_causal=view.plainly_causal, scale=self.scale
+            )
+        return mixed.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
+
+    def _mix_plainly(
+        self, query: Tensor, key: Tensor, value: Tensor, view: View, seen: list[Tensor] | None
+    ) -> Tensor:
+        """The pass whose weights (B, H, T, S) exist and can be kept."""
+        scores = query @ key.mT * self.scale
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        added = view.added(query.shape[2], key.shape[2], query)
+        scores = scores if added is None else scores + added
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        if seen is not None:
+            seen.append(weights)
+        return weights @ value
+
+    def _mix_by_hand(
+        self, query: Tensor, key: Tensor, value: Tensor, view: View, rotary: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """The hand-written pass over (B, T, H, D); gives (B, T, H D)."""
+        cos, sin = None, None
+        if rotary is not None:
+            cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(-2) for table in rotary)
+        added = view.added(query.shape[1], key.shape[1], query)
         return kernels.AttentionFunction.apply(
-            query, self._spread(key, 2), self._spread(value, 2), cos, sin, sight.bias
+            query, self._spread(key, 2), self._spread(value, 2), cos, sin, added, self.scale
         )
 
     def _spread(self, x: Tensor, axis: int) -> Tensor:

@@ -9,10 +9,12 @@ from quatrain.models.config import ModelConfig
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, (B, num_key_value_heads, max_length, head_dim) each.
+    """Keys and values of every layer, (B, num_key_value_heads, slots, head_dim) each.
 
-    `length` is the number of slots filled. `segments` (B, max_length), kept once a padded or packed batch
-    is written, holds each slot's segment; 0 is padding.
+    `length` is the number of slots filled. A full layer has room for `max_length` of them; a sliding one keeps those that
+    its window still sees. An encoder-decoder's layers also keep the encoded text's, from the first step on.
+    `segments` (B, max_length), kept once a padded or packed batch is written, holds each slot's segment; 0 is padding.
+    `encoder_segments` (B, S) are those of the encoded text.
     """
 
     def __init__(
@@ -24,24 +26,75 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.max_length = max_length
-        self.length = 0
+        self.windows = [
+            config.sliding_window if kind == "sliding" and config.sliding_window else None
+            for kind in config.layer_types
+        ]
+        # A window is moved to the front each time its room is full: twice the room halves the moving.
+        rooms = [max_length if window is None else min(max_length, 2 * window) for window in self.windows]
+        heads, width = config.num_key_value_heads, config.head_dim
+        self.keys = [torch.empty(batch_size, heads, room, width, dtype=dtype, device=device) for room in rooms]
+        self.values = [torch.empty_like(keys) for keys in self.keys]
+        self.starts = [0] * len(rooms)
+        self.crossed: dict[int, tuple[Tensor, Tensor]] = {}
+        self.max_length, self.length = max_length, 0
         self.segments: Tensor | None = None
+        self.encoder_segments: Tensor | None = None
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes that one more token of one sequence costs."""
+        """Bytes that one more token of one sequence costs, as long as no window is full."""
         return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
+    def reach(self, window: int | None, count: int) -> int:
+        """How many slots a layer gives for `count` new ones: all, or those that its window can see."""
+        total = self.length + count
+        return total if window is None else min(total, window - 1 + count)
+
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes T new slots of a layer, returns all filled ones (B, H, length + T, D); `advance` moves the length."""
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        """Writes T new slots of a layer, returns those that they may see (B, H, S, D); `advance` moves the length.
+
+        A full layer gives all of its length + T slots, a sliding one the last window - 1 + T.
+        """
+        count = key.shape[2]
+        seen = self.reach(self.windows[layer], count)
+        if self.windows[layer] is None:
+            return self._write(layer, self.length, key, value, seen)
+        room, start = self.keys[layer].shape[2], self.starts[layer]
+        end = self.length - start + count
+        if end > room:
+            kept = min(seen - count, self.length)
+            old = (tensor[layer][:, :, self.length - start - kept : self.length - start] for tensor in self._both)
+            old_key, old_value = (tensor.clone() for tensor in old)
+            if kept + count > room:
+                return self._overflow(layer, torch.cat((old_key, key), 2), torch.cat((old_value, value), 2), count)
+            self.starts[layer] = self.length - kept
+            self.keys[layer][:, :, :kept], self.values[layer][:, :, :kept] = old_key, old_value
+        return self._write(layer, self.length - self.starts[layer], key, value, seen)
+
+    @property
+    def _both(self) -> tuple[list[Tensor], list[Tensor]]:
+        return self.keys, self.values
+
+    def _write(self, layer: int, begin: int, key: Tensor, value: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        end = begin + key.shape[2]
+        self.keys[layer][:, :, begin:end], self.values[layer][:, :, begin:end] = key, value
+        return self.keys[layer][:, :, end - seen : end], self.values[layer][:, :, end - seen : end]
+
+    def _overflow(self, layer: int, key: Tensor, value: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """More slots at once than a sliding layer has room for: all are given, the last ones kept."""
+        kept = min(self.windows[layer] or 1, key.shape[2])
+        self.keys[layer][:, :, :kept], self.values[layer][:, :, :kept] = key[:, :, -kept:], value[:, :, -kept:]
+        self.starts[layer] = self.length + count - kept
+        return key, value
+
+    def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """The keys and values of the encoded text, once they are kept."""
+        return self.crossed.get(layer)
+
+    def keep_cross(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Keeps the keys and values (B, H, S, D) of the encoded text."""
+        self.crossed[layer] = key, value
 
     def write_segments(self, segments: Tensor | None, count: int) -> Tensor | None:
         """Notes the segments (B, count) of the slots about to be written; returns those of all slots, or None."""
@@ -63,5 +116,8 @@ class KVCache:
         """Keeps (and may repeat or reorder) rows of the batch: finished sequences leave, beams are copied."""
         self.keys = [key[rows] for key in self.keys]
         self.values = [value[rows] for value in self.values]
+        self.crossed = {layer: (key[rows], value[rows]) for layer, (key, value) in self.crossed.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
+        if self.encoder_segments is not None:
+            self.encoder_segments = self.encoder_segments[rows]

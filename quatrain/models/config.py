@@ -9,25 +9,76 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from quatrain.errors import InputError
 
-Position = Literal["rotary", "learned"]
-Norm = Literal["rms", "layer"]
-FeedForward = Literal["gated", "plain"]
-
 CHOICES: dict[str, tuple[str, ...]] = {
-    "position": ("rotary", "learned"),
-    "norm": ("rms", "layer"),
+    "architecture": ("decoder", "encoder", "encoder-decoder"),
+    "head": (
+        "causal",
+        "masked",
+        "pretraining",
+        "next_sentence",
+        "seq2seq",
+        "sequence_classification",
+        "token_classification",
+        "question_answering",
+        "multiple_choice",
+        "embedding",
+        "value",
+        "none",
+    ),
+    "position": ("rotary", "learned", "sinusoidal", "alibi", "relative", "none"),
+    "norm": ("rms", "rms_offset", "layer", "layer_without_bias"),
+    "norm_position": ("pre", "post", "sandwich"),
+    "residual": ("sequential", "parallel", "parallel_shared"),
     "feed_forward": ("gated", "plain"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "tanh"),
+    "attention_bias": ("none", "qkv", "all"),
+    "query_key_norm": ("none", "head"),
+    "pooling": ("first", "last", "mean", "end"),
+    "problem": ("single", "several", "regression"),
+    "head_bias": ("none", "learned", "fixed"),
 }
+"""What every named choice may be. Most explain themselves; these need a word:
+
+norm: `rms_offset` multiplies by 1 + weight (Gemma). norm_position: `pre` x + f(norm(x)), `post` norm(x + f(x)), `sandwich`
+x + norm(f(norm(x))). residual: `parallel` adds attention and feed-forward of the same x, `parallel_shared` behind one norm.
+attention_bias: `qkv` leaves the output projection without. query_key_norm: `head` normalises each head's queries and keys.
+pooling: `end` is the last end token of a text. problem: `several` labels may hold at once. head_bias: `fixed` is not trained.
+"""
+
+CLASSIFIERS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
+"""Heads with a `score` layer whose outputs are labels."""
+
+LANGUAGE_HEADS = ("causal", "masked", "pretraining", "seq2seq")
+"""Heads that say a token of the vocabulary at every position."""
+
+
+@dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary frequencies change for texts longer than those of pretraining.
+
+    kind: `linear` (Chen et al. 2023, arXiv 2306.15595), `dynamic` (NTK-aware), `yarn` (Peng et al. 2023, arXiv 2309.00071),
+    `longrope` (Ding et al. 2024, arXiv 2402.13753), `llama3` (Llama 3.1). `values` holds the kind's own numbers under the
+    names of `rope_scaling` in config.json.
+    """
+
+    kind: str
+    values: tuple[tuple[str, Any], ...] = ()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """One of the kind's numbers."""
+        return dict(self.values).get(name, default)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a decoder-only transformer. Sizes count elements; rates are shares between 0 and 1."""
+    """The shape of a transformer. Sizes count elements; rates are shares between 0 and 1; 0 or None is "not there".
+
+    In an encoder-decoder, the plain fields are the decoder's; the `encoder_` ones say where its encoder differs.
+    """
 
     family: str
     vocab_size: int
@@ -39,16 +90,72 @@ class ModelConfig:
     max_position_embeddings: int
     head_dim: int = 0
     """Width of one head; 0 means hidden_size / num_attention_heads."""
-    position: Position = "rotary"
+    architecture: str = "decoder"
+    head: str = "causal"
+
+    position: str = "rotary"
+    position_offset: int = 0
+    """Rows of the learned table before that of the first position."""
     rope_theta: float = 10000.0
-    norm: Norm = "rms"
+    local_rope_theta: float | None = None
+    """The base of the sliding layers, unscaled, where it is another."""
+    rotary_dim: int = 0
+    """Channels of a head that turn; 0 means all."""
+    rope_scaling: RotaryScaling | None = None
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+
+    embedding_size: int = 0
+    """Width of the token embedding; 0 means hidden_size. Another is projected in and out."""
+    embedding_scale: float = 1.0
+    embedding_norm: bool = False
+    type_vocab_size: int = 0
+    """Rows of the table of token types (sentence A, sentence B); 0: no such table."""
+
+    norm: str = "rms"
     norm_eps: float = 1e-5
-    feed_forward: FeedForward = "gated"
+    norm_position: str = "pre"
+    first_norm: bool = True
+    """Whether the first layer's attention has a norm before it."""
+    residual: str = "sequential"
+
+    attention_bias: str = "none"
+    attention_scale: float | None = None
+    """What queries times keys are multiplied with; None means 1 / sqrt(head_dim)."""
+    attention_softcap: float | None = None
+    """c in c tanh(score / c)."""
+    query_key_norm: str = "none"
+    sliding_window: int | None = None
+    """Tokens that a sliding layer sees: in a decoder itself and those before, in an encoder half to either side."""
+    layer_types: tuple[str, ...] = ()
+    """"full" or "sliding" for each layer; empty: all sliding where there is a window, all full where there is none."""
+
+    feed_forward: str = "gated"
     activation: str = "silu"
-    attention_bias: bool = False
-    """Whether the query, key, value and output projections carry a bias."""
     feed_forward_bias: bool = False
+
+    num_encoder_layers: int = 0
+    encoder_attention_heads: int = 0
+    encoder_intermediate_size: int = 0
+    decoder_start_token_id: int | None = None
+
     tie_word_embeddings: bool = False
+    head_bias: str = "none"
+    head_transform: str = "none"
+    """Activation of the dense layer and norm between the last hidden state and a masked language head, or none."""
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    labels: tuple[str, ...] = ()
+    """Names of a classifier's outputs."""
+    problem: str = "single"
+    pooling: str = "last"
+    pooler: str = "none"
+    """Activation of the dense layer between the pooled hidden state and the classifier, or none."""
+    pooler_bias: bool = True
+    pooler_norm: bool = False
+    """Whether a norm follows the pooler's activation."""
+    score_bias: bool = False
+
     initializer_range: float = 0.02
     dropout: float = 0.0
     """Share of the embedding's and every residual branch's elements dropped in training."""
@@ -59,14 +166,20 @@ class ModelConfig:
     """Keys of the original `config.json` that shape nothing here and are written back as they were."""
 
     def __post_init__(self) -> None:
-        if self.head_dim == 0 and self.num_attention_heads > 0:
+        if self.head_dim == 0 and _is_size(self.num_attention_heads) and _is_size(self.hidden_size):
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name in ("layer_types", "labels"):
+            if not isinstance(getattr(self, name), tuple):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         problems = list(self._problems())
         if problems:
             raise InputError("This model configuration cannot be built:", problems)
+        if not self.layer_types:
+            kind = "full" if self.sliding_window is None else "sliding"
+            object.__setattr__(self, "layer_types", (kind,) * self.num_hidden_layers)
 
     def _problems(self) -> Iterator[str]:
-        sizes = (
+        sizes = [
             "vocab_size",
             "hidden_size",
             "intermediate_size",
@@ -75,27 +188,93 @@ class ModelConfig:
             "num_key_value_heads",
             "max_position_embeddings",
             "head_dim",
-        )
-        wrong = [name for name in sizes if not isinstance(getattr(self, name), int) or getattr(self, name) < 1]
+        ]
+        sizes += ["num_encoder_layers"] if self.architecture == "encoder-decoder" else []
+        sizes += ["sliding_window"] if self.sliding_window is not None else []
+        wrong = [name for name in sizes if not _is_size(getattr(self, name))]
         for name in wrong:
             yield f"{name}: {getattr(self, name)!r}; must be a whole number of at least 1"
         for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                near = difflib.get_close_matches(str(value), allowed, 1)
-                yield f"{name}: {value!r}; must be one of {', '.join(allowed)}" + (
-                    f"; did you mean {near[0]}?" if near else ""
-                )
-        if not wrong and self.num_attention_heads % self.num_key_value_heads:
-            yield (
-                f"num_key_value_heads: {self.num_key_value_heads}; must divide num_attention_heads "
-                f"({self.num_attention_heads})"
-            )
-        if not wrong and self.position == "rotary" and self.head_dim % 2:
-            yield f"head_dim: {self.head_dim}; rotary positions need an even width of each head"
+            yield from _choice(name, getattr(self, name), allowed)
+        for name in ("head_transform", "pooler"):
+            yield from _choice(name, getattr(self, name), (*CHOICES["activation"], "none"))
         if not 0 <= self.dropout < 1:
             yield f"dropout: {self.dropout}; must be at least 0 and below 1"
+        if self.layer_types and not wrong:
+            yield from self._layer_problems()
+        if not wrong:
+            yield from self._contradictions()
+
+    def _layer_problems(self) -> Iterator[str]:
+        if len(self.layer_types) != self.num_hidden_layers:
+            yield f"layer_types: {len(self.layer_types)} of them; must be num_hidden_layers = {self.num_hidden_layers}"
+        for kind in sorted(set(self.layer_types) - {"full", "sliding"}):
+            yield f"layer_types: {kind!r}; must be full or sliding"
+        if "sliding" in self.layer_types and self.sliding_window is None:
+            yield "sliding_window: missing; layer_types has sliding layers, which need it"
+
+    def _contradictions(self) -> Iterator[str]:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if heads % groups:
+            yield f"num_key_value_heads: {groups}; must divide num_attention_heads ({heads})"
+        if self.position == "rotary":
+            if self.head_dim % 2:
+                yield f"head_dim: {self.head_dim}; rotary positions need an even width of each head"
+            if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+                yield f"rotary_dim: {self.rotary_dim}; must be even and at most head_dim ({self.head_dim})"
+        if self.position == "sinusoidal" and self.hidden_size % 2:
+            yield f"hidden_size: {self.hidden_size}; sinusoidal positions need an even width"
+        both = self.architecture == "encoder-decoder"
+        if both and self.encoder_attention_heads and self.hidden_size % self.encoder_attention_heads:
+            yield f"encoder_attention_heads: {self.encoder_attention_heads}; must divide hidden_size ({self.hidden_size})"
+        if self.head == "seq2seq" and not both:
+            yield f"head: 'seq2seq'; needs the architecture encoder-decoder, not {self.architecture}"
+        if self.head == "causal" and self.architecture != "decoder":
+            yield f"head: 'causal'; needs the architecture decoder, not {self.architecture}"
+        if self.pad_token_id is not None and not -1 <= self.pad_token_id < self.vocab_size:
+            yield f"pad_token_id: {self.pad_token_id}; must be below vocab_size ({self.vocab_size})"
 
     def with_(self, **changes: Any) -> ModelConfig:
-        """This configuration with some fields changed."""
+        """This configuration with some fields changed; the heads' width and layer types follow unless they are given."""
+        if "num_hidden_layers" in changes and len(set(self.layer_types)) == 1:
+            changes.setdefault("layer_types", ())
         return replace(self, **changes)
+
+    @property
+    def encoder(self) -> ModelConfig:
+        """The encoder of an encoder-decoder, as a configuration of its own."""
+        heads = self.encoder_attention_heads or self.num_attention_heads
+        return replace(
+            self,
+            architecture="encoder",
+            head="none",
+            num_hidden_layers=self.num_encoder_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=self.hidden_size // heads if self.encoder_attention_heads else self.head_dim,
+            intermediate_size=self.encoder_intermediate_size or self.intermediate_size,
+            layer_types=(),
+            num_encoder_layers=0,
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the `score` layer: 2 for a span's start and end, 1 for a choice or a value, else the labels."""
+        if self.head in ("question_answering", "next_sentence", "pretraining"):
+            return 2
+        return 1 if self.head in ("multiple_choice", "value") else len(self.labels)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees none of those after it."""
+        return self.architecture != "encoder"
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> Iterator[str]:
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        yield f"{name}: {value!r}; must be one of {', '.join(allowed)}" + (f"; did you mean {near[0]}?" if near else "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from torch import Tensor, nn
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models.config import ModelConfig
-from quatrain.models.families import Family, family
-from quatrain.models.families.weights import expand
+from quatrain.models.families import Family, Head, family
+from quatrain.models.initialization import initialize
+from quatrain.models.repository import resolve
 from quatrain.models.stack import Model
+from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 
 
@@ -43,134 +43,104 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_config(folder: str | Path) -> ModelConfig:
-    """The configuration of a model folder, without its weights."""
-    config = read_config(folder)
+def load_config(model: str | Path) -> ModelConfig:
+    """The configuration of a model folder or hub id, without its weights."""
+    config = read_config(resolve(model))
     return family(config.get("model_type")).from_hf(config)
 
 
 def load(
-    folder: str | Path,
+    model: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    head: str | None = None,
+    labels: Sequence[str] | None = None,
     prepare: Callable[[Model, dict[str, Any]], None] | None = None,
 ) -> Model:
-    """The model of a folder, in evaluation mode, its weights in `dtype` on `device`.
+    """The model of a folder or a hub id, in evaluation mode, its weights in `dtype` on `device`.
 
+    `head` names another head than that of the files, and `labels` what it tells apart: weights that the files have no
+    place for are drawn fresh, the names of which are in the model's `fresh`.
     `prepare(model, config_json)` may replace modules before the weights are read (quantized linears do); a tensor
     of an integer dtype keeps it. Raises InputError naming every missing, unexpected or misshapen tensor.
     """
-    folder = Path(folder)
+    folder = resolve(model)
     raw = read_config(folder)
     if raw.get("quantization_config") and prepare is None:
         raise InputError(f"{folder}: a quantized model; read it with quatrain.generation.loading.load_model.")
     kind = family(raw.get("model_type"))
-    config = kind.from_hf({key: value for key, value in raw.items() if key != "quantization_config"})
+    config = _config(kind, raw, head, labels)
     with torch.device("meta"):
-        model = Model(config)
+        network = Model(config)
         if prepare is not None:
-            prepare(model, raw)
-    with ExitStack() as stack:
-        tensors = _Tensors(folder, stack)
-        _fill(model, kind, tensors, dtype, torch.device(device))
-    return model.eval()
+            prepare(network, raw)
+    with Tensors(folder) as tensors:
+        names = _Names(kind, kind.heads[kind.head_of(raw)], tensors, strict=head is None)
+        network.fresh = _fill(network, names, dtype, torch.device(device))
+    return network.eval()
 
 
-class _Tensors:
-    """The tensors of a folder's safetensors files by name, read on demand."""
-
-    def __init__(self, folder: Path, stack: ExitStack):
-        from safetensors import SafetensorError, safe_open
-
-        self.folder = folder
-        self.files: dict[str, Any] = {}
-        for path in _weight_files(folder):
-            try:
-                handle = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise InputError(
-                    f"{path}: not a whole safetensors file ({error}). Fetch or write the model again."
-                ) from error
-            self.files.update(dict.fromkeys(handle.keys(), handle))
-
-    def __call__(self, name: str) -> Tensor:
-        return self.files[name].get_tensor(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.files[name].get_slice(name).get_shape())
+def _config(kind: Family, raw: dict[str, Any], head: str | None, labels: Sequence[str] | None) -> ModelConfig:
+    raw = {key: value for key, value in raw.items() if key != "quantization_config"}
+    if head is not None and head not in kind.heads:
+        raise InputError(f"head: {head!r} is none of {kind.name}; must be one of {', '.join(kind.heads)}")
+    if labels is not None:
+        raw["id2label"] = {str(number): label for number, label in enumerate(labels)}
+    return kind.from_hf(raw, head=head)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        names = _shard_names(index)
-        missing = [f"{name}: missing" for name in names if not (folder / name).is_file()]
-        if missing:
-            raise InputError(f"{folder}: {INDEX} names files that are not there:", missing)
-        return [folder / name for name in names]
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled:
-        raise InputError(
-            f"{folder}: only pickled weights ({', '.join(pickled)}), which can run code when read. Convert them with "
-            "transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)."
-        )
-    raise InputError(f"{folder}: no {WEIGHTS} in it. A model folder needs its weights in safetensors.")
-
-
-def _shard_names(index: Path) -> list[str]:
-    """The files that an index of shards names, all of them beside it."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: no index of shards ({error!r}). Fetch or write the model again.") from error
-    if outside or not names:
-        raise InputError(f"{index}: must name files of its own folder:", [f"{name}: outside of it" for name in outside])
-    return names
-
-
-def _fill(model: Model, kind: Family, tensors: _Tensors, dtype: torch.dtype, device: torch.device) -> None:
-    """Reads every parameter and persistent buffer of `model` through the family's operations."""
+def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """Reads every parameter and persistent buffer of `model` through the family's operations; gives those drawn fresh."""
     wanted = dict(model.state_dict(keep_vars=True))
-    wanted.pop("lm_head.weight" if model.config.tie_word_embeddings else "", None)
-    names = _Names(kind, tensors.files)
-    problems: list[str] = []
-    used: set[str] = set()
+    tied = model.lm_head is not None and model.config.tie_word_embeddings
+    if tied:
+        wanted.pop("lm_head.weight")
     plan: list[tuple[Any, dict[str, str]]] = []
     covered: set[str] = set()
-    for operation in _operations(kind, model):
+    problems: list[str] = []
+    for operation in _operations(names.kind, model):
         targets = [name for name in operation.targets if name in wanted]
+        places = {source: names.find(source) for source in operation.sources}
+        found = {source: place for source, place in places.items() if place is not None}
         if not targets:
+            if operation.targets == ["lm_head.weight"]:
+                names.used.update(found.values())  # the tied embedding, written a second time
+            continue
+        if len(found) == len(places):
+            plan.append((operation, found))
+            names.used.update(found.values())
+        elif names.strict or not _is_of_head(targets):
+            problems += [f"{source}: missing" for source, place in places.items() if place is None]
+        else:
             continue
         covered.update(targets)
-        places = {source: names.find(source) for source in operation.sources}
-        problems += [f"{source}: missing" for source, place in places.items() if place is None]
-        found = {source: place for source, place in places.items() if place is not None}
-        if len(found) == len(places):
-            used.update(found.values())
-            plan.append((operation, found))
-    problems += [f"{name}: no weight of this family fills it" for name in wanted if name not in covered]
-    if model.config.tie_word_embeddings:
-        used.update(filter(None, [names.find("lm_head.weight")]))
-    problems += [f"{name}: unexpected" for name in tensors.files if name not in used and not names.ignored(name)]
+    fresh = sorted(name for name in wanted if name not in covered)
+    problems += [f"{name}: no weight of this family fills it" for name in fresh if names.strict or not _is_of_head([name])]
+    problems += [f"{name}: unexpected" for name in names.unexpected()]
     if problems:
-        raise InputError(f"{tensors.folder}: the weights do not fit config.json:", problems)
+        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", problems)
     for operation, found in plan:
-        for name, tensor in operation.read(lambda source, found=found: tensors(found[source])):
+        for name, view in operation.read(lambda source, found=found: names.tensors.view(found[source])):
             expected = wanted[name]
-            if tuple(tensor.shape) != tuple(expected.shape):
-                problems.append(f"{name}: has shape {tuple(tensor.shape)}, config.json says {tuple(expected.shape)}")
+            if tuple(view.shape) != tuple(expected.shape):
+                problems.append(f"{name}: has shape {tuple(view.shape)}, config.json says {tuple(expected.shape)}")
                 continue
-            target = dtype if tensor.is_floating_point() and not _keeps_dtype(model, name) else tensor.dtype
-            # safetensors may hand out a view of the mapped file: copy=True makes the tensor our own.
-            _assign(model, name, tensor.to(device=device, dtype=target, copy=True))
+            kept = not view.is_floating_point() or _keeps_dtype(model, name)
+            _assign(model, name, names.tensors.copy(view, None if kept else dtype, device))
     if problems:
-        raise InputError(f"{tensors.folder}: the weights do not fit config.json:", problems)
-    if model.config.tie_word_embeddings:
+        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", problems)
+    for name in fresh:
+        _assign(model, name, torch.empty(wanted[name].shape, dtype=dtype, device=device))
+    if tied and model.lm_head is not None:
         model.lm_head.weight = model.embed_tokens.weight
+    initialize(model, model.config, only=fresh)
+    return fresh
+
+
+def _is_of_head(names: Sequence[str]) -> bool:
+    """Whether tensors belong to what stands on the last hidden states, which another head replaces."""
+    return all(name.startswith(("lm_head.", "transform.", "pooler.", "score.", "logits_bias")) for name in names)
 
 
 def _keeps_dtype(model: nn.Module, name: str) -> bool:
@@ -193,7 +163,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 def _operations(kind: Family, model: Model) -> Iterator[Any]:
     """The family's operations for this model; a replaced module brings the names of its own tensors."""
     replaced = {name: module for name, module in model.named_modules() if hasattr(module, "file_names")}
-    for operation in expand(kind.operations, model.config.num_hidden_layers):
+    for operation in kind.weights(model.config):
         owners = {target.rpartition(".")[0] for target in operation.targets if target.endswith(".weight")}
         modules = [replaced[owner] for owner in owners if owner in replaced]
         if modules:
@@ -203,19 +173,42 @@ def _operations(kind: Family, model: Model) -> Iterator[Any]:
 
 
 class _Names:
-    """Finds a tensor under the family's canonical name, or without the prefix that some checkpoints leave out."""
+    """Finds a tensor under the family's name for it, another that it goes by, or without the body's prefix.
 
-    def __init__(self, kind: Family, available: dict[str, Any]):
-        self.kind, self.available = kind, available
+    `head` is that of the files; where it is not the model's (`strict` is false), its prefix counts and what it has beyond
+    the model's is left.
+    """
+
+    def __init__(self, kind: Family, head: Head, tensors: Tensors, *, strict: bool):
+        self.kind, self.tensors, self.strict = kind, tensors, strict
+        self.prefixes = {kind.prefix, *(head.prefix or "" for head in kind.heads.values())} - {""}
+        self.own = kind.prefix if head.prefix is None else head.prefix
+        self.of_head = [re.escape(name) for operation in head.operations for name in operation.sources]
+        self.others: dict[str, list[str]] = {}
+        for other, name in kind.aliases.items():
+            self.others.setdefault(name, []).append(other)
+        self.used: set[str] = set()
 
     def find(self, name: str) -> str | None:
-        if name in self.available:
-            return name
-        short = name.removeprefix(self.kind.prefix)
-        return short if short in self.available else None
+        """The name that the files have for a tensor, or None."""
+        for known in (name, *self.others.get(name, ())):
+            bare = next((known.removeprefix(prefix) for prefix in self.prefixes if known.startswith(prefix)), known)
+            for candidate in (known, self.own + bare, bare):
+                if candidate in self.tensors:
+                    return candidate
+        return None
 
-    def ignored(self, name: str) -> bool:
-        return any(re.fullmatch(pattern, name) for pattern in self.kind.ignored)
+    def unexpected(self) -> list[str]:
+        """The tensors of the files that nothing reads and that are no known leftovers."""
+        others = {other for name, group in self.others.items() for other in group if self.find(name) in self.used}
+        ignored = [*self.kind.ignored, *([] if self.strict else self.of_head)]
+        return [
+            name
+            for name in self.tensors.names
+            if name not in self.used
+            and name not in others
+            and not any(re.fullmatch(pattern, name) for pattern in ignored)
+        ]
 
 
 def state_dict_for_files(model: Model) -> dict[str, Tensor]:
@@ -224,8 +217,8 @@ def state_dict_for_files(model: Model) -> dict[str, Tensor]:
     Raises QuatrainError where a tensor has no such name (adapters that are not merged): a file would lack it.
     """
     ours = model.state_dict()
-    if model.config.tie_word_embeddings:
-        ours.pop("lm_head.weight", None)
+    if model.lm_head is not None and model.config.tie_word_embeddings:
+        ours.pop("lm_head.weight")
     theirs: dict[str, Tensor] = {}
     covered: set[str] = set()
     for operation in _operations(family(model.config.family), model):

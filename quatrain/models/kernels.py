@@ -67,48 +67,72 @@ class SwiGLUFunction(torch.autograd.Function):
 
 
 class AttentionFunction(torch.autograd.Function):
-    """Rotary attention that keeps its weights: softmax(rotate(q) rotate(k)^T / sqrt(D) + bias) v.
+    """Attention that keeps its weights: softmax(scale rotate(q) rotate(k)^T + bias) v.
 
-    query, key, value: (B, T, H, D) as the projections leave them; cos, sin: (T or B, T, 1, D/2) ready to broadcast, or
-    None; bias: (1 or B, T, T), 0 where a query may look and -inf elsewhere. Gives (B, T, H D).
+    query (B, T, H, D), key, value (B, S, H, D) as the projections leave them; cos, sin (T or B, T, 1, R/2) ready to
+    broadcast, turning the first R channels, or None; bias (1 or B, 1 or H, T, S), -inf where a query may not look, or
+    None where it sees all. Gives (B, T, H D).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor | None, sin: Tensor | None, bias: Tensor
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        bias: Tensor | None,
+        scale: float,
     ) -> Tensor:
         """Keeps rotated queries and keys, values and attention weights."""
         batch, length, heads, width = query.shape
-        heads_first = query.new_empty(3, batch, heads, length, width)
-        for source, target in zip((query, key), heads_first, strict=False):
-            _rotate(source, target.transpose(1, 2), cos, sin, 1)
-        heads_first[2].copy_(value.transpose(1, 2))
-        q, k, v = heads_first.view(3, batch * heads, length, width)
-        if bias.shape[0] > 1:
-            bias = bias.repeat_interleave(heads, dim=0)
-        weights = torch.baddbmm(bias, q, k.mT, alpha=width**-0.5).softmax(-1)
-        ctx.save_for_backward(heads_first, weights, cos, sin)
+        slots = key.shape[1]
+        queries = query.new_empty(batch, heads, length, width)
+        keys, values = query.new_empty(2, batch, heads, slots, width)
+        _rotate(query, queries.transpose(1, 2), cos, sin, 1)
+        _rotate(key, keys.transpose(1, 2), cos, sin, 1)
+        values.copy_(value.transpose(1, 2))
+        q, k, v = queries.view(-1, length, width), keys.view(-1, slots, width), values.view(-1, slots, width)
+        if bias is None:
+            scores = torch.bmm(q, k.mT).mul_(scale)
+        else:
+            spread = bias
+            if bias.shape[:2] != (1, 1):
+                spread = bias.expand(batch, heads, length, slots).reshape(-1, length, slots)
+            scores = torch.baddbmm(spread.view(-1, length, slots), q, k.mT, alpha=scale)
+        weights = scores.softmax(-1)
+        ctx.save_for_backward(queries, keys, values, weights, cos, sin)
+        ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
         mixed = torch.bmm(weights, v).view(batch, heads, length, width)
         return mixed.transpose(1, 2).reshape(batch, length, heads * width)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of query, key and value, in their own layout."""
-        heads_first, weights, cos, sin = ctx.saved_tensors
-        _, batch, heads, length, width = heads_first.shape
-        q, k, v = heads_first.view(3, batch * heads, length, width)
+        """The gradients of query, key and value, in their own layout, and of a bias that is learned."""
+        queries, keys, values, weights, cos, sin = ctx.saved_tensors
+        batch, heads, length, width = queries.shape
+        slots = keys.shape[2]
+        q, k, v = queries.view(-1, length, width), keys.view(-1, slots, width), values.view(-1, slots, width)
         gradient = gradients[0].view(batch, length, heads, width).transpose(1, 2).reshape(-1, length, width)
-        found = torch.empty_like(heads_first)
-        dq, dk, dv = found.view(3, batch * heads, length, width)
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         torch.bmm(weights.mT, gradient, out=dv)
-        scores = torch._softmax_backward_data(torch.bmm(gradient, v.mT), weights, -1, weights.dtype).mul_(width**-0.5)
+        scores = torch._softmax_backward_data(torch.bmm(gradient, v.mT), weights, -1, weights.dtype)
+        for_bias = None
+        if ctx.needs_input_grad[5]:
+            axes = [axis for axis in (0, 1) if ctx.bias_shape[axis] == 1]
+            for_bias = scores.view(batch, heads, length, slots)
+            for_bias = for_bias.sum(axes, keepdim=True) if axes else for_bias.clone()
+        scores.mul_(ctx.scale)
         torch.bmm(scores, k, out=dq)
         torch.bmm(scores.mT, q, out=dk)
-        out = found.new_empty(3, batch, length, heads, width)
-        for source, target in zip(found[:2], out, strict=False):
-            _rotate(source.transpose(1, 2), target, cos, sin, -1)
-        out[2].copy_(found[2].transpose(1, 2))
-        return out[0], out[1], out[2], None, None, None
+        found = []
+        for flat, size, turned in ((dq, length, True), (dk, slots, True), (dv, slots, False)):
+            source = flat.view(batch, heads, size, width).transpose(1, 2)
+            target = flat.new_empty(batch, size, heads, width)
+            _rotate(source, target, cos if turned else None, sin if turned else None, -1)
+            found.append(target)
+        return found[0], found[1], found[2], None, None, for_bias, None
 
 
 def _rotate(source: Tensor, target: Tensor, cos: Tensor | None, sin: Tensor | None, direction: int) -> None:
@@ -116,6 +140,10 @@ def _rotate(source: Tensor, target: Tensor, cos: Tensor | None, sin: Tensor | No
     if cos is None or sin is None:
         target.copy_(source)
         return
+    width = 2 * cos.shape[-1]
+    if width < source.shape[-1]:
+        target[..., width:].copy_(source[..., width:])
+        source, target = source[..., :width], target[..., :width]
     first, second = source.chunk(2, dim=-1)
     into_first, into_second = target.chunk(2, dim=-1)
     torch.mul(first, cos, out=into_first)

@@ -11,22 +11,23 @@ from quatrain.models.config import ModelConfig
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, the statistics in float32 whatever the dtype of x."""
+    """x / rms(x) * (offset + weight) over the last axis, the statistics in float32 whatever the dtype of x."""
 
-    def __init__(self, size: int, eps: float):
+    def __init__(self, size: int, eps: float, offset: float = 0.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype)
+        weight = (self.weight + self.offset if self.offset else self.weight).to(x.dtype)
         if kernels.suits(x):
             return kernels.RMSNormFunction.apply(x, weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """The norm that `config.norm` names, over hidden_size."""
-    if config.norm == "rms":
-        return RMSNorm(config.hidden_size, config.norm_eps)
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+def make_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
+    """The norm that `config.norm` names, over `size` channels: hidden_size unless given."""
+    size = size or config.hidden_size
+    if config.norm.startswith("rms"):
+        return RMSNorm(size, config.norm_eps, 1.0 if config.norm == "rms_offset" else 0.0)
+    return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm == "layer")

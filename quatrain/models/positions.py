@@ -1,24 +1,121 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in the half-rotation layout of Hugging Face's Llama."""
+"""How a transformer knows where a token is.
+
+Rotary (Su et al. 2021, arXiv 2104.09864, in the half-rotation layout of Hugging Face's Llama, whole or part of a head),
+sinusoidal (Vaswani et al. 2017, arXiv 1706.03762), ALiBi (Press et al. 2021, arXiv 2108.12409) and relative bias (Raffel
+et al. 2019, arXiv 1910.10683). Learned positions are a table of the stack.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from quatrain.models.config import ModelConfig
+from quatrain.models.config import ModelConfig, RotaryScaling
+from quatrain.models.rotary_scaling import depends_on_length, inverse_frequency
+
+SMALL_TABLE = 8192
+"""Positions up to which a table is made whole, so that no position has to be read back from a device."""
 
 
-def rotary_tables(config: ModelConfig, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (max_position_embeddings, head_dim) in float32 for every position and channel."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float() / config.head_dim
-    inverse_frequency = 1.0 / (config.rope_theta**half)
-    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, inverse_frequency)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+def positions_of(segments: Tensor) -> Tensor:
+    """The place of each slot within its own run of one segment: (B, S) from segments (B, S)."""
+    slots = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return slots - torch.where(begins, slots, 0).cummax(dim=1).values
+
+
+class Rotary:
+    """Cosines and sines of one base and scaling; the tables of one device and dtype are kept and grow when needed."""
+
+    def __init__(self, config: ModelConfig, theta: float, scaling: RotaryScaling | None):
+        self.config, self.theta, self.scaling = config, theta, scaling
+        self.dim = config.rotary_dim or config.head_dim
+        self._tables: dict[bool, tuple[Tensor, Tensor]] = {}
+
+    def at(self, positions: Tensor | None, past: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, rotary_dim), or (B, T, rotary_dim) where positions (B, T) are given, in like's dtype."""
+        total = past + length
+        if positions is not None:
+            longest = self.config.max_position_embeddings
+            small = longest <= SMALL_TABLE and not depends_on_length(self.scaling)
+            total = longest if small else int(positions.max()) + 1
+        cos, sin = self._table(total, like)
+        return (cos[past:total], sin[past:total]) if positions is None else (cos[positions], sin[positions])
+
+    def _table(self, total: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        original = self.scaling.get("original_max_position_embeddings", 0) if self.scaling else 0
+        is_long = depends_on_length(self.scaling) and total > (original or self.config.max_position_embeddings)
+        known = self._tables.get(is_long)
+        fits = known is not None and known[0].device == like.device and known[0].dtype == like.dtype
+        fits = fits and known is not None and known[0].shape[0] >= total
+        if known is None or not fits or (is_long and self.scaling is not None and self.scaling.kind == "dynamic"):
+            size = min(max(total, 2 * known[0].shape[0] if known else 0, SMALL_TABLE), self._most(total))
+            # Kept tables must serve training too, even where the first forward is in inference mode.
+            with torch.inference_mode(False):
+                known = self.tables(size, total, like.device)
+                known = known[0].to(like.dtype), known[1].to(like.dtype)
+            self._tables[is_long] = known
+        return known
+
+    def _most(self, total: int) -> int:
+        return max(total, self.config.max_position_embeddings)
+
+    def tables(self, size: int, total: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (size, rotary_dim) in float32, for a text of `total` tokens where the scaling asks."""
+        frequency, factor = inverse_frequency(
+            self.dim, self.theta, self.scaling, total, self.config.max_position_embeddings, device
+        )
+        angles = torch.outer(torch.arange(size, dtype=torch.float32, device=device), frequency)
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos() * factor, angles.sin() * factor
+
+
+def rotary_of(config: ModelConfig) -> dict[str, Rotary]:
+    """The rotary positions of each type of layer: sliding ones may have their own base."""
+    if config.position != "rotary":
+        return {}
+    whole = Rotary(config, config.rope_theta, config.rope_scaling)
+    local = whole if config.local_rope_theta is None else Rotary(config, config.local_rope_theta, None)
+    return {"full": whole, "sliding": local}
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair of channels (i, i + D/2) of x (B, H, T, D) by its position's angle; cos, sin broadcast to x."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """Turns each pair of channels (i, i + R/2) of the first R of x (B, H, T, D); cos, sin (…, T, R) broadcast to x."""
+    width = cos.shape[-1]
+    turned, rest = (x, None) if width == x.shape[-1] else (x[..., :width], x[..., width:])
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return turned if rest is None else torch.cat((turned, rest), dim=-1)
+
+
+def sinusoidal_table(length: int, size: int, device: torch.device | None = None) -> Tensor:
+    """The fixed table (length, size): sines of all frequencies, then cosines, as Marian lays them out."""
+    exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), 10000.0**-exponent)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).float().to(device)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """The slope (H) of each head: 2^(-8 i / n) for a power of two n, the odd steps of 2n for the heads beyond."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+    return torch.tensor(slopes)
+
+
+def relative_buckets(distances: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:
+    """T5's bucket of each distance (key slot - query slot): exact when near, logarithmic when far."""
+    offset = torch.zeros_like(distances)
+    if causal:
+        distances = (-distances).clamp(min=0)
+    else:
+        buckets //= 2
+        offset = (distances > 0).long() * buckets
+        distances = distances.abs()
+    exact = buckets // 2
+    far = (distances.float().clamp(min=1) / exact).log() / math.log(max_distance / exact) * (buckets - exact)
+    far = (exact + far.long()).clamp(max=buckets - 1)
+    return offset + torch.where(distances < exact, distances, far)

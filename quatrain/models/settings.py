@@ -67,7 +67,7 @@ class ModelSettings(Settings):
             norm="layer" if gpt2 else "rms",
             feed_forward="plain" if gpt2 else "gated",
             activation="gelu_tanh" if gpt2 else "silu",
-            attention_bias=gpt2,
+            attention_bias="all" if gpt2 else "none",
             feed_forward_bias=gpt2,
             **more,
         )

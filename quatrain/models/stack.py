@@ -1,183 +1,273 @@
-"""The one transformer stack: embedding, blocks of attention and feed-forward with residuals, final norm, head.
+"""The one model: token embedding, stack of blocks, head; with an encoder of its own where the family has one.
 
-Every family is this stack under another configuration (`quatrain.models.families`). Parameter names follow
+Every family is this model under another configuration (`quatrain.models.families`). Parameter names follow
 Hugging Face's Llama.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quatrain.errors import InputError
-from quatrain.models import kernels
-from quatrain.models.attention import Attention, Sight, bias_of, causal_mask
+from quatrain.models import heads
+from quatrain.models.blocks import Block, Stack
 from quatrain.models.cache import KVCache
-from quatrain.models.config import ModelConfig
-from quatrain.models.feed_forward import FeedForward
-from quatrain.models.norms import make_norm
-from quatrain.models.positions import rotary_tables
+from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.heads import IGNORE
+from quatrain.models.initialization import initialize
+from quatrain.models.sight import Trace
 
-IGNORE = -100
-"""The label of a position where nothing is learned."""
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(self, config: ModelConfig, layer: int):
-        super().__init__()
-        self.input_layernorm = make_norm(config)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = make_norm(config)
-        self.mlp = FeedForward(config)
-        self.dropout = config.dropout
-
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        """x (B, T, hidden_size) to the same shape."""
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), sight))
-        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+__all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
 
 
-class Model(nn.Module):
-    """A decoder-only language model: `model(x, y) -> (logits (B, T, V), loss (B, T))`.
+class Model(Stack):
+    """A transformer: `model(x, y) -> (logits, loss)`; for a language model logits (B, T, V), loss (B, T).
 
-    `labels[b, t]` is what the model should say after reading `input_ids[b, : t + 1]`: labels come shifted,
-    with -100 where nothing is learned. The loss is per token and unreduced, in nats, 0 where the label is -100.
+    `labels[b, t]` is what a language model should say after reading `input_ids[b, : t + 1]`: labels come shifted,
+    with -100 where nothing is learned. The loss is unreduced, in nats, 0 where the label is -100. What the other heads
+    give and want is said at `forward`.
     """
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embed_positions = (
-            nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
-        )
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = make_norm(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
-        self._rotary: tuple[Tensor, Tensor] | None = None
+        super().__init__(config)
+        width = config.embedding_size or config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        self.encoder = Stack(config.encoder) if config.architecture == "encoder-decoder" else None
+        self.transform = heads.make_transform(config)
+        self.pooler = heads.make_pooler(config)
+        self.score = heads.make_score(config)
+        self.lm_head: nn.Linear | None = None
+        if config.head in LANGUAGE_HEADS:
+            self.lm_head = nn.Linear(width, config.vocab_size, bias=config.head_bias == "learned")
+            if config.tie_word_embeddings:
+                self.lm_head.weight = self.embed_tokens.weight
+        fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
+        self.fresh: list[str] = []
+        self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)
 
     def forward(
         self,
-        input_ids: Tensor,
-        labels: Tensor | None = None,
+        input_ids: Tensor | None,
+        labels: Any = None,
         *,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_segments: Tensor | None = None,
         cache: KVCache | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Reads input_ids (B, T) and returns logits (B, T, V) and, given labels (B, T), the loss (B, T).
+        trace: Trace | None = None,
+    ) -> tuple[Any, Any]:
+        """Reads input_ids (B, T) and returns logits and, given labels, the loss.
 
-        positions (B, T): 0, 1, … by default, going on after the cache. segments (B, T): tokens of one segment
-        see each other only; 0 is padding. A cache is read and extended.
-        Raises InputError where the text is longer than the model's context.
+        positions (B, T): by default each token's place in its segment, going on after the cache. segments (B, T):
+        tokens of one segment see each other only; 0 is padding. token_types (B, T): 0 unless given. A cache is read and
+        extended, a trace filled.
+
+        An encoder-decoder's encoder reads input_ids (B, S), which may be None once the cache holds the encoded text;
+        `segments` and `positions` are the encoder's. Its decoder reads decoder_input_ids (B, T): the labels shifted right
+        unless given.
+
+        | head | logits | labels | loss |
+        |---|---|---|---|
+        | causal, masked, seq2seq | (B, T, V) | (B, T) | (B, T) |
+        | pretraining | (B, T, V) and (B, 2) | the pair (B, T), (B) | the pair (B, T), (B) |
+        | next_sentence | (B, 2) | (B) | (B) |
+        | sequence_classification | (B, L) | (B), for `several` and regressions (B, L) | (B) |
+        | token_classification | (B, T, L) | (B, T) | (B, T) |
+        | question_answering | (B, T, 2) | (B, 2): first and last token | (B) |
+        | multiple_choice, input_ids (B, C, T) | (B, C) | (B) | (B) |
+        | embedding | (B, hidden_size), pooled | | |
+        | value | (B, T) | (B, T), not a number where unknown | (B, T) |
+        | none | hidden states | | |
+
+        Raises InputError where the text is longer than the model's context or has ids past its vocabulary.
         """
-        hidden = self.hidden_states(input_ids, positions=positions, segments=segments, cache=cache)
-        logits = self.lm_head(hidden)
-        if labels is None:
-            return logits, None
-        loss = F.cross_entropy(
-            logits.view(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORE, reduction="none"
+        if self.config.head == "multiple_choice" and input_ids is not None:
+            return self._choose(input_ids, labels, segments, token_types)
+        if self.encoder is not None and decoder_input_ids is None:
+            decoder_input_ids = self._shifted(labels, input_ids)
+        hidden = self.hidden_states(
+            input_ids,
+            positions=positions,
+            segments=segments,
+            token_types=token_types,
+            decoder_input_ids=decoder_input_ids,
+            decoder_segments=decoder_segments,
+            cache=cache,
+            trace=trace,
         )
-        return logits, loss.view(labels.shape)
+        return self.head(hidden, labels, input_ids, segments)
 
     def hidden_states(
+        self,
+        input_ids: Tensor | None,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """The last hidden states (B, T, hidden_size), after the final norm; of an encoder-decoder its decoder's."""
+        if self.encoder is None:
+            return self.run(
+                self._look_up(input_ids),
+                positions=positions,
+                segments=segments,
+                token_types=token_types,
+                cache=cache,
+                trace=trace,
+            )
+        encoded = None
+        if input_ids is not None:
+            encoded = self.encode(input_ids, positions=positions, segments=segments, trace=trace)
+        elif cache is None or not cache.crossed:
+            raise InputError("An encoder-decoder needs input_ids until a cache holds the encoded text.")
+        if cache is not None:
+            cache.encoder_segments = segments if encoded is not None else cache.encoder_segments
+            segments = cache.encoder_segments
+        return self.run(
+            self._look_up(decoder_input_ids),
+            segments=decoder_segments,
+            cache=cache,
+            trace=trace,
+            encoded=encoded,
+            encoder_segments=segments,
+        )
+
+    def encode(
         self,
         input_ids: Tensor,
         *,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
-        cache: KVCache | None = None,
+        trace: Trace | None = None,
     ) -> Tensor:
-        """The last hidden states (B, T, hidden_size), after the final norm."""
-        length = input_ids.shape[1]
-        past = cache.length if cache is not None else 0
-        self._check_length(past + length if positions is None else None, past, length)
-        slots = cache.write_segments(segments, length) if cache is not None else segments
-        mask = self._mask(slots, past, length, input_ids.device)
-        x = self.embed_tokens(input_ids)
-        if self.embed_positions is not None:
-            if positions is None:
-                positions = torch.arange(past, past + length, device=input_ids.device)
-            x = x + self.embed_positions(positions)
-        rotary = self._rotary_at(positions, past, length, x) if self.embed_positions is None else None
-        sight = Sight(rotary, mask, self._bias(mask, x) if cache is None else None, cache)
-        x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
-        for layer in self.layers:
-            x = layer(x, sight)
-        if cache is not None:
-            cache.advance(length)
-        return self.norm(x)
+        """What an encoder-decoder's encoder makes of input_ids (B, S): (B, S, hidden_size)."""
+        if self.encoder is None:
+            raise InputError(f"A {self.config.family} model has no encoder of its own.")
+        seen = None if trace is None else trace.of_encoder()
+        return self.encoder.run(self._look_up(input_ids), positions=positions, segments=segments, trace=seen)
 
-    def _check_length(self, total: int | None, past: int, length: int) -> None:
-        limit = self.config.max_position_embeddings
-        if total is not None and total > limit:
-            raise InputError(
-                f"This text has {total} tokens ({past} before, {length} new); the model reads {limit}. "
-                "Shorten the text, ask for truncation, or use a model with a longer context."
-            )
+    def head(
+        self, hidden: Tensor, labels: Any = None, input_ids: Tensor | None = None, segments: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        """Logits and loss of hidden states (B, T, hidden_size), as `forward` says them."""
+        config = self.config
+        if config.head == "none":
+            return hidden, None
+        if config.head in ("causal", "masked", "seq2seq"):
+            logits = self.say(hidden)
+            return logits, None if labels is None else heads.token_loss(logits, labels)
+        if config.head == "pretraining":
+            return self._pretrain(hidden, labels, input_ids, segments)
+        if config.head in ("token_classification", "question_answering", "value"):
+            return self._label_tokens(hidden, labels, segments)
+        pooled = heads.pool(hidden, config, self._ids(input_ids), segments)
+        if config.head == "embedding":
+            return F.normalize(pooled, dim=-1), None
+        logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
+        return logits, None if labels is None else heads.label_loss(logits, labels, config.problem)
 
-    @staticmethod
-    def _mask(segments: Tensor | None, past: int, length: int, device: torch.device) -> Tensor | None:
-        if segments is not None:
-            return causal_mask(segments, length)
-        if past and length > 1:
-            return causal_mask(torch.ones(1, past + length, dtype=torch.long, device=device), length)
-        return None
+    def say(self, hidden: Tensor) -> Tensor:
+        """The vocabulary's logits (…, V) for hidden states (…, hidden_size)."""
+        if self.lm_head is None:
+            raise InputError(f"This model has the head {self.config.head}, which says no tokens.")
+        config = self.config
+        hidden = hidden if self.transform is None else self.transform(hidden)
+        if config.logit_scale != 1.0:
+            hidden = hidden * config.logit_scale
+        logits = self.lm_head(hidden)
+        if self.logits_bias is not None:
+            logits = logits + self.logits_bias
+        if config.logit_softcap is not None:
+            logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
+        return logits
 
-    def _bias(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
-        """What the hand-written attention adds to its scores, where that pass suits; None where PyTorch's is taken."""
-        batch, length, _ = x.shape
-        if not kernels.suits(x) or batch * self.config.num_attention_heads * length * length > kernels.MAX_SCORES:
+    def _score(self, x: Tensor) -> Tensor:
+        if self.score is None:
+            raise InputError(f"This model has the head {self.config.head}, which has no labels.")
+        return self.score(x)
+
+    def _label_tokens(
+        self, hidden: Tensor, labels: Tensor | None, segments: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = self._score(hidden if self.pooler is None else self.pooler(hidden))
+        if self.config.head == "question_answering" and segments is not None:
+            # no span begins or ends in padding
+            logits = logits.masked_fill((segments == 0)[..., None], torch.finfo(logits.dtype).min)
+        if self.config.head == "value":
+            values = logits[..., 0]
+            return values, None if labels is None else heads.value_loss(values, labels)
+        loss = heads.span_loss if self.config.head == "question_answering" else heads.token_loss
+        return logits, None if labels is None else loss(logits, labels)
+
+    def _pretrain(self, hidden: Tensor, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Any:
+        """Masked tokens and whether the second sentence follows the first (BERT's pretraining)."""
+        pooled = heads.pool(hidden, self.config, self._ids(input_ids), segments)
+        tokens = self.say(hidden)
+        follows = self._score(pooled if self.pooler is None else self.pooler(pooled))
+        if labels is None:
+            return (tokens, follows), None
+        masked, sentence = labels
+        return (tokens, follows), (heads.token_loss(tokens, masked), heads.label_loss(follows, sentence, "single"))
+
+    def _choose(
+        self, input_ids: Tensor, labels: Tensor | None, segments: Tensor | None, token_types: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One score for each choice: input_ids (B, C, T) to logits (B, C)."""
+        if input_ids.dim() != 3:
+            raise InputError(f"multiple choice: input_ids have shape {tuple(input_ids.shape)}; must be (B, choices, T)")
+        flat, flat_segments, types = (
+            None if x is None else x.flatten(0, 1) for x in (input_ids, segments, token_types)
+        )
+        hidden = self.hidden_states(flat, segments=flat_segments, token_types=types)
+        pooled = heads.pool(hidden, self.config, self._ids(flat), flat_segments)
+        logits = self._score(pooled if self.pooler is None else self.pooler(pooled)).view(input_ids.shape[:2])
+        return logits, None if labels is None else heads.label_loss(logits, labels, "single")
+
+    def _look_up(self, input_ids: Tensor | None) -> Tensor:
+        """The embedding (B, T, embedding_size) of tokens, none of them past the vocabulary."""
+        ids = self._ids(input_ids)
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = (int(end) for end in torch.aminmax(ids))
+            if low < 0 or high >= self.config.vocab_size:
+                raise InputError(
+                    f"Token {high if high >= self.config.vocab_size else low} is not in the model's vocabulary of "
+                    f"{self.config.vocab_size}: model and tokenizer do not fit."
+                )
+        return self.embed_tokens(ids)
+
+    def _ids(self, ids: Tensor | None) -> Tensor:
+        if ids is None:
+            what = "input_ids" if self.encoder is None else "decoder_input_ids, or labels to make them of"
+            raise InputError(f"A {self.config.family} model needs {what}.")
+        return ids
+
+    def _shifted(self, labels: Any, input_ids: Tensor | None) -> Tensor | None:
+        """What the decoder reads to say `labels`: the start token, then the labels but the last.
+
+        A classifier on an encoder-decoder lets its decoder read the text itself, shifted.
+        """
+        source = labels if self.config.head == "seq2seq" else input_ids
+        if source is None:
             return None
-        return bias_of(mask, length, x.dtype, x.device)
-
-    def _rotary_at(self, positions: Tensor | None, past: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of these positions in x's dtype; the tables of one device and dtype are kept."""
-        if self._rotary is None or self._rotary[0].device != x.device or self._rotary[0].dtype != x.dtype:
-            # Kept tables must serve training too, even where the first forward is in inference mode.
-            with torch.inference_mode(False):
-                cos, sin = rotary_tables(self.config, x.device)
-                self._rotary = cos.to(x.dtype), sin.to(x.dtype)
-        cos, sin = self._rotary
-        if positions is None:
-            return cos[past : past + length], sin[past : past + length]
-        return cos[positions], sin[positions]
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start is None:
+            raise InputError("decoder_start_token_id: missing in this model's configuration; give decoder_input_ids.")
+        shifted = torch.cat((torch.full_like(source[:, :1], start), source[:, :-1]), dim=1)
+        return shifted.masked_fill(shifted == IGNORE, pad if pad is not None else start)
 
     def initialize(self, seed: int = 0) -> Model:
-        """Draws fresh weights, as short runs like them best (K. Jordan et al., modded-nanogpt, 2024).
-
-        Projections that read the residual stream are uniform within 1 / sqrt(inputs), those that write to it start at
-        zero, so that each block begins as the identity. A head of its own starts at zero and its embedding at 0.5; an
-        embedding that is tied to the head at 0.05, learned positions at initializer_range. Norms start at one.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        tied = self.config.tie_word_embeddings
-        deviations = {
-            "embed_tokens.weight": 0.05 if tied else 0.5,
-            "lm_head.weight": 0.0,
-            "embed_positions.weight": self.config.initializer_range,
-        }
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.dim() == 1:
-                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                elif name in deviations:
-                    parameter.copy_(
-                        torch.empty(parameter.shape).normal_(0.0, 1.0, generator=generator) * deviations[name]
-                    )
-                elif name.endswith(("o_proj.weight", "down_proj.weight")):
-                    parameter.zero_()
-                else:
-                    bound = parameter.shape[1] ** -0.5
-                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+        """Draws fresh weights (`quatrain.models.initialization`)."""
+        initialize(self, self.config, seed)
         return self
 
     @property

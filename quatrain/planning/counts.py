@@ -19,7 +19,8 @@ def block_parameters(config: ModelConfig) -> int:
     hidden, inner = config.hidden_size, config.intermediate_size
     query, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     attention = 2 * hidden * query + 2 * hidden * kv
-    attention += (query + 2 * kv + hidden) if config.attention_bias else 0
+    attention += 0 if config.attention_bias == "none" else query + 2 * kv
+    attention += hidden if config.attention_bias == "all" else 0
     wide = 2 if config.feed_forward == "gated" else 1
     feed_forward = (wide + 1) * hidden * inner
     feed_forward += (wide * inner + hidden) if config.feed_forward_bias else 0

@@ -2,7 +2,7 @@
 
 A tokenizer is the public `tokenizer.json` plus `tokenizer_config.json` (special tokens, chat template), so that
 transformers, llama.cpp and vLLM read what is written here, and everything of theirs is read. How one is trained is
-in `quatrain.text.tokenizer_training`.
+in `quatrain.text.tokenizer_training`, which files one is read from in `quatrain.text.tokenizer_files`.
 """
 
 from __future__ import annotations
@@ -10,32 +10,36 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from quatrain.atomic import write_json, write_text
 from quatrain.errors import InputError
 from quatrain.text.templates import END_OF_TURN_TOKENS, TEMPLATES
+from quatrain.text.tokenizer_files import ROLES, content_of, read, roles_by_name
 from quatrain.text.tokenizer_training import UNSET, train_backend
 
 #: What transformers writes for "no limit known".
 NO_LIMIT = int(1e30)
 
-_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
-#: Where no tokenizer_config.json says it, the role of a special token is read off its public name.
-_USUAL_NAMES = {
-    "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>"),
-    "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"),
-    "pad": ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
-    "unk": ("<unk>", "<|unk|>", "[UNK]"),
-    "cls": ("[CLS]",),
-    "sep": ("[SEP]",),
-    "mask": ("[MASK]", "<mask>"),
-}
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Two texts as one input. All lists have one entry for each token.
+
+    `token_types` is 0 and 1 as BERT's second embedding reads it, `parts` says whose a token is: 0 the first text's, 1
+    the second's, None for what was put around them; `offsets` are [start, end) in the characters of that text.
+    """
+
+    ids: list[int]
+    token_types: list[int]
+    parts: list[int | None]
+    offsets: list[tuple[int, int]]
 
 
 class Tokenizer:
@@ -50,7 +54,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
-        self.config: dict[str, Any] = dict(config) if config is not None else _roles_by_name(backend)
+        self.config: dict[str, Any] = dict(config) if config is not None else roles_by_name(backend)
         template = self.config.pop("chat_template", None)
         self.chat_template: str | None = _default_template(template)
 
@@ -104,22 +108,17 @@ class Tokenizer:
         return cls(backend, config)
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer: a folder with `tokenizer.json`, that file itself, or a folder of GPT-2's (`vocab.json`,
-        `merges.txt`) or BERT's (`vocab.txt`) older files.
+    def load(cls, path: str | Path, *, target: bool = False) -> Tokenizer:
+        """Read a tokenizer: a model folder, or one file of it.
+
+        Read are `tokenizer.json`, and where there is none the older files of the families: `vocab.json` with
+        `merges.txt`, `vocab.txt`, SentencePiece's `tokenizer.model` and `spiece.model` (with the extra
+        `sentencepiece`), Marian's `source.spm` and `target.spm` with `vocab.json`, and tiktoken's ranks. `target=True`
+        gives the tokenizer of what an encoder-decoder's decoder says: Marian's second one, for all others the same.
 
         Raises InputError, with what is missing or broken, when it cannot be read.
         """
-        path = Path(path)
-        folder = path if path.is_dir() else path.parent
-        file = folder / "tokenizer.json" if path.is_dir() else path
-        if not file.exists():
-            backend = _older_layout(folder) if path.is_dir() else None
-            if backend is None:
-                raise InputError(f"no tokenizer at {path}: expected a tokenizer.json or a folder that holds one")
-        else:
-            backend = _read_backend(file)
-        return cls(backend, _read_config(folder))
+        return cls(*read(Path(path), target=target))
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into `folder`, as transformers reads them."""
@@ -141,14 +140,16 @@ class Tokenizer:
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """The ids of `text`. A special token written out in the text becomes its id, as everywhere in the field.
 
-        `special_tokens=True` adds what the tokenizer's post-processor says, such as BOS, or [CLS] and [SEP].
+        `special_tokens=True` adds what the tokenizer's post-processor says, such as BOS, or [CLS] and [SEP]; what the
+        text itself begins or ends with already is not added a second time.
         Raises InputError for a character that a character tokenizer without unknown token never saw.
         """
         self._refuse_lost(text)
         try:
-            return self.backend.encode(text, add_special_tokens=special_tokens).ids
+            encoding = self.backend.encode(text, add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _not_text(text) from error
+        return encoding.ids[_once(encoding)] if special_tokens else encoding.ids
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
         """The ids of several texts, on all cores; equal to `encode` of each."""
@@ -157,9 +158,25 @@ class Tokenizer:
             self._refuse_lost(text)
         encode = getattr(self.backend, "encode_batch_fast", self.backend.encode_batch)
         try:
-            return [each.ids for each in encode(texts, add_special_tokens=special_tokens)]
+            found = encode(texts, add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise next((_not_text(text) for text in texts if not _is_text(text)), _not_text(texts)) from error
+        return [each.ids[_once(each)] if special_tokens else each.ids for each in found]
+
+    def encode_pair(self, text: str, other: str, *, special_tokens: bool = True) -> EncodedPair:
+        """Two texts as one input, parted as the tokenizer's post-processor says: [CLS] text [SEP] other [SEP] for BERT.
+
+        A tokenizer that puts nothing between texts (GPT-2's) gives the one after the other. Raises InputError as
+        `encode` does.
+        """
+        for each in (text, other):
+            self._refuse_lost(each)
+        try:
+            found = self.backend.encode(text, other, add_special_tokens=special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise next((_not_text(each) for each in (text, other) if not _is_text(each)), _not_text(text)) from error
+        kept = _once(found) if special_tokens else slice(None)
+        return EncodedPair(found.ids[kept], found.type_ids[kept], found.sequence_ids[kept], found.offsets[kept])
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and, for each, the span [start, end) of characters of `text` that it stands for."""
@@ -182,14 +199,21 @@ class Tokenizer:
         """The written form of an id (byte-level tokens in GPT-2's printable alphabet), None where there is none."""
         return self.backend.id_to_token(int(token_id))
 
+    def token_text(self, token_id: int) -> str:
+        """How a token reads by itself, for showing; a token of SentencePiece with the space that it begins with."""
+        written = self.backend.id_to_token(int(token_id)) or ""
+        if (self.kind == "bpe" and "▁" not in written) or token_id in self.special_ids:
+            return self.decode([token_id], skip_special_tokens=False)
+        return written.replace("▁", " ")
+
     def special_token(self, role: str) -> str | None:
         """The special token of a role: bos, eos, pad, unk, cls, sep or mask."""
-        return _content(self.config.get(f"{role}_token"))
+        return content_of(self.config.get(f"{role}_token"))
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """Role -> token, in the form that chat templates get: {"eos_token": "<|endoftext|>", …}."""
-        named = {f"{role}_token": self.special_token(role) for role in _ROLES}
+        named = {f"{role}_token": self.special_token(role) for role in ROLES}
         return {role: token for role, token in named.items() if token is not None}
 
     def _role_id(self, *roles: str) -> int | None:
@@ -307,6 +331,20 @@ class Tokenizer:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
 
 
+def _once(encoding: Encoding) -> slice:
+    """What to keep of an encoding, so that what a text begins or ends with already is not there twice."""
+    added, ids = encoding.special_tokens_mask, encoding.ids
+    own = [number for number, special in enumerate(added) if not special]
+    if not own:
+        return slice(None)
+    start, end = own[0], own[-1] + 1
+    before, after = ids[:start], ids[end:]
+    doubled = bool(before) and ids[start : start + len(before)] == before and not any(added[start : 2 * start])
+    # A token is counted once, as the beginning or as the end.
+    rest = ids[start + len(before) * doubled : end]
+    return slice(start if doubled else 0, end if after and rest[-len(after) :] == after else None)
+
+
 def _is_text(text: object) -> bool:
     if not isinstance(text, str):
         return False
@@ -330,72 +368,9 @@ def _not_text(text: object) -> InputError:
     return InputError("the text could not be tokenized")
 
 
-def _content(token: object) -> str | None:
-    """A special token as tokenizer_config.json writes it: the text, or an object with its `content`."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
 def _default_template(template: object) -> str | None:
     """The chat template of a tokenizer_config.json: a text, or a list of named ones with a default among them."""
     if isinstance(template, list):
         named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
         template = named.get("default", next(iter(named.values()), None))
     return template if isinstance(template, str) else None
-
-
-def _roles_by_name(backend: Backend) -> dict[str, Any]:
-    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    found = {role: next((name for name in names if name in special), None) for role, names in _USUAL_NAMES.items()}
-    return {f"{role}_token": name for role, name in found.items() if name is not None}
-
-
-def _read_backend(file: Path) -> Backend:
-    try:
-        return Backend.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
-        raise InputError(f"cannot read the tokenizer {file}: {error}. It is not a whole tokenizer.json") from error
-
-
-def _read_config(folder: Path) -> dict[str, Any] | None:
-    """tokenizer_config.json with the roles of special_tokens_map.json and the chat template of its own file added."""
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = folder / name
-        if not file.exists():
-            continue
-        try:
-            read = json.loads(file.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"cannot read {file}: not valid JSON ({error})") from error
-        if not isinstance(read, dict):
-            raise InputError(f"cannot read {file}: expected a JSON object, found {type(read).__name__}")
-        config |= read
-    template = folder / "chat_template.jinja"
-    if template.exists():
-        config["chat_template"] = template.read_text("utf-8")
-    return config or None
-
-
-def _older_layout(folder: Path) -> Backend | None:
-    """A tokenizer from GPT-2's or BERT's files of before tokenizer.json."""
-    from tokenizers import decoders, models, pre_tokenizers, processors
-    from tokenizers.implementations import BertWordPieceTokenizer
-
-    vocabulary, merges, words = folder / "vocab.json", folder / "merges.txt", folder / "vocab.txt"
-    try:
-        if vocabulary.exists() and merges.exists():
-            backend = Backend(models.BPE.from_file(str(vocabulary), str(merges)))
-            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            backend.decoder = decoders.ByteLevel()
-            backend.post_processor = processors.ByteLevel(trim_offsets=False)
-            if backend.token_to_id("<|endoftext|>") is not None:
-                backend.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
-            return backend
-        if words.exists():
-            lowercase = "A" not in words.read_text("utf-8").split("\n")
-            return Backend.from_str(BertWordPieceTokenizer(str(words), lowercase=lowercase).to_str())
-    except Exception as error:  # as in _read_backend
-        raise InputError(f"cannot read the tokenizer files in {folder}: {error}") from error
-    return None

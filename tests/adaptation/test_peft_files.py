@@ -31,7 +31,7 @@ LLAMA = ModelConfig(
 GPT2 = ModelConfig(
     family="gpt2", vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=4, max_position_embeddings=32, position="learned", norm="layer", feed_forward="plain",
-    activation="gelu_tanh", attention_bias=True, feed_forward_bias=True, tie_word_embeddings=True,
+    activation="gelu_tanh", attention_bias="all", feed_forward_bias=True, tie_word_embeddings=True,
 )  # fmt: skip
 FAMILIES = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))

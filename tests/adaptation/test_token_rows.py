@@ -21,7 +21,7 @@ IDS = (3, 17)
 
 def adapted(family="llama", tied=True, seed=0):
     shape = {"position": "learned", "norm": "layer", "feed_forward": "plain", "activation": "gelu_tanh",
-             "attention_bias": True, "feed_forward_bias": True} if family == "gpt2" else {}  # fmt: skip
+             "attention_bias": "all", "feed_forward_bias": True} if family == "gpt2" else {}  # fmt: skip
     config = ModelConfig(family=family, vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
                          tie_word_embeddings=tied, **shape)  # fmt: skip

@@ -109,7 +109,7 @@ def test_quantized_model_is_near_and_smaller():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "feed_forward_bias": True}],
+    [{}, {"tie_word_embeddings": True}, {"attention_bias": "all", "feed_forward_bias": True}],
     ids=["plain", "tied", "biases"],
 )
 def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(changes, tmp_path):
@@ -226,7 +226,7 @@ def test_what_cannot_be_quantized_is_told(tmp_path):
         "feed_forward": "plain",
         "num_key_value_heads": 4,
     }
-    gpt2 = model(**fused, attention_bias=True, feed_forward_bias=True)
+    gpt2 = model(**fused, attention_bias="all", feed_forward_bias=True)
     int8.quantize(gpt2)
     with pytest.raises(InputError, match="no place for that"):
         hub.save(gpt2, tmp_path)

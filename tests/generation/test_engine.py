@@ -45,7 +45,7 @@ GPT2 = ModelConfig(
     norm="layer",
     feed_forward="plain",
     activation="gelu_tanh",
-    attention_bias=True,
+    attention_bias="all",
     feed_forward_bias=True,
     tie_word_embeddings=True,
 )

@@ -27,7 +27,7 @@ LLAMA = ModelConfig(
     num_key_value_heads=2, max_position_embeddings=48, bos_token_id=1, eos_token_id=[2, 3], pad_token_id=0,
 )  # fmt: skip
 GPT2 = LLAMA.with_(family="gpt2", position="learned", norm="layer", feed_forward="plain", activation="gelu_tanh",
-                   num_key_value_heads=4, attention_bias=True, feed_forward_bias=True)  # fmt: skip
+                   num_key_value_heads=4, attention_bias="all", feed_forward_bias=True)  # fmt: skip
 FAMILIES = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 
 

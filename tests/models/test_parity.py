@@ -91,10 +91,9 @@ def test_gradients(family, changes, tmp_path):
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     from quatrain.models.families import family as find
-    from quatrain.models.families.weights import expand
 
     compared = set()
-    for operation in expand(find(family).operations, ours.config.num_hidden_layers):
+    for operation in find(family).weights(ours.config):
         if all(name in gradients for name in operation.targets) and operation.sources[0] in expected:
             for name, tensor in operation.read(expected.__getitem__):
                 torch.testing.assert_close(

@@ -28,7 +28,7 @@ LLAMA = ModelConfig(
     num_key_value_heads=2, max_position_embeddings=48,
 )  # fmt: skip
 GPT2 = LLAMA.with_(family="gpt2", position="learned", norm="layer", feed_forward="plain", activation="gelu_tanh",
-                   num_key_value_heads=4, attention_bias=True, feed_forward_bias=True)  # fmt: skip
+                   num_key_value_heads=4, attention_bias="all", feed_forward_bias=True)  # fmt: skip
 MODELS = {config.family: random_model(config) for config in (LLAMA, GPT2)}
 FAMILIES = pytest.mark.parametrize("name", MODELS)
 

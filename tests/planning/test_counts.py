@@ -39,7 +39,7 @@ def configs(draw):
         position="rotary" if rotary else "learned",
         norm="rms" if rotary else "layer",
         feed_forward="gated" if rotary else "plain",
-        attention_bias=draw(st.booleans()),
+        attention_bias=draw(st.sampled_from(["none", "qkv", "all"])),
         feed_forward_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
     )
@@ -57,7 +57,7 @@ def test_known_models():
     gpt2 = ModelConfig(
         family="gpt2", vocab_size=50257, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
         num_attention_heads=12, num_key_value_heads=12, max_position_embeddings=1024, position="learned", norm="layer",
-        feed_forward="plain", attention_bias=True, feed_forward_bias=True, tie_word_embeddings=True,
+        feed_forward="plain", attention_bias="all", feed_forward_bias=True, tie_word_embeddings=True,
     )  # fmt: skip
     assert counts.parameters(gpt2) == 124_439_808
     llama = ModelConfig(

@@ -4,127 +4,99 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
-from quatrain.models.families import Family, common_from_hf, common_to_hf, take
-from quatrain.models.families.weights import Rename, Split
-
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
-DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-HARMLESS = {
-    "n_ctx",
-    "summary_type",
-    "summary_use_proj",
-    "summary_activation",
-    "summary_proj_to_labels",
-    "summary_first_dropout",
-    *DROPOUTS,
-}
+from quatrain.models.families.llama import REWARD
+from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
+from quatrain.models.families.weights import Rename, Split, renames
 
 
-def from_hf(config: dict[str, Any]) -> ModelConfig:
-    """A GPT-2 `config.json` as our configuration. Raises InputError naming what is missing or unknown.
-
-    The dropout rates of the file are written back but not used: training says its own (`train.dropout`).
-    """
-    known: dict[str, Any] = {key: ... for key in ("vocab_size", "n_embd", "n_layer", "n_head")}
-    known |= {
-        "n_positions": 1024,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
+def _read(config: dict[str, Any]) -> dict[str, Any]:
+    inner = config.get("n_inner")
+    return {
+        "num_key_value_heads": config["n_head"],
+        "intermediate_size": 4 * config["n_embd"] if inner is None else inner,
     }
-    values = take(config, known, HARMLESS, "gpt2")
-    problems = []
-    if values["activation_function"] not in ACTIVATIONS:
-        problems.append(
-            f"activation_function: {values['activation_function']!r}; must be one of {', '.join(ACTIVATIONS)}"
-        )
-    if values["scale_attn_weights"] is not True:
-        problems.append("scale_attn_weights: False is an option that Quatrain does not know; must be true")
-    if problems:
-        raise InputError("This gpt2 config.json cannot be used:", problems)
-    common = common_from_hf(config) | {"tie_word_embeddings": bool(config.get("tie_word_embeddings", True))}
-    extra = {key: config[key] for key in DROPOUTS if key in config} | {
-        "activation_function": values["activation_function"]
-    }
-    return ModelConfig(
-        family="gpt2",
-        vocab_size=values["vocab_size"],
-        hidden_size=values["n_embd"],
-        intermediate_size=values["n_inner"] or 4 * values["n_embd"],
-        num_hidden_layers=values["n_layer"],
-        num_attention_heads=values["n_head"],
-        num_key_value_heads=values["n_head"],
-        max_position_embeddings=values["n_positions"],
-        position="learned",
-        norm="layer",
-        norm_eps=values["layer_norm_epsilon"],
-        feed_forward="plain",
-        activation=ACTIVATIONS[values["activation_function"]],
-        attention_bias=True,
-        feed_forward_bias=True,
-        extra=extra,
-        **common,
-    )
 
 
-def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Our configuration as a GPT-2 `config.json`."""
-    names = {"gelu_tanh": "gelu_new"}
-    rates = {key: config.extra.get(key, 0.0) for key in DROPOUTS}
-    return (
-        common_to_hf(config)
-        | rates
-        | {
-            "n_embd": config.hidden_size,
-            "n_inner": config.intermediate_size,
-            "n_layer": config.num_hidden_layers,
-            "n_head": config.num_attention_heads,
-            "n_positions": config.max_position_embeddings,
-            "activation_function": config.extra.get(
-                "activation_function", names.get(config.activation, config.activation)
-            ),
-            "layer_norm_epsilon": config.norm_eps,
-        }
-    )
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {"n_inner": config.intermediate_size}
 
 
 def _projections(kind: str) -> tuple[str, ...]:
     return tuple(f"layers.{{n}}.self_attn.{name}_proj.{kind}" for name in "qkv")
 
 
-FAMILY = Family(
-    name="gpt2",
-    architecture="GPT2LMHeadModel",
-    from_hf=from_hf,
-    to_hf=to_hf,
-    operations=[
-        Rename("transformer.wte.weight", "embed_tokens.weight"),
-        Rename("transformer.wpe.weight", "embed_positions.weight"),
-        Rename("transformer.h.{n}.ln_1.weight", "layers.{n}.input_layernorm.weight"),
-        Rename("transformer.h.{n}.ln_1.bias", "layers.{n}.input_layernorm.bias"),
-        Split("transformer.h.{n}.attn.c_attn.weight", _projections("weight"), transpose=True),
-        Split("transformer.h.{n}.attn.c_attn.bias", _projections("bias")),
-        Rename("transformer.h.{n}.attn.c_proj.weight", "layers.{n}.self_attn.o_proj.weight", transpose=True),
-        Rename("transformer.h.{n}.attn.c_proj.bias", "layers.{n}.self_attn.o_proj.bias"),
-        Rename("transformer.h.{n}.ln_2.weight", "layers.{n}.post_attention_layernorm.weight"),
-        Rename("transformer.h.{n}.ln_2.bias", "layers.{n}.post_attention_layernorm.bias"),
-        Rename("transformer.h.{n}.mlp.c_fc.weight", "layers.{n}.mlp.up_proj.weight", transpose=True),
-        Rename("transformer.h.{n}.mlp.c_fc.bias", "layers.{n}.mlp.up_proj.bias"),
-        Rename("transformer.h.{n}.mlp.c_proj.weight", "layers.{n}.mlp.down_proj.weight", transpose=True),
-        Rename("transformer.h.{n}.mlp.c_proj.bias", "layers.{n}.mlp.down_proj.bias"),
-        Rename("transformer.ln_f.weight", "norm.weight"),
-        Rename("transformer.ln_f.bias", "norm.bias"),
-        Rename("lm_head.weight", "lm_head.weight"),
-    ],
-    prefix="transformer.",
-    ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+FAMILIES = (
+    Family(
+        name="gpt2",
+        keys=(
+            Key("vocab_size", "vocab_size"),
+            Key("n_embd", "hidden_size"),
+            Key("n_layer", "num_hidden_layers"),
+            Key("n_head", "num_attention_heads"),
+            Key("n_positions", "max_position_embeddings", 1024),
+            Key("activation_function", "activation", "gelu_new", ACTIVATIONS),
+            Key("layer_norm_epsilon", "norm_eps", 1e-5),
+            Key("tie_word_embeddings", "tie_word_embeddings", True),
+        ),
+        operations=[
+            Rename("wte.weight", "embed_tokens.weight"),
+            Rename("wpe.weight", "embed_positions.weight"),
+            *renames("h.{n}.ln_1", "layers.{n}.input_layernorm"),
+            Split("h.{n}.attn.c_attn.weight", _projections("weight"), transpose=True),
+            Split("h.{n}.attn.c_attn.bias", _projections("bias")),
+            *renames("h.{n}.attn.c_proj", "layers.{n}.self_attn.o_proj", transpose=True),
+            *renames("h.{n}.ln_2", "layers.{n}.post_attention_layernorm"),
+            *renames("h.{n}.mlp.c_fc", "layers.{n}.mlp.up_proj", transpose=True),
+            *renames("h.{n}.mlp.c_proj", "layers.{n}.mlp.down_proj", transpose=True),
+            *renames("ln_f", "norm"),
+        ],
+        heads={
+            "causal": Head("GPT2LMHeadModel", [Rename("lm_head.weight", "lm_head.weight")]),
+            "sequence_classification": Head(
+                "GPT2ForSequenceClassification", [Rename("score.weight", "score.weight")]
+            ),
+            "token_classification": Head(
+                "GPT2ForTokenClassification", renames("classifier", "score"), settings={"score_bias": True}
+            ),
+            "question_answering": Head(
+                "GPT2ForQuestionAnswering", renames("qa_outputs", "score"), settings={"score_bias": True}
+            ),
+            "value": Head("GPT2ForSequenceClassification", [Rename("score.weight", "score.weight")], extra=REWARD),
+            "none": Head("GPT2Model", prefix=""),
+            "embedding": Head("GPT2Model", prefix=""),
+        },
+        fixed={
+            "position": "learned",
+            "norm": "layer",
+            "feed_forward": "plain",
+            "attention_bias": "all",
+            "feed_forward_bias": True,
+        },
+        must={
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "reorder_and_upcast_attn": False,
+            "add_cross_attention": False,
+        },
+        harmless=frozenset(
+            {
+                "n_ctx",
+                "summary_type",
+                "summary_use_proj",
+                "summary_activation",
+                "summary_proj_to_labels",
+                "summary_first_dropout",
+                "resid_pdrop",
+                "embd_pdrop",
+                "attn_pdrop",
+                "classifier_dropout",
+            }
+        ),
+        read=_read,
+        reads=frozenset({"n_inner"}),
+        write=_write,
+        prefix="transformer.",
+        ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    ),
 )

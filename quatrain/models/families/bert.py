@@ -1,0 +1,121 @@
+"""BERT (Devlin et al. 2018, arXiv 1810.04805): an encoder, norms after the residuals, token types, masked tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quatrain.models.config import ModelConfig
+from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
+from quatrain.models.families.weights import Operation, Rename, renames
+
+BODY: list[Operation] = [
+    Rename("embeddings.word_embeddings.weight", "embed_tokens.weight"),
+    Rename("embeddings.position_embeddings.weight", "embed_positions.weight"),
+    Rename("embeddings.token_type_embeddings.weight", "embed_token_types.weight"),
+    *renames("embeddings.LayerNorm", "embedding_norm"),
+    *renames("encoder.layer.{n}.attention.self.query", "layers.{n}.self_attn.q_proj"),
+    *renames("encoder.layer.{n}.attention.self.key", "layers.{n}.self_attn.k_proj"),
+    *renames("encoder.layer.{n}.attention.self.value", "layers.{n}.self_attn.v_proj"),
+    *renames("encoder.layer.{n}.attention.output.dense", "layers.{n}.self_attn.o_proj"),
+    *renames("encoder.layer.{n}.attention.output.LayerNorm", "layers.{n}.input_layernorm"),
+    *renames("encoder.layer.{n}.intermediate.dense", "layers.{n}.mlp.up_proj"),
+    *renames("encoder.layer.{n}.output.dense", "layers.{n}.mlp.down_proj"),
+    *renames("encoder.layer.{n}.output.LayerNorm", "layers.{n}.post_attention_layernorm"),
+]
+
+KEYS = (
+    Key("vocab_size", "vocab_size", 30522),
+    Key("hidden_size", "hidden_size"),
+    Key("intermediate_size", "intermediate_size"),
+    Key("num_hidden_layers", "num_hidden_layers"),
+    Key("num_attention_heads", "num_attention_heads"),
+    Key("type_vocab_size", "type_vocab_size", 2),
+    Key("layer_norm_eps", "norm_eps", 1e-12),
+    Key("hidden_act", "activation", "gelu", ACTIVATIONS),
+)
+
+FIXED = {
+    "architecture": "encoder",
+    "position": "learned",
+    "norm": "layer",
+    "norm_position": "post",
+    "embedding_norm": True,
+    "attention_bias": "all",
+    "feed_forward": "plain",
+    "feed_forward_bias": True,
+    "pooling": "first",
+    "score_bias": True,
+    "tie_word_embeddings": True,
+}
+
+HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "directionality",
+                      "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+                      "pooler_size_per_head", "pooler_type"})  # fmt: skip
+
+MUST = {"tie_word_embeddings": True, "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+
+POOLER = renames("bert.pooler.dense", "pooler.dense")
+MASKED: list[Operation] = [
+    Rename("cls.predictions.bias", "lm_head.bias"),
+    Rename("cls.predictions.decoder.weight", "lm_head.weight"),
+    *renames("cls.predictions.transform.dense", "transform.dense"),
+    *renames("cls.predictions.transform.LayerNorm", "transform.norm"),
+]
+
+
+def _read(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": config["num_attention_heads"],
+        "max_position_embeddings": config.get("max_position_embeddings") or 512,
+        "head_transform": ACTIVATIONS[config.get("hidden_act") or "gelu"],
+        "head_bias": "learned",
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {"max_position_embeddings": config.max_position_embeddings}
+
+
+FAMILIES = (
+    Family(
+        name="bert",
+        keys=KEYS,
+        operations=BODY,
+        heads={
+            "masked": Head("BertForMaskedLM", MASKED),
+            "pretraining": Head(
+                "BertForPreTraining",
+                [*POOLER, *MASKED, *renames("cls.seq_relationship", "score")],
+                settings={"pooler": "tanh"},
+            ),
+            "next_sentence": Head(
+                "BertForNextSentencePrediction",
+                [*POOLER, *renames("cls.seq_relationship", "score")],
+                settings={"pooler": "tanh"},
+            ),
+            "sequence_classification": Head(
+                "BertForSequenceClassification",
+                [*POOLER, *renames("classifier", "score")],
+                settings={"pooler": "tanh"},
+            ),
+            "multiple_choice": Head(
+                "BertForMultipleChoice", [*POOLER, *renames("classifier", "score")], settings={"pooler": "tanh"}
+            ),
+            "token_classification": Head("BertForTokenClassification", renames("classifier", "score")),
+            "question_answering": Head("BertForQuestionAnswering", renames("qa_outputs", "score")),
+            "none": Head("BertModel", renames("pooler.dense", "pooler.dense"), "", {"pooler": "tanh"}),
+            "embedding": Head(
+                "BertModel", renames("pooler.dense", "pooler.dense"), "", {"pooling": "mean", "pooler": "tanh"}
+            ),
+        },
+        fixed=FIXED,
+        must=MUST,
+        harmless=HARMLESS,
+        read=_read,
+        reads=frozenset({"max_position_embeddings"}),
+        write=_write,
+        prefix="bert.",
+        aliases={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+        ignored=(r"(bert\.)?embeddings\.position_ids",),
+    ),
+)

@@ -1,0 +1,238 @@
+"""How a family's `config.json` and its weights map to the stack: the data that a family's page fills in, and its reading.
+
+An option of a config.json that is neither mapped, nor required to have one value, nor known to shape nothing is refused by
+name, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quatrain.errors import InputError
+from quatrain.models.config import ModelConfig
+from quatrain.models.families.weights import Operation, expand
+
+NEEDED: Any = ...
+"""The default of a key that a config.json must have."""
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "tanh": "tanh",
+}
+"""Hugging Face's names of activations."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a config.json that is one field of ours."""
+
+    theirs: str
+    ours: str
+    default: Any = NEEDED
+    """Where the config.json has no such key, or null; NEEDED: it must have it."""
+    choices: Mapping[Any, Any] | None = None
+    """Their values and ours, where they differ."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head of a family: the transformers class whose files it is, where its weights are, what it sets."""
+
+    architecture: str
+    operations: Sequence[Operation] = ()
+    prefix: str | None = None
+    """What its files put before the names of the body; None: the family's prefix."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration that this head decides."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of config.json that are written for this head alone."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one Hugging Face architecture maps to the stack, both ways."""
+
+    name: str
+    """Its `model_type` in config.json."""
+    keys: Sequence[Key]
+    operations: Sequence[Operation] | Callable[[ModelConfig], Sequence[Operation]]
+    """The weights of the body, without the prefix; a function where they depend on the configuration."""
+    heads: Mapping[str, Head]
+    """By the name of the head; the first one is that of a config.json which names no architecture."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that the family decides."""
+    must: Mapping[str, Any] = field(default_factory=dict)
+    """Options whose only known value is this one."""
+    harmless: frozenset[str] = frozenset()
+    """Keys that shape nothing here and are written back as they were (rates of dropout, what training used)."""
+    read: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Fields that follow from several keys, or from one in a way of its own; takes the config.json."""
+    reads: frozenset[str] = frozenset()
+    """The keys that `read` looks at."""
+    write: Callable[[ModelConfig], dict[str, Any]] | None = None
+    """The keys that `read` looked at, from our configuration."""
+    prefix: str = ""
+    """What the files of most heads put before the names of the body, and some checkpoints leave out."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names under which a checkpoint may hold the same tensor (tied ones), with the name used here."""
+    ignored: Sequence[str] = ()
+    """Regular expressions of weight names that hold no parameter (old buffers)."""
+
+    @property
+    def architecture(self) -> str:
+        """The transformers class of the family's first head."""
+        return next(iter(self.heads.values())).architecture
+
+    def from_hf(self, config: Mapping[str, Any], *, head: str | None = None) -> ModelConfig:
+        """A config.json as our configuration, with the head that it names or another.
+
+        Raises InputError naming, all at once, what is missing, contradictory or unknown.
+        """
+        head = head or self.head_of(config)
+        problems = self._unknown(config)
+        values: dict[str, Any] = {}
+        for key in self.keys:
+            value = config.get(key.theirs)
+            value = key.default if value is None else value
+            if value is NEEDED:
+                problems.append(f"{key.theirs}: missing; a {self.name} config needs it")
+            elif key.choices is not None and value not in key.choices:
+                problems.append(f"{key.theirs}: {value!r}; must be one of {', '.join(map(str, key.choices))}")
+            else:
+                values[key.ours] = value if key.choices is None else key.choices[value]
+        if problems:
+            raise InputError(f"This {self.name} config.json cannot be used:", problems)
+        more = {} if self.read is None else self.read(dict(config))
+        kept = self.harmless | {key.theirs for key in self.keys if key.choices is not None}
+        extra = {key: config[key] for key in config if key in kept}
+        fields = {**common_fields(config), **self.fixed, **values, **more, **self.heads[head].settings}
+        if head in LABELLED:
+            fields["labels"] = _labels(config)
+            fields["problem"] = PROBLEMS[config.get("problem_type")]
+            if config.get("problem_type") is None and len(fields["labels"]) == 1:
+                fields["problem"] = "regression"
+        return ModelConfig(family=self.name, head=head, extra=extra, **fields)
+
+    def to_hf(self, config: ModelConfig) -> dict[str, Any]:
+        """Our configuration as a config.json of this family."""
+        head = self.heads[config.head]
+        written: dict[str, Any] = {"model_type": self.name, "architectures": [head.architecture]}
+        written |= {key: getattr(config, key) for key in COMMON_KEYS}
+        written |= {**self.must, **{key: config.extra[key] for key in self.harmless if key in config.extra}}
+        for key in self.keys:
+            written[key.theirs] = self._written(key, config)
+        if self.write is not None:
+            written |= self.write(config)
+        if config.labels:
+            written["id2label"] = {str(number): label for number, label in enumerate(config.labels)}
+            written["label2id"] = {label: number for number, label in enumerate(config.labels)}
+            written["problem_type"] = next(theirs for theirs, ours in PROBLEMS.items() if theirs and ours == config.problem)
+        return written | dict(head.extra)
+
+    def head_of(self, config: Mapping[str, Any]) -> str:
+        """The name of the head that a config.json names. Raises InputError with the family's heads."""
+        named = config.get("architectures") or [self.architecture]
+        for name, head in self.heads.items():
+            if head.architecture in named:
+                return name
+        known = ", ".join(head.architecture for head in self.heads.values())
+        raise InputError(f"architectures: {named[0]!r} is none of {self.name} that Quatrain knows; known: {known}.")
+
+    def weights(self, config: ModelConfig) -> list[Operation]:
+        """The operations for one configuration, those of its head included."""
+        head = self.heads[config.head]
+        prefix = self.prefix if head.prefix is None else head.prefix
+        body = self.operations(config) if callable(self.operations) else self.operations
+        return expand([*(operation.prefixed(prefix) for operation in body), *head.operations], config)
+
+    def _unknown(self, config: Mapping[str, Any]) -> list[str]:
+        """Every option of a config.json that would change the network in a way that is not known."""
+        known = {key.theirs for key in self.keys} | set(self.reads) | self.harmless | COMMON
+        problems = []
+        for key, value in config.items():
+            if key in self.must:
+                if value not in (None, self.must[key]):
+                    problems.append(f"{key}: {value!r} is not known to Quatrain; must be {self.must[key]!r}")
+            elif key not in known and value not in (None, False, {}, []):
+                problems.append(f"{key}: {value!r} is an option of {self.name} that Quatrain does not know")
+        return problems
+
+    def _written(self, key: Key, config: ModelConfig) -> Any:
+        value = getattr(config, key.ours)
+        if key.choices is None:
+            return list(value) if isinstance(value, tuple) else value
+        original = config.extra.get(key.theirs)
+        if original in key.choices and key.choices[original] == value:
+            return original
+        return next(theirs for theirs, ours in key.choices.items() if ours == value)
+
+
+LABELLED = ("sequence_classification", "token_classification")
+"""Heads whose labels have names."""
+
+PROBLEMS = {
+    None: "single",
+    "single_label_classification": "single",
+    "multi_label_classification": "several",
+    "regression": "regression",
+}
+"""Hugging Face's names of what labels are."""
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("id2label")
+    if names:
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+    return tuple(f"LABEL_{number}" for number in range(config.get("num_labels") or 2))
+
+
+COMMON_KEYS = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def common_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that every family reads the same way."""
+    return {
+        "initializer_range": float(config.get("initializer_range") or 0.02),
+        **{key: config.get(key) for key in COMMON_KEYS[1:]},
+    }
+
+
+COMMON = frozenset(
+    {
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "unk_token_id",
+        "sep_token_id",
+        "_name_or_path",
+        "name_or_path",
+        "task_specific_params",
+        "output_hidden_states",
+        "output_attentions",
+        "output_past",
+        "return_dict",
+        "chunk_size_feed_forward",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "finetuning_task",
+        "attn_implementation",
+        "_attn_implementation",
+        "pretraining_tp",
+        "gradient_checkpointing",
+        *COMMON_KEYS,
+    }
+)
+"""Keys of any config.json that do not shape the network, or that every family reads."""

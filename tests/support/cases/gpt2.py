@@ -1,0 +1,22 @@
+"""GPT-2: fused projections, ties, odd sizes; every head of it."""
+
+from battery import Case
+
+SIZES = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 40, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+         "attn_pdrop": 0.0}  # fmt: skip
+
+
+def _case(name, head="LMHeadModel", ours=None, **changes):
+    return Case(f"gpt2 {name}", f"GPT2{head}", "GPT2Config", SIZES | changes, ours)
+
+
+CASES = [
+    _case("plain"),
+    _case("untied", tie_word_embeddings=False),
+    _case("odd sizes", n_embd=42, n_head=3, n_inner=37),
+    _case("exact gelu", activation_function="gelu", layer_norm_epsilon=1e-3),
+    _case("body", "Model"),
+    _case("classifier", "ForSequenceClassification", num_labels=3),
+    _case("tagger", "ForTokenClassification", num_labels=2),
+    _case("spans", "ForQuestionAnswering"),
+]
