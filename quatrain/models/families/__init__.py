@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
+from functools import cache
 
 from quatrain.errors import InputError
 from quatrain.models.families.mapping import Family, Head, Key
@@ -10,12 +13,14 @@ from quatrain.models.families.mapping import Family, Head, Key
 __all__ = ["Family", "Head", "Key", "families", "family"]
 
 
+@cache
 def families() -> dict[str, Family]:
-    """Every known family by its `model_type`."""
-    from quatrain.models.families import bert, gpt2, llama, t5
-
-    modules = (llama, gpt2, bert, t5)
-    return {family.name: family for module in modules for family in module.FAMILIES}
+    """Every known family by its `model_type`: the FAMILIES of each module here."""
+    found: dict[str, Family] = {}
+    for module in pkgutil.iter_modules(__path__):
+        page = importlib.import_module(f"{__name__}.{module.name}")
+        found |= {family.name: family for family in getattr(page, "FAMILIES", ())}
+    return found
 
 
 def family(name: str | None) -> Family:
