@@ -52,7 +52,8 @@ class Engine:
     token and its end of turn. `settings` are the model's own: by default those of its configuration.
 
     An encoder-decoder reads the prompt with its encoder; the completion is all that its decoder says. Raises InputError
-    where its decoder has no start token, or for settings that are not offered here.
+    where its decoder has no start token, or for settings that are not offered here. `target_tokenizer` is that of what
+    the model says, where it is another than that of what it reads (Marian).
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Engine:
         *,
         end_ids: Sequence[int] | None = None,
         settings: Settings | None = None,
+        target_tokenizer: Codec | None = None,
     ):
         self.model = model.eval()
         self.encodes = encodes(model.config)
@@ -73,22 +75,27 @@ class Engine:
                 "begin. Give one in its generation_config.json."
             )
         self.tokenizer = tokenizer
-        self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, tokenizer)
+        self.target_tokenizer = target_tokenizer or tokenizer
+        self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls, model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Engine:
-        """The engine of a model folder: plain, int8 or adapter, with its tokenizer and generation settings."""
-        from quatrain.generation.loading import end_ids, load_model
+        """The engine of a model folder or hub id, plain, int8 or adapter, with its tokenizer and settings."""
+        from quatrain.generation.loading import end_ids, load_model, load_tokenizer, settings_folder
+        from quatrain.models.repository import resolve
 
-        model, tokenizer = load_model(folder, dtype=dtype, device=device)
-        configured = end_ids(folder)
+        folder = resolve(model)
+        network, tokenizer = load_model(folder, dtype=dtype, device=device)
+        target = load_tokenizer(folder, target=True) if encodes(network.config) else None
+        home = settings_folder(folder)
         return cls(
-            model,
+            network,
             tokenizer,
-            end_ids=[*_end_ids(model, tokenizer), *configured],
-            settings=read_settings(model.config, folder),
+            end_ids=[*_end_ids(network, target or tokenizer), *end_ids(home)],
+            settings=read_settings(network.config, home),
+            target_tokenizer=target,
         )
 
     def generate(
@@ -204,10 +211,10 @@ class Engine:
     def _stops(self, params: SamplingParams) -> tuple[SamplingParams, torch.Tensor]:
         """The parameters and end ids, a stop string that is a special token moved from the first to the second."""
         ends, strings = list(self.end_ids), []
-        if params.stop and self.tokenizer is None:
+        if params.stop and self.target_tokenizer is None:
             raise InputError("Stop strings need a tokenizer, and this engine has none.")
         for string in params.stop:
-            special = _special_id(self.tokenizer, string) if self.tokenizer is not None else None
+            special = _special_id(self.target_tokenizer, string) if self.target_tokenizer is not None else None
             strings += [string] if special is None else []
             ends += [] if special is None else [special]
         return replace(params, stop=tuple(strings)), torch.tensor(ends, dtype=torch.long, device=self.model.device)
@@ -229,7 +236,7 @@ class Engine:
 
     def _is_stopped(self, params: SamplingParams) -> Callable[[list[int]], bool]:
         """Whether the newest of a completion's ids has completed a stop string."""
-        tokenizer = self.tokenizer
+        tokenizer = self.target_tokenizer
         if tokenizer is None:
             return lambda ids: False
         return lambda ids: stopped(tokenizer, ids, params.stop)
@@ -243,7 +250,7 @@ class Engine:
                     stream.finished = "stop"
 
     def _completion(self, stream: Stream, params: SamplingParams) -> Completion:
-        text = self.tokenizer.decode(stream.ids) if self.tokenizer is not None else ""
+        text = self.target_tokenizer.decode(stream.ids) if self.target_tokenizer is not None else ""
         return Completion(
             text[: find_stop(text, params.stop)],
             stream.ids,
@@ -274,8 +281,8 @@ class Engine:
             decoding = Decoding(self.model, [stream], params, end_ids, **self._rules(params, end_ids))
         while stream.finished is None:
             self._step(decoding, params)
-            if stream.finished is None and self.tokenizer is not None:
-                yield self.tokenizer.decode(stream.ids)
+            if stream.finished is None and self.target_tokenizer is not None:
+                yield self.target_tokenizer.decode(stream.ids)
 
 
 def _special_id(tokenizer: Codec, text: str) -> int | None:

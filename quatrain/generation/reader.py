@@ -8,6 +8,7 @@ them with its encoder, padded on the right, and its decoder begins with the star
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from quatrain.models.stack import Model
 
 def encodes(config: ModelConfig) -> bool:
     """Whether a model of this configuration has an encoder for the prompt."""
-    return getattr(config, "architecture", "decoder") == "encoder-decoder"
+    return config.architecture == "encoder-decoder"
 
 
 def context(config: ModelConfig) -> int | None:
@@ -68,7 +69,7 @@ class Reader:
         segments = None if bool(real.all()) else real.long()
         return self._forward(ids.clamp(min=0), segments=segments, decoder_input_ids=self.said)
 
-    def _forward(self, input_ids: Tensor | None, **named: Tensor | None) -> Tensor:
+    def _forward(self, input_ids: Tensor | None, **named: Any) -> Tensor:
         hidden = self.model.hidden_states(input_ids, cache=self.cache, **named)
         return self.model.say(hidden[:, -1])
 

@@ -54,7 +54,7 @@ def reference(kind, seed):
     if kind in ("t5", "flan"):
         sizes = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
         if kind == "flan":
-            sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 3}
+            sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
         theirs = hf.T5ForConditionalGeneration(hf.T5Config(decoder_start_token_id=0, **sizes))
     elif kind == "bart":
         theirs = hf.BartForConditionalGeneration(hf.BartConfig(**SIZES))
