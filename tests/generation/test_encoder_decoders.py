@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
+from quatrain.generation.settings import read_settings
 
 VOCABULARY, CONTEXT = 40, 32
 SIZES = {
@@ -220,11 +221,30 @@ def test_the_encoder_reads_the_end_token(pair):
     assert "".join(engine.stream("abc", SamplingParams(12))) == whole.text
 
 
+class Shouts(Words):
+    """What the decoder says, in capitals, with another end token."""
+
+    eos_id, stop_ids = 2, frozenset({2})
+
+    def decode(self, ids, *, skip_special_tokens=True):
+        return super().decode(ids).upper()
+
+
+def test_what_is_said_may_have_a_tokenizer_of_its_own(pair):
+    _, t5 = pair("t5")
+    plain, params = Engine(t5.model, Words()), SamplingParams(12, ignore_eos=True)
+    both = Engine(t5.model, Words(), target_tokenizer=Shouts())
+    (low,), (high,) = plain.generate(["abc"], params), both.generate(["abc"], params)
+    assert (high.ids, high.text) == (low.ids, low.text.upper()) and low.text != high.text
+    assert 2 in both.end_ids and 2 not in plain.end_ids
+    letter = high.text[2]
+    (stopped,) = both.generate(["abc"], SamplingParams(12, ignore_eos=True, stop=letter))
+    assert stopped.text == high.text[: high.text.index(letter)] and stopped.finish_reason == "stop"
+
+
 def test_a_decoder_that_cannot_begin_is_told(pair, tmp_path):
     _, t5 = pair("t5")
     (tmp_path / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": VOCABULARY}))
-    from quatrain.generation.settings import read_settings
-
     with pytest.raises(InputError, match=f"token {VOCABULARY} is not in the model's vocabulary"):
         read_settings(t5.model.config, tmp_path)
     config = t5.model.config

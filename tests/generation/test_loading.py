@@ -7,7 +7,7 @@ import torch
 
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.generation.loading import end_ids, load_model
+from quatrain.generation.loading import end_ids, load_model, settings_folder
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
@@ -77,6 +77,17 @@ def test_end_ids_come_from_model_tokenizer_and_generation_config(folder, tokeniz
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(InputError, match="generation_config"):
         end_ids(folder)
+
+
+def test_an_adapter_has_the_settings_of_its_base(folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    lora = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    lora["base_model_name_or_path"] = str(folder)
+    (adapter / "adapter_config.json").write_text(json.dumps(lora))
+    assert settings_folder(adapter) == folder
+    (adapter / "generation_config.json").write_text("{}")
+    assert settings_folder(adapter) == adapter
 
 
 def test_folder_without_tokenizer(learned, tmp_path):
