@@ -170,9 +170,9 @@ class BeamSearch:
         return logprobs
 
     def _finish(self, candidates: _Beams, ended: Tensor, stopped: Tensor) -> None:
-        """Takes in the hypotheses that ended among the best `width` of rows that are still open."""
+        """Takes in the hypotheses that ended among the best `width`."""
         place = torch.arange(ended.shape[1], device=ended.device)[None]
-        enters = ended & (place < self.width) & self.open
+        enters = ended & (place < self.width)
         normalised = candidates.scores / self.steps**self.params.length_penalty
         new = _Finished(
             normalised.masked_fill(~enters, NEVER),

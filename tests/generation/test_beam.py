@@ -100,11 +100,19 @@ def test_ids_and_scores_of_transformers(pair, kind, ends, beams):
     theirs, ours = pair(kind)
     texts = prompts(6, seed=beams)
     tokens = reachable(ours, texts, ends)
-    ways = itertools.product([0.0, 0.5, 1.0, 2.0, -1.0] if beams > 1 else [1.0], [False, True, "never"])
+    ways = itertools.product([0.0, 0.5, 1.0, 2.0, -1.0, -0.2] if beams > 1 else [1.0], [False, True, "never"])
     lengths = set()
     for penalty, early in ways:
         lengths |= {len(each.ids) for each in assert_equal(theirs, ours, texts, tokens, beams, penalty, early)}
     assert lengths == {NEW} if not ends else len(lengths) > 1, "hypotheses end at different lengths"
+
+
+@pytest.mark.parametrize("early", [False, True, "never"])
+@pytest.mark.parametrize("penalty", [-10.0, 10.0])
+def test_the_strongest_penalties(pair, penalty, early):
+    theirs, ours = pair("llama")
+    texts = prompts(4, seed=8)
+    assert_equal(theirs, ours, texts, reachable(ours, texts, 2), 3, penalty, early)
 
 
 @given(
