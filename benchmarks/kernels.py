@@ -30,16 +30,16 @@ AGREE = {torch.float32: 2e-4, torch.bfloat16: 6e-2}
 def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pass, list[tuple[int, ...]]]]:
     """Name to (ours, PyTorch's, shapes of the inputs that have gradients)."""
     from quatrain.models import kernels
-    from quatrain.models.attention import bias_of
     from quatrain.models.config import ModelConfig
-    from quatrain.models.positions import rotary_tables, rotate
+    from quatrain.models.sight import View
+    from quatrain.models.positions import Rotary, rotate
 
     batch, length, heads, width = (size[name] for name in ("batch", "length", "heads", "width"))
     hidden = heads * width
     config = ModelConfig("llama", 1, hidden, 1, 1, heads, heads, length)
-    cos, sin = (table.to(dtype) for table in rotary_tables(config))
+    cos, sin = (table.to(dtype) for table in Rotary(config, config.rope_theta, None).tables(length, length))
     half_cos, half_sin = (table[..., : width // 2].unsqueeze(-2) for table in (cos, sin))
-    bias = bias_of(None, length, dtype, torch.device("cpu"))
+    bias = View(causal=True).added(length, length, torch.empty(0, dtype=dtype))
 
     def attention(turn: bool) -> Pass:
         def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pas
         return run
 
     def by_hand(*tables: Tensor | None) -> Pass:
-        return lambda query, key, value: kernels.AttentionFunction.apply(query, key, value, *tables, bias)
+        return lambda query, key, value: kernels.AttentionFunction.apply(query, key, value, *tables, bias, width**-0.5)
 
     projected, tokens, wide = (batch, length, heads, width), (batch, length, hidden), (batch, length, size["inner"])
     return {

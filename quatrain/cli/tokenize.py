@@ -12,7 +12,9 @@ def tokenize(
     model: Path,
     text: str,
     *,
+    pair: str | None = None,
     special_tokens: bool = False,
+    target: bool = False,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Show how a tokenizer cuts a text.
@@ -20,11 +22,15 @@ def tokenize(
     Parameters
     ----------
     model
-        A model folder, or a tokenizer.json.
+        A model folder, or one file of a tokenizer: tokenizer.json, vocab.txt, tokenizer.model, …
     text
         The text; - reads standard input.
+    pair
+        A second text; the two are shown as one input, with the special tokens between them and each token's type.
     special_tokens
         Add the beginning and end tokens that the tokenizer puts around a text.
+    target
+        Take the tokenizer of the target language, where a model has two.
     json_lines
         Write one JSON object, for programs.
     """
@@ -33,15 +39,23 @@ def tokenize(
     from quatrain.cli.output import show, show_json, show_table
     from quatrain.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(model)
+    tokenizer = Tokenizer.load(model, target=target)
     if text == "-":
         text = sys.stdin.read()
-    ids = tokenizer.encode(text, special_tokens=special_tokens)
-    tokens = [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in ids]
+    types = None
+    if pair is None:
+        ids = tokenizer.encode(text, special_tokens=special_tokens)
+    else:
+        encoded = tokenizer.encode_pair(text, pair)
+        ids, types, text = encoded.ids, encoded.token_types, text + pair
+    tokens = [tokenizer.token_text(token_id) for token_id in ids]
     if json_lines:
-        show_json({"ids": ids, "tokens": tokens})
+        show_json({"ids": ids, "tokens": tokens} | ({} if types is None else {"token_types": types}))
         return 0
-    show_table(["id", "token"], [[token_id, repr(token)[1:-1]] for token_id, token in zip(ids, tokens, strict=True)])
+    rows: list[list[object]] = [[token_id, repr(token)[1:-1]] for token_id, token in zip(ids, tokens, strict=True)]
+    if types is not None:
+        rows = [[token_id, kind, token] for (token_id, token), kind in zip(rows, types, strict=True)]
+    show_table(["id", "token"] if types is None else ["id", "type", "token"], rows)
     per_token = f", {len(text) / len(ids):.2f} characters a token" if ids else ""
     show(f"{len(ids):,} tokens{per_token}")
     return 0

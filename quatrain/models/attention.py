@@ -30,6 +30,8 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        if config.attention_scale_by_layer == "inverse":
+            self.scale /= layer + 1
         self.softcap = config.attention_softcap
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         bias = config.attention_bias
@@ -48,15 +50,17 @@ class Attention(nn.Module):
             return self.o_proj(self._over_encoded(query, sight))
         key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
-        view, rotary = sight.views[self.kind], sight.rotary.get(self.kind)
+        view, rotary, late = sight.views[self.kind], sight.rotary.get(self.kind), sight.late_rotary.get(self.kind)
         if view.by_hand:
             return self.o_proj(self._mix_by_hand(query, key, value, view, rotary))
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
             cos, sin = (table.unsqueeze(-3) for table in rotary)
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+            query, key = rotate(query, cos, sin), key if late else rotate(key, cos, sin)
         if sight.cache is not None:
             key, value = sight.cache.append(self.layer, key, value)
+        if late is not None:
+            key = rotate(key, *(table.unsqueeze(-3) for table in late))
         seen = None if sight.trace is None else sight.trace.attentions
         return self.o_proj(self._mix(query, key, value, view, seen))
 

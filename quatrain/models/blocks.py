@@ -83,7 +83,7 @@ class Stack(nn.Module):
             nn.Embedding(config.relative_buckets, config.num_attention_heads) if config.position == "relative" else None
         )
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = make_norm(config) if config.norm_position != "post" else None
+        self.norm = make_norm(config) if config.final_norm and config.norm_position != "post" else None
         self.project_out = nn.Linear(hidden, width, bias=False) if width != hidden else None
         self._rotary = rotary_of(config)
         self._table: Tensor | None = None
@@ -107,16 +107,12 @@ class Stack(nn.Module):
         if positions is None and slots is not None:
             positions = positions_of(slots)[:, past:]
         x = self._embed(embedded, positions, past, token_types)
-        rotary = {
-            kind: self._rotary[kind].at(positions, past, length, x)
-            for kind in sorted(set(self.config.layer_types))
-            if self._rotary
-        }
+        rotary, late = self._turns(positions, past, x, cache)
         views = self._views(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
             mask = visible_across(segments, encoder_segments)
             views["cross"] = View(mask, by_hand=self._by_hand(x, self._slots_across(encoded, cache), cache, trace))
-        sight = Sight(views, rotary, cache, trace, encoded)
+        sight = Sight(views, rotary, late, cache, trace, encoded)
         for layer in self.layers:
             if trace is not None:
                 trace.hidden_states.append(x)
@@ -124,9 +120,10 @@ class Stack(nn.Module):
         if cache is not None:
             cache.advance(length)
         x = x if self.norm is None else self.norm(x)
+        x = x if self.project_out is None else self.project_out(x)
         if trace is not None:
             trace.hidden_states.append(x)
-        return x if self.project_out is None else self.project_out(x)
+        return x
 
     def _embed(self, x: Tensor, positions: Tensor | None, past: int, token_types: Tensor | None) -> Tensor:
         """Adds what says where a token is and of which type, with the scale and norm that the family has."""
@@ -153,9 +150,27 @@ class Stack(nn.Module):
                 self._table = table.to(x.dtype)
         return self._table[positions]
 
+    def _turns(
+        self, positions: Tensor | None, past: int, x: Tensor, cache: KVCache | None
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+        """Cosines and sines by type of layer: of the new tokens, and of the kept keys that turn only when they are read."""
+        turns, late, length = {}, {}, x.shape[1]
+        for kind in sorted(set(self.config.layer_types)) if self._rotary else ():
+            rotary = self._rotary[kind]
+            if cache is None or not rotary.switches(cache.max_length):
+                turns[kind] = rotary.at(positions, past, length, x)
+                continue
+            every = cache.write_positions(positions, length)
+            longest = past + length if every is None else int(every.max()) + 1
+            keys = cache.reach(self.config.sliding_window if kind == "sliding" else None, length)
+            first = past + length - keys
+            turns[kind] = rotary.at(positions, past, length, x, longest)
+            late[kind] = rotary.at(None if every is None else every[:, first:], first, keys, x, longest)
+        return turns, late
+
     def _check_length(self, positions: Tensor | None, past: int, length: int) -> None:
         """Raises InputError where a text is longer than the positions that the model has."""
-        limit = self.config.max_position_embeddings
+        limit = self.config.context_length
         if positions is not None or past + length <= limit or self.config.position in ("alibi", "relative", "none"):
             return
         raise InputError(
@@ -193,9 +208,9 @@ class Stack(nn.Module):
 
     def _by_hand(self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None) -> bool:
         """Whether the hand-written attention is taken: training on the CPU, of scores that fit."""
-        if cache is not None or trace is not None or self.config.attention_softcap is not None or not kernels.suits(x):
+        if cache is not None or trace is not None or self.config.attention_softcap is not None:
             return False
-        return x.shape[0] * self.config.num_attention_heads * x.shape[1] * keys <= kernels.MAX_SCORES
+        return kernels.suits_attention(x, self.config.num_attention_heads, keys, self.relative_bias is not None)
 
     @staticmethod
     def _slots_across(encoded: Tensor | None, cache: KVCache | None) -> int:

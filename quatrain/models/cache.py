@@ -14,7 +14,8 @@ class KVCache:
     `length` is the number of slots filled. A full layer has room for `max_length` of them; a sliding one keeps those that
     its window still sees. An encoder-decoder's layers also keep the encoded text's, from the first step on.
     `segments` (B, max_length), kept once a padded or packed batch is written, holds each slot's segment; 0 is padding.
-    `encoder_segments` (B, S) are those of the encoded text.
+    `encoder_segments` (B, S) are those of the encoded text. `positions` (B, max_length) are kept where they are given and
+    keys are to turn only when they are read.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class KVCache:
         self.crossed: dict[int, tuple[Tensor, Tensor]] = {}
         self.max_length, self.length = max_length, 0
         self.segments: Tensor | None = None
+        self.positions: Tensor | None = None
         self.encoder_segments: Tensor | None = None
 
     @staticmethod
@@ -108,6 +110,18 @@ class KVCache:
             self.segments[:, self.length : end] = segments
         return self.segments[:, :end]
 
+    def write_positions(self, positions: Tensor | None, count: int) -> Tensor | None:
+        """Notes the positions (B, count) of the slots about to be written; returns those of all slots, or None."""
+        if positions is None and self.positions is None:
+            return None
+        if self.positions is None:
+            slots = torch.arange(self.max_length, device=self.keys[0].device)
+            self.positions = slots.repeat(self.keys[0].shape[0], 1)
+        end = self.length + count
+        if positions is not None:
+            self.positions[:, self.length : end] = positions
+        return self.positions[:, :end]
+
     def advance(self, count: int) -> None:
         """Counts `count` slots as filled, after every layer has written them."""
         self.length += count
@@ -119,5 +133,7 @@ class KVCache:
         self.crossed = {layer: (key[rows], value[rows]) for layer, (key, value) in self.crossed.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
+        if self.positions is not None:
+            self.positions = self.positions[rows]
         if self.encoder_segments is not None:
             self.encoder_segments = self.encoder_segments[rows]

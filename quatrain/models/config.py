@@ -30,23 +30,29 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "none",
     ),
     "position": ("rotary", "learned", "sinusoidal", "alibi", "relative", "none"),
-    "norm": ("rms", "rms_offset", "layer", "layer_without_bias"),
+    "position_counting": ("slots", "tokens"),
+    "norm": ("rms", "rms_offset", "layer", "layer_without_bias", "layer_without_parameters"),
     "norm_position": ("pre", "post", "sandwich"),
     "residual": ("sequential", "parallel", "parallel_shared"),
     "feed_forward": ("gated", "plain"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "tanh"),
     "attention_bias": ("none", "qkv", "all"),
+    "attention_scale_by_layer": ("constant", "inverse"),
     "query_key_norm": ("none", "head"),
-    "pooling": ("first", "last", "mean", "end"),
+    "pooling": ("first", "last", "mean", "mean_sqrt", "weighted_mean", "max", "end"),
+    "embedding_vector": ("unit", "plain"),
     "problem": ("single", "several", "regression"),
     "head_bias": ("none", "learned", "fixed"),
 }
 """What every named choice may be. Most explain themselves; these need a word:
 
+position_counting: `tokens` counts only those that are no padding token, and puts padding before the first (RoBERTa).
 norm: `rms_offset` multiplies by 1 + weight (Gemma). norm_position: `pre` x + f(norm(x)), `post` norm(x + f(x)), `sandwich`
 x + norm(f(norm(x))). residual: `parallel` adds attention and feed-forward of the same x, `parallel_shared` behind one norm.
-attention_bias: `qkv` leaves the output projection without. query_key_norm: `head` normalises each head's queries and keys.
-pooling: `end` is the last end token of a text. problem: `several` labels may hold at once. head_bias: `fixed` is not trained.
+attention_bias: `qkv` leaves the output projection without. attention_scale_by_layer: `inverse` divides the scale by the layer's
+number, counted from 1. query_key_norm: `head` normalises each head's queries and keys.
+pooling: `mean_sqrt` is the sum over the root of the count, `weighted_mean` weighs a token by its place from 1, `end` is the last
+end token of a text. embedding_vector: `unit` divides by the length. problem: `several` labels may hold at once. head_bias: `fixed` is not trained.
 """
 
 CLASSIFIERS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
@@ -72,6 +78,15 @@ class RotaryScaling:
         """One of the kind's numbers."""
         return dict(self.values).get(name, default)
 
+    def context_length(self, max_position_embeddings: int) -> int:
+        """Tokens that a model of so many positions reads: more where the scaling stretches those of pretraining."""
+        factor, original = self.get("factor") or 1, self.get("original_max_position_embeddings")
+        if self.kind in ("linear", "dynamic"):
+            original = max_position_embeddings
+        elif self.kind != "yarn" or original is None:
+            return max_position_embeddings
+        return max(max_position_embeddings, int(factor * original))
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -96,12 +111,15 @@ class ModelConfig:
     position: str = "rotary"
     position_offset: int = 0
     """Rows of the learned table before that of the first position."""
+    position_counting: str = "slots"
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None
     """The base of the sliding layers, unscaled, where it is another."""
     rotary_dim: int = 0
     """Channels of a head that turn; 0 means all."""
     rope_scaling: RotaryScaling | None = None
+    local_rope_scaling: RotaryScaling | None = None
+    """The scaling of the sliding layers, where they have their own base."""
     relative_buckets: int = 32
     relative_max_distance: int = 128
 
@@ -117,11 +135,14 @@ class ModelConfig:
     norm_position: str = "pre"
     first_norm: bool = True
     """Whether the first layer's attention has a norm before it."""
+    final_norm: bool = True
+    """Whether a norm follows the last layer, where norms stand before."""
     residual: str = "sequential"
 
     attention_bias: str = "none"
     attention_scale: float | None = None
     """What queries times keys are multiplied with; None means 1 / sqrt(head_dim)."""
+    attention_scale_by_layer: str = "constant"
     attention_softcap: float | None = None
     """c in c tanh(score / c)."""
     query_key_norm: str = "none"
@@ -149,6 +170,9 @@ class ModelConfig:
     """Names of a classifier's outputs."""
     problem: str = "single"
     pooling: str = "last"
+    embedding_vector: str = "unit"
+    max_text_length: int = 0
+    """Tokens that a text of a sentence embedding is cut to; 0 means max_position_embeddings."""
     pooler: str = "none"
     """Activation of the dense layer between the pooled hidden state and the classifier, or none."""
     pooler_bias: bool = True
@@ -222,6 +246,11 @@ class ModelConfig:
                 yield f"head_dim: {self.head_dim}; rotary positions need an even width of each head"
             if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
                 yield f"rotary_dim: {self.rotary_dim}; must be even and at most head_dim ({self.head_dim})"
+            for name in ("short_factor", "long_factor"):
+                found = self.rope_scaling.get(name) if self.rope_scaling is not None else None
+                pairs = (self.rotary_dim or self.head_dim) // 2
+                if found is not None and len(found) != pairs:
+                    yield f"{name}: {len(found)} numbers; must be one for each of the {pairs} pairs of channels that turn"
         if self.position == "sinusoidal" and self.hidden_size % 2:
             yield f"hidden_size: {self.hidden_size}; sinusoidal positions need an even width"
         both = self.architecture == "encoder-decoder"
@@ -263,6 +292,18 @@ class ModelConfig:
         if self.head in ("question_answering", "next_sentence", "pretraining"):
             return 2
         return 1 if self.head in ("multiple_choice", "value") else len(self.labels)
+
+    @property
+    def output_size(self) -> int:
+        """Width of the last hidden states: that of the embedding, to which they are projected where it has its own."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest text that is read: max_position_embeddings, or what the rotary scaling makes of them."""
+        if self.position != "rotary" or self.rope_scaling is None:
+            return self.max_position_embeddings
+        return self.rope_scaling.context_length(self.max_position_embeddings)
 
     @property
     def is_causal(self) -> bool:

@@ -20,7 +20,7 @@ from quatrain.errors import InputError, QuatrainError
 from quatrain.models.config import ModelConfig
 from quatrain.models.families import Family, Head, family
 from quatrain.models.initialization import initialize
-from quatrain.models.repository import resolve
+from quatrain.models.repository import CONFIG, resolve
 from quatrain.models.stack import Model
 from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
 
@@ -45,7 +45,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def load_config(model: str | Path) -> ModelConfig:
     """The configuration of a model folder or hub id, without its weights."""
-    config = read_config(resolve(model))
+    config = read_config(resolve(model, files=CONFIG))
     return family(config.get("model_type")).from_hf(config)
 
 

@@ -14,12 +14,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_SCORES = 1 << 27
-"""Most attention scores (B H T T) that are kept for the backward pass; longer texts take the path without them."""
+"""Most attention scores (B H T S) that are kept for the backward pass; longer texts take the path without them."""
+
+MAX_LENGTH = {torch.bfloat16: 768, torch.float32: 128}
+"""Longest text for which the hand-written attention is the faster one (measured by benchmarks/kernels.py)."""
 
 
 def suits(x: Tensor) -> bool:
     """Whether a tensor is trained on the CPU, in a dtype that these passes are written for."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.dtype in (torch.bfloat16, torch.float32)
+
+
+def suits_attention(x: Tensor, heads: int, slots: int, learned_bias: bool) -> bool:
+    """Whether attention of x (B, T, C) over `slots` keys is fastest by hand. PyTorch has no fast pass for a learned bias."""
+    if not suits(x) or x.shape[0] * heads * x.shape[1] * slots > MAX_SCORES:
+        return False
+    return learned_bias or max(x.shape[1], slots) <= MAX_LENGTH[x.dtype]
 
 
 class RMSNormFunction(torch.autograd.Function):

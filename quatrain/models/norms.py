@@ -30,4 +30,5 @@ def make_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
     size = size or config.hidden_size
     if config.norm.startswith("rms"):
         return RMSNorm(size, config.norm_eps, 1.0 if config.norm == "rms_offset" else 0.0)
-    return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm == "layer")
+    learned = config.norm != "layer_without_parameters"
+    return nn.LayerNorm(size, eps=config.norm_eps, elementwise_affine=learned, bias=config.norm == "layer")

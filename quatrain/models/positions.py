@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quatrain.models.config import ModelConfig, RotaryScaling
-from quatrain.models.rotary_scaling import depends_on_length, inverse_frequency
+from quatrain.models.rotary_scaling import depends_on_length, inverse_frequency, original_length
 
 SMALL_TABLE = 8192
 """Positions up to which a table is made whole, so that no position has to be read back from a device."""
@@ -27,6 +27,18 @@ def positions_of(segments: Tensor) -> Tensor:
     return slots - torch.where(begins, slots, 0).cummax(dim=1).values
 
 
+def positions_of_tokens(input_ids: Tensor, padding: int, segments: Tensor | None) -> Tensor:
+    """The place of each token among those of its segment that are no padding token: (B, T); padding is at -1."""
+    counted = input_ids != padding
+    total = counted.long().cumsum(1)
+    before = torch.zeros_like(total)
+    if segments is not None:
+        begins = torch.ones_like(counted)
+        begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        before = torch.where(begins, total - counted.long(), 0).cummax(dim=1).values
+    return torch.where(counted, total - before - 1, -1)
+
+
 class Rotary:
     """Cosines and sines of one base and scaling; the tables of one device and dtype are kept and grow when needed."""
 
@@ -35,19 +47,32 @@ class Rotary:
         self.dim = config.rotary_dim or config.head_dim
         self._tables: dict[bool, tuple[Tensor, Tensor]] = {}
 
-    def at(self, positions: Tensor | None, past: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (T, rotary_dim), or (B, T, rotary_dim) where positions (B, T) are given, in like's dtype."""
-        total = past + length
-        if positions is not None:
-            longest = self.config.max_position_embeddings
-            small = longest <= SMALL_TABLE and not depends_on_length(self.scaling)
-            total = longest if small else int(positions.max()) + 1
+    def switches(self, length: int) -> bool:
+        """Whether a text that grows to `length` tokens outgrows the frequencies that it began with."""
+        return depends_on_length(self.scaling) and length > self._original
+
+    @property
+    def _original(self) -> int:
+        return original_length(self.scaling, self.config.max_position_embeddings)
+
+    def at(
+        self, positions: Tensor | None, past: int, length: int, like: Tensor, longest: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, rotary_dim), or (B, T, rotary_dim) where positions (B, T) are given, in like's dtype.
+
+        `longest`: tokens of the text that the positions are of, where the scaling asks; by default it ends with them.
+        """
+        end = past + length
+        total = longest or end
+        if positions is not None and longest is None:
+            limit = self.config.context_length
+            small = limit <= SMALL_TABLE and not depends_on_length(self.scaling)
+            total = limit if small else int(positions.max()) + 1
         cos, sin = self._table(total, like)
-        return (cos[past:total], sin[past:total]) if positions is None else (cos[positions], sin[positions])
+        return (cos[past:end], sin[past:end]) if positions is None else (cos[positions], sin[positions])
 
     def _table(self, total: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        original = self.scaling.get("original_max_position_embeddings", 0) if self.scaling else 0
-        is_long = depends_on_length(self.scaling) and total > (original or self.config.max_position_embeddings)
+        is_long = self.switches(total)
         known = self._tables.get(is_long)
         fits = known is not None and known[0].device == like.device and known[0].dtype == like.dtype
         fits = fits and known is not None and known[0].shape[0] >= total
@@ -74,11 +99,13 @@ class Rotary:
 
 
 def rotary_of(config: ModelConfig) -> dict[str, Rotary]:
-    """The rotary positions of each type of layer: sliding ones may have their own base."""
+    """The rotary positions of each type of layer: sliding ones may have their own base, and then their own scaling."""
     if config.position != "rotary":
         return {}
     whole = Rotary(config, config.rope_theta, config.rope_scaling)
-    local = whole if config.local_rope_theta is None else Rotary(config, config.local_rope_theta, None)
+    local = whole
+    if config.local_rope_theta is not None:
+        local = Rotary(config, config.local_rope_theta, config.local_rope_scaling)
     return {"full": whole, "sliding": local}
 
 

@@ -7,67 +7,86 @@ Operations follow Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B) and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from quatrain.models.config import ModelConfig
+import torch
+from torch import nn
+
+from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
+
+if TYPE_CHECKING:
+    from quatrain.models.stack import Model
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Bytes of one element."""
 
 
-def block_parameters(config: ModelConfig) -> int:
-    """Elements of one block: attention, feed-forward and its two norms."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    query, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    attention = 2 * hidden * query + 2 * hidden * kv
-    attention += 0 if config.attention_bias == "none" else query + 2 * kv
-    attention += hidden if config.attention_bias == "all" else 0
-    wide = 2 if config.feed_forward == "gated" else 1
-    feed_forward = (wide + 1) * hidden * inner
-    feed_forward += (wide * inner + hidden) if config.feed_forward_bias else 0
-    return attention + feed_forward + 2 * _norm_parameters(config)
+def built(config: ModelConfig) -> Model:
+    """The network of a configuration on the meta device: every shape, no weight."""
+    from quatrain.models.stack import Model
 
-
-def _norm_parameters(config: ModelConfig) -> int:
-    return config.hidden_size * (1 if config.norm == "rms" else 2)
-
-
-def embedding_parameters(config: ModelConfig) -> int:
-    """Elements of the tables that are looked up, not multiplied: tokens, and learned positions."""
-    positions = config.max_position_embeddings if config.position == "learned" else 0
-    return (config.vocab_size + positions) * config.hidden_size
+    with torch.device("meta"):
+        return Model(config)
 
 
 def parameters(config: ModelConfig) -> int:
     """Elements of all weights; a tied head counts once. Equal to the built model's."""
-    head = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    blocks = config.num_hidden_layers * block_parameters(config)
-    return embedding_parameters(config) + blocks + _norm_parameters(config) + head
+    return built(config).num_parameters()
+
+
+def embedding_parameters(config: ModelConfig) -> int:
+    """Elements of the tables that are looked up, not multiplied: tokens, learned positions, types, relative distances."""
+    return sum(module.weight.numel() for module in built(config).modules() if isinstance(module, nn.Embedding))
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Weights that every token is multiplied with: all blocks and the head (tied or not), without embedding tables."""
-    return config.num_hidden_layers * block_parameters(config) + config.vocab_size * config.hidden_size
+    """Weights and biases of everything that a token passes, head included (tied or not), without embedding tables.
+
+    An encoder-decoder's encoder and decoder count together: for one token read and one said.
+    """
+    model = built(config)
+    tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
+    tied = model.lm_head is not None and config.tie_word_embeddings
+    return model.num_parameters() - tables + (model.embed_tokens.weight.numel() if tied else 0)
 
 
 def flops_per_token(config: ModelConfig, context: int, training: bool = True, *, frozen: bool = False) -> float:
     """Floating-point operations for one token in a text of `context` tokens.
 
     Forward: 2 N + 4 L H D T, with N the weights multiplied (head included, embedding tables not), L layers, H heads of
-    width D and T the context. The backward pass takes twice as much, so training is 6 N + 12 L H D T.
-    As in PaLM, causal attention is counted whole. `frozen` is training of an adapter: the gradients of the frozen
-    weights are left out, 4 N in place of 6 N.
+    width D and T the context, or the window of a sliding layer. The backward pass takes twice as much, so training is
+    6 N + 12 L H D T. As in PaLM, causal attention is counted whole. An encoder-decoder reads and says `context` tokens, each
+    decoder layer looking at both. `frozen` is training of an adapter: the gradients of the frozen weights are left out,
+    4 N in place of 6 N.
     """
     weights = 2 * matmul_parameters(config)
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context
+    attention = 4 * config.num_attention_heads * config.head_dim * sum(_spans(config, context))
+    if config.architecture == "encoder-decoder":
+        encoder = config.encoder
+        width = encoder.num_attention_heads * encoder.head_dim
+        attention += 4 * context * (config.num_hidden_layers * config.num_attention_heads * config.head_dim)
+        attention += 4 * context * encoder.num_hidden_layers * width
     if not training:
         return float(weights + attention)
     return float((2 if frozen else 3) * weights + 3 * attention)
 
 
+def _spans(config: ModelConfig, context: int) -> list[int]:
+    """How many tokens each layer looks at."""
+    window = config.sliding_window or context
+    return [min(context, window) if kind == "sliding" else context for kind in config.layer_types]
+
+
 def kv_cache_bytes(config: ModelConfig, context: int, batch_size: int = 1, dtype: str = "float32") -> int:
-    """Bytes of the keys and values of `batch_size` texts of `context` tokens."""
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return per_token * context * batch_size * BYTES[dtype]
+    """Bytes of the keys and values of `batch_size` texts of `context` tokens: a sliding layer keeps twice its window.
+
+    An encoder-decoder also keeps those of an encoded text of `context` tokens.
+    """
+    window = 2 * (config.sliding_window or context)
+    slots = sum(min(context, window) if kind == "sliding" else context for kind in config.layer_types)
+    if config.architecture == "encoder-decoder":
+        slots += config.num_hidden_layers * context
+    return 2 * slots * config.num_key_value_heads * config.head_dim * batch_size * BYTES[dtype]
 
 
 def weight_bytes(config: ModelConfig, dtype: str = "float32") -> int:
@@ -108,8 +127,9 @@ def training_memory(
     trained = every if trainable is None else trainable
     states = 2 * trained
     if optimizer == "muon" and trainable is None:
-        vectors = 2 * _norm_parameters(config)
-        states -= config.num_hidden_layers * (block_parameters(config) - vectors)
+        states -= sum(
+            parameter.numel() for name, parameter in built(config).named_parameters() if "layers." in name and parameter.dim() == 2
+        )
     return TrainingMemory(4 * every, 4 * trained, 4 * states, activation_bytes(config, batch_size, context, precision))
 
 
@@ -117,13 +137,18 @@ def activation_bytes(config: ModelConfig, batch_size: int, context: int, precisi
     """Bytes kept for the backward pass, an estimate by counting the tensors that the stack saves for each token.
 
     A block keeps each norm's input, normalised value and output, the rotated queries, keys, values and mixed heads,
-    and the feed-forward's wide tensors; the head keeps the logits and their log-probabilities in float32.
+    and the feed-forward's wide tensors; a language head keeps the logits and their log-probabilities in float32.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     query = config.num_attention_heads * config.head_dim
-    norms = 2 * 3 * hidden
-    attention = 4 * query + query
+    attention = 5 * query
     feed_forward = (4 if config.feed_forward == "gated" else 2) * inner
+    block = 6 * hidden + attention + feed_forward
     tokens = batch_size * context
-    blocks = config.num_hidden_layers * (norms + attention + feed_forward) + 3 * hidden
-    return tokens * (blocks * BYTES[precision] + 2 * config.vocab_size * BYTES["float32"])
+    blocks = config.num_hidden_layers * block + 3 * hidden
+    if config.architecture == "encoder-decoder":
+        blocks += config.num_hidden_layers * (3 * hidden + attention)  # the part over the encoded text
+        encoded = activation_bytes(config.encoder, batch_size, context, precision)
+        return tokens * blocks * BYTES[precision] + encoded + 2 * tokens * config.vocab_size * BYTES["float32"]
+    words = config.vocab_size if config.head in LANGUAGE_HEADS else 0
+    return tokens * (blocks * BYTES[precision] + 2 * words * BYTES["float32"])

@@ -12,7 +12,8 @@ by combining marks) it departs from SentencePiece's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from quatrain.text.tokenizer_files import Parts, content_of, read_json
 SPACE = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _UNIGRAM, _BPE = 1, 2
+_COMPATIBLE = ("ﬁ", "①", "Ａ", "½", "e\u0301")
+"""What a map changes if it is that of NFKC, SentencePiece's usual one."""
+_SEPARATORS = ("Zs", "Zl", "Zp", "Cc", "Cf")
 _NEVER = -1e6
 """A score with which a piece is in no most probable split."""
 _LAST_RESORT = -1e3
@@ -45,6 +49,9 @@ def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -
         vocabulary = _unigram_scores(model)
         bytes_known = any(piece.type == _BYTE for piece in model.pieces)
         backend = Backend(models.Unigram(vocabulary, unk_id=_unknown(model, file), byte_fallback=bytes_known))
+        if bytes_known and "<" not in dict(vocabulary):
+            # Else "<0x41>" written out in a text would be the byte, for want of another way to write its "<".
+            backend.pre_tokenizer = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated")
     else:
         backend = _bpe(model, file)
     first_only = config.get("legacy") is False
@@ -86,14 +93,17 @@ def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> Parts:
         raise InputError(f"{folder / lists} has no <unk>, which Marian's tokenizers need")
     if model.trainer_spec.model_type != _UNIGRAM:
         raise InputError(f"{folder / side} is no unigram model, as Marian's are")
-    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL}
+    scores = {piece.piece: _shortest(piece.score) for piece in model.pieces if piece.type == _NORMAL}
     # The other language's single characters are what is left for a text that is not of this one.
     vocabulary = [
         (piece, scores.get(piece, _LAST_RESORT if len(piece) == 1 else _NEVER))
         for piece in sorted(ids, key=lambda piece: ids[piece])
     ]
     backend = Backend(models.Unigram(vocabulary, unk_id=ids["<unk>"], byte_fallback=False))
-    _set_text_rules(backend, model, folder / side, first_only=False)
+    # SentencePiece takes a row of characters that it does not know for one piece; vocab.json does not know it either.
+    characters = {SPACE, " ", *(piece for piece in scores if len(piece) == 1)}
+    unknown_run = normalizers.Replace(Regex(f"[^{''.join(map(_literally, sorted(characters)))}]{{2,}}"), "\U0010ffff")
+    _set_text_rules(backend, model, folder / side, first_only=False, more=[unknown_run])
     roles = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     languages = [piece for piece in ids if piece.startswith(">>") and piece.endswith("<<")]
     known = [*(token for token in roles.values() if token in ids), *languages]
@@ -112,6 +122,11 @@ def read_model(file: Path) -> Any:
         raise InputError(
             f"{file} is a SentencePiece model; reading it needs sentencepiece and protobuf, which are not installed. "
             "Install them with: pip install 'quatrain[sentencepiece]'. A tokenizer.json beside it is read without them"
+        ) from error
+    except Exception as error:  # protobuf's VersionError: made for a newer one
+        raise InputError(
+            f"{file} is a SentencePiece model, and the installed sentencepiece and protobuf do not fit together "
+            f"({error}). Install both anew: pip install -U sentencepiece protobuf"
         ) from error
     try:
         data = file.read_bytes()
@@ -144,13 +159,18 @@ def _unigram_scores(model: Any) -> list[tuple[str, float]]:
 
     def score(piece: Any) -> float:
         if piece.type == _NORMAL:
-            return float(piece.score)
+            return _shortest(piece.score)
         if piece.type == _USER_DEFINED:
-            return len(piece.piece.encode()) * best - 0.1
+            return _shortest(len(piece.piece.encode()) * best - 0.1)
         # Control, unknown and byte pieces stand for no text; far down they are in no split.
         return _NEVER
 
     return [(piece.piece, score(piece)) for piece in model.pieces]
+
+
+def _shortest(score: float) -> float:
+    """A float32 score in the digits that tell it apart: longer ones are read back from tokenizer.json a bit off."""
+    return float(f"{score:.9g}")
 
 
 def _bpe(model: Any, file: Path) -> Backend:
@@ -196,29 +216,49 @@ def _merges(normal: Iterable[Any], vocabulary: dict[str, int]) -> list[tuple[str
     ]
 
 
-def _set_text_rules(backend: Backend, model: Any, file: Path, *, first_only: bool) -> None:
+def _set_text_rules(backend: Backend, model: Any, file: Path, *, first_only: bool, more: Sequence[Any] = ()) -> None:
     """Normalizer and decoder as the model's file says, the pre-tokenizer where only the first word gets a space."""
     spec = model.normalizer_spec
     steps: list[Any] = []
     if spec.precompiled_charsmap:
-        try:
-            steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise InputError(f"cannot read {file}: its normalization map is broken ({error}). Get it again") from error
+        steps += _map(spec.precompiled_charsmap, file)
     if spec.remove_extra_whitespaces:
         for pattern, text in ((r"\A +", ""), (rf"[ {SPACE}]+\z", ""), (" {2,}", " ")):
             steps.append(normalizers.Replace(Regex(pattern), text))
     prefix = spec.add_dummy_prefix
     if prefix and first_only:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+        first = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+        before = backend.pre_tokenizer
+        backend.pre_tokenizer = first if before is None else pre_tokenizers.Sequence([first, before])
     elif prefix:
         steps.append(normalizers.Prepend(SPACE))
     if not (prefix and first_only):
         steps.append(normalizers.Replace(" ", SPACE))
-    if steps:
-        backend.normalizer = normalizers.Sequence(steps)
+    if steps or more:
+        backend.normalizer = normalizers.Sequence([*steps, *more])
     decoding = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*decoding, decoders.Strip(" ", 1, 0)] if prefix else decoding)
+
+
+def _map(compiled: bytes, file: Path) -> list[Any]:
+    """The steps of a model's normalization map.
+
+    `tokenizers` goes by whole graphemes: where the map changes the first character of one, the marks that follow are
+    lost. What can carry marks is changed beforehand: compatibility characters, and the spaces that have other names.
+    """
+    try:
+        by_map = normalizers.Precompiled(compiled)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(f"cannot read {file}: its normalization map is broken ({error}). Get it again") from error
+    steps: list[Any] = []
+    if all(by_map.normalize_str(each) == unicodedata.normalize("NFKC", each) for each in _COMPATIBLE):
+        steps.append(normalizers.NFKC())
+    separators = [chr(each) for each in range(0x30000) if unicodedata.category(chr(each)) in _SEPARATORS]
+    for text in (" ", ""):
+        changed = [each for each in (*separators, SPACE) if each != text and by_map.normalize_str(each) == text]
+        if changed:
+            steps.append(normalizers.Replace(Regex(f"[{''.join(map(_literally, changed))}]"), text))
+    return [*steps, by_map]
 
 
 def _special(model: Any) -> list[Any]:

@@ -104,7 +104,10 @@ def _rank(line: bytes) -> tuple[bytes, int]:
     """The token and the rank of a line. Raises ValueError."""
     encoded, _, rank = line.strip().partition(b" ")
     try:
-        return base64.b64decode(encoded, validate=True), int(rank)
+        if not encoded:
+            raise ValueError
+        # Whisper's last token is that of no bytes, written as the padding alone.
+        return base64.b64decode(encoded.strip(b"=") and encoded, validate=True), int(rank)
     except (binascii.Error, ValueError):
         raise ValueError(f"{line[:40]!r} is not the base64 of a token, a space and a rank") from None
 

@@ -221,9 +221,11 @@ def _add_numbered(backend: Backend, folder: Path, config: dict[str, Any]) -> Non
     numbered = {int(number): token for number, token in (config.get("added_tokens_decoder") or {}).items()}
     for token, number in read_json(folder / "added_tokens.json", required=False).items():
         numbered.setdefault(int(number), {"content": token, "special": False})
+    # Where a space is put before every text, a normalized token would only be found behind one.
+    prepends = backend.normalizer is not None and len(backend.normalizer.normalize_str("a")) > 1
     problems = []
     for number, token in sorted(numbered.items()):
-        added = _added_token(token)
+        added = _added_token(token, normalized=not prepends)
         found, end = backend.token_to_id(added.content), backend.get_vocab_size(with_added_tokens=True)
         if found == number or (found is None and number == end):
             (backend.add_special_tokens if added.special else backend.add_tokens)([added])
@@ -237,12 +239,12 @@ def _add_numbered(backend: Backend, folder: Path, config: dict[str, Any]) -> Non
         )
 
 
-def _added_token(written: Any) -> AddedToken:
+def _added_token(written: Any, *, normalized: bool = True) -> AddedToken:
     if not isinstance(written, dict):
         written = {"content": str(written), "special": True}
     special = bool(written.get("special", True))
     flags = {name: bool(written.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
-    normalized = bool(written.get("normalized", not special))
+    normalized = normalized and bool(written.get("normalized", not special))
     return AddedToken(str(written.get("content")), special=special, normalized=normalized, **flags)
 
 

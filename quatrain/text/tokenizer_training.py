@@ -184,7 +184,7 @@ def _train_wordpiece(
     description["added_tokens"] = [each for each in description["added_tokens"] if each["content"] in specials]
     backend = Backend.from_str(json.dumps(description))
     ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ids)
+    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ids)
     return backend
 
 

@@ -181,8 +181,8 @@ def test_options_that_would_change_the_network_are_refused_by_name(folder):
         "sliding_window",
         "use_qk_norm",
     ]
-    change(folder, sliding_window=None, use_qk_norm=False, rope_scaling={"rope_type": "llama3", "factor": 8.0})
-    assert "llama3" in problems_of(folder).message
+    change(folder, sliding_window=None, use_qk_norm=False, rope_scaling={"rope_type": "llama4", "factor": 8.0})
+    assert "llama4" in problems_of(folder).message
 
 
 def test_missing_options_are_told(folder):

@@ -5,9 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from quatrain.models import kernels
-from quatrain.models.attention import bias_of, causal_mask
 from quatrain.models.config import ModelConfig
-from quatrain.models.positions import rotary_tables, rotate
+from quatrain.models.positions import rotate
 from quatrain.models.stack import Model
 
 
@@ -43,36 +42,41 @@ def test_swiglu():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("rotary", [False, True])
-def test_attention(packed, rotary):
+@pytest.mark.parametrize("turned", [0, 4, 8])
+@pytest.mark.parametrize("slots", [9, 5])
+@pytest.mark.parametrize("learned", [None, (1, 3), (2, 3), (1, 1)])
+def test_attention(packed, turned, slots, learned):
     torch.manual_seed(0)
-    batch, length, heads, width = 2, 9, 3, 8
-    inputs = [torch.randn(batch, length, heads, width) for _ in range(3)]
-    config = ModelConfig(
-        family="llama",
-        vocab_size=9,
-        hidden_size=24,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=length,
-    )
-    cos, sin = rotary_tables(config)
+    batch, length, heads, width, scale = 2, 9, 3, 8, 0.7
+    shapes = [(batch, length, heads, width), (batch, slots, heads, width), (batch, slots, heads, width)]
+    inputs = [torch.randn(shape) for shape in shapes]
+    inputs += [] if learned is None else [torch.randn(*learned, length, slots)]
+    if turned and slots != length:
+        pytest.skip("queries and keys of different lengths are not turned")
+    angles = torch.randn(length, turned // 2)
+    angles = torch.cat((angles, angles), -1)
+    cos, sin = angles.cos(), angles.sin()
     segments = torch.tensor([[1] * 4 + [2] * 5, [0] * 2 + [1] * 7])
-    mask = causal_mask(segments, length) if packed else None
-    bias = bias_of(mask, length, torch.float32, torch.device("cpu"))
-    tables = (cos[:, None, : width // 2], sin[:, None, : width // 2]) if rotary else (None, None)
+    mask = segments[:, :, None] == segments[:, None, :slots]
+    mask = mask | ~mask.any(-1, keepdim=True)
+    tables = (cos[:, None, : turned // 2], sin[:, None, : turned // 2]) if turned else (None, None)
 
-    def ours(query, key, value):
-        return kernels.AttentionFunction.apply(query, key, value, *tables, bias)
+    def added(bias):
+        if not packed:
+            return bias[0] if bias else None
+        bias = bias[0] if bias else torch.zeros(1, 1, length, slots)
+        return bias.masked_fill(~mask[:, None], float("-inf"))
 
-    def theirs(query, key, value):
+    def ours(query, key, value, *bias):
+        return kernels.AttentionFunction.apply(query, key, value, *tables, added(bias), scale)
+
+    def theirs(query, key, value, *bias):
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        if rotary:
+        if turned:
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        allowed = None if mask is None else mask[:, None]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=mask is None)
+        scores = query @ key.mT * scale
+        bias = added(bias)
+        mixed = (scores if bias is None else scores + bias).softmax(-1) @ value
         return mixed.transpose(1, 2).reshape(batch, length, -1)
 
     compare(ours, theirs, inputs, 1e-5)
@@ -114,7 +118,10 @@ def test_long_texts_take_the_path_that_keeps_no_scores():
         max_position_embeddings=8192,
     )
     model = Model(config)
-    assert model._bias(None, torch.zeros(1, 64, 32)) is not None
-    assert model._bias(None, torch.zeros(1, 8192, 32)) is None
+
+    def by_hand(length):
+        return model._views(None, 0, torch.zeros(1, length, 32), None, None)["full"].by_hand
+
+    assert by_hand(64) and not by_hand(8192)
     with torch.no_grad():
-        assert model._bias(None, torch.zeros(1, 64, 32)) is None
+        assert not by_hand(64)
