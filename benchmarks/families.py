@@ -11,6 +11,7 @@ geometric mean over all families and dtypes.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 
 from common import Worker, finish, geometric_mean, in_turns, parser, require, serve, spread
 
+SIDES = ("quatrain", "transformers")
 ROWS, LENGTH = 8, 256
 SIZE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
         "max_position_embeddings": 512, "vocab_size": 8192}  # fmt: skip
@@ -122,8 +124,10 @@ def _shift(start: Any, labels: Any) -> Any:
     return torch.cat((start, labels[:, :-1]), dim=1)
 
 
-def work(name: str, side: str, folder: Path, dtype_name: str, device: str, quick: bool) -> None:
-    """A worker's side: time and memory of one forward and backward, and of one forward, at each turn."""
+def work(
+    name: str, side: str, folder: Path, dtype_name: str, device: str, *, quick: bool, memory_only: bool
+) -> None:
+    """A worker's side: memory of a forward and backward pass at each turn, its time, and that of a forward pass."""
     import gc
 
     import torch
@@ -169,7 +173,10 @@ def work(name: str, side: str, folder: Path, dtype_name: str, device: str, quick
         loss = both()
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()
         span = 0.0 if quick else 0.6
-        found = {"loss": loss, "peak_bytes": peak, "passes_bytes": peak - before, "both_seconds": timed(both, span)}
+        found = {"loss": loss, "peak_bytes": peak, "passes_bytes": peak - before}
+        if memory_only:
+            return found
+        found["both_seconds"] = timed(both, span)
         model.zero_grad(set_to_none=True)
         found["forward_seconds"] = timed(forward, span / 2)
         if device == "cpu":
@@ -191,6 +198,23 @@ def flops(name: str, folder: Path, quick: bool) -> float:
     return float(counter.get_total_flops())
 
 
+def turns_of(name: str, folder: str, options: list[str], repeat: int) -> dict[str, list[dict[str, Any]]]:
+    """What the two sides' workers measured, in turns, the first of each not counted."""
+    changed = {"MALLOC_MMAP_THRESHOLD_": "65536"} if "--memory" in options else {}
+    os.environ.update(changed)  # what is freed is given back at once, so that a peak is what was in use
+    try:
+        workers = {side: Worker(__file__, "--worker", name, side, folder, *options) for side in SIDES}
+    finally:
+        for variable in changed:
+            del os.environ[variable]
+    calls: dict[str, Any] = {side: worker.turn for side, worker in workers.items()}
+    in_turns(calls, 1)
+    runs: dict[str, Any] = in_turns(calls, repeat)
+    for worker in workers.values():
+        worker.close()
+    return runs
+
+
 def compare(name: str, dtype: str, repeat: int, device: str, quick: bool) -> dict[str, Any]:
     """Both sides for one family and dtype, in turns; prints a line."""
     with tempfile.TemporaryDirectory() as made:
@@ -198,18 +222,15 @@ def compare(name: str, dtype: str, repeat: int, device: str, quick: bool) -> dic
         write(name, folder, quick)
         count = flops(name, folder, quick)
         options = ["--device", device, "--dtypes", dtype, *(["--quick"] if quick else [])]
-        workers = {side: Worker(__file__, "--worker", name, side, made, *options) for side in ("quatrain", "transformers")}
-        in_turns({side: worker.turn for side, worker in workers.items()}, 1)
-        runs: dict[str, Any] = in_turns({side: worker.turn for side, worker in workers.items()}, repeat)
-        for worker in workers.values():
-            worker.close()
+        memory = turns_of(name, made, [*options, "--memory"], 1)
+        runs = turns_of(name, made, options, repeat)
     found: dict[str, Any] = {"family": name, "dtype": dtype}
     for side, turns in runs.items():
         found[side] = {
             "both_seconds": spread(turn["both_seconds"] for turn in turns),
             "forward_seconds": spread(turn["forward_seconds"] for turn in turns),
-            "passes_bytes": min(turn["passes_bytes"] for turn in turns),
-            "peak_bytes": min(turn["peak_bytes"] for turn in turns),
+            "passes_bytes": memory[side][0]["passes_bytes"],
+            "peak_bytes": memory[side][0]["peak_bytes"],
             "loss": turns[0]["loss"],
         }
     mine, peer = found["quatrain"], found["transformers"]
@@ -236,11 +257,13 @@ def main() -> None:
     arguments.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments.add_argument("--repeat", type=int, default=5)
     arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--memory", action="store_true", help="for a worker: memory alone")
     arguments.add_argument("--worker", nargs=3, metavar=("FAMILY", "SIDE", "FOLDER"))
     given = arguments.parse_args()
     if given.worker:
         name, side, folder = given.worker
-        work(name, side, Path(folder), given.dtypes[0], given.device, given.quick)
+        quick, memory_only = given.quick, given.memory
+        work(name, side, Path(folder), given.dtypes[0], given.device, quick=quick, memory_only=memory_only)
         return
     require("transformers")
     found = [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError, QuatrainError
+from quatrain.models import sentences
 from quatrain.models.config import ModelConfig
 from quatrain.models.families import Family, Head, family
 from quatrain.models.initialization import initialize
@@ -56,12 +57,14 @@ def load(
     device: torch.device | str = "cpu",
     head: str | None = None,
     labels: Sequence[str] | None = None,
+    seed: int = 0,
     prepare: Callable[[Model, dict[str, Any]], None] | None = None,
 ) -> Model:
     """The model of a folder or a hub id, in evaluation mode, its weights in `dtype` on `device`.
 
-    `head` names another head than that of the files, and `labels` what it tells apart: weights that the files have no
-    place for are drawn fresh, the names of which are in the model's `fresh`.
+    `head` names another head than that of the files, and `labels` what it tells apart: weights of the head that the files
+    lack, or have for another number of labels, are drawn fresh from `seed`; their names are in the model's `fresh`. A
+    folder of Sentence Transformers has the head `embedding`, pooled as it says.
     `prepare(model, config_json)` may replace modules before the weights are read (quantized linears do); a tensor
     of an integer dtype keeps it. Raises InputError naming every missing, unexpected or misshapen tensor.
     """
@@ -70,14 +73,22 @@ def load(
     if raw.get("quantization_config") and prepare is None:
         raise InputError(f"{folder}: a quantized model; read it with quatrain.generation.loading.load_model.")
     kind = family(raw.get("model_type"))
+    pooled = sentences.read(folder)
+    if head is None and pooled is not None:
+        head = "embedding"
     config = _config(kind, raw, head, labels)
-    with torch.device("meta"):
-        network = Model(config)
-        if prepare is not None:
-            prepare(network, raw)
+    if config.head == "embedding" and pooled is not None:
+        config = config.with_(**pooled)
+    of_files = kind.heads[kind.head_of(raw)]
     with Tensors(folder) as tensors:
-        names = _Names(kind, kind.heads[kind.head_of(raw)], tensors, strict=head is None)
-        network.fresh = _fill(network, names, dtype, torch.device(device))
+        strict = labels is None and kind.heads[config.head] == of_files
+        names = _Names(kind, of_files, tensors, strict=strict)
+        config = _without_absent(config, kind.heads[config.head], names)
+        with torch.device("meta"):
+            network = Model(config)
+            if prepare is not None:
+                prepare(network, raw)
+        network.fresh = _fill(network, names, dtype, torch.device(device), seed)
     return network.eval()
 
 
@@ -90,7 +101,15 @@ def _config(kind: Family, raw: dict[str, Any], head: str | None, labels: Sequenc
     return kind.from_hf(raw, head=head)
 
 
-def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device) -> list[str]:
+def _without_absent(config: ModelConfig, head: Head, names: _Names) -> ModelConfig:
+    """The configuration without the parts that some files of this head lack, as these do."""
+    for name, fields in head.absent.items():
+        if names.find(name) is None:
+            config = config.with_(**fields)
+    return config
+
+
+def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device, seed: int) -> list[str]:
     """Reads every parameter and persistent buffer of `model` through the family's operations; gives those drawn fresh."""
     wanted = dict(model.state_dict(keep_vars=True))
     tied = model.lm_head is not None and model.config.tie_word_embeddings
@@ -124,17 +143,21 @@ def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device)
         for name, view in operation.read(lambda source, found=found: names.tensors.view(found[source])):
             expected = wanted[name]
             if tuple(view.shape) != tuple(expected.shape):
+                if not names.strict and name.startswith("score."):
+                    fresh.append(name)  # another number of labels
+                    continue
                 problems.append(f"{name}: has shape {tuple(view.shape)}, config.json says {tuple(expected.shape)}")
                 continue
             kept = not view.is_floating_point() or _keeps_dtype(model, name)
             _assign(model, name, names.tensors.copy(view, None if kept else dtype, device))
     if problems:
         raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", problems)
+    fresh.sort()
     for name in fresh:
         _assign(model, name, torch.empty(wanted[name].shape, dtype=dtype, device=device))
     if tied and model.lm_head is not None:
         model.lm_head.weight = model.embed_tokens.weight
-    initialize(model, model.config, only=fresh)
+    initialize(model, model.config, seed, only=fresh)
     return fresh
 
 
@@ -183,10 +206,13 @@ class _Names:
         self.kind, self.tensors, self.strict = kind, tensors, strict
         self.prefixes = {kind.prefix, *(head.prefix or "" for head in kind.heads.values())} - {""}
         self.own = kind.prefix if head.prefix is None else head.prefix
-        self.of_head = [re.escape(name) for operation in head.operations for name in operation.sources]
         self.others: dict[str, list[str]] = {}
         for other, name in kind.aliases.items():
             self.others.setdefault(name, []).append(other)
+        of_head = [name for operation in head.operations for name in operation.sources]
+        self.of_head = [
+            re.escape(way) for name in of_head for known in (name, *self.others.get(name, ())) for way in self._ways(known)
+        ]
         self.used: set[str] = set()
 
     def find(self, name: str) -> str | None:
@@ -194,9 +220,17 @@ class _Names:
         for known in (name, *self.others.get(name, ())):
             bare = next((known.removeprefix(prefix) for prefix in self.prefixes if known.startswith(prefix)), known)
             for candidate in (known, self.own + bare, bare):
-                if candidate in self.tensors:
-                    return candidate
+                for way in self._ways(candidate):
+                    if way in self.tensors:
+                        return way
         return None
+
+    def _ways(self, name: str) -> Iterator[str]:
+        """A name, and what old checkpoints call it."""
+        yield name
+        for old, new in self.kind.old_names:
+            if name.endswith(new):
+                yield name.removesuffix(new) + old
 
     def unexpected(self) -> list[str]:
         """The tensors of the files that nothing reads and that are no known leftovers."""
@@ -251,6 +285,8 @@ def save(
             config |= entries(model)
             break
     write_json(folder / "config.json", config)
+    if model.config.head == "embedding":
+        sentences.write(folder, model.config)
     tokens = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", {key: value for key, value in tokens.items() if value is not None})
     shards = _shards(tensors, shard_bytes)

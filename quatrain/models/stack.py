@@ -19,6 +19,7 @@ from quatrain.models.cache import KVCache
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.heads import IGNORE
 from quatrain.models.initialization import initialize
+from quatrain.models.positions import positions_of_tokens
 from quatrain.models.sight import Trace
 
 __all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
@@ -119,7 +120,7 @@ class Model(Stack):
         if self.encoder is None:
             return self.run(
                 self._look_up(input_ids),
-                positions=positions,
+                positions=self._counted(input_ids, segments) if positions is None else positions,
                 segments=segments,
                 token_types=token_types,
                 cache=cache,
@@ -172,7 +173,7 @@ class Model(Stack):
             return self._label_tokens(hidden, labels, segments)
         pooled = heads.pool(hidden, config, self._ids(input_ids), segments)
         if config.head == "embedding":
-            return F.normalize(pooled, dim=-1), None
+            return F.normalize(pooled, dim=-1) if config.embedding_vector == "unit" else pooled, None
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
         return logits, None if labels is None else heads.label_loss(logits, labels, config.problem)
 
@@ -244,6 +245,15 @@ class Model(Stack):
                     f"{self.config.vocab_size}: model and tokenizer do not fit."
                 )
         return self.embed_tokens(ids)
+
+    def _counted(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
+        """The positions (B, T) of a family that counts tokens, not slots; None for all others."""
+        if self.config.position_counting == "slots":
+            return None
+        ids = self._ids(input_ids)
+        self._check_length(None, 0, ids.shape[1])
+        padding = -1 if self.config.pad_token_id is None else self.config.pad_token_id
+        return positions_of_tokens(ids, padding, segments)
 
     def _ids(self, ids: Tensor | None) -> Tensor:
         if ids is None:

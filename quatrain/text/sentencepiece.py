@@ -57,7 +57,7 @@ def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -
     first_only = config.get("legacy") is False
     _set_text_rules(backend, model, file, first_only=first_only)
     tokens = [AddedToken(piece.piece, special=True, normalized=False) for piece in _special(model)]
-    if trainer.model_type == _BPE and not model.normalizer_spec.add_dummy_prefix:
+    if trainer.model_type == _BPE and _keeps_text(model):
         defined = (piece.piece for piece in model.pieces if piece.type == _USER_DEFINED)
         tokens += [AddedToken(piece, special=False, normalized=True) for piece in defined]
     if family == "t5":
@@ -155,13 +155,12 @@ def read_model(file: Path) -> Any:
 
 def _unigram_scores(model: Any) -> list[tuple[str, float]]:
     """Each piece with the score that SentencePiece gives it in a split."""
-    best = max((piece.score for piece in model.pieces if piece.type == _NORMAL), default=0.0)
 
     def score(piece: Any) -> float:
         if piece.type == _NORMAL:
             return _shortest(piece.score)
         if piece.type == _USER_DEFINED:
-            return _shortest(len(piece.piece.encode()) * best - 0.1)
+            return -0.1  # the library's own figure for "better than any other way to write it"
         # Control, unknown and byte pieces stand for no text; far down they are in no split.
         return _NEVER
 
@@ -188,7 +187,7 @@ def _bpe(model: Any, file: Path) -> Backend:
     backed = model.trainer_spec.byte_fallback
     unknown = names[_unknown(model, file)]
     defined = [piece.piece for piece in model.pieces if piece.type == _USER_DEFINED]
-    isolate = defined if model.normalizer_spec.add_dummy_prefix else []
+    isolate = [] if _keeps_text(model) else defined
     backend = Backend(
         models.BPE(
             vocabulary,
@@ -200,10 +199,16 @@ def _bpe(model: Any, file: Path) -> Backend:
         )
     )
     if isolate:
-        # As added tokens they would part the text, and each part would get a space before it.
+        # As added tokens they would part the text, and each part would be normalized by itself.
         longest_first = sorted(isolate, key=len, reverse=True)
         backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(_literally, longest_first))), "isolated")
     return backend
+
+
+def _keeps_text(model: Any) -> bool:
+    """Whether normalization leaves a text as it is but for the sign of a space, as Gemma's does."""
+    spec = model.normalizer_spec
+    return not (spec.add_dummy_prefix or spec.remove_extra_whitespaces or spec.precompiled_charsmap)
 
 
 def _merges(normal: Iterable[Any], vocabulary: dict[str, int]) -> list[tuple[str, str]]:

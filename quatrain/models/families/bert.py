@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.models.config import ModelConfig
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
 
@@ -24,7 +23,6 @@ BODY: list[Operation] = [
 ]
 
 KEYS = (
-    Key("vocab_size", "vocab_size", 30522),
     Key("hidden_size", "hidden_size"),
     Key("intermediate_size", "intermediate_size"),
     Key("num_hidden_layers", "num_hidden_layers"),
@@ -46,15 +44,31 @@ FIXED = {
     "pooling": "first",
     "score_bias": True,
     "tie_word_embeddings": True,
+    "head_bias": "learned",
 }
 
 HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "directionality",
-                      "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
-                      "pooler_size_per_head", "pooler_type"})  # fmt: skip
+                      "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
+                      "pooler_type"})  # fmt: skip
 
-MUST = {"tie_word_embeddings": True, "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+MUST = {
+    "tie_word_embeddings": True,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
 
-POOLER = renames("bert.pooler.dense", "pooler.dense")
+OLD_NORMS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+"""How checkpoints converted from the first TensorFlow release call a norm's tensors, and their names since."""
+
+TANH = {"pooler": "tanh"}
+
+
+def pooler(prefix: str) -> list[Operation]:
+    """The dense layer on the first token, behind the prefix of the body."""
+    return renames(f"{prefix}pooler.dense", "pooler.dense")
+
+
 MASKED: list[Operation] = [
     Rename("cls.predictions.bias", "lm_head.bias"),
     Rename("cls.predictions.decoder.weight", "lm_head.weight"),
@@ -63,59 +77,58 @@ MASKED: list[Operation] = [
 ]
 
 
-def _read(config: dict[str, Any]) -> dict[str, Any]:
+def bodies(architecture: str) -> dict[str, Head]:
+    """A body without a head: its hidden states, or their mean as a sentence embedding. Some folders have no pooler."""
+    absent = {"pooler.dense.weight": {"pooler": "none"}}
     return {
-        "num_key_value_heads": config["num_attention_heads"],
-        "max_position_embeddings": config.get("max_position_embeddings") or 512,
-        "head_transform": ACTIVATIONS[config.get("hidden_act") or "gelu"],
-        "head_bias": "learned",
+        "none": Head(architecture, pooler(""), "", TANH, absent=absent),
+        "embedding": Head(architecture, pooler(""), "", {"pooling": "mean", **TANH}, absent=absent),
     }
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
-    return {"max_position_embeddings": config.max_position_embeddings}
+def _read(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": config["num_attention_heads"],
+        "head_transform": ACTIVATIONS[config.get("hidden_act") or "gelu"],
+    }
 
+
+HEADS = {
+    "masked": Head("BertForMaskedLM", MASKED),
+    "pretraining": Head(
+        "BertForPreTraining", [*pooler("bert."), *MASKED, *renames("cls.seq_relationship", "score")], settings=TANH
+    ),
+    "next_sentence": Head(
+        "BertForNextSentencePrediction", [*pooler("bert."), *renames("cls.seq_relationship", "score")], settings=TANH
+    ),
+    "sequence_classification": Head(
+        "BertForSequenceClassification", [*pooler("bert."), *renames("classifier", "score")], settings=TANH
+    ),
+    "multiple_choice": Head(
+        "BertForMultipleChoice", [*pooler("bert."), *renames("classifier", "score")], settings=TANH
+    ),
+    "token_classification": Head("BertForTokenClassification", renames("classifier", "score")),
+    "question_answering": Head("BertForQuestionAnswering", renames("qa_outputs", "score")),
+    **bodies("BertModel"),
+}
 
 FAMILIES = (
     Family(
         name="bert",
-        keys=KEYS,
+        keys=(
+            Key("vocab_size", "vocab_size", 30522),
+            Key("max_position_embeddings", "max_position_embeddings", 512),
+            *KEYS,
+        ),
         operations=BODY,
-        heads={
-            "masked": Head("BertForMaskedLM", MASKED),
-            "pretraining": Head(
-                "BertForPreTraining",
-                [*POOLER, *MASKED, *renames("cls.seq_relationship", "score")],
-                settings={"pooler": "tanh"},
-            ),
-            "next_sentence": Head(
-                "BertForNextSentencePrediction",
-                [*POOLER, *renames("cls.seq_relationship", "score")],
-                settings={"pooler": "tanh"},
-            ),
-            "sequence_classification": Head(
-                "BertForSequenceClassification",
-                [*POOLER, *renames("classifier", "score")],
-                settings={"pooler": "tanh"},
-            ),
-            "multiple_choice": Head(
-                "BertForMultipleChoice", [*POOLER, *renames("classifier", "score")], settings={"pooler": "tanh"}
-            ),
-            "token_classification": Head("BertForTokenClassification", renames("classifier", "score")),
-            "question_answering": Head("BertForQuestionAnswering", renames("qa_outputs", "score")),
-            "none": Head("BertModel", renames("pooler.dense", "pooler.dense"), "", {"pooler": "tanh"}),
-            "embedding": Head(
-                "BertModel", renames("pooler.dense", "pooler.dense"), "", {"pooling": "mean", "pooler": "tanh"}
-            ),
-        },
+        heads=HEADS,
         fixed=FIXED,
         must=MUST,
         harmless=HARMLESS,
         read=_read,
-        reads=frozenset({"max_position_embeddings"}),
-        write=_write,
         prefix="bert.",
         aliases={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+        old_names=OLD_NORMS,
         ignored=(r"(bert\.)?embeddings\.position_ids",),
     ),
 )

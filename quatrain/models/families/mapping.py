@@ -54,6 +54,8 @@ class Head:
     """Fields of the configuration that this head decides."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Keys of config.json that are written for this head alone."""
+    absent: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Weights that some files of this head lack, and the fields that then are others."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Family:
     """Other names under which a checkpoint may hold the same tensor (tied ones), with the name used here."""
     ignored: Sequence[str] = ()
     """Regular expressions of weight names that hold no parameter (old buffers)."""
+    old_names: Sequence[tuple[str, str]] = ()
+    """Ends of weight names in old checkpoints, and what they are called here."""
 
     @property
     def architecture(self) -> str:

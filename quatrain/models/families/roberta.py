@@ -1,0 +1,73 @@
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT's body, positions that leave out padding, heads of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quatrain.errors import InputError
+from quatrain.models.config import ModelConfig
+from quatrain.models.families import bert
+from quatrain.models.families.mapping import Family, Head, Key
+from quatrain.models.families.weights import Operation, Rename, renames
+
+MASKED: list[Operation] = [
+    *renames("lm_head.dense", "transform.dense"),
+    *renames("lm_head.layer_norm", "transform.norm"),
+    Rename("lm_head.decoder.weight", "lm_head.weight"),
+    Rename("lm_head.bias", "lm_head.bias"),
+]
+
+CLASSIFIER = [*renames("classifier.dense", "pooler.dense"), *renames("classifier.out_proj", "score")]
+
+
+def _read(config: dict[str, Any]) -> dict[str, Any]:
+    padding = config.get("pad_token_id")
+    padding = 1 if padding is None else padding
+    rows = config.get("max_position_embeddings") or 512
+    if padding + 1 >= rows:
+        raise InputError(
+            f"max_position_embeddings: {rows}; must be above {padding + 1}, the row of the first token "
+            "(pad_token_id + 1)."
+        )
+    # the table's first rows are those of padding and of the ids below it, which no token is at
+    return {
+        "num_key_value_heads": config["num_attention_heads"],
+        "pad_token_id": padding,
+        "position_offset": padding + 1,
+        "max_position_embeddings": rows - padding - 1,
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {"max_position_embeddings": config.max_position_embeddings + config.position_offset}
+
+
+FAMILIES = (
+    Family(
+        name="roberta",
+        keys=(Key("vocab_size", "vocab_size", 50265), *bert.KEYS),
+        operations=bert.BODY,
+        heads={
+            "masked": Head("RobertaForMaskedLM", MASKED),
+            "sequence_classification": Head("RobertaForSequenceClassification", CLASSIFIER, settings=bert.TANH),
+            "multiple_choice": Head(
+                "RobertaForMultipleChoice",
+                [*bert.pooler("roberta."), *renames("classifier", "score")],
+                settings=bert.TANH,
+            ),
+            "token_classification": Head("RobertaForTokenClassification", renames("classifier", "score")),
+            "question_answering": Head("RobertaForQuestionAnswering", renames("qa_outputs", "score")),
+            **bert.bodies("RobertaModel"),
+        },
+        fixed={**bert.FIXED, "head_transform": "gelu", "position_counting": "tokens"},
+        must=bert.MUST,
+        harmless=bert.HARMLESS,
+        read=_read,
+        reads=frozenset({"max_position_embeddings"}),
+        write=_write,
+        prefix="roberta.",
+        aliases={"lm_head.decoder.bias": "lm_head.bias"},
+        old_names=bert.OLD_NORMS,
+        ignored=(r"(roberta\.)?embeddings\.position_ids",),
+    ),
+)
