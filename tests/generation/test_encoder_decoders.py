@@ -65,6 +65,8 @@ def reference(kind, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
+            if kind == "marian" and "embed_positions" in name:
+                continue  # sines, which its files do not hold
             is_norm = "norm" in name and name.endswith("weight")
             parameter.copy_(is_norm + 0.3 * torch.randn(parameter.shape, generator=generator))
     for name, value in OWN[kind].items():
