@@ -43,6 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "embedding_vector": ("unit", "plain"),
     "problem": ("single", "several", "regression"),
     "head_bias": ("none", "learned", "fixed"),
+    "padding_row": ("learned", "fixed"),
 }
 """What every named choice may be. Most explain themselves; these need a word:
 
@@ -53,6 +54,7 @@ attention_bias: `qkv` leaves the output projection without. attention_scale_by_l
 number, counted from 1. query_key_norm: `head` normalises each head's queries and keys.
 pooling: `mean_sqrt` is the sum over the root of the count, `weighted_mean` weighs a token by its place from 1, `end` is the last
 end token of a text. embedding_vector: `unit` divides by the length. problem: `several` labels may hold at once. head_bias: `fixed` is not trained.
+padding_row: the embedding of the padding token is `fixed` where reading it teaches it nothing.
 """
 
 CLASSIFIERS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
@@ -127,6 +129,7 @@ class ModelConfig:
     """Width of the token embedding; 0 means hidden_size. Another is projected in and out."""
     embedding_scale: float = 1.0
     embedding_norm: bool = False
+    padding_row: str = "learned"
     type_vocab_size: int = 0
     """Rows of the table of token types (sentence A, sentence B); 0: no such table."""
 

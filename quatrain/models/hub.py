@@ -18,13 +18,16 @@ from torch import Tensor, nn
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models import sentences
-from quatrain.models.config import ModelConfig
+from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.families import Family, Head, family
+from quatrain.models.families.mapping import GENERATION
+from quatrain.models.families.weights import Computed
 from quatrain.models.initialization import initialize
 from quatrain.models.repository import CONFIG, resolve
 from quatrain.models.stack import Model
 from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
 
+GENERATION_CONFIG = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
 
 
@@ -35,6 +38,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         if not path.parent.exists():
             raise InputError(f"{folder}: there is no such model folder.")
         raise InputError(f"{folder}: no config.json in it, so this is no model folder.")
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -82,13 +89,15 @@ def load(
     of_files = kind.heads[kind.head_of(raw)]
     with Tensors(folder) as tensors:
         strict = labels is None and kind.heads[config.head] == of_files
-        names = _Names(kind, of_files, tensors, strict=strict)
+        names = _Names(kind, of_files, tensors, strict=strict, ignored=kind.heads[config.head].ignored)
         config = _without_absent(config, kind.heads[config.head], names)
+        config = _tied_as_in_files(config, names)
         with torch.device("meta"):
             network = Model(config)
             if prepare is not None:
                 prepare(network, raw)
         network.fresh = _fill(network, names, dtype, torch.device(device), seed)
+    network.generation = _generation(folder, raw)
     return network.eval()
 
 
@@ -109,6 +118,34 @@ def _without_absent(config: ModelConfig, head: Head, names: _Names) -> ModelConf
     return config
 
 
+def _tied_as_in_files(config: ModelConfig, names: _Names) -> ModelConfig:
+    """The configuration, untied where the files hold a head that is not the embedding, as transformers reads them.
+
+    Newer T5 files say that it is tied and mean it only where they hold no head. Of two tied names one is enough.
+    """
+    if config.head not in LANGUAGE_HEADS or not config.tie_word_embeddings:
+        return config
+    sources = {name: operation.sources[0] for operation in names.kind.weights(config) for name in operation.targets}
+    embedding, head = sources["embed_tokens.weight"], sources.get("lm_head.weight")
+    if head is None:
+        return config
+    places = names.find(embedding), names.find(head)
+    can_untie = "tie_word_embeddings" not in {**names.kind.fixed, **names.kind.must}
+    if can_untie and places[0] and places[1] and not names.tensors.equal(places[0], places[1]):
+        return config.with_(tie_word_embeddings=False)
+    names.others.setdefault(embedding, []).append(head)
+    return config
+
+
+def _generation(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """How the files say to generate: in a file of its own, or in the config.json of older ones."""
+    if (folder / GENERATION_CONFIG).is_file():
+        found = _read_json(folder / GENERATION_CONFIG)
+    else:
+        found = {key: raw[key] for key in sorted(GENERATION & raw.keys())}
+    return {key: value for key, value in found.items() if key not in ("transformers_version", "_from_model_config")}
+
+
 def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device, seed: int) -> list[str]:
     """Reads every parameter and persistent buffer of `model` through the family's operations; gives those drawn fresh."""
     wanted = dict(model.state_dict(keep_vars=True))
@@ -123,8 +160,13 @@ def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device,
         places = {source: names.find(source) for source in operation.sources}
         found = {source: place for source, place in places.items() if place is not None}
         if not targets:
-            if operation.targets == ["lm_head.weight"]:
-                names.used.update(found.values())  # the tied embedding, written a second time
+            if isinstance(operation, Computed):
+                names.used.update(found.values())
+                problems += [
+                    f"{place}: is not what config.json says; this model computes it"
+                    for place in found.values()
+                    if not operation.agrees(names.tensors.view(place))
+                ]
             continue
         if len(found) == len(places):
             plan.append((operation, found))
@@ -136,6 +178,11 @@ def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device,
         covered.update(targets)
     fresh = sorted(name for name in wanted if name not in covered)
     problems += [f"{name}: no weight of this family fills it" for name in fresh if names.strict or not _is_of_head([name])]
+    problems += [
+        f"{again}: differs from {name}, which config.json ties it to"
+        for again, name in names.repeats()
+        if not names.tensors.equal(again, name)
+    ]
     problems += [f"{name}: unexpected" for name in names.unexpected()]
     if problems:
         raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", problems)
@@ -202,8 +249,8 @@ class _Names:
     the model's is left.
     """
 
-    def __init__(self, kind: Family, head: Head, tensors: Tensors, *, strict: bool):
-        self.kind, self.tensors, self.strict = kind, tensors, strict
+    def __init__(self, kind: Family, head: Head, tensors: Tensors, *, strict: bool, ignored: Sequence[str] = ()):
+        self.kind, self.tensors, self.strict, self.ignored = kind, tensors, strict, ignored
         self.prefixes = {kind.prefix, *(head.prefix or "" for head in kind.heads.values())} - {""}
         self.own = kind.prefix if head.prefix is None else head.prefix
         self.others: dict[str, list[str]] = {}
@@ -217,13 +264,23 @@ class _Names:
 
     def find(self, name: str) -> str | None:
         """The name that the files have for a tensor, or None."""
-        for known in (name, *self.others.get(name, ())):
+        return next(self._places(name, *self.others.get(name, ())), None)
+
+    def repeats(self) -> Iterator[tuple[str, str]]:
+        """The tensors of the files that are another one under a second name, each with that one."""
+        for name, others in self.others.items():
+            place = self.find(name)
+            if place is not None and place in self.used:
+                yield from ((again, place) for again in dict.fromkeys(self._places(*others)) if again not in self.used)
+
+    def _places(self, *names: str) -> Iterator[str]:
+        """Where the files have a tensor of one of these names."""
+        for known in names:
             bare = next((known.removeprefix(prefix) for prefix in self.prefixes if known.startswith(prefix)), known)
             for candidate in (known, self.own + bare, bare):
                 for way in self._ways(candidate):
                     if way in self.tensors:
-                        return way
-        return None
+                        yield way
 
     def _ways(self, name: str) -> Iterator[str]:
         """A name, and what old checkpoints call it."""
@@ -234,8 +291,8 @@ class _Names:
 
     def unexpected(self) -> list[str]:
         """The tensors of the files that nothing reads and that are no known leftovers."""
-        others = {other for name, group in self.others.items() for other in group if self.find(name) in self.used}
-        ignored = [*self.kind.ignored, *([] if self.strict else self.of_head)]
+        others = {again for again, _ in self.repeats()}
+        ignored = [*self.kind.ignored, *self.ignored, *([] if self.strict else self.of_head)]
         return [
             name
             for name in self.tensors.names
@@ -287,8 +344,9 @@ def save(
     write_json(folder / "config.json", config)
     if model.config.head == "embedding":
         sentences.write(folder, model.config)
-    tokens = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(folder / "generation_config.json", {key: value for key, value in tokens.items() if value is not None})
+    asked = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
+    asked |= {key: model.config.extra[key] for key in sorted(GENERATION & model.config.extra.keys())} | model.generation
+    write_json(folder / GENERATION_CONFIG, {key: value for key, value in asked.items() if value is not None})
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
         _write_tensors(folder / WEIGHTS, tensors)

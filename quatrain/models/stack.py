@@ -36,7 +36,8 @@ class Model(Stack):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         width = config.embedding_size or config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        unread = config.pad_token_id if config.padding_row == "fixed" and (config.pad_token_id or 0) >= 0 else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=unread)
         self.encoder = Stack(config.encoder) if config.architecture == "encoder-decoder" else None
         self.transform = heads.make_transform(config)
         self.pooler = heads.make_pooler(config)
@@ -48,6 +49,8 @@ class Model(Stack):
                 self.lm_head.weight = self.embed_tokens.weight
         fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
         self.fresh: list[str] = []
+        self.generation: dict[str, Any] = {}
+        """How the files of a model that was loaded say to generate; written back with it."""
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)
 
     def forward(
@@ -91,7 +94,9 @@ class Model(Stack):
         if self.config.head == "multiple_choice" and input_ids is not None:
             return self._choose(input_ids, labels, segments, token_types)
         if self.encoder is not None and decoder_input_ids is None:
-            decoder_input_ids = self._shifted(labels, input_ids)
+            decoder_input_ids = self._shifted(labels, input_ids, segments)
+            if self.config.head != "seq2seq" and decoder_segments is None:
+                decoder_segments = segments
         hidden = self.hidden_states(
             input_ids,
             positions=positions,
@@ -118,14 +123,19 @@ class Model(Stack):
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size), after the final norm; of an encoder-decoder its decoder's."""
         if self.encoder is None:
-            return self.run(
-                self._look_up(input_ids),
-                positions=self._counted(input_ids, segments) if positions is None else positions,
+            read = ids = self._ids(input_ids)
+            positions = self._counted(ids, segments) if positions is None else positions
+            if cache is not None:
+                read, positions, segments = cache.reread(ids, positions, segments)
+            hidden = self.run(
+                self._look_up(read),
+                positions=positions,
                 segments=segments,
                 token_types=token_types,
                 cache=cache,
                 trace=trace,
             )
+            return hidden if read is ids else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None:
             encoded = self.encode(input_ids, positions=positions, segments=segments, trace=trace)
@@ -261,10 +271,10 @@ class Model(Stack):
             raise InputError(f"A {self.config.family} model needs {what}.")
         return ids
 
-    def _shifted(self, labels: Any, input_ids: Tensor | None) -> Tensor | None:
+    def _shifted(self, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
         """What the decoder reads to say `labels`: the start token, then the labels but the last.
 
-        A classifier on an encoder-decoder lets its decoder read the text itself, shifted.
+        A classifier on an encoder-decoder lets its decoder read the text itself, each segment behind a start token.
         """
         source = labels if self.config.head == "seq2seq" else input_ids
         if source is None:
@@ -273,6 +283,8 @@ class Model(Stack):
         if start is None:
             raise InputError("decoder_start_token_id: missing in this model's configuration; give decoder_input_ids.")
         shifted = torch.cat((torch.full_like(source[:, :1], start), source[:, :-1]), dim=1)
+        if segments is not None and self.config.head != "seq2seq":
+            shifted[:, 1:].masked_fill_(segments[:, 1:] != segments[:, :-1], start)
         return shifted.masked_fill(shifted == IGNORE, pad if pad is not None else start)
 
     def initialize(self, seed: int = 0) -> Model:

@@ -128,6 +128,19 @@ class Tensors:
         """
         return self.copy(self.view(name), dtype, device)
 
+    def equal(self, first: str, second: str) -> bool:
+        """Whether two tensors hold the same values, those of the less precise dtype of the two; read piece by piece."""
+        one, other = self.view(first), self.view(second)
+        if one.shape != other.shape:
+            return False
+        coarse = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+        rows = max(1, CHUNK * max(1, one.shape[0] if one.dim() else 1) // max(1, 2 * max(one.nbytes, other.nbytes)))
+        for piece, its in zip(torch.atleast_1d(one).split(rows), torch.atleast_1d(other).split(rows), strict=True):
+            self._make_room(piece.nbytes + its.nbytes)
+            if not torch.equal(piece.to(coarse), its.to(coarse)):
+                return False
+        return True
+
     def _fill(self, target: Tensor, view: Tensor) -> None:
         """Copies piece by piece along the axis whose steps in the file are the largest, so that pages are met once."""
         if view.nbytes <= CHUNK:

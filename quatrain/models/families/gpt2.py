@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
 from quatrain.models.families.llama import REWARD
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
@@ -11,15 +12,42 @@ from quatrain.models.families.weights import Rename, Split, renames
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
-    inner = config.get("n_inner")
+    problems = []
+    context = config.get("n_ctx")
+    if context is not None and config.get("n_positions", context) != context:
+        problems.append(f"n_ctx: {context}; contradicts n_positions ({config['n_positions']})")
+    if "GPT2DoubleHeadsModel" in (config.get("architectures") or []):
+        problems += [
+            f"{key}: {config[key]!r} is not known to Quatrain; must be {' or '.join(map(repr, known))}"
+            for key, known in SUMMARY.items()
+            if key in config and config[key] not in known
+        ]
+    if problems:
+        raise InputError("This gpt2 config.json cannot be used:", problems)
+    inner, scaled = config.get("n_inner"), config.get("scale_attn_weights") is not False
     return {
         "num_key_value_heads": config["n_head"],
         "intermediate_size": 4 * config["n_embd"] if inner is None else inner,
+        "attention_scale": None if scaled else 1.0,
+        "attention_scale_by_layer": "inverse" if config.get("scale_attn_by_inverse_layer_idx") else "constant",
     }
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    return {"n_inner": config.intermediate_size}
+    return {
+        "n_inner": config.intermediate_size,
+        "scale_attn_weights": config.attention_scale is None,
+        "scale_attn_by_inverse_layer_idx": config.attention_scale_by_layer == "inverse",
+    }
+
+
+SUMMARY: dict[str, tuple[Any, ...]] = {
+    "summary_type": ("cls_index", "last"),
+    "summary_use_proj": (True,),
+    "summary_activation": (None, ""),
+    "summary_proj_to_labels": (True,),
+}
+"""What shapes the head of multiple choices, and what it may be: a score of each choice's last token."""
 
 
 def _projections(kind: str) -> tuple[str, ...]:
@@ -62,6 +90,11 @@ FAMILIES = (
             "question_answering": Head(
                 "GPT2ForQuestionAnswering", renames("qa_outputs", "score"), settings={"score_bias": True}
             ),
+            "multiple_choice": Head(
+                "GPT2DoubleHeadsModel",
+                renames("multiple_choice_head.summary", "score"),
+                settings={"score_bias": True},
+            ),
             "value": Head("GPT2ForSequenceClassification", [Rename("score.weight", "score.weight")], extra=REWARD),
             "none": Head("GPT2Model", prefix=""),
             "embedding": Head("GPT2Model", prefix=""),
@@ -74,14 +107,13 @@ FAMILIES = (
             "feed_forward_bias": True,
         },
         must={
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "reorder_and_upcast_attn": False,
             "add_cross_attention": False,
         },
         harmless=frozenset(
             {
-                "n_ctx",
+                # Which of two orders rounds the scores less: the weights are those of float32 here in any case.
+                "reorder_and_upcast_attn",
+                "predict_special_tokens",
                 "summary_type",
                 "summary_use_proj",
                 "summary_activation",
@@ -94,7 +126,7 @@ FAMILIES = (
             }
         ),
         read=_read,
-        reads=frozenset({"n_inner"}),
+        reads=frozenset({"n_inner", "n_ctx", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"}),
         write=_write,
         prefix="transformer.",
         ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),

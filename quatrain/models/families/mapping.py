@@ -56,6 +56,12 @@ class Head:
     """Keys of config.json that are written for this head alone."""
     absent: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Weights that some files of this head lack, and the fields that then are others."""
+    derived: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Fields that this head makes of the family's."""
+    ignored: Sequence[str] = ()
+    """Regular expressions of weight names that files may hold and this head does not need."""
+    old_architectures: Sequence[str] = ()
+    """What the class was called before."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +121,12 @@ class Family:
         if problems:
             raise InputError(f"This {self.name} config.json cannot be used:", problems)
         more = {} if self.read is None else self.read(dict(config))
-        kept = self.harmless | {key.theirs for key in self.keys if key.choices is not None}
+        kept = self.harmless | GENERATION | {key.theirs for key in self.keys if key.choices is not None}
         extra = {key: config[key] for key in config if key in kept}
         fields = {**common_fields(config), **self.fixed, **values, **more, **self.heads[head].settings}
+        derived = self.heads[head].derived
+        if derived is not None:
+            fields |= derived(fields)
         if head in LABELLED:
             fields["labels"] = _labels(config)
             fields["problem"] = PROBLEMS[config.get("problem_type")]
@@ -145,7 +154,7 @@ class Family:
         """The name of the head that a config.json names. Raises InputError with the family's heads."""
         named = config.get("architectures") or [self.architecture]
         for name, head in self.heads.items():
-            if head.architecture in named:
+            if any(architecture in named for architecture in (head.architecture, *head.old_architectures)):
                 return name
         known = ", ".join(head.architecture for head in self.heads.values())
         raise InputError(f"architectures: {named[0]!r} is none of {self.name} that Quatrain knows; known: {known}.")
@@ -159,7 +168,7 @@ class Family:
 
     def _unknown(self, config: Mapping[str, Any]) -> list[str]:
         """Every option of a config.json that would change the network in a way that is not known."""
-        known = {key.theirs for key in self.keys} | set(self.reads) | self.harmless | COMMON
+        known = {key.theirs for key in self.keys} | set(self.reads) | self.harmless | COMMON | GENERATION
         problems = []
         for key, value in config.items():
             if key in self.must:
@@ -236,7 +245,44 @@ COMMON = frozenset(
         "_attn_implementation",
         "pretraining_tp",
         "gradient_checkpointing",
+        "auto_map",
+        "tokenizer_class",
+        "prefix",
+        "torchscript",
+        "use_bfloat16",
+        "tf_legacy_loss",
+        "_num_labels",
         *COMMON_KEYS,
     }
 )
-"""Keys of any config.json that do not shape the network, or that every family reads."""
+"""Keys of any config.json that do not shape the network, or that every family reads. Code that a folder brings (`auto_map`)
+is never run."""
+
+GENERATION = frozenset(
+    {
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "suppress_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+    }
+)
+"""Keys about generating, which old checkpoints have in config.json: read there, written to generation_config.json."""

@@ -10,7 +10,7 @@ from typing import Any
 from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
-from quatrain.models.families.weights import Operation, Rename
+from quatrain.models.families.weights import Operation, Rename, renames
 
 
 def _attention(theirs: str, ours: str) -> list[Operation]:
@@ -25,17 +25,24 @@ def _feed_forward(theirs: str, ours: str, gated: bool) -> list[Operation]:
     ]
 
 
-def _body(gated: bool) -> list[Operation]:
-    bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def _encoder(ours: str, mark: str, gated: bool) -> list[Operation]:
+    block, layer = f"encoder.block.{mark}", f"{ours}layers.{mark}"
     return [
-        Rename("shared.weight", "embed_tokens.weight"),
-        Rename(f"encoder.{bias}", "encoder.relative_bias.weight"),
-        Rename(f"decoder.{bias}", "relative_bias.weight"),
-        *_attention("encoder.block.{e}.layer.0.SelfAttention", "encoder.layers.{e}.self_attn"),
-        Rename("encoder.block.{e}.layer.0.layer_norm.weight", "encoder.layers.{e}.input_layernorm.weight"),
-        *_feed_forward("encoder.block.{e}.layer.1", "encoder.layers.{e}", gated),
-        Rename("encoder.block.{e}.layer.1.layer_norm.weight", "encoder.layers.{e}.post_attention_layernorm.weight"),
-        Rename("encoder.final_layer_norm.weight", "encoder.norm.weight"),
+        Rename(f"encoder.{BIAS}", f"{ours}relative_bias.weight"),
+        *_attention(f"{block}.layer.0.SelfAttention", f"{layer}.self_attn"),
+        Rename(f"{block}.layer.0.layer_norm.weight", f"{layer}.input_layernorm.weight"),
+        *_feed_forward(f"{block}.layer.1", layer, gated),
+        Rename(f"{block}.layer.1.layer_norm.weight", f"{layer}.post_attention_layernorm.weight"),
+        Rename("encoder.final_layer_norm.weight", f"{ours}norm.weight"),
+    ]
+
+
+def _decoder(gated: bool) -> list[Operation]:
+    return [
+        Rename(f"decoder.{BIAS}", "relative_bias.weight"),
         *_attention("decoder.block.{n}.layer.0.SelfAttention", "layers.{n}.self_attn"),
         Rename("decoder.block.{n}.layer.0.layer_norm.weight", "layers.{n}.input_layernorm.weight"),
         *_attention("decoder.block.{n}.layer.1.EncDecAttention", "layers.{n}.cross_attn"),
@@ -47,12 +54,20 @@ def _body(gated: bool) -> list[Operation]:
 
 
 def _operations(config: ModelConfig) -> list[Operation]:
-    return _body(config.feed_forward == "gated")
+    shared, gated = Rename("shared.weight", "embed_tokens.weight"), config.feed_forward == "gated"
+    if config.architecture == "encoder":
+        return [shared, *_encoder("", "{n}", gated)]
+    return [shared, *_encoder("encoder.", "{e}", gated), *_decoder(gated)]
+
+
+def _encoder_alone(fields: dict[str, Any]) -> dict[str, Any]:
+    """What the heads that stand on the encoder change."""
+    return {"architecture": "encoder", "num_hidden_layers": fields["num_encoder_layers"]}
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
     named = config.get("feed_forward_proj") or "relu"
-    gate, _, activation = named.rpartition("-")
+    gate, _, activation = str(named).rpartition("-")
     # "gated-gelu" has always meant the tanh form.
     known = {**ACTIVATIONS, "gelu": "gelu_tanh"} if gate else ACTIVATIONS
     if gate not in ("", "gated") or activation not in known:
@@ -60,16 +75,30 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
             f"feed_forward_proj: {named!r} is not known to Quatrain; must be an activation "
             f"({', '.join(ACTIVATIONS)}) or gated- and one."
         )
-    tied = config.get("tie_word_embeddings")
-    scaled = config.get("scale_decoder_outputs", tied is not False) and config.get("model_type") != "mt5"
+    derived = {"dense_act_fn": config.get("dense_act_fn"), "is_gated_act": config.get("is_gated_act")}
+    same = {"dense_act_fn": (None, activation, "gelu_new" if gate else activation), "is_gated_act": (None, bool(gate))}
+    problems = [
+        f"{key}: {value!r}; must be {same[key][-1]!r}, which feed_forward_proj {named!r} means"
+        for key, value in derived.items()
+        if value not in same[key] and ACTIVATIONS.get(str(value)) != known[activation]
+    ]
+    if problems:
+        raise InputError(f"This {config['model_type']} config.json cannot be used:", problems)
+    tied, width = config.get("tie_word_embeddings") is not False, config["d_model"]
+    # version 1.1 is known by its untied head, unless newer files say it by name; mT5 never scales
+    scaled = config.get("scale_decoder_outputs", tied) and config.get("model_type") != "mt5" and isinstance(width, int)
+    start, pad = config.get("decoder_start_token_id"), config.get("pad_token_id", 0)
+    layers = config.get("num_decoder_layers")
     return {
         "num_key_value_heads": config["num_heads"],
-        "num_hidden_layers": config.get("num_decoder_layers") or config["num_layers"],
-        "decoder_start_token_id": config.get("decoder_start_token_id", config.get("pad_token_id") or 0),
+        "num_hidden_layers": config["num_layers"] if layers is None else layers,
+        "decoder_start_token_id": (pad or 0) if start is None else start,
+        "pad_token_id": pad,
+        "eos_token_id": config.get("eos_token_id", 1),
         "feed_forward": "gated" if gate else "plain",
         "activation": known[activation],
-        "tie_word_embeddings": tied is not False,
-        "logit_scale": config["d_model"] ** -0.5 if scaled else 1.0,
+        "tie_word_embeddings": tied,
+        "logit_scale": width**-0.5 if scaled else 1.0,
         "max_position_embeddings": config.get("n_positions") or 512,
     }
 
@@ -84,8 +113,12 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         **({"scale_decoder_outputs": config.logit_scale != 1.0} if config.family == "t5" else {}),
         "n_positions": config.max_position_embeddings,
-        "is_encoder_decoder": True,
+        "is_encoder_decoder": config.architecture == "encoder-decoder",
     }
+
+
+DECODER = (r"(transformer\.)?decoder\..*", r"lm_head\.weight")
+"""What files of the whole model hold and its encoder alone does not need."""
 
 
 def _family(name: str, stem: str) -> Family:
@@ -103,13 +136,41 @@ def _family(name: str, stem: str) -> Family:
             Key("layer_norm_epsilon", "norm_eps", 1e-6),
         ),
         operations=_operations,
-        heads={"seq2seq": Head(f"{stem}ForConditionalGeneration", [Rename("lm_head.weight", "lm_head.weight")])},
+        heads={
+            "seq2seq": Head(
+                f"{stem}ForConditionalGeneration",
+                [Rename("lm_head.weight", "lm_head.weight")],
+                old_architectures=(f"{stem}WithLMHeadModel",),
+            ),
+            "none": Head(f"{stem}Model"),
+            "sequence_classification": Head(
+                f"{stem}ForSequenceClassification",
+                [
+                    *renames("classification_head.dense", "pooler.dense"),
+                    *renames("classification_head.out_proj", "score"),
+                ],
+                "transformer.",
+                {"pooler": "tanh"},
+            ),
+            "token_classification": Head(
+                f"{stem}ForTokenClassification",
+                renames("classifier", "score"),
+                "transformer.",
+                derived=_encoder_alone,
+                ignored=DECODER,
+            ),
+            "question_answering": Head(f"{stem}ForQuestionAnswering", renames("qa_outputs", "score")),
+            "embedding": Head(
+                f"{stem}EncoderModel", settings={"pooling": "mean"}, derived=_encoder_alone, ignored=DECODER
+            ),
+        },
         fixed={
             "architecture": "encoder-decoder",
             "position": "relative",
             "norm": "rms",
             "attention_scale": 1.0,
             "pooling": "end",
+            "score_bias": True,
         },
         must={"is_decoder": False},
         harmless=frozenset({"dropout_rate", "classifier_dropout", "initializer_factor", "tokenizer_class"}),
@@ -129,7 +190,7 @@ def _family(name: str, stem: str) -> Family:
         ),
         write=_write,
         aliases={"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"},
-        ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        ignored=(r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     )
 
 

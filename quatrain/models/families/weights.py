@@ -122,7 +122,56 @@ class Split:
         return replace(self, theirs=prefix + self.theirs)
 
 
-Operation = Rename | Split
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that files may hold and the model computes: checked when read, written where transformers wants it."""
+
+    theirs: str
+    value: Callable[[ModelConfig], Tensor]
+    written: bool = False
+    config: ModelConfig | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        """Their names."""
+        return [self.theirs]
+
+    @property
+    def targets(self) -> list[str]:
+        """Our names: none."""
+        return []
+
+    def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Nothing: no tensor of ours comes of it."""
+        return iter(())
+
+    def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Their tensor, where it is written."""
+        if self.written and self.config is not None:
+            yield self.theirs, self.value(self.config)
+
+    def agrees(self, tensor: Tensor) -> bool:
+        """Whether a file's tensor is the computed one, within the precision of its dtype."""
+        if self.config is None:
+            return False
+        ours = self.value(self.config)
+        close = 1e-5 if tensor.dtype in (torch.float32, torch.float64) else 1e-2
+        return tensor.shape == ours.shape and torch.allclose(tensor.float(), ours, rtol=0.0, atol=close)
+
+    def at(self, layer: str, number: int) -> Computed:
+        """This operation for one layer."""
+        return replace(self, theirs=self.theirs.replace(layer, str(number)))
+
+    def sized(self, config: ModelConfig) -> Computed:
+        """This operation for one configuration."""
+        return replace(self, config=config)
+
+    def prefixed(self, prefix: str) -> Computed:
+        """This operation with a prefix before their names."""
+        return replace(self, theirs=prefix + self.theirs)
+
+
+Operation = Rename | Split | Computed
 
 
 def expand(operations: Sequence[Operation], config: ModelConfig) -> list[Operation]:

@@ -15,6 +15,8 @@ CASES = [
     _case("untied", tie_word_embeddings=False),
     _case("odd sizes", n_embd=42, n_head=3, n_inner=37),
     _case("exact gelu", activation_function="gelu", layer_norm_epsilon=1e-3),
+    _case("deeper layers look softer", n_layer=3, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
+    _case("unscaled", scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True),
     _case("body", "Model"),
     _case("classifier", "ForSequenceClassification", num_labels=3),
     _case("tagger", "ForTokenClassification", num_labels=2),

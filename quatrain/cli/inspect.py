@@ -1,0 +1,261 @@
+"""`quatrain inspect`: what a model is, sees and does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from quatrain.evaluation.inspection import Subject
+
+PAGE, PICTURE = "attention.html", "attention.png"
+
+
+def inspect(
+    model: str,
+    *,
+    text: str | None = None,
+    next_tokens: Annotated[bool, Parameter(name="--next")] = False,
+    attention: Path | None = None,
+    neighbours: str | None = None,
+    answer: str | None = None,
+    top: int | None = None,
+    truncate: bool = False,
+    special_tokens: Annotated[bool, Parameter(negative="--no-special-tokens")] = True,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Look into a model: its architecture, or what it makes of a text. Without a flag, the architecture.
+
+    Parameters
+    ----------
+    model
+        A model folder, a run's folder, or a hub id such as org/name.
+    text
+        A text: its tokens are shown, or what the other flags ask of it; - reads standard input.
+    next_tokens
+        What the model expects at each place of the text; behind its masks, where it is an encoder.
+    attention
+        Write the text's attention maps: a folder for page and picture, or a name that ends in .html or .png.
+    neighbours
+        The tokens nearest to this one in the embedding; #42 names a token by its id.
+    answer
+        What the decoder of an encoder-decoder says to the text.
+    top
+        How many tokens to show: 5 for --next, 10 for --neighbours unless given.
+    truncate
+        Cut a text that is too long, where it would be refused.
+    special_tokens
+        Put the beginning and end tokens around the text that the tokenizer has for it.
+    json_lines
+        Write one JSON object, for programs.
+    """
+    from quatrain.cli.output import show_json
+    from quatrain.evaluation.inspection import open_subject
+
+    _check(text, next_tokens, attention, answer, top)
+    asks_model = next_tokens or attention is not None or neighbours is not None
+    need = "everything" if asks_model else "tokens" if text is not None else "architecture"
+    subject = open_subject(model, need)
+    look = _Look(subject, truncate, special_tokens, quiet=json_lines)
+    found: dict[str, Any] = {"model": model}
+    if text is None and not asks_model:
+        found |= look.architecture()
+    if neighbours is not None:
+        found |= look.neighbours(neighbours, 10 if top is None else top)
+    if text is not None:
+        found |= look.text(_read(text), answer, next_tokens, attention, 5 if top is None else top)
+    if json_lines:
+        show_json(found)
+    return 0
+
+
+def _check(text: str | None, next_tokens: bool, attention: Path | None, answer: str | None, top: int | None) -> None:
+    """Refuses, all at once, flags that cannot be."""
+    from quatrain.errors import InputError
+
+    needing = {"--next": next_tokens, "--attention": attention is not None, "--answer": answer is not None}
+    problems = [f"{flag}: needs a text; add --text TEXT" for flag, given in needing.items() if given and text is None]
+    if answer is not None and not (next_tokens or attention is not None):
+        problems.append("--answer: is for --next and --attention; add one of them")
+    if top is not None and top < 1:
+        problems.append(f"--top {top}: must be at least 1")
+    if attention is not None and attention.suffix.lower() not in ("", ".html", ".png") and not attention.is_dir():
+        problems.append(f"--attention {attention}: must be a folder, or a name that ends in .html or .png")
+    if problems:
+        raise InputError("This cannot be shown:", problems)
+
+
+def _read(text: str) -> str:
+    import sys
+
+    return sys.stdin.read() if text == "-" else text
+
+
+class _Look:
+    """Looks at one model; shows what it finds unless `quiet`, and gives it for JSON."""
+
+    def __init__(self, subject: Subject, truncate: bool, special_tokens: bool, *, quiet: bool):
+        self.subject, self.truncate, self.special_tokens, self.quiet = subject, truncate, special_tokens, quiet
+
+    def show(self, lines: Any) -> None:
+        """Lines of text, followed by an empty one where more may come."""
+        from quatrain.cli.output import show
+
+        if not self.quiet:
+            show("\n".join(lines))
+
+    def architecture(self) -> dict[str, Any]:
+        """The tree and the choices."""
+        from quatrain.compression.files import prepare
+        from quatrain.evaluation.inspection import architecture, choices
+        from quatrain.evaluation.inspection.wording import architecture_lines
+
+        subject = self.subject
+        config, dtype = subject.config, subject.dtype
+        found = architecture(config, dtype=dtype, prepare=lambda model: prepare(model, subject.raw_config))
+        self.show([f"{subject.name}: {config.family}, {config.architecture}, head {config.head}"])
+        self.show(architecture_lines(found, width=_width(), dtype=found.root.dtype or f"{dtype} and quantized"))
+        notes = self._notes()
+        self.show(["", *notes] if notes else [])
+        weights = {"files": subject.weights.files, "bytes": subject.weights.bytes, "problem": subject.weights.problem}
+        named = {"family": config.family, "architecture": config.architecture, "head": config.head}
+        counts = {"parameters": found.parameters, "dtype": dtype, "bytes": found.bytes, "weights": weights}
+        return named | counts | {"choices": choices(config), "tree": found.root.as_dict()}
+
+    def _notes(self) -> list[str]:
+        """What else there is to know: an adapter over the model, weights that are missing."""
+        subject, notes = self.subject, []
+        if subject.is_adapter:
+            notes.append(f"An adapter over the model in {subject.base}, whose architecture this is.")
+        if subject.weights.problem:
+            notes.append(f"Without weights: {subject.weights.problem}")
+        return notes
+
+    def neighbours(self, wanted: str, top: int) -> dict[str, Any]:
+        """The nearest tokens in the embedding."""
+        from quatrain.evaluation.inspection import find_token, neighbours
+        from quatrain.evaluation.inspection.wording import neighbour_lines
+
+        token = find_token(self.subject.tokenizer, wanted)
+        found = neighbours(self.subject.model, self.subject.tokenizer, token.id, top=top)
+        self.show([*neighbour_lines(token, found), ""])
+        return {"token": token.as_dict(), "neighbours": [each.as_dict() for each in found]}
+
+    def text(
+        self, text: str, answer: str | None, next_tokens: bool, attention: Path | None, top: int
+    ) -> dict[str, Any]:
+        """The tokens of a text, or what the model makes of them."""
+        from quatrain.evaluation.inspection import tokens
+        from quatrain.evaluation.inspection.attention import drawable
+        from quatrain.evaluation.inspection.wording import token_lines
+
+        if not next_tokens and attention is None:
+            ids = self._ids(text, configured=(self.subject.base / "config.json").is_file())
+            read = tokens(self.subject.tokenizer, ids)
+            per_token = f"{len(text) / len(ids):.2f} characters a token"
+            self.show([*token_lines(read), "", f"{len(ids):,} tokens, {per_token}"])
+            return {"tokens": [each.as_dict() for each in read]}
+        limit = drawable(self.subject.config) if attention is not None else None
+        ids = self._ids(text, limit=limit)
+        said = self._answer(answer, limit)
+        found: dict[str, Any] = {"tokens": [each.as_dict() for each in tokens(self.subject.tokenizer, ids)]}
+        if next_tokens:
+            found |= self._next(ids, said, top)
+        if attention is not None:
+            found |= self._attention(ids, said, attention)
+        return found
+
+    def _ids(self, text: str, *, configured: bool = True, limit: int | None = None) -> list[int]:
+        from quatrain.evaluation.inspection import read_ids
+
+        config = self.subject.config if configured else None
+        return read_ids(
+            self.subject.tokenizer,
+            text,
+            config,
+            special_tokens=self.special_tokens,
+            truncate=self.truncate,
+            limit=limit,
+        )
+
+    def _answer(self, answer: str | None, limit: int | None) -> list[int]:
+        """The ids of what the decoder of an encoder-decoder says."""
+        from quatrain.errors import InputError
+        from quatrain.evaluation.inspection import read_ids
+
+        if answer is None:
+            return []
+        config = self.subject.config
+        if config.architecture != "encoder-decoder":
+            raise InputError(
+                f"--answer: is for encoder-decoders; this {config.family} model is a plain {config.architecture}. "
+                "Leave it out, or put it behind the text."
+            )
+        longest = min(length - 1 for length in (config.max_position_embeddings, limit) if length is not None)
+        return read_ids(
+            self.subject.target_tokenizer,
+            answer,
+            config,
+            special_tokens=self.special_tokens,
+            truncate=self.truncate,
+            limit=longest,
+            what="answer",
+        )
+
+    def _next(self, ids: list[int], answer: list[int], top: int) -> dict[str, Any]:
+        from quatrain.evaluation.inspection import predictions
+        from quatrain.evaluation.inspection.predictions import refuse_silent
+        from quatrain.evaluation.inspection.wording import prediction_lines
+
+        subject = self.subject
+        refuse_silent(subject.config)
+        said = subject.target_tokenizer if subject.config.architecture == "encoder-decoder" else subject.tokenizer
+        found = predictions(subject.model, said, ids, answer=answer, top=top)
+        self.show([*prediction_lines(found, width=_width()), ""])
+        return {"predictions": found.as_dict()}
+
+    def _attention(self, ids: list[int], answer: list[int], out: Path) -> dict[str, Any]:
+        from quatrain.atomic import atomic_write, write_text
+        from quatrain.cli import complain
+        from quatrain.errors import InputError
+        from quatrain.evaluation.inspection import attention_maps, attention_page, attention_picture
+        from quatrain.evaluation.inspection.attention_picture import require_matplotlib
+
+        subject, suffix = self.subject, "" if out.is_dir() else out.suffix.lower()
+        page, picture = (out / PAGE, out / PICTURE) if not suffix else (out, out)
+        draws = suffix != ".html"
+        try:
+            if draws:
+                require_matplotlib()
+        except InputError as error:
+            if suffix == ".png":
+                raise
+            complain(f"{picture} is left out. {error}", "warning: ")
+            draws = False
+        target = subject.target_tokenizer if subject.config.architecture == "encoder-decoder" else None
+        maps = attention_maps(subject.model, subject.tokenizer, ids, answer=answer, target_tokenizer=target)
+        written = []
+        if suffix != ".png":
+            write_text(page, attention_page(maps, title=subject.name))
+            written.append(str(page))
+        if draws:
+            data = attention_picture(maps, title=subject.name)
+            with atomic_write(picture, "wb") as file:
+                file.write(data)
+            written.append(str(picture))
+        shapes = {each.kind: list(each.weights.shape) for each in maps}
+        self.show([f"{each} of {count[0]} layers × {count[1]} heads" for each, count in shapes.items()])
+        self.show([f"Wrote {path}" for path in written])
+        return {"attention": {"shapes": shapes, "files": written}}
+
+
+def _width() -> int:
+    """The columns to write in: those of a terminal, or more where the output is a file or a pipe."""
+    import os
+    import shutil
+    import sys
+
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return shutil.get_terminal_size().columns if known else 120

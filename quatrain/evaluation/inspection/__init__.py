@@ -1,0 +1,38 @@
+"""What a model is, sees and does: its architecture, tokens, predictions, attention and embedding, as data.
+
+Every function takes a model, a tokenizer or a configuration and returns plain data, for a notebook as much as for
+`quatrain inspect`; `open_subject` finds them in a folder. The writers of the attention maps make a page and a picture.
+"""
+
+from quatrain.evaluation.inspection.architecture import Architecture, Part, architecture
+from quatrain.evaluation.inspection.attention import AttentionMaps, attention_maps
+from quatrain.evaluation.inspection.attention_page import attention_page
+from quatrain.evaluation.inspection.attention_picture import attention_picture
+from quatrain.evaluation.inspection.choices import choices
+from quatrain.evaluation.inspection.neighbours import Neighbour, find_token, neighbours
+from quatrain.evaluation.inspection.predictions import Candidate, Prediction, Predictions, predictions
+from quatrain.evaluation.inspection.subject import Subject, open_subject
+from quatrain.evaluation.inspection.tokens import Token, read_ids, tokens
+
+__all__ = [
+    "Architecture",
+    "AttentionMaps",
+    "Candidate",
+    "Neighbour",
+    "Part",
+    "Prediction",
+    "Predictions",
+    "Subject",
+    "Token",
+    "architecture",
+    "attention_maps",
+    "attention_page",
+    "attention_picture",
+    "choices",
+    "find_token",
+    "neighbours",
+    "open_subject",
+    "predictions",
+    "read_ids",
+    "tokens",
+]

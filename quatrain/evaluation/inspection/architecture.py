@@ -1,0 +1,228 @@
+"""A model's architecture as a tree of parts with shapes and parameters, from its configuration alone.
+
+The network is built on the meta device, where nothing is allocated: a model of 70 billion parameters takes as long as
+one of a million. Layers that are alike are folded into one, and a tensor that two parts share counts where it is first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quatrain.models.attention import Attention
+from quatrain.models.blocks import Block
+from quatrain.models.config import ModelConfig
+from quatrain.models.feed_forward import FeedForward
+from quatrain.models.stack import Model
+from quatrain.planning.counts import built
+
+ORDER = (
+    "embed_tokens", "embed_positions", "embed_token_types", "project_in", "embedding_norm", "encoder", "relative_bias",
+    "layers", "norm", "project_out", "transform", "pooler", "score", "lm_head",
+)  # fmt: skip
+"""The parts of a model and of a stack, as a text meets them."""
+
+BLOCK_ORDER = {
+    "pre": (
+        "input_layernorm", "self_attn", "attention_output_layernorm", "cross_attn_layernorm", "cross_attn",
+        "post_attention_layernorm", "mlp", "feed_forward_output_layernorm",
+    ),
+    "post": ("self_attn", "input_layernorm", "cross_attn", "cross_attn_layernorm", "mlp", "post_attention_layernorm"),
+}  # fmt: skip
+BLOCK_ORDER["sandwich"] = BLOCK_ORDER["pre"]
+"""The parts of a layer, by where its norms stand."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network. What `count` parts have in common is said once: its numbers are those of one of them.
+
+    tensors: name -> shape of its own tensors, children not among them. parameters: elements of one such part, its
+    children included and tied tensors counted where they are first; `total` those of all of them together, in the whole
+    model. dtype: "" where the parts within differ. tied: the path of the tensor that this one is.
+    """
+
+    name: str
+    path: str
+    kind: str
+    note: str
+    tensors: dict[str, tuple[int, ...]]
+    parameters: int
+    total: int
+    bytes: int
+    dtype: str
+    count: int = 1
+    tied: str = ""
+    children: tuple[Part, ...] = ()
+
+    def walk(self, depth: int = 0) -> Iterator[tuple[int, Part]]:
+        """This part and all within, each with its depth."""
+        yield depth, self
+        for child in self.children:
+            yield from child.walk(depth + 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        shapes = {name: list(shape) for name, shape in self.tensors.items()}
+        fields = {"name": self.name, "path": self.path, "kind": self.kind, "note": self.note, "count": self.count}
+        fields |= {"tensors": shapes, "parameters": self.parameters, "total": self.total, "bytes": self.bytes}
+        fields |= {"dtype": self.dtype, "tied": self.tied or None}
+        return fields | {"children": [child.as_dict() for child in self.children]}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The whole tree: `root`, with all parameters (a tied tensor once) and their bytes in the dtypes of the parts."""
+
+    config: ModelConfig
+    root: Part
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all parameters and of quantized weights, tied ones once."""
+        return self.root.total
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all of them."""
+        return self.root.bytes
+
+
+def architecture(
+    config: ModelConfig, *, dtype: str = "float32", prepare: Callable[[Model], None] | None = None
+) -> Architecture:
+    """The architecture of a configuration; `dtype` is that of its floating-point weights.
+
+    `prepare(model)` may replace modules first, as quantized layers and adapters do.
+    """
+    model = built(config)
+    if prepare is not None:
+        with torch.device("meta"):
+            prepare(model)
+    root = _Reader(model, dtype).part(config.family, "", model, 1)
+    return Architecture(config, root)
+
+
+@dataclass
+class _Reader:
+    """Reads modules into parts; remembers where a tensor was met first."""
+
+    model: Model
+    dtype: str
+    met: dict[int, str] = field(default_factory=dict)
+
+    def part(self, name: str, path: str, module: nn.Module, times: int, count: int = 1) -> Part:
+        """A module that stands `count` times here, and `times` times in the whole model."""
+        children = tuple(self._children(path, module, times))
+        tensors, tied, own, size, dtypes = self._own(path, module)
+        parameters = own + sum(child.total for child in children) // times
+        size += sum(child.bytes for child in children) // times
+        dtypes |= {child.dtype for child in children}
+        kind = type(module).__name__
+        return Part(
+            name, path, kind, _note(module, tensors), tensors, parameters, parameters * times, size * times,
+            dtypes.pop() if len(dtypes) == 1 else "", count, tied, children,
+        )  # fmt: skip
+
+    def _own(self, path: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str, int, int, set[str]]:
+        """A module's tensors, what they are tied to, their new elements, bytes and dtypes."""
+        tensors: dict[str, tuple[int, ...]] = {}
+        tied, elements, size, dtypes = "", 0, 0, set()
+        for name, tensor in _tensors(module):
+            tensors[name] = tuple(tensor.shape)
+            where = f"{path}.{name}" if path else name
+            first = self.met.setdefault(id(tensor), where)
+            dtype = self.dtype if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+            dtypes.add(dtype)
+            if first != where:
+                tied = first
+                continue
+            elements += tensor.numel() if isinstance(tensor, nn.Parameter) or name == "weight" else 0
+            size += tensor.numel() * getattr(torch, dtype, torch.float32).itemsize
+        return tensors, tied, elements, size, dtypes
+
+    def _children(self, path: str, module: nn.Module, times: int) -> Iterator[Part]:
+        for name, child in _in_order(module):
+            where = f"{path}.{name}" if path else name
+            if isinstance(child, nn.ModuleList):
+                yield from self._layers(name, where, child, times)
+            else:
+                yield self.part(name, where, child, times)
+
+    def _layers(self, name: str, path: str, layers: nn.ModuleList, times: int) -> Iterator[Part]:
+        """Runs of layers that are alike, each as one part."""
+        numbered = list(enumerate(layers))
+        for _, group in groupby(numbered, key=lambda item: _signature(item[1])):
+            alike = list(group)
+            first, count = alike[0][0], len(alike)
+            whole = count == len(numbered)
+            shown = name if whole else f"{name} {first}" + (f"–{first + count - 1}" if count > 1 else "")
+            part = self.part(shown, f"{path}.{first}", alike[0][1], times * count, count)
+            for _, layer in alike[1:]:
+                for each in layer.parameters():
+                    self.met.setdefault(id(each), part.path)
+            yield _named(part, _kinds([layer for _, layer in alike]))
+
+
+def _named(part: Part, note: str) -> Part:
+    return Part(**{**part.__dict__, "note": note})
+
+
+def _in_order(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a module that hold tensors, in the order in which a text meets them."""
+    named = dict(module.named_children())
+    order: Sequence[str] = BLOCK_ORDER[module.norm_position] if isinstance(module, Block) else ORDER
+    for name in (*(known for known in order if known in named), *(other for other in named if other not in order)):
+        child = named[name]
+        if any(True for _ in child.parameters()) or any(True for _ in child.buffers()):
+            yield name, child
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters and saved buffers."""
+    yield from ((name, value) for name, value in module._parameters.items() if value is not None)
+    unsaved = module._non_persistent_buffers_set
+    yield from ((name, value) for name, value in module._buffers.items() if value is not None and name not in unsaved)
+
+
+def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...], torch.dtype]]:
+    """Equal for layers of the same modules and shapes."""
+    return [
+        (path, type(child).__name__, tuple(tensor.shape), tensor.dtype)
+        for path, child in module.named_modules()
+        for _, tensor in _tensors(child)
+    ]
+
+
+def _kinds(layers: Sequence[nn.Module]) -> str:
+    """What the layers of a run look at: nothing to say where all see everything."""
+    kinds = Counter(layer.self_attn.kind for layer in layers if isinstance(layer, Block))
+    if set(kinds) <= {"full"}:
+        return ""
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def _note(module: nn.Module, tensors: dict[str, tuple[int, ...]]) -> str:
+    """A part's shape in a few words."""
+    if isinstance(module, Attention):
+        groups = "" if module.num_kv_heads == module.num_heads else f", {module.num_kv_heads} shared"
+        return f"{module.num_heads} heads of {module.head_dim}{groups}"
+    if isinstance(module, FeedForward):
+        return "gated" if module.gate_proj is not None else "plain"
+    weight = tensors.get("weight")
+    if weight is None:
+        return ", ".join(f"{name} {_by(shape)}" for name, shape in tensors.items())
+    extra = "".join(f" + {name}" for name in tensors if name != "weight" and not name.endswith("scale"))
+    if hasattr(module, "in_features"):
+        return f"{weight[1]} → {weight[0]}{extra}"
+    return _by(weight) + extra
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))

@@ -1,0 +1,119 @@
+"""The attention weights of a text, by layer and head, with what can be said of each head in numbers.
+
+What a map shows is where information may flow, not why a model says what it says (Jain & Wallace 2019, arXiv
+1902.10186).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from quatrain.errors import InputError
+from quatrain.evaluation.inspection.predictions import decoder_start
+from quatrain.evaluation.inspection.tokens import Token, check_ids, tokens
+from quatrain.models.config import ModelConfig
+from quatrain.models.sight import Trace
+from quatrain.models.stack import Model
+
+if TYPE_CHECKING:
+    from quatrain.text.tokenizer import Tokenizer
+
+MOST_CELLS = 12_000_000
+"""Weights of all maps together that a page may hold."""
+NAMES = {"decoder": "The decoder", "encoder": "The encoder", "cross": "The decoder over the encoder"}
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """All maps of one kind: "decoder" and "encoder" look at their own tokens, "cross" looks from one to the other.
+
+    weights (L, H, T, S): row t, which sums to 1, is how the query token t spreads its attention over the key tokens.
+    """
+
+    kind: str
+    queries: tuple[Token, ...]
+    keys: tuple[Token, ...]
+    weights: Tensor
+
+    @property
+    def name(self) -> str:
+        """What is seen, in words."""
+        return NAMES[self.kind]
+
+    @property
+    def layers(self) -> int:
+        """Their number."""
+        return self.weights.shape[0]
+
+    @property
+    def heads(self) -> int:
+        """Those of one layer."""
+        return self.weights.shape[1]
+
+    def habits(self, layer: int, head: int) -> dict[str, float]:
+        """The mean share of a head's attention that goes to each place that is told apart, the largest first.
+
+        The first token; for maps of a text over itself also the token itself, the one before it and, in an encoder, the
+        one after. The first token counts as the first alone.
+        """
+        weights = self.weights[layer, head]
+        shares = {"the first token": float(weights[1:, 0].mean()) if len(weights) > 1 else float(weights[0, 0])}
+        if self.kind != "cross" and len(weights) > 2:
+            rest = weights[2:, 1:]
+            shares["itself"] = float(rest.diagonal(1).mean())
+            shares["the one before"] = float(rest.diagonal(0).mean())
+            if self.kind == "encoder":
+                shares["the one after"] = float(weights[1:-1, 2:].diagonal(0).mean())
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def attention_maps(
+    model: Model,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    *,
+    answer: Sequence[int] = (),
+    target_tokenizer: Tokenizer | None = None,
+) -> tuple[AttentionMaps, ...]:
+    """The maps of the text `ids`; of an encoder-decoder those of its encoder, its decoder and between them.
+
+    An encoder-decoder's decoder reads its beginning and `answer`. `target_tokenizer` is that of the answer, where it is
+    another. Raises InputError where a page of all maps would be too large.
+    """
+    if model.encoder is None:
+        check_ids(ids, tokenizer, model.config)
+    limit, longest = drawable(model.config), max(len(ids), len(answer) + 1)
+    if longest > limit:
+        raise InputError(f"{longest:,} tokens: maps of at most {limit:,} can be drawn here. Shorten the text.")
+    trace = Trace()
+    read = tokens(tokenizer, ids)
+    batch = torch.tensor([list(ids)], device=model.device)
+    with torch.no_grad():
+        if model.encoder is None:
+            model.hidden_states(batch, trace=trace)
+            return (_maps(model.config.architecture, read, read, trace.attentions),)
+        said = [decoder_start(model.config), *answer]
+        model.hidden_states(batch, decoder_input_ids=torch.tensor([said], device=model.device), trace=trace)
+    written = tokens(target_tokenizer or tokenizer, said)
+    return (
+        _maps("encoder", read, read, trace.encoder_attentions),
+        _maps("decoder", written, written, trace.attentions),
+        _maps("cross", written, read, trace.cross_attentions),
+    )
+
+
+def _maps(kind: str, queries: tuple[Token, ...], keys: tuple[Token, ...], weights: list[Tensor]) -> AttentionMaps:
+    return AttentionMaps(kind, queries, keys, torch.stack([each[0].float().cpu() for each in weights]))
+
+
+def drawable(config: ModelConfig) -> int:
+    """The most tokens of a text whose maps can all be drawn on one page."""
+    maps = config.num_hidden_layers * config.num_attention_heads
+    if config.architecture == "encoder-decoder":
+        maps = 2 * maps + config.num_encoder_layers * (config.encoder_attention_heads or config.num_attention_heads)
+    return max(2, int((MOST_CELLS / maps) ** 0.5))

@@ -1,0 +1,181 @@
+"""The named choices of a configuration, in words: what kind of transformer this is."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
+
+HEADS = {
+    "causal": "the next token at every position",
+    "masked": "the token behind every mask",
+    "pretraining": "the token behind every mask, and whether the second sentence follows the first",
+    "next_sentence": "whether the second sentence follows the first",
+    "seq2seq": "the next token of an answer, at every position of it",
+    "sequence_classification": "a label for the text",
+    "token_classification": "a label for every token",
+    "question_answering": "where in the text an answer begins and ends",
+    "multiple_choice": "a score for every choice",
+    "embedding": "one vector for the text",
+    "value": "a value at every position",
+    "none": "hidden states",
+}
+NORMS = {
+    "rms": "RMSNorm",
+    "rms_offset": "RMSNorm, times 1 + weight",
+    "layer": "LayerNorm",
+    "layer_without_bias": "LayerNorm without bias",
+}
+NORM_POSITIONS = {
+    "pre": "before attention and feed-forward (pre-norm)",
+    "post": "after each residual (post-norm)",
+    "sandwich": "before and after attention and feed-forward (sandwich)",
+}
+RESIDUALS = {
+    "sequential": "sequential: attention, then feed-forward",
+    "parallel": "parallel: attention and feed-forward of the same state, each behind its norm",
+    "parallel_shared": "parallel: attention and feed-forward of the same state, behind one norm",
+}
+ACTIVATIONS = {"silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "relu": "ReLU", "tanh": "tanh"}
+GATED = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU (tanh)", "relu": "ReGLU", "tanh": "gated tanh"}
+
+
+def choices(config: ModelConfig) -> dict[str, str]:
+    """What the configuration chooses -> how, in words; what a model does not have is left out."""
+    layers = f"{config.num_hidden_layers}"
+    if config.architecture == "encoder-decoder":
+        layers = f"{config.num_encoder_layers} of the encoder, {layers} of the decoder"
+    found = {
+        "architecture": config.architecture,
+        "head": f"{config.head}: gives {HEADS.get(config.head, config.head)}",
+        "layers": f"{layers}; {config.hidden_size:,} wide",
+        "vocabulary": _vocabulary(config),
+        "position": _position(config),
+        "norm": f"{NORMS.get(config.norm, config.norm)}, {_norm_position(config)}, epsilon {config.norm_eps:g}",
+        "residual": RESIDUALS.get(config.residual, config.residual),
+        "attention": _attention(config),
+        "window": _window(config),
+        "feed-forward": _feed_forward(config),
+        "logits": _logits(config),
+        "pooling": _pooling(config),
+        "labels": _labels(config),
+    }
+    return {name: words for name, words in found.items() if words}
+
+
+def _norm_position(config: ModelConfig) -> str:
+    words = NORM_POSITIONS.get(config.norm_position, config.norm_position)
+    return words if config.first_norm else f"{words}, none before the first attention"
+
+
+def _vocabulary(config: ModelConfig) -> str:
+    parts = [f"{config.vocab_size:,} tokens"]
+    if config.embedding_size and config.embedding_size != config.hidden_size:
+        parts.append(f"embedded {config.embedding_size:,} wide and projected")
+    if config.embedding_scale != 1.0:
+        parts.append(f"embedding times {config.embedding_scale:g}")
+    if config.embedding_norm:
+        parts.append("embedding normalised")
+    if config.type_vocab_size:
+        parts.append(f"{config.type_vocab_size} token types")
+    if config.head in LANGUAGE_HEADS:
+        parts.append("head tied to the embedding" if config.tie_word_embeddings else "head of its own")
+    return ", ".join(parts)
+
+
+def _position(config: ModelConfig) -> str:
+    longest = f"up to {config.max_position_embeddings:,} tokens"
+    if config.position == "rotary":
+        return f"rotary{_rotary(config)}, {longest}"
+    if config.position == "relative":
+        far = config.relative_max_distance
+        return f"relative bias of {config.relative_buckets} buckets, the last from a distance of {far:,}; any length"
+    named = {
+        "learned": f"a learned table, {longest}",
+        "sinusoidal": f"sinusoidal, {longest}",
+        "alibi": "ALiBi: scores fall with the distance; any length",
+        "none": "none",
+    }
+    return named.get(config.position, config.position)
+
+
+def _rotary(config: ModelConfig) -> str:
+    words = ""
+    if config.rotary_dim and config.rotary_dim != config.head_dim:
+        words += f" on {config.rotary_dim} of {config.head_dim} channels"
+    words += f", base {config.rope_theta:,.0f}"
+    if config.local_rope_theta is not None:
+        words += f" ({config.local_rope_theta:,.0f} in sliding layers)"
+    if config.rope_scaling is not None:
+        factor = config.rope_scaling.get("factor")
+        words += f", {config.rope_scaling.kind} scaling" + ("" if factor is None else f" by {factor:g}")
+    return words
+
+
+def _attention(config: ModelConfig) -> str:
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    parts = [f"{heads} heads of {config.head_dim}"]
+    if groups == 1:
+        parts.append("one head of keys and values for all (multi-query)")
+    elif groups < heads:
+        parts.append(f"keys and values in {groups} heads, each for {heads // groups} (grouped)")
+    if config.architecture == "encoder-decoder":
+        parts.append("the decoder's also over the encoder")
+        if config.encoder_attention_heads and config.encoder_attention_heads != heads:
+            parts.append(f"{config.encoder_attention_heads} heads in the encoder")
+    biases = {"none": "no biases", "qkv": "biases on query, key and value", "all": "biases"}
+    parts.append(biases.get(config.attention_bias, config.attention_bias))
+    if config.query_key_norm == "head":
+        parts.append("queries and keys normalised by head")
+    elif config.query_key_norm != "none":
+        parts.append(f"queries and keys normalised ({config.query_key_norm})")
+    if config.attention_scale is not None:
+        scale = config.attention_scale
+        parts.append("scores not scaled" if scale == 1 else f"scores times {scale:.4g}")
+    if config.attention_softcap is not None:
+        parts.append(f"scores capped softly at {config.attention_softcap:g}")
+    return ", ".join(parts)
+
+
+def _window(config: ModelConfig) -> str:
+    if config.sliding_window is None or "sliding" not in config.layer_types:
+        return ""
+    kinds = Counter(config.layer_types)
+    which = "all layers" if kinds["full"] == 0 else f"{kinds['sliding']} of {len(config.layer_types)} layers"
+    around = "around a token" if config.architecture == "encoder" else "back"
+    return f"{config.sliding_window:,} tokens {around}, in {which}"
+
+
+def _feed_forward(config: ModelConfig) -> str:
+    gated = config.feed_forward == "gated"
+    name = (GATED if gated else ACTIVATIONS).get(config.activation, config.activation)
+    bias = "biases" if config.feed_forward_bias else "no biases"
+    wide = f"{config.intermediate_size:,} wide"
+    if config.encoder_intermediate_size and config.encoder_intermediate_size != config.intermediate_size:
+        wide += f" ({config.encoder_intermediate_size:,} in the encoder)"
+    return f"{'gated' if gated else 'plain'}, {name}, {wide}, {bias}"
+
+
+def _logits(config: ModelConfig) -> str:
+    if config.head not in LANGUAGE_HEADS:
+        return ""
+    parts = []
+    if config.logit_scale != 1.0:
+        parts.append(f"hidden states times {config.logit_scale:.4g}")
+    if config.logit_softcap is not None:
+        parts.append(f"capped softly at {config.logit_softcap:g}")
+    if config.head_bias != "none":
+        parts.append("with a bias")
+    return ", ".join(parts)
+
+
+def _pooling(config: ModelConfig) -> str:
+    if config.head not in ("embedding", "sequence_classification", "multiple_choice", "next_sentence", "pretraining"):
+        return ""
+    words = {"first": "the first token", "last": "the last token", "mean": "the mean of all", "end": "the end token"}
+    return words.get(config.pooling, config.pooling)
+
+
+def _labels(config: ModelConfig) -> str:
+    shown = ", ".join(config.labels[:8])
+    return shown if len(config.labels) <= 8 else f"{shown} and {len(config.labels) - 8} more"

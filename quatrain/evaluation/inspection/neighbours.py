@@ -1,0 +1,112 @@
+"""Which tokens lie near each other in a model's embedding: cosine similarity, as of word vectors.
+
+Mikolov et al. 2013 (arXiv 1301.3781).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from quatrain.errors import InputError
+from quatrain.evaluation.inspection.tokens import Token, check_ids, token, tokens
+from quatrain.models.stack import Model
+
+if TYPE_CHECKING:
+    from quatrain.text.tokenizer import Tokenizer
+
+ROWS = 8192
+"""Rows of the embedding that are compared at a time."""
+NEAR = 5
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A token and the cosine of the angle between its embedding and the one asked about, from -1 to 1."""
+
+    token: Token
+    similarity: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"id": self.token.id, "text": self.token.text, "similarity": self.similarity}
+
+
+def find_token(tokenizer: Tokenizer, text: str) -> Token:
+    """The one token that `text` names: as the vocabulary writes it, as text alone or behind a space, or #ID.
+
+    Raises InputError with the nearest tokens where it names none, and what it is cut into.
+    """
+    if not text:
+        raise InputError("An empty token: name one as it is written, or by its id, such as #42.")
+    exact = tokenizer.token_to_id(text)
+    if exact is not None:
+        return token(tokenizer, exact)
+    pieces: list[int] = []
+    for form in (text, f" {text}"):
+        try:
+            ids = tokenizer.encode(form)
+        except InputError:
+            continue
+        if len(ids) == 1 and ids[0] != tokenizer.unk_id:
+            return token(tokenizer, ids[0])
+        pieces = pieces or ids
+    if re.fullmatch(r"#\d+", text):
+        return _by_id(tokenizer, int(text[1:]))
+    hints = _hints(tokenizer, text, pieces)
+    raise InputError(f"{text!r} is no token of this vocabulary of {tokenizer.vocab_size:,}.", hints)
+
+
+def _by_id(tokenizer: Tokenizer, token_id: int) -> Token:
+    if tokenizer.id_to_token(token_id) is None:
+        raise InputError(f"#{token_id}: no token has this id; ids go from 0 to {tokenizer.vocab_size - 1}.")
+    return token(tokenizer, token_id)
+
+
+def _hints(tokenizer: Tokenizer, text: str, pieces: list[int]) -> list[str]:
+    """What else could be meant: the pieces that the text is cut into, and tokens of nearly the same letters."""
+    hints = []
+    if len(pieces) > 1:
+        shown = " ".join(each.shown for each in tokens(tokenizer, pieces[:12])) + (" …" if len(pieces) > 12 else "")
+        hints.append(f"it is cut into {len(pieces)} tokens: {shown}; ask for one of them")
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    wanted = text.strip().lower()
+    by_text: dict[str, int] = {}
+    for written, token_id in sorted(vocabulary.items(), key=lambda item: item[1]):
+        bare = written.lstrip("Ġ▁#").lower()
+        if abs(len(bare) - len(wanted)) <= 3:
+            by_text.setdefault(bare, token_id)
+    near = difflib.get_close_matches(wanted, by_text, NEAR, cutoff=0.6)
+    if near:
+        named = (token(tokenizer, by_text[each]) for each in near)
+        hints.append("near it: " + ", ".join(f"{each.shown} (#{each.id})" for each in named))
+    return [*hints, "a token may also be named by its id, such as #42"]
+
+
+def neighbours(model: Model, tokenizer: Tokenizer, token_id: int, *, top: int = 10) -> tuple[Neighbour, ...]:
+    """The `top` tokens whose input embeddings point most nearly the same way as that of `token_id`, nearest first.
+
+    Rows of the embedding that no token has are left out. Raises InputError for a token past the model's vocabulary.
+    """
+    if top < 1:
+        raise InputError(f"top: {top}; must be at least 1")
+    check_ids([token_id], tokenizer, model.config)
+    with torch.no_grad():
+        table = model.embed_tokens.weight
+        mine = torch.nn.functional.normalize(table[token_id].float(), dim=0)
+        near = torch.cat(
+            [torch.nn.functional.normalize(rows.float(), dim=1) @ mine for rows in table.split(ROWS)]
+        ).cpu()
+    near[token_id] = -torch.inf
+    beyond = [row for row in range(len(near)) if tokenizer.id_to_token(row) is None]
+    near[beyond] = -torch.inf
+    values, ids = near.topk(min(top, len(near)))
+    return tuple(
+        Neighbour(token(tokenizer, int(each)), value)
+        for value, each in zip(values.tolist(), ids, strict=True)
+        if value > -torch.inf
+    )

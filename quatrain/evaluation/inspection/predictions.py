@@ -1,0 +1,219 @@
+"""What a language model expects at each place of a text, and how surprised it is by what stands there.
+
+A decoder says what comes after each token; an encoder with a masked head what is behind each mask (Devlin et al. 2018,
+arXiv 1810.04805), or, where a text has no mask, behind each token as if it alone were masked (Salazar et al. 2020,
+arXiv 1910.14659); an encoder-decoder what its decoder says next, given the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from quatrain.errors import InputError
+from quatrain.evaluation.inspection.choices import HEADS
+from quatrain.evaluation.inspection.tokens import Token, check_ids, token, tokens
+from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.stack import Model
+
+if TYPE_CHECKING:
+    from quatrain.text.tokenizer import Tokenizer
+
+ROWS = 64
+"""Positions whose logits exist at a time: a vocabulary is large."""
+MASKED_ROWS = 16
+"""Texts that are read at a time where each token is masked in turn."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that a model holds for likely, and its probability."""
+
+    token: Token
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model expects at `position`: the likeliest tokens, and how the one that stands there fares.
+
+    token: None where nothing stands there (behind a mask, after the end), and then its rank (1 is the likeliest),
+    probability and surprisal (-log2 of the probability, in bits) too. entropy: of the whole distribution, in bits.
+    """
+
+    position: int
+    token: Token | None
+    rank: int | None
+    probability: float | None
+    bits: float | None
+    entropy: float
+    candidates: tuple[Candidate, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; a surprisal beyond measure is null."""
+        found = dict(self.__dict__)
+        if self.bits is not None and not math.isfinite(self.bits):
+            found["bits"] = None
+        found["token"] = None if self.token is None else self.token.as_dict()
+        found["candidates"] = [
+            {"id": each.token.id, "text": each.token.text, "probability": each.probability} for each in self.candidates
+        ]
+        return found
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All predictions of one text, in the order of the positions.
+
+    kind: "next" (a decoder's), "masked", "each masked" (every token in turn) or "answer" (an encoder-decoder's).
+    tokens: what the positions are places in: the text, or what the decoder says.
+    """
+
+    kind: str
+    tokens: tuple[Token, ...]
+    items: tuple[Prediction, ...]
+
+    @property
+    def mean_bits(self) -> float | None:
+        """The mean surprisal of the tokens that are there; None where there are none."""
+        known = [item.bits for item in self.items if item.bits is not None]
+        return sum(known) / len(known) if known else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        mean = self.mean_bits
+        mean = mean if mean is not None and math.isfinite(mean) else None
+        return {"kind": self.kind, "mean_bits": mean, "positions": [item.as_dict() for item in self.items]}
+
+
+def predictions(
+    model: Model, tokenizer: Tokenizer, ids: Sequence[int], *, answer: Sequence[int] = (), top: int = 5
+) -> Predictions:
+    """What `model` expects at each place of the text `ids`, the `top` likeliest tokens of each.
+
+    An encoder-decoder reads `ids` and is asked for each token of `answer` and the one behind it. `tokenizer` is that of
+    what is said. Raises InputError for a model that says no tokens.
+    """
+    refuse_silent(model.config)
+    if top < 1:
+        raise InputError(f"top: {top}; must be at least 1")
+    limit = min(top, model.config.vocab_size)
+    if model.encoder is not None:
+        return _of_answer(model, tokenizer, list(ids), list(answer), limit)
+    check_ids(ids, tokenizer, model.config)
+    if model.config.architecture == "decoder":
+        return _of_next(model, tokenizer, list(ids), limit)
+    return _of_masks(model, tokenizer, list(ids), limit)
+
+
+def refuse_silent(config: ModelConfig) -> None:
+    """Raises InputError for a model whose head says no tokens."""
+    if config.head not in LANGUAGE_HEADS:
+        raise InputError(
+            f"This {config.family} model's head is {config.head!r}: it gives {HEADS.get(config.head, 'no tokens')}, so "
+            "there is no next token to show. That needs a model with a language head "
+            f"({', '.join(LANGUAGE_HEADS)}), such as the one that this was made from."
+        )
+
+
+def _of_next(model: Model, tokenizer: Tokenizer, ids: list[int], top: int) -> Predictions:
+    hidden = _hidden(model, ids)
+    places = range(1, len(ids) + 1)
+    items = _items(model, tokenizer, hidden, places, [*ids[1:], None], top)
+    return Predictions("next", tokens(tokenizer, ids), items)
+
+
+def _of_answer(model: Model, tokenizer: Tokenizer, ids: list[int], answer: list[int], top: int) -> Predictions:
+    start = decoder_start(model.config)
+    said = torch.tensor([[start, *answer]], device=model.device)
+    with torch.no_grad():
+        hidden = model.hidden_states(torch.tensor([ids], device=model.device), decoder_input_ids=said)[0]
+    items = _items(model, tokenizer, hidden, range(len(answer) + 1), [*answer, None], top)
+    return Predictions("answer", tokens(tokenizer, answer), items)
+
+
+def decoder_start(config: ModelConfig) -> int:
+    """The token that a decoder begins with. Raises InputError where the configuration does not say it."""
+    if config.decoder_start_token_id is None:
+        raise InputError("decoder_start_token_id: missing in config.json; it says what the decoder begins with.")
+    return config.decoder_start_token_id
+
+
+def _of_masks(model: Model, tokenizer: Tokenizer, ids: list[int], top: int) -> Predictions:
+    mask = tokenizer.mask_id
+    if mask is None:
+        raise InputError(
+            "This tokenizer has no mask token, so nothing can be hidden. Name one as mask_token in "
+            "tokenizer_config.json."
+        )
+    read = tokens(tokenizer, ids)
+    if places := [place for place, each in enumerate(ids) if each == mask]:
+        hidden = _hidden(model, ids)[places]
+        return Predictions("masked", read, _items(model, tokenizer, hidden, places, [None] * len(places), top))
+    places = [each.position for each in read if not each.special]
+    if not places:
+        raise InputError("The text holds special tokens alone: there is nothing to mask.")
+    items: list[Prediction] = []
+    for start in range(0, len(places), MASKED_ROWS):
+        some = places[start : start + MASKED_ROWS]
+        rows = torch.tensor([ids] * len(some), device=model.device)
+        numbers = torch.arange(len(some), device=model.device)
+        rows[numbers, some] = mask
+        with torch.no_grad():
+            hidden = model.hidden_states(rows)[numbers, some]
+        items += _items(model, tokenizer, hidden, some, [ids[place] for place in some], top)
+    return Predictions("each masked", read, tuple(items))
+
+
+def _hidden(model: Model, ids: list[int]) -> Tensor:
+    """The last hidden states (T, hidden_size) of one text."""
+    with torch.no_grad():
+        return model.hidden_states(torch.tensor([ids], device=model.device))[0]
+
+
+def _items(
+    model: Model,
+    tokenizer: Tokenizer,
+    hidden: Tensor,
+    places: Sequence[int],
+    actual: Sequence[int | None],
+    top: int,
+) -> tuple[Prediction, ...]:
+    """The predictions that hidden states (N, C) make for places, given what stands there."""
+    found: list[Prediction] = []
+    for start in range(0, len(places), ROWS):
+        with torch.no_grad():
+            logs = model.say(hidden[start : start + ROWS]).float().log_softmax(-1).cpu()
+        if bool(logs.isnan().any()):
+            raise InputError("The model's logits are not numbers: its weights are broken. Fetch or train it again.")
+        best = logs.topk(top, dim=-1)
+        entropies = torch.special.entr(logs.exp()).sum(-1) / math.log(2)
+        for row, place in enumerate(places[start : start + ROWS]):
+            candidates = tuple(
+                Candidate(token(tokenizer, int(each)), math.exp(value))
+                for each, value in zip(best.indices[row], best.values[row].tolist(), strict=True)
+            )
+            there = actual[start + row]
+            found.append(_prediction(tokenizer, logs[row], place, there, float(entropies[row]), candidates))
+    return tuple(found)
+
+
+def _prediction(
+    tokenizer: Tokenizer,
+    logs: Tensor,
+    place: int,
+    there: int | None,
+    entropy: float,
+    candidates: tuple[Candidate, ...],
+) -> Prediction:
+    if there is None:
+        return Prediction(place, None, None, None, None, entropy, candidates)
+    value = float(logs[there])
+    rank = 1 + int((logs > value).sum())
+    bits = abs(value) / math.log(2)
+    return Prediction(place, token(tokenizer, there, place), rank, math.exp(value), bits, entropy, candidates)

@@ -1,0 +1,154 @@
+"""Finds what is inspected: a model folder, a hub id, an adapter or a run, and reads of it only what is asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quatrain.errors import InputError, QuatrainError
+from quatrain.generation.loading import ADAPTER_CONFIG, load_model
+from quatrain.models import repository
+from quatrain.models.config import ModelConfig
+from quatrain.models.families import family
+from quatrain.models.hub import read_config
+from quatrain.models.stack import Model
+from quatrain.models.tensors import Tensors, weight_files
+
+if TYPE_CHECKING:
+    from quatrain.text.tokenizer import Tokenizer
+
+PARTS = {
+    "architecture": repository.CONFIG,
+    "tokens": (*repository.CONFIG, *repository.TOKENIZER),
+    "everything": repository.EVERYTHING,
+}
+"""What of a hub repository each kind of inspection needs."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a folder's weight files hold: their bytes, their number, the elements of each dtype; or what is wrong."""
+
+    bytes: int = 0
+    files: int = 0
+    dtypes: tuple[tuple[str, int], ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to look at. Every property reads what it needs when it is first asked for, or raises InputError."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def base(self) -> Path:
+        """The folder of the weights: that of the base model where the folder is an adapter."""
+        if not self.is_adapter:
+            return self.folder
+        from quatrain.adaptation.peft_files import base_folder
+
+        return base_folder(self.folder)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter over another model."""
+        return (self.folder / ADAPTER_CONFIG).is_file()
+
+    @cached_property
+    def raw_config(self) -> dict[str, Any]:
+        """The config.json as it stands."""
+        return read_config(self.base)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The configuration. Raises InputError for an unknown family or option."""
+        raw = {key: value for key, value in self.raw_config.items() if key != "quantization_config"}
+        return family(raw.get("model_type")).from_hf(raw)
+
+    @cached_property
+    def dtype(self) -> str:
+        """The dtype of the weights: that of most elements where the files are there, else what config.json says."""
+        floats = Counter(dict(self.weights.dtypes))
+        if floats:
+            return floats.most_common(1)[0][0]
+        said = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")
+        return str(said or "float32").removeprefix("torch.")
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The weight files, of which only the headers are read."""
+        try:
+            paths = list(weight_files(self.base))
+            with Tensors(self.base) as tensors:
+                counts: Counter[str] = Counter()
+                for name in tensors.names:
+                    elements = 1
+                    for size in tensors.shape(name):
+                        elements *= size
+                    counts[str(tensors.dtype(name)).removeprefix("torch.")] += elements
+            floating = {name: count for name, count in counts.items() if "float" in name}
+            return Weights(sum(path.stat().st_size for path in paths), len(paths), tuple(floating.items()))
+        except InputError as error:
+            return Weights(problem=str(error))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises InputError where there is none."""
+        return self._tokenizer(target=False)
+
+    @cached_property
+    def target_tokenizer(self) -> Tokenizer:
+        """The tokenizer of what a decoder says: the same, but for Marian."""
+        return self._tokenizer(target=True)
+
+    def _tokenizer(self, *, target: bool) -> Tokenizer:
+        from quatrain.text.tokenizer import Tokenizer
+        from quatrain.text.tokenizer_files import has_tokenizer
+
+        for folder in dict.fromkeys((self.folder, self.base)):
+            if has_tokenizer(folder):
+                return Tokenizer.load(folder, target=target)
+        raise InputError(
+            f"{self.folder}: no tokenizer in it (tokenizer.json, or the family's older files), so a text has no "
+            "tokens. Copy the tokenizer of the model's repository beside its config.json."
+        )
+
+    @cached_property
+    def model(self) -> Model:
+        """The model in float32, in evaluation mode."""
+        try:
+            return load_model(self.folder)[0]
+        except InputError as error:
+            if self.weights.problem:
+                raise InputError(
+                    f"{error.message} Its architecture (`quatrain inspect {self.name}`) and the tokens of a text "
+                    "need no weights; all else does.",
+                    error.problems,
+                ) from error
+            raise
+
+
+def open_subject(model: str | Path, need: str = "everything") -> Subject:
+    """What `model` names: a model or adapter folder, a hub id, or a run's folder: its final model or newest stage's.
+
+    `need`: "architecture", "tokens" or "everything" says what is fetched of a hub repository that is not in the cache.
+    """
+    found = repository.resolve(model, files=PARTS[need])
+    if not any((found / name).is_file() for name in repository.MODEL):
+        found = _of_run(found) or found
+    return Subject(str(model), found)
+
+
+def _of_run(folder: Path) -> Path | None:
+    """The newest model that a run has made. Raises QuatrainError where it is a run without one."""
+    if not (folder / "recipe.toml").is_file():
+        return None
+    for path in (folder / "model", *sorted(folder.glob("stages/*/model"), reverse=True)):
+        if any((path / name).is_file() for name in repository.MODEL):
+            return path
+    raise QuatrainError(f"{folder}: this run has made no model yet; let it go on with `quatrain run`.")

@@ -1,0 +1,170 @@
+"""What was seen in a model, as lines of text for a terminal of some width."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from quatrain.evaluation.inspection.architecture import Architecture, Part
+from quatrain.evaluation.inspection.choices import choices
+from quatrain.evaluation.inspection.neighbours import Neighbour
+from quatrain.evaluation.inspection.predictions import Prediction, Predictions
+from quatrain.evaluation.inspection.tokens import Token
+from quatrain.wording import format_bytes
+
+NARROWEST = 50
+KINDS = {
+    "next": "What comes next, by what stands before:",
+    "masked": "What is behind each mask:",
+    "each masked": "What would be behind each token, were it masked:",
+    "answer": "What the decoder says next, given the text and what it has said:",
+}
+LONGEST_TOKEN = 20
+
+
+def architecture_lines(found: Architecture, *, width: int = 100, dtype: str = "float32") -> Iterator[str]:
+    """The tree with its shapes, parameters and shares, then the configuration's choices."""
+    width = max(width, NARROWEST)
+    yield f"{found.parameters:,} parameters, {dtype}, {format_bytes(found.bytes)}"
+    yield ""
+    yield from _tree(found.root, width, uniform=bool(found.root.dtype))
+    yield ""
+    words = choices(found.config)
+    margin = max(map(len, words)) + 2
+    for name, chosen in words.items():
+        lines = textwrap.wrap(chosen, max(20, width - margin)) or [""]
+        yield f"{name:<{margin}}{lines[0]}"
+        yield from (" " * margin + line for line in lines[1:])
+
+
+def _tree(root: Part, width: int, *, uniform: bool) -> Iterator[str]:
+    rows = [("part", "shape", "parameters", "share")]
+    rows += [
+        (branch + _name(part), _shape(part, uniform), _count(part), _share(part, root.total))
+        for branch, part in _branches(root, "", "")
+    ]
+    names, counts = (max(len(row[column]) for row in rows) for column in (0, 2))
+    room = width - names - counts - 7 - 6
+    shapes = max(len("shape"), min(room, max(len(row[1]) for row in rows)))
+    for name, shape, count, share in rows:
+        shape = shape if len(shape) <= shapes else shape[: shapes - 1] + "…"
+        yield f"{name:<{names}}  {shape:<{shapes}}  {count:>{counts}}  {share:>7}".rstrip()
+    if any(part.count > 1 for _, part in root.walk()):
+        yield "Numbers inside a fold (N ×) are those of one layer, shares those of all of them."
+
+
+def _branches(part: Part, before: str, inner: str) -> Iterator[tuple[str, Part]]:
+    """Every part with the lines of the tree that lead to it."""
+    yield before, part
+    for number, child in enumerate(part.children):
+        last = number == len(part.children) - 1
+        yield from _branches(child, inner + ("└─ " if last else "├─ "), inner + ("   " if last else "│  "))
+
+
+def _name(part: Part) -> str:
+    return f"{part.name} ({part.count} ×)" if part.count > 1 else part.name
+
+
+def _shape(part: Part, uniform: bool) -> str:
+    words = [part.note] if part.note else []
+    if part.tied:
+        words.append(f"is {part.tied.removesuffix('.weight')}")
+    if not uniform and part.tensors and part.dtype:
+        words.append(part.dtype)
+    return ", ".join(words)
+
+
+def _count(part: Part) -> str:
+    elements = part.parameters * part.count
+    return "tied" if part.tied and not elements else f"{elements:,}"
+
+
+def _share(part: Part, whole: int) -> str:
+    return "" if part.tied and not part.total else f"{part.total / max(1, whole):.1%}"
+
+
+def token_lines(read: Sequence[Token]) -> Iterator[str]:
+    """A line a token: its place, its id and what it is."""
+    ids = max(len("id"), *(len(str(token.id)) for token in read))
+    places = max(len("place"), len(str(len(read))))
+    yield f"{'place':>{places}}  {'id':>{ids}}  token"
+    for token in read:
+        special = "  (special)" if token.special else ""
+        yield f"{token.position:>{places}}  {token.id:>{ids}}  {token.shown}{special}"
+
+
+def prediction_lines(found: Predictions, *, width: int = 100) -> Iterator[str]:
+    """A block a place: the token that is there with its probability, rank and surprisal, then the likeliest ones."""
+    width = max(width, NARROWEST)
+    yield KINDS[found.kind]
+    yield ""
+    names = [_cut(item.token.shown) if item.token else _absent(found, item) for item in found.items]
+    longest = max(_cells(name) for name in [*names, "token"])
+    places = max(len("place"), len(str(found.items[-1].position)))
+    head = f"{'place':>{places}}  {_pad('token', longest)}  {'chance':>7}  {'rank':>6}  {'bits':>5}  "
+    yield f"{head}likeliest"
+    for name, item in zip(names, found.items, strict=True):
+        begin = f"{item.position:>{places}}  {_pad(name, longest)}  {_figures(item)}  "
+        lines = _wrapped([_candidate(each.token, each.probability) for each in item.candidates], width - len(head))
+        yield begin + lines[0]
+        yield from (" " * len(head) + line for line in lines[1:])
+    mean = found.mean_bits
+    if mean is not None:
+        count = sum(item.bits is not None for item in found.items)
+        yield ""
+        yield f"{count:,} tokens: {mean:.2f} bits of surprisal a token, perplexity {2 ** min(mean, 1000):,.1f}"
+
+
+def _absent(found: Predictions, item: Prediction) -> str:
+    return "(mask)" if found.kind == "masked" else "(next)"
+
+
+def _figures(item: Prediction) -> str:
+    if item.probability is None or item.bits is None:
+        return f"{'':>7}  {'':>6}  {'':>5}"
+    return f"{_percent(item.probability):>7}  {item.rank:>6,}  {item.bits:>5.1f}"
+
+
+def _candidate(token: Token, probability: float) -> str:
+    return f"{_cut(token.shown)} {_percent(probability)}"
+
+
+def _percent(share: float) -> str:
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _wrapped(words: Sequence[str], width: int) -> list[str]:
+    """Words that stay whole, three spaces apart, in lines of at most a width where they fit one."""
+    lines: list[str] = []
+    for word in words:
+        if lines and _cells(lines[-1]) + 3 + _cells(word) <= width:
+            lines[-1] += f"   {word}"
+        else:
+            lines.append(word)
+    return lines or [""]
+
+
+def neighbour_lines(token: Token, found: Sequence[Neighbour]) -> Iterator[str]:
+    """A line a neighbour: its similarity, its id and what it is."""
+    yield f"Nearest to {token.shown} (#{token.id}) in the embedding:"
+    yield ""
+    ids = max([len("id"), *(len(str(each.token.id)) for each in found)])
+    yield f"cosine  {'id':>{ids}}  token"
+    for each in found:
+        special = "  (special)" if each.token.special else ""
+        yield f"{each.similarity:>6.3f}  {each.token.id:>{ids}}  {each.token.shown}{special}"
+
+
+def _cut(shown: str) -> str:
+    return shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…"
+
+
+def _cells(text: str) -> int:
+    """Its width in a terminal, where some characters take two places or none."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _cells(text))

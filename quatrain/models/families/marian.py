@@ -1,0 +1,75 @@
+"""Marian (Junczys-Dowmunt et al. 2018, arXiv 1804.00344): the original encoder-decoder, its positions computed.
+
+The transformer of Vaswani et al. 2017 (arXiv 1706.03762) with sinusoidal positions, as the opus-mt translators have it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from quatrain.errors import InputError
+from quatrain.models.config import ModelConfig
+from quatrain.models.families import bart
+from quatrain.models.families.mapping import Family, Head
+from quatrain.models.families.weights import Computed, Operation, Rename
+from quatrain.models.positions import sinusoidal_table
+
+
+def _table(config: ModelConfig) -> Tensor:
+    """The positions that files may hold, (max_position_embeddings, hidden_size)."""
+    return sinusoidal_table(config.max_position_embeddings, config.hidden_size)
+
+
+def _body(config: ModelConfig) -> list[Operation]:
+    # transformers expects the tables in the files of the body, and leaves them out of those of the translator
+    written = config.head == "none"
+    return [
+        Rename("shared.weight", "embed_tokens.weight"),
+        Computed("encoder.embed_positions.weight", _table, written),
+        Computed("decoder.embed_positions.weight", _table, written),
+        *bart.layers("encoder", "encoder.", "{e}"),
+        *bart.layers("decoder", "", "{n}"),
+    ]
+
+
+def _read(config: dict[str, Any]) -> dict[str, Any]:
+    vocabularies = config.get("decoder_vocab_size"), config["vocab_size"]
+    if vocabularies[0] is not None and vocabularies[0] != vocabularies[1]:
+        raise InputError(
+            f"decoder_vocab_size: {vocabularies[0]}; must be vocab_size ({vocabularies[1]}): a translator whose sides "
+            "have their own vocabularies is not known to Quatrain."
+        )
+    fields = bart.read(config)
+    start = config.get("decoder_start_token_id")
+    return fields | {"decoder_start_token_id": config.get("pad_token_id") if start is None else start}
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return bart.write(config) | {"decoder_vocab_size": config.vocab_size}
+
+
+FAMILIES = (
+    Family(
+        name="marian",
+        keys=bart.KEYS,
+        operations=_body,
+        heads={
+            "seq2seq": Head("MarianMTModel", bart.SEQ2SEQ, absent=bart.ABSENT),
+            "none": Head("MarianModel", (), ""),
+        },
+        fixed=bart.FIXED | {"position": "sinusoidal", "position_offset": 0, "embedding_norm": False},
+        must=bart.MUST
+        | {"normalize_embedding": False, "static_position_embeddings": True, "share_encoder_decoder_embeddings": True},
+        harmless=bart.HARMLESS,
+        read=_read,
+        reads=bart.READS | {"decoder_vocab_size"},
+        write=_write,
+        prefix="model.",
+        aliases={
+            "model.encoder.embed_tokens.weight": "model.shared.weight",
+            "model.decoder.embed_tokens.weight": "model.shared.weight",
+        },
+    ),
+)

@@ -1,0 +1,95 @@
+"""Phi-3, 3.5 and 4 (Abdin et al. 2024, arXiv 2404.14219): Llama's body, its files with fused projections.
+
+Long texts are read with LongRoPE; Phi-4-mini turns a part of each head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quatrain.errors import InputError
+from quatrain.models.config import ModelConfig
+from quatrain.models.families import rope
+from quatrain.models.families.llama import SIZES, heads
+from quatrain.models.families.mapping import ACTIVATIONS, Family, Key
+from quatrain.models.families.mistral import key_value_heads
+from quatrain.models.families.weights import Rename, Split
+
+ORIGINAL_LENGTH = 4096
+"""Tokens of a text of pretraining, where config.json does not say."""
+
+OLD_NAMES = {"su": "longrope", "yarn": "longrope"}
+"""What LongRoPE was called in the first config.json files."""
+
+UNUSED = ("interpolate_factor", "full_attn_mod")
+"""Options of Phi-4-mini's config.json that mean nothing where they are 1, as they are."""
+
+
+def _read(config: dict[str, Any]) -> dict[str, Any]:
+    problems = [f"{name}: {config[name]!r}; must be 1" for name in UNUSED if config.get(name) not in (None, 1)]
+    if problems:
+        raise InputError("This phi3 config.json cannot be used:", problems)
+    rotary = rope.rotary_dim(config, 1.0)
+    original = config.get("original_max_position_embeddings") or ORIGINAL_LENGTH
+    return {
+        **rope.read({**config, "original_max_position_embeddings": original}, names=OLD_NAMES),
+        "rotary_dim": 0 if rotary == rope.rotary_dim(_whole(config), 1.0) else rotary,
+        "num_key_value_heads": key_value_heads(config),
+        "sliding_window": config.get("sliding_window"),
+    }
+
+
+def _whole(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in rope.KEYS}
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    written = {
+        **rope.write(config),
+        "num_key_value_heads": config.num_key_value_heads,
+        "sliding_window": config.sliding_window,
+    }
+    if config.rotary_dim:
+        written["partial_rotary_factor"] = rope.partial_factor(config)
+    if config.rope_scaling is not None:
+        written["original_max_position_embeddings"] = config.rope_scaling.get("original_max_position_embeddings")
+    return written
+
+
+FAMILIES = (
+    Family(
+        name="phi3",
+        keys=(
+            *SIZES,
+            Key("max_position_embeddings", "max_position_embeddings", 4096),
+            Key("rms_norm_eps", "norm_eps", 1e-5),
+            Key("hidden_act", "activation", "silu", ACTIVATIONS),
+            Key("tie_word_embeddings", "tie_word_embeddings", False),
+        ),
+        operations=[
+            Rename("embed_tokens.weight", "embed_tokens.weight"),
+            Split(
+                "layers.{n}.self_attn.qkv_proj.weight",
+                tuple(f"layers.{{n}}.self_attn.{name}_proj.weight" for name in "qkv"),
+                parts="grouped",
+            ),
+            Rename("layers.{n}.self_attn.o_proj.weight", "layers.{n}.self_attn.o_proj.weight"),
+            Split(
+                "layers.{n}.mlp.gate_up_proj.weight",
+                ("layers.{n}.mlp.gate_proj.weight", "layers.{n}.mlp.up_proj.weight"),
+            ),
+            Rename("layers.{n}.mlp.down_proj.weight", "layers.{n}.mlp.down_proj.weight"),
+            Rename("layers.{n}.input_layernorm.weight", "layers.{n}.input_layernorm.weight"),
+            Rename("layers.{n}.post_attention_layernorm.weight", "layers.{n}.post_attention_layernorm.weight"),
+            Rename("norm.weight", "norm.weight"),
+        ],
+        heads=heads("Phi3", spans=None),
+        fixed={"position": "rotary", "norm": "rms", "feed_forward": "gated"},
+        harmless=frozenset({"attention_dropout", "resid_pdrop", "embd_pdrop", "original_max_position_embeddings"}),
+        read=_read,
+        reads=rope.KEYS | {"num_key_value_heads", "sliding_window", "auto_map", *UNUSED},
+        write=_write,
+        prefix="model.",
+        ignored=(r".*rotary_emb\.inv_freq",),
+    ),
+)
