@@ -48,8 +48,9 @@ class Engine:
     """Generates with one model and its tokenizer.
 
     A tokenizer is needed for text prompts, for text out and for stop strings; prompts of ids do without one (None).
-    `end_ids` are the ids that end a completion: by default those of the model's configuration, the tokenizer's end
-    token and its end of turn. `settings` are the model's own: by default those of its configuration.
+    `end_ids` are the ids that end a completion: by default those of the model's configuration and
+    generation settings, the tokenizer's end token and its end of turn. `settings` are by default those that the model
+    brought along from its files.
 
     An encoder-decoder reads the prompt with its encoder; the completion is all that its decoder says. Raises InputError
     where its decoder has no start token, or for settings that are not offered here. `target_tokenizer` is that of what
@@ -67,7 +68,7 @@ class Engine:
     ):
         self.model = model.eval()
         self.encodes = encodes(model.config)
-        settings = settings or read_settings(model.config)
+        settings = settings or read_settings(model)
         self.rules, self.recommended = settings.rules, settings.recommended
         if self.encodes and self.rules.decoder_start_token_id is None:
             raise InputError(
@@ -83,20 +84,13 @@ class Engine:
         cls, model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Engine:
         """The engine of a model folder or hub id, plain, int8 or adapter, with its tokenizer and settings."""
-        from quatrain.generation.loading import end_ids, load_model, load_tokenizer, settings_folder
+        from quatrain.generation.loading import load_model, load_tokenizer
         from quatrain.models.repository import resolve
 
         folder = resolve(model)
         network, tokenizer = load_model(folder, dtype=dtype, device=device)
         target = load_tokenizer(folder, target=True) if encodes(network.config) else None
-        home = settings_folder(folder)
-        return cls(
-            network,
-            tokenizer,
-            end_ids=[*_end_ids(network, target or tokenizer), *end_ids(home)],
-            settings=read_settings(network.config, home),
-            target_tokenizer=target,
-        )
+        return cls(network, tokenizer, target_tokenizer=target)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None, *, batch_size: int = 64
@@ -292,8 +286,8 @@ def _special_id(tokenizer: Codec, text: str) -> int | None:
 
 
 def _end_ids(model: Model, tokenizer: Codec | None) -> list[int]:
-    configured = model.config.eos_token_id
     found = set(tokenizer.stop_ids) if tokenizer is not None else set()
-    if configured is not None:
-        found |= set(configured) if isinstance(configured, list) else {configured}
+    for configured in (model.config.eos_token_id, model.generation.get("eos_token_id")):
+        if configured is not None:
+            found |= set(configured) if isinstance(configured, list) else {configured}
     return sorted(found)

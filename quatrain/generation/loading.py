@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from quatrain.generation.settings import FILE, read_file
 from quatrain.models import hub
 from quatrain.models.repository import resolve
 from quatrain.models.stack import Model
@@ -48,19 +47,3 @@ def load_tokenizer(folder: str | Path, *, target: bool = False) -> Any:
     from quatrain.text.tokenizer_files import has_tokenizer
 
     return Tokenizer.load(folder, target=target) if has_tokenizer(folder) else None
-
-
-def settings_folder(folder: str | Path) -> Path:
-    """Where the generation settings of a model folder are: an adapter without any has those of its base model."""
-    folder = Path(folder)
-    if (folder / FILE).is_file() or not (folder / ADAPTER_CONFIG).is_file():
-        return folder
-    from quatrain.adaptation.peft_files import base_folder
-
-    return settings_folder(base_folder(folder))
-
-
-def end_ids(folder: str | Path) -> list[int]:
-    """The ids that end a completion by the folder's `generation_config.json`, if it has one."""
-    found = (read_file(folder) or {}).get("eos_token_id")
-    return found if isinstance(found, list) else [] if found is None else [found]

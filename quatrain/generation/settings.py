@@ -6,19 +6,17 @@ of transformers' GenerationConfig. A setting that would change the ids and is no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from quatrain.errors import InputError
 from quatrain.generation.constraints import Rules
 from quatrain.generation.logits import SamplingParams
 from quatrain.generation.reader import encodes
-from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
 
-FILE = "generation_config.json"
+REFUSED = "This model's generation_config.json (or config.json) asks for what cannot be generated:"
 
 UNKNOWN = {
     "encoder_no_repeat_ngram_size": (0,),
@@ -55,41 +53,24 @@ class Settings:
     """What is used where no parameters are given."""
 
 
-def read_file(folder: str | Path) -> dict[str, Any] | None:
-    """The `generation_config.json` of a model folder; None where it has none. Raises InputError where it is no JSON."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the model folder again.") from error
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{path}: not readable as JSON object ({type(found).__name__}). Fetch or write the model folder again."
-        )
-    return found
-
-
-def read_settings(config: ModelConfig, folder: str | Path | None = None) -> Settings:
-    """The settings of a model: of the folder's `generation_config.json`, or of its configuration where it has none.
+def read_settings(model: Model) -> Settings:
+    """The settings that a model brought along from its files.
 
     Raises InputError, all problems at once, for values out of range and for settings that are not offered here.
     """
-    found = read_file(folder) if folder is not None else None
-    raw: Mapping[str, Any] = config.extra if found is None else found
-    where = f"{folder}: its {FILE}" if found is not None else "This model's configuration"
+    config = model.config
+    raw: Mapping[str, Any] = model.generation or config.extra
     unknown = UNKNOWN | UNKNOWN_WARPERS if raw.get("do_sample") else UNKNOWN
     problems = [
-        f"{name}: {raw[name]!r}; not offered here; take it out of {FILE} to generate without it"
+        f"{name}: {raw[name]!r}; not offered here; take it out to generate without it"
         for name, neutral in unknown.items()
         if raw.get(name) is not None and raw[name] not in neutral
     ]
     values: dict[str, Any] = {}
     for name, (convert, _) in RULES.items():
         value = raw.get(name)
-        if value is None and (found is None or name == "decoder_start_token_id"):
-            value = getattr(config, name, None)
+        if value is None and name == "decoder_start_token_id":
+            value = config.decoder_start_token_id
         if value is None:
             continue
         try:
@@ -106,11 +87,11 @@ def read_settings(config: ModelConfig, folder: str | Path | None = None) -> Sett
     if values.get("decoder_start_token_id") is None and config.bos_token_id is not None:
         values["decoder_start_token_id"] = config.bos_token_id
     if problems:
-        raise InputError(f"{where} cannot be used for generating:", problems)
-    return Settings(Rules(**values), _recommended(raw, where, encoder_decoder=encodes(config)))
+        raise InputError(REFUSED, problems)
+    return Settings(Rules(**values), _recommended(raw, encoder_decoder=encodes(config)))
 
 
-def _recommended(raw: Mapping[str, Any], where: str, *, encoder_decoder: bool) -> SamplingParams:
+def _recommended(raw: Mapping[str, Any], *, encoder_decoder: bool) -> SamplingParams:
     names = ["num_beams", "length_penalty", "early_stopping", "max_new_tokens"]
     if raw.get("do_sample"):
         names = ["temperature", "top_k", "top_p", "min_p", "max_new_tokens"]
@@ -124,11 +105,7 @@ def _recommended(raw: Mapping[str, Any], where: str, *, encoder_decoder: bool) -
     try:
         return SamplingParams(**values)
     except InputError as error:
-        raise InputError(f"{where} cannot be used for generating:", error.problems) from error
-
-
-def _is_encoder_decoder(config: ModelConfig) -> bool:
-    return getattr(config, "architecture", "decoder") == "encoder-decoder"
+        raise InputError(REFUSED, error.problems) from error
 
 
 def _count(value: Any) -> int:

@@ -1,7 +1,6 @@
 """T5, BART and Marian say what they say in transformers: greedily and by beams, by the rules of their own settings."""
 
 import itertools
-import json
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.generation.settings import read_settings
+from quatrain.models.stack import Model
 
 VOCABULARY, CONTEXT = 40, 32
 SIZES = {
@@ -244,15 +243,10 @@ def test_what_is_said_may_have_a_tokenizer_of_its_own(pair):
     assert stopped.text == high.text[: high.text.index(letter)] and stopped.finish_reason == "stop"
 
 
-def test_a_decoder_that_cannot_begin_is_told(pair, tmp_path):
-    _, t5 = pair("t5")
-    (tmp_path / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": VOCABULARY}))
+def test_a_decoder_that_cannot_begin_is_told(pair):
+    model = Model(pair("t5")[1].model.config)
+    model.generation = {"decoder_start_token_id": VOCABULARY}
     with pytest.raises(InputError, match=f"token {VOCABULARY} is not in the model's vocabulary"):
-        read_settings(t5.model.config, tmp_path)
-    config = t5.model.config
-    t5.model.config = config.with_(decoder_start_token_id=None)
-    try:
-        with pytest.raises(InputError, match="decoder_start_token_id"):
-            Engine(t5.model)
-    finally:
-        t5.model.config = config
+        Engine(model)
+    with pytest.raises(InputError, match="decoder_start_token_id"):
+        Engine(Model(model.config.with_(decoder_start_token_id=None)))
