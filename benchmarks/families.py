@@ -104,7 +104,9 @@ def theirs(name: str, folder: Path, dtype: Any, device: str) -> tuple[Any, Calla
 
     transformers = require("transformers")
     model = getattr(transformers, MODELS[name][1]).from_pretrained(folder, dtype=dtype).to(device).eval()
-    extra: dict[str, Any] = {} if model.config.is_encoder_decoder or "Masked" in MODELS[name][1] else {"use_cache": False}
+    extra: dict[str, Any] = (
+        {} if model.config.is_encoder_decoder or "Masked" in MODELS[name][1] else {"use_cache": False}
+    )
 
     def loss(ids: Any, labels: Any) -> Any:
         if model.config.is_encoder_decoder:
@@ -124,9 +126,7 @@ def _shift(start: Any, labels: Any) -> Any:
     return torch.cat((start, labels[:, :-1]), dim=1)
 
 
-def work(
-    name: str, side: str, folder: Path, dtype_name: str, device: str, *, quick: bool, memory_only: bool
-) -> None:
+def work(name: str, side: str, folder: Path, dtype_name: str, device: str, *, quick: bool, memory_only: bool) -> None:
     """A worker's side: memory of a forward and backward pass at each turn, its time, and that of a forward pass."""
     import gc
 

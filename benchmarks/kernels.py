@@ -31,8 +31,8 @@ def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pas
     """Name to (ours, PyTorch's, shapes of the inputs that have gradients)."""
     from quatrain.models import kernels
     from quatrain.models.config import ModelConfig
-    from quatrain.models.sight import View
     from quatrain.models.positions import Rotary, rotate
+    from quatrain.models.sight import View
 
     batch, length, heads, width = (size[name] for name in ("batch", "length", "heads", "width"))
     hidden = heads * width

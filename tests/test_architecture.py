@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quatrain"
 FLOORS = [
-    {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "failures"},
+    {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "failures", "offline"},
     {"text", "models", "planning"},
     {"adaptation", "compression", "generation"},
     {"training", "tasks"},

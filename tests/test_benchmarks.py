@@ -23,6 +23,8 @@ QUICK = {
     "generation_speed.py": [],
     "kernels.py": [],
     "startup.py": [],
+    "families.py": ["--families", "llama", "bert", "t5"],
+    "load_memory.py": [],
 }
 PEERLESS = {"quickstart.py", "kernels.py"}
 """Those that need no transformers."""

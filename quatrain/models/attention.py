@@ -50,17 +50,15 @@ class Attention(nn.Module):
             return self.o_proj(self._over_encoded(query, sight))
         key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
-        view, rotary, late = sight.views[self.kind], sight.rotary.get(self.kind), sight.late_rotary.get(self.kind)
+        view, rotary = sight.views[self.kind], sight.rotary.get(self.kind)
         if view.by_hand:
             return self.o_proj(self._mix_by_hand(query, key, value, view, rotary))
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
             cos, sin = (table.unsqueeze(-3) for table in rotary)
-            query, key = rotate(query, cos, sin), key if late else rotate(key, cos, sin)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if sight.cache is not None:
             key, value = sight.cache.append(self.layer, key, value)
-        if late is not None:
-            key = rotate(key, *(table.unsqueeze(-3) for table in late))
         seen = None if sight.trace is None else sight.trace.attentions
         return self.o_proj(self._mix(query, key, value, view, seen))
 

@@ -107,12 +107,16 @@ class Stack(nn.Module):
         if positions is None and slots is not None:
             positions = positions_of(slots)[:, past:]
         x = self._embed(embedded, positions, past, token_types)
-        rotary, late = self._turns(positions, past, x, cache)
+        rotary = {
+            kind: self._rotary[kind].at(positions, past, length, x)
+            for kind in sorted(set(self.config.layer_types))
+            if self._rotary
+        }
         views = self._views(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
             mask = visible_across(segments, encoder_segments)
             views["cross"] = View(mask, by_hand=self._by_hand(x, self._slots_across(encoded, cache), cache, trace))
-        sight = Sight(views, rotary, late, cache, trace, encoded)
+        sight = Sight(views, rotary, cache, trace, encoded)
         for layer in self.layers:
             if trace is not None:
                 trace.hidden_states.append(x)
@@ -149,24 +153,6 @@ class Stack(nn.Module):
                 table = sinusoidal_table(self.config.max_position_embeddings, self.config.hidden_size, x.device)
                 self._table = table.to(x.dtype)
         return self._table[positions]
-
-    def _turns(
-        self, positions: Tensor | None, past: int, x: Tensor, cache: KVCache | None
-    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
-        """Cosines and sines by type of layer: of the new tokens, and of the kept keys that turn only when they are read."""
-        turns, late, length = {}, {}, x.shape[1]
-        for kind in sorted(set(self.config.layer_types)) if self._rotary else ():
-            rotary = self._rotary[kind]
-            if cache is None or not rotary.switches(cache.max_length):
-                turns[kind] = rotary.at(positions, past, length, x)
-                continue
-            every = cache.write_positions(positions, length)
-            longest = past + length if every is None else int(every.max()) + 1
-            keys = cache.reach(self.config.sliding_window if kind == "sliding" else None, length)
-            first = past + length - keys
-            turns[kind] = rotary.at(positions, past, length, x, longest)
-            late[kind] = rotary.at(None if every is None else every[:, first:], first, keys, x, longest)
-        return turns, late
 
     def _check_length(self, positions: Tensor | None, past: int, length: int) -> None:
         """Raises InputError where a text is longer than the positions that the model has."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from quatrain.models.config import ModelConfig
+from quatrain.models.positions import positions_of
+from quatrain.models.rotary_scaling import original_length
 
 
 class KVCache:
@@ -14,8 +16,8 @@ class KVCache:
     `length` is the number of slots filled. A full layer has room for `max_length` of them; a sliding one keeps those that
     its window still sees. An encoder-decoder's layers also keep the encoded text's, from the first step on.
     `segments` (B, max_length), kept once a padded or packed batch is written, holds each slot's segment; 0 is padding.
-    `encoder_segments` (B, S) are those of the encoded text. `positions` (B, max_length) are kept where they are given and
-    keys are to turn only when they are read.
+    `encoder_segments` (B, S) are those of the encoded text. `tokens` and `positions` (B, max_length) are kept where all of a
+    text may have to be read again (`reread`).
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class KVCache:
         self.crossed: dict[int, tuple[Tensor, Tensor]] = {}
         self.max_length, self.length = max_length, 0
         self.segments: Tensor | None = None
+        self.switch_length = _switch_length(config, max_length)
+        self.tokens: Tensor | None = None
         self.positions: Tensor | None = None
         self.encoder_segments: Tensor | None = None
 
@@ -110,17 +114,36 @@ class KVCache:
             self.segments[:, self.length : end] = segments
         return self.segments[:, :end]
 
-    def write_positions(self, positions: Tensor | None, count: int) -> Tensor | None:
-        """Notes the positions (B, count) of the slots about to be written; returns those of all slots, or None."""
-        if positions is None and self.positions is None:
-            return None
-        if self.positions is None:
-            slots = torch.arange(self.max_length, device=self.keys[0].device)
-            self.positions = slots.repeat(self.keys[0].shape[0], 1)
-        end = self.length + count
-        if positions is not None:
-            self.positions[:, self.length : end] = positions
-        return self.positions[:, :end]
+    def reread(
+        self, ids: Tensor, positions: Tensor | None, segments: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What must be read for the next tokens `ids` (B, T): they alone, or, rarely, all of the text again.
+
+        LongRoPE turns all tokens of a text by other frequencies once it is longer than those of pretraining. What is kept
+        of a text that grows past that length is of no use then: it is dropped, and the tokens, positions and segments of all
+        slots (B, length + T) are returned.
+        """
+        if self.switch_length is None:
+            return ids, positions, segments
+        end = self.length + ids.shape[1]
+        slots = self.write_segments(segments, ids.shape[1])
+        if positions is None:
+            new = torch.arange(end, device=ids.device).expand(ids.shape[0], end) if slots is None else positions_of(slots)
+            new = new[:, self.length :]
+        else:
+            new = positions
+        if self.tokens is None or self.positions is None:
+            self.tokens = ids.new_empty(ids.shape[0], self.max_length)
+            self.positions = torch.empty_like(self.tokens)
+        self.tokens[:, self.length : end], self.positions[:, self.length : end] = ids, new
+        if int(new.max()) < self.switch_length:
+            return ids, positions, segments
+        tokens, places = self.tokens[:, :end], self.positions[:, :end]
+        begins, self.switch_length, self.tokens, self.positions = self.length == 0, None, None, None
+        if begins:
+            return ids, positions, segments
+        self.length, self.starts = 0, [0] * len(self.starts)
+        return tokens, places, slots
 
     def advance(self, count: int) -> None:
         """Counts `count` slots as filled, after every layer has written them."""
@@ -133,7 +156,16 @@ class KVCache:
         self.crossed = {layer: (key[rows], value[rows]) for layer, (key, value) in self.crossed.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
-        if self.positions is not None:
-            self.positions = self.positions[rows]
+        if self.tokens is not None and self.positions is not None:
+            self.tokens, self.positions = self.tokens[rows], self.positions[rows]
         if self.encoder_segments is not None:
             self.encoder_segments = self.encoder_segments[rows]
+
+
+def _switch_length(config: ModelConfig, max_length: int) -> int | None:
+    """The length past which a text is read by other frequencies (LongRoPE), where one of `max_length` gets there."""
+    scalings = [scaling for scaling in (config.rope_scaling, config.local_rope_scaling) if scaling is not None]
+    lengths = [
+        original_length(scaling, config.max_position_embeddings) for scaling in scalings if scaling.kind == "longrope"
+    ]
+    return min(lengths) if lengths and min(lengths) < max_length else None

@@ -47,32 +47,22 @@ class Rotary:
         self.dim = config.rotary_dim or config.head_dim
         self._tables: dict[bool, tuple[Tensor, Tensor]] = {}
 
-    def switches(self, length: int) -> bool:
-        """Whether a text that grows to `length` tokens outgrows the frequencies that it began with."""
-        return depends_on_length(self.scaling) and length > self._original
-
-    @property
-    def _original(self) -> int:
-        return original_length(self.scaling, self.config.max_position_embeddings)
-
-    def at(
-        self, positions: Tensor | None, past: int, length: int, like: Tensor, longest: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def at(self, positions: Tensor | None, past: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, rotary_dim), or (B, T, rotary_dim) where positions (B, T) are given, in like's dtype.
 
-        `longest`: tokens of the text that the positions are of, where the scaling asks; by default it ends with them.
+        A scaling that depends on the text's length takes the last position of the batch for its end, as transformers does.
         """
-        end = past + length
-        total = longest or end
-        if positions is not None and longest is None:
+        total = past + length
+        if positions is not None:
             limit = self.config.context_length
             small = limit <= SMALL_TABLE and not depends_on_length(self.scaling)
             total = limit if small else int(positions.max()) + 1
         cos, sin = self._table(total, like)
-        return (cos[past:end], sin[past:end]) if positions is None else (cos[positions], sin[positions])
+        return (cos[past:total], sin[past:total]) if positions is None else (cos[positions], sin[positions])
 
     def _table(self, total: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        is_long = self.switches(total)
+        original = original_length(self.scaling, self.config.max_position_embeddings)
+        is_long = depends_on_length(self.scaling) and total > original
         known = self._tables.get(is_long)
         fits = known is not None and known[0].device == like.device and known[0].dtype == like.dtype
         fits = fits and known is not None and known[0].shape[0] >= total

@@ -18,6 +18,7 @@ from pathlib import Path
 from quatrain.atomic import disk_error
 from quatrain.errors import InputError, OfflineError, QuatrainError
 from quatrain.models.tensors import CONVERT, INDEX, WEIGHTS, pickled_weights, weight_files
+from quatrain.offline import offline
 
 CONFIG = ("config.json", "generation_config.json", "adapter_config.json")
 MODEL = ("config.json", "adapter_config.json")
@@ -85,7 +86,7 @@ def _forbidden() -> str | None:
     """The environment variable that forbids the network."""
     from huggingface_hub import constants
 
-    if os.environ.get("QUATRAIN_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off"):
+    if offline():
         return "QUATRAIN_OFFLINE"
     return "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quatrain.atomic import write_json
 from quatrain.errors import InputError
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quatrain.models.stack import Model
-    from quatrain.text.tokenizer import Tokenizer
 
 MODULES = "modules.json"
 POOLING = "1_Pooling/config.json"
@@ -47,6 +46,17 @@ FLAGS = {
 """The keys of the older layout, one of which is true."""
 
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")
+
+
+class Tokenizes(Protocol):
+    """What is asked of a tokenizer: `quatrain.text.tokenizer.Tokenizer` is one."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id of padding."""
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """The ids of a text, with what belongs around it where asked."""
 
 
 def read(folder: str | Path) -> dict[str, Any] | None:
@@ -106,7 +116,7 @@ def write(folder: str | Path, config: ModelConfig) -> None:
     write_json(folder / MODULES, modules)
 
 
-def embed(model: Model, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
+def embed(model: Model, tokenizer: Tokenizes, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
     """The vectors (N, hidden_size) of texts by a model with the head `embedding`, on the model's device.
 
     Texts are cut to the model's `max_text_length`, special tokens kept, and read in batches of about the same length.
@@ -134,7 +144,7 @@ def embed(model: Model, tokenizer: Tokenizer, texts: Sequence[str], *, batch_siz
     return found
 
 
-def _cut(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+def _cut(tokenizer: Tokenizes, text: str, limit: int) -> list[int]:
     """The ids of a text, cut so that with its special tokens it has at most `limit`."""
     ids = tokenizer.encode(text, special_tokens=True)
     if len(ids) <= limit:

@@ -77,14 +77,11 @@ class Sight:
     """What every layer of one forward pass sees alike.
 
     views: by type of layer ("full", "sliding"), and "cross" for the encoded text. rotary: by type of layer, cosines and
-    sines (T, R) or (B, T, R). late_rotary: those of all keys (S, R) or (B, S, R), where a cache keeps keys that have not
-    turned, since the frequencies change as the text grows. encoded (B, S, hidden_size): the encoder's last hidden states,
-    None once a cache has their keys.
+    sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's last hidden states, None once a cache has their keys.
     """
 
     views: dict[str, View]
     rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    late_rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     cache: KVCache | None = None
     trace: Trace | None = None
     encoded: Tensor | None = None

@@ -128,7 +128,9 @@ def training_memory(
     states = 2 * trained
     if optimizer == "muon" and trainable is None:
         states -= sum(
-            parameter.numel() for name, parameter in built(config).named_parameters() if "layers." in name and parameter.dim() == 2
+            parameter.numel()
+            for name, parameter in built(config).named_parameters()
+            if "layers." in name and parameter.dim() == 2
         )
     return TrainingMemory(4 * every, 4 * trained, 4 * states, activation_bytes(config, batch_size, context, precision))
 

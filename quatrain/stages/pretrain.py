@@ -7,7 +7,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from quatrain.errors import InputError
 from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
@@ -20,6 +19,7 @@ from quatrain.text import tokenfile
 from quatrain.text.batches import TokenExample
 from quatrain.text.tokenfile import TokenFile
 from quatrain.text.tokenizer import Tokenizer
+from quatrain.text.tokenizer_fit import check_fits
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import PretrainStage
@@ -126,11 +126,7 @@ def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokeniz
     shape = context.recipe.model
     if context.previous_model is not None or shape.folder is not None:
         model = model_of(context)
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise InputError(
-                f"The tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {model.config.vocab_size} "
-                "rows. Use the model's own tokenizer."
-            )
+        check_fits(tokenizer, model.config.vocab_size)
         return with_dropout(model, settings.train.dropout)
     return Model(fresh_config(context, tokenizer, settings.train.dropout)).initialize(context.seed)
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quatrain.errors import InputError, OfflineError, QuatrainError
-from quatrain.text.download import Progress, download, offline, sha256_of
+from quatrain.offline import offline
+from quatrain.text.download import Progress, download, sha256_of
 
 
 @dataclass(frozen=True)

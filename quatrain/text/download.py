@@ -21,6 +21,7 @@ from typing import Any
 
 from quatrain.atomic import disk_errors, free_bytes, human_bytes, sync_folder, write_json
 from quatrain.errors import InputError, OfflineError, QuatrainError
+from quatrain.offline import offline
 
 #: Called with the bytes that are there and the bytes of the whole, None where the server does not say.
 Progress = Callable[[int, int | None], None]
@@ -35,11 +36,6 @@ class _Unreachable(Exception):
 
 class _Refused(Exception):
     """A fault that stays: this address will not give the file."""
-
-
-def offline() -> bool:
-    """Whether QUATRAIN_OFFLINE forbids the network."""
-    return os.environ.get("QUATRAIN_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def sha256_of(path: str | Path, *, progress: Progress | None = None) -> str:

@@ -1,4 +1,4 @@
-"""BLOOM (Le Scao et al. 2022, arXiv 2211.05100): ALiBi, a norm behind the embedding, fused and interleaved projections."""
+"""BLOOM (Le Scao et al. 2022, arXiv 2211.05100): ALiBi, a norm behind the embedding, fused projections."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def _is_number(value: Any) -> bool:
 
 
 def rotary_dim(config: dict[str, Any], default: float, key: str = "partial_rotary_factor") -> int:
-    """Channels of a head that turn, from the share of them that a config.json gives under `key` or in its `rope_parameters`.
+    """Channels of a head that turn, from the share that a config.json gives under `key` or in its `rope_parameters`.
 
     Raises InputError where that share is none, or is said twice and differently.
     """
@@ -190,8 +190,8 @@ def rotary_dim(config: dict[str, Any], default: float, key: str = "partial_rotar
     if not isinstance(factor, int | float) or not 0 < factor <= 1:
         raise InputError(f"{key}: {factor!r}; must be above 0 and at most 1")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    width = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else 0)
-    return int(width * factor)
+    sized = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    return int((config.get("head_dim") or (hidden // heads if sized else 0)) * factor)
 
 
 def partial_factor(config: ModelConfig) -> float:
