@@ -104,9 +104,7 @@ def theirs(name: str, folder: Path, dtype: Any, device: str) -> tuple[Any, Calla
 
     transformers = require("transformers")
     model = getattr(transformers, MODELS[name][1]).from_pretrained(folder, dtype=dtype).to(device).eval()
-    extra: dict[str, Any] = (
-        {} if model.config.is_encoder_decoder or "Masked" in MODELS[name][1] else {"use_cache": False}
-    )
+    extra: dict[str, Any] = {} if "Masked" in MODELS[name][1] else {"use_cache": False}
 
     def loss(ids: Any, labels: Any) -> Any:
         if model.config.is_encoder_decoder:
@@ -242,7 +240,8 @@ def compare(name: str, dtype: str, repeat: int, device: str, quick: bool) -> dic
     share = f"{found['share_of_matmul_peak']:>4.0%} of peak" if best else ""
     print(
         f"{name:<12} {dtype:<9} both {mine['both_seconds']['median'] * 1e3:>7.1f} ms against "
-        f"{peer['both_seconds']['median'] * 1e3:>7.1f} ({found['both_ratio']:.2f}x)  forward {found['forward_ratio']:.2f}x  "
+        f"{peer['both_seconds']['median'] * 1e3:>7.1f} ({found['both_ratio']:.2f}x)  "
+        f"forward {found['forward_ratio']:.2f}x  "
         f"memory {mine['passes_bytes'] / 1e6:>6.0f} against {peer['passes_bytes'] / 1e6:>6.0f} MB "
         f"({found['memory_ratio']:.2f})  {share}  loss {mine['loss']:.4f} {peer['loss']:.4f}",
         flush=True,

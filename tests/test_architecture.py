@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quatrain"
 FLOORS = [
-    {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "failures", "offline"},
+    {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "failures",
+     "offline"},
     {"text", "models", "planning"},
     {"adaptation", "compression", "generation"},
     {"training", "tasks"},

@@ -168,17 +168,15 @@ class _Look:
         return found
 
     def _ids(self, text: str, *, configured: bool = True, limit: int | None = None) -> list[int]:
-        from quatrain.evaluation.inspection import read_ids
+        from quatrain.evaluation.inspection import read_ids, text_ids
 
-        config = self.subject.config if configured else None
-        return read_ids(
-            self.subject.tokenizer,
-            text,
-            config,
-            special_tokens=self.special_tokens,
-            truncate=self.truncate,
-            limit=limit,
-        )
+        config, tokenizer = self.subject.config if configured else None, self.subject.tokenizer
+        special = self.special_tokens
+        ids = read_ids(tokenizer, text, config, special_tokens=special, truncate=self.truncate, limit=limit)
+        whole = len(text_ids(tokenizer, text, config, special_tokens=special))
+        if len(ids) < whole:
+            self.show([f"The text is cut: {len(ids):,} of its {whole:,} tokens.", ""])
+        return ids
 
     def _answer(self, answer: str | None, limit: int | None) -> list[int]:
         """The ids of what the decoder of an encoder-decoder says."""
@@ -238,10 +236,10 @@ class _Look:
         maps = attention_maps(subject.model, subject.tokenizer, ids, answer=answer, target_tokenizer=target)
         written = []
         if suffix != ".png":
-            write_text(page, attention_page(maps, title=subject.name))
+            write_text(page, attention_page(maps, title=subject.title))
             written.append(str(page))
         if draws:
-            data = attention_picture(maps, title=subject.name)
+            data = attention_picture(maps, title=subject.title)
             with atomic_write(picture, "wb") as file:
                 file.write(data)
             written.append(str(picture))

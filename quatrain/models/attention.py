@@ -1,7 +1,8 @@
 """Multi-head attention: over a text itself or over another, with grouped keys and values, seen or fast.
 
-Vaswani et al. 2017 (arXiv 1706.03762), Ainslie et al. 2023 (arXiv 2305.13245). Three passes give the same: PyTorch's
-`scaled_dot_product_attention`; a hand-written one for training on the CPU; and the plain one with weights to look at.
+Vaswani et al. 2017 (arXiv 1706.03762), Ainslie et al. 2023 (arXiv 2305.13245). Four passes give the same: PyTorch's
+`scaled_dot_product_attention`; FlexAttention on CUDA where that has no fast one; a hand-written one for training on the
+CPU; and the plain one with weights to look at.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quatrain.models import kernels
+from quatrain.models import flex, kernels
 from quatrain.models.config import ModelConfig
 from quatrain.models.norms import make_norm
 from quatrain.models.positions import rotate
@@ -27,6 +28,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.cross = layer, cross
         self.kind = config.layer_types[layer]
+        self.window = config.sliding_window if self.kind == "sliding" and not cross else None
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
@@ -84,12 +86,27 @@ class Attention(nn.Module):
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, view: View, seen: list[Tensor] | None) -> Tensor:
         """Mixes the values (B, G, S, D) that each query (B, H, T, D) sees; gives (B, T, H D)."""
-        key, value = self._spread(key, 1), self._spread(value, 1)
-        if seen is not None or self.softcap is not None:
-            mixed = self._mix_plainly(query, key, value, view, seen)
+        if seen is None and flex.suits(query, self.softcap, self.window, key.shape[2]):
+            mixed = flex.mix(
+                query,
+                key,
+                value,
+                scale=self.scale,
+                softcap=self.softcap,
+                added=view.bias,
+                mask=view.mask,
+                causal=view.causal,
+            )
+        elif seen is not None or self.softcap is not None:
+            mixed = self._mix_plainly(query, self._spread(key, 1), self._spread(value, 1), view, seen)
         else:
             mixed = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=view.for_sdpa(), is_causal=view.plainly_causal, scale=self.scale
+                query,
+                self._spread(key, 1),
+                self._spread(value, 1),
+                attn_mask=view.for_sdpa(),
+                is_causal=view.plainly_causal,
+                scale=self.scale,
             )
         return mixed.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
 

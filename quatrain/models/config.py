@@ -193,12 +193,15 @@ class ModelConfig:
     """Keys of the original `config.json` that shape nothing here and are written back as they were."""
 
     def __post_init__(self) -> None:
+        uneven = []
         if self.head_dim == 0 and _is_size(self.num_attention_heads) and _is_size(self.hidden_size):
+            if self.hidden_size % self.num_attention_heads:
+                uneven = [f"num_attention_heads: {self.num_attention_heads}; must divide hidden_size ({self.hidden_size})"]
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         for name in ("layer_types", "labels"):
             if not isinstance(getattr(self, name), tuple):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        problems = list(self._problems())
+        problems = [*uneven, *self._problems()]
         if problems:
             raise InputError("This model configuration cannot be built:", problems)
         if not self.layer_types:

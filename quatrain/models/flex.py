@@ -1,7 +1,7 @@
 """Attention by FlexAttention (Dong et al. 2024, arXiv 2412.05496) on CUDA, where PyTorch's own has no fast pass.
 
-A soft cap on the scores has none at all: without this its scores (B, H, T, S) exist in full. A window much shorter than the
-text leaves most blocks of the mask empty, and those are skipped. Everything else is `scaled_dot_product_attention`'s.
+A soft cap on the scores has none at all: without this its scores (B, H, T, S) exist in full. A window much shorter than
+the text leaves most blocks of the mask empty, and those are skipped. All else is `scaled_dot_product_attention`'s.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from quatrain.evaluation.inspection.choices import choices
 from quatrain.evaluation.inspection.neighbours import Neighbour, find_token, neighbours
 from quatrain.evaluation.inspection.predictions import Candidate, Prediction, Predictions, predictions
 from quatrain.evaluation.inspection.subject import Subject, open_subject
-from quatrain.evaluation.inspection.tokens import Token, read_ids, tokens
+from quatrain.evaluation.inspection.tokens import Token, read_ids, text_ids, tokens
 
 __all__ = [
     "Architecture",
@@ -34,5 +34,6 @@ __all__ = [
     "open_subject",
     "predictions",
     "read_ids",
+    "text_ids",
     "tokens",
 ]

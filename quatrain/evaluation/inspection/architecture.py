@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.models.attention import Attention
-from quatrain.models.blocks import Block
+from quatrain.models.blocks import Block, Stack
 from quatrain.models.config import ModelConfig
 from quatrain.models.feed_forward import FeedForward
 from quatrain.models.stack import Model
@@ -167,17 +167,15 @@ class _Reader:
             for _, layer in alike[1:]:
                 for each in layer.parameters():
                     self.met.setdefault(id(each), part.path)
-            yield _named(part, _kinds([layer for _, layer in alike]))
-
-
-def _named(part: Part, note: str) -> Part:
-    return Part(**{**part.__dict__, "note": note})
+            of_decoder = self.model.encoder is not None and path == "layers"
+            yield replace(part, note=_kinds([layer for _, layer in alike]) or ("the decoder's" if of_decoder else ""))
 
 
 def _in_order(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The parts of a module that hold tensors, in the order in which a text meets them."""
     named = dict(module.named_children())
-    order: Sequence[str] = BLOCK_ORDER[module.norm_position] if isinstance(module, Block) else ORDER
+    order: Sequence[str] = ORDER if isinstance(module, Stack) else ()
+    order = BLOCK_ORDER[module.norm_position] if isinstance(module, Block) else order
     for name in (*(known for known in order if known in named), *(other for other in named if other not in order)):
         child = named[name]
         if any(True for _ in child.parameters()) or any(True for _ in child.buffers()):

@@ -10,7 +10,7 @@ import base64
 import struct
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -26,12 +26,14 @@ from quatrain.evaluation.inspection.tokens import Token
 if TYPE_CHECKING:
     from jinja2 import Template
 
+Hover = Callable[[AttentionMaps, int, int], Iterator[str]]
+
 COLOUR = (47, 111, 208)
 LEVELS = 64
 SEEN = 0.005
 """The least weight that is said when hovered over."""
 MOST_HOVERED = 25_000
-"""Cells of a page that say their weight one by one; beyond, each row says its largest."""
+"""Cells of a page that say their weight one by one; beyond, as many rows say their largest; beyond, none does."""
 LEGEND = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 LONGEST_LABEL = 18
 _CHARACTER = 0.6  # the mean width of a character of the labels, in their font size
@@ -40,13 +42,15 @@ _CHARACTER = 0.6  # the mean width of a character of the labels, in their font s
 def attention_page(maps: Sequence[AttentionMaps], *, title: str) -> str:
     """The page of all maps of one text. Colours grow with the square root of a weight, so that small ones are seen."""
     cells = sum(int((each.weights >= SEEN).sum()) for each in maps)
-    parts = [_part(each, by_cell=cells <= MOST_HOVERED) for each in maps]
+    rows = sum(each.layers * each.heads * len(each.queries) for each in maps)
+    hover = _hover_cells if cells <= MOST_HOVERED else _hover_rows if rows <= MOST_HOVERED else _no_hover
+    parts = [_part(each, hover) for each in maps]
     legend = [{"share": f"{share:.0%}", "opacity": round(share**0.5, 2)} for share in LEGEND]
     texts = {"".join(token.shown for token in each.keys): each.keys for each in maps if each.kind != "cross"}
     return _template().render(title=title, parts=parts, legend=legend, texts=list(texts.values()))
 
 
-def _part(maps: AttentionMaps, *, by_cell: bool) -> dict[str, Any]:
+def _part(maps: AttentionMaps, hover: Hover) -> dict[str, Any]:
     """One kind of maps as the template wants it."""
     cell, font = _sizes(len(maps.queries), len(maps.keys))
     frame = _Frame(maps, cell, font)
@@ -56,7 +60,7 @@ def _part(maps: AttentionMaps, *, by_cell: bool) -> dict[str, Any]:
             "layer": layer,
             "head": head,
             "habits": ", ".join(f"{share:.0%} on {place}" for place, share in maps.habits(layer, head).items()),
-            "large": frame.large(layer, head, by_cell=by_cell),
+            "large": frame.large(layer, head, hover),
             "strongest": _strongest(maps, layer, head),
             "near": _near(maps, layer, head),
         }
@@ -70,8 +74,18 @@ def _part(maps: AttentionMaps, *, by_cell: bool) -> dict[str, Any]:
         "layers": [views[layer * maps.heads : (layer + 1) * maps.heads] for layer in range(maps.layers)],
         "views": views,
         "heads": maps.heads,
+        "columns": _columns(maps.heads, 16),
+        "few": _columns(maps.heads, 6),
         "box": f"0 0 {len(maps.keys)} {len(maps.queries)}",
     }
+
+
+def _columns(heads: int, most: int) -> int:
+    """The columns for the heads of a layer: all in one row, or in rows that are full, where at most so many fit."""
+    if heads <= most:
+        return heads
+    even = max(columns for columns in range(1, most + 1) if heads % columns == 0)
+    return even if even > most // 2 else most
 
 
 def _sizes(queries: int, keys: int) -> tuple[int, float]:
@@ -115,11 +129,10 @@ class _Frame:
         lines += [f"M{self.left + self.cell * n:.1f} {self.top:.1f}V{bottom:.1f}" for n in range(across + 1)]
         yield f'<path class="lines" d="{"".join(lines)}"/></g>'
 
-    def large(self, layer: int, head: int, *, by_cell: bool) -> str:
+    def large(self, layer: int, head: int, hover: Hover) -> str:
         """One map with its labels, at a size to read."""
         kind = self.maps.kind
         place = f'transform="translate({self.left:.1f} {self.top:.1f}) scale({self.cell})"'
-        hover = _hover_cells if by_cell else _hover_rows
         return (
             f'<svg class="large-map" role="img" aria-label="Attention of layer {layer}, head {head}" '
             f'width="{self.width:.0f}" height="{self.height:.0f}" viewBox="0 0 {self.width:.1f} {self.height:.1f}">'
@@ -145,6 +158,10 @@ def _hover_rows(maps: AttentionMaps, layer: int, head: int) -> Iterator[str]:
         ]
         said = f"{query.shown} → {', '.join(links)}"
         yield f'<path d="M0 {row}h{len(maps.keys)}v1h-{len(maps.keys)}z"><title>{escape(said)}</title></path>'
+
+
+def _no_hover(maps: AttentionMaps, layer: int, head: int) -> Iterator[str]:
+    return iter(())
 
 
 def _strongest(maps: AttentionMaps, layer: int, head: int, count: int = 6) -> list[dict[str, str]]:

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DPI = 150
+HEADER = 50
+"""Pixels of the title."""
 WIDEST = 2400
 """Pixels of the maps of one row that the picture aims at."""
-LABELLED = 11
+LABELLED = 12
 """The least pixels of a cell whose token is written beside it."""
 
 
@@ -36,12 +38,13 @@ def attention_picture(maps: Sequence[AttentionMaps], *, title: str) -> bytes:
 
     sheets = [_Sheet(each) for each in maps]
     width = max(sheet.left + sheet.across + 130 for sheet in sheets)
-    height = 90 + sum(sheet.top + sheet.down + sheet.below for sheet in sheets)
+    height = HEADER + sum(sheet.top + sheet.down + sheet.below for sheet in sheets)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(24 / width, 1 - 40 / height, _fitted(title, width), fontsize=11, fontweight="bold", parse_math=False)
+    heading = _fitted(title, width, 10)
+    figure.text(24 / width, 1 - 38 / height, heading, fontsize=10, fontweight="bold", parse_math=False)
     norm, colours = PowerNorm(0.5, 0, 1), _colours()
-    used = 90
+    used = HEADER
     for sheet in sheets:
         used += sheet.top
         box = (sheet.left / width, 1 - (used + sheet.down) / height, sheet.across / width, sheet.down / height)
@@ -52,7 +55,7 @@ def attention_picture(maps: Sequence[AttentionMaps], *, title: str) -> bytes:
     first = sheets[0]
     tall = min(300, first.down)
     bar = figure.add_axes(
-        ((first.left + first.across + 30) / width, 1 - (90 + first.top + tall) / height, 16 / width, tall / height)
+        ((first.left + first.across + 30) / width, 1 - (HEADER + first.top + tall) / height, 16 / width, tall / height)
     )
     figure.colorbar(ScalarMappable(norm, colours), cax=bar, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
     bar.set_yticklabels(["0", "1 %", "10 %", "25 %", "50 %", "100 %"], fontsize=6)
@@ -82,9 +85,16 @@ def _colours() -> Any:
     return colours
 
 
-def _fitted(title: str, width: float) -> str:
-    room = max(20, int(width / 13))
+def _fitted(title: str, width: float, points: float) -> str:
+    """A title cut to the characters that fit into a width in pixels."""
+    room = max(20, int(width / (points * DPI / 72 * 0.66)))
     return title if len(title) <= room else title[: room - 1] + "…"
+
+
+def _said(maps: AttentionMaps) -> str:
+    """The text of the maps, which the picture shows where it has no room for tokens at the maps."""
+    texts = dict.fromkeys(" ".join(token.shown for token in each) for each in (maps.queries, maps.keys))
+    return " over ".join(texts)
 
 
 class _Sheet:
@@ -93,17 +103,17 @@ class _Sheet:
     def __init__(self, maps: AttentionMaps):
         self.maps = maps
         keys, queries = len(maps.keys), len(maps.queries)
-        self.cell = max(1, min(24, WIDEST // (maps.heads * (keys + 1)), 360 // max(keys, queries)))
+        self.cell = max(1, min(24, WIDEST // (maps.heads * (keys + 1)), 400 // max(keys, queries)))
         self.labelled = self.cell >= LABELLED
         self.gap = max(1, round(8 / self.cell))
         self.tall, self.wide = queries + self.gap, keys + self.gap
         self.across = self.cell * (maps.heads * self.wide - self.gap)
         self.down = self.cell * (maps.layers * self.tall - self.gap)
-        self.font = min(9.0, self.cell * 0.72 * 72 / DPI) if self.labelled else 7.0
+        self.font = min(9.0, self.cell * 0.9 * 72 / DPI) if self.labelled else 7.0
         pixels = self.font * DPI / 72 * 0.62
         longest = max(len(token.shown[:14]) for token in (*maps.keys, *maps.queries))
         room = int(pixels * longest) if self.labelled else 0
-        self.left, self.top, self.below = 110 + room, 84, 40 + room
+        self.left, self.top, self.below = 100 + room, 84, 30 + room
 
     def mosaic(self) -> NDArray[np.float32]:
         """All maps as one image of weights, with nothing (not a number) between them."""
@@ -123,7 +133,8 @@ class _Sheet:
         from matplotlib.patches import Rectangle
 
         maps, keys, queries = self.maps, len(self.maps.keys), len(self.maps.queries)
-        axes.set_title(maps.name, loc="left", fontsize=9, pad=26)
+        name = maps.name if self.labelled else f"{maps.name}: {_said(maps)}"
+        axes.set_title(_fitted(name, self.across, 8), loc="left", fontsize=9, pad=26, parse_math=False)
         axes.set_axis_off()
         corners = [
             (head * self.wide - 0.5, layer * self.tall - 0.5)
@@ -131,7 +142,7 @@ class _Sheet:
             for head in range(maps.heads)
         ]
         frames = [Rectangle(corner, keys, queries) for corner in corners]
-        edges = {"facecolor": "none", "edgecolor": "#b8b4aa", "linewidth": 0.5}
+        edges: dict[str, Any] = {"facecolor": "none", "edgecolor": "#b8b4aa", "linewidth": 0.5}
         axes.add_collection(PatchCollection(frames, clip_on=False, **edges))
         pixel = 1 / self.cell
         for head in range(maps.heads):
@@ -140,7 +151,7 @@ class _Sheet:
             axes.text(middle, -0.5 - 8 * pixel, name, ha="center", va="bottom", fontsize=7)
         for layer in range(maps.layers):
             middle = layer * self.tall + (queries - 1) / 2
-            x = -0.5 - (self.left - 30) * pixel
+            x = -0.5 - (self.left - 24) * pixel
             axes.text(x, middle, f"layer {layer}", ha="left", va="center", fontsize=7, rotation=0)
         if self.labelled:
             self._name_tokens(axes)
@@ -152,7 +163,7 @@ class _Sheet:
         for layer in range(maps.layers):
             for number, token in enumerate(maps.queries):
                 y = layer * self.tall + number
-                axes.text(-0.5 - 6 * pixel, y, token.shown[:14], ha="right", va="center", **style)
+                axes.text(-0.5 - 6 * pixel, y, token.shown[:14], ha="right", va="center_baseline", **style)
         bottom = maps.layers * self.tall - self.gap - 0.5 + 6 * pixel
         for head in range(maps.heads):
             for number, token in enumerate(maps.keys):

@@ -45,6 +45,14 @@ class Subject:
     name: str
     folder: Path
 
+    @property
+    def title(self) -> str:
+        """A short name: a hub id as it is, of a folder its last name, and of a run's model the run's."""
+        if not Path(self.name).is_dir():
+            return self.name
+        folder = self.folder.resolve()
+        return f"{folder.parent.name}/{folder.name}" if folder.name == "model" else folder.name
+
     @cached_property
     def base(self) -> Path:
         """The folder of the weights: that of the base model where the folder is an adapter."""

@@ -66,6 +66,29 @@ def tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> tuple[Token, ...]:
     return tuple(token(tokenizer, token_id, position) for position, token_id in enumerate(ids))
 
 
+def text_ids(
+    tokenizer: Tokenizer,
+    text: str,
+    config: ModelConfig | None = None,
+    *,
+    special_tokens: bool = True,
+    what: str = "text",
+) -> list[int]:
+    """All ids of a text as a model meets it: with the special tokens around it, but no end where a decoder could go on.
+
+    Raises InputError for a text without tokens; `what` is how the message calls it.
+    """
+    if not text:
+        raise InputError(f"The {what} is empty: there are no tokens to look at. Give at least one character.")
+    ids = tokenizer.encode(text, special_tokens=special_tokens)
+    ended = special_tokens and ids[-1:] == [tokenizer.eos_id] != tokenizer.encode(text)[-1:]
+    if ended and config is not None and config.architecture == "decoder":
+        ids = ids[:-1]
+    if not ids:
+        raise InputError(f"The {what} {text!r} has no tokens: this tokenizer leaves out all of it.")
+    return ids
+
+
 def read_ids(
     tokenizer: Tokenizer,
     text: str,
@@ -76,22 +99,12 @@ def read_ids(
     limit: int | None = None,
     what: str = "text",
 ) -> list[int]:
-    """The ids of a text as the model reads it: with the special tokens around it, but no end where more could follow.
+    """The ids of a text that a model can read: `text_ids`, refused or, with `truncate`, cut where they are too many.
 
-    Given a configuration, a text longer than its context is refused, or cut with `truncate`, the special tokens kept;
-    `limit` is a shorter context. Raises InputError for an empty text, with the counts for one that is too long, and for
-    ids past the model's vocabulary.
+    Given a configuration, its context is the limit; `limit` is another. What is cut keeps the special tokens around it.
+    Raises InputError with the counts for a text that is too long, and for ids past the model's vocabulary.
     """
-    if not text:
-        raise InputError(f"The {what} is empty: there are no tokens to look at. Give at least one character.")
-    plain = tokenizer.encode(text)
-    ids = tokenizer.encode(text, special_tokens=True) if special_tokens else plain
-    if config is not None and config.architecture == "decoder" and ids[-1:] == [tokenizer.eos_id] != plain[-1:]:
-        ids = ids[:-1]
-    if not ids:
-        raise InputError(f"The {what} {text!r} has no tokens: this tokenizer leaves out all of it.")
-    if config is None:
-        return ids
+    ids = text_ids(tokenizer, text, config, special_tokens=special_tokens, what=what)
     longest = _longest(config, limit)
     if longest is not None and len(ids) > longest:
         if not truncate:
@@ -99,8 +112,9 @@ def read_ids(
                 f"The {what} has {len(ids):,} tokens; at most {longest:,} can be looked at. Shorten it, or cut it with "
                 "--truncate."
             )
-        ids = _cut(ids, plain, longest)
-    check_ids(ids, tokenizer, config)
+        ids = _cut(ids, tokenizer.encode(text), longest)
+    if config is not None:
+        check_ids(ids, tokenizer, config)
     return ids
 
 
@@ -113,8 +127,9 @@ def check_ids(ids: Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> 
         check_fits(tokenizer, config.vocab_size)
 
 
-def _longest(config: ModelConfig, limit: int | None) -> int | None:
-    context = None if config.position in UNLIMITED else config.max_position_embeddings
+def _longest(config: ModelConfig | None, limit: int | None) -> int | None:
+    endless = config is None or config.position in UNLIMITED
+    context = None if config is None or endless else config.max_position_embeddings
     known = [length for length in (context, limit) if length is not None]
     return min(known, default=None)
 

@@ -68,7 +68,9 @@ def _name(part: Part) -> str:
 def _shape(part: Part, uniform: bool) -> str:
     words = [part.note] if part.note else []
     if part.tied:
-        words.append(f"is {part.tied.removesuffix('.weight')}")
+        # Its shape is that of the other, turned round.
+        bias = " + bias" if "bias" in part.tensors else ""
+        words = [f"= {part.tied.removesuffix('.weight')}{bias}"]
     if not uniform and part.tensors and part.dtype:
         words.append(part.dtype)
     return ", ".join(words)

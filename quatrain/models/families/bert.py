@@ -49,7 +49,9 @@ FIXED = {
 
 HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "directionality",
                       "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
-                      "pooler_type"})  # fmt: skip
+                      "pooler_type", "_num_labels", "language", "name", "sentence_transformers",
+                      "sbert_ce_default_activation_function"})  # fmt: skip
+"""Rates of dropout, the pooler of another implementation, and notes that published checkpoints carry."""
 
 MUST = {
     "tie_word_embeddings": True,
@@ -75,6 +77,11 @@ MASKED: list[Operation] = [
     *renames("cls.predictions.transform.dense", "transform.dense"),
     *renames("cls.predictions.transform.LayerNorm", "transform.norm"),
 ]
+
+
+def leftovers(name: str, *more: str) -> tuple[str, ...]:
+    """Patterns of what published checkpoints hold besides: a buffer, and what was pretrained beside their head."""
+    return (rf"({name}\.)?embeddings\.position_ids", rf"({name}\.)?pooler\.dense\.(weight|bias)", *more)
 
 
 def bodies(architecture: str) -> dict[str, Head]:
@@ -129,6 +136,6 @@ FAMILIES = (
         prefix="bert.",
         aliases={"cls.predictions.decoder.bias": "cls.predictions.bias"},
         old_names=OLD_NORMS,
-        ignored=(r"(bert\.)?embeddings\.position_ids",),
+        ignored=leftovers("bert", r"cls\.seq_relationship\.(weight|bias)"),
     ),
 )

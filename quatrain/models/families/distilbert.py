@@ -66,7 +66,14 @@ FAMILIES = (
         | {"norm_eps": 1e-12},
         # sinusoidal_pos_embds says how the table of positions began; its rows are in the files either way
         harmless=frozenset(
-            {"dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"}
+            {
+                "dropout",
+                "attention_dropout",
+                "qa_dropout",
+                "seq_classif_dropout",
+                "sinusoidal_pos_embds",
+                "tie_weights_",
+            }
         ),
         read=_read,
         prefix="distilbert.",

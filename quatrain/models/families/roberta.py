@@ -68,6 +68,6 @@ FAMILIES = (
         prefix="roberta.",
         aliases={"lm_head.decoder.bias": "lm_head.bias"},
         old_names=bert.OLD_NORMS,
-        ignored=(r"(roberta\.)?embeddings\.position_ids",),
+        ignored=bert.leftovers("roberta"),
     ),
 )
