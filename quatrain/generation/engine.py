@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quatrain.generation.logits import SamplingParams
 from quatrain.generation.reader import context, encodes
 from quatrain.generation.settings import Settings, read_settings
 from quatrain.generation.text import Codec, find_stop, stable_length, stopped
+from quatrain.models.rotary_scaling import depends_on_length
 from quatrain.models.stack import Model
 
 __all__ = ["Completion", "Engine", "Piece", "SamplingParams"]
@@ -104,10 +106,8 @@ class Engine:
         params = params or self.recommended
         streams = self._streams([self.encode(prompt) for prompt in prompts], params)
         params, end_ids = self._stops(params)
-        order = sorted(range(len(streams)), key=lambda index: len(streams[index].prompt))
-        count = max(batch_size // params.num_beams, 1)
-        for start in range(0, len(order), count):
-            self._run([streams[index] for index in order[start : start + count]], params, end_ids)
+        for batch in self._batches(streams, max(batch_size // params.num_beams, 1)):
+            self._run(batch, params, end_ids)
         return [self._completion(stream, params) for stream in streams]
 
     def chat(
@@ -201,6 +201,16 @@ class Engine:
             Stream(ids, most if limit is None else min(most, limit - (1 if self.encodes else len(ids))), row_seed)
             for ids, row_seed in zip(prompts, row_seeds(prompts, seed), strict=True)
         ]
+
+    def _batches(self, streams: list[Stream], count: int) -> Iterator[list[Stream]]:
+        """Batches of similar length, or of equal length where the longest row would change how the others are read."""
+        ordered = sorted(streams, key=lambda stream: len(stream.prompt))
+        groups: list[list[Stream]] = [ordered]
+        if depends_on_length(self.model.config.rope_scaling):
+            groups = [list(group) for _, group in groupby(ordered, key=lambda stream: len(stream.prompt))]
+        for group in groups:
+            for start in range(0, len(group), count):
+                yield group[start : start + count]
 
     def _stops(self, params: SamplingParams) -> tuple[SamplingParams, torch.Tensor]:
         """The parameters and end ids, a stop string that is a special token moved from the first to the second."""

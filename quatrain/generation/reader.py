@@ -26,7 +26,7 @@ def encodes(config: ModelConfig) -> bool:
 
 def context(config: ModelConfig) -> int | None:
     """The most tokens that one side of a model reads; None where its positions have no end."""
-    return None if config.position in ("alibi", "relative", "none") else config.max_position_embeddings
+    return None if config.position in ("alibi", "relative", "none") else config.context_length
 
 
 class Reader:
