@@ -29,7 +29,7 @@ from quatrain.adaptation.token_rows import learn_rows, learned_rows, write_rows
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
 from quatrain.models.families import family
-from quatrain.models.families.weights import Split
+from quatrain.models.families.weights import Computed, Split
 from quatrain.models.stack import Model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,7 +49,7 @@ class _Layers:
         self.parts: dict[str, list[str]] = {}
         self.transposed: set[str] = set()
         for operation in family(model.config.family).weights(model.config):
-            if not operation.theirs.endswith(".weight"):
+            if isinstance(operation, Computed) or not operation.theirs.endswith(".weight"):
                 continue
             ours = operation.ours if isinstance(operation, Split) else (operation.ours,)
             theirs = operation.theirs.removesuffix(".weight")

@@ -16,8 +16,8 @@ class KVCache:
     `length` is the number of slots filled. A full layer has room for `max_length` of them; a sliding one keeps those that
     its window still sees. An encoder-decoder's layers also keep the encoded text's, from the first step on.
     `segments` (B, max_length), kept once a padded or packed batch is written, holds each slot's segment; 0 is padding.
-    `encoder_segments` (B, S) are those of the encoded text. `tokens` and `positions` (B, max_length) are kept where all of a
-    text may have to be read again (`reread`).
+    `encoder_segments` (B, S) are those of the encoded text. `tokens` and `positions` (B, max_length) are kept where all of
+    a text may have to be read again (`reread`).
     """
 
     def __init__(
@@ -119,9 +119,9 @@ class KVCache:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What must be read for the next tokens `ids` (B, T): they alone, or, rarely, all of the text again.
 
-        LongRoPE turns all tokens of a text by other frequencies once it is longer than those of pretraining. What is kept
-        of a text that grows past that length is of no use then: it is dropped, and the tokens, positions and segments of all
-        slots (B, length + T) are returned.
+        LongRoPE turns all tokens of a text by other frequencies once it is longer than those of pretraining. What is
+        kept of a text that grows past that length is of no use then: it is dropped, and the tokens, positions and segments
+        of all slots (B, length + T) are returned.
         """
         if self.switch_length is None:
             return ids, positions, segments

@@ -194,7 +194,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         uneven = []
-        if self.head_dim == 0 and _is_size(self.num_attention_heads) and _is_size(self.hidden_size):
+        if self.head_dim == 0 and is_size(self.num_attention_heads) and is_size(self.hidden_size):
             if self.hidden_size % self.num_attention_heads:
                 uneven = [f"num_attention_heads: {self.num_attention_heads}; must divide hidden_size ({self.hidden_size})"]
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
@@ -221,13 +221,18 @@ class ModelConfig:
         ]
         sizes += ["num_encoder_layers"] if self.architecture == "encoder-decoder" else []
         sizes += ["sliding_window"] if self.sliding_window is not None else []
-        wrong = [name for name in sizes if not _is_size(getattr(self, name))]
+        wrong = [name for name in sizes if not is_size(getattr(self, name))]
         for name in wrong:
             yield f"{name}: {getattr(self, name)!r}; must be a whole number of at least 1"
         for name, allowed in CHOICES.items():
             yield from _choice(name, getattr(self, name), allowed)
         for name in ("head_transform", "pooler"):
             yield from _choice(name, getattr(self, name), (*CHOICES["activation"], "none"))
+        for name in ("norm_eps", "rope_theta", "embedding_scale", "logit_scale", "initializer_range"):
+            yield from _number(name, getattr(self, name))
+        for name in ("local_rope_theta", "attention_scale", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None:
+                yield from _number(name, getattr(self, name))
         if not 0 <= self.dropout < 1:
             yield f"dropout: {self.dropout}; must be at least 0 and below 1"
         if self.layer_types and not wrong:
@@ -262,12 +267,27 @@ class ModelConfig:
         both = self.architecture == "encoder-decoder"
         if both and self.encoder_attention_heads and self.hidden_size % self.encoder_attention_heads:
             yield f"encoder_attention_heads: {self.encoder_attention_heads}; must divide hidden_size ({self.hidden_size})"
+        yield from self._unbuildable_choices()
         if self.head == "seq2seq" and not both:
             yield f"head: 'seq2seq'; needs the architecture encoder-decoder, not {self.architecture}"
         if self.head == "causal" and self.architecture != "decoder":
             yield f"head: 'causal'; needs the architecture decoder, not {self.architecture}"
         if self.pad_token_id is not None and not -1 <= self.pad_token_id < self.vocab_size:
             yield f"pad_token_id: {self.pad_token_id}; must be below vocab_size ({self.vocab_size})"
+
+    def _unbuildable_choices(self) -> Iterator[str]:
+        """Choices that are each known and that no stack has together."""
+        both = self.architecture == "encoder-decoder"
+        if self.residual != "sequential" and self.norm_position != "pre":
+            yield f"norm_position: {self.norm_position!r}; a {self.residual} residual needs 'pre'"
+        if self.residual != "sequential" and both:
+            yield f"residual: {self.residual!r}; an encoder-decoder needs 'sequential'"
+        if self.norm_position == "post" and not self.first_norm:
+            yield "first_norm: False; needs norms before the parts, and norm_position is 'post'"
+        if self.position_counting == "tokens" and self.architecture != "encoder":
+            yield f"position_counting: 'tokens'; needs the architecture encoder, not {self.architecture}"
+        if both and self.embedding_size not in (0, self.hidden_size):
+            yield f"embedding_size: {self.embedding_size}; an encoder-decoder needs hidden_size ({self.hidden_size})"
 
     def with_(self, **changes: Any) -> ModelConfig:
         """This configuration with some fields changed; the heads' width and layer types follow unless they are given."""
@@ -317,8 +337,14 @@ class ModelConfig:
         return self.architecture != "encoder"
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """Whether a value can count something: a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _number(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        yield f"{name}: {value!r}; must be a number above 0"
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> Iterator[str]:

@@ -133,7 +133,7 @@ def _tied_as_in_files(config: ModelConfig, names: _Names) -> ModelConfig:
     can_untie = "tie_word_embeddings" not in {**names.kind.fixed, **names.kind.must}
     if can_untie and places[0] and places[1] and not names.tensors.equal(places[0], places[1]):
         return config.with_(tie_word_embeddings=False)
-    names.others.setdefault(embedding, []).append(head)
+    names.others.setdefault(names.bare(embedding), []).append(head)
     return config
 
 
@@ -255,16 +255,23 @@ class _Names:
         self.own = kind.prefix if head.prefix is None else head.prefix
         self.others: dict[str, list[str]] = {}
         for other, name in kind.aliases.items():
-            self.others.setdefault(name, []).append(other)
+            self.others.setdefault(self.bare(name), []).append(other)
         of_head = [name for operation in head.operations for name in operation.sources]
         self.of_head = [
-            re.escape(way) for name in of_head for known in (name, *self.others.get(name, ())) for way in self._ways(known)
+            re.escape(way) for name in of_head for known in self._names(name) for way in self._ways(known)
         ]
         self.used: set[str] = set()
 
     def find(self, name: str) -> str | None:
         """The name that the files have for a tensor, or None."""
-        return next(self._places(name, *self.others.get(name, ())), None)
+        return next(self._places(*self._names(name)), None)
+
+    def bare(self, name: str) -> str:
+        """A name without the body's prefix."""
+        return next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
+
+    def _names(self, name: str) -> tuple[str, ...]:
+        return name, *self.others.get(self.bare(name), ())
 
     def repeats(self) -> Iterator[tuple[str, str]]:
         """The tensors of the files that are another one under a second name, each with that one."""
@@ -276,7 +283,7 @@ class _Names:
     def _places(self, *names: str) -> Iterator[str]:
         """Where the files have a tensor of one of these names."""
         for known in names:
-            bare = next((known.removeprefix(prefix) for prefix in self.prefixes if known.startswith(prefix)), known)
+            bare = self.bare(known)
             for candidate in (known, self.own + bare, bare):
                 for way in self._ways(candidate):
                     if way in self.tensors:
@@ -345,7 +352,8 @@ def save(
     if model.config.head == "embedding":
         sentences.write(folder, model.config)
     asked = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
-    asked |= {key: model.config.extra[key] for key in sorted(GENERATION & model.config.extra.keys())} | model.generation
+    legacy = {key: model.config.extra[key] for key in sorted(GENERATION & model.config.extra.keys())}
+    asked |= legacy if model.generation is None else model.generation
     write_json(folder / GENERATION_CONFIG, {key: value for key, value in asked.items() if value is not None})
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:

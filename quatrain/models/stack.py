@@ -49,7 +49,7 @@ class Model(Stack):
                 self.lm_head.weight = self.embed_tokens.weight
         fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
         self.fresh: list[str] = []
-        self.generation: dict[str, Any] = {}
+        self.generation: dict[str, Any] | None = None
         """How the files of a model that was loaded say to generate; written back with it."""
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)
 

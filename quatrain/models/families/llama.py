@@ -65,7 +65,7 @@ REWARD = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_typ
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
     return {
-        **rope.read(config),
+        **rope.read_whole(config),
         "num_key_value_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
         "attention_bias": "all" if config.get("attention_bias") else "none",
     }
@@ -93,7 +93,7 @@ FAMILIES = (
         operations=BODY,
         heads=heads("Llama"),
         fixed={"position": "rotary", "norm": "rms", "feed_forward": "gated"},
-        harmless=frozenset({"attention_dropout"}),
+        harmless=frozenset({"attention_dropout", "max_sequence_length", "is_llama_config", "transformers.js_config"}),
         read=_read,
         reads=rope.KEYS | {"num_key_value_heads", "attention_bias"},
         write=_write,

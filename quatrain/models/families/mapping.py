@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.models.config import ModelConfig, is_size
 from quatrain.models.families.weights import Operation, expand
 
 NEEDED: Any = ...
@@ -114,6 +114,8 @@ class Family:
             value = key.default if value is None else value
             if value is NEEDED:
                 problems.append(f"{key.theirs}: missing; a {self.name} config needs it")
+            elif key.ours in SIZES and not (value == key.default or is_size(value)):
+                problems.append(f"{key.theirs}: {value!r}; must be a whole number of at least 1")
             elif key.choices is not None and value not in key.choices:
                 problems.append(f"{key.theirs}: {value!r}; must be one of {', '.join(map(str, key.choices))}")
             else:
@@ -187,6 +189,21 @@ class Family:
             return original
         return next(theirs for theirs, ours in key.choices.items() if ours == value)
 
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_encoder_layers",
+    "num_attention_heads",
+    "encoder_attention_heads",
+    "encoder_intermediate_size",
+    "max_position_embeddings",
+    "head_dim",
+    "embedding_size",
+)
+"""Fields whose values count something: checked before anything is computed with them."""
 
 LABELLED = ("sequence_classification", "token_classification")
 """Heads whose labels have names."""

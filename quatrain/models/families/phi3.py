@@ -31,8 +31,11 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError("This phi3 config.json cannot be used:", problems)
     rotary = rope.rotary_dim(config, 1.0)
     original = config.get("original_max_position_embeddings") or ORIGINAL_LENGTH
+    read = rope.read({**config, "original_max_position_embeddings": original}, names=OLD_NAMES)
+    if read["rope_scaling"] is not None and read["rope_scaling"].kind != "longrope":
+        raise InputError(f"rope_type: {read['rope_scaling'].kind!r}; a phi3 knows default and longrope.")
     return {
-        **rope.read({**config, "original_max_position_embeddings": original}, names=OLD_NAMES),
+        **read,
         "rotary_dim": 0 if rotary == rope.rotary_dim(_whole(config), 1.0) else rotary,
         "num_key_value_heads": key_value_heads(config),
         "sliding_window": config.get("sliding_window"),

@@ -1,4 +1,4 @@
-"""Gemma 2 and the text model of Gemma 3: soft caps, windows, scales, two rotary bases, both ways; every head of both."""
+"""Gemma 2 and the text model of Gemma 3: soft caps, windows, scales, two rotary bases, both ways; all their heads."""
 
 from battery import Case
 
