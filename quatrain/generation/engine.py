@@ -297,7 +297,7 @@ def _special_id(tokenizer: Codec, text: str) -> int | None:
 
 def _end_ids(model: Model, tokenizer: Codec | None) -> list[int]:
     found = set(tokenizer.stop_ids) if tokenizer is not None else set()
-    for configured in (model.config.eos_token_id, model.generation.get("eos_token_id")):
+    for configured in (model.config.eos_token_id, (model.generation or {}).get("eos_token_id")):
         if configured is not None:
             found |= set(configured) if isinstance(configured, list) else {configured}
     return sorted(found)

@@ -59,7 +59,7 @@ def read_settings(model: Model) -> Settings:
     Raises InputError, all problems at once, for values out of range and for settings that are not offered here.
     """
     config = model.config
-    raw: Mapping[str, Any] = model.generation or config.extra
+    raw: Mapping[str, Any] = config.extra if model.generation is None else model.generation
     unknown = UNKNOWN | UNKNOWN_WARPERS if raw.get("do_sample") else UNKNOWN
     problems = [
         f"{name}: {raw[name]!r}; not offered here; take it out to generate without it"

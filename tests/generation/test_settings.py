@@ -51,7 +51,7 @@ CHAT = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repet
 
 
 def settings_of(values, config=CONFIG):
-    """The settings of a model that was saved with this generation_config.json."""
+    """The settings of a model that was read with this generation_config.json, or without one (None)."""
     model = TINY if config is CONFIG else Model(config)
     model.generation = values
     return read_settings(model)
@@ -84,9 +84,10 @@ def test_what_transformers_writes_by_default_is_read():
 
 def test_without_a_file_the_configuration_decides():
     config = CONFIG.with_(extra={"no_repeat_ngram_size": 3, "num_beams": 2}, bos_token_id=7)
-    old = settings_of({}, config)
+    old = settings_of(None, config)
     assert old.rules == Rules(decoder_start_token_id=7, no_repeat_ngram_size=3) and old.recommended.num_beams == 2
-    assert settings_of({"min_length": 4}, config).rules == Rules(decoder_start_token_id=7, min_length=4)
+    for file in ({}, {"min_length": 4}):
+        assert settings_of(file, config).rules == Rules(decoder_start_token_id=7, **file)
 
 
 def test_all_problems_at_once():
