@@ -5,7 +5,7 @@ and reports every problem at once, each with its place, its value, what is allow
 
     stage[1].train.lerning_rate: unknown; did you mean learning_rate?
     seed: "x" is text; must be a whole number
-    model.family: "lama"; must be one of llama, gpt2; did you mean llama?
+    model.family: "lama"; must be one of llama, gpt2, mistral, …; did you mean llama?
 
 A class whose keys must agree with each other overrides `Settings.conflicts`.
 """

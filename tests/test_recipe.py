@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.errors import InputError
+from quatrain.models.settings import DecoderFamily
 from quatrain.recipe import Recipe, changes, dumps, load, loads, recipe_names, to_dict
 from quatrain.settings import format_place, parse
 
+FAMILIES = ", ".join(typing.get_args(DecoderFamily))
 FULL = Path(__file__).parent / "recipes" / "full.toml"
 """Every kind of stage once. The shipped recipes' numbers are tuned, these stay."""
 
@@ -64,8 +66,18 @@ def test_shipped_recipes_are_right_and_described(name: str) -> None:
         ("seed=-1", "seed: -1; must be at least 0"),
         ("stage.pretrain.train.learning_rate=-1.0", "stage[1].train.learning_rate: -1.0; must be greater than 0"),
         ("stage.pretrain.train.beta1=1", "stage[1].train.beta1: 1; must be less than 1"),
-        ("model.family=lama", 'model.family: "lama"; must be one of llama, gpt2; did you mean llama?'),
-        ("model.family=LLAMA", 'model.family: "LLAMA"; must be one of llama, gpt2; did you mean llama?'),
+        (
+            "model.family=lama",
+            'model.family: "lama"; must be one of '
+            + ", ".join(typing.get_args(DecoderFamily))
+            + "; did you mean llama?",
+        ),
+        (
+            "model.family=LLAMA",
+            'model.family: "LLAMA"; must be one of '
+            + ", ".join(typing.get_args(DecoderFamily))
+            + "; did you mean llama?",
+        ),
         ("model.rope_theta=inf", "model.rope_theta: inf; must be a finite number"),
         ("model.tie_word_embeddings=yes", 'model.tie_word_embeddings: "yes" is text; must be true or false'),
         (

@@ -85,8 +85,9 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     if rows:
         tensors[_rows_key(embedding)] = model.embed_tokens.weight.detach()[list(rows)]
     every = {layers.theirs[name] for name in (*found, *linear_names(model))}
+    task = "SEQ_2_SEQ_LM" if model.config.architecture == "encoder-decoder" else "CAUSAL_LM"
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True,
+        "peft_type": "LORA", "task_type": task, "base_model_name_or_path": base_model, "inference_mode": True,
         "target_modules": _short_names(set(grouped), every), "bias": "none", "use_rslora": False, "use_dora": False,
         "trainable_token_indices": {embedding.rpartition(".")[2]: list(rows)} if rows else None,
         "fan_in_fan_out": any(theirs in layers.transposed for theirs in grouped),

@@ -16,11 +16,11 @@ PAGE, PICTURE = "attention.html", "attention.png"
 def inspect(
     model: str,
     *,
-    text: str | None = None,
+    text: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     next_tokens: Annotated[bool, Parameter(name="--next")] = False,
     attention: Path | None = None,
-    neighbours: str | None = None,
-    answer: str | None = None,
+    neighbours: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    answer: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     top: int | None = None,
     truncate: bool = False,
     special_tokens: Annotated[bool, Parameter(negative="--no-special-tokens")] = True,
@@ -108,13 +108,12 @@ class _Look:
 
     def architecture(self) -> dict[str, Any]:
         """The tree and the choices."""
-        from quatrain.compression.files import prepare
         from quatrain.evaluation.inspection import architecture, choices
         from quatrain.evaluation.inspection.wording import architecture_lines
 
         subject = self.subject
         config, dtype = subject.config, subject.dtype
-        found = architecture(config, dtype=dtype, prepare=lambda model: prepare(model, subject.raw_config))
+        found = architecture(config, dtype=dtype, prepare=subject.prepare)
         self.show([f"{subject.name}: {config.family}, {config.architecture}, head {config.head}"])
         self.show(architecture_lines(found, width=_width(), dtype=found.root.dtype or f"{dtype} and quantized"))
         notes = self._notes()
@@ -128,7 +127,7 @@ class _Look:
         """What else there is to know: an adapter over the model, weights that are missing."""
         subject, notes = self.subject, []
         if subject.is_adapter:
-            notes.append(f"An adapter over the model in {subject.base}, whose architecture this is.")
+            notes.append(f"With the adapter over the model in {subject.base}.")
         if subject.weights.problem:
             notes.append(f"Without weights: {subject.weights.problem}")
         return notes
@@ -191,7 +190,7 @@ class _Look:
                 f"--answer: is for encoder-decoders; this {config.family} model is a plain {config.architecture}. "
                 "Leave it out, or put it behind the text."
             )
-        longest = min(length - 1 for length in (config.max_position_embeddings, limit) if length is not None)
+        longest = min(length - 1 for length in (config.context_length, limit) if length is not None)
         return read_ids(
             self.subject.target_tokenizer,
             answer,

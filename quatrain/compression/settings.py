@@ -6,7 +6,7 @@ from typing import Literal
 
 from quatrain.settings import Settings
 
-FLOAT_ONLY_FAMILIES = ("gpt2",)
+FLOAT_ONLY_FAMILIES = ("gpt2", "phi3", "bloom", "gpt_neox")
 """Families whose files fuse or transpose their linear layers, for which the format of int8 folders has no place."""
 
 

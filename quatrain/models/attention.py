@@ -49,7 +49,8 @@ class Attention(nn.Module):
         """x (B, T, hidden_size) to the same shape."""
         query = self._heads(self.q_proj(x), self.num_heads, self.q_norm)
         if self.cross:
-            return self.o_proj(self._over_encoded(query, sight))
+            mixed, blind = self._over_encoded(query, sight), sight.views["cross"].blind
+            return self.o_proj(mixed if blind is None else mixed.masked_fill(blind[..., None], 0.0))
         key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
         view, rotary = sight.views[self.kind], sight.rotary.get(self.kind)

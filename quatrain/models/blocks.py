@@ -108,14 +108,15 @@ class Stack(nn.Module):
             positions = positions_of(slots)[:, past:]
         x = self._embed(embedded, positions, past, token_types)
         rotary = {
-            kind: self._rotary[kind].at(positions, past, length, x)
+            kind: self._rotary[kind].at(positions, past, length, x, slots)
             for kind in sorted(set(self.config.layer_types))
             if self._rotary
         }
         views = self._views(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
-            mask = visible_across(segments, encoder_segments)
-            views["cross"] = View(mask, by_hand=self._by_hand(x, self._slots_across(encoded, cache), cache, trace))
+            mask, blind = visible_across(segments, encoder_segments)
+            by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace)
+            views["cross"] = View(mask, blind=blind, by_hand=by_hand)
         sight = Sight(views, rotary, cache, trace, encoded)
         for layer in self.layers:
             if trace is not None:
@@ -139,11 +140,24 @@ class Stack(nn.Module):
             if positions is None:
                 positions = torch.arange(past, past + length, device=x.device)
             x = x + self._position_rows(positions, x)
+        if token_types is not None:
+            self._check_types(token_types, x)
         if self.embed_token_types is not None:
             types = self.embed_token_types.weight[0] if token_types is None else self.embed_token_types(token_types)
             x = x + types
         x = x if self.embedding_norm is None else self.embedding_norm(x)
         return F.dropout(x, config.dropout, self.training) if config.dropout else x
+
+    def _check_types(self, token_types: Tensor, x: Tensor) -> None:
+        """Raises InputError for token types that a model has not, of another shape, or past its table."""
+        rows = self.config.type_vocab_size
+        if token_types.shape != x.shape[:2]:
+            raise InputError(f"token_types: have shape {tuple(token_types.shape)}; must be {tuple(x.shape[:2])}.")
+        if token_types.device.type == "cpu" and token_types.numel():
+            low, high = (int(end) for end in torch.aminmax(token_types))
+            if low < 0 or high >= max(rows, 1):
+                known = f"0 to {rows - 1}" if rows else "0: this model tells none apart"
+                raise InputError(f"token_types: {high if low >= 0 else low}; must be {known}.")
 
     def _position_rows(self, positions: Tensor, x: Tensor) -> Tensor:
         if self.embed_positions is not None:
@@ -188,7 +202,7 @@ class Stack(nn.Module):
         distance = slots[None, :] - slots[keys - queries :, None]
         if self.relative_bias is None:
             slopes = alibi_slopes(config.num_attention_heads).to(x.device)
-            return (slopes[:, None, None] * distance)[None].to(x.dtype)
+            return (slopes[:, None, None] * -distance.abs())[None].to(x.dtype)
         buckets = relative_buckets(distance, config.relative_buckets, config.relative_max_distance, config.is_causal)
         return self.relative_bias(buckets).permute(2, 0, 1)[None]
 

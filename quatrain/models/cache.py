@@ -13,11 +13,11 @@ from quatrain.models.rotary_scaling import original_length
 class KVCache:
     """Keys and values of every layer, (B, num_key_value_heads, slots, head_dim) each.
 
-    `length` is the number of slots filled. A full layer has room for `max_length` of them; a sliding one keeps those that
-    its window still sees. An encoder-decoder's layers also keep the encoded text's, from the first step on.
+    `length` is the number of slots filled. A full layer has room for `max_length` of them; a sliding one keeps those
+    that its window still sees. An encoder-decoder's layers also keep the encoded text's, from the first step on.
     `segments` (B, max_length), kept once a padded or packed batch is written, holds each slot's segment; 0 is padding.
-    `encoder_segments` (B, S) are those of the encoded text. `tokens` and `positions` (B, max_length) are kept where all of
-    a text may have to be read again (`reread`).
+    `encoder_segments` (B, S) are those of the encoded text. `tokens` and `positions` (B, max_length) are kept where
+    all of a text may have to be read again (`reread`).
     """
 
     def __init__(
@@ -120,30 +120,28 @@ class KVCache:
         """What must be read for the next tokens `ids` (B, T): they alone, or, rarely, all of the text again.
 
         LongRoPE turns all tokens of a text by other frequencies once it is longer than those of pretraining. What is
-        kept of a text that grows past that length is of no use then: it is dropped, and the tokens, positions and segments
-        of all slots (B, length + T) are returned.
+        kept is of no use when a text of the batch grows past that length: it is dropped, and the tokens, positions and
+        segments of all slots (B, length + T) are returned.
         """
         if self.switch_length is None:
             return ids, positions, segments
         end = self.length + ids.shape[1]
         slots = self.write_segments(segments, ids.shape[1])
-        if positions is None:
-            new = torch.arange(end, device=ids.device).expand(ids.shape[0], end) if slots is None else positions_of(slots)
-            new = new[:, self.length :]
-        else:
-            new = positions
+        new = positions
+        if new is None:
+            every = torch.arange(end, device=ids.device)[None] if slots is None else positions_of(slots)
+            new = every[:, self.length :]
         if self.tokens is None or self.positions is None:
             self.tokens = ids.new_empty(ids.shape[0], self.max_length)
             self.positions = torch.empty_like(self.tokens)
         self.tokens[:, self.length : end], self.positions[:, self.length : end] = ids, new
-        if int(new.max()) < self.switch_length:
+        if self.length == 0:
             return ids, positions, segments
-        tokens, places = self.tokens[:, :end], self.positions[:, :end]
-        begins, self.switch_length, self.tokens, self.positions = self.length == 0, None, None, None
-        if begins:
+        before, after = (places.amax(1) < self.switch_length for places in (self.positions[:, : self.length], new))
+        if not bool((before & ~after).any()):
             return ids, positions, segments
         self.length, self.starts = 0, [0] * len(self.starts)
-        return tokens, places, slots
+        return self.tokens[:, :end], self.positions[:, :end], slots
 
     def advance(self, count: int) -> None:
         """Counts `count` slots as filled, after every layer has written them."""

@@ -20,7 +20,7 @@ from quatrain.errors import InputError, QuatrainError
 from quatrain.models import sentences
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.families import Family, Head, family
-from quatrain.models.families.mapping import GENERATION
+from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.families.weights import Computed
 from quatrain.models.initialization import initialize
 from quatrain.models.repository import CONFIG, resolve
@@ -64,14 +64,16 @@ def load(
     device: torch.device | str = "cpu",
     head: str | None = None,
     labels: Sequence[str] | None = None,
+    problem: str | None = None,
     seed: int = 0,
     prepare: Callable[[Model, dict[str, Any]], None] | None = None,
 ) -> Model:
     """The model of a folder or a hub id, in evaluation mode, its weights in `dtype` on `device`.
 
-    `head` names another head than that of the files, and `labels` what it tells apart: weights of the head that the files
-    lack, or have for another number of labels, are drawn fresh from `seed`; their names are in the model's `fresh`. A
-    folder of Sentence Transformers has the head `embedding`, pooled as it says.
+    `head` names another head than that of the files, `labels` what it tells apart, and `problem` how: `single`,
+    `several` at once, or `regression`. Weights of the head that the files lack, or have for another number of labels,
+    are drawn fresh from `seed`; their names are in the model's `fresh`. A folder of Sentence Transformers has the head
+    `embedding`, pooled as it says.
     `prepare(model, config_json)` may replace modules before the weights are read (quantized linears do); a tensor
     of an integer dtype keeps it. Raises InputError naming every missing, unexpected or misshapen tensor.
     """
@@ -83,7 +85,7 @@ def load(
     pooled = sentences.read(folder)
     if head is None and pooled is not None:
         head = "embedding"
-    config = _config(kind, raw, head, labels)
+    config = _config(kind, raw, head, labels, problem)
     if config.head == "embedding" and pooled is not None:
         config = config.with_(**pooled)
     of_files = kind.heads[kind.head_of(raw)]
@@ -101,13 +103,28 @@ def load(
     return network.eval()
 
 
-def _config(kind: Family, raw: dict[str, Any], head: str | None, labels: Sequence[str] | None) -> ModelConfig:
+def _config(
+    kind: Family, raw: dict[str, Any], head: str | None, labels: Sequence[str] | None, problem: str | None
+) -> ModelConfig:
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
     if head is not None and head not in kind.heads:
         raise InputError(f"head: {head!r} is none of {kind.name}; must be one of {', '.join(kind.heads)}")
     if labels is not None:
+        problems = list(_label_problems(labels, head or kind.head_of(raw)))
+        if problems:
+            raise InputError("These labels cannot be used:", problems)
         raw["id2label"] = {str(number): label for number, label in enumerate(labels)}
-    return kind.from_hf(raw, head=head)
+    config = kind.from_hf(raw, head=head)
+    return config if problem is None else config.with_(problem=problem)
+
+
+def _label_problems(labels: Sequence[str], head: str) -> Iterator[str]:
+    if head not in LABELLED:
+        yield f"labels: the head {head} names none; must be left out, or the head one of {', '.join(LABELLED)}"
+    if not labels or isinstance(labels, str):
+        yield f"labels: {labels!r}; must be a list of at least one name"
+    elif twice := sorted({str(label) for label in labels if list(labels).count(label) > 1}):
+        yield f"labels: {', '.join(twice)} more than once; each must have a name of its own"
 
 
 def _without_absent(config: ModelConfig, head: Head, names: _Names) -> ModelConfig:

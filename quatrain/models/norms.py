@@ -19,6 +19,8 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.offset and x.dtype.itemsize < 4:  # 1 + weight has more digits than a narrow type holds
+            return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float() + self.offset, self.eps).to(x.dtype)
         weight = (self.weight + self.offset if self.offset else self.weight).to(x.dtype)
         if kernels.suits(x):
             return kernels.RMSNormFunction.apply(x, weight, self.eps)

@@ -1,8 +1,8 @@
 """How a transformer knows where a token is.
 
 Rotary (Su et al. 2021, arXiv 2104.09864, in the half-rotation layout of Hugging Face's Llama, whole or part of a head),
-sinusoidal (Vaswani et al. 2017, arXiv 1706.03762), ALiBi (Press et al. 2021, arXiv 2108.12409) and relative bias (Raffel
-et al. 2019, arXiv 1910.10683). Learned positions are a table of the stack.
+sinusoidal (Vaswani et al. 2017, arXiv 1706.03762), ALiBi (Press et al. 2021, arXiv 2108.12409) and relative bias
+(Raffel et al. 2019, arXiv 1910.10683). Learned positions are a table of the stack.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ def positions_of(segments: Tensor) -> Tensor:
     return slots - torch.where(begins, slots, 0).cummax(dim=1).values
 
 
+def text_lengths(segments: Tensor) -> Tensor:
+    """How many slots the run of one segment has that each slot is of: (B, S) from segments (B, S)."""
+    slots = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    ends = torch.ones_like(segments, dtype=torch.bool)
+    ends[:, :-1] = segments[:, 1:] != segments[:, :-1]
+    last = torch.where(ends, slots, segments.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    return positions_of(segments) + last - slots + 1
+
+
 def positions_of_tokens(input_ids: Tensor, padding: int, segments: Tensor | None) -> Tensor:
     """The place of each token among those of its segment that are no padding token: (B, T); padding is at -1."""
     counted = input_ids != padding
@@ -47,22 +56,33 @@ class Rotary:
         self.dim = config.rotary_dim or config.head_dim
         self._tables: dict[bool, tuple[Tensor, Tensor]] = {}
 
-    def at(self, positions: Tensor | None, past: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def at(
+        self, positions: Tensor | None, past: int, length: int, like: Tensor, segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, rotary_dim), or (B, T, rotary_dim) where positions (B, T) are given, in like's dtype.
 
-        A scaling that depends on the text's length takes the last position of the batch for its end, as transformers does.
+        Where the frequencies depend on the text's length, segments (B, past + T) say which texts there are: under
+        LongRoPE each has those of its own length. A dynamic base is that of the batch's last position, as transformers'.
         """
-        total = past + length
+        total, original = past + length, original_length(self.scaling, self.config.max_position_embeddings)
         if positions is not None:
             limit = self.config.context_length
             small = limit <= SMALL_TABLE and not depends_on_length(self.scaling)
             total = limit if small else int(positions.max()) + 1
-        cos, sin = self._table(total, like)
-        return (cos[past:total], sin[past:total]) if positions is None else (cos[positions], sin[positions])
-
-    def _table(self, total: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        original = original_length(self.scaling, self.config.max_position_embeddings)
         is_long = depends_on_length(self.scaling) and total > original
+        cos, sin = self._table(total, is_long, like)
+        if positions is None:
+            return cos[past:total], sin[past:total]
+        if segments is None or not is_long or self.scaling is None or self.scaling.kind != "longrope":
+            return cos[positions], sin[positions]
+        short_cos, short_sin = self._table(total, False, like)
+        far = (text_lengths(segments)[:, past:] > original)[..., None]
+        return (
+            torch.where(far, cos[positions], short_cos[positions]),
+            torch.where(far, sin[positions], short_sin[positions]),
+        )
+
+    def _table(self, total: int, is_long: bool, like: Tensor) -> tuple[Tensor, Tensor]:
         known = self._tables.get(is_long)
         fits = known is not None and known[0].device == like.device and known[0].dtype == like.dtype
         fits = fits and known is not None and known[0].shape[0] >= total
@@ -70,7 +90,7 @@ class Rotary:
             size = min(max(total, 2 * known[0].shape[0] if known else 0, SMALL_TABLE), self._most(total))
             # Kept tables must serve training too, even where the first forward is in inference mode.
             with torch.inference_mode(False):
-                known = self.tables(size, total, like.device)
+                known = self.tables(size, total if is_long else 0, like.device)
                 known = known[0].to(like.dtype), known[1].to(like.dtype)
             self._tables[is_long] = known
         return known

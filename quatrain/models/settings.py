@@ -11,15 +11,40 @@ from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
 from quatrain.settings import Problem, Settings
 
+DecoderFamily = Literal[
+    "llama",
+    "gpt2",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "opt",
+    "bloom",
+    "gpt_neox",
+]
+"""The families whose models say the next token: what a recipe can train from scratch."""
+
+PLAIN = ("gpt2", "phi", "opt", "bloom", "gpt_neox")
+"""Those whose feed-forward part is not gated."""
+
+UNGROUPED = ("gpt2", "opt", "bloom", "gpt_neox")
+"""Those whose keys have as many heads as their queries."""
+
+UNTURNED = ("gpt2", "opt", "bloom")
+"""Those whose positions are not rotary."""
+
 
 class ModelSettings(Settings):
     """Names as in Hugging Face's `config.json`; the vocabulary comes from the tokenizer.
 
-    `num_key_value_heads` is `num_attention_heads` unless given, `intermediate_size` four times
-    `hidden_size` for GPT-2 and 8/3 of it, rounded up to a multiple of 64, for Llama.
+    `num_key_value_heads` is `num_attention_heads` unless given, `intermediate_size` four times `hidden_size` for a
+    plain feed-forward part (GPT-2) and 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
     """
 
-    family: Literal["llama", "gpt2"] = "llama"
+    family: DecoderFamily = "llama"
     hidden_size: int = Field(default=256, ge=1, le=1_000_000)
     num_hidden_layers: int = Field(default=4, ge=1, le=10_000)
     num_attention_heads: int = Field(default=4, ge=1)
@@ -35,7 +60,7 @@ class ModelSettings(Settings):
         """Width of the feed-forward part, the family's usual one where none is given."""
         if self.intermediate_size is not None:
             return self.intermediate_size
-        if self.family == "gpt2":
+        if self.family in PLAIN:
             return 4 * self.hidden_size
         return -(-8 * self.hidden_size // 3 // 64) * 64
 
@@ -51,26 +76,24 @@ class ModelSettings(Settings):
         """
         if self.folder is not None:
             raise InputError(f"the shape of the model is that of {self.folder}; read its config.json")
-        gpt2 = self.family == "gpt2"
-        return ModelConfig(
-            family=self.family,
-            vocab_size=vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.resolved_intermediate_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            num_key_value_heads=self.resolved_key_value_heads,
-            max_position_embeddings=self.max_position_embeddings,
-            rope_theta=self.rope_theta,
-            tie_word_embeddings=self.tie_word_embeddings,
-            position="learned" if gpt2 else "rotary",
-            norm="layer" if gpt2 else "rms",
-            feed_forward="plain" if gpt2 else "gated",
-            activation="gelu_tanh" if gpt2 else "silu",
-            attention_bias="all" if gpt2 else "none",
-            feed_forward_bias=gpt2,
-            **more,
-        )
+        from quatrain.models.families.fresh import fresh_config
+
+        sizes = {
+            "vocab_size": vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.resolved_intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.resolved_key_value_heads,
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+        }
+        if self.family not in UNTURNED:
+            sizes["rope_theta"] = self.rope_theta
+        if self.family == "llama":
+            sizes["norm_eps"] = 1e-5  # Llama 2's; the first Llama's, which its config.json defaults to, is a tenth
+        dropout = more.pop("dropout", 0.0)
+        return fresh_config(self.family, sizes | more).with_(dropout=dropout)
 
     def conflicts(self) -> Iterator[Problem]:
         if self.folder is not None:
@@ -84,7 +107,7 @@ class ModelSettings(Settings):
                 f"{size}; must be divisible by num_attention_heads = {heads}, such as {near}",
                 (("num_attention_heads",),),
             )
-        elif self.family == "llama" and (size // heads) % 2:
+        elif self.family not in UNTURNED and (size // heads) % 2:
             yield Problem(
                 ("hidden_size",),
                 f"{size}; with num_attention_heads = {heads} each head is {size // heads} wide, and rotary positions "
@@ -99,10 +122,11 @@ class ModelSettings(Settings):
                 f"{groups}; must divide num_attention_heads = {heads}: one of {', '.join(map(str, divisors))}",
                 (("num_attention_heads",),),
             )
-        if self.family == "gpt2" and groups not in (None, heads):
+        if self.family in UNGROUPED and groups not in (None, heads):
             yield Problem(
                 ("num_key_value_heads",),
-                f"{groups}; the gpt2 family has no grouped-query attention: leave it out or use family = llama",
+                f"{groups}; the {self.family} family has no grouped-query attention: leave it out or use "
+                "family = llama",
                 (("family",),),
             )
 

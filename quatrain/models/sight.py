@@ -36,12 +36,14 @@ class View:
     """Which keys a query may see in one type of layer, and what is added to its scores.
 
     mask (B or 1, T, S): True where seen; None: all, or all but the later ones where `causal`. bias (1, H, T, S): what the
-    position adds to the scores (ALiBi, relative), else None. by_hand: whether the hand-written pass is taken.
+    position adds to the scores (ALiBi, relative), else None. blind (B, T or 1): tokens that see no key, whose attention is
+    0; None: there are none. by_hand: whether the hand-written pass is taken.
     """
 
     mask: Tensor | None = None
     causal: bool = False
     bias: Tensor | None = None
+    blind: Tensor | None = None
     by_hand: bool = False
     _added: Tensor | None = None
 
@@ -119,17 +121,20 @@ def visible(
     return (own == theirs) & seen
 
 
-def visible_across(segments: Tensor | None, encoder_segments: Tensor | None) -> Tensor | None:
-    """Which encoded tokens each decoder token sees: (B, T or 1, S), or None for all.
+def visible_across(segments: Tensor | None, encoder_segments: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which encoded tokens each decoder token sees: (B, T or 1, S), or None for all; and which see none: (B, T or 1).
 
-    With segments on both sides, those of its own; a decoder's padding, or a decoder without segments, sees all text. Where
-    a row's encoder has no text at all, all of it is seen, so that no row is empty.
+    With segments on both sides, those of its own; a decoder's padding, or a decoder without segments, sees all text.
+    The row of a token that sees none is open, so that its weights are numbers, and what they give is to be dropped.
     """
     if encoder_segments is None:
-        return None
+        return None, None
     text = (encoder_segments != 0)[:, None, :]
     seen = text
     if segments is not None:
         own = segments[:, :, None] == encoder_segments[:, None, :]
         seen = torch.where((segments == 0)[:, :, None], text, own & text)
-    return seen | ~seen.any(-1, keepdim=True)
+    blind = ~seen.any(-1)
+    if seen.device.type == "cpu" and not bool(blind.any()):  # elsewhere looking would mean waiting
+        return seen, None
+    return seen | blind[..., None], blind

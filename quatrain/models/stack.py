@@ -94,9 +94,9 @@ class Model(Stack):
         if self.config.head == "multiple_choice" and input_ids is not None:
             return self._choose(input_ids, labels, segments, token_types)
         if self.encoder is not None and decoder_input_ids is None:
-            decoder_input_ids = self._shifted(labels, input_ids, segments)
             if self.config.head != "seq2seq" and decoder_segments is None:
                 decoder_segments = segments
+            decoder_input_ids = self._shifted(labels, input_ids, decoder_segments)
         hidden = self.hidden_states(
             input_ids,
             positions=positions,
@@ -172,6 +172,8 @@ class Model(Stack):
     ) -> tuple[Any, Any]:
         """Logits and loss of hidden states (B, T, hidden_size), as `forward` says them."""
         config = self.config
+        if labels is not None and config.head in ("none", "embedding"):
+            raise InputError(f"This model has the head {config.head}, which has no labels.")
         if config.head == "none":
             return hidden, None
         if config.head in ("causal", "masked", "seq2seq"):
@@ -227,6 +229,8 @@ class Model(Stack):
         follows = self._score(pooled if self.pooler is None else self.pooler(pooled))
         if labels is None:
             return (tokens, follows), None
+        if not isinstance(labels, tuple | list) or len(labels) != 2:
+            raise InputError("labels: this head wants two: masked tokens (B, T), and whether sentences follow (B).")
         masked, sentence = labels
         return (tokens, follows), (heads.token_loss(tokens, masked), heads.label_loss(follows, sentence, "single"))
 
@@ -272,9 +276,9 @@ class Model(Stack):
         return ids
 
     def _shifted(self, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
-        """What the decoder reads to say `labels`: the start token, then the labels but the last.
+        """What the decoder reads to say `labels`: the start token, then the labels but the last, in each segment anew.
 
-        A classifier on an encoder-decoder lets its decoder read the text itself, each segment behind a start token.
+        A classifier on an encoder-decoder lets its decoder read the text itself.
         """
         source = labels if self.config.head == "seq2seq" else input_ids
         if source is None:
@@ -283,7 +287,7 @@ class Model(Stack):
         if start is None:
             raise InputError("decoder_start_token_id: missing in this model's configuration; give decoder_input_ids.")
         shifted = torch.cat((torch.full_like(source[:, :1], start), source[:, :-1]), dim=1)
-        if segments is not None and self.config.head != "seq2seq":
+        if segments is not None:
             shifted[:, 1:].masked_fill_(segments[:, 1:] != segments[:, :-1], start)
         return shifted.masked_fill(shifted == IGNORE, pad if pad is not None else start)
 

@@ -1,6 +1,7 @@
 """Int8 linear layers: rounding, ways to compute, files that transformers reads, and composition with LoRA."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,8 +17,7 @@ from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
-from quatrain.models.families import families
-from quatrain.models.settings import ModelSettings
+from quatrain.models.settings import DecoderFamily, ModelSettings
 from quatrain.models.stack import Model
 
 
@@ -175,7 +175,7 @@ def test_lora_over_int8_trains_and_merges():
     assert type(small.layers[0].mlp.up_proj) is nn.Linear
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", get_args(DecoderFamily))
 def test_the_families_that_a_recipe_refuses_are_those_without_int8_files(name, tmp_path):
     shape = ModelSettings(family=name, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     small = Model(shape.config(50))

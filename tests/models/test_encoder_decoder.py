@@ -390,6 +390,19 @@ def test_gradients_of_packed_pairs_are_those_of_the_pairs_alone(name, models):
     model.zero_grad()
 
 
+@EACH
+def test_packed_labels_are_said_each_behind_a_start_token(name, models):
+    model = models(name)
+    pairs = [(ids(n, seed=n), ids(m, seed=20 + m)) for n, m in ((5, 3), (2, 6), (7, 1))]
+    row, segments = pack([text for text, _ in pairs], 1, 0)
+    labels, label_segments = pack([label for _, label in pairs], 2, 1)
+    with torch.no_grad():
+        losses = model(row, labels, segments=segments, decoder_segments=label_segments)[1][0]
+        for number, (text, label) in enumerate(pairs, start=1):
+            own = model(text[None], label[None])[1][0]
+            torch.testing.assert_close(losses[label_segments[0] == number], own, atol=1e-5, rtol=1e-5)
+
+
 # The cache
 
 
@@ -450,6 +463,39 @@ def test_t5_reads_texts_of_any_length(models):
     with torch.no_grad():
         expected = reference(input_ids=text, decoder_input_ids=read).logits
         torch.testing.assert_close(model(text, decoder_input_ids=read)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+# Adapters
+
+
+@EACH
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
+def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_path):
+    from types import SimpleNamespace
+
+    from quatrain.adaptation import lora, peft_files
+
+    peft = pytest.importorskip("peft")
+    hub.save(models(name), tmp_path / "base")
+    model = hub.load(tmp_path / "base")
+    changed = lora.apply(model, SimpleNamespace(rank=2, alpha=4.0, dropout=0.0, targets=targets), seed=1)
+    assert {part for name in changed for part in name.split(".")} >= {"encoder", "self_attn", "cross_attn"}
+    with torch.no_grad():
+        for number, (_, layer) in enumerate(lora.adapters(model)):
+            layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
+    peft_files.save_adapter(model, tmp_path / "adapter", base_model="../base")
+    base = type(battery.theirs(CASES[name])).from_pretrained(tmp_path / "base").eval()
+    reference = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert type(reference).__name__ == "PeftModelForSeq2SeqLM"
+    again = hub.load(tmp_path / "base")
+    peft_files.load_adapter(again, tmp_path / "adapter")
+    text, read = ids(2, 9), ids(2, 5, seed=2)
+    with torch.no_grad():
+        logits = model(text, decoder_input_ids=read)[0]
+        expected = reference(input_ids=text, decoder_input_ids=read).logits
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(logits, models(name)(text, decoder_input_ids=read)[0], atol=1e-3)
+        torch.testing.assert_close(again(text, decoder_input_ids=read)[0], logits)
 
 
 # How to generate

@@ -246,6 +246,41 @@ def test_greedy_past_the_length_of_pretraining(tmp_path):
         torch.testing.assert_close(found, ours(expected[1:, :14])[0][:, 10:], atol=1e-5, rtol=1e-5)
 
 
+def test_each_text_has_the_frequencies_of_its_own_length():
+    torch.manual_seed(0)
+    numbers = {name: tuple(value) for name, value in lists(4).items()} | {"original_max_position_embeddings": 9}
+    model = Model(CONFIG.with_(rope_scaling=RotaryScaling("longrope", tuple(sorted(numbers.items()))))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.4)
+    texts = [torch.randint(0, 61, (1, length)) for length in (16, 5, 9, 11)]
+    alone = [model(text)[0][0] for text in texts]
+    assert not torch.allclose(alone[0][:9], model(texts[0][:, :9])[0][0], atol=1e-3)
+    for side in ("left", "right"):
+        ids, segments = torch.zeros(4, 16, dtype=torch.long), torch.zeros(4, 16, dtype=torch.long)
+        for row, text in enumerate(texts):
+            place = slice(16 - text.shape[1], 16) if side == "left" else slice(0, text.shape[1])
+            ids[row, place], segments[row, place] = text[0], 1
+        found = model(ids, segments=segments)[0]
+        for row, expected in enumerate(alone):
+            torch.testing.assert_close(found[row][segments[row] == 1], expected, atol=1e-5, rtol=1e-5)
+    packed = torch.cat(texts[1:3], 1)
+    found = model(packed, segments=torch.tensor([[1] * 5 + [2] * 9]))[0][0]
+    torch.testing.assert_close(found, torch.cat(alone[1:3]), atol=1e-5, rtol=1e-5)
+    # decoded together, each text grows past the length of pretraining at its own step
+    ids, segments = torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long)
+    ids[0], ids[1, 5:], segments[1, :5] = texts[0][0, :8], texts[3][0, :3], 0
+    cache = KVCache(model.config, 2, 16)
+    with torch.inference_mode():
+        found = model(ids, segments=segments, cache=cache)[0][:, -1]
+        for step in range(8):
+            for row, length in ((0, 8 + step), (1, 3 + step)):
+                expected = model(texts[(0, 3)[row]][:, :length])[0][0, -1]
+                torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+            new = torch.stack((texts[0][0, 8 + step], texts[3][0, 3 + step]))[:, None]
+            found = model(new, positions=torch.tensor([[8 + step], [3 + step]]), cache=cache)[0][:, -1]
+
+
 def test_the_factor_on_cosines_is_in_the_tables():
     scaling = RotaryScaling("yarn", (("factor", 4.0), ("original_max_position_embeddings", 16)))
     model = Model(CONFIG.with_(rope_scaling=scaling))

@@ -28,6 +28,9 @@ ORDER = (
 )  # fmt: skip
 """The parts of a model and of a stack, as a text meets them."""
 
+FIXED = ("lora_A", "lora_B")
+"""Tensors that have their own dtype, whatever that of the model."""
+
 BLOCK_ORDER = {
     "pre": (
         "input_layernorm", "self_attn", "attention_output_layernorm", "cross_attn_layernorm", "cross_attn",
@@ -45,7 +48,7 @@ class Part:
 
     tensors: name -> shape of its own tensors, children not among them. parameters: elements of one such part, its
     children included and tied tensors counted where they are first; `total` those of all of them together, in the whole
-    model. dtype: "" where the parts within differ. tied: the path of the tensor that this one is.
+    model. dtype: that of the weights, "" where those within differ. tied: the path of the tensor that this one is.
     """
 
     name: str
@@ -138,8 +141,10 @@ class _Reader:
             tensors[name] = tuple(tensor.shape)
             where = f"{path}.{name}" if path else name
             first = self.met.setdefault(id(tensor), where)
-            dtype = self.dtype if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-            dtypes.add(dtype)
+            beside = name in getattr(module, "fixed_dtype", ())
+            own_dtype = beside or name in FIXED or not tensor.is_floating_point()
+            dtype = str(tensor.dtype).removeprefix("torch.") if own_dtype else self.dtype
+            dtypes |= set() if beside else {dtype}
             if first != where:
                 tied = first
                 continue

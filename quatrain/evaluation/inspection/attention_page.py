@@ -35,8 +35,10 @@ SEEN = 0.005
 MOST_HOVERED = 25_000
 """Cells of a page that say their weight one by one; beyond, as many rows say their largest; beyond, none does."""
 LEGEND = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+FINE = 64
+"""Tokens beyond which a cell of a small map may be less than a pixel, so that pixels are blended."""
 LONGEST_LABEL = 18
-_CHARACTER = 0.6  # the mean width of a character of the labels, in their font size
+_CHARACTER = 0.66  # the mean width of a character of the labels, in their font size
 
 
 def attention_page(maps: Sequence[AttentionMaps], *, title: str) -> str:
@@ -59,7 +61,7 @@ def _part(maps: AttentionMaps, hover: Hover) -> dict[str, Any]:
             "id": f"{maps.kind}-{layer}-{head}",
             "layer": layer,
             "head": head,
-            "habits": ", ".join(f"{share:.0%} on {place}" for place, share in maps.habits(layer, head).items()),
+            "habits": _habits(maps, layer, head),
             "large": frame.large(layer, head, hover),
             "strongest": _strongest(maps, layer, head),
             "near": _near(maps, layer, head),
@@ -74,10 +76,16 @@ def _part(maps: AttentionMaps, hover: Hover) -> dict[str, Any]:
         "layers": [views[layer * maps.heads : (layer + 1) * maps.heads] for layer in range(maps.layers)],
         "views": views,
         "heads": maps.heads,
+        "fine": max(len(maps.keys), len(maps.queries)) > FINE,
         "columns": _columns(maps.heads, 16),
         "few": _columns(maps.heads, 6),
         "box": f"0 0 {len(maps.keys)} {len(maps.queries)}",
     }
+
+
+def _habits(maps: AttentionMaps, layer: int, head: int) -> str:
+    shares = [f"{share:.0%} on {place}" for place, share in maps.habits(layer, head).items() if share >= SEEN]
+    return ", ".join(shares) or "little on the first token or on those beside"
 
 
 def _columns(heads: int, most: int) -> int:
@@ -117,7 +125,7 @@ class _Frame:
                     f'<image id="i-{maps.kind}-{layer}-{head}" width="{across}" height="{down}" '
                     f'preserveAspectRatio="none" href="data:image/png;base64,{data}"/>'
                 )
-        yield f'<g id="labels-{maps.kind}" font-size="{self.font:g}">'
+        yield f'<g class="labels" id="labels-{maps.kind}" font-size="{self.font:g}">'
         for number, label in enumerate(self.rows):
             y = self.top + self.cell * (number + 0.5) + self.font * 0.35
             yield f'<text x="{self.left - 6:.1f}" y="{y:.1f}" text-anchor="end">{escape(label)}</text>'

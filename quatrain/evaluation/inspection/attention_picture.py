@@ -80,9 +80,7 @@ def require_matplotlib() -> None:
 def _colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("attention", ["#ffffff", "#a9c3e8", "#2f6fd0", "#0f2f66"])
-    colours.set_bad("#ffffff")
-    return colours
+    return LinearSegmentedColormap.from_list("attention", ["#ffffff", "#a9c3e8", "#2f6fd0", "#0f2f66"])
 
 
 def _fitted(title: str, width: float, points: float) -> str:

@@ -25,6 +25,7 @@ NORMS = {
     "rms_offset": "RMSNorm, times 1 + weight",
     "layer": "LayerNorm",
     "layer_without_bias": "LayerNorm without bias",
+    "layer_without_parameters": "LayerNorm without parameters",
 }
 NORM_POSITIONS = {
     "pre": "before attention and feed-forward (pre-norm)",
@@ -35,6 +36,15 @@ RESIDUALS = {
     "sequential": "sequential: attention, then feed-forward",
     "parallel": "parallel: attention and feed-forward of the same state, each behind its norm",
     "parallel_shared": "parallel: attention and feed-forward of the same state, behind one norm",
+}
+POOLINGS = {
+    "first": "the first token",
+    "last": "the last token",
+    "end": "the end token",
+    "max": "the maximum of each channel",
+    "mean": "the mean of all tokens",
+    "mean_sqrt": "the sum of all tokens over the root of their number",
+    "weighted_mean": "the mean of all tokens, weighed by their place",
 }
 ACTIVATIONS = {"silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "relu": "ReLU", "tanh": "tanh"}
 GATED = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU (tanh)", "relu": "ReGLU", "tanh": "gated tanh"}
@@ -65,7 +75,9 @@ def choices(config: ModelConfig) -> dict[str, str]:
 
 def _norm_position(config: ModelConfig) -> str:
     words = NORM_POSITIONS.get(config.norm_position, config.norm_position)
-    return words if config.first_norm else f"{words}, none before the first attention"
+    if not config.first_norm:
+        words += ", none before the first attention"
+    return words if config.final_norm or config.norm_position == "post" else f"{words}, none behind the last layer"
 
 
 def _vocabulary(config: ModelConfig) -> str:
@@ -84,7 +96,9 @@ def _vocabulary(config: ModelConfig) -> str:
 
 
 def _position(config: ModelConfig) -> str:
-    longest = f"up to {config.max_position_embeddings:,} tokens"
+    longest = f"up to {config.context_length:,} tokens"
+    if config.position_counting == "tokens":
+        longest += ", padding not counted"
     if config.position == "rotary":
         return f"rotary{_rotary(config)}, {longest}"
     if config.position == "relative":
@@ -132,6 +146,8 @@ def _attention(config: ModelConfig) -> str:
     if config.attention_scale is not None:
         scale = config.attention_scale
         parts.append("scores not scaled" if scale == 1 else f"scores times {scale:.4g}")
+    if config.attention_scale_by_layer != "constant":
+        parts.append("divided by the layer's number")
     if config.attention_softcap is not None:
         parts.append(f"scores capped softly at {config.attention_softcap:g}")
     return ", ".join(parts)
@@ -172,8 +188,8 @@ def _logits(config: ModelConfig) -> str:
 def _pooling(config: ModelConfig) -> str:
     if config.head not in ("embedding", "sequence_classification", "multiple_choice", "next_sentence", "pretraining"):
         return ""
-    words = {"first": "the first token", "last": "the last token", "mean": "the mean of all", "end": "the end token"}
-    return words.get(config.pooling, config.pooling)
+    words = POOLINGS.get(config.pooling, config.pooling)
+    return f"{words}, to unit length" if (config.head, config.embedding_vector) == ("embedding", "unit") else words
 
 
 def _labels(config: ModelConfig) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quatrain.errors import InputError, QuatrainError
-from quatrain.generation.loading import ADAPTER_CONFIG, load_model
-from quatrain.models import repository
+from quatrain.generation.loading import ADAPTER_CONFIG, load_model, load_weights
+from quatrain.models import repository, sentences
 from quatrain.models.config import ModelConfig
 from quatrain.models.families import family
 from quatrain.models.hub import read_config
@@ -74,9 +74,21 @@ class Subject:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The configuration. Raises InputError for an unknown family or option."""
+        """The configuration, with the head that the model is read with. Raises InputError for what is not known."""
         raw = {key: value for key, value in self.raw_config.items() if key != "quantization_config"}
-        return family(raw.get("model_type")).from_hf(raw)
+        pooled = sentences.read(self.base)
+        config = family(raw.get("model_type")).from_hf(raw, head=None if pooled is None else "embedding")
+        return config if pooled is None else config.with_(**pooled)
+
+    def prepare(self, model: Model) -> None:
+        """Puts into a model without weights what stands in the place of its layers: quantized ones, an adapter."""
+        from quatrain.compression.files import prepare
+
+        prepare(model, self.raw_config)
+        if self.is_adapter:
+            from quatrain.adaptation.peft_files import load_adapter
+
+            load_adapter(model, self.folder)
 
     @cached_property
     def dtype(self) -> str:
@@ -130,7 +142,7 @@ class Subject:
     def model(self) -> Model:
         """The model in float32, in evaluation mode."""
         try:
-            return load_model(self.folder)[0]
+            return load_model(self.folder)[0] if self.is_adapter else load_weights(self.folder)
         except InputError as error:
             if self.weights.problem:
                 raise InputError(

@@ -129,7 +129,7 @@ def check_ids(ids: Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> 
 
 def _longest(config: ModelConfig | None, limit: int | None) -> int | None:
     endless = config is None or config.position in UNLIMITED
-    context = None if config is None or endless else config.max_position_embeddings
+    context = None if config is None or endless else config.context_length
     known = [length for length in (context, limit) if length is not None]
     return min(known, default=None)
 

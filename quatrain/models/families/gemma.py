@@ -1,8 +1,8 @@
-"""Gemma 2 (arXiv 2408.00118) and the text model of Gemma 3 (arXiv 2503.19786), both of 2024 and 2025 by the Gemma Team.
+"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118) and the text model of Gemma 3 (Gemma Team 2025, arXiv 2503.19786).
 
-Norms before and behind each part, with 1 + weight; an embedding scaled by the root of its width; layers that see a window
-between those that see all. Gemma 2 has soft caps, Gemma 3 a norm of each head's queries and keys and a rotary base for each
-type of layer. A Gemma 3 that looks both ways (EmbeddingGemma, arXiv 2509.20354) is an encoder.
+Norms before and behind each part, with 1 + weight; an embedding scaled by the root of its width; layers that see a
+window between those that see all. Gemma 2 has soft caps, Gemma 3 a norm of each head's queries and keys and a rotary
+base for each type of layer. A Gemma 3 that looks both ways (EmbeddingGemma, arXiv 2509.20354) is an encoder.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ HARMLESS = frozenset({"attention_dropout", "hidden_act", "cache_implementation"}
 
 
 def _read(config: dict[str, Any], every: int, softcap: float | None) -> dict[str, Any]:
-    """What both have; every n-th layer sees all of the text, `softcap` is that of logits where config.json has no such key."""
+    """What both have; every n-th layer sees all of the text, `softcap` is that of logits where there is no such key."""
     kinds = [rope.LAYER_TYPES[bool((layer + 1) % every)] for layer in range(config["num_hidden_layers"])]
     scalar = config.get("query_pre_attn_scalar")
     hidden = config["hidden_size"]

@@ -11,7 +11,7 @@ from quatrain.models.families.mapping import ACTIVATIONS, Family, Key
 
 
 def key_value_heads(config: dict[str, Any], default: int | None = None) -> int:
-    """How many heads keys have: null means as many as queries, and so does no such key where there is no other default."""
+    """How many heads keys have: null means as many as queries, and so does no such key without another default."""
     if "num_key_value_heads" not in config and default is not None:
         return default
     own: int | None = config.get("num_key_value_heads")

@@ -1,7 +1,7 @@
 """Qwen2 and 2.5 (Yang et al. 2024, arXiv 2407.10671 and 2412.15115), Qwen3 (Yang et al. 2025, arXiv 2505.09388).
 
-Llama's body; Qwen2's queries, keys and values have biases, Qwen3 normalises each head's queries and keys instead. The last
-layers may see a window of the text.
+Llama's body; Qwen2's queries, keys and values have biases, Qwen3 normalises each head's queries and keys instead. The
+last layers may see a window of the text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The rotary keys of a config.json, in their old and their new layout.
 
-Old: `rope_theta`, `rope_scaling` (its kind under `rope_type`, or `type`), `partial_rotary_factor`, each at the top; Gemma 3
-adds `rope_local_base_freq` for its sliding layers. New (transformers 5): all of them in `rope_parameters`, which Gemma 3 has
-for each type of layer.
+Old: `rope_theta`, `rope_scaling` (its kind under `rope_type`, or `type`), `partial_rotary_factor`, each at the top;
+Gemma 3 adds `rope_local_base_freq` for its sliding layers. New (transformers 5): all of them in `rope_parameters`,
+which Gemma 3 has for each type of layer.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """The numbers that each kind of scaling needs, and those that it may have."""
 
 APART = frozenset({"rope_theta", "partial_rotary_factor", "finetuned"})
-"""Keys of a `rope_scaling` that are no numbers of the scaling; `finetuned` of the first YaRN models says nothing of the network."""
+"""Keys of a `rope_scaling` that are no numbers of it; `finetuned`, of the first YaRN models, shapes nothing."""
 
 
-def read(config: dict[str, Any], default_theta: float = 10000.0, *, names: dict[str, str] | None = None) -> dict[str, Any]:
+def read(
+    config: dict[str, Any], default_theta: float = 10000.0, *, names: dict[str, str] | None = None
+) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` from a config.json; what part of a head turns is for `rotary_dim` to read.
 
     `names` are a family's own names of scalings. Raises InputError for a scaling that is not known, or lacks a number.
@@ -106,7 +108,8 @@ def scaling(
         return None
     if kind not in SCALINGS:
         raise InputError(
-            f"rope_type: {kind!r} is a rotary scaling that Quatrain does not know; known: default, {', '.join(SCALINGS)}."
+            f"rope_type: {kind!r} is a rotary scaling that Quatrain does not know; "
+            f"known: default, {', '.join(SCALINGS)}."
         )
     needed, optional = SCALINGS[kind]
     if original is not None and "original_max_position_embeddings" in (*needed, *optional):

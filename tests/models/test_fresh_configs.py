@@ -1,0 +1,53 @@
+"""Sizes alone make a configuration of every family, one that its config.json can say."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from quatrain.errors import InputError
+from quatrain.models import settings
+from quatrain.models.families import families
+from quatrain.models.families.fresh import fresh_config
+from quatrain.models.settings import ModelSettings
+from quatrain.models.stack import Model
+
+SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "max_position_embeddings": 24}  # fmt: skip
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("name", families())
+def test_every_family(name):
+    config = fresh_config(name, SIZES | TOKENS)
+    for field, value in (SIZES | TOKENS).items():
+        assert getattr(config, field) == value
+    assert config.head_dim == 8 and config.num_key_value_heads == 4
+    model = Model(config).initialize(0)
+    more = {"decoder_input_ids": torch.ones(2, 5, dtype=torch.long)} if model.encoder is not None else {}
+    if model.encoder is not None:
+        assert len(model.encoder.layers) == 3
+    logits, _ = model(torch.full((2, 24), 5), **more)
+    assert logits.shape[-1] == 61 and logits.isfinite().all()
+
+
+def test_the_lists_of_settings_are_those_of_the_families():
+    decoders = {name for name in families() if fresh_config(name, SIZES | TOKENS).architecture == "decoder"}
+    assert set(get_args(settings.DecoderFamily)) == decoders
+    for name in decoders:
+        config = ModelSettings(family=name, hidden_size=32).config(61)
+        assert (config.feed_forward == "plain") == (name in settings.PLAIN)
+        assert (config.position != "rotary") == (name in settings.UNTURNED)
+        grouped = True
+        try:
+            fresh_config(name, SIZES | {"num_key_value_heads": 2})
+        except InputError as error:
+            grouped = False
+            assert any(problem.startswith("num_key_value_heads: 2") for problem in error.problems)
+        assert grouped == (name not in settings.UNGROUPED)
+
+
+def test_what_a_family_cannot_have_is_told_at_once():
+    with pytest.raises(InputError) as caught:
+        fresh_config("bloom", SIZES | {"intermediate_size": 50, "num_key_value_heads": 2})
+    assert {problem.split(":")[0] for problem in caught.value.problems} == {"intermediate_size", "num_key_value_heads"}
