@@ -1,7 +1,6 @@
-"""A batch of sequences in flight: prefill with left padding, then one token per sequence and step, all cached.
+"""A batch of sequences in flight: one token per sequence and step, the likeliest or a drawn one.
 
-Left padding (segment 0) aligns the rows' ends, so that one preallocated cache serves them all; positions are counted
-from each row's first real token. Finished rows leave the batch once enough of them have gathered to repay the copy.
+Finished rows leave the batch once enough of them have gathered to repay the copy.
 """
 
 from __future__ import annotations
@@ -14,12 +13,18 @@ import torch
 from torch import Tensor
 
 from quatrain.errors import QuatrainError
+from quatrain.generation.constraints import Constraint, Said
 from quatrain.generation.logits import SamplingParams, draw, processors
-from quatrain.models.cache import KVCache
+from quatrain.generation.reader import Reader
 from quatrain.models.stack import Model
 
 SHRINK_AT = 0.75
 """The batch is cut down to its unfinished rows once they are at most this share of it."""
+
+BROKEN = (
+    "The model gave logits that are not finite (NaN or infinite), so nothing can be generated from it. "
+    "Its weights are broken or its training diverged: use another one."
+)
 
 
 @dataclass
@@ -33,6 +38,10 @@ class Stream:
     logprobs: list[float] = field(default_factory=list)
     """Of each chosen token under the model itself, before temperature and the other processors; in nats."""
     finished: str | None = None
+    score: float | None = None
+    """Of beam search: the sum of the log-probabilities after constraints, over length ** length_penalty."""
+    alternatives: list[Stream] = field(default_factory=list)
+    """Of beam search: the next best hypotheses, best first."""
 
 
 def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
@@ -54,42 +63,34 @@ def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
 class Decoding:
     """Steps a batch of sequences; `step` adds one token to each unfinished one."""
 
-    def __init__(self, model: Model, sequences: Sequence[Stream], params: SamplingParams, end_ids: Tensor):
-        self.model, self.params = model, params
+    def __init__(
+        self,
+        model: Model,
+        sequences: Sequence[Stream],
+        params: SamplingParams,
+        end_ids: Tensor,
+        *,
+        constraints: Sequence[Constraint] = (),
+        start_id: int | None = None,
+    ):
+        self.params, self.end_ids = params, end_ids
         self.rows = list(sequences)
         """The sequence of each line of the batch, finished ones included until they leave."""
-        self.end_ids = end_ids
-        self.processors = processors(params)
-        self.device = model.device
-        self.position_limit = model.config.max_position_embeddings - 1
-        width = max(len(row.prompt) for row in self.rows)
+        self.processors, self.constraints = processors(params), list(constraints)
         new = max(row.limit for row in self.rows)
-        self.cache = KVCache(
-            model.config, len(self.rows), width + new, dtype=model.embed_tokens.weight.dtype, device=self.device
-        )
+        self.reader = Reader(model, [row.prompt for row in self.rows], new, start_id)
+        self.device = self.reader.device
+        self.limits = torch.tensor([[row.limit] for row in self.rows], device=self.device)
         self.noise = self._noise(new) if params.temperature else None
+        self.tokens = torch.empty(len(self.rows), 0, dtype=torch.long, device=self.device)
+        """The new tokens so far (B, steps), kept where a constraint looks at them."""
         self.pending: Tensor | None = None
-        self.positions: Tensor | None = None
-        """Position of each row's next token (B, 1); None while no row is padded."""
         self.steps = 0
-        self.logits = self._prefill(width)
 
     def _noise(self, count: int) -> Tensor:
         generator = torch.Generator()
         rows = [torch.rand(count, dtype=torch.float64, generator=generator.manual_seed(row.seed)) for row in self.rows]
         return torch.stack(rows).to(self.device)
-
-    def _prefill(self, width: int) -> Tensor:
-        lengths = torch.tensor([len(row.prompt) for row in self.rows])
-        ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in self.rows], device=self.device)
-        positions = segments = None
-        if bool((lengths < width).any()):
-            positions = (torch.arange(width)[None] - (width - lengths)[:, None]).to(self.device)
-            segments = (positions >= 0).long()
-            positions = positions.clamp(min=0)
-            self.positions = positions[:, -1:] + 1
-        hidden = self.model.hidden_states(ids, positions=positions, segments=segments, cache=self.cache)
-        return self.model.say(hidden[:, -1])
 
     @property
     def active(self) -> list[Stream]:
@@ -104,25 +105,32 @@ class Decoding:
         Raises QuatrainError where the model gives a logit that is not finite.
         """
         if self.pending is not None:
-            self.logits = self._forward(self._shrink(self.pending))
-        logits = self.logits.float()
+            self.reader.read(self._shrink(self.pending))
+        logits = self.reader.logits.float()
+        allowed = self._constrained(logits)
         if self.noise is None:
-            tokens = logits.argmax(dim=-1)
+            tokens = allowed.argmax(dim=-1)
         else:
-            warped = logits
             for process in self.processors:
-                warped = process(warped)
-            tokens = draw(warped, self.noise[:, self.steps])
+                allowed = process(allowed)
+            tokens = draw(allowed, self.noise[:, self.steps])
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
         if not bool(torch.isfinite(logprobs).all()):
-            raise QuatrainError(
-                "The model gave logits that are not finite (NaN or infinite), so nothing can be "
-                "generated from it. Its weights are broken or its training diverged: use another one."
-            )
+            raise QuatrainError(BROKEN)
         ended = [] if self.params.ignore_eos else torch.isin(tokens, self.end_ids).tolist()
         self.pending = tokens
+        if self.constraints:
+            self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=1)
         self.steps += 1
         return self._record(tokens.tolist(), logprobs.tolist(), ended)
+
+    def _constrained(self, logits: Tensor) -> Tensor:
+        if not self.constraints:
+            return logits
+        said = Said(torch.cat([self.reader.said, self.tokens], dim=1), self.reader.start, self.limits, self.steps)
+        for constrain in self.constraints:
+            logits = constrain(logits, said)
+        return logits
 
     def _record(self, tokens: list[int], logprobs: list[float], ended: list[bool]) -> list[Stream]:
         grown = []
@@ -145,17 +153,8 @@ class Decoding:
             return pending
         self.rows = [self.rows[index] for index in keep]
         chosen = torch.tensor(keep, device=self.device)
-        self.cache.select(chosen)
+        self.reader.select(chosen)
+        self.limits, self.tokens = self.limits[chosen], self.tokens[chosen]
         if self.noise is not None:
             self.noise = self.noise[chosen]
-        if self.positions is not None:
-            self.positions = self.positions[chosen]
         return pending[chosen]
-
-    def _forward(self, tokens: Tensor) -> Tensor:
-        positions = self.positions
-        if positions is not None:
-            # Finished rows that still wait to leave would run past the model's last position.
-            self.positions = (positions + 1).clamp(max=self.position_limit)
-        hidden = self.model.hidden_states(tokens[:, None], positions=positions, cache=self.cache)
-        return self.model.say(hidden[:, -1])

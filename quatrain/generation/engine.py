@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from quatrain.errors import InputError
+from quatrain.generation.beam import BeamSearch
+from quatrain.generation.constraints import Constraint, constraints
 from quatrain.generation.decoding import Decoding, Stream, row_seeds
 from quatrain.generation.logits import SamplingParams
-from quatrain.generation.text import Codec, ends_with_stop, find_stop, stable_length
+from quatrain.generation.reader import context, encodes
+from quatrain.generation.settings import Settings, read_settings
+from quatrain.generation.text import Codec, find_stop, stable_length, stopped
+from quatrain.models.rotary_scaling import depends_on_length
 from quatrain.models.stack import Model
 
 __all__ = ["Completion", "Engine", "Piece", "SamplingParams"]
@@ -28,6 +34,10 @@ class Completion:
     """"stop" (an end token or stop string) or "length" (max_new_tokens, or the model's context is full)."""
     logprobs: list[float]
     """Natural log-probability of each id under the model itself, before temperature and the other processors."""
+    score: float | None = None
+    """Of a beam search: what its hypotheses are ordered by, their log-probability / length ** length_penalty."""
+    alternatives: list[Completion] = field(default_factory=list)
+    """Of a beam search with num_return_sequences above 1: the next best hypotheses, best first."""
 
 
 class Piece(str):
@@ -40,40 +50,64 @@ class Engine:
     """Generates with one model and its tokenizer.
 
     A tokenizer is needed for text prompts, for text out and for stop strings; prompts of ids do without one (None).
-    `end_ids` are the ids that end a completion: by default those of the model's configuration, the tokenizer's end
-    token and its end of turn.
+    `end_ids` are the ids that end a completion: by default those of the model's configuration and
+    generation settings, the tokenizer's end token and its end of turn. `settings` are by default those that the model
+    brought along from its files.
+
+    An encoder-decoder reads the prompt with its encoder; the completion is all that its decoder says. Raises InputError
+    where its decoder has no start token, or for settings that are not offered here. `target_tokenizer` is that of what
+    the model says, where it is another than that of what it reads (Marian).
     """
 
-    def __init__(self, model: Model, tokenizer: Codec | None = None, *, end_ids: Sequence[int] | None = None):
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Codec | None = None,
+        *,
+        end_ids: Sequence[int] | None = None,
+        settings: Settings | None = None,
+        target_tokenizer: Codec | None = None,
+    ):
         self.model = model.eval()
+        self.encodes = encodes(model.config)
+        settings = settings or read_settings(model)
+        self.rules, self.recommended = settings.rules, settings.recommended
+        if self.encodes and self.rules.decoder_start_token_id is None:
+            raise InputError(
+                "This encoder-decoder names no decoder_start_token_id and no bos_token_id, so its decoder cannot "
+                "begin. Give one in its generation_config.json."
+            )
         self.tokenizer = tokenizer
-        self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, tokenizer)
+        self.target_tokenizer = target_tokenizer or tokenizer
+        self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls, model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Engine:
-        """The engine of a model folder: plain, int8 or adapter, with its tokenizer and generation settings."""
-        from quatrain.generation.loading import end_ids, load_model
+        """The engine of a model folder or hub id, plain, int8 or adapter, with its tokenizer and settings."""
+        from quatrain.generation.loading import load_model, load_tokenizer
+        from quatrain.models.repository import resolve
 
-        model, tokenizer = load_model(folder, dtype=dtype, device=device)
-        configured = end_ids(folder)
-        return cls(model, tokenizer, end_ids=[*_end_ids(model, tokenizer), *configured])
+        folder = resolve(model)
+        network, tokenizer = load_model(folder, dtype=dtype, device=device)
+        target = load_tokenizer(folder, target=True) if encodes(network.config) else None
+        return cls(network, tokenizer, target_tokenizer=target)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None, *, batch_size: int = 64
     ) -> list[Completion]:
         """A completion for each prompt, in their order. Prompts are texts or token ids.
 
-        They are run in batches of similar length. Raises InputError, with the counts, where prompts leave no room in
+        Without `params`, the model's own settings decide. Prompts are run in batches of similar length, `batch_size`
+        rows of the model at once (each beam is one). Raises InputError, with the counts, where prompts leave no room in
         the model's context; QuatrainError where the model's logits are not finite.
         """
-        params = params or SamplingParams()
+        params = params or self.recommended
         streams = self._streams([self.encode(prompt) for prompt in prompts], params)
         params, end_ids = self._stops(params)
-        order = sorted(range(len(streams)), key=lambda index: len(streams[index].prompt))
-        for start in range(0, len(order), batch_size):
-            self._run([streams[index] for index in order[start : start + batch_size]], params, end_ids)
+        for batch in self._batches(streams, max(batch_size // params.num_beams, 1)):
+            self._run(batch, params, end_ids)
         return [self._completion(stream, params) for stream in streams]
 
     def chat(
@@ -107,9 +141,10 @@ class Engine:
         """The completion of one prompt in pieces of text as they are certain; joined they are its whole text.
 
         Unfinished characters and possible beginnings of a stop string are held back. The last piece, perhaps empty,
-        has the `completion`. Raises as `generate` does, before the first piece.
+        has the `completion`; a beam search is certain of nothing before its end and gives one piece. Raises as
+        `generate` does, before the first piece.
         """
-        params = params or SamplingParams()
+        params = params or self.recommended
         (stream,) = self._streams([self.encode(prompt)], params)
         return self._pieces(stream, *self._stops(params))
 
@@ -120,7 +155,7 @@ class Engine:
         return self.stream(self.render(messages), params)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """The ids the model is given for a prompt: text with the tokenizer's own beginning, never with an end.
+        """The ids the model is given for a prompt: text with the tokenizer's own beginning, and its end for an encoder.
 
         Raises InputError for an empty prompt where no beginning token is known.
         """
@@ -130,7 +165,8 @@ class Engine:
             raise InputError("A text prompt needs a tokenizer, and this engine has none. Give token ids instead.")
         else:
             ids = self.tokenizer.encode(prompt, special_tokens=True)
-            if ids and ids[-1] == self.tokenizer.eos_id and self.tokenizer.encode(prompt)[-1:] != ids[-1:]:
+            added_end = ids[-1:] == [self.tokenizer.eos_id] and self.tokenizer.encode(prompt)[-1:] != ids[-1:]
+            if added_end and not self.encodes:
                 ids = ids[:-1]
         if ids:
             return ids
@@ -144,11 +180,12 @@ class Engine:
         raise InputError("The prompt is empty and the tokenizer has no beginning token: give at least one token.")
 
     def _streams(self, prompts: list[list[int]], params: SamplingParams) -> list[Stream]:
-        context, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
+        limit, vocabulary = context(self.model.config), self.model.config.vocab_size
+        room = 0 if self.encodes else 1
         problems = [
-            f"prompt {number}: {len(ids)} tokens; the model reads {context} and needs one for its answer"
+            f"prompt {number}: {len(ids)} tokens; the model reads {limit}" + " and needs one for its answer" * room
             for number, ids in enumerate(prompts, 1)
-            if len(ids) >= context
+            if limit is not None and len(ids) + room > limit
         ]
         problems += [
             f"prompt {number}: token {max(ids) if max(ids) >= vocabulary else min(ids)} is not in the model's "
@@ -159,54 +196,80 @@ class Engine:
         if problems:
             raise InputError("These prompts cannot be read by the model:", problems)
         seed = params.seed if params.seed is not None else torch.Generator().seed()
+        most = params.max_new_tokens
         return [
-            Stream(ids, min(params.max_new_tokens, context - len(ids)), row_seed)
+            Stream(ids, most if limit is None else min(most, limit - (1 if self.encodes else len(ids))), row_seed)
             for ids, row_seed in zip(prompts, row_seeds(prompts, seed), strict=True)
         ]
+
+    def _batches(self, streams: list[Stream], count: int) -> Iterator[list[Stream]]:
+        """Batches of similar length, or of equal length where the longest row would change how the others are read."""
+        ordered = sorted(streams, key=lambda stream: len(stream.prompt))
+        groups: list[list[Stream]] = [ordered]
+        if depends_on_length(self.model.config.rope_scaling):
+            groups = [list(group) for _, group in groupby(ordered, key=lambda stream: len(stream.prompt))]
+        for group in groups:
+            for start in range(0, len(group), count):
+                yield group[start : start + count]
 
     def _stops(self, params: SamplingParams) -> tuple[SamplingParams, torch.Tensor]:
         """The parameters and end ids, a stop string that is a special token moved from the first to the second."""
         ends, strings = list(self.end_ids), []
-        if params.stop and self.tokenizer is None:
+        if params.stop and self.target_tokenizer is None:
             raise InputError("Stop strings need a tokenizer, and this engine has none.")
         for string in params.stop:
-            special = _special_id(self.tokenizer, string) if self.tokenizer is not None else None
+            special = _special_id(self.target_tokenizer, string) if self.target_tokenizer is not None else None
             strings += [string] if special is None else []
             ends += [] if special is None else [special]
         return replace(params, stop=tuple(strings)), torch.tensor(ends, dtype=torch.long, device=self.model.device)
 
     @torch.inference_mode()
     def _run(self, streams: list[Stream], params: SamplingParams, end_ids: torch.Tensor) -> None:
-        decoding = Decoding(self.model, streams, params, end_ids)
-        while any(stream.finished is None for stream in decoding.rows):
-            grown = decoding.step()
-            if params.stop:
-                for stream in grown:
-                    self._check_stop(stream, params)
-
-    def _check_stop(self, stream: Stream, params: SamplingParams) -> None:
-        tokenizer = self.tokenizer
-        if tokenizer is None or not ends_with_stop(tokenizer, stream.ids, params.stop):
+        if params.num_beams > 1:
+            check = self._is_stopped(params) if params.stop else None
+            BeamSearch(self.model, streams, params, end_ids, stopped=check, **self._rules(params, end_ids)).run()
             return
-        if find_stop(tokenizer.decode(stream.ids), params.stop) is not None:
-            stream.finished = "stop"
+        decoding = Decoding(self.model, streams, params, end_ids, **self._rules(params, end_ids))
+        while decoding.active:
+            self._step(decoding, params)
+
+    def _rules(self, params: SamplingParams, end_ids: torch.Tensor) -> dict[str, Any]:
+        ends = end_ids[:0] if params.ignore_eos else end_ids
+        chain: list[Constraint] = constraints(self.rules, params, ends, encoder_decoder=self.encodes)
+        return {"constraints": chain, "start_id": self.rules.decoder_start_token_id}
+
+    def _is_stopped(self, params: SamplingParams) -> Callable[[list[int]], bool]:
+        """Whether the newest of a completion's ids has completed a stop string."""
+        tokenizer = self.target_tokenizer
+        if tokenizer is None:
+            return lambda ids: False
+        return lambda ids: stopped(tokenizer, ids, params.stop)
+
+    def _step(self, decoding: Decoding, params: SamplingParams) -> None:
+        grown = decoding.step()
+        if params.stop:
+            is_stopped = self._is_stopped(params)
+            for stream in grown:
+                if is_stopped(stream.ids):
+                    stream.finished = "stop"
 
     def _completion(self, stream: Stream, params: SamplingParams) -> Completion:
-        text = self.tokenizer.decode(stream.ids) if self.tokenizer is not None else ""
+        text = self.target_tokenizer.decode(stream.ids) if self.target_tokenizer is not None else ""
         return Completion(
-            text[: find_stop(text, params.stop)], stream.ids, stream.finished or "length", stream.logprobs
+            text[: find_stop(text, params.stop)],
+            stream.ids,
+            stream.finished or "length",
+            stream.logprobs,
+            stream.score,
+            [self._completion(other, params) for other in stream.alternatives],
         )
 
     def _pieces(self, stream: Stream, params: SamplingParams, end_ids: torch.Tensor) -> Iterator[Piece]:
-        with torch.inference_mode():
-            decoding = Decoding(self.model, [stream], params, end_ids)
         shown = 0
-        while stream.finished is None:
-            decoding.step()
-            if params.stop:
-                self._check_stop(stream, params)
-            if stream.finished is None and self.tokenizer is not None:
-                text = self.tokenizer.decode(stream.ids)
+        if params.num_beams > 1:
+            self._run([stream], params, end_ids)
+        else:
+            for text in self._growing(stream, params, end_ids):
                 safe = stable_length(text, params.stop)
                 if safe > shown:
                     yield Piece(text[shown:safe])
@@ -216,6 +279,15 @@ class Engine:
         last.completion = completion
         yield last
 
+    def _growing(self, stream: Stream, params: SamplingParams, end_ids: torch.Tensor) -> Iterator[str]:
+        """The text of a completion after each token that does not end it."""
+        with torch.inference_mode():
+            decoding = Decoding(self.model, [stream], params, end_ids, **self._rules(params, end_ids))
+        while stream.finished is None:
+            self._step(decoding, params)
+            if stream.finished is None and self.target_tokenizer is not None:
+                yield self.target_tokenizer.decode(stream.ids)
+
 
 def _special_id(tokenizer: Codec, text: str) -> int | None:
     """The id of a text that is one of the tokenizer's special tokens."""
@@ -224,8 +296,8 @@ def _special_id(tokenizer: Codec, text: str) -> int | None:
 
 
 def _end_ids(model: Model, tokenizer: Codec | None) -> list[int]:
-    configured = model.config.eos_token_id
     found = set(tokenizer.stop_ids) if tokenizer is not None else set()
-    if configured is not None:
-        found |= set(configured) if isinstance(configured, list) else {configured}
+    for configured in (model.config.eos_token_id, (model.generation or {}).get("eos_token_id")):
+        if configured is not None:
+            found |= set(configured) if isinstance(configured, list) else {configured}
     return sorted(found)

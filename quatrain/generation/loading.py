@@ -2,62 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quatrain.errors import InputError
 from quatrain.models import hub
+from quatrain.models.repository import resolve
 from quatrain.models.stack import Model
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load_model(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[Model, Any]:
-    """The model of a folder and its tokenizer (None where the folder holds none).
+    """The model of a folder or hub id, and its tokenizer (None where it has none).
 
     An adapter folder names its base model; a relative name is looked up beside the adapter first. Raises InputError.
     """
-    folder = Path(folder)
+    folder = resolve(model)
     if (folder / ADAPTER_CONFIG).is_file():
         from quatrain.adaptation.peft_files import base_folder, load_adapter
 
-        base = base_folder(folder)
-        model, tokenizer = load_model(base, dtype=dtype, device=device)
-        load_adapter(model, folder)
-        return model.eval(), load_tokenizer(folder) or tokenizer
+        network, tokenizer = load_model(base_folder(folder), dtype=dtype, device=device)
+        load_adapter(network, folder)
+        return network.eval(), load_tokenizer(folder) or tokenizer
     return load_weights(folder, dtype=dtype, device=device), load_tokenizer(folder)
 
 
-def load_weights(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Model:
-    """The model of a folder of plain or int8 weights, in evaluation mode."""
+def load_weights(model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
+    """The model of a folder (or hub id) of plain or int8 weights, in evaluation mode."""
     from quatrain.compression.files import prepare
 
-    return hub.load(folder, dtype=dtype, device=device, prepare=prepare)
+    return hub.load(model, dtype=dtype, device=device, prepare=prepare)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a model folder, or None where it has no tokenizer file."""
-    if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
-        return None
+def load_tokenizer(folder: str | Path, *, target: bool = False) -> Any:
+    """The tokenizer of a model folder, or None where it has no tokenizer file.
+
+    `target`: that of what an encoder-decoder says, where it is another than that of what it reads (Marian).
+    """
     from quatrain.text.tokenizer import Tokenizer
+    from quatrain.text.tokenizer_files import has_tokenizer
 
-    return Tokenizer.load(folder)
-
-
-def end_ids(folder: str | Path) -> list[int]:
-    """The ids that end a completion by the folder's `generation_config.json`, if it has one."""
-    path = Path(folder) / "generation_config.json"
-    if not path.is_file():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the model folder again.") from error
-    return found if isinstance(found, list) else [] if found is None else [found]
+    return Tokenizer.load(folder, target=target) if has_tokenizer(folder) else None

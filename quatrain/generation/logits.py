@@ -7,8 +7,9 @@ each on what the one before has left; a token that is out has the logit -inf.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,11 +39,26 @@ class SamplingParams:
     """Same seed and prompt, same completion, whatever else is in the batch. None draws a new seed each call."""
     ignore_eos: bool = False
     """Go on after an end token, up to max_new_tokens (for measuring speed)."""
+    num_beams: int = 1
+    """Beam search with so many beams, for the likeliest completion as a whole; 1 does without."""
+    length_penalty: float = 1.0
+    """Beams are compared by log-probability / length ** length_penalty: above 0 favours long ones, below short ones."""
+    early_stopping: bool | Literal["never"] = False
+    """When beams stop: True once num_beams hypotheses have ended, False once none of the current length could be
+    better, "never" once none of any length could."""
+    num_return_sequences: int = 1
+    """How many hypotheses of a beam search to give: the best, and the next best as its alternatives."""
+    min_new_tokens: int | None = None
+    """No end token before so many new tokens. None: what the model's own settings ask for; so in the next two."""
+    no_repeat_ngram_size: int | None = None
+    """No sequence of so many tokens is said twice, the prompt's included (encoder-decoders: without it); 0: any may."""
+    repetition_penalty: float | None = None
+    """Above 1, tokens that were said before become less likely (their logit is divided by it); 1 changes nothing."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        problems = []
+        problems = [*self._beam_problems(), *self._constraint_problems()]
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens: {self.max_new_tokens}; must be at least 1")
         if not 0 <= self.temperature < float("inf"):
@@ -57,6 +73,49 @@ class SamplingParams:
             problems.append("stop: an empty string would end every completion at once; remove it")
         if problems:
             raise InputError("These sampling parameters cannot be used:", problems)
+
+    def _beam_problems(self) -> Iterator[str]:
+        if not _whole(self.num_beams, 1):
+            yield f"num_beams: {self.num_beams!r}; must be a whole number of at least 1"
+        elif self.num_beams > 1:
+            asked = {"temperature": self.temperature or None, "top_k": self.top_k}
+            asked |= {"top_p": self.top_p, "min_p": self.min_p}
+            for name, value in asked.items():
+                if value is not None:
+                    yield (
+                        f"{name}: {value}; beam search (num_beams: {self.num_beams}) takes the likeliest and does not "
+                        f"draw; leave {name} out, or num_beams"
+                    )
+        if not _number(self.length_penalty) or not -10 <= self.length_penalty <= 10:
+            yield f"length_penalty: {self.length_penalty!r}; must be a number between -10 and 10"
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            yield f'early_stopping: {self.early_stopping!r}; must be true, false or "never"'
+        if not _whole(self.num_return_sequences, 1):
+            yield f"num_return_sequences: {self.num_return_sequences!r}; must be a whole number of at least 1"
+        elif _whole(self.num_beams, 1) and self.num_return_sequences > self.num_beams:
+            yield (
+                f"num_return_sequences: {self.num_return_sequences}; must be at most num_beams ({self.num_beams}); for "
+                "several samples give the prompt several times"
+            )
+
+    def _constraint_problems(self) -> Iterator[str]:
+        if self.min_new_tokens is not None and not _whole(self.min_new_tokens, 0):
+            yield f"min_new_tokens: {self.min_new_tokens!r}; must be a whole number of at least 0"
+        elif self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            yield f"min_new_tokens: {self.min_new_tokens}; must be at most max_new_tokens ({self.max_new_tokens})"
+        if self.no_repeat_ngram_size is not None and not _whole(self.no_repeat_ngram_size, 0):
+            yield f"no_repeat_ngram_size: {self.no_repeat_ngram_size!r}; must be a whole number of at least 0"
+        penalty = self.repetition_penalty
+        if penalty is not None and not (_number(penalty) and 0 < penalty < float("inf")):
+            yield f"repetition_penalty: {penalty!r}; must be a positive number; 1 changes nothing"
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def temperature(value: float) -> Processor:

@@ -54,6 +54,11 @@ def ends_with_stop(tokenizer: Codec, ids: Sequence[int], stop: Sequence[str]) ->
     return find_stop(tokenizer.decode(ids[-window:]), stop) is not None
 
 
+def stopped(tokenizer: Codec, ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Whether the text of these ids holds a stop string, where the newest id may have completed one."""
+    return ends_with_stop(tokenizer, ids, stop) and find_stop(tokenizer.decode(ids), stop) is not None
+
+
 def stable_length(text: str, stop: Sequence[str]) -> int:
     """How much of a growing text may be shown: no unfinished character at its end, no beginning of a stop string."""
     end = len(text.rstrip(REPLACEMENT))

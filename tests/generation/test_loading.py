@@ -1,13 +1,16 @@
 """Folders become engines: with a tokenizer or without, with generation settings; chats go through the one renderer."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from quatrain.adaptation.lora import apply
+from quatrain.adaptation.peft_files import save_adapter
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.generation.loading import end_ids, load_model
+from quatrain.generation.loading import load_model
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
@@ -70,13 +73,22 @@ def test_characters_of_several_tokens_are_streamed_whole(folder):
 
 def test_end_ids_come_from_model_tokenizer_and_generation_config(folder, tokenizer):
     assert set(Engine.load(folder).end_ids) == tokenizer.stop_ids
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
-    assert set(Engine.load(folder).end_ids) == tokenizer.stop_ids | {7, 9}
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
-    assert end_ids(folder) == [7]
-    (folder / "generation_config.json").write_text("{")
+    path = folder / "generation_config.json"
+    for value, more in (([7, 9], {7, 9}), (7, {7}), (None, set())):
+        path.write_text(json.dumps({"eos_token_id": value}))
+        assert set(Engine.load(folder).end_ids) == tokenizer.stop_ids | more
+    path.write_text("{")
     with pytest.raises(InputError, match="generation_config"):
-        end_ids(folder)
+        Engine.load(folder)
+
+
+def test_an_adapter_has_the_settings_of_its_base(folder, tmp_path):
+    (folder / "generation_config.json").write_text(json.dumps({"num_beams": 3, "suppress_tokens": [9]}))
+    model = load_model(folder)[0]
+    apply(model, SimpleNamespace(rank=2, alpha=4.0, dropout=0.0, targets=["q_proj"]))
+    save_adapter(model, tmp_path / "adapter", base_model=str(folder))
+    engine = Engine.load(tmp_path / "adapter")
+    assert (engine.rules.suppress_tokens, engine.recommended.num_beams) == ((9,), 3)
 
 
 def test_folder_without_tokenizer(learned, tmp_path):

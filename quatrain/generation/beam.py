@@ -1,0 +1,232 @@
+"""Beam search: the likeliest completions, found by keeping several beginnings alive at every step.
+
+Freitag and Al-Onaizan 2017 (arXiv 1702.01806); the length penalty is that of Wu et al. 2016 (arXiv 1609.08144) without
+its constants. Scores, ties and the moment to stop follow transformers, so that the ids are the same: a hypothesis that
+ends among the best `num_beams` continuations competes with its log-probability over its length ** length_penalty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from quatrain.errors import QuatrainError
+from quatrain.generation.constraints import Constraint, Said
+from quatrain.generation.decoding import BROKEN, SHRINK_AT, Stream
+from quatrain.generation.logits import SamplingParams
+from quatrain.generation.reader import Reader
+from quatrain.models.stack import Model
+
+NEVER = -1.0e9
+"""The score of what must not win, finite so that sums and comparisons stay so."""
+
+
+@dataclass
+class _Beams:
+    """Hypotheses of every row, (B, N) or (B, N, most new tokens) each, best first."""
+
+    scores: Tensor
+    ids: Tensor
+    logprobs: Tensor
+    """Of each token under the model itself."""
+
+    @classmethod
+    def empty(cls, rows: int, beams: int, length: int, device: torch.device) -> _Beams:
+        """Beams that have said nothing."""
+        shape = (rows, beams, length)
+        return cls(
+            torch.full(shape[:2], NEVER, device=device),
+            torch.zeros(shape, dtype=torch.long, device=device),
+            torch.zeros(shape, device=device),
+        )
+
+    def take(self, beams: Tensor) -> Self:
+        """For each row its beams of these numbers (B, M)."""
+        wide = beams[:, :, None].expand(-1, -1, self.ids.shape[2])
+        return self._each(lambda values: values.gather(1, wide if values.dim() == 3 else beams))
+
+    def rows(self, chosen: Tensor) -> Self:
+        """Some rows only."""
+        return self._each(lambda values: values[chosen])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+@dataclass
+class _Finished(_Beams):
+    """The best hypotheses that have ended; a place still empty has length 0 and score NEVER."""
+
+    lengths: Tensor
+    stopped: Tensor
+    """Whether an end token or a stop string ended it, not the limit."""
+
+    @classmethod
+    def none(cls, rows: int, beams: int, length: int, device: torch.device) -> _Finished:
+        """No hypothesis yet."""
+        begun = _Beams.empty(rows, beams, length, device)
+        nothing = torch.zeros(rows, beams, dtype=torch.long, device=device)
+        return cls(begun.scores, begun.ids, begun.logprobs, nothing, nothing.bool())
+
+    def best(self, others: _Finished, count: int) -> _Finished:
+        """The best `count` of these and others."""
+        pairs = ((getattr(self, field.name), getattr(others, field.name)) for field in fields(self))
+        joined = _Finished(*(torch.cat(pair, dim=1) for pair in pairs))
+        return joined.take(joined.scores.topk(count, dim=1).indices)
+
+
+class BeamSearch:
+    """Searches for the best completions of a batch of sequences, each independent of the others.
+
+    `step` lets every beam say one token; `run` steps until all are done and fills the sequences.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sequences: Sequence[Stream],
+        params: SamplingParams,
+        end_ids: Tensor,
+        *,
+        constraints: Sequence[Constraint] = (),
+        start_id: int | None = None,
+        stopped: Callable[[list[int]], bool] | None = None,
+    ):
+        """`stopped` says of a hypothesis' ids whether a stop string has just been completed."""
+        self.params, self.constraints, self.stopped = params, list(constraints), stopped
+        self.end_ids = end_ids[:0] if params.ignore_eos else end_ids
+        self.width = params.num_beams
+        self.rows = list(sequences)
+        length = max(row.limit for row in self.rows)
+        self.reader = Reader(model, [row.prompt for row in self.rows], length, start_id)
+        device = self.reader.device
+        self.limits = torch.tensor([[row.limit] for row in self.rows], device=device)
+        self.open = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
+        """Whether a row's beams can still better its finished hypotheses (B, 1)."""
+        self.beams = _Beams.empty(len(self.rows), self.width, length, device)
+        # All beams begin alike: only the first may be continued.
+        self.beams.scores[:, 0] = 0.0
+        self.finished = _Finished.none(len(self.rows), self.width, length, device)
+        self.steps = 0
+        self.reader.select(torch.arange(len(self.rows), device=device).repeat_interleave(self.width))
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """Searches to the end: fills each sequence with its best hypothesis, its `alternatives` with the next best.
+
+        Raises QuatrainError where the model gives logits that are not numbers.
+        """
+        while self.rows:
+            self.step()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Reads what was chosen last and chooses every beam's next token; rows that are done are filled and leave."""
+        candidates, beams, ended, stopped = self._continuations()
+        self.steps += 1
+        # Hypotheses that have ended live on only where nothing else is left.
+        live = candidates.scores + ended.float() * NEVER
+        chosen = live.topk(self.width, dim=1).indices
+        self._finish(candidates, ended, stopped)
+        candidates.scores = live
+        self.beams = candidates.take(chosen)
+        self._close(ended)
+        self._advance(beams.gather(1, chosen))
+
+    def _continuations(self) -> tuple[_Beams, Tensor, Tensor, Tensor]:
+        """The best continuations (B, K): themselves, the beam of each, whether it has ended, and not by its limit."""
+        logprobs = self.reader.logits.float().log_softmax(dim=-1)
+        if bool(logprobs.isnan().any()):
+            raise QuatrainError(BROKEN)
+        scores = self._constrained(logprobs)
+        vocabulary = scores.shape[-1]
+        sums = (scores.view(len(self.rows), self.width, vocabulary) + self.beams.scores[:, :, None]).flatten(1)
+        # Enough that `width` go on even where every beam may end in each of the ways it can.
+        count = min(max(2, 1 + len(self.end_ids)) * self.width, sums.shape[1])
+        best, places = sums.topk(count, dim=1)
+        beams, tokens = places // vocabulary, places % vocabulary
+        found = self.beams.take(beams)
+        found.scores = best
+        found.ids[:, :, self.steps] = tokens
+        found.logprobs[:, :, self.steps] = logprobs.view(len(self.rows), -1).gather(1, places)
+        stopped = torch.isin(tokens, self.end_ids)
+        if self.stopped is not None:
+            said = found.ids[:, :, : self.steps + 1].tolist()
+            stopped |= torch.tensor([[self.stopped(ids) for ids in row] for row in said], device=stopped.device)
+        return found, beams, stopped | (self.steps + 1 >= self.limits), stopped
+
+    def _constrained(self, logprobs: Tensor) -> Tensor:
+        if not self.constraints:
+            return logprobs
+        new = self.beams.ids[:, :, : self.steps].flatten(0, 1)
+        limits = self.limits.repeat_interleave(self.width, dim=0)
+        said = Said(torch.cat([self.reader.said, new], dim=1), self.reader.start, limits, self.steps)
+        for constrain in self.constraints:
+            logprobs = constrain(logprobs, said)
+        return logprobs
+
+    def _finish(self, candidates: _Beams, ended: Tensor, stopped: Tensor) -> None:
+        """Takes in the hypotheses that ended among the best `width`."""
+        place = torch.arange(ended.shape[1], device=ended.device)[None]
+        enters = ended & (place < self.width)
+        normalised = candidates.scores / self.steps**self.params.length_penalty
+        new = _Finished(
+            normalised.masked_fill(~enters, NEVER),
+            candidates.ids,
+            candidates.logprobs,
+            enters.long() * self.steps,
+            stopped,
+        )
+        self.finished = self.finished.best(new, self.width)
+
+    def _close(self, ended: Tensor) -> None:
+        """Closes the rows whose finished hypotheses can no longer be bettered, as far as `early_stopping` looks."""
+        early, penalty = self.params.early_stopping, self.params.length_penalty
+        there = self.finished.lengths > 0
+        if early is True:
+            self.open &= ~there.all(dim=1, keepdim=True)
+        lengths = self.limits.tolist() if early == "never" and penalty > 0 else [[self.steps]] * len(self.rows)
+        reach = torch.tensor([[length**penalty] for (length,) in lengths], dtype=torch.float, device=there.device)
+        worst = self.finished.scores.amin(dim=1, keepdim=True).where(there, NEVER)
+        self.open &= (self.beams.scores[:, :1] / reach > worst).any(dim=1, keepdim=True)
+        self.open &= ~ended.all(dim=1, keepdim=True)
+
+    def _advance(self, beams: Tensor) -> None:
+        """Lets the rows that are done leave, brings the cache into the order of the beams (B, N) and reads on."""
+        for index, still in enumerate(self.open[:, 0].tolist()):
+            if not still and self.rows[index].finished is None:
+                self._fill(index)
+        keep = [index for index, row in enumerate(self.rows) if row.finished is None]
+        if not keep:
+            self.rows = []
+            return
+        first = torch.arange(len(self.rows), device=beams.device)[:, None] * self.width
+        order = first + beams
+        if len(keep) <= SHRINK_AT * len(self.rows):
+            chosen = torch.tensor(keep, device=beams.device)
+            self.rows = [self.rows[index] for index in keep]
+            self.beams, self.finished = self.beams.rows(chosen), self.finished.rows(chosen)
+            self.limits, self.open, order = self.limits[chosen], self.open[chosen], order[chosen]
+        if len(self.rows) < len(first) or not torch.equal(order, first + torch.arange(self.width, device=order.device)):
+            self.reader.select(order.flatten())
+        self.reader.read(self.beams.ids[:, :, self.steps - 1].flatten())
+
+    def _fill(self, index: int) -> None:
+        """Writes a row's best finished hypotheses into its sequence."""
+        row = self.rows[index]
+        found: list[Stream] = []
+        for beam in range(self.params.num_return_sequences):
+            length = int(self.finished.lengths[index, beam])
+            if length:
+                hypothesis = row if not found else Stream(row.prompt, row.limit, row.seed)
+                hypothesis.ids = self.finished.ids[index, beam, :length].tolist()
+                hypothesis.logprobs = self.finished.logprobs[index, beam, :length].tolist()
+                hypothesis.score = float(self.finished.scores[index, beam])
+                hypothesis.finished = "stop" if bool(self.finished.stopped[index, beam]) else "length"
+                found.append(hypothesis)
+        row.finished = row.finished or "length"
+        row.alternatives = found[1:]
