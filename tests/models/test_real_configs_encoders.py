@@ -44,11 +44,20 @@ ROBERTA = {
     "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265,
 }  # fmt: skip
 SQUAD = ROBERTA | {"architectures": ["RobertaForQuestionAnswering"], "language": "english", "name": "Roberta"}
+XLM = ROBERTA | {
+    "architectures": ["XLMRobertaForMaskedLM"], "model_type": "xlm-roberta", "output_past": True, "vocab_size": 250002,
+}  # fmt: skip
+CAMEMBERT = ROBERTA | {
+    "architectures": ["CamembertForMaskedLM"], "bos_token_id": 5, "eos_token_id": 6, "model_type": "camembert",
+    "output_past": True, "vocab_size": 32005,
+}  # fmt: skip
+MULTILINGUAL_E5 = MINILM | {"num_hidden_layers": 12, "vocab_size": 250037, "tokenizer_class": "XLMRobertaTokenizer"}
 DISTILBERT = {
     "activation": "gelu", "architectures": ["DistilBertForMaskedLM"], "attention_dropout": 0.1, "dim": 768,
     "dropout": 0.1, "hidden_dim": 3072, "initializer_range": 0.02, "max_position_embeddings": 512,
     "model_type": "distilbert", "n_heads": 12, "n_layers": 6, "pad_token_id": 0, "qa_dropout": 0.1,
-    "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False, "tie_weights_": True, "transformers_version": "4.10.0.dev0", "vocab_size": 30522,
+    "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False, "tie_weights_": True,
+    "transformers_version": "4.10.0.dev0", "vocab_size": 30522,
 }  # fmt: skip
 SST2 = DISTILBERT | {
     "architectures": ["DistilBertForSequenceClassification"], "finetuning_task": "sst-2", "output_past": True,
@@ -87,6 +96,9 @@ PUBLISHED = {
     "ms-marco-MiniLM-L6-v2": (CROSS_ENCODER, 22_713_601),
     "roberta-base": (ROBERTA, 124_697_433),
     "roberta-base body": (of(ROBERTA, "RobertaModel"), 124_645_632),
+    "xlm-roberta-base": (XLM, 278_295_186),
+    "multilingual-e5-small": (MULTILINGUAL_E5, 117_653_760),
+    "camembert-base": (CAMEMBERT, 110_655_493),
     "roberta-base-squad2": (SQUAD, 124_056_578),
     "roberta-large": (ROBERTA | LARGE, 355_412_057),
     "roberta-large body": (of(ROBERTA | LARGE, "RobertaModel"), 355_359_744),

@@ -189,7 +189,7 @@ def check_loss_and_gradients(case: Case, folder: Path) -> None:
         loss = losses.mean()
     loss.backward()
     torch.testing.assert_close(loss, expected.loss, **TOLERANCE)
-    found = dict(reference.named_parameters())
+    found = dict(reference.named_parameters(remove_duplicate=False))
     aliases = family(model.config.family).aliases
     found |= {name: found[other] for other, name in aliases.items() if other in found and name not in found}
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}

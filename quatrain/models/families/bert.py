@@ -49,7 +49,7 @@ FIXED = {
 
 HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "directionality",
                       "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
-                      "pooler_type", "_num_labels", "language", "name", "sentence_transformers",
+                      "pooler_type", "_num_labels", "language", "name", "sentence_transformers", "tokenizer_class",
                       "sbert_ce_default_activation_function"})  # fmt: skip
 """Rates of dropout, the pooler of another implementation, and notes that published checkpoints carry."""
 

@@ -1,4 +1,7 @@
-"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT's body, positions that leave out padding, heads of its own."""
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT's body, positions that leave out padding, heads of its own.
+
+XLM-RoBERTa (Conneau et al. 2019, arXiv 1911.02116) and CamemBERT (Martin et al. 2019, arXiv 1911.03894) are the same.
+"""
 
 from __future__ import annotations
 
@@ -42,22 +45,22 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     return {"max_position_embeddings": config.max_position_embeddings + config.position_offset}
 
 
-FAMILIES = (
-    Family(
-        name="roberta",
+def _family(name: str, stem: str) -> Family:
+    return Family(
+        name=name,
         keys=(Key("vocab_size", "vocab_size", 50265), *bert.KEYS),
         operations=bert.BODY,
         heads={
-            "masked": Head("RobertaForMaskedLM", MASKED),
-            "sequence_classification": Head("RobertaForSequenceClassification", CLASSIFIER, settings=bert.TANH),
+            "masked": Head(f"{stem}ForMaskedLM", MASKED),
+            "sequence_classification": Head(f"{stem}ForSequenceClassification", CLASSIFIER, settings=bert.TANH),
             "multiple_choice": Head(
-                "RobertaForMultipleChoice",
+                f"{stem}ForMultipleChoice",
                 [*bert.pooler("roberta."), *renames("classifier", "score")],
                 settings=bert.TANH,
             ),
-            "token_classification": Head("RobertaForTokenClassification", renames("classifier", "score")),
-            "question_answering": Head("RobertaForQuestionAnswering", renames("qa_outputs", "score")),
-            **bert.bodies("RobertaModel"),
+            "token_classification": Head(f"{stem}ForTokenClassification", renames("classifier", "score")),
+            "question_answering": Head(f"{stem}ForQuestionAnswering", renames("qa_outputs", "score")),
+            **bert.bodies(f"{stem}Model"),
         },
         fixed={**bert.FIXED, "head_transform": "gelu", "position_counting": "tokens"},
         must=bert.MUST,
@@ -69,5 +72,7 @@ FAMILIES = (
         aliases={"lm_head.decoder.bias": "lm_head.bias"},
         old_names=bert.OLD_NORMS,
         ignored=bert.leftovers("roberta"),
-    ),
-)
+    )
+
+
+FAMILIES = (_family("roberta", "Roberta"), _family("xlm-roberta", "XLMRoberta"), _family("camembert", "Camembert"))

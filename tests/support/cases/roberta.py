@@ -4,11 +4,13 @@ from battery import Case
 
 from cases.bert import NUMBERS, SEVERAL, SIZES
 
+TOKENS = SIZES | {"pad_token_id": 1, "bos_token_id": 0, "type_vocab_size": 1}
+
 
 def _case(name, head, **changes):
     # transformers pools the first slot even where it is padding
     pooled = head in ("ForSequenceClassification", "ForMultipleChoice")
-    settings = SIZES | {"pad_token_id": 1, "bos_token_id": 0, "type_vocab_size": 1} | changes
+    settings = TOKENS | changes
     return Case(
         f"roberta {name}", f"Roberta{head}", "RobertaConfig", settings, left_padding=not pooled, counts_tokens=True
     )
@@ -27,4 +29,9 @@ CASES = [
     _case("tagger", "ForTokenClassification", num_labels=2),
     _case("spans", "ForQuestionAnswering"),
     _case("choices", "ForMultipleChoice"),
+    *(
+        Case(f"{name} {head}", f"{stem}{head}", f"{stem}Config", TOKENS, counts_tokens=True)
+        for name, stem in (("xlm-roberta", "XLMRoberta"), ("camembert", "Camembert"))
+        for head in ("ForMaskedLM", "ForTokenClassification", "Model")
+    ),
 ]
