@@ -115,7 +115,7 @@ class _Look:
         config, dtype = subject.config, subject.dtype
         found = architecture(config, dtype=dtype, prepare=subject.prepare)
         self.show([f"{subject.name}: {config.family}, {config.architecture}, head {config.head}"])
-        self.show(architecture_lines(found, width=_width(), dtype=found.root.dtype or f"{dtype} and quantized"))
+        self.show(architecture_lines(found, width=_width()))
         notes = self._notes()
         self.show(["", *notes] if notes else [])
         weights = {"files": subject.weights.files, "bytes": subject.weights.bytes, "problem": subject.weights.problem}

@@ -211,7 +211,8 @@ def test_runs_adapters_and_quantized_models(tmp_path: Path, capsys: pytest.Captu
     int8.quantize(small)
     hub.save(small, tmp_path / "small")
     assert run(tmp_path / "small") == 0
-    assert "int8" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert " parameters, float32 and int8, " in text and "32 → 32, int8" in text
     assert found(capsys, tmp_path / "small")["parameters"] == hub.load(base).num_parameters()
 
 

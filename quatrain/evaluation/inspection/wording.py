@@ -22,10 +22,11 @@ KINDS = {
 LONGEST_TOKEN = 20
 
 
-def architecture_lines(found: Architecture, *, width: int = 100, dtype: str = "float32") -> Iterator[str]:
+def architecture_lines(found: Architecture, *, width: int = 100) -> Iterator[str]:
     """The tree with its shapes, parameters and shares, then the configuration's choices."""
     width = max(width, NARROWEST)
-    yield f"{found.parameters:,} parameters, {dtype}, {format_bytes(found.bytes)}"
+    dtypes = dict.fromkeys(part.dtype for _, part in found.root.walk() if part.dtype)
+    yield f"{found.parameters:,} parameters, {' and '.join(dtypes)}, {format_bytes(found.bytes)}"
     yield ""
     yield from _tree(found.root, width, uniform=bool(found.root.dtype))
     yield ""
@@ -71,7 +72,7 @@ def _shape(part: Part, uniform: bool) -> str:
         # Its shape is that of the other, turned round.
         bias = " + bias" if "bias" in part.tensors else ""
         words = [f"= {part.tied.removesuffix('.weight')}{bias}"]
-    if not uniform and part.tensors and part.dtype:
+    elif not uniform and part.tensors and part.dtype:
         words.append(part.dtype)
     return ", ".join(words)
 
