@@ -256,3 +256,20 @@ def test_a_folder_without_its_pooler(folder, tmp_path):
     save_file(tensors, tmp_path / "bare" / hub.WEIGHTS)
     model = hub.load(tmp_path / "bare")
     assert model.pooler is None and model.fresh == [] and model.config.head == "embedding"
+
+
+def test_a_decoder_embeds_by_its_last_token(tmp_path):
+    """As embedding models made of decoders do: the body alone is in the files, without its prefix."""
+    case = next(case for case in battery.all_cases() if case.name == "llama grouped")
+    body = battery.theirs(case).model
+    body.save_pretrained(tmp_path)
+    describe(tmp_path, {"pooling_mode": "lasttoken"}, ("Transformer", "Pooling", "Normalize"), NEW)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    model = hub.load(tmp_path)
+    assert (model.config.head, model.config.pooling, model.fresh) == ("embedding", "last", [])
+    ids, mask = battery.batch(case, "right")
+    with torch.no_grad():
+        hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state
+        expected = F.normalize(pooled("lasttoken", hidden, mask), dim=1)
+        torch.testing.assert_close(model(ids, segments=mask)[0], expected, atol=1e-5, rtol=1e-5)
