@@ -128,7 +128,9 @@ class _Look:
         subject, notes = self.subject, []
         if subject.is_adapter:
             notes.append(f"With the adapter over the model in {subject.base}.")
-        if subject.weights.problem:
+        if subject.weights.problem and not Path(subject.name).exists():
+            notes.append("Its weights are not on this machine; what needs them fetches them.")
+        elif subject.weights.problem:
             notes.append(f"Without weights: {subject.weights.problem}")
         return notes
 

@@ -265,3 +265,21 @@ def test_unwritable_output(decoder: Path, tmp_path: Path, capsys: pytest.Capture
 def test_no_such_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such model folder" in refused(capsys, tmp_path / "nothing")
     assert "no config.json" in refused(capsys, tmp_path)
+
+
+def test_a_hub_id_needs_its_config_alone(
+    decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tree of a repository of which the cache has the config.json and nothing else, without the network."""
+    from huggingface_hub import constants
+
+    repository = tmp_path / "models--org--name"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes((decoder / "config.json").read_bytes())
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert run("org/name") == 0
+    assert "weights are not on this machine" in capsys.readouterr().out
+    assert "org/name" in refused(capsys, "org/name", "--text", "the fox", "--next")
