@@ -301,7 +301,7 @@ class _Names:
         """Where the files have a tensor of one of these names."""
         for known in names:
             bare = self.bare(known)
-            for candidate in (known, self.own + bare, bare):
+            for candidate in (known, self.own + bare, bare, *(other + bare for other in self.kind.other_prefixes)):
                 for way in self._ways(candidate):
                     if way in self.tensors:
                         yield way

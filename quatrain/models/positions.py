@@ -62,7 +62,7 @@ class Rotary:
         """Cosines and sines (T, rotary_dim), or (B, T, rotary_dim) where positions (B, T) are given, in like's dtype.
 
         Where the frequencies depend on the text's length, segments (B, past + T) say which texts there are: under
-        LongRoPE each has those of its own length. A dynamic base is that of the batch's last position, as transformers'.
+        LongRoPE each has those of its own length. A dynamic base is that of the batch's last position.
         """
         total, original = past + length, original_length(self.scaling, self.config.max_position_embeddings)
         if positions is not None:

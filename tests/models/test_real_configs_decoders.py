@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from quatrain.errors import InputError
+from quatrain.models import hub
 from quatrain.models.families import family
 from quatrain.models.stack import Model
 
@@ -253,3 +254,49 @@ def test_what_is_not_known_is_refused_by_name(base, change, named):
     with pytest.raises(InputError) as caught:
         read(base | change)
     assert named in str(caught.value)
+
+
+GEMMA3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+    "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
+    "model_type": "gemma3", "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024},
+    "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0", "vision_config": {
+        "hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+        "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False},
+}  # fmt: skip
+
+
+def test_the_text_model_of_one_that_reads_images():
+    config = read(GEMMA3_4B)
+    theirs = transformers.Gemma3TextConfig(**copy.deepcopy(GEMMA3_4B["text_config"]))
+    with torch.device("meta"):
+        expected = transformers.Gemma3ForCausalLM(theirs).num_parameters()
+        assert Model(config).num_parameters() == expected == 3_880_263_168
+    assert (config.family, config.head, config.eos_token_id) == ("gemma3_text", "causal", [1, 106])
+    assert (config.rope_theta, config.rope_scaling.get("factor"), config.local_rope_theta) == (1e6, 8.0, 1e4)
+    with pytest.raises(InputError, match="text_config"):
+        read({key: value for key, value in GEMMA3_4B.items() if key != "text_config"})
+
+
+def test_its_files_are_read_and_written_as_a_text_model(tmp_path):
+    torch.manual_seed(0)
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "head_dim": 16, "intermediate_size": 24, "vocab_size": 97, "sliding_window": 5}  # fmt: skip
+    image = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+             "image_size": 28, "patch_size": 14}  # fmt: skip
+    theirs = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=text, vision_config=image, mm_tokens_per_image=4, image_token_index=96)
+    ).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = hub.load(tmp_path / "theirs")
+    ids = torch.randint(0, 90, (2, 19))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        torch.testing.assert_close(ours(ids)[0], expected, atol=1e-5, rtol=1e-5)
+        hub.save(ours, tmp_path / "ours")
+        back = transformers.Gemma3ForCausalLM.from_pretrained(tmp_path / "ours").eval()
+        torch.testing.assert_close(back(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    classifier = hub.load(tmp_path / "theirs", head="sequence_classification", labels=["no", "yes"])
+    assert classifier.config.labels == ("no", "yes") and classifier.fresh == ["score.weight"]

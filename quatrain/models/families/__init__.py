@@ -28,6 +28,9 @@ def family(name: str | None) -> Family:
     known = families()
     if name in known:
         return known[name]
+    for kind in known.values():
+        if name in kind.within:
+            return kind
     near = difflib.get_close_matches(str(name), known, len(known), cutoff=0.4)
     ordered = [*near, *(other for other in known if other not in near)]
     raise InputError(

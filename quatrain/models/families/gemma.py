@@ -2,7 +2,8 @@
 
 Norms before and behind each part, with 1 + weight; an embedding scaled by the root of its width; layers that see a
 window between those that see all. Gemma 2 has soft caps, Gemma 3 a norm of each head's queries and keys and a rotary
-base for each type of layer. A Gemma 3 that looks both ways (EmbeddingGemma, arXiv 2509.20354) is an encoder.
+base for each type of layer; of one that reads images, the text model is taken, which is also how it is written. A
+Gemma 3 that looks both ways (EmbeddingGemma, arXiv 2509.20354) is an encoder.
 """
 
 from __future__ import annotations
@@ -137,7 +138,12 @@ FAMILIES = (
     ),
     Family(
         name="gemma3_text",
-        keys=(*KEYS, Key("max_position_embeddings", "max_position_embeddings", 131072)),
+        keys=(
+            *(key for key in KEYS if key.theirs not in ("vocab_size", "num_attention_heads")),
+            Key("vocab_size", "vocab_size", 262208),
+            Key("num_attention_heads", "num_attention_heads", 8),
+            Key("max_position_embeddings", "max_position_embeddings", 131072),
+        ),
         operations=[
             *SANDWICH,
             Rename("layers.{n}.self_attn.q_norm.weight", "layers.{n}.self_attn.q_norm.weight"),
@@ -150,5 +156,9 @@ FAMILIES = (
         reads=READS | {"rope_local_base_freq", "use_bidirectional_attention"},
         write=_write3,
         prefix="model.",
+        within={"gemma3": "text_config"},
+        other_prefixes=("language_model.model.", "model.language_model."),
+        aliases={"language_model.lm_head.weight": "lm_head.weight"},
+        ignored=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
     ),
 )

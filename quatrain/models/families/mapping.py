@@ -95,6 +95,10 @@ class Family:
     """Regular expressions of weight names that hold no parameter (old buffers)."""
     old_names: Sequence[tuple[str, str]] = ()
     """Ends of weight names in old checkpoints, and what they are called here."""
+    within: Mapping[str, str] = field(default_factory=dict)
+    """Model types whose config.json holds this family's (a text model beside one that reads images), and its key."""
+    other_prefixes: Sequence[str] = ()
+    """What the files of these model types put before the names of the body."""
 
     @property
     def architecture(self) -> str:
@@ -106,6 +110,7 @@ class Family:
 
         Raises InputError naming, all at once, what is missing, contradictory or unknown.
         """
+        config = self.opened(config)
         head = head or self.head_of(config)
         problems = self._unknown(config)
         values: dict[str, Any] = {}
@@ -154,12 +159,27 @@ class Family:
 
     def head_of(self, config: Mapping[str, Any]) -> str:
         """The name of the head that a config.json names. Raises InputError with the family's heads."""
-        named = config.get("architectures") or [self.architecture]
+        named = self.opened(config).get("architectures") or [self.architecture]
         for name, head in self.heads.items():
             if any(architecture in named for architecture in (head.architecture, *head.old_architectures)):
                 return name
         known = ", ".join(head.architecture for head in self.heads.values())
         raise InputError(f"architectures: {named[0]!r} is none of {self.name} that Quatrain knows; known: {known}.")
+
+    def opened(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The family's own config.json, where it stands within that of another model type; else `config` itself.
+
+        Raises InputError where the other has no such key.
+        """
+        key = self.within.get(str(config.get("model_type")))
+        if key is None:
+            return config
+        inner = config.get(key)
+        if not isinstance(inner, Mapping):
+            raise InputError(f"{key}: missing; a {config['model_type']} config.json holds its {self.name} there.")
+        shared = (COMMON | {"tie_word_embeddings"}) - {"model_type", "architectures"}
+        outer = {name: value for name, value in config.items() if name in shared and value is not None}
+        return {**inner, **outer, "model_type": self.name}
 
     def weights(self, config: ModelConfig) -> list[Operation]:
         """The operations for one configuration, those of its head included."""
