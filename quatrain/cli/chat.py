@@ -18,7 +18,7 @@ COMMANDS = ("/help", "/quit", "/reset", "/schema")
 
 
 def chat(
-    model: Path,
+    model: str,
     *,
     db: Path | None = None,
     max_new_tokens: int = 256,
@@ -33,7 +33,7 @@ def chat(
     Parameters
     ----------
     model
-        A model folder.
+        A model folder, or an id of the Hugging Face hub.
     db
         A SQLite file: the model answers with SQL, which is run read-only, and its rows are shown.
     max_new_tokens

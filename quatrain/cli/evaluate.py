@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 
 def evaluate(
-    model: Path,
+    model: str,
     text: str,
     *,
     context: int | None = None,
@@ -20,7 +19,7 @@ def evaluate(
     Parameters
     ----------
     model
-        A model folder.
+        A model folder, or an id of the Hugging Face hub.
     text
         A text file, a folder of them, or a name that `quatrain data list` shows.
     context
@@ -41,7 +40,9 @@ def evaluate(
     network, tokenizer = load_model(model)
     if tokenizer is None:
         raise InputError(f"{model} has no tokenizer: a text cannot be measured without its tokens")
-    longest = network.config.max_position_embeddings
+    if network.config.head != "causal":
+        raise InputError(f"{model} has the head {network.config.head}: perplexity is of models that say the next token")
+    longest = network.config.context_length
     if context is not None and not 1 <= context <= longest:
         raise InputError(f"--context {context}: must be from 1 to the model's longest, {longest}")
     documents = list(read_documents(text))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 
 def generate(
-    model: Path,
+    model: str,
     prompt: str,
     *,
     max_new_tokens: int = 128,
@@ -19,6 +18,9 @@ def generate(
     min_p: float | None = None,
     seed: int | None = None,
     stop: tuple[str, ...] = (),
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    truncate: bool = False,
     stream: Annotated[bool, Parameter(negative="--no-stream")] = True,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
@@ -27,9 +29,9 @@ def generate(
     Parameters
     ----------
     model
-        A model folder.
+        A model folder, or an id of the Hugging Face hub.
     prompt
-        The text to go on from; - reads standard input.
+        The text to go on from, or, for an encoder-decoder, to answer; - reads standard input.
     max_new_tokens
         The most tokens to add.
     temperature
@@ -44,6 +46,12 @@ def generate(
         Makes drawing repeatable.
     stop
         Stop where this text comes up; may be given several times.
+    num_beams
+        Search for the likeliest text as a whole, with so many beginnings at a time.
+    length_penalty
+        Of a search with beams: above 0 favours long texts, below 0 short ones.
+    truncate
+        Cut a prompt that is longer than the model reads, in place of refusing it.
     stream
         Write the text as it comes.
     json_lines
@@ -62,20 +70,22 @@ def generate(
         min_p=min_p,
         seed=seed,
         stop=stop,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
     )
     if prompt == "-":
         prompt = sys.stdin.read()
     engine = Engine.load(model)
     if json_lines or not stream:
-        (completion,) = engine.generate([prompt], params)
+        (completion,) = engine.generate([prompt], params, truncate=truncate)
         if json_lines:
             finish = {"ids": completion.ids, "finish_reason": completion.finish_reason}
             show_json({"prompt": prompt, "text": completion.text} | finish)
         else:
-            show(prompt + completion.text)
+            show(completion.text if engine.encodes else prompt + completion.text)
         return 0
-    show(prompt, end="")
-    for piece in engine.stream(prompt, params):
+    show("" if engine.encodes else prompt, end="")
+    for piece in engine.stream(prompt, params, truncate=truncate):
         show(piece, end="")
     show()
     return 0

@@ -95,16 +95,23 @@ class Engine:
         return cls(network, tokenizer, target_tokenizer=target)
 
     def generate(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None, *, batch_size: int = 64
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | None = None,
+        *,
+        batch_size: int = 64,
+        truncate: bool = False,
     ) -> list[Completion]:
         """A completion for each prompt, in their order. Prompts are texts or token ids.
 
         Without `params`, the model's own settings decide. Prompts are run in batches of similar length, `batch_size`
-        rows of the model at once (each beam is one). Raises InputError, with the counts, where prompts leave no room in
-        the model's context; QuatrainError where the model's logits are not finite.
+        rows of the model at once (each beam is one). `truncate` cuts prompts that are too long (`fitting`).
+        Raises InputError, with the counts, where prompts leave no room in the model's context; QuatrainError where the
+        model's logits are not finite.
         """
         params = params or self.recommended
-        streams = self._streams([self.encode(prompt) for prompt in prompts], params)
+        encoded = [self.encode(prompt) for prompt in prompts]
+        streams = self._streams([self.fitting(ids, params) for ids in encoded] if truncate else encoded, params)
         params, end_ids = self._stops(params)
         for batch in self._batches(streams, max(batch_size // params.num_beams, 1)):
             self._run(batch, params, end_ids)
@@ -137,7 +144,9 @@ class Engine:
             )
         return render(tokenizer, list(messages), add_generation_prompt=True, tools=tools).ids
 
-    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, truncate: bool = False
+    ) -> Iterator[Piece]:
         """The completion of one prompt in pieces of text as they are certain; joined they are its whole text.
 
         Unfinished characters and possible beginnings of a stop string are held back. The last piece, perhaps empty,
@@ -145,7 +154,8 @@ class Engine:
         `generate` does, before the first piece.
         """
         params = params or self.recommended
-        (stream,) = self._streams([self.encode(prompt)], params)
+        ids = self.encode(prompt)
+        (stream,) = self._streams([self.fitting(ids, params) if truncate else ids], params)
         return self._pieces(stream, *self._stops(params))
 
     def stream_chat(
@@ -178,6 +188,23 @@ class Engine:
             if token is not None:
                 return [token]
         raise InputError("The prompt is empty and the tokenizer has no beginning token: give at least one token.")
+
+    def fitting(self, ids: list[int], params: SamplingParams) -> list[int]:
+        """A prompt's ids, cut where the model could not read them and still say `max_new_tokens`.
+
+        A decoder keeps what is nearest to its answer, behind the beginning token where there is one; an encoder keeps
+        the beginning, before the end token where there is one.
+        """
+        limit, config = context(self.model.config), self.model.config
+        if limit is None:
+            return ids
+        room = limit if self.encodes else max(1, limit - params.max_new_tokens)
+        if len(ids) <= room:
+            return ids
+        if self.encodes:
+            return ids[: room - 1] + ids[-1:] if ids[-1] in self.end_ids else ids[:room]
+        kept = 1 if room > 1 and ids[0] in (config.bos_token_id, getattr(self.tokenizer, "bos_id", None)) else 0
+        return ids[:kept] + ids[len(ids) - room + kept :]
 
     def _streams(self, prompts: list[list[int]], params: SamplingParams) -> list[Stream]:
         limit, vocabulary = context(self.model.config), self.model.config.vocab_size

@@ -149,8 +149,9 @@ class KVCache:
 
     def select(self, rows: Tensor) -> None:
         """Keeps (and may repeat or reorder) rows of the batch: finished sequences leave, beams are copied."""
-        self.keys = [key[rows] for key in self.keys]
-        self.values = [value[rows] for value in self.values]
+        rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        self.keys = [self._selected(layer, key, rows) for layer, key in enumerate(self.keys)]
+        self.values = [self._selected(layer, value, rows) for layer, value in enumerate(self.values)]
         self.crossed = {layer: (key[rows], value[rows]) for layer, (key, value) in self.crossed.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
@@ -158,6 +159,13 @@ class KVCache:
             self.tokens, self.positions = self.tokens[rows], self.positions[rows]
         if self.encoder_segments is not None:
             self.encoder_segments = self.encoder_segments[rows]
+
+    def _selected(self, layer: int, kept: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a layer's keys or values, of which only the filled slots are copied."""
+        filled = self.length - self.starts[layer]
+        chosen = kept.new_empty(len(rows), *kept.shape[1:])
+        torch.index_select(kept[:, :, :filled], 0, rows, out=chosen[:, :, :filled])
+        return chosen
 
 
 def _switch_length(config: ModelConfig, max_length: int) -> int | None:

@@ -81,7 +81,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "quickstart", "stage[1].train.lerning_rate=1"], "unknown; did you mean learning_rate?"),
         (["plan", "nothing"], "no such recipe"),
         (["chat", "nowhere", "--db", "nowhere.sqlite"], "nowhere.sqlite"),
-        (["generate", "nowhere", "Hello"], "nowhere"),
+        (["generate", "./nowhere", "Hello"], "nowhere"),
         (["tokenize", "nowhere", "Hello"], "nowhere"),
         (["data", "get", "gutenburg"], "Did you mean gutenberg:1661?"),
     ],

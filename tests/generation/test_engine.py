@@ -302,3 +302,20 @@ def test_no_prompts_and_empty_prompts():
         Engine(model(LLAMA)).generate(["hi"])
     with pytest.raises(InputError, match="Stop strings"):
         Engine(model(LLAMA)).generate([[5]], SamplingParams(2, stop=("x",)))
+
+
+def test_prompts_that_are_too_long_are_cut_where_asked():
+    limit = LLAMA.max_position_embeddings
+    engine = Engine(model(LLAMA), None, end_ids=[])
+    params = SamplingParams(max_new_tokens=5)
+    prompt = [1, *(3 + i % 7 for i in range(2 * limit))]
+    with pytest.raises(InputError, match=str(limit)):
+        engine.generate([prompt], params)
+    kept = engine.fitting(prompt, params)
+    begins = LLAMA.bos_token_id == prompt[0]
+    assert len(kept) == limit - 5 and kept[1:] == prompt[len(prompt) - limit + 6 :]
+    assert kept[0] == (prompt[0] if begins else prompt[len(prompt) - limit + 5])
+    (cut,) = engine.generate([prompt], params, truncate=True)
+    assert cut.ids == engine.generate([kept], params)[0].ids and len(cut.ids) == 5
+    assert engine.fitting([4, 5, 6], params) == [4, 5, 6]
+    assert list(engine.stream(prompt, params, truncate=True))[-1].completion.ids == cut.ids
