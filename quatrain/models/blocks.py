@@ -169,9 +169,17 @@ class Stack(nn.Module):
         return self._table[positions]
 
     def _check_length(self, positions: Tensor | None, past: int, length: int) -> None:
-        """Raises InputError where a text is longer than the positions that the model has."""
+        """Raises InputError where a text is longer than the positions of the model, or given ones are past them."""
         limit = self.config.context_length
-        if positions is not None or past + length <= limit or self.config.position in ("alibi", "relative", "none"):
+        if self.config.position in ("alibi", "relative", "none"):
+            return
+        if positions is not None:
+            if positions.device.type == "cpu" and positions.numel():
+                low, high = (int(end) for end in torch.aminmax(positions))
+                if low < -self.config.position_offset or high >= limit:
+                    raise InputError(f"positions: {low if high < limit else high}; must be 0 to {limit - 1}.")
+            return
+        if past + length <= limit:
             return
         raise InputError(
             f"This text has {past + length} tokens ({past} before, {length} new); the model reads {limit}. "
@@ -190,7 +198,7 @@ class Stack(nn.Module):
             first = past + length - keys
             mask = visible(self.config, kind, slots, length, keys, first, x.device)
             bias = self._position_bias(length, keys, x)
-            views[kind] = View(mask, self.config.is_causal and length > 1, bias, by_hand)
+            views[kind] = View(mask, self.config.is_causal and length > 1, bias, by_hand=by_hand)
         return views
 
     def _position_bias(self, queries: int, keys: int, x: Tensor) -> Tensor | None:
