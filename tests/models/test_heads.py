@@ -255,6 +255,16 @@ def test_wrong_types_of_tokens_are_named(folders):
             model(ids, token_types=types)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_positions_past_the_model_are_named(folders, name):
+    model = hub.load(folders / name, head="none")
+    limit, ids = model.config.max_position_embeddings, torch.full((1, 3), 5)
+    assert torch.isfinite(model(ids, positions=torch.tensor([[0, 1, limit - 1]]))[0]).all()
+    for place in (limit, -5):
+        with pytest.raises(InputError, match=f"positions: {place}; must be 0 to {limit - 1}"):
+            model(ids, positions=torch.tensor([[0, 1, place]]))
+
+
 def test_wrong_choices_and_values_are_named(folders):
     model = hub.load(folders / "bert", head="multiple_choice")
     ids = torch.randint(3, 97, (2, 3, 7), generator=torch.Generator().manual_seed(0))
