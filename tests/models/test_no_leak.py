@@ -4,6 +4,7 @@ Random configurations over all named choices and random layouts of padding and p
 oracle of its own says, layer by layer, whom that can reach: there logits change, and nowhere else.
 """
 
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -290,3 +291,25 @@ def test_encoder_decoders(config, encoded_length, packed, cached, seed, length, 
     theirs = encoder_segments[row].tolist()
     reached = crossed_reach(config, own, theirs, place) if theirs[place] else torch.zeros(length, dtype=torch.bool)
     compare(before, heard, names, row, reached)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "choices", "named"),
+    [
+        ("decoder", {"residual": "parallel", "norm_position": "sandwich"}, "norm_position"),
+        ("decoder", {"residual": "parallel_shared", "norm_position": "post"}, "norm_position"),
+        ("encoder-decoder", {"residual": "parallel"}, "residual"),
+        ("encoder-decoder", {"embedding_size": 6}, "embedding_size"),
+        ("encoder", {"norm_position": "post", "first_norm": False}, "first_norm"),
+        ("decoder", {"position_counting": "tokens"}, "position_counting"),
+    ],
+)
+def test_choices_that_no_stack_has_together_are_refused(architecture, choices, named):
+    """None of them is left out in silence."""
+    with pytest.raises(InputError) as caught:
+        ModelConfig(
+            family="any", vocab_size=23, hidden_size=12, intermediate_size=9, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=16, num_encoder_layers=1, architecture=architecture,
+            head="none", **choices,
+        )  # fmt: skip
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [named]
