@@ -69,11 +69,10 @@ def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor, segments: Tenso
     text = torch.ones_like(input_ids, dtype=torch.bool) if segments is None else segments != 0
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     if config.pooling in ("mean", "mean_sqrt", "weighted_mean"):
-        weights = (text.long().cumsum(1) * text if config.pooling == "weighted_mean" else text)[..., None].to(
-            hidden.dtype
-        )
-        total = weights.sum(1).clamp(min=1e-9)
-        return (hidden * weights).sum(1) / (total.sqrt() if config.pooling == "mean_sqrt" else total)
+        weights = (text.long().cumsum(1) * text if config.pooling == "weighted_mean" else text)[..., None].float()
+        count = weights.sum(1).clamp(min=1e-9)  # in float32: bfloat16 cannot count past 256
+        total = (hidden * weights).sum(1)
+        return (total / (count.sqrt() if config.pooling == "mean_sqrt" else count)).to(hidden.dtype)
     if config.pooling == "max":
         return hidden.masked_fill(~text[..., None], torch.finfo(hidden.dtype).min).amax(1)
     slots = torch.arange(hidden.shape[1], device=hidden.device)

@@ -340,3 +340,14 @@ def test_a_body_without_pooler_stays_without(folders, tmp_path, name):
     back = load_file(tmp_path / "ours" / hub.WEIGHTS)
     assert same(back, load_file(tmp_path / "theirs" / hub.WEIGHTS))
     assert isinstance(hub.load(tmp_path / "ours"), Model)
+
+
+def test_a_mean_in_bfloat16_counts_every_token(folders):
+    config = hub.load(folders / "bert", head="embedding").config
+    ids = torch.zeros(1, 1001, dtype=torch.long)
+    hidden = torch.ones(1, 1001, 8)
+    assert torch.equal(heads.pool(hidden.bfloat16(), config, ids, None), torch.ones(1, 8, dtype=torch.bfloat16))
+    hidden[0, 1:] = 0
+    torch.testing.assert_close(
+        heads.pool(hidden.bfloat16(), config, ids, None), torch.full((1, 8), 1 / 1001).bfloat16()
+    )

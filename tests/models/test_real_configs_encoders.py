@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quatrain.errors import InputError
 from quatrain.models.families import families, family
@@ -130,6 +132,44 @@ def test_written_and_read_again(config):
     for key in theirs.keys() - {"architectures", "dtype", "transformers_version", "problem_type", "_name_or_path"}:
         if key in again and key not in ("gradient_checkpointing", "output_past", "finetuning_task"):
             assert again[key] == theirs[key], key
+
+
+@st.composite
+def shapes(draw):
+    """A random encoder: a config.json that transformers could have written, with a class of it."""
+    name = draw(st.sampled_from(["bert", "roberta", "distilbert", "modernbert"]))
+    heads, layers, width = draw(st.integers(1, 4)), draw(st.integers(1, 5)), 2 * draw(st.integers(1, 5))
+    keys = ("dim", "hidden_dim", "n_layers", "n_heads") if name == "distilbert" else (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")  # fmt: skip
+    config = dict(zip(keys, (heads * width, draw(st.integers(1, 40)), layers, heads), strict=True))
+    config |= {"model_type": name, "vocab_size": draw(st.integers(10, 80)), "pad_token_id": draw(st.integers(0, 3)),
+               "bos_token_id": 0, "eos_token_id": 2, "max_position_embeddings": draw(st.integers(8, 60))}  # fmt: skip
+    if name in ("bert", "roberta"):
+        config |= {"type_vocab_size": draw(st.integers(1, 3)), "hidden_act": draw(st.sampled_from(["gelu", "relu"]))}
+    if name == "modernbert":
+        flags = ("norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias", "tie_word_embeddings")
+        config |= {flag: draw(st.booleans()) for flag in flags} | {"cls_token_id": 1, "sep_token_id": 2}
+        config |= {"global_attn_every_n_layers": draw(st.integers(1, 4)), "local_attention": draw(st.integers(2, 20))}
+    config["id2label"] = {number: str(number) for number in range(draw(st.integers(1, 4)))}
+    heads_of = [head.architecture for head in families()[name].heads.values()]
+    config["architectures"] = [draw(st.sampled_from(heads_of))]
+    if config["architectures"][0].endswith("QuestionAnswering"):
+        config["id2label"] = {0: "a", 1: "b"}
+    return config
+
+
+@given(shapes())
+@settings(max_examples=80, deadline=None)
+def test_random_encoders_count_right_and_come_back(config):
+    kind = family(config["model_type"])
+    ours = kind.from_hf(config)
+    assert kind.from_hf(json.loads(json.dumps(kind.to_hf(ours)))) == ours
+    with torch.device("meta"):
+        theirs = getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
+        model = Model(ours)
+    assert model.num_parameters() == theirs.num_parameters()
+    targets = [name for operation in kind.weights(ours) for name in operation.targets]
+    assert {name for name, _ in model.named_parameters()} <= set(targets)
 
 
 def test_both_layouts_of_modernbert_say_the_same():
