@@ -1,10 +1,10 @@
 """Forward and backward of every family beside transformers: the same weights and batch, float32 and bfloat16.
 
-Each side has a process of its own for each family; they take turns. A turn is a forward and backward pass with the loss,
-and a forward pass alone; it says the time, the peak memory beyond what the process held before, and the share of the
-measured rate of matrix products that the passes reach (operations by PyTorch's counter over transformers' eager model).
-transformers runs as it comes: PyTorch's attention. The ratio is transformers' time over ours for forward and backward, the
-geometric mean over all families and dtypes.
+Each side has a process of its own for each family; they take turns. A turn is a forward and backward pass with the
+loss, and a forward pass alone; it says the time, the peak memory beyond what the process held before, and the share
+of the measured rate of matrix products that the passes reach (operations by PyTorch's counter over transformers'
+eager model). transformers runs as it comes: PyTorch's attention. The ratio is transformers' time over ours for
+forward and backward, the geometric mean over all families and dtypes.
 
     python benchmarks/families.py [--families llama gpt2 ...] [--dtypes float32 bfloat16] [--repeat 5] [--device cpu]
 """

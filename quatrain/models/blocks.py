@@ -20,7 +20,8 @@ from quatrain.models.sight import Sight, Trace, View, visible, visible_across
 
 
 class Block(nn.Module):
-    """Attention, attention over the encoded text in an encoder-decoder, and feed-forward, each with its residual and norm.
+    """Attention, attention over the encoded text in an encoder-decoder, and feed-forward, each with its residual and
+    norm.
 
     A part's norm stands before it (pre), after its residual (post), or before it with a second one behind (sandwich).
     """

@@ -48,13 +48,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """What every named choice may be. Most explain themselves; these need a word:
 
 position_counting: `tokens` counts only those that are no padding token, and puts padding before the first (RoBERTa).
-norm: `rms_offset` multiplies by 1 + weight (Gemma). norm_position: `pre` x + f(norm(x)), `post` norm(x + f(x)), `sandwich`
-x + norm(f(norm(x))). residual: `parallel` adds attention and feed-forward of the same x, `parallel_shared` behind one norm.
-attention_bias: `qkv` leaves the output projection without. attention_scale_by_layer: `inverse` divides the scale by the layer's
-number, counted from 1. query_key_norm: `head` normalises each head's queries and keys.
-pooling: `mean_sqrt` is the sum over the root of the count, `weighted_mean` weighs a token by its place from 1, `end` is the last
-end token of a text. embedding_vector: `unit` divides by the length. problem: `several` labels may hold at once. head_bias: `fixed` is not trained.
-padding_row: the embedding of the padding token is `fixed` where reading it teaches it nothing.
+norm: `rms_offset` multiplies by 1 + weight (Gemma). norm_position: `pre` x + f(norm(x)), `post` norm(x + f(x)),
+`sandwich` x + norm(f(norm(x))). residual: `parallel` adds attention and feed-forward of the same x, `parallel_shared`
+behind one norm. attention_bias: `qkv` leaves the output projection without. attention_scale_by_layer: `inverse`
+divides the scale by the layer's number, counted from 1. query_key_norm: `head` normalises each head's queries and
+keys. pooling: `mean_sqrt` is the sum over the root of the count, `weighted_mean` weighs a token by its place from 1,
+`end` is the last end token of a text. embedding_vector: `unit` divides by the length. problem: `several` labels may
+hold at once. head_bias: `fixed` is not trained. padding_row: the embedding of the padding token is `fixed` where
+reading it teaches it nothing.
 """
 
 CLASSIFIERS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
@@ -68,9 +69,9 @@ LANGUAGE_HEADS = ("causal", "masked", "pretraining", "seq2seq")
 class RotaryScaling:
     """How rotary frequencies change for texts longer than those of pretraining.
 
-    kind: `linear` (Chen et al. 2023, arXiv 2306.15595), `dynamic` (NTK-aware), `yarn` (Peng et al. 2023, arXiv 2309.00071),
-    `longrope` (Ding et al. 2024, arXiv 2402.13753), `llama3` (Llama 3.1). `values` holds the kind's own numbers under the
-    names of `rope_scaling` in config.json.
+    kind: `linear` (Chen et al. 2023, arXiv 2306.15595), `dynamic` (NTK-aware), `yarn` (Peng et al. 2023, arXiv
+    2309.00071), `longrope` (Ding et al. 2024, arXiv 2402.13753), `llama3` (Llama 3.1). `values` holds the kind's own
+    numbers under the names of `rope_scaling` in config.json.
     """
 
     kind: str
@@ -196,7 +197,8 @@ class ModelConfig:
         uneven = []
         if self.head_dim == 0 and is_size(self.num_attention_heads) and is_size(self.hidden_size):
             if self.hidden_size % self.num_attention_heads:
-                uneven = [f"num_attention_heads: {self.num_attention_heads}; must divide hidden_size ({self.hidden_size})"]
+                heads, size = self.num_attention_heads, self.hidden_size
+                uneven = [f"num_attention_heads: {heads}; must divide hidden_size ({size})"]
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         for name in ("layer_types", "labels"):
             if not isinstance(getattr(self, name), tuple):
@@ -261,12 +263,13 @@ class ModelConfig:
                 found = self.rope_scaling.get(name) if self.rope_scaling is not None else None
                 pairs = (self.rotary_dim or self.head_dim) // 2
                 if found is not None and len(found) != pairs:
-                    yield f"{name}: {len(found)} numbers; must be one for each of the {pairs} pairs of channels that turn"
+                    yield f"{name}: {len(found)} numbers; must be one for each of the {pairs} turning pairs"
         if self.position == "sinusoidal" and self.hidden_size % 2:
             yield f"hidden_size: {self.hidden_size}; sinusoidal positions need an even width"
         both = self.architecture == "encoder-decoder"
         if both and self.encoder_attention_heads and self.hidden_size % self.encoder_attention_heads:
-            yield f"encoder_attention_heads: {self.encoder_attention_heads}; must divide hidden_size ({self.hidden_size})"
+            wrong, size = self.encoder_attention_heads, self.hidden_size
+            yield f"encoder_attention_heads: {wrong}; must divide hidden_size ({size})"
         yield from self._unbuildable_choices()
         if self.head == "seq2seq" and not both:
             yield f"head: 'seq2seq'; needs the architecture encoder-decoder, not {self.architecture}"
@@ -293,7 +296,7 @@ class ModelConfig:
             yield f"embedding_size: {self.embedding_size}; an encoder-decoder needs hidden_size ({self.hidden_size})"
 
     def with_(self, **changes: Any) -> ModelConfig:
-        """This configuration with some fields changed; the heads' width and layer types follow unless they are given."""
+        """This configuration with some fields changed; the layer types follow the number of layers unless given."""
         if "num_hidden_layers" in changes and len(set(self.layer_types)) == 1:
             changes.setdefault("layer_types", ())
         return replace(self, **changes)
@@ -329,7 +332,7 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """Tokens of the longest text that is read: max_position_embeddings, or what the rotary scaling makes of them."""
+        """Tokens of the longest text: max_position_embeddings, or what the rotary scaling makes of them."""
         if self.position != "rotary" or self.rope_scaling is None:
             return self.max_position_embeddings
         return self.rope_scaling.context_length(self.max_position_embeddings)

@@ -24,7 +24,9 @@ class CrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
-        """Keeps the logits as they are, each row's largest, and the logarithm of the sum of what is exponential in it."""
+        """Keeps the logits as they are, each row's largest, and the logarithm of the sum of what is exponential in
+        it.
+        """
         largest = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
         spread, said = torch.empty_like(largest), torch.empty_like(largest)
         counted = labels != ignore

@@ -122,14 +122,21 @@ def _in_range(labels: Tensor, outputs: int) -> None:
         )
 
 
+def check_token_labels(labels: Tensor, shape: Sequence[int]) -> None:
+    """Raises InputError for labels that do not fit logits of shape (B, T, V); ids past V are looked for on the CPU
+    only.
+    """
+    _fit(labels, shape[:-1], "a label for each token", whole=True)
+    if labels.device.type == "cpu":
+        _in_range(labels, shape[-1])
+
+
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy in nats (B, T) of logits (B, T, V), 0 where the label is -100.
 
     Raises InputError for labels of another shape; on the CPU, where looking costs no waiting, also past the outputs.
     """
-    _fit(labels, logits.shape[:-1], "a label for each token", whole=True)
-    if labels.device.type == "cpu":
-        _in_range(labels, logits.shape[-1])
+    check_token_labels(labels, logits.shape)
     flat, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
     if logits.shape[-1] < LARGE_VOCABULARY:
         loss = F.cross_entropy(flat.float(), wanted, ignore_index=IGNORE, reduction="none")

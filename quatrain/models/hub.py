@@ -164,7 +164,9 @@ def _generation(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device, seed: int) -> list[str]:
-    """Reads every parameter and persistent buffer of `model` through the family's operations; gives those drawn fresh."""
+    """Reads every parameter and persistent buffer of `model` through the family's operations; gives those drawn
+    fresh.
+    """
     wanted = dict(model.state_dict(keep_vars=True))
     tied = model.lm_head is not None and model.config.tie_word_embeddings
     if tied:
@@ -194,7 +196,9 @@ def _fill(model: Model, names: _Names, dtype: torch.dtype, device: torch.device,
             continue
         covered.update(targets)
     fresh = sorted(name for name in wanted if name not in covered)
-    problems += [f"{name}: no weight of this family fills it" for name in fresh if names.strict or not _is_of_head([name])]
+    problems += [
+        f"{name}: no weight of this family fills it" for name in fresh if names.strict or not _is_of_head([name])
+    ]
     problems += [
         f"{again}: differs from {name}, which config.json ties it to"
         for again, name in names.repeats()
@@ -262,8 +266,8 @@ def _operations(kind: Family, model: Model) -> Iterator[Any]:
 class _Names:
     """Finds a tensor under the family's name for it, another that it goes by, or without the body's prefix.
 
-    `head` is that of the files; where it is not the model's (`strict` is false), its prefix counts and what it has beyond
-    the model's is left.
+    `head` is that of the files; where it is not the model's (`strict` is false), its prefix counts and what it has
+    beyond the model's is left.
     """
 
     def __init__(self, kind: Family, head: Head, tensors: Tensors, *, strict: bool, ignored: Sequence[str] = ()):
@@ -274,9 +278,7 @@ class _Names:
         for other, name in kind.aliases.items():
             self.others.setdefault(self.bare(name), []).append(other)
         of_head = [name for operation in head.operations for name in operation.sources]
-        self.of_head = [
-            re.escape(way) for name in of_head for known in self._names(name) for way in self._ways(known)
-        ]
+        self.of_head = [re.escape(way) for name in of_head for known in self._names(name) for way in self._ways(known)]
         self.used: set[str] = set()
 
     def find(self, name: str) -> str | None:

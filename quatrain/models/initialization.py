@@ -15,9 +15,9 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
     """Draws every parameter of a model, or those named in `only`, the same ones for the same seed.
 
     Projections that read the residual stream are uniform within 1 / sqrt(inputs), those that write to it start at
-    zero, so that each block begins as the identity. A vocabulary head of its own starts at zero and its embedding at 0.5;
-    an embedding that is tied to the head at 0.05; tables of positions and types, and labels, at initializer_range.
-    Norms start as the identity.
+    zero, so that each block begins as the identity. A vocabulary head of its own starts at zero and its embedding at
+    0.5; an embedding that is tied to the head at 0.05; tables of positions and types, and labels, at
+    initializer_range. Norms start as the identity.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = {

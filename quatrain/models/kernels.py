@@ -26,7 +26,9 @@ def suits(x: Tensor) -> bool:
 
 
 def suits_attention(x: Tensor, heads: int, slots: int, learned_bias: bool) -> bool:
-    """Whether attention of x (B, T, C) over `slots` keys is fastest by hand. PyTorch has no fast pass for a learned bias."""
+    """Whether attention of x (B, T, C) over `slots` keys is fastest by hand. PyTorch has no fast pass for a learned
+    bias.
+    """
     if not suits(x) or x.shape[0] * heads * x.shape[1] * slots > MAX_SCORES:
         return False
     return learned_bias or max(x.shape[1], slots) <= MAX_LENGTH[x.dtype]

@@ -1,7 +1,8 @@
-"""Rotary frequencies for texts longer than those of pretraining: linear, dynamic, YaRN, LongRoPE and Llama 3.1's scaling.
+"""Rotary frequencies for texts longer than those of pretraining: linear, dynamic, YaRN, LongRoPE and Llama 3.1's
+scaling.
 
-Every scaling gives the inverse frequencies and a factor that cosines and sines are multiplied with. Where a number is left
-out, it is what transformers takes for it.
+Every scaling gives the inverse frequencies and a factor that cosines and sines are multiplied with. Where a number is
+left out, it is what transformers takes for it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def inverse_frequency(
 
 
 def _dynamic_base(dim: int, theta: float, factor: float, length: int, longest: int) -> float:
-    """The base under which the slowest wave of a text of `length` tokens does not turn further than in one of `longest`."""
+    """The base under which the slowest wave of a text of `length` tokens does not turn further than in one of
+    `longest`.
+    """
     if length <= longest or dim == 2:  # one pair of channels turns by 1 under every base
         return theta
     return float(theta * (factor * length / longest - (factor - 1)) ** (dim / (dim - 2)))
@@ -83,7 +86,9 @@ def _yarn(
 
 
 def _yarn_factor(scaling: RotaryScaling, factor: float) -> float:
-    """How much larger the scores get, halved between queries and keys: 1 + ln(factor) / 10, or the ratio of two of these."""
+    """How much larger the scores get, halved between queries and keys: 1 + ln(factor) / 10, or the ratio of two of
+    these.
+    """
     if (known := scaling.get("attention_factor")) is not None:
         return float(known)
 

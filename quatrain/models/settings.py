@@ -78,7 +78,7 @@ class ModelSettings(Settings):
             raise InputError(f"the shape of the model is that of {self.folder}; read its config.json")
         from quatrain.models.families.fresh import fresh_config
 
-        sizes = {
+        sizes: dict[str, Any] = {
             "vocab_size": vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.resolved_intermediate_size,

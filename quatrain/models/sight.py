@@ -1,4 +1,6 @@
-"""What the layers of one forward pass see: which token may look at which, where tokens are, and what is kept to look at."""
+"""What the layers of one forward pass see: which token may look at which, where tokens are, and what is kept to look
+at.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from quatrain.models.config import ModelConfig
 class Trace:
     """Collects what one forward pass computes on its way, where it is given as `trace=`.
 
-    hidden_states: the embedding's output, then that of each layer, the last one behind the final norm: (B, T, hidden_size).
-    attentions: the weights of each layer (B, H, T, S). An encoder-decoder's encoder has its own, and its decoder the
-    weights over the encoded text in `cross_attentions`.
+    hidden_states: the embedding's output, then that of each layer, the last one behind the final norm: (B, T,
+    hidden_size). attentions: the weights of each layer (B, H, T, S). An encoder-decoder's encoder has its own, and
+    its decoder the weights over the encoded text in `cross_attentions`.
     """
 
     hidden_states: list[Tensor] = field(default_factory=list)
@@ -35,9 +37,9 @@ class Trace:
 class View:
     """Which keys a query may see in one type of layer, and what is added to its scores.
 
-    mask (B or 1, T, S): True where seen; None: all, or all but the later ones where `causal`. bias (1, H, T, S): what the
-    position adds to the scores (ALiBi, relative), else None. blind (B, T or 1): tokens that see no key, whose attention is
-    0; None: there are none. by_hand: whether the hand-written pass is taken.
+    mask (B or 1, T, S): True where seen; None: all, or all but the later ones where `causal`. bias (1, H, T, S): what
+    the position adds to the scores (ALiBi, relative), else None. blind (B, T or 1): tokens that see no key, whose
+    attention is 0; None: there are none. by_hand: whether the hand-written pass is taken.
     """
 
     mask: Tensor | None = None
@@ -78,8 +80,9 @@ class View:
 class Sight:
     """What every layer of one forward pass sees alike.
 
-    views: by type of layer ("full", "sliding"), and "cross" for the encoded text. rotary: by type of layer, cosines and
-    sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's last hidden states, None once a cache has their keys.
+    views: by type of layer ("full", "sliding"), and "cross" for the encoded text. rotary: by type of layer, cosines
+    and sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's last hidden states, None once a cache
+    has their keys.
     """
 
     views: dict[str, View]

@@ -73,8 +73,8 @@ class Model(Stack):
         extended, a trace filled.
 
         An encoder-decoder's encoder reads input_ids (B, S), which may be None once the cache holds the encoded text;
-        `segments` and `positions` are the encoder's. Its decoder reads decoder_input_ids (B, T): the labels shifted right
-        unless given.
+        `segments` and `positions` are the encoder's. Its decoder reads decoder_input_ids (B, T): the labels shifted
+        right unless given.
 
         | head | logits | labels | loss |
         |---|---|---|---|

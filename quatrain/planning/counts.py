@@ -35,7 +35,9 @@ def parameters(config: ModelConfig) -> int:
 
 
 def embedding_parameters(config: ModelConfig) -> int:
-    """Elements of the tables that are looked up, not multiplied: tokens, learned positions, types, relative distances."""
+    """Elements of the tables that are looked up, not multiplied: tokens, learned positions, types, relative
+    distances.
+    """
     return sum(module.weight.numel() for module in built(config).modules() if isinstance(module, nn.Embedding))
 
 
@@ -53,11 +55,11 @@ def matmul_parameters(config: ModelConfig) -> int:
 def flops_per_token(config: ModelConfig, context: int, training: bool = True, *, frozen: bool = False) -> float:
     """Floating-point operations for one token in a text of `context` tokens.
 
-    Forward: 2 N + 4 L H D T, with N the weights multiplied (head included, embedding tables not), L layers, H heads of
-    width D and T the context, or the window of a sliding layer. The backward pass takes twice as much, so training is
-    6 N + 12 L H D T. As in PaLM, causal attention is counted whole. An encoder-decoder reads and says `context` tokens, each
-    decoder layer looking at both. `frozen` is training of an adapter: the gradients of the frozen weights are left out,
-    4 N in place of 6 N.
+    Forward: 2 N + 4 L H D T, with N the weights multiplied (head included, embedding tables not), L layers, H heads
+    of width D and T the context, or the window of a sliding layer. The backward pass takes twice as much, so training
+    is 6 N + 12 L H D T. As in PaLM, causal attention is counted whole. An encoder-decoder reads and says `context`
+    tokens, each decoder layer looking at both. `frozen` is training of an adapter: the gradients of the frozen
+    weights are left out, 4 N in place of 6 N.
     """
     weights = 2 * matmul_parameters(config)
     attention = 4 * config.num_attention_heads * config.head_dim * sum(_spans(config, context))

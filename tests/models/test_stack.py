@@ -186,7 +186,13 @@ def test_configurations_that_cannot_be_built():
         LLAMA.with_(activation="sillu", num_key_value_heads=3, dropout=1.0, head_dim=5, norm="batch")
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 5
-    for part in ("did you mean silu", "must divide num_attention_heads", "even width", "dropout", "rms, rms_offset, layer"):
+    for part in (
+        "did you mean silu",
+        "must divide num_attention_heads",
+        "even width",
+        "dropout",
+        "rms, rms_offset, layer",
+    ):
         assert part in text
     with pytest.raises(InputError, match="vocab_size"):
         LLAMA.with_(vocab_size=0)

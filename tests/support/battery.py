@@ -1,4 +1,6 @@
-"""The battery that every family and head passes: a tiny random transformers model against ours, in every way that counts."""
+"""The battery that every family and head passes: a tiny random transformers model against ours, in every way that
+counts.
+"""
 
 from __future__ import annotations
 
@@ -286,7 +288,9 @@ def check_trace(case: Case, folder: Path) -> None:
 
 
 def check_round_trip(case: Case, folder: Path) -> None:
-    """Written by us, read by transformers without a warning: the same tensors bit for bit, and the same configuration."""
+    """Written by us, read by transformers without a warning: the same tensors bit for bit, and the same
+    configuration.
+    """
     model = ours(case, folder / "theirs")
     hub.save(model, folder / "ours")
     reference = theirs(case)

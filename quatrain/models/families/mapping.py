@@ -1,7 +1,8 @@
-"""How a family's `config.json` and its weights map to the stack: the data that a family's page fills in, and its reading.
+"""How a family's `config.json` and its weights map to the stack: the data that a family's page fills in, and its
+reading.
 
-An option of a config.json that is neither mapped, nor required to have one value, nor known to shape nothing is refused by
-name, never ignored.
+An option of a config.json that is neither mapped, nor required to have one value, nor known to shape nothing is
+refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -154,7 +155,9 @@ class Family:
         if config.labels:
             written["id2label"] = {str(number): label for number, label in enumerate(config.labels)}
             written["label2id"] = {label: number for number, label in enumerate(config.labels)}
-            written["problem_type"] = next(theirs for theirs, ours in PROBLEMS.items() if theirs and ours == config.problem)
+            written["problem_type"] = next(
+                theirs for theirs, ours in PROBLEMS.items() if theirs and ours == config.problem
+            )
         return written | dict(head.extra)
 
     def head_of(self, config: Mapping[str, Any]) -> str:
@@ -292,8 +295,9 @@ COMMON = frozenset(
         *COMMON_KEYS,
     }
 )
-"""Keys of any config.json that do not shape the network, or that every family reads. Code that a folder brings (`auto_map`)
-is never run."""
+"""Keys of any config.json that do not shape the network, or that every family reads. Code that a folder brings
+(`auto_map`) is never run.
+"""
 
 GENERATION = frozenset(
     {

@@ -1,7 +1,8 @@
 """Reversible operations between a family's weight names and ours: rename, transpose, split.
 
-Names may hold `{n}`, which stands for every layer, or `{e}`, which stands for every layer of an encoder-decoder's encoder.
-An operation reads (theirs to ours) and writes (ours to theirs), so that one list maps a checkpoint both ways, bit for bit.
+Names may hold `{n}`, which stands for every layer, or `{e}`, which stands for every layer of an encoder-decoder's
+encoder. An operation reads (theirs to ours) and writes (ours to theirs), so that one list maps a checkpoint both
+ways, bit for bit.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Rename:
 class Split:
     """One fused tensor of theirs is several of ours, side by side along the output axis.
 
-    parts: `equal`; `grouped`, as queries, keys and values are where keys have fewer heads; `interleaved`, the queries, keys
-    and values of one head after those of another.
+    parts: `equal`; `grouped`, as queries, keys and values are where keys have fewer heads; `interleaved`, the
+    queries, keys and values of one head after those of another.
     """
 
     theirs: str
@@ -85,8 +86,7 @@ class Split:
         """Our tensors, from a function that gives theirs by name; views of them where that can be."""
         fused = get(self.theirs)
         fused = fused.t() if self.transpose else fused
-        for name, part in zip(self.ours, self._cut(fused), strict=True):
-            yield name, part
+        yield from zip(self.ours, self._cut(fused), strict=True)
 
     def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Their tensors, from a function that gives ours by name."""
@@ -188,6 +188,8 @@ def expand(operations: Sequence[Operation], config: ModelConfig) -> list[Operati
     return expanded
 
 
-def renames(theirs: str, ours: str, leaves: Sequence[str] = ("weight", "bias"), transpose: bool = False) -> list[Operation]:
+def renames(
+    theirs: str, ours: str, leaves: Sequence[str] = ("weight", "bias"), transpose: bool = False
+) -> list[Operation]:
     """A module's tensors under another name; a `transpose` is that of the weight."""
     return [Rename(f"{theirs}.{leaf}", f"{ours}.{leaf}", transpose and leaf == "weight") for leaf in leaves]
