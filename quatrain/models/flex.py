@@ -74,7 +74,8 @@ def mix(
     if mask is not None or causal:
         rows = batch if mask is not None and mask.shape[0] > 1 else None
         blocks = create_block_mask(seen, rows, None, length, slots, device=str(query.device))
-    run: Callable[..., Any] = _compiled() if query.device.type == "cuda" else flex_attention
+    uncompiled: Any = flex_attention
+    run = _compiled() if query.device.type == "cuda" else uncompiled
     grouped = key.shape[1] != query.shape[1]
     mixed: Tensor = run(query, key, value, score_mod=score, block_mask=blocks, scale=scale, enable_gqa=grouped)
     return mixed
