@@ -17,6 +17,14 @@ class TrainSettings(Settings):
 
     `batch_tokens` counts the tokens of one optimizer step, all its `accumulation` micro-batches together.
     `min_learning_rate` and `decay` are shares: of the peak learning rate, and of the steps (WSD only).
+
+    A bad step has a loss or gradient that is no number, or, where `spike` says so, a loss far above the last ones: the
+    run stops there, or leaves that step out; its batch is kept for a look. `metric` names what the validations measure;
+    "auto" takes losses, perplexities and errors as better when lower, all else when higher. `keep` = "best" ends with
+    the weights that were best at a validation.
+
+    To save memory: `chunked_loss` never holds all logits at once, `activation_checkpointing` keeps the input of each
+    block alone and computes the rest anew for a third more time. `compile` lets torch.compile fuse the blocks.
     """
 
     steps: int | None = Field(default=None, ge=1)
@@ -34,10 +42,19 @@ class TrainSettings(Settings):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 for none")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     log_every: int = Field(default=10, ge=1)
     evaluate_every: int = Field(default=0, ge=0, description="steps between two validations; 0 for the end only")
     checkpoint_every: int = Field(default=0, ge=0, description="steps between two checkpoints; 0 lets time decide")
+    patience: int = Field(default=0, ge=0, description="validations without gain after which to stop; 0 for never")
+    keep: Literal["last", "best"] = "last"
+    metric: str = Field(default="validation_loss", description="what patience and keep go by")
+    better: Literal["auto", "lower", "higher"] = "auto"
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    spike: float = Field(default=0.0, ge=0, description="a loss this many times the running median is bad; 0 for none")
+    chunked_loss: Literal["auto", True, False] = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = False
 
     def conflicts(self) -> Iterator[Problem]:
         both = (("steps",), ("epochs",))
@@ -49,6 +66,12 @@ class TrainSettings(Settings):
         if self.steps is not None and self.warmup > self.steps:
             text = f"{self.warmup}; must be at most steps = {self.steps}"
             yield Problem(("warmup",), text, (("steps",),))
+        if self.spike and self.spike <= 1:
+            yield Problem(("spike",), f"{self.spike}; must be above 1 (3 is usual), or 0 for none")
+        if (self.patience or self.keep == "best") and not self.evaluate_every:
+            wish = f"patience = {self.patience}" if self.patience else 'keep = "best"'
+            text = f"0; must be at least 1 for {wish}: there is nothing to compare without validations"
+            yield Problem(("evaluate_every",), text, (("patience",), ("keep",)))
 
 
 class PretrainStage(Settings):

@@ -1,0 +1,240 @@
+"""Cross-entropy of a large vocabulary in chunks, so that the logits of a long batch never exist at once.
+
+A language head turns hidden states (B, T, C) to logits (B, T, V); for a large vocabulary those and their gradient are
+the largest tensors of a training step. Here a chunk of rows at a time is multiplied, measured and forgotten, as in
+Wijmans et al. 2024 (arXiv 2411.09009) and Liger (arXiv 2410.10989): for a sum the gradients of hidden states and weight
+are added up on the way, for losses per token the chunk is computed anew in the backward pass. Rows where nothing is
+learned are left out altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from quatrain.models.heads import IGNORE, check_token_labels, token_loss
+from quatrain.models.stack import Model
+
+Mode = bool | Literal["auto"]
+
+LARGE = 1 << 25
+"""From this many logits on, "auto" computes them in chunks: 128 MiB in float32."""
+
+CHUNK = {"cpu": 1 << 24, "else": 1 << 27}
+"""Logits that exist at a time."""
+
+_mode: ContextVar[Mode] = ContextVar("chunked_loss", default="auto")
+
+
+@contextmanager
+def chunking(mode: Mode) -> Iterator[None]:
+    """Within it, losses are computed in chunks always (True), never (False), or where the logits are large ("auto")."""
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def chunked(logits: int) -> bool:
+    """Whether this many logits are computed in chunks, as `chunking` says."""
+    mode = _mode.get()
+    return logits >= LARGE if mode == "auto" else bool(mode)
+
+
+def language_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The loss per token (B, T) in nats, 0 where the label is -100, of hidden states (B, T, C): `model.say`'s logits.
+
+    In chunks where `chunking` says so: the backward pass then computes them anew, for a quarter more of the head's
+    time. Raises InputError for labels that do not fit, as `Model.forward` does.
+    """
+    return _loss(model, hidden, labels, summed=False)
+
+
+def summed_language_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The sum of `language_loss`, a scalar; in chunks its gradients are made in the forward pass, at no extra cost."""
+    return _loss(model, hidden, labels, summed=True)
+
+
+def _loss(model: Model, hidden: Tensor, labels: Tensor, *, summed: bool) -> Tensor:
+    vocabulary = model.config.vocab_size
+    if not chunked(labels.numel() * vocabulary):
+        loss = token_loss(model.say(hidden), labels)
+        return loss.sum() if summed else loss
+    check_token_labels(labels, (*hidden.shape[:-1], vocabulary))
+    rows = (labels.reshape(-1) != IGNORE).nonzero()[:, 0]
+    states, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).long()
+    if len(rows) < len(wanted):
+        states, wanted = states[rows], wanted[rows]
+    if type(model.lm_head) is not nn.Linear:
+        losses = _by_parts(model, states, wanted)
+    else:
+        head = _Head.of(model, states)
+        if summed and states.dtype != torch.float16:
+            return _Summed.apply(head.states, head.weight, head.bias, wanted, head.softcap, torch.is_grad_enabled())
+        losses = _PerRow.apply(head.states, head.weight, head.bias, wanted, head.softcap)
+    if summed:
+        return losses.sum()
+    return torch.zeros(labels.numel(), device=losses.device).index_put((rows,), losses).view(labels.shape)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A plain language head: softcap(states W^T + bias), the model's own scale already in the states."""
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+
+    @staticmethod
+    def of(model: Model, states: Tensor) -> _Head:
+        linear, config = model.lm_head, model.config
+        if linear is None:
+            raise ValueError("a model without a language head has no language loss")
+        states = states if model.transform is None else model.transform(states)
+        if config.logit_scale != 1.0:
+            states = states * config.logit_scale
+        bias: Tensor | None = linear.bias
+        if isinstance(model.logits_bias, Tensor):
+            fixed = model.logits_bias[0]
+            bias = fixed if bias is None else bias + fixed
+        return _Head(states, linear.weight, bias, config.logit_softcap)
+
+
+def _by_parts(model: Model, states: Tensor, labels: Tensor) -> Tensor:
+    """Losses (N) under any head at all (adapted, quantized): each part is said anew for the backward pass."""
+
+    def said(part: Tensor, wanted: Tensor) -> Tensor:
+        return token_loss(model.say(part), wanted)
+
+    slices = _slices(len(labels), model.config.vocab_size, states.device)
+    parts = [checkpoint(said, states[rows], labels[rows], use_reentrant=False) for rows in slices]
+    return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
+
+
+def _slices(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
+    """Equal parts of at most CHUNK logits."""
+    most = max(1, CHUNK.get(device.type, CHUNK["else"]) // vocabulary)
+    size = -(-rows // max(1, -(-rows // most)))
+    return [slice(start, start + size) for start in range(0, rows, size)] if rows else []
+
+
+def _chunk(states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Logits (n, V) in float32, and how much they follow the uncapped ones where there is a soft cap."""
+    logits = torch.addmm(bias, states, weight.mT) if bias is not None else states @ weight.mT
+    if softcap is None:
+        return logits.float(), None
+    bent = torch.tanh(logits / softcap)
+    return (bent * softcap).float(), 1 - bent.float().square()
+
+
+def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (n) of logits (n, V) that become their probabilities in place, and the latter."""
+    said = logits.gather(-1, labels[:, None])[:, 0]
+    largest = logits.amax(-1)
+    exponentials = logits.sub_(largest[:, None]).exp_()
+    total = exponentials.sum(-1)
+    return largest - said + total.log(), exponentials.div_(total[:, None])
+
+
+class _Gradients:
+    """The gradients of hidden states, weight and bias, added up over chunks; narrow weights in float32."""
+
+    def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, bool, bool]):
+        self.states = torch.empty_like(states) if needed[0] else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+        self.bias = torch.zeros_like(bias, dtype=torch.float32) if needed[2] and bias is not None else None
+        self._dtypes = weight.dtype, None if bias is None else bias.dtype
+
+    def add(self, rows: slice, states: Tensor, weight: Tensor, logits: Tensor) -> None:
+        """The gradient of a chunk's logits (n, V), in float32."""
+        if self.bias is not None:
+            self.bias += logits.sum(0)
+        narrow = logits.to(weight.dtype)
+        if self.states is not None:
+            torch.mm(narrow, weight, out=self.states[rows])
+        if self.weight is None:
+            return
+        if weight.dtype == torch.float32:
+            self.weight.addmm_(narrow.mT, states[rows])
+        else:
+            self.weight += narrow.mT @ states[rows]
+
+    def ends(self, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The three, times a factor, in the dtypes of what they are gradients of."""
+        if factor is not None and float(factor) != 1.0:
+            for gradient in (self.states, self.weight, self.bias):
+                if gradient is not None:
+                    gradient.mul_(factor)
+        weight = None if self.weight is None else self.weight.to(self._dtypes[0])
+        return self.states, weight, None if self.bias is None else self.bias.to(self._dtypes[1])
+
+
+class _Summed(torch.autograd.Function):
+    """The sum of the losses of rows (N, C) under a head; its gradients are at hand when the forward pass ends."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        softcap: float | None,
+        learning: bool,
+    ) -> Tensor:
+        needed = ctx.needs_input_grad[:3] if learning else (False, False, False)
+        gradients = _Gradients(states, weight, bias, needed)
+        total = torch.zeros((), device=states.device)
+        for rows in _slices(len(labels), weight.shape[0], states.device):
+            logits, slope = _chunk(states[rows], weight, bias, softcap)
+            losses, probabilities = _losses(logits, labels[rows])
+            total += losses.sum()
+            if any(needed):
+                probabilities.scatter_add_(-1, labels[rows, None], -torch.ones_like(losses)[:, None])
+                gradients.add(rows, states, weight, probabilities if slope is None else probabilities.mul_(slope))
+        ctx.gradients = gradients
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a summed loss are there once; its graph cannot be gone through again")
+        found = ctx.gradients.ends(outer[0])
+        ctx.gradients = None
+        return (*found, None, None, None)
+
+
+class _PerRow(torch.autograd.Function):
+    """The losses (N) of rows (N, C) under a head; the backward pass computes the logits anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None
+    ) -> Tensor:
+        found = torch.empty(len(labels), device=states.device)
+        for rows in _slices(len(labels), weight.shape[0], states.device):
+            found[rows] = _losses(_chunk(states[rows], weight, bias, softcap)[0], labels[rows])[0]
+        ctx.save_for_backward(states, weight, bias, labels)
+        ctx.softcap = softcap
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias, labels = ctx.saved_tensors
+        gradients = _Gradients(states, weight, bias, ctx.needs_input_grad[:3])
+        for rows in _slices(len(labels), weight.shape[0], states.device):
+            logits, slope = _chunk(states[rows], weight, bias, ctx.softcap)
+            _, probabilities = _losses(logits, labels[rows])
+            probabilities.scatter_add_(-1, labels[rows, None], -torch.ones_like(outer[0].float())[rows, None])
+            probabilities.mul_(outer[0][rows, None].float())
+            gradients.add(rows, states, weight, probabilities if slope is None else probabilities.mul_(slope))
+        return (*gradients.ends(), None, None)
