@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,23 +21,38 @@ IGNORE = -100
 class Batch:
     """The tensors of one step: `input_ids` and `labels` (B, T), and for packed rows `positions` and `segments` (B, T).
 
-    Segments number the examples of a row from 1; 0 is padding.
+    Segments number the examples of a row from 1; 0 is padding. Labels have the shape that the model's head wants (for
+    two heads at once they are a pair). `token_types` (B, T) tell the two texts of a pair apart. What an encoder-decoder's
+    decoder reads, `decoder_input_ids` (B, S) and `decoder_segments`, follows from the labels unless it is given.
     """
 
     input_ids: Tensor
-    labels: Tensor
+    labels: Any
     positions: Tensor | None = None
     segments: Tensor | None = None
+    token_types: Tensor | None = None
+    decoder_input_ids: Tensor | None = None
+    decoder_segments: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        if isinstance(self.labels, tuple):
+            moved["labels"] = tuple(label.to(device) for label in self.labels)
         return replace(self, **moved)
 
     @property
     def num_labels(self) -> int:
-        """How many positions are learned."""
-        return int((self.labels != IGNORE).sum())
+        """How many positions are learned; of two kinds of labels, the first counts."""
+        labels = self.labels[0] if isinstance(self.labels, tuple) else self.labels
+        return int((labels != IGNORE).sum())
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What of this batch a model's forward takes by name, as far as it is given; ids and labels come before."""
+        names = ("positions", "segments", "token_types", "decoder_input_ids", "decoder_segments")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,27 @@ class TokenExample:
     def num_labels(self) -> int:
         """How many of the tokens are learned."""
         return sum(self.mask[1:])
+
+
+def stack(rows: Sequence[Sequence[int]], value: int, *, multiple: int = 8, limit: int | None = None) -> Tensor:
+    """Rows of ids as one tensor (B, T), filled up on the right with `value`; T is the longest row's, a whole `multiple`.
+
+    T is not rounded up past `limit`, which is the model's context: no row becomes longer than the model reads.
+    """
+    longest = max((len(row) for row in rows), default=0)
+    length = max(1, -(-longest // multiple) * multiple)
+    if limit is not None:
+        length = max(longest, min(length, limit), 1)
+    array = np.full((len(rows), length), value, dtype=np.int64)
+    for number, row in enumerate(rows):
+        array[number, : len(row)] = row
+    return torch.from_numpy(array)
+
+
+def text_segments(rows: Sequence[Sequence[int]], length: int) -> Tensor | None:
+    """1 for each row's own tokens and 0 for its padding to `length`, (B, T); None where no row is padded."""
+    lengths = torch.tensor([len(row) for row in rows])
+    return None if bool((lengths == length).all()) else (torch.arange(length) < lengths[:, None]).long()
 
 
 def shift(example: TokenExample) -> tuple[list[int], list[int]]:
