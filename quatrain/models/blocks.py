@@ -217,9 +217,10 @@ class Stack(nn.Module):
 
     def _by_hand(self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None) -> bool:
         """Whether the hand-written attention is taken: training on the CPU, of scores that fit."""
-        if cache is not None or trace is not None or self.config.attention_softcap is not None:
+        if cache is not None or trace is not None:
             return False
-        return kernels.suits_attention(x, self.config.num_attention_heads, keys, self.relative_bias is not None)
+        alone = self.relative_bias is not None or self.config.attention_softcap is not None
+        return kernels.suits_attention(x, self.config.num_attention_heads, keys, alone=alone)
 
     @staticmethod
     def _slots_across(encoded: Tensor | None, cache: KVCache | None) -> int:

@@ -25,13 +25,11 @@ def suits(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.dtype in (torch.bfloat16, torch.float32)
 
 
-def suits_attention(x: Tensor, heads: int, slots: int, learned_bias: bool) -> bool:
-    """Whether attention of x (B, T, C) over `slots` keys is fastest by hand. PyTorch has no fast pass for a learned
-    bias.
-    """
+def suits_attention(x: Tensor, heads: int, slots: int, *, alone: bool) -> bool:
+    """Whether attention of x (B, T, C) over `slots` keys is fastest by hand; `alone` where PyTorch has no fast pass."""
     if not suits(x) or x.shape[0] * heads * x.shape[1] * slots > MAX_SCORES:
         return False
-    return learned_bias or max(x.shape[1], slots) <= MAX_LENGTH[x.dtype]
+    return alone or max(x.shape[1], slots) <= MAX_LENGTH[x.dtype]
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -79,11 +77,11 @@ class SwiGLUFunction(torch.autograd.Function):
 
 
 class AttentionFunction(torch.autograd.Function):
-    """Attention that keeps its weights: softmax(scale rotate(q) rotate(k)^T + bias) v.
+    """Attention that keeps its weights: softmax(cap(scale rotate(q) rotate(k)^T) + bias) v.
 
     query (B, T, H, D), key, value (B, S, H, D) as the projections leave them; cos, sin (T or B, T, 1, R/2) ready to
     broadcast, turning the first R channels, or None; bias (1 or B, 1 or H, T, S), -inf where a query may not look, or
-    None where it sees all. Gives (B, T, H D).
+    None where it sees all; cap(x) is c tanh(x / c) for a `softcap` c. Gives (B, T, H D).
     """
 
     @staticmethod
@@ -96,6 +94,7 @@ class AttentionFunction(torch.autograd.Function):
         sin: Tensor | None,
         bias: Tensor | None,
         scale: float,
+        softcap: float | None = None,
     ) -> Tensor:
         """Keeps rotated queries and keys, values and attention weights."""
         batch, length, heads, width = query.shape
@@ -106,15 +105,20 @@ class AttentionFunction(torch.autograd.Function):
         _rotate(key, keys.transpose(1, 2), cos, sin, 1)
         values.copy_(value.transpose(1, 2))
         q, k, v = queries.view(-1, length, width), keys.view(-1, slots, width), values.view(-1, slots, width)
-        if bias is None:
+        spread = None
+        if bias is not None:
+            alike = bias.shape[:2] == (1, 1)
+            spread = bias if alike else bias.expand(batch, heads, length, slots).reshape(-1, length, slots)
+            spread = spread.view(-1, length, slots)
+        capped = None if softcap is None else torch.bmm(q, k.mT).mul_(scale / softcap).tanh_()
+        if capped is not None and softcap is not None:
+            scores = capped * softcap if spread is None else torch.add(spread, capped, alpha=softcap)
+        elif spread is None:
             scores = torch.bmm(q, k.mT).mul_(scale)
         else:
-            spread = bias
-            if bias.shape[:2] != (1, 1):
-                spread = bias.expand(batch, heads, length, slots).reshape(-1, length, slots)
-            scores = torch.baddbmm(spread.view(-1, length, slots), q, k.mT, alpha=scale)
+            scores = torch.baddbmm(spread, q, k.mT, alpha=scale)
         weights = scores.softmax(-1)
-        ctx.save_for_backward(queries, keys, values, weights, cos, sin)
+        ctx.save_for_backward(queries, keys, values, weights, cos, sin, capped)
         ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
         mixed = torch.bmm(weights, v).view(batch, heads, length, width)
         return mixed.transpose(1, 2).reshape(batch, length, heads * width)
@@ -122,7 +126,7 @@ class AttentionFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of query, key and value, in their own layout, and of a bias that is learned."""
-        queries, keys, values, weights, cos, sin = ctx.saved_tensors
+        queries, keys, values, weights, cos, sin, capped = ctx.saved_tensors
         batch, heads, length, width = queries.shape
         slots = keys.shape[2]
         q, k, v = queries.view(-1, length, width), keys.view(-1, slots, width), values.view(-1, slots, width)
@@ -135,6 +139,8 @@ class AttentionFunction(torch.autograd.Function):
             axes = [axis for axis in (0, 1) if ctx.bias_shape[axis] == 1]
             for_bias = scores.view(batch, heads, length, slots)
             for_bias = for_bias.sum(axes, keepdim=True) if axes else for_bias.clone()
+        if capped is not None:
+            scores = torch.ops.aten.tanh_backward(scores, capped)
         scores.mul_(ctx.scale)
         torch.bmm(scores, k, out=dq)
         torch.bmm(scores.mT, q, out=dk)
@@ -144,7 +150,7 @@ class AttentionFunction(torch.autograd.Function):
             target = flat.new_empty(batch, size, heads, width)
             _rotate(source, target, cos if turned else None, sin if turned else None, -1)
             found.append(target)
-        return found[0], found[1], found[2], None, None, for_bias, None
+        return found[0], found[1], found[2], None, None, for_bias, None, None
 
 
 def _rotate(source: Tensor, target: Tensor, cos: Tensor | None, sin: Tensor | None, direction: int) -> None:

@@ -45,7 +45,8 @@ def test_swiglu():
 @pytest.mark.parametrize("turned", [0, 4, 8])
 @pytest.mark.parametrize("slots", [9, 5])
 @pytest.mark.parametrize("learned", [None, (1, 3), (2, 3), (1, 1)])
-def test_attention(packed, turned, slots, learned):
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_attention(packed, turned, slots, learned, softcap):
     torch.manual_seed(0)
     batch, length, heads, width, scale = 2, 9, 3, 8, 0.7
     shapes = [(batch, length, heads, width), (batch, slots, heads, width), (batch, slots, heads, width)]
@@ -68,13 +69,14 @@ def test_attention(packed, turned, slots, learned):
         return bias.masked_fill(~mask[:, None], float("-inf"))
 
     def ours(query, key, value, *bias):
-        return kernels.AttentionFunction.apply(query, key, value, *tables, added(bias), scale)
+        return kernels.AttentionFunction.apply(query, key, value, *tables, added(bias), scale, softcap)
 
     def theirs(query, key, value, *bias):
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         if turned:
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         scores = query @ key.mT * scale
+        scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
         bias = added(bias)
         mixed = (scores if bias is None else scores + bias).softmax(-1) @ value
         return mixed.transpose(1, 2).reshape(batch, length, -1)
