@@ -1,6 +1,4 @@
-"""Phi: partial rotary positions, one norm for both branches, grouped heads, normed queries and keys, ties; every
-head.
-"""
+"""Phi: partial rotary positions, one norm for both branches, grouped heads, normed queries, ties; every head."""
 
 from battery import Case
 
