@@ -46,10 +46,13 @@ class CrossEntropyFunction(torch.autograd.Function):
         weight = gradients[0].float() * counted
         found = torch.empty_like(logits)
         for rows in _portions(logits):
-            part = (logits[rows].float() - largest[rows, None]).sub_(spread[rows, None]).exp_()
-            part.mul_(weight[rows, None])
+            # In float32 the gradient is computed in its own place, else in a portion that is rounded into it.
+            part = found[rows] if logits.dtype == torch.float32 else logits[rows].float()
+            torch.sub(logits[rows], largest[rows, None], out=part)
+            part.sub_(spread[rows, None]).exp_().mul_(weight[rows, None])
             part.scatter_add_(-1, targets[rows, None], -weight[rows, None])
-            found[rows] = part
+            if logits.dtype != torch.float32:
+                found[rows] = part
         return found, None, None
 
 

@@ -76,6 +76,24 @@ class SwiGLUFunction(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient * up, gate), gradient * activated
 
 
+class SoftCapFunction(torch.autograd.Function):
+    """c tanh(x / c), elementwise, keeping its result alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cap: float) -> Tensor:
+        """One new tensor, the rest in place."""
+        capped = torch.mul(x, 1 / cap).tanh_().mul_(cap)
+        ctx.save_for_backward(capped)
+        ctx.cap = cap
+        return capped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient times 1 - tanh(x / c)^2."""
+        (capped,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradients[0], capped * (1 / ctx.cap)), None
+
+
 class AttentionFunction(torch.autograd.Function):
     """Attention that keeps its weights: softmax(cap(scale rotate(q) rotate(k)^T) + bias) v.
 

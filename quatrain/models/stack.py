@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quatrain.errors import InputError
-from quatrain.models import heads
+from quatrain.models import heads, kernels
 from quatrain.models.blocks import Block, Stack
 from quatrain.models.cache import KVCache
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
@@ -201,7 +201,7 @@ class Model(Stack):
         if self.logits_bias is not None:
             logits = logits + self.logits_bias
         if config.logit_softcap is not None:
-            logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
+            logits = kernels.SoftCapFunction.apply(logits, config.logit_softcap)
         return logits
 
     def _score(self, x: Tensor) -> Tensor:

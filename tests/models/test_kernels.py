@@ -127,3 +127,12 @@ def test_long_texts_take_the_path_that_keeps_no_scores():
     assert by_hand(64) and not by_hand(8192)
     with torch.no_grad():
         assert not by_hand(64)
+
+
+def test_soft_cap():
+    torch.manual_seed(0)
+    inputs = (torch.randn(3, 5, 16) * 40,)
+    compare(lambda x: kernels.SoftCapFunction.apply(x, 30.0), lambda x: torch.tanh(x / 30.0) * 30.0, inputs, 1e-5)
+    assert torch.autograd.gradcheck(
+        lambda x: kernels.SoftCapFunction.apply(x, 3.0), leaves(*(tensor.double() for tensor in inputs))
+    )
