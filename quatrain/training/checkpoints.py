@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from quatrain.atomic import atomic_write, disk_errors, sync_folder, write_json
+from quatrain.atomic import atomic_write, disk_errors, sync_folder, write_json, write_text
 from quatrain.errors import QuatrainError
 
 STATE, TENSORS, MANIFEST = "training_state/state.json", "training_state/optimizer.safetensors", "manifest.json"
@@ -31,16 +31,17 @@ def write(
     tensors: dict[str, Tensor],
     state: dict[str, Any],
     keep: int = 2,
+    protect: Collection[int] = (),
 ) -> Path:
-    """Writes the checkpoint of a step beneath `folder` and removes all but the newest `keep`.
+    """Writes the checkpoint of a step beneath `folder` and removes all but the newest `keep` and those to `protect`.
 
     `weights(place)` writes the model or adapter files. Raises QuatrainError when the disk is full; what was
     written before stays.
     """
     from safetensors.torch import save
 
-    name = f"step-{step:08d}"
-    temporary = folder / f".{name}.partial"
+    final = place(folder, step)
+    temporary = folder / f".{final.name}.partial"
     try:
         with disk_errors(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -50,8 +51,7 @@ def write(
             with atomic_write(temporary / TENSORS, "wb") as file:
                 file.write(save(contiguous))
             write_json(temporary / STATE, state)
-            write_json(temporary / MANIFEST, {"files": _manifest(temporary)})
-            final = folder / name
+            write_text(temporary / MANIFEST, _manifest_text(_manifest(temporary)))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
             sync_folder(folder)
@@ -59,8 +59,14 @@ def write(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for old in found(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old not in {place(folder, each) for each in protect}:
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return folder / f"step-{step:08d}"
 
 
 def found(folder: Path) -> list[Path]:
@@ -70,12 +76,8 @@ def found(folder: Path) -> list[Path]:
 
 def check(checkpoint: Path) -> None:
     """Raises QuatrainError naming every file that is missing, cut or changed since the checkpoint was written."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise QuatrainError(f"{checkpoint}: {MANIFEST} is missing or unreadable ({error}).") from error
     problems = []
-    for name, expected in manifest.items():
+    for name, expected in _read_manifest(checkpoint).items():
         path = checkpoint / name
         if not path.is_file():
             problems.append(f"{name}: missing")
@@ -111,6 +113,25 @@ def remove(folder: Path) -> None:
     """Removes all checkpoints of a folder, when the work that they guard is done."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file; it must be, to the byte, what was written."""
+    try:
+        text = (checkpoint / MANIFEST).read_bytes().decode("utf-8")
+        files: dict[str, dict[str, Any]] = json.loads(text)["files"]
+        whole = text == _manifest_text(files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise QuatrainError(f"{checkpoint}: {MANIFEST} is missing or unreadable ({error}).") from error
+    if not whole:
+        raise QuatrainError(f"{checkpoint}: {MANIFEST} is damaged: its SHA-256 is not the one it was written with.")
+    return files
+
+
+def _manifest_text(files: dict[str, dict[str, Any]]) -> str:
+    """The manifest, which ends with its own SHA-256."""
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": digest}, indent=2) + "\n"
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -92,7 +92,7 @@ def make_optimizers(
         for name, parameter in trainable.items()
         if settings.optimizer == "muon"
         and parameter.dim() == 2
-        and re.match(r"layers\.\d+\..*(?<!_[AB])\.weight$", name)
+        and re.match(r"(?:encoder\.)?layers\.\d+\..*(?<!_[AB])\.weight$", name)
     }
     optimizers: list[torch.optim.Optimizer] = []
     if muon:

@@ -9,6 +9,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from quatrain.models.stack import Model
+from quatrain.training.objectives import Objective
+
+
+class Losses(nn.Module):
+    """The whole way from a batch to its loss as one module, so that what wraps a module sees a pass begin and end."""
+
+    def __init__(self, model: Model, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:
+        """The objective's loss, weight and metrics of a batch."""
+        return self.objective.loss(self.model, batch)
+
 
 class Parallel(Protocol):
     """What the trainer asks of the processes that train together.

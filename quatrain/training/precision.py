@@ -1,14 +1,15 @@
-"""Training in bfloat16 with float32 masters: the network computes in one, the optimizer adds up in the other.
+"""Training in bfloat16 or float16 with float32 masters: the network computes in one, the optimizer in the other.
 
 Micikevicius et al. 2018 (arXiv 1710.03740). Small updates that bfloat16's 8 bits of mantissa would round away are kept
 by the masters; forward and backward take half the memory and, where the machine has the instructions, a fraction of
-the time.
+the time. float16 has more mantissa and less range: its gradients are kept within it by a factor on the loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from quatrain.planning.machine import fastest_precision
 from quatrain.training.settings import TrainSettings
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def working_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
@@ -28,6 +29,39 @@ def working_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32`, `bfloat16`: the name in settings and files."""
     return str(dtype).removeprefix("torch.")
+
+
+class LossScaler:
+    """The factor on a float16 loss: halved when a gradient leaves the range, doubled after `patience` good steps.
+
+    The trainer's losses are sums over tokens, so the factor begins at 2^16 over a micro-batch's tokens, about what it
+    would be for their mean. Powers of two only: multiplying by them loses nothing.
+    """
+
+    def __init__(self, tokens: int, patience: int = 2000):
+        self.factor = 2.0 ** (16 - max(1, tokens).bit_length())
+        self.patience, self.good = patience, 0
+
+    def advance(self, finite: bool) -> None:
+        """After a step: whether its gradients were all numbers."""
+        self.good = self.good + 1 if finite else 0
+        if not finite:
+            self.factor /= 2
+        elif self.good == self.patience:
+            self.factor, self.good = self.factor * 2, 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the factor is so small that the range is not what is wrong."""
+        return self.factor < 2.0**-24
+
+    def state(self) -> dict[str, Any]:
+        """The factor and the good steps since it changed."""
+        return {"factor": self.factor, "good": self.good}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on with these."""
+        self.factor, self.good = state["factor"], state["good"]
 
 
 class Precision:
@@ -77,6 +111,8 @@ class Precision:
         """Forgets all gradients."""
         for master in self.masters.values():
             master.grad = None
+        for parameter, _ in self._pairs:
+            parameter.grad = None
 
     @contextmanager
     def full(self) -> Iterator[None]:

@@ -6,8 +6,9 @@ exactly the batches that it would have seen.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,49 @@ class Stream(Protocol):
         ...
 
 
+def micro_seeds(stream: Stream, seed: int, place: int) -> Any:
+    """What an objective that draws is to draw the stream's last micro-batch from: a seed for each of its examples.
+
+    By example where the stream knows them, so that the draws do not depend on how examples are batched; otherwise one
+    number for all, from the micro-batch's place in the run.
+    """
+    own = getattr(stream, "seeds", None)
+    return own if own is not None else int(np.random.SeedSequence((abs(seed), place)).generate_state(1)[0])
+
+
+def of_process(stream: Stream, rank: int, size: int) -> Stream:
+    """The part of a stream that one of several processes reads: every `size`-th micro-batch, from `rank` on."""
+    return stream if size == 1 else _Part(stream, rank, size)
+
+
+class _Part:
+    """Every process goes through the whole stream: its cursor is the same in all, and serves more or fewer of them."""
+
+    def __init__(self, stream: Stream, rank: int, size: int):
+        self.stream, self.rank, self.size = stream, rank, size
+        self.seeds: Any = None
+
+    def next(self) -> Any:
+        """The process's next micro-batch."""
+        found = None
+        for number in range(self.size):
+            if number == self.rank:
+                found = self.stream.next()
+                self.seeds = getattr(self.stream, "seeds", None)
+            else:
+                skip = getattr(self.stream, "skip", self.stream.next)
+                skip()
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The stream's."""
+        return self.stream.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The stream's."""
+        self.stream.load_state(state)
+
+
 def _generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch))
 
@@ -53,13 +97,20 @@ class _Epochs:
 
     def next(self) -> Any:
         """The next micro-batch; a new epoch is planned when the last one is used up."""
+        return self.make(self._advance())
+
+    def skip(self) -> None:
+        """Goes past a micro-batch without making it."""
+        self._advance()
+
+    def _advance(self) -> Any:
         if self._batches is None:
             self._batches = self.plan(self.epoch)
         if self.index >= len(self._batches):
             self.epoch, self.index = self.epoch + 1, 0
             self._batches = self.plan(self.epoch)
         self.index += 1
-        return self.make(self._batches[self.index - 1])
+        return self._batches[self.index - 1]
 
     def state(self) -> dict[str, int]:
         """Epoch, and batches of it already seen."""
@@ -108,31 +159,15 @@ class ExampleStream(_Epochs):
         self.lengths = np.array([len(example) for example in examples])
         self.rows = max(1, batch_tokens // max(1, int(self.lengths.mean())))
         self.sort_window = sort_window
+        self.seeds: list[tuple[int, ...]] | None = None
 
     def plan(self, epoch: int) -> list[list[int]]:
         """Indices of the examples of each batch: shuffled, sorted by length within a window, cut, shuffled again."""
-        generator = _generator(self.seed, epoch)
-        order = generator.permutation(len(self.examples))
-        batches: list[list[int]] = []
-        window = self.rows * self.sort_window
-        for start in range(0, len(order), window):
-            part = order[start : start + window]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
-            batches.extend(self._cut(part))
-        generator.shuffle(batches)
-        return batches
-
-    def _cut(self, order: np.ndarray) -> list[list[int]]:
-        batches: list[list[int]] = [[]]
-        for index in order:
-            longest = int(self.lengths[index])
-            if batches[-1] and longest * (len(batches[-1]) + 1) > self.batch_tokens:
-                batches.append([])
-            batches[-1].append(int(index))
-        return batches
+        return _plan(self.lengths, _generator(self.seed, epoch), self.batch_tokens, self.rows * self.sort_window)
 
     def make(self, item: list[int]) -> list[TokenExample]:
         """The examples of one batch."""
+        self.seeds = [(self.seed, self.epoch, index) for index in item]
         return [self.examples[index] for index in item]
 
     def steps(self, epochs: float, accumulation: int = 1) -> int:
@@ -140,6 +175,92 @@ class ExampleStream(_Epochs):
         whole = sum(len(self.plan(epoch)) for epoch in range(int(epochs)))
         part = (epochs - int(epochs)) * len(self.plan(int(epochs))) if epochs > int(epochs) else 0
         return max(1, round((whole + part) / accumulation))
+
+
+def _plan(lengths: np.ndarray, generator: np.random.Generator, batch_tokens: int, window: int) -> list[list[int]]:
+    """Indices of batches: shuffled, sorted by length within a window, cut at `batch_tokens`, shuffled again."""
+    order = generator.permutation(len(lengths))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        batches.extend(_cut(part[np.argsort(lengths[part], kind="stable")], lengths, batch_tokens))
+    generator.shuffle(batches)
+    return batches
+
+
+def _cut(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[list[int]]:
+    batches: list[list[int]] = [[]]
+    for index in order:
+        longest = int(lengths[index])
+        if batches[-1] and longest * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+        batches[-1].append(int(index))
+    return batches
+
+
+class StreamedExamples:
+    """Shuffled examples of a source that is read through and never held: a block of `buffer` examples at a time.
+
+    `read(start)` iterates the source's examples from number `start` on. Each epoch begins its blocks at another place,
+    so that what shares a block changes. The order follows from (seed, epoch, block): the cursor is three numbers, and a
+    resumed run reads from the beginning of its block.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Iterable[Any]],
+        *,
+        batch_tokens: int,
+        seed: int,
+        buffer: int = 4096,
+        sort_window: int = 64,
+    ):
+        self.read, self.batch_tokens, self.seed = read, batch_tokens, seed
+        self.buffer, self.sort_window = buffer, sort_window
+        self.epoch = self.start = self.index = 0
+        self.seeds: list[tuple[int, ...]] | None = None
+        self._source: Iterator[Any] | None = None
+        self._block: list[Any] = []
+        self._batches: list[list[int]] | None = None
+
+    def next(self) -> list[Any]:
+        """The examples of the next micro-batch. Raises InputError where the source has none."""
+        if self._batches is None:
+            self._fill()
+        while self._batches is not None and self.index >= len(self._batches):
+            self.start, self.index = self.start + len(self._block), 0
+            self._fill()
+        self.index += 1
+        item = (self._batches or [])[self.index - 1]
+        self.seeds = [(self.seed, self.epoch, self.start + number) for number in item]
+        return [self._block[number] for number in item]
+
+    def _fill(self) -> None:
+        """Reads the block that begins at `start`, or the next epoch's first where the source has ended."""
+        if self._source is None:
+            self._source = iter(self.read(self.start))
+        # The first block of an epoch is cut short by a random length: its blocks then begin elsewhere.
+        size = self.buffer if self.start else int(_generator(self.seed, self.epoch).integers(1, self.buffer + 1))
+        self._block = list(itertools.islice(self._source, size))
+        if not self._block:
+            if not self.start:
+                raise InputError("There is no training example. Check the data with `quatrain data check`.")
+            self.epoch, self.start, self._source = self.epoch + 1, 0, None
+            self._fill()
+            return
+        lengths = np.array([len(example) for example in self._block])
+        rows = max(1, self.batch_tokens // max(1, int(lengths.mean())))
+        generator = np.random.default_rng((self.seed, self.epoch, self.start))
+        self._batches = _plan(lengths, generator, self.batch_tokens, rows * self.sort_window)
+
+    def state(self) -> dict[str, int]:
+        """Epoch, the number of its example with which the block begins, and batches of the block already seen."""
+        return {"epoch": self.epoch, "start": self.start, "index": self.index}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Goes on there."""
+        self.epoch, self.start, self.index = state["epoch"], state["start"], state["index"]
+        self._source, self._block, self._batches = None, [], None
 
 
 class CopyStream:
@@ -189,12 +310,16 @@ class InTurn:
     def __init__(self, first: Stream, count: int, second: Stream, *, every: int = 0):
         self.first, self.count, self.second, self.every = first, count, second, every
         self.seen = 0
+        self.seeds: Any = None
 
     def next(self) -> Any:
         """The next micro-batch of the stream whose turn it is."""
         self.seen += 1
         again = bool(self.every) and (self.seen - self.count) % self.every == 0
-        return self.first.next() if self.seen <= self.count or again else self.second.next()
+        stream = self.first if self.seen <= self.count or again else self.second
+        found = stream.next()
+        self.seeds = getattr(stream, "seeds", None)
+        return found
 
     def state(self) -> dict[str, Any]:
         """Micro-batches seen, and both cursors."""

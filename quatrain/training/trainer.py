@@ -1,8 +1,9 @@
-"""One loop for every objective: accumulation, precision, schedule, clipping, logging, checkpoints.
+"""One loop for every objective: accumulation, precision, schedule, clipping, guards, logging, checkpoints.
 
-The objective returns the sum of its loss and its weight; sums of all micro-batches are added up and divided once,
-so that accumulation in 8, 4 or 1 parts gives one and the same step. A run that is killed and started again goes on
-bit for bit: weights, optimizer, schedule, the data's cursor and every generator come from the checkpoint.
+The objective returns the sum of its loss and its weight; sums of all micro-batches and processes are added up and
+divided once, so that accumulation in 8, 4 or 1 parts gives one and the same step. A run that is killed and started
+again goes on bit for bit: weights, optimizer, schedule, the data's cursor, the loss's scale and early stopping come
+from the checkpoint; what is drawn in a step follows from (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from torch import Tensor
 from quatrain.adaptation.token_rows import WEIGHT, learned_rows
 from quatrain.errors import QuatrainError
 from quatrain.models.stack import Model
-from quatrain.training import checkpoints
+from quatrain.training import checkpoints, guards, memory
+from quatrain.training.acceleration import Compiled, activation_checkpointing
+from quatrain.training.chunked_loss import chunking
+from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
 from quatrain.training.optimizers import (
     load_optimizer_tensors,
@@ -29,9 +33,11 @@ from quatrain.training.optimizers import (
     optimizer_tensors,
     set_learning_rate,
 )
-from quatrain.training.precision import DTYPES, Precision, dtype_name, working_dtype
+from quatrain.training.parallel import Parallel, Single
+from quatrain.training.precision import DTYPES, LossScaler, Precision, dtype_name, working_dtype
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings
+from quatrain.training.stopping import Best
 from quatrain.training.streams import Stream
 
 CHECKPOINT_SECONDS = 60.0
@@ -44,7 +50,8 @@ class Hooks:
 
     `save(folder)` and `load(folder)` write and read the weights of a checkpoint; `validate(model)` returns metrics
     such as `validation_loss`; `log(entry)` takes a dictionary every `log_every` steps; `progress(step, **metrics)`
-    runs after each step; `resumed(step)` says where a resumed run goes on; `warn(text)` is for the reader.
+    runs after each step; `resumed(step)` says where a resumed run goes on; `warn(text)` is for the reader;
+    `describe(batch)` gives, as JSON, what a person would read of a batch that is kept for a look.
     """
 
     save: Callable[[Path], None] | None = None
@@ -54,11 +61,17 @@ class Hooks:
     progress: Callable[..., None] = lambda step, **metrics: None
     resumed: Callable[[int], None] = lambda step: None
     warn: Callable[[str], None] = lambda text: None
+    describe: Callable[[Any], Any] | None = None
 
 
 @dataclass
 class TrainResult:
-    """What a training run did. `seconds` is the time of its steps alone, over all its parts if it was resumed."""
+    """What a training run did. `seconds` is the time of its steps alone, over all its parts if it was resumed.
+
+    `metrics` are those of the last validation, or of the best where its weights are kept, at step `best_step`.
+    `skipped` counts bad steps that were left out; `memory` holds bytes by part, as measured: weights, gradients,
+    optimizer, activations, logits, and `peak`, of the whole process or of the GPU.
+    """
 
     steps: int
     tokens: int
@@ -66,13 +79,18 @@ class TrainResult:
     loss: float
     metrics: dict[str, float] = field(default_factory=dict)
     precision: str = "float32"
+    best_step: int | None = None
+    skipped: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
 
 
 class Trainer:
     """Trains a model's parameters that require a gradient, by an objective, on a stream, for a number of steps.
 
-    `folder` is where checkpoints go; None keeps none. `seed` seeds dropout. Learned positions are as the objective's
-    weight says; the learning rate is that of `settings.schedule` over `steps`.
+    `folder` is where checkpoints go; None keeps none. `faults` is where the batches of bad steps go, by default beside
+    it. `seed` seeds dropout and what an objective draws. Learned positions are as the objective's weight says; the
+    learning rate is that of `settings.schedule` over `steps`. `parallel` are the processes that train together; each
+    takes its share of the `settings.accumulation` micro-batches of a step.
     """
 
     def __init__(
@@ -85,56 +103,134 @@ class Trainer:
         steps: int,
         seed: int = 0,
         folder: Path | None = None,
+        faults: Path | None = None,
         hooks: Hooks | None = None,
+        parallel: Parallel | None = None,
     ):
-        self.model, self.objective, self.stream, self.settings = model, objective, stream, settings
+        self.parallel: Parallel = parallel or Single()
+        self.model, self.settings = model, settings
+        self.gradients = Gradients(model, objective, stream, settings, seed=seed, parallel=self.parallel)
+        self.stream = self.gradients.stream
         self.steps, self.seed, self.folder, self.hooks = steps, seed, folder, hooks or Hooks()
+        self.faults = faults or (folder.parent / "bad-steps" if folder is not None else None)
         self.device = model.device
         self.dtype = working_dtype(settings, self.device)
         self.step = self.tokens = 0
         self.seconds = 0.0
+        self.metrics: dict[str, float] = {}
+        self.guard, self.best = guards.Guard(settings), Best(settings)
+        self.memory: dict[str, int] = {}
+        self._best_weights: dict[str, Tensor] | None = None
         self._recent: deque[float] = deque(maxlen=50)
 
     def train(self) -> TrainResult:
         """Runs to the last step, from the newest whole checkpoint if there is one. Leaves the model in evaluation mode.
 
-        Raises QuatrainError when the loss is no number any more; the last checkpoint stays.
+        Raises QuatrainError at a bad step (`guards.Guard`), or where the memory does not suffice; the last checkpoint
+        stays.
         """
         state, tensors = self._find_checkpoint()
         self.weights = Precision(self.model, self.dtype)
+        self.scaler = self._make_scaler(state)
         # Decay would move the embedding's frozen rows.
         undecayed = {WEIGHT} if learned_rows(self.model) else set()
+        devices = [self.device] if self.device.type == "cuda" else []
+        self.compiled = Compiled(self.model, self.settings.compile)
         try:
+            self.gradients.start(self.weights, self.scaler, self.compiled, self.hooks.warn)
             self.optimizers = make_optimizers(
                 self.weights.masters, self.settings, dtype=self.dtype, undecayed=undecayed
             )
             if state is not None:
                 load_optimizer_tensors(self.weights.masters, self.optimizers, tensors)
-            metrics = self._loop()
+            with (
+                torch.random.fork_rng(devices=devices),
+                chunking(self.settings.chunked_loss),
+                activation_checkpointing(self.model, self.settings.activation_checkpointing),
+            ):
+                self._loop()
+            self._put_best_weights()
         finally:
+            self.compiled.close()
             self.weights.close()
             self.model.eval()
-        return TrainResult(self.steps, self.tokens, self.seconds, self._mean_loss(), metrics, dtype_name(self.dtype))
+        self._load_best_checkpoint()
+        return TrainResult(
+            self.step,
+            self.tokens,
+            self.seconds,
+            self._mean_loss(),
+            self.best.metrics if self._keeps_best and self.best.step is not None else self.metrics,
+            dtype_name(self.dtype),
+            best_step=self.best.step,
+            skipped=self.guard.skipped,
+            memory=self.memory,
+        )
 
-    def _loop(self) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def _make_scaler(self, state: dict[str, Any] | None) -> LossScaler | None:
+        if self.dtype != torch.float16:
+            return None
+        scaler = LossScaler(self.settings.batch_tokens // self.settings.accumulation)
+        if state is not None and state["scaler"] is not None:
+            scaler.load_state(state["scaler"])
+        return scaler
+
+    def _loop(self) -> None:
         saved_at = time.monotonic()
         self.model.train()
-        while self.step < self.steps:
+        while self.step < self.steps and not self.best.exhausted:
             self._one_step()
-            last = self.step == self.steps
+            gained = False
             every = self.settings.evaluate_every
+            last = self.step == self.steps
             if self.hooks.validate is not None and (last or (every and self.step % every == 0)):
-                metrics = self._validate()
-            if self._checkpoint_due(time.monotonic() - saved_at) and not last:
+                self.metrics = self._validate()
+                gained = self.best.update(self.step, self.metrics) and self._keeps_best
+            if gained and not self._saves:
+                self._best_weights = {name: p.detach().clone() for name, p in self.weights.masters.items()}
+            due = self._checkpoint_due(time.monotonic() - saved_at)
+            if (due or (gained and self._saves)) and not last:
                 self.save_checkpoint()
                 saved_at = time.monotonic()
-        return metrics
 
     def _one_step(self) -> None:
         started = time.perf_counter()
-        if self.settings.dropout:
-            torch.manual_seed(hash((self.seed, self.step)))
+        try:
+            found, rate, skipped = self._learn()
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            raise self._too_large(error) from error
+        self.step += 1
+        self.tokens += found.tokens
+        self.seconds += time.perf_counter() - started
+        if skipped is None:
+            self._recent.append(found.loss)
+        speed = self.tokens / self.seconds
+        if not self.parallel.is_main:
+            return
+        self.hooks.progress(self.step, loss=self._mean_loss(), tokens_per_second=speed)
+        if skipped is not None:
+            self.hooks.warn(f"Step {self.step} was left out: {skipped}.")
+            self.hooks.log({"step": self.step, "skipped": self.guard.skipped, "tokens": self.tokens})
+        elif self.step % self.settings.log_every == 0 or self.step in (1, self.steps):
+            scale = {} if self.scaler is None else {"loss_scale": self.scaler.factor}
+            self.hooks.log(
+                {
+                    "step": self.step,
+                    "loss": found.loss,
+                    **found.metrics,
+                    "learning_rate": rate,
+                    "grad_norm": found.norm,
+                    "tokens": self.tokens,
+                    "tokens_per_second": round(speed, 1),
+                    "seconds": round(self.seconds, 3),
+                    **scale,
+                }
+            )
+
+    def _learn(self) -> tuple[Step, float, str | None]:
+        """One step of the optimizer, unless the step is bad; returns it, the learning rate, and why it was left out."""
         rate = self.settings.learning_rate * share(
             self.step,
             steps=self.steps,
@@ -143,78 +239,116 @@ class Trainer:
             minimum=self.settings.min_learning_rate,
             decay=self.settings.decay,
         )
-        loss, norm, tokens, metrics = self._gradients()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise QuatrainError(
-                f"Step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}. Nothing after this can be "
-                f"right. Lower train.learning_rate (now {self.settings.learning_rate}), lengthen train.warmup, or set "
-                'train.precision = "float32"; the next run goes on from the last checkpoint.'
-            )
+        found = self.gradients.of(self.step)
+        if self.scaler is not None:
+            self.scaler.advance(math.isfinite(found.norm))
+            if math.isfinite(found.loss) and not math.isfinite(found.norm) and not self.scaler.exhausted:
+                return found, rate, f"float16's range was left, the loss's factor is now {self.scaler.factor:g}"
+        reason = self.guard.judge(found.loss, found.norm, self._recent)
+        if reason is not None:
+            self._bad_step(reason, found, rate)
+            return found, rate, reason
         set_learning_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()
         self.weights.publish()
-        self.step += 1
-        self.tokens += tokens
-        self.seconds += time.perf_counter() - started
-        self._recent.append(loss)
-        speed = self.tokens / self.seconds
-        self.hooks.progress(self.step, loss=self._mean_loss(), tokens_per_second=speed)
-        if self.step % self.settings.log_every == 0 or self.step in (1, self.steps):
-            self.hooks.log(
-                {
-                    "step": self.step,
-                    "loss": loss,
-                    **metrics,
-                    "learning_rate": rate,
-                    "grad_norm": norm,
-                    "tokens": self.tokens,
-                    "tokens_per_second": round(speed, 1),
-                    "seconds": round(self.seconds, 3),
-                }
+        self.guard.passed()
+        self._look_at_weights()
+        return found, rate, None
+
+    def _look_at_weights(self) -> None:
+        """Measures the memory at the first step, and says by the second which weights do not learn."""
+        saved = self.gradients.saved
+        if not self.memory:
+            self.memory = memory.held(self.model, self.weights.masters, self.optimizers)
+        if saved is not None:
+            self.memory |= {"activations": saved.activations, "logits": saved.logits}
+        self.memory["peak"] = memory.peak(self.device)
+        if text := self.gradients.watched():
+            self.hooks.warn(text)
+
+    def _bad_step(self, reason: str, found: Step, rate: float) -> None:
+        """Keeps the batch of a bad step for a look. Raises QuatrainError where the run is to stop."""
+        losses = [float(loss) for loss in found.losses]
+        with self.compiled.paused():
+            where = (
+                guards.largest_of(losses)
+                if math.isfinite(found.loss) and math.isfinite(found.norm)
+                else guards.where_from(self.model, self.weights.masters, found.batches, losses, self.gradients.losses)
             )
+        kept = None
+        if self.faults is not None:
+            about = {
+                "step": self.step + 1,
+                "reason": reason + "." + where,
+                "loss": found.loss,
+                "grad_norm": found.norm,
+                "losses": losses,
+                "learning_rate": rate,
+                "seed": self.seed,
+                "stream": self.stream.state(),
+                "text": None if self.hooks.describe is None else [self.hooks.describe(b) for b in found.batches],
+            }
+            rank = f"-process-{self.parallel.rank}" if self.parallel.size > 1 else ""
+            kept = guards.save_step(self.faults / f"step-{self.step + 1:08d}{rank}", found.batches, about)
+        if not self.guard.skip():
+            raise self.guard.error(self.step + 1, reason, where, kept)
 
-    def _gradients(self) -> tuple[float, float, int, dict[str, float]]:
-        """Leaves the clipped gradient of the mean loss; returns loss, norm before clipping, tokens read and metrics.
-
-        Metrics are summed and divided as the loss is.
-        """
+    def _too_large(self, error: BaseException) -> QuatrainError:
+        precision = dtype_name(self.dtype)
+        shape = self.gradients.shape or (1, self.settings.batch_tokens // self.settings.accumulation)
+        adapted = any(not parameter.requires_grad for parameter in self.model.parameters())
+        parts = memory.expected(
+            self.model, self.weights.masters, self.optimizers, self.settings, shape=shape, precision=precision
+        )
         self.weights.clear()
-        total: Tensor | None = None
-        weight = tokens = 0
-        sums: dict[str, float | Tensor] = {}
-        for _ in range(self.settings.accumulation):
-            batch = self.objective.collate(self.stream.next()).to(self.device)
-            loss, count, metrics = self.objective.loss(self.model, batch)
-            loss.backward()
-            self.weights.gather()
-            total = loss.detach() if total is None else total + loss.detach()
-            weight += count
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-            tokens += batch.input_ids.numel()
-        weight = max(1, weight)
-        gradients = [master.grad for master in self.weights.masters.values() if master.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() / weight
-        clip = self.settings.clip
-        factor = min(1.0, clip / norm) if clip and norm > 0 else 1.0
-        torch._foreach_mul_(gradients, factor / weight)
-        means = {name: float(value) / weight for name, value in sums.items()}
-        return total.item() / weight, norm, tokens, means  # type: ignore[union-attr]
+        return memory.explain(
+            error, parts, self.settings, step=self.step + 1, shape=shape, precision=precision, adapted=adapted
+        )
 
     def _mean_loss(self) -> float:
         return sum(self._recent) / len(self._recent) if self._recent else math.nan
 
     def _validate(self) -> dict[str, float]:
         self.model.eval()
-        with self.weights.full(), torch.no_grad():
+        with self.weights.full(), torch.no_grad(), self.compiled.paused():
             metrics = self.hooks.validate(self.model)  # type: ignore[misc]
         self.model.train()
-        self.hooks.log({"step": self.step, **metrics})
+        if self.parallel.is_main:
+            self.hooks.log({"step": self.step, **metrics})
         return metrics
 
+    @property
+    def _saves(self) -> bool:
+        return self.folder is not None and self.hooks.save is not None
+
+    @property
+    def _keeps_best(self) -> bool:
+        return self.settings.keep == "best"
+
+    def _put_best_weights(self) -> None:
+        """Without checkpoints the best weights were kept in memory."""
+        if self._best_weights is not None and self.best.step != self.step:
+            with torch.no_grad():
+                for name, master in self.weights.masters.items():
+                    master.copy_(self._best_weights[name])
+            self.weights.publish()
+        self._best_weights = None
+
+    def _load_best_checkpoint(self) -> None:
+        """With checkpoints the best weights are in that of their step."""
+        if not (self._keeps_best and self._saves) or self.best.step in (None, self.step) or self.hooks.load is None:
+            return
+        checkpoint = checkpoints.place(self.folder, self.best.step)  # type: ignore[arg-type]
+        try:
+            checkpoints.check(checkpoint)
+        except QuatrainError as error:
+            self.hooks.warn(f"{error} The last weights are kept instead of the best, of step {self.best.step}.")
+            return
+        self.hooks.load(checkpoint)
+
     def _checkpoint_due(self, seconds: float) -> bool:
-        if self.folder is None or self.hooks.save is None:
+        if not self._saves:
             return False
         every = self.settings.checkpoint_every
         return self.step % every == 0 if every else seconds > CHECKPOINT_SECONDS
@@ -232,6 +366,10 @@ class Trainer:
             "precision": dtype_name(self.dtype),
             "recent": list(self._recent),
             "steps": self.steps,
+            "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
+            "guard": self.guard.state(),
+            "best": self.best.state(),
+            "scaler": None if self.scaler is None else self.scaler.state(),
         }
         with self.weights.full():
             return checkpoints.write(
@@ -240,6 +378,7 @@ class Trainer:
                 weights=self.hooks.save,
                 state=state,
                 tensors=optimizer_tensors(self.weights.masters, self.optimizers),
+                protect=() if not self._keeps_best or self.best.step is None else (self.best.step,),
             )
 
     def _find_checkpoint(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -255,5 +394,8 @@ class Trainer:
         self.dtype = DTYPES[state["precision"]]
         self._recent.extend(state["recent"])
         self.stream.load_state(state["stream"])
+        self.metrics = state["metrics"]
+        self.guard.load_state(state["guard"])
+        self.best.load_state(state["best"])
         self.hooks.resumed(self.step)
         return state, tensors

@@ -1,0 +1,170 @@
+"""The gradient of one step: micro-batches read, passed forward and backward, summed and divided once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quatrain.errors import InputError, QuatrainError
+from quatrain.models.stack import Model
+from quatrain.training import memory
+from quatrain.training.acceleration import Compiled
+from quatrain.training.guards import GradientWatch
+from quatrain.training.objectives import Objective, collate
+from quatrain.training.parallel import Losses, Parallel
+from quatrain.training.precision import LossScaler, Precision
+from quatrain.training.settings import TrainSettings
+from quatrain.training.streams import Stream, micro_seeds, of_process
+
+
+@dataclass
+class Step:
+    """Mean loss and metrics of a step, its gradient's norm before clipping, and the micro-batches that it read.
+
+    `losses` are the sums of this process's micro-batches, as tensors, so that nobody waits for them.
+    """
+
+    loss: float
+    norm: float
+    tokens: int
+    metrics: dict[str, float]
+    batches: list[Any]
+    losses: list[Tensor]
+
+
+class Gradients:
+    """Makes the gradients of step after step, in the masters of `weights`, as sums over micro-batches and processes."""
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        stream: Stream,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        parallel: Parallel,
+    ):
+        if settings.accumulation % parallel.size:
+            raise InputError(
+                f"train.accumulation: {settings.accumulation}; must be a multiple of the {parallel.size} processes "
+                "that train together: each takes its share of the micro-batches of a step."
+            )
+        self.model, self.objective, self.settings, self.seed = model, objective, settings, seed
+        self.parallel = parallel
+        self.stream = of_process(stream, parallel.rank, parallel.size)
+        self.saved: memory.Saved | None = None
+        self.shape: tuple[int, ...] = ()
+        self.watch: GradientWatch | None = None
+
+    def start(
+        self, weights: Precision, scaler: LossScaler | None, compiled: Compiled, warn: Callable[[str], None]
+    ) -> None:
+        """Before the first step: the weights that learn, in their working precision."""
+        self.weights, self.scaler, self.compiled, self.warn = weights, scaler, compiled, warn
+        self.losses = self.parallel.wrap(Losses(self.model, self.objective))
+        self.watch = GradientWatch(weights.masters)
+
+    def draw_anew(self, step: int) -> None:
+        """Everything that is drawn in a step follows from (seed, step), and in a further process from its number."""
+        rank = self.parallel.rank
+        torch.manual_seed(hash((self.seed, step, rank) if rank else (self.seed, step)))
+
+    def of(self, step: int) -> Step:
+        """Leaves the clipped gradient of the mean loss of step number `step`, from 0.
+
+        Where torch.compile fails, the same micro-batches are passed again without it.
+        """
+        batches: list[Any] = []
+        self.draw_anew(step)
+        try:
+            return self._accumulate(step, batches)
+        except Exception as error:
+            if not self.compiled.active or isinstance(error, QuatrainError) or memory.is_out_of_memory(error):
+                raise
+            self.compiled.give_up(error, self.warn)
+            self.draw_anew(step)
+            return self._accumulate(step, batches)
+
+    def _accumulate(self, step: int, batches: list[Any]) -> Step:
+        self.weights.clear()
+        total: Tensor | float = 0.0
+        weight: int | Tensor = 0
+        tokens = 0
+        losses: list[Tensor] = []
+        sums: dict[str, float | Tensor] = {}
+        parts = self.settings.accumulation // self.parallel.size
+        for number in range(parts):
+            if number == len(batches):
+                batches.append(self._next_batch(step, number))
+            with contextlib.nullcontext() if number == parts - 1 else self.parallel.no_sync():
+                loss, count, metrics = self._passes(step, batches[number])
+            self.weights.gather()
+            losses.append(loss)
+            total = loss if number == 0 else total + loss
+            weight = weight + count
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+            tokens += batches[number].input_ids.numel()
+        names = sorted(sums)
+        values = self.parallel.sum([total, weight, tokens, *(sums[name] for name in names)])
+        divisor = values[1] if values[1] > 0 else 1.0
+        if self.watch is not None:
+            self.watch.look()
+        norm = self._scale(divisor)
+        means = {name: value / divisor for name, value in zip(names, values[3:], strict=True)}
+        return Step(values[0] / divisor, norm, int(values[2]), means, batches, losses)
+
+    def _next_batch(self, step: int, number: int) -> Any:
+        """Micro-batch `number` of this process's share of a step; what it draws follows from its place in the run."""
+        examples = self.stream.next()
+        place = step * self.settings.accumulation + number * self.parallel.size + self.parallel.rank
+        batch = collate(self.objective, examples, micro_seeds(self.stream, self.seed, place)).to(self.device)
+        self.shape = tuple(batch.input_ids.shape)
+        return batch
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def _passes(self, step: int, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:
+        """Forward and backward; the sum of the loss, its weight and metrics."""
+        measuring: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.watch is not None and not self.compiled.active:
+            self.saved = self.saved or memory.Saved(self.model, self.model.config.vocab_size)
+            measuring = self.saved.measured(self.settings.activation_checkpointing)
+        with measuring:
+            loss, count, metrics = self.losses(batch)
+        if not loss.requires_grad:
+            raise QuatrainError(
+                f"Step {step + 1}: the loss depends on no trainable weight, so nothing can be learned. "
+                "Check what is frozen, and that the objective fits the model's head."
+            )
+        (loss if self.scaler is None else loss * self.scaler.factor).backward()
+        return loss.detach(), count, metrics
+
+    def _scale(self, weight: float) -> float:
+        """Turns the sum of gradients into the clipped mean; returns the mean's norm before clipping."""
+        scale = 1.0 if self.scaler is None else self.scaler.factor
+        divisor = weight * scale / self.parallel.gradient_factor
+        gradients = [master.grad for master in self.weights.masters.values() if master.grad is not None]
+        norm = self.parallel.norm(gradients) / divisor
+        clip = self.settings.clip
+        factor = min(1.0, clip / norm) if clip and norm > 0 else 1.0
+        torch._foreach_mul_(gradients, factor / divisor)
+        return norm
+
+    def watched(self) -> str | None:
+        """After a step of the optimizer: at the second one, which weights do not learn."""
+        if self.watch is None:
+            return None
+        text = self.watch.report()
+        if self.watch.done:
+            self.watch = None
+        return text

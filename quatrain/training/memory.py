@@ -1,0 +1,175 @@
+"""What a training step holds in memory, by part: measured as it runs, and explained when it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quatrain.atomic import human_bytes
+from quatrain.errors import QuatrainError
+from quatrain.memory import peak_memory
+from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.planning.counts import BYTES, activation_bytes
+from quatrain.training import chunked_loss
+from quatrain.training.acceleration import blocks
+from quatrain.training.settings import TrainSettings
+
+_REFUSED = ("out of memory", "can't allocate memory", "not enough memory", "defaultcpuallocator", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is the allocator's, of whatever device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _REFUSED)
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, each storage once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+class Saved:
+    """Measures what a forward pass keeps for the backward pass, weights apart: activations, logits among them."""
+
+    def __init__(self, model: nn.Module, vocabulary: int):
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        self._blocks = blocks(model)
+        self._vocabulary = vocabulary
+        self.activations = self.logits = 0
+
+    @contextmanager
+    def measured(self, checkpointed: bool) -> Iterator[None]:
+        """Around a forward pass; the largest of several counts. `checkpointed` blocks keep their input."""
+        held: dict[int, tuple[int, bool]] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._own:
+                held[storage.data_ptr()] = storage.nbytes(), tensor.shape[-1:] == (self._vocabulary,)
+            return tensor
+
+        def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+            keep(given[0])
+
+        handles = [block.register_forward_pre_hook(enter) for block in self._blocks] if checkpointed else []
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        logits = sum(size for size, said in held.values() if said)
+        self.logits = max(self.logits, logits)
+        self.activations = max(self.activations, sum(size for size, _ in held.values()) - logits)
+
+
+def held(
+    model: nn.Module, masters: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
+) -> dict[str, int]:
+    """Bytes of weights (float32 masters included), gradients and optimizer state as they are now."""
+    weights = [*model.parameters(), *model.buffers(), *masters.values()]
+    states = [
+        value
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    gradients = [tensor.grad for tensor in (*model.parameters(), *masters.values()) if tensor.grad is not None]
+    return {
+        "weights": tensor_bytes(weights),
+        "gradients": tensor_bytes(gradients),
+        "optimizer": tensor_bytes(states),
+    }
+
+
+def peak(device: torch.device) -> int:
+    """Bytes at the peak: of the GPU's allocator, or of this process in RAM."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+
+
+def expected(
+    model: nn.Module,
+    masters: dict[str, nn.Parameter],
+    optimizers: list[torch.optim.Optimizer],
+    settings: TrainSettings,
+    *,
+    shape: tuple[int, ...],
+    precision: str,
+) -> dict[str, int]:
+    """Bytes by part that a step of rows of `shape` wants: weights and state as they are, the rest by counting."""
+    trained = sum(master.numel() for master in masters.values())
+    parts = held(model, masters, optimizers)
+    parts["gradients"] = max(parts["gradients"], 4 * trained)
+    if not parts["optimizer"]:
+        from quatrain.training.optimizers import Muon
+
+        parts["optimizer"] = sum(
+            parameter.numel() * 4 * (1 if isinstance(optimizer, Muon) else 2)
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
+    config = getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        return parts
+    rows, length = (shape[0], shape[-1]) if len(shape) < 3 else (shape[0] * shape[1], shape[-1])
+    return parts | _activations(config, settings, rows, length, precision)
+
+
+def _activations(
+    config: ModelConfig, settings: TrainSettings, rows: int, length: int, precision: str
+) -> dict[str, int]:
+    words = rows * length * config.vocab_size if config.head in LANGUAGE_HEADS else 0
+    logits = 2 * words * BYTES["float32"]
+    whole = activation_bytes(config, rows, length, precision) - logits
+    with chunked_loss.chunking(settings.chunked_loss):
+        if words and chunked_loss.chunked(words):
+            logits = min(logits, 2 * chunked_loss.CHUNK["else"] * BYTES["float32"])
+    if settings.activation_checkpointing:
+        inputs = config.num_hidden_layers * rows * length * config.hidden_size * BYTES[precision]
+        whole = min(whole, inputs + whole // max(1, config.num_hidden_layers))
+    return {"activations": whole, "logits": logits}
+
+
+def explain(
+    error: BaseException, parts: dict[str, int], settings: TrainSettings, *, step: int, shape: tuple[int, ...],
+    precision: str, adapted: bool,
+) -> QuatrainError:  # fmt: skip
+    """The message of a step that does not fit: all parts, the largest by name, and one change that helps."""
+    largest = max(parts, key=lambda part: parts[part])
+    listed = ", ".join(f"{part} {human_bytes(size)}" for part, size in sorted(parts.items(), key=lambda kv: -kv[1]))
+    remedy = _remedy(largest, settings, shape, precision, adapted)
+    said = str(error).strip().splitlines()
+    problem = f" ({said[0][:160]})" if said else ""
+    return QuatrainError(
+        f"Step {step} needs more memory than there is{problem}. The largest part is the {largest}: "
+        f"{human_bytes(parts[largest])} of about {human_bytes(sum(parts.values()))} ({listed}). {remedy} "
+        "What was finished is kept."
+    )
+
+
+def _remedy(part: str, settings: TrainSettings, shape: tuple[int, ...], precision: str, adapted: bool) -> str:
+    rows = shape[0] if shape else 1
+    if part == "logits" and settings.chunked_loss is False:
+        return 'Set train.chunked_loss = "auto": then the logits never exist all at once.'
+    if part in ("logits", "activations"):
+        if rows > 1:
+            now = settings.accumulation
+            return f"Set train.accumulation = {2 * now} (now {now}): half the rows at a time, and the same steps."
+        if not settings.activation_checkpointing:
+            return "Set train.activation_checkpointing = true: it takes a third more time, and a block at a time."
+        if precision == "float32":
+            return 'Set train.precision = "bfloat16": half the bytes of every activation.'
+        return f"Rows of {shape[-1] if shape else '?'} tokens are too long here: choose a shorter context."
+    if part == "optimizer" and settings.optimizer == "adamw" and not adapted:
+        return 'Set train.optimizer = "muon": it keeps half as much for the matrices of the blocks.'
+    if part in ("optimizer", "gradients") and not adapted:
+        return "Train an adapter, adapter = { rank = 8 }: few weights then have gradients and optimizer state."
+    return "The weights alone are too many for this machine: choose a smaller model."

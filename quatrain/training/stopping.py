@@ -1,0 +1,57 @@
+"""Which validation was the best, and when to stop because none has been better for a while (early stopping)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from quatrain.errors import InputError
+from quatrain.training.settings import TrainSettings
+
+LOWER = ("loss", "perplexity", "error", "bits_per_byte", "bits_per_character")
+"""Ends of the names of metrics that are better when lower."""
+
+
+class Best:
+    """The best value so far of `settings.metric`, its step, and the validations since."""
+
+    def __init__(self, settings: TrainSettings):
+        self.metric, self.patience = settings.metric, settings.patience
+        lower = self.metric.endswith(LOWER) if settings.better == "auto" else settings.better == "lower"
+        self._sign = -1.0 if lower else 1.0
+        self.watched = bool(settings.patience) or settings.keep == "best"
+        self.step: int | None = None
+        self.value: float | None = None
+        self.metrics: dict[str, float] = {}
+        self.since = 0
+
+    def update(self, step: int, metrics: dict[str, float]) -> bool:
+        """Takes a validation in; whether it is the best so far. Raises InputError where it lacks the metric."""
+        if not self.watched:
+            return False
+        if self.metric not in metrics:
+            known = ", ".join(sorted(metrics)) or "nothing"
+            raise InputError(f'train.metric: "{self.metric}" is not measured; the validation measures {known}.')
+        value = float(metrics[self.metric])
+        if math.isfinite(value) and (self.value is None or self._sign * value > self._sign * self.value):
+            self.step, self.value, self.metrics, self.since = step, value, dict(metrics), 0
+            return True
+        self.since += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` validations have passed without gain."""
+        return bool(self.patience) and self.since >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON."""
+        return {"step": self.step, "value": self.value, "metrics": _finite(self.metrics), "since": self.since}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on with what `state` gave."""
+        self.step, self.value, self.metrics, self.since = (state[key] for key in ("step", "value", "metrics", "since"))
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
