@@ -269,7 +269,8 @@ def test_old_files(kind, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(base))
     tensors = load_file(tmp_path / hub.WEIGHTS)
     if kind == "gpt_neox":
-        tensors["embed_out.weight"] = tensors.pop(next(name for name in tensors if name.startswith(("lm_h", "embed_out"))))
+        written = "embed_out.weight" if "embed_out.weight" in tensors else "lm_head.weight"
+        tensors["embed_out.weight"] = tensors.pop(written)
     else:
         tensors = {name.removeprefix(PREFIXES[kind]): tensor for name, tensor in tensors.items()}
     save_file(tensors | _leftovers(kind), tmp_path / hub.WEIGHTS)
@@ -277,7 +278,7 @@ def test_old_files(kind, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(ids)[0], reference(ids).logits, atol=1e-5, rtol=1e-5)
     save_file(tensors | {"h.0.attn.scale": torch.ones(1)}, tmp_path / hub.WEIGHTS)
-    with pytest.raises(InputError, match="h.0.attn.scale: unexpected"):
+    with pytest.raises(InputError, match=r"h\.0\.attn\.scale: unexpected"):
         hub.load(tmp_path)
 
 
