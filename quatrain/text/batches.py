@@ -19,11 +19,13 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """The tensors of one step: `input_ids` and `labels` (B, T), and for packed rows `positions` and `segments` (B, T).
+    """The tensors of one step: `input_ids` and `labels` (B, T), and for packed rows `positions` and `segments` (B,
+    T).
 
     Segments number the examples of a row from 1; 0 is padding. Labels have the shape that the model's head wants (for
-    two heads at once they are a pair). `token_types` (B, T) tell the two texts of a pair apart. What an encoder-decoder's
-    decoder reads, `decoder_input_ids` (B, S) and `decoder_segments`, follows from the labels unless it is given.
+    two heads at once they are a pair). `token_types` (B, T) tell the two texts of a pair apart. What an
+    encoder-decoder's decoder reads, `decoder_input_ids` (B, S) and `decoder_segments`, follows from the labels unless
+    it is given.
     """
 
     input_ids: Tensor
@@ -72,7 +74,8 @@ class TokenExample:
 
 
 def stack(rows: Sequence[Sequence[int]], value: int, *, multiple: int = 8, limit: int | None = None) -> Tensor:
-    """Rows of ids as one tensor (B, T), filled up on the right with `value`; T is the longest row's, a whole `multiple`.
+    """Rows of ids as one tensor (B, T), filled up on the right with `value`; T is the longest row's, a whole
+    `multiple`.
 
     T is not rounded up past `limit`, which is the model's context: no row becomes longer than the model reads.
     """

@@ -15,6 +15,7 @@ from typing import Any
 import cases
 import torch
 import transformers
+
 from quatrain.models import hub
 from quatrain.models.cache import KVCache
 from quatrain.models.families import family
@@ -318,7 +319,8 @@ def check_cache(case: Case, folder: Path) -> None:
     model = ours(case, folder)
     scaling = model.config.rope_scaling
     if model.config.head not in ("causal", "seq2seq") or (scaling is not None and scaling.kind == "dynamic"):
-        return  # what is kept under a dynamic scaling has the frequencies of the shorter text: tests/models/test_rotary.py
+        # what is kept under a dynamic scaling has the frequencies of the shorter text: tests/models/test_rotary.py
+        return
     ids, mask = batch(case, "left")
     read = decoder_ids(case) if case.seq2seq else ids
     for portions in ([1] * read.shape[1], [3, 1, read.shape[1] - 4], [read.shape[1] - 2, 1, 1]):
