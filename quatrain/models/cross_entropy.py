@@ -31,7 +31,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         spread, said = torch.empty_like(largest), torch.empty_like(largest)
         counted = labels != ignore
         targets = torch.where(counted, labels, 0)
-        for rows in _portions(logits):
+        for rows in portions(logits):
             part = logits[rows].float()
             largest[rows] = part.amax(-1)
             said[rows] = part.gather(-1, targets[rows, None])[:, 0]
@@ -45,7 +45,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         logits, largest, spread, targets, counted = ctx.saved_tensors
         weight = gradients[0].float() * counted
         found = torch.empty_like(logits)
-        for rows in _portions(logits):
+        for rows in portions(logits):
             # In float32 the gradient is computed in its own place, else in a portion that is rounded into it.
             part = found[rows] if logits.dtype == torch.float32 else logits[rows].float()
             torch.sub(logits[rows], largest[rows, None], out=part)
@@ -56,6 +56,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         return found, None, None
 
 
-def _portions(logits: Tensor) -> list[slice]:
+def portions(logits: Tensor) -> list[slice]:
+    """The rows of logits (N, V) in parts that are turned to float32 at a time."""
     rows = max(1, PORTION.get(logits.device.type, PORTION["else"]) // logits.shape[-1])
     return [slice(start, start + rows) for start in range(0, logits.shape[0], rows)]

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from quatrain.models.cross_entropy import portions
 from quatrain.models.heads import IGNORE, check_token_labels, token_loss
 from quatrain.models.stack import Model
 
 Mode = bool | Literal["auto"]
 
-LARGE = 1 << 25
-"""From this many logits on, "auto" computes them in chunks: 128 MiB in float32."""
+LARGE = 1 << 26
+"""From this many logits on, "auto" computes them in chunks: 256 MiB in float32."""
 
-CHUNK = {"cpu": 1 << 24, "else": 1 << 27}
-"""Logits that exist at a time."""
+CHUNK = {"cpu": 1 << 25, "else": 1 << 27}
+"""Logits that exist at a time. Smaller ones add up the weight's gradient too often."""
 
 _mode: ContextVar[Mode] = ContextVar("chunked_loss", default="auto")
 
@@ -127,22 +128,36 @@ def _slices(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)] if rows else []
 
 
-def _chunk(states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Logits (n, V) in float32, and how much they follow the uncapped ones where there is a soft cap."""
-    logits = torch.addmm(bias, states, weight.mT) if bias is not None else states @ weight.mT
-    if softcap is None:
-        return logits.float(), None
-    bent = torch.tanh(logits / softcap)
-    return (bent * softcap).float(), 1 - bent.float().square()
+def _chunk(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Logits (n, V) before any soft cap."""
+    return torch.addmm(bias, states, weight.mT) if bias is not None else states @ weight.mT
 
 
-def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (n) of logits (n, V) that become their probabilities in place, and the latter."""
-    said = logits.gather(-1, labels[:, None])[:, 0]
-    largest = logits.amax(-1)
-    exponentials = logits.sub_(largest[:, None]).exp_()
-    total = exponentials.sum(-1)
-    return largest - said + total.log(), exponentials.div_(total[:, None])
+def _measure(logits: Tensor, labels: Tensor, softcap: float | None, outer: Tensor | None) -> Tensor:
+    """Losses (n) of a chunk's logits (n, V), used up: they become the gradient of the sum of outer (n) times losses.
+
+    Without `outer` they become nothing of use. Portions of the chunk are float32 at a time, as small as a cache.
+    """
+    found = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
+    for rows in portions(logits):
+        wanted = labels[rows, None]
+        part = logits[rows].float()
+        bent = None
+        if softcap is not None:
+            bent = part.div_(softcap).tanh_()
+            part = bent * softcap
+        said, largest = part.gather(-1, wanted), part.amax(-1, keepdim=True)
+        total = part.sub_(largest).exp_().sum(-1, keepdim=True)
+        found[rows] = (largest - said + total.log())[:, 0]
+        if outer is None:
+            continue
+        weight = outer[rows, None]
+        part.mul_(weight / total).scatter_add_(-1, wanted, -weight)
+        if bent is not None:
+            part.mul_(1 - bent.square())
+        if part.data_ptr() != logits[rows].data_ptr():
+            logits[rows] = part
+    return found
 
 
 class _Gradients:
@@ -155,18 +170,17 @@ class _Gradients:
         self._dtypes = weight.dtype, None if bias is None else bias.dtype
 
     def add(self, rows: slice, states: Tensor, weight: Tensor, logits: Tensor) -> None:
-        """The gradient of a chunk's logits (n, V), in float32."""
+        """Takes in the gradient of a chunk's logits (n, V)."""
         if self.bias is not None:
-            self.bias += logits.sum(0)
-        narrow = logits.to(weight.dtype)
+            self.bias += logits.sum(0, dtype=torch.float32)
         if self.states is not None:
-            torch.mm(narrow, weight, out=self.states[rows])
+            torch.mm(logits, weight, out=self.states[rows])
         if self.weight is None:
             return
         if weight.dtype == torch.float32:
-            self.weight.addmm_(narrow.mT, states[rows])
+            self.weight.addmm_(logits.mT, states[rows])
         else:
-            self.weight += narrow.mT @ states[rows]
+            self.weight += logits.mT @ states[rows]
 
     def ends(self, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The three, times a factor, in the dtypes of what they are gradients of."""
@@ -193,14 +207,12 @@ class _Summed(torch.autograd.Function):
     ) -> Tensor:
         needed = ctx.needs_input_grad[:3] if learning else (False, False, False)
         gradients = _Gradients(states, weight, bias, needed)
-        total = torch.zeros((), device=states.device)
+        total, ones = torch.zeros((), device=states.device), torch.ones(len(labels), device=states.device)
         for rows in _slices(len(labels), weight.shape[0], states.device):
-            logits, slope = _chunk(states[rows], weight, bias, softcap)
-            losses, probabilities = _losses(logits, labels[rows])
-            total += losses.sum()
+            logits = _chunk(states[rows], weight, bias)
+            total += _measure(logits, labels[rows], softcap, ones[rows] if any(needed) else None).sum()
             if any(needed):
-                probabilities.scatter_add_(-1, labels[rows, None], -torch.ones_like(losses)[:, None])
-                gradients.add(rows, states, weight, probabilities if slope is None else probabilities.mul_(slope))
+                gradients.add(rows, states, weight, logits)
         ctx.gradients = gradients
         return total
 
@@ -222,7 +234,7 @@ class _PerRow(torch.autograd.Function):
     ) -> Tensor:
         found = torch.empty(len(labels), device=states.device)
         for rows in _slices(len(labels), weight.shape[0], states.device):
-            found[rows] = _losses(_chunk(states[rows], weight, bias, softcap)[0], labels[rows])[0]
+            found[rows] = _measure(_chunk(states[rows], weight, bias), labels[rows], softcap, None)
         ctx.save_for_backward(states, weight, bias, labels)
         ctx.softcap = softcap
         return found
@@ -230,11 +242,9 @@ class _PerRow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, labels = ctx.saved_tensors
-        gradients = _Gradients(states, weight, bias, ctx.needs_input_grad[:3])
+        gradients, weights = _Gradients(states, weight, bias, ctx.needs_input_grad[:3]), outer[0].float()
         for rows in _slices(len(labels), weight.shape[0], states.device):
-            logits, slope = _chunk(states[rows], weight, bias, ctx.softcap)
-            _, probabilities = _losses(logits, labels[rows])
-            probabilities.scatter_add_(-1, labels[rows, None], -torch.ones_like(outer[0].float())[rows, None])
-            probabilities.mul_(outer[0][rows, None].float())
-            gradients.add(rows, states, weight, probabilities if slope is None else probabilities.mul_(slope))
+            logits = _chunk(states[rows], weight, bias)
+            _measure(logits, labels[rows], ctx.softcap, weights[rows])
+            gradients.add(rows, states, weight, logits)
         return (*gradients.ends(), None, None)
