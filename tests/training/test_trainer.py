@@ -13,80 +13,16 @@ import time
 import numpy as np
 import pytest
 import torch
+from tiny_training import CONFIG, FixedStream, hooks_of, ragged, settings, weights, windows
 
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.text.batches import TokenExample
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
-from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import ExampleStream, WindowStream
 from quatrain.training.trainer import Hooks, Trainer
-
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    tie_word_embeddings=True,
-)
-
-
-def tokens(count=3000, seed=0):
-    # A noisy cycle: something that can be learned, and that is not learned at once.
-    generator = np.random.default_rng(seed)
-    return ((np.arange(count) * 7 + generator.integers(0, 3, count)) % 50).astype(np.uint16)
-
-
-def settings(**changes):
-    given = {
-        "steps": 12,
-        "batch_tokens": 128,
-        "learning_rate": 3e-3,
-        "warmup": 2,
-        "precision": "float32",
-        "log_every": 1,
-    }
-    return TrainSettings(**(given | changes))
-
-
-def windows(seed=0, rows=4):
-    return WindowStream(tokens(), length=32, rows=rows, seed=seed)
-
-
-def hooks_of(model, **more):
-    return Hooks(
-        save=lambda place: hub.save(model, place),
-        load=lambda place: model.load_state_dict(hub.load(place).state_dict()),
-        **more,
-    )
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-class FixedStream:
-    """Hands out the micro-batches it was given, in order."""
-
-    def __init__(self, parts):
-        self.parts, self.index = parts, 0
-
-    def next(self):
-        self.index += 1
-        return self.parts[self.index - 1]
-
-    def state(self):
-        return {"index": self.index}
-
-    def load_state(self, state):
-        self.index = state["index"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -106,15 +42,6 @@ def test_learning_lowers_the_loss(optimizer):
     assert result.loss < 3.0
     assert result.tokens == 60 * 4 * 32
     assert [entry["step"] for entry in entries] == list(range(1, 61))
-
-
-def ragged(count=8, seed=3):
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(4, 30, count)
-    return [
-        TokenExample([int(t) for t in generator.integers(0, 50, n)], [bool(b) for b in generator.integers(0, 2, n)])
-        for n in lengths
-    ]
 
 
 def test_accumulation_is_exact_with_ragged_masks():
@@ -206,8 +133,11 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
-from test_trainer import CONFIG, Causal, Model, Trainer, hooks_of, settings, windows
+from tiny_training import CONFIG, hooks_of, settings, windows
 from quatrain.models import hub
+from quatrain.models.stack import Model
+from quatrain.training.objectives import Causal
+from quatrain.training.trainer import Trainer
 folder = Path(sys.argv[1])
 model = Model(CONFIG).initialize(0)
 steps = 150
@@ -221,7 +151,7 @@ hub.save(model, folder / "model")
 
 def test_sigkill_at_random_moments_loses_nothing(tmp_path):
     """SIGKILL during steps and checkpoint writes: the weights in the end are those of the run that was left alone."""
-    here = os.path.dirname(__file__)
+    here = os.path.join(os.path.dirname(__file__), "..", "support")
 
     def start(folder):
         return subprocess.Popen(
