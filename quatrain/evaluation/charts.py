@@ -281,12 +281,13 @@ class _Plot:
     def x(self, value: float) -> float:
         """The distance from the left edge."""
         low, high = self.x_range
-        return (value - low) / (high - low) * self.width
+        # One more or less is nothing to numbers past 2^53: their range is a point, and its place the middle.
+        return (value - low) / (high - low) * self.width if high > low else self.width / 2
 
     def y(self, value: float) -> float:
         """The distance from the top edge, kept near the plot so that no coordinate grows without bound."""
         low, high = self.y_range
-        return min(2.0, max(-1.0, (high - value) / (high - low))) * self.height
+        return min(2.0, max(-1.0, (high - value) / (high - low))) * self.height if high > low else self.height / 2
 
 
 def _svg(label: str, width: float, height: float, body: Sequence[str]) -> str:

@@ -151,3 +151,8 @@ def test_ordered_marks_end_at_the_strongest():
     assert [ordered_mark(i, 4) for i in range(4)] == ["o2", "o3", "o5", "o6"]
     assert ordered_mark(0, 1) == "o6"
     assert {ordered_mark(i, 9) for i in range(9)} <= {f"o{i}" for i in range(1, 7)}
+
+
+def test_numbers_too_large_to_be_told_apart_still_make_a_chart():
+    line = Series("loss", [9007199254740995.0], [0.0])
+    assert "<svg" in line_chart([line], label="loss", x_label="step", y_label="loss")
