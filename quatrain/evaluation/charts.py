@@ -120,7 +120,8 @@ def line_chart(
     if 0 < x_low < 0.1 * x_high:
         x_low = 0.0
     if x_low == x_high:
-        x_low, x_high = x_low - 1, x_high + 1
+        pad = max(1.0, abs(x_low) * 1e-12)  # one more or less is nothing to numbers past 2^53
+        x_low, x_high = x_low - pad, x_high + pad
     y_ticks = nice_ticks(*(y_range or (min(ys), max(ys))))
     y_texts = [short(tick) for tick in y_ticks]
     left, right, top, bottom = 24 + _CHARACTER * max(map(len, y_texts)), 14, 34, 44
@@ -281,13 +282,12 @@ class _Plot:
     def x(self, value: float) -> float:
         """The distance from the left edge."""
         low, high = self.x_range
-        # One more or less is nothing to numbers past 2^53: their range is a point, and its place the middle.
-        return (value - low) / (high - low) * self.width if high > low else self.width / 2
+        return (value - low) / (high - low) * self.width
 
     def y(self, value: float) -> float:
         """The distance from the top edge, kept near the plot so that no coordinate grows without bound."""
         low, high = self.y_range
-        return min(2.0, max(-1.0, (high - value) / (high - low))) * self.height if high > low else self.height / 2
+        return min(2.0, max(-1.0, (high - value) / (high - low))) * self.height
 
 
 def _svg(label: str, width: float, height: float, body: Sequence[str]) -> str:
