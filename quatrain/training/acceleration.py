@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from quatrain.models.sight import Sight
 from quatrain.models.stack import Block
 
 
@@ -36,11 +37,16 @@ def activation_checkpointing(model: nn.Module, wanted: bool = True) -> Iterator[
             del block.forward
 
 
-def _recomputed(forward: Callable[..., Any], block: Block, *given: Any) -> Any:
+def _recomputed(forward: Callable[..., Tensor], block: Block, x: Tensor, sight: Sight) -> Tensor:
     if not torch.is_grad_enabled():
-        return forward(*given)
+        return forward(x, sight)
+    # What all blocks share and the first would make: made here, it belongs to no block that is computed anew.
+    for view in sight.views.values():
+        if view.bias is not None:
+            view.added(*view.bias.shape[-2:], x)
     draws = any(getattr(module, "dropout", 0) for module in block.modules())
-    return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=draws)
+    found: Tensor = checkpoint(forward, x, sight, use_reentrant=False, preserve_rng_state=draws)
+    return found
 
 
 class Compiled:
