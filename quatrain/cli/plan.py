@@ -18,7 +18,7 @@ def plan(model: str, *overrides: str, json_lines: Annotated[bool, Parameter(name
     Parameters
     ----------
     model
-        A model folder, the name of a shipped recipe, or the path of a recipe.
+        A model folder, an id of the Hugging Face hub, the name of a shipped recipe, or the path of a recipe.
     overrides
         Settings of a recipe to change, such as model.hidden_size=512.
     json_lines
@@ -36,13 +36,13 @@ def plan(model: str, *overrides: str, json_lines: Annotated[bool, Parameter(name
 
 
 def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe | None]:
-    """The configuration of a folder's model, or that of a recipe's with the recipe."""
+    """The configuration of a model in a folder or on the hub, or that of a recipe's with the recipe."""
     from quatrain.errors import InputError
     from quatrain.recipe import load
 
-    if Path(model).is_dir():
+    if Path(model).is_dir() or (model.count("/") == 1 and not model.endswith(".toml") and not Path(model).exists()):
         if overrides:
-            raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a model folder")
+            raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a model")
         return _folder_config(model), None
     recipe = load(model, overrides)
     if recipe.model.folder is not None:
@@ -85,7 +85,8 @@ def _rows(config: ModelConfig, figures: dict[str, Any]) -> list[list[object]]:
 
     rows: list[list[object]] = [["parameters", f"{figures['parameters']:,}"]]
     rows += [[f"weights in {name}", format_bytes(count)] for name, count in figures["weights"].items()]
-    rows.append([f"cache of {config.max_position_embeddings} tokens, float32", format_bytes(figures["cache"])])
+    if config.is_causal:
+        rows.append([f"cache of {config.max_position_embeddings} tokens, float32", format_bytes(figures["cache"])])
     rows.append(["operations to read or write a token", f"{figures['flops_per_token'] / 1e6:,.1f} MFLOP"])
     rows.append(["operations to learn from a token", f"{figures['training_flops_per_token'] / 1e6:,.1f} MFLOP"])
     for kind, count in figures.get("training", {}).items():
