@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-STEPS = 40
 PHASES = ("start", "step", "evaluation", "checkpoint", "end")
 """What a run is at; it notes this down in shared memory, where a kill does not reach it."""
 
@@ -34,8 +33,8 @@ PHASES = ("start", "step", "evaluation", "checkpoint", "end")
 class Setup:
     """One optimizer and precision; `run(folder, note)` trains from what is in the folder to the end."""
 
-    def __init__(self, optimizer: str, precision: str):
-        self.optimizer, self.precision = optimizer, precision
+    def __init__(self, optimizer: str, precision: str, steps: int):
+        self.optimizer, self.precision, self.steps = optimizer, precision, steps
 
     def run(self, folder: Path, note: Callable[[str], None]) -> dict[str, Any]:
         """Trains and returns the SHA-256 of the weights, the steps and the metrics."""
@@ -63,7 +62,7 @@ class Setup:
             dropout=0.1,
         )
         settings = TrainSettings(
-            steps=STEPS,
+            steps=self.steps,
             batch_tokens=256,
             accumulation=2,
             learning_rate=1e-2,
@@ -97,7 +96,7 @@ class Setup:
         stream = StreamedExamples(
             lambda start: iter(_examples(300, seed=1)[start:]), batch_tokens=128, seed=3, buffer=64
         )
-        trainer = Trainer(model, Causal(), stream, settings, steps=STEPS, seed=5, folder=folder, hooks=hooks)
+        trainer = Trainer(model, Causal(), stream, settings, steps=self.steps, seed=5, folder=folder, hooks=hooks)
         note("step")
         result = trainer.train()
         note("end")
@@ -204,10 +203,11 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the trials, says how each went, and ends with a JSON line; 1 where a resumed run differed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--setups", default="adamw:float32,muon:bfloat16,muon:float32")
     given = parser.parse_args(argv)
-    setups = [Setup(*each.split(":")) for each in given.setups.split(",")]
+    setups = [Setup(*each.split(":"), given.steps) for each in given.setups.split(",")]
     # Loaded before the first fork; one thread, because threads do not survive a fork.
     import torch
 
@@ -233,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
                 "killed_during": dict(phases),
                 "with_checkpoint": with_checkpoint,
                 "setups": given.setups,
+                "steps": given.steps,
                 "seed": given.seed,
                 "seconds": round(time.monotonic() - started, 1),
             }

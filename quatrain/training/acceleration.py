@@ -43,7 +43,7 @@ def _recomputed(forward: Callable[..., Tensor], block: Block, x: Tensor, sight: 
     # What all blocks share and the first would make: made here, it belongs to no block that is computed anew.
     for view in sight.views.values():
         if view.bias is not None:
-            view.added(*view.bias.shape[-2:], x)
+            view.added(view.bias.shape[-2], view.bias.shape[-1], x)
     draws = any(getattr(module, "dropout", 0) for module in block.modules())
     found: Tensor = checkpoint(forward, x, sight, use_reentrant=False, preserve_rng_state=draws)
     return found

@@ -1,5 +1,5 @@
-"""Every equivalent way to compute a step gives the step: accumulation, packing, padding, chunks, checkpointing, float16's
-scale, processes that share the micro-batches; loss and gradients to 1e-6."""
+"""Every equivalent way to compute a step gives the step: accumulation, packing, padding, chunks, checkpointing, scales
+of float16, processes that share the micro-batches; loss and gradients to 1e-6."""
 
 import functools
 import itertools
