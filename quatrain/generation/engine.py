@@ -55,7 +55,7 @@ class Engine:
     brought along from its files.
 
     An encoder-decoder reads the prompt with its encoder; the completion is all that its decoder says. Raises InputError
-    where its decoder has no start token, or for settings that are not offered here. `target_tokenizer` is that of what
+    for a head that says no next token, a decoder without a start token, or settings that are not offered here. `target_tokenizer` is that of what
     the model says, where it is another than that of what it reads (Marian).
     """
 
@@ -68,6 +68,11 @@ class Engine:
         settings: Settings | None = None,
         target_tokenizer: Codec | None = None,
     ):
+        if model.config.head not in ("causal", "seq2seq"):
+            raise InputError(
+                f"This {model.config.family} model has the head {model.config.head}, which does not say the next token. "
+                "Generating needs a causal or seq2seq head."
+            )
         self.model = model.eval()
         self.encodes = encodes(model.config)
         settings = settings or read_settings(model)

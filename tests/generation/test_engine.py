@@ -319,3 +319,14 @@ def test_prompts_that_are_too_long_are_cut_where_asked():
     assert cut.ids == engine.generate([kept], params)[0].ids and len(cut.ids) == 5
     assert engine.fitting([4, 5, 6], params) == [4, 5, 6]
     assert list(engine.stream(prompt, params, truncate=True))[-1].completion.ids == cut.ids
+
+
+@pytest.mark.parametrize("head", ["masked", "embedding", "value"])
+def test_a_model_that_does_not_say_the_next_token_is_refused(head):
+    from quatrain.models.families.fresh import fresh_config
+
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+             "num_attention_heads": 4, "max_position_embeddings": 24}  # fmt: skip
+    family = "llama" if head == "value" else "bert"
+    with pytest.raises(InputError, match=f"head {head}, which does not say the next token"):
+        Engine(Model(fresh_config(family, sizes, head=head)))
