@@ -54,9 +54,9 @@ class Engine:
     generation settings, the tokenizer's end token and its end of turn. `settings` are by default those that the model
     brought along from its files.
 
-    An encoder-decoder reads the prompt with its encoder; the completion is all that its decoder says. Raises InputError
-    for a head that says no next token, a decoder without a start token, or settings that are not offered here. `target_tokenizer` is that of what
-    the model says, where it is another than that of what it reads (Marian).
+    An encoder-decoder reads the prompt with its encoder; the completion is all that its decoder says. Raises
+    InputError for a head that says no next token, a decoder without a start token, or settings that are not offered
+    here. `target_tokenizer` is that of what the model says, where it is another than that of what it reads (Marian).
     """
 
     def __init__(
@@ -69,9 +69,10 @@ class Engine:
         target_tokenizer: Codec | None = None,
     ):
         if model.config.head not in ("causal", "seq2seq"):
+            kind, head = model.config.family, model.config.head
             raise InputError(
-                f"This {model.config.family} model has the head {model.config.head}, which does not say the next token. "
-                "Generating needs a causal or seq2seq head."
+                f"This {kind} model has the head {head}, which does not say the next token. Generating needs a causal "
+                "or seq2seq head."
             )
         self.model = model.eval()
         self.encodes = encodes(model.config)
