@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quatrain.models.config import ModelConfig
+from quatrain.models.families.fresh import fresh_config
 from quatrain.models.stack import Model
 from quatrain.training.optimizers import Muon, make_optimizers, orthogonalize
 from quatrain.training.schedules import share
@@ -77,6 +78,38 @@ def test_blocks_go_to_muon_the_rest_to_adamw_and_only_matrices_decay():
     assert decay["embed_tokens.weight"] > 0 and decay["lm_head.weight"] > 0
     assert all(value == 0 for name, value in decay.items() if "norm" in name)
     assert len(in_muon) + len(decay) == len(names)
+
+
+SIZES = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [("llama", None), ("gpt2", None), ("bert", "masked"), ("t5", "seq2seq"), ("bart", "seq2seq"), ("bloom", None)],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_weight_is_in_one_group_and_biases_and_norms_never_decay(family, head, optimizer):
+    model = Model(fresh_config(family, SIZES, head=head))
+    trainable = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in trainable.items()}
+    wanted = TrainSettings(steps=1, warmup=0, optimizer=optimizer, weight_decay=0.3)
+    optimizers = make_optimizers(trainable, wanted, dtype=torch.float32)
+    seen = [
+        (names[parameter], group["weight_decay"], type(each))
+        for each in optimizers
+        for group in each.param_groups
+        for parameter in group["params"]
+    ]
+    assert sorted(name for name, _, _ in seen) == sorted(trainable)
+    for name, decay, _ in seen:
+        plain = name.endswith("bias") or "norm" in name or trainable[name].dim() < 2
+        assert decay == (0.0 if plain else 0.3), name
+    by_muon = {name for name, _, kind in seen if kind is Muon}
+    if optimizer == "muon":
+        assert by_muon == {name for name in trainable if "layers." in name and "proj" in name and "weight" in name}
+        assert any(name.startswith("encoder.") for name in by_muon) == (model.encoder is not None)
+    else:
+        assert not by_muon
 
 
 @given(
