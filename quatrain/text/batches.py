@@ -51,7 +51,7 @@ class Batch:
         labels = self.labels[0] if isinstance(self.labels, tuple) else self.labels
         return int((labels != IGNORE).sum())
 
-    def inputs(self) -> dict[str, Tensor]:
+    def inputs(self) -> dict[str, Any]:
         """What of this batch a model's forward takes by name, as far as it is given; ids and labels come before."""
         names = ("positions", "segments", "token_types", "decoder_input_ids", "decoder_segments")
         return {name: value for name in names if (value := getattr(self, name)) is not None}

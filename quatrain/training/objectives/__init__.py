@@ -1,8 +1,31 @@
-"""Objectives: what a step learns. Each collates plain examples to a batch and gives its loss as (sum, weight,
-metrics).
-"""
+"""Objectives: what a step learns. Each collates examples to a batch; its loss is (sum, weight, metrics)."""
 
+from quatrain.training.objectives.answers import Answer, ExtractiveQA, best_answers
 from quatrain.training.objectives.base import Causal, Objective, collate
 from quatrain.training.objectives.classification import MultipleChoice, SequenceClassification
+from quatrain.training.objectives.denoising import Denoising
+from quatrain.training.objectives.embedding import Contrastive, CosineSimilarity
+from quatrain.training.objectives.masked import Masked
+from quatrain.training.objectives.seq2seq import Seq2Seq
+from quatrain.training.objectives.spans import SpanCorruption
+from quatrain.training.objectives.tagging import TokenClassification
+from quatrain.training.objectives.texts import TextObjective
 
-__all__ = ["Causal", "MultipleChoice", "Objective", "SequenceClassification", "collate"]
+__all__ = [
+    "Objective",
+    "TextObjective",
+    "collate",
+    "Causal",
+    "Masked",
+    "SpanCorruption",
+    "Denoising",
+    "Seq2Seq",
+    "SequenceClassification",
+    "TokenClassification",
+    "ExtractiveQA",
+    "Answer",
+    "best_answers",
+    "MultipleChoice",
+    "Contrastive",
+    "CosineSimilarity",
+]

@@ -16,6 +16,7 @@ from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.text.batches import IGNORE, Batch, TokenExample, pad
+from quatrain.training.chunked_loss import summed_language_loss
 
 Loss = tuple[Tensor, int, dict[str, float | Tensor]]
 """The sum of a loss, what it is to be divided by, and metrics that are summed and divided in the same way."""
@@ -53,8 +54,8 @@ class Causal:
 
     def loss(self, model: Model, batch: Batch) -> Loss:
         """Cross-entropy in nats, summed over the learned tokens; the weight is their number."""
-        _, loss = model(batch.input_ids, batch.labels, **batch.inputs())
-        return loss.sum(), batch.num_labels, {}
+        hidden = model.hidden_states(batch.input_ids, **batch.inputs())
+        return summed_language_loss(model, hidden, batch.labels), batch.num_labels, {}
 
 
 def collate(objective: Objective, examples: Any, seed: Seeds) -> Any:
@@ -90,9 +91,7 @@ def check_head(model: Any, *heads: str, labels: Sequence[str] | None = None) -> 
     config = config_of(model)
     if config.head not in heads:
         wanted = " or ".join(heads)
-        raise InputError(
-            f"head: {config.head}; this objective trains {wanted}. Load the model with head={heads[0]!r}."
-        )
+        raise InputError(f"head: {config.head}; this objective trains {wanted}. Load the model with head={heads[0]!r}.")
     if labels is not None and tuple(labels) != config.labels:
         raise InputError(
             f"labels: the model tells apart {_some(config.labels)}, the objective {_some(labels)}. "

@@ -197,5 +197,3 @@ class MultipleChoice(TextObjective):
     def predict(self, model: Any, batch: ChoiceBatch) -> list[int]:
         """The number of the chosen one, for each question."""
         return self._scores(model, batch).argmax(-1).tolist()
-
-

@@ -1,0 +1,152 @@
+"""Pairs of sentences for next-sentence prediction (Devlin et al. 2018, arXiv 1810.04805, sections 3.1 and A.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from quatrain.errors import InputError
+from quatrain.text.records import Problems, Record
+from quatrain.text.tokenizer import Tokenizer
+from quatrain.training.objectives.texts import Fields, Text, frame
+
+FOLLOWS, RANDOM = 0, 1
+"""The labels, as BERT has them."""
+
+SHORT = 0.1
+"""Share of pairs that are made shorter than they could be, so that short texts are known too."""
+
+_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=\S)|\n\s*\n")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text: they end with a stop and white space, or with an empty line. Abbreviations end some
+    too.
+    """
+    return [part for part in (piece.strip() for piece in _END.split(text)) if part]
+
+
+def sentence_pairs(
+    tokenizer: Tokenizer, records: Iterable[Any], *, max_length: int, seed: int = 0
+) -> tuple[list[Text], list[str]]:
+    """Pairs of stretches of sentences, half of them following each other, half from different documents, and notes.
+
+    A document is a record with `text` or `sentences`. Every sentence is read once as a first or following part; what a
+    random second part displaces is used in the next pair, as BERT does. Raises InputError for wrong records, fewer
+    than two documents, or a `max_length` that special tokens fill.
+    """
+    documents = _documents(tokenizer, records)
+    around = tokenizer.backend.num_special_tokens_to_add(True)
+    if max_length < around + 4:
+        raise InputError(f"max_length: {max_length}; pairs with their special tokens need at least {around + 4}.")
+    if len(documents) < 2:
+        raise InputError(
+            f"Next sentences need at least 2 documents, to draw random ones from another; there are {len(documents)}."
+        )
+    generator = np.random.default_rng((seed, len(documents)))
+    pairs = [
+        pair
+        for number in range(len(documents))
+        for pair in _of_document(tokenizer, documents, number, max_length - around, generator)
+    ]
+    if not pairs:
+        raise InputError("No pair of sentences could be made: every document has one sentence or none.")
+    cut = [pair for pair in pairs if pair.cut]
+    follow = sum(pair.label == FOLLOWS for pair in pairs)
+    notes = [
+        f"{len(pairs):,} pairs from {len(documents):,} documents, {follow / len(pairs):.0%} of them follow each other"
+    ]
+    if cut:
+        notes.append(f"{len(cut):,} pairs were longer than {max_length} tokens and cut at their outer ends")
+    return pairs, notes
+
+
+def _documents(tokenizer: Tokenizer, records: Iterable[Any]) -> list[list[list[int]]]:
+    problems, documents = Problems(), []
+    for number, record in enumerate(records, 1):
+        place, value = f"example {number}", record
+        if isinstance(record, Record):
+            place, value = record.place, record.value
+        fields = Fields(value, place)
+        if isinstance(value, Mapping) and value.get("sentences") is not None:
+            sentences = fields.texts("sentences")
+        else:
+            sentences = split_sentences(fields.text("text"))
+        for problem in fields.problems:
+            problems.add(problem)
+        ids = [row for sentence in sentences if (row := tokenizer.encode(sentence))]
+        if ids:
+            documents.append(ids)
+    if problems:
+        raise problems.error("These documents cannot be used")
+    return documents
+
+
+def _of_document(
+    tokenizer: Tokenizer,
+    documents: Sequence[Sequence[list[int]]],
+    number: int,
+    room: int,
+    generator: np.random.Generator,
+) -> Iterable[Text]:
+    """The pairs of one document: sentences gather until they fill the target length, and are parted at random."""
+    document, place = documents[number], 0
+    while place < len(document):
+        target = int(generator.integers(2, room + 1)) if generator.random() < SHORT else room
+        chunk: list[list[int]] = []
+        while place < len(document) and sum(map(len, chunk)) < target:
+            chunk.append(document[place])
+            place += 1
+        split = 1 if len(chunk) < 2 else int(generator.integers(1, len(chunk)))
+        first = [token for row in chunk[:split] for token in row]
+        if len(chunk) == 1 or generator.random() < 0.5:
+            second, label = _elsewhere(documents, number, target - len(first), generator), RANDOM
+            place -= len(chunk) - split
+        else:
+            second, label = [token for row in chunk[split:] for token in row], FOLLOWS
+        yield _pair(tokenizer, first, second, label, room, generator)
+
+
+def _elsewhere(
+    documents: Sequence[Sequence[list[int]]], number: int, length: int, generator: np.random.Generator
+) -> list[int]:
+    """Sentences of another document, from a random one on, until they have `length` tokens; at least one sentence."""
+    other = int(generator.integers(0, len(documents) - 1))
+    document = documents[other + (other >= number)]
+    found: list[int] = []
+    for row in document[int(generator.integers(0, len(document))) :]:
+        found.extend(row)
+        if len(found) >= length:
+            break
+    return found
+
+
+def _pair(
+    tokenizer: Tokenizer, first: list[int], second: list[int], label: int, room: int, generator: np.random.Generator
+) -> Text:
+    """Both with special tokens, the longer one shortened at a random end until they fit."""
+    first, second, cut = list(first), list(second), max(0, len(first) + len(second) - room)
+    for _ in range(cut):
+        longer = first if len(first) > len(second) else second
+        longer.pop(0 if generator.random() < 0.5 else -1)
+    before, between, after, types = _around(tokenizer)
+    ids = [*before, *first, *between, *second, *after]
+    kinds = [0] * (len(before) + len(first)) + types + [1] * (len(second) + len(after))
+    return Text(ids, kinds, label, cut)
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Special tokens before, between and after two texts, and the token types of those between."""
+    before, after = frame(tokenizer)
+    if not tokenizer.backend.num_special_tokens_to_add(True):
+        return [], [], [], []
+    probe = tokenizer.encode_pair("a", "a")
+    own = [place for place, part in enumerate(probe.parts) if part is not None]
+    if not own:
+        return before, after, after, [0] * len(after)
+    gap = next(place for place in own if probe.parts[place] == 1)
+    last = max(place for place in own if probe.parts[place] == 0) + 1
+    return probe.ids[: own[0]], probe.ids[last:gap], probe.ids[own[-1] + 1 :], probe.token_types[last:gap]

@@ -1,0 +1,146 @@
+"""Span corruption: T5's pre-training (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4).
+
+Spans of a text are replaced by sentinels in the source; the target says each sentinel and what it stands for:
+"Thank you <extra_id_0> me to your party <extra_id_1> week." and "<extra_id_0> for inviting <extra_id_1> last </s>".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from quatrain.errors import InputError
+from quatrain.text.batches import Batch
+from quatrain.text.tokenizer import Tokenizer
+from quatrain.training.objectives.base import Loss, Seeds, generators, share
+from quatrain.training.objectives.corruption import Corruption, source_and_target, target_loss
+from quatrain.training.objectives.texts import refuse
+
+
+class SpanCorruption(Corruption):
+    """Hides `share` of a row's tokens in spans of `mean_span` tokens on average, and learns to say them.
+
+    Spans are drawn exactly as T5's random_spans_noise_mask draws them; special tokens within a row are never hidden.
+    The tokenizer has sentinels <extra_id_0>, <extra_id_1>, … and an end token. `max_length` is the source's; rows are
+    as much longer as spans make them shorter (568 tokens for T5's 512).
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, share: float = 0.15, mean_span: float = 3.0, max_length: int | None = None
+    ):
+        super().__init__(tokenizer, max_length=max_length)
+        problems = _problems(share, mean_span)
+        refuse(problems, "SpanCorruption")
+        self.share, self.mean_span = share, mean_span
+        self.end_id = self.needed_token(tokenizer.eos_id, "end")
+        self.sentinels: list[int] = []
+        while (found := tokenizer.token_to_id(f"<extra_id_{len(self.sentinels)}>")) is not None:
+            self.sentinels.append(found)
+        self.needed_token(next(iter(self.sentinels), None), "sentinel <extra_id_0>")
+        self._unhidden = tokenizer.special_ids | set(self.sentinels)
+
+    @cached_property
+    def row_length(self) -> int | None:
+        """The longest row whose source fits `max_length`."""
+        return None if self.max_length is None else lengths(self.max_length, self.share, self.mean_span)[0]
+
+    def corrupt(self, ids: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Source and target of a row. Raises InputError where it needs more sentinels than there are."""
+        hidden = noise_mask(len(ids), generator, self.share, self.mean_span)
+        special = self.special(ids, self._unhidden)
+        hidden &= ~special
+        if not hidden.any() and not special.all():
+            hidden[generator.choice(np.flatnonzero(~special))] = True
+        source, target, spans = list[int](), list[int](), 0
+        for place, token in enumerate(ids):
+            if not hidden[place]:
+                source.append(int(token))
+                continue
+            if place == 0 or not hidden[place - 1]:
+                if spans == len(self.sentinels):
+                    raise InputError(
+                        f"A row of {len(ids)} tokens needs more than the tokenizer's {spans} sentinels. Make rows "
+                        "shorter (max_length), spans longer (mean_span) or the share smaller."
+                    )
+                source.append(self.sentinels[spans])
+                target.append(self.sentinels[spans])
+                spans += 1
+            target.append(int(token))
+        return [*source, self.end_id], [*target, self.end_id]
+
+    def restore(self, source: Sequence[int], target: Sequence[int]) -> list[int]:
+        """The row that became this source and target: each sentinel replaced by what the target says for it."""
+        said: dict[int, list[int]] = {}
+        known, current = set(self.sentinels), list[int]()
+        for token in target[:-1]:
+            if token in known:
+                current = said.setdefault(token, [])
+            else:
+                current.append(token)
+        return [each for token in source[:-1] for each in said.get(token, [token])]
+
+    def collate(self, examples: Any, *, seed: Seeds = 0) -> Batch:
+        """Sources (B, S) and targets as labels (B, T); both end with the end token."""
+        rows = self.rows(examples)
+        both = [self.corrupt(row, one) for row, one in zip(rows, generators(seed, len(rows)), strict=True)]
+        return source_and_target(
+            [source for source, _ in both], [target for _, target in both], self.pad_id, limit=self.max_length
+        )
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""
+        return target_loss(model, batch)
+
+
+def counts(length: int, noise: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
+    """How many tokens of a row are hidden, in how many spans (T5's counts)."""
+    hidden = min(max(round(length * noise), 1), length - 1)
+    return hidden, min(max(round(hidden / mean_span), 1), length - hidden)
+
+
+def noise_mask(length: int, generator: np.random.Generator, noise: float = 0.15, mean_span: float = 3.0) -> np.ndarray:
+    """Which tokens (length,) are hidden: T5's random_spans_noise_mask.
+
+    Hidden and kept tokens are each cut at random into as many spans as there are, every cut equally likely; they take
+    turns, a kept one first. Of a single token none is hidden.
+    """
+    if length < 2:
+        return np.zeros(length, dtype=bool)
+    hidden, spans = counts(length, noise, mean_span)
+    parts = np.stack([_cut(length - hidden, spans, generator), _cut(hidden, spans, generator)], axis=1).ravel()
+    return np.repeat(np.arange(2 * spans) % 2 == 1, parts)
+
+
+def _cut(items: int, parts: int, generator: np.random.Generator) -> np.ndarray:
+    """Lengths (parts,) of at least 1 that add up to `items`, each way equally likely."""
+    first = np.zeros(items, dtype=np.int64)
+    first[1:] = generator.permutation(np.arange(items - 1) < parts - 1)
+    return np.bincount(np.cumsum(first), minlength=parts)
+
+
+def lengths(source: int, noise: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
+    """Tokens of the longest row whose source, end token included, has at most `source` tokens, and those of its target.
+
+    T5's compute_input_and_target_lengths: 568 and 114 for 512.
+    """
+
+    def both(row: int) -> tuple[int, int]:
+        hidden, spans = counts(row, noise, mean_span)
+        return row - hidden + spans + 1, hidden + spans + 1
+
+    row = 2
+    while both(row + 1)[0] <= source:
+        row += 1
+    return row, both(row)[1]
+
+
+def _problems(noise: float, mean_span: float) -> list[str]:
+    problems = share("share", noise)
+    if not problems and noise > 0.9:
+        problems.append(f"share: {noise}; must be at most 0.9, something must be left to read")
+    if isinstance(mean_span, bool) or not isinstance(mean_span, int | float) or not 1 <= mean_span < 1e6:
+        problems.append(f"mean_span: {mean_span!r}; must be at least 1")
+    return problems
