@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, installed or not
+
 PHASES = ("start", "step", "evaluation", "checkpoint", "end")
 """What a run is at; it notes this down in shared memory, where a kill does not reach it."""
 
