@@ -126,8 +126,7 @@ class AttentionFunction(torch.autograd.Function):
         spread = None
         if bias is not None:
             alike = bias.shape[:2] == (1, 1)
-            spread = bias if alike else bias.expand(batch, heads, length, slots).reshape(-1, length, slots)
-            spread = spread.view(-1, length, slots)
+            spread = bias.flatten(0, 1) if alike else bias.expand(batch, heads, length, slots).flatten(0, 1)
         capped = None if softcap is None else torch.bmm(q, k.mT).mul_(scale / softcap).tanh_()
         if capped is not None and softcap is not None:
             scores = capped * softcap if spread is None else torch.add(spread, capped, alpha=softcap)
