@@ -11,7 +11,7 @@ import numpy as np
 from quatrain.errors import InputError
 from quatrain.text.records import Problems, Record
 from quatrain.text.tokenizer import Tokenizer
-from quatrain.training.objectives.texts import Fields, Text, frame
+from quatrain.training.objectives.texts import Fields, Text, frame, plain
 
 FOLLOWS, RANDOM = 0, 1
 """The labels, as BERT has them."""
@@ -70,6 +70,7 @@ def _documents(tokenizer: Tokenizer, records: Iterable[Any]) -> list[list[list[i
         place, value = f"example {number}", record
         if isinstance(record, Record):
             place, value = record.place, record.value
+        value = plain(value)
         fields = Fields(value, place)
         if isinstance(value, Mapping) and value.get("sentences") is not None:
             sentences = fields.texts("sentences")

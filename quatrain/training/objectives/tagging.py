@@ -48,7 +48,7 @@ class TaggedText:
 class TokenClassification(TextObjective):
     """Sentences of words with a label each; `labels` are the model's, in its order.
 
-    A record has `tokens`, the words, and `tags`, a name or number for each. The words are read as a text, with a space
+    A record has `words` (or `tokens`) and `tags`, a name or number for each. The words are read as a text, with a space
     between. A sentence longer than `max_length` becomes several stretches that share `stride` tokens; every word
     counts in the first that holds it, so none is lost and none counts twice.
     """
@@ -66,7 +66,7 @@ class TokenClassification(TextObjective):
     def encode(self, record: Any, place: str = "this example") -> list[TaggedText]:
         """The stretches of a sentence. Raises InputError naming what is missing, unknown or of another length."""
         fields = Fields(record, place)
-        words, tags = fields.texts("tokens"), fields.raw("tags")
+        words, tags = fields.texts("tokens" if "tokens" in fields.record else "words"), fields.raw("tags")
         if not isinstance(tags, Sequence) or isinstance(tags, str):
             if tags is not None:
                 fields.fault(f"tags: {tags!r}; must be a list, a tag for each of the tokens")

@@ -34,6 +34,7 @@ class Fields:
 
     def __init__(self, record: Any, place: str):
         self.place, self.problems = place, list[str]()
+        record = plain(record)
         self.record: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
         if not isinstance(record, Mapping):
             self.problems.append(f"{place}: {shown(record)}; must be a record, such as a dictionary of fields")
@@ -108,7 +109,7 @@ class TextObjective:
     def prepare(self, records: Iterable[Any]) -> tuple[list[Any], list[str]]:
         """All records as examples, and notes for the reader: what was cut, what is longer than the model reads.
 
-        A record is a dictionary or a `Record` with its place. Raises InputError that names every wrong one.
+        A record is a dictionary, a typed record, or a `Record` with its place. Raises InputError that names every wrong one.
         """
         problems, examples, count = Problems(), list[Any](), 0
         for number, record in enumerate(records, 1):
@@ -144,7 +145,7 @@ class TextObjective:
 
     def encoded(self, examples: Sequence[Any]) -> list[Any]:
         """The examples of a batch, plain records among them encoded. Raises InputError where there is none."""
-        if any(isinstance(example, Mapping | Record) for example in examples):
+        if any(isinstance(plain(example), Mapping | Record) for example in examples):
             return self.prepare(examples)[0]
         if not len(examples):
             raise InputError("A batch needs at least one example; this one has none.")
@@ -251,6 +252,11 @@ def label_names(labels: Sequence[str], what: str) -> tuple[str, ...]:
         problems.append(f"labels: {', '.join(twice)} more than once; each must have a name of its own")
     refuse(problems, what)
     return tuple(labels)
+
+
+def plain(record: Any) -> Any:
+    """A typed record (`quatrain.text.records`) as a dictionary of its fields; anything else as it is."""
+    return record.fields() if callable(getattr(record, "fields", None)) else record
 
 
 def shown(value: Any) -> str:
