@@ -1,4 +1,4 @@
-"""Conversations and preference pairs out of files, whatever the format they were written in.
+"""Conversations and preference pairs out of rows, whatever the format they were written in.
 
 Four formats of conversations are told apart by their fields: `messages` (OpenAI, Hugging Face), `conversations`
 (ShareGPT), `instruction`/`input`/`output` (Alpaca) and `prompt`/`completion`; and those of preference pairs around
@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.text.download import Progress
-from quatrain.text.records import RECORD_SUFFIXES, Problems, Record, read_records
-from quatrain.text.sources import Skipped, find_files, is_record_file
+from quatrain.text.formats import CHAT_PAIRS
+from quatrain.text.records import Fault, Message, Preference, raise_together
 
-Message = dict[str, Any]
-
-_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
 _ROLES = {
     "system": "system",
     "developer": "developer",
@@ -50,119 +44,78 @@ _PREFERENCE_FORMATS = (
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-class _Fault(Exception):
-    """What is wrong with a record, and the fix."""
-
-
-@dataclass(frozen=True)
-class Preference:
-    """One judgement: after `prompt` the messages `chosen` are better than the messages `rejected`."""
-
-    prompt: list[Message]
-    chosen: list[Message]
-    rejected: list[Message]
-
-
-def read_conversations(
-    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
-) -> Iterator[list[Message]]:
-    """The conversations of a file, a folder or a catalog name, each a list of {"role": …, "content": …}.
-
-    JSON lines, JSON lists, CSV, TSV and Parquet are read, each but Parquet also as .gz; the format of a record is
-    told by its fields. Raises InputError with the first 20 faults and the count of all, each with file and line.
+def to_conversations(fields: dict[str, Any]) -> list[list[Message]]:
+    """The conversations in the fields of a row: one, or as many as a seed task has instances (Self-Instruct, Wang et
+    al. 2022, arXiv 2212.10560). Raises Fault with all that is wrong.
     """
-    return _read(source, _conversation, "conversations", skipped, progress)
+    if "instances" in fields and "instruction" in fields and "output" not in fields:
+        return _instances(fields)
+    return [_conversation(fields)]
 
 
-def read_preferences(
-    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
-) -> Iterator[Preference]:
-    """The preference pairs of a file, a folder or a catalog name; formats and errors as for `read_conversations`.
-
-    Two whole dialogues are parted where they begin to differ, at the start of a message.
+def to_prompts(fields: dict[str, Any]) -> list[list[Message]]:
+    """What is to be answered, without the answer: `turns` of MT-bench (Zheng et al. 2023, arXiv 2306.05685), of which
+    the first is taken, a `prompt`, or an `instruction` with its `input`. Raises Fault.
     """
-    return _read(source, _preference, "preference pairs", skipped, progress)
+    if "turns" in fields:
+        turns = fields["turns"]
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], str):
+            raise Fault("field 'turns': must be a list of texts with at least one", "turns")
+        return [[_said("user", turns[0])]]
+    return [_prompt(fields, "prompt") if "prompt" in fields else _alpaca_prompt(fields)]
 
 
-def detect(source: str | Path, *, progress: Progress | None = None) -> Literal["text", "chat", "preference"]:
-    """What `source` holds, by the first record of its first file: plain text, conversations or preference pairs."""
-    path = find_files(source, progress=progress)[0]
-    if not is_record_file(path):
-        return "text"
-    fields = next((record.value for record in read_records(path) if isinstance(record.value, dict)), {})
-    if {"chosen", "rejected"} <= fields.keys():
-        return "preference"
-    chat = {"messages", "conversations"} & fields.keys() or {"instruction", "output"} <= fields.keys()
-    return "chat" if chat or any({*pair} <= fields.keys() for pair in _PAIRS) else "text"
+def to_preferences(fields: dict[str, Any]) -> list[Preference]:
+    """The preference in the fields of a row; none where two answers were judged equal. Raises Fault."""
+    if {"output_1", "output_2", "preference"} <= fields.keys() and "chosen" not in fields:
+        return _judged(fields)
+    return [_preference(fields)]
 
 
-def _read(
-    source: str | Path,
-    convert: Callable[[Any], Any],
-    what: str,
-    skipped: Skipped | None,
-    progress: Progress | None,
-) -> Iterator[Any]:
-    files = find_files(source, skipped=skipped, progress=progress)
-    plain = [path for path in files if not is_record_file(path)]
-    if plain:
-        endings = ", ".join(RECORD_SUFFIXES)
-        raise InputError(
-            f"{what} are read from files with the endings {endings} (or those and .gz)",
-            [f"{path}: plain text, no {what}" for path in plain],
-        )
-    return _converted(files, convert, what)
+def _instances(fields: dict[str, Any]) -> list[list[Message]]:
+    instances = fields["instances"]
+    if not isinstance(instances, list) or not all(isinstance(each, dict) for each in instances):
+        raise Fault('field \'instances\': must be a list of {"input": …, "output": …}', "instances")
+    return [_conversation({"instruction": fields["instruction"], **each}) for each in instances]
 
 
-def _converted(files: list[Path], convert: Callable[[Any], Any], what: str) -> Iterator[Any]:
-    problems = Problems()
-    count = 0
-    for path in files:
-        for record in read_records(path):
-            try:
-                value = convert(_value(record))
-            except _Fault as fault:
-                problems.add(f"{record.place}: {fault}")
-                continue
-            count += 1
-            if not problems:
-                yield value
-    name = files[0] if len(files) == 1 else f"{len(files)} files"
-    if problems:
-        raise problems.error(f"{name} cannot be read as {what}")
-    if not count:
-        raise InputError(f"there are no {what} in {name}")
+def _judged(fields: dict[str, Any]) -> list[Preference]:
+    """AlpacaEval's judgements (Li et al. 2023): 1 and 2 say which output is better, 0 and 1.5 that none is."""
+    judged = fields["preference"]
+    try:
+        which = float(judged)
+    except (TypeError, ValueError):
+        which = -1.0
+    if which not in (0.0, 1.0, 1.5, 2.0):
+        raise Fault(f"field 'preference' is {judged!r}; allowed are 1 and 2, and 0 or 1.5 for a tie", "preference")
+    if which in (0.0, 1.5):
+        return []
+    better, worse = ("output_1", "output_2") if which == 1.0 else ("output_2", "output_1")
+    answers = ([_said("assistant", _text(fields, name))] for name in (better, worse))
+    return [Preference(_alpaca_prompt(fields), *answers)]
 
 
-def _value(record: Record) -> Any:
-    if record.fault is not None:
-        raise _Fault(record.fault)
-    return record.value
-
-
-def _conversation(record: Any) -> list[Message]:
-    fields = _fields(record, _FORMATS)
+def _conversation(fields: dict[str, Any]) -> list[Message]:
     if "messages" in fields or "conversations" in fields:
         name = "messages" if "messages" in fields else "conversations"
         messages = _messages(fields[name], name)
         if isinstance(fields.get("system"), str) and fields["system"] and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": fields["system"]})
         if not any(message["role"] == "assistant" for message in messages):
-            raise _Fault(f"field {name!r}: nothing is said by the assistant, so nothing can be learned; remove it")
+            raise Fault(f"field {name!r}: nothing is said by the assistant, so nothing can be learned; remove it")
         return messages
     if "instruction" in fields:
-        return [*_alpaca_prompt(fields), _said("assistant", _text(fields, "output"))]
-    for asked, answered in _PAIRS:
+        return _joined(lambda: _alpaca_prompt(fields), lambda: [_said("assistant", _text(fields, "output"))])
+    for asked, answered in CHAT_PAIRS:
         if asked in fields and answered in fields:
-            return [*_prompt(fields, asked), *_answer(fields, answered)]
-    raise _Fault(f"fields {_names(fields)}: no conversation; write {_FORMATS}")
+            return _joined(partial(_prompt, fields, asked), partial(_answer, fields, answered))
+    raise Fault(f"fields {_names(fields)}: no conversation; write {_FORMATS}")
 
 
-def _preference(record: Any) -> Preference:
-    fields = _fields(record, _PREFERENCE_FORMATS)
+def _preference(fields: dict[str, Any]) -> Preference:
     missing = [name for name in ("chosen", "rejected") if name not in fields]
     if missing:
-        raise _Fault(f"no field {' and '.join(map(repr, missing))}; write {_PREFERENCE_FORMATS}")
+        raise Fault(f"no field {' and '.join(map(repr, missing))}; write {_PREFERENCE_FORMATS}")
     chosen, rejected = (_answer(fields, name) for name in ("chosen", "rejected"))
     if "prompt" in fields:
         return Preference(_prompt(fields, "prompt"), chosen, rejected)
@@ -181,6 +134,19 @@ def _preference(record: Any) -> Preference:
     )
 
 
+def _joined(*parts: Callable[[], list[Message]]) -> list[Message]:
+    """The messages of several parts. Raises Fault with the faults of all of them."""
+    messages: list[Message] = []
+    faults = []
+    for part in parts:
+        try:
+            messages += part()
+        except Fault as fault:
+            faults.append(fault)
+    raise_together(faults)
+    return messages
+
+
 def _parted(chosen: list[Message], rejected: list[Message]) -> Preference:
     """Two whole conversations as their common beginning and two endings."""
     same = 0
@@ -189,7 +155,7 @@ def _parted(chosen: list[Message], rejected: list[Message]) -> Preference:
     # Equal conversations still end in an answer.
     same = min(same, len(chosen) - 1, len(rejected) - 1)
     if same < 1:
-        raise _Fault(f"chosen and rejected do not begin alike and there is no prompt; write {_PREFERENCE_FORMATS}")
+        raise Fault(f"chosen and rejected do not begin alike and there is no prompt; write {_PREFERENCE_FORMATS}")
     return Preference(chosen[:same], chosen[same:], rejected[same:])
 
 
@@ -197,16 +163,10 @@ def _dialogue(text: str) -> list[Message]:
     """A dialogue in one text, in the form of Anthropic's HH-RLHF (Bai et al. 2022)."""
     before, *turns = _TURN.split(text)
     if not turns or before.strip():
-        raise _Fault(f"no prompt beside chosen and rejected; write {_PREFERENCE_FORMATS}")
+        raise Fault(f"no prompt beside chosen and rejected; write {_PREFERENCE_FORMATS}")
     roles = {"Human": "user", "Assistant": "assistant"}
     pairs = zip(turns[::2], turns[1::2], strict=True)
     return [_said(roles[name], said.removeprefix(" ")) for name, said in pairs]
-
-
-def _fields(record: Any, formats: str) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise _Fault(f"found {type(record).__name__}, expected an object: {formats}")
-    return record
 
 
 def _names(fields: dict[str, Any]) -> str:
@@ -219,10 +179,10 @@ def _said(role: str, content: str) -> Message:
 
 def _text(fields: dict[str, Any], name: str) -> str:
     if name not in fields:
-        raise _Fault(f"no field {name!r} beside {_names(fields)}; add it")
+        raise Fault(f"no field {name!r} beside {_names(fields)}; add it")
     value = fields[name]
     if not isinstance(value, str):
-        raise _Fault(f"field {name!r} is {_kind(value)}, must be text")
+        raise Fault(f"field {name!r} is {kind_of(value)}, must be text")
     _check_characters(value, name)
     return value
 
@@ -232,10 +192,11 @@ def _check_characters(text: str, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        raise _Fault(f"field {name!r}: half of a character (\\u{code:04x}) at {error.start}; remove it") from error
+        raise Fault(f"field {name!r}: half of a character (\\u{code:04x}) at {error.start}; remove it") from error
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, in words."""
     names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), "text")
 
@@ -263,7 +224,7 @@ def _alpaca_prompt(fields: dict[str, Any]) -> list[Message]:
         messages.append(_said("system", fields["system"]))
     for pair in fields.get("history") or []:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise _Fault("field 'history': must be a list of [question, answer] pairs of texts")
+            raise Fault("field 'history': must be a list of [question, answer] pairs of texts")
         messages += [_said("user", pair[0]), _said("assistant", pair[1])]
     instruction = _text(fields, "instruction")
     given = _text(fields, "input") if fields.get("input") is not None else ""
@@ -275,24 +236,31 @@ def _messages(value: Any, name: str) -> list[Message]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise _Fault(f"field {name!r}: not valid JSON ({error.msg})") from error
+            raise Fault(f"field {name!r}: not valid JSON ({error.msg})") from error
     if not isinstance(value, list) or not value:
-        kind = "an empty list" if value == [] else _kind(value)
-        raise _Fault(f"field {name!r} is {kind}, must be a list of messages")
-    return [_message(each, f"{name}[{number}]") for number, each in enumerate(value)]
+        kind = "an empty list" if value == [] else kind_of(value)
+        raise Fault(f"field {name!r} is {kind}, must be a list of messages")
+    messages, faults = [], []
+    for number, each in enumerate(value):
+        try:
+            messages.append(_message(each, f"{name}[{number}]"))
+        except Fault as fault:
+            faults.append(fault)
+    raise_together(faults)
+    return messages
 
 
 def _message(value: Any, place: str) -> Message:
     if not isinstance(value, dict):
-        raise _Fault(f'field {place!r} is {_kind(value)}, must be {{"role": …, "content": …}}')
+        raise Fault(f'field {place!r} is {kind_of(value)}, must be {{"role": …, "content": …}}')
     role_name, content_name = ("from", "value") if "from" in value else ("role", "content")
     if role_name not in value:
-        raise _Fault(f"field {place!r}: no 'role' beside {_names(value)}; add it")
+        raise Fault(f"field {place!r}: no 'role' beside {_names(value)}; add it")
     said = value[role_name]
     role = _ROLES.get(said.lower()) if isinstance(said, str) else None
     if role is None:
         allowed = "user, assistant, tool" if role_name == "role" else "human, gpt, function_call, observation"
-        raise _Fault(f"field '{place}.{role_name}' is {said!r}; allowed are system, {allowed}")
+        raise Fault(f"field '{place}.{role_name}' is {said!r}; allowed are system, {allowed}")
     content = value.get(content_name)
     extra = {key: value[key] for key in ("tool_calls", "tool_call_id", "name") if value.get(key) is not None}
     if isinstance(said, str) and said.lower() == "function_call":
@@ -302,9 +270,9 @@ def _message(value: Any, place: str) -> Message:
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if content_name not in value:
-        raise _Fault(f"field {place!r}: no {content_name!r} beside {_names(value)}; add it")
+        raise Fault(f"field {place!r}: no {content_name!r} beside {_names(value)}; add it")
     if not isinstance(content, str):
-        raise _Fault(f"field '{place}.{content_name}' is {_kind(content)}, must be text")
+        raise Fault(f"field '{place}.{content_name}' is {kind_of(content)}, must be text")
     _check_characters(content, f"{place}.{content_name}")
     return {"role": role, "content": content, **extra}
 
@@ -314,7 +282,7 @@ def _call(content: Any, place: str) -> dict[str, Any]:
     try:
         call = json.loads(content) if isinstance(content, str) else content
     except json.JSONDecodeError as error:
-        raise _Fault(f"field {place!r}: not valid JSON ({error.msg})") from error
+        raise Fault(f"field {place!r}: not valid JSON ({error.msg})") from error
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
-        raise _Fault(f'field {place!r}: must be {{"name": …, "arguments": …}}')
+        raise Fault(f'field {place!r}: must be {{"name": …, "arguments": …}}')
     return {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}

@@ -1,21 +1,23 @@
 """Documents out of files and folders, streaming: a file of any size passes through a constant amount of memory.
 
 A plain text file is one document, however long, and comes in pieces; a record of JSON lines, CSV, TSV or Parquet is
-one document. Conversations and preference pairs are read in `quatrain.text.conversations`.
+one document. Every other kind of data is read by `quatrain.text.corpus.Corpus`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from quatrain.errors import InputError
-from quatrain.text.conversations import Preference, detect, read_conversations, read_preferences
+from quatrain.text.corpus import Corpus
 from quatrain.text.decoding import read_text
 from quatrain.text.download import Progress
 from quatrain.text.gutenberg import strip_pieces
-from quatrain.text.records import Problems, Record, read_records
+from quatrain.text.huggingface import HuggingFace, is_dataset
+from quatrain.text.records import Conversation, Message, Preference, Problems, Record
+from quatrain.text.rows import read_records
 from quatrain.text.sources import Skipped, find_files, is_record_file
 
 __all__ = [
@@ -39,12 +41,16 @@ class Piece(NamedTuple):
 def read_pieces(
     source: str | Path, *, column: str = "text", skipped: Skipped | None = None, progress: Progress | None = None
 ) -> Iterator[Piece]:
-    """The text of `source` (a catalog name, a file, a folder) in pieces of about a megabyte, with document ends.
+    """The text of `source` (a catalog name, a file, a folder, a data set) in pieces of about a megabyte, with document
+    ends.
 
     `column` is the field of records that holds the text. Project Gutenberg's header and footer are taken off.
     `skipped` hears of the files of a folder that are left out, `progress` of a download.
     Raises InputError for what cannot be read, with all faults of all files at once.
     """
+    if is_dataset(source):
+        rows = HuggingFace(str(source)).rows()
+        return _of_rows(rows, column, f"{source} cannot be read as documents")
     files = find_files(source, skipped=skipped, progress=progress)
     return _pieces(files, column)
 
@@ -59,6 +65,33 @@ def read_documents(
         if piece.last:
             yield "".join(held)
             held = []
+
+
+def read_conversations(
+    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
+) -> Iterator[list[Message]]:
+    """The conversations of a source, each a list of {"role": …, "content": …}; a row's fields tell its format.
+
+    Raises InputError with the first 20 faults and the count of all, each with file and line.
+    """
+    corpus = Corpus(source, format="chat", skipped=skipped, progress=progress)
+    return (cast(Conversation, record).messages for record in corpus)
+
+
+def read_preferences(
+    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
+) -> Iterator[Preference]:
+    """The preference pairs of a source; formats and errors as for `read_conversations`.
+
+    Two whole dialogues are parted where they begin to differ, at the start of a message.
+    """
+    corpus = Corpus(source, format="preference", skipped=skipped, progress=progress)
+    return (cast(Preference, record) for record in corpus)
+
+
+def detect(source: str | Path, *, progress: Progress | None = None) -> str:
+    """What `source` holds, one of `quatrain.text.formats.FORMATS`, told by its first rows."""
+    return Corpus(source, progress=progress).format
 
 
 def _pieces(files: list[Path], column: str) -> Iterator[Piece]:
@@ -98,15 +131,19 @@ def _one_document(pieces: Iterator[str]) -> Iterator[Piece]:
 
 
 def _of_records(path: Path, column: str) -> Iterator[Piece]:
+    yield from _of_rows(read_records(path, column=column), column, f"{path} cannot be read as documents")
+
+
+def _of_rows(rows: Iterator[Record], column: str, wrong: str) -> Iterator[Piece]:
     problems = Problems()
-    for record in read_records(path, column=column):
+    for record in rows:
         text, fault = _text(record, column)
         if fault is not None:
             problems.add(f"{record.place}: {fault}")
         elif text and not problems:
             yield Piece(text, True)
     if problems:
-        raise problems.error(f"{path} cannot be read as documents")
+        raise problems.error(wrong)
 
 
 def _text(record: Record, column: str) -> tuple[str, str | None]:

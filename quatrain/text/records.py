@@ -1,34 +1,173 @@
-"""Records of data files, one at a time and each with its place: JSON lines, JSON lists, CSV, TSV and Parquet."""
+"""What data is made of: one typed record for each task, and the faults of rows that are none.
+
+A `Record` is a row as a file has it, with its place. What it means for a task is one of the classes after it:
+`Text`, `Conversation`, `Preference`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair`.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from quatrain.errors import InputError
-from quatrain.text.decoding import is_packed, read_text, suffix_of
 
-#: Endings of files that hold records; each may be followed by .gz, Parquet excepted.
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+Message = dict[str, Any]
+"""One turn: {"role": …, "content": …}, and what belongs to tool calls."""
+
+_FIELD = re.compile(r"\bfield '([^']+)'")
 
 #: This many problems of a file are shown, the others counted.
 SHOWN = 20
 
-_TOO_DEEP = "nested too deep"
-
 
 @dataclass(frozen=True)
 class Record:
-    """One record and its place, as "file:line" (for Parquet "file:row 7"); `fault` says why there is no value."""
+    """One row and its place, as "file:line" (for Parquet "file:row 7"); `fault` says why there is no value.
+
+    `lines` are those of its parts, where each has its own: the words of a sentence.
+    """
 
     place: str
     value: Any = None
     fault: str | None = None
+    lines: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document."""
+
+    text: str
+
+    def fields(self) -> dict[str, Any]:
+        """The record as an objective takes it: {"text"}."""
+        return {"text": self.text}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A chat, each message {"role": …, "content": …}; of a set of prompts, it ends with the user's."""
+
+    messages: list[Message]
+
+    def fields(self) -> dict[str, Any]:
+        """The record as an objective takes it: {"messages"}."""
+        return {"messages": self.messages}
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One judgement: after `prompt` the messages `chosen` are better than the messages `rejected`."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+
+    def fields(self) -> dict[str, Any]:
+        """The record as an objective takes it: {"prompt", "chosen", "rejected"}."""
+        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text, or a pair of texts, with the name of its class, or with a number that is to be foretold."""
+
+    text: str
+    other: str | None
+    label: str | float
+
+    def fields(self) -> dict[str, Any]:
+        """The record as an objective takes it: {"text", "text_pair", "label"}."""
+        return {"text": self.text, "text_pair": self.other, "label": self.label}
+
+
+@dataclass(frozen=True)
+class TaggedTokens:
+    """The words of a sentence, each with its tag."""
+
+    words: list[str]
+    tags: list[str]
+
+    def fields(self) -> dict[str, Any]:
+        """The record as an objective takes it: {"words", "tags"}."""
+        return {"words": self.words, "tags": self.tags}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a text, and the places in it that answer: `context[start : start + len(answer)] == answer`.
+
+    No answer at all: the text does not say (SQuAD 2.0, Rajpurkar et al. 2018, arXiv 1806.03822).
+    """
+
+    context: str
+    question: str
+    answers: list[str]
+    answer_starts: list[int]
+    id: str
+
+    def fields(self) -> dict[str, Any]:
+        """The record as SQuAD's: {"id", "question", "context", "answers": {"text", "answer_start"}}."""
+        answers = {"text": self.answers, "answer_start": self.answer_starts}
+        return {"id": self.id, "question": self.question, "context": self.context, "answers": answers}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question, or the beginning of a text, with several endings, of which number `label` (from 0) is right."""
+
+    question: str
+    choices: list[str]
+    label: int
+
+    def fields(self) -> dict[str, Any]:
+        """The record as an objective takes it: {"question", "choices", "label"}."""
+        return {"question": self.question, "choices": self.choices, "label": self.label}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A text and what it is to become: its translation, its summary. Of several references, the first is `target`."""
+
+    source: str
+    target: str
+    references: tuple[str, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """The record as an objective takes it: {"source", "target"}, and "references" where there are several."""
+        more = {"references": list(self.references)} if self.references else {}
+        return {"source": self.source, "target": self.target} | more
+
+
+AnyRecord = Text | Conversation | Preference | LabelledText | TaggedTokens | Question | Choice | Pair
+
+
+class Fault(Exception):
+    """What is wrong with a row: the sentence that a person reads, its fix behind a semicolon; the field where one is.
+
+    `more` are the row's other faults.
+    """
+
+    def __init__(self, text: str, field: str | None = None):
+        super().__init__(text)
+        found = _FIELD.search(text) if field is None else None
+        self.field = found[1] if found else field
+        self.more: list[Fault] = []
+
+    @property
+    def all(self) -> list[Fault]:
+        """This fault and the row's others."""
+        return [self, *(each for one in self.more for each in one.all)]
+
+
+def raise_together(faults: Iterable[Fault]) -> None:
+    """Raise the first of some faults with the others in it; nothing where there is none."""
+    found = list(faults)
+    if found:
+        found[0].more += found[1:]
+        raise found[0]
 
 
 class Problems:
@@ -52,141 +191,3 @@ class Problems:
         more = [f"… and {self.count - len(self.first):,} more"] if self.count > len(self.first) else []
         count = f"{self.count:,} problem{'s' if self.count > 1 else ''}"
         return InputError(f"{what}: {count}", [*self.first, *more])
-
-
-def read_records(path: Path, *, column: str | None = None) -> Iterator[Record]:
-    """The records of a file of one of RECORD_SUFFIXES. A line that is no record comes as a Record with a `fault`.
-    `column` says the one that is wanted, so that Parquet need not read the others.
-
-    Raises InputError for a file that cannot be read at all.
-    """
-    suffix = suffix_of(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return _json_lines(path)
-    if suffix == ".json":
-        return _json_list(path)
-    if suffix in (".csv", ".tsv"):
-        return _rows(path, tabs=suffix == ".tsv")
-    if suffix == ".parquet":
-        return _parquet(path, column)
-    raise InputError(f"{path}: records are read from {', '.join(RECORD_SUFFIXES)} files, not {suffix or 'this'}")
-
-
-def lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Pieces of text as whole lines, their line ends kept."""
-    held: list[str] = []
-    for piece in pieces:
-        if "\n" not in piece:
-            held.append(piece)
-            continue
-        found = _split("".join([*held, piece]))
-        held = [found.pop()]
-        yield from found
-    rest = "".join(held)
-    if rest:
-        yield rest
-
-
-def _split(text: str) -> list[str]:
-    """Lines with their ends; the last item is what follows the last line end. Only "\\n" ends a line."""
-    parts = text.split("\n")
-    return [*(part + "\n" for part in parts[:-1]), parts[-1]]
-
-
-def _json_lines(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(lines(read_text(path)), 1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            yield Record(place, json.loads(line))
-        except json.JSONDecodeError as error:
-            yield Record(place, fault=_json_fault(error, line.strip()))
-        except RecursionError:
-            yield Record(place, fault=f"not valid JSON ({_TOO_DEEP})")
-
-
-def _json_fault(error: json.JSONDecodeError, text: str) -> str:
-    shown = text if len(text) <= 60 else text[:57] + "…"
-    return f"not valid JSON ({error.msg} at column {error.colno}): {shown}"
-
-
-def _json_list(path: Path) -> Iterator[Record]:
-    """The items of a JSON list, each with the line on which it begins; one object is a list of one."""
-    text = "".join(read_text(path))
-    at = _skip(text, 0)
-    decoder = json.JSONDecoder()
-    single = text[at : at + 1] != "["
-    at = at if single else _skip(text, at + 1)
-    line, counted = 1, 0
-    while at < len(text) and text[at] != "]":
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else _TOO_DEEP
-            hint = "; for one object a line, give the file the ending .jsonl" if single else ""
-            yield Record(f"{path}:{line}", fault=f"not valid JSON ({reason}){hint}")
-            return
-        yield Record(f"{path}:{line}", value)
-        at = _skip(text, end)
-        if single:
-            if at < len(text):
-                yield Record(f"{path}:{line}", fault="more than one JSON value; give the file the ending .jsonl")
-            return
-        if text[at : at + 1] == ",":
-            at = _skip(text, at + 1)
-        elif text[at : at + 1] != "]":
-            line += text.count("\n", counted, at)
-            yield Record(f"{path}:{line}", fault="not valid JSON (the list is not closed, or a comma is missing)")
-            return
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\n\r":
-        at += 1
-    return at
-
-
-def _rows(path: Path, *, tabs: bool) -> Iterator[Record]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    source = lines(read_text(path))
-    # The registered format of TSV (IANA text/tab-separated-values) has no quotes: a field may begin with one.
-    reader = csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(source, strict=True)
-    header: list[str] | None = None
-    start = 1
-    try:
-        for row in reader:
-            place, start = f"{path}:{start}", reader.line_num + 1
-            if not row:
-                continue
-            if header is None:
-                header = [name.strip() for name in row]
-            elif len(row) != len(header):
-                yield Record(place, fault=f"{len(row)} fields, the header has {len(header)}")
-            else:
-                yield Record(place, dict(zip(header, row, strict=True)))
-    except csv.Error as error:
-        yield Record(f"{path}:{start}", fault=f"not valid CSV ({error})")
-
-
-def _parquet(path: Path, column: str | None) -> Iterator[Record]:
-    if is_packed(path):
-        raise InputError(f"{path}: Parquet files are compressed inside; unpack this one")
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(
-            f"{path}: Parquet files need pyarrow, which is not installed. Install it with: pip install 'quatrain[data]'"
-        ) from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            row = 0
-            columns = [column] if column in file.schema_arrow.names else None
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for value in batch.to_pylist():
-                    row += 1
-                    yield Record(f"{path}:row {row}", value)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a whole Parquet file: {error}") from error

@@ -1,9 +1,13 @@
-"""From what a user names to the files that are read: a catalog name, a file, or a folder."""
+"""From what a user names to the files that are read: a catalog name, a file, a folder, or files that go line by line.
+
+`train.{en,de}` names two files whose lines belong together: the shell's way to write `train.en` and `train.de`.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,10 +15,12 @@ from quatrain.errors import InputError
 from quatrain.text import catalog
 from quatrain.text.decoding import check_head, suffix_of
 from quatrain.text.download import Progress
-from quatrain.text.records import RECORD_SUFFIXES
+from quatrain.text.rows import RECORD_SUFFIXES
 
 #: Endings that are read as plain text. A file named by itself is, whatever its ending.
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
+
+_BRACES = re.compile(r"\{([^{},]*),([^{},]*)\}")
 
 #: Told what of a folder is left out, and why.
 Skipped = Callable[[Path, str], None]
@@ -38,6 +44,15 @@ def find_files(source: str | Path, *, skipped: Skipped | None = None, progress: 
         raise InputError(f"{path} is neither a file nor a folder")
     check_head(path)
     return [path]
+
+
+def parallel(source: str | Path) -> tuple[str, str] | None:
+    """The two names in `train.{en,de}.gz`, whose lines belong together; None where a source names no two."""
+    found = _BRACES.search(str(source))
+    if found is None or Path(source).exists():
+        return None
+    before, after = str(source)[: found.start()], str(source)[found.end() :]
+    return f"{before}{found[1]}{after}", f"{before}{found[2]}{after}"
 
 
 def is_record_file(path: Path) -> bool:
