@@ -109,7 +109,8 @@ class TextObjective:
     def prepare(self, records: Iterable[Any]) -> tuple[list[Any], list[str]]:
         """All records as examples, and notes for the reader: what was cut, what is longer than the model reads.
 
-        A record is a dictionary, a typed record, or a `Record` with its place. Raises InputError that names every wrong one.
+        A record is a dictionary, a typed record, or a `Record` with its place. Raises InputError that names every wrong
+        one.
         """
         problems, examples, count = Problems(), list[Any](), 0
         for number, record in enumerate(records, 1):
