@@ -15,7 +15,9 @@ from quatrain.errors import InputError
 from quatrain.recipe import NO_INT8, Recipe
 from quatrain.runfolder import read_json
 from quatrain.settings import did_you_mean, quote, suggest
+from quatrain.text.huggingface import PREFIX as HUB
 from quatrain.text.settings import DataSettings
+from quatrain.text.sources import parallel
 
 HASHED_BYTES = 64 * 1024 * 1024
 """Larger files are known by their size and the time of their last change."""
@@ -28,7 +30,9 @@ def input_paths(recipe: Recipe) -> dict[str, Path]:
     """Key of the recipe -> the file or folder of the user's that it names."""
     named: dict[str, str | None] = {"tokenizer.path": recipe.tokenizer.path, "model.folder": recipe.model.folder}
     for place, data in _data_places(recipe).items():
-        named[f"{place}.source"] = data.source if data.source and is_path(data.source) else None
+        sides = _sides(data.source)
+        for number, side in enumerate(sides):
+            named[f"{place}.source" + (f"[{number}]" if len(sides) > 1 else "")] = side if is_path(side) else None
         named[f"{place}.database"] = data.database if data.database not in OWN_DATABASES else None
         named[f"{place}.preferences"] = data.preferences
     return {key: Path(value).expanduser() for key, value in named.items() if value}
@@ -39,15 +43,22 @@ def _data_places(recipe: Recipe) -> dict[str, DataSettings]:
     return {"data": recipe.data} | {place: data for place, data in own.items() if data is not None}
 
 
+def _sides(source: str | None) -> tuple[str, ...]:
+    """What a source names: itself, or the two files of `train.{en,de}`."""
+    return () if not source else parallel(source) or (source,)
+
+
 def _unknown_sources(recipe: Recipe) -> list[str]:
     """Sources that are neither a file nor a name of the catalog."""
     from quatrain.text import catalog
 
     problems = []
     for place, data in _data_places(recipe).items():
-        if data.source and not is_path(data.source) and catalog.find(data.source) is None:
-            near = did_you_mean(data.source, list(catalog.CATALOG))
-            problems.append(f"{place}.source: {quote(data.source)} is no file; must be {_wanted('source')}{near}")
+        for source in _sides(data.source):
+            if source.startswith(HUB) or is_path(source) or catalog.find(source) is not None:
+                continue
+            near = did_you_mean(source, list(catalog.CATALOG))
+            problems.append(f"{place}.source: {quote(source)} is no file; must be {_wanted('source')}{near}")
     return problems
 
 
@@ -63,6 +74,8 @@ def _unquantizable(recipe: Recipe) -> list[str]:
 
 def is_path(source: str) -> bool:
     """Whether a source is a file or folder: it exists, or it cannot be the name of a catalog entry."""
+    if source.startswith(HUB):
+        return False
     path = Path(source).expanduser()
     return path.exists() or os.sep in source or "/" in source or path.suffix != "" or source.startswith((".", "~"))
 
@@ -97,9 +110,9 @@ def _problem(key: str, path: Path) -> str | None:
 
 
 def _wanted(key: str) -> str:
-    last = key.rpartition(".")[2]
+    last = key.rpartition(".")[2].partition("[")[0]
     return {
-        "source": "a file or folder of text or chats, or a name that `quatrain data list` shows",
+        "source": "a file or folder of data, a name that `quatrain data list` shows, or hf:owner/name",
         "database": '"shop", or a SQLite file',
         "preferences": "a file of preference pairs",
         "path": "a tokenizer.json or the folder of one",

@@ -15,7 +15,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quatrain.errors import InputError
 from quatrain.text.convert import convert
@@ -27,6 +27,9 @@ from quatrain.text.huggingface import HuggingFace, is_dataset
 from quatrain.text.records import AnyRecord, Fault, LabelledText, Problems, Record, TaggedTokens
 from quatrain.text.rows import RECORD_SUFFIXES, lines, read_records
 from quatrain.text.sources import Skipped, find_files, is_record_file, parallel
+
+if TYPE_CHECKING:
+    from quatrain.text.settings import DataSettings
 
 #: Rows that tell the format of a file.
 SAMPLE = 200
@@ -88,6 +91,16 @@ class Corpus:
                               progress=progress)  # fmt: skip
         self.layout = self.origin.layout(format, columns)
         self.format = self.layout.format
+
+    @classmethod
+    def of(cls, data: DataSettings, **options: Any) -> Corpus:
+        """The corpus that a recipe's data settings name. Raises InputError where they name no source."""
+        if data.source is None:
+            raise InputError(
+                "data.source: nothing is named; give a file, a folder, a name of the catalog or hf:owner/name"
+            )
+        names = ("format", "columns", "subset", "split", "streaming")
+        return cls(data.source, **{name: getattr(data, name) for name in names}, **options)
 
     def __iter__(self) -> Iterator[AnyRecord]:
         return self.read()

@@ -126,7 +126,7 @@ def find_layout(
     found = [row for row in rows if isinstance(row, Mapping)]
     names = dict.fromkeys(name for row in found[:8] for name in row)
     if columns:
-        layout = _of_user(columns, format)
+        layout = check_columns(columns, format)
         if layout.format == "tagged" and "words" not in layout.parts:
             words = next((name for name in _WORDS if name in names), next(iter(names), "1"))
             layout = Layout("tagged", {"words": words, **layout.parts})
@@ -203,8 +203,8 @@ def _pairs(names: list[str]) -> Iterator[Layout]:
         yield Layout("pair", {"source": languages[0], "target": languages[1]})
 
 
-def _of_user(columns: Mapping[str, str], format: str | None) -> Layout:
-    """The layout whose parts the user has given columns to."""
+def check_columns(columns: Mapping[str, str], format: str | None = None) -> Layout:
+    """The layout whose parts a user has given columns to. Raises InputError where there is none."""
     given = set(columns)
     fitting = []
     for name, parts in PARTS.items():

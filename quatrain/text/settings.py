@@ -7,13 +7,24 @@ from typing import Literal
 
 from pydantic import Field
 
+from quatrain.errors import InputError
 from quatrain.settings import Listing, Problem, Settings
+from quatrain.text.formats import check_columns
 
 
 class DataSettings(Settings):
     """What a recipe learns from: exactly one of `source` and `database` (the recipe checks that it is there)."""
 
-    source: str | None = Field(default=None, min_length=1, description="a catalog name, a file or a folder")
+    source: str | None = Field(
+        default=None, min_length=1, description="a catalog name, a file, a folder, or hf:owner/name"
+    )
+    format: Literal[
+        "text", "lines", "chat", "prompts", "preference", "labelled", "tagged", "qa", "choice", "pair"
+    ] | None = Field(default=None, description="what the data is, where its columns do not tell")  # fmt: skip
+    columns: dict[str, str] = Field(default={}, description='parts and the columns they are in: {text = "review"}')
+    subset: str | None = Field(default=None, min_length=1, description="of a data set hf:owner/name, such as sst2")
+    split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face, such as train")
+    streaming: bool = Field(default=False, description="read hf:owner/name from the hub as it is needed")
     database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
     preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
     examples: int = Field(default=20_000, ge=1, description="training questions that are generated for a database")
@@ -27,6 +38,12 @@ class DataSettings(Settings):
                 "database: remove one (on the command line data.source=none or data.database=none)",
                 (("source",), ("database",)),
             )
+        if self.columns:
+            try:
+                check_columns(self.columns, self.format)
+            except InputError as error:
+                for problem in error.problems:
+                    yield Problem(("columns",), problem.removeprefix("columns: "), (("format",),))
 
 
 class TokenizerSettings(Settings):
