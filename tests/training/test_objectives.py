@@ -274,7 +274,8 @@ def test_questions_with_fewer_choices_count_their_own(tmp_path):
 WRONG_MODELS = {
     "head": ("BertForMaskedLM", {}, lambda t: o.SequenceClassification(t, LABELS), RECORDS,
              "head: masked; this objective"),
-    "labels": ("BertForSequenceClassification", NAMES, lambda t: o.SequenceClassification(t, LABELS[::-1]), RECORDS,
+    "labels": ("BertForSequenceClassification", NAMES, lambda t: o.SequenceClassification(t, LABELS[::-1]),
+               RECORDS,
                "the model tells apart no, perhaps, yes, the objective yes, perhaps, no"),
     "problem": ("BertForSequenceClassification", NAMES,
                 lambda t: o.SequenceClassification(t, LABELS, problem="several"),

@@ -114,7 +114,7 @@ class TokenClassification(TextObjective):
         if more:
             notes.append(f"{more:,} stretches more than sentences: some are longer than {self.max_length} tokens")
         if lost:
-            notes.append(f"{lost:,} words have no token of their own in this tokenizer and are not learned")
+            notes.append(f"words without a token of their own in this tokenizer, which are not learned: {lost:,}")
         return notes
 
     def collate(self, examples: Sequence[Any]) -> Batch:
