@@ -120,18 +120,19 @@ def expected(
     if not isinstance(config, ModelConfig):
         return parts
     rows, length = (shape[0], shape[-1]) if len(shape) < 3 else (shape[0] * shape[1], shape[-1])
-    return parts | _activations(config, settings, rows, length, precision)
+    chunk = chunked_loss.CHUNK.get(next(model.parameters()).device.type, chunked_loss.CHUNK["else"])
+    return parts | _activations(config, settings, rows, length, precision, chunk)
 
 
 def _activations(
-    config: ModelConfig, settings: TrainSettings, rows: int, length: int, precision: str
+    config: ModelConfig, settings: TrainSettings, rows: int, length: int, precision: str, chunk: int
 ) -> dict[str, int]:
     words = rows * length * config.vocab_size if config.head in LANGUAGE_HEADS else 0
     logits = 2 * words * BYTES["float32"]
     whole = activation_bytes(config, rows, length, precision) - logits
     with chunked_loss.chunking(settings.chunked_loss):
         if words and chunked_loss.chunked(words):
-            logits = min(logits, 2 * chunked_loss.CHUNK["else"] * BYTES["float32"])
+            logits = min(logits, 2 * chunk * BYTES["float32"])
     if settings.activation_checkpointing:
         inputs = config.num_hidden_layers * rows * length * config.hidden_size * BYTES[precision]
         whole = min(whole, inputs + whole // max(1, config.num_hidden_layers))
