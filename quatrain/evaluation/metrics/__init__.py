@@ -1,0 +1,27 @@
+"""The metrics that papers quote, each from plain lists; wrong input is told with the number of the example."""
+
+from quatrain.evaluation.metrics.answers import normalized, squad, token_f1
+from quatrain.evaluation.metrics.classification import accuracy, f1, matthews, pearson, spearman
+from quatrain.evaluation.metrics.entities import entities, entity_f1
+from quatrain.evaluation.metrics.likelihood import bits_per, perplexity
+from quatrain.evaluation.metrics.objectives import evaluate
+from quatrain.evaluation.metrics.texts import bleu, chrf, rouge
+
+__all__ = [
+    "accuracy",
+    "f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "entities",
+    "entity_f1",
+    "normalized",
+    "squad",
+    "token_f1",
+    "bleu",
+    "chrf",
+    "rouge",
+    "perplexity",
+    "bits_per",
+    "evaluate",
+]

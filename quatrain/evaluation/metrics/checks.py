@@ -1,0 +1,52 @@
+"""What every metric asks of its input, and the message of a library that is not installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from quatrain.errors import InputError
+
+
+def check_lengths(predictions: Sequence[Any], references: Sequence[Any], metric: str) -> None:
+    """Raises InputError for no example at all, and for another number of predictions than references."""
+    for name, values in (("predictions", predictions), ("references", references)):
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise InputError(
+                f"{metric}: {name} must be a list, one entry for each example, not {type(values).__name__}."
+            )
+    if len(predictions) != len(references):
+        raise InputError(
+            f"{metric}: {len(predictions):,} predictions for {len(references):,} references; must be one for each."
+        )
+    if not len(references):
+        raise InputError(f"{metric}: there is no example to measure; at least one is needed.")
+
+
+def check_texts(values: Sequence[Any], name: str, metric: str) -> None:
+    """Raises InputError for what is no text, with its number (from 1)."""
+    wrong = next(((number, value) for number, value in enumerate(values, 1) if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise InputError(f"{metric}: {name} number {wrong[0]} is {type(wrong[1]).__name__}; must be a text.")
+
+
+def reference_lists(references: Sequence[Any], metric: str) -> list[list[str]]:
+    """One or several texts for each example as lists. Raises InputError for none, or what is no text."""
+    lists = [[each] if isinstance(each, str) else list(each) if isinstance(each, list | tuple) else [each]
+             for each in references]  # fmt: skip
+    for number, each in enumerate(lists, 1):
+        if not each:
+            raise InputError(f"{metric}: example {number} has no reference; at least one is needed.")
+        check_texts(each, f"example {number}: reference", metric)
+    return lists
+
+
+def library(name: str, package: str, metric: str) -> Any:
+    """A library of the extra `eval`. Raises InputError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"{metric} needs {package}, which is not installed. Install it with: pip install 'quatrain[eval]'"
+        ) from error

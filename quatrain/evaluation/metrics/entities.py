@@ -1,0 +1,87 @@
+"""Entity F1 of tag sequences: a span counts where its type, beginning and end are right.
+
+Tjong Kim Sang & De Meulder 2003 (CoNLL-2003). Spans are those of the conlleval script and of seqeval's default mode,
+for tags in IO, BIO, BIOES and BILOU: a span whose first tag is an I begins there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quatrain.errors import InputError
+from quatrain.evaluation.metrics.checks import check_lengths
+
+Span = tuple[str, int, int]
+"""The type of an entity, its first word and its last."""
+
+PREFIXES = frozenset("BIOESLU")
+
+
+def entities(tags: Sequence[str]) -> list[Span]:
+    """The spans of a sentence's tags, such as ("PER", 0, 1) of B-PER I-PER O. Raises InputError for what is no tag."""
+    found: list[Span] = []
+    before, kind_before, start = "O", "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, kind = _parts(tag, place)
+        if _ends(before, prefix, kind_before, kind):
+            found.append((kind_before, start, place - 1))
+        if _begins(before, prefix, kind_before, kind):
+            start = place
+        before, kind_before = prefix, kind
+    return found
+
+
+def _parts(tag: str, place: int) -> tuple[str, str]:
+    if not isinstance(tag, str) or not tag:
+        raise InputError(f"entity F1: tag number {place + 1} is {tag!r}; must be a text such as B-PER or O.")
+    prefix, _, kind = tag.partition("-")
+    if prefix not in PREFIXES:
+        raise InputError(
+            f"entity F1: tag number {place + 1} is {tag!r}; must be O, or begin with B-, I-, E-, S-, L- or U-. For "
+            "plain labels of words (parts of speech) take accuracy."
+        )
+    # BILOU's names for the last and only word.
+    return {"L": "E", "U": "S"}.get(prefix, prefix), kind or "_"
+
+
+def _ends(before: str, prefix: str, kind_before: str, kind: str) -> bool:
+    if before == "O":
+        return False
+    return before in "ES" or prefix in "BSO" or kind_before != kind
+
+
+def _begins(before: str, prefix: str, kind_before: str, kind: str) -> bool:
+    if prefix == "O":
+        return False
+    return prefix in "BS" or before in "ESO" or kind_before != kind
+
+
+def entity_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """{"precision", "recall", "f1"} over all spans of all sentences (micro), and "f1_TYPE" for each type, from 0 to 1.
+
+    Raises InputError for no or uneven input, with the sentence, and for what is no tag.
+    """
+    check_lengths(predictions, references, "entity F1")
+    found, true = set[tuple[int, Span]](), set[tuple[int, Span]]()
+    for number, (one, other) in enumerate(zip(predictions, references, strict=True), 1):
+        if len(one) != len(other):
+            raise InputError(f"entity F1: sentence {number} has {len(one)} predicted tags for {len(other)} words.")
+        try:
+            found |= {(number, span) for span in entities(one)}
+            true |= {(number, span) for span in entities(other)}
+        except InputError as error:
+            raise InputError(f"{error.message} It is in sentence {number}.") from error
+    scores = _scores(found, true)
+    for kind in sorted({span[0] for _, span in found | true}):
+        of_kind = [{each for each in spans if each[1][0] == kind} for spans in (found, true)]
+        scores[f"f1_{kind}"] = _scores(*of_kind)["f1"]
+    return scores
+
+
+def _scores(found: set[tuple[int, Span]], true: set[tuple[int, Span]]) -> dict[str, float]:
+    both = len(found & true)
+    return {
+        "precision": both / len(found) if found else 0.0,
+        "recall": both / len(true) if true else 0.0,
+        "f1": 2 * both / (len(found) + len(true)) if found or true else 0.0,
+    }

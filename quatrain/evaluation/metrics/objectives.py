@@ -1,0 +1,125 @@
+"""A model measured on held-out examples of an objective: its loss, and the metrics that papers quote for the task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from quatrain.errors import InputError
+from quatrain.evaluation.metrics.answers import squad
+from quatrain.evaluation.metrics.classification import accuracy, f1, matthews, pearson, spearman
+from quatrain.evaluation.metrics.entities import PREFIXES, entity_f1
+from quatrain.evaluation.metrics.likelihood import perplexity
+from quatrain.training import objectives as kinds
+
+LANGUAGE = (kinds.Causal, kinds.Masked, kinds.SpanCorruption, kinds.Denoising, kinds.Seq2Seq)
+
+
+def evaluate(
+    objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = 8192, seed: int = 0
+) -> dict[str, float]:
+    """{"loss": mean, and the task's metrics} of a model on examples that the objective has prepared.
+
+    Accuracy and macro F1 for labels (with two also Matthews), accuracy and micro F1 for several labels, correlations
+    for numbers, entity F1 for tags that are spans, accuracy for other tags, SQuAD's exact match and F1, perplexity
+    where words are learned (Masked: also accuracy of the hidden words). What is drawn follows from `seed` and an
+    example's place alone, so that two evaluations hide the same. The model is left as it was. Raises InputError for
+    no example.
+    """
+    if not len(examples):
+        raise InputError("evaluation: there is no example to measure; at least one is needed.")
+    was_training = model.training
+    model.eval()
+    try:
+        total, weight, sums, answers = _run(objective, model, examples, batch_tokens, seed)
+    finally:
+        model.train(was_training)
+    if not weight:
+        raise InputError("evaluation: these examples have nothing to learn, so there is nothing to measure.")
+    found = {"loss": total / weight, **{name: value / weight for name, value in sums.items()}}
+    if isinstance(objective, LANGUAGE):
+        words = sums.get("masked_loss", sums.get("plain_loss", total))
+        found["perplexity"] = perplexity(words, weight)
+    return found | _scores(objective, examples, answers)
+
+
+@torch.no_grad()
+def _run(
+    objective: Any, model: Any, examples: Sequence[Any], batch_tokens: int, seed: int
+) -> tuple[float, int, dict[str, float], list[Any]]:
+    """Sums of loss, weight and metrics, and for each example what `predict` says of it."""
+    total, weight, sums = 0.0, 0, dict[str, float]()
+    answers: list[Any] = [None] * len(examples)
+    predicts = hasattr(objective, "predict")
+    for places in _batches(examples, batch_tokens):
+        part = [examples[place] for place in places]
+        batch = kinds.collate(objective, part, [(seed, place) for place in places]).to(model.device)
+        loss, count, metrics = objective.loss(model, batch)
+        total, weight = total + float(loss.double()), weight + int(count)
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        if isinstance(objective, kinds.Masked):
+            labels = batch.labels[0] if objective.next_sentence else batch.labels
+            right = torch.tensor(objective.predict(model, batch)) == labels[labels != -100].cpu()
+            sums["accuracy"] = sums.get("accuracy", 0.0) + float(right.sum())
+        elif predicts:
+            for place, answer in zip(places, objective.predict(model, batch), strict=True):
+                answers[place] = answer
+    return total, weight, sums, answers
+
+
+def _batches(examples: Sequence[Any], batch_tokens: int) -> list[list[int]]:
+    """Places of examples of about the same length, so that little is padding."""
+    order = sorted(range(len(examples)), key=lambda place: -len(examples[place]))
+    batches: list[list[int]] = [[]]
+    for place in order:
+        if batches[-1] and len(examples[batches[-1][0]]) * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+        batches[-1].append(place)
+    return batches
+
+
+def _scores(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, float]:
+    if isinstance(objective, kinds.SequenceClassification):
+        return _of_texts(objective, [example.label for example in examples], answers)
+    if isinstance(objective, kinds.TokenClassification):
+        return _of_tags(objective, examples, answers)
+    if isinstance(objective, kinds.ExtractiveQA):
+        questions = [example for example in examples if example.first]
+        may_be_none = any(not question.answers for question in questions)
+        best = kinds.best_answers(examples, answers, may_be_none=may_be_none)
+        return squad([ranked[0].text for ranked in best], [question.answers for question in questions])
+    if isinstance(objective, kinds.CosineSimilarity):
+        return _correlations(answers, [example.score for example in examples])
+    return {}
+
+
+def _of_texts(objective: Any, labels: list[Any], answers: list[Any]) -> dict[str, float]:
+    if objective.problem == "single":
+        found = {"accuracy": accuracy(answers, labels), "f1_macro": f1(answers, labels)["f1"]}
+        return found if len(objective.labels) != 2 else {**found, "matthews": matthews(answers, labels)}
+    if objective.problem == "several":
+        held = [[number for number, value in enumerate(row) if value] for row in labels]
+        return {
+            "accuracy": accuracy(answers, held),
+            "f1_micro": f1(answers, held, average="micro")["f1"],
+            "f1_macro": f1(answers, held)["f1"],
+        }
+    return _correlations(answers, [row[0] for row in labels]) if len(objective.labels) == 1 else {}
+
+
+def _of_tags(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, float]:
+    predicted, true = objective.sentences(examples, answers), objective.truths(examples)
+    flat = [[tag for sentence in side for tag in sentence] for side in (predicted, true)]
+    found = {"accuracy": accuracy(*flat)}
+    spans = "O" in objective.labels and all(label.partition("-")[0] in PREFIXES for label in objective.labels)
+    return found | entity_f1(predicted, true) if spans else {**found, "f1_macro": f1(*flat)["f1"]}
+
+
+def _correlations(predictions: list[float], references: list[float]) -> dict[str, float]:
+    """None where one side is constant or alone: there is no number to give."""
+    if len(set(predictions)) < 2 or len(set(references)) < 2:
+        return {}
+    return {"pearson": pearson(predictions, references), "spearman": spearman(predictions, references)}

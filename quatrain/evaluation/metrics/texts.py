@@ -1,0 +1,88 @@
+"""Texts that a model says beside those that people wrote: BLEU and chrF by sacrebleu, ROUGE by Google's rouge-score.
+
+Papineni et al. 2002; Popović 2015; Lin 2004; Post 2018 (arXiv 1804.08771) on why the tokenization of BLEU must be
+named. Both libraries are in the extra `eval`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quatrain.errors import InputError
+from quatrain.evaluation.metrics.checks import check_lengths, check_texts, library, reference_lists
+
+ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+TOKENIZERS = ("13a", "intl", "char", "zh", "none")
+
+
+def _columns(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], metric: str
+) -> list[list[str | None]]:
+    """References as sacrebleu takes them: the first of each example, then the second, …, None where there is none."""
+    check_lengths(predictions, references, metric)
+    check_texts(predictions, "prediction", metric)
+    lists = reference_lists(references, metric)
+    most = max(map(len, lists))
+    return [[each[place] if place < len(each) else None for each in lists] for place in range(most)]
+
+
+def bleu(
+    predictions: Sequence[str],
+    references: Sequence[str | Sequence[str]],
+    *,
+    tokenize: str = "13a",
+    lowercase: bool = False,
+) -> dict[str, float | str]:
+    """{"bleu": 0 to 100, "signature"}: the BLEU of the whole set, with sacrebleu's signature to be quoted beside it.
+
+    Each example has one reference or several. Raises InputError for no or uneven input, or an unknown `tokenize`.
+    """
+    columns = _columns(predictions, references, "BLEU")
+    if tokenize not in TOKENIZERS:
+        raise InputError(f"BLEU: tokenize {tokenize!r}; must be one of {', '.join(TOKENIZERS)}.")
+    metric = library("sacrebleu.metrics", "sacrebleu", "BLEU").BLEU(tokenize=tokenize, lowercase=lowercase)
+    score = metric.corpus_score(list(predictions), columns)
+    return {"bleu": score.score, "signature": str(metric.get_signature())}
+
+
+def chrf(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, word_order: int = 0
+) -> dict[str, float | str]:
+    """{"chrf": 0 to 100, "signature"}: the chrF of the whole set; with `word_order` 2 it is chrF++.
+
+    Raises InputError for no or uneven input.
+    """
+    columns = _columns(predictions, references, "chrF")
+    if word_order not in (0, 1, 2):
+        raise InputError(f"chrF: word_order {word_order!r}; must be 0, 1 or 2.")
+    metric = library("sacrebleu.metrics", "sacrebleu", "chrF").CHRF(word_order=word_order)
+    score = metric.corpus_score(list(predictions), columns)
+    return {"chrf": score.score, "signature": str(metric.get_signature())}
+
+
+def rouge(
+    predictions: Sequence[str],
+    references: Sequence[str | Sequence[str]],
+    *,
+    kinds: Sequence[str] = ROUGES,
+    stemming: bool = False,
+) -> dict[str, float]:
+    """The mean F1 of each kind, 0 to 1: words (rouge1), pairs (rouge2), longest common sequence (rougeL, rougeLsum).
+
+    Of several references the best fitting counts, for each kind by itself. rougeLsum takes each line as a sentence.
+    Raises InputError for no or uneven input, or an unknown kind.
+    """
+    check_lengths(predictions, references, "ROUGE")
+    check_texts(predictions, "prediction", "ROUGE")
+    lists = reference_lists(references, "ROUGE")
+    unknown = [kind for kind in kinds if kind not in ROUGES and not (kind[:5] == "rouge" and kind[5:].isdigit())]
+    if unknown or isinstance(kinds, str) or not kinds:
+        shown = ", ".join(map(str, unknown)) or repr(kinds)
+        raise InputError(f"ROUGE: {shown}; must be a list of {', '.join(ROUGES)}.")
+    scorer = library("rouge_score.rouge_scorer", "rouge-score", "ROUGE").RougeScorer(list(kinds), use_stemmer=stemming)
+    totals = dict.fromkeys(kinds, 0.0)
+    for prediction, wanted in zip(predictions, lists, strict=True):
+        found = [scorer.score(reference, prediction) for reference in wanted]
+        for kind in kinds:
+            totals[kind] += max(scores[kind].fmeasure for scores in found)
+    return {kind: total / len(lists) for kind, total in totals.items()}
