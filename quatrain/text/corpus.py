@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 #: Rows that tell the format of a file.
 SAMPLE = 200
+
+#: Gives the text of a file in pieces.
+Reader = Callable[[Path], Iterable[str]]
 
 _TAG = re.compile(r"O|[BIESLU]-\S+")
 
@@ -78,17 +81,18 @@ class Corpus:
         streaming: bool = False,
         skipped: Skipped | None = None,
         progress: Progress | None = None,
+        reader: Reader = read_text,
     ):
         """Open `source`; `format` is one of FORMATS and `columns` maps its parts to columns, where they are not to be
         found by themselves. `subset`, `split` and `streaming` are for data sets of Hugging Face (`hf:owner/name`).
 
-        Raises InputError for what is not there, or is of no known format.
+        `reader` gives the text of a file. Raises InputError for what is not there, or is of no known format.
         """
         if format is not None and format not in FORMATS:
             raise InputError(f"format {format!r}: allowed are {', '.join(FORMATS)}")
         self.source = str(source)
         self.origin = _origin(source, subset=subset, split=split, streaming=streaming, skipped=skipped,
-                              progress=progress)  # fmt: skip
+                              progress=progress, reader=reader)  # fmt: skip
         self.layout = self.origin.layout(format, columns)
         self.format = self.layout.format
 
@@ -174,6 +178,7 @@ def _origin(
     streaming: bool,
     skipped: Skipped | None,
     progress: Progress | None,
+    reader: Reader,
 ) -> Origin:
     if is_dataset(source):
         return HuggingFace(str(source), subset=subset, split=split, streaming=streaming)
@@ -183,15 +188,15 @@ def _origin(
     sides = parallel(source)
     if sides is not None:
         first, second = (find_files(side, progress=progress) for side in sides)
-        return Parallel(str(source), first, second)
-    return Files(find_files(source, skipped=skipped, progress=progress))
+        return Parallel(str(source), first, second, reader)
+    return Files(find_files(source, skipped=skipped, progress=progress), reader)
 
 
 class Files:
     """Files of records, or of plain text."""
 
-    def __init__(self, files: list[Path]):
-        self.files = files
+    def __init__(self, files: list[Path], reader: Reader = read_text):
+        self.files, self.reader = files, reader
         self.name = str(files[0]) if len(files) == 1 else f"{len(files)} files"
         self.format: str | None = None
         self.columns: Mapping[str, str] | None = None
@@ -230,7 +235,7 @@ class Files:
         if not is_record_file(path):
             if format in ("text", "lines"):
                 return Layout(format)
-            tagged = format == "tagged" or (format is None and looks_tagged(path))
+            tagged = format == "tagged" or (format is None and looks_tagged(self.reader(path)))
             if not tagged:
                 return Layout(format or "text")
         auto = suffix_of(path) in (".csv", ".tsv")
@@ -238,7 +243,7 @@ class Files:
         tries: list[bool | None] = [False] if auto and numbered else [None, False] if auto and not columns else [None]
         first: list[Any] = []
         for header in tries:
-            rows = [record.value for record in itertools.islice(_rows(path, header), SAMPLE)]
+            rows = [record.value for record in itertools.islice(self._table(path, header), SAMPLE)]
             values = [value for value in rows if value is not None]
             first = first or values
             layout = find_layout(values, columns=columns, format=format)
@@ -267,35 +272,38 @@ class Files:
         for path in self.files:
             yield from self.rows_of(path)
 
-    def rows_of(self, path: Path, pieces: Iterable[str] | None = None) -> Iterator[Record]:
-        """The rows of one file; `pieces` is its text where that has been read already."""
+    def rows_of(self, path: Path) -> Iterator[Record]:
+        """The rows of one file."""
         if is_record_file(path) or self.format == "tagged":
-            return _rows(path, self._headers.get(path), pieces)
+            if path not in self._headers and self.format is not None:
+                self.layout_of(Record(f"{path}:1"))  # looks whether it has a header
+            return self._table(path, self._headers.get(path))
         if self.format == "lines":
-            return _lines(path, pieces)
-        return _whole(path, pieces)
+            return _lines(path, self.reader(path))
+        return _whole(path, self.reader(path))
+
+    def _table(self, path: Path, header: bool | None) -> Iterator[Record]:
+        if suffix_of(path) == ".parquet":
+            return read_records(path)
+        suffix = None if is_record_file(path) else ".conll"
+        return read_records(path, header=header, suffix=suffix, pieces=self.reader(path))
 
 
-def _rows(path: Path, header: bool | None, pieces: Iterable[str] | None = None) -> Iterator[Record]:
-    suffix = None if is_record_file(path) else ".conll"
-    return read_records(path, header=header, suffix=suffix, pieces=pieces)
-
-
-def _lines(path: Path, pieces: Iterable[str] | None) -> Iterator[Record]:
-    for number, line in enumerate(lines(read_text(path) if pieces is None else pieces), 1):
+def _lines(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
+    for number, line in enumerate(lines(pieces), 1):
         if line.strip():
             yield Record(f"{path}:{number}", line.rstrip("\n"))
 
 
-def _whole(path: Path, pieces: Iterable[str] | None) -> Iterator[Record]:
-    text = "".join(strip_pieces(iter(read_text(path) if pieces is None else pieces)))
+def _whole(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
+    text = "".join(strip_pieces(iter(pieces)))
     if text.strip():
         yield Record(f"{path}:1", text)
 
 
-def looks_tagged(path: Path) -> bool:
+def looks_tagged(pieces: Iterable[str]) -> bool:
     """Whether a plain text begins like CoNLL's files: columns on every line, the last of them O, B-… or I-…."""
-    head = next(read_text(path), "")[:65536]
+    head = next(iter(pieces), "")[:65536]
     said = [line for line in head.split("\n")[:-1] if line.strip() and not line.startswith("-DOCSTART-")]
     rows = [line.split() for line in said[:SAMPLE]]
     alike = sum(len(row) == len(rows[0]) > 1 and _TAG.fullmatch(row[-1]) is not None for row in rows)
@@ -317,10 +325,10 @@ def _unknown(path: Path, row: Any, format: str | None) -> str:
 class Parallel:
     """Two texts whose lines belong together: line i of one is line i of the other in another language."""
 
-    def __init__(self, name: str, first: list[Path], second: list[Path]):
+    def __init__(self, name: str, first: list[Path], second: list[Path], reader: Reader = read_text):
         if len(first) != 1 or len(second) != 1:
             raise InputError(f"{name}: the names in braces must be those of two files, not of folders")
-        self.name, self.files = name, [*first, *second]
+        self.name, self.files, self.reader = name, [*first, *second], reader
 
     @property
     def mark(self) -> str:
@@ -339,7 +347,7 @@ class Parallel:
 
     def rows(self) -> Iterator[Record]:
         """A pair for each line; a fault where one text has more lines."""
-        sides = (lines(read_text(path)) for path in self.files)
+        sides = (lines(self.reader(path)) for path in self.files)
         for number, (source, target) in enumerate(itertools.zip_longest(*sides), 1):
             place = f"{self.files[0]}:{number}"
             if source is None or target is None:

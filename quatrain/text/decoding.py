@@ -159,8 +159,13 @@ def _refuse_binary(path: Path, head: bytes) -> None:
 
 
 def _wrong_encoding(path: Path, error: UnicodeDecodeError, encoding: str, at: int, line: int) -> str:
+    return f"{path}:{line}: {explain_byte(path, error, encoding, at)}"
+
+
+def explain_byte(path: Path, error: UnicodeDecodeError, encoding: str, at: int) -> str:
+    """What is wrong with the byte at offset `at`, which encoding the file may have, and how it is converted."""
     data = error.object
-    where = f"{path}:{line}: byte 0x{data[error.start]:02x} at offset {at:,} is not valid {encoding.upper()}"
+    where = f"byte 0x{data[error.start]:02x} at offset {at:,} is not valid {encoding.upper()}"
     if encoding != "utf-8":
         return f"{where} ({error.reason}). Save the file as UTF-8"
     if error.reason == "unexpected end of data":
