@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
+
+_CONTROL_GROUPS = (
+    ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.max"),
+    ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Files of Linux that say what a control group (a container) uses and may use; "max" is no limit."""
 
 
 def default_device() -> torch.device:
@@ -47,3 +57,40 @@ def _wait(device: torch.device | str) -> None:
         torch.cuda.synchronize()
     elif kind == "mps":
         torch.mps.synchronize()
+
+
+def resident_memory() -> int:
+    """Bytes of RAM that this process holds now; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def available_memory(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that a process can still have: of the GPU, or of RAM within the limit of its control group; None unknown."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    for used, limit in _CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            room = int(Path(limit).read_text()) - int(Path(used).read_text())
+            free = room if free is None else min(free, max(0, room))
+    if free is None and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free
+
+
+def free_disk(path: Path) -> int | None:
+    """Bytes that are free where a path is or will be; None where the system does not tell."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
