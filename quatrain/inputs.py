@@ -30,9 +30,10 @@ def input_paths(recipe: Recipe) -> dict[str, Path]:
     """Key of the recipe -> the file or folder of the user's that it names."""
     named: dict[str, str | None] = {"tokenizer.path": recipe.tokenizer.path, "model.folder": recipe.model.folder}
     for place, data in _data_places(recipe).items():
-        sides = _sides(data.source)
-        for number, side in enumerate(sides):
-            named[f"{place}.source" + (f"[{number}]" if len(sides) > 1 else "")] = side if is_path(side) else None
+        for key, source in _sources(data).items():
+            sides = _sides(source)
+            for number, side in enumerate(sides):
+                named[f"{place}.{key}" + (f"[{number}]" if len(sides) > 1 else "")] = side if is_path(side) else None
         named[f"{place}.database"] = data.database if data.database not in OWN_DATABASES else None
         named[f"{place}.preferences"] = data.preferences
     return {key: Path(value).expanduser() for key, value in named.items() if value}
@@ -41,6 +42,10 @@ def input_paths(recipe: Recipe) -> dict[str, Path]:
 def _data_places(recipe: Recipe) -> dict[str, DataSettings]:
     own = {f"stage[{index}].data": getattr(stage, "data", None) for index, stage in enumerate(recipe.stage)}
     return {"data": recipe.data} | {place: data for place, data in own.items() if data is not None}
+
+
+def _sources(data: DataSettings) -> dict[str, str | None]:
+    return {"source": data.source, "dev": data.dev, "test": data.test}
 
 
 def _sides(source: str | None) -> tuple[str, ...]:
@@ -54,11 +59,12 @@ def _unknown_sources(recipe: Recipe) -> list[str]:
 
     problems = []
     for place, data in _data_places(recipe).items():
-        for source in _sides(data.source):
-            if source.startswith(HUB) or is_path(source) or catalog.find(source) is not None:
-                continue
-            near = did_you_mean(source, list(catalog.CATALOG))
-            problems.append(f"{place}.source: {quote(source)} is no file; must be {_wanted('source')}{near}")
+        for key, named in _sources(data).items():
+            for source in _sides(named):
+                if source.startswith(HUB) or is_path(source) or catalog.find(source) is not None:
+                    continue
+                near = did_you_mean(source, list(catalog.CATALOG))
+                problems.append(f"{place}.{key}: {quote(source)} is no file; must be {_wanted(key)}{near}")
     return problems
 
 
@@ -112,6 +118,8 @@ def _problem(key: str, path: Path) -> str | None:
 def _wanted(key: str) -> str:
     last = key.rpartition(".")[2].partition("[")[0]
     return {
+        "dev": "a file or folder of data, or a name that `quatrain data list` shows",
+        "test": "a file or folder of data, or a name that `quatrain data list` shows",
         "source": "a file or folder of data, a name that `quatrain data list` shows, or hf:owner/name",
         "database": '"shop", or a SQLite file',
         "preferences": "a file of preference pairs",

@@ -22,11 +22,11 @@ from quatrain.alignment.settings import DPOStage
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES, QuantizeStage
 from quatrain.errors import InputError
 from quatrain.evaluation.settings import EvaluateSettings, EvaluateStage
-from quatrain.models.settings import ModelSettings
+from quatrain.models.settings import ModelSettings, families_of
 from quatrain.overrides import apply_overrides
 from quatrain.settings import Listing, Problem, Settings, did_you_mean, parse, quote, suggest
 from quatrain.text.settings import DataSettings, TokenizerSettings, TokenizerStage
-from quatrain.training.settings import FinetuneStage, PretrainStage
+from quatrain.training.settings import TASKS, FinetuneStage, PretrainStage
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -79,6 +79,7 @@ class Recipe(Settings):
         yield from self._data_conflicts()
         yield from self._order_conflicts()
         yield from self._length_conflicts()
+        yield from self._objective_conflicts()
 
     def _data_conflicts(self) -> Iterator[Problem]:
         for index, stage in enumerate(self.stage):
@@ -124,8 +125,12 @@ class Recipe(Settings):
             if kind == "pretrain" and not has_tokenizer:
                 text = 'pretrain needs a tokenizer; put a stage of kind = "tokenizer" before it, or set tokenizer.path'
                 yield Problem(place, text, also)
-            if kind != "pretrain" and not has_model:
+            learns_fresh = kind == "pretrain" or (kind == "finetune" and stage.objective != "chat")  # type: ignore[union-attr]
+            if not learns_fresh and not has_model:
                 text = f"{kind} needs a model; put a pretrain stage before it, or set model.folder"
+                yield Problem(place, text, also)
+            if learns_fresh and kind == "finetune" and not has_model and not has_tokenizer:
+                text = 'finetune needs a tokenizer; put a stage of kind = "tokenizer" before it, or set tokenizer.path'
                 yield Problem(place, text, also)
             if kind in MODEL_KINDS:
                 has_model = True
@@ -137,6 +142,22 @@ class Recipe(Settings):
                 if self.model.folder is None and self.model.family in FLOAT_ONLY_FAMILIES:
                     text = f"quantize cannot follow model.family = {quote(self.model.family)}, {NO_INT8}"
                     yield Problem(place, text, (("model", "family"),))
+
+    def _objective_conflicts(self) -> Iterator[Problem]:
+        """Objectives that the family has no head for, or that a database has no data for."""
+        for index, stage in enumerate(self.stage):
+            objective = getattr(stage, "objective", "dpo" if stage.kind == "dpo" else None)
+            if objective is None:
+                continue
+            place = ("stage", index, "objective") if stage.kind != "dpo" else ("stage", index)
+            families = families_of(objective)
+            if self.model.folder is None and self.model.family not in families:
+                named = ", ".join(families)
+                text = f"{quote(objective)}; no model of family = {quote(self.model.family)} does it, only {named}"
+                yield Problem(place, text, (("model", "family"),))
+            if objective in TASKS and self.data_of(stage).database is not None:
+                text = f"{quote(objective)}; it learns from data.source, and a database has chats and texts alone"
+                yield Problem(place, text, (("data", "database"),))
 
     def _length_conflicts(self) -> Iterator[Problem]:
         longest = self.model.max_position_embeddings

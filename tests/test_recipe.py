@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.errors import InputError
-from quatrain.models.settings import DecoderFamily
+from quatrain.models.settings import Family
 from quatrain.recipe import Recipe, changes, dumps, load, loads, recipe_names, to_dict
 from quatrain.settings import format_place, parse
 
-FAMILIES = ", ".join(typing.get_args(DecoderFamily))
+FAMILIES = ", ".join(typing.get_args(Family))
 FULL = Path(__file__).parent / "recipes" / "full.toml"
 """Every kind of stage once. The shipped recipes' numbers are tuned, these stay."""
 
@@ -69,13 +69,13 @@ def test_shipped_recipes_are_right_and_described(name: str) -> None:
         (
             "model.family=lama",
             'model.family: "lama"; must be one of '
-            + ", ".join(typing.get_args(DecoderFamily))
+            + ", ".join(typing.get_args(Family))
             + "; did you mean llama?",
         ),
         (
             "model.family=LLAMA",
             'model.family: "LLAMA"; must be one of '
-            + ", ".join(typing.get_args(DecoderFamily))
+            + ", ".join(typing.get_args(Family))
             + "; did you mean llama?",
         ),
         ("model.rope_theta=inf", "model.rope_theta: inf; must be a finite number"),

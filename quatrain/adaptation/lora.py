@@ -29,7 +29,11 @@ class LoRASettings(Protocol):
     rank: int
     alpha: float
     dropout: float
-    targets: str | Sequence[str]
+
+    @property
+    def targets(self) -> str | Sequence[str]:
+        """Names of linear layers, or "all-linear"."""
+        ...
 
 
 class LoRALinear(nn.Module):

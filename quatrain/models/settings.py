@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -25,16 +25,60 @@ DecoderFamily = Literal[
     "bloom",
     "gpt_neox",
 ]
-"""The families whose models say the next token: what a recipe can train from scratch."""
+"""The families whose models say the next token."""
 
-PLAIN = ("gpt2", "phi", "opt", "bloom", "gpt_neox")
+EncoderFamily = Literal["bert", "roberta", "distilbert", "modernbert"]
+"""The families whose models read a text from both sides."""
+
+EncoderDecoderFamily = Literal["t5", "mt5", "bart", "marian"]
+"""The families whose models read one text and say another."""
+
+Family = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily]
+
+DECODERS, ENCODERS, ENCODER_DECODERS = map(get_args, (DecoderFamily, EncoderFamily, EncoderDecoderFamily))
+
+PLAIN = ("gpt2", "phi", "opt", "bloom", "gpt_neox", "bert", "roberta", "distilbert", "t5", "bart", "marian")
 """Those whose feed-forward part is not gated."""
 
-UNGROUPED = ("gpt2", "opt", "bloom", "gpt_neox")
+UNGROUPED = ("gpt2", "opt", "bloom", "gpt_neox", *ENCODERS, *ENCODER_DECODERS)
 """Those whose keys have as many heads as their queries."""
 
-UNTURNED = ("gpt2", "opt", "bloom")
+UNTURNED = ("gpt2", "opt", "bloom", "bert", "roberta", "distilbert", *ENCODER_DECODERS)
 """Those whose positions are not rotary."""
+
+LACKING = {
+    "multiple_choice": tuple(name for name in DECODERS if name != "gpt2") + ENCODER_DECODERS,
+    "token_classification": ("gemma3_text", "opt", "bart", "marian"),
+    "question_answering": ("gemma2", "gemma3_text", "phi", "phi3", "marian"),
+    "sequence_classification": ("marian",),
+    "embedding": ("bart", "marian"),
+}
+"""Heads that transformers has not, or we have not, for a family; a test compares it with the families."""
+
+HEADS = {
+    "causal": "causal",
+    "chat": "causal",
+    "dpo": "causal",
+    "masked": "masked",
+    "span": "seq2seq",
+    "denoise": "seq2seq",
+    "seq2seq": "seq2seq",
+    "classify": "sequence_classification",
+    "regress": "sequence_classification",
+    "tag": "token_classification",
+    "answer": "question_answering",
+    "choice": "multiple_choice",
+    "embed": "embedding",
+}
+"""The head that a recipe's objective trains."""
+
+
+def families_of(objective: str) -> tuple[str, ...]:
+    """The families that have the head of an objective."""
+    head = HEADS[objective]
+    language = {"causal": DECODERS, "masked": ENCODERS, "seq2seq": ENCODER_DECODERS}
+    every = language.get(head, (*ENCODERS, *DECODERS, *ENCODER_DECODERS))
+    return tuple(family for family in every if family not in LACKING.get(head, ()))
 
 
 class ModelSettings(Settings):
@@ -44,7 +88,7 @@ class ModelSettings(Settings):
     plain feed-forward part (GPT-2) and 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
     """
 
-    family: DecoderFamily = "llama"
+    family: Family = "llama"
     hidden_size: int = Field(default=256, ge=1, le=1_000_000)
     num_hidden_layers: int = Field(default=4, ge=1, le=10_000)
     num_attention_heads: int = Field(default=4, ge=1)
@@ -69,8 +113,10 @@ class ModelSettings(Settings):
         """Heads of keys and values: all of them unless grouped-query attention is asked for."""
         return self.num_key_value_heads or self.num_attention_heads
 
-    def config(self, vocab_size: int, **more: Any) -> ModelConfig:
-        """The shape as a `ModelConfig` of its family; `more` sets what no recipe does, such as special ids.
+    def config(self, vocab_size: int, *, head: str | None = None, **more: Any) -> ModelConfig:
+        """The shape as a `ModelConfig` of its family; `more` sets what no recipe does, such as special ids and labels.
+
+        `head` is the family's language head unless given.
 
         Raises InputError where `folder` has the shape.
         """
@@ -88,12 +134,13 @@ class ModelSettings(Settings):
             "max_position_embeddings": self.max_position_embeddings,
             "tie_word_embeddings": self.tie_word_embeddings,
         }
-        if self.family not in UNTURNED:
+        if self.family not in (*UNTURNED, "modernbert"):
             sizes["rope_theta"] = self.rope_theta
         if self.family == "llama":
             sizes["norm_eps"] = 1e-5  # Llama 2's; the first Llama's, which its config.json defaults to, is a tenth
+        later = {name: more.pop(name) for name in ("labels", "problem") if name in more}
         dropout = more.pop("dropout", 0.0)
-        return fresh_config(self.family, sizes | more).with_(dropout=dropout)
+        return fresh_config(self.family, sizes | more, head=head).with_(dropout=dropout, **later)
 
     def conflicts(self) -> Iterator[Problem]:
         if self.folder is not None:

@@ -19,9 +19,8 @@ from quatrain.generation.logits import SamplingParams
 from quatrain.models.stack import Model
 from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.finetune import adapt
+from quatrain.stages.learning import Learning, example_stream, learn, mean_length, with_dropout
 from quatrain.stages.material import database_path, model_of, task_of, tokenizer_of, write_model
-from quatrain.stages.pretrain import with_dropout
 from quatrain.text.chat import render
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
@@ -53,8 +52,21 @@ def run(settings: DPOStage, context: Context) -> StageResult:
     finally:
         weights.close()
     objective = DPO(beta=settings.beta, sft_weight=settings.sft_weight, pad_id=pad_id)
-    result = adapt(settings, context, model, tokenizer, objective, examples)
-    result.notes += notes
+    stream, steps = example_stream(settings, context, examples)
+    learning = Learning(
+        model,
+        tokenizer,
+        objective,
+        stream,
+        settings.train,
+        steps,
+        length=mean_length(examples),
+        limit=limit,
+        examples=examples,
+        adapter=settings.adapter,
+        notes=notes,
+    )
+    _, result = learn(learning, context)
     if before is not None:
         after = _practice_accuracy(settings, context, model, tokenizer)
         result.notes.append(f"questions kept apart: {before:.1%} right before, {after:.1%} after")

@@ -1,78 +1,59 @@
-"""The finetune stage: instruction tuning on chats, loss on the assistant's tokens only, the end of turn learned."""
+"""The finetune stage: chats with loss on the assistant's tokens only, or a task of typed records."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-from quatrain.adaptation import lora
-from quatrain.adaptation.token_rows import learn_rows
 from quatrain.errors import InputError
-from quatrain.models import hub
 from quatrain.models.stack import Model
 from quatrain.settings import Settings
+from quatrain.stages import tasks
 from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.learning import train
-from quatrain.stages.material import model_of, task_of, tokenizer_of, write_model
-from quatrain.stages.pretrain import load_weights, with_dropout
+from quatrain.stages.learning import Learning, example_stream, learn, mean_length, with_dropout
+from quatrain.stages.material import model_of, task_of, tokenizer_of
 from quatrain.text.batches import TokenExample
 from quatrain.text.chat import render
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
-from quatrain.training.objectives import Causal, Objective
+from quatrain.training.objectives import Causal
 from quatrain.training.settings import FinetuneStage
-from quatrain.training.streams import ExampleStream
 
 
 def run(settings: FinetuneStage, context: Context) -> StageResult:
-    """Renders the chats, trains all weights or an adapter, writes `model/` (and `adapter/`) and measures it."""
-    tokenizer = tokenizer_of(context)
-    model = with_dropout(model_of(context), settings.train.dropout)
-    limit = settings.context or model.config.max_position_embeddings
-    examples, notes = encode_chats(conversations(settings, context), tokenizer, limit)
-    result = adapt(settings, context, model, tokenizer, Causal(tokenizer.pad_id or 0), examples)
-    result.notes += notes
-    assess(settings, context, model, tokenizer, result)
+    """Prepares the examples, trains all weights or an adapter, writes `model/` (and `adapter/`) and measures it."""
+    learning = setup(settings, context)
+    _, result = learn(learning, context)
+    if settings.objective == "chat":
+        assess(settings, context, learning.model, learning.tokenizer, result)
+    elif settings.evaluate:
+        tasks.measure(settings, context, learning, result)
     checkpoints.remove(context.checkpoints)
     return result
 
 
-def adapt(
-    settings: Any, context: Context, model: Model, tokenizer: Tokenizer, objective: Objective, examples: Sequence[Any]
-) -> StageResult:
-    """Trains `model` on examples, through the stage's adapter if it has one, which is merged in the end; writes it."""
-    wanted = settings.train
-    save, load = attach(settings, context, model, tokenizer)
-    stream = ExampleStream(examples, batch_tokens=max(1, wanted.batch_tokens // wanted.accumulation), seed=context.seed)
-    steps = wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
-    sequence = round(sum(map(len, examples)) / len(examples))
-    _, result = train(context, model, objective, stream, wanted, steps=steps, sequence=sequence, save=save, load=load)
-    if settings.adapter is not None:
-        save(context.stage_folder / "adapter")
-        lora.merge_all(model)
-    result.model_bytes = write_model(model, tokenizer, context.model_folder)
-    return result
-
-
-def attach(
-    settings: Any, context: Context, model: Model, tokenizer: Tokenizer
-) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
-    """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
-    if settings.adapter is None:
-        return partial(hub.save, model), partial(load_weights, model)
-    from quatrain.adaptation import peft_files
-
-    lora.apply(model, settings.adapter, seed=context.seed)
-    if settings.adapter.tokens == "special":
-        learn_rows(model, sorted(tokenizer.special_ids))
-    trainable, total, percent = lora.trainable_report(model)
-    context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
-    base = str(context.previous_model or context.recipe.model.folder or "")
-
-    return partial(peft_files.save_adapter, model, base_model=base), partial(peft_files.load_weights, model)
+def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
+    """What the stage learns. `model` takes the place of the one that the stages before have left."""
+    if settings.objective != "chat":
+        return tasks.setup(settings, context, model)
+    tokenizer = tokenizer_of(context)
+    model = with_dropout(model or model_of(context), settings.train.dropout)
+    limit = settings.context or model.config.max_position_embeddings
+    examples, notes = encode_chats(conversations(settings, context), tokenizer, limit)
+    stream, steps = example_stream(settings, context, examples)
+    return Learning(
+        model,
+        tokenizer,
+        Causal(tokenizer.pad_id or 0),
+        stream,
+        settings.train,
+        steps,
+        length=mean_length(examples),
+        limit=limit,
+        examples=examples,
+        adapter=settings.adapter,
+        notes=notes,
+    )
 
 
 def conversations(settings: Settings, context: Context) -> Iterator[list[dict[str, str]]]:

@@ -1,40 +1,112 @@
-"""What the stages that train have in common: the trainer with its hooks, checkpoints, metrics, and the result."""
+"""What the stages that train have in common: what is learned by whom, the trainer with its hooks, and the result.
+
+A stage sets up a `Learning`, from which the preflight tells what the run will be, and `learn` does it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from quatrain.adaptation import lora
 from quatrain.adaptation.lora import trainable_report
-from quatrain.models.stack import Model
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.token_rows import learn_rows
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.progress import MetricsLog
 from quatrain.stages.base import Context, StageResult
+from quatrain.stages.material import model_folder_of, write_model
+from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Objective
 from quatrain.training.settings import TrainSettings
-from quatrain.training.streams import Stream
+from quatrain.training.streams import ExampleStream, Stream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
+
+Validate = Callable[[Model], dict[str, float]]
+
+
+@dataclass
+class Learning:
+    """Everything that a stage's training follows from.
+
+    `examples` are what the stream shows, where they can be counted (None for windows of a running text); `length` is
+    the usual length of a row in tokens, `limit` the longest that the model is to read; `held_out` are the examples of
+    validations. `validate` measures a model on them. `notes` are for the reader. `places` says where each example comes
+    from, as file:line, where that is known.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    objective: Objective
+    stream: Stream
+    settings: TrainSettings
+    steps: int
+    length: int
+    limit: int
+    examples: Sequence[Any] | None = None
+    held_out: Sequence[Any] = ()
+    validate: Validate | None = None
+    adapter: AdapterSettings | None = None
+    notes: list[str] = field(default_factory=list)
+    places: Sequence[str] | None = None
+
+
+def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResult]:
+    """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`)."""
+    model, tokenizer = learning.model, learning.tokenizer
+    save, load = attach(learning, context)
+    trained, result = train(learning, context, save=save, load=load)
+    if learning.adapter is not None:
+        save(context.stage_folder / "adapter")
+        lora.merge_all(model)
+    result.model_bytes = write_model(model, tokenizer, context.model_folder)
+    result.notes += learning.notes
+    if "validation_loss" in trained.metrics:
+        result.validation_loss = trained.metrics["validation_loss"]
+    return trained, result
+
+
+def attach(learning: Learning, context: Context) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
+    """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
+    model, adapter = learning.model, learning.adapter
+    if adapter is None:
+        return partial(hub.save, model), partial(load_weights, model)
+    from quatrain.adaptation import peft_files
+
+    adapt(model, adapter, learning.tokenizer, seed=context.seed)
+    trainable, total, percent = trainable_report(model)
+    context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
+    base = str(model_folder_of(context) or "")
+    return partial(peft_files.save_adapter, model, base_model=base), partial(peft_files.load_weights, model)
+
+
+def adapt(model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed: int = 0) -> None:
+    """Freezes a model but for an adapter that is put on it."""
+    lora.apply(model, adapter, seed=seed)
+    if adapter.tokens == "special":
+        learn_rows(model, sorted(tokenizer.special_ids))
+
+
+def load_weights(model: Model, checkpoint: Path) -> None:
+    """Puts the weights of a checkpoint into the model."""
+    model.load_state_dict(hub.load(checkpoint, head=model.config.head).state_dict())
 
 
 def train(
-    context: Context,
-    model: Model,
-    objective: Objective,
-    stream: Stream,
-    settings: TrainSettings,
-    *,
-    steps: int,
-    sequence: int,
-    save: Callable[[Path], None],
-    load: Callable[[Path], None],
-    validate: Callable[[Model], dict[str, float]] | None = None,
+    learning: Learning, context: Context, *, save: Callable[[Path], None], load: Callable[[Path], None]
 ) -> tuple[TrainResult, StageResult]:
     """Trains with progress, `metrics.jsonl` and checkpoints, from the newest whole checkpoint if there is one.
 
-    `sequence` is the usual length of a row in tokens, for the count of operations. `save` and `load` write and read
-    the weights of a checkpoint.
+    `save` and `load` write and read the weights of a checkpoint.
     """
+    model, steps = learning.model, learning.steps
     newest = checkpoints.newest_whole(context.checkpoints, context.reporter.warn)
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0
     with (
@@ -44,18 +116,26 @@ def train(
         hooks = Hooks(
             save=save,
             load=load,
-            validate=validate,
+            validate=learning.validate,
             log=lambda entry: log.write(**entry),
             progress=task.update,
             resumed=lambda step: context.reporter.info(f"{context.name} goes on from step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
+            describe=partial(decoded, learning.tokenizer),
         )
         trainer = Trainer(
-            model, objective, stream, settings, steps=steps, seed=context.seed, folder=context.checkpoints, hooks=hooks
+            model,
+            learning.objective,
+            learning.stream,
+            learning.settings,
+            steps=steps,
+            seed=context.seed,
+            folder=context.checkpoints,
+            hooks=hooks,
         )
         result = trainer.train()
     trainable, _, _ = trainable_report(model)
-    flops = flops_per_token(model.config, sequence, training=True) * result.tokens
+    flops = flops_per_token(model.config, learning.length, training=True) * result.tokens
     return result, StageResult(
         tokens=result.tokens,
         flops=flops,
@@ -66,5 +146,45 @@ def train(
             "loss": result.loss,
             "precision": result.precision,
             "steps": result.steps,
+            "memory": result.memory,
+            "metrics": result.metrics,
         },
+    )
+
+
+def decoded(tokenizer: Tokenizer, batch: Any) -> list[str]:
+    """The rows of a batch as a person reads them, special tokens and padding written out."""
+    return [tokenizer.decode(row, skip_special_tokens=False) for row in batch.input_ids.flatten(0, -2).tolist()]
+
+
+def example_stream(settings: Any, context: Context, examples: Sequence[Any]) -> tuple[ExampleStream, int]:
+    """Shuffled batches of examples, and the number of the optimizer's steps."""
+    wanted = settings.train
+    stream = ExampleStream(examples, batch_tokens=max(1, wanted.batch_tokens // wanted.accumulation), seed=context.seed)
+    return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
+
+
+def mean_length(examples: Sequence[Any]) -> int:
+    """The usual length of an example, in tokens."""
+    return max(1, round(sum(map(len, examples)) / len(examples)))
+
+
+def with_dropout(model: Model, dropout: float) -> Model:
+    """The same model with this share of dropout in training."""
+    model.config = model.config.with_(dropout=dropout)
+    for layer in model.modules():
+        if isinstance(layer, Block):
+            layer.dropout = dropout
+    return model
+
+
+def fresh_config(context: Context, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> ModelConfig:
+    """The configuration of the recipe's shape and the tokenizer's vocabulary; `more` are fields such as `labels`."""
+    return context.recipe.model.config(
+        tokenizer.vocab_size,
+        head=head,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        **more,
     )

@@ -34,11 +34,17 @@ def tokenizer_of(context: Context) -> Tokenizer:
     raise InputError('No tokenizer: put a stage of kind = "tokenizer" first, or set tokenizer.path.')
 
 
+def model_folder_of(context: Context) -> Path | None:
+    """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh."""
+    folder = context.previous_model or context.recipe.model.folder
+    return None if folder is None else Path(folder).expanduser()
+
+
 def model_of(context: Context) -> Model:
     """The model as the stages before have left it, or the one in `model.folder`."""
     from quatrain.generation.loading import load_model
 
-    folder = context.previous_model or context.recipe.model.folder
+    folder = model_folder_of(context)
     if folder is None:
         raise InputError(f"{context.name} needs a model; put a pretrain stage before it, or set model.folder.")
     return load_model(folder)[0]

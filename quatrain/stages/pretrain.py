@@ -1,82 +1,140 @@
-"""The pretrain stage: next-token prediction on the recipe's text, from fresh weights or from the model so far."""
+"""The pretrain stage: the recipe's text is learned, from fresh weights or from the model so far.
+
+Next tokens (GPT), hidden tokens (BERT), hidden spans (T5) or a text out of a spoilt one (BART): see `objective`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
+from quatrain.evaluation.metrics.objectives import evaluate
 from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Block, Model
+from quatrain.models.settings import HEADS
+from quatrain.models.stack import Model
 from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.learning import train
-from quatrain.stages.material import model_of, pieces, tokenizer_of, write_model
+from quatrain.stages.learning import Learning, Validate, fresh_config, learn, with_dropout
+from quatrain.stages.material import model_folder_of, pieces, tokenizer_of
 from quatrain.text import tokenfile
 from quatrain.text.batches import TokenExample
+from quatrain.text.files import Piece
 from quatrain.text.tokenfile import TokenFile
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.text.tokenizer_fit import check_fits
 from quatrain.training import checkpoints
-from quatrain.training.objectives import Causal
+from quatrain.training.objectives import Causal, Denoising, Masked, Objective, SpanCorruption
+from quatrain.training.objectives.corruption import Corruption
 from quatrain.training.settings import PretrainStage
 from quatrain.training.streams import CopyStream, ExampleStream, InTurn, Stream, WindowStream
 
 COPY_LENGTH = 64
 """Tokens of a row of the copying steps."""
+VALIDATION_TOKENS = 100_000
+"""Of the text held out, as much is read at a validation of an objective that hides tokens."""
 
 
 def run(settings: PretrainStage, context: Context) -> StageResult:
     """Tokenizes the text into a token file, trains, writes `model/` and measures it."""
-    tokenizer = tokenizer_of(context)
-    learned, held_out = split_tokens(settings, context, tokenizer)
-    model = starting_model(settings, context, tokenizer)
-    length = settings.context or model.config.max_position_embeddings
-    wanted = settings.train
-    stream, steps = make_stream(settings, context, learned, length)
-    if settings.copy_steps or settings.copy_every:
-        stream = copy_first(settings, context, tokenizer, stream)
-
-    trained, result = train(
-        context,
-        model,
-        Causal(),
-        stream,
-        wanted,
-        steps=steps,
-        sequence=length,
-        save=partial(hub.save, model),
-        load=partial(load_weights, model),
-        validate=make_validation(settings, held_out, length),
-    )
-    result.model_bytes = write_model(model, tokenizer, context.model_folder)
-    if "validation_loss" in trained.metrics:
-        measured = TextLoss(trained.metrics["validation_loss"], len(held_out))
-        result.validation_loss, result.perplexity = measured.loss, measured.perplexity
-    assess(settings, context, model, tokenizer, result)
+    learning = setup(settings, context)
+    _, result = learn(learning, context)
+    if result.validation_loss is not None and settings.objective == "causal":
+        result.perplexity = TextLoss(result.validation_loss, 1).perplexity
+    assess(settings, context, learning.model, learning.tokenizer, result)
     checkpoints.remove(context.checkpoints)
     return result
 
 
-def load_weights(model: Model, checkpoint: Path) -> None:
-    """Puts the weights of a checkpoint into the model."""
-    model.load_state_dict(hub.load(checkpoint).state_dict())
-
-
-def make_stream(settings: PretrainStage, context: Context, learned: TokenFile, length: int) -> tuple[Stream, int]:
-    """The order in which the text is learned, and the number of optimizer steps."""
+def setup(settings: PretrainStage, context: Context, model: Model | None = None) -> Learning:
+    """What the stage learns. `model` takes the place of the one that the stages before have left."""
+    tokenizer = tokenizer_of(context)
+    model = with_dropout(model or starting_model(settings, context, tokenizer), settings.train.dropout)
+    length = settings.context or model.config.max_position_embeddings
+    objective = make_objective(settings, tokenizer, length)
     wanted = settings.train
-    micro = max(length, wanted.batch_tokens // wanted.accumulation)
+    learning = Learning(
+        model, tokenizer, objective, stream=None, settings=wanted, steps=0, length=length, limit=length  # type: ignore[arg-type]
+    )
+    if settings.next_sentence:
+        _pairs(settings, context, learning)
+        return learning
+    learned, held_out = split_tokens(settings, context, tokenizer)
+    learning.stream, learning.steps, learning.examples = make_stream(settings, context, objective, learned, length)
+    learning.validate = make_validation(settings, objective, held_out, length)
+    if settings.copy_steps or settings.copy_every:
+        learning.stream = copy_first(settings, context, tokenizer, learning.stream)
+    return learning
+
+
+def make_objective(settings: PretrainStage, tokenizer: Tokenizer, length: int) -> Objective:
+    """The recipe's way to learn a text."""
+    hidden = {} if settings.hidden is None else {"share": settings.hidden}
+    if settings.objective == "masked":
+        return Masked(
+            tokenizer,
+            whole_words=settings.whole_words,
+            next_sentence=settings.next_sentence,
+            max_length=length,
+            **hidden,
+        )
+    if settings.objective == "span":
+        return SpanCorruption(tokenizer, mean_span=settings.mean_span, max_length=length, **hidden)
+    if settings.objective == "denoise":
+        return Denoising(tokenizer, mean_span=settings.mean_span, max_length=length, **hidden)
+    return Causal(tokenizer.pad_id or 0)
+
+
+def row_length(objective: Objective, length: int) -> int:
+    """Tokens of text that a row takes, so that what the model reads has at most `length`."""
+    return (objective.row_length or length) if isinstance(objective, Corruption) else length
+
+
+def _pairs(settings: PretrainStage, context: Context, learning: Learning) -> None:
+    """Pairs of sentences, of documents that are held whole; those of the last documents are held out."""
+    documents = [{"text": text} for text in whole_texts(pieces(context, settings))]
+    share = context.recipe.data_of(settings).validation
+    held = min(round(share * len(documents)), len(documents) - 2) if len(documents) > 2 else 0
+    masked: Masked = learning.objective  # type: ignore[assignment]
+    learning.examples, learning.notes = masked.prepare(documents[: len(documents) - held], seed=context.seed)
+    wanted = settings.train
+    stream = ExampleStream(learning.examples, batch_tokens=micro_tokens(settings, learning.length), seed=context.seed)
+    learning.stream, learning.steps = stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
+    if held >= 2:
+        learning.held_out = masked.prepare(documents[-held:], seed=context.seed)[0]
+        learning.validate = lambda model: held_out_loss(model, masked, learning.held_out)
+
+
+def whole_texts(parts: Iterable[Piece]) -> Iterator[str]:
+    """Documents, each in one piece."""
+    held: list[str] = []
+    for piece in parts:
+        held.append(piece.text)
+        if piece.last:
+            yield "".join(held)
+            held = []
+
+
+def micro_tokens(settings: PretrainStage, length: int) -> int:
+    """Tokens of a micro-batch, at least a row."""
+    return max(length, settings.train.batch_tokens // settings.train.accumulation)
+
+
+def make_stream(
+    settings: PretrainStage, context: Context, objective: Objective, learned: TokenFile, length: int
+) -> tuple[Stream, int, list[TokenExample] | None]:
+    """The order in which the text is learned, the number of optimizer steps, and the examples where they are known."""
+    wanted = settings.train
+    row = row_length(objective, length)
+    rows = micro_tokens(settings, length) // length
     if settings.rows == "documents":
-        examples = whole_documents(learned, length)
-        stream = ExampleStream(examples, batch_tokens=micro, seed=context.seed)
-        return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
-    windows = WindowStream(learned.tokens, length=length, rows=micro // length, seed=context.seed)
-    tokens = windows.rows * length * wanted.accumulation
-    return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens))
+        examples = whole_documents(learned, row) if row == length else parts_of_documents(learned, row)
+        stream = ExampleStream(examples, batch_tokens=rows * length, seed=context.seed)
+        return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation), examples
+    windows = WindowStream(learned.tokens, length=row, rows=rows, seed=context.seed)
+    tokens = rows * row * wanted.accumulation
+    return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens)), None
 
 
 def copy_first(settings: PretrainStage, context: Context, tokenizer: Tokenizer, stream: Stream) -> Stream:
@@ -90,15 +148,36 @@ def copy_first(settings: PretrainStage, context: Context, tokenizer: Tokenizer, 
 
 
 def make_validation(
-    settings: PretrainStage, held_out: TokenFile, length: int
-) -> Callable[[Model], dict[str, float]] | None:
-    """What measures the mean loss per token of the text held out, in the rows that training has; None without text."""
+    settings: PretrainStage, objective: Objective, held_out: TokenFile, length: int
+) -> Validate | None:
+    """What measures the mean loss of the text held out, in the rows that training has; None without text."""
+    row = row_length(objective, length)
     if len(held_out) < 2:
         return None
+    if settings.objective != "causal":
+        examples = parts_of_documents(held_out, row)[: max(1, VALIDATION_TOKENS // row)]
+        return lambda model: held_out_loss(model, objective, examples)
     # Where the end of one long document is held out, none begins there: it is measured as running text.
     if settings.rows == "documents" and (examples := whole_documents(held_out, length)):
         return lambda model: {"validation_loss": examples_loss(model, examples).loss}
     return lambda model: {"validation_loss": text_loss(model, held_out.tokens, context=length).loss}
+
+
+def held_out_loss(model: Model, objective: Objective, examples: Sequence[Any]) -> dict[str, float]:
+    """Loss and metrics, each as "validation_…"; the same tokens are hidden every time."""
+    return {f"validation_{name}": value for name, value in evaluate(objective, model, examples).items()}
+
+
+def parts_of_documents(file: TokenFile, length: int) -> list[TokenExample]:
+    """The documents without their separators, in parts of at most `length` tokens, for objectives that hide tokens."""
+    separator = file.about["separator"]
+    starts = sorted({0, *file.document_starts.tolist(), len(file)})
+    found = []
+    for start, end in pairwise(starts):
+        ids = [token for token in file[start:end].tolist() if token != separator]
+        found += [TokenExample(ids[at : at + length], [True] * len(ids[at : at + length]))
+                  for at in range(0, len(ids), length)]  # fmt: skip
+    return found
 
 
 def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
@@ -122,32 +201,13 @@ def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
 
 
 def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> Model:
-    """Fresh weights of the recipe's shape, or the model so far; training's dropout in its configuration."""
-    shape = context.recipe.model
-    if context.previous_model is not None or shape.folder is not None:
-        model = model_of(context)
-        check_fits(tokenizer, model.config.vocab_size)
-        return with_dropout(model, settings.train.dropout)
-    return Model(fresh_config(context, tokenizer, settings.train.dropout)).initialize(context.seed)
-
-
-def fresh_config(context: Context, tokenizer: Tokenizer, dropout: float = 0.0) -> ModelConfig:
-    """The configuration of the recipe's shape and the tokenizer's vocabulary."""
-    config = context.recipe.model.config(
-        tokenizer.vocab_size,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
-    )
-    return config.with_(dropout=dropout)
-
-
-def with_dropout(model: Model, dropout: float) -> Model:
-    """The same model with this share of dropout in training."""
-    model.config = model.config.with_(dropout=dropout)
-    for layer in model.layers.children():
-        if isinstance(layer, Block):
-            layer.dropout = dropout
+    """Fresh weights of the recipe's shape, or the model so far."""
+    head = "pretraining" if settings.next_sentence else HEADS[settings.objective]
+    folder = model_folder_of(context)
+    if folder is None:
+        return Model(fresh_config(context, tokenizer, head=head)).initialize(context.seed)
+    model = hub.load(folder, head=head)
+    check_fits(tokenizer, model.config.vocab_size)
     return model
 
 

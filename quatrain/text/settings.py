@@ -13,7 +13,11 @@ from quatrain.text.formats import check_columns
 
 
 class DataSettings(Settings):
-    """What a recipe learns from: exactly one of `source` and `database` (the recipe checks that it is there)."""
+    """What a recipe learns from: exactly one of `source` and `database` (the recipe checks that it is there).
+
+    `dev` is what validations read, where it is not a share of the source; `test` is what scores are measured on, in the
+    end. Both are sources of the same format and columns.
+    """
 
     source: str | None = Field(
         default=None, min_length=1, description="a catalog name, a file, a folder, or hf:owner/name"
@@ -24,11 +28,15 @@ class DataSettings(Settings):
     columns: dict[str, str] = Field(default={}, description='parts and the columns they are in: {text = "review"}')
     subset: str | None = Field(default=None, min_length=1, description="of a data set hf:owner/name, such as sst2")
     split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face, such as train")
+    dev: str | None = Field(default=None, min_length=1, description="a source that validations read")
+    dev_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
+    test: str | None = Field(default=None, min_length=1, description="a source that the scores are measured on")
+    test_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
     streaming: bool = Field(default=False, description="read hf:owner/name from the hub as it is needed")
     database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
     preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
     examples: int = Field(default=20_000, ge=1, description="training questions that are generated for a database")
-    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the text at its end, never learned")
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data that is never learned")
 
     def conflicts(self) -> Iterator[Problem]:
         if self.source is not None and self.database is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from quatrain.adaptation.settings import AdapterSettings
-from quatrain.settings import Problem, Settings
+from quatrain.settings import Listing, Problem, Settings, quote
 from quatrain.text.settings import DataSettings
 
 
@@ -77,13 +77,21 @@ class TrainSettings(Settings):
 class PretrainStage(Settings):
     """Learns text from the start, or goes on from `model.folder`. `context` is the model's longest unless given.
 
+    `objective` says how: every next token (`causal`), tokens that are hidden (`masked`: BERT), spans that are hidden
+    (`span`: T5), or a text out of a spoilt one (`denoise`: BART). `hidden` is the share of tokens that the last three
+    hide, theirs unless given: 0.15, 0.15, 0.3.
+
     `rows` says what a row of a batch is: a window of the running text, or, for corpora of short documents, one
     document, so that none is cut or seen beside another; longer ones are cut at `context`.
     """
 
     kind: Literal["pretrain"] = "pretrain"
-    objective: Literal["causal"] = "causal"
+    objective: Literal["causal", "masked", "span", "denoise"] = "causal"
     rows: Literal["windows", "documents"] = "windows"
+    hidden: float | None = Field(default=None, gt=0, le=0.9, description="share of the tokens that are hidden")
+    mean_span: float = Field(default=3.0, ge=1, le=1000, description="tokens of a hidden span, on average")
+    whole_words: bool = Field(default=False, description="hide words whole (masked)")
+    next_sentence: bool = Field(default=False, description="learn also which sentences follow each other (masked)")
     copy_steps: int = Field(default=0, ge=0)
     copy_every: int = Field(default=0, ge=0, description="0 for never again")
     context: int | None = Field(default=None, ge=2)
@@ -91,13 +99,65 @@ class PretrainStage(Settings):
     data: DataSettings | None = None
     evaluate: bool = True
 
+    def conflicts(self) -> Iterator[Problem]:
+        only = {
+            "hidden": ("masked", "span", "denoise"),
+            "mean_span": ("span", "denoise"),
+            "whole_words": ("masked",),
+            "next_sentence": ("masked",),
+            "copy_steps": ("causal",),
+            "copy_every": ("causal",),
+        }
+        yield from _only(self, only)
+
+
+TASKS = ("classify", "regress", "tag", "answer", "choice", "seq2seq", "embed")
+"""Objectives of finetuning that learn from typed records, and need no language model before them."""
+
 
 class FinetuneStage(Settings):
-    """Instruction tuning: chats, with loss on the assistant's tokens only. Without `adapter` every weight learns."""
+    """Learns a task from the model so far, or, tasks other than chats, from fresh weights.
+
+    `objective`: chats, with loss on the assistant's tokens only (`chat`); the class of a text (`classify`) or numbers
+    (`regress`); a tag for each word (`tag`); the span that answers a question (`answer`); the best of several choices
+    (`choice`); one text said after another (`seq2seq`); sentence embeddings (`embed`). Without `adapter` every weight
+    learns. `labels` fixes the names and the order of classes and tags, which are those of the data unless given.
+    """
 
     kind: Literal["finetune"] = "finetune"
+    objective: Literal["chat", "classify", "regress", "tag", "answer", "choice", "seq2seq", "embed"] = "chat"
+    labels: Listing[str] = ()
+    stride: int | None = Field(default=None, ge=0, description="tokens that windows of a long text share (tag, answer)")
+    prefix: str = Field(default="", description='put before each source, such as "summarize: " (seq2seq)')
+    max_target_length: int | None = Field(default=None, ge=4, description="longest target in tokens (seq2seq)")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share that all tokens get alike (seq2seq)")
+    temperature: float = Field(default=0.05, gt=0, le=100, description="what cosines are divided by (embed)")
     context: int | None = Field(default=None, ge=2)
     train: TrainSettings
     adapter: AdapterSettings | None = None
     data: DataSettings | None = None
     evaluate: bool = True
+
+    def conflicts(self) -> Iterator[Problem]:
+        only = {
+            "labels": ("classify", "tag"),
+            "stride": ("tag", "answer"),
+            "prefix": ("seq2seq",),
+            "max_target_length": ("seq2seq",),
+            "label_smoothing": ("seq2seq",),
+            "temperature": ("embed",),
+        }
+        yield from _only(self, only)
+        if self.adapter is not None and self.objective != "chat":
+            text = f'must be left out: objective = "{self.objective}" trains a new head, which an adapter would freeze'
+            yield Problem(("adapter",), text, (("objective",),))
+
+
+def _only(stage: PretrainStage | FinetuneStage, only: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
+    """Settings that are given and say nothing under the stage's objective."""
+    for name, objectives in only.items():
+        value = getattr(stage, name)
+        if value != type(stage).model_fields[name].default and stage.objective not in objectives:
+            shown = list(value) if isinstance(value, tuple) else value
+            text = f'{quote(shown)}; only objective = {" or ".join(map(quote, objectives))} reads it: leave it out'
+            yield Problem((name,), text, (("objective",),))

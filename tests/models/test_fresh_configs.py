@@ -7,7 +7,7 @@ import torch
 
 from quatrain.errors import InputError
 from quatrain.models import settings
-from quatrain.models.families import families
+from quatrain.models.families import families, family
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.settings import ModelSettings
 from quatrain.models.stack import Model
@@ -34,10 +34,13 @@ def test_every_family(name):
 def test_the_lists_of_settings_are_those_of_the_families():
     decoders = {name for name in families() if fresh_config(name, SIZES | TOKENS).architecture == "decoder"}
     assert set(get_args(settings.DecoderFamily)) == decoders
-    for name in decoders:
-        config = ModelSettings(family=name, hidden_size=32).config(61)
+    others = set(settings.ENCODERS) | set(settings.ENCODER_DECODERS)
+    for name in decoders | others:
+        config = ModelSettings(family=name, hidden_size=32).config(61, pad_token_id=0)
         assert (config.feed_forward == "plain") == (name in settings.PLAIN)
         assert (config.position != "rotary") == (name in settings.UNTURNED)
+        encodes = {"encoder": settings.ENCODERS, "encoder-decoder": settings.ENCODER_DECODERS}
+        assert name in encodes.get(config.architecture, decoders)
         grouped = True
         try:
             fresh_config(name, SIZES | {"num_key_value_heads": 2})
@@ -45,6 +48,13 @@ def test_the_lists_of_settings_are_those_of_the_families():
             grouped = False
             assert any(problem.startswith("num_key_value_heads: 2") for problem in error.problems)
         assert grouped == (name not in settings.UNGROUPED)
+
+
+@pytest.mark.parametrize("objective", settings.HEADS)
+def test_the_families_of_an_objective_are_those_that_have_its_head(objective):
+    every = (*settings.DECODERS, *settings.ENCODERS, *settings.ENCODER_DECODERS)
+    head = settings.HEADS[objective]
+    assert set(settings.families_of(objective)) == {name for name in every if head in family(name).heads}
 
 
 def test_what_a_family_cannot_have_is_told_at_once():

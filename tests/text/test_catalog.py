@@ -11,6 +11,7 @@ import pytest
 from quatrain.errors import InputError, OfflineError, QuatrainError
 from quatrain.text import catalog
 from quatrain.text.catalog import CATALOG, Copy, Source, fetch, find, get, locate
+from quatrain.text.formats import FORMATS
 
 DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="QUATRAIN_DATA names no folder of shared data")
@@ -37,7 +38,7 @@ def test_every_entry_is_in_the_shared_data_and_whole(name: str) -> None:
 
 @pytest.mark.parametrize("source", CATALOG.values(), ids=list(CATALOG))
 def test_every_entry_is_complete(source: Source) -> None:
-    assert source.description and source.licence and source.format in ("text", "jsonl", "alpaca", "preference")
+    assert source.description and source.licence and source.format in ("jsonl", "alpaca", *FORMATS)
     for copy in source.copies:
         assert copy.sha256 is not None and len(copy.sha256) == 64 and copy.size
         assert copy.url is None or copy.url.startswith("https://")

@@ -66,7 +66,7 @@ def _encoder_alone(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
-    named = config.get("feed_forward_proj") or "relu"
+    named = config.get("feed_forward_proj") or ("gated-gelu" if config.get("model_type") == "mt5" else "relu")
     gate, _, activation = str(named).rpartition("-")
     # "gated-gelu" has always meant the tanh form.
     known = {**ACTIVATIONS, "gelu": "gelu_tanh"} if gate else ACTIVATIONS

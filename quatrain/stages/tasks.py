@@ -1,0 +1,283 @@
+"""Tasks of typed records: classes, numbers, tags, answers, choices, texts out of texts, sentence embeddings.
+
+Each objective reads one format of data (`quatrain.text.formats`); its labels are those of the data or of the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from quatrain.errors import InputError
+from quatrain.evaluation.metrics.objectives import evaluate
+from quatrain.models import hub
+from quatrain.models.settings import HEADS
+from quatrain.models.stack import Model
+from quatrain.stages.base import Context, StageResult
+from quatrain.stages.learning import Learning, Validate, example_stream, fresh_config, mean_length, with_dropout
+from quatrain.stages.material import model_folder_of, tokenizer_of
+from quatrain.stages.translations import measure_texts
+from quatrain.text.corpus import Corpus
+from quatrain.text.records import Fault, Pair, Record
+from quatrain.text.settings import DataSettings
+from quatrain.text.tokenizer import Tokenizer
+from quatrain.text.tokenizer_fit import check_fits
+from quatrain.training.objectives import (
+    Contrastive,
+    CosineSimilarity,
+    ExtractiveQA,
+    MultipleChoice,
+    Seq2Seq,
+    SequenceClassification,
+    TokenClassification,
+    collate,
+)
+from quatrain.training.settings import FinetuneStage
+
+FORMATS = {
+    "classify": "labelled",
+    "regress": "labelled",
+    "tag": "tagged",
+    "answer": "qa",
+    "choice": "choice",
+    "seq2seq": "pair",
+}
+"""What each objective reads; `embed` reads pairs, or labelled pairs with a score."""
+
+SCORE = ("score",)
+"""The name of the number that `regress` foretells."""
+
+SHOWN = 12
+"""Samples of the held-out set that the report shows, evenly spread."""
+
+STRIDE = 128
+
+
+def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
+    """What the stage learns. `model` takes the place of the one that the stages before have left."""
+    data = context.recipe.data_of(settings)
+    tokenizer = tokenizer_of(context)
+    corpus = open_corpus(settings, data)
+    labels = labels_of(settings, corpus)
+    model = with_dropout(
+        model or starting_model(settings, context, tokenizer, labels), settings.train.dropout
+    )
+    limit = settings.context or model.config.context_length
+    objective = make_objective(settings, tokenizer, corpus, labels, limit)
+    learned, held_out = split(settings, context, corpus)
+    examples, notes = objective.prepare(learned)
+    stream, steps = example_stream(settings, context, examples)
+    found = Learning(
+        model,
+        tokenizer,
+        objective,
+        stream,
+        settings.train,
+        steps,
+        length=mean_length(examples),
+        limit=limit,
+        examples=examples,
+        notes=[*notes, f"{len(learned):,} records, {len(examples):,} examples to learn"],
+        held_out=objective.prepare(held_out)[0] if held_out else (),
+    )
+    found.validate = validation(found)
+    return found
+
+
+def open_corpus(settings: FinetuneStage, data: DataSettings, part: str = "source") -> Corpus:
+    """The records of a part of the data: `source`, `dev` or `test`."""
+    wanted = FORMATS.get(settings.objective)
+    if data.format is not None and wanted is not None and data.format != wanted:
+        raise InputError(f"data.format: {data.format}; objective {settings.objective} reads {wanted}. Leave it out.")
+    split = data.split if part == "source" else getattr(data, f"{part}_split")
+    return Corpus(
+        str(getattr(data, part)),
+        format=wanted or data.format,
+        columns=data.columns or None,
+        subset=data.subset,
+        split=split,
+        streaming=data.streaming,
+    )
+
+
+def labels_of(settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
+    """The names of classes or tags, in their order."""
+    if settings.objective == "regress":
+        return SCORE
+    if settings.objective not in ("classify", "tag"):
+        return ()
+    return tuple(settings.labels) or tuple(corpus.labels())
+
+
+def placed(corpus: Corpus, embed: bool = False) -> Iterator[Record]:
+    """The typed records of a corpus with their places, and the faults of rows that are none."""
+    for row in corpus.rows():
+        try:
+            records = corpus.convert(row)
+        except Fault as fault:
+            yield from (Record(row.place, fault=str(each)) for each in fault.all)
+            continue
+        for record in records:
+            value: Any = record.fields()
+            if embed and isinstance(record, Pair):
+                value = {"anchor": record.source, "positive": record.target}
+            yield Record(row.place, value)
+
+
+def split(settings: FinetuneStage, context: Context, corpus: Corpus) -> tuple[list[Record], list[Record]]:
+    """The records to learn, and those of validations: of `data.dev`, or a random share of the source."""
+    data = context.recipe.data_of(settings)
+    embed = settings.objective == "embed"
+    learned = list(placed(corpus, embed))
+    if data.dev is not None:
+        return learned, list(placed(open_corpus(settings, data, "dev"), embed))
+    count = round(data.validation * len(learned))
+    if not 0 < count < len(learned):
+        return learned, []
+    chosen = set(np.random.default_rng(context.seed).permutation(len(learned))[:count].tolist())
+    kept = [record for number, record in enumerate(learned) if number not in chosen]
+    return kept, [learned[number] for number in sorted(chosen)]
+
+
+def starting_model(
+    settings: FinetuneStage, context: Context, tokenizer: Tokenizer, labels: Sequence[str]
+) -> Model:
+    """The model so far under the task's head, or fresh weights of the recipe's shape."""
+    head = HEADS[settings.objective]
+    folder = model_folder_of(context)
+    more: dict[str, Any] = {"labels": tuple(labels)} if labels else {}
+    if head == "sequence_classification":
+        more["problem"] = "regression" if settings.objective == "regress" else "single"
+    if folder is None:
+        return Model(fresh_config(context, tokenizer, head=head, **more)).initialize(context.seed)
+    model = hub.load(folder, head=head, seed=context.seed, **more)
+    check_fits(tokenizer, model.config.vocab_size)
+    if model.fresh:
+        context.reporter.info(f"fresh weights of the head: {', '.join(model.fresh)}")
+    return model
+
+
+def make_objective(
+    settings: FinetuneStage, tokenizer: Tokenizer, corpus: Corpus, labels: Sequence[str], limit: int
+) -> Any:
+    """The recipe's task, a `TextObjective`."""
+    kind = settings.objective
+    if kind in ("classify", "regress"):
+        problem = "single" if kind == "classify" else "regression"
+        return SequenceClassification(tokenizer, labels, problem=problem, max_length=limit)
+    if kind == "tag":
+        return TokenClassification(tokenizer, labels, max_length=limit, stride=settings.stride or 0)
+    if kind == "answer":
+        stride = min(STRIDE, limit // 3) if settings.stride is None else settings.stride
+        return ExtractiveQA(tokenizer, max_length=limit, stride=stride)
+    if kind == "choice":
+        return MultipleChoice(tokenizer, max_length=limit)
+    if kind == "seq2seq":
+        return Seq2Seq(
+            tokenizer,
+            prefix=settings.prefix,
+            max_length=limit,
+            max_target_length=settings.max_target_length,
+            label_smoothing=settings.label_smoothing,
+        )
+    if corpus.format == "pair":
+        return Contrastive(tokenizer, temperature=settings.temperature, max_length=limit)
+    return CosineSimilarity(tokenizer, max_length=limit)
+
+
+def validation(learning: Learning) -> Validate | None:
+    """What measures a model on the examples held out."""
+    if not learning.held_out:
+        return None
+
+    def validate(model: Model) -> dict[str, float]:
+        return {f"validation_{name}": value for name, value in measured(learning, model, learning.held_out).items()}
+
+    return validate
+
+
+def measured(learning: Learning, model: Model, examples: Sequence[Any]) -> dict[str, float]:
+    """Loss and the task's metrics."""
+    return evaluate(learning.objective, model, examples)
+
+
+def measure(settings: FinetuneStage, context: Context, learning: Learning, result: StageResult) -> None:
+    """Scores and samples of the model on `data.test`, or where there is none on the examples held out."""
+    data = context.recipe.data_of(settings)
+    objective: Any = learning.objective
+    limit = context.recipe.evaluate.examples
+    name, records = "held out", list[Record]()
+    if data.test is not None:
+        name = "test"
+        records = list(placed(open_corpus(settings, data, "test"), settings.objective == "embed"))[:limit]
+    elif data.dev is not None:
+        name = "dev"
+        records = list(placed(open_corpus(settings, data, "dev"), settings.objective == "embed"))[:limit]
+    else:
+        records = split(settings, context, open_corpus(settings, data))[1][:limit]
+    if not records:
+        result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
+        return
+    examples, _ = objective.prepare(records)
+    scores = measured(learning, learning.model, examples)
+    if settings.objective == "seq2seq":
+        found, result.samples = measure_texts(settings, context, learning, records, name)
+        scores |= found
+    else:
+        result.samples = samples(learning, records, name)
+    result.scores = {name: scores | {"count": len(records)}}
+    context.reporter.score(name, result.scores[name])
+
+
+def samples(learning: Learning, records: Sequence[Record], name: str) -> list[dict[str, Any]]:
+    """Some records with what the model says of them."""
+    objective: Any = learning.objective
+    if not hasattr(objective, "predict"):
+        return []
+    chosen = [records[number] for number in range(0, len(records), max(1, len(records) // SHOWN))][:SHOWN]
+    found = []
+    for record in chosen:
+        examples, _ = objective.prepare([record])
+        batch = collate(objective, examples, 0)
+        said = said_of(objective, examples, objective.predict(learning.model, batch.to(learning.model.device)))
+        prompt, reference = asked(record.value)
+        found.append({"set": name, "prompt": prompt, "reference": reference, "output": said}
+                     | ({"correct": said == reference} if isinstance(objective, RIGHT_OR_WRONG) else {}))  # fmt: skip
+    return found
+
+
+RIGHT_OR_WRONG = (SequenceClassification, MultipleChoice, TokenClassification)
+
+
+def said_of(objective: Any, examples: Sequence[Any], predictions: Sequence[Any]) -> str:
+    """A prediction as a person reads it."""
+    from quatrain.training.objectives import best_answers
+
+    if isinstance(objective, TokenClassification):
+        return " ".join(objective.sentences(examples, predictions)[0])
+    if isinstance(objective, ExtractiveQA):
+        return best_answers(examples, predictions, may_be_none=True)[0][0].text
+    if isinstance(objective, MultipleChoice):
+        return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[int(predictions[0])]
+    if isinstance(objective, SequenceClassification) and objective.problem == "single":
+        return objective.labels[int(predictions[0])]
+    return f"{float(predictions[0]):.3g}"
+
+
+def asked(fields: dict[str, Any]) -> tuple[str, str]:
+    """What a record asks and what is right, as a person reads it."""
+    if "words" in fields:
+        return " ".join(fields["words"]), " ".join(fields["tags"])
+    if "context" in fields:
+        answers = fields["answers"]["text"]
+        return f"{fields['context']}\n\n{fields['question']}", answers[0] if answers else ""
+    if "choices" in fields:
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, fields["choices"]))
+        return f"{fields['question']}\n{choices}", letters[fields["label"]]
+    if "anchor" in fields:
+        return fields["anchor"], fields["positive"]
+    other = fields.get("text_pair")
+    return fields["text"] + (f"\n{other}" if other else ""), str(fields["label"])
