@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
-from quatrain.recipe import NO_INT8, Recipe
+from quatrain.recipe import NO_INT8, Recipe, recipe_names
 from quatrain.runfolder import read_json
 from quatrain.settings import did_you_mean, quote, suggest
 from quatrain.text.huggingface import PREFIX as HUB
@@ -80,9 +80,11 @@ def _unquantizable(recipe: Recipe) -> list[str]:
 
 def is_path(source: str) -> bool:
     """Whether a source is a file or folder: it exists, or it cannot be the name of a catalog entry."""
-    if source.startswith(HUB):
-        return False
+    from quatrain.text import catalog
+
     path = Path(source).expanduser()
+    if source.startswith(HUB) or (not path.exists() and catalog.find(source) is not None):
+        return False
     return path.exists() or os.sep in source or "/" in source or path.suffix != "" or source.startswith((".", "~"))
 
 
@@ -101,7 +103,9 @@ def _problem(key: str, path: Path) -> str | None:
     try:
         if not path.exists():
             near = _near(path)
-            return f"does not exist{near}; must be {_wanted(key)}"
+            maker = _recipe_of(path)
+            made = f"; `quatrain run {maker}` makes it" if maker and key == "model.folder" else ""
+            return f"does not exist{near}; must be {_wanted(key)}{made}"
     except OSError as error:
         return f"cannot be looked at ({error.strerror})"
     if key.endswith(("database", "preferences")) and path.is_dir():
@@ -126,6 +130,12 @@ def _wanted(key: str) -> str:
         "path": "a tokenizer.json or the folder of one",
         "folder": "a model folder",
     }[last]
+
+
+def _recipe_of(path: Path) -> str | None:
+    """The shipped recipe whose run has this model folder."""
+    names = path.parts[-3:]
+    return names[1] if len(names) == 3 and names[2] == "model" and names[1] in recipe_names() else None
 
 
 def _near(path: Path) -> str:

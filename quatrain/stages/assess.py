@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from quatrain.errors import InputError, QuatrainError
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
@@ -18,6 +20,9 @@ from quatrain.settings import Settings, quote
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import database_path, task_of
 from quatrain.text.tokenizer import Tokenizer
+
+MASK = "[MASK]"
+"""What stands for a hidden word in a recipe's prompts, whatever the tokenizer's own is."""
 
 OPENING = 20
 """Characters of a text's beginning that stand in for prompts which the model cannot read."""
@@ -28,8 +33,12 @@ SHOWN = 12
 
 def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:
     """Adds scores, samples and generation speed to a stage's result."""
-    engine = Engine(model, tokenizer)
-    if getattr(settings, "evaluate", True):
+    if not getattr(settings, "evaluate", True):
+        return
+    if model.config.head in ("masked", "pretraining"):
+        result.samples = _fillings(context, model, tokenizer)
+    elif model.config.head in ("causal", "seq2seq"):
+        engine = Engine(model, tokenizer)
         if context.recipe.data_of(settings).database is not None:
             _questions(settings, context, engine, tokenizer, result)
         else:
@@ -102,6 +111,32 @@ def _shown(
         }
         for i in list(chosen)[:SHOWN]
     ]
+
+
+@torch.no_grad()
+def _fillings(context: Context, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """What the model thinks likeliest for each hidden word, [MASK], of the recipe's prompts."""
+    mask = tokenizer.mask_id
+    written = tokenizer.id_to_token(mask) if mask is not None else None
+    found = []
+    for prompt in context.recipe.evaluate.prompts:
+        if written is None or MASK not in prompt:
+            continue
+        ids = tokenizer.encode(prompt.replace(MASK, written), special_tokens=True)
+        if len(ids) > model.config.context_length:
+            continue
+        hidden = model.hidden_states(torch.tensor([ids], device=model.device))[0]
+        places = [place for place, token in enumerate(ids) if token == mask]
+        chances, best = model.say(hidden[places]).float().softmax(-1).topk(5)
+        words = [
+            ", ".join(
+                f"{tokenizer.decode([token]).strip() or tokenizer.id_to_token(token)} {chance:.0%}"
+                for token, chance in zip(*row, strict=True)
+            )
+            for row in zip(best.tolist(), chances.tolist(), strict=True)
+        ]
+        found.append({"set": "hidden words", "prompt": prompt, "output": " | ".join(words)})
+    return found
 
 
 def _samples(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:

@@ -38,8 +38,8 @@ class Learning:
 
     `examples` are what the stream shows, where they can be counted (None for windows of a running text); `length` is
     the usual length of a row in tokens, `limit` the longest that the model is to read; `held_out` are the examples of
-    validations. `validate` measures a model on them. `notes` are for the reader. `places` says where each example comes
-    from, as file:line, where that is known.
+    validations. `validate` measures a model on them, also before the training where it is to `compare`. `notes` are for
+    the reader. `places` says where each example comes from, as file:line, where that is known.
     """
 
     model: Model
@@ -54,6 +54,7 @@ class Learning:
     held_out: Sequence[Any] = ()
     validate: Validate | None = None
     adapter: AdapterSettings | None = None
+    compare: bool = False
     notes: list[str] = field(default_factory=list)
     places: Sequence[str] | None = None
 
@@ -62,6 +63,9 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
     """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`)."""
     model, tokenizer = learning.model, learning.tokenizer
     save, load = attach(learning, context)
+    before = None
+    if learning.compare and learning.validate is not None:
+        before = learning.validate(model).get("validation_loss")
     trained, result = train(learning, context, save=save, load=load)
     if learning.adapter is not None:
         save(context.stage_folder / "adapter")
@@ -70,6 +74,9 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
     result.notes += learning.notes
     if "validation_loss" in trained.metrics:
         result.validation_loss = trained.metrics["validation_loss"]
+        if before is not None:
+            result.extra["validation_loss_before"] = before
+            result.notes.append(f"loss on the text held out: {before:.3f} before, {result.validation_loss:.3f} after")
     return trained, result
 
 

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING
 from quatrain.errors import InputError
 from quatrain.settings import Settings
 from quatrain.stages.base import Context
+from quatrain.text.corpus import Corpus
 from quatrain.text.files import Piece, read_pieces
+from quatrain.text.huggingface import is_dataset
+from quatrain.text.records import (
+    AnyRecord,
+    Choice,
+    Conversation,
+    LabelledText,
+    Preference,
+    Question,
+    TaggedTokens,
+    Text,
+)
+from quatrain.text.settings import DataSettings
 from quatrain.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -58,8 +71,46 @@ def pieces(context: Context, stage: Settings) -> Iterator[Piece]:
     data = context.recipe.data_of(stage)
     if data.database is not None:
         yield from (Piece(text, True) for text in task_of(context, stage).documents())
-    else:
+        return
+    corpus = corpus_of(data)
+    chats = corpus.format in ("chat", "preference") and stage.kind != "tokenizer"  # type: ignore[attr-defined]
+    plain = data.format is None and not data.columns and not is_dataset(str(data.source))
+    if chats or (corpus.format == "text" and plain):
+        # Documents of any size come in pieces; chats are refused there, with a word about finetuning.
         yield from read_pieces(str(data.source))
+    else:
+        yield from (Piece(text, True) for record in corpus for text in texts_of(record) if text.strip())
+
+
+def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = None) -> Corpus:
+    """The records of a part of the data: `source`, `dev` or `test`."""
+    return Corpus(
+        str(getattr(data, part)),
+        format=format or data.format,
+        columns=data.columns or None,
+        subset=data.subset,
+        split=data.split if part == "source" else getattr(data, f"{part}_split"),
+        streaming=data.streaming,
+    )
+
+
+def texts_of(record: AnyRecord) -> list[str]:
+    """The texts that a record holds, whatever it is for."""
+    if isinstance(record, Text):
+        return [record.text]
+    if isinstance(record, Conversation):
+        return [str(message["content"]) for message in record.messages]
+    if isinstance(record, Preference):
+        return [str(message["content"]) for part in vars(record).values() for message in part]
+    if isinstance(record, LabelledText):
+        return [record.text, *([record.other] if record.other else [])]
+    if isinstance(record, TaggedTokens):
+        return [" ".join(record.words)]
+    if isinstance(record, Question):
+        return [record.question, record.context]
+    if isinstance(record, Choice):
+        return [record.question, *record.choices]
+    return [record.source, record.target, *record.references]
 
 
 def texts(parts: Iterable[Piece]) -> Iterator[str]:

@@ -63,6 +63,7 @@ def setup(settings: PretrainStage, context: Context, model: Model | None = None)
     learned, held_out = split_tokens(settings, context, tokenizer)
     learning.stream, learning.steps, learning.examples = make_stream(settings, context, objective, learned, length)
     learning.validate = make_validation(settings, objective, held_out, length)
+    learning.compare = model_folder_of(context) is not None
     if settings.copy_steps or settings.copy_every:
         learning.stream = copy_first(settings, context, tokenizer, learning.stream)
     return learning

@@ -17,7 +17,7 @@ from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, Validate, example_stream, fresh_config, mean_length, with_dropout
-from quatrain.stages.material import model_folder_of, tokenizer_of
+from quatrain.stages.material import corpus_of, model_folder_of, tokenizer_of
 from quatrain.stages.translations import measure_texts
 from quatrain.text.corpus import Corpus
 from quatrain.text.records import Fault, Pair, Record
@@ -51,6 +51,9 @@ SCORE = ("score",)
 
 SHOWN = 12
 """Samples of the held-out set that the report shows, evenly spread."""
+
+QUOTED = ("f1", "accuracy", "pearson", "bleu")
+"""The metrics that stand for a task, the first that it has before the others."""
 
 STRIDE = 128
 
@@ -91,15 +94,7 @@ def open_corpus(settings: FinetuneStage, data: DataSettings, part: str = "source
     wanted = FORMATS.get(settings.objective)
     if data.format is not None and wanted is not None and data.format != wanted:
         raise InputError(f"data.format: {data.format}; objective {settings.objective} reads {wanted}. Leave it out.")
-    split = data.split if part == "source" else getattr(data, f"{part}_split")
-    return Corpus(
-        str(getattr(data, part)),
-        format=wanted or data.format,
-        columns=data.columns or None,
-        subset=data.subset,
-        split=split,
-        streaming=data.streaming,
-    )
+    return corpus_of(data, part, format=wanted)
 
 
 def labels_of(settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
@@ -227,7 +222,8 @@ def measure(settings: FinetuneStage, context: Context, learning: Learning, resul
         scores |= found
     else:
         result.samples = samples(learning, records, name)
-    result.scores = {name: scores | {"count": len(records)}}
+    first = next((key for key in QUOTED if key in scores), "loss")
+    result.scores = {name: {first: scores[first]} | scores | {"count": len(records)}}
     context.reporter.score(name, result.scores[name])
 
 

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from quatrain.recipe import Recipe
 from quatrain.settings import Settings
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import CHAT_TEMPLATE, pieces, texts
 from quatrain.text.tokenizer import Tokenizer
+from quatrain.training.settings import PretrainStage
+
+SENTINELS = 100
+"""Sentinels that a tokenizer for hidden spans gets, as T5's has."""
+
+
+def needed_tokens(recipe: Recipe) -> list[str]:
+    """Special tokens that the recipe's stages need beside those of the tokenizer's kind."""
+    objectives = {stage.objective for stage in recipe.stage if isinstance(stage, PretrainStage)}
+    found = []
+    if objectives & {"masked", "denoise"} and recipe.tokenizer.kind != "wordpiece":
+        found.append("<mask>")
+    if "span" in objectives:
+        found += [f"<extra_id_{number}>" for number in range(SENTINELS)]
+    return found
 
 
 def run(settings: Settings, context: Context) -> StageResult:
@@ -17,7 +33,10 @@ def run(settings: Settings, context: Context) -> StageResult:
         tokenizer = Tokenizer.load(wanted.path)
         tokenizer.save(context.tokenizer_folder)
         return StageResult(notes=[f"taken over from {wanted.path}: {tokenizer.vocab_size:,} tokens"])
-    chat = any(stage.kind in ("finetune", "dpo") for stage in context.recipe.stage)
+    chat = any(
+        stage.kind == "dpo" or (stage.kind == "finetune" and stage.objective == "chat")
+        for stage in context.recipe.stage
+    )
     template = wanted.chat_template or (CHAT_TEMPLATE if chat else None)
     count = 0
 
@@ -34,7 +53,8 @@ def run(settings: Settings, context: Context) -> StageResult:
         kind=wanted.kind,
         vocab_size=wanted.vocab_size,
         spaces=wanted.spaces,
-        special_tokens=wanted.special_tokens,
+        lowercase=wanted.lowercase,
+        special_tokens=tuple(dict.fromkeys([*wanted.special_tokens, *needed_tokens(context.recipe)])),
         chat_template=template,
     )
     tokenizer.save(context.tokenizer_folder)

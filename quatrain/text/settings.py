@@ -63,15 +63,20 @@ class TokenizerSettings(Settings):
     spaces: Literal["attached", "free"] = Field(
         default="attached", description="free: a name is the same tokens after a space, in quotes and in code (bpe)"
     )
+    lowercase: bool = Field(default=False, description="read capitals as small letters (wordpiece, word)")
     special_tokens: Listing[str] = ()
     chat_template: str | None = Field(default=None, min_length=1, description="a chat template, such as chatml")
 
     def conflicts(self) -> Iterator[Problem]:
         if self.spaces == "free" and self.kind != "bpe":
             yield Problem(("spaces",), f'"free"; only kind = "bpe" has it, not "{self.kind}"', (("kind",),))
+        if self.lowercase and self.kind not in ("wordpiece", "word"):
+            text = f'true; only kind = "wordpiece" or "word" has it, not "{self.kind}"'
+            yield Problem(("lowercase",), text, (("kind",),))
 
 
 class TokenizerStage(Settings):
     """Trains the recipe's tokenizer on its data, or takes over the one at `tokenizer.path`."""
 
     kind: Literal["tokenizer"] = "tokenizer"
+    data: DataSettings | None = None

@@ -23,7 +23,7 @@ KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 #: Marks "not said" where None means "none, please".
 UNSET: Any = object()
 
-_EOS, _PAD, _UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
+_EOS, _PAD, _UNK, _MASK = "<|endoftext|>", "<|pad|>", "<|unk|>", "<mask>"
 _BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _ASCII = string.ascii_letters + string.digits + string.punctuation
 #: Texts are handed to the trainers in pieces of about this many characters: they buffer 256 of them.
@@ -112,7 +112,8 @@ def _roles(kind: str, extra: Sequence[str], eos: str | None, pad: str | None) ->
         return _BERT | {role: token for role, token in asked.items() if token is not UNSET}
     default = [token if kind != "char" or token in extra else None for token in (_EOS, _PAD)]
     eos, pad = (asked if asked is not UNSET else usual for asked, usual in zip((eos, pad), default, strict=True))
-    return {"eos_token": eos, "pad_token": pad, "unk_token": _UNK if kind in ("word", "unigram") else None}
+    found = {"eos_token": eos, "pad_token": pad, "unk_token": _UNK if kind in ("word", "unigram") else None}
+    return found | ({"mask_token": _MASK} if _MASK in extra else {})
 
 
 def _untrained(

@@ -1,0 +1,282 @@
+"""Stages whose objective is not the next token: from fresh weights and from a model that has read, to folders that
+transformers loads.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import quatrain
+from quatrain.errors import InputError
+from quatrain.progress import SilentReporter
+from quatrain.recipe import loads
+from quatrain.run import Run
+from quatrain.text.tokenizer import Tokenizer
+
+HEAD = """
+name = "tiny"
+[data]
+{data}
+[tokenizer]
+kind = "{tokenizer}"
+vocab_size = {vocab}
+[model]
+family = "{family}"
+hidden_size = 16
+num_hidden_layers = 2
+num_attention_heads = 2
+intermediate_size = 32
+max_position_embeddings = 48
+[evaluate]
+examples = 20
+max_new_tokens = 6
+"""
+TRAIN = "train = {{ steps = {steps}, batch_tokens = 256, learning_rate = 1e-2, warmup = 2, log_every = 1{more} }}\n"
+GOOD, BAD = "fine lovely great superb".split(), "dull awful poor dreadful".split()
+THINGS = "film story actor ending music scene".split()
+
+
+def stage(kind: str, steps: int = 0, more: str = "", **keys: str) -> str:
+    lines = [f'[[stage]]\nkind = "{kind}"', *(f"{key} = {value}" for key, value in keys.items())]
+    return "\n".join(lines) + "\n" + (TRAIN.format(steps=steps, more=more) if steps else "")
+
+
+def go(folder: Path, *stages: str, **head: Any) -> Run:
+    head = {"tokenizer": "wordpiece", "vocab": 120, "family": "bert"} | head
+    return quatrain.run(loads(HEAD.format(**head) + "".join(stages)), runs_dir=folder, reporter=SilentReporter())
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One small file for each task, each easy to learn."""
+    folder, draw = tmp_path_factory.mktemp("data"), random.Random(0)
+    files: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("classify", "regress", "tag", "answer", "choice", "seq2seq", "embed", "text")
+    }
+    for number in range(120):
+        good = number % 2
+        thing, word = draw.choice(THINGS), draw.choice(GOOD if good else BAD)
+        text = f"the {thing} was {word}"
+        files["text"].append({"text": f"{text}. It was a {word} {thing}. Nobody saw it."})
+        files["classify"].append({"text": text, "label": "good" if good else "bad"})
+        files["regress"].append({"sentence1": text, "sentence2": thing, "score": float(good)})
+        files["tag"].append({"tokens": text.split(), "ner_tags": ["O", "B-THING", "O", "B-GOOD" if good else "O"]})
+        start = text.index(thing)
+        files["answer"].append({"id": str(number), "context": text, "question": f"what was {word}",
+                                "answers": {"text": [thing], "answer_start": [start]}})  # fmt: skip
+        files["choice"].append({"question": text, "choices": ["great", "poor"], "answer": 0 if good else 1})
+        files["seq2seq"].append({"source": text, "target": f"{word} {thing}"})
+        files["embed"].append({"source": text, "target": f"a {word} {thing}"})
+    return {name: write(folder / f"{name}.jsonl", rows) for name, rows in files.items()}
+
+
+CLASSES = {
+    "classify": "BertForSequenceClassification",
+    "regress": "BertForSequenceClassification",
+    "tag": "BertForTokenClassification",
+    "answer": "BertForQuestionAnswering",
+    "choice": "BertForMultipleChoice",
+    "embed": "BertModel",
+}
+LEARNED = {"classify": ("accuracy", 0.95), "tag": ("f1", 0.9), "answer": ("f1", 80.0), "choice": ("accuracy", 0.9),
+           "regress": ("pearson", 0.9)}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", CLASSES)
+def test_a_task_is_learned_from_fresh_weights(objective: str, data: dict[str, str], tmp_path: Path) -> None:
+    more = ', optimizer = "muon", evaluate_every = 40'
+    run = go(
+        tmp_path,
+        stage("tokenizer"),
+        stage("finetune", 120 if objective in LEARNED else 6, more, objective=f'"{objective}"'),
+        data=f"source = '{data[objective]}'\nvalidation = 0.2",
+    )
+    result = run.results[-1]
+    (name, scores), = result["scores"].items()
+    assert name == "held out" and scores["count"] == 20
+    assert result["validation_loss"] > 0 and result["metrics"]["validation_loss"] == result["validation_loss"]
+    if objective in LEARNED:
+        metric, least = LEARNED[objective]
+        assert scores[metric] >= least
+        assert next(iter(scores)) == metric, "what people quote stands first"
+        samples = result["samples"]
+        assert len(samples) >= 10 and all(sample["prompt"] and sample["output"] for sample in samples)
+    config = json.loads((run.model / "config.json").read_text())
+    assert config["architectures"] == [CLASSES[objective]]
+    model, report = getattr(transformers, CLASSES[objective]).from_pretrained(run.model, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    if objective == "classify":
+        assert model.config.id2label == {0: "bad", 1: "good"}
+        pipeline = transformers.pipeline("text-classification", model=model,
+                                         tokenizer=transformers.AutoTokenizer.from_pretrained(run.model))  # fmt: skip
+        assert pipeline("the film was superb")[0]["label"] == "good"
+        assert pipeline("the film was dreadful")[0]["label"] == "bad"
+
+
+@pytest.mark.parametrize(
+    ("family", "objective", "tokenizer", "more"),
+    [
+        ("bert", "masked", "wordpiece", {"whole_words": "true"}),
+        ("bert", "masked", "wordpiece", {"next_sentence": "true"}),
+        ("roberta", "masked", "bpe", {"rows": '"documents"'}),
+        ("t5", "span", "unigram", {}),
+        ("t5", "span", "bpe", {"rows": '"documents"', "mean_span": "2.0"}),
+        ("bart", "denoise", "bpe", {"hidden": "0.2"}),
+    ],
+)
+def test_text_is_learned_by_hiding_it(
+    family: str, objective: str, tokenizer: str, more: dict[str, str], data: dict[str, str], tmp_path: Path
+) -> None:
+    run = go(
+        tmp_path,
+        stage("tokenizer"),
+        stage("pretrain", 30, ', optimizer = "muon", evaluate_every = 15', objective=f'"{objective}"', **more),
+        data=f"source = '{data['text']}'\nvalidation = 0.2",
+        family=family,
+        tokenizer=tokenizer,
+        vocab=480,
+    )
+    result = run.results[-1]
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert result["validation_loss"] == losses[1]
+    if objective == "masked":
+        assert 0 < result["metrics"]["validation_accuracy"] <= 1
+    kind = "pretraining" if "next_sentence" in more else objective
+    auto = {"masked": transformers.AutoModelForMaskedLM, "pretraining": transformers.AutoModelForPreTraining}
+    _, report = auto.get(kind, transformers.AutoModelForSeq2SeqLM).from_pretrained(run.model, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert Tokenizer.load(run.model).fingerprint == Tokenizer.load(run.folder / "stages/01-tokenizer/tokenizer").fingerprint
+
+
+def test_a_model_that_has_read_gets_the_head_of_its_task(data: dict[str, str], tmp_path: Path) -> None:
+    text = f"{{ source = '{data['text']}', validation = 0.0 }}"
+    run = go(
+        tmp_path,
+        stage("tokenizer", data=text),
+        stage("pretrain", 5, objective='"masked"', data=text),
+        stage("finetune", 5, objective='"classify"'),
+        data=f"source = '{data['classify']}'\ntest = '{data['classify']}'",
+    )
+    before = quatrain.load(run.folder / "stages/02-pretrain/model")
+    assert list(run.results[-1]["scores"]) == ["test"]
+    assert before.config.head == "masked"
+    # Started from the weights that had read, not from fresh ones: five steps of 0.01 move no weight by more.
+    after = quatrain.load(run.model)
+    assert after.config.head == "sequence_classification" and after.config.labels == ("bad", "good")
+    change = (after.embed_tokens.weight - before.embed_tokens.weight).abs().max()
+    assert 0 < change < 0.2
+
+
+def test_texts_are_said_and_compared_with_what_people_wrote(data: dict[str, str], tmp_path: Path) -> None:
+    run = go(
+        tmp_path,
+        stage("tokenizer"),
+        stage("finetune", 150, ', optimizer = "muon"', objective='"seq2seq"', prefix='"say: "', label_smoothing="0.1"),
+        data=f"source = '{data['seq2seq']}'\nvalidation = 0.2",
+        family="t5",
+        tokenizer="bpe",
+        vocab=400,
+    )
+    scores = run.results[-1]["scores"]["held out"]
+    assert scores["perplexity"] < 5 and scores["loss"] > 0
+    sample = run.results[-1]["samples"][0]
+    assert sample["prompt"].startswith("the ") and sample["reference"].split()[0] in GOOD + BAD
+    assert len({sample["output"] for sample in run.results[-1]["samples"]}) > 1
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(run.model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.model)
+    ids = tokenizer("say: " + sample["prompt"], return_tensors="pt", add_special_tokens=False).input_ids
+    said = theirs.generate(ids, max_new_tokens=6, do_sample=False)
+    assert tokenizer.decode(said[0], skip_special_tokens=True).strip() == sample["output"]
+
+
+def test_training_goes_on_and_says_what_it_brought(data: dict[str, str], tmp_path: Path) -> None:
+    text = f"source = '{data['text']}'\nvalidation = 0.2"
+    first = go(tmp_path / "a", stage("tokenizer"), stage("pretrain", 6), data=text, family="llama", tokenizer="bpe",
+               vocab=400)  # fmt: skip
+    head = f"name = 'on'\n[data]\n{text}\n[model]\nfolder = '{first.model}'\n"
+    run = quatrain.run(loads(head + stage("pretrain", 30)), runs_dir=tmp_path, reporter=SilentReporter())
+    result = run.results[0]
+    assert result["validation_loss_before"] == pytest.approx(first.results[-1]["validation_loss"], rel=1e-5)
+    assert result["validation_loss"] < result["validation_loss_before"]
+    assert any("before" in note and "after" in note for note in result["notes"])
+
+
+WRONG = [
+    ("llama", "masked", 'stage[1].objective: "masked"; no model of family = "llama" does it, only bert'),
+    ("bert", "span", 'stage[1].objective: "span"; no model of family = "bert" does it, only t5'),
+    ("bart", "causal", 'stage[1].objective: "causal"; no model of family = "bart" does it, only llama'),
+]
+
+
+@pytest.mark.parametrize(("family", "objective", "message"), WRONG)
+def test_a_family_that_cannot_do_it_is_refused_at_once(family: str, objective: str, message: str) -> None:
+    text = HEAD.format(data='source = "x.txt"', family=family, tokenizer="bpe", vocab=300)
+    with pytest.raises(InputError) as caught:
+        loads(text + stage("tokenizer") + stage("pretrain", 5, objective=f'"{objective}"'))
+    assert any(problem.startswith(message) for problem in caught.value.problems)
+
+
+def test_settings_that_say_nothing_are_refused_all_at_once() -> None:
+    text = HEAD.format(data='source = "x.txt"', family="bert", tokenizer="bpe", vocab=300)
+    with pytest.raises(InputError) as caught:
+        loads(
+            text
+            + stage("tokenizer")
+            + stage("pretrain", 5, objective='"masked"', copy_steps="3", mean_span="2.0")
+            + stage("finetune", 5, objective='"answer"', labels='["a"]', prefix='"x"')
+        )
+    places = {problem.partition(":")[0] for problem in caught.value.problems}
+    assert places == {"stage[1].copy_steps", "stage[1].mean_span", "stage[2].labels", "stage[2].prefix"}
+
+
+def test_data_of_another_kind_is_refused_with_its_place(data: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="labelled texts"):
+        go(tmp_path, stage("tokenizer"), stage("finetune", 5, objective='"classify"'),
+           data=f"source = '{data['tag']}'")  # fmt: skip
+
+
+def test_a_label_that_the_recipe_does_not_know_is_named_with_its_line(data: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        go(tmp_path, stage("tokenizer"), stage("finetune", 5, objective='"classify"', labels='["good", "other"]'),
+           data=f"source = '{data['classify']}'")  # fmt: skip
+    assert f"{data['classify']}:1" in caught.value.problems[0] and "bad" in caught.value.problems[0]
+
+
+def test_a_killed_task_goes_on_bit_for_bit(data: dict[str, str], tmp_path: Path) -> None:
+    """Stopped by a fault after a checkpoint, started again: the weights are those of the run that was not stopped."""
+    stages = (
+        stage("tokenizer"),
+        stage("finetune", 8, ", checkpoint_every = 3, dropout = 0.1", objective='"tag"'),
+    )
+    text = f"source = '{data['tag']}'\nvalidation = 0.2"
+    whole = go(tmp_path / "whole", *stages, data=text)
+    from quatrain.training.trainer import Trainer
+
+    real = Trainer._one_step
+
+    def dying(self: Trainer) -> None:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_one_step", dying)
+        with pytest.raises(BaseException):  # noqa: B017
+            go(tmp_path / "cut", *stages, data=text)
+    again = go(tmp_path / "cut", *stages, data=text)
+    ours, other = quatrain.load(whole.model).state_dict(), quatrain.load(again.model).state_dict()
+    assert all(torch.equal(ours[name], other[name]) for name in ours)
