@@ -57,6 +57,7 @@ class Gradients:
             )
         self.model, self.objective, self.settings, self.seed = model, objective, settings, seed
         self.parallel = parallel
+        self.whole_way = Losses(model, objective)
         self.stream = of_process(stream, parallel.rank, parallel.size)
         self.saved: memory.Saved | None = None
         self.shape: tuple[int, ...] = ()
@@ -67,7 +68,7 @@ class Gradients:
     ) -> None:
         """Before the first step: the weights that learn, in their working precision."""
         self.weights, self.scaler, self.compiled, self.warn = weights, scaler, compiled, warn
-        self.losses = self.parallel.wrap(Losses(self.model, self.objective))
+        self.losses = self.parallel.wrap(self.whole_way)
         self.watch = GradientWatch(weights.masters)
 
     def draw_anew(self, step: int) -> None:
@@ -111,6 +112,7 @@ class Gradients:
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
             tokens += batches[number].input_ids.numel()
+        self.parallel.synchronise([master.grad for master in self.weights.masters.values() if master.grad is not None])
         names = sorted(sums)
         values = self.parallel.sum([total, weight, tokens, *(sums[name] for name in names)])
         divisor = values[1] if values[1] > 0 else 1.0
@@ -136,7 +138,7 @@ class Gradients:
     def _passes(self, step: int, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:
         """Forward and backward; the sum of the loss, its weight and metrics."""
         measuring: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self.watch is not None and not self.compiled.active:
+        if self.watch is not None and not self.compiled.active and not self.parallel.shards:
             self.saved = self.saved or memory.Saved(self.model, self.model.config.vocab_size)
             measuring = self.saved.measured(self.settings.activation_checkpointing)
         with measuring:

@@ -16,6 +16,7 @@ from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.planning.counts import BYTES, activation_bytes
 from quatrain.training import chunked_loss
 from quatrain.training.acceleration import blocks
+from quatrain.training.optimizers import part_of
 from quatrain.training.settings import TrainSettings
 
 _REFUSED = ("out of memory", "can't allocate memory", "not enough memory", "defaultcpuallocator", "bad_alloc")
@@ -29,8 +30,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors, each storage once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    """Bytes of tensors, each storage once; of tensors that processes hold parts of, this one's part."""
+    parts = (part_of(tensor) for tensor in tensors)
+    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
     return sum(storages.values())
 
 

@@ -73,10 +73,40 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        updates = orthogonalize(torch.stack(nesterov), dtype=self.dtype).unbind()
+        updates = self._orthogonalized(list(nesterov))
         scale = 0.2 * max(shape) ** 0.5
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
+
+
+    def _orthogonalized(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Each matrix with all singular values near 1. Of parted matrices every process works on the whole."""
+        if not is_parted(matrices[0]):
+            return list(orthogonalize(torch.stack(matrices), dtype=self.dtype).unbind())
+        whole = torch.stack([matrix.full_tensor() for matrix in matrices])  # type: ignore[attr-defined]
+        updates = orthogonalize(whole, dtype=self.dtype).unbind()
+        return [parted_like(update, matrix) for update, matrix in zip(updates, matrices, strict=True)]
+
+
+def is_parted(tensor: Tensor) -> bool:
+    """Whether processes hold parts of a tensor: a DTensor, whose module takes most of a second to import."""
+    return hasattr(tensor, "device_mesh")
+
+
+def part_of(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor; the tensor where it is whole."""
+    return tensor.to_local() if is_parted(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def parted_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has whole, parted as another is; itself where that is whole too."""
+    if not is_parted(like):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(mesh, like.placements)  # type: ignore[attr-defined]
 
 
 def make_optimizers(
@@ -151,4 +181,7 @@ def load_optimizer_tensors(
         parameter = trainable[parameter_name]
         # AdamW keeps its step count on the CPU whatever the device of the parameter.
         device = "cpu" if key == "step" else parameter.device
-        owners[parameter].state[parameter][key] = value.to(device)
+        value = value.to(device)
+        if key != "step" and not is_parted(value):
+            value = parted_like(value, parameter)
+        owners[parameter].state[parameter][key] = value

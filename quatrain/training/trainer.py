@@ -22,19 +22,14 @@ from torch import Tensor
 from quatrain.adaptation.token_rows import WEIGHT, learned_rows
 from quatrain.errors import QuatrainError
 from quatrain.models.stack import Model
-from quatrain.training import checkpoints, guards, memory
+from quatrain.training import guards, memory, saving
 from quatrain.training.acceleration import Compiled, activation_checkpointing
 from quatrain.training.chunked_loss import chunking
 from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
-from quatrain.training.optimizers import (
-    load_optimizer_tensors,
-    make_optimizers,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from quatrain.training.optimizers import make_optimizers, set_learning_rate
 from quatrain.training.parallel import Parallel, Single
-from quatrain.training.precision import DTYPES, LossScaler, Precision, dtype_name, working_dtype
+from quatrain.training.precision import LossScaler, Precision, dtype_name, working_dtype
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings
 from quatrain.training.stopping import Best
@@ -121,7 +116,7 @@ class Trainer:
         self.guard, self.best = guards.Guard(settings), Best(settings)
         self.memory: dict[str, int] = {}
         self._best_weights: dict[str, Tensor] | None = None
-        self._recent: deque[float] = deque(maxlen=50)
+        self.recent: deque[float] = deque(maxlen=50)
 
     def train(self) -> TrainResult:
         """Runs to the last step, from the newest whole checkpoint if there is one. Leaves the model in evaluation mode.
@@ -129,8 +124,8 @@ class Trainer:
         Raises QuatrainError at a bad step (`guards.Guard`), or where the memory does not suffice; the last checkpoint
         stays.
         """
-        state, tensors = self._find_checkpoint()
-        self.weights = Precision(self.model, self.dtype)
+        state, tensors = saving.find(self)
+        self.weights = Precision(self.model, self.parallel.shard(self.gradients.whole_way, self.dtype))
         self.scaler = self._make_scaler(state)
         # Decay would move the embedding's frozen rows.
         undecayed = {WEIGHT} if learned_rows(self.model) else set()
@@ -142,7 +137,7 @@ class Trainer:
                 self.weights.masters, self.settings, dtype=self.dtype, undecayed=undecayed
             )
             if state is not None:
-                load_optimizer_tensors(self.weights.masters, self.optimizers, tensors)
+                saving.restore(self, state, tensors)
             with (
                 torch.random.fork_rng(devices=devices),
                 chunking(self.settings.chunked_loss),
@@ -150,17 +145,19 @@ class Trainer:
             ):
                 self._loop()
             self._put_best_weights()
+            # Only where all have come this far: it waits for the others.
+            self.parallel.close(self.model)
         finally:
             self.compiled.close()
             self.weights.close()
             self.model.eval()
-        self._load_best_checkpoint()
+        saving.load_best(self)
         return TrainResult(
             self.step,
             self.tokens,
             self.seconds,
             self._mean_loss(),
-            self.best.metrics if self._keeps_best and self.best.step is not None else self.metrics,
+            self.best.metrics if self.keeps_best and self.best.step is not None else self.metrics,
             dtype_name(self.dtype),
             best_step=self.best.step,
             skipped=self.guard.skipped,
@@ -185,11 +182,11 @@ class Trainer:
             last = self.step == self.steps
             if self.hooks.validate is not None and (last or (every and self.step % every == 0)):
                 self.metrics = self._validate()
-                gained = self.best.update(self.step, self.metrics) and self._keeps_best
-            if gained and not self._saves:
+                gained = self.best.update(self.step, self.metrics) and self.keeps_best
+            if gained and not self.saves:
                 self._best_weights = {name: p.detach().clone() for name, p in self.weights.masters.items()}
-            due = self._checkpoint_due(time.monotonic() - saved_at)
-            if (due or (gained and self._saves)) and not last:
+            due = self._checkpoint_due(self.parallel.agree([time.monotonic() - saved_at])[0])
+            if (due or (gained and self.saves)) and not last:
                 self.save_checkpoint()
                 saved_at = time.monotonic()
 
@@ -205,7 +202,7 @@ class Trainer:
         self.tokens += found.tokens
         self.seconds += time.perf_counter() - started
         if skipped is None:
-            self._recent.append(found.loss)
+            self.recent.append(found.loss)
         speed = self.tokens / self.seconds
         if not self.parallel.is_main:
             return
@@ -244,7 +241,7 @@ class Trainer:
             self.scaler.advance(math.isfinite(found.norm))
             if math.isfinite(found.loss) and not math.isfinite(found.norm) and not self.scaler.exhausted:
                 return found, rate, f"float16's range was left, the loss's factor is now {self.scaler.factor:g}"
-        reason = self.guard.judge(found.loss, found.norm, self._recent)
+        reason = self.guard.judge(found.loss, found.norm, self.recent)
         if reason is not None:
             self._bad_step(reason, found, rate)
             return found, rate, reason
@@ -273,7 +270,7 @@ class Trainer:
         with self.compiled.paused():
             where = (
                 guards.largest_of(losses)
-                if math.isfinite(found.loss) and math.isfinite(found.norm)
+                if self.parallel.size > 1 or (math.isfinite(found.loss) and math.isfinite(found.norm))
                 else guards.where_from(self.model, self.weights.masters, found.batches, losses, self.gradients.losses)
             )
         kept = None
@@ -307,23 +304,26 @@ class Trainer:
         )
 
     def _mean_loss(self) -> float:
-        return sum(self._recent) / len(self._recent) if self._recent else math.nan
+        return sum(self.recent) / len(self.recent) if self.recent else math.nan
 
     def _validate(self) -> dict[str, float]:
         self.model.eval()
-        with self.weights.full(), torch.no_grad(), self.compiled.paused():
+        with self.weights.full(), torch.no_grad(), self.compiled.paused(), self.parallel.whole(self.model):
             metrics = self.hooks.validate(self.model)  # type: ignore[misc]
+        metrics = dict(zip(metrics, self.parallel.agree(list(metrics.values())), strict=True))
         self.model.train()
         if self.parallel.is_main:
             self.hooks.log({"step": self.step, **metrics})
         return metrics
 
     @property
-    def _saves(self) -> bool:
+    def saves(self) -> bool:
+        """Whether checkpoints are written."""
         return self.folder is not None and self.hooks.save is not None
 
     @property
-    def _keeps_best(self) -> bool:
+    def keeps_best(self) -> bool:
+        """Whether the run ends with the weights that were best at a validation."""
         return self.settings.keep == "best"
 
     def _put_best_weights(self) -> None:
@@ -335,67 +335,12 @@ class Trainer:
             self.weights.publish()
         self._best_weights = None
 
-    def _load_best_checkpoint(self) -> None:
-        """With checkpoints the best weights are in that of their step."""
-        if not (self._keeps_best and self._saves) or self.best.step in (None, self.step) or self.hooks.load is None:
-            return
-        checkpoint = checkpoints.place(self.folder, self.best.step)  # type: ignore[arg-type]
-        try:
-            checkpoints.check(checkpoint)
-        except QuatrainError as error:
-            self.hooks.warn(f"{error} The last weights are kept instead of the best, of step {self.best.step}.")
-            return
-        self.hooks.load(checkpoint)
-
     def _checkpoint_due(self, seconds: float) -> bool:
-        if not self._saves:
+        if not self.saves:
             return False
         every = self.settings.checkpoint_every
         return self.step % every == 0 if every else seconds > CHECKPOINT_SECONDS
 
     def save_checkpoint(self) -> Path:
         """Writes a checkpoint of this moment. Raises QuatrainError on a full disk, the one before stays whole."""
-        if self.folder is None or self.hooks.save is None:
-            raise ValueError("a checkpoint needs a folder and a hook that saves the weights")
-        state = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "stream": self.stream.state(),
-            "seed": self.seed,
-            "precision": dtype_name(self.dtype),
-            "recent": list(self._recent),
-            "steps": self.steps,
-            "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
-            "guard": self.guard.state(),
-            "best": self.best.state(),
-            "scaler": None if self.scaler is None else self.scaler.state(),
-        }
-        with self.weights.full():
-            return checkpoints.write(
-                self.folder,
-                self.step,
-                weights=self.hooks.save,
-                state=state,
-                tensors=optimizer_tensors(self.weights.masters, self.optimizers),
-                protect=() if not self._keeps_best or self.best.step is None else (self.best.step,),
-            )
-
-    def _find_checkpoint(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-        """Restores weights and counters from the newest whole checkpoint; returns its state and optimizer tensors."""
-        if self.folder is None or self.hooks.load is None:
-            return None, {}
-        checkpoint = checkpoints.newest_whole(self.folder, self.hooks.warn)
-        if checkpoint is None:
-            return None, {}
-        state, tensors = checkpoints.read_state(checkpoint)
-        self.hooks.load(checkpoint)
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.dtype = DTYPES[state["precision"]]
-        self._recent.extend(state["recent"])
-        self.stream.load_state(state["stream"])
-        self.metrics = state["metrics"]
-        self.guard.load_state(state["guard"])
-        self.best.load_state(state["best"])
-        self.hooks.resumed(self.step)
-        return state, tensors
+        return saving.save(self)

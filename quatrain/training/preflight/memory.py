@@ -18,8 +18,8 @@ from quatrain.planning.machine import resident_memory
 from quatrain.planning.memory import PeakMemory, TrainingShape, peak_memory_of
 from quatrain.training.objectives import Causal, Objective
 from quatrain.training.optimizers import Muon, make_optimizers
-from quatrain.training.preflight.probe import ask
 from quatrain.training.precision import DTYPES
+from quatrain.training.preflight.probe import ask
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import WindowStream
 from quatrain.training.trainer import Trainer

@@ -5,6 +5,7 @@ Operations over a rate say the time to a factor of two; a few steps of the train
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from typing import Any
@@ -66,7 +67,7 @@ def _steps(
         now = time.perf_counter()
         if step > WARM or now - began > SLOW:
             found.append((now - last, trainer.tokens - before))
-        if len(found) >= LEAST and sum(took for took, _ in found) > seconds or found and now - began > SLOW:
+        if (len(found) >= LEAST and sum(took for took, _ in found) > seconds) or (found and now - began > SLOW):
             raise _Enough
         last, before = time.perf_counter(), trainer.tokens
 
@@ -79,10 +80,8 @@ def _steps(
         steps=WARM + MOST,
         hooks=Hooks(progress=progress),
     )
-    try:
+    with contextlib.suppress(_Enough):
         trainer.train()
-    except _Enough:
-        pass
     return found
 
 

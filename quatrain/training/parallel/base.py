@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -29,28 +29,50 @@ class Parallel(Protocol):
     """What the trainer asks of the processes that train together.
 
     `gradient_factor` is what a synchronised gradient is multiplied by to be the sum over the processes: their number
-    where the synchronisation takes the mean, as DDP's does.
+    where the synchronisation takes the mean, as DDP's and FSDP's do. `shards` says that each process holds a part of
+    every weight alone.
     """
 
     rank: int
     size: int
     is_main: bool
     gradient_factor: float
+    shards: bool
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module to call in the place of `module`, whose forward is the whole way from a batch to its loss."""
+    def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
+        """Parts the weights of a network that computes in `dtype`; returns the dtype in which they are held then."""
+        ...
+
+    def wrap(self, losses: Losses) -> nn.Module:
+        """The module to call in the place of `losses`, whose forward is the whole way from a batch to its loss."""
         ...
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Around the backward passes of all micro-batches of a step but the last: gradients stay in the process."""
         ...
 
+    def synchronise(self, gradients: Sequence[Tensor]) -> None:
+        """After the last backward pass: what the module that `wrap` gave has not exchanged by itself."""
+        ...
+
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """The values, each summed over the processes, in one exchange."""
         ...
 
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """The first process's values, for all."""
+        ...
+
     def norm(self, gradients: Sequence[Tensor]) -> float:
         """The norm of all gradients together, of synchronised ones."""
+        ...
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within it every process has all weights of the model, in full precision, and may use it alone."""
+        ...
+
+    def close(self, model: nn.Module) -> None:
+        """The model is as it was before `shard` and `wrap`, with what it has learned."""
         ...
 
     def barrier(self) -> None:
@@ -65,25 +87,43 @@ class Single:
     size = 1
     is_main = True
     gradient_factor = 1.0
+    shards = False
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
+        """Parts nothing."""
+        return dtype
+
+    def wrap(self, losses: Losses) -> nn.Module:
         """The module itself."""
-        return module
+        return losses
 
-    @contextmanager
-    def no_sync(self) -> Iterator[None]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         """Does nothing."""
-        yield
+        return nullcontext()
+
+    def synchronise(self, gradients: Sequence[Tensor]) -> None:
+        """Does nothing."""
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """The values as numbers."""
         return [float(value) for value in values]
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """The values."""
+        return list(values)
 
     def norm(self, gradients: Sequence[Tensor]) -> float:
         """The Euclidean norm of all gradients together; 0 without any."""
         if not gradients:
             return 0.0
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients)))).item()
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Does nothing: all weights are here."""
+        return nullcontext()
+
+    def close(self, model: nn.Module) -> None:
+        """Does nothing."""
 
     def barrier(self) -> None:
         """Does nothing."""

@@ -1,0 +1,9 @@
+"""Training by several processes, started by torchrun: copies of the model (DDP) or parts of it (FSDP2, ZeRO).
+
+Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), Zhao et al. 2023 (FSDP, arXiv 2304.11277).
+"""
+
+from quatrain.training.parallel.base import Losses, Parallel, Single
+from quatrain.training.parallel.group import make_parallel, process_number
+
+__all__ = ["Losses", "Parallel", "Single", "make_parallel", "process_number"]

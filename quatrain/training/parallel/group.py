@@ -1,0 +1,68 @@
+"""The processes that torchrun has started: their group, and what each of them is for a way to train together."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from quatrain.errors import InputError
+from quatrain.training.parallel.base import Parallel, Single
+
+MODES = ("auto", "ddp", "zero1", "zero2", "zero3", "hybrid")
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others. torchrun ends all when one fails, so that none waits in vain."""
+
+
+def process_number() -> tuple[int, int]:
+    """(rank, size): the number of this process and how many there are, as torchrun's environment says; (0, 1) alone."""
+    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def join(device: torch.device) -> None:
+    """Makes this process one of the group: over NCCL where the device is CUDA, else over gloo. Once a process."""
+    if distributed.is_initialized():
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"Several processes are asked for (WORLD_SIZE = {os.environ.get('WORLD_SIZE')}), and {', '.join(missing)} "
+            "is not set. Start them with torchrun: torchrun --nproc-per-node 2 -m quatrain run RECIPE"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+
+
+def leave() -> None:
+    """Ends this process's part in the group, if there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> Parallel:
+    """How this process trains with the others: alone where there is no other.
+
+    `mode`: `ddp`, every process has the whole model and all exchange gradients; `zero1` to `zero3`, each holds a part
+    of the optimizer's state, of the gradients too, of the weights too; `hybrid`, parts within a machine and copies
+    between machines; `auto` is `ddp`. Raises InputError for another one.
+    """
+    if mode not in MODES:
+        raise InputError(f"parallel: {mode!r}; must be one of {', '.join(MODES)}.")
+    _, size = process_number()
+    if size == 1:
+        return Single()
+    device = torch.device(device)
+    if device.type == "mps":
+        raise InputError("Several processes train on CUDA or on the CPU, not on Apple's GPU; set train.device = cpu.")
+    join(device)
+    if mode in ("auto", "ddp"):
+        from quatrain.training.parallel.replicated import Replicated
+
+        return Replicated(device)
+    from quatrain.training.parallel.sharded import Sharded
+
+    return Sharded(device, mode)

@@ -1,0 +1,137 @@
+"""Two processes are one: DDP and every stage of ZeRO give the loss, the gradients' norm and the weights of one process,
+go on from each other's checkpoints, and leave a plain model behind.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import together
+import torch
+from safetensors.torch import load_file
+
+from quatrain.errors import InputError
+from quatrain.training.parallel import Single, make_parallel
+
+MODES = ("ddp", "zero1", "zero2", "zero3", "hybrid")
+VARIANTS = {
+    "adamw": {},
+    "muon": {"settings": {"optimizer": "muon"}},
+    "accumulation": {"settings": {"accumulation": 4, "batch_tokens": 320, "clip": 0.05}},
+    "adapter": {"adapter": True},
+    "recomputed": {"settings": {"activation_checkpointing": True, "chunked_loss": True}},
+    "best": {"settings": {"evaluate_every": 2, "keep": "best", "learning_rate": 0.05}},
+    "narrow": {"settings": {"precision": "bfloat16"}},
+}
+RESUMES = [
+    # (name, processes and mode that stop at step 3, processes and mode that go on)
+    ("zero3-zero3", "zero3", "zero3"),
+    ("ddp-zero2", "ddp", "zero2"),
+    ("zero3-ddp", "zero3", "ddp"),
+]
+
+
+def torchrun(cases: list[dict], folder: Path, processes: int = 2) -> subprocess.CompletedProcess:
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+               together.__file__, str(folder / "cases.json"), str(folder)]  # fmt: skip
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), str(root / "tests/support"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+
+
+def on(name: str, mode: str) -> dict:
+    """What a mode needs to be told; hybrid: two machines of one process."""
+    return {"name": name, "mode": mode} | ({"local": 1} if mode == "hybrid" else {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Every variant by one process and by two in every mode; and runs that one count of processes began."""
+    folder = tmp_path_factory.mktemp("together")
+    alone = [{"name": f"one-{name}", **case} for name, case in VARIANTS.items()]
+    saved = {"settings": {"checkpoint_every": 1, "optimizer": "muon"}}
+    alone.append({"name": "one-whole", **saved})
+    alone.append({"name": "cut-one", "stop": 3, "checkpoints": "one-two", **saved})
+    (folder / "alone.json").write_text(json.dumps(alone))
+    threads = torch.get_num_threads()
+    together.main(str(folder / "alone.json"), str(folder))
+    torch.set_num_threads(threads)
+    cases = [{**on(f"{mode}-{name}", mode), **case} for mode in MODES for name, case in VARIANTS.items()]
+    for name, first, second in RESUMES:
+        cases.append({**on(f"cut-{name}", first), "stop": 3, "checkpoints": name, **saved})
+        cases.append({**on(f"resumed-{name}", second), "checkpoints": name, **saved})
+        cases.append({**on(f"again-{name}", second), "checkpoints": name, **saved})
+    cases.append({**on("resumed-one-two", "zero3"), "checkpoints": "one-two", **saved})
+    cases.append({**on("cut-two", "zero3"), "stop": 3, "checkpoints": "two-one", **saved})
+    done = torchrun(cases, folder)
+    assert done.returncode == 0, done.stderr[-6000:]
+    (folder / "alone.json").write_text(json.dumps([{"name": "resumed-two-one", "checkpoints": "two-one", **saved}]))
+    together.main(str(folder / "alone.json"), str(folder))
+    torch.set_num_threads(threads)
+    return folder
+
+
+def same(folder: Path, name: str, expected: str, tolerance: float) -> None:
+    found, wanted = (load_file(folder / f"{each}.safetensors") for each in (name, expected))
+    assert found.keys() == wanted.keys()
+    for key in wanted:
+        assert (found[key] - wanted[key]).abs().max() <= tolerance, key
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_are_one(folder: Path, mode: str, variant: str) -> None:
+    one, two = (json.loads((folder / f"{name}-{variant}.json").read_text()) for name in ("one", mode))
+    narrow = variant == "narrow"
+    assert two["losses"] == pytest.approx(one["losses"], abs=2e-2 if narrow else 2e-6)
+    assert two["norms"] == pytest.approx(one["norms"], rel=3e-2 if narrow else 1e-5)
+    assert two["tokens"] == one["tokens"]
+    assert two["best"] == one["best"]
+    assert two["validations"] == pytest.approx(one["validations"], abs=2e-2 if narrow else 2e-6)
+    same(folder, f"{mode}-{variant}", f"one-{variant}", 1.5e-2 if narrow else 2e-5)
+
+
+def test_the_first_step_is_the_same_to_the_last_digits(folder: Path) -> None:
+    """Before AdamW's square roots make much of little."""
+    for mode in MODES:
+        one, two = (json.loads((folder / f"{name}-adamw.json").read_text()) for name in ("one", mode))
+        assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6)
+        assert two["norms"][0] == pytest.approx(one["norms"][0], rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "first", "second"), RESUMES)
+def test_a_run_goes_on_in_another_mode(folder: Path, name: str, first: str, second: str) -> None:
+    same(folder, f"resumed-{name}", "one-whole", 2e-5)
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit_both_times(folder: Path) -> None:
+    for name, _, _ in RESUMES:
+        same(folder, f"again-{name}", f"resumed-{name}", 0.0)
+
+
+@pytest.mark.parametrize("name", ["one-two", "two-one"])
+def test_a_run_goes_on_with_another_number_of_processes(folder: Path, name: str) -> None:
+    same(folder, f"resumed-{name}", "one-whole", 2e-5)
+
+
+def test_a_parted_checkpoint_has_nothing_pickled(folder: Path) -> None:
+    files = [path for path in (folder / "zero3-zero3").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json"}
+    shards = [path for path in files if "shards" in path.parts]
+    assert len(shards) >= 2, "each process writes its own part"
+    manifest = json.loads(next(path for path in files if path.name == "manifest.json").read_text())
+    assert any("shards" in name for name in manifest["files"])
+
+
+def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="must be one of auto, ddp, zero1"):
+        make_parallel("zero4")
+    assert isinstance(make_parallel("zero3"), Single), "one process has nobody to share with"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="torchrun --nproc-per-node"):
+        make_parallel("ddp")
