@@ -45,7 +45,7 @@ NO_INT8 = (
     'stage out, or choose family = "llama"'
 )
 
-UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every"})
+UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device"})
 """Keys that change what is seen of a run and not what it makes."""
 
 

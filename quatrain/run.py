@@ -26,10 +26,12 @@ from quatrain.fingerprints import stage_marks
 from quatrain.inputs import check_inputs, input_marks
 from quatrain.locks import LOCK_NAME, FolderLock
 from quatrain.memory import peak_memory, reset_peak_memory
+from quatrain.processes import process_number
 from quatrain.progress import Reporter, create_reporter, drop_metrics
 from quatrain.recipe import Recipe, changes, dumps, load, loads
 from quatrain.runfolder import free_name, link_folder, made, make_folder, prepare, read_json
 from quatrain.stages.base import Context, StageResult, stage_function, stage_name
+from quatrain.stages.together import dismiss, divided, follow
 
 RECIPE_FILE = "recipe.toml"
 STATE_FILE = "run.json"
@@ -81,19 +83,25 @@ def run(
         recipe = load(recipe, overrides)
     elif list(overrides):
         raise InputError("overrides go with the name or path of a recipe, not with a Recipe")
-    reporter = reporter or create_reporter()
     folder = Path(runs_dir) / recipe.name
+    if process_number()[0]:
+        follow(recipe, folder)
+        return Run(folder, recipe)
+    reporter = reporter or create_reporter()
     if not restart:
         done = finished_run(folder, recipe)
         if done is not None:
             from quatrain.summary import report_done_before
 
             report_done_before(done, reporter)
+            dismiss()
             return done
     check_inputs(recipe)
     make_folder(folder)
     with FolderLock(folder), stoppable():
-        return _Runner(folder, recipe, reporter).run(restart=restart, reuse=reuse)
+        found = _Runner(folder, recipe, reporter).run(restart=restart, reuse=reuse)
+    dismiss()
+    return found
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:
@@ -270,7 +278,7 @@ class _Runner:
         if not resumed:
             drop_metrics(context.metrics_path, name, after=-1)
         self.reporter.stage(index + 1, len(self.names), name, "going on" if resumed else "")
-        settings = self.recipe.stage[index]
+        settings: Any = divided(self.recipe.stage[index], process_number()[1])
         reset_peak_memory()
         begun = time.monotonic()
         with failures_explained(name, context.stage_folder):

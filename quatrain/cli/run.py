@@ -40,6 +40,7 @@ def run(
         List the shipped recipes and stop.
     """
     from quatrain.errors import InputError
+    from quatrain.processes import process_number
     from quatrain.progress import create_reporter
     from quatrain.recipe import load, recipe_names
 
@@ -56,7 +57,7 @@ def run(
     from quatrain.run import run as run_recipe
 
     done = run_recipe(loaded, runs_dir=runs_dir, restart=restart, reuse=reuse, reporter=reporter)
-    if json_lines:
+    if json_lines and not process_number()[0]:
         from quatrain.cli.output import show_json
 
         scores = {result["name"]: result["scores"] for result in done.results if result.get("scores")}

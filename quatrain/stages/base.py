@@ -19,6 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quatrain.processes import process_number
+
 if TYPE_CHECKING:
     from quatrain.progress import Reporter
     from quatrain.recipe import Recipe
@@ -55,6 +57,11 @@ class Context:
     seed: int
     reporter: Reporter
     shared: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes, of those that train together."""
+        return process_number()[0] == 0
 
     @property
     def model_folder(self) -> Path:

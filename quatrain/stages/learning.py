@@ -6,6 +6,7 @@ A stage sets up a `Learning`, from which the preflight tells what the run will b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,16 @@ from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
+from quatrain.processes import process_number
 from quatrain.progress import MetricsLog
+from quatrain.stages import together
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import model_folder_of, write_model
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
+from quatrain.training.device import training_device
 from quatrain.training.objectives import Objective
+from quatrain.training.parallel import Single, make_parallel
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import ExampleStream, Stream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
@@ -113,18 +118,24 @@ def train(
 
     `save` and `load` write and read the weights of a checkpoint.
     """
-    model, steps = learning.model, learning.steps
+    model, steps, settings = learning.model, learning.steps, learning.settings
+    size = process_number()[1] if together.trains_together(context.recipe.stage[context.index]) else 1
+    device = training_device(settings.device)
+    if size > 1 and context.is_main:
+        together.announce(context.index)
+    parallel = make_parallel(settings.parallel, device) if size > 1 else Single()
+    model.to(device)
     newest = checkpoints.newest_whole(context.checkpoints, context.reporter.warn)
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0
     with (
-        MetricsLog(context.metrics_path, context.name, resume_step=resume_step) as log,
+        metrics_log(context, resume_step) as log,
         context.reporter.task(context.name, total=steps) as task,
     ):
         hooks = Hooks(
             save=save,
             load=load,
             validate=learning.validate,
-            log=lambda entry: log.write(**entry),
+            log=lambda entry: log.write(**entry) if log is not None else None,
             progress=task.update,
             resumed=lambda step: context.reporter.info(f"{context.name} goes on from step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
@@ -139,6 +150,7 @@ def train(
             seed=context.seed,
             folder=context.checkpoints,
             hooks=hooks,
+            parallel=parallel,
         )
         result = trainer.train()
     trainable, _, _ = trainable_report(model)
@@ -157,6 +169,13 @@ def train(
             "metrics": result.metrics,
         },
     )
+
+
+def metrics_log(context: Context, resume_step: int) -> AbstractContextManager[MetricsLog | None]:
+    """The run's `metrics.jsonl`, which the first process alone writes."""
+    if not context.is_main:
+        return nullcontext()
+    return MetricsLog(context.metrics_path, context.name, resume_step=resume_step)
 
 
 def decoded(tokenizer: Tokenizer, batch: Any) -> list[str]:

@@ -61,6 +61,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "best": trainer.best.state(),
         "scaler": None if trainer.scaler is None else trainer.scaler.state(),
         "sharded": trainer.parallel.shards,
+        "accumulation": trainer.settings.accumulation,
     }
 
 
@@ -72,6 +73,12 @@ def find(trainer: Trainer) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     if checkpoint is None:
         return None, {}
     state, tensors = checkpoints.read_state(checkpoint)
+    if state["accumulation"] != trainer.settings.accumulation:
+        raise QuatrainError(
+            f"{checkpoint}: was written with {state['accumulation']} micro-batches a step, and this run has "
+            f"{trainer.settings.accumulation}, so that its place in the data means another one. Set train.accumulation "
+            f"= {state['accumulation']} and start a number of processes that divides it, or start over with --restart."
+        )
     if not state.get("sharded"):
         trainer.hooks.load(checkpoint)
     trainer.step, trainer.tokens, trainer.seconds = state["step"], state["tokens"], state["seconds"]

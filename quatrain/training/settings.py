@@ -25,6 +25,10 @@ class TrainSettings(Settings):
 
     To save memory: `chunked_loss` never holds all logits at once, `activation_checkpointing` keeps the input of each
     block alone and computes the rest anew for a third more time. `compile` lets torch.compile fuse the blocks.
+
+    Several processes, which torchrun starts, share the micro-batches of a step: `parallel` says what each of them holds
+    (`ddp`: the whole model; `zero1`, `zero2`, `zero3`: parts of the optimizer's state, gradients, weights too; `hybrid`:
+    parts within a machine, copies between machines). `device` is the GPU that is there unless said otherwise.
     """
 
     steps: int | None = Field(default=None, ge=1)
@@ -55,6 +59,8 @@ class TrainSettings(Settings):
     chunked_loss: Literal["auto", True, False] = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
+    parallel: Literal["auto", "ddp", "zero1", "zero2", "zero3", "hybrid"] = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 
     def conflicts(self) -> Iterator[Problem]:
         both = (("steps",), ("epochs",))

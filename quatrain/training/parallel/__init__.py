@@ -4,6 +4,6 @@ Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), Zhao et al. 2023 (FSDP, arXiv 
 """
 
 from quatrain.training.parallel.base import Losses, Parallel, Single
-from quatrain.training.parallel.group import make_parallel, process_number
+from quatrain.training.parallel.group import make_parallel
 
-__all__ = ["Losses", "Parallel", "Single", "make_parallel", "process_number"]
+__all__ = ["Losses", "Parallel", "Single", "make_parallel"]

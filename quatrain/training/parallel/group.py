@@ -9,17 +9,13 @@ import torch
 from torch import distributed
 
 from quatrain.errors import InputError
+from quatrain.processes import process_number
 from quatrain.training.parallel.base import Parallel, Single
 
 MODES = ("auto", "ddp", "zero1", "zero2", "zero3", "hybrid")
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others. torchrun ends all when one fails, so that none waits in vain."""
-
-
-def process_number() -> tuple[int, int]:
-    """(rank, size): the number of this process and how many there are, as torchrun's environment says; (0, 1) alone."""
-    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def join(device: torch.device) -> None:

@@ -1,0 +1,88 @@
+"""A run by several processes that torchrun started: the first one runs it, the others join it where it trains.
+
+Data is prepared, models are measured and files are written by the first process alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quatrain.errors import QuatrainError
+from quatrain.processes import process_number
+from quatrain.progress import SilentReporter
+from quatrain.recipe import Recipe
+from quatrain.runfolder import made
+from quatrain.settings import Settings
+from quatrain.stages.base import Context, stage_name
+
+END = -1
+
+
+def divided(settings: Settings, size: int) -> Settings:
+    """A stage whose steps have a micro-batch for each process: `accumulation` raised to a multiple of their number."""
+    train: Any = getattr(settings, "train", None)
+    if train is None or train.accumulation % size == 0:
+        return settings
+    parts = -(-train.accumulation // size) * size
+    return settings.model_copy(update={"train": train.model_copy(update={"accumulation": parts})})
+
+
+def trains_together(settings: Settings) -> bool:
+    """Whether all processes take part in a stage."""
+    return settings.kind in ("pretrain", "finetune")  # type: ignore[attr-defined]
+
+
+def announce(index: int) -> None:
+    """The first process tells the others which stage trains now, or END."""
+    from quatrain.training.device import training_device
+    from quatrain.training.parallel.group import join
+    from quatrain.training.parallel.replicated import Group
+
+    device = training_device()
+    join(device)
+    Group(device).agree([float(index)])
+
+
+def dismiss() -> None:
+    """The first process tells the others that the run is done."""
+    from quatrain.training.parallel.group import leave
+
+    if process_number()[1] > 1:
+        announce(END)
+        leave()
+
+
+def follow(recipe: Recipe, folder: Path) -> None:
+    """What a process other than the first does: trains with it, stage after stage, until it says that it is done."""
+    from quatrain.stages import finetune, pretrain
+    from quatrain.stages.learning import attach, train
+    from quatrain.training.device import training_device
+    from quatrain.training.parallel.group import join, leave
+    from quatrain.training.parallel.replicated import Group
+
+    device = training_device()
+    join(device)
+    while (index := int(Group(device).agree([0.0])[0])) != END:
+        context = context_of(recipe, folder, index)
+        settings: Any = divided(recipe.stage[index], process_number()[1])
+        learning = (pretrain if settings.kind == "pretrain" else finetune).setup(settings, context)
+        save, load = attach(learning, context)
+        train(learning, context, save=save, load=load)
+    leave()
+
+
+def context_of(recipe: Recipe, folder: Path, index: int) -> Context:
+    """The context of a stage, from what the stages before it have left on the disk."""
+    model = Path(recipe.model.folder) if recipe.model.folder else None
+    tokenizer = Path(recipe.tokenizer.path) if recipe.tokenizer.path else model
+    for number in range(index):
+        before = folder / "stages" / stage_name(number, recipe.stage[number])
+        if not (before / "result.json").is_file():
+            raise QuatrainError(f"{before} is not to be seen from this machine; all need the same run folder.")
+        tokenizer = made(before, "tokenizer") or tokenizer
+        model = made(before, "model") or model
+    name = stage_name(index, recipe.stage[index])
+    return Context(
+        recipe, folder, folder / "stages" / name, index, name, model, tokenizer, recipe.seed, SilentReporter()
+    )
