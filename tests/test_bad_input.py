@@ -269,6 +269,7 @@ def test_killed_at_a_random_moment_the_next_run_goes_on(made: Place, place: Plac
     process.send_signal(signal.SIGKILL)
     process.communicate()
     out = place.works("run", place.recipe)
-    assert ("nothing to do" in out) == (process.returncode == 0), seconds
+    # Killed after its last write and before its end, it may be finished too.
+    assert process.returncode or "nothing to do" in out, seconds
     weights = "runs/tiny/model/model.safetensors"
     assert (place.folder / weights).read_bytes() == (made.folder / weights).read_bytes(), seconds
