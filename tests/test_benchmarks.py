@@ -25,6 +25,7 @@ QUICK = {
     "startup.py": [],
     "families.py": ["--families", "llama", "bert", "t5"],
     "load_memory.py": [],
+    "trainer.py": [],
 }
 PEERLESS = {"quickstart.py", "kernels.py"}
 """Those that need no transformers."""

@@ -1,14 +1,29 @@
-"""`quatrain check`: whether a recipe is right, and what it comes to, before it costs anything."""
+"""`quatrain check`: whether a recipe is right, what it will read and learn, and what it will cost."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+if TYPE_CHECKING:
+    from quatrain.stages.preflight import Preflight
 
-def check(recipe: str, *overrides: str, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
-    """Check a recipe and the files that it names, and print it with every default filled in.
+WIDTH = 1200
+"""Characters of a sample that are shown."""
+
+
+def check(
+    recipe: str,
+    *overrides: str,
+    toml: bool = False,
+    no_measure: bool = False,
+    runs_dir: str = "runs",
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Check a recipe before it costs anything: what each stage will read and learn, its memory, time and disk.
+
+    Samples are shown with what is learned of them in green, or, without colours, between ⟦ and ⟧.
 
     Parameters
     ----------
@@ -16,27 +31,85 @@ def check(recipe: str, *overrides: str, json_lines: Annotated[bool, Parameter(na
         The name of a shipped recipe, or the path of a recipe in TOML.
     overrides
         Settings to change, such as seed=1 or stage.pretrain.train.steps=100.
+    toml
+        Only check the recipe's text and files, and print it with every default filled in.
+    no_measure
+        Take no steps, and say nothing of time and memory.
+    runs_dir
+        The folder in which the run would be.
     json_lines
         Write one JSON object, for programs.
     """
+    from pathlib import Path
+
     from quatrain.cli.output import show, show_json
     from quatrain.inputs import check_inputs
-    from quatrain.planning.counts import parameters as count_parameters
+    from quatrain.progress import SilentReporter, create_reporter
     from quatrain.recipe import dumps, load, to_dict
 
     loaded = load(recipe, overrides)
     check_inputs(loaded)
-    parameters = None
-    if loaded.model.folder is None:
-        parameters = count_parameters(loaded.model.config(loaded.tokenizer.vocab_size))
-    if json_lines:
-        show_json({"recipe": to_dict(loaded), "parameters": parameters})
+    if toml:
+        if json_lines:
+            show_json({"recipe": to_dict(loaded)})
+        else:
+            show(dumps(loaded).rstrip())
         return 0
-    show(dumps(loaded).rstrip())
-    show()
-    if parameters is not None:
-        vocabulary = "at most " if loaded.tokenizer.kind in ("char", "word") else ""
-        show(f"# The recipe is right. Its model has {vocabulary}{parameters:,} parameters.")
+    from quatrain.stages.preflight import preflight
+
+    reporter = SilentReporter() if json_lines else create_reporter()
+    told = preflight(loaded, folder=Path(runs_dir) / loaded.name, measure=not no_measure, reporter=reporter)
+    if json_lines:
+        show_json({"recipe": to_dict(loaded)} | told.as_dict())
     else:
-        show(f"# The recipe is right. It starts from the model in {loaded.model.folder}.")
-    return 0
+        _show(told)
+    return 2 if told.problems else 0
+
+
+def _show(told: Preflight) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from quatrain.cli.output import show
+    from quatrain.stages.preflight import rows_for_table
+    from quatrain.wording import format_bytes, format_duration
+
+    console = Console(highlight=False, soft_wrap=True)
+    for stage in told.stages:
+        console.print(Text(f"\n{stage.stage}", style="bold"), Text(f"({stage.objective})"))
+        for number, sample in enumerate(stage.found.samples, 1):
+            console.print(Text(f"  sample {number}", style="bold"), _sample(sample, console.color_system is not None))
+        rows = list(rows_for_table(stage))
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            show(f"  {name:{width}}  {value}")
+        for warning in stage.found.warnings:
+            show(f"  warning: {warning}")
+    show()
+    for line in told.skipped:
+        show(f"{line}.")
+    if told.problems:
+        console.print(Text("This cannot work:", style="bold red"))
+        for problem in told.problems:
+            show(f"  - {problem}")
+        return
+    time = f"about {format_duration(told.seconds)} of training, " if told.seconds is not None else ""
+    free = f" of {format_bytes(told.free)} free" if told.free is not None else ""
+    show(f"The recipe is right: {time}{format_bytes(told.disk)} of disk at most{free}.")
+
+
+def _sample(parts: list[tuple[str, bool]], colour: bool):  # type: ignore[no-untyped-def]
+    """A sample with what is learned in green, or between brackets."""
+    from rich.text import Text
+
+    text, left = Text(), WIDTH
+    for piece, learned in parts:
+        shown = piece[:left] + ("…" if len(piece) > left else "")
+        left -= len(piece)
+        if learned:
+            text.append(shown if colour else f"⟦{shown}⟧", style="green")
+        else:
+            text.append(shown)
+        if left <= 0:
+            break
+    return text

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PORTION = {"cpu": 1 << 18, "else": 1 << 26}
+PORTION = {"cpu": 1 << 19, "else": 1 << 26}
 """Logits that are float32 at a time: on a CPU as many as stay in its cache."""
 
 

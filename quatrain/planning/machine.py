@@ -69,7 +69,7 @@ def resident_memory() -> int:
 
 
 def available_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that a process can still have: of the GPU, or of RAM within the limit of its control group; None unknown."""
+    """Bytes that a process can still have: of the GPU, or of RAM within its control group's limit; None unknown."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = None

@@ -5,6 +5,7 @@ A stage sets up a `Learning`, from which the preflight tells what the run will b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -67,6 +68,9 @@ class Learning:
 def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResult]:
     """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`)."""
     model, tokenizer = learning.model, learning.tokenizer
+    from quatrain.stages.preflight import before_run
+
+    before_run(learning, context, context.recipe.stage[context.index])
     save, load = attach(learning, context)
     before = None
     if learning.compare and learning.validate is not None:
@@ -152,7 +156,9 @@ def train(
             hooks=hooks,
             parallel=parallel,
         )
+        began = time.perf_counter()
         result = trainer.train()
+        elapsed = time.perf_counter() - began
     trainable, _, _ = trainable_report(model)
     flops = flops_per_token(model.config, learning.length, training=True) * result.tokens
     return result, StageResult(
@@ -162,6 +168,7 @@ def train(
         trainable_parameters=trainable,
         extra={
             "training_seconds": result.seconds,
+            "elapsed_seconds": elapsed,
             "loss": result.loss,
             "precision": result.precision,
             "steps": result.steps,

@@ -152,9 +152,7 @@ class _Check:
             self.report.add(again)
         if isinstance(record, TaggedTokens):
             self.tags.add(row, record)
-        elif isinstance(record, LabelledText) and not self.corpus.layout.scores:
-            self._label(str(record.label), row.place)
-        elif isinstance(record, Choice):
+        elif (isinstance(record, LabelledText) and not self.corpus.layout.scores) or isinstance(record, Choice):
             self._label(str(record.label), row.place)
         for name, text in parts_of(record):
             self.lengths.setdefault(name, array.array("q")).append(self.count(text))

@@ -74,7 +74,7 @@ def check_turns(messages: list[Message], value: Any = None) -> Iterator[tuple[st
 
 
 def _order(role: str, before: str, *, first: bool) -> str | None:
-    """What is wrong with a turn of this role after one of the role `before` ("call": an assistant that calls a tool)."""
+    """What is wrong with a turn of this role after one of the role `before` ("call": an assistant's call of a tool)."""
     if role == "system" and not first:
         return "the system speaks after the beginning; put its message first"
     if role == "assistant" and before in ("", "system"):

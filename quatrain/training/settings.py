@@ -27,8 +27,8 @@ class TrainSettings(Settings):
     block alone and computes the rest anew for a third more time. `compile` lets torch.compile fuse the blocks.
 
     Several processes, which torchrun starts, share the micro-batches of a step: `parallel` says what each of them holds
-    (`ddp`: the whole model; `zero1`, `zero2`, `zero3`: parts of the optimizer's state, gradients, weights too; `hybrid`:
-    parts within a machine, copies between machines). `device` is the GPU that is there unless said otherwise.
+    (`ddp`: the whole model; `zero1`, `zero2`, `zero3`: parts of the optimizer's state, of gradients, of weights too;
+    `hybrid`: parts within a machine, copies between machines). `device` is the GPU that is there unless said otherwise.
     """
 
     steps: int | None = Field(default=None, ge=1)

@@ -24,6 +24,7 @@ from quatrain.errors import QuatrainError
 from quatrain.models.stack import Model
 from quatrain.training import guards, memory, saving
 from quatrain.training.acceleration import Compiled, activation_checkpointing
+from quatrain.training.allocation import freed_memory_kept
 from quatrain.training.chunked_loss import chunking
 from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
@@ -142,6 +143,7 @@ class Trainer:
                 torch.random.fork_rng(devices=devices),
                 chunking(self.settings.chunked_loss),
                 activation_checkpointing(self.model, self.settings.activation_checkpointing),
+                freed_memory_kept(self.device.type == "cpu"),
             ):
                 self._loop()
             self._put_best_weights()

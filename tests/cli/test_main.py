@@ -131,7 +131,7 @@ def test_ctrl_c_gives_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes close otherwise elsewhere")
 def test_a_reader_that_goes_away_gives_no_traceback() -> None:
-    command = f"{sys.executable!r} -m quatrain check {str(FULL)!r} | head -1"
+    command = f"{sys.executable!r} -m quatrain check --toml {str(FULL)!r} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout == 'name = "full"\n'
     assert done.stderr == ""
@@ -149,12 +149,12 @@ def test_recipes_lists_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_prints_a_recipe_that_loads_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from quatrain.recipe import load
 
-    assert main(["check", str(FULL), "seed=7"]) == 0
+    assert main(["check", str(FULL), "seed=7", "--toml"]) == 0
     path = tmp_path / "resolved.toml"
     path.write_text(capsys.readouterr().out)
     assert load(path) == load(FULL, ["seed=7"])
-    assert main(["check", str(FULL), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["parameters"] > 1_000_000
+    assert main(["check", str(FULL), "--toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["seed"] == load(FULL).seed
 
 
 def test_check_names_files_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,7 +159,8 @@ def test_text_is_learned_by_hiding_it(
     auto = {"masked": transformers.AutoModelForMaskedLM, "pretraining": transformers.AutoModelForPreTraining}
     _, report = auto.get(kind, transformers.AutoModelForSeq2SeqLM).from_pretrained(run.model, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    assert Tokenizer.load(run.model).fingerprint == Tokenizer.load(run.folder / "stages/01-tokenizer/tokenizer").fingerprint
+    first = Tokenizer.load(run.folder / "stages/01-tokenizer/tokenizer")
+    assert Tokenizer.load(run.model).fingerprint == first.fingerprint
 
 
 def test_a_model_that_has_read_gets_the_head_of_its_task(data: dict[str, str], tmp_path: Path) -> None:
@@ -275,7 +276,7 @@ def test_a_killed_task_goes_on_bit_for_bit(data: dict[str, str], tmp_path: Path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_one_step", dying)
-        with pytest.raises(BaseException):  # noqa: B017
+        with pytest.raises(BaseException):
             go(tmp_path / "cut", *stages, data=text)
     again = go(tmp_path / "cut", *stages, data=text)
     ours, other = quatrain.load(whole.model).state_dict(), quatrain.load(again.model).state_dict()

@@ -2,10 +2,12 @@
 
     torchrun --nproc-per-node 2 together.py CASES.json FOLDER
 
-A case: name, mode, steps, stop (kill here), adapter, and changes of the settings. Alone it trains as one process.
+A case: name, mode, stop (kill here), kind (a model and what it learns), rows (of the embedding that learn, beside an
+adapter), and changes of the settings. Alone it trains as one process.
 """
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -13,9 +15,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tiny_training import CONFIG, hooks_of, ragged, settings
+from torch import nn
 
 from quatrain.adaptation import lora
 from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.token_rows import learn_rows
+from quatrain.models.families.fresh import fresh_config
 from quatrain.models.stack import Model
 from quatrain.text.batches import pad
 from quatrain.training.objectives import Causal
@@ -25,16 +30,59 @@ from quatrain.training.streams import ExampleStream
 from quatrain.training.trainer import Trainer
 
 
+SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
 class Stopped(Exception):
     """A run that ends in its midst."""
+
+
+class Answering(Causal):
+    """An encoder-decoder says the text that it reads."""
+
+    def loss(self, model, batch):
+        _, loss = model(batch.input_ids.clamp(min=1), batch.labels)
+        return loss.sum(), batch.num_labels, {}
+
+
+class Jumping(Causal):
+    """Its loss is no number on some micro-batches, of one process or the other."""
+
+    def loss(self, model, batch):
+        loss, weight, metrics = super().loss(model, batch)
+        return loss * (math.nan if int(batch.input_ids.sum()) % 5 == 0 else 1.0), weight, metrics
+
+
+class Spare(nn.Linear):
+    """Weights beside the head that no loss reaches."""
+
+
+def llama(case):
+    """The model that most cases train, with an adapter or weights without a use where asked."""
+    model = Model(CONFIG.with_(dropout=case.get("settings", {}).get("dropout", 0.0))).initialize(0)
+    if case.get("adapter"):
+        lora.apply(model, AdapterSettings(rank=2, alpha=4.0))
+    if case.get("rows"):
+        learn_rows(model, case["rows"])
+    if case.get("kind") == "spare":
+        torch.manual_seed(0)
+        model.spare = Spare(3, 3)
+    return model
+
+
+def t5(case):
+    """An encoder-decoder whose layers share the bias that the first one has."""
+    return Model(fresh_config("t5", SIZES, head="seq2seq")).initialize(0)
+
+
+KINDS = {"plain": (llama, Causal), "spare": (llama, Causal), "jumps": (llama, Jumping), "t5": (t5, Answering)}
 
 
 def train(case, folder):
     """One case; returns the model's weights, or None where it was stopped."""
     os.environ["LOCAL_WORLD_SIZE"] = str(case.get("local", os.environ.get("WORLD_SIZE", 1)))
-    model = Model(CONFIG.with_(dropout=case.get("dropout", 0.0))).initialize(0)
-    if case.get("adapter"):
-        lora.apply(model, AdapterSettings(rank=2, alpha=4.0))
+    make, objective = KINDS[case.get("kind", "plain")]
+    model = make(case)
     examples = ragged(count=48, seed=5)
     changes = {"steps": 6, "accumulation": 2, "batch_tokens": 160, "warmup": 1} | case.get("settings", {})
     wanted = settings(**changes)
@@ -49,7 +97,7 @@ def train(case, folder):
     checkpoints = folder / case.get("checkpoints", case["name"]) if "checkpoints" in case else None
     hooks = hooks_of(model, log=logged.append, validate=validate)
     trainer = Trainer(
-        model, Causal(), stream, wanted, steps=wanted.steps, seed=3, folder=checkpoints, hooks=hooks,
+        model, objective(), stream, wanted, steps=wanted.steps, seed=3, folder=checkpoints, hooks=hooks,
         parallel=make_parallel(case.get("mode", "auto")),
     )  # fmt: skip
     if case.get("stop"):
@@ -71,6 +119,7 @@ def train(case, folder):
         "validations": [entry["validation_loss"] for entry in logged if "validation_loss" in entry],
         "tokens": result.tokens,
         "best": result.best_step,
+        "skipped": result.skipped,
     }
     return model, about
 
