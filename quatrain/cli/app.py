@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 import quatrain
 from quatrain.cli.chat import chat
 from quatrain.cli.check import check
-from quatrain.cli.data import get_source, list_sources
+from quatrain.cli.data import check_data, get_source, list_sources
 from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
 from quatrain.cli.generate import generate
@@ -38,6 +38,7 @@ def build_app() -> App:
     data = App(name="data", help="The catalog of named texts: list it, get one.")
     data.command(list_sources, name="list")
     data.command(get_source, name="get")
+    data.command(check_data, name="check")
     app.command(data)
     return app
 

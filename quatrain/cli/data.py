@@ -1,4 +1,4 @@
-"""`quatrain data`: the catalog of named texts."""
+"""`quatrain data`: the catalog of named texts, and a look at a file of one's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from quatrain.text.catalog import Source
+    from quatrain.text.checking import Report
 
 
 def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
@@ -53,6 +54,86 @@ def get_source(name: str) -> int:
         path = fetch(source, progress=lambda done, total: task.update(done))
     show(str(path))
     return 0
+
+
+def check_data(
+    source: str,
+    *,
+    format: str | None = None,
+    columns: str | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Check a data file: every fault with its line, field and fix, then what the data is.
+
+    Parameters
+    ----------
+    source
+        A file, a folder, a name that `quatrain data list` shows, or hf:owner/name.
+    format
+        What the data is, where its columns do not tell: text, lines, chat, prompts, preference, labelled, tagged, qa,
+        choice or pair.
+    columns
+        Which columns hold its parts, such as text=review,label=stars.
+    subset
+        Of a data set of Hugging Face.
+    split
+        Of a data set of Hugging Face.
+    json_lines
+        Write one JSON object, for programs.
+    """
+    from quatrain.cli.output import show_json
+    from quatrain.text.checking import check as check_file
+
+    report = check_file(source, format=format, columns=_columns(columns), subset=subset, split=split)
+    if json_lines:
+        show_json(report.to_dict())
+    else:
+        _tell(report)
+    return 0 if report.ok else 2
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    """`text=review,label=stars` as a dictionary."""
+    from quatrain.errors import InputError
+
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if wrong := [name for name, equals, column in pairs if not (name and equals and column)]:
+        raise InputError(f"--columns {text!r}: {wrong[0]!r} has no column; must look like text=review,label=stars")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
+def _tell(report: Report) -> None:
+    """Faults first, then warnings, then what was found."""
+    from quatrain.cli.output import show, show_table
+
+    for found, count in ((report.faults, report.fault_count), (report.warnings, report.warning_count)):
+        for each in found:
+            show(f"{each.place}: {'warning: ' if each.warning else ''}{each.text}")
+        if count > len(found):
+            show(f"… and {count - len(found):,} more")
+    if report.faults or report.warnings:
+        show()
+    show(f"{report.source}: {report.described}")
+    show(f"{report.rows:,} rows, {report.records:,} of use")
+    if report.labels:
+        shown = [f"{name} {count:,}" for name, count in list(report.labels.items())[:12]]
+        more = ", …" if len(report.labels) > 12 else ""
+        show(f"labels: {', '.join(shown)}{more}" + (f" ({report.scheme})" if report.scheme else ""))
+    if report.lengths:
+        columns = list(next(iter(report.lengths.values())))
+        show()
+        show_table([report.unit, *columns], [[name, *values.values()] for name, values in report.lengths.items()])
+        show()
+    if report.ok:
+        warned = f", {report.warning_count:,} to look at" if report.warning_count else ""
+        show(f"Nothing is wrong{warned}.")
+    else:
+        count = f"{report.fault_count:,} fault{'s' if report.fault_count > 1 else ''}"
+        show(f"{count} to mend before anything can learn from it.")
 
 
 def _where(source: Source) -> str:

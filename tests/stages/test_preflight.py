@@ -1,4 +1,4 @@
-"""`quatrain check` on whole recipes: what it says of each stage, what it measures, what it refuses; and before a run."""
+"""`quatrain check` on whole recipes: what it says of each stage, measures and refuses; and the same before a run."""
 
 import json
 from pathlib import Path

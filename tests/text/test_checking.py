@@ -1,0 +1,143 @@
+"""`quatrain data check`: each fault with its line, field and fix; nothing said of what is right."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from quatrain.cli import main
+from quatrain.errors import InputError
+from quatrain.text.catalog import CATALOG
+from quatrain.text.checking import check
+
+USER, SAYS = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+
+
+def written(folder: Path, name: str, rows: object) -> Path:
+    path = folder / name
+    if isinstance(rows, bytes):
+        path.write_bytes(rows)
+    elif isinstance(rows, str):
+        path.write_text(rows, encoding="utf-8")
+    else:
+        path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in rows),
+                        encoding="utf-8")  # fmt: skip
+    return path
+
+
+def chats(*messages: object) -> list[object]:
+    return [{"messages": [USER, SAYS]}, {"messages": list(messages)}]
+
+
+def qa(start: int, answer: str = "cat") -> list[dict]:
+    return [{"id": str(number), "context": "the cat sat", "question": f"who sat {number}",
+             "answers": {"text": [text], "answer_start": [at]}} for number, (text, at) in
+            enumerate([("cat", 4), (answer, start)])]  # fmt: skip
+
+
+FAULTS = {
+    "a role that is none": (
+        "x.jsonl", chats({"role": "usr", "content": "hi"}, SAYS), 2, "messages[0].role", "allowed are"),
+    "the assistant speaks first": ("x.jsonl", chats(SAYS), 2, "messages[0]", "put the user's turn before it"),
+    "nothing said": ("x.jsonl", chats(USER, SAYS | {"content": " "}), 2, "messages[1]", "write its answer"),
+    "nobody answers": ("x.jsonl", chats(USER, SAYS, USER), 2, "messages[2]", "remove it"),
+    "JSON cut in two": ("x.jsonl", [{"messages": [USER, SAYS]}, '{"messages": ['], 2, None, "not valid JSON"),
+    "a row of another kind": ("x.jsonl", [{"messages": [USER, SAYS]}, {"text": "x"}], 2, None, "messages"),
+    "chosen and rejected the same": (
+        "x.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}],
+        2, "chosen", "the same"),
+    "a label that is missing": ("x.csv", "text,label\ngood,1\nbad,\nfine,1\n", 3, "label", ""),
+    "a text that is empty": ("x.csv", "text,label\ngood,1\n,0\nfine,1\n", 3, "text", "write a text"),
+    "columns too few": ("x.tsv", "good\t1\nbad\nfine\t0\n", 2, None, "2"),
+    "bytes that are no UTF-8": ("x.tsv", b"good\t1\nb\xe4d\t0\nfine\t0\n", 2, None, "iconv"),
+    "an entity that begins within": (
+        "x.conll", "a B-LOC\nb I-LOC\nc O\n\nd O\ne I-PER\nf O\n\ng B-PER\nh O\n", 6, None, "B-PER"),
+    "a word without a tag": ("x.conll", "a B-LOC\nb O\nc O\n\nd\ne O\n", 5, None, "column"),
+    "an answer at the wrong place": ("x.jsonl", qa(5), 2, "answers", "4"),
+    "an answer that is not there": ("x.jsonl", qa(0, "dog"), 2, "answers", ""),
+    "no such choice": (
+        "x.jsonl", [{"question": "a", "choices": ["b", "c"], "answer": 0},
+                    {"question": "a", "choices": ["b", "d"], "answer": 5}], 2, "answer", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_named_with_its_line(case: str, tmp_path: Path) -> None:
+    name, rows, line, field, words = FAULTS[case]
+    path = written(tmp_path, name, rows)
+    report = check(path)
+    assert report.fault_count >= 1 and not report.ok
+    fault = report.faults[0]
+    assert fault.place == f"{path}:{line}", [each.place for each in report.faults]
+    assert words in fault.text
+    if field is not None:
+        assert field in (fault.field or "") or field in fault.text
+
+
+def test_all_faults_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
+    rows = [{"messages": [USER, SAYS]}, "{", {"messages": [SAYS]}, {"messages": [USER, SAYS | {"content": ""}]}, "[]"]
+    report = check(written(tmp_path, "x.jsonl", rows))
+    assert [fault.place.rpartition(":")[2] for fault in report.faults] == ["2", "3", "4", "5"]
+    assert report.rows == 5
+
+
+def test_many_faults_are_counted_and_the_first_shown(tmp_path: Path) -> None:
+    rows = [{"messages": [USER, SAYS]}] + [{"messages": [SAYS]}] * 500
+    report = check(written(tmp_path, "x.jsonl", rows))
+    assert report.fault_count == 500 and len(report.faults) == 100
+
+
+def test_what_may_be_meant_is_a_warning(tmp_path: Path) -> None:
+    rows = [{"text": "good", "label": "yes"}, {"text": "good", "label": "yes"}, {"text": "bad", "label": "no"},
+            {"text": "worse", "label": "No"}, {"text": "worst", "label": "no"}]  # fmt: skip
+    report = check(written(tmp_path, "x.jsonl", rows))
+    assert report.ok
+    said = "\n".join(f"{each.place}: {each.text}" for each in report.warnings)
+    assert "x.jsonl:2: the same as" in said and "differ in case" in said and "there once" in said
+    assert report.labels == {"yes": 2, "no": 2, "No": 1}
+    assert report.lengths["text"]["least"] == 3 and report.lengths["text"]["most"] == 5
+
+
+@pytest.mark.parametrize("rows", ["", "\n\n"])
+def test_nothing_in_a_file(rows: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "x.jsonl", rows)
+    try:
+        report = check(path, format="chat")
+    except InputError as error:
+        assert "empty" in error.message
+    else:
+        assert not report.ok and "nothing" in report.faults[0].text
+
+
+@pytest.mark.skipif(not os.environ.get("QUATRAIN_DATA"), reason="QUATRAIN_DATA is not set: no shared data")
+@pytest.mark.parametrize(
+    "name",
+    [name for name, source in CATALOG.items()
+     if source.format in ("labelled", "tagged", "qa", "pair", "alpaca", "preference")],
+)  # fmt: skip
+def test_real_files_are_readable_and_their_faults_real(name: str) -> None:
+    report = check(name)
+    assert report.records > 200 and report.rows >= report.records
+    known = {"polite-preferences": 6, "alpaca-4000": 1}
+    assert report.fault_count == known.get(name, 0), report.faults[:3]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = written(tmp_path, "bad.jsonl", chats(SAYS))
+    assert main(["data", "check", str(bad)]) == 2
+    out = capsys.readouterr().out
+    assert f"{bad}:2: field 'messages[0]'" in out and "1 fault to mend" in out and "conversations" in out
+    good = written(tmp_path, "good.csv", "review,stars\nfine film,5\ndull film,1\nfine story,5\ndull story,1\n")
+    assert main(["data", "check", str(good), "--columns", "text=review,label=stars"]) == 0
+    out = capsys.readouterr().out
+    assert "Nothing is wrong" in out and "labels: 5 2, 1 2" in out
+    assert main(["data", "check", str(good), "--columns", "text=review,label=stars", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] and told["rows"] == 4 and told["labels"] == {"5": 2, "1": 2}
+    assert main(["data", "check", str(good), "--columns", "text"]) == 2
+    assert "must look like text=review" in capsys.readouterr().err
+    assert main(["data", "check", str(tmp_path / "absent.csv")]) == 2
+    assert "absent.csv" in capsys.readouterr().err
