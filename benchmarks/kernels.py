@@ -52,7 +52,9 @@ def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pas
         return run
 
     def by_hand(*tables: Tensor | None) -> Pass:
-        return lambda query, key, value: kernels.AttentionFunction.apply(query, key, value, *tables, bias, width**-0.5)
+        return lambda query, key, value: kernels.AttentionFunction.apply(
+            query, key, value, *tables, bias, width**-0.5, None, True
+        )
 
     projected, tokens, wide = (batch, length, heads, width), (batch, length, hidden), (batch, length, size["inner"])
     return {

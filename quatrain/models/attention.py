@@ -134,7 +134,7 @@ class Attention(nn.Module):
             cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(-2) for table in rotary)
         added = view.added(query.shape[1], key.shape[1], query)
         return kernels.AttentionFunction.apply(
-            query, self._spread(key, 2), self._spread(value, 2), cos, sin, added, self.scale, self.softcap
+            query, self._spread(key, 2), self._spread(value, 2), cos, sin, added, self.scale, self.softcap, view.causal
         )
 
     def _spread(self, x: Tensor, axis: int) -> Tensor:

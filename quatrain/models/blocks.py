@@ -116,7 +116,7 @@ class Stack(nn.Module):
         views = self._views(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
             mask, blind = visible_across(segments, encoder_segments)
-            by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace)
+            by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace, causal=False)
             views["cross"] = View(mask, blind=blind, by_hand=by_hand)
         sight = Sight(views, rotary, cache, trace, encoded)
         for layer in self.layers:
@@ -192,7 +192,7 @@ class Stack(nn.Module):
     ) -> dict[str, View]:
         """What each type of layer sees."""
         length, views = x.shape[1], {}
-        by_hand = self._by_hand(x, length, cache, trace)
+        by_hand = self._by_hand(x, length, cache, trace, causal=self.config.is_causal)
         for kind in sorted(set(self.config.layer_types)):
             window = self.config.sliding_window if kind == "sliding" else None
             keys = length if cache is None else cache.reach(window, length)
@@ -215,12 +215,12 @@ class Stack(nn.Module):
         buckets = relative_buckets(distance, config.relative_buckets, config.relative_max_distance, config.is_causal)
         return self.relative_bias(buckets).permute(2, 0, 1)[None]
 
-    def _by_hand(self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None) -> bool:
+    def _by_hand(self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None, *, causal: bool) -> bool:
         """Whether the hand-written attention is taken: training on the CPU, of scores that fit."""
         if cache is not None or trace is not None:
             return False
         alone = self.relative_bias is not None or self.config.attention_softcap is not None
-        return kernels.suits_attention(x, self.config.num_attention_heads, keys, alone=alone)
+        return kernels.suits_attention(x, self.config.num_attention_heads, keys, alone=alone, causal=causal)
 
     @staticmethod
     def _slots_across(encoded: Tensor | None, cache: KVCache | None) -> int:

@@ -16,8 +16,12 @@ from torch.nn import functional as F
 MAX_SCORES = 1 << 27
 """Most attention scores (B H T S) that are kept for the backward pass; longer texts take the path without them."""
 
-MAX_LENGTH = {torch.bfloat16: 768, torch.float32: 128}
-"""Longest text for which the hand-written attention is the faster one (measured by benchmarks/kernels.py)."""
+MAX_LENGTH = {False: {torch.bfloat16: 1024, torch.float32: 128}, True: {torch.bfloat16: 1024, torch.float32: 512}}
+"""Longest text for which the hand-written attention is the faster one, both ways and causal (4,096 tokens, 12 heads of
+64 channels, two cores)."""
+
+BLOCK = 128
+"""Queries of a block of causal attention: fewer would make its products too small to be fast."""
 
 
 def suits(x: Tensor) -> bool:
@@ -25,11 +29,11 @@ def suits(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.dtype in (torch.bfloat16, torch.float32)
 
 
-def suits_attention(x: Tensor, heads: int, slots: int, *, alone: bool) -> bool:
+def suits_attention(x: Tensor, heads: int, slots: int, *, alone: bool, causal: bool) -> bool:
     """Whether attention of x (B, T, C) over `slots` keys is fastest by hand; `alone` where PyTorch has no fast pass."""
     if not suits(x) or x.shape[0] * heads * x.shape[1] * slots > MAX_SCORES:
         return False
-    return alone or max(x.shape[1], slots) <= MAX_LENGTH[x.dtype]
+    return alone or max(x.shape[1], slots) <= MAX_LENGTH[causal][x.dtype]
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -99,7 +103,8 @@ class AttentionFunction(torch.autograd.Function):
 
     query (B, T, H, D), key, value (B, S, H, D) as the projections leave them; cos, sin (T or B, T, 1, R/2) ready to
     broadcast, turning the first R channels, or None; bias (1 or B, 1 or H, T, S), -inf where a query may not look, or
-    None where it sees all; cap(x) is c tanh(x / c) for a `softcap` c. Gives (B, T, H D).
+    None where it sees all; cap(x) is c tanh(x / c) for a `softcap` c. `causal` says that the bias hides every later
+    key (S = T): then blocks of queries are multiplied with the keys up to their last alone. Gives (B, T, H D).
     """
 
     @staticmethod
@@ -113,6 +118,7 @@ class AttentionFunction(torch.autograd.Function):
         bias: Tensor | None,
         scale: float,
         softcap: float | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """Keeps rotated queries and keys, values and attention weights."""
         batch, length, heads, width = query.shape
@@ -127,47 +133,87 @@ class AttentionFunction(torch.autograd.Function):
         if bias is not None:
             alike = bias.shape[:2] == (1, 1)
             spread = bias.flatten(0, 1) if alike else bias.expand(batch, heads, length, slots).flatten(0, 1)
-        capped = None if softcap is None else torch.bmm(q, k.mT).mul_(scale / softcap).tanh_()
-        if capped is not None and softcap is not None:
-            scores = capped * softcap if spread is None else torch.add(spread, capped, alpha=softcap)
-        elif spread is None:
-            scores = torch.bmm(q, k.mT).mul_(scale)
-        else:
-            scores = torch.baddbmm(spread, q, k.mT, alpha=scale)
-        weights = scores.softmax(-1)
-        ctx.save_for_backward(queries, keys, values, weights, cos, sin, capped)
-        ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
-        mixed = torch.bmm(weights, v).view(batch, heads, length, width)
+        mixed = q.new_empty(batch * heads, length, width)
+        blocks = _blocks(length, slots, causal)
+        weights: list[Tensor] = []
+        capped: list[Tensor | None] = []
+        for rows, seen in blocks:
+            added = None if spread is None else spread[:, rows, seen]
+            found, bent = _weights(q[:, rows], k[:, seen], added, scale, softcap)
+            weights.append(found)
+            capped.append(bent)
+            torch.bmm(found, v[:, seen], out=mixed[:, rows])
+        ctx.save_for_backward(queries, keys, values, cos, sin, *weights, *capped)
+        ctx.scale, ctx.bias_shape, ctx.blocks = scale, None if bias is None else bias.shape, blocks
+        mixed = mixed.view(batch, heads, length, width)
         return mixed.transpose(1, 2).reshape(batch, length, heads * width)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of query, key and value, in their own layout, and of a bias that is learned."""
-        queries, keys, values, weights, cos, sin, capped = ctx.saved_tensors
+        queries, keys, values, cos, sin, *kept = ctx.saved_tensors
+        blocks = ctx.blocks
         batch, heads, length, width = queries.shape
         slots = keys.shape[2]
         q, k, v = queries.view(-1, length, width), keys.view(-1, slots, width), values.view(-1, slots, width)
         gradient = gradients[0].view(batch, length, heads, width).transpose(1, 2).reshape(-1, length, width)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        torch.bmm(weights.mT, gradient, out=dv)
-        scores = torch._softmax_backward_data(torch.bmm(gradient, v.mT), weights, -1, weights.dtype)
-        for_bias = None
-        if ctx.needs_input_grad[5]:
-            axes = [axis for axis in (0, 1) if ctx.bias_shape[axis] == 1]
-            for_bias = scores.view(batch, heads, length, slots)
-            for_bias = for_bias.sum(axes, keepdim=True) if axes else for_bias.clone()
-        if capped is not None:
-            scores = torch.ops.aten.tanh_backward(scores, capped)
-        scores.mul_(ctx.scale)
-        torch.bmm(scores, k, out=dq)
-        torch.bmm(scores.mT, q, out=dk)
+        for_bias = q.new_zeros(ctx.bias_shape) if ctx.needs_input_grad[5] else None
+        # The last block sees every key and writes what the others add to.
+        for number in reversed(range(len(blocks))):
+            (rows, seen), weights, capped = blocks[number], kept[number], kept[number + len(blocks)]
+            last = number == len(blocks) - 1
+            part = gradient[:, rows]
+            _product(dv[:, seen], weights.mT, part, add=not last)
+            scores = torch._softmax_backward_data(torch.bmm(part, v[:, seen].mT), weights, -1, weights.dtype)
+            if for_bias is not None:
+                for_bias[..., rows, seen] += scores.view(batch, heads, *scores.shape[1:]).sum_to_size(
+                    *ctx.bias_shape[:2], *scores.shape[1:]
+                )
+            if capped is not None:
+                scores = torch.ops.aten.tanh_backward(scores, capped)
+            torch.bmm(scores, k[:, seen], out=dq[:, rows])
+            _product(dk[:, seen], scores.mT, q[:, rows], add=not last)
+        dq.mul_(ctx.scale)
+        dk.mul_(ctx.scale)
         found = []
         for flat, size, turned in ((dq, length, True), (dk, slots, True), (dv, slots, False)):
             source = flat.view(batch, heads, size, width).transpose(1, 2)
             target = flat.new_empty(batch, size, heads, width)
             _rotate(source, target, cos if turned else None, sin if turned else None, -1)
             found.append(target)
-        return found[0], found[1], found[2], None, None, for_bias, None, None
+        return found[0], found[1], found[2], None, None, for_bias, None, None, None
+
+
+def _blocks(length: int, slots: int, causal: bool) -> list[tuple[slice, slice]]:
+    """Queries that are multiplied together, and the keys that they may see."""
+    if not causal or length != slots:
+        return [(slice(0, length), slice(0, slots))]
+    ends = [*range(BLOCK, length, BLOCK), length]
+    return [(slice(start, end), slice(0, end)) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _weights(
+    q: Tensor, k: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention weights (N, T, S) of q (N, T, D) over k (N, S, D), and the tanh under a softcap."""
+    capped = None
+    if softcap is not None:
+        capped = torch.bmm(q, k.mT).mul_(scale / softcap).tanh_()
+        scores = capped * softcap if bias is None else torch.add(bias, capped, alpha=softcap)
+    elif bias is None:
+        scores = torch.bmm(q, k.mT).mul_(scale)
+    else:
+        scores = torch.baddbmm(bias, q, k.mT, alpha=scale)
+    return scores.softmax(-1), capped
+
+
+def _product(into: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
+    """Writes left right into a tensor, or adds it there."""
+    if add:
+        into += torch.bmm(left, right)
+    else:
+        torch.bmm(left, right, out=into)
 
 
 def _rotate(source: Tensor, target: Tensor, cos: Tensor | None, sin: Tensor | None, direction: int) -> None:

@@ -84,6 +84,41 @@ def test_attention(packed, turned, slots, learned, softcap):
     compare(ours, theirs, inputs, 1e-5)
 
 
+@pytest.mark.parametrize("length", [8, 9, 3])
+@pytest.mark.parametrize("learned", [None, (1, 3), (2, 1)])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_causal_attention_by_blocks(length, learned, softcap, monkeypatch):
+    """Blocks of queries over the keys up to their last: the same as over all keys, also with a learned bias."""
+    monkeypatch.setattr(kernels, "BLOCK", 4)
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, length, 3, 8) for _ in range(3)]
+    inputs += [] if learned is None else [torch.randn(*learned, length, length)]
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    angles = torch.randn(length, 1, 4)
+
+    def attention(causal):
+        def run(query, key, value, *bias):
+            added = (bias[0] if bias else torch.zeros(1, 1, length, length)).masked_fill(later, float("-inf"))
+            tables = angles.cos(), angles.sin()
+            return kernels.AttentionFunction.apply(query, key, value, *tables, added, 0.7, softcap, causal)
+
+        return run
+
+    compare(attention(True), attention(False), inputs, 1e-5)
+    assert len(kernels._blocks(9, 9, True)) == 3 and len(kernels._blocks(9, 9, False)) == 1
+
+
+def test_blocks_of_causal_attention_compute_no_later_keys(monkeypatch):
+    """What is kept for the backward pass shrinks to the blocks on and below the diagonal."""
+    query = torch.randn(1, 16, 1, 8, requires_grad=True)
+    added = torch.zeros(1, 1, 16, 16).masked_fill(torch.ones(16, 16, dtype=torch.bool).triu(1), float("-inf"))
+    monkeypatch.setattr(kernels, "BLOCK", 4)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
+        kernels.AttentionFunction.apply(query, query, query, None, None, added, 1.0, None, True)
+    assert [shape[-2:] for shape in kept if len(shape) == 3] == [(4, 4), (4, 8), (4, 12), (4, 16)]
+
+
 def test_the_stack_gives_the_same_with_and_without_them(monkeypatch):
     config = ModelConfig(
         family="llama",
