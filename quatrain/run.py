@@ -84,6 +84,9 @@ def run(
     elif list(overrides):
         raise InputError("overrides go with the name or path of a recipe, not with a Recipe")
     folder = Path(runs_dir) / recipe.name
+    if process_number()[1] > 1:
+        # Before torch is loaded: DDP writes a line of every process where all weights have a use.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if process_number()[0]:
         follow(recipe, folder)
         return Run(folder, recipe)

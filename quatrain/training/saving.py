@@ -69,9 +69,13 @@ def find(trainer: Trainer) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """Restores counters, and weights that are whole, from the newest whole checkpoint; returns what `restore` takes."""
     if trainer.folder is None or trainer.hooks.load is None:
         return None, {}
-    checkpoint = checkpoints.newest_whole(trainer.folder, trainer.hooks.warn)
-    if checkpoint is None:
+    # The first process looks, so that all go on from the same one, and the files are read through once.
+    newest = checkpoints.newest_whole(trainer.folder, trainer.hooks.warn) if trainer.parallel.is_main else None
+    step = -1 if newest is None else int(newest.name.removeprefix("step-"))
+    step = int(trainer.parallel.agree([step])[0])
+    if step < 0:
         return None, {}
+    checkpoint = checkpoints.place(trainer.folder, step)
     state, tensors = checkpoints.read_state(checkpoint)
     if state["accumulation"] != trainer.settings.accumulation:
         raise QuatrainError(

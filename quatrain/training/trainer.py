@@ -30,7 +30,7 @@ from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
 from quatrain.training.optimizers import make_optimizers, set_learning_rate
 from quatrain.training.parallel import Parallel, Single
-from quatrain.training.precision import LossScaler, Precision, dtype_name, working_dtype
+from quatrain.training.precision import DTYPES, LossScaler, Precision, dtype_name, working_dtype
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings
 from quatrain.training.stopping import Best
@@ -110,7 +110,9 @@ class Trainer:
         self.steps, self.seed, self.folder, self.hooks = steps, seed, folder, hooks or Hooks()
         self.faults = faults or (folder.parent / "bad-steps" if folder is not None else None)
         self.device = model.device
-        self.dtype = working_dtype(settings, self.device)
+        # Which is faster is measured, and machines may differ: all take what the first one found.
+        choice = list(DTYPES.values()).index(working_dtype(settings, self.device))
+        self.dtype = list(DTYPES.values())[int(self.parallel.agree([choice])[0])]
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}

@@ -29,7 +29,6 @@ from quatrain.training.parallel.group import leave
 from quatrain.training.streams import ExampleStream
 from quatrain.training.trainer import Trainer
 
-
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 

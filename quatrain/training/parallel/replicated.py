@@ -66,7 +66,10 @@ class Replicated(Group):
         device_ids = [self.device] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a new name for broadcast_buffers
-            self._wrapped = DistributedDataParallel(losses, device_ids=device_ids, broadcast_buffers=False)
+            # A head may have weights that this objective has no use for, a pooler say.
+            self._wrapped = DistributedDataParallel(
+                losses, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=True
+            )
         return self._wrapped
 
     def no_sync(self) -> AbstractContextManager[Any]:

@@ -20,8 +20,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from quatrain.adaptation.token_rows import learn_rows, learned_rows
 from quatrain.errors import InputError
 from quatrain.training.acceleration import blocks
+from quatrain.training.optimizers import parted_like
 from quatrain.training.parallel.base import Losses
 from quatrain.training.parallel.replicated import Group
 
@@ -37,6 +39,7 @@ class Sharded(Group):
         self.gradient_factor = float(self.size)
         self.mesh = _mesh(device.type, self.size, mode)
         self._modules: list[Any] = []
+        self._chosen: Tensor | None = None
 
     def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
         """Parts the weights; each process holds its part in float32 and computes in `dtype`."""
@@ -49,6 +52,11 @@ class Sharded(Group):
             fully_shard(part, mesh=self.mesh, reshard_after_forward=not keep_gathered, mp_policy=policy)
         self._modules = [module for module in losses.modules() if isinstance(module, FSDPModule)]
         self._losses: Any = losses
+        if rows := learned_rows(losses.model):
+            weight = losses.model.embed_tokens.weight
+            chosen = torch.zeros(weight.shape[0], 1, device=self.device)
+            chosen[list(rows)] = 1
+            self._chosen = parted_like(chosen.expand(weight.shape).contiguous(), weight)
         return torch.float32
 
     def wrap(self, losses: Losses) -> nn.Module:
@@ -68,6 +76,12 @@ class Sharded(Group):
         finally:
             self._losses.set_requires_gradient_sync(True)
             self._losses.set_reshard_after_backward(True)
+
+    def synchronise(self, gradients: Sequence[Tensor]) -> None:
+        """FSDP2 has summed all. Rows of the embedding that are to stay lose their gradient, as its hook does not see
+        the parts."""
+        if self._chosen is not None:
+            self._losses.model.embed_tokens.weight.grad.mul_(self._chosen)
 
     def norm(self, gradients: Sequence[Tensor]) -> float:
         """The Euclidean norm of all gradients together, over all parts."""
@@ -102,6 +116,8 @@ class Sharded(Group):
             module._forward_hooks.clear()
             module.__class__ = type(module).__bases__[1]
         self._modules = []
+        if rows := learned_rows(self._losses.model):
+            learn_rows(self._losses.model, rows)
 
 
 def full(parameter: nn.Parameter) -> nn.Parameter:
@@ -129,5 +145,3 @@ def _mesh(device: str, size: int, mode: str) -> DeviceMesh:
             f"parallel: hybrid; the {size} processes must be equally many on each machine, and {local} are on this one."
         )
     return init_device_mesh(device, (size // local, local), mesh_dim_names=("machines", "processes"))
-
-
