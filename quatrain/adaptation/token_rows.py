@@ -43,7 +43,7 @@ def learn_rows(model: Model, ids: Sequence[int]) -> None:
     chosen = torch.zeros(weight.shape[0], 1, device=weight.device)
     chosen[list(ids)] = 1
     weight.requires_grad_(True)
-    hook = weight.register_hook(lambda gradient: gradient * chosen.to(gradient.dtype))
+    hook = weight.register_hook(lambda gradient: gradient * chosen.to(gradient))
     model.token_rows = TokenRows(tuple(sorted(set(ids))), hook)  # type: ignore[assignment]
 
 
