@@ -31,7 +31,7 @@ from quatrain.progress import Reporter, create_reporter, drop_metrics
 from quatrain.recipe import Recipe, changes, dumps, load, loads
 from quatrain.runfolder import free_name, link_folder, made, make_folder, prepare, read_json
 from quatrain.stages.base import Context, StageResult, stage_function, stage_name
-from quatrain.stages.together import dismiss, divided, follow
+from quatrain.stages.together import dismiss, divided, follow, losses_explained
 
 RECIPE_FILE = "recipe.toml"
 STATE_FILE = "run.json"
@@ -88,7 +88,8 @@ def run(
         # Before torch is loaded: DDP writes a line of every process where all weights have a use.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if process_number()[0]:
-        follow(recipe, folder)
+        with losses_explained():
+            follow(recipe, folder)
         return Run(folder, recipe)
     reporter = reporter or create_reporter()
     if not restart:
@@ -101,7 +102,7 @@ def run(
             return done
     check_inputs(recipe)
     make_folder(folder)
-    with FolderLock(folder), stoppable():
+    with FolderLock(folder), stoppable(), losses_explained():
         found = _Runner(folder, recipe, reporter).run(restart=restart, reuse=reuse)
     dismiss()
     return found

@@ -5,6 +5,8 @@ Data is prepared, models are measured and files are written by the first process
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,27 @@ from quatrain.settings import Settings
 from quatrain.stages.base import Context, stage_name
 
 END = -1
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
+"""What gloo and NCCL say to a process whose other one is gone."""
+
+
+@contextmanager
+def losses_explained() -> Iterator[None]:
+    """What a process among several fails of: the loss of another one in words, its own faults with its number."""
+    rank, size = process_number()
+    try:
+        yield
+    except QuatrainError as error:
+        if rank:
+            raise QuatrainError(f"process {rank}: {error}") from error
+        raise
+    except RuntimeError as error:
+        if size < 2 or not any(words in str(error) for words in LOST):
+            raise
+        raise QuatrainError(
+            f"process {rank} of {size} has lost another one and cannot go on alone. The message of that one says why; "
+            "the same command goes on from the last checkpoint."
+        ) from error
 
 
 def divided(settings: Settings, size: int) -> Settings:
@@ -35,13 +58,13 @@ def trains_together(settings: Settings) -> bool:
 
 def announce(index: int) -> None:
     """The first process tells the others which stage trains now, or END."""
-    from quatrain.training.device import training_device
+    import torch
+
     from quatrain.training.parallel.group import join
     from quatrain.training.parallel.replicated import Group
 
-    device = training_device()
-    join(device)
-    Group(device).agree([float(index)])
+    join()
+    Group(torch.device("cpu")).agree([float(index)])
 
 
 def dismiss() -> None:
@@ -55,15 +78,15 @@ def dismiss() -> None:
 
 def follow(recipe: Recipe, folder: Path) -> None:
     """What a process other than the first does: trains with it, stage after stage, until it says that it is done."""
+    import torch
+
     from quatrain.stages import finetune, pretrain
     from quatrain.stages.learning import attach, train
-    from quatrain.training.device import training_device
     from quatrain.training.parallel.group import join, leave
     from quatrain.training.parallel.replicated import Group
 
-    device = training_device()
-    join(device)
-    while (index := int(Group(device).agree([0.0])[0])) != END:
+    join()
+    while (index := int(Group(torch.device("cpu")).agree([0.0])[0])) != END:
         context = context_of(recipe, folder, index)
         settings: Any = divided(recipe.stage[index], process_number()[1])
         learning = (pretrain if settings.kind == "pretrain" else finetune).setup(settings, context)

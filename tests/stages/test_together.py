@@ -29,12 +29,27 @@ train = { steps = 4, batch_tokens = 192, accumulation = 2, learning_rate = 3e-3,
 """.replace(",\n         ", ",")
 
 
-def torchrun(recipe: Path, *more: str, folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "quatrain",
+FAILING = """
+import os, sys
+from quatrain.cli import main
+from quatrain.training.trainer import Trainer
+step = Trainer._one_step
+def failing(trainer):
+    if trainer.step == 3 and os.environ["RANK"] == "1":
+        raise ValueError("something that only one process meets")
+    step(trainer)
+Trainer._one_step = failing
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def torchrun(recipe: Path, *more: str, folder: Path, script: str | None = None) -> subprocess.CompletedProcess:
+    program = ["-m", "quatrain"] if script is None else [script]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *program,
                "run", str(recipe), "--runs-dir", str(folder), *more]  # fmt: skip
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +80,20 @@ def test_what_is_wrong_with_a_recipe_ends_all_processes(recipe: Path, tmp_path: 
     done = torchrun(recipe, "data.source=absent.txt", folder=tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("absent.txt") == 1
+
+
+def test_a_process_that_fails_takes_the_others_with_it_and_the_run_goes_on_later(recipe: Path, tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING, encoding="utf-8")
+    done = torchrun(recipe, "stage.pretrain.train.checkpoint_every=1", folder=tmp_path, script=str(script))
+    assert done.returncode != 0
+    assert "something that only one process meets" in done.stderr
+    assert "internal error: RuntimeError" not in done.stderr
+    assert (tmp_path / "tiny/stages/02-pretrain/checkpoints/step-00000003/training_state/shards").is_dir()
+    one = quatrain.run(loads(recipe.read_text()), runs_dir=tmp_path, reporter=SilentReporter())
+    whole = quatrain.run(loads(recipe.read_text()), runs_dir=tmp_path / "whole", reporter=SilentReporter())
+    ours, theirs = (load_file(run.folder / "stages/02-pretrain/model/model.safetensors") for run in (one, whole))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
 
 
 def test_every_process_gets_a_micro_batch(recipe: Path) -> None:

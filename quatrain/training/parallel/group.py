@@ -18,8 +18,8 @@ PATIENCE = timedelta(days=7)
 """How long a process waits for the others. torchrun ends all when one fails, so that none waits in vain."""
 
 
-def join(device: torch.device) -> None:
-    """Makes this process one of the group: over NCCL where the device is CUDA, else over gloo. Once a process."""
+def join() -> None:
+    """Makes this process one of the group, once: over gloo on the CPU, over NCCL between GPUs."""
     if distributed.is_initialized():
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if not os.environ.get(name)]
@@ -28,9 +28,10 @@ def join(device: torch.device) -> None:
             f"Several processes are asked for (WORLD_SIZE = {os.environ.get('WORLD_SIZE')}), and {', '.join(missing)} "
             "is not set. Start them with torchrun: torchrun --nproc-per-node 2 -m quatrain run RECIPE"
         )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
 
 
 def leave() -> None:
@@ -54,7 +55,7 @@ def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> Par
     device = torch.device(device)
     if device.type == "mps":
         raise InputError("Several processes train on CUDA or on the CPU, not on Apple's GPU; set train.device = cpu.")
-    join(device)
+    join()
     if mode in ("auto", "ddp"):
         from quatrain.training.parallel.replicated import Replicated
 
