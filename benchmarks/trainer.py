@@ -183,11 +183,11 @@ def products(folder: Path, precision: str, rows: int, length: int, device: str) 
     # Forward and backward have each of these twice.
     whole = (lambda: thin @ thin.mT, lambda: square @ thin, lambda: square.mT @ thin)
     seen = (lambda: thin @ part.mT, lambda: half @ part, lambda: half.mT @ thin)
-    times = 2 * config.num_hidden_layers
+    times, size = 2 * config.num_hidden_layers, 64 if length < 64 else 2048
     return {
         "seconds": seconds + times * sum(best_of([product], device) for product in whole),
         "seconds_seen": seconds + times * sum(best_of([product], device) for product in seen),
-        "large_flops_per_second": matmul_flops_per_second(dtype, device, size=64 if length < 64 else 2048),
+        "large_flops_per_second": max(matmul_flops_per_second(dtype, device, size=size) for _ in range(5)),
     }
 
 
@@ -217,14 +217,16 @@ def linear_ways(tokens: int, inputs: int, outputs: int, dtype: Any, device: str)
     ]
 
 
-def best_of(ways: Sequence[Callable[[], Any]], device: str, tries: int = 4) -> float:
-    """Seconds of the fastest call of the fastest way."""
+def best_of(ways: Sequence[Callable[[], Any]], device: str, tries: int = 6, seconds: float = 0.5) -> float:
+    """Seconds of the fastest call of the fastest way, each tried so often and so long at least."""
     import torch
 
-    found = []
+    found: list[float] = []
     for way in ways:
         way()
-        for _ in range(tries):
+        begun, tried = time.perf_counter(), 0
+        while tried < tries or time.perf_counter() - begun < seconds:
+            tried += 1
             if device != "cpu":
                 torch.cuda.synchronize()
             start = time.perf_counter()
