@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import CONFIG
 
-from quatrain.errors import InputError
+from quatrain.atomic import disk_errors
+from quatrain.errors import InputError, QuatrainError
 from quatrain.models.stack import Model
-from quatrain.training.parallel import Single, make_parallel
+from quatrain.training.parallel import Single, make_parallel, shards
 
 MODES = ("ddp", "zero1", "zero2", "zero3", "hybrid")
 VARIANTS = {
@@ -146,6 +147,18 @@ def test_a_parted_checkpoint_has_nothing_pickled(folder: Path) -> None:
     assert len(shards) >= 2, "each process writes its own part"
     manifest = json.loads(next(path for path in files if path.name == "manifest.json").read_text())
     assert any("shards" in name for name in manifest["files"])
+
+
+def test_parts_that_cannot_be_written_are_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch gathers what each process failed of in an exception that `except Exception` does not see."""
+    from torch.distributed.checkpoint import hf_storage
+
+    def full(*given: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hf_storage.HuggingFaceStorageWriter, "write_data", full)
+    with pytest.raises(QuatrainError, match="the disk is full"), disk_errors(tmp_path):
+        shards.save({"weight": torch.ones(3)}, tmp_path)
 
 
 def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

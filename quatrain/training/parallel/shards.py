@@ -5,6 +5,7 @@ Each process writes its parts; any number of processes reads them back, one alon
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,13 +19,23 @@ FOLDER = "training_state/shards"
 
 
 def save(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes tensors by name, each process its parts. All processes call it, with the same names."""
+    """Writes tensors by name, each process its parts. All processes call it, with the same names.
+
+    Raises OSError in all of them where one cannot write.
+    """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         writer = dcp.HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
-        dcp.save(dict(tensors), storage_writer=writer)
+        try:
+            dcp.save(dict(tensors), storage_writer=writer)
+        except CheckpointException as error:
+            causes = {rank: cause for rank, (cause, _) in error.failures.items()}
+            full = any("No space left" in str(cause) for cause in causes.values())
+            said = "; ".join(f"process {rank}: {cause}" for rank, cause in causes.items())
+            raise OSError(errno.ENOSPC if full else errno.EIO, said) from error
     # Every process sees to its own files; those of other machines may not be seen from here.
     for path in folder.iterdir():
         with open(path, "rb") as file:
