@@ -26,8 +26,9 @@ QUICK = {
     "families.py": ["--families", "llama", "bert", "t5"],
     "load_memory.py": [],
     "trainer.py": [],
+    "predictions.py": [],
 }
-PEERLESS = {"quickstart.py", "kernels.py"}
+PEERLESS = {"quickstart.py", "kernels.py", "predictions.py"}
 """Those that need no transformers."""
 
 

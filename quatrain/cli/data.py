@@ -132,8 +132,8 @@ def _tell(report: Report) -> None:
         warned = f", {report.warning_count:,} to look at" if report.warning_count else ""
         show(f"Nothing is wrong{warned}.")
     else:
-        count = f"{report.fault_count:,} fault{'s' if report.fault_count > 1 else ''}"
-        show(f"{count} to mend before anything can learn from it.")
+        faults = f"{report.fault_count:,} fault{'s' if report.fault_count > 1 else ''}"
+        show(f"{faults} to mend before anything can learn from it.")
 
 
 def _where(source: Source) -> str:

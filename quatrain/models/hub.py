@@ -24,6 +24,7 @@ from quatrain.models.filling import Names, fill, operations_of
 from quatrain.models.repository import CONFIG, resolve
 from quatrain.models.stack import Model
 from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
+from quatrain.models.writing import write_safetensors
 
 GENERATION_CONFIG = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
@@ -243,7 +244,5 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> list[list[str]]:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save
-
     with atomic_write(path, "wb") as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
+        write_safetensors(file, tensors, {"format": "pt"})

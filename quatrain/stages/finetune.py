@@ -40,11 +40,12 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     model = with_dropout(model or model_of(context), settings.train.dropout)
     limit = settings.context or model.config.max_position_embeddings
     examples, notes = encode_chats(conversations(settings, context), tokenizer, limit)
-    stream, steps = example_stream(settings, context, examples)
+    pad_id = tokenizer.pad_id or 0
+    stream, steps = example_stream(settings, context, examples, length=limit, pad_id=pad_id)
     return Learning(
         model,
         tokenizer,
-        Causal(tokenizer.pad_id or 0),
+        Causal(pad_id, multiple=settings.train.pad_to_multiple_of),
         stream,
         settings.train,
         steps,

@@ -32,7 +32,7 @@ from quatrain.training.device import training_device
 from quatrain.training.objectives import Objective
 from quatrain.training.parallel import Single, make_parallel
 from quatrain.training.settings import TrainSettings
-from quatrain.training.streams import ExampleStream, Stream
+from quatrain.training.streams import ExampleStream, PackedStream, Stream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
 
 Validate = Callable[[Model], dict[str, float]]
@@ -190,10 +190,18 @@ def decoded(tokenizer: Tokenizer, batch: Any) -> list[str]:
     return [tokenizer.decode(row, skip_special_tokens=False) for row in batch.input_ids.flatten(0, -2).tolist()]
 
 
-def example_stream(settings: Any, context: Context, examples: Sequence[Any]) -> tuple[ExampleStream, int]:
-    """Shuffled batches of examples, and the number of the optimizer's steps."""
+def example_stream(
+    settings: Any, context: Context, examples: Sequence[Any], *, length: int = 0, pad_id: int = 0
+) -> tuple[ExampleStream | PackedStream, int]:
+    """Shuffled batches of examples, and the number of the optimizer's steps. `length` is that of a packed row."""
     wanted = settings.train
-    stream = ExampleStream(examples, batch_tokens=max(1, wanted.batch_tokens // wanted.accumulation), seed=context.seed)
+    tokens = max(1, wanted.batch_tokens // wanted.accumulation)
+    stream: ExampleStream | PackedStream
+    if wanted.packing:
+        rows = max(1, tokens // length)
+        stream = PackedStream(examples, length=length, rows=rows, pad_id=pad_id, seed=context.seed)
+    else:
+        stream = ExampleStream(examples, batch_tokens=tokens, seed=context.seed)
     return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
 
 

@@ -16,7 +16,7 @@ from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
 from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.learning import Learning, Validate, fresh_config, learn, with_dropout
+from quatrain.stages.learning import Learning, Validate, example_stream, fresh_config, learn, with_dropout
 from quatrain.stages.material import model_folder_of, pieces, tokenizer_of
 from quatrain.text import tokenfile
 from quatrain.text.batches import TokenExample
@@ -52,7 +52,8 @@ def setup(settings: PretrainStage, context: Context, model: Model | None = None)
     tokenizer = tokenizer_of(context)
     model = with_dropout(model or starting_model(settings, context, tokenizer), settings.train.dropout)
     length = settings.context or model.config.max_position_embeddings
-    objective = make_objective(settings, tokenizer, length)
+    objective: Any = make_objective(settings, tokenizer, length)
+    objective.multiple = settings.train.pad_to_multiple_of
     wanted = settings.train
     learning = Learning(
         model, tokenizer, objective, stream=None, settings=wanted, steps=0, length=length, limit=length  # type: ignore[arg-type]
@@ -131,8 +132,9 @@ def make_stream(
     rows = micro_tokens(settings, length) // length
     if settings.rows == "documents":
         examples = whole_documents(learned, row) if row == length else parts_of_documents(learned, row)
-        stream = ExampleStream(examples, batch_tokens=rows * length, seed=context.seed)
-        return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation), examples
+        pad_id = getattr(objective, "pad_id", 0)
+        stream, steps = example_stream(settings, context, examples, length=length, pad_id=pad_id)
+        return stream, steps, examples
     windows = WindowStream(learned.tokens, length=row, rows=rows, seed=context.seed)
     tokens = rows * row * wanted.accumulation
     return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens)), None

@@ -69,6 +69,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     )
     limit = settings.context or model.config.context_length
     objective = make_objective(settings, tokenizer, corpus, labels, limit)
+    objective.multiple = settings.train.pad_to_multiple_of
     learned, held_out = split(settings, context, corpus)
     examples, notes = objective.prepare(learned)
     stream, steps = example_stream(settings, context, examples)

@@ -73,7 +73,7 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
         def one_step() -> None:
             nonlocal written
             real()
-            if trainer.step == WARM and not written:
+            if trainer.step == WARM + 1 and not written and _writes(learning, took):
                 start = time.perf_counter()
                 trainer.save_checkpoint()
                 written = time.perf_counter() - start
@@ -102,6 +102,16 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
         "precision": str(trainer.dtype).removeprefix("torch."),
         "memory": trainer.memory,
     }
+
+
+def _writes(learning: Any, took: list[tuple[float, int]]) -> bool:
+    """Whether the run will write a checkpoint on its way."""
+    from quatrain.training.trainer import CHECKPOINT_SECONDS
+
+    every = learning.settings.checkpoint_every
+    if every:
+        return every < learning.steps
+    return learning.steps * statistics.mean(seconds for seconds, _ in took) > CHECKPOINT_SECONDS
 
 
 def _per_step(learning: Any, took: list[tuple[float, int]]) -> float:

@@ -6,6 +6,7 @@ token to say after reading `input_ids[b, : t + 1]`, and -100 where nothing is le
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -118,29 +119,46 @@ def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> 
 
 
 def pack(examples: Sequence[TokenExample], length: int, pad_id: int) -> Batch:
-    """Several examples a row of `length` tokens, first fit, each a segment with positions of its own.
+    """Several examples a row of `length` tokens, each a segment with positions of its own.
 
     Raises ValueError for an example longer than a row; callers truncate first, and say so.
     """
-    rows: list[list[tuple[list[int], list[int]]]] = []
-    room: list[int] = []
-    for example in examples:
-        inputs, labels = shift(example)
-        if len(inputs) > length:
-            raise ValueError(f"an example of {len(example)} tokens does not fit a row of {length}")
-        place = next((row for row, free in enumerate(room) if free >= len(inputs)), None)
-        if place is None:
+    rows = fill_rows([len(example) - 1 for example in examples], length)
+    return pack_rows([[examples[number] for number in row] for row in rows], length, pad_id)
+
+
+def fill_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """The numbers of the items that share each row of `room`: the longest first, each where it leaves least room.
+
+    Best-fit decreasing, which needs at most 11/9 of the fewest rows that there could be (Johnson 1973). Raises
+    ValueError for an item longer than a row.
+    """
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (room that is left, row), sorted
+    for number in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
+        size = lengths[number]
+        if size > room:
+            raise ValueError(f"an example of {size + 1} tokens does not fit a row of {room}")
+        place = bisect.bisect_left(free, (size, -1))
+        if place == len(free):
             rows.append([])
-            room.append(length)
-            place = len(rows) - 1
-        rows[place].append((inputs, labels))
-        room[place] -= len(inputs)
+            left, row = room, len(rows) - 1
+        else:
+            left, row = free.pop(place)
+        rows[row].append(number)
+        bisect.insort(free, (left - size, row))
+    return rows
+
+
+def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) -> Batch:
+    """Rows of `length` tokens of the examples given for each, with segments and positions of their own."""
     shape = (len(rows), length)
     input_ids, targets = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
     positions, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for row, parts in enumerate(rows):
+    for row, examples in enumerate(rows):
         start = 0
-        for number, (inputs, labels) in enumerate(parts, 1):
+        for number, example in enumerate(examples, 1):
+            inputs, labels = shift(example)
             end = start + len(inputs)
             input_ids[row, start:end], targets[row, start:end] = inputs, labels
             positions[row, start:end], segments[row, start:end] = np.arange(end - start), number

@@ -29,6 +29,8 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[bool]:
     """
     glibc = _glibc() if wanted and not any(os.environ.get(name) for name in _OF_THE_USER) else None
     kept = glibc is not None and all(glibc.mallopt(*setting) for setting in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)))
+    if glibc is not None:
+        glibc.malloc_trim(0)
     try:
         yield kept
     finally:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quatrain.atomic import atomic_write, disk_errors, sync_folder, write_json, write_text
 from quatrain.errors import QuatrainError
+from quatrain.models.writing import write_safetensors
 
 STATE, TENSORS, MANIFEST = "training_state/state.json", "training_state/optimizer.safetensors", "manifest.json"
 
@@ -38,8 +39,6 @@ def write(
     `weights(place)` writes the model or adapter files. Raises QuatrainError when the disk is full; what was
     written before stays.
     """
-    from safetensors.torch import save
-
     final = place(folder, step)
     temporary = folder / f".{final.name}.partial"
     try:
@@ -47,9 +46,8 @@ def write(
             shutil.rmtree(temporary, ignore_errors=True)
             (temporary / "training_state").mkdir(parents=True)
             weights(temporary)
-            contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             with atomic_write(temporary / TENSORS, "wb") as file:
-                file.write(save(contiguous))
+                write_safetensors(file, tensors)
             write_json(temporary / STATE, state)
             write_text(temporary / MANIFEST, _manifest_text(_manifest(temporary)))
             shutil.rmtree(final, ignore_errors=True)

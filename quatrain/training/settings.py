@@ -46,6 +46,8 @@ class TrainSettings(Settings):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 for none")
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    packing: bool = Field(default=False, description="several examples a row, none seen by another (chats, documents)")
+    pad_to_multiple_of: int = Field(default=8, ge=1, le=65_536, description="row lengths are multiples of this")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     log_every: int = Field(default=10, ge=1)
     evaluate_every: int = Field(default=0, ge=0, description="steps between two validations; 0 for the end only")
@@ -115,6 +117,9 @@ class PretrainStage(Settings):
             "copy_every": ("causal",),
         }
         yield from _only(self, only)
+        if self.train.packing and (self.objective != "causal" or self.rows != "documents"):
+            text = 'true; only objective = "causal" with rows = "documents" has examples to pack: leave it out'
+            yield Problem(("train", "packing"), text, (("rows",), ("objective",)))
 
 
 TASKS = ("classify", "regress", "tag", "answer", "choice", "seq2seq", "embed")
@@ -157,6 +162,8 @@ class FinetuneStage(Settings):
         if self.adapter is not None and self.objective != "chat":
             text = f'must be left out: objective = "{self.objective}" trains a new head, which an adapter would freeze'
             yield Problem(("adapter",), text, (("objective",),))
+        if self.train.packing and self.objective != "chat":
+            yield Problem(("train", "packing"), 'true; only objective = "chat" has it: leave it out', (("objective",),))
 
 
 def _only(stage: PretrainStage | FinetuneStage, only: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, Batch, TokenExample, windows
+from quatrain.text.batches import IGNORE, Batch, TokenExample, fill_rows, pack_rows, windows
 
 
 class Stream(Protocol):
@@ -196,6 +196,45 @@ def _cut(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[list
             batches.append([])
         batches[-1].append(int(index))
     return batches
+
+
+class PackedStream(_Epochs):
+    """Shuffled examples, as many in a row of `length` tokens as fit, none of them seen by another; `rows` a batch.
+
+    What shares a row changes from epoch to epoch: examples are shuffled, and filled into rows `window` at a time.
+    """
+
+    def __init__(
+        self, examples: Sequence[TokenExample], *, length: int, rows: int, pad_id: int, seed: int, window: int = 4096
+    ):
+        if not examples:
+            raise InputError("There is no training example. Check the data with `quatrain data check`.")
+        super().__init__(seed)
+        self.examples, self.length, self.rows, self.pad_id, self.window = examples, length, rows, pad_id, window
+        self.sizes = np.array([len(example) - 1 for example in examples])
+        if (longest := int(self.sizes.max())) > length:
+            raise InputError(f"An example of {longest + 1} tokens does not fit a row of {length}; give more context.")
+
+    def plan(self, epoch: int) -> list[list[list[int]]]:
+        """For each batch its rows, for each row the numbers of its examples."""
+        generator = _generator(self.seed, epoch)
+        order = generator.permutation(len(self.sizes))
+        rows: list[list[int]] = []
+        for start in range(0, len(order), self.window):
+            part = order[start : start + self.window]
+            filled = fill_rows(self.sizes[part].tolist(), self.length)
+            rows.extend([int(part[number]) for number in row] for row in filled)
+        shuffled = [rows[place] for place in generator.permutation(len(rows))]
+        return [shuffled[start : start + self.rows] for start in range(0, len(shuffled), self.rows)]
+
+    def make(self, item: list[list[int]]) -> Batch:
+        """The batch of these rows."""
+        rows = [[self.examples[number] for number in row] for row in item]
+        return pack_rows(rows, self.length, self.pad_id)
+
+    def steps(self, epochs: float, accumulation: int = 1) -> int:
+        """Optimizer steps that `epochs` passes over the examples take (at least 1)."""
+        return max(1, round(epochs * len(self.plan(0)) / accumulation))
 
 
 class StreamedExamples:

@@ -156,6 +156,8 @@ class Trainer:
             self.weights.close()
             self.model.eval()
         saving.load_best(self)
+        if self.memory:
+            self.memory["peak"] = memory.peak(self.device)
         return TrainResult(
             self.step,
             self.tokens,

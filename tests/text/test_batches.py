@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
-from quatrain.text.batches import IGNORE, TokenExample, pack, pad, shift, windows
+from quatrain.text.batches import IGNORE, TokenExample, fill_rows, pack, pad, shift, windows
 
 example = st.lists(st.tuples(st.integers(0, 49), st.booleans()), min_size=2, max_size=20).map(
     lambda pairs: TokenExample([token for token, _ in pairs], [learn for _, learn in pairs])
@@ -59,3 +59,16 @@ def test_windows_read_and_predict_the_text():
     batch = windows(np.arange(100, dtype=np.uint16), [0, 10], 5)
     assert batch.input_ids.tolist() == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
     assert batch.labels.tolist() == [[1, 2, 3, 4, 5], [11, 12, 13, 14, 15]]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=120), st.integers(40, 90))
+def test_rows_hold_every_item_once_and_are_never_too_full(lengths, room):
+    rows = fill_rows(lengths, room)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    assert all(sum(lengths[number] for number in row) <= room for row in rows)
+    # Of any two rows one is more than half full, or they would be one.
+    assert sum(sum(lengths[number] for number in row) * 2 <= room for row in rows) <= 1
+
+
+def test_best_fit_fills_what_first_fit_leaves():
+    assert [sorted(row) for row in fill_rows([6, 5, 4, 3, 2], 10)] == [[0, 2], [1, 3, 4]]

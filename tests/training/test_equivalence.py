@@ -1,6 +1,7 @@
 """Every equivalent way to compute a step gives the step: accumulation, packing, padding, chunks, checkpointing, scales
 of float16, processes that share the micro-batches; loss and gradients to 1e-6."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -21,7 +22,7 @@ from quatrain.training.chunked_loss import chunking, summed_language_loss
 from quatrain.training.objectives import Causal
 from quatrain.training.parallel import Single
 from quatrain.training.precision import LossScaler
-from quatrain.training.streams import of_process
+from quatrain.training.streams import PackedStream, of_process
 from quatrain.training.trainer import Hooks, Trainer
 
 
@@ -293,3 +294,31 @@ def test_a_micro_batch_without_any_label_counts_nothing():
     assert found[0] == 0 and all(np.all(gradient.numpy() == 0) for gradient in found[1].values())
     with chunking(True):
         assert_same(one_step([texts, empty], ByHead(), chunked_loss=True), whole())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_examples_packed_into_rows_are_the_same_step(family):
+    """Ragged masks, one example a row or several: the stream's own batches, loss and gradient."""
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip
+    found = []
+    for packed in (False, True):
+        model = Model(fresh_config(family, sizes)).initialize(0)
+        examples = ragged(count=12, seed=9)
+        stream = PackedStream(examples, length=40, rows=100, pad_id=0, seed=0) if packed else FixedStream([examples])
+        batch = stream.next()
+        if packed:
+            assert batch.input_ids.shape[0] < 12 and int((batch.segments > 1).sum()) > 0
+        else:
+            batch = pad(batch, 0)
+            lengths = torch.tensor([len(example) - 1 for example in examples])
+            own = torch.arange(batch.input_ids.shape[1]) < lengths[:, None]
+            batch = dataclasses.replace(batch, segments=own.long())
+        found.append(one_step([batch], ByHead(), model=model))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("multiple", [1, 16, 64])
+def test_padding_to_buckets(multiple):
+    found = one_step([ragged()], Causal(multiple=multiple))
+    assert_same(found, whole())

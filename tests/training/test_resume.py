@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from tiny_training import CONFIG, hooks_of, settings, weights, windows
+from tiny_training import CONFIG, hooks_of, ragged, settings, weights, windows
 
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models.stack import Model
@@ -22,7 +22,7 @@ from quatrain.text.batches import TokenExample
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.stopping import Best
-from quatrain.training.streams import ExampleStream, StreamedExamples, micro_seeds
+from quatrain.training.streams import ExampleStream, PackedStream, StreamedExamples, micro_seeds
 from quatrain.training.trainer import Hooks, Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -310,3 +310,28 @@ def test_kills_at_random_moments_each_resumed_twice():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["all_bit_identical"] is True and found["bit_identical"] == found["kills"] == 6, found
+
+
+@pytest.mark.parametrize("seen", [0, 1, 2, 3, 5, 8])
+def test_a_packed_stream_goes_on_where_it_was(seen):
+    def make():
+        return PackedStream(ragged(count=30, seed=1), length=40, rows=3, pad_id=0, seed=4)
+
+    first, second = make(), make()
+    for _ in range(seen):
+        first.next()
+    second.load_state(first.state())
+    for _ in range(6):
+        ours, theirs = first.next(), second.next()
+        assert torch.equal(ours.input_ids, theirs.input_ids) and torch.equal(ours.segments, theirs.segments)
+
+
+def test_an_epoch_of_a_packed_stream_has_every_example_once():
+    examples = ragged(count=40, seed=2)
+    stream = PackedStream(examples, length=64, rows=2, pad_id=0, seed=0)
+    for epoch in range(2):
+        plan = stream.plan(epoch)
+        assert sorted(number for batch in plan for row in batch for number in row) == list(range(40))
+        assert stream.plan(epoch) == plan != stream.plan(epoch + 1)
+    with pytest.raises(InputError, match="does not fit a row of 10"):
+        PackedStream(examples, length=10, rows=2, pad_id=0, seed=0)

@@ -45,12 +45,12 @@ class Objective(Protocol):
 class Causal:
     """Next-token prediction on the tokens that are learned: all of a text, or the assistant's part of a chat."""
 
-    def __init__(self, pad_id: int = 0):
-        self.pad_id = pad_id
+    def __init__(self, pad_id: int = 0, *, multiple: int = 8):
+        self.pad_id, self.multiple = pad_id, multiple
 
     def collate(self, examples: Sequence[TokenExample] | Batch) -> Batch:
         """Examples become a padded batch; a stream of windows brings its batch ready-made."""
-        return examples if isinstance(examples, Batch) else pad(examples, self.pad_id)
+        return examples if isinstance(examples, Batch) else pad(examples, self.pad_id, multiple=self.multiple)
 
     def loss(self, model: Model, batch: Batch) -> Loss:
         """Cross-entropy in nats, summed over the learned tokens; the weight is their number."""

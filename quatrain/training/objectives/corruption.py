@@ -96,11 +96,17 @@ class Corruption(TextObjective):
 
 
 def source_and_target(
-    sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int, *, limit: int | None = None
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    pad_id: int,
+    *,
+    limit: int | None = None,
+    multiple: int = 8,
 ) -> Batch:
     """Sources (B, S) for an encoder and targets as labels (B, T), -100 where they are padded."""
-    input_ids = stack(sources, pad_id, limit=limit)
-    return Batch(input_ids, stack(targets, IGNORE), segments=text_segments(sources, input_ids.shape[1]))
+    input_ids = stack(sources, pad_id, limit=limit, multiple=multiple)
+    labels = stack(targets, IGNORE, multiple=multiple)
+    return Batch(input_ids, labels, segments=text_segments(sources, input_ids.shape[1]))
 
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:

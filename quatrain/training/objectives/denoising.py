@@ -96,7 +96,8 @@ class Denoising(Corruption):
             self.framed(self.infilled(self.permuted(row, one), one))
             for row, one in zip(rows, generators(seed, len(rows)), strict=True)
         ]
-        return source_and_target(sources, [self.framed(row) for row in rows], self.pad_id, limit=self.max_length)
+        targets = [self.framed(row) for row in rows]
+        return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Cross-entropy in nats, summed over the texts' tokens; the weight is their number."""

@@ -104,7 +104,7 @@ class Masked(Corruption):
         batch = self.batch(
             [Text(row.tolist(), pair.token_types) for pair, (row, _) in zip(pairs, drawn, strict=True)], None
         )
-        labels: Any = stack([row.tolist() for _, row in drawn], IGNORE, limit=self.max_length)
+        labels: Any = stack([row.tolist() for _, row in drawn], IGNORE, multiple=self.multiple, limit=self.max_length)
         if self.next_sentence:
             labels = (labels, torch.tensor([pair.label for pair in pairs]))
         return Batch(batch.input_ids, labels, segments=batch.segments, token_types=batch.token_types)

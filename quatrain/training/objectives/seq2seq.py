@@ -81,7 +81,7 @@ class Seq2Seq(TextObjective):
         """Sources (B, S) and targets as labels (B, T)."""
         pairs: list[SourceTarget] = self.encoded(examples)
         sources, targets = [pair.source for pair in pairs], [pair.target for pair in pairs]
-        return source_and_target(sources, targets, self.pad_id, limit=self.max_length)
+        return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""

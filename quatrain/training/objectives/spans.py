@@ -86,9 +86,8 @@ class SpanCorruption(Corruption):
         """Sources (B, S) and targets as labels (B, T); both end with the end token."""
         rows = self.rows(examples)
         both = [self.corrupt(row, one) for row, one in zip(rows, generators(seed, len(rows)), strict=True)]
-        return source_and_target(
-            [source for source, _ in both], [target for _, target in both], self.pad_id, limit=self.max_length
-        )
+        sources, targets = [source for source, _ in both], [target for _, target in both]
+        return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""

@@ -120,7 +120,7 @@ class TokenClassification(TextObjective):
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Sentences (B, T) with labels (B, T)."""
         rows: list[TaggedText] = self.encoded(examples)
-        labels = stack([row.labels for row in rows], IGNORE, limit=self.max_length)
+        labels = stack([row.labels for row in rows], IGNORE, multiple=self.multiple, limit=self.max_length)
         return self.batch([Text(row.ids) for row in rows], labels)
 
     def loss(self, model: Any, batch: Batch) -> Loss:

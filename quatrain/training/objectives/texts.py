@@ -101,6 +101,7 @@ class TextObjective:
         if max_length is not None:
             refuse(whole_number("max_length", max_length, 4), type(self).__name__)
         self.pad_id = tokenizer.pad_id or 0
+        self.multiple = 8
 
     def encode(self, record: Any, place: str = "this example") -> list[Any]:
         """The examples, mostly one, that a plain record becomes. Raises InputError naming what is wrong in it."""
@@ -155,10 +156,11 @@ class TextObjective:
     def batch(self, rows: Sequence[Text], labels: Any) -> Batch:
         """Rows of one batch, padded on the right."""
         ids = [row.ids for row in rows]
-        input_ids = stack(ids, self.pad_id, limit=self.max_length)
+        input_ids = stack(ids, self.pad_id, multiple=self.multiple, limit=self.max_length)
         types = None
         if any(row.token_types is not None for row in rows):
-            types = stack([row.token_types or [0] * len(row) for row in rows], 0, limit=self.max_length)
+            types = stack([row.token_types or [0] * len(row) for row in rows], 0, multiple=self.multiple,
+                          limit=self.max_length)  # fmt: skip
         return Batch(input_ids, labels, segments=text_segments(ids, input_ids.shape[1]), token_types=types)
 
     def read(self, text: str, other: str | None = None) -> Text:
