@@ -1,7 +1,7 @@
 """Freed memory is kept for the next training step, on Linux with glibc.
 
 glibc gives every freed tensor above 32 MiB back to the system, which hands it out again page by page, each page filled
-with zeros: over a third of a step of GPT-2 small on two cores. Kept, the same pages serve step after step.
+with zeros: a third of a step of GPT-2 small on two cores. Kept, the same pages serve step after step.
 """
 
 from __future__ import annotations
