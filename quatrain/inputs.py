@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from quatrain import tracking
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
 from quatrain.recipe import NO_INT8, Recipe, recipe_names
@@ -90,7 +91,7 @@ def is_path(source: str) -> bool:
 
 def check_inputs(recipe: Recipe) -> None:
     """Raise InputError that names every file of the recipe that is not there or of the wrong kind."""
-    problems = [*_unknown_sources(recipe), *_unquantizable(recipe)]
+    problems = [*_unknown_sources(recipe), *_unquantizable(recipe), *tracking.missing(recipe.tracking)]
     for key, path in input_paths(recipe).items():
         problem = _problem(key, path)
         if problem:

@@ -14,7 +14,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -46,7 +46,10 @@ NO_INT8 = (
 )
 
 UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device"})
-"""Keys that change what is seen of a run and not what it makes."""
+"""Keys that change what is seen of a run, or where it runs, and not what it makes."""
+
+UNMARKED_TABLES = ("name", "description", "next", "tracking")
+"""Keys of the recipe itself that change as little."""
 
 
 class Recipe(Settings):
@@ -63,6 +66,7 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     stage: Listing[Stage] = Field(min_length=1, description="what to do, as [[stage]] tables, each with its kind")
     evaluate: EvaluateSettings = EvaluateSettings()
+    tracking: Listing[Literal["tensorboard", "trackio", "wandb"]] = ()
     next: Listing[str] = ()
 
     def data_of(self, stage: Settings) -> DataSettings:
@@ -232,7 +236,8 @@ def changes(old: Recipe, new: Recipe) -> list[str]:
     before_flat, after_flat = _flat(to_dict(old)), _flat(to_dict(new))
     for key in dict.fromkeys([*before_flat, *after_flat]):
         top = key.partition(".")[0]
-        if top in ("name", "description", "next") or top in skipped or key.rpartition(".")[2] in UNMARKED_KEYS:
+        unmarked = top in UNMARKED_TABLES or key.rpartition(".")[2] in UNMARKED_KEYS
+        if unmarked or top in skipped:
             continue
         if before_flat.get(key) != after_flat.get(key):
             lines.append(f"{key}: {_changed(before_flat, key)} -> {_changed(after_flat, key)}")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quatrain"
 FLOORS = [
     {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "failures",
-     "offline", "processes"},
+     "offline", "processes", "tracking"},
     {"text", "models", "planning"},
     {"adaptation", "compression", "generation"},
     {"training", "tasks"},

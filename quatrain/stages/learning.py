@@ -23,10 +23,12 @@ from quatrain.models.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.processes import process_number
 from quatrain.progress import MetricsLog
+from quatrain.recipe import to_dict
 from quatrain.stages import together
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import model_folder_of, write_model
 from quatrain.text.tokenizer import Tokenizer
+from quatrain.tracking import Trackers
 from quatrain.training import checkpoints
 from quatrain.training.device import training_device
 from quatrain.training.objectives import Objective
@@ -133,13 +135,14 @@ def train(
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0
     with (
         metrics_log(context, resume_step) as log,
+        trackers(context, resume_step) as tracked,
         context.reporter.task(context.name, total=steps) as task,
     ):
         hooks = Hooks(
             save=save,
             load=load,
             validate=learning.validate,
-            log=lambda entry: log.write(**entry) if log is not None else None,
+            log=log_to(log, tracked),
             progress=task.update,
             resumed=lambda step: context.reporter.info(f"{context.name} goes on from step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
@@ -183,6 +186,31 @@ def metrics_log(context: Context, resume_step: int) -> AbstractContextManager[Me
     if not context.is_main:
         return nullcontext()
     return MetricsLog(context.metrics_path, context.name, resume_step=resume_step)
+
+
+def trackers(context: Context, resume_step: int) -> Trackers:
+    """The recipe's trackers, of the first process alone."""
+    recipe = context.recipe
+    return Trackers(
+        recipe.tracking if context.is_main else (),
+        context.folder,
+        run=recipe.name,
+        stage=context.name,
+        config=to_dict(recipe),
+        resume_step=resume_step,
+        warn=context.reporter.warn,
+    )
+
+
+def log_to(log: MetricsLog | None, tracked: Trackers) -> Callable[[dict[str, Any]], None]:
+    """What takes the trainer's entries: `metrics.jsonl` first, then the trackers."""
+
+    def write(entry: dict[str, Any]) -> None:
+        if log is not None:
+            log.write(**entry)
+            tracked.log(entry)
+
+    return write
 
 
 def decoded(tokenizer: Tokenizer, batch: Any) -> list[str]:
