@@ -15,7 +15,9 @@ from quatrain.progress import SilentReporter
 from quatrain.recipe import loads
 from quatrain.tracking import Trackers
 
-ENTRIES = [{"step": step, "loss": 3.0 / step, "validation_loss": 1.0, "note": "text", "done": True} for step in (1, 2, 3)]
+ENTRIES = [
+    {"step": step, "loss": 3.0 / step, "validation_loss": 1.0, "note": "text", "done": True} for step in (1, 2, 3)
+]
 
 
 def has(name: str) -> pytest.MarkDecorator:
@@ -100,7 +102,8 @@ def test_a_run_is_tracked(tmp_path: Path) -> None:
     head = (Path(__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf-8")
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 200)
     train = "train = { steps = 4, batch_tokens = 96, warmup = 1, log_every = 1, evaluate_every = 2 }"
-    text = 'tracking = ["tensorboard"]\n' + head.format(text=tmp_path / "text.txt") + f'[[stage]]\nkind = "pretrain"\n{train}\n'
+    text = 'tracking = ["tensorboard"]\n' + head.format(text=tmp_path / "text.txt")
+    text += f'[[stage]]\nkind = "pretrain"\n{train}\n'
     done = quatrain.run(loads(text), runs_dir=tmp_path / "runs", reporter=SilentReporter())
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
