@@ -56,7 +56,7 @@ def main() -> None:
             HELP: ["-m", "quatrain", "--help"],
             "python -c 'import quatrain'": ["-c", "import quatrain"],
             "quatrain run (finished before)": finished_run(Path(temporary)),
-            "quatrain check quickstart": ["-m", "quatrain", "check", "quickstart"],
+            "quatrain check --toml quickstart": ["-m", "quatrain", "check", "--toml", "quickstart"],
             PEER: ["-c", "import transformers"],
         }
         for statement in () if chosen.quick else ("import torch", "from transformers import AutoModelForCausalLM"):
