@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["QUATRAIN_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not os.environ.get("QUATRAIN_CACHE"):
+    # Not the cache of whoever runs the tests.
+    os.environ["QUATRAIN_CACHE"] = tempfile.mkdtemp(prefix="quatrain-tests-cache-")
+    atexit.register(shutil.rmtree, os.environ["QUATRAIN_CACHE"], ignore_errors=True)
 if os.environ.get("QUATRAIN_DATA"):
     os.environ["QUATRAIN_DATA"] = str(Path(os.environ["QUATRAIN_DATA"]).resolve())
 

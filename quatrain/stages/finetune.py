@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
@@ -11,9 +11,10 @@ from quatrain.stages import tasks
 from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, example_stream, learn, mean_length, with_dropout
-from quatrain.stages.material import model_of, task_of, tokenizer_of
+from quatrain.stages.material import corpus_of, model_of, task_of, tokenizer_of
 from quatrain.text.batches import TokenExample
 from quatrain.text.chat import render
+from quatrain.text.prepared import prepared
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
@@ -39,7 +40,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     tokenizer = tokenizer_of(context)
     model = with_dropout(model or model_of(context), settings.train.dropout)
     limit = settings.context or model.config.max_position_embeddings
-    examples, notes = encode_chats(conversations(settings, context), tokenizer, limit)
+    examples, notes = chat_examples(settings, context, tokenizer, limit)
     pad_id = tokenizer.pad_id or 0
     stream, steps = example_stream(settings, context, examples, length=limit, pad_id=pad_id)
     return Learning(
@@ -55,6 +56,23 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
         adapter=settings.adapter,
         notes=notes,
     )
+
+
+def chat_examples(
+    settings: FinetuneStage, context: Context, tokenizer: Tokenizer, limit: int
+) -> tuple[Sequence[TokenExample], list[str]]:
+    """The chats as examples, from the cache where they were made before."""
+    data = context.recipe.data_of(settings)
+    mark = corpus_of(data, format="chat").mark if data.database is None else None
+
+    def made() -> tuple[Sequence[TokenExample], list[str]]:
+        return encode_chats(conversations(settings, context), tokenizer, limit)
+
+    if mark is None:
+        return made()
+    key = {"data": mark, "tokenizer": tokenizer.fingerprint, "template": tokenizer.chat_template, "limit": limit}
+    examples, notes, _ = prepared({"objective": "chat", **key}, made, (TokenExample,))
+    return examples, notes
 
 
 def conversations(settings: Settings, context: Context) -> Iterator[list[dict[str, str]]]:

@@ -20,6 +20,7 @@ from quatrain.stages.learning import Learning, Validate, example_stream, fresh_c
 from quatrain.stages.material import corpus_of, model_folder_of, tokenizer_of
 from quatrain.stages.translations import measure_texts
 from quatrain.text.corpus import Corpus
+from quatrain.text.prepared import prepared
 from quatrain.text.records import Fault, Pair, Record
 from quatrain.text.settings import DataSettings
 from quatrain.text.tokenizer import Tokenizer
@@ -34,6 +35,12 @@ from quatrain.training.objectives import (
     TokenClassification,
     collate,
 )
+from quatrain.training.objectives.answers import Window
+from quatrain.training.objectives.classification import ChoiceText
+from quatrain.training.objectives.embedding import Related
+from quatrain.training.objectives.seq2seq import SourceTarget
+from quatrain.training.objectives.tagging import TaggedText
+from quatrain.training.objectives.texts import Text
 from quatrain.training.settings import FinetuneStage
 
 FORMATS = {
@@ -48,6 +55,9 @@ FORMATS = {
 
 SCORE = ("score",)
 """The name of the number that `regress` foretells."""
+
+KINDS = (Text, TaggedText, Window, ChoiceText, SourceTarget, Related)
+"""What examples of tasks are."""
 
 SHOWN = 12
 """Samples of the held-out set that the report shows, evenly spread."""
@@ -70,8 +80,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     limit = settings.context or model.config.context_length
     objective = make_objective(settings, tokenizer, corpus, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
-    learned, held_out = split(settings, context, corpus)
-    examples, notes = objective.prepare(learned)
+    examples, notes, held_out = prepare(settings, context, corpus, objective, limit)
     stream, steps = example_stream(settings, context, examples)
     found = Learning(
         model,
@@ -83,11 +92,44 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
         length=mean_length(examples),
         limit=limit,
         examples=examples,
-        notes=[*notes, f"{len(learned):,} records, {len(examples):,} examples to learn"],
-        held_out=objective.prepare(held_out)[0] if held_out else (),
+        notes=notes,
+        held_out=held_out,
     )
     found.validate = validation(found)
     return found
+
+
+def prepare(
+    settings: FinetuneStage, context: Context, corpus: Corpus, objective: Any, limit: int
+) -> tuple[Sequence[Any], list[str], Sequence[Any]]:
+    """The examples to learn with their notes, and those of validations; from the cache where they were made before."""
+    data = context.recipe.data_of(settings)
+    both: list[list[Record]] = []
+
+    def made(part: int) -> tuple[Sequence[Any], list[str]]:
+        if not both:
+            both.extend(split(settings, context, corpus))
+        if not both[part]:
+            return [], []
+        examples, notes = objective.prepare(both[part])
+        return examples, [*notes, f"{len(both[part]):,} records, {len(examples):,} examples"]
+
+    dev = open_corpus(settings, data, "dev").mark if data.dev is not None else ""
+    named = ("objective", "labels", "stride", "prefix", "max_target_length")
+    key = {
+        "data": corpus.mark,
+        "dev": dev,
+        "tokenizer": objective.tokenizer.fingerprint,
+        "settings": {name: getattr(settings, name) for name in named} | {"limit": limit},
+        "labels": list(getattr(objective, "labels", ())),
+        "share": None if data.dev is not None else [data.validation, context.seed],
+    }
+    if corpus.mark is None or dev is None:
+        (learned, notes), held_out = made(0), made(1)[0]
+    else:
+        learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), KINDS)
+        held_out, _, _ = prepared(key | {"part": "held out"}, lambda: made(1), KINDS)
+    return learned, notes, held_out
 
 
 def open_corpus(settings: FinetuneStage, data: DataSettings, part: str = "source") -> Corpus:

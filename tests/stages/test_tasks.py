@@ -281,3 +281,37 @@ def test_a_killed_task_goes_on_bit_for_bit(data: dict[str, str], tmp_path: Path)
     again = go(tmp_path / "cut", *stages, data=text)
     ours, other = quatrain.load(whole.model).state_dict(), quatrain.load(again.model).state_dict()
     assert all(torch.equal(ours[name], other[name]) for name in ours)
+
+
+def test_examples_are_prepared_once_for_equal_data_tokenizer_and_settings(
+    data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quatrain.training.objectives import TextObjective
+
+    monkeypatch.setenv("QUATRAIN_CACHE", str(tmp_path / "cache"))
+    prepared: list[int] = []
+    real = TextObjective.prepare
+
+    def counted(self: Any, records: Any) -> Any:
+        prepared.append(len(records))
+        return real(self, records)
+
+    monkeypatch.setattr(TextObjective, "prepare", counted)
+
+    def run(name: str, rate: str = "1e-2", **keys: str) -> Run:
+        stages = stage("tokenizer"), stage("finetune", 4, objective='"tag"', **keys).replace("1e-2", rate)
+        return go(tmp_path / name, *stages, data=f"source = '{data['tag']}'\nvalidation = 0.2")
+
+    def learned(run: Run) -> dict[str, Any]:
+        return quatrain.load(run.model).state_dict()
+
+    first = run("first")
+    assert len([count for count in prepared if count > 20]) >= 2
+    prepared.clear()
+    again = run("again")
+    assert all(count <= 24 for count in prepared), "only what is scored is prepared"
+    assert all(torch.equal(learned(first)[name], learned(again)[name]) for name in learned(first))
+    run("another rate", rate="2e-2")
+    assert 96 not in prepared
+    run("another length", context="20")
+    assert 96 in prepared
