@@ -37,6 +37,9 @@ SOME = {
     "weights without a use": ({"kind": "spare"}, ("ddp", "zero3")),
     "encoder-decoder": ({"kind": "t5", "settings": {"activation_checkpointing": True}}, ("ddp", "zero3")),
 }
+HALF = {"float16": 1e-4, "bfloat16": 1e-3}
+"""What is left of equality in half precision: the last digit of a float32 sum decides how a product is rounded, and
+one rounding of bfloat16 is 4e-3 of its number."""
 CASES = {(mode, name): case for name, case in VARIANTS.items() for mode in MODES}
 CASES |= {(mode, name): case for name, (case, modes) in SOME.items() for mode in modes}
 RESUMES = [
@@ -100,12 +103,13 @@ def same(folder: Path, name: str, expected: str, tolerance: float) -> None:
 @pytest.mark.parametrize(("mode", "variant"), CASES)
 def test_two_processes_are_one(folder: Path, mode: str, variant: str) -> None:
     one, two = (json.loads((folder / f"{name}-{variant}.json").read_text()) for name in ("one", mode))
-    assert two["losses"] == pytest.approx(one["losses"], abs=2e-6)
-    assert two["norms"] == pytest.approx(one["norms"], rel=1e-4 if variant == "float16" else 1e-5)
+    rounding = HALF.get(variant, 0.0)
+    assert two["losses"] == pytest.approx(one["losses"], abs=max(2e-6, rounding))
+    assert two["norms"] == pytest.approx(one["norms"], rel=max(1e-5, rounding))
     for name in ("tokens", "best", "skipped"):
         assert two[name] == one[name], name
     assert (one["skipped"] > 0) == (variant == "bad steps")
-    assert two["validations"] == pytest.approx(one["validations"], abs=2e-6)
+    assert two["validations"] == pytest.approx(one["validations"], abs=max(2e-6, rounding))
     same(folder, f"{mode}-{variant}", f"one-{variant}", 2e-5)
 
 
