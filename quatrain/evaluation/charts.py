@@ -178,7 +178,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, 
         hover = f"{bar.label}: {bar.text}"
         if bar.low is not None and bar.high is not None:
             hover += f" (95 % interval {100 * bar.low:.1f} to {100 * bar.high:.1f} %)" if top == 1.0 else ""
-        body.append(f"<g><title>{_escaped(hover)}</title>")
+        body.append(f"<g><title>{escaped(hover)}</title>")
         body.append(_text("row", left - 8, y + 15, _shorten(bar.label), "end"))
         length = at(bar.value) - left
         if length > 0.5:
@@ -202,7 +202,7 @@ def share_chart(parts: Sequence[Part], *, label: str, width: int = 960, height: 
     for index, part in enumerate(parts):
         span = part.value / whole * width
         mark = ordered_mark(index, len(parts))
-        body.append(f"<g><title>{_escaped(f'{part.name}: {part.text} ({part.value / whole:.0%})')}</title>")
+        body.append(f"<g><title>{escaped(f'{part.name}: {part.text} ({part.value / whole:.0%})')}</title>")
         body.append(
             f'<rect class="bar {mark}" x="{x:.1f}" y="0" width="{max(1.0, span - gap):.1f}" height="22" rx="3"/>'
         )
@@ -292,17 +292,18 @@ class _Plot:
 
 def _svg(label: str, width: float, height: float, body: Sequence[str]) -> str:
     return (
-        f'<svg class="chart" role="img" aria-label="{_escaped(label)}" viewBox="0 0 {width:g} {height:g}" '
+        f'<svg class="chart" role="img" aria-label="{escaped(label)}" viewBox="0 0 {width:g} {height:g}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(body)}</svg>'
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text as SVG and HTML may hold it, what cannot be printed as spaces."""
     return escape("".join(c if c.isprintable() or c == "\n" else " " for c in text), quote=True)
 
 
 def _text(mark: str, x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text class="{mark}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_escaped(text)}</text>'
+    return f'<text class="{mark}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escaped(text)}</text>'
 
 
 def _shorten(text: str, limit: int = 18) -> str:
@@ -362,7 +363,7 @@ def _hover_bands(series: Sequence[Series], plot: _Plot, x_label: str, columns: i
         title += "\n".join(f"{name}: {y:.4g}" for name, (_, y) in values.items())
         bands.append(
             f'<rect class="hit" x="{column * span:.1f}" y="0" width="{span:.1f}" height="{plot.height:.1f}">'
-            f"<title>{_escaped(title)}</title></rect>"
+            f"<title>{escaped(title)}</title></rect>"
         )
     return "".join(bands)
 

@@ -27,6 +27,9 @@ MASK = "[MASK]"
 OPENING = 20
 """Characters of a text's beginning that stand in for prompts which the model cannot read."""
 
+LOOKS = 3
+"""Samples of each held-out set that are taken of a model that still learns."""
+
 SHOWN = 12
 """Samples of each held-out set that the report shows, evenly spread."""
 
@@ -43,6 +46,33 @@ def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokeni
             _questions(settings, context, engine, tokenizer, result)
         else:
             _samples(settings, context, engine, result)
+
+
+def look(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """What a model that still learns says: a few samples, of the kind that `assess` takes in the end."""
+    if model.config.head in ("masked", "pretraining"):
+        return _fillings(context, model, tokenizer)
+    if model.config.head not in ("causal", "seq2seq"):
+        return []
+    engine = Engine(model, tokenizer)
+    params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens, seed=context.seed)
+    if context.recipe.data_of(settings).database is not None:
+        held_out = task_of(context, settings).held_out
+        few = [(name, example) for name, examples in held_out.items() for example in examples[:LOOKS]]
+        said = _answers(settings, engine, tokenizer, [example for _, example in few], params)
+        return [
+            {"set": name, "prompt": example.question, "reference": example.sql, "output": answer.text}
+            for (name, example), answer in zip(few, said, strict=True)
+        ]
+    prompts, _ = _readable_prompts(settings, context, engine)
+    if not prompts:
+        return []
+    params = replace(params, temperature=next(iter(context.recipe.evaluate.temperatures), 0.0))
+    said = engine.generate(prompts[:LOOKS], params)
+    return [
+        {"prompt": prompt, "output": answer.text, "temperature": params.temperature}
+        for prompt, answer in zip(prompts, said)
+    ]
 
 
 def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: Tokenizer, result: StageResult) -> None:

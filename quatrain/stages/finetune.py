@@ -8,7 +8,7 @@ from quatrain.errors import InputError
 from quatrain.models.stack import Model
 from quatrain.settings import Settings
 from quatrain.stages import tasks
-from quatrain.stages.assess import assess
+from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, example_stream, learn, mean_length, with_dropout
 from quatrain.stages.material import corpus_of, model_of, task_of, tokenizer_of
@@ -55,6 +55,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
         examples=examples,
         adapter=settings.adapter,
         notes=notes,
+        sample=lambda model: look(settings, context, model, tokenizer),
     )
 
 

@@ -22,7 +22,7 @@ from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.processes import process_number
-from quatrain.progress import MetricsLog
+from quatrain.progress import MetricsLog, Reporter
 from quatrain.recipe import to_dict
 from quatrain.stages import together
 from quatrain.stages.base import Context, StageResult
@@ -38,6 +38,10 @@ from quatrain.training.streams import ExampleStream, PackedStream, Stream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
 
 Validate = Callable[[Model], dict[str, float]]
+Sample = Callable[[Model], list[dict[str, Any]]]
+
+SAID = 160
+"""Characters of a sample that the reader sees while the model learns."""
 
 
 @dataclass
@@ -46,8 +50,9 @@ class Learning:
 
     `examples` are what the stream shows, where they can be counted (None for windows of a running text); `length` is
     the usual length of a row in tokens, `limit` the longest that the model is to read; `held_out` are the examples of
-    validations. `validate` measures a model on them, also before the training where it is to `compare`. `notes` are for
-    the reader. `places` says where each example comes from, as file:line, where that is known.
+    validations. `validate` measures a model on them, also before the training where it is to `compare`. `notes` are
+    for the reader. `sample` is what the model says by now, for `train.sample_every`. `places` says where each example
+    comes from, as file:line, where that is known.
     """
 
     model: Model
@@ -61,6 +66,7 @@ class Learning:
     examples: Sequence[Any] | None = None
     held_out: Sequence[Any] = ()
     validate: Validate | None = None
+    sample: Sample | None = None
     adapter: AdapterSettings | None = None
     compare: bool = False
     notes: list[str] = field(default_factory=list)
@@ -142,7 +148,8 @@ def train(
             save=save,
             load=load,
             validate=learning.validate,
-            log=log_to(log, tracked),
+            sample=learning.sample,
+            log=log_to(log, tracked, context.reporter),
             progress=task.update,
             resumed=lambda step: context.reporter.info(f"{context.name} goes on from step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
@@ -202,10 +209,14 @@ def trackers(context: Context, resume_step: int) -> Trackers:
     )
 
 
-def log_to(log: MetricsLog | None, tracked: Trackers) -> Callable[[dict[str, Any]], None]:
-    """What takes the trainer's entries: `metrics.jsonl` first, then the trackers."""
+def log_to(log: MetricsLog | None, tracked: Trackers, reporter: Reporter) -> Callable[[dict[str, Any]], None]:
+    """What takes the trainer's entries: `metrics.jsonl` first, then the trackers; the reader sees a sample."""
 
     def write(entry: dict[str, Any]) -> None:
+        if entry.get("samples"):
+            first = entry["samples"][0]
+            said = " ".join(f"{first['prompt']} → {first['output']}".split())
+            reporter.info(f"step {entry['step']:,}: {said if len(said) <= SAID else said[:SAID] + ' …'}")
         if log is not None:
             log.write(**entry)
             tracked.log(entry)

@@ -14,7 +14,7 @@ from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
 from quatrain.models import hub
 from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
-from quatrain.stages.assess import assess
+from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, Validate, example_stream, fresh_config, learn, with_dropout
 from quatrain.stages.material import model_folder_of, pieces, tokenizer_of
@@ -58,6 +58,7 @@ def setup(settings: PretrainStage, context: Context, model: Model | None = None)
     learning = Learning(
         model, tokenizer, objective, stream=None, settings=wanted, steps=0, length=length, limit=length  # type: ignore[arg-type]
     )
+    learning.sample = lambda model: look(settings, context, model, tokenizer)
     if settings.next_sentence:
         _pairs(settings, context, learning)
         return learning

@@ -6,19 +6,21 @@ Each objective reads one format of data (`quatrain.text.formats`); its labels ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from quatrain.errors import InputError
-from quatrain.evaluation.metrics.objectives import evaluate
+from quatrain.evaluation.metrics.objectives import evaluate, judge
 from quatrain.models import hub
 from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
+from quatrain.stages import translations
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.learning import Learning, Validate, example_stream, fresh_config, mean_length, with_dropout
+from quatrain.stages.learning import Learning, Sample, Validate, example_stream, fresh_config, mean_length, with_dropout
 from quatrain.stages.material import corpus_of, model_folder_of, tokenizer_of
-from quatrain.stages.translations import measure_texts
 from quatrain.text.corpus import Corpus
 from quatrain.text.prepared import prepared
 from quatrain.text.records import Fault, Pair, Record
@@ -59,6 +61,9 @@ SCORE = ("score",)
 KINDS = (Text, TaggedText, Window, ChoiceText, SourceTarget, Related)
 """What examples of tasks are."""
 
+LOOKS = 3
+"""Samples that are taken of a model that still learns."""
+
 SHOWN = 12
 """Samples of the held-out set that the report shows, evenly spread."""
 
@@ -96,6 +101,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
         held_out=held_out,
     )
     found.validate = validation(found)
+    found.sample = sampling(settings, context, found)
     return found
 
 
@@ -231,37 +237,46 @@ def validation(learning: Learning) -> Validate | None:
         return None
 
     def validate(model: Model) -> dict[str, float]:
-        return {f"validation_{name}": value for name, value in measured(learning, model, learning.held_out).items()}
+        found = evaluate(learning.objective, model, learning.held_out)
+        return {f"validation_{name}": value for name, value in found.items()}
 
     return validate
 
 
-def measured(learning: Learning, model: Model, examples: Sequence[Any]) -> dict[str, float]:
-    """Loss and the task's metrics."""
-    return evaluate(learning.objective, model, examples)
+def sampling(settings: FinetuneStage, context: Context, learning: Learning) -> Sample:
+    """What shows the model's answers to a few records, the same ones every time; they are read at the first look."""
+    known: list[tuple[str, list[Record]]] = []
+
+    def sample(model: Model) -> list[dict[str, Any]]:
+        if not known:
+            name, records = records_to_score(settings, context)
+            known.append((name, spread(records, LOOKS)))
+        now, (name, records) = replace(learning, model=model), known[0]
+        if settings.objective == "seq2seq":
+            said = translations.answers(now, context, records)
+            return [translations.sample(record, text, name) for record, text in zip(records, said, strict=True)]
+        return samples(now, records, name)
+
+    return sample
+
+
+def spread(records: Sequence[Record], count: int) -> list[Record]:
+    """At most `count` records, evenly from the first on."""
+    return list(records[:: max(1, len(records) // count)][:count])
 
 
 def measure(settings: FinetuneStage, context: Context, learning: Learning, result: StageResult) -> None:
     """Scores and samples of the model on `data.test`, or where there is none on the examples held out."""
-    data = context.recipe.data_of(settings)
     objective: Any = learning.objective
-    limit = context.recipe.evaluate.examples
-    name, records = "held out", list[Record]()
-    if data.test is not None:
-        name = "test"
-        records = list(placed(open_corpus(settings, data, "test"), settings.objective == "embed"))[:limit]
-    elif data.dev is not None:
-        name = "dev"
-        records = list(placed(open_corpus(settings, data, "dev"), settings.objective == "embed"))[:limit]
-    else:
-        records = split(settings, context, open_corpus(settings, data))[1][:limit]
+    name, records = records_to_score(settings, context)
     if not records:
         result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
         return
     examples, _ = objective.prepare(records)
-    scores = measured(learning, learning.model, examples)
+    scores, details = judge(objective, learning.model, examples)
+    result.extra |= details
     if settings.objective == "seq2seq":
-        found, result.samples = measure_texts(settings, context, learning, records, name)
+        found, result.samples = translations.measure_texts(settings, context, learning, records, name)
         scores |= found
     else:
         result.samples = samples(learning, records, name)
@@ -270,14 +285,23 @@ def measure(settings: FinetuneStage, context: Context, learning: Learning, resul
     context.reporter.score(name, result.scores[name])
 
 
+def records_to_score(settings: FinetuneStage, context: Context) -> tuple[str, list[Record]]:
+    """The set that scores are measured on, by its name, and at most `evaluate.examples` of its records."""
+    data, limit = context.recipe.data_of(settings), context.recipe.evaluate.examples
+    for name in ("test", "dev"):
+        if getattr(data, name) is not None:
+            corpus = open_corpus(settings, data, name)
+            return name, list(islice(placed(corpus, settings.objective == "embed"), limit))
+    return "held out", split(settings, context, open_corpus(settings, data))[1][:limit]
+
+
 def samples(learning: Learning, records: Sequence[Record], name: str) -> list[dict[str, Any]]:
     """Some records with what the model says of them."""
     objective: Any = learning.objective
     if not hasattr(objective, "predict"):
         return []
-    chosen = [records[number] for number in range(0, len(records), max(1, len(records) // SHOWN))][:SHOWN]
     found = []
-    for record in chosen:
+    for record in spread(records, SHOWN):
         examples, _ = objective.prepare([record])
         batch = collate(objective, examples, 0)
         said = said_of(objective, examples, objective.predict(learning.model, batch.to(learning.model.device)))

@@ -6,6 +6,7 @@ that one is read without the others; nothing is pickled. The folder `prepared` o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -21,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from quatrain.atomic import disk_errors, write_json
+from quatrain.errors import QuatrainError
 from quatrain.text.catalog import cache_folder
 from quatrain.text.download import sha256_of
 
 VERSION = 1
 """Counted up when what is prepared changes though its key would not say so."""
 
-ABOUT, LINES, INDEX = "about.json", "examples.jsonl", "index.npy"
+ABOUT, LINES, INDEX = "about.json", "examples.jsonl", "index.bin"
 
 
 class Prepared(Sequence[Any]):
@@ -37,7 +39,7 @@ class Prepared(Sequence[Any]):
         self.about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         self.notes: list[str] = self.about["notes"]
         self.kind = kinds[self.about["kind"]]
-        self._places = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
+        self._places = np.memmap(folder / INDEX, dtype="<i8", mode="r")
         with open(folder / LINES, "rb") as file:
             self.lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -74,7 +76,8 @@ def prepared(
         return found, found.notes, True
     examples, notes = make()
     if len(examples) and type(examples[0]).__name__ in known:
-        _write(place, text, examples, notes)
+        with contextlib.suppress(QuatrainError):  # no room for the cache: the examples are here all the same
+            _write(place, text, examples, notes)
     return examples, notes, False
 
 
@@ -99,7 +102,7 @@ def _write(place: Path, key: str, examples: Sequence[Any], notes: list[str]) -> 
                     index.append(index[-1] + file.write(json.dumps(asdict(example)).encode() + b"\n"))
                 file.flush()
                 os.fsync(file.fileno())
-            np.save(temporary / INDEX, np.array(index, dtype=np.int64), allow_pickle=False)
+            (temporary / INDEX).write_bytes(np.array(index, dtype="<i8").tobytes())
             sums = {name: sha256_of(temporary / name) for name in (LINES, INDEX)}
             kind = type(examples[0]).__name__
             write_json(temporary / ABOUT, {"key": key, "kind": kind, "notes": notes, "sha256": sums})

@@ -51,6 +51,7 @@ class TrainSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     log_every: int = Field(default=10, ge=1)
     evaluate_every: int = Field(default=0, ge=0, description="steps between two validations; 0 for the end only")
+    sample_every: int = Field(default=0, ge=0, description="steps between two looks at what the model says; 0 for none")
     checkpoint_every: int = Field(default=0, ge=0, description="steps between two checkpoints; 0 lets time decide")
     patience: int = Field(default=0, ge=0, description="validations without gain after which to stop; 0 for never")
     keep: Literal["last", "best"] = "last"

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,16 @@ class Hooks:
     """What surrounds the loop. Each has a default that does nothing.
 
     `save(folder)` and `load(folder)` write and read the weights of a checkpoint; `validate(model)` returns metrics
-    such as `validation_loss`; `log(entry)` takes a dictionary every `log_every` steps; `progress(step, **metrics)`
-    runs after each step; `resumed(step)` says where a resumed run goes on; `warn(text)` is for the reader;
-    `describe(batch)` gives, as JSON, what a person would read of a batch that is kept for a look.
+    such as `validation_loss`; `sample(model)` what the model says by now, as JSON; `log(entry)` takes a dictionary
+    every `log_every` steps; `progress(step, **metrics)` runs after each step; `resumed(step)` says where a resumed run
+    goes on; `warn(text)` is for the reader; `describe(batch)` gives, as JSON, what a person would read of a batch that
+    is kept for a look.
     """
 
     save: Callable[[Path], None] | None = None
     load: Callable[[Path], None] | None = None
     validate: Callable[[Model], dict[str, float]] | None = None
+    sample: Callable[[Model], list[dict[str, Any]]] | None = None
     log: Callable[[dict[str, Any]], None] = lambda entry: None
     progress: Callable[..., None] = lambda step, **metrics: None
     resumed: Callable[[int], None] = lambda step: None
@@ -191,6 +194,9 @@ class Trainer:
                 gained = self.best.update(self.step, self.metrics) and self.keeps_best
             if gained and not self.saves:
                 self._best_weights = {name: p.detach().clone() for name, p in self.weights.masters.items()}
+            looks = self.settings.sample_every
+            if self.hooks.sample is not None and looks and self.step % looks == 0 and not last:
+                self._sample()
             due = self._checkpoint_due(self.parallel.agree([time.monotonic() - saved_at])[0])
             if (due or (gained and self.saves)) and not last:
                 self.save_checkpoint()
@@ -313,14 +319,26 @@ class Trainer:
         return sum(self.recent) / len(self.recent) if self.recent else math.nan
 
     def _validate(self) -> dict[str, float]:
-        self.model.eval()
-        with self.weights.full(), torch.no_grad(), self.compiled.paused(), self.parallel.whole(self.model):
+        with self._measuring():
             metrics = self.hooks.validate(self.model)  # type: ignore[misc]
         metrics = dict(zip(metrics, self.parallel.agree(list(metrics.values())), strict=True))
-        self.model.train()
         if self.parallel.is_main:
             self.hooks.log({"step": self.step, **metrics})
         return metrics
+
+    def _sample(self) -> None:
+        """What the model says by now goes to the log; the other processes wait."""
+        with self._measuring():
+            if self.parallel.is_main:
+                self.hooks.log({"step": self.step, "samples": self.hooks.sample(self.model)})  # type: ignore[misc]
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """The whole model in evaluation mode and full precision."""
+        self.model.eval()
+        with self.weights.full(), torch.no_grad(), self.compiled.paused(), self.parallel.whole(self.model):
+            yield
+        self.model.train()
 
     @property
     def saves(self) -> bool:

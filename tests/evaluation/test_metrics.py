@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.answers import normalized, squad, token_f1
-from quatrain.evaluation.metrics.classification import accuracy, f1, matthews, pearson, spearman
-from quatrain.evaluation.metrics.entities import entities, entity_f1
+from quatrain.evaluation.metrics.classification import accuracy, by_label, confusion, f1, matthews, pearson, spearman
+from quatrain.evaluation.metrics.entities import by_type, entities, entity_f1
 from quatrain.evaluation.metrics.likelihood import perplexity
 from quatrain.evaluation.metrics.texts import bleu, chrf, rouge
 
@@ -69,6 +69,18 @@ def test_entities_are_scored_as_by_seqeval(pairs: list[tuple[list[str], list[str
     assert found["f1"] == pytest.approx(seqeval.f1_score(true, said, zero_division=0))
 
 
+def test_each_type_of_span_is_scored_as_by_seqeval() -> None:
+    true = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "I-LOC", "O"], ["B-ORG", "O", "O", "O"]]
+    said = [["B-PER", "O", "O", "B-LOC"], ["O", "B-LOC", "I-LOC", "B-PER"], ["O", "O", "O", "O"]]
+    expected = seqeval.classification_report(true, said, output_dict=True, zero_division=0)
+    rows = by_type(said, true)
+    assert [row["label"] for row in rows] == ["LOC", "ORG", "PER"]
+    for row in rows:
+        wanted = expected[row["label"]]
+        assert row["count"] == wanted["support"] and row["f1"] == pytest.approx(wanted["f1-score"])
+        assert [row["precision"], row["recall"]] == pytest.approx([wanted["precision"], wanted["recall"]])
+
+
 def test_spans_of_every_scheme() -> None:
     assert entities(["B-PER", "I-PER", "O", "I-LOC"]) == [("PER", 0, 1), ("LOC", 3, 3)]
     assert entities(["B-PER", "E-PER", "S-LOC", "O"]) == [("PER", 0, 1), ("LOC", 2, 2)]
@@ -84,6 +96,21 @@ def test_answers_as_the_script_of_squad() -> None:
     found = squad(["the cat", "dog", "", "x"], [["Cat", "a dog"], ["a big dog"], [], []])
     assert found["exact_match"] == 50.0 and found["f1"] == pytest.approx(100 * (1 + 2 / 3 + 1 + 0) / 4)
     assert found["answered_exact_match"] == 50.0 and found["unanswered_exact_match"] == 50.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_confusions_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    said, true = [a for a, _ in pairs], [b for _, b in pairs]
+    counts = confusion(said, true, 5)
+    assert counts == sklearn.confusion_matrix(true, said, labels=range(5)).tolist()
+    rows = {row["label"]: row for row in by_label(counts, list("abcde"))}
+    expected = sklearn.precision_recall_fscore_support(true, said, labels=range(5), zero_division=0)
+    for place, label in enumerate("abcde"):
+        if place in said or place in true:
+            row = rows.pop(label)
+            found = [row["precision"], row["recall"], row["f1"], row["count"]]
+            assert found == pytest.approx([column[place] for column in expected])
+    assert not rows, "labels that are nowhere are left out"
 
 
 @given(st.lists(st.text("ab c,the", max_size=12), min_size=1, max_size=5))

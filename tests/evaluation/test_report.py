@@ -388,3 +388,32 @@ def test_what_is_still_to_come_is_said(run):
         ("finetune", "to come"),
         ("quantize", "to come"),
     ]
+
+
+def test_labels_taken_for_each_other_and_memory_are_drawn(run):
+    path = run / "stages" / "03-finetune" / "result.json"
+    known = json.loads(path.read_text())
+    known["confusion"] = {"labels": ["good", "<bad>"], "counts": [[90, 10], [4, 16]]}
+    known["by_label"] = [{"label": "<bad>", "precision": 16 / 26, "recall": 0.8, "f1": 0.7, "count": 20}]
+    known["memory"] = {"weights": 4e6, "gradients": 4e6, "optimizer": 8e6, "activations": 2e7, "logits": 0, "peak": 3e8}
+    path.write_text(json.dumps(known), encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "&lt;bad&gt;, said to be good: 4 of 20" in page and "<bad>" not in page
+    assert "10 × good taken for &lt;bad&gt; · 4 × &lt;bad&gt; taken for good" in page
+    assert "80.0 %" in page and "300.0 MB at the peak" in page and "activations 20.0 MB" in page
+    known["confusion"]["counts"] = [[1, 2]]  # no table
+    path.write_text(json.dumps(known | {"by_label": "odd", "memory": []}), encoding="utf-8")
+    assert "What it takes for what" not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_what_a_model_says_is_shown_step_by_step(run):
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for step in range(10, 130, 10):
+            said = [{"prompt": "To <be>", "output": f"or {step}"}, "odd"]
+            file.write(json.dumps({"stage": "02-pretrain", "step": step, "samples": said}) + "\n")
+    page = write_report(run).read_text(encoding="utf-8")
+    part = page.split("What it said while it learned")[1].split("</section>")[0]
+    assert "To &lt;be&gt;" in part
+    found = re.findall(r"<th scope=\"row\">step (\d+)</th><td><pre>or (\d+)</pre>", part)
+    assert all(step == said for step, said in found)
+    assert [int(step) for step, _ in found][:1] == [10] and int(found[-1][0]) == 120 and len(found) == 8

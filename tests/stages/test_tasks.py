@@ -96,7 +96,7 @@ LEARNED = {"classify": ("accuracy", 0.95), "tag": ("f1", 0.9), "answer": ("f1", 
 
 @pytest.mark.parametrize("objective", CLASSES)
 def test_a_task_is_learned_from_fresh_weights(objective: str, data: dict[str, str], tmp_path: Path) -> None:
-    more = ', optimizer = "muon", evaluate_every = 40'
+    more = ', optimizer = "muon", evaluate_every = 40, sample_every = 50'
     run = go(
         tmp_path,
         stage("tokenizer"),
@@ -113,6 +113,20 @@ def test_a_task_is_learned_from_fresh_weights(objective: str, data: dict[str, st
         assert next(iter(scores)) == metric, "what people quote stands first"
         samples = result["samples"]
         assert len(samples) >= 10 and all(sample["prompt"] and sample["output"] for sample in samples)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    looks = {line["step"]: line["samples"] for line in lines if "samples" in line}
+    assert sorted(looks) == ([50, 100] if objective in LEARNED else []), "the last step is measured anyway"
+    assert all(len(look) == 3 and all(one["prompt"] for one in look) for look in looks.values())
+    if objective in ("classify", "tag"):
+        counts = result["confusion"]["counts"]
+        held = 20 if objective == "classify" else 20 * 4
+        assert sum(map(sum, counts)) == held
+        right = sum(row[place] for place, row in enumerate(counts))
+        assert right / held == pytest.approx(scores["accuracy"])
+        assert {row["label"] for row in result["by_label"]} == ({"good", "bad"} if objective == "classify" else
+                                                                {"GOOD", "THING"})  # fmt: skip
+        page = (run.folder / "report.html").read_text(encoding="utf-8")
+        assert "What it takes for what" in page and "What it said while it learned" in page
     config = json.loads((run.model / "config.json").read_text())
     assert config["architectures"] == [CLASSES[objective]]
     model, report = getattr(transformers, CLASSES[objective]).from_pretrained(run.model, output_loading_info=True)

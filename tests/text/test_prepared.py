@@ -63,7 +63,7 @@ def test_another_key_is_another_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "key"])
-@pytest.mark.parametrize("name", ["about.json", "examples.jsonl", "index.npy"])
+@pytest.mark.parametrize("name", ["about.json", "examples.jsonl", "index.bin"])
 def test_a_damaged_entry_is_made_anew(name: str, damage: str, tmp_path: Path) -> None:
     example = TokenExample([1, 2, 3], [True, True, False])
     prepared({"a": 1}, lambda: ([example], []), [TokenExample], folder=tmp_path)

@@ -298,6 +298,22 @@ def test_validation_does_not_change_training():
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+def test_looking_at_what_it_says_does_not_change_training():
+    def look(model):
+        assert not model.training
+        torch.rand(3)  # whatever is drawn there is not drawn from the training's numbers
+        return [{"prompt": "a", "output": "b"}]
+
+    seen = []
+    model, other = (Model(CONFIG.with_(dropout=0.1)).initialize(0) for _ in range(2))
+    Trainer(model, Causal(), windows(), settings(sample_every=5), steps=12,
+            hooks=Hooks(sample=look, log=seen.append)).train()  # fmt: skip
+    Trainer(other, Causal(), windows(), settings(), steps=12).train()
+    assert [entry["step"] for entry in seen if "samples" in entry] == [5, 10]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
 def test_state_is_json_and_safetensors_only(tmp_path):
     model = Model(CONFIG).initialize(0)
     trainer = Trainer(

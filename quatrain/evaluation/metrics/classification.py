@@ -64,6 +64,29 @@ def f1(
     return dict(zip(("precision", "recall", "f1"), means.tolist(), strict=True))
 
 
+def confusion(predictions: Sequence[int], references: Sequence[int], count: int) -> list[list[int]]:
+    """How often each of `count` labels, by row, was taken for each other, by column.
+
+    Raises InputError for no or uneven input.
+    """
+    check_lengths(predictions, references, "confusion")
+    table = np.zeros((count, count), dtype=np.int64)
+    np.add.at(table, (np.asarray(references), np.asarray(predictions)), 1)
+    counts: list[list[int]] = table.tolist()
+    return counts
+
+
+def by_label(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """For each label that occurs {"label", "precision", "recall", "f1", "count"}, from a table of confusions."""
+    found = []
+    for place, label in enumerate(labels):
+        true, predicted = sum(counts[place]), sum(row[place] for row in counts)
+        if true or predicted:
+            scores = dict(zip(("precision", "recall", "f1"), _scores(counts[place][place], predicted, true)))
+            found.append({"label": label} | scores | {"count": true})
+    return found
+
+
 def _held(label: Any) -> frozenset[Hashable]:
     return frozenset(label) if isinstance(label, list | tuple | set | frozenset) else frozenset([label])
 

@@ -7,6 +7,7 @@ for tags in IO, BIO, BIOES and BILOU: a span whose first tag is an I begins ther
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.checks import check_lengths
@@ -61,6 +62,31 @@ def entity_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequenc
 
     Raises InputError for no or uneven input, with the sentence, and for what is no tag.
     """
+    found, true = _spans(predictions, references)
+    scores = _scores(found, true)
+    for kind in sorted({span[0] for _, span in found | true}):
+        scores[f"f1_{kind}"] = _scores(*_of_kind(kind, found, true))["f1"]
+    return scores
+
+
+def by_type(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """For each type of span {"label", "precision", "recall", "f1", "count"}; raises as `entity_f1` does."""
+    found, true = _spans(predictions, references)
+    rows: list[dict[str, Any]] = []
+    for kind in sorted({span[0] for _, span in found | true}):
+        sides = _of_kind(kind, found, true)
+        rows.append({"label": kind} | _scores(*sides) | {"count": len(sides[1])})
+    return rows
+
+
+def _of_kind(kind: str, *sides: set[tuple[int, Span]]) -> list[set[tuple[int, Span]]]:
+    return [{each for each in side if each[1][0] == kind} for side in sides]
+
+
+def _spans(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> tuple[set[tuple[int, Span]], set[tuple[int, Span]]]:
+    """The predicted and the true spans, each with its sentence."""
     check_lengths(predictions, references, "entity F1")
     found, true = set[tuple[int, Span]](), set[tuple[int, Span]]()
     for number, (one, other) in enumerate(zip(predictions, references, strict=True), 1):
@@ -71,11 +97,7 @@ def entity_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequenc
             true |= {(number, span) for span in entities(other)}
         except InputError as error:
             raise InputError(f"{error.message} It is in sentence {number}.") from error
-    scores = _scores(found, true)
-    for kind in sorted({span[0] for _, span in found | true}):
-        of_kind = [{each for each in spans if each[1][0] == kind} for spans in (found, true)]
-        scores[f"f1_{kind}"] = _scores(*of_kind)["f1"]
-    return scores
+    return found, true
 
 
 def _scores(found: set[tuple[int, Span]], true: set[tuple[int, Span]]) -> dict[str, float]:

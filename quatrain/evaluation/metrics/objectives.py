@@ -9,12 +9,15 @@ import torch
 
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.answers import squad
-from quatrain.evaluation.metrics.classification import accuracy, f1, matthews, pearson, spearman
-from quatrain.evaluation.metrics.entities import PREFIXES, entity_f1
+from quatrain.evaluation.metrics.classification import accuracy, by_label, confusion, f1, matthews, pearson, spearman
+from quatrain.evaluation.metrics.entities import PREFIXES, by_type, entity_f1
 from quatrain.evaluation.metrics.likelihood import perplexity
 from quatrain.training import objectives as kinds
 
 LANGUAGE = (kinds.Causal, kinds.Masked, kinds.SpanCorruption, kinds.Denoising, kinds.Seq2Seq)
+
+DETAILED = 64
+"""Labels up to which the table of confusions is kept."""
 
 
 def evaluate(
@@ -27,6 +30,17 @@ def evaluate(
     where words are learned (Masked: also accuracy of the hidden words). What is drawn follows from `seed` and an
     example's place alone, so that two evaluations hide the same. The model is left as it was. Raises InputError for
     no example.
+    """
+    return judge(objective, model, examples, batch_tokens=batch_tokens, seed=seed)[0]
+
+
+def judge(
+    objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = 8192, seed: int = 0
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """As `evaluate`, and of classes and tags what is behind the scores, where there are at most 64 of them.
+
+    {"confusion": {"labels", "counts"}, "by_label": rows of label, precision, recall, f1, count}; of tags that are
+    spans, the rows are the types of spans.
     """
     if not len(examples):
         raise InputError("evaluation: there is no example to measure; at least one is needed.")
@@ -42,7 +56,7 @@ def evaluate(
     if isinstance(objective, LANGUAGE):
         words = sums.get("masked_loss", sums.get("plain_loss", total))
         found["perplexity"] = perplexity(words, weight)
-    return found | _scores(objective, examples, answers)
+    return found | _scores(objective, examples, answers), _details(objective, examples, answers)
 
 
 @torch.no_grad()
@@ -81,6 +95,22 @@ def _batches(examples: Sequence[Any], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
+def _details(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, Any]:
+    labels = list(getattr(objective, "labels", ()))
+    if not 1 < len(labels) <= DETAILED:
+        return {}
+    if isinstance(objective, kinds.SequenceClassification) and objective.problem == "single":
+        counts = confusion(answers, [example.label for example in examples], len(labels))
+        return {"confusion": {"labels": labels, "counts": counts}, "by_label": by_label(counts, labels)}
+    if isinstance(objective, kinds.TokenClassification):
+        sides = objective.sentences(examples, answers), objective.truths(examples)
+        said, true = ([labels.index(tag) for sentence in side for tag in sentence] for side in sides)
+        counts = confusion(said, true, len(labels))
+        rows = by_type(*sides) if _are_spans(labels) else by_label(counts, labels)
+        return {"confusion": {"labels": labels, "counts": counts}, "by_label": rows}
+    return {}
+
+
 def _scores(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, float]:
     if isinstance(objective, kinds.SequenceClassification):
         return _of_texts(objective, [example.label for example in examples], answers)
@@ -114,8 +144,13 @@ def _of_tags(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dic
     predicted, true = objective.sentences(examples, answers), objective.truths(examples)
     flat = [[tag for sentence in side for tag in sentence] for side in (predicted, true)]
     found = {"accuracy": accuracy(*flat)}
-    spans = "O" in objective.labels and all(label.partition("-")[0] in PREFIXES for label in objective.labels)
-    return found | entity_f1(predicted, true) if spans else {**found, "f1_macro": f1(*flat)["f1"]}
+    if _are_spans(objective.labels):
+        return found | entity_f1(predicted, true)
+    return {**found, "f1_macro": f1(*flat)["f1"]}
+
+
+def _are_spans(labels: Sequence[str]) -> bool:
+    return "O" in labels and all(label.partition("-")[0] in PREFIXES for label in labels)
 
 
 def _correlations(predictions: list[float], references: list[float]) -> dict[str, float]:

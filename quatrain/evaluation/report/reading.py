@@ -38,6 +38,8 @@ class StageRecord:
     finished: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
+    looks: list[tuple[float, list[dict[str, Any]]]] = field(default_factory=list)
+    """By step, samples of the model while it learned."""
 
     def number(self, key: str) -> float | None:
         """A finite number of the result, otherwise None."""
@@ -60,6 +62,19 @@ class StageRecord:
         """The samples that are dictionaries."""
         samples = self.result.get("samples")
         return [sample for sample in samples if isinstance(sample, dict)] if isinstance(samples, list) else []
+
+    @property
+    def confusion(self) -> tuple[list[str], list[list[int]]] | None:
+        """Labels, and how often each, by row, was taken for each other, by column."""
+        known = self.result.get("confusion")
+        labels, counts = (known.get("labels"), known.get("counts")) if isinstance(known, dict) else (None, None)
+        if not isinstance(labels, list) or not isinstance(counts, list) or len(counts) != len(labels):
+            return None
+        if not all(isinstance(row, list) and len(row) == len(labels) for row in counts):
+            return None
+        if not all(isinstance(count, int) and count >= 0 for row in counts for count in row):
+            return None
+        return [str(label) for label in labels], counts
 
     @property
     def notes(self) -> list[str]:
@@ -160,11 +175,12 @@ def _read_stages(run: RunRecord, folder: Path) -> float:
 def _read_metrics(run: RunRecord, path: Path) -> None:
     """Read the curves. A step that was written twice, because the run was resumed before it, counts as last written."""
     columns: dict[str, dict[str, dict[float, float | None]]] = {}
+    looks: dict[str, dict[float, list[dict[str, Any]]]] = {}
     bad_lines = 0
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                bad_lines += not _take(line, columns) if line.strip() else 0
+                bad_lines += not _take(line, columns, looks) if line.strip() else 0
     except FileNotFoundError:
         return
     except OSError:
@@ -172,6 +188,9 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
     if bad_lines > 1:  # the last line of a run that was killed may be cut
         run.damaged.append(f"{path.name} ({bad_lines:,} lines)")
     by_name = {stage.name: stage for stage in run.stages}
+    for name, by_step in looks.items():
+        if name in by_name:
+            by_name[name].looks = sorted(by_step.items(), key=lambda item: item[0])
     for name, metrics in columns.items():
         if name not in by_name:
             by_name[name] = StageRecord(name, name.partition("-")[2] or name)
@@ -181,7 +200,11 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
             by_name[name].curves[key] = Curve(steps, [values[step] for step in steps])
 
 
-def _take(line: str, columns: dict[str, dict[str, dict[float, float | None]]]) -> bool:
+def _take(
+    line: str,
+    columns: dict[str, dict[str, dict[float, float | None]]],
+    looks: dict[str, dict[float, list[dict[str, Any]]]],
+) -> bool:
     """Sort one line of metrics into its columns; False where it is none."""
     try:
         entry = json.loads(line)
@@ -193,6 +216,8 @@ def _take(line: str, columns: dict[str, dict[str, dict[float, float | None]]]) -
     if step is None:
         return False
     metrics = columns.setdefault(entry["stage"], {})
+    if isinstance(samples := entry.get("samples"), list):
+        looks.setdefault(entry["stage"], {})[step] = [sample for sample in samples if isinstance(sample, dict)]
     for key, value in entry.items():
         if key not in _NO_CURVE and (value is None or isinstance(value, (int, float))) and not isinstance(value, bool):
             number = finite(value)

@@ -72,12 +72,12 @@ def _rows(stages: Sequence[StageRecord]) -> Iterator[Row]:
     for stage in stages:
         asked: Counter[tuple[str, ...]] = Counter()
         for sample in stage.samples:
-            temperature = _text(sample.get("temperature"))
-            held_out, prompt = "" if temperature else _text(sample.get("set")), _text(sample.get("prompt"))
+            temperature = text_of(sample.get("temperature"))
+            held_out, prompt = "" if temperature else text_of(sample.get("set")), text_of(sample.get("prompt"))
             asked[held_out, prompt, temperature] += 1
             key = (held_out, prompt, asked[held_out, prompt, temperature])
             row = rows.setdefault(key, Row(held_out, prompt))
-            row.reference = row.reference or _text(sample.get("reference"))
+            row.reference = row.reference or text_of(sample.get("reference"))
             row.answers[stage.name, temperature] = sample
     yield from rows.values()
 
@@ -95,7 +95,7 @@ def _choose(rows: list[Row], limit: int) -> list[Row]:
 
 
 def _row(row: Row, stages: Sequence[StageRecord], names: dict[str, str]) -> dict[str, Any]:
-    outputs = [row.reference, *(_text(answer.get("output")) for answer in row.answers.values())]
+    outputs = [row.reference, *(text_of(answer.get("output")) for answer in row.answers.values())]
     code = any(is_sql(text) for text in outputs)
     temperatures = list(dict.fromkeys(temperature for _, temperature in row.answers))
     cells: list[dict[str, Any]] = []
@@ -115,13 +115,13 @@ def _row(row: Row, stages: Sequence[StageRecord], names: dict[str, str]) -> dict
 
 def _answer(answer: dict[str, Any], code: bool, earlier: list[dict[str, Any]]) -> dict[str, Any]:
     """An answer for the page; one that was given before names where."""
-    text, correct = _text(answer.get("output")), answer.get("correct")
+    text, correct = text_of(answer.get("output")), answer.get("correct")
     return {
         "met": True,
         "text": text,
         "same_as": next((cell["label"] for cell in earlier if cell["met"] and cell["text"] == text), None),
         "output": _shape(text, code),
-        "detail": clipped(_text(answer.get("detail"))),
+        "detail": clipped(text_of(answer.get("detail"))),
         "verdict": ("right" if correct else "wrong") if isinstance(correct, bool) else "",
     }
 
@@ -130,7 +130,7 @@ def _shape(text: str, code: bool) -> Any:
     return sql_markup(text) if code else clipped(text)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Anything as text: a conversation as its turns, other structures as JSON."""
     if value is None:
         return ""

@@ -20,6 +20,7 @@ from quatrain.evaluation.charts import (
     smooth,
     thin,
 )
+from quatrain.evaluation.report.learning import confusions, looks, memory
 from quatrain.evaluation.report.reading import Curve, RunRecord, StageRecord
 from quatrain.evaluation.report.samples import samples
 from quatrain.evaluation.report.wording import amount, duration, interval, is_share, metric, plain, size
@@ -40,10 +41,13 @@ def page(run: RunRecord) -> dict[str, Any]:
         "tiles": _tiles(run, names),
         "curves": _curves(run, names),
         "scores": _scores(run, names),
+        "looks": looks(run.stages, names),
+        "confusions": confusions(run.stages, names),
         "samples": samples(run.stages, names),
         "quantization": _quantization(run, names),
         "models": _models(run, names),
         "cost": _cost(run, names),
+        "memory": memory(run.stages, names),
         "notes": [(names[stage.name], note) for stage in run.stages for note in stage.notes],
     }
 
