@@ -12,6 +12,7 @@ from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, example_stream, learn, mean_length, with_dropout
 from quatrain.stages.material import corpus_of, model_of, task_of, tokenizer_of
+from quatrain.stages.streaming import streamed
 from quatrain.text.batches import TokenExample
 from quatrain.text.chat import render
 from quatrain.text.prepared import prepared
@@ -19,6 +20,7 @@ from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import FinetuneStage
+from quatrain.training.streams import Stream
 
 
 def run(settings: FinetuneStage, context: Context) -> StageResult:
@@ -40,9 +42,17 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     tokenizer = tokenizer_of(context)
     model = with_dropout(model or model_of(context), settings.train.dropout)
     limit = settings.context or model.config.max_position_embeddings
-    examples, notes = chat_examples(settings, context, tokenizer, limit)
     pad_id = tokenizer.pad_id or 0
-    stream, steps = example_stream(settings, context, examples, length=limit, pad_id=pad_id)
+    stream: Stream
+    if context.recipe.data_of(settings).streaming:
+        left = LeftOut(limit)
+        found = streamed(
+            settings, context, lambda: left.out_of(conversations(settings, context), tokenizer), held=0
+        )
+        stream, steps, examples, notes = found.stream, found.steps, found.examples, left.notes
+    else:
+        examples, notes = chat_examples(settings, context, tokenizer, limit)
+        stream, steps = example_stream(settings, context, examples, length=limit, pad_id=pad_id)
     return Learning(
         model,
         tokenizer,
@@ -83,9 +93,37 @@ def conversations(settings: Settings, context: Context) -> Iterator[list[dict[st
         task = task_of(context, settings)
         yield from (task.messages(example) for example in task.train)
     else:
-        from quatrain.text.files import read_conversations
+        yield from (record.messages for record in corpus_of(data, format="chat"))  # type: ignore[union-attr]
 
-        yield from read_conversations(str(data.source))
+
+class LeftOut:
+    """Counts the chats that are no examples: too long, or nothing to learn. `notes` say so, as they are found."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.long = self.empty = 0
+        self.notes: list[str] = []
+
+    def out_of(self, chats: Iterable[list[dict[str, str]]], tokenizer: Tokenizer) -> Iterator[TokenExample]:
+        """The examples that chats are, of those that are any. What an earlier, longer reading counted stays."""
+        long = empty = 0
+        for messages in chats:
+            rendered = render(tokenizer, messages)
+            example = TokenExample(rendered.ids, rendered.assistant_mask)
+            if len(example) - 1 > self.limit:
+                long += 1
+            elif example.num_labels == 0:
+                empty += 1
+            else:
+                yield example
+                continue
+            self._note(long, empty)
+
+    def _note(self, long: int, empty: int) -> None:
+        self.long, self.empty = max(long, self.long), max(empty, self.empty)
+        self.notes[:] = [f"{self.long:,} chats longer than {self.limit} tokens left out"] if self.long else []
+        if self.empty:
+            self.notes.append(f"{self.empty:,} chats without an assistant's token left out")
 
 
 def encode_chats(
@@ -95,26 +133,14 @@ def encode_chats(
 
     Raises InputError where no chat is left, or none has a token to learn.
     """
-    examples, long, empty = [], 0, 0
-    for messages in chats:
-        rendered = render(tokenizer, messages)
-        example = TokenExample(rendered.ids, rendered.assistant_mask)
-        if len(example) - 1 > limit:
-            long += 1
-        elif example.num_labels == 0:
-            empty += 1
-        else:
-            examples.append(example)
+    left = LeftOut(limit)
+    examples = list(left.out_of(chats, tokenizer))
     if not examples:
         raise InputError(
-            f"No chat is left to learn from: {long} are longer than {limit} tokens, {empty} have no assistant token. "
-            "Give a longer context, or check the data with `quatrain data check`."
+            f"No chat is left to learn from: {left.long} are longer than {limit} tokens, {left.empty} have no "
+            "assistant token. Give a longer context, or check the data with `quatrain data check`."
         )
-    notes = []
-    if long:
-        notes.append(f"{long:,} chats longer than {limit} tokens left out")
-    if empty:
-        notes.append(f"{empty:,} chats without an assistant's token left out")
+    notes = list(left.notes)
     learned = sum(example.num_labels for example in examples)
     total = sum(map(len, examples))
     notes.append(f"{len(examples):,} chats, {total:,} tokens, {learned / total:.0%} of them learned")

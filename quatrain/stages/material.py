@@ -63,21 +63,21 @@ def model_of(context: Context) -> Model:
     return load_model(folder)[0]
 
 
-def pieces(context: Context, stage: Settings) -> Iterator[Piece]:
-    """The texts that a stage learns from, the source's or those that the database's questions bring.
+def pieces(context: Context, stage: Settings, part: str = "source") -> Iterator[Piece]:
+    """The texts that a stage learns from, the source's or those that the database's questions bring; or those of `dev`.
 
     A large document comes in several pieces, so that no more of it is in memory than a piece.
     """
     data = context.recipe.data_of(stage)
-    if data.database is not None:
+    if data.database is not None and part == "source":
         yield from (Piece(text, True) for text in task_of(context, stage).documents())
         return
-    corpus = corpus_of(data)
+    corpus = corpus_of(data, part)
     chats = corpus.format in ("chat", "preference") and stage.kind != "tokenizer"  # type: ignore[attr-defined]
-    plain = data.format is None and not data.columns and not is_dataset(str(data.source))
+    plain = data.format is None and not data.columns and not is_dataset(corpus.source)
     if chats or (corpus.format == "text" and plain):
         # Documents of any size come in pieces; chats are refused there, with a word about finetuning.
-        yield from read_pieces(str(data.source))
+        yield from read_pieces(corpus.source)
     else:
         yield from (Piece(text, True) for record in corpus for text in texts_of(record) if text.strip())
 

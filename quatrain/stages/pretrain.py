@@ -18,6 +18,7 @@ from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, Validate, example_stream, fresh_config, learn, with_dropout
 from quatrain.stages.material import model_folder_of, pieces, tokenizer_of
+from quatrain.stages.streaming import Make, of_texts, streamed
 from quatrain.text import tokenfile
 from quatrain.text.batches import TokenExample
 from quatrain.text.files import Piece
@@ -59,6 +60,9 @@ def setup(settings: PretrainStage, context: Context, model: Model | None = None)
         model, tokenizer, objective, stream=None, settings=wanted, steps=0, length=length, limit=length  # type: ignore[arg-type]
     )
     learning.sample = lambda model: look(settings, context, model, tokenizer)
+    if context.recipe.data_of(settings).streaming:
+        _stream(settings, context, learning)
+        return learning
     if settings.next_sentence:
         _pairs(settings, context, learning)
         return learning
@@ -92,6 +96,31 @@ def make_objective(settings: PretrainStage, tokenizer: Tokenizer, length: int) -
 def row_length(objective: Objective, length: int) -> int:
     """Tokens of text that a row takes, so that what the model reads has at most `length`."""
     return (objective.row_length or length) if isinstance(objective, Corruption) else length
+
+
+def _stream(settings: PretrainStage, context: Context, learning: Learning) -> None:
+    """The text as it is read: no token file is written. Its first tokens, or those of `data.dev`, are held out."""
+    data, row = context.recipe.data_of(settings), row_length(learning.objective, learning.length)
+    causal = settings.objective == "causal"
+
+    def rows_of(part: str) -> Make:
+        documents = settings.rows == "documents"
+        return lambda: of_texts(
+            pieces(context, settings, part), learning.tokenizer, row, documents=documents, causal=causal
+        )
+
+    dev = rows_of("dev") if data.dev is not None else None
+    held = max(1, VALIDATION_TOKENS // row) if dev is not None or data.validation else 0
+    found = streamed(settings, context, rows_of("source"), dev=dev, held=held)
+    learning.stream, learning.steps, learning.examples = found.stream, found.steps, found.examples
+    learning.held_out = found.held_out
+    if causal and found.held_out:
+        learning.validate = lambda model: {"validation_loss": examples_loss(model, found.held_out).loss}
+    elif found.held_out:
+        learning.validate = lambda model: held_out_loss(model, learning.objective, found.held_out)
+    learning.compare = model_folder_of(context) is not None
+    if settings.copy_steps or settings.copy_every:
+        learning.stream = copy_first(settings, context, learning.tokenizer, learning.stream)
 
 
 def _pairs(settings: PretrainStage, context: Context, learning: Learning) -> None:
@@ -136,8 +165,8 @@ def make_stream(
         pad_id = getattr(objective, "pad_id", 0)
         stream, steps = example_stream(settings, context, examples, length=length, pad_id=pad_id)
         return stream, steps, examples
-    windows = WindowStream(learned.tokens, length=row, rows=rows, seed=context.seed)
-    tokens = rows * row * wanted.accumulation
+    windows = WindowStream(learned.tokens, length=row, rows=rows, seed=context.seed, stride=settings.stride)
+    tokens = rows * windows.stride * wanted.accumulation
     return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens)), None
 
 
@@ -216,18 +245,25 @@ def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokeniz
 
 
 def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:
-    """The ids to learn and the ids held out: the text's last `data.validation` share. Memory-mapped."""
-    folder = context.stage_folder / "tokens"
+    """The ids to learn and the ids held out: those of `data.dev`, or the text's last `data.validation` share."""
     data = context.recipe.data_of(settings)
-    if (folder / tokenfile.ABOUT).exists():
-        whole = tokenfile.TokenFile(folder)
-    else:
-        with context.reporter.task("tokens", unit="token") as task:
-            whole = tokenfile.build(
-                pieces(context, settings),
-                tokenizer,
-                folder,
-                source=data.source or data.database,
-                progress=lambda tokens, characters: task.update(tokens),
-            )
+    whole = token_file(settings, context, tokenizer, "source")
+    if data.dev is not None:
+        return whole, token_file(settings, context, tokenizer, "dev")
     return whole.split(data.validation)
+
+
+def token_file(settings: PretrainStage, context: Context, tokenizer: Tokenizer, part: str) -> TokenFile:
+    """The ids of a part of the data, memory-mapped; made where they are not there yet."""
+    folder = context.stage_folder / ("tokens" if part == "source" else f"tokens-{part}")
+    if (folder / tokenfile.ABOUT).exists():
+        return tokenfile.TokenFile(folder)
+    data = context.recipe.data_of(settings)
+    with context.reporter.task("tokens", unit="token") as task:
+        return tokenfile.build(
+            pieces(context, settings, part),
+            tokenizer,
+            folder,
+            source=data.database or getattr(data, part),
+            progress=lambda tokens, characters: task.update(tokens),
+        )

@@ -17,10 +17,11 @@ from quatrain.evaluation.metrics.objectives import evaluate, judge
 from quatrain.models import hub
 from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
-from quatrain.stages import translations
+from quatrain.stages import streaming, translations
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, Sample, Validate, example_stream, fresh_config, mean_length, with_dropout
 from quatrain.stages.material import corpus_of, model_folder_of, tokenizer_of
+from quatrain.stages.streaming import Make, Streamed
 from quatrain.text.corpus import Corpus
 from quatrain.text.prepared import prepared
 from quatrain.text.records import Fault, Pair, Record
@@ -44,6 +45,7 @@ from quatrain.training.objectives.seq2seq import SourceTarget
 from quatrain.training.objectives.tagging import TaggedText
 from quatrain.training.objectives.texts import Text
 from quatrain.training.settings import FinetuneStage
+from quatrain.training.streams import Stream
 
 FORMATS = {
     "classify": "labelled",
@@ -77,6 +79,8 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     data = context.recipe.data_of(settings)
     tokenizer = tokenizer_of(context)
+    if data.streaming:
+        streaming.check(settings, data)
     corpus = open_corpus(settings, data)
     labels = labels_of(settings, corpus)
     model = with_dropout(
@@ -85,8 +89,14 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     limit = settings.context or model.config.context_length
     objective = make_objective(settings, tokenizer, corpus, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
-    examples, notes, held_out = prepare(settings, context, corpus, objective, limit)
-    stream, steps = example_stream(settings, context, examples)
+    stream: Stream
+    if data.streaming:
+        read = streamed_examples(settings, context, corpus, objective)
+        stream, steps, examples, held_out = read.stream, read.steps, read.examples, read.held_out
+        notes = [f"of the first {len(examples):,} examples: {note}" for note in objective.notes(examples)]
+    else:
+        examples, notes, held_out = prepare(settings, context, corpus, objective, limit)
+        stream, steps = example_stream(settings, context, examples)
     found = Learning(
         model,
         tokenizer,
@@ -136,6 +146,19 @@ def prepare(
         learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), KINDS)
         held_out, _, _ = prepared(key | {"part": "held out"}, lambda: made(1), KINDS)
     return learned, notes, held_out
+
+
+def streamed_examples(settings: FinetuneStage, context: Context, corpus: Corpus, objective: Any) -> Streamed:
+    """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
+    data, embed = context.recipe.data_of(settings), settings.objective == "embed"
+
+    def make(part: str) -> Make:
+        source = corpus if part == "source" else open_corpus(settings, data, part)
+        return lambda: streaming.of_records(objective, placed(source, embed), source.source)
+
+    dev = make("dev") if data.dev is not None else None
+    held = context.recipe.evaluate.examples if dev is not None or data.validation else 0
+    return streaming.streamed(settings, context, make("source"), dev=dev, held=held)
 
 
 def open_corpus(settings: FinetuneStage, data: DataSettings, part: str = "source") -> Corpus:
@@ -292,6 +315,10 @@ def records_to_score(settings: FinetuneStage, context: Context) -> tuple[str, li
         if getattr(data, name) is not None:
             corpus = open_corpus(settings, data, name)
             return name, list(islice(placed(corpus, settings.objective == "embed"), limit))
+    if data.streaming:
+        corpus = open_corpus(settings, data)
+        count = limit if data.validation else 0
+        return "held out", list(islice(placed(corpus, settings.objective == "embed"), count))
     return "held out", split(settings, context, open_corpus(settings, data))[1][:limit]
 
 

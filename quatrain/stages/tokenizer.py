@@ -8,6 +8,7 @@ from quatrain.recipe import Recipe
 from quatrain.settings import Settings
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import CHAT_TEMPLATE, pieces, texts
+from quatrain.stages.streaming import CHARACTERS
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.settings import PretrainStage
 
@@ -39,6 +40,7 @@ def run(settings: Settings, context: Context) -> StageResult:
     )
     template = wanted.chat_template or (CHAT_TEMPLATE if chat else None)
     count = 0
+    streaming = context.recipe.data_of(settings).streaming
 
     def counted() -> Iterator[str]:
         nonlocal count
@@ -47,6 +49,8 @@ def run(settings: Settings, context: Context) -> StageResult:
                 count += len(text)
                 task.update(count)
                 yield text
+                if streaming and count >= CHARACTERS:
+                    return
 
     tokenizer = Tokenizer.train(
         counted(),

@@ -84,7 +84,8 @@ class Corpus:
         reader: Reader = read_text,
     ):
         """Open `source`; `format` is one of FORMATS and `columns` maps its parts to columns, where they are not to be
-        found by themselves. `subset`, `split` and `streaming` are for data sets of Hugging Face (`hf:owner/name`).
+        found by themselves. `subset` and `split` are for data sets of Hugging Face (`hf:owner/name`); `streaming` reads
+        those as they are needed, as files are in any case.
 
         `reader` gives the text of a file. Raises InputError for what is not there, or is of no known format.
         """
@@ -182,7 +183,7 @@ def _origin(
 ) -> Origin:
     if is_dataset(source):
         return HuggingFace(str(source), subset=subset, split=split, streaming=streaming)
-    given = [name for name, value in (("subset", subset), ("split", split), ("streaming", streaming)) if value]
+    given = [name for name, value in (("subset", subset), ("split", split)) if value]
     if given:
         raise InputError(f"{source}: {' and '.join(given)} are for data sets of Hugging Face, named hf:owner/name")
     sides = parallel(source)

@@ -148,6 +148,13 @@ def build(
     return TokenFile(folder)
 
 
+def encoded(documents: Iterable[str | Piece], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bool]]:
+    """The ids of documents, or of pieces of them, a part at a time, each with whether it ends its document."""
+    for batch in _batches(_cut(documents, tokenizer)):
+        for (_, last), ids in zip(batch, tokenizer.encode_batch([text for text, _ in batch]), strict=True):
+            yield ids, last
+
+
 class _Writer:
     """Appends ids to tokens.bin and document starts to documents.bin."""
 

@@ -91,13 +91,15 @@ class PretrainStage(Settings):
     hide, theirs unless given: 0.15, 0.15, 0.3.
 
     `rows` says what a row of a batch is: a window of the running text, or, for corpora of short documents, one
-    document, so that none is cut or seen beside another; longer ones are cut at `context`.
+    document, so that none is cut or seen beside another; longer ones are cut at `context`. With a `stride` smaller than
+    `context` windows overlap, and an epoch has that many more.
     """
 
     kind: Literal["pretrain"] = "pretrain"
     objective: Literal["causal", "masked", "span", "denoise"] = "causal"
     rows: Literal["windows", "documents"] = "windows"
     hidden: float | None = Field(default=None, gt=0, le=0.9, description="share of the tokens that are hidden")
+    stride: int | None = Field(default=None, ge=1, description="tokens between the beginnings of two windows")
     mean_span: float = Field(default=3.0, ge=1, le=1000, description="tokens of a hidden span, on average")
     whole_words: bool = Field(default=False, description="hide words whole (masked)")
     next_sentence: bool = Field(default=False, description="learn also which sentences follow each other (masked)")
@@ -118,6 +120,11 @@ class PretrainStage(Settings):
             "copy_every": ("causal",),
         }
         yield from _only(self, only)
+        if self.stride is not None and self.rows != "windows":
+            yield Problem(("stride",), f'{self.stride}; only rows = "windows" has it: leave it out', (("rows",),))
+        if self.stride is not None and self.context is not None and self.stride > self.context:
+            text = f"{self.stride}; must be at most context = {self.context}: what lies between would never be learned"
+            yield Problem(("stride",), text, (("context",),))
         if self.train.packing and (self.objective != "causal" or self.rows != "documents"):
             text = 'true; only objective = "causal" with rows = "documents" has examples to pack: leave it out'
             yield Problem(("train", "packing"), text, (("rows",), ("objective",)))

@@ -122,23 +122,29 @@ class _Epochs:
 
 
 class WindowStream(_Epochs):
-    """Shuffled windows of a long text: each epoch covers it once, its grid of windows shifted by a random offset."""
+    """Shuffled windows of a long text: each epoch covers it once, its grid of windows shifted by a random offset.
 
-    def __init__(self, tokens: np.ndarray, *, length: int, rows: int, seed: int):
+    `stride` is the distance of two windows' beginnings, `length` unless given: with a smaller one windows overlap, and
+    an epoch learns each token `length / stride` times, each time with another text before it.
+    """
+
+    def __init__(self, tokens: np.ndarray, *, length: int, rows: int, seed: int, stride: int | None = None):
         if len(tokens) < length + 1:
             raise InputError(
                 f"The training text has {len(tokens)} tokens, fewer than one context of {length} + 1. "
                 "Use a longer text or a smaller context."
             )
         super().__init__(seed)
-        self.tokens, self.length, self.rows = tokens, length, rows
+        self.tokens, self.length, self.rows, self.stride = tokens, length, rows, stride or length
+        if not 1 <= self.stride <= length:
+            raise InputError(f"stride {stride}: must be from 1 to the window's {length} tokens; beyond, some are lost.")
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Starts of the windows, cut into batches of `rows`; a last short batch is filled from the epoch's first."""
         generator = _generator(self.seed, epoch)
         spare = len(self.tokens) - 1
-        offset = int(generator.integers(0, min(self.length, spare - self.length + 1)))
-        starts = np.arange(offset, spare - self.length + 1, self.length)
+        offset = int(generator.integers(0, min(self.stride, spare - self.length + 1)))
+        starts = np.arange(offset, spare - self.length + 1, self.stride)
         generator.shuffle(starts)
         count = math.ceil(len(starts) / self.rows) * self.rows
         return np.split(np.resize(starts, count), count // self.rows)

@@ -375,6 +375,16 @@ def test_window_stream_covers_the_text_once_an_epoch():
     assert stream.epoch == 1
 
 
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_windows_with_a_stride_overlap_and_cover_the_text(stride):
+    text = np.arange(100)
+    stream = WindowStream(text, length=8, rows=1, seed=0, stride=stride)
+    starts = sorted(int(stream.next().input_ids[0, 0]) for _ in range(len(stream.plan(0))))
+    assert set(np.diff(starts)) == {stride} and starts[0] < stride and starts[-1] > 100 - 9 - stride
+    with pytest.raises(InputError, match="stride 9: must be from 1 to the window's 8"):
+        WindowStream(text, length=8, rows=1, seed=0, stride=9)
+
+
 def test_a_text_shorter_than_one_context_is_refused_with_the_counts():
     with pytest.raises(InputError, match="20 tokens, fewer than one context of 32"):
         WindowStream(np.arange(20), length=32, rows=4, seed=0)
