@@ -1,53 +1,84 @@
-"""`quatrain evaluate`: how well a model predicts a text."""
+"""`quatrain evaluate`: how well a model predicts a text, or does its task."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from quatrain.models.stack import Model
+    from quatrain.text.tokenizer import Tokenizer
+
+SCORED = ("causal",)
+"""The heads whose models are measured by perplexity."""
 
 
 def evaluate(
     model: str,
-    text: str,
+    data: str,
     *,
     context: int | None = None,
+    examples: int | None = None,
+    split: str | None = None,
+    prefix: str = "",
+    max_new_tokens: int = 120,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Measure the perplexity of a text: how surprised the model is, over all of it.
+    """Measure a model: how surprised it is by a text, or how well it does the task that it was made for.
+
+    A model that says the next token is measured on all of a text. One that tells classes or tags apart, answers,
+    chooses, translates, summarizes or compares is measured on records, by what people quote for its task.
 
     Parameters
     ----------
     model
         A model folder, or an id of the Hugging Face hub.
-    text
-        A text file, a folder of them, or a name that `quatrain data list` shows.
+    data
+        A file, a folder, hf:owner/name, or a name that `quatrain data list` shows.
     context
-        The tokens of one window; the model's longest unless given.
+        The tokens that are read at once; the model's longest unless given.
+    examples
+        Of a task's records, the first so many; all unless given.
+    split
+        Of a data set of Hugging Face, such as validation.
+    prefix
+        What a model of texts out of texts was taught with before each source, such as "summarize: ".
+    max_new_tokens
+        The longest text that it says of a source, in tokens.
     json_lines
         Write one JSON object, for programs.
     """
+    from quatrain.errors import InputError
+    from quatrain.generation.loading import load_model
+
+    network, tokenizer = load_model(model)
+    if tokenizer is None:
+        raise InputError(f"{model} has no tokenizer: a text cannot be measured without its tokens")
+    longest = network.config.context_length
+    if context is not None and not 1 <= context <= longest:
+        raise InputError(f"--context {context}: must be from 1 to the model's longest, {longest}")
+    if examples is not None and examples < 1:
+        raise InputError(f"--examples {examples}: must be at least 1")
+    if network.config.head in SCORED:
+        return _text(network, tokenizer, data, context or longest, json_lines)
+    records = _records(network, data, split, prefix, examples)
+    return _task(network, tokenizer, data, records, context or longest, max_new_tokens, json_lines)
+
+
+def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_lines: bool) -> int:
+    """The perplexity of a text."""
     import math
 
     import numpy as np
 
     from quatrain.cli.output import show, show_json
-    from quatrain.errors import InputError
     from quatrain.evaluation.perplexity import text_loss
-    from quatrain.generation.loading import load_model
     from quatrain.text.files import read_documents
 
-    network, tokenizer = load_model(model)
-    if tokenizer is None:
-        raise InputError(f"{model} has no tokenizer: a text cannot be measured without its tokens")
-    if network.config.head != "causal":
-        raise InputError(f"{model} has the head {network.config.head}: perplexity is of models that say the next token")
-    longest = network.config.context_length
-    if context is not None and not 1 <= context <= longest:
-        raise InputError(f"--context {context}: must be from 1 to the model's longest, {longest}")
-    documents = list(read_documents(text))
+    documents = list(read_documents(data))
     ids = [token for document in documents for token in tokenizer.encode(document)]
-    measured = text_loss(network, np.asarray(ids, dtype=np.int64), context=context or longest)
+    measured = text_loss(network, np.asarray(ids, dtype=np.int64), context=context)
     characters = sum(map(len, documents))
     bits = measured.loss * measured.count / math.log(2) / max(1, characters)
     if json_lines:
@@ -59,3 +90,59 @@ def evaluate(
     show(f"bits per character  {bits:.4f}")
     show(f"tokens              {measured.count:,}")
     return 0
+
+
+def _records(
+    network: Model, data: str, split: str | None, prefix: str, examples: int | None
+) -> tuple[Any, str, list[Any]]:
+    """The task of the model, the format of its data, and the records."""
+    from itertools import islice
+
+    from quatrain.evaluation.tasks import placed
+    from quatrain.text.corpus import Corpus
+    from quatrain.training.tasks import FORMATS, task_of_model
+
+    task = task_of_model(network.config, prefix=prefix)
+    corpus = Corpus(data, format=FORMATS.get(task.objective), split=split)
+    return task, corpus.format, list(islice(placed(corpus, related=task.objective == "embed"), examples))
+
+
+def _task(
+    network: Model,
+    tokenizer: Tokenizer,
+    data: str,
+    found: tuple[Any, str, list[Any]],
+    context: int,
+    max_new_tokens: int,
+    json_lines: bool,
+) -> int:
+    """The metrics of a task, by label where there are labels, and some samples."""
+    from quatrain.cli.output import show, show_json
+    from quatrain.evaluation.tasks import score
+    from quatrain.progress import SilentReporter, create_reporter
+    from quatrain.training.tasks import SCORE, make_objective
+    from quatrain.wording import text_table
+
+    task, format, records = found
+    labels = SCORE if task.objective == "regress" else tuple(network.config.labels)
+    objective = make_objective(task, tokenizer, format, labels, context)
+    reporter = SilentReporter() if json_lines else create_reporter()
+    scored = score(objective, network, tokenizer, records, reporter, name=data, max_new_tokens=max_new_tokens)
+    if json_lines:
+        show_json({"task": task.objective, "scores": scored.scores, **scored.details, "notes": scored.notes})
+        return 0
+    for note in scored.notes:
+        reporter.warn(note)
+    rows = [(name.replace("_", " "), _figure(value)) for name, value in scored.scores.items()]
+    show(text_table(("measure", "value"), rows))
+    if by_label := scored.details.get("by_label"):
+        columns = ("label", "precision", "recall", "f1", "count")
+        show(text_table(columns, [[row["label"], *(_figure(row[name]) for name in columns[1:])] for row in by_label]))
+    for sample in scored.samples[:3]:
+        verdict = "" if "correct" not in sample or sample["correct"] else f" (expected: {sample['reference']})"
+        show(f"{sample['prompt']}\n  → {sample['output']}{verdict}\n")
+    return 0
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -30,7 +30,7 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
     if settings.objective == "chat":
         assess(settings, context, learning.model, learning.tokenizer, result)
     elif settings.evaluate:
-        tasks.measure(settings, context, learning, result)
+        tasks.measure(settings, context, learning.objective, learning.model, learning.tokenizer, result)
     checkpoints.remove(context.checkpoints)
     return result
 

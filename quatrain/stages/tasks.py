@@ -5,39 +5,29 @@ Each objective reads one format of data (`quatrain.text.formats`); its labels ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from quatrain.errors import InputError
-from quatrain.evaluation.metrics.objectives import evaluate, judge
+from quatrain.evaluation.metrics.objectives import evaluate
+from quatrain.evaluation.tasks import placed, said, score, spread
 from quatrain.models import hub
 from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
-from quatrain.stages import streaming, translations
+from quatrain.stages import streaming
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, Sample, Validate, example_stream, fresh_config, mean_length, with_dropout
 from quatrain.stages.material import corpus_of, model_folder_of, tokenizer_of
 from quatrain.stages.streaming import Make, Streamed
 from quatrain.text.corpus import Corpus
 from quatrain.text.prepared import prepared
-from quatrain.text.records import Fault, Pair, Record
+from quatrain.text.records import Record
 from quatrain.text.settings import DataSettings
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.text.tokenizer_fit import check_fits
-from quatrain.training.objectives import (
-    Contrastive,
-    CosineSimilarity,
-    ExtractiveQA,
-    MultipleChoice,
-    Seq2Seq,
-    SequenceClassification,
-    TokenClassification,
-    collate,
-)
 from quatrain.training.objectives.answers import Window
 from quatrain.training.objectives.classification import ChoiceText
 from quatrain.training.objectives.embedding import Related
@@ -46,33 +36,13 @@ from quatrain.training.objectives.tagging import TaggedText
 from quatrain.training.objectives.texts import Text
 from quatrain.training.settings import FinetuneStage
 from quatrain.training.streams import Stream
-
-FORMATS = {
-    "classify": "labelled",
-    "regress": "labelled",
-    "tag": "tagged",
-    "answer": "qa",
-    "choice": "choice",
-    "seq2seq": "pair",
-}
-"""What each objective reads; `embed` reads pairs, or labelled pairs with a score."""
-
-SCORE = ("score",)
-"""The name of the number that `regress` foretells."""
+from quatrain.training.tasks import FORMATS, SCORE, make_objective
 
 KINDS = (Text, TaggedText, Window, ChoiceText, SourceTarget, Related)
 """What examples of tasks are."""
 
 LOOKS = 3
 """Samples that are taken of a model that still learns."""
-
-SHOWN = 12
-"""Samples of the held-out set that the report shows, evenly spread."""
-
-QUOTED = ("f1", "accuracy", "pearson", "bleu")
-"""The metrics that stand for a task, the first that it has before the others."""
-
-STRIDE = 128
 
 
 def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
@@ -87,7 +57,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
         model or starting_model(settings, context, tokenizer, labels), settings.train.dropout
     )
     limit = settings.context or model.config.context_length
-    objective = make_objective(settings, tokenizer, corpus, labels, limit)
+    objective = make_objective(settings, tokenizer, corpus.format, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
     stream: Stream
     if data.streaming:
@@ -154,7 +124,7 @@ def streamed_examples(settings: FinetuneStage, context: Context, corpus: Corpus,
 
     def make(part: str) -> Make:
         source = corpus if part == "source" else open_corpus(settings, data, part)
-        return lambda: streaming.of_records(objective, placed(source, embed), source.source)
+        return lambda: streaming.of_records(objective, placed(source, related=embed), source.source)
 
     dev = make("dev") if data.dev is not None else None
     held = context.recipe.evaluate.examples if dev is not None or data.validation else 0
@@ -178,28 +148,13 @@ def labels_of(settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
     return tuple(settings.labels) or tuple(corpus.labels())
 
 
-def placed(corpus: Corpus, embed: bool = False) -> Iterator[Record]:
-    """The typed records of a corpus with their places, and the faults of rows that are none."""
-    for row in corpus.rows():
-        try:
-            records = corpus.convert(row)
-        except Fault as fault:
-            yield from (Record(row.place, fault=str(each)) for each in fault.all)
-            continue
-        for record in records:
-            value: Any = record.fields()
-            if embed and isinstance(record, Pair):
-                value = {"anchor": record.source, "positive": record.target}
-            yield Record(row.place, value)
-
-
 def split(settings: FinetuneStage, context: Context, corpus: Corpus) -> tuple[list[Record], list[Record]]:
     """The records to learn, and those of validations: of `data.dev`, or a random share of the source."""
     data = context.recipe.data_of(settings)
     embed = settings.objective == "embed"
-    learned = list(placed(corpus, embed))
+    learned = list(placed(corpus, related=embed))
     if data.dev is not None:
-        return learned, list(placed(open_corpus(settings, data, "dev"), embed))
+        return learned, list(placed(open_corpus(settings, data, "dev"), related=embed))
     count = round(data.validation * len(learned))
     if not 0 < count < len(learned):
         return learned, []
@@ -226,34 +181,6 @@ def starting_model(
     return model
 
 
-def make_objective(
-    settings: FinetuneStage, tokenizer: Tokenizer, corpus: Corpus, labels: Sequence[str], limit: int
-) -> Any:
-    """The recipe's task, a `TextObjective`."""
-    kind = settings.objective
-    if kind in ("classify", "regress"):
-        problem = "single" if kind == "classify" else "regression"
-        return SequenceClassification(tokenizer, labels, problem=problem, max_length=limit)
-    if kind == "tag":
-        return TokenClassification(tokenizer, labels, max_length=limit, stride=settings.stride or 0)
-    if kind == "answer":
-        stride = min(STRIDE, limit // 3) if settings.stride is None else settings.stride
-        return ExtractiveQA(tokenizer, max_length=limit, stride=stride)
-    if kind == "choice":
-        return MultipleChoice(tokenizer, max_length=limit)
-    if kind == "seq2seq":
-        return Seq2Seq(
-            tokenizer,
-            prefix=settings.prefix,
-            max_length=limit,
-            max_target_length=settings.max_target_length,
-            label_smoothing=settings.label_smoothing,
-        )
-    if corpus.format == "pair":
-        return Contrastive(tokenizer, temperature=settings.temperature, max_length=limit)
-    return CosineSimilarity(tokenizer, max_length=limit)
-
-
 def validation(learning: Learning) -> Validate | None:
     """What measures a model on the examples held out."""
     if not learning.held_out:
@@ -269,43 +196,31 @@ def validation(learning: Learning) -> Validate | None:
 def sampling(settings: FinetuneStage, context: Context, learning: Learning) -> Sample:
     """What shows the model's answers to a few records, the same ones every time; they are read at the first look."""
     known: list[tuple[str, list[Record]]] = []
+    longest = context.recipe.evaluate.max_new_tokens
 
     def sample(model: Model) -> list[dict[str, Any]]:
         if not known:
             name, records = records_to_score(settings, context)
             known.append((name, spread(records, LOOKS)))
-        now, (name, records) = replace(learning, model=model), known[0]
-        if settings.objective == "seq2seq":
-            said = translations.answers(now, context, records)
-            return [translations.sample(record, text, name) for record, text in zip(records, said, strict=True)]
-        return samples(now, records, name)
+        name, records = known[0]
+        return said(learning.objective, model, learning.tokenizer, records, name=name, max_new_tokens=longest)
 
     return sample
 
 
-def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` records, evenly from the first on."""
-    return list(records[:: max(1, len(records) // count)][:count])
-
-
-def measure(settings: FinetuneStage, context: Context, learning: Learning, result: StageResult) -> None:
+def measure(
+    settings: FinetuneStage, context: Context, objective: Any, model: Model, tokenizer: Tokenizer, result: StageResult
+) -> None:
     """Scores and samples of the model on `data.test`, or where there is none on the examples held out."""
-    objective: Any = learning.objective
     name, records = records_to_score(settings, context)
     if not records:
         result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
         return
-    examples, _ = objective.prepare(records)
-    scores, details = judge(objective, learning.model, examples)
-    result.extra |= details
-    if settings.objective == "seq2seq":
-        found, result.samples = translations.measure_texts(settings, context, learning, records, name)
-        scores |= found
-    else:
-        result.samples = samples(learning, records, name)
-    first = next((key for key in QUOTED if key in scores), "loss")
-    result.scores = {name: {first: scores[first]} | scores | {"count": len(records)}}
-    context.reporter.score(name, result.scores[name])
+    longest = context.recipe.evaluate.max_new_tokens
+    found = score(objective, model, tokenizer, records, context.reporter, name=name, max_new_tokens=longest)
+    result.scores, result.samples = {name: found.scores}, found.samples
+    result.extra |= found.details
+    context.reporter.score(name, found.scores)
 
 
 def records_to_score(settings: FinetuneStage, context: Context) -> tuple[str, list[Record]]:
@@ -314,60 +229,9 @@ def records_to_score(settings: FinetuneStage, context: Context) -> tuple[str, li
     for name in ("test", "dev"):
         if getattr(data, name) is not None:
             corpus = open_corpus(settings, data, name)
-            return name, list(islice(placed(corpus, settings.objective == "embed"), limit))
+            return name, list(islice(placed(corpus, related=settings.objective == "embed"), limit))
     if data.streaming:
         corpus = open_corpus(settings, data)
         count = limit if data.validation else 0
-        return "held out", list(islice(placed(corpus, settings.objective == "embed"), count))
+        return "held out", list(islice(placed(corpus, related=settings.objective == "embed"), count))
     return "held out", split(settings, context, open_corpus(settings, data))[1][:limit]
-
-
-def samples(learning: Learning, records: Sequence[Record], name: str) -> list[dict[str, Any]]:
-    """Some records with what the model says of them."""
-    objective: Any = learning.objective
-    if not hasattr(objective, "predict"):
-        return []
-    found = []
-    for record in spread(records, SHOWN):
-        examples, _ = objective.prepare([record])
-        batch = collate(objective, examples, 0)
-        said = said_of(objective, examples, objective.predict(learning.model, batch.to(learning.model.device)))
-        prompt, reference = asked(record.value)
-        found.append({"set": name, "prompt": prompt, "reference": reference, "output": said}
-                     | ({"correct": said == reference} if isinstance(objective, RIGHT_OR_WRONG) else {}))  # fmt: skip
-    return found
-
-
-RIGHT_OR_WRONG = (SequenceClassification, MultipleChoice, TokenClassification)
-
-
-def said_of(objective: Any, examples: Sequence[Any], predictions: Sequence[Any]) -> str:
-    """A prediction as a person reads it."""
-    from quatrain.training.objectives import best_answers
-
-    if isinstance(objective, TokenClassification):
-        return " ".join(objective.sentences(examples, predictions)[0])
-    if isinstance(objective, ExtractiveQA):
-        return best_answers(examples, predictions, may_be_none=True)[0][0].text
-    if isinstance(objective, MultipleChoice):
-        return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[int(predictions[0])]
-    if isinstance(objective, SequenceClassification) and objective.problem == "single":
-        return objective.labels[int(predictions[0])]
-    return f"{float(predictions[0]):.3g}"
-
-
-def asked(fields: dict[str, Any]) -> tuple[str, str]:
-    """What a record asks and what is right, as a person reads it."""
-    if "words" in fields:
-        return " ".join(fields["words"]), " ".join(fields["tags"])
-    if "context" in fields:
-        answers = fields["answers"]["text"]
-        return f"{fields['context']}\n\n{fields['question']}", answers[0] if answers else ""
-    if "choices" in fields:
-        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, fields["choices"]))
-        return f"{fields['question']}\n{choices}", letters[fields["label"]]
-    if "anchor" in fields:
-        return fields["anchor"], fields["positive"]
-    other = fields.get("text_pair")
-    return fields["text"] + (f"\n{other}" if other else ""), str(fields["label"])

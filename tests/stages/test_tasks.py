@@ -14,6 +14,7 @@ import torch
 import transformers
 
 import quatrain
+from quatrain.cli import main
 from quatrain.errors import InputError
 from quatrain.progress import SilentReporter
 from quatrain.recipe import loads
@@ -329,3 +330,37 @@ def test_examples_are_prepared_once_for_equal_data_tokenizer_and_settings(
     assert 96 not in prepared
     run("another length", context="20")
     assert 96 in prepared
+
+
+@pytest.mark.parametrize("objective", ["classify", "regress", "tag", "answer", "seq2seq"])
+def test_a_model_is_measured_again_by_the_stage_and_by_the_verb(
+    objective: str, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = go(
+        tmp_path,
+        stage("tokenizer"),
+        stage("finetune", 40, objective=f'"{objective}"'),
+        stage("evaluate"),
+        data=f"source = '{data[objective]}'\ntest = '{data[objective]}'",
+        family="bart" if objective == "seq2seq" else "bert",
+    )
+    _, taught, measured = run.results
+    timing = "texts_per_second"
+
+    def plain(scores: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in scores.items() if name != timing}
+
+    assert plain(measured["scores"]["test"]) == plain(taught["scores"]["test"])
+    assert [one["output"] for one in measured["samples"]] == [one["output"] for one in taught["samples"]]
+    assert measured.get("confusion") == taught.get("confusion")
+    arguments = ["evaluate", str(run.model), data[objective], "--examples", "20", "--max-new-tokens", "6"]
+    assert main([*arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert plain(told["scores"]) == pytest.approx(plain(taught["scores"]["test"]))
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "measure" in shown and "→" in shown
+    if objective in ("classify", "tag"):
+        assert "precision" in shown
+    assert main(["evaluate", str(run.model), data["text"]]) == 2
+    assert "Traceback" not in capsys.readouterr().err
