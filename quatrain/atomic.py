@@ -17,19 +17,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from quatrain.errors import QuatrainError
+from quatrain.wording import format_bytes
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _TEMPORARY_SUFFIX = ".partial"
-
-
-def human_bytes(count: float) -> str:
-    """A number of bytes as people read it, in powers of 1000: `human_bytes(1_500_000) == '1.5 MB'`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def free_bytes(path: str | Path) -> int | None:
@@ -46,7 +38,7 @@ def free_bytes(path: str | Path) -> int | None:
 def disk_error(error: OSError, path: str | Path) -> QuatrainError:
     """The message for a write to `path` that failed: what happened, how much room there is, what to do."""
     free = free_bytes(path)
-    room = "" if free is None else f" ({human_bytes(free)} free on that disk)"
+    room = "" if free is None else f" ({format_bytes(free)} free on that disk)"
     if error.errno in _FULL:
         return QuatrainError(
             f"cannot write {path}: the disk is full{room}. Free some space or choose another folder, then run the same "

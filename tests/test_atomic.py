@@ -102,11 +102,6 @@ def test_killed_while_writing_the_old_file_stays(tmp_path: Path) -> None:
         "with atomic_write(sys.argv[1]) as f:\n"
         "    f.write('new' * 100000); f.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=Path(__file__).parents[1])
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2e9, "2.0 GB")])
-def test_human_bytes(count: float, text: str) -> None:
-    assert atomic.human_bytes(count) == text

@@ -66,9 +66,9 @@ def _device_facts() -> dict[str, str]:
 
     import torch
 
-    from quatrain.planning.machine import default_device, fastest_precision
+    from quatrain.planning.machine import choose_device, fastest_precision
 
-    device = default_device()
+    device = choose_device()
     facts = {"device": device.type, "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
     if device.type == "cuda":
         facts["name"] = torch.cuda.get_device_name(device)
@@ -79,12 +79,12 @@ def _device_facts() -> dict[str, str]:
 def _speeds() -> dict[str, float]:
     import torch
 
-    from quatrain.planning.machine import default_device, matmul_flops_per_second
+    from quatrain.planning.machine import choose_device, matmul_flops_per_second
 
     speeds = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         try:
-            speeds[str(dtype).removeprefix("torch.")] = matmul_flops_per_second(dtype, default_device())
+            speeds[str(dtype).removeprefix("torch.")] = matmul_flops_per_second(dtype, choose_device())
         except RuntimeError:
             continue
     return speeds

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from quatrain.errors import InputError
+
 _CONTROL_GROUPS = (
     ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.max"),
     ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -18,13 +20,26 @@ _CONTROL_GROUPS = (
 """Files of Linux that say what a control group (a container) uses and may use; "max" is no limit."""
 
 
-def default_device() -> torch.device:
-    """CUDA, else Apple's Metal, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else Apple's GPU, else the CPU; of several GPUs the one of this process.
+
+    Raises InputError for a device that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in DEVICES:
+        raise InputError(f"train.device: {name!r}; must be one of {', '.join(DEVICES)}.")
+    if name == "auto":
+        name = next(each for each in ("cuda", "mps", "cpu") if there[each])
+    if not there[name]:
+        raise InputError(
+            f"train.device: {name}; this machine has none that PyTorch {torch.__version__} can use. Take auto or cpu."
+        )
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
+    return torch.device(name)
 
 
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device | str = "cpu", size: int = 512) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
@@ -21,6 +22,9 @@ from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import FinetuneStage
 from quatrain.training.streams import Stream
+
+NAMED = 3
+"""Chats that are left out and named; the others are counted."""
 
 
 def run(settings: FinetuneStage, context: Context) -> StageResult:
@@ -86,50 +90,66 @@ def chat_examples(
     return examples, notes
 
 
-def conversations(settings: Settings, context: Context) -> Iterator[list[dict[str, str]]]:
-    """The chats to learn: the database's questions with their SQL, or those of the source file."""
+def conversations(settings: Settings, context: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The chats to learn, each with its place: the database's questions with their SQL, or those of the source."""
     data = context.recipe.data_of(settings)
     if data.database is not None:
         task = task_of(context, settings)
-        yield from (task.messages(example) for example in task.train)
+        yield from ((example.question, task.messages(example)) for example in task.train)
     else:
-        yield from (record.messages for record in corpus_of(data, format="chat"))  # type: ignore[union-attr]
+        for place, record in corpus_of(data, format="chat").placed():
+            yield place, record.messages  # type: ignore[union-attr]
 
 
 class LeftOut:
-    """Counts the chats that are no examples: too long, or nothing to learn. `notes` say so, as they are found."""
+    """The chats that are no examples: too long, or nothing to learn. `notes` name the first, as they are found."""
 
     def __init__(self, limit: int):
         self.limit = limit
         self.long = self.empty = 0
+        self.first: dict[str, list[str]] = {"long": [], "empty": []}
         self.notes: list[str] = []
 
-    def out_of(self, chats: Iterable[list[dict[str, str]]], tokenizer: Tokenizer) -> Iterator[TokenExample]:
+    def out_of(
+        self, chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer
+    ) -> Iterator[TokenExample]:
         """The examples that chats are, of those that are any. What an earlier, longer reading counted stays."""
         long = empty = 0
-        for messages in chats:
+        for place, messages in chats:
             rendered = render(tokenizer, messages)
             example = TokenExample(rendered.ids, rendered.assistant_mask)
             if len(example) - 1 > self.limit:
                 long += 1
+                self._name("long", place, long)
             elif example.num_labels == 0:
                 empty += 1
+                self._name("empty", place, empty)
             else:
                 yield example
                 continue
             self._note(long, empty)
 
+    def _name(self, why: str, place: str, number: int) -> None:
+        if len(self.first[why]) < number <= NAMED:
+            self.first[why].append(place)
+
     def _note(self, long: int, empty: int) -> None:
         self.long, self.empty = max(long, self.long), max(empty, self.empty)
-        self.notes[:] = [f"{self.long:,} chats longer than {self.limit} tokens left out"] if self.long else []
-        if self.empty:
-            self.notes.append(f"{self.empty:,} chats without an assistant's token left out")
+        self.notes.clear()
+        for why, count, what in (
+            ("long", self.long, f"chats longer than {self.limit} tokens left out"),
+            ("empty", self.empty, "chats without an assistant's token left out"),
+        ):
+            if count:
+                more = ", …" if count > NAMED else ""
+                self.notes.append(f"{count:,} {what}: {', '.join(self.first[why])}{more}")
 
 
 def encode_chats(
-    chats: Iterable[list[dict[str, str]]], tokenizer: Tokenizer, limit: int
+    chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer, limit: int
 ) -> tuple[list[TokenExample], list[str]]:
-    """Chats as examples with the assistant's tokens marked. Those longer than `limit` tokens are left out, and counted.
+    """Chats, each with its place, as examples with the assistant's tokens marked. Those longer than `limit` tokens are
+    left out, counted, and the first of them named.
 
     Raises InputError where no chat is left, or none has a token to learn.
     """

@@ -21,6 +21,7 @@ from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
+from quatrain.planning.machine import choose_device
 from quatrain.processes import process_number
 from quatrain.progress import MetricsLog, Reporter
 from quatrain.recipe import to_dict
@@ -30,7 +31,6 @@ from quatrain.stages.material import model_folder_of, write_model
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.tracking import Trackers
 from quatrain.training import checkpoints
-from quatrain.training.device import training_device
 from quatrain.training.objectives import Objective
 from quatrain.training.parallel import Single, make_parallel
 from quatrain.training.settings import TrainSettings
@@ -51,8 +51,7 @@ class Learning:
     `examples` are what the stream shows, where they can be counted (None for windows of a running text); `length` is
     the usual length of a row in tokens, `limit` the longest that the model is to read; `held_out` are the examples of
     validations. `validate` measures a model on them, also before the training where it is to `compare`. `notes` are
-    for the reader. `sample` is what the model says by now, for `train.sample_every`. `places` says where each example
-    comes from, as file:line, where that is known.
+    for the reader. `sample` is what the model says by now, for `train.sample_every`.
     """
 
     model: Model
@@ -70,7 +69,6 @@ class Learning:
     adapter: AdapterSettings | None = None
     compare: bool = False
     notes: list[str] = field(default_factory=list)
-    places: Sequence[str] | None = None
 
 
 def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResult]:
@@ -132,7 +130,7 @@ def train(
     """
     model, steps, settings = learning.model, learning.steps, learning.settings
     size = process_number()[1] if together.trains_together(context.recipe.stage[context.index]) else 1
-    device = training_device(settings.device)
+    device = choose_device(settings.device)
     if size > 1 and context.is_main:
         together.announce(context.index)
     parallel = make_parallel(settings.parallel, device) if size > 1 else Single()

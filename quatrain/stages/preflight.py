@@ -179,7 +179,6 @@ def look_at(learning: Learning, *, chats: bool) -> Found:
         examples=learning.examples,
         stream=stream,
         chats=chats,
-        places=learning.places,
     )
 
 

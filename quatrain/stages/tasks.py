@@ -97,7 +97,12 @@ def prepare(
             both.extend(split(settings, context, corpus))
         if not both[part]:
             return [], []
-        examples, notes = objective.prepare(both[part])
+        try:
+            examples, notes = objective.prepare(both[part])
+        except InputError as error:
+            source = corpus.source if part == 0 else data.dev or corpus.source
+            hint = f"`quatrain data check {source}` names every fault"
+            raise InputError(f"{error.message.rstrip(':.')}; {hint}:", error.problems) from error
         return examples, [*notes, f"{len(both[part]):,} records, {len(examples):,} examples"]
 
     dev = open_corpus(settings, data, "dev").mark if data.dev is not None else ""

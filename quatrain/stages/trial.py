@@ -32,9 +32,9 @@ class _Enough(Exception):
 def trial(folder: Path, index: int) -> dict[str, Any]:
     """Takes some steps, a checkpoint and a validation of a stage."""
     from quatrain.memory import reset_peak_memory
+    from quatrain.planning.machine import choose_device
     from quatrain.stages.learning import attach
     from quatrain.stages.preflight import learning_of
-    from quatrain.training.device import training_device
     from quatrain.training.trainer import CHECKPOINT_SECONDS, Hooks, Trainer
 
     recipe = loads((folder / "recipe.toml").read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
     wanted = learning.settings
     took: list[tuple[float, int]] = []
     last, before, began = time.perf_counter(), 0, time.perf_counter()
-    model = learning.model.to(training_device(wanted.device))
+    model = learning.model.to(choose_device(wanted.device))
 
     def progress(step: int, **metrics: float) -> None:
         nonlocal last, before

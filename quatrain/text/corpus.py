@@ -112,7 +112,11 @@ class Corpus:
 
     def read(self, start: int = 0) -> Iterator[AnyRecord]:
         """The records from number `start` on."""
-        return itertools.islice(self._records(), start, None)
+        return itertools.islice((record for _, record in self._placed()), start, None)
+
+    def placed(self) -> Iterator[tuple[str, AnyRecord]]:
+        """Each record with the place of its row; raises as iterating does."""
+        return self._placed()
 
     def rows(self) -> Iterator[Record]:
         """The rows as the source has them, those with faults too."""
@@ -122,7 +126,7 @@ class Corpus:
         """The typed records of one of this source's rows. Raises Fault with all that is wrong in it."""
         return convert(record, self.origin.layout_of(record) or self.layout)
 
-    def _records(self) -> Iterator[AnyRecord]:
+    def _placed(self) -> Iterator[tuple[str, AnyRecord]]:
         problems = Problems()
         count = 0
         for record in self.rows():
@@ -134,7 +138,7 @@ class Corpus:
                 continue
             count += len(found)
             if not problems:
-                yield from found
+                yield from ((record.place, each) for each in found)
         what = WORDS[self.format]
         if problems:
             raise problems.error(f"{self.origin.name} cannot be read as {what}")

@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quatrain.atomic import disk_errors, free_bytes, human_bytes, sync_folder, write_json
+from quatrain.atomic import disk_errors, free_bytes, sync_folder, write_json
 from quatrain.errors import InputError, OfflineError, QuatrainError
 from quatrain.offline import offline
+from quatrain.wording import format_bytes
 
 #: Called with the bytes that are there and the bytes of the whole, None where the server does not say.
 Progress = Callable[[int, int | None], None]
@@ -169,7 +170,7 @@ def _keep(
     free = free_bytes(part)
     if total is not None and free is not None and total - start > free:
         raise QuatrainError(
-            f"cannot download {url}: it needs {human_bytes(total - start)} and only {human_bytes(free)} are free at "
+            f"cannot download {url}: it needs {format_bytes(total - start)} and only {format_bytes(free)} are free at "
             f"{part.parent}. Free some space or set QUATRAIN_CACHE to a folder on a larger disk."
         )
     validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
@@ -186,7 +187,7 @@ def _keep(
             try:
                 block = response.read(_BLOCK)
             except (http.client.HTTPException, OSError) as error:
-                raise _Unreachable(f"the connection broke after {human_bytes(done)} ({error})") from error
+                raise _Unreachable(f"the connection broke after {format_bytes(done)} ({error})") from error
             if not block:
                 break
             with disk_errors(part):
@@ -201,7 +202,7 @@ def _keep(
         with disk_errors(part):
             handle.close()
     if total is not None and done < total and length is not None:
-        raise _Unreachable(f"the connection broke after {human_bytes(done)} of {human_bytes(total)}")
+        raise _Unreachable(f"the connection broke after {format_bytes(done)} of {format_bytes(total)}")
 
 
 def _starts_at(response: Any, start: int) -> bool:

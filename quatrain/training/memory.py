@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quatrain.atomic import human_bytes
 from quatrain.errors import QuatrainError
 from quatrain.memory import peak_memory
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
@@ -18,6 +17,7 @@ from quatrain.training import chunked_loss
 from quatrain.training.acceleration import blocks
 from quatrain.training.optimizers import part_of
 from quatrain.training.settings import TrainSettings
+from quatrain.wording import format_bytes
 
 _REFUSED = ("out of memory", "can't allocate memory", "not enough memory", "defaultcpuallocator", "bad_alloc")
 
@@ -147,13 +147,13 @@ def explain(
 ) -> QuatrainError:  # fmt: skip
     """The message of a step that does not fit: all parts, the largest by name, and one change that helps."""
     largest = max(parts, key=lambda part: parts[part])
-    listed = ", ".join(f"{part} {human_bytes(size)}" for part, size in sorted(parts.items(), key=lambda kv: -kv[1]))
+    listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in sorted(parts.items(), key=lambda kv: -kv[1]))
     remedy = _remedy(largest, settings, shape, precision, adapted)
     said = str(error).strip().splitlines()
     problem = f" ({said[0][:160]})" if said else ""
     return QuatrainError(
         f"Step {step} needs more memory than there is{problem}. The largest part is the {largest}: "
-        f"{human_bytes(parts[largest])} of about {human_bytes(sum(parts.values()))} ({listed}). {remedy} "
+        f"{format_bytes(parts[largest])} of about {format_bytes(sum(parts.values()))} ({listed}). {remedy} "
         "What was finished is kept."
     )
 

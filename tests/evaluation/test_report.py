@@ -400,7 +400,7 @@ def test_labels_taken_for_each_other_and_memory_are_drawn(run):
     page = write_report(run).read_text(encoding="utf-8")
     assert "&lt;bad&gt;, said to be good: 4 of 20" in page and "<bad>" not in page
     assert "10 × good taken for &lt;bad&gt; · 4 × &lt;bad&gt; taken for good" in page
-    assert "80.0 %" in page and "300.0 MB at the peak" in page and "activations 20.0 MB" in page
+    assert "80.0 %" in page and "300 MB at the peak" in page and "activations 20.0 MB" in page
     known["confusion"]["counts"] = [[1, 2]]  # no table
     path.write_text(json.dumps(known | {"by_label": "odd", "memory": []}), encoding="utf-8")
     assert "What it takes for what" not in write_report(run).read_text(encoding="utf-8")

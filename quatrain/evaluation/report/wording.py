@@ -6,8 +6,8 @@ import math
 import re
 from typing import Any
 
-from quatrain.atomic import human_bytes
 from quatrain.evaluation.charts import short
+from quatrain.wording import format_bytes
 
 _LONGEST_TEXT = 4000
 _INVISIBLE = {
@@ -96,7 +96,7 @@ def duration(seconds: float | None) -> str:
 
 def size(count: float | None) -> str:
     """Bytes, in powers of 1000."""
-    return "–" if count is None else human_bytes(count)
+    return "–" if count is None else format_bytes(count)
 
 
 def amount(value: float | None, unit: str = "") -> str:
