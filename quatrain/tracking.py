@@ -6,7 +6,9 @@ QUATRAIN_OFFLINE is not set. A tracker that fails says so once and is left; trai
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -65,7 +67,8 @@ class Trackio:
         import trackio
 
         self.library: Any = trackio
-        trackio.init(project="quatrain", name=f"{run}-{stage}", config=dict(config), resume="allow")
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints, where a run has lines or JSON of its own
+            trackio.init(project="quatrain", name=f"{run}-{stage}", config=dict(config), resume="allow")
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """The values of a step."""
@@ -73,7 +76,8 @@ class Trackio:
 
     def close(self) -> None:
         """Ends the run."""
-        self.library.finish()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.library.finish()
 
 
 class WandB:
@@ -94,7 +98,7 @@ class WandB:
 
     def close(self) -> None:
         """Ends the run."""
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 TRACKERS: dict[str, Callable[[Path, str, str, Mapping[str, Any], int], Tracker]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,21 @@ def test_wandb_writes_offline_below_the_run(tmp_path: Path, monkeypatch: pytest.
     with opened(["wandb"], tmp_path, warnings) as trackers:
         trackers.log(ENTRIES[0])
     assert not warnings and list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@has("trackio")
+def test_trackio_keeps_its_database_and_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    warnings: list[str] = []
+    with opened(["trackio"], tmp_path, warnings) as trackers:
+        for entry in ENTRIES:
+            trackers.log(entry)
+    assert not warnings and not capsys.readouterr().out
+    with sqlite3.connect(tmp_path / "quatrain.db") as database:
+        rows = database.execute("select step, metrics from metrics order by step").fetchall()
+    assert [(step, json.loads(values)["loss"]) for step, values in rows] == [(1, 3.0), (2, 1.5), (3, 1.0)]
 
 
 def test_a_tracker_that_fails_is_left_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,8 @@ def look(settings: Settings, context: Context, model: Model, tokenizer: Tokenize
     params = replace(params, temperature=next(iter(context.recipe.evaluate.temperatures), 0.0))
     said = engine.generate(prompts[:LOOKS], params)
     return [
-        {"prompt": prompt, "output": answer.text, "temperature": params.temperature}
-        for prompt, answer in zip(prompts, said)
+        {"set": f"temperature {params.temperature}", "prompt": prompt, "output": answer.text}
+        for prompt, answer in zip(prompts, said, strict=False)
     ]
 
 

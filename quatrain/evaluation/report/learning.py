@@ -12,7 +12,8 @@ from quatrain.evaluation.report.samples import text_of
 from quatrain.evaluation.report.wording import clipped, metric, size
 
 _STEPS, _PROMPTS = 8, 6
-_DRAWN = 24
+_DRAWN, _NARROW = 24, 8
+"""Labels up to which their table of confusions is drawn, and drawn beside the scores."""
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 
@@ -21,13 +22,16 @@ def looks(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dict[str
     sections = []
     for stage in stages:
         rows: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        expected: dict[tuple[str, str], str] = {}
         for step, samples in [*((f"step {step:,.0f}", each) for step, each in stage.looks), ("the end", stage.samples)]:
             for sample in samples:
                 key = text_of(sample.get("set")), text_of(sample.get("prompt"))
                 if key in rows or step != "the end":
+                    expected[key] = text_of(sample.get("reference"))
                     rows.setdefault(key, []).append((step, clipped(text_of(sample.get("output")))))
         prompts = [
-            {"prompt": clipped(prompt), "said": _spread(said, _STEPS)} for (_, prompt), said in rows.items()
+            {"prompt": clipped(key[1]), "reference": clipped(expected[key]), "said": _spread(said, _STEPS)}
+            for key, said in rows.items()
         ]
         if prompts:
             sections.append({"name": names[stage.name], "prompts": prompts[:_PROMPTS]})
@@ -48,9 +52,10 @@ def confusions(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dic
     sections = []
     for stage in stages:
         known, rows = stage.confusion, stage.result.get("by_label")
-        chart, worst = None, []
+        chart, worst, wide = None, [], False
         if known is not None:
             labels, counts = known
+            wide = len(labels) > _NARROW
             if len(labels) <= _DRAWN:
                 chart = matrix_chart(counts, labels, label=f"Confusions of {names[stage.name]}")
             pairs = [
@@ -64,7 +69,7 @@ def confusions(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dic
             for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict)
         ]  # fmt: skip
         if known is not None or table:
-            sections.append({"name": names[stage.name], "chart": chart, "worst": worst, "table": table})
+            sections.append({"name": names[stage.name], "chart": chart, "worst": worst, "table": table, "wide": wide})
     return sections or None
 
 

@@ -216,7 +216,7 @@ def _scores(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
         having = [stage for stage in scored if held_out in stage.scores]
         main = _main_metric([stage.scores[held_out] for stage in having])
         count = next((c for stage in having if (c := stage.scores[held_out].get("count"))), None)
-        note = f"{plain(main)}{f', {count:,.0f} questions' if count else ''}"
+        note = f"{plain(main)}{f', {count:,.0f} examples' if count else ''}"
         charts.append({"name": held_out, "note": note, "chart": _score_chart(having, held_out, main, names)})
         for key in dict.fromkeys(key for stage in having for key in stage.scores[held_out] if key != "count"):
             values = [stage.scores.get(held_out, {}).get(key) for stage in scored]
