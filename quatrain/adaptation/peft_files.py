@@ -1,9 +1,7 @@
 """Adapter folders in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, written and read.
 
-Where a family's files fuse several of our layers in one (GPT-2's `c_attn` is our query, key and value projections),
-the adapter of the fused layer is block-wise: its A stacks ours, its B holds ours on the diagonal, its rank and alpha
-are the sums, so that the scaling stays. Reading splits such blocks again; a fused adapter of another origin gives
-each part the whole A and its own rows of B. Both are exact.
+What PEFT has no format for (BitFit, last layers) is written in the same two files, with the names of the family's
+tensors and a `peft_type` of its own, which PEFT refuses and Quatrain reads.
 """
 
 from __future__ import annotations
@@ -11,132 +9,163 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quatrain.adaptation.lora import (
-    LoRALinear,
-    adapters,
-    is_linear,
-    linear_names,
-    load_adapter_tensors,
-    replace_module,
-)
+from quatrain.adaptation import peft_layers
+from quatrain.adaptation.apply import learned_whole
+from quatrain.adaptation.ia3 import IA3Linear
+from quatrain.adaptation.layer import Adapted, adapters, is_linear, replace_module
+from quatrain.adaptation.lokr import LoKrLinear
+from quatrain.adaptation.lora import LoRALinear
+from quatrain.adaptation.peft_layers import FileLayer, Written, file_layers
+from quatrain.adaptation.targets import linear_names
 from quatrain.adaptation.token_rows import learn_rows, learned_rows, write_rows
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
 from quatrain.models.families import family
-from quatrain.models.families.weights import Computed, Split
+from quatrain.models.families.weights import Rename, Split
 from quatrain.models.stack import Model
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 PREFIX = "base_model.model."
+TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3"}
+PLAIN = "QUATRAIN_WEIGHTS"
+"""Our own type: nothing but weights of the model that have learned."""
+TASKS = {
+    "causal": "CAUSAL_LM",
+    "seq2seq": "SEQ_2_SEQ_LM",
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+    "embedding": "FEATURE_EXTRACTION",
+}
 UNSUPPORTED = {
-    "use_dora": False, "bias": "none", "modules_to_save": None, "layer_replication": None, "lora_bias": False,
-    "target_parameters": None, "alora_invocation_tokens": None, "use_qalora": False,
+    "bias": "none", "layer_replication": None, "lora_bias": False, "use_effective_conv2d": False,
+    "target_parameters": None, "alora_invocation_tokens": None, "use_qalora": False, "module_dropout": 0.0,
     "arrow_config": None, "use_bdlora": None, "corda_config": None, "eva_config": None, "exclude_modules": None,
 }  # fmt: skip
 """Options of PEFT that change what an adapter computes or holds, at the values that Quatrain reads."""
 
 
-class _Layers:
-    """Which layer of the family's files each of our linear layers is, and which part of it."""
-
-    def __init__(self, model: Model):
-        self.parts: dict[str, list[str]] = {}
-        self.transposed: set[str] = set()
-        for operation in family(model.config.family).weights(model.config):
-            if isinstance(operation, Computed) or not operation.theirs.endswith(".weight"):
-                continue
-            ours = operation.ours if isinstance(operation, Split) else (operation.ours,)
-            theirs = operation.theirs.removesuffix(".weight")
-            self.parts[theirs] = [name.removesuffix(".weight") for name in ours]
-            if operation.transpose:
-                self.transposed.add(theirs)
-        self.theirs = {ours: theirs for theirs, parts in self.parts.items() for ours in parts}
-
-
 def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = None) -> None:
-    """Writes the model's adapters as a PEFT adapter folder.
+    """Writes what a model has learned beside its base as a PEFT adapter folder.
 
     `base_model` is where the base is: a folder (best relative to `folder`) or a name that PEFT's users know.
-    Raises InputError where the model has no adapter.
+    Raises InputError where the model has no adapter, or one that PEFT's files cannot hold.
     """
-    found = dict(adapters(model))
-    if not found:
+    found, whole, rows = dict(adapters(model)), learned_whole(model), learned_rows(model)
+    if not found and not (whole and len(whole) < len(list(model.parameters()))):
         raise InputError("This model has no adapter to write.")
-    layers = _Layers(model)
-    grouped: dict[str, dict[str, LoRALinear]] = defaultdict(dict)
-    for name, layer in found.items():
-        grouped[layers.theirs[name]][name] = layer
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
-    for theirs, group in grouped.items():
-        first, second, scaling = _fuse(layers.parts[theirs], group, model)
-        tensors[f"{PREFIX}{theirs}.lora_A.weight"] = first
-        tensors[f"{PREFIX}{theirs}.lora_B.weight"] = second
-        ranks[theirs], alphas[theirs] = first.shape[0], scaling * first.shape[0]
-    rows = learned_rows(model)
-    embedding = layers.theirs["embed_tokens"]
+    layers = file_layers(model.config)
+    grouped = group(layers, found)
+    check_writable(layers, grouped)
+    written = {path: peft_layers.write(layers[path], each, model.get_submodule) for path, each in grouped.items()}
+    tensors = {
+        f"{PREFIX}{path}.{end}": tensor for path, each in written.items() for end, tensor in each.tensors.items()
+    }
+    embedding = next(path for path, layer in layers.items() if layer.parts == ["embed_tokens"])
     if rows:
         tensors[_rows_key(embedding)] = model.embed_tokens.weight.detach()[list(rows)]
-    every = {layers.theirs[name] for name in (*found, *linear_names(model))}
-    task = "SEQ_2_SEQ_LM" if model.config.architecture == "encoder-decoder" else "CAUSAL_LM"
-    config = {
-        "peft_type": "LORA", "task_type": task, "base_model_name_or_path": base_model, "inference_mode": True,
-        "target_modules": _short_names(set(grouped), every), "bias": "none", "use_rslora": False, "use_dora": False,
-        "trainable_token_indices": {embedding.rpartition(".")[2]: list(rows)} if rows else None,
-        "fan_in_fan_out": any(theirs in layers.transposed for theirs in grouped),
-        "lora_dropout": max(layer.dropout for layer in found.values()),
-        **_with_pattern("r", "rank_pattern", ranks), **_with_pattern("lora_alpha", "alpha_pattern", alphas),
+    saved = _whole_tensors(model, whole)
+    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
+    config: dict[str, Any] = {
+        "peft_type": PLAIN, "task_type": TASKS.get(model.config.head), "base_model_name_or_path": base_model,
+        "inference_mode": True, "modules_to_save": sorted({name.rpartition(".")[0] for name in saved}) or None,
     }  # fmt: skip
+    if rows:
+        config["trainable_token_indices"] = {embedding.rpartition(".")[2]: list(rows)}
+    if found:
+        every = {path for name in (*found, *linear_names(model)) for path in [_path_of(layers, name)] if path}
+        config["target_modules"] = _short_names(set(grouped), every)
+        config["fan_in_fan_out"] = any(layers[path].transposed for path in grouped)
+        config |= _options(found, grouped, written, every)
     from safetensors.torch import save
 
     folder = Path(folder)
     write_json(folder / CONFIG, config)
+    if model.config.labels:
+        write_json(folder / LABELS, {"labels": list(model.config.labels), "problem": model.config.problem})
     with atomic_write(folder / WEIGHTS, "wb") as file:
         file.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
+
+
+def group(layers: Mapping[str, FileLayer], found: Mapping[str, Adapted]) -> dict[str, dict[str, Adapted]]:
+    """The adapters by the layer of the files that they are part of."""
+    paths = {part: path for path, layer in layers.items() for part in layer.parts}
+    grouped: dict[str, dict[str, Adapted]] = defaultdict(dict)
+    for name, layer in found.items():
+        grouped[paths[name]][name] = layer
+    return grouped
+
+
+def check_writable(layers: Mapping[str, FileLayer], grouped: Mapping[str, Mapping[str, Adapted]]) -> None:
+    """Raises InputError with every layer whose adapter PEFT's files cannot hold."""
+    reasons = (peft_layers.check_writable(layers[path], next(iter(each.values())).method)
+               for path, each in grouped.items())  # fmt: skip
+    problems = list(dict.fromkeys(reason for reason in reasons if reason))
+    if problems:
+        raise InputError("This adapter cannot be written for PEFT:", problems)
+
+
+def _path_of(layers: Mapping[str, FileLayer], name: str) -> str | None:
+    return next((path for path, layer in layers.items() if name in layer.parts), None)
+
+
+def _options(
+    found: Mapping[str, Adapted], grouped: Mapping[str, Mapping[str, Adapted]], written: Mapping[str, Written],
+    every: set[str],
+) -> dict[str, Any]:  # fmt: skip
+    """What the configuration says of the method."""
+    first = next(iter(found.values()))
+    options: dict[str, Any] = {"peft_type": TYPES[first.method]}
+    if isinstance(first, IA3Linear):
+        inner = {path for path, each in grouped.items() if any(getattr(one, "inner", False) for one in each.values())}
+        names = [_short_names(paths, every) for paths in (inner, set(grouped) - inner)]
+        return options | {"feedforward_modules": names[0], "target_modules": sorted({*names[0], *names[1]})}
+    alpha = "lora_alpha" if isinstance(first, LoRALinear) else "alpha"
+    options |= _with_pattern("r", "rank_pattern", {path: each.rank for path, each in written.items()})
+    options |= _with_pattern(alpha, "alpha_pattern", {path: each.alpha for path, each in written.items()})
+    if isinstance(first, LoRALinear):
+        dropout = max(getattr(layer, "dropout", 0.0) for layer in found.values())
+        options |= {"bias": "none", "lora_dropout": dropout, "use_rslora": first.stabilized}
+        options["use_dora"] = first.method == "dora"
+    elif isinstance(first, LoKrLinear):
+        options |= {"decompose_factor": first.factor, "decompose_both": first.both}
+    return options
+
+
+def _whole_tensors(model: Model, names: list[str]) -> dict[str, Tensor]:
+    """The family's tensors of weights that have learned whole; of a fused one, all parts."""
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    wanted, tensors = set(names), dict[str, Tensor]()
+    for operation in family(model.config.family).weights(model.config):
+        if isinstance(operation, Rename | Split) and wanted & set(operation.targets):
+            tensors |= dict(operation.write(state.__getitem__))
+            wanted -= set(operation.targets)
+    if wanted:
+        raise InputError("These weights have no name in the family's files:", sorted(wanted))
+    return tensors
 
 
 def _rows_key(embedding: str) -> str:
     return f"{PREFIX}{embedding}.token_adapter.trainable_tokens_delta"
 
 
-def _take_rows(config: dict[str, Any], layers: _Layers, tensors: dict[str, Tensor]) -> tuple[list[int], Tensor] | None:
+def _take_rows(config: dict[str, Any], embedding: str, tensors: dict[str, Tensor]) -> tuple[list[int], Tensor] | None:
     """The learned token rows of an adapter folder, taken out of `tensors`; None where it has none."""
     wanted = config.get("trainable_token_indices")
     if not wanted:
         return None
-    embedding = layers.theirs["embed_tokens"]
     ids = wanted.get(embedding.rpartition(".")[2]) if isinstance(wanted, dict) else wanted
     rows = tensors.pop(_rows_key(embedding), None)
     if ids is None or rows is None or rows.shape[0] != len(ids):
         raise InputError(f"trainable_token_indices: {wanted}; the adapter's weights hold no such rows of {embedding}")
     return list(ids), rows
-
-
-def _fuse(parts: list[str], group: dict[str, LoRALinear], model: Model) -> tuple[Tensor, Tensor, float]:
-    """A, B and scaling of the file's layer, from the adapters of its parts (those without one contribute nothing)."""
-    if len(parts) == 1:
-        (only,) = group.values()
-        return only.lora_A.detach(), only.lora_B.detach(), only.scaling
-    present = [group[name] for name in parts if name in group]
-    scaling = present[0].scaling
-    first = torch.cat([layer.lora_A.detach() for layer in present])
-    rows = []
-    column = 0
-    for name in parts:
-        wide = int(model.get_submodule(name).out_features)  # type: ignore[arg-type]
-        block = torch.zeros(wide, first.shape[0], device=first.device)
-        if (layer := group.get(name)) is not None:
-            block[:, column : column + layer.rank] = layer.lora_B.detach() * (layer.scaling / scaling)
-            column += layer.rank
-        rows.append(block)
-    return first, torch.cat(rows), scaling
 
 
 def _with_pattern(key: str, pattern: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +190,7 @@ def _short_names(targeted: set[str], every: set[str]) -> list[str]:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `adapter_config.json` of a LoRA adapter folder. Raises InputError, every option that is not known at once."""
+    """The `adapter_config.json` of an adapter folder. Raises InputError, every option that is not known at once."""
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -169,17 +198,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no {CONFIG} in it, so this is no adapter folder.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the adapter again.") from error
-    problems = []
-    if config.get("peft_type") != "LORA":
-        problems.append(
-            f"peft_type: {config.get('peft_type')!r} is an adapter that Quatrain does not know; known: LORA"
-        )
+    problems, known = [], sorted({*TYPES.values(), PLAIN})
+    kind = config.get("peft_type")
+    if kind not in known:
+        problems.append(f"peft_type: {kind!r} is an adapter that Quatrain does not know; known: {', '.join(known)}")
     problems += [
         f"{key}: {config[key]!r} is an option of PEFT that Quatrain does not know; it reads {value!r}"
         for key, value in UNSUPPORTED.items()
         if key in config and config[key] != value and config[key] not in (None, False, [], {})
     ]
-    problems += [f"{key}: missing" for key in ("r", "lora_alpha") if key not in config and not problems]
+    needed = {"LORA": ("r", "lora_alpha"), "LOHA": ("r", "alpha"), "LOKR": ("r", "alpha")}.get(kind, ())
+    problems += [f"{key}: missing" for key in needed if key not in config and not problems]
     if problems:
         raise InputError(f"{path}: this adapter cannot be used:", problems)
     return config
@@ -201,6 +230,37 @@ def base_folder(folder: str | Path) -> Path:
     raise InputError(f"{folder}: its base model {name!r} is no model folder here (looked in {places[0]} and {name}).")
 
 
+def head_of(folder: str | Path) -> dict[str, Any]:
+    """The head that an adapter was taught with, its labels and problem, as `hub.load` takes them; {} for the base's.
+
+    PEFT's folders do not name labels: they are then numbers, as many as the head has rows.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    head = next((name for name, task in TASKS.items() if task == config.get("task_type")), None)
+    if head is None or head in ("causal", "seq2seq"):
+        return {}
+    if (folder / LABELS).is_file():
+        return {"head": head, **json.loads((folder / LABELS).read_text(encoding="utf-8"))}
+    if head not in ("sequence_classification", "token_classification"):
+        return {"head": head}
+    saved = [tensor for name, tensor in _read_tensors(folder / WEIGHTS).items() if _is_of_scores(name)]
+    return {"head": head} | ({"labels": [str(number) for number in range(saved[0].shape[0])]} if saved else {})
+
+
+def _is_of_scores(name: str) -> bool:
+    words = name.removesuffix(".weight").split(".")
+    ends = words[-1] in ("score", "classifier") or words[-2:] == ["classifier", "out_proj"]
+    return ends and name.endswith(".weight")
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """Our name of the method that a configuration means."""
+    if config["peft_type"] == "LORA":
+        return "dora" if config.get("use_dora") else "lora"
+    return {"LOHA": "loha", "LOKR": "lokr", "IA3": "ia3"}.get(config["peft_type"], "")
+
+
 def load_adapter(model: Model, folder: str | Path) -> list[str]:
     """Puts a PEFT adapter over the layers of `model`, which is frozen; returns the layers' paths.
 
@@ -208,47 +268,95 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     config = read_config(folder)
-    layers = _Layers(model)
+    layers, method = file_layers(model.config), method_of(config)
     tensors = _read_tensors(folder / WEIGHTS)
-    rows = _take_rows(config, layers, tensors)
-    problems: list[str] = []
-    made: dict[str, LoRALinear] = {}
-    for theirs, pair in _pairs(tensors, problems).items():
-        parts = layers.parts.get(theirs)
-        bases = [model.get_submodule(name) for name in parts] if parts else []
-        if not parts or not all(is_linear(base) for base in bases):
-            problems.append(f"{theirs}: the model has no linear layer of this name without an adapter")
-            continue
-        sizes = [int(base.out_features) for base in bases]  # type: ignore[arg-type]
-        expected = (bases[0].in_features, sum(sizes), pair["A"].shape[0])
-        if (pair["A"].shape[1], *pair["B"].shape) != expected:
-            problems.append(f"{theirs}: A {tuple(pair['A'].shape)} and B {tuple(pair['B'].shape)} do not fit the layer")
-            continue
-        scaling = _scaling(config, theirs, pair["A"].shape[0])
-        for name, base, (first, second) in zip(parts, bases, _split(pair["A"], pair["B"], sizes), strict=True):
-            if first.shape[0]:
-                made[name] = _layer(base, first, second, scaling, float(config.get("lora_dropout", 0.0)))
     if not tensors:
-        problems.append("it holds no tensor")
+        raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
+    embedding = next(path for path, layer in layers.items() if layer.parts == ["embed_tokens"])
+    rows = _take_rows(config, embedding, tensors)
+    problems: list[str] = []
+    whole = _take_whole(model, tensors, problems)
+    made: dict[str, Adapted] = {}
+    for path, found in _by_layer(layers, tensors, problems).items():
+        bases = [model.get_submodule(name) for name in layers[path].parts]
+        if not all(is_linear(base) for base in bases):
+            problems.append(f"{path}: the model has no linear layer of this name without an adapter")
+            continue
+        out = sum(int(base.out_features) for base in bases)  # type: ignore[arg-type, misc]
+        if fault := peft_layers.shapes(method, found, int(bases[0].in_features), out):  # type: ignore[arg-type]
+            problems.append(f"{PREFIX}{path}: {fault}")
+            continue
+        try:
+            made |= peft_layers.read(layers[path], method, found, bases, _how(config, path, found))
+        except InputError as error:
+            problems.append(f"{path}: {error.message}")
     if problems:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", problems)
     model.requires_grad_(False)
+    state = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in whole.items():
+            state[name].requires_grad_(True).copy_(tensor)
     if rows is not None:
         write_rows(model, *rows)
         learn_rows(model, rows[0])
     for name, layer in made.items():
-        layer.lora_A.requires_grad_(True)
-        layer.lora_B.requires_grad_(True)
+        for parameter in layer.own().values():
+            parameter.requires_grad_(True)
         replace_module(model, name, layer)
     return list(made)
 
 
-def _layer(base: torch.nn.Module, first: Tensor, second: Tensor, scaling: float, dropout: float) -> LoRALinear:
-    layer = LoRALinear(base, first.shape[0], scaling * first.shape[0], dropout)
-    with torch.no_grad():
-        layer.lora_A.copy_(first)
-        layer.lora_B.copy_(second)
-    return layer
+def _take_whole(model: Model, tensors: dict[str, Tensor], problems: list[str]) -> dict[str, Tensor]:
+    """The weights that were learned whole, by our names, taken out of `tensors`."""
+    state, found = dict(model.named_parameters()), dict[str, Tensor]()
+    for operation in family(model.config.family).weights(model.config):
+        if not isinstance(operation, Rename | Split) or f"{PREFIX}{operation.theirs}" not in tensors:
+            continue
+        for name, tensor in operation.read(lambda theirs: tensors[f"{PREFIX}{theirs}"]):
+            if name not in state or state[name].shape != tensor.shape:
+                problems.append(f"{PREFIX}{operation.theirs}: of another shape than the model's")
+            found[name] = tensor
+        del tensors[f"{PREFIX}{operation.theirs}"]
+    return found
+
+
+def _by_layer(
+    layers: Mapping[str, FileLayer], tensors: Mapping[str, Tensor], problems: list[str]
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each layer of the files, by the ends of their names."""
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        inside = name.removeprefix(PREFIX)
+        path = next((path for path in layers if inside.startswith(f"{path}.")), None)
+        if not name.startswith(PREFIX) or path is None:
+            problems.append(f"{name}: unexpected")
+        else:
+            found[path][inside.removeprefix(f"{path}.")] = tensor
+    return found
+
+
+def _how(config: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Scaling, rank and dropout of a layer: alpha over the rank, or over its root with rank-stabilised LoRA."""
+    kind = config["peft_type"]
+    if kind == "IA3":
+        return {}
+    rank = int(_by_pattern(config, "rank_pattern", path, config["r"]))
+    if kind == "LORA":
+        rank = tensors["lora_A.weight"].shape[0]
+    alpha = float(_by_pattern(config, "alpha_pattern", path, config["lora_alpha" if kind == "LORA" else "alpha"]))
+    return {
+        "rank": rank,
+        "scaling": alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        "dropout": float(config.get("lora_dropout", 0.0)),
+        "factor": int(config.get("decompose_factor") or -1),
+        "both": bool(config.get("decompose_both")),
+    }
+
+
+def _by_pattern(config: Mapping[str, Any], key: str, path: str, usual: Any) -> Any:
+    patterns = (config.get(key) or {}).items()
+    return next((value for end, value in patterns if path == end or path.endswith(f".{end}")), usual)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -263,76 +371,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}). Fetch or write the adapter again."
         ) from error
-
-
-def _pairs(tensors: dict[str, Tensor], problems: list[str]) -> dict[str, dict[str, Tensor]]:
-    """The A and B of each layer of the files, by the layer's path."""
-    pairs: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in tensors.items():
-        path, _, kind = name.removesuffix(".weight").rpartition(".lora_")
-        if not name.startswith(PREFIX) or kind not in ("A", "B") or tensor.dim() != 2:
-            problems.append(f"{name}: unexpected")
-            continue
-        pairs[path.removeprefix(PREFIX)][kind] = tensor
-    for path in [path for path, pair in pairs.items() if len(pair) == 1]:
-        problems.append(f"{PREFIX}{path}.lora_{'B' if 'A' in pairs.pop(path) else 'A'}.weight: missing")
-    return pairs
-
-
-def _scaling(config: dict[str, Any], theirs: str, rank: int) -> float:
-    """The factor of a layer's product: alpha over the rank, or over its root with rank-stabilised LoRA."""
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if theirs == pattern or theirs.endswith(f".{pattern}"):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _split(first: Tensor, second: Tensor, sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
-    """The A and B of each part of a fused layer; only the rows of A that a part's B uses, where B is block-wise."""
-    rows = second.split(sizes)
-    if len(sizes) == 1:
-        return [(first, second)]
-    used = [part.ne(0).any(dim=0) for part in rows]
-    if second.any() and torch.stack(used).sum(dim=0).max() <= 1:
-        return [(first[columns], part[:, columns]) for columns, part in zip(used, rows, strict=True)]
-    return [(first, part) for part in rows]
-
-
-def load_weights(model: Model, folder: str | Path) -> None:
-    """Fills the adapters that `model` already has from what `save_adapter` wrote for them, bit for bit (a checkpoint).
-
-    Raises InputError where the files and the adapters differ in names or shapes.
-    """
-    tensors = _read_tensors(Path(folder) / WEIGHTS)
-    layers = _Layers(model)
-    rows = _take_rows(read_config(folder), layers, tensors)
-    found = dict(adapters(model))
-    grouped: dict[str, dict[str, LoRALinear]] = defaultdict(dict)
-    for name, layer in found.items():
-        grouped[layers.theirs[name]][name] = layer
-    filled: dict[str, Tensor] = {}
-    problems: list[str] = []
-    pairs = _pairs(tensors, problems)
-    problems += [
-        f"{theirs}: {'missing' if theirs in grouped else 'unexpected'}" for theirs in pairs.keys() ^ grouped.keys()
-    ]
-    for theirs in pairs.keys() & grouped.keys():
-        column = row = 0
-        for name in layers.parts[theirs]:
-            module = model.get_submodule(name)
-            end = row + int(module.out_features)  # type: ignore[arg-type]
-            if name in grouped[theirs]:
-                rank = grouped[theirs][name].rank
-                filled[f"{name}.lora_A"] = pairs[theirs]["A"][column : column + rank]
-                filled[f"{name}.lora_B"] = pairs[theirs]["B"][row:end, column : column + rank]
-                column += rank
-            row = end
-        if pairs[theirs]["A"].shape[0] != column:
-            problems.append(f"{theirs}: rank {pairs[theirs]['A'].shape[0]}, the adapter has {column}")
-    if problems:
-        raise InputError(f"{Path(folder) / WEIGHTS}: does not fit the model's adapters:", problems)
-    load_adapter_tensors(model, filled)
-    if rows is not None:
-        write_rows(model, *rows)

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
-from quatrain.settings import Settings
+from quatrain.settings import Listing, Problem, Settings, quote
+
+LOW_RANK = ("lora", "dora", "loha", "lokr")
+OVER_LINEAR = (*LOW_RANK, "ia3")
 
 
 class AdapterSettings(Settings):
-    """LoRA (Hu et al., 2021): `targets` names linear layers by the end of their path, or "all-linear".
+    """How a model is adapted, and how little of it learns.
 
+    Over linear layers: `lora`, `dora`, `loha`, `lokr` and `ia3`; `targets` names the layers by the end of their path,
+    by a pattern, or "all-linear" (all but the head), which is meant where nothing is said; `ia3` then means keys,
+    values and the projection out of the feed-forward part. Of the model itself: `bitfit`, its biases, and
+    `last-layers`, its last `layers` blocks with what follows them.
+
+    `modules_to_save` are parts that learn whole beside it, by the beginning of their path; a fresh head is one always.
     `tokens` = "special" lets the embedding's rows of the tokenizer's special tokens learn too, so that the marks of a
     chat that pretraining never saw, the end of a turn above all, can be said; "none" leaves the embedding frozen.
     """
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora", "dora", "loha", "lokr", "ia3", "bitfit", "last-layers"] = "lora"
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: str | Annotated[tuple[str, ...], Strict(False)] = "all-linear"
+    stabilized: bool = Field(default=False, description="alpha over the rank's root: rsLoRA (lora, dora)")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's input (lora, dora)")
+    factor: int = Field(default=-1, ge=-1, description="sides of the small factor, -1 for about the root (lokr)")
+    both: bool = Field(default=False, description="the small factor is of low rank too (lokr)")
+    layers: int = Field(default=1, ge=1, description="blocks that learn (last-layers)")
+    targets: str | Annotated[tuple[str, ...], Strict(False)] | None = None
+    modules_to_save: Listing[str] = ()
     tokens: Literal["special", "none"] = "special"
+
+    def conflicts(self) -> Iterator[Problem]:
+        only = {
+            "rank": LOW_RANK,
+            "alpha": LOW_RANK,
+            "stabilized": ("lora", "dora"),
+            "dropout": ("lora", "dora"),
+            "factor": ("lokr",),
+            "both": ("lokr",),
+            "layers": ("last-layers",),
+            "targets": OVER_LINEAR,
+        }
+        for name, methods in only.items():
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default and self.method not in methods:
+                shown = list(value) if isinstance(value, tuple) else value
+                text = f"{quote(shown)}; only method = {' or '.join(map(quote, methods))} reads it: leave it out"
+                yield Problem((name,), text, (("method",),))
+        if self.factor == 0:
+            yield Problem(("factor",), "0; must be at least 1, or -1 for about the root of a layer's size")

@@ -116,7 +116,7 @@ def prepare(model: Model, config: dict[str, Any]) -> None:
 
     Raises InputError, every point at once, for a quantization that is not 8-bit symmetric by channel.
     """
-    from quatrain.adaptation.lora import replace_module
+    from quatrain.adaptation.layer import replace_module
 
     wanted = config.get("quantization_config")
     if not wanted:

@@ -150,7 +150,7 @@ def quantize(model: Model, skip: Sequence[str] = ("lm_head",)) -> list[str]:
     `skip` names layers by the end of their path. The head stays: its rounding reaches every prediction undamped, and a
     tied head is the embedding. Raises InputError for unmerged adapters, and where nothing is left to quantize.
     """
-    from quatrain.adaptation.lora import adapters, replace_module
+    from quatrain.adaptation.layer import adapters, replace_module
 
     if adapted := [name for name, _ in adapters(model)]:
         raise InputError("Merge the adapters before quantizing the model:", adapted[:5])
@@ -169,7 +169,7 @@ def quantize(model: Model, skip: Sequence[str] = ("lm_head",)) -> list[str]:
 
 def dequantize(model: Model) -> list[str]:
     """Turns int8 layers back into plain ones, in place; returns their paths."""
-    from quatrain.adaptation.lora import replace_module
+    from quatrain.adaptation.layer import replace_module
 
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Int8Linear)]
     for name, module in found:

@@ -23,19 +23,22 @@ def load_model(
     """
     folder = resolve(model)
     if (folder / ADAPTER_CONFIG).is_file():
-        from quatrain.adaptation.peft_files import base_folder, load_adapter
+        from quatrain.adaptation.peft_files import base_folder, head_of, load_adapter
 
-        network, tokenizer = load_model(base_folder(folder), dtype=dtype, device=device)
+        base = base_folder(folder)
+        network = load_weights(base, dtype=dtype, device=device, **head_of(folder))
         load_adapter(network, folder)
-        return network.eval(), load_tokenizer(folder) or tokenizer
+        return network.eval(), load_tokenizer(folder) or load_tokenizer(base)
     return load_weights(folder, dtype=dtype, device=device), load_tokenizer(folder)
 
 
-def load_weights(model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
-    """The model of a folder (or hub id) of plain or int8 weights, in evaluation mode."""
+def load_weights(
+    model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **head: Any
+) -> Model:
+    """The model of a folder (or hub id) of plain or int8 weights, in evaluation mode; `head` as `hub.load` takes it."""
     from quatrain.compression.files import prepare
 
-    return hub.load(model, dtype=dtype, device=device, prepare=prepare)
+    return hub.load(model, dtype=dtype, device=device, prepare=prepare, **head)
 
 
 def load_tokenizer(folder: str | Path, *, target: bool = False) -> Any:

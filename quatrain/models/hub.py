@@ -18,7 +18,7 @@ from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models import sentences
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.models.families import Family, Head, family
+from quatrain.models.families import Head, family
 from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.filling import Names, fill, operations_of
 from quatrain.models.repository import CONFIG, resolve
@@ -84,7 +84,7 @@ def load(
     pooled = sentences.read(folder)
     if head is None and pooled is not None:
         head = "embedding"
-    config = _config(kind, raw, head, labels, problem)
+    config = config_of(raw, head=head, labels=labels, problem=problem)
     if config.head == "embedding" and pooled is not None:
         config = config.with_(**pooled)
     of_files = kind.heads[kind.head_of(raw)]
@@ -102,9 +102,14 @@ def load(
     return network.eval()
 
 
-def _config(
-    kind: Family, raw: dict[str, Any], head: str | None, labels: Sequence[str] | None, problem: str | None
+def config_of(
+    raw: dict[str, Any], *, head: str | None = None, labels: Sequence[str] | None = None, problem: str | None = None
 ) -> ModelConfig:
+    """The configuration that a config.json means under a head, with labels and problem as `load` takes them.
+
+    Raises InputError for a head that the family has not, and for labels that cannot be.
+    """
+    kind = family(raw.get("model_type"))
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
     if head is not None and head not in kind.heads:
         raise InputError(f"head: {head!r} is none of {kind.name}; must be one of {', '.join(kind.heads)}")

@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quatrain.adaptation import lora
-from quatrain.adaptation.lora import trainable_report
+from quatrain.adaptation import state
+from quatrain.adaptation.apply import apply, merge_all, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
+from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Block, Model
@@ -83,8 +84,10 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
         before = learning.validate(model).get("validation_loss")
     trained, result = train(learning, context, save=save, load=load)
     if learning.adapter is not None:
-        save(context.stage_folder / "adapter")
-        lora.merge_all(model)
+        from quatrain.adaptation.peft_files import save_adapter
+
+        save_adapter(model, context.stage_folder / "adapter", base_model=str(model_folder_of(context) or ""))
+        merge_all(model)
     result.model_bytes = write_model(model, tokenizer, context.model_folder)
     result.notes += learning.notes
     if "validation_loss" in trained.metrics:
@@ -98,21 +101,32 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
 def attach(learning: Learning, context: Context) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
     model, adapter = learning.model, learning.adapter
+    if adapter is not None and model_folder_of(context) is None:
+        raise InputError(
+            f"{context.name}: adapter: there is no model that has learned; put a pretrain stage before it, or set "
+            "model.folder. Fresh weights learn whole: leave the adapter out."
+        )
     if adapter is None:
         return partial(hub.save, model), partial(load_weights, model)
-    from quatrain.adaptation import peft_files
-
     adapt(model, adapter, learning.tokenizer, seed=context.seed)
     trainable, total, percent = trainable_report(model)
     context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
-    base = str(model_folder_of(context) or "")
-    return partial(peft_files.save_adapter, model, base_model=base), partial(peft_files.load_weights, model)
+    return partial(state.save, model), partial(state.load, model)
 
 
 def adapt(model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed: int = 0) -> None:
-    """Freezes a model but for an adapter that is put on it."""
-    lora.apply(model, adapter, seed=seed)
-    if adapter.tokens == "special":
+    """Freezes a model but for an adapter that is put on it.
+
+    Raises InputError where it cannot be put there, or could not be written for PEFT.
+    """
+    from quatrain.adaptation.layer import adapters
+    from quatrain.adaptation.peft_files import check_writable, group
+    from quatrain.adaptation.peft_layers import file_layers
+
+    apply(model, adapter, seed=seed)
+    layers = file_layers(model.config)
+    check_writable(layers, group(layers, dict(adapters(model))))
+    if adapter.tokens == "special" and model.config.head == "causal":
         learn_rows(model, sorted(tokenizer.special_ids))
 
 

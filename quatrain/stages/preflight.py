@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quatrain.adaptation.lora import trainable_report
+from quatrain.adaptation.apply import trainable_report
 from quatrain.atomic import write_text
 from quatrain.errors import InputError
 from quatrain.planning.machine import available_memory, free_disk

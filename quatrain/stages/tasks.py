@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from quatrain.adaptation.targets import is_of_head
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.objectives import evaluate
 from quatrain.evaluation.tasks import placed, said, score, spread
@@ -79,6 +80,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
         examples=examples,
         notes=notes,
         held_out=held_out,
+        adapter=settings.adapter,
     )
     found.validate = validation(found)
     found.sample = sampling(settings, context, found)
@@ -178,7 +180,9 @@ def starting_model(
     if head == "sequence_classification":
         more["problem"] = "regression" if settings.objective == "regress" else "single"
     if folder is None:
-        return Model(fresh_config(context, tokenizer, head=head, **more)).initialize(context.seed)
+        model = Model(fresh_config(context, tokenizer, head=head, **more)).initialize(context.seed)
+        model.fresh = [name for name, _ in model.named_parameters() if is_of_head(name)]
+        return model
     model = hub.load(folder, head=head, seed=context.seed, **more)
     check_fits(tokenizer, model.config.vocab_size)
     if model.fresh:

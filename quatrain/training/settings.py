@@ -167,9 +167,6 @@ class FinetuneStage(Settings):
             "temperature": ("embed",),
         }
         yield from _only(self, only)
-        if self.adapter is not None and self.objective != "chat":
-            text = f'must be left out: objective = "{self.objective}" trains a new head, which an adapter would freeze'
-            yield Problem(("adapter",), text, (("objective",),))
         if self.train.packing and self.objective != "chat":
             yield Problem(("train", "packing"), 'true; only objective = "chat" has it: leave it out', (("objective",),))
 

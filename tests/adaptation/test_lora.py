@@ -1,14 +1,17 @@
 """LoRA layers: what they compute, what they train, how targets are named, and that merging changes nothing."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quatrain.adaptation import lora
+from quatrain.adaptation import state
+from quatrain.adaptation.apply import apply, merge_all, trainable_report
+from quatrain.adaptation.layer import adapters
+from quatrain.adaptation.lora import LoRALinear
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.targets import find_targets
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
@@ -39,14 +42,14 @@ CONFIG = ModelConfig(
 
 
 def options(**changes):
-    return SimpleNamespace(**{"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear"} | changes)
+    return AdapterSettings(**{"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear"} | changes)
 
 
 def adapted(**changes):
     model = random_model(CONFIG)
-    lora.apply(model, options(**changes), seed=1)
+    apply(model, options(**changes), seed=1)
     with torch.no_grad():
-        for number, (_, layer) in enumerate(lora.adapters(model)):
+        for number, (_, layer) in enumerate(adapters(model)):
             layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
     return model
 
@@ -60,7 +63,8 @@ def test_forward_is_the_formula(rank, alpha, bias, seed):
     torch.manual_seed(seed)
     linear = nn.Linear(7, 5, bias=bias)
     x = torch.randn(2, 3, 7)
-    layer = lora.LoRALinear.from_linear(linear, rank, alpha)
+    layer = LoRALinear(linear, rank, alpha)
+    layer.draw(None)
     torch.testing.assert_close(layer(x), linear(x), atol=0, rtol=0)
     with torch.no_grad():
         layer.lora_B.normal_()
@@ -73,13 +77,13 @@ def test_forward_is_the_formula(rank, alpha, bias, seed):
 def test_starts_as_the_base_and_seeds_decide():
     plain = random_model(CONFIG)
     first, second, other = (random_model(CONFIG) for _ in range(3))
-    names = lora.apply(first, options(), seed=1)
-    lora.apply(second, options(), seed=1)
-    lora.apply(other, options(), seed=2)
+    names = apply(first, options(), seed=1)
+    apply(second, options(), seed=1)
+    apply(other, options(), seed=2)
     assert len(names) == 14 and "lm_head" not in names
     with torch.no_grad():
         torch.testing.assert_close(first(IDS)[0], plain(IDS)[0], atol=0, rtol=0)
-    mine, same, differs = (lora.adapter_tensors(model) for model in (first, second, other))
+    mine, same, differs = (state.trained_tensors(model) for model in (first, second, other))
     assert all(torch.equal(mine[name], same[name]) for name in mine)
     assert not torch.equal(mine[f"{names[0]}.lora_A"], differs[f"{names[0]}.lora_A"])
     for name in mine:
@@ -95,7 +99,7 @@ def test_only_the_adapter_trains():
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {f"layers.{n}.self_attn.{p}_proj.lora_{m}" for n in (0, 1) for p in "qv" for m in "AB"}
     count = 2 * (4 * (32 + 32) + 4 * (32 + 16))
-    trainable, total, percent = lora.trainable_report(model)
+    trainable, total, percent = trainable_report(model)
     assert (trainable, total) == (count, Model(CONFIG).num_parameters() + count)
     assert percent == pytest.approx(100 * count / total)
 
@@ -106,9 +110,9 @@ def test_merged_equals_unmerged_and_is_a_plain_model(tmp_path):
         before = model(IDS)[0]
         with pytest.raises(QuatrainError, match="merge adapters first"):
             hub.save(model, tmp_path)
-        assert len(lora.merge_all(model)) == 14
+        assert len(merge_all(model)) == 14
         torch.testing.assert_close(model(IDS)[0], before, atol=1e-5, rtol=1e-5)
-    assert not list(lora.adapters(model))
+    assert not list(adapters(model))
     assert set(model.state_dict()) == set(Model(CONFIG).state_dict())
     assert all(parameter.requires_grad for parameter in model.parameters())
     hub.save(model, tmp_path)
@@ -127,18 +131,18 @@ def test_merged_equals_unmerged_and_is_a_plain_model(tmp_path):
     ],
 )
 def test_targets(targets, count):
-    assert len(lora.find_targets(Model(CONFIG), targets)) == count
+    assert len(find_targets(Model(CONFIG), targets)) == count
 
 
 def test_unknown_targets_are_told_with_near_names():
     with pytest.raises(InputError) as caught:
-        lora.find_targets(Model(CONFIG), ["q_prj", "c_attn", "o_proj", "lm_head"])
+        find_targets(Model(CONFIG), ["q_prj", "c_attn", "o_proj", "lm_head"])
     first, second, third = caught.value.problems
     assert "'q_prj'" in first and "did you mean q_proj" in first
     assert "'c_attn'" in second and "gate_proj" in second
     assert "lm_head shares its weight" in third
     with pytest.raises(InputError, match="empty"):
-        lora.find_targets(Model(CONFIG), [])
+        find_targets(Model(CONFIG), [])
 
 
 def test_dropout_only_in_training():
@@ -159,20 +163,27 @@ def test_bfloat16_base_and_autocast():
         for module in model.modules():
             if isinstance(module, nn.Linear | type(model.norm)):
                 module.to(torch.bfloat16)
-        assert next(layer.lora_A.dtype for _, layer in lora.adapters(model)) == torch.float32
+        assert next(layer.lora_A.dtype for _, layer in adapters(model)) == torch.float32
         logits = model(IDS)[0]
         assert logits.dtype == torch.bfloat16
         torch.testing.assert_close(logits.float(), expected, atol=0.2, rtol=0.05)
 
 
-def test_checkpointed_tensors_come_back():
+def test_checkpointed_tensors_come_back(tmp_path):
     model, fresh = adapted(), random_model(CONFIG)
-    lora.apply(fresh, options(), seed=9)
-    kept = {name: tensor.clone() for name, tensor in lora.adapter_tensors(model).items()}
-    lora.load_adapter_tensors(fresh, kept)
+    apply(fresh, options(), seed=9)
+    state.save(model, tmp_path)
+    state.load(fresh, tmp_path)
     with torch.no_grad():
         assert torch.equal(fresh(IDS)[0], model(IDS)[0])
-    wrong = dict(list(kept.items())[1:]) | {"x.lora_A": torch.zeros(1)}
+    other = random_model(CONFIG)
+    apply(other, options(targets=("q_proj",), rank=2), seed=9)
+    before = {name: tensor.clone() for name, tensor in state.trained_tensors(other).items()}
     with pytest.raises(InputError) as caught:
-        lora.load_adapter_tensors(fresh, wrong)
-    assert [problem.rpartition(": ")[2] for problem in caught.value.problems] == ["missing", "unexpected"]
+        state.load(other, tmp_path)
+    told = "\n".join(caught.value.problems)
+    assert "unexpected" in told and "has shape (4, 32), the model (2, 32)" in told
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.trained_tensors(other).items())
+    (tmp_path / state.FILE).write_bytes(b"half")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        state.load(other, tmp_path)

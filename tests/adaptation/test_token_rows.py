@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from quatrain.adaptation import lora, peft_files
+from quatrain.adaptation import peft_files
+from quatrain.adaptation.apply import apply, merge_all, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows, learned_rows
 from quatrain.errors import InputError
@@ -33,7 +34,7 @@ def adapted(family="llama", tied=True, seed=0):
 
 
 def trained(model, precision="float32"):
-    lora.apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
+    apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
     learn_rows(model, IDS)
     examples = [TokenExample([i % 30, *IDS, (i + 5) % 30, 3], [True] * 5) for i in range(24)]
     settings = TrainSettings(
@@ -55,15 +56,15 @@ def test_only_the_chosen_rows_move(precision, tied):
 
 def test_the_report_counts_the_rows_alone():
     model = adapted()
-    lora.apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
-    without, *_ = lora.trainable_report(model)
+    apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
+    without, *_ = trainable_report(model)
     learn_rows(model, IDS)
-    assert lora.trainable_report(model)[0] == without + len(IDS) * 16
+    assert trainable_report(model)[0] == without + len(IDS) * 16
 
 
 def test_merging_ends_it():
     model = trained(adapted())
-    lora.merge_all(model)
+    merge_all(model)
     assert learned_rows(model) == ()
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
     assert model.embed_tokens.weight.grad[4].abs().sum() > 0

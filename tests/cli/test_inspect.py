@@ -194,9 +194,9 @@ def test_runs_adapters_and_quantized_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "140")
-    from types import SimpleNamespace
-
-    from quatrain.adaptation import lora, peft_files
+    from quatrain.adaptation import peft_files
+    from quatrain.adaptation.apply import apply
+    from quatrain.adaptation.settings import AdapterSettings
     from quatrain.compression import int8
 
     run_folder = tmp_path / "run"
@@ -204,7 +204,7 @@ def test_runs_adapters_and_quantized_models(
     (run_folder / "recipe.toml").write_text("name = 'run'\n")
     assert found(capsys, run_folder)["parameters"] == hub.load(base).num_parameters()
     adapted = hub.load(base)
-    lora.apply(adapted, SimpleNamespace(rank=4, alpha=8.0, dropout=0.0, targets=["q_proj", "v_proj"]))
+    apply(adapted, AdapterSettings(rank=4, alpha=8.0, dropout=0.0, targets=["q_proj", "v_proj"]))
     peft_files.save_adapter(adapted, tmp_path / "adapter", base_model=str(base))
     assert run(tmp_path / "adapter") == 0
     text = " ".join(capsys.readouterr().out.split())  # lines break where the folder's name is long

@@ -1,6 +1,5 @@
 """Int8 linear layers: rounding, ways to compute, files that transformers reads, and composition with LoRA."""
 
-from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -9,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quatrain.adaptation import lora
+from quatrain.adaptation.apply import apply, merge_all
+from quatrain.adaptation.settings import AdapterSettings
 from quatrain.compression import files, int8
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
@@ -156,7 +156,7 @@ def test_lora_over_int8_trains_and_merges():
     small = model()
     int8.quantize(small)
     weights = small.layers[0].mlp.up_proj.weight.clone()
-    names = lora.apply(small, SimpleNamespace(rank=4, alpha=8.0, dropout=0.0, targets="all-linear"), seed=0)
+    names = apply(small, AdapterSettings(rank=4, alpha=8.0, dropout=0.0, targets="all-linear"), seed=0)
     assert len(names) == 14
     optimizer = torch.optim.AdamW([p for p in small.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -170,7 +170,7 @@ def test_lora_over_int8_trains_and_merges():
     assert torch.equal(small.layers[0].mlp.up_proj.base.weight, weights)
     with torch.no_grad():
         expected = small(IDS)[0]
-        lora.merge_all(small)
+        merge_all(small)
         torch.testing.assert_close(small(IDS)[0], expected, atol=1e-5, rtol=1e-4)
     assert type(small.layers[0].mlp.up_proj) is nn.Linear
 
@@ -207,7 +207,7 @@ def test_bfloat16_and_autocast():
 
 def test_what_cannot_be_quantized_is_told(tmp_path):
     small = model()
-    lora.apply(small, SimpleNamespace(rank=2, alpha=2.0, dropout=0.0, targets="q_proj"))
+    apply(small, AdapterSettings(rank=2, alpha=2.0, dropout=0.0, targets="q_proj"))
     with pytest.raises(InputError, match="Merge the adapters"):
         int8.quantize(small)
     twice = model()

@@ -471,17 +471,18 @@ def test_t5_reads_texts_of_any_length(models):
 @EACH
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
 def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_path):
-    from types import SimpleNamespace
-
-    from quatrain.adaptation import lora, peft_files
+    from quatrain.adaptation import peft_files
+    from quatrain.adaptation.apply import apply
+    from quatrain.adaptation.layer import adapters
+    from quatrain.adaptation.settings import AdapterSettings
 
     peft = pytest.importorskip("peft")
     hub.save(models(name), tmp_path / "base")
     model = hub.load(tmp_path / "base")
-    changed = lora.apply(model, SimpleNamespace(rank=2, alpha=4.0, dropout=0.0, targets=targets), seed=1)
+    changed = apply(model, AdapterSettings(rank=2, alpha=4.0, dropout=0.0, targets=targets), seed=1)
     assert {part for name in changed for part in name.split(".")} >= {"encoder", "self_attn", "cross_attn"}
     with torch.no_grad():
-        for number, (_, layer) in enumerate(lora.adapters(model)):
+        for number, (_, layer) in enumerate(adapters(model)):
             layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
     peft_files.save_adapter(model, tmp_path / "adapter", base_model="../base")
     base = type(battery.theirs(CASES[name])).from_pretrained(tmp_path / "base").eval()

@@ -30,13 +30,15 @@ CASES = {
     "bert-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=512"],
     "t5-pretrain": [*TINY, *STORY, *SHORT, "tokenizer.vocab_size=700"],
     "sentiment": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
+    "sentiment-lora": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
     "pos": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
     "ner": [*TINY, *READS, *SHORT, *TUNED, "tokenizer.vocab_size=512"],
     "qa": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
     "translate": [*TINY, *TUNED, "tokenizer.vocab_size=1024"],
     "summarize": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
 }
-SCORES = {"sentiment": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1", "translate": "bleu", "summarize": "bleu"}
+SCORES = {"sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
+          "translate": "bleu", "summarize": "bleu"}  # fmt: skip
 ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char"}
 """Recipes that the README's and the quickstart's tests run."""
 

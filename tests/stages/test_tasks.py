@@ -16,6 +16,8 @@ import transformers
 import quatrain
 from quatrain.cli import main
 from quatrain.errors import InputError
+from quatrain.generation.loading import load_model
+from quatrain.models import hub
 from quatrain.progress import SilentReporter
 from quatrain.recipe import loads
 from quatrain.run import Run
@@ -364,3 +366,63 @@ def test_a_model_is_measured_again_by_the_stage_and_by_the_verb(
         assert "precision" in shown
     assert main(["evaluate", str(run.model), data["text"]]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+ADAPTERS = [
+    '{ method = "lora", rank = 4, alpha = 8 }',
+    '{ method = "dora", rank = 4, alpha = 8, stabilized = true, dropout = 0.1 }',
+    '{ method = "loha", rank = 4, alpha = 8 }',
+    '{ method = "lokr", rank = 4, alpha = 8 }',
+    '{ method = "ia3" }',
+    '{ method = "bitfit", modules_to_save = ["layers.1.mlp.up_proj"] }',
+    '{ method = "last-layers" }',
+]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda text: text.split('"')[1])
+def test_a_task_is_learned_by_an_adapter(adapter: str, data: dict[str, str], tmp_path: Path) -> None:
+    """Over a model that has read; the merged model and the adapter over its base say the same."""
+    run = go(
+        tmp_path,
+        stage("tokenizer", data=f"{{ source = '{data['text']}' }}"),
+        stage("pretrain", 4, objective='"masked"', data=f"{{ source = '{data['text']}' }}"),
+        stage("finetune", 60, ", dropout = 0.0, evaluate_every = 20", objective='"classify"', adapter=adapter),
+        data=f"source = '{data['classify']}'\nvalidation = 0.2",
+    )
+    result = run.results[-1]
+    assert 0 < result["trainable_parameters"] < result["parameters"] or result["trainable_parameters"] > 0
+    folder = run.folder / "stages" / "03-finetune"
+    merged, (adapted, tokenizer) = quatrain.load(run.model), load_model(folder / "adapter")
+    assert adapted.config.labels == ("bad", "good") and tokenizer is not None
+    ids = torch.tensor([tokenizer.encode("the film was superb", special_tokens=True)])
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids)[0], merged(ids)[0], atol=1e-4, rtol=1e-4)
+        base = hub.load(run.folder / "stages" / "02-pretrain" / "model", head="sequence_classification",
+                        labels=("bad", "good"))  # fmt: skip
+        assert not torch.allclose(base(ids)[0], merged(ids)[0], atol=1e-3)
+    scores = result["scores"]["held out"]
+    if "bitfit" not in adapter and "ia3" not in adapter:
+        assert scores["accuracy"] > 0.8
+
+
+def test_an_adapter_over_fresh_weights_is_refused(data: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no model that has learned"):
+        go(tmp_path, stage("tokenizer"), stage("finetune", 4, objective='"classify"', adapter='{ method = "ia3" }'),
+           data=f"source = '{data['classify']}'")  # fmt: skip
+
+
+def test_an_adapter_of_a_task_can_be_looked_into_and_measured(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = go(
+        tmp_path,
+        stage("tokenizer", data=f"{{ source = '{data['text']}' }}"),
+        stage("pretrain", 2, objective='"masked"', data=f"{{ source = '{data['text']}' }}"),
+        stage("finetune", 6, objective='"classify"', adapter='{ method = "lora", rank = 2 }'),
+        data=f"source = '{data['classify']}'",
+    )
+    folder = str(run.folder / "stages" / "03-finetune" / "adapter")
+    assert main(["inspect", folder]) == 0
+    assert "lora" in capsys.readouterr().out.lower()
+    assert main(["evaluate", folder, data["classify"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "classify"

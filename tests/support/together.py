@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tiny_training import CONFIG, hooks_of, ragged, settings
 from torch import nn
 
-from quatrain.adaptation import lora
+from quatrain.adaptation.apply import apply
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
 from quatrain.models.families.fresh import fresh_config
@@ -60,7 +60,7 @@ def llama(case):
     """The model that most cases train, with an adapter or weights without a use where asked."""
     model = Model(CONFIG.with_(dropout=case.get("settings", {}).get("dropout", 0.0))).initialize(0)
     if case.get("adapter"):
-        lora.apply(model, AdapterSettings(rank=2, alpha=4.0))
+        apply(model, AdapterSettings(rank=2, alpha=4.0))
     if case.get("rows"):
         learn_rows(model, case["rows"])
     if case.get("kind") == "spare":

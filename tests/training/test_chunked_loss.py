@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.adaptation import lora
+from quatrain.adaptation.apply import apply
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
@@ -137,7 +137,7 @@ def test_any_shape_mask_and_chunk(rows, length, share, factor, logits):
 def test_an_adapted_head_is_said_in_parts(monkeypatch):
     small_chunks(monkeypatch, 4 * 101)
     model = ready(Model(plain_config(tie_word_embeddings=False)))
-    lora.apply(model, AdapterSettings(rank=4, targets=("lm_head",)), seed=0)
+    apply(model, AdapterSettings(rank=4, targets=("lm_head",)), seed=0)
     for name, parameter in model.named_parameters():
         if name.endswith("_B"):
             torch.nn.init.normal_(parameter)

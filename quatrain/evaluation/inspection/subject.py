@@ -13,7 +13,7 @@ from quatrain.generation.loading import ADAPTER_CONFIG, load_model, load_weights
 from quatrain.models import repository, sentences
 from quatrain.models.config import ModelConfig
 from quatrain.models.families import family
-from quatrain.models.hub import read_config
+from quatrain.models.hub import config_of, read_config
 from quatrain.models.stack import Model
 from quatrain.models.tensors import Tensors, weight_files
 
@@ -77,6 +77,12 @@ class Subject:
         """The configuration, with the head that the model is read with. Raises InputError for what is not known."""
         raw = {key: value for key, value in self.raw_config.items() if key != "quantization_config"}
         pooled = sentences.read(self.base)
+        if self.is_adapter:
+            from quatrain.adaptation.peft_files import head_of
+
+            if taught := head_of(self.folder):
+                labels = tuple(taught.get("labels", ()))
+                return config_of(raw, head=taught["head"], labels=labels or None, problem=taught.get("problem"))
         config = family(raw.get("model_type")).from_hf(raw, head=None if pooled is None else "embedding")
         return config if pooled is None else config.with_(**pooled)
 

@@ -1,0 +1,125 @@
+"""Adapters put on a model, counted, and merged into it: one word chooses the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from quatrain.adaptation import ia3
+from quatrain.adaptation.bitfit import biases
+from quatrain.adaptation.dora import DoRALinear
+from quatrain.adaptation.ia3 import IA3Linear
+from quatrain.adaptation.last_layers import last_layers
+from quatrain.adaptation.layer import Adapted, adapters, replace_module
+from quatrain.adaptation.loha import LoHaLinear
+from quatrain.adaptation.lokr import LoKrLinear
+from quatrain.adaptation.lora import LoRALinear
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.targets import ALL_LINEAR, find_targets, near
+from quatrain.adaptation.token_rows import learned_rows, stop_learning_rows
+from quatrain.errors import InputError
+from quatrain.models.stack import Model
+
+INNER = "down_proj"
+"""The projection out of a feed-forward part, whose input IA³ scales."""
+
+
+def _lora(name: str, base: nn.Module, settings: AdapterSettings) -> Adapted:
+    kind = DoRALinear if settings.method == "dora" else LoRALinear
+    return kind(base, settings.rank, settings.alpha, settings.dropout, stabilized=settings.stabilized)
+
+
+OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], Adapted]] = {
+    "lora": _lora,
+    "dora": _lora,
+    "loha": lambda name, base, settings: LoHaLinear(base, settings.rank, settings.alpha),
+    "lokr": lambda name, base, settings: LoKrLinear(
+        base, settings.rank, settings.alpha, factor=settings.factor, both=settings.both
+    ),
+    "ia3": lambda name, base, settings: IA3Linear(base, inner=name.rpartition(".")[2] == INNER),
+}
+"""Method -> what makes its layer over a linear one."""
+
+
+def apply(model: Model, settings: AdapterSettings, seed: int = 0) -> list[str]:
+    """Puts an adapter on a model and freezes everything else; returns what changed: the paths of adapted layers, or the
+    names of the weights that learn.
+
+    The same seed gives the same adapter. Raises InputError for targets or parts that match nothing.
+    """
+    saved = parts(model, settings.modules_to_save)
+    model.requires_grad_(False)
+    if settings.method == "bitfit":
+        changed = biases(model)
+    elif settings.method == "last-layers":
+        changed = last_layers(model, settings.layers)
+    else:
+        changed = find_targets(model, settings.targets or (ia3.TARGETS if settings.method == "ia3" else ALL_LINEAR))
+        under = [name for name in changed if any(name == part or name.startswith(f"{part}.") for part in saved)]
+        if under:
+            raise InputError(
+                "This adapter cannot be applied:",
+                [f"modules_to_save: {name} learns whole, and would have an adapter too; remove it" for name in under],
+            )
+        generator = torch.Generator().manual_seed(seed)
+        for name in changed:
+            layer = OVER_LINEAR[settings.method](name, model.get_submodule(name), settings)
+            layer.draw(generator)
+            replace_module(model, name, layer)
+    learned = set() if changed and settings.method in OVER_LINEAR else set(changed)
+    for name, parameter in model.named_parameters():
+        if name in learned or any(name.startswith(f"{part}.") for part in saved):
+            parameter.requires_grad_(True)
+    return changed
+
+
+def parts(model: Model, wanted: Sequence[str]) -> list[str]:
+    """The paths of the parts that these name, by whole paths or their ends, with those of a head that is fresh.
+
+    Raises InputError with near names for what names no part, and for a head that is tied to the embedding.
+    """
+    known = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
+    found = dict.fromkeys(name.rpartition(".")[0] for name in getattr(model, "fresh", ()))
+    problems = []
+    for want in wanted:
+        matching = [name for name in known if name == want or name.endswith(f".{want}")]
+        if not matching:
+            problems.append(f"modules_to_save: {want!r} names no part; did you mean {near(want, known)}?")
+        found.update(dict.fromkeys(matching))
+    if problems:
+        raise InputError("This adapter cannot be applied:", problems)
+    return list(found)
+
+
+def learned_whole(model: Model) -> list[str]:
+    """The names of the model's own weights that learn, beside adapters and single rows of the embedding."""
+    own = {f"{name}.{each}" for name, layer in adapters(model) for each in layer.own()}
+    rows = {"embed_tokens.weight"} if learned_rows(model) else set[str]()
+    return [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in own | rows
+    ]
+
+
+def merge_all(model: nn.Module) -> list[str]:
+    """Merges every adapter into its base, in place; all weights train again. Returns the merged layers' paths."""
+    merged = list(adapters(model))
+    if isinstance(model, Model):
+        stop_learning_rows(model)
+    for name, layer in merged:
+        replace_module(model, name, layer.merge())
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return [name for name, _ in merged]
+
+
+def trainable_report(model: nn.Module) -> tuple[int, int, float]:
+    """Elements that train, all of them (int8 weights too, tied ones once), and the former in percent of the latter."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if isinstance(model, Model) and (rows := learned_rows(model)):
+        weight = model.embed_tokens.weight
+        trainable += (len(rows) - weight.shape[0]) * weight.shape[1]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    total += sum(buffer.numel() for buffer in model.buffers() if buffer.dtype == torch.int8)
+    return trainable, total, 100 * trainable / max(1, total)
