@@ -21,6 +21,8 @@ class AdapterSettings(Settings):
     values and the projection out of the feed-forward part. Of the model itself: `bitfit`, its biases, and
     `last-layers`, its last `layers` blocks with what follows them.
 
+    With `base` = "nf4" the frozen layers take four bits a weight, and LoRA over them is QLoRA.
+
     `modules_to_save` are parts that learn whole beside it, by the beginning of their path; a fresh head is one always.
     `tokens` = "special" lets the embedding's rows of the tokenizer's special tokens learn too, so that the marks of a
     chat that pretraining never saw, the end of a turn above all, can be said; "none" leaves the embedding frozen.
@@ -35,6 +37,7 @@ class AdapterSettings(Settings):
     both: bool = Field(default=False, description="the small factor is of low rank too (lokr)")
     layers: int = Field(default=1, ge=1, description="blocks that learn (last-layers)")
     targets: str | Annotated[tuple[str, ...], Strict(False)] | None = None
+    base: Literal["float", "nf4"] = Field(default="float", description="how frozen linear layers are held; nf4: QLoRA")
     modules_to_save: Listing[str] = ()
     tokens: Literal["special", "none"] = "special"
 
@@ -55,5 +58,8 @@ class AdapterSettings(Settings):
                 shown = list(value) if isinstance(value, tuple) else value
                 text = f"{quote(shown)}; only method = {' or '.join(map(quote, methods))} reads it: leave it out"
                 yield Problem((name,), text, (("method",),))
+        if self.base != "float" and self.method not in OVER_LINEAR:
+            text = f'"{self.base}"; method = "{self.method}" learns the weights themselves, which must be float'
+            yield Problem(("base",), text, (("method",),))
         if self.factor == 0:
             yield Problem(("factor",), "0; must be at least 1, or -1 for about the root of a layer's size")

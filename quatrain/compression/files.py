@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quatrain.compression import nf4_files
 from quatrain.compression.int8 import Int8Linear
+from quatrain.compression.nf4 import NF4Linear
 from quatrain.errors import InputError
 from quatrain.models.families import family
 from quatrain.models.families.weights import Rename
@@ -89,7 +91,7 @@ def unpack(words: Tensor, columns: int) -> Tensor:
 
 def quantization_config(model: Model) -> dict[str, Any]:
     """The `quantization_config` of a model's config.json: 8-bit weights by channel, and the layers that stay."""
-    names = _file_names(model)
+    names = file_names(model)
     kept = [names.get(name, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     group = {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": None, "output_activations": None}
     return {
@@ -101,7 +103,7 @@ def quantization_config(model: Model) -> dict[str, Any]:
     }
 
 
-def _file_names(model: Model) -> dict[str, str]:
+def file_names(model: Model) -> dict[str, str]:
     """Path of each of our layers -> its path in the family's files."""
     operations = family(model.config.family).weights(model.config)
     return {
@@ -117,22 +119,34 @@ def prepare(model: Model, config: dict[str, Any]) -> None:
     Raises InputError, every point at once, for a quantization that is not 8-bit symmetric by channel.
     """
     from quatrain.adaptation.layer import replace_module
+    from quatrain.adaptation.targets import is_of_head
 
     wanted = config.get("quantization_config")
     if not wanted:
         return
     _check(wanted)
-    names = _file_names(model)
+    four = wanted["quant_method"] == nf4_files.METHOD
+    kept = wanted.get("llm_int8_skip_modules" if four else "ignore") or []
+    names = file_names(model)
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and not _ignored(names.get(name, name), wanted.get("ignore") or []):
-            layer = Int8Linear(module.in_features, module.out_features, module.bias is not None, module.weight.device)
-            replace_module(model, name, layer)
+        if not isinstance(module, nn.Linear) or _ignored(names.get(name, name), kept) or (four and is_of_head(name)):
+            continue
+        sizes = module.in_features, module.out_features, module.bias is not None, module.weight.device
+        layer: nn.Module
+        if four:
+            layer = NF4Linear(*sizes, double=bool(wanted.get("bnb_4bit_use_double_quant")))
+        else:
+            layer = Int8Linear(*sizes)
+        replace_module(model, name, layer)
 
 
 def _check(wanted: dict[str, Any]) -> None:
     problems = []
-    if wanted.get("quant_method") != METHOD:
-        problems.append(f"quant_method: {wanted.get('quant_method')!r}; Quatrain reads {METHOD}")
+    if wanted.get("quant_method") == nf4_files.METHOD:
+        problems += nf4_files.problems_of(wanted)
+    elif wanted.get("quant_method") != METHOD:
+        known = f"{METHOD} and {nf4_files.METHOD}"
+        problems.append(f"quant_method: {wanted.get('quant_method')!r}; Quatrain reads {known}")
     elif wanted.get("format") != FORMAT:
         problems.append(f"format: {wanted.get('format')!r}; Quatrain reads {FORMAT}")
     else:

@@ -11,8 +11,12 @@ FLOAT_ONLY_FAMILIES = ("gpt2", "phi3", "bloom", "gpt_neox")
 
 
 class QuantizeStage(Settings):
-    """Weight-only quantization of the linear layers; `int8` keeps one scale for each output channel."""
+    """Weight-only quantization of the linear layers, the head left out.
+
+    `int8` keeps one scale for each output channel; `nf4` four bits a weight at the quantiles of a normal distribution,
+    with a scale for each 64, itself of eight bits (QLoRA).
+    """
 
     kind: Literal["quantize"] = "quantize"
-    method: Literal["int8"] = "int8"
+    method: Literal["int8", "nf4"] = "int8"
     evaluate: bool = True

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.repository import resolve
 from quatrain.models.stack import Model
@@ -15,30 +16,46 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load_model(
-    model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    model: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    quantize: str | None = None,
 ) -> tuple[Model, Any]:
     """The model of a folder or hub id, and its tokenizer (None where it has none).
 
-    An adapter folder names its base model; a relative name is looked up beside the adapter first. Raises InputError.
+    An adapter folder names its base model; a relative name is looked up beside the adapter first. `quantize` = "nf4"
+    reads the base's linear layers straight into four bits. Raises InputError.
     """
     folder = resolve(model)
     if (folder / ADAPTER_CONFIG).is_file():
         from quatrain.adaptation.peft_files import base_folder, head_of, load_adapter
 
         base = base_folder(folder)
-        network = load_weights(base, dtype=dtype, device=device, **head_of(folder))
+        network = load_weights(base, dtype=dtype, device=device, quantize=quantize, **head_of(folder))
         load_adapter(network, folder)
         return network.eval(), load_tokenizer(folder) or load_tokenizer(base)
-    return load_weights(folder, dtype=dtype, device=device), load_tokenizer(folder)
+    return load_weights(folder, dtype=dtype, device=device, quantize=quantize), load_tokenizer(folder)
 
 
 def load_weights(
-    model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **head: Any
+    model: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    quantize: str | None = None,
+    **head: Any,
 ) -> Model:
-    """The model of a folder (or hub id) of plain or int8 weights, in evaluation mode; `head` as `hub.load` takes it."""
-    from quatrain.compression.files import prepare
+    """The model of a folder (or hub id) of plain or quantized weights, in evaluation mode.
 
-    return hub.load(model, dtype=dtype, device=device, prepare=prepare, **head)
+    `quantize` as for `load_model`; `head` as `hub.load` takes it.
+    """
+    from quatrain.compression import files, nf4
+
+    if quantize not in (None, "nf4"):
+        raise InputError(f"quantize: {quantize!r}; must be nf4, or nothing for weights as they are.")
+    prepare = nf4.prepare if quantize == "nf4" else files.prepare
+    return nf4.filled(hub.load(model, dtype=dtype, device=device, prepare=prepare, **head))
 
 
 def load_tokenizer(folder: str | Path, *, target: bool = False) -> Any:

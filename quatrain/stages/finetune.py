@@ -44,7 +44,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     if settings.objective != "chat":
         return tasks.setup(settings, context, model)
     tokenizer = tokenizer_of(context)
-    model = with_dropout(model or model_of(context), settings.train.dropout)
+    model = with_dropout(model or model_of(context, settings.adapter), settings.train.dropout)
     limit = settings.context or model.config.max_position_embeddings
     pad_id = tokenizer.pad_id or 0
     stream: Stream

@@ -17,6 +17,7 @@ from quatrain.adaptation import state
 from quatrain.adaptation.apply import apply, merge_all, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
+from quatrain.compression import nf4
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
@@ -88,6 +89,7 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
 
         save_adapter(model, context.stage_folder / "adapter", base_model=str(model_folder_of(context) or ""))
         merge_all(model)
+        nf4.dequantize(model)
     result.model_bytes = write_model(model, tokenizer, context.model_folder)
     result.notes += learning.notes
     if "validation_loss" in trained.metrics:

@@ -27,6 +27,7 @@ from quatrain.text.settings import DataSettings
 from quatrain.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from quatrain.adaptation.settings import AdapterSettings
     from quatrain.applications.text2sql.dataset import Text2SQL
     from quatrain.models.stack import Model
 
@@ -53,14 +54,19 @@ def model_folder_of(context: Context) -> Path | None:
     return None if folder is None else Path(folder).expanduser()
 
 
-def model_of(context: Context) -> Model:
-    """The model as the stages before have left it, or the one in `model.folder`."""
+def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:
+    """The model as the stages before have left it, or the one in `model.folder`, held as an adapter wants it."""
     from quatrain.generation.loading import load_model
 
     folder = model_folder_of(context)
     if folder is None:
         raise InputError(f"{context.name} needs a model; put a pretrain stage before it, or set model.folder.")
-    return load_model(folder)[0]
+    return load_model(folder, quantize=quantize_of(adapter))[0]
+
+
+def quantize_of(adapter: AdapterSettings | None) -> str | None:
+    """How an adapter wants the frozen layers to be held, as `load_model` takes it."""
+    return adapter.base if adapter is not None and adapter.base != "float" else None
 
 
 def pieces(context: Context, stage: Settings, part: str = "source") -> Iterator[Piece]:

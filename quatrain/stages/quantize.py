@@ -1,8 +1,8 @@
-"""The quantize stage: weight-only int8, with size and speed before and after."""
+"""The quantize stage: weight-only int8 or NF4, with size and speed before and after."""
 
 from __future__ import annotations
 
-from quatrain.compression import int8
+from quatrain.compression import int8, nf4
 from quatrain.compression.settings import QuantizeStage
 from quatrain.stages.assess import assess
 from quatrain.stages.base import Context, StageResult
@@ -14,10 +14,9 @@ def run(settings: QuantizeStage, context: Context) -> StageResult:
     tokenizer = tokenizer_of(context)
     model = model_of(context)
     parameters = model.num_parameters()
-    names = int8.quantize(model)
+    names = nf4.quantize(model) if settings.method == "nf4" else int8.quantize(model)
     size = write_model(model, tokenizer, context.model_folder)
-    result = StageResult(
-        parameters=parameters, trainable_parameters=0, model_bytes=size, notes=[f"{len(names)} linear layers in int8"]
-    )
+    notes = [f"{len(names)} linear layers in {settings.method}"]
+    result = StageResult(parameters=parameters, trainable_parameters=0, model_bytes=size, notes=notes)
     assess(settings, context, model, tokenizer, result)
     return result

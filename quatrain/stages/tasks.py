@@ -15,13 +15,13 @@ from quatrain.adaptation.targets import is_of_head
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.objectives import evaluate
 from quatrain.evaluation.tasks import placed, said, score, spread
-from quatrain.models import hub
+from quatrain.generation.loading import load_weights
 from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
 from quatrain.stages import streaming
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, Sample, Validate, example_stream, fresh_config, mean_length, with_dropout
-from quatrain.stages.material import corpus_of, model_folder_of, tokenizer_of
+from quatrain.stages.material import corpus_of, model_folder_of, quantize_of, tokenizer_of
 from quatrain.stages.streaming import Make, Streamed
 from quatrain.text.corpus import Corpus
 from quatrain.text.prepared import prepared
@@ -183,7 +183,7 @@ def starting_model(
         model = Model(fresh_config(context, tokenizer, head=head, **more)).initialize(context.seed)
         model.fresh = [name for name, _ in model.named_parameters() if is_of_head(name)]
         return model
-    model = hub.load(folder, head=head, seed=context.seed, **more)
+    model = load_weights(folder, quantize=quantize_of(settings.adapter), head=head, seed=context.seed, **more)
     check_fits(tokenizer, model.config.vocab_size)
     if model.fresh:
         context.reporter.info(f"fresh weights of the head: {', '.join(model.fresh)}")

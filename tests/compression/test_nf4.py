@@ -1,0 +1,231 @@
+"""NF4 is bitsandbytes', bit for bit: numbers, scales, files; a LoRA over it is QLoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from quatrain.adaptation.apply import apply, merge_all
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.compression import nf4
+from quatrain.compression.nf4 import NF4Linear, dequantized, quantized, scales_of
+from quatrain.errors import InputError
+from quatrain.generation.loading import load_model
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+
+CONFIG = ModelConfig(
+    family="llama", vocab_size=60, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=32,
+)  # fmt: skip
+IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
+
+
+def small(folder: Path | None = None) -> Model:
+    model = Model(CONFIG).initialize(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    if folder is not None:
+        hub.save(model, folder)
+    return model
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 50.0]))
+def test_numbers_and_scales_are_those_of_bitsandbytes(rows: int, columns: int, seed: int, size: float) -> None:
+    library = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").functional
+    weight = size * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    weight[0, :3] = 0
+    packed, state = library.quantize_4bit(weight, blocksize=64, compress_statistics=False, quant_type="nf4")
+    found = quantized(weight, double=False)
+    assert torch.equal(found["weight"][: weight.numel() // 2], packed[: weight.numel() // 2])
+    assert torch.equal(found["absmax"], state.absmax)
+    plain = dequantized(found["weight"], found["absmax"], weight.shape, torch.float32)
+    if columns % 64 == 0:  # of other shapes its kernel for processors takes other blocks than it made
+        assert torch.equal(plain, library.dequantize_4bit(packed, state))
+    code = torch.tensor(nf4.CODE)
+    assert (plain - weight).abs().max() <= code.diff().max() / 2 * found["absmax"].max() + 1e-6 * size
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 99))
+def test_scales_of_scales_are_those_of_bitsandbytes(rows: int, seed: int) -> None:
+    """Its kernel for processors looks numbers up in a table that is a little coarse: a few differ by one."""
+    library = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").functional
+    weight = torch.randn(rows, 192, generator=torch.Generator().manual_seed(seed))
+    _, state = library.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+    found = quantized(weight, double=True)
+    assert torch.equal(nf4.dynamic_code(), state.state2.code)
+    assert torch.equal(found["offset"], state.offset)
+    assert torch.equal(found["nested"], state.state2.absmax)
+    apart = (found["absmax"].int() - state.absmax.int()).abs()
+    assert apart.max() <= 1 and (apart > 0).float().mean() <= 0.05
+    centred = quantized(weight, double=False)["absmax"] - found["offset"]
+    distances = (centred / found["nested"].repeat_interleave(256)[: len(centred)])[:, None] - nf4.dynamic_code()
+    mine = distances.abs().gather(1, found["absmax"].long()[:, None])[:, 0]
+    assert (mine <= distances.abs().amin(1) + 1e-6).all(), "ours are the nearest"
+    scales = scales_of(state.absmax, state.state2.absmax, state.offset)
+    theirs = library.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    assert torch.equal(scales, theirs)
+
+
+def test_parts_of_a_large_weight_are_worked_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = NF4Linear.from_linear(nn.Linear(130, 77))
+    whole = layer.plain_weight()
+    monkeypatch.setattr(nf4, "PART", 300)
+    assert torch.equal(layer.plain_weight(), whole)
+    assert torch.equal(layer.plain_weight(torch.bfloat16), whole.bfloat16())
+
+
+@given(st.integers(0, 20))
+@settings(max_examples=10, deadline=None)
+def test_an_error_is_at_most_half_a_step(seed: int) -> None:
+    linear = nn.Linear(96, 32)
+    nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(seed))
+    layer = NF4Linear.from_linear(linear, double=False)
+    steps = torch.tensor(nf4.CODE).diff().max() / 2
+    largest = linear.weight.reshape(-1, 64).abs().amax(1, keepdim=True)
+    assert ((layer.plain_weight() - linear.weight).reshape(-1, 64).abs() <= steps * largest + 1e-6).all()
+    again = NF4Linear.from_linear(layer.dequantize(), double=False)
+    assert torch.equal(again.weight, layer.weight), "what is quantized stays"
+
+
+def test_a_product_and_its_gradient_are_those_of_the_plain_weight() -> None:
+    layer = NF4Linear.from_linear(nn.Linear(64, 48))
+    plain = layer.dequantize()
+    x = torch.randn(3, 5, 64, requires_grad=True)
+    other = x.detach().clone().requires_grad_(True)
+    for inputs, linear in ((x, layer), (other, plain)):
+        linear(inputs).square().sum().backward()
+    torch.testing.assert_close(layer(x), plain(other), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(x.grad, other.grad, atol=1e-5, rtol=1e-5)
+    assert layer(x.detach().bfloat16()).dtype == torch.bfloat16
+    assert sum(t.nbytes for t in layer.buffers()) < 0.53 * layer.in_features * layer.out_features + 8
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_saved_and_loaded_bit_for_bit(double: bool, tmp_path: Path) -> None:
+    model = small()
+    names = nf4.quantize(model, double=double)
+    assert len(names) == 14 and isinstance(model.lm_head, nn.Linear)
+    hub.save(model, tmp_path)
+    again, _ = load_model(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    with torch.no_grad():
+        assert torch.equal(again(IDS)[0], model(IDS)[0])
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "bitsandbytes" and config["bnb_4bit_use_double_quant"] is double
+    with pytest.raises(InputError, match="quantized already"):
+        nf4.quantize(again)
+
+
+def test_transformers_reads_our_folder(tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    model = small()
+    nf4.quantize(model)
+    hub.save(model, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
+    layer = theirs.model.layers[1].mlp.up_proj
+    plain = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert torch.equal(plain.float(), model.layers[1].mlp.up_proj.plain_weight())
+    with torch.no_grad():  # its product for processors rounds to bfloat16
+        torch.testing.assert_close(theirs(IDS).logits.float(), model(IDS)[0], atol=0.05, rtol=0.05)
+
+
+def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    small(tmp_path / "plain")
+    how = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=how, device_map="cpu", dtype=torch.float32
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, _ = load_model(tmp_path / "theirs")
+    for number, name in ((0, "self_attn.q_proj"), (1, "mlp.down_proj")):
+        layer = theirs.model.layers[number].get_submodule(name)
+        plain = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        assert torch.equal(plain.float(), model.layers[number].get_submodule(name).plain_weight())
+
+
+def test_a_lora_over_it_is_qlora(tmp_path: Path) -> None:
+    model = small()
+    nf4.quantize(model)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    apply(model, AdapterSettings(rank=4, alpha=8.0, tokens="none"), seed=1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = model.train()(IDS[:, :-1], IDS[:, 1:])[1].mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    for name, buffer in model.named_buffers():
+        original = name.replace(".base.", ".")
+        assert torch.equal(buffer, before[original]), name
+    model.eval()
+    with torch.no_grad():
+        learned = model(IDS)[0]
+        merge_all(model)
+        torch.testing.assert_close(model(IDS)[0], learned, atol=1e-5, rtol=1e-5)
+    assert all(isinstance(model.get_submodule(name), nn.Linear) for name in ("layers.0.mlp.up_proj",))
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    linear = nn.Linear(64, 4)
+    with torch.no_grad():
+        linear.weight[1, 1] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        NF4Linear.from_linear(linear)
+
+
+def test_another_way_to_quantize_is_named(tmp_path: Path) -> None:
+    model = small()
+    nf4.quantize(model)
+    hub.save(model, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["bnb_4bit_quant_type"] = "fp4"
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path)
+    assert "bnb_4bit_quant_type: 'fp4'" in caught.value.problems[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_floats_are_read_straight_into_it(family: str, tmp_path: Path) -> None:
+    """The same as quantizing what was read; GPT-2's files fuse and transpose what is quantized."""
+    config = CONFIG if family == "llama" else ModelConfig(
+        family="gpt2", vocab_size=60, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=32, position="learned", norm="layer",
+        feed_forward="plain", activation="gelu_tanh", attention_bias="all", feed_forward_bias=True,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    hub.save(Model(config).initialize(0), tmp_path)
+    straight, _ = load_model(tmp_path, quantize="nf4")
+    after = hub.load(tmp_path)
+    nf4.quantize(after)
+    assert straight.state_dict().keys() == after.state_dict().keys()
+    for name, tensor in after.state_dict().items():
+        assert torch.equal(straight.state_dict()[name], tensor), name
+    if family == "llama":
+        hub.save(straight, tmp_path / "again")
+        with torch.no_grad():
+            assert torch.equal(load_model(tmp_path / "again")[0](IDS)[0], after(IDS)[0])
+    else:
+        with pytest.raises(InputError, match="fuses or transposes"):
+            hub.save(straight, tmp_path / "again")
