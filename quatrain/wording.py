@@ -30,7 +30,7 @@ def format_metric(name: str, value: float) -> str:
     """A metric as a reader wants it: shares as per cent, counts with separators, losses with three places."""
     if isinstance(value, str):
         return value
-    if name.endswith(("accuracy", "exact_match", "share", "valid")):
+    if name.endswith(("accuracy", "exact_match", "share", "valid")) and value <= 1:  # SQuAD counts to 100
         return f"{value:.1%}"
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"

@@ -155,6 +155,7 @@ def test_bytes(count: float, text: str) -> None:
 def test_metrics_are_written_as_a_reader_wants_them() -> None:
     metrics = {"loss": 2.1037, "learning_rate": 0.003, "tokens_per_second": 51234.4, "exact_match": 0.9}
     assert format_metrics(metrics) == "loss 2.104, learning rate 3.0e-03, 51,234 tokens/s, exact match 90.0%"
+    assert format_metrics({"exact_match": 54.3}) == "exact match 54.300"
 
 
 def test_tables_align_numbers_to_the_right() -> None:

@@ -1,7 +1,8 @@
 """Freed memory is kept for the next training step, on Linux with glibc.
 
 glibc gives every freed tensor above 32 MiB back to the system, which hands it out again page by page, each page filled
-with zeros: a third of a step of GPT-2 small on two cores. Kept, the same pages serve step after step.
+with zeros: a third of a step of GPT-2 small on two cores. Kept, the same pages serve step after step. Where the steps
+are of many sizes what lies free does not fit what comes next, and would pile up: it is given back when it is much.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from quatrain.planning.machine import resident_memory
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """What mallopt(3) calls the settings: how much may lie free, from which size and how often pages are mapped apart."""
 
@@ -21,9 +24,36 @@ _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _MMAP_MAX: 65536
 _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
+MORE = 1.5
+"""What lies free is given back where a step leaves so many times what steps from a clean heap have left."""
+
+
+class Kept:
+    """What is kept, watched: `after_step` gives it back where it has grown past what the steps need."""
+
+    def __init__(self, glibc: ctypes.CDLL | None):
+        self.glibc = glibc
+        self.need = 0
+        self.clean = True  # the step began with nothing free
+
+    def __bool__(self) -> bool:
+        return self.glibc is not None
+
+    def after_step(self) -> None:
+        """Looks at the memory of the process, once a step."""
+        if self.glibc is None:
+            return
+        held = resident_memory()
+        if self.clean:
+            self.need = max(self.need, held)
+        self.clean = held > MORE * self.need
+        if self.clean:
+            self.glibc.malloc_trim(0)
+
+
 @contextmanager
-def freed_memory_kept(wanted: bool = True) -> Iterator[bool]:
-    """Within it this process keeps what it frees, at the end it gives it back; yields whether that is so.
+def freed_memory_kept(wanted: bool = True) -> Iterator[Kept]:
+    """Within it this process keeps what it frees, at the end it gives it back; what it yields is true where that is so.
 
     Nothing happens with another allocator, or where the user's environment says how memory is allocated.
     """
@@ -32,7 +62,7 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[bool]:
     if glibc is not None:
         glibc.malloc_trim(0)
     try:
-        yield kept
+        yield Kept(glibc if kept else None)
     finally:
         if glibc is not None:
             for setting in _USUAL.items():

@@ -148,7 +148,7 @@ class Trainer:
                 torch.random.fork_rng(devices=devices),
                 chunking(self.settings.chunked_loss),
                 activation_checkpointing(self.model, self.settings.activation_checkpointing),
-                freed_memory_kept(self.device.type == "cpu"),
+                freed_memory_kept(self.device.type == "cpu") as self.kept,
             ):
                 self._loop()
             self._put_best_weights()
@@ -210,6 +210,7 @@ class Trainer:
             if not memory.is_out_of_memory(error):
                 raise
             raise self._too_large(error) from error
+        self.kept.after_step()
         self.step += 1
         self.tokens += found.tokens
         self.seconds += time.perf_counter() - started

@@ -20,7 +20,7 @@ def freed():
 before = freed()
 with freed_memory_kept() as kept:
     within = freed()
-print(kept, within - before > 190e6, freed() - before < 10e6)
+print(bool(kept), within - before > 190e6, freed() - before < 10e6)
 """
 
 
@@ -34,6 +34,24 @@ def trial(**environment: str) -> list[str]:
 @glibc
 def test_freed_memory_is_kept_and_then_given_back():
     assert trial() == ["True", "True", "True"]
+
+
+def test_what_lies_free_is_given_back_where_it_is_much(monkeypatch):
+    """Steps from a clean heap tell what is needed; half as much again is kept, no more."""
+    trims = []
+
+    class Glibc:
+        def malloc_trim(self, padding):
+            trims.append(step)
+
+    held = iter([100, 120, 149, 151, 110, 130, 166, 90, 135])
+    monkeypatch.setattr(allocation, "resident_memory", lambda: next(held))
+    kept = allocation.Kept(Glibc())
+    for step in range(9):
+        kept.after_step()
+    # 151 is past 100 * 1.5; the step after it leaves 110, which is then what is needed; 166 is past 110 * 1.5.
+    assert trims == [3, 6]
+    assert not allocation.Kept(None)
 
 
 @glibc
