@@ -111,7 +111,7 @@ def _problem(key: str, path: Path) -> str | None:
         return f"cannot be looked at ({error.strerror})"
     if key.endswith(("database", "preferences")) and path.is_dir():
         return f"is a folder; must be {_wanted(key)}"
-    if key == "model.folder" and not (path / "config.json").is_file():
+    if key == "model.folder" and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         return "has no config.json; must be a model folder"
     if path.is_file() and path.stat().st_size == 0:
         return f"is empty; must be {_wanted(key)}"

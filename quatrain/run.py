@@ -35,6 +35,8 @@ from quatrain.stages.together import dismiss, divided, follow, losses_explained
 
 RECIPE_FILE = "recipe.toml"
 STATE_FILE = "run.json"
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""One of these is in every model's folder."""
 MADE = (RECIPE_FILE, STATE_FILE, "metrics.jsonl", "report.html", "stages", "model", "shop.sqlite")
 """What a run writes, and a restart removes; any other file in the folder is the user's."""
 
@@ -122,7 +124,7 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     )
     if not whole or state.get("stages") != names:
         return None
-    if state.get("has_model") and not (folder / "model" / "config.json").is_file():
+    if state.get("has_model") and not any((folder / "model" / name).is_file() for name in MODEL_FILES):
         return None
     return Run(folder, recipe, [result for result in results if result], done_before=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from quatrain.adaptation import ia3
+from quatrain.adaptation import ia3, prompts
 from quatrain.adaptation.bitfit import biases
 from quatrain.adaptation.dora import DoRALinear
 from quatrain.adaptation.ia3 import IA3Linear
@@ -16,11 +16,13 @@ from quatrain.adaptation.layer import Adapted, adapters, replace_module
 from quatrain.adaptation.loha import LoHaLinear
 from quatrain.adaptation.lokr import LoKrLinear
 from quatrain.adaptation.lora import LoRALinear
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.targets import ALL_LINEAR, find_targets, near
 from quatrain.adaptation.token_rows import learned_rows, stop_learning_rows
 from quatrain.errors import InputError
+from quatrain.models.prompts import SoftPrompt
 from quatrain.models.stack import Model
+from quatrain.text.tokenizer import Tokenizer
 
 INNER = "down_proj"
 """The projection out of a feed-forward part, whose input IA³ scales."""
@@ -43,15 +45,22 @@ OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], Adapted]] = {
 """Method -> what makes its layer over a linear one."""
 
 
-def apply(model: Model, settings: AdapterSettings, seed: int = 0) -> list[str]:
+def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: Tokenizer | None = None) -> list[str]:
     """Puts an adapter on a model and freezes everything else; returns what changed: the paths of adapted layers, or the
     names of the weights that learn.
 
-    The same seed gives the same adapter. Raises InputError for targets or parts that match nothing.
+    The same seed gives the same adapter. `tokenizer` reads the `text` of a soft prompt. Raises InputError for targets
+    or parts that match nothing.
     """
     saved = parts(model, settings.modules_to_save)
+    if settings.method in PROMPTS:
+        prompts.check(model)
     model.requires_grad_(False)
-    if settings.method == "bitfit":
+    generator = torch.Generator().manual_seed(seed)
+    if settings.method in PROMPTS:
+        model.prompt = _prompt(model, settings, generator, tokenizer)
+        changed = [f"prompt.{name}" for name, _ in model.prompt.named_parameters()]
+    elif settings.method == "bitfit":
         changed = biases(model)
     elif settings.method == "last-layers":
         changed = last_layers(model, settings.layers)
@@ -63,7 +72,6 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0) -> list[str]:
                 "This adapter cannot be applied:",
                 [f"modules_to_save: {name} learns whole, and would have an adapter too; remove it" for name in under],
             )
-        generator = torch.Generator().manual_seed(seed)
         for name in changed:
             layer = OVER_LINEAR[settings.method](name, model.get_submodule(name), settings)
             layer.draw(generator)
@@ -73,6 +81,27 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0) -> list[str]:
         if name in learned or any(name.startswith(f"{part}.") for part in saved):
             parameter.requires_grad_(True)
     return changed
+
+
+def _prompt(
+    model: Model, settings: AdapterSettings, generator: torch.Generator, tokenizer: Tokenizer | None
+) -> SoftPrompt:
+    """The soft prompt that the settings ask for."""
+    width, device = model.embed_tokens.embedding_dim, model.device
+    if settings.method == "prefix":
+        prefix = prompts.PrefixTuning(settings.length, model.config, settings.hidden, device)
+        prefix.draw(generator)
+        return prefix
+    if settings.method == "p-tuning":
+        found: prompts.PromptTuning = prompts.PTuning(settings.length, width, settings.hidden or width, device)
+    else:
+        found = prompts.PromptTuning(settings.length, width, device)
+    found.draw(generator)
+    if settings.text is not None:
+        if tokenizer is None:
+            raise InputError("text: its tokens are read by a tokenizer, and none is here; leave it out.")
+        found.begin_as(model.embed_tokens.weight, tokenizer.encode(settings.text))
+    return found
 
 
 def parts(model: Model, wanted: Sequence[str]) -> list[str]:

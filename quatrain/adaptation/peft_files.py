@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.adaptation import peft_layers
+from quatrain.adaptation import peft_layers, peft_prompts, prompts
 from quatrain.adaptation.apply import learned_whole
 from quatrain.adaptation.ia3 import IA3Linear
 from quatrain.adaptation.layer import Adapted, adapters, is_linear, replace_module
@@ -31,6 +31,8 @@ from quatrain.models.families import family
 from quatrain.models.families.weights import Rename, Split
 from quatrain.models.stack import Model
 
+BASE = "base"
+"""The folder of a base model in that of its adapter, where it has been moved with it."""
 CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 PREFIX = "base_model.model."
 TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3"}
@@ -58,8 +60,9 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     `base_model` is where the base is: a folder (best relative to `folder`) or a name that PEFT's users know.
     Raises InputError where the model has no adapter, or one that PEFT's files cannot hold.
     """
-    found, whole, rows = dict(adapters(model)), learned_whole(model), learned_rows(model)
-    if not found and not (whole and len(whole) < len(list(model.parameters()))):
+    found, rows, prompt = dict(adapters(model)), learned_rows(model), model.prompt
+    whole = [name for name in learned_whole(model) if not name.startswith("prompt.")]
+    if not found and prompt is None and not (whole and len(whole) < len(list(model.parameters()))):
         raise InputError("This model has no adapter to write.")
     layers = file_layers(model.config)
     grouped = group(layers, found)
@@ -79,6 +82,9 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     }  # fmt: skip
     if rows:
         config["trainable_token_indices"] = {embedding.rpartition(".")[2]: list(rows)}
+    if prompt is not None:
+        config |= peft_prompts.options(model, prompt)
+        tensors[peft_prompts.TENSOR] = prompt.plain()
     if found:
         every = {path for name in (*found, *linear_names(model)) for path in [_path_of(layers, name)] if path}
         config["target_modules"] = _short_names(set(grouped), every)
@@ -198,7 +204,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no {CONFIG} in it, so this is no adapter folder.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the adapter again.") from error
-    problems, known = [], sorted({*TYPES.values(), PLAIN})
+    problems, known = [], sorted({*TYPES.values(), *peft_prompts.TYPES.values(), PLAIN})
     kind = config.get("peft_type")
     if kind not in known:
         problems.append(f"peft_type: {kind!r} is an adapter that Quatrain does not know; known: {', '.join(known)}")
@@ -223,7 +229,7 @@ def base_folder(folder: str | Path) -> Path:
     name = read_config(folder).get("base_model_name_or_path")
     if not name:
         raise InputError(f"{folder}: {CONFIG} does not say its base model; set base_model_name_or_path in it.")
-    places = [(folder / name).resolve(), Path(name)]
+    places = [(folder / name).resolve(), Path(name), folder / BASE]
     for place in places:
         if (place / "config.json").is_file():
             return place
@@ -276,6 +282,9 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     rows = _take_rows(config, embedding, tensors)
     problems: list[str] = []
     whole = _take_whole(model, tensors, problems)
+    prompt = peft_prompts.take(model, config, tensors, problems)
+    if prompt is not None:
+        prompts.check(model)
     made: dict[str, Adapted] = {}
     for path, found in _by_layer(layers, tensors, problems).items():
         bases = [model.get_submodule(name) for name in layers[path].parts]
@@ -300,6 +309,8 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     if rows is not None:
         write_rows(model, *rows)
         learn_rows(model, rows[0])
+    if prompt is not None:
+        model.prompt = prompt.train(model.training)
     for name, layer in made.items():
         for parameter in layer.own().values():
             parameter.requires_grad_(True)

@@ -201,7 +201,7 @@ class Engine:
         A decoder keeps what is nearest to its answer, behind the beginning token where there is one; an encoder keeps
         the beginning, before the end token where there is one.
         """
-        limit, config = context(self.model.config), self.model.config
+        limit, config = context(self.model), self.model.config
         if limit is None:
             return ids
         room = limit if self.encodes else max(1, limit - params.max_new_tokens)
@@ -213,7 +213,7 @@ class Engine:
         return ids[:kept] + ids[len(ids) - room + kept :]
 
     def _streams(self, prompts: list[list[int]], params: SamplingParams) -> list[Stream]:
-        limit, vocabulary = context(self.model.config), self.model.config.vocab_size
+        limit, vocabulary = context(self.model), self.model.config.vocab_size
         room = 0 if self.encodes else 1
         problems = [
             f"prompt {number}: {len(ids)} tokens; the model reads {limit}" + " and needs one for its answer" * room

@@ -24,9 +24,11 @@ def encodes(config: ModelConfig) -> bool:
     return config.architecture == "encoder-decoder"
 
 
-def context(config: ModelConfig) -> int | None:
-    """The most tokens that one side of a model reads; None where its positions have no end."""
-    return None if config.position in ("alibi", "relative", "none") else config.context_length
+def context(model: Model) -> int | None:
+    """The most tokens that one side of a model reads, beside its soft prompt; None where its positions have no end."""
+    if model.config.position in ("alibi", "relative", "none"):
+        return None
+    return model.config.context_length - (0 if model.prompt is None else model.prompt.length)
 
 
 class Reader:
@@ -49,7 +51,7 @@ class Reader:
         self.cache = KVCache(
             model.config,
             len(prompts),
-            self.said.shape[1] + new,
+            self.said.shape[1] + new + (0 if model.prompt is None else model.prompt.length),
             dtype=model.embed_tokens.weight.dtype,
             device=self.device,
         )
@@ -81,7 +83,7 @@ class Reader:
         positions = self.positions
         if positions is not None:
             # Finished rows that still wait to leave would run past the model's last position.
-            following, limit = positions + 1, context(self.model.config)
+            following, limit = positions + 1, context(self.model)
             self.positions = following if limit is None else following.clamp(max=limit - 1)
         self.logits = self._forward(tokens[:, None], positions=positions)
 

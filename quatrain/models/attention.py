@@ -54,12 +54,15 @@ class Attention(nn.Module):
         key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
         view, rotary = sight.views[self.kind], sight.rotary.get(self.kind)
-        if view.by_hand:
+        if view.by_hand and sight.prefix is None:
             return self.o_proj(self._mix_by_hand(query, key, value, view, rotary))
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
             cos, sin = (table.unsqueeze(-3) for table in rotary)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if sight.prefix is not None:
+            keys, values = sight.prefix[self.layer]
+            key, value = _replaced(key, keys), _replaced(value, values)
         if sight.cache is not None:
             key, value = sight.cache.append(self.layer, key, value)
         seen = None if sight.trace is None else sight.trace.attentions
@@ -142,3 +145,9 @@ class Attention(nn.Module):
         if self.num_kv_heads == self.num_heads:
             return x
         return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=axis)
+
+
+def _replaced(own: Tensor, learned: Tensor) -> Tensor:
+    """Keys or values (B, H, T, D) whose first slots are learned ones (H, slots, D)."""
+    first = learned.to(own.dtype).expand(own.shape[0], -1, -1, -1)
+    return torch.cat((first, own[:, :, learned.shape[1] :]), dim=2)

@@ -16,7 +16,7 @@ from quatrain.models.config import ModelConfig
 from quatrain.models.feed_forward import FeedForward
 from quatrain.models.norms import make_norm
 from quatrain.models.positions import alibi_slopes, positions_of, relative_buckets, rotary_of, sinusoidal_table
-from quatrain.models.sight import Sight, Trace, View, visible, visible_across
+from quatrain.models.sight import Prefix, Sight, Trace, View, visible, visible_across
 
 
 class Block(nn.Module):
@@ -100,8 +100,12 @@ class Stack(nn.Module):
         trace: Trace | None = None,
         encoded: Tensor | None = None,
         encoder_segments: Tensor | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
-        """The last hidden states (B, T, hidden_size) of embedded tokens; see `Model.forward` for the rest."""
+        """The last hidden states (B, T, hidden_size) of embedded tokens; see `Model.forward` for the rest.
+
+        `prefix` holds the keys and values of each layer's first slots, in place of those that the layer computes.
+        """
         length, past = embedded.shape[1], cache.length if cache is not None else 0
         self._check_length(positions, past, length)
         slots = cache.write_segments(segments, length) if cache is not None else segments
@@ -118,7 +122,7 @@ class Stack(nn.Module):
             mask, blind = visible_across(segments, encoder_segments)
             by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace, causal=False)
             views["cross"] = View(mask, blind=blind, by_hand=by_hand)
-        sight = Sight(views, rotary, cache, trace, encoded)
+        sight = Sight(views, rotary, cache, trace, encoded, prefix)
         for layer in self.layers:
             if trace is not None:
                 trace.hidden_states.append(x)

@@ -33,6 +33,10 @@ class Trace:
         return Trace(hidden_states=self.encoder_hidden_states, attentions=self.encoder_attentions)
 
 
+Prefix = list[tuple[Tensor, Tensor]]
+"""For each layer the keys and values (num_key_value_heads, slots, head_dim) of the first slots, positions in them."""
+
+
 @dataclass
 class View:
     """Which keys a query may see in one type of layer, and what is added to its scores.
@@ -90,6 +94,7 @@ class Sight:
     cache: KVCache | None = None
     trace: Trace | None = None
     encoded: Tensor | None = None
+    prefix: Prefix | None = None
 
 
 def visible(

@@ -20,6 +20,7 @@ from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.heads import IGNORE
 from quatrain.models.initialization import initialize
 from quatrain.models.positions import positions_of_tokens
+from quatrain.models.prompts import SoftPrompt
 from quatrain.models.sight import Trace
 
 __all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
@@ -48,6 +49,7 @@ class Model(Stack):
             if config.tie_word_embeddings:
                 self.lm_head.weight = self.embed_tokens.weight
         fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
+        self.prompt: SoftPrompt | None = None
         self.fresh: list[str] = []
         self.generation: dict[str, Any] | None = None
         """How the files of a model that was loaded say to generate; written back with it."""
@@ -127,15 +129,22 @@ class Model(Stack):
             positions = self._counted(ids, segments) if positions is None else positions
             if cache is not None:
                 read, positions, segments = cache.reread(ids, positions, segments)
+            embedded, prefix = self._look_up(read), None
+            if self.prompt is not None:
+                first = cache is None or cache.length == 0
+                embedded, positions, segments, token_types, prefix = self.prompt.before(
+                    embedded, positions, segments, token_types, first=first
+                )
             hidden = self.run(
-                self._look_up(read),
+                embedded,
                 positions=positions,
                 segments=segments,
                 token_types=token_types,
                 cache=cache,
                 trace=trace,
+                prefix=prefix,
             )
-            return hidden if read is ids else hidden[:, -ids.shape[1] :]
+            return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None:
             encoded = self.encode(input_ids, positions=positions, segments=segments, trace=trace)

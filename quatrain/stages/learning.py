@@ -5,6 +5,7 @@ A stage sets up a `Learning`, from which the preflight tells what the run will b
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +16,10 @@ from typing import Any
 
 from quatrain.adaptation import state
 from quatrain.adaptation.apply import apply, merge_all, trainable_report
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.layer import adapters
+from quatrain.adaptation.peft_files import BASE, check_writable, group, save_adapter
+from quatrain.adaptation.peft_layers import file_layers
+from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
 from quatrain.compression import nf4
 from quatrain.errors import InputError
@@ -80,17 +84,25 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
 
     before_run(learning, context, context.recipe.stage[context.index])
     save, load = attach(learning, context)
-    before = None
+    before = prompt = None
     if learning.compare and learning.validate is not None:
         before = learning.validate(model).get("validation_loss")
     trained, result = train(learning, context, save=save, load=load)
     if learning.adapter is not None:
-        from quatrain.adaptation.peft_files import save_adapter
-
         save_adapter(model, context.stage_folder / "adapter", base_model=str(model_folder_of(context) or ""))
+        prompt, model.prompt = model.prompt, None
         merge_all(model)
         nf4.dequantize(model)
-    result.model_bytes = write_model(model, tokenizer, context.model_folder)
+    folder = context.model_folder
+    if prompt is None:
+        result.model_bytes = write_model(model, tokenizer, folder)
+    else:
+        # It is no weight of the model: the folder is one of an adapter, with its base in it.
+        shutil.rmtree(folder, ignore_errors=True)
+        result.model_bytes = write_model(model, tokenizer, folder / BASE)
+        model.prompt = prompt
+        save_adapter(model.requires_grad_(False), folder, base_model=str((folder / BASE).resolve()))
+        tokenizer.save(folder)
     result.notes += learning.notes
     if "validation_loss" in trained.metrics:
         result.validation_loss = trained.metrics["validation_loss"]
@@ -121,14 +133,10 @@ def adapt(model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed:
 
     Raises InputError where it cannot be put there, or could not be written for PEFT.
     """
-    from quatrain.adaptation.layer import adapters
-    from quatrain.adaptation.peft_files import check_writable, group
-    from quatrain.adaptation.peft_layers import file_layers
-
-    apply(model, adapter, seed=seed)
+    apply(model, adapter, seed=seed, tokenizer=tokenizer)
     layers = file_layers(model.config)
     check_writable(layers, group(layers, dict(adapters(model))))
-    if adapter.tokens == "special" and model.config.head == "causal":
+    if adapter.tokens == "special" and adapter.method not in PROMPTS and model.config.head == "causal":
         learn_rows(model, sorted(tokenizer.special_ids))
 
 

@@ -15,7 +15,7 @@ from quatrain.adaptation.targets import is_of_head
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.objectives import evaluate
 from quatrain.evaluation.tasks import placed, said, score, spread
-from quatrain.generation.loading import load_weights
+from quatrain.generation.loading import ADAPTER_CONFIG, load_weights
 from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
 from quatrain.stages import streaming
@@ -183,6 +183,8 @@ def starting_model(
         model = Model(fresh_config(context, tokenizer, head=head, **more)).initialize(context.seed)
         model.fresh = [name for name, _ in model.named_parameters() if is_of_head(name)]
         return model
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{folder}: this model has a soft prompt; a task's head is taught on a model without one.")
     model = load_weights(folder, quantize=quantize_of(settings.adapter), head=head, seed=context.seed, **more)
     check_fits(tokenizer, model.config.vocab_size)
     if model.fresh:

@@ -47,7 +47,7 @@ def test_what_lies_free_is_given_back_where_it_is_much(monkeypatch):
     held = iter([100, 120, 149, 151, 110, 130, 166, 90, 135])
     monkeypatch.setattr(allocation, "resident_memory", lambda: next(held))
     kept = allocation.Kept(Glibc())
-    for step in range(9):
+    for step in range(9):  # noqa: B007
         kept.after_step()
     # 151 is past 100 * 1.5; the step after it leaves 110, which is then what is needed; 166 is past 110 * 1.5.
     assert trims == [3, 6]

@@ -1,0 +1,196 @@
+"""Learned prompts are PEFT's, and are there wherever a model reads: in training, in a cache, in padded batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from quatrain.adaptation import peft_files, state
+from quatrain.adaptation.apply import apply, trainable_report
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.errors import InputError
+from quatrain.generation.engine import Engine
+from quatrain.generation.loading import load_model
+from quatrain.generation.logits import SamplingParams
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+from quatrain.text.tokenizer import Tokenizer
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 40,
+}  # fmt: skip
+CONFIGS = {
+    "llama": ModelConfig(family="llama", **{**SHAPE, "num_key_value_heads": 2}),
+    "gpt2": ModelConfig(
+        family="gpt2", **SHAPE, position="learned", norm="layer", feed_forward="plain", activation="gelu_tanh",
+        attention_bias="all", feed_forward_bias=True, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+IDS = torch.randint(1, 60, (2, 11), generator=torch.Generator().manual_seed(0))
+LABELS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(1))
+METHODS: dict[str, dict[str, Any]] = {
+    "prompt": {}, "p-tuning": {"hidden": 24}, "prefix": {}, "prefix-network": {"method": "prefix", "hidden": 24},
+}  # fmt: skip
+
+
+def base_of(family: str, folder: Path) -> Path:
+    model, generator = Model(CONFIGS[family]), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
+    hub.save(model, folder)
+    return folder
+
+
+def prompted(base: Path, name: str = "prompt", **more: Any) -> Model:
+    model = hub.load(base)
+    apply(model, AdapterSettings(**{"method": name, "length": 5} | METHODS[name] | more), seed=1)
+    return model
+
+
+def reference_of(base: Path, folder: Path) -> Any:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    return peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), folder)
+
+
+def close(mine: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", METHODS)
+def test_our_folder_is_read_by_peft_and_again_by_us(family: str, name: str, tmp_path: Path) -> None:
+    base = base_of(family, tmp_path / "base")
+    model = prompted(base, name)
+    peft_files.save_adapter(model, tmp_path / "adapter", base_model="../base")
+    reference = reference_of(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        mine = model(IDS)[0]
+        assert mine.shape == (2, 11, 60)
+        close(mine, reference(IDS).logits[:, -11:])  # soft prompts have logits there, prefixes have none
+        again, _ = load_model(tmp_path / "adapter")
+        close(again(IDS)[0], mine)
+        assert not torch.allclose(hub.load(base)(IDS)[0], mine, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_a_step_is_that_of_peft(family: str, name: str, tmp_path: Path) -> None:
+    base = base_of(family, tmp_path / "base")
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    kind = peft.PromptTuningConfig if name == "prompt" else peft.PrefixTuningConfig
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base)
+    reference = peft.get_peft_model(theirs, kind(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+    model = prompted(base, name)
+    (rows,) = [parameter for parameter in reference.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        rows.copy_(model.prompt.rows)
+    model.eval()(IDS, LABELS)[1].mean().backward()
+    logits = reference(IDS).logits[:, -11:]
+    nn.functional.cross_entropy(logits.flatten(0, 1), LABELS.flatten()).backward()
+    assert rows.grad.abs().max() > 1e-4
+    close(model.prompt.rows.grad, rows.grad)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "p-tuning", "prefix", "prefix-network"])
+def test_pefts_folder_is_read_by_us(kind: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    base = base_of("llama", tmp_path / "base")
+    config = {
+        "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        "p-tuning": lambda: peft.PromptEncoderConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16),
+        "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        "prefix-network": lambda: peft.PrefixTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=16),
+    }[kind]()  # fmt: skip
+    torch.manual_seed(0)
+    reference = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config).eval()
+    reference.peft_config["default"].base_model_name_or_path = "../base"
+    reference.save_pretrained(str(tmp_path / "theirs"))
+    model, _ = load_model(tmp_path / "theirs")
+    with torch.no_grad():
+        close(model(IDS)[0], reference(IDS).logits[:, -11:])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", METHODS)
+def test_padded_batches_and_caches_read_it_too(family: str, name: str, tmp_path: Path) -> None:
+    model = prompted(base_of(family, tmp_path / "base"), name)
+    rows = [[3, 7, 9, 4, 8, 2], [5, 6]]
+    padded = torch.tensor([rows[0], [*rows[1], 0, 0, 0, 0]])
+    segments = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
+    with torch.no_grad():
+        together = model(padded, segments=segments)[0]
+        for row, ids in enumerate(rows):
+            close(together[row, : len(ids)], model(torch.tensor([ids]))[0][0])
+    params = SamplingParams(max_new_tokens=6, temperature=0.0)
+    batch = Engine(model).generate(rows, params)
+    for ids, answer in zip(rows, batch, strict=True):
+        said = list(ids)
+        for token in answer.ids:
+            with torch.no_grad():
+                logits = model(torch.tensor([said]))[0][0, -1]
+            assert logits[token] >= logits.max() - 1e-4
+            said.append(token)
+    with pytest.raises(InputError, match="one text a row"):
+        model(padded, segments=torch.tensor([[1, 1, 1, 2, 2, 2], [1] * 6]))
+
+
+def test_its_slots_count_to_the_context(tmp_path: Path) -> None:
+    model = prompted(base_of("gpt2", tmp_path / "base"))
+    engine = Engine(model)
+    engine.generate([list(range(1, 34))], SamplingParams(max_new_tokens=2))
+    with pytest.raises(InputError, match="the model reads 35"):
+        engine.generate([list(range(1, 37))], SamplingParams(max_new_tokens=2))
+    (answer,) = engine.generate([[1] * 30], SamplingParams(max_new_tokens=50))
+    assert len(answer.ids) <= 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_the_prompt_learns_and_comes_back(name: str, tmp_path: Path) -> None:
+    base = base_of("llama", tmp_path / "base")
+    model = prompted(base, name)
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(30):
+        loss = model.train()(IDS, LABELS)[1].mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.1
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[key]) != key.startswith("prompt."), key
+    trained, total, _ = trainable_report(model)
+    assert trained == sum(parameter.numel() for parameter in model.prompt.parameters())
+    assert total == trained + sum(parameter.numel() for parameter in hub.load(base).parameters())
+    state.save(model, tmp_path / "state")
+    again = prompted(base, name)
+    state.load(again, tmp_path / "state")
+    with torch.no_grad():
+        assert torch.equal(again.eval()(IDS)[0], model.eval()(IDS)[0])
+
+
+def test_it_begins_as_the_tokens_of_a_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["the cat sat on the mat"], kind="char", vocab_size=60)
+    model = hub.load(base_of("llama", tmp_path / "base"))
+    settings = AdapterSettings(method="prompt", length=5, text="cat")
+    apply(model, settings, tokenizer=tokenizer)
+    ids = tokenizer.encode("cat")
+    assert torch.equal(model.prompt.rows, model.embed_tokens.weight[[*ids, *ids][:5]])
+    with pytest.raises(InputError, match="none is here"):
+        apply(hub.load(tmp_path / "base"), settings)
+    with pytest.raises(InputError, match="has a soft prompt already"):
+        apply(model, settings, tokenizer=tokenizer)
