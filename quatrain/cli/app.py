@@ -12,6 +12,7 @@ from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
 from quatrain.cli.generate import generate
 from quatrain.cli.inspect import inspect
+from quatrain.cli.merge import merge
 from quatrain.cli.plan import plan
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
@@ -33,7 +34,7 @@ def build_app() -> App:
         default_parameter=Parameter(negative=(), show_default=_show_default),
         suppress_keyboard_interrupt=False,
     )
-    for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, evaluate, doctor):
+    for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, evaluate, merge, doctor):
         app.command(verb)
     data = App(name="data", help="The catalog of named texts: list it, get one.")
     data.command(list_sources, name="list")

@@ -1,0 +1,111 @@
+"""`quatrain merge`: adapters made part of their model, alone and by weights, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from quatrain.adaptation import peft_files
+from quatrain.adaptation.apply import apply
+from quatrain.adaptation.layer import adapters
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.cli import main
+from quatrain.generation.loading import load_model
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+
+CONFIG = ModelConfig(
+    family="llama", vocab_size=60, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=32,
+)  # fmt: skip
+IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """base, and the adapters one (LoRA) and two (IA3, with a part that learned whole) over it."""
+    model = Model(CONFIG)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(len(name))
+            parameter.copy_(("norm" in name) + 0.2 * torch.randn(parameter.shape, generator=generator))
+    hub.save(model, tmp_path / "base")
+    for number, (name, how) in enumerate({
+        "one": AdapterSettings(rank=4, alpha=8.0),
+        "two": AdapterSettings(method="ia3", modules_to_save=("layers.1.input_layernorm",)),
+        "soft": AdapterSettings(method="prompt", length=3),
+    }.items()):  # fmt: skip
+        model = hub.load(tmp_path / "base")
+        apply(model, how, seed=number)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    noise = torch.Generator().manual_seed(number)
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
+        peft_files.save_adapter(model, tmp_path / name, base_model="../base")
+    return tmp_path
+
+
+def logits(path: Path) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = load_model(path)[0](IDS)[0]
+    return found
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_one_adapter_says_the_same_merged(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", str(folder / name), "--out", str(folder / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "logits" in shown and "perplexity" in shown and str(folder / "out") in shown
+    torch.testing.assert_close(logits(folder / "out"), logits(folder / name), atol=1e-5, rtol=1e-5)
+    assert not list(adapters(load_model(folder / "out")[0]))
+
+
+def test_by_weights_each_adds_its_share(folder: Path) -> None:
+    words = ["merge", str(folder / "one"), str(folder / "two"), "--weights", "0.25", "--weights", "2"]
+    assert main([*words, "--out", str(folder / "out")]) == 0
+    start, found = (hub.load(folder / name).state_dict() for name in ("base", "out"))
+    for name in ("one", "two"):
+        assert main(["merge", str(folder / name), "--out", str(folder / f"{name}-merged")]) == 0
+    one, two = (hub.load(folder / f"{name}-merged").state_dict() for name in ("one", "two"))
+    for name, tensor in found.items():
+        expected = start[name] + 0.25 * (one[name] - start[name]) + 2 * (two[name] - start[name])
+        torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found["layers.1.input_layernorm.weight"], start["layers.1.input_layernorm.weight"])
+
+
+def test_a_change_beyond_the_tolerance_is_refused_and_nothing_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["merge", str(folder / "one"), "--quantize", "nf4", "--out", str(folder / "out")]
+    assert main(words) == 2
+    assert "--tolerance" in capsys.readouterr().err and not (folder / "out").exists()
+    assert main([*words, "--tolerance", "0.5", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert 0.001 < told["share"] < 0.5
+    assert (folder / "out" / "config.json").read_text().count("nf4") == 1
+
+
+def test_what_cannot_be_merged_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        "no weight": [str(folder / "soft")],
+        "no adapter folder": [str(folder / "base")],
+        "as many as adapters": [str(folder / "one"), "--weights", "1", "--weights", "2"],
+        "must be one of int8, nf4": [str(folder / "one"), "--quantize", "int3"],
+        "no adapter is named": [],
+    }
+    for text, words in cases.items():
+        assert main(["merge", *words, "--out", str(folder / "out")]) == 2, text
+        said = capsys.readouterr().err
+        assert text in said and "Traceback" not in said, said
+    hub.save(hub.load(folder / "base"), folder / "other")
+    config = json.loads((folder / "two" / peft_files.CONFIG).read_text()) | {"base_model_name_or_path": "../other"}
+    (folder / "two" / peft_files.CONFIG).write_text(json.dumps(config))
+    assert main(["merge", str(folder / "one"), str(folder / "two"), "--out", str(folder / "out")]) == 2
+    assert "of 2 bases" in capsys.readouterr().err
+    assert main(["merge", str(folder / "one"), "--out", str(folder / "base")]) == 2
+    assert "is there already" in capsys.readouterr().err
