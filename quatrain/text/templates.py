@@ -5,9 +5,11 @@ model learns to stop. The line break after the end-of-turn token is outside: no 
 leading white space is dropped, so that a rendered prompt is always the beginning of the rendered conversation,
 token by token.
 
-Formats: ChatML as in OpenAI's chat markup with Qwen 2.5's tool format, Llama 3 (Dubey et al. 2024,
-https://arxiv.org/abs/2407.21783), Phi-3 (Abdin et al. 2024, https://arxiv.org/abs/2404.14219) and Alpaca (Taori et
-al. 2023).
+Formats: ChatML as in OpenAI's chat markup with Qwen 2.5's tool format, Llama 2 (Touvron et al. 2023, arXiv
+2307.09288), Llama 3 and 3.1 with its calls of functions (Dubey et al. 2024, arXiv 2407.21783), Gemma (Gemma Team 2024,
+arXiv 2403.08295; a system message stands before the first turn, as Gemma 3's does), Phi-3 (Abdin et al. 2024, arXiv
+2404.14219), Alpaca (Taori et al. 2023), and a plain one that needs no token of its own. What a checkpoint brings with
+it goes first.
 """
 
 from __future__ import annotations
@@ -68,19 +70,98 @@ CHATML = """\
 
 LLAMA_3 = """\
 {{- bos_token }}
-{%- for message in messages %}
-    {%- if message['role'] not in ['system', 'user', 'assistant'] %}
-        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
+{%- set system = '' %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'].strip() %}
+    {%- set messages = messages[1:] %}
+    {%- set told = true %}
+{%- endif %}
+{%- if told or tools %}
+    {{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
+    {%- if tools %}
+        {{- 'Environment: ipython\\n' }}
     {%- endif %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- system }}
+    {%- if tools %}
+        {{- ('\\n\\n' if system else '') + 'These functions can be called. To call one, answer with nothing but ' }}
+        {{- 'a JSON object: {"name": its name, "parameters": an object of its arguments}.\\n' }}
+        {%- for tool in tools %}
+            {{- '\\n' + (tool | tojson) }}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|eot_id|>' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}
+        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant, tool') }}
+    {%- endif %}
+    {%- set role = 'ipython' if message['role'] == 'tool' else message['role'] %}
+    {{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' }}
     {%- if message['role'] == 'assistant' %}
-        {%- generation %}{{- message['content'].strip() + '<|eot_id|>' }}{%- endgeneration %}
+        {%- generation %}
+        {%- if message['content'] %}
+            {{- message['content'].strip() }}
+        {%- endif %}
+        {%- for call in message['tool_calls'] or [] %}
+            {%- set call = call['function'] or call %}
+            {%- if message['content'] or not loop.first %}
+                {{- '\\n' }}
+            {%- endif %}
+            {{- '{"name": "' + call['name'] + '", "parameters": ' }}
+            {{- call['arguments'] if call['arguments'] is string else (call['arguments'] | tojson) }}
+            {{- '}' }}
+        {%- endfor %}
+        {{- '<|eot_id|>' }}
+        {%- endgeneration %}
     {%- else %}
         {{- message['content'].strip() + '<|eot_id|>' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+LLAMA_2 = """\
+{%- set system = '' %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = '<<SYS>>\\n' + messages[0]['content'].strip() + '\\n<</SYS>>\\n\\n' %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] != ('user' if loop.index0 is even else 'assistant') %}
+        {{- raise_exception('role ' + message['role'] + ': user and assistant must take turns, the user first') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {{- bos_token + '[INST] ' + (system if loop.first else '') + message['content'].strip() + ' [/INST]' }}
+    {%- else %}
+        {%- generation %}{{- ' ' + message['content'].strip() + ' ' + eos_token }}{%- endgeneration %}
+    {%- endif %}
+{%- endfor %}
+"""
+
+GEMMA = """\
+{{- bos_token }}
+{%- set system = '' %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'].strip() + '\\n\\n' %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] != ('user' if loop.index0 is even else 'assistant') %}
+        {{- raise_exception('role ' + message['role'] + ': user and assistant must take turns, the user first') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {{- '<start_of_turn>user\\n' + (system if loop.first else '') }}
+        {{- message['content'].strip() + '<end_of_turn>\\n' }}
+    {%- else %}
+        {{- '<start_of_turn>model\\n' }}
+        {%- generation %}{{- message['content'].strip() + '<end_of_turn>' }}{%- endgeneration %}
+        {{- '\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<start_of_turn>model\\n' }}
 {%- endif %}
 """
 
@@ -125,15 +206,45 @@ ALPACA = """\
 {%- endif %}
 """
 
+PLAIN = """\
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}
+        {{- message['content'] + '\\n\\n' }}
+    {%- elif message['role'] == 'user' %}
+        {{- 'User: ' + message['content'] + '\\n' }}
+    {%- elif message['role'] == 'assistant' %}
+        {{- 'Assistant:' }}
+        {%- generation %}{{- ' ' + message['content'].lstrip() + eos_token }}{%- endgeneration %}
+        {{- '\\n' }}
+    {%- else %}
+        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- 'Assistant:' }}
+{%- endif %}
+"""
+
 #: Name -> template source.
-TEMPLATES: dict[str, str] = {"chatml": CHATML, "llama-3": LLAMA_3, "phi-3": PHI_3, "alpaca": ALPACA}
+TEMPLATES: dict[str, str] = {
+    "chatml": CHATML,
+    "llama-2": LLAMA_2,
+    "llama-3": LLAMA_3,
+    "gemma": GEMMA,
+    "phi-3": PHI_3,
+    "alpaca": ALPACA,
+    "plain": PLAIN,
+}
 
 #: Name -> the tokens that a tokenizer must know for that template, the end-of-turn token last.
 TEMPLATE_TOKENS: dict[str, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama-2": (),
     "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
     "phi-3": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
     "alpaca": (),
+    "plain": (),
 }
 
 #: Tokens that end a turn in the public chat formats; those that a tokenizer knows stop generation.

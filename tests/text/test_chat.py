@@ -78,7 +78,8 @@ def test_equal_to_transformers(pairs: dict[str, Any], name: str, conversation: s
     agree(pairs[name], CONVERSATIONS[conversation], add_generation_prompt=prompt)
 
 
-def test_tools_and_tool_calls_equal_transformers(pairs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["chatml", "llama-3"])
+def test_tools_and_tool_calls_equal_transformers(pairs: dict[str, Any], name: str) -> None:
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Łódź"}}}
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -88,12 +89,55 @@ def test_tools_and_tool_calls_equal_transformers(pairs: dict[str, Any]) -> None:
         {"role": "tool", "content": "no"},
         {"role": "assistant", "content": "Both."},
     ]
-    agree(pairs["chatml"], messages, tools=TOOLS)
-    agree(pairs["chatml"], messages[1:], tools=TOOLS, add_generation_prompt=True)
-    rendered = render(pairs["chatml"][0], messages, tools=TOOLS)
+    agree(pairs[name], messages, tools=TOOLS)
+    agree(pairs[name], messages[1:], tools=TOOLS, add_generation_prompt=True)
+    rendered = render(pairs[name][0], messages, tools=TOOLS)
     said = [rendered.text[start:end] for start, end in rendered.spans]
-    assert said[0].count('{"name": "weather", "arguments": {"city": "Łódź"}}') == 2
-    assert said[1] == "Both.<|im_end|>"
+    arguments, end = ("arguments", "<|im_end|>") if name == "chatml" else ("parameters", "<|eot_id|>")
+    assert said[0].count(f'{{"name": "weather", "{arguments}": {{"city": "Łódź"}}}}') == 2
+    assert said[1] == f"Both.{end}"
+    assert "The <weather> of a “city”" in rendered.text and rendered.text.count("yes") == 1
+
+
+BY_HAND = {
+    "llama-2": "<|endoftext|>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]« Ho <|endoftext|>»"
+               "<|endoftext|>[INST] And? [/INST]« So. <|endoftext|>»",
+    "llama-3": "<|endoftext|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+               "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+               "<|start_header_id|>assistant<|end_header_id|>\n\n«Ho<|eot_id|>»"
+               "<|start_header_id|>user<|end_header_id|>\n\nAnd?<|eot_id|>"
+               "<|start_header_id|>assistant<|end_header_id|>\n\n«So.<|eot_id|>»",
+    "gemma": "<|endoftext|><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n«Ho<end_of_turn>»\n"
+             "<start_of_turn>user\nAnd?<end_of_turn>\n<start_of_turn>model\n«So.<end_of_turn>»\n",
+    "phi-3": "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n«Ho<|end|>»\n"
+             "<|user|>\nAnd?<|end|>\n<|assistant|>\n«So.<|end|>»\n",
+    "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+              "<|im_start|>assistant\n«Ho<|im_end|>»\n<|im_start|>user\nAnd?<|im_end|>\n"
+              "<|im_start|>assistant\n«So.<|im_end|>»\n",
+    "alpaca": "Be brief.\n\n### Instruction:\nHi\n\n### Response:\n«Ho<|endoftext|>»\n\n"
+              "### Instruction:\nAnd?\n\n### Response:\n«So.<|endoftext|>»\n\n",
+    "plain": "Be brief.\n\nUser: Hi\nAssistant:« Ho<|endoftext|>»\nUser: And?\nAssistant:« So.<|endoftext|>»\n",
+}  # fmt: skip
+"""What each template makes of one conversation, written by hand; « and » stand around what is learned."""
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_text_and_the_mask_are_those_written_by_hand(pairs: dict[str, Any], name: str) -> None:
+    tokenizer = pairs[name][0]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "And?"},
+                {"role": "assistant", "content": "So."}]  # fmt: skip
+    rendered = render(tokenizer, messages)
+    bos = "" if tokenizer.bos_id is None else tokenizer.id_to_token(tokenizer.bos_id)
+    expected = BY_HAND[name].replace("<|endoftext|>[INST]", f"{bos}[INST]")
+    if name in ("llama-3", "gemma"):
+        expected = bos + expected.removeprefix("<|endoftext|>")
+    assert rendered.text == expected.replace("«", "").replace("»", "")
+    parts = [part.split("»")[0] for part in expected.split("«")[1:]]
+    assert [rendered.text[start:end] for start, end in rendered.spans] == parts
+    said = tokenizer.decode([i for i, learn in zip(rendered.ids, rendered.assistant_mask, strict=True) if learn],
+                            skip_special_tokens=False)  # fmt: skip
+    assert said.replace(" ", "") == "".join(parts).replace(" ", "")
 
 
 TURNS = st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), min_size=1, max_size=3)
@@ -132,7 +176,8 @@ def test_the_end_of_the_turn_is_learned_and_stops(pairs: dict[str, Any], name: s
     rendered = render(tokenizer, CONVERSATIONS["system and turns"])
     ends = [rendered.text[start:end] for start, end in rendered.spans]
     last = TEMPLATE_TOKENS[name][-1] if TEMPLATE_TOKENS[name] else "<|endoftext|>"
-    assert ends[0] == f"SELECT name\nFROM customers;{last}"
+    spaced = {"llama-2": (" ", " "), "plain": (" ", "")}.get(name, ("", ""))
+    assert ends[0] == f"{spaced[0]}SELECT name\nFROM customers;{spaced[1]}{last}"
     assert len(ends) == 2 and ends[1].endswith(last)
     assert tokenizer.token_to_id(last) in tokenizer.stop_ids
 
