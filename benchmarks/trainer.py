@@ -77,11 +77,16 @@ def windows(vocabulary: int, rows: int, length: int) -> Any:
 def ours(folder: Path, precision: str, rows: int, length: int, steps: int, device: str) -> dict[str, Any]:
     """Trains with our Trainer; returns the time at the end of each step, and each loss."""
     from quatrain.models import hub
+
+    return train_ours(hub.load(folder, device=device), precision, rows, length, steps)
+
+
+def train_ours(model: Any, precision: str, rows: int, length: int, steps: int) -> dict[str, Any]:
+    """The same of a model that is there already."""
     from quatrain.training.objectives import Causal
     from quatrain.training.settings import TrainSettings
     from quatrain.training.trainer import Hooks, Trainer
 
-    model = hub.load(folder, device=device)
     stream = windows(model.config.vocab_size, rows, length)
     settings = TrainSettings.model_validate(
         {**COMMON, "steps": steps, "batch_tokens": rows * length, "precision": precision, "warmup": WARMUP}
@@ -101,16 +106,24 @@ def theirs(folder: Path, precision: str, rows: int, length: int, steps: int, dev
     """The same with transformers' Trainer."""
     import torch
 
-    from quatrain.training.schedules import share
-
     transformers = require("transformers")
-    require("accelerate", "test")
     config = transformers.AutoConfig.from_pretrained(folder, use_cache=False)
     for rate in (name for name in NO_DROPOUT if hasattr(config, name)):
         setattr(config, rate, 0.0)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="sdpa"
     )
+    return train_theirs(model, precision, rows, length, steps, device)
+
+
+def train_theirs(model: Any, precision: str, rows: int, length: int, steps: int, device: str) -> dict[str, Any]:
+    """The same of a model that is there already."""
+    import torch
+
+    from quatrain.training.schedules import share
+
+    transformers = require("transformers")
+    require("accelerate", "test")
     stream = windows(model.config.vocab_size, rows, length)
     batches = [stream.next().input_ids for _ in range(steps)]
     # The first token of a row is no label of theirs, but would count in what they divide the loss by.

@@ -26,6 +26,7 @@ QUICK = {
     "families.py": ["--families", "llama", "bert", "t5"],
     "load_memory.py": [],
     "trainer.py": [],
+    "adapters.py": [],
     "predictions.py": [],
 }
 PEERLESS = {"quickstart.py", "kernels.py", "predictions.py"}

@@ -16,7 +16,9 @@ import transformers
 import quatrain
 from quatrain.cli import main
 from quatrain.errors import InputError
+from quatrain.generation.engine import Engine
 from quatrain.generation.loading import load_model
+from quatrain.generation.logits import SamplingParams
 from quatrain.models import hub
 from quatrain.progress import SilentReporter
 from quatrain.recipe import loads
@@ -461,3 +463,27 @@ def test_a_chat_is_learned_by_a_prompt_over_a_frozen_model(method: str, data: di
     with torch.no_grad():
         assert torch.equal(load_model(moved / "model")[0](ids)[0], model(ids)[0])
         torch.testing.assert_close(model(ids)[0], theirs(ids).logits[:, -ids.shape[1] :], atol=1e-4, rtol=1e-4)
+
+
+def test_a_chat_model_stops_by_itself(data: dict[str, str], tmp_path: Path) -> None:
+    """The end of a turn is learned: of 100 answers that are drawn, at least 95 end before they must."""
+    words = [*THINGS, *GOOD, *BAD]
+    chats = write(tmp_path / "chats.jsonl", [
+        {"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}
+        for word in words * 12
+    ])  # fmt: skip
+    run = go(
+        tmp_path / "runs",
+        stage("tokenizer", data=f"{{ source = '{data['text']}' }}"),
+        stage("pretrain", 40, data=f"{{ source = '{data['text']}' }}"),
+        stage("finetune", 200, ', optimizer = "muon"', data=f"{{ source = '{chats}' }}"),
+        data=f"source = '{chats}'",
+        family="llama",
+        tokenizer="bpe",
+        vocab=300,
+    )
+    model, tokenizer = load_model(run.model)
+    engine = Engine(model, tokenizer)
+    asked = [[{"role": "user", "content": f"say {word}"}] for word in (words * 8)[:100]]
+    answers = engine.chat(asked, SamplingParams(max_new_tokens=24, temperature=0.7, seed=0))
+    assert sum(answer.finish_reason == "stop" for answer in answers) >= 95
