@@ -255,7 +255,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(place: Place, full_disk: Path) -> None:
     error = place.says(1, "run", place.recipe, "--runs-dir", full_disk)
-    assert "the disk is full (0 bytes free on that disk)" in error
+    assert "the disk is full (0 B free on that disk)" in error
     assert not list(full_disk.rglob("result.json.*")) and list(full_disk.rglob("01-tokenizer/result.json"))
     subprocess.run(["mount", "-o", "remount,size=5m", str(full_disk)], check=True)
     assert "01-tokenizer, finished before" in place.works("run", place.recipe, "--runs-dir", full_disk)

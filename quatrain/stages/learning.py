@@ -82,6 +82,11 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
     model, tokenizer = learning.model, learning.tokenizer
     from quatrain.stages.preflight import before_run
 
+    if learning.adapter is not None and model_folder_of(context) is None:
+        raise InputError(
+            f"{context.name}: adapter: there is no model that has learned; put a pretrain stage before it, or set "
+            "model.folder. Fresh weights learn whole: leave the adapter out."
+        )
     before_run(learning, context, context.recipe.stage[context.index])
     save, load = attach(learning, context)
     before = prompt = None
@@ -115,11 +120,6 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
 def attach(learning: Learning, context: Context) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
     model, adapter = learning.model, learning.adapter
-    if adapter is not None and model_folder_of(context) is None:
-        raise InputError(
-            f"{context.name}: adapter: there is no model that has learned; put a pretrain stage before it, or set "
-            "model.folder. Fresh weights learn whole: leave the adapter out."
-        )
     if adapter is None:
         return partial(hub.save, model), partial(load_weights, model)
     adapt(model, adapter, learning.tokenizer, seed=context.seed)

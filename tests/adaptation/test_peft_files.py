@@ -151,8 +151,8 @@ def test_options_that_are_not_known_are_refused_by_name(adapter):
         "exclude_modules",
         "use_qalora",
     ]
-    change(adapter, peft_type="PREFIX_TUNING")
-    with pytest.raises(InputError, match="PREFIX_TUNING"):
+    change(adapter, peft_type="ADALORA")
+    with pytest.raises(InputError, match="ADALORA"):
         load_model(adapter)
 
 

@@ -1,13 +1,13 @@
 """Folders become engines: with a tokenizer or without, with generation settings; chats go through the one renderer."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from quatrain.adaptation.lora import apply
+from quatrain.adaptation.apply import apply
 from quatrain.adaptation.peft_files import save_adapter
+from quatrain.adaptation.settings import AdapterSettings
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.loading import load_model
@@ -85,7 +85,7 @@ def test_end_ids_come_from_model_tokenizer_and_generation_config(folder, tokeniz
 def test_an_adapter_has_the_settings_of_its_base(folder, tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({"num_beams": 3, "suppress_tokens": [9]}))
     model = load_model(folder)[0]
-    apply(model, SimpleNamespace(rank=2, alpha=4.0, dropout=0.0, targets=["q_proj"]))
+    apply(model, AdapterSettings(rank=2, alpha=4.0, targets=("q_proj",)))
     save_adapter(model, tmp_path / "adapter", base_model=str(folder))
     engine = Engine.load(tmp_path / "adapter")
     assert (engine.rules.suppress_tokens, engine.recommended.num_beams) == ((9,), 3)
