@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from quatrain.adaptation import ia3, prompts
+from quatrain.adaptation import bottleneck, ia3, prompts
 from quatrain.adaptation.bitfit import biases
+from quatrain.adaptation.bottleneck import BottleneckLinear
 from quatrain.adaptation.dora import DoRALinear
 from quatrain.adaptation.ia3 import IA3Linear
 from quatrain.adaptation.last_layers import last_layers
-from quatrain.adaptation.layer import Adapted, adapters, replace_module
+from quatrain.adaptation.layer import Adapted, adapters, plain, replace_module
 from quatrain.adaptation.loha import LoHaLinear
 from quatrain.adaptation.lokr import LoKrLinear
 from quatrain.adaptation.lora import LoRALinear
@@ -41,8 +43,11 @@ OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], Adapted]] = {
         base, settings.rank, settings.alpha, factor=settings.factor, both=settings.both
     ),
     "ia3": lambda name, base, settings: IA3Linear(base, inner=name.rpartition(".")[2] == INNER),
+    "bottleneck": lambda name, base, settings: BottleneckLinear(base, settings.hidden),
 }
 """Method -> what makes its layer over a linear one."""
+USUAL: dict[str, tuple[str, ...]] = {"ia3": ia3.TARGETS, "bottleneck": bottleneck.TARGETS}
+"""Method -> its layers where none are named, if that is not all of them."""
 
 
 def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: Tokenizer | None = None) -> list[str]:
@@ -65,7 +70,7 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     elif settings.method == "last-layers":
         changed = last_layers(model, settings.layers)
     else:
-        changed = find_targets(model, settings.targets or (ia3.TARGETS if settings.method == "ia3" else ALL_LINEAR))
+        changed = find_targets(model, settings.targets or USUAL.get(settings.method, ALL_LINEAR))
         under = [name for name in changed if any(name == part or name.startswith(f"{part}.") for part in saved)]
         if under:
             raise InputError(
@@ -131,9 +136,38 @@ def learned_whole(model: Model) -> list[str]:
     ]
 
 
+def unmergeable(model: Model) -> str | None:
+    """What of a model's adapter is no weight, so that it cannot be merged; None where all of it can."""
+    if model.prompt is not None:
+        return "a soft prompt"
+    return next((f"a {layer.method}" for _, layer in adapters(model) if not layer.merges), None)
+
+
+@contextmanager
+def taken_off(model: Model) -> Iterator[Model]:
+    """The model without its adapters and soft prompt, which come back: its base as floats, every weight of it."""
+    prompt, model.prompt = model.prompt, None
+    found = list(adapters(model))
+    for name, layer in found:
+        layer.base = plain(layer.base)
+        replace_module(model, name, layer.base)
+    try:
+        yield model
+    finally:
+        model.prompt = prompt
+        for name, layer in found:
+            replace_module(model, name, layer)
+
+
 def merge_all(model: nn.Module) -> list[str]:
-    """Merges every adapter into its base, in place; all weights train again. Returns the merged layers' paths."""
+    """Merges every adapter into its base, in place; all weights train again. Returns the merged layers' paths.
+
+    Raises InputError for adapters that are no weights; the model is then as before.
+    """
     merged = list(adapters(model))
+    for _, layer in merged:
+        if not layer.merges:
+            layer.merged()
     if isinstance(model, Model):
         stop_learning_rows(model)
     for name, layer in merged:

@@ -36,8 +36,7 @@ class DoRALinear(LoRALinear):
         """The length of each row of the weight with the adapter in it (out_features,), float32."""
         return torch.linalg.vector_norm(plain(self.base).weight.float() + self.delta(), dim=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.base(x)
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
         factor = self.magnitude / self.norm()
         inputs = self.inputs(x)
         linear = plain(self.base)

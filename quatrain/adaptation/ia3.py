@@ -28,12 +28,11 @@ class IA3Linear(Adapted):
         with torch.no_grad():
             self.scale.fill_(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.inner:
-            scaled: Tensor = self.base((x * self.scale).to(x.dtype))
-            return scaled
-        result: Tensor = self.base(x)
-        return (result * self.scale).to(result.dtype)
+    def before(self, x: Tensor) -> Tensor:
+        return (x * self.scale).to(x.dtype) if self.inner else x
+
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
+        return result if self.inner else (result * self.scale).to(result.dtype)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         linear = plain(self.base)

@@ -21,6 +21,8 @@ class Adapted(nn.Module):
     """
 
     method: ClassVar[str]
+    merges: ClassVar[bool] = True
+    """Whether a plain layer can do the same."""
 
     def __init__(self, base: nn.Module):
         super().__init__()
@@ -51,6 +53,18 @@ class Adapted(nn.Module):
         """x as the trained parameters take it: in their precision, but under autocast."""
         own = next(iter(self._parameters.values()))
         return x if own is None or torch.is_autocast_enabled(x.device.type) else x.to(own.dtype)
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the base reads in place of x (…, in_features)."""
+        return x
+
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
+        """What comes out in place of the base's result (…, out_features), in its dtype; x is as the layer got it."""
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, in_features) to (…, out_features)."""
+        return self.after(x, self.base(self.before(x)))
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """The weight (out_features, in_features) and bias (out_features,) of a plain layer that does the same."""

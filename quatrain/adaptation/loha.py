@@ -37,8 +37,7 @@ class LoHaLinear(Adapted):
         """What the adapter adds to the weight (out_features, in_features), in float32."""
         return self.scaling * (self.a1 @ self.b1) * (self.a2 @ self.b2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.base(x)
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
         inputs = self.inputs(x)
         return (result + F.linear(inputs, self.delta().to(inputs.dtype))).to(result.dtype)
 

@@ -53,8 +53,7 @@ class LoKrLinear(Adapted):
         """What the adapter adds to the weight (out_features, in_features), in float32."""
         return self.scaling * torch.kron(self._factor("w1"), self._factor("w2"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.base(x)
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
         inputs = self.inputs(x)
         first, second = (self._factor(name).to(inputs.dtype) for name in ("w1", "w2"))
         # (w1 ⊗ w2) x without the product: x as a matrix (in1, in2) goes through w2 by rows and w1 by columns.

@@ -38,8 +38,7 @@ class LoRALinear(Adapted):
         with torch.no_grad():
             self.lora_B.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.base(x)
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
         inputs = self.inputs(x)
         if self.dropout:
             inputs = F.dropout(inputs, self.dropout, self.training)

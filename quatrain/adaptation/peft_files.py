@@ -1,6 +1,6 @@
 """Adapter folders in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, written and read.
 
-What PEFT has no format for (BitFit, last layers) is written in the same two files, with the names of the family's
+What PEFT has no format for (BitFit, last layers, bottlenecks) is written in the same two files, with the names of the family's
 tensors and a `peft_type` of its own, which PEFT refuses and Quatrain reads.
 """
 
@@ -35,9 +35,9 @@ BASE = "base"
 """The folder of a base model in that of its adapter, where it has been moved with it."""
 CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 PREFIX = "base_model.model."
-TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3"}
-PLAIN = "QUATRAIN_WEIGHTS"
-"""Our own type: nothing but weights of the model that have learned."""
+PLAIN, BOTTLENECK = "QUATRAIN_WEIGHTS", "QUATRAIN_BOTTLENECK"
+"""Our own types: nothing but weights of the model that have learned; networks behind layers."""
+TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3", "bottleneck": BOTTLENECK}
 TASKS = {
     "causal": "CAUSAL_LM",
     "seq2seq": "SEQ_2_SEQ_LM",
@@ -133,6 +133,8 @@ def _options(
         inner = {path for path, each in grouped.items() if any(getattr(one, "inner", False) for one in each.values())}
         names = [_short_names(paths, every) for paths in (inner, set(grouped) - inner)]
         return options | {"feedforward_modules": names[0], "target_modules": sorted({*names[0], *names[1]})}
+    if first.method == "bottleneck":
+        return options
     alpha = "lora_alpha" if isinstance(first, LoRALinear) else "alpha"
     options |= _with_pattern("r", "rank_pattern", {path: each.rank for path, each in written.items()})
     options |= _with_pattern(alpha, "alpha_pattern", {path: each.alpha for path, each in written.items()})
@@ -264,7 +266,7 @@ def method_of(config: Mapping[str, Any]) -> str:
     """Our name of the method that a configuration means."""
     if config["peft_type"] == "LORA":
         return "dora" if config.get("use_dora") else "lora"
-    return {"LOHA": "loha", "LOKR": "lokr", "IA3": "ia3"}.get(config["peft_type"], "")
+    return next((name for name, kind in TYPES.items() if kind == config["peft_type"]), "")
 
 
 def load_adapter(model: Model, folder: str | Path) -> list[str]:
@@ -350,7 +352,7 @@ def _by_layer(
 def _how(config: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Scaling, rank and dropout of a layer: alpha over the rank, or over its root with rank-stabilised LoRA."""
     kind = config["peft_type"]
-    if kind == "IA3":
+    if kind in ("IA3", BOTTLENECK):
         return {}
     rank = int(_by_pattern(config, "rank_pattern", path, config["r"]))
     if kind == "LORA":

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quatrain.adaptation.bottleneck import BottleneckLinear
 from quatrain.adaptation.dora import DoRALinear
 from quatrain.adaptation.ia3 import IA3Linear
 from quatrain.adaptation.layer import Adapted, plain
@@ -93,6 +94,8 @@ def write(layer: FileLayer, group: Mapping[str, Adapted], base: Callable[[str], 
     if isinstance(first, LoKrLinear):
         tensors = {f"lokr_{name}": tensor.detach() for name, tensor in first.own().items()}
         return Written(tensors, first.rank, first.alpha)
+    if isinstance(first, BottleneckLinear):
+        return Written({f"bottleneck_{name}": tensor.detach() for name, tensor in first.own().items()})
     raise InputError(f"PEFT has no files for the method {first.method}.")
 
 
@@ -100,8 +103,8 @@ def check_writable(layer: FileLayer, method: str) -> str | None:
     """Why PEFT's files cannot hold a method over a layer; None where they can."""
     if method in ("loha", "lokr") and layer.transposed:
         return f"PEFT has no {method} over {layer.path}, whose weight this family's files keep transposed; take lora"
-    if method == "lokr" and len(layer.parts) > 1:
-        return f"{layer.path} fuses {len(layer.parts)} layers, which lokr cannot be in PEFT's files; take loha or lora"
+    if method in ("lokr", "bottleneck") and len(layer.parts) > 1:
+        return f"{layer.path} fuses {len(layer.parts)} layers, which {method} cannot be in the files; take lora"
     return None
 
 
@@ -192,6 +195,10 @@ def shapes(method: str, tensors: Mapping[str, Tensor], in_features: int, out_fea
     elif method == "ia3":
         scale = found.get("ia3_l", ())
         wanted = {"ia3_l": (1, in_features) if scale[:1] == (1,) else (out_features, 1)}
+    elif method == "bottleneck":
+        hidden = found.get("bottleneck_down_bias", (0,))[0]
+        wanted = {"bottleneck_down": (hidden, out_features), "bottleneck_down_bias": (hidden,),
+                  "bottleneck_up": (out_features, hidden), "bottleneck_up_bias": (out_features,)}  # fmt: skip
     else:
         return None  # a Kronecker product's sides are told by the layer that takes them
     if found.keys() != wanted.keys():
@@ -227,6 +234,9 @@ def read(
         else:
             for name, base, part in zip(layer.parts, bases, layer.cut(scale[:, 0], sizes), strict=True):
                 made[name] = _filled(IA3Linear(base), {"scale": part})
+    elif method == "bottleneck":
+        own = {name.removeprefix("bottleneck_"): value for name, value in tensors.items()}
+        made[layer.parts[0]] = _filled(BottleneckLinear(bases[0], len(own["down_bias"])), own)
     else:
         rank = how["rank"]
         lokr = LoKrLinear(bases[0], rank, scaling * rank, factor=how["factor"], both=how["both"])

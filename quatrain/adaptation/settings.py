@@ -10,19 +10,20 @@ from pydantic import Field, Strict
 from quatrain.settings import Listing, Problem, Settings, quote
 
 LOW_RANK = ("lora", "dora", "loha", "lokr")
-OVER_LINEAR = (*LOW_RANK, "ia3")
+OVER_LINEAR = (*LOW_RANK, "ia3", "bottleneck")
 PROMPTS = ("prompt", "p-tuning", "prefix")
 
 
 class AdapterSettings(Settings):
     """How a model is adapted, and how little of it learns.
 
-    Over linear layers: `lora`, `dora`, `loha`, `lokr` and `ia3`; `targets` names the layers by the end of their path,
-    by a pattern, or "all-linear" (all but the head), which is meant where nothing is said; `ia3` then means keys,
-    values and the projection out of the feed-forward part. Of the model itself: `bitfit`, its biases, and
+    Over linear layers: `lora`, `dora`, `loha`, `lokr`, `ia3` and `bottleneck`; `targets` names the layers by the end of
+    their path, by a pattern, or "all-linear" (all but the head), which is meant where nothing is said; `ia3` then means
+    keys, values and the projection out of the feed-forward part, `bottleneck` the projections out of attention and of
+    the feed-forward part, behind which it is a network of width `hidden`. Of the model itself: `bitfit`, its biases, and
     `last-layers`, its last `layers` blocks with what follows them. Before what it reads: `prompt`, `length` embeddings,
     which begin as those of a `text` or at random; `p-tuning`, the same behind a network of width `hidden`; `prefix`,
-    keys and values of every layer. These are no weights of the model, and are not merged into it.
+    keys and values of every layer. Prompts and bottlenecks are no weights of the model, and are not merged into it.
 
     With `base` = "nf4" the frozen layers take four bits a weight, and LoRA over them is QLoRA.
 
@@ -32,7 +33,7 @@ class AdapterSettings(Settings):
     """
 
     method: Literal[
-        "lora", "dora", "loha", "lokr", "ia3", "bitfit", "last-layers", "prompt", "p-tuning", "prefix"
+        "lora", "dora", "loha", "lokr", "ia3", "bottleneck", "bitfit", "last-layers", "prompt", "p-tuning", "prefix"
     ] = "lora"  # fmt: skip
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32.0, gt=0)
@@ -42,7 +43,7 @@ class AdapterSettings(Settings):
     both: bool = Field(default=False, description="the small factor is of low rank too (lokr)")
     length: int = Field(default=20, ge=1, le=65_536, description="slots that are read before a text (prompts)")
     text: str | None = Field(default=None, min_length=1, description="whose tokens the slots begin as (prompt)")
-    hidden: int = Field(default=0, ge=0, description="width of the network behind the slots; 0: none, or the model's")
+    hidden: int = Field(default=0, ge=0, description="width of the network (p-tuning, prefix, bottleneck); 0: as usual")
     layers: int = Field(default=1, ge=1, description="blocks that learn (last-layers)")
     targets: str | Annotated[tuple[str, ...], Strict(False)] | None = None
     base: Literal["float", "nf4"] = Field(default="float", description="how frozen linear layers are held; nf4: QLoRA")
@@ -61,7 +62,7 @@ class AdapterSettings(Settings):
             "targets": OVER_LINEAR,
             "length": PROMPTS,
             "text": ("prompt",),
-            "hidden": ("p-tuning", "prefix"),
+            "hidden": ("p-tuning", "prefix", "bottleneck"),
         }
         for name, methods in only.items():
             value = getattr(self, name)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quatrain.adaptation.apply import merge_all
+from quatrain.adaptation.apply import merge_all, unmergeable
 from quatrain.adaptation.peft_files import base_folder
 from quatrain.compression import int8, nf4
 from quatrain.errors import InputError
@@ -47,7 +47,7 @@ class Change:
 def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quantize: str | None = None) -> Model:
     """The model of one base with adapters merged into it, each by its weight (1 unless given), perhaps quantized again.
 
-    Raises InputError for folders that are no adapters, of several bases, or with soft prompts, which are no weights.
+    Raises InputError for folders that are no adapters, of several bases, or with what is no weight: soft prompts and bottlenecks.
     """
     problems = []
     weights = weights or [1.0] * len(folders)
@@ -80,8 +80,8 @@ def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quant
 def _merged(folder: str | Path) -> tuple[Model, dict[str, Tensor]]:
     """A base of floats with one adapter in it, and the base's weights by name."""
     model, _ = load_model(folder)
-    if model.prompt is not None:
-        raise InputError(f"{folder}: a soft prompt is no weight and cannot be merged; use the folder as it is.")
+    if what := unmergeable(model):
+        raise InputError(f"{folder}: {what} is no weight and cannot be merged; use the folder as it is.")
     base, _ = load_model(base_folder(resolve(folder)))
     for each in (model, base):
         merge_all(each)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.adaptation import state
-from quatrain.adaptation.apply import apply, merge_all, trainable_report
+from quatrain.adaptation.apply import apply, merge_all, taken_off, trainable_report, unmergeable
 from quatrain.adaptation.layer import adapters
 from quatrain.adaptation.peft_files import BASE, check_writable, group, save_adapter
 from quatrain.adaptation.peft_layers import file_layers
@@ -89,23 +89,24 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
         )
     before_run(learning, context, context.recipe.stage[context.index])
     save, load = attach(learning, context)
-    before = prompt = None
+    before, merges = None, True
     if learning.compare and learning.validate is not None:
         before = learning.validate(model).get("validation_loss")
     trained, result = train(learning, context, save=save, load=load)
     if learning.adapter is not None:
         save_adapter(model, context.stage_folder / "adapter", base_model=str(model_folder_of(context) or ""))
-        prompt, model.prompt = model.prompt, None
-        merge_all(model)
+        merges = unmergeable(model) is None
+        if merges:
+            merge_all(model)
         nf4.dequantize(model)
     folder = context.model_folder
-    if prompt is None:
+    if merges:
         result.model_bytes = write_model(model, tokenizer, folder)
     else:
-        # It is no weight of the model: the folder is one of an adapter, with its base in it.
+        # The adapter is no weight of the model: the folder is one of an adapter, with its base in it.
         shutil.rmtree(folder, ignore_errors=True)
-        result.model_bytes = write_model(model, tokenizer, folder / BASE)
-        model.prompt = prompt
+        with taken_off(model):
+            result.model_bytes = write_model(model, tokenizer, folder / BASE)
         save_adapter(model.requires_grad_(False), folder, base_model=str((folder / BASE).resolve()))
         tokenizer.save(folder)
     result.notes += learning.notes

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from quatrain.adaptation import peft_files, state
-from quatrain.adaptation.apply import apply, learned_whole, merge_all, trainable_report
+from quatrain.adaptation.apply import apply, learned_whole, merge_all, taken_off, trainable_report
 from quatrain.adaptation.layer import adapters
 from quatrain.adaptation.lokr import factors
 from quatrain.adaptation.settings import AdapterSettings
@@ -195,7 +195,7 @@ def test_pefts_folder_is_read_by_us(name: str, tmp_path: Path) -> None:
         close(model(IDS)[0], reference_of(base, tmp_path / "ours").eval()(IDS).logits)
 
 
-METHODS = [*SETTINGS, "bitfit", "last-layers"]
+METHODS = [*SETTINGS, "bottleneck", "bitfit", "last-layers"]
 
 
 def any_settings(name: str, **more: Any) -> AdapterSettings:
@@ -232,9 +232,46 @@ def test_what_trains_moves_and_nothing_else_by_a_bit(name: str, tmp_path: Path) 
         apply(resumed, any_settings(name), seed=2)
         state.load(resumed, tmp_path / "state")
         assert torch.equal(resumed(IDS)[0], learned)
+        if name == "bottleneck":
+            with pytest.raises(InputError, match="cannot be merged"):
+                merge_all(model)
+            with taken_off(model):
+                close(model(IDS)[0], plain)
+            close(model(IDS)[0], learned)
+            return
         merge_all(model)
         assert not list(adapters(model))
         close(model(IDS)[0], learned)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_bottleneck_is_that_of_the_paper_over_transformers(family: str, tmp_path: Path) -> None:
+    """The tensors of our file put behind the layers of transformers' model, as the paper's figure 2 says."""
+    from safetensors.torch import load_file
+
+    base = base_of(family, tmp_path / "base")
+    model = hub.load(base)
+    changed = apply(model, AdapterSettings(method="bottleneck", hidden=6), seed=1)
+    assert len(changed) == 4 and {name.rpartition(".")[2] for name in changed} == {"o_proj", "down_proj"}
+    stirred(model)
+    peft_files.save_adapter(model, tmp_path / "adapter", base_model="../base")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
+    own: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(tmp_path / "adapter" / peft_files.WEIGHTS).items():
+        path, _, part = name.removeprefix(peft_files.PREFIX).partition(".bottleneck_")
+        own.setdefault(path, {})[part] = tensor
+    for path, each in own.items():
+
+        def behind(module: Any, inputs: Any, output: Tensor, each: dict[str, Tensor] = each) -> Tensor:
+            inside = nn.functional.gelu(output @ each["down"].T + each["down_bias"])
+            return output + inside @ each["up"].T + each["up_bias"]
+
+        reference.get_submodule(path).register_forward_hook(behind)
+    with torch.no_grad():
+        close(model(IDS)[0], reference(IDS).logits)
+    again, _ = load_model(tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(again(IDS)[0], model(IDS)[0])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -253,7 +290,7 @@ def test_a_fresh_head_learns_whole_and_is_saved(name: str, tmp_path: Path) -> No
         close(again(IDS)[0], model(IDS)[0])
     config = json.loads((tmp_path / "adapter" / peft_files.CONFIG).read_text())
     assert config["task_type"] == "SEQ_CLS" and "score" in config["modules_to_save"]
-    if name not in ("bitfit", "last-layers"):
+    if name not in ("bottleneck", "bitfit", "last-layers"):
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, pad_token_id=0)
         theirs.config.pad_token_id = 0
         reference = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
