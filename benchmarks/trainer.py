@@ -5,11 +5,13 @@ take turns. Both learn next tokens of the same windows in the same order, with A
 cosine after a warm-up, gradients clipped at 1 and attention through `sdpa`; bfloat16 is what each makes of it, theirs
 autocast over float32 weights. Steps are counted after the first two; the loss of every step is compared.
 
-The limit of a step is the time of its matrix products alone, each at the best rate measured for its own shape, forward
-and backward, in whichever way was fastest: attention's over all pairs, and once more over the half that is seen.
+The limit of a step is the time of its matrix products alone, each measured for its own shape, forward and backward, in
+whichever way was fastest: attention's over all pairs, and once more over the half that is seen. Like is held against
+like: the median step against each product's median time, the fastest step against its fastest. With --compile our
+Trainer runs a third time, with `train.compile`.
 
     python benchmarks/trainer.py [--models gpt2 llama] [--precisions bfloat16 float32] [--repeat 3] [--steps 8]
-        [--rows 8] [--length 512] [--device cuda] [--same-allocator]
+        [--rows 8] [--length 512] [--device cuda] [--same-allocator] [--compile]
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +42,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Family and shape: GPT-2 small, a Llama for a CPU, Llama 3.2's 1B, and one for --quick."""
 SIDES = ("quatrain", "transformers")
+COMPILED = "compiled"
 LIMIT = "matrix products"
 WARM = 2
 """Steps of a turn that are not counted."""
@@ -74,14 +78,18 @@ def windows(vocabulary: int, rows: int, length: int) -> Any:
     return Windows(tokens, length=length, rows=rows, seed=0)
 
 
-def ours(folder: Path, precision: str, rows: int, length: int, steps: int, device: str) -> dict[str, Any]:
+def ours(
+    folder: Path, precision: str, rows: int, length: int, steps: int, device: str, *, compiled: bool = False
+) -> dict[str, Any]:
     """Trains with our Trainer; returns the time at the end of each step, and each loss."""
     from quatrain.models import hub
 
-    return train_ours(hub.load(folder, device=device), precision, rows, length, steps)
+    return train_ours(hub.load(folder, device=device), precision, rows, length, steps, compiled=compiled)
 
 
-def train_ours(model: Any, precision: str, rows: int, length: int, steps: int) -> dict[str, Any]:
+def train_ours(
+    model: Any, precision: str, rows: int, length: int, steps: int, *, compiled: bool = False
+) -> dict[str, Any]:
     """The same of a model that is there already."""
     from quatrain.training.objectives import Causal
     from quatrain.training.settings import TrainSettings
@@ -90,7 +98,7 @@ def train_ours(model: Any, precision: str, rows: int, length: int, steps: int) -
     stream = windows(model.config.vocab_size, rows, length)
     settings = TrainSettings.model_validate(
         {**COMMON, "steps": steps, "batch_tokens": rows * length, "precision": precision, "warmup": WARMUP}
-        | {"schedule": "cosine", "log_every": 1}
+        | {"schedule": "cosine", "log_every": 1, "compile": compiled}
     )
     times: list[float] = []
     losses: list[float] = []
@@ -174,7 +182,10 @@ def train_theirs(model: Any, precision: str, rows: int, length: int, steps: int,
 
 
 def products(folder: Path, precision: str, rows: int, length: int, device: str) -> dict[str, Any]:
-    """Seconds of a step's matrix products at their own best rates, and the rate of one large square product."""
+    """Seconds of a step's matrix products, and the rate of one large square product.
+
+    Of each product the median time and, as `fastest_…`, the shortest.
+    """
     import torch
     from torch import nn
 
@@ -186,10 +197,11 @@ def products(folder: Path, precision: str, rows: int, length: int, device: str) 
     with torch.device("meta"):
         model = Model(config)
     linears = Counter((part.in_features, part.out_features) for part in model.modules() if isinstance(part, nn.Linear))
-    seconds = 0.0
-    for (inputs, outputs), count in linears.items():
-        ways = linear_ways(rows * length, inputs, outputs, dtype, device)
-        seconds += count * sum(best_of(product, device) for product in ways)
+    timed = [
+        (count, best_of(product, device))
+        for (inputs, outputs), count in linears.items()
+        for product in linear_ways(rows * length, inputs, outputs, dtype, device)
+    ]
     heads = rows * config.num_attention_heads
     thin, square = (torch.randn(heads, length, width, device=device).to(dtype) for width in (config.head_dim, length))
     part, half = thin[:, : length // 2], square[:, :, : length // 2]
@@ -197,9 +209,13 @@ def products(folder: Path, precision: str, rows: int, length: int, device: str) 
     whole = (lambda: thin @ thin.mT, lambda: square @ thin, lambda: square.mT @ thin)
     seen = (lambda: thin @ part.mT, lambda: half @ part, lambda: half.mT @ thin)
     times, size = 2 * config.num_hidden_layers, 64 if length < 64 else 2048
+    pairs = {"": whole, "_seen": seen}
+    totals = {end: timed + [(times, best_of([product], device)) for product in each] for end, each in pairs.items()}
     return {
-        "seconds": seconds + times * sum(best_of([product], device) for product in whole),
-        "seconds_seen": seconds + times * sum(best_of([product], device) for product in seen),
+        f"{which}seconds{end}": sum(count * found[number] for count, found in total)
+        for end, total in totals.items()
+        for number, which in enumerate(("", "fastest_"))
+    } | {
         "large_flops_per_second": max(matmul_flops_per_second(dtype, device, size=size) for _ in range(5)),
     }
 
@@ -230,13 +246,16 @@ def linear_ways(tokens: int, inputs: int, outputs: int, dtype: Any, device: str)
     ]
 
 
-def best_of(ways: Sequence[Callable[[], Any]], device: str, tries: int = 6, seconds: float = 0.5) -> float:
-    """Seconds of the fastest call of the fastest way, each tried so often and so long at least."""
+def best_of(
+    ways: Sequence[Callable[[], Any]], device: str, tries: int = 6, seconds: float = 0.5
+) -> tuple[float, float]:
+    """Seconds of the fastest way, the median call and the fastest; each is tried so often and so long at least."""
     import torch
 
-    found: list[float] = []
+    times: list[tuple[float, float]] = []
     for way in ways:
         way()
+        found: list[float] = []
         begun, tried = time.perf_counter(), 0
         while tried < tries or time.perf_counter() - begun < seconds:
             tried += 1
@@ -247,7 +266,8 @@ def best_of(ways: Sequence[Callable[[], Any]], device: str, tries: int = 6, seco
             if device != "cpu":
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - start)
-    return min(found)
+        times.append((median(found), min(found)))
+    return min(times)
 
 
 def work(side: str, folder: Path, chosen: Any) -> None:
@@ -261,7 +281,8 @@ def work(side: str, folder: Path, chosen: Any) -> None:
 
         if side == LIMIT:
             return products(folder, *shape, chosen.device)
-        found = (ours if side == "quatrain" else theirs)(folder, *shape, WARM + chosen.steps, chosen.device)
+        turn = theirs if side == "transformers" else partial(ours, compiled=side == COMPILED)
+        found = turn(folder, *shape, WARM + chosen.steps, chosen.device)
         found["peak_bytes"] = peak_memory() if chosen.device == "cpu" else torch.cuda.max_memory_allocated()
         return found
 
@@ -280,7 +301,7 @@ def summary(runs: list[dict[str, Any]], limits: dict[str, float], tokens: int, f
         "fastest_tokens_per_second": tokens / fastest,
         "peak_bytes": max(run["peak_bytes"] for run in runs),
         "share_of_limit": limits["seconds"] / seconds,
-        "fastest_share_of_limit": limits["seconds"] / fastest,
+        "fastest_share_of_limit": limits["fastest_seconds"] / fastest,
         "share_of_limit_seen": limits["seconds_seen"] / seconds,
         "utilisation": flops / seconds / limits["large_flops_per_second"],
         "losses": runs[0]["losses"],
@@ -302,12 +323,14 @@ def compare(name: str, precision: str, chosen: Any, folder: Path) -> dict[str, A
         return answer
 
     print(f"\n{name}, {precision}: {chosen.rows} x {chosen.length} tokens a step, {chosen.steps} steps", flush=True)
-    found: Any = in_turns({side: lambda side=side: turn(side) for side in (*SIDES, LIMIT)}, chosen.repeat)
-    limits = {what: min(run[what] for run in found[LIMIT]) for what in ("seconds", "seconds_seen")}
+    sides_run = (*SIDES, COMPILED) if chosen.compile else SIDES
+    found: Any = in_turns({side: lambda side=side: turn(side) for side in (*sides_run, LIMIT)}, chosen.repeat)
+    limits = {what: median(run[what] for run in found[LIMIT]) for what in ("seconds", "seconds_seen")}
+    limits["fastest_seconds"] = min(run["fastest_seconds"] for run in found[LIMIT])
     limits["large_flops_per_second"] = max(run["large_flops_per_second"] for run in found[LIMIT])
     tokens = chosen.rows * chosen.length
     flops = tokens * flops_per_token(hub.load_config(folder), chosen.length)
-    sides = {side: summary(found[side], limits, tokens, flops) for side in SIDES}
+    sides = {side: summary(found[side], limits, tokens, flops) for side in sides_run}
     for side, said in sides.items():
         rate = said["tokens_per_second"]
         print(
@@ -329,7 +352,7 @@ def compare(name: str, precision: str, chosen: Any, folder: Path) -> dict[str, A
         f"  {result['tokens_per_second_ratio']:.2f}x their tokens/s, {result['memory_ratio']:.2f}x their memory\n"
         f"  losses {left['losses'][0]:.4f} to {left['losses'][-1]:.4f}; apart by {apart[0]:.1e} at the first step, "
         f"{max(apart[:3]):.1e} within three, {max(apart):.1e} within all {len(apart)}\n"
-        f"  limit {limits['seconds']:.3f} s a step; one large product: "
+        f"  limit {limits['seconds']:.3f} s a step (fastest {limits['fastest_seconds']:.3f}); one large product: "
         f"{limits['large_flops_per_second'] / 1e9:,.0f} GFLOP/s",
         flush=True,
     )
@@ -364,6 +387,7 @@ def main() -> None:
     arguments.add_argument("--repeat", type=int, default=3, help="turns of each side")
     arguments.add_argument("--steps", type=int, default=8, help="measured steps of a turn")
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments.add_argument("--compile", action="store_true", help="our Trainer once more, with train.compile")
     arguments.add_argument("--same-allocator", action="store_true", help="both sides keep the memory that they free")
     arguments.add_argument(
         "--worker", nargs=2, metavar=("SIDE", "FOLDER"), help="(how the benchmark starts its own processes)"
