@@ -20,7 +20,7 @@ from quatrain.adaptation.lokr import LoKrLinear
 from quatrain.adaptation.lora import LoRALinear
 from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.targets import ALL_LINEAR, find_targets, near
-from quatrain.adaptation.token_rows import learned_rows, stop_learning_rows
+from quatrain.adaptation.token_rows import learned_rows, row_weights, stop_learning_rows
 from quatrain.errors import InputError
 from quatrain.models.prompts import SoftPrompt
 from quatrain.models.stack import Model
@@ -70,7 +70,8 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     elif settings.method == "last-layers":
         changed = last_layers(model, settings.layers)
     else:
-        changed = find_targets(model, settings.targets or USUAL.get(settings.method, ALL_LINEAR))
+        usual: str | tuple[str, ...] = USUAL.get(settings.method, ALL_LINEAR)
+        changed = find_targets(model, settings.targets or usual)
         under = [name for name in changed if any(name == part or name.startswith(f"{part}.") for part in saved)]
         if under:
             raise InputError(
@@ -128,12 +129,10 @@ def parts(model: Model, wanted: Sequence[str]) -> list[str]:
 
 
 def learned_whole(model: Model) -> list[str]:
-    """The names of the model's own weights that learn, beside adapters and single rows of the embedding."""
+    """The names of the model's own weights that learn, beside adapters and single rows of an embedding."""
     own = {f"{name}.{each}" for name, layer in adapters(model) for each in layer.own()}
-    rows = {"embed_tokens.weight"} if learned_rows(model) else set[str]()
-    return [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in own | rows
-    ]
+    own |= set(row_weights(model))
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in own]
 
 
 def unmergeable(model: Model) -> str | None:
@@ -180,9 +179,9 @@ def merge_all(model: nn.Module) -> list[str]:
 def trainable_report(model: nn.Module) -> tuple[int, int, float]:
     """Elements that train, all of them (int8 weights too, tied ones once), and the former in percent of the latter."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if isinstance(model, Model) and (rows := learned_rows(model)):
-        weight = model.embed_tokens.weight
-        trainable += (len(rows) - weight.shape[0]) * weight.shape[1]
+    if isinstance(model, Model):
+        for weight in row_weights(model).values():
+            trainable += (len(learned_rows(model)) - weight.shape[0]) * weight.shape[1]
     total = sum(parameter.numel() for parameter in model.parameters())
     total += sum(buffer.numel() for buffer in model.buffers() if buffer.dtype == torch.int8)
     return trainable, total, 100 * trainable / max(1, total)

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a small network with a residual behind a frozen layer (Houlsby et al. 2019, arXiv 1902.00751)."""
+"""Bottleneck adapters: a small network and a residual behind a frozen layer (Houlsby et al. 2019, arXiv 1902.00751)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Adapter folders in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, written and read.
 
-What PEFT has no format for (BitFit, last layers, bottlenecks) is written in the same two files, with the names of the family's
-tensors and a `peft_type` of its own, which PEFT refuses and Quatrain reads.
+What PEFT has no format for (BitFit, last layers, bottlenecks) is written in the same two files, with the names of the
+family's tensors and a `peft_type` of its own, which PEFT refuses and Quatrain reads.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.adaptation import peft_layers, peft_prompts, prompts
+from quatrain.adaptation import peft_layers, peft_prompts, peft_rows, prompts
 from quatrain.adaptation.apply import learned_whole
 from quatrain.adaptation.ia3 import IA3Linear
 from quatrain.adaptation.layer import Adapted, adapters, is_linear, replace_module
 from quatrain.adaptation.lokr import LoKrLinear
 from quatrain.adaptation.lora import LoRALinear
-from quatrain.adaptation.peft_layers import FileLayer, Written, file_layers
+from quatrain.adaptation.peft_layers import PREFIX, FileLayer, Written, file_layers
 from quatrain.adaptation.targets import linear_names
-from quatrain.adaptation.token_rows import learn_rows, learned_rows, write_rows
+from quatrain.adaptation.token_rows import learn_rows, write_rows
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
 from quatrain.models.families import family
 from quatrain.models.families.weights import Rename, Split
 from quatrain.models.stack import Model
+from quatrain.models.vocabulary import resize_vocabulary
 
 BASE = "base"
 """The folder of a base model in that of its adapter, where it has been moved with it."""
 CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
-PREFIX = "base_model.model."
 PLAIN, BOTTLENECK = "QUATRAIN_WEIGHTS", "QUATRAIN_BOTTLENECK"
 """Our own types: nothing but weights of the model that have learned; networks behind layers."""
 TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3", "bottleneck": BOTTLENECK}
@@ -60,7 +60,7 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     `base_model` is where the base is: a folder (best relative to `folder`) or a name that PEFT's users know.
     Raises InputError where the model has no adapter, or one that PEFT's files cannot hold.
     """
-    found, rows, prompt = dict(adapters(model)), learned_rows(model), model.prompt
+    found, prompt = dict(adapters(model)), model.prompt
     whole = [name for name in learned_whole(model) if not name.startswith("prompt.")]
     if not found and prompt is None and not (whole and len(whole) < len(list(model.parameters()))):
         raise InputError("This model has no adapter to write.")
@@ -71,17 +71,14 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     tensors = {
         f"{PREFIX}{path}.{end}": tensor for path, each in written.items() for end, tensor in each.tensors.items()
     }
-    embedding = next(path for path, layer in layers.items() if layer.parts == ["embed_tokens"])
-    if rows:
-        tensors[_rows_key(embedding)] = model.embed_tokens.weight.detach()[list(rows)]
+    row_tensors, row_options = peft_rows.write(model, layers)
+    tensors |= row_tensors
     saved = _whole_tensors(model, whole)
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
     config: dict[str, Any] = {
         "peft_type": PLAIN, "task_type": TASKS.get(model.config.head), "base_model_name_or_path": base_model,
         "inference_mode": True, "modules_to_save": sorted({name.rpartition(".")[0] for name in saved}) or None,
-    }  # fmt: skip
-    if rows:
-        config["trainable_token_indices"] = {embedding.rpartition(".")[2]: list(rows)}
+    } | row_options  # fmt: skip
     if prompt is not None:
         config |= peft_prompts.options(model, prompt)
         tensors[peft_prompts.TENSOR] = prompt.plain()
@@ -158,22 +155,6 @@ def _whole_tensors(model: Model, names: list[str]) -> dict[str, Tensor]:
     if wanted:
         raise InputError("These weights have no name in the family's files:", sorted(wanted))
     return tensors
-
-
-def _rows_key(embedding: str) -> str:
-    return f"{PREFIX}{embedding}.token_adapter.trainable_tokens_delta"
-
-
-def _take_rows(config: dict[str, Any], embedding: str, tensors: dict[str, Tensor]) -> tuple[list[int], Tensor] | None:
-    """The learned token rows of an adapter folder, taken out of `tensors`; None where it has none."""
-    wanted = config.get("trainable_token_indices")
-    if not wanted:
-        return None
-    ids = wanted.get(embedding.rpartition(".")[2]) if isinstance(wanted, dict) else wanted
-    rows = tensors.pop(_rows_key(embedding), None)
-    if ids is None or rows is None or rows.shape[0] != len(ids):
-        raise InputError(f"trainable_token_indices: {wanted}; the adapter's weights hold no such rows of {embedding}")
-    return list(ids), rows
 
 
 def _with_pattern(key: str, pattern: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +253,8 @@ def method_of(config: Mapping[str, Any]) -> str:
 def load_adapter(model: Model, folder: str | Path) -> list[str]:
     """Puts a PEFT adapter over the layers of `model`, which is frozen; returns the layers' paths.
 
-    Raises InputError naming each tensor that is missing, unexpected or of the wrong shape; the model is then as before.
+    A vocabulary that was extended for it is extended here. Raises InputError naming each tensor that is missing,
+    unexpected or of the wrong shape; the model is then as before.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -280,8 +262,9 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     tensors = _read_tensors(folder / WEIGHTS)
     if not tensors:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
-    embedding = next(path for path, layer in layers.items() if layer.parts == ["embed_tokens"])
-    rows = _take_rows(config, embedding, tensors)
+    rows = peft_rows.take(config, layers, tensors)
+    size = model.config.vocab_size
+    resize_vocabulary(model, max(size, peft_rows.needed(layers, rows, tensors)))
     problems: list[str] = []
     whole = _take_whole(model, tensors, problems)
     prompt = peft_prompts.take(model, config, tensors, problems)
@@ -302,6 +285,7 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
         except InputError as error:
             problems.append(f"{path}: {error.message}")
     if problems:
+        resize_vocabulary(model, size)
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", problems)
     model.requires_grad_(False)
     state = dict(model.named_parameters())

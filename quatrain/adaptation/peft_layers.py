@@ -28,6 +28,9 @@ from quatrain.models.config import ModelConfig
 from quatrain.models.families import family
 from quatrain.models.families.weights import Rename, Split
 
+PREFIX = "base_model.model."
+"""What PEFT's files put before a path."""
+
 
 @dataclass
 class FileLayer:

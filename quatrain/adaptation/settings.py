@@ -20,10 +20,10 @@ class AdapterSettings(Settings):
     Over linear layers: `lora`, `dora`, `loha`, `lokr`, `ia3` and `bottleneck`; `targets` names the layers by the end of
     their path, by a pattern, or "all-linear" (all but the head), which is meant where nothing is said; `ia3` then means
     keys, values and the projection out of the feed-forward part, `bottleneck` the projections out of attention and of
-    the feed-forward part, behind which it is a network of width `hidden`. Of the model itself: `bitfit`, its biases, and
-    `last-layers`, its last `layers` blocks with what follows them. Before what it reads: `prompt`, `length` embeddings,
-    which begin as those of a `text` or at random; `p-tuning`, the same behind a network of width `hidden`; `prefix`,
-    keys and values of every layer. Prompts and bottlenecks are no weights of the model, and are not merged into it.
+    the feed-forward part, behind which it is a network of width `hidden`. Of the model itself: `bitfit`, its biases,
+    and `last-layers`, its last `layers` blocks with what follows them. Before what it reads: `prompt`, `length`
+    embeddings, which begin as those of a `text` or at random; `p-tuning`, the same behind a network of width `hidden`;
+    `prefix`, keys and values of every layer. Prompts and bottlenecks are no weights, and are not merged into a model.
 
     With `base` = "nf4" the frozen layers take four bits a weight, and LoRA over them is QLoRA.
 

@@ -20,6 +20,7 @@ from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
 from quatrain.models.repository import resolve
 from quatrain.models.stack import Model
+from quatrain.models.vocabulary import resize_vocabulary
 
 QUANTIZERS: dict[str, Callable[[Model], list[str]]] = {"int8": int8.quantize, "nf4": nf4.quantize}
 
@@ -47,7 +48,8 @@ class Change:
 def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quantize: str | None = None) -> Model:
     """The model of one base with adapters merged into it, each by its weight (1 unless given), perhaps quantized again.
 
-    Raises InputError for folders that are no adapters, of several bases, or with what is no weight: soft prompts and bottlenecks.
+    Raises InputError for folders that are no adapters, of several bases, or with what is no weight: soft prompts and
+    bottlenecks.
     """
     problems = []
     weights = weights or [1.0] * len(folders)
@@ -65,6 +67,11 @@ def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quant
         sums = {name: tensor.clone() for name, tensor in start.items()}
         for number, (folder, weight) in enumerate(zip(folders, weights, strict=True)):
             one = merged if number == 0 else _merged(folder)[0]
+            if one.config.vocab_size != merged.config.vocab_size:
+                raise InputError(
+                    f"{folder}: its vocabulary has {one.config.vocab_size:,} tokens, the first one's "
+                    f"{merged.config.vocab_size:,}; only adapters with the same new tokens can be merged."
+                )
             for name, tensor in one.state_dict().items():
                 if name in sums and sums[name].shape == tensor.shape and tensor.is_floating_point():
                     sums[name] += weight * (tensor.float() - start[name])
@@ -83,6 +90,7 @@ def _merged(folder: str | Path) -> tuple[Model, dict[str, Tensor]]:
     if what := unmergeable(model):
         raise InputError(f"{folder}: {what} is no weight and cannot be merged; use the folder as it is.")
     base, _ = load_model(base_folder(resolve(folder)))
+    resize_vocabulary(base, model.config.vocab_size)
     for each in (model, base):
         merge_all(each)
         int8.dequantize(each)

@@ -51,6 +51,8 @@ class Model(Stack):
         fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
         self.prompt: SoftPrompt | None = None
         self.fresh: list[str] = []
+        self.added: list[int] = []
+        """Ids of tokens that were added to the vocabulary and have not learned yet."""
         self.generation: dict[str, Any] | None = None
         """How the files of a model that was loaded say to generate; written back with it."""
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)

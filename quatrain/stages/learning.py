@@ -95,6 +95,7 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
     trained, result = train(learning, context, save=save, load=load)
     if learning.adapter is not None:
         save_adapter(model, context.stage_folder / "adapter", base_model=str(model_folder_of(context) or ""))
+        tokenizer.save(context.stage_folder / "adapter")
         merges = unmergeable(model) is None
         if merges:
             merge_all(model)
@@ -134,11 +135,19 @@ def adapt(model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed:
 
     Raises InputError where it cannot be put there, or could not be written for PEFT.
     """
+    if model.added and adapter.method in PROMPTS:
+        shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
+        raise InputError(
+            f"adapter.method: {adapter.method} leaves the embedding as it is, and the new tokens {shown} could never "
+            "learn; take another method, or leave the tokens out."
+        )
     apply(model, adapter, seed=seed, tokenizer=tokenizer)
     layers = file_layers(model.config)
     check_writable(layers, group(layers, dict(adapters(model))))
+    learned = set(model.added)
     if adapter.tokens == "special" and adapter.method not in PROMPTS and model.config.head == "causal":
-        learn_rows(model, sorted(tokenizer.special_ids))
+        learned |= tokenizer.special_ids
+    learn_rows(model, sorted(learned))
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:

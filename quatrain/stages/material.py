@@ -40,7 +40,16 @@ MAX_HELD = 8_000_000
 
 
 def tokenizer_of(context: Context) -> Tokenizer:
-    """The run's tokenizer: that of the model so far, of the tokenizer stage, or of `tokenizer.path`."""
+    """The run's tokenizer: that of the model so far, of the tokenizer stage, or of `tokenizer.path`.
+
+    It has the special tokens and the chat template that the recipe asks for.
+    """
+    wanted = context.recipe.tokenizer
+    return _stored_tokenizer(context).extended(wanted.special_tokens, chat_template=wanted.chat_template)
+
+
+def _stored_tokenizer(context: Context) -> Tokenizer:
+    """The run's tokenizer as its files have it."""
     folder = context.recipe.model.folder
     for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path, folder):
         if place is not None:
@@ -61,7 +70,22 @@ def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:
     folder = model_folder_of(context)
     if folder is None:
         raise InputError(f"{context.name} needs a model; put a pretrain stage before it, or set model.folder.")
-    return load_model(folder, quantize=quantize_of(adapter))[0]
+    return with_new_tokens(load_model(folder, quantize=quantize_of(adapter))[0], context)
+
+
+def with_new_tokens(model: Model, context: Context) -> Model:
+    """The model with a row for each token that the recipe adds to its tokenizer; which those are is told once."""
+    from quatrain.models.vocabulary import resize_vocabulary
+
+    if context.recipe.tokenizer.special_tokens or context.recipe.tokenizer.chat_template:
+        tokenizer, stored = tokenizer_of(context), _stored_tokenizer(context)
+        model.added = sorted(tokenizer.special_ids - stored.special_ids)
+        if model.added:
+            # Some models have rows to spare.
+            resize_vocabulary(model, max(model.config.vocab_size, tokenizer.vocab_size))
+            shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
+            context.reporter.info(f"New tokens, each with a row that learns: {shown}.")
+    return model
 
 
 def quantize_of(adapter: AdapterSettings | None) -> str | None:

@@ -17,7 +17,7 @@ from quatrain.models.stack import Model
 from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, Validate, example_stream, fresh_config, learn, with_dropout
-from quatrain.stages.material import model_folder_of, pieces, tokenizer_of
+from quatrain.stages.material import model_folder_of, pieces, tokenizer_of, with_new_tokens
 from quatrain.stages.streaming import Make, of_texts, streamed
 from quatrain.text import tokenfile
 from quatrain.text.batches import TokenExample
@@ -239,7 +239,7 @@ def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokeniz
     folder = model_folder_of(context)
     if folder is None:
         return Model(fresh_config(context, tokenizer, head=head)).initialize(context.seed)
-    model = hub.load(folder, head=head)
+    model = with_new_tokens(hub.load(folder, head=head), context)
     check_fits(tokenizer, model.config.vocab_size)
     return model
 

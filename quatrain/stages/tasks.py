@@ -21,7 +21,7 @@ from quatrain.models.stack import Model
 from quatrain.stages import streaming
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, Sample, Validate, example_stream, fresh_config, mean_length, with_dropout
-from quatrain.stages.material import corpus_of, model_folder_of, quantize_of, tokenizer_of
+from quatrain.stages.material import corpus_of, model_folder_of, quantize_of, tokenizer_of, with_new_tokens
 from quatrain.stages.streaming import Make, Streamed
 from quatrain.text.corpus import Corpus
 from quatrain.text.prepared import prepared
@@ -184,8 +184,11 @@ def starting_model(
         model.fresh = [name for name, _ in model.named_parameters() if is_of_head(name)]
         return model
     if (folder / ADAPTER_CONFIG).is_file():
-        raise InputError(f"{folder}: this model has a soft prompt; a task's head is taught on a model without one.")
+        raise InputError(
+            f"{folder}: this is an adapter that cannot be merged, such as a soft prompt; a task is taught on a model."
+        )
     model = load_weights(folder, quantize=quantize_of(settings.adapter), head=head, seed=context.seed, **more)
+    model = with_new_tokens(model, context)
     check_fits(tokenizer, model.config.vocab_size)
     if model.fresh:
         context.reporter.info(f"fresh weights of the head: {', '.join(model.fresh)}")

@@ -57,7 +57,11 @@ class DataSettings(Settings):
 
 
 class TokenizerSettings(Settings):
-    """The tokenizer to train, or the one to use as it is (`path`)."""
+    """The tokenizer to train, or the one to use as it is (`path`).
+
+    `special_tokens` and the tokens of `chat_template` are added to the one of `model.folder` too, where it has them
+    not: the model gets a row for each, which learns.
+    """
 
     kind: Literal["bpe", "wordpiece", "unigram", "word", "char"] = "bpe"
     vocab_size: int = Field(default=8192, ge=2, le=2_000_000)
@@ -66,7 +70,7 @@ class TokenizerSettings(Settings):
         default="attached", description="free: a name is the same tokens after a space, in quotes and in code (bpe)"
     )
     lowercase: bool = Field(default=False, description="read capitals as small letters (wordpiece, word)")
-    special_tokens: Listing[str] = ()
+    special_tokens: Listing[str] = Field(default=(), description="more tokens, each one id wherever it stands")
     chat_template: str | None = Field(default=None, min_length=1, description="a chat template, such as chatml")
 
     def conflicts(self) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.atomic import write_json, write_text
 from quatrain.errors import InputError
-from quatrain.text.templates import END_OF_TURN_TOKENS, TEMPLATES
+from quatrain.text.templates import END_OF_TURN_TOKENS, TEMPLATE_TOKENS, TEMPLATES
 from quatrain.text.tokenizer_files import ROLES, content_of, read, roles_by_name
 from quatrain.text.tokenizer_training import UNSET, train_backend
 
@@ -119,6 +119,21 @@ class Tokenizer:
         Raises InputError, with what is missing or broken, when it cannot be read.
         """
         return cls(*read(Path(path), target=target))
+
+    def extended(self, tokens: Sequence[str] = (), *, chat_template: str | None = None) -> Tokenizer:
+        """This tokenizer with more special tokens, which get the ids after the last, and another chat template.
+
+        `chat_template` is as for `train`; the tokens that it needs are added too. Itself where it has all of it.
+        """
+        template = self.chat_template if chat_template is None else TEMPLATES.get(chat_template, chat_template)
+        wanted = (*tokens, *TEMPLATE_TOKENS.get(chat_template or "", ()))
+        missing = [token for token in dict.fromkeys(wanted) if self.backend.token_to_id(token) is None]
+        if not missing and template == self.chat_template:
+            return self
+        backend = Backend.from_str(self._serialized)
+        if missing:
+            backend.add_special_tokens(missing)
+        return Tokenizer(backend, {**self.config, "chat_template": template})
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into `folder`, as transformers reads them."""

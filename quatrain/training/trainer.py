@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.adaptation.token_rows import WEIGHT, learned_rows
+from quatrain.adaptation.token_rows import row_weights
 from quatrain.errors import QuatrainError
 from quatrain.models.stack import Model
 from quatrain.training import guards, memory, saving
@@ -133,8 +133,8 @@ class Trainer:
         state, tensors = saving.find(self)
         self.weights = Precision(self.model, self.parallel.shard(self.gradients.whole_way, self.dtype))
         self.scaler = self._make_scaler(state)
-        # Decay would move the embedding's frozen rows.
-        undecayed = {WEIGHT} if learned_rows(self.model) else set()
+        # Decay would move the frozen rows of an embedding.
+        undecayed = row_weights(self.model)
         devices = [self.device] if self.device.type == "cuda" else []
         self.compiled = Compiled(self.model, self.settings.compile)
         try:

@@ -6,7 +6,7 @@ import torch
 from quatrain.adaptation import peft_files
 from quatrain.adaptation.apply import apply, merge_all, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
-from quatrain.adaptation.token_rows import learn_rows, learned_rows
+from quatrain.adaptation.token_rows import learn_rows, learned_rows, row_weights
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
@@ -52,6 +52,18 @@ def test_only_the_chosen_rows_move(precision, tied):
     after = model.embed_tokens.weight.detach()
     moved = [row for row in range(30) if not torch.equal(before[row], after[row])]
     assert moved == list(IDS)
+    head = model.lm_head.weight.detach()
+    old = adapted(tied=tied).lm_head.weight.detach()
+    assert {row for row in range(30) if not torch.equal(old[row], head[row])} == set(IDS)
+
+
+def test_what_learns_whole_is_left_to_it():
+    model = adapted(tied=False)
+    apply(model, AdapterSettings(rank=4, modules_to_save=("lm_head",)), seed=0)
+    learn_rows(model, IDS)
+    assert set(row_weights(model)) == {"embed_tokens.weight"}
+    model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
+    assert model.lm_head.weight.grad[4].abs().sum() > 0
 
 
 def test_the_report_counts_the_rows_alone():
@@ -70,13 +82,13 @@ def test_merging_ends_it():
     assert model.embed_tokens.weight.grad[4].abs().sum() > 0
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_saved_and_loaded_bit_for_bit_and_by_peft(tmp_path, family):
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("gpt2", True)])
+def test_saved_and_loaded_bit_for_bit_and_by_peft(tmp_path, family, tied):
     peft = pytest.importorskip("peft", reason="the reference is not installed")
     transformers = pytest.importorskip("transformers", reason="the reference is not installed")
-    base = adapted(family)
+    base = adapted(family, tied)
     hub.save(base, tmp_path / "base")
-    model = trained(adapted(family)).eval()
+    model = trained(adapted(family, tied)).eval()
     peft_files.save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
     ids = torch.tensor([[1, 3, 17, 5, 3]])
     with torch.no_grad():

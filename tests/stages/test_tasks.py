@@ -460,7 +460,8 @@ def test_a_chat_is_learned_beside_a_frozen_model(method: str, data: dict[str, st
     for name, parameter in before.named_parameters():
         own = name if name in dict(model.named_parameters()) else name.replace("_proj.", "_proj.base.")
         assert torch.equal(parameter, dict(model.named_parameters())[own]), name
-    theirs = None if method == "bottleneck" else pytest.importorskip("peft").AutoPeftModelForCausalLM.from_pretrained(run.model)
+    peft = pytest.importorskip("peft")
+    theirs = None if method == "bottleneck" else peft.AutoPeftModelForCausalLM.from_pretrained(run.model)
     ids = torch.tensor([tokenizer.encode("say film")])
     moved = run.folder.rename(tmp_path / "moved")
     with torch.no_grad():
