@@ -59,7 +59,7 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     """
     saved = parts(model, settings.modules_to_save)
     if settings.method in PROMPTS:
-        prompts.check(model)
+        prompts.check(model, settings.method)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     if settings.method in PROMPTS:

@@ -81,7 +81,7 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     } | row_options  # fmt: skip
     if prompt is not None:
         config |= peft_prompts.options(model, prompt)
-        tensors[peft_prompts.TENSOR] = prompt.plain()
+        tensors[peft_prompts.TENSOR] = peft_prompts.rows_of(model, prompt)
     if found:
         every = {path for name in (*found, *linear_names(model)) for path in [_path_of(layers, name)] if path}
         config["target_modules"] = _short_names(set(grouped), every)
@@ -269,7 +269,7 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     whole = _take_whole(model, tensors, problems)
     prompt = peft_prompts.take(model, config, tensors, problems)
     if prompt is not None:
-        prompts.check(model)
+        prompts.check(model, prompt.method)
     made: dict[str, Adapted] = {}
     for path, found in _by_layer(layers, tensors, problems).items():
         bases = [model.get_submodule(name) for name in layers[path].parts]

@@ -19,7 +19,8 @@ def options(model: Model, prompt: Any) -> dict[str, Any]:
     """What the configuration says of a soft prompt."""
     config = model.config
     found = {"peft_type": TYPES[prompt.method], "num_virtual_tokens": prompt.length,
-               "num_layers": config.num_hidden_layers, "num_transformer_submodules": 1}  # fmt: skip
+               "num_layers": config.num_hidden_layers,
+               "num_transformer_submodules": 1 if model.encoder is None else 2}  # fmt: skip
     if prompt.method == "prefix":
         size = config.num_key_value_heads * config.head_dim
         # The network behind a prefix is worked out: what is written is what it says.
@@ -34,6 +35,12 @@ def options(model: Model, prompt: Any) -> dict[str, Any]:
     return found | {"prompt_tuning_init": "RANDOM"}
 
 
+def rows_of(model: Model, prompt: Any) -> Tensor:
+    """What a file holds. Of an encoder-decoder PEFT keeps as many rows again, which nothing reads."""
+    rows: Tensor = prompt.plain()
+    return rows if model.encoder is None else torch.cat((rows, rows))
+
+
 def take(model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], problems: list[str]) -> Any:
     """The soft prompt of an adapter folder, taken out of `tensors`; None where it has none."""
     kind = next((name for name, peft_type in TYPES.items() if peft_type == config["peft_type"]), None)
@@ -43,6 +50,8 @@ def take(model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], pr
     if rows is None:
         problems.append(f"{TENSOR}: missing")
         return None
+    if model.encoder is not None:
+        rows = rows[: int(config.get("num_virtual_tokens") or len(rows) // 2)]
     found: Any
     if kind == "prefix":
         found = prompts.PrefixTuning(len(rows), model.config, device=model.device)

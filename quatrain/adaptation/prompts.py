@@ -119,18 +119,18 @@ class PrefixTuning(SoftPrompt):
 
     def keys_values(self) -> Prefix:
         found = self._whole().view(self.length, self.layers, 2, self.heads, self.width).permute(1, 2, 3, 0, 4)
-        return [(keys, values) for keys, values in found]
+        return Prefix([(keys, values) for keys, values in found])
 
     def plain(self) -> Tensor:
         """What a file holds: keys and values of all layers (length, layers * 2 * heads * head_dim)."""
         return self._whole().detach()
 
 
-def check(model: Model) -> None:
+def check(model: Model, method: str) -> None:
     """Raises InputError where no prompt can stand before what a model reads."""
     problems = []
-    if model.encoder is not None:
-        problems.append(f"method: a {model.config.family} reads with an encoder; soft prompts are of other models")
+    if model.encoder is not None and method == "prefix":
+        problems.append(f"method: prefix; a {model.config.family} has an encoder, of which prompt and p-tuning are")
     if model.prompt is not None:
         problems.append("method: the model has a soft prompt already")
     if problems:

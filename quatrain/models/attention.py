@@ -61,8 +61,8 @@ class Attention(nn.Module):
             cos, sin = (table.unsqueeze(-3) for table in rotary)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if sight.prefix is not None:
-            keys, values = sight.prefix[self.layer]
-            key, value = _replaced(key, keys), _replaced(value, values)
+            keys, values = sight.prefix.layers[self.layer]
+            key, value = sight.prefix.put(key, keys), sight.prefix.put(value, values)
         if sight.cache is not None:
             key, value = sight.cache.append(self.layer, key, value)
         seen = None if sight.trace is None else sight.trace.attentions
@@ -145,9 +145,3 @@ class Attention(nn.Module):
         if self.num_kv_heads == self.num_heads:
             return x
         return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=axis)
-
-
-def _replaced(own: Tensor, learned: Tensor) -> Tensor:
-    """Keys or values (B, H, T, D) whose first slots are learned ones (H, slots, D)."""
-    first = learned.to(own.dtype).expand(own.shape[0], -1, -1, -1)
-    return torch.cat((first, own[:, :, learned.shape[1] :]), dim=2)

@@ -104,7 +104,7 @@ class Stack(nn.Module):
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size) of embedded tokens; see `Model.forward` for the rest.
 
-        `prefix` holds the keys and values of each layer's first slots, in place of those that the layer computes.
+        `prefix` holds keys and values that slots have in place of those that a layer computes.
         """
         length, past = embedded.shape[1], cache.length if cache is not None else 0
         self._check_length(positions, past, length)

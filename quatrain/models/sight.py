@@ -33,8 +33,30 @@ class Trace:
         return Trace(hidden_states=self.encoder_hidden_states, attentions=self.encoder_attentions)
 
 
-Prefix = list[tuple[Tensor, Tensor]]
-"""For each layer the keys and values (num_key_value_heads, slots, head_dim) of the first slots, positions in them."""
+@dataclass
+class Prefix:
+    """Keys and values that slots of a row have, in place of those that a layer computes; positions are in them.
+
+    layers: for each layer (num_key_value_heads, S, head_dim), or of each row (B, …). places (B, S): the slots' places
+    in their rows; None: they are the first. holds (B, S): which of them it is so for; None: all.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    places: Tensor | None = None
+    holds: Tensor | None = None
+
+    def put(self, own: Tensor, learned: Tensor) -> Tensor:
+        """Keys or values (B, H, T, D) with the learned ones of a layer in their places."""
+        learned = learned.to(own.dtype).expand(own.shape[0], -1, -1, -1)
+        if self.places is None and self.holds is None:
+            return torch.cat((learned, own[:, :, learned.shape[2] :]), dim=2)
+        places = self.places
+        if places is None:
+            places = torch.arange(learned.shape[2], device=own.device).expand(own.shape[0], -1)
+        places = places[:, None, :, None].expand_as(learned)
+        if self.holds is not None:
+            learned = torch.where(self.holds[:, None, :, None], learned, own.gather(2, places))
+        return own.scatter(2, places, learned)
 
 
 @dataclass
@@ -86,7 +108,7 @@ class Sight:
 
     views: by type of layer ("full", "sliding"), and "cross" for the encoded text. rotary: by type of layer, cosines
     and sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's last hidden states, None once a cache
-    has their keys.
+    has their keys. prefix: keys and values that slots have.
     """
 
     views: dict[str, View]

@@ -20,7 +20,7 @@ from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.heads import IGNORE
 from quatrain.models.initialization import initialize
 from quatrain.models.positions import positions_of_tokens
-from quatrain.models.prompts import SoftPrompt
+from quatrain.models.prompts import Read, SoftPrompt
 from quatrain.models.sight import Trace
 
 __all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
@@ -131,25 +131,14 @@ class Model(Stack):
             positions = self._counted(ids, segments) if positions is None else positions
             if cache is not None:
                 read, positions, segments = cache.reread(ids, positions, segments)
-            embedded, prefix = self._look_up(read), None
+            slots = Read(self._look_up(read), positions, segments, token_types)
             if self.prompt is not None:
-                first = cache is None or cache.length == 0
-                embedded, positions, segments, token_types, prefix = self.prompt.before(
-                    embedded, positions, segments, token_types, first=first
-                )
-            hidden = self.run(
-                embedded,
-                positions=positions,
-                segments=segments,
-                token_types=token_types,
-                cache=cache,
-                trace=trace,
-                prefix=prefix,
-            )
+                slots = self.prompt.before(slots, first=cache is None or cache.length == 0)
+            hidden = self.run(**vars(slots), cache=cache, trace=trace)
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None:
-            encoded = self.encode(input_ids, positions=positions, segments=segments, trace=trace)
+            encoded, segments = self._encode(input_ids, positions=positions, segments=segments, trace=trace)
         elif cache is None or not cache.crossed:
             raise InputError("An encoder-decoder needs input_ids until a cache holds the encoded text.")
         if cache is not None:
@@ -172,11 +161,20 @@ class Model(Stack):
         segments: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """What an encoder-decoder's encoder makes of input_ids (B, S): (B, S, hidden_size)."""
+        """What an encoder-decoder's encoder makes of input_ids (B, S): (B, S, hidden_size); a soft prompt's slots
+        come first.
+        """
+        return self._encode(input_ids, positions=positions, segments=segments, trace=trace)[0]
+
+    def _encode(
+        self, input_ids: Tensor, *, positions: Tensor | None, segments: Tensor | None, trace: Trace | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The encoded text, and the segments of what was read."""
         if self.encoder is None:
             raise InputError(f"A {self.config.family} model has no encoder of its own.")
-        seen = None if trace is None else trace.of_encoder()
-        return self.encoder.run(self._look_up(input_ids), positions=positions, segments=segments, trace=seen)
+        read = Read(self._look_up(input_ids), positions, segments)
+        read = read if self.prompt is None else self.prompt.before(read, first=True)
+        return self.encoder.run(**vars(read), trace=None if trace is None else trace.of_encoder()), read.segments
 
     def head(
         self, hidden: Tensor, labels: Any = None, input_ids: Tensor | None = None, segments: Tensor | None = None

@@ -194,3 +194,61 @@ def test_it_begins_as_the_tokens_of_a_text(tmp_path: Path) -> None:
         apply(hub.load(tmp_path / "base"), settings)
     with pytest.raises(InputError, match="has a soft prompt already"):
         apply(model, settings, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_slots_stand_next_to_the_text_where_distance_counts(name: str) -> None:
+    """ALiBi counts slots between tokens, so that padding must not lie between a prompt and its text."""
+    config = ModelConfig(family="bloom", **SHAPE, position="alibi", norm="layer", feed_forward="plain",
+                         activation="gelu_tanh", attention_bias="all", feed_forward_bias=True,
+                         embedding_norm=True, tie_word_embeddings=True)  # fmt: skip
+    model = Model(config).initialize(seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    apply(model, AdapterSettings(method=name, length=5), seed=1)  # type: ignore[arg-type]
+    rows = [[3, 7, 9, 4, 8, 2], [5, 6]]
+    params = SamplingParams(max_new_tokens=4, temperature=0.0)
+    together = Engine(model.eval()).generate(rows, params)
+    for ids, answer in zip(rows, together, strict=True):
+        alone = Engine(model).generate([ids], params)[0]
+        assert answer.ids == alone.ids
+        torch.testing.assert_close(torch.tensor(answer.logprobs), torch.tensor(alone.logprobs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "p-tuning"])
+def test_an_encoder_reads_a_prompt_as_pefts_does(kind: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(
+        vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dropout_rate=0.0,
+        decoder_start_token_id=0))  # fmt: skip
+    theirs.save_pretrained(tmp_path / "base")
+    model = hub.load(tmp_path / "base")
+    apply(model, AdapterSettings(method=kind, length=5, hidden=24 if kind == "p-tuning" else 0), seed=1)  # type: ignore[arg-type]
+    peft_files.save_adapter(model, tmp_path / "ours", base_model="../base")
+    base = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "base")
+    reference = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    mask = torch.tensor([[1] * 11, [1] * 7 + [0] * 4])
+    with torch.no_grad():
+        mine = model.eval()(IDS, decoder_input_ids=LABELS, segments=mask)[0]
+        close(mine, reference(input_ids=IDS, attention_mask=mask, decoder_input_ids=LABELS).logits)
+        assert not torch.allclose(hub.load(tmp_path / "base")(IDS, decoder_input_ids=LABELS)[0], mine, atol=1e-2)
+        again, _ = load_model(tmp_path / "ours")
+        close(again(IDS, decoder_input_ids=LABELS, segments=mask)[0], mine)
+    config = {"prompt": peft.PromptTuningConfig, "p-tuning": peft.PromptEncoderConfig}[kind](
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4
+    )
+    other = peft.get_peft_model(transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "base"), config)
+    other.peft_config["default"].base_model_name_or_path = "../base"
+    other.save_pretrained(str(tmp_path / "theirs"))
+    with torch.no_grad():
+        close(load_model(tmp_path / "theirs")[0](IDS, decoder_input_ids=LABELS)[0],
+              other.eval()(input_ids=IDS, decoder_input_ids=LABELS).logits)  # fmt: skip
+    rows = [[3, 7, 9, 4, 8, 2], [5, 6]]
+    params = SamplingParams(max_new_tokens=4, temperature=0.0)
+    for ids, answer in zip(rows, Engine(model).generate(rows, params), strict=True):
+        assert answer.ids == Engine(model).generate([ids], params)[0].ids
+    with pytest.raises(InputError, match="prefix; a t5 has an encoder"):
+        apply(hub.load(tmp_path / "base"), AdapterSettings(method="prefix"))
