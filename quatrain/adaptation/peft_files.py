@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +251,44 @@ def method_of(config: Mapping[str, Any]) -> str:
     return next((name for name, kind in TYPES.items() if kind == config["peft_type"]), "")
 
 
+@dataclass
+class Found:
+    """What an adapter folder holds for a model: layers by path, rows of tokens, a prompt, weights by our names, and how
+    many tokens it knows.
+    """
+
+    layers: dict[str, Adapted]
+    rows: peft_rows.Rows | None
+    prompt: Any
+    whole: dict[str, Tensor]
+    vocab_size: int
+
+
 def load_adapter(model: Model, folder: str | Path) -> list[str]:
     """Puts a PEFT adapter over the layers of `model`, which is frozen; returns the layers' paths.
+
+    Raises InputError as `read_adapter` does; the model is then as before.
+    """
+    found = read_adapter(model, folder)
+    model.requires_grad_(False)
+    state = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in found.whole.items():
+            state[name].requires_grad_(True).copy_(tensor)
+    if found.rows is not None:
+        write_rows(model, *found.rows)
+        learn_rows(model, found.rows[0])
+    if found.prompt is not None:
+        model.prompt = found.prompt.train(model.training)
+    for name, layer in found.layers.items():
+        for parameter in layer.own().values():
+            parameter.requires_grad_(True)
+        replace_module(model, name, layer)
+    return list(found.layers)
+
+
+def read_adapter(model: Model, folder: str | Path) -> Found:
+    """What a PEFT adapter folder holds for a model, its layers over those of the model, which does not change.
 
     A vocabulary that was extended for it is extended here. Raises InputError naming each tensor that is missing,
     unexpected or of the wrong shape; the model is then as before.
@@ -263,8 +300,8 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     if not tensors:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
     rows = peft_rows.take(config, layers, tensors)
-    size = model.config.vocab_size
-    resize_vocabulary(model, max(size, peft_rows.needed(layers, rows, tensors)))
+    size, needed = model.config.vocab_size, peft_rows.needed(layers, rows, tensors)
+    resize_vocabulary(model, max(size, needed))
     problems: list[str] = []
     whole = _take_whole(model, tensors, problems)
     prompt = peft_prompts.take(model, config, tensors, problems)
@@ -287,21 +324,7 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     if problems:
         resize_vocabulary(model, size)
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", problems)
-    model.requires_grad_(False)
-    state = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in whole.items():
-            state[name].requires_grad_(True).copy_(tensor)
-    if rows is not None:
-        write_rows(model, *rows)
-        learn_rows(model, rows[0])
-    if prompt is not None:
-        model.prompt = prompt.train(model.training)
-    for name, layer in made.items():
-        for parameter in layer.own().values():
-            parameter.requires_grad_(True)
-        replace_module(model, name, layer)
-    return list(made)
+    return Found(made, rows, prompt, whole, needed)
 
 
 def _take_whole(model: Model, tensors: dict[str, Tensor], problems: list[str]) -> dict[str, Tensor]:

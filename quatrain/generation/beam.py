@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quatrain.errors import QuatrainError
 from quatrain.generation.constraints import Constraint, Said
-from quatrain.generation.decoding import BROKEN, SHRINK_AT, Stream
+from quatrain.generation.decoding import BROKEN, SHRINK_AT, Stream, adapters_of
 from quatrain.generation.logits import SamplingParams
 from quatrain.generation.reader import Reader
 from quatrain.models.stack import Model
@@ -102,7 +102,7 @@ class BeamSearch:
         self.width = params.num_beams
         self.rows = list(sequences)
         length = max(row.limit for row in self.rows)
-        self.reader = Reader(model, [row.prompt for row in self.rows], length, start_id)
+        self.reader = Reader(model, [row.prompt for row in self.rows], length, start_id, adapters_of(model, self.rows))
         device = self.reader.device
         self.limits = torch.tensor([[row.limit] for row in self.rows], device=device)
         self.open = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
@@ -222,7 +222,7 @@ class BeamSearch:
         for beam in range(self.params.num_return_sequences):
             length = int(self.finished.lengths[index, beam])
             if length:
-                hypothesis = row if not found else Stream(row.prompt, row.limit, row.seed)
+                hypothesis = row if not found else Stream(row.prompt, row.limit, row.seed, adapter=row.adapter)
                 hypothesis.ids = self.finished.ids[index, beam, :length].tolist()
                 hypothesis.logprobs = self.finished.logprobs[index, beam, :length].tolist()
                 hypothesis.score = float(self.finished.scores[index, beam])

@@ -38,6 +38,8 @@ class Stream:
     logprobs: list[float] = field(default_factory=list)
     """Of each chosen token under the model itself, before temperature and the other processors; in nats."""
     finished: str | None = None
+    adapter: str | None = None
+    """The adapter of a mixture that it goes through."""
     score: float | None = None
     """Of beam search: the sum of the log-probabilities after constraints, over length ** length_penalty."""
     alternatives: list[Stream] = field(default_factory=list)
@@ -60,6 +62,11 @@ def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
     return seeds
 
 
+def adapters_of(model: Model, streams: Sequence[Stream]) -> list[str | None] | None:
+    """The adapter of each completion, where the model has several to choose from."""
+    return None if model.mixture is None else [stream.adapter for stream in streams]
+
+
 class Decoding:
     """Steps a batch of sequences; `step` adds one token to each unfinished one."""
 
@@ -78,7 +85,7 @@ class Decoding:
         """The sequence of each line of the batch, finished ones included until they leave."""
         self.processors, self.constraints = processors(params), list(constraints)
         new = max(row.limit for row in self.rows)
-        self.reader = Reader(model, [row.prompt for row in self.rows], new, start_id)
+        self.reader = Reader(model, [row.prompt for row in self.rows], new, start_id, adapters_of(model, self.rows))
         self.device = self.reader.device
         self.limits = torch.tensor([[row.limit] for row in self.rows], device=self.device)
         self.noise = self._noise(new) if params.temperature else None

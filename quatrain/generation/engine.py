@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from quatrain.generation.settings import Settings, read_settings
 from quatrain.generation.text import Codec, find_stop, stable_length, stopped
 from quatrain.models.rotary_scaling import depends_on_length
 from quatrain.models.stack import Model
+
+if TYPE_CHECKING:
+    from quatrain.adaptation.mixture import Choice
 
 __all__ = ["Completion", "Engine", "Piece", "SamplingParams"]
 
@@ -89,14 +92,28 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        model: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        quantize: str | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> Engine:
-        """The engine of a model folder or hub id, plain, int8 or adapter, with its tokenizer and settings."""
+        """The engine of a model folder or hub id, plain, quantized or adapter, with its tokenizer and settings.
+
+        `adapters` are folders of adapters over the model, by names that prompts choose from. `quantize` as for
+        `load_model`.
+        """
         from quatrain.generation.loading import load_model, load_tokenizer
         from quatrain.models.repository import resolve
 
         folder = resolve(model)
-        network, tokenizer = load_model(folder, dtype=dtype, device=device)
+        network, tokenizer = load_model(folder, dtype=dtype, device=device, quantize=quantize)
+        if adapters:
+            from quatrain.adaptation.mixture import Mixture
+
+            tokenizer = Mixture(network, adapters).tokenizer or tokenizer
         target = load_tokenizer(folder, target=True) if encodes(network.config) else None
         return cls(network, tokenizer, target_tokenizer=target)
 
@@ -107,17 +124,20 @@ class Engine:
         *,
         batch_size: int = 64,
         truncate: bool = False,
+        adapters: Choice = None,
     ) -> list[Completion]:
         """A completion for each prompt, in their order. Prompts are texts or token ids.
 
         Without `params`, the model's own settings decide. Prompts are run in batches of similar length, `batch_size`
         rows of the model at once (each beam is one). `truncate` cuts prompts that are too long (`fitting`).
+        `adapters`: of a model with several (`load`), the one of all prompts or of each; None is the base alone.
         Raises InputError, with the counts, where prompts leave no room in the model's context; QuatrainError where the
         model's logits are not finite.
         """
         params = params or self.recommended
-        encoded = [self.encode(prompt) for prompt in prompts]
-        streams = self._streams([self.fitting(ids, params) for ids in encoded] if truncate else encoded, params)
+        own = self._adapters(adapters, len(prompts))
+        encoded = [self.encode(prompt, adapter) for prompt, adapter in zip(prompts, own, strict=True)]
+        streams = self._streams([self.fitting(ids, params) for ids in encoded] if truncate else encoded, params, own)
         params, end_ids = self._stops(params)
         for batch in self._batches(streams, max(batch_size // params.num_beams, 1)):
             self._run(batch, params, end_ids)
@@ -130,19 +150,23 @@ class Engine:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         batch_size: int = 64,
+        adapters: Choice = None,
     ) -> list[Completion]:
         """The assistant's next turn in each conversation, a list of {"role", "content"} messages."""
-        return self.generate(
-            [self.render(messages, tools) for messages in conversations], params, batch_size=batch_size
-        )
+        own = self._adapters(adapters, len(conversations))
+        prompts = [self.render(messages, tools, each) for messages, each in zip(conversations, own, strict=True)]
+        return self.generate(prompts, params, batch_size=batch_size, adapters=own)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        adapter: str | None = None,
     ) -> list[int]:
         """The ids of a conversation up to where the assistant speaks, through the one chat renderer."""
         from quatrain.text.chat import render
 
-        tokenizer: Any = self.tokenizer
+        tokenizer: Any = self._tokenizer_of(adapter)
         if getattr(tokenizer, "chat_template", None) is None:
             raise InputError(
                 "This model's tokenizer has no chat template, so it cannot take turns. Fine-tune it on chats first, or "
@@ -150,8 +174,29 @@ class Engine:
             )
         return render(tokenizer, list(messages), add_generation_prompt=True, tools=tools).ids
 
+    def _adapters(self, adapters: Choice, count: int) -> list[str | None]:
+        """The adapter of each prompt. Raises InputError, with near names, for those that the model has not."""
+        own = [adapters] * count if adapters is None or isinstance(adapters, str) else list(adapters)
+        if len(own) != count:
+            raise InputError(f"adapters: {len(own)} for {count} prompts; give one, or one for each.")
+        if self.model.mixture is not None:
+            self.model.mixture.check(own)
+        elif any(name is not None for name in own):
+            raise InputError("adapters: this model has none to choose from; load it with Engine.load(…, adapters=…).")
+        return own
+
+    def _tokenizer_of(self, adapter: str | None) -> Codec | None:
+        """The tokenizer that an adapter was taught with, its chat template above all."""
+        member = None if adapter is None else self.model.mixture.members[adapter]
+        return self.tokenizer if member is None or member.tokenizer is None else member.tokenizer
+
     def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, truncate: bool = False
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        truncate: bool = False,
+        adapter: str | None = None,
     ) -> Iterator[Piece]:
         """The completion of one prompt in pieces of text as they are certain; joined they are its whole text.
 
@@ -160,36 +205,39 @@ class Engine:
         `generate` does, before the first piece.
         """
         params = params or self.recommended
-        ids = self.encode(prompt)
-        (stream,) = self._streams([self.fitting(ids, params) if truncate else ids], params)
+        own = self._adapters(adapter, 1)
+        ids = self.encode(prompt, adapter)
+        (stream,) = self._streams([self.fitting(ids, params) if truncate else ids], params, own)
         return self._pieces(stream, *self._stops(params))
 
     def stream_chat(
-        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> Iterator[Piece]:
         """`stream` for the assistant's next turn in a conversation."""
-        return self.stream(self.render(messages), params)
+        self._adapters(adapter, 1)
+        return self.stream(self.render(messages, adapter=adapter), params, adapter=adapter)
 
-    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+    def encode(self, prompt: str | Sequence[int], adapter: str | None = None) -> list[int]:
         """The ids the model is given for a prompt: text with the tokenizer's own beginning, and its end for an encoder.
 
         Raises InputError for an empty prompt where no beginning token is known.
         """
+        tokenizer = self._tokenizer_of(adapter)
         if not isinstance(prompt, str):
             ids = [int(token) for token in prompt]
-        elif self.tokenizer is None:
+        elif tokenizer is None:
             raise InputError("A text prompt needs a tokenizer, and this engine has none. Give token ids instead.")
         else:
-            ids = self.tokenizer.encode(prompt, special_tokens=True)
-            added_end = ids[-1:] == [self.tokenizer.eos_id] and self.tokenizer.encode(prompt)[-1:] != ids[-1:]
+            ids = tokenizer.encode(prompt, special_tokens=True)
+            added_end = ids[-1:] == [tokenizer.eos_id] and tokenizer.encode(prompt)[-1:] != ids[-1:]
             if added_end and not self.encodes:
                 ids = ids[:-1]
         if ids:
             return ids
         for token in (
-            getattr(self.tokenizer, "bos_id", None),
+            getattr(tokenizer, "bos_id", None),
             self.model.config.bos_token_id,
-            getattr(self.tokenizer, "eos_id", None),
+            getattr(tokenizer, "eos_id", None),
         ):
             if token is not None:
                 return [token]
@@ -212,7 +260,9 @@ class Engine:
         kept = 1 if room > 1 and ids[0] in (config.bos_token_id, getattr(self.tokenizer, "bos_id", None)) else 0
         return ids[:kept] + ids[len(ids) - room + kept :]
 
-    def _streams(self, prompts: list[list[int]], params: SamplingParams) -> list[Stream]:
+    def _streams(
+        self, prompts: list[list[int]], params: SamplingParams, adapters: Sequence[str | None]
+    ) -> list[Stream]:
         limit, vocabulary = context(self.model), self.model.config.vocab_size
         room = 0 if self.encodes else 1
         problems = [
@@ -231,8 +281,13 @@ class Engine:
         seed = params.seed if params.seed is not None else torch.Generator().seed()
         most = params.max_new_tokens
         return [
-            Stream(ids, most if limit is None else min(most, limit - (1 if self.encodes else len(ids))), row_seed)
-            for ids, row_seed in zip(prompts, row_seeds(prompts, seed), strict=True)
+            Stream(
+                ids,
+                most if limit is None else min(most, limit - (1 if self.encodes else len(ids))),
+                row_seed,
+                adapter=adapter,
+            )
+            for ids, row_seed, adapter in zip(prompts, row_seeds(prompts, seed), adapters, strict=True)
         ]
 
     def _batches(self, streams: list[Stream], count: int) -> Iterator[list[Stream]]:

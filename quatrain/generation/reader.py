@@ -34,13 +34,22 @@ def context(model: Model) -> int | None:
 class Reader:
     """Reads for a batch of rows. `logits` (B, V) are those of every row's next token."""
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], new: int, start_id: int | None = None):
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        new: int,
+        start_id: int | None = None,
+        adapters: Sequence[str | None] | None = None,
+    ):
         """Reads the prompts; `new` tokens at most will follow. `start_id` is the decoder's start token, if it has one.
+        `adapters` are those that the rows of a mixture go through; None leaves what was chosen.
 
         Attributes: `said` (B, W), what the decoder has read, PADDING on the left; `start` (B, 1), its real length.
         """
         self.model, self.device = model, model.device
-        self.encodes = encodes(model.config)
+        self.encodes, self.adapters = encodes(model.config), None if adapters is None else list(adapters)
+        self._choose()
         self.positions: Tensor | None = None
         """Position of each row's next token (B, 1); None while no row is padded."""
         if self.encodes:
@@ -71,7 +80,13 @@ class Reader:
         segments = None if bool(real.all()) else real.long()
         return self._forward(ids.clamp(min=0), segments=segments, decoder_input_ids=self.said)
 
+    def _choose(self) -> None:
+        """Other batches of the same model may have chosen otherwise."""
+        if self.adapters is not None:
+            self.model.mixture.choose(self.adapters)
+
     def _forward(self, input_ids: Tensor | None, **named: Any) -> Tensor:
+        self._choose()
         hidden = self.model.hidden_states(input_ids, cache=self.cache, **named)
         return self.model.say(hidden[:, -1])
 
@@ -90,6 +105,8 @@ class Reader:
     def select(self, rows: Tensor) -> None:
         """Keeps, repeats or reorders rows of the batch."""
         self.cache.select(rows)
+        if self.adapters is not None:
+            self.adapters = [self.adapters[row] for row in rows.tolist()]
         self.logits, self.said, self.start = self.logits[rows], self.said[rows], self.start[rows]
         if self.positions is not None:
             self.positions = self.positions[rows]

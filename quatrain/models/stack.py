@@ -50,6 +50,8 @@ class Model(Stack):
                 self.lm_head.weight = self.embed_tokens.weight
         fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
         self.prompt: SoftPrompt | None = None
+        self.mixture: Any = None
+        """Several adapters that the rows of a batch choose from (`quatrain.adaptation.mixture`)."""
         self.fresh: list[str] = []
         self.added: list[int] = []
         """Ids of tokens that were added to the vocabulary and have not learned yet."""

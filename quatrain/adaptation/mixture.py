@@ -1,0 +1,318 @@
+"""Several adapters over one model: switched, or mixed in one batch, each row through its own.
+
+The base works on all rows together, so that its weights are read once; what an adapter adds is worked out for its rows
+alone (as S-LoRA serves them, Sheng et al. 2023, arXiv 2311.03285; for soft prompts Lester et al. 2021, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quatrain.adaptation.layer import Adapted, adapters, replace_module
+from quatrain.adaptation.peft_files import read_adapter
+from quatrain.errors import InputError
+from quatrain.models.prompts import SoftPrompt
+from quatrain.models.sight import Prefix
+from quatrain.models.stack import Model
+from quatrain.text.tokenizer import Tokenizer
+
+Choice = str | None | Sequence[str | None]
+"""An adapter's name for all rows, None for the base alone, or one of these for each row."""
+
+
+@dataclass
+class Member:
+    """What one adapter changes: layers by path, a prompt, rows of ids by the name of their matrix, weights by name."""
+
+    layers: dict[str, Adapted]
+    prompt: SoftPrompt | None
+    ids: tuple[int, ...]
+    rows: dict[str, Tensor]
+    whole: dict[str, Tensor]
+    vocab_size: int
+    tokenizer: Tokenizer | None = None
+
+
+@dataclass
+class Rows:
+    """Which rows of the batch are whose: for each adapter in it their numbers, None where all are."""
+
+    names: list[str | None] = field(default_factory=list)
+    of: dict[str, Tensor | None] = field(default_factory=dict)
+
+
+class Mixture:
+    """The adapters of a model by name. `choose` says which the next passes go through; at first the base alone.
+
+    An adapter that has learned weights of the model itself (a head, biases, layers) is switched for the whole batch.
+    """
+
+    def __init__(self, model: Model, folders: Mapping[str, str | Path]):
+        """Puts the adapters of these folders beside each other over `model`, their base, which is frozen.
+
+        Raises InputError for folders that are no adapters of it, or whose tokenizers disagree on what an id means.
+        """
+        from quatrain.generation.loading import load_tokenizer
+
+        if not folders:
+            raise InputError("No adapter is named: give at least one, by a name and its folder.")
+        if model.mixture is not None or model.prompt is not None or any(True for _ in adapters(model)):
+            raise InputError("This model has adapters already; several are put over a base without any.")
+        self.model, self.rows = model, Rows()
+        self.members: dict[str, Member] = {}
+        self._original: dict[str, Tensor] = {}
+        self._chosen: list[Choice] = []
+        self._active: str | None = None
+        size = model.config.vocab_size
+        for name, folder in folders.items():
+            found = read_adapter(model, folder)
+            ids, rows = found.rows or ([], {})
+            order = sorted(range(len(ids)), key=ids.__getitem__)
+            self.members[name] = Member(
+                found.layers, found.prompt, tuple(ids[number] for number in order),
+                {key: table[order] for key, table in rows.items()}, found.whole, max(size, found.vocab_size),
+                load_tokenizer(folder),
+            )  # fmt: skip
+        model.requires_grad_(False)
+        _check_tokenizers(self.members)
+        self._paths = list(dict.fromkeys(path for member in self.members.values() for path in member.layers))
+        for path in self._paths:
+            own = {name: each.layers[path] for name, each in self.members.items() if path in each.layers}
+            replace_module(model, path, MixedLinear(self, own))
+        if any(member.prompt is not None for member in self.members.values()):
+            model.prompt = MixedPrompt(self)
+        self._hooks = [model.embed_tokens.register_forward_hook(self._embed)]
+        if model.lm_head is not None:
+            self._hooks.append(model.lm_head.register_forward_hook(self._say))
+        model.mixture = self
+        self.choose(None)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that knows the tokens of all adapters; None where none has one."""
+        known = [member.tokenizer for member in self.members.values() if member.tokenizer is not None]
+        return max(known, key=lambda tokenizer: tokenizer.vocab_size, default=None)
+
+    def choose(self, names: Choice) -> None:
+        """The adapter of every row of the next passes, or that of each row. None is the base.
+
+        Raises InputError, with near names, for names that are not here, and for weights that only one can have.
+        """
+        if self._chosen == [names]:
+            return
+        each = [names] if names is None or isinstance(names, str) else list(names)
+        self.check(each)
+        distinct = list(dict.fromkeys(each))
+        self._chosen = [names if names is None or isinstance(names, str) else each]
+        self._switch(distinct[0] if len(distinct) == 1 else None)
+        self.rows = Rows([] if isinstance(names, str) or names is None else each)
+        for name in distinct:
+            if name is not None:
+                rows = [number for number, own in enumerate(each) if own == name]
+                alone = len(distinct) == 1
+                self.rows.of[name] = None if alone else torch.tensor(rows, device=self.model.device)
+
+    def check(self, each: Sequence[str | None]) -> None:
+        """Raises InputError for names that cannot be chosen together, as `choose` does."""
+        unknown = sorted({str(name) for name in each if name is not None and name not in self.members})
+        known = ", ".join(self.members)
+        problems = [f"{name!r}: no adapter of this model; they are {known}" for name in unknown]
+        distinct = list(dict.fromkeys(each))
+        if not problems and len(distinct) > 1:
+            problems += [
+                f"{name}: it has learned weights of the model itself ({', '.join(list(self.members[name].whole)[:3])}"
+                ", …), which all rows share; it can be switched to, not mixed with others"
+                for name in distinct
+                if name is not None and self.members[name].whole
+            ]
+        if problems:
+            raise InputError("These adapters cannot be chosen:", problems)
+
+    def lengths(self) -> list[int]:
+        """The slots of each row's prompt; of one row where all have the same."""
+        prompts = [None if name is None else self.members[name].prompt for name in self.rows.names or self._one()]
+        return [0 if prompt is None else prompt.length for prompt in prompts]
+
+    def _one(self) -> list[str | None]:
+        return list(self.rows.of) or [None]
+
+    @torch.no_grad()
+    def _switch(self, name: str | None) -> None:
+        """Puts the weights of the model that an adapter has learned in their places; those of the one before leave."""
+        if name == self._active:
+            return
+        self._active = name
+        state = dict(self.model.named_parameters())
+        for key, tensor in self._original.items():
+            state[key].copy_(tensor)
+        self._original = {}
+        for key, tensor in (self.members[name].whole if name is not None else {}).items():
+            own = _base_name(state, key)
+            self._original[own] = state[own].clone()
+            state[own].copy_(tensor)
+
+    def close(self) -> Model:
+        """Takes all adapters off; the model is as it was before them, but for rows of new tokens."""
+        self._switch(None)
+        for path in self._paths:
+            mixed: Any = self.model.get_submodule(path)
+            replace_module(self.model, path, mixed.base)
+        self.model.prompt, self.model.mixture = None, None
+        for hook in self._hooks:
+            hook.remove()
+        return self.model
+
+    def fits(self, rows: int) -> None:
+        """Raises InputError where a batch has not the rows that adapters were chosen for."""
+        if self.rows.names and len(self.rows.names) != rows:
+            raise InputError(f"adapters were chosen for {len(self.rows.names)} rows; the batch has {rows}.")
+
+    def _embed(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """The embedding's output (B, T, C) with the rows that each adapter has learned."""
+        (tokens,) = inputs
+        self.fits(tokens.shape[0])
+        for name, rows in self.rows.of.items():
+            member = self.members[name]
+            if (table := member.rows.get("embed_tokens.weight")) is None:
+                continue
+            own = tokens if rows is None else tokens[rows]
+            ids = torch.tensor(member.ids, device=tokens.device)
+            which = torch.searchsorted(ids, own).clamp(max=len(ids) - 1)
+            learned = torch.where((ids[which] == own)[..., None], table.to(output)[which], _of(output, rows))
+            output = learned if rows is None else output.index_copy(0, rows, learned)
+        return output
+
+    def _say(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """The logits (B, …, V) with those of the rows that each adapter has learned; tokens it lacks are not said."""
+        (hidden,) = inputs
+        tied = self.model.config.tie_word_embeddings
+        for name, rows in self.rows.of.items():
+            member = self.members[name]
+            table = member.rows.get("embed_tokens.weight" if tied else "lm_head.weight")
+            if table is None and member.vocab_size >= output.shape[-1]:
+                continue
+            logits = _of(output, rows).clone()
+            if table is not None:
+                ids = list(member.ids)
+                bias: Any = getattr(module, "bias", None)
+                said = nn.functional.linear(_of(hidden, rows), table.to(hidden), None if bias is None else bias[ids])
+                logits[..., ids] = said.to(logits.dtype)
+            logits[..., member.vocab_size :] = torch.finfo(logits.dtype).min
+            output = logits if rows is None else output.index_copy(0, rows, logits)
+        return output
+
+
+class MixedLinear(nn.Module):
+    """A frozen linear layer with the adapters that go over it; x (B, …, in_features) to (B, …, out_features)."""
+
+    def __init__(self, mixture: Mixture, layers: Mapping[str, Adapted]):
+        super().__init__()
+        self.base = next(iter(layers.values())).base
+        self.names = list(layers)
+        self.layers = nn.ModuleList(layers.values())
+        self._mixture = [mixture]  # no module of ours
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self._mixture[0].rows.of
+        own: list[tuple[Any, Tensor | None]]
+        own = [(layer, chosen[name]) for name, layer in zip(self.names, self.layers, strict=True) if name in chosen]
+        read = x
+        for layer, rows in own:
+            changed = layer.before(_of(x, rows))
+            read = changed if rows is None else read.index_copy(0, rows, changed.to(read.dtype))
+        result: Tensor = self.base(read)
+        for layer, rows in own:
+            changed = layer.after(_of(x, rows), _of(result, rows))
+            result = changed if rows is None else result.index_copy(0, rows, changed.to(result.dtype))
+        return result
+
+
+class MixedPrompt(SoftPrompt):
+    """Each row's own prompt, of its own length, behind slots that nobody sees."""
+
+    method: ClassVar[str] = "mixture"
+
+    def __init__(self, mixture: Mixture):
+        super().__init__()
+        self.prompts = nn.ModuleDict()
+        self._mixture = [mixture]
+        # Names may hold dots, which a module's may not.
+        self._keys = {name: f"prompt_{number}" for number, name in enumerate(mixture.members)}
+        for name, member in mixture.members.items():
+            if member.prompt is not None:
+                self.prompts[self._keys[name]] = member.prompt
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        """Slots of the longest prompt in the batch."""
+        return max(self._mixture[0].lengths())
+
+    def lengths(self) -> Tensor | None:
+        found = self._mixture[0].lengths()
+        return None if len(set(found)) == 1 else torch.tensor(found, device=self._mixture[0].model.device)
+
+    def _each(self) -> list[Any]:
+        mixture = self._mixture[0]
+        names = mixture.rows.names or mixture._one()
+        return [None if name is None else mixture.members[name].prompt for name in names]
+
+    def embeddings(self) -> Tensor | None:
+        made = {id(prompt): prompt.embeddings() for prompt in self._each() if prompt is not None}
+        like = next((each for each in made.values() if each is not None), None)
+        if like is None:
+            return None
+        rows = [None if prompt is None else made[id(prompt)] for prompt in self._each()]
+        return torch.stack([self._filled(row, like, 0) for row in rows])
+
+    def keys_values(self) -> Prefix | None:
+        made = {id(prompt): prompt.keys_values() for prompt in self._each() if prompt is not None}
+        like = next((each for each in made.values() if each is not None), None)
+        if like is None:
+            return None
+        rows = [None if prompt is None else made[id(prompt)] for prompt in self._each()]
+
+        def stacked(layer: int, part: int) -> Tensor:
+            own = [None if row is None else row.layers[layer][part] for row in rows]
+            return torch.stack([self._filled(each, like.layers[layer][part], 1) for each in own])
+
+        lengths = [0 if row is None else row.layers[0][0].shape[1] for row in rows]
+        numbers = torch.arange(self.length, device=like.layers[0][0].device)
+        holds = numbers >= self.length - torch.tensor(lengths, device=numbers.device)[:, None]
+        return Prefix([(stacked(layer, 0), stacked(layer, 1)) for layer in range(len(like.layers))], holds=holds)
+
+    def _filled(self, own: Tensor | None, like: Tensor, axis: int) -> Tensor:
+        """One row's slots along an axis, at the end of as many as the longest prompt has."""
+        length, shape = self.length, list(like.shape)
+        shape[axis] = length - (0 if own is None else own.shape[axis])
+        empty = like.new_zeros(shape)
+        return empty if own is None else torch.cat((empty, own), dim=axis)
+
+
+def _of(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def _base_name(state: Mapping[str, Any], name: str) -> str:
+    """The name that a weight has now, which may be under other adapters."""
+    owner, _, leaf = name.rpartition(".")
+    return name if name in state else f"{owner}.base.{leaf}"
+
+
+def _check_tokenizers(members: Mapping[str, Member]) -> None:
+    """Raises InputError where an id is one token for one adapter and another for another."""
+    known: dict[int, tuple[str, str]] = {}
+    problems = []
+    for name, member in members.items():
+        for token in member.tokenizer.special_ids if member.tokenizer is not None else ():
+            said = str(member.tokenizer.id_to_token(token))  # type: ignore[union-attr]
+            other, theirs = known.setdefault(token, (name, said))
+            if theirs != said:
+                problems.append(f"token {token} is {theirs!r} for {other} and {said!r} for {name}")
+    if problems:
+        raise InputError("These adapters have added other tokens and cannot share a model:", problems[:5])
