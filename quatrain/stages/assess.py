@@ -98,7 +98,7 @@ def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: 
             answers = _answers(settings, engine, tokenizer, examples, params)
             seconds += time.perf_counter() - started
             tokens += sum(len(answer.ids) for answer in answers)
-            asked = [Asked(each.question, "", each.sql, each.sql, "", "") for each in examples]
+            asked = [Asked(each.question, "", each.sql, "", "") for each in examples]
             judged = judge(name, asked, [answer.text for answer in answers], lambda _: connection)
             result.scores[name] = judged.scores
             context.reporter.score(name, judged.scores)

@@ -16,9 +16,10 @@ from quatrain.settings import Settings
 from quatrain.stages.base import Context
 from quatrain.stages.material import corpus_of, questions_of, task_of
 from quatrain.text.batches import TokenExample
-from quatrain.text.chat import render
+from quatrain.text.chat import has_marks, render
 from quatrain.text.prepared import prepared
 from quatrain.text.settings import DataSettings
+from quatrain.text.templates import TEMPLATE_TOKENS, TEMPLATES
 from quatrain.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -27,6 +28,32 @@ Chat = tuple[str, list[dict[str, Any]]]
 
 NAMED = 3
 """Chats that are left out and named; the others are counted."""
+
+
+def with_template(tokenizer: Tokenizer, context: Context) -> Tokenizer:
+    """The tokenizer with a chat template that marks what the assistant says, without which nothing can be learned.
+
+    That of a public model seldom does: the recipe's takes its place, or the one whose tokens the tokenizer knows; a
+    model that has none gets `plain`. Raises InputError for a template whose tokens the tokenizer has not.
+    """
+    if tokenizer.chat_template is not None and has_marks(tokenizer.chat_template):
+        return tokenizer
+    known = [name for name, tokens in TEMPLATE_TOKENS.items() if tokens and not _unknown(tokenizer, name)]
+    name = context.recipe.tokenizer.chat_template or next(iter(known), "plain")
+    if lacking := _unknown(tokenizer, name):
+        raise InputError(
+            f'tokenizer.chat_template: "{name}"; the model\'s tokenizer does not know its tokens {" ".join(lacking)}. '
+            f"Choose {' or '.join([*known, 'plain', 'alpaca'])}."
+        )
+    has = "does not mark the assistant's words" if tokenizer.chat_template is not None else "is not there"
+    context.reporter.info(f'The model\'s own chat template {has}; "{name}" is taught in its place.')
+    tokenizer.chat_template = TEMPLATES.get(name, name)
+    return tokenizer
+
+
+def _unknown(tokenizer: Tokenizer, name: str) -> list[str]:
+    """The tokens of a template that the tokenizer does not know."""
+    return [token for token in TEMPLATE_TOKENS.get(name, ()) if tokenizer.token_to_id(token) is None]
 
 
 def chat_examples(

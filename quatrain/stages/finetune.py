@@ -9,7 +9,7 @@ from quatrain.models.stack import Model
 from quatrain.stages import tasks
 from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.chats import LeftOut, chat_examples, conversations
+from quatrain.stages.chats import LeftOut, chat_examples, conversations, with_template
 from quatrain.stages.learning import Learning, example_stream, learn, mean_length, with_dropout
 from quatrain.stages.material import model_of, tokenizer_of
 from quatrain.stages.streaming import Make, Streamed, streamed
@@ -37,7 +37,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     if settings.objective != "chat":
         return tasks.setup(settings, context, model)
-    tokenizer = tokenizer_of(context)
+    tokenizer = with_template(tokenizer_of(context), context)
     model = with_dropout(model or model_of(context, settings.adapter), settings.train.dropout)
     limit = settings.context or model.config.max_position_embeddings
     pad_id = tokenizer.pad_id or 0

@@ -166,9 +166,9 @@ def _candidates(names: list[str]) -> Iterator[Layout]:
     for parts in _CHOICES:
         if all(column in has for part in parts.values() for column in part.split(",")):
             yield Layout("choice", parts)
-    yield from _sql(has)
     if {"messages", "conversations"} & has or {"instruction", "output"} <= has or {"instruction", "instances"} <= has:
         yield Layout("chat")
+    yield from _sql(has)
     yield from _pairs(names)
     yield from _labelled(has)
     if any({*pair} <= has for pair in CHAT_PAIRS):

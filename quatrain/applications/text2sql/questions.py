@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from quatrain.applications.text2sql.databases import Databases
-from quatrain.applications.text2sql.judge import execution_match
+from quatrain.applications.text2sql.judge import Verdict, execution_match
 from quatrain.applications.text2sql.sandbox import Connection
 from quatrain.applications.text2sql.statements import plain, statement_of
 from quatrain.errors import InputError
 from quatrain.generation.engine import Completion, Engine, SamplingParams
 from quatrain.text import catalog
 from quatrain.text.corpus import Corpus
+from quatrain.text.huggingface import is_dataset
 from quatrain.text.records import SQLQuestion
 from quatrain.text.sources import parts
 
@@ -34,11 +35,10 @@ SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question, `gold`, the SQL that its author wrote, and `sql`, the same as it is taught."""
+    """A question to a database and the SQL that answers it, as it is taught."""
 
     question: str
     schema: str
-    gold: str
     sql: str
     database: str
     place: str
@@ -63,11 +63,18 @@ def prompt(schema: str, question: str) -> str:
 
 
 def asks_sql(source: str | None, *, format: str | None = None, databases: str | None = None) -> bool:
-    """Whether a source holds questions with SQL: it is said to, databases are named, or the catalog says so."""
-    if source is None:
+    """Whether a source holds questions with SQL: it is said to, databases are named, or its columns say so."""
+    if source is None or format not in (None, "sql"):
         return False
+    if format == "sql" or databases is not None:
+        return True
     entries = [catalog.find(name) for name in parts(source)]
-    return format == "sql" or databases is not None or all(entry and entry.format == "sql" for entry in entries)
+    if all(entries):
+        return all(entry is not None and entry.format == "sql" for entry in entries)
+    try:
+        return not is_dataset(source) and Corpus(source).format == "sql"
+    except InputError:
+        return False
 
 
 def databases_of(source: str, databases: str | None = None) -> Databases:
@@ -114,7 +121,7 @@ class Questions:
             count += 1
             schema = self.databases.schema(record.database)
             sql = plain(connection, record.query)
-            yield Asked(record.question, schema, record.query, sql, record.database, place)
+            yield Asked(record.question, schema, sql, record.database, place)
         self._note(missing, failed)
         if not count:
             raise InputError(f"No question of {corpus.source} can be asked of {self.databases.source}", self.notes)
@@ -158,12 +165,12 @@ def judge(
 ) -> Judged:
     """Runs every answer beside the question's own SQL, on the connection to its database.
 
-    `execution_accuracy`: the share that answers as the gold statement does (`judge.execution_match`); `exact_match`:
-    the share that is the taught statement letter by letter. The samples are the same ones each time.
+    `execution_accuracy`: the share that gives what the question's own statement gives (`judge.execution_match`).
+    `exact_match`: the share that is that statement letter by letter. The samples are the same ones each time.
     """
     said = [statement_of(answer) for answer in answers]
     pairs = list(zip(asked, said, strict=True))
-    verdicts = [execution_match(connect(each.database), each.gold, sql) for each, sql in pairs]
+    verdicts = [_verdict(connect(each.database), each.sql, sql) for each, sql in pairs]
     scores = {
         "execution_accuracy": sum(verdict.correct for verdict in verdicts) / len(pairs),
         "exact_match": sum(sql == each.sql for each, sql in pairs) / len(pairs),
@@ -181,3 +188,11 @@ def judge(
         for (each, sql), verdict in zip(pairs, verdicts, strict=True)
     ]
     return Judged(scores, samples[:: max(1, len(samples) // SHOWN)][:SHOWN])
+
+
+def _verdict(connection: Connection, gold: str, said: str) -> Verdict:
+    """Whether a statement is right; where the answer says nothing, one that differs in its writing alone is."""
+    verdict = execution_match(connection, gold, said)
+    if not verdict.correct and plain(connection, said) == gold:
+        return Verdict(True, "the same statement in other words")
+    return verdict

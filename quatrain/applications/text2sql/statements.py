@@ -29,7 +29,7 @@ def plain(connection: Connection, sql: str) -> str:
     found = connection.execute(written)
     if found.error is not None:
         return written
-    for text in (quoted, small):
+    for text in (quoted, small.lower() if "'" not in small else small, small):
         for way, proven in ((_without_aliases(text), _named_once(text) or not is_empty(found)), (text, True)):
             if not proven:
                 continue
