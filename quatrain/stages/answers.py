@@ -18,7 +18,8 @@ from quatrain.recipe import LEARNING_KINDS
 from quatrain.settings import Settings
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.chats import Chat, conversations, encode_chats, split
-from quatrain.stages.material import corpus_of, questions_of
+from quatrain.stages.material import questions_of
+from quatrain.text.corpus import Corpus
 from quatrain.text.settings import DataSettings
 from quatrain.text.sources import parts
 
@@ -28,32 +29,53 @@ LOOKS = 3
 
 def answers(settings: Settings, context: Context) -> bool:
     """Whether the model takes turns by then: the stage that taught it last was one of chats, or its data are chats."""
-    learned = [stage for stage in context.recipe.stage[: context.index + 1] if stage.kind in LEARNING_KINDS]
-    if learned:
-        last = learned[-1]
+    last = next((stage for stage in _before(context) if stage.kind in LEARNING_KINDS), None)
+    if last is not None:
         return last.kind == "dpo" or (last.kind == "finetune" and last.objective == "chat")
-    data = context.recipe.data_of(settings)
-    source = data.test or data.dev or data.source
-    if source is None or asks_sql(source, format=data.format, databases=data.databases):
-        return source is not None
-    part = "test" if data.test else "dev" if data.dev else "source"
-    return corpus_of(data, part).format == "chat"
+    return any(_kind(getattr(own, part), own) for _, part, own in sets(context.recipe.data_of(settings)))
+
+
+def data_measured(settings: Settings, context: Context) -> DataSettings:
+    """The data that a stage is measured on: its own, or those of the stage that taught chats last, or the recipe's."""
+    taught = [stage for stage in _before(context) if stage.kind == "finetune"]
+    own = getattr(settings, "data", None) or next((stage.data for stage in taught if stage.data), None)
+    return own or context.recipe.data
+
+
+def _before(context: Context) -> list[Any]:
+    """The stages up to this one, the last one first."""
+    return list(context.recipe.stage[: context.index + 1])[::-1]
+
+
+def _kind(source: str, data: DataSettings) -> str | None:
+    """What a source is measured as: "sql", "chat", or nothing, such as a text."""
+    if asks_sql(source, format=data.format, databases=data.databases):
+        return "sql"
+    try:
+        found = data.format or Corpus(source, columns=data.columns or None, streaming=data.streaming).format
+    except InputError:
+        return None
+    return "chat" if found == "chat" else None
 
 
 def measure(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
     """Adds scores of the sets held out, their samples, and answers to the recipe's prompts."""
-    data, wanted = context.recipe.data_of(settings), context.recipe.evaluate
-    result.scores, result.samples = {}, []
+    data, wanted = data_measured(settings, context), context.recipe.evaluate
+    scores_of: dict[str, dict[str, float]] = {}
+    result.samples = []
     said = _Said()
     for name, part, own in sets(data):
-        if asks_sql(getattr(own, part), format=own.format, databases=own.databases):
+        kind = _kind(getattr(own, part), own)
+        if kind is None:
+            continue
+        if kind == "sql":
             scores, samples, notes = _questions(name, part, own, context, engine, said)
         else:
             scores, samples, notes = _chats(name, part, own, settings, context, engine, said)
         result.notes += [f"{name}: {note}" for note in notes]
         result.samples += samples
         if scores:
-            result.scores[name] = scores
+            scores_of[name] = scores
             context.reporter.score(name, scores)
     for temperature in wanted.temperatures if wanted.prompts else ():
         params = SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=temperature, seed=context.seed)
@@ -62,6 +84,7 @@ def measure(settings: Settings, context: Context, engine: Engine, result: StageR
             {"set": f"temperature {temperature}", "prompt": prompt, "output": text, "temperature": temperature}
             for prompt, text in zip(wanted.prompts, said.of(engine, turns, params), strict=True)
         ]
+    result.scores = scores_of or None
     result.generation_tokens_per_second = said.tokens / said.seconds if said.seconds else None
 
 
@@ -163,8 +186,9 @@ def look(settings: Settings, context: Context, engine: Engine) -> list[dict[str,
         turns = [[{"role": "user", "content": prompt}] for prompt in wanted.prompts[:LOOKS]]
         name, references = f"temperature {params.temperature}", [""] * LOOKS
     else:
-        name, part, data = next(sets(context.recipe.data_of(settings)), ("", "", None))
-        chats = held_out_chats(part, data, settings, context) if data is not None else []
+        name, part, data = next(sets(data_measured(settings, context)), ("", "", None))
+        known = data is not None and _kind(getattr(data, part), data) is not None
+        chats = held_out_chats(part, data, settings, context) if data is not None and known else []
         chats = [chat for chat in spread(chats, LOOKS) if chat[1][-1]["role"] == "assistant"] if chats else []
         turns, references = [chat[:-1] for _, chat in chats], [chat[-1]["content"] for _, chat in chats]
     said = engine.chat(turns, params) if turns else []
