@@ -66,6 +66,7 @@ def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[s
 
 
 def is_hub_id(name: str) -> bool:
+    """Whether a name may be that of a repository of the hub: "name" or "owner/name"."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

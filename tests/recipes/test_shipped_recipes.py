@@ -43,12 +43,13 @@ CASES = {
     "qa": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
     "translate": [*TINY, *TUNED, "tokenizer.vocab_size=1024"],
     "summarize": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
+    "summarize-lora": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
     "sql-finetune": [*TINY, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=1024"],
     "instruct": [*TINY, *READS, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=512", "data.source=instructions",
                  "evaluate.temperatures=[0.0]"],
 }
 SCORES = {"sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
-          "translate": "bleu", "summarize": "bleu", "sql-finetune": "execution_accuracy",
+          "translate": "bleu", "summarize": "bleu", "summarize-lora": "bleu", "sql-finetune": "execution_accuracy",
           "instruct": "loss"}  # fmt: skip
 SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-queries"]}
 ASKED = {"instruct": 3}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from quatrain.applications.text2sql.databases import Databases
 from quatrain.applications.text2sql.judge import Verdict, execution_match
@@ -108,8 +108,8 @@ class Questions:
         missing: Counter[str] = Counter()
         failed: list[str] = []
         count = 0
-        for place, record in corpus.placed():
-            assert isinstance(record, SQLQuestion)
+        for place, found in corpus.placed():
+            record = cast(SQLQuestion, found)
             if record.database not in self.databases:
                 missing[record.database or "(without a name)"] += 1
                 continue
