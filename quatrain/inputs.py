@@ -18,7 +18,7 @@ from quatrain.runfolder import read_json
 from quatrain.settings import did_you_mean, quote, suggest
 from quatrain.text.huggingface import PREFIX as HUB
 from quatrain.text.settings import DataSettings
-from quatrain.text.sources import parallel
+from quatrain.text.sources import parallel, parts
 
 HASHED_BYTES = 64 * 1024 * 1024
 """Larger files are known by their size and the time of their last change."""
@@ -29,7 +29,11 @@ OWN_DATABASES = ("shop",)
 
 def input_paths(recipe: Recipe) -> dict[str, Path]:
     """Key of the recipe -> the file or folder of the user's that it names."""
-    named: dict[str, str | None] = {"tokenizer.path": recipe.tokenizer.path, "model.folder": recipe.model.folder}
+    folder = recipe.model.folder
+    named: dict[str, str | None] = {
+        "tokenizer.path": recipe.tokenizer.path,
+        "model.folder": None if folder is None or is_of_hub(folder) else folder,
+    }
     for place, data in _data_places(recipe).items():
         for key, source in _sources(data).items():
             sides = _sides(source)
@@ -40,18 +44,26 @@ def input_paths(recipe: Recipe) -> dict[str, Path]:
     return {key: Path(value).expanduser() for key, value in named.items() if value}
 
 
+def is_of_hub(folder: str) -> bool:
+    """Whether `model.folder` names a model of the Hugging Face hub, owner/name, and nothing on this machine."""
+    from quatrain.models.repository import is_hub_id
+
+    owner, slash, name = folder.partition("/")
+    return bool(slash) and "/" not in name and not Path(owner).expanduser().exists() and is_hub_id(folder)
+
+
 def _data_places(recipe: Recipe) -> dict[str, DataSettings]:
     own = {f"stage[{index}].data": getattr(stage, "data", None) for index, stage in enumerate(recipe.stage)}
     return {"data": recipe.data} | {place: data for place, data in own.items() if data is not None}
 
 
 def _sources(data: DataSettings) -> dict[str, str | None]:
-    return {"source": data.source, "dev": data.dev, "test": data.test}
+    return {"source": data.source, "dev": data.dev, "test": data.test, "databases": data.databases}
 
 
 def _sides(source: str | None) -> tuple[str, ...]:
-    """What a source names: itself, or the two files of `train.{en,de}`."""
-    return () if not source else parallel(source) or (source,)
+    """What a source names: itself, the two files of `train.{en,de}`, or those of `a.jsonl + b.jsonl`."""
+    return () if not source else parallel(source) or parts(source)
 
 
 def _unknown_sources(recipe: Recipe) -> list[str]:
@@ -127,6 +139,7 @@ def _wanted(key: str) -> str:
         "test": "a file or folder of data, or a name that `quatrain data list` shows",
         "source": "a file or folder of data, a name that `quatrain data list` shows, or hf:owner/name",
         "database": '"shop", or a SQLite file',
+        "databases": "a folder, a .zip or a file of SQLite databases",
         "preferences": "a file of preference pairs",
         "path": "a tokenizer.json or the folder of one",
         "folder": "a model folder",

@@ -2,8 +2,8 @@
 
 A key is a path: `data.source`, `stage.1.train.steps`, `stage[1].train.steps` (counted from zero) or
 `stage.pretrain.train.steps` (by kind). A value is read as TOML (`3`, `1e-3`, `true`, `["a", "b"]`), else
-taken as text as it stands; `none` removes a key. Whether the key exists and the value suits it is for the
-check of the whole recipe to say, so that all problems come together.
+taken as text as it stands; `none` removes a key, or a whole stage. Whether the key exists
+and the value suits it is for the check of the whole recipe to say, so that all problems come together.
 """
 
 from __future__ import annotations
@@ -66,7 +66,12 @@ def _apply(cls: type[Settings], raw: dict[str, Any], override: str) -> None:
             raise InputError(f"{quote(override)}: {format_place(place[: depth + 1])} has no keys below it")
         target = following
     if isinstance(target, list):
-        raise InputError(f"{quote(override)}: a whole stage cannot be replaced; name a key of it")
+        if value is not None:
+            raise InputError(
+                f"{quote(override)}: a whole stage cannot be replaced; name a key of it, or take it out with none"
+            )
+        del target[int(place[-1])]
+        return
     if value is None:
         target.pop(place[-1], None)
     else:

@@ -21,6 +21,7 @@ def chat(
     model: str,
     *,
     db: Path | None = None,
+    schema: bool = False,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_p: float | None = None,
@@ -36,6 +37,9 @@ def chat(
         A model folder, or an id of the Hugging Face hub.
     db
         A SQLite file: the model answers with SQL, which is run read-only, and its rows are shown.
+    schema
+        Show the model the tables of the database before each question. One that has learned this database alone
+        needs none; one of many databases does.
     max_new_tokens
         The most tokens of one answer.
     temperature
@@ -49,6 +53,10 @@ def chat(
     json_lines
         Write one JSON object an answer, for programs.
     """
+    if schema and db is None:
+        from quatrain.errors import InputError
+
+        raise InputError("--schema: there is no database whose tables could be shown; give one with --db FILE")
     with contextlib.ExitStack() as stack:
         connection = _open(stack, db, rows) if db is not None else None
         from quatrain.generation.engine import Engine, SamplingParams
@@ -57,7 +65,7 @@ def chat(
         engine = Engine.load(model)
         talk: Talk
         if connection is not None:
-            talk = DatabaseTalk(engine, params, connection, json_lines)
+            talk = DatabaseTalk(engine, params, connection, json_lines, shows_schema=schema)
         else:
             talk = PlainTalk(engine, params, json_lines)
         return converse(talk)
@@ -192,15 +200,29 @@ class DatabaseTalk:
 
     prompt = "question> "
 
-    def __init__(self, engine: Engine, params: SamplingParams, connection: Connection, json_lines: bool):
+    def __init__(
+        self,
+        engine: Engine,
+        params: SamplingParams,
+        connection: Connection,
+        json_lines: bool,
+        *,
+        shows_schema: bool = False,
+    ):
+        from quatrain.applications.text2sql.databases import schema_text
+
         self.engine, self.params, self.connection, self.json_lines = engine, params, connection, json_lines
+        self.shown = schema_text(connection.path) if shows_schema else None
 
     def answer(self, question: str) -> None:
         from quatrain.applications.text2sql import answer
+        from quatrain.applications.text2sql.questions import prompt
+        from quatrain.applications.text2sql.statements import statement_of
         from quatrain.cli.output import shorten, show, show_json, show_table
 
-        (completion,) = self.engine.chat([[{"role": "user", "content": question}]], self.params)
-        sql = completion.text.strip()
+        asked = question if self.shown is None else prompt(self.shown, question)
+        (completion,) = self.engine.chat([[{"role": "user", "content": asked}]], self.params)
+        sql = statement_of(completion.text)
         result = answer(self.connection, sql)
         if self.json_lines:
             found = {"columns": result.columns, "rows": result.rows, "truncated": result.truncated}

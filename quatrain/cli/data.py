@@ -73,7 +73,7 @@ def check_data(
         A file, a folder, a name that `quatrain data list` shows, or hf:owner/name.
     format
         What the data is, where its columns do not tell: text, lines, chat, prompts, preference, labelled, tagged, qa,
-        choice or pair.
+        choice, pair or sql.
     columns
         Which columns hold its parts, such as text=review,label=stars.
     subset

@@ -21,14 +21,16 @@ def evaluate(
     context: int | None = None,
     examples: int | None = None,
     split: str | None = None,
+    databases: str | None = None,
     prefix: str = "",
     max_new_tokens: int = 120,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Measure a model: how surprised it is by a text, or how well it does the task that it was made for.
 
-    A model that says the next token is measured on all of a text. One that tells classes or tags apart, answers,
-    chooses, translates, summarizes or compares is measured on records, by what people quote for its task.
+    A model that says the next token is measured on all of a text, on the answers in chats, or on questions with SQL by
+    running what it says. One that tells classes or tags apart, answers, chooses, translates, summarizes or compares is
+    measured on records, by what people quote for its task.
 
     Parameters
     ----------
@@ -39,9 +41,12 @@ def evaluate(
     context
         The tokens that are read at once; the model's longest unless given.
     examples
-        Of a task's records, the first so many; all unless given.
+        Of a task's records, chats or questions, the first so many; all unless given.
     split
         Of a data set of Hugging Face, such as validation.
+    databases
+        What questions with SQL are asked of: a folder, a .zip or a file of SQLite databases. The catalog knows those of
+        its own questions.
     prefix
         What a model of texts out of texts was taught with before each source, such as "summarize: ".
     max_new_tokens
@@ -61,7 +66,12 @@ def evaluate(
     if examples is not None and examples < 1:
         raise InputError(f"--examples {examples}: must be at least 1")
     if network.config.head in SCORED:
-        return _text(network, tokenizer, data, context or longest, json_lines)
+        from quatrain.cli.evaluate_answers import measure
+
+        found = measure(
+            network, tokenizer, data, databases, examples, context or longest, max_new_tokens, json_lines=json_lines
+        )
+        return _text(network, tokenizer, data, context or longest, json_lines) if found is None else found
     records = _records(network, data, split, prefix, examples)
     return _task(network, tokenizer, data, records, context or longest, max_new_tokens, json_lines)
 

@@ -53,7 +53,7 @@ def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[s
                 f"{model}: a folder has no revision {revision!r}; that is for ids of the hub. Leave it out."
             )
         return folder
-    if isinstance(model, Path) or not _is_hub_id(model):
+    if isinstance(model, Path) or not is_hub_id(model):
         raise _no_folder(str(model), folder)
     cached = _in_cache(model, revision)
     if cached is not None and not _lacking(cached, files) and _has_tokenizer(cached, files):
@@ -65,7 +65,8 @@ def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[s
     return _fetched(model, revision, files, cached)
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be that of a repository of the hub: "name" or "owner/name"."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

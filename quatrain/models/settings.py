@@ -97,7 +97,9 @@ class ModelSettings(Settings):
     max_position_embeddings: int = Field(default=256, ge=2)
     tie_word_embeddings: bool = True
     rope_theta: float = Field(default=10_000.0, gt=0)
-    folder: str | None = Field(default=None, min_length=1, description="a model folder to start from")
+    folder: str | None = Field(
+        default=None, min_length=1, description="a model folder, or owner/name of the hub, to start from"
+    )
 
     @property
     def resolved_intermediate_size(self) -> int:

@@ -17,6 +17,7 @@ from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.stack import Model
 from quatrain.settings import Settings, quote
+from quatrain.stages import answers as answering
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.material import database_path, task_of
 from quatrain.text.tokenizer import Tokenizer
@@ -30,9 +31,6 @@ OPENING = 20
 LOOKS = 3
 """Samples of each held-out set that are taken of a model that still learns."""
 
-SHOWN = 12
-"""Samples of each held-out set that the report shows, evenly spread."""
-
 
 def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:
     """Adds scores, samples and generation speed to a stage's result."""
@@ -42,8 +40,11 @@ def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokeni
         result.samples = _fillings(context, model, tokenizer)
     elif model.config.head in ("causal", "seq2seq"):
         engine = Engine(model, tokenizer)
-        if context.recipe.data_of(settings).database is not None:
+        data = context.recipe.data_of(settings)
+        if data.database is not None:
             _questions(settings, context, engine, tokenizer, result)
+        elif answering.answers(settings, context):
+            answering.measure(settings, context, engine, result)
         else:
             _samples(settings, context, engine, result)
 
@@ -64,6 +65,8 @@ def look(settings: Settings, context: Context, model: Model, tokenizer: Tokenize
             {"set": name, "prompt": example.question, "reference": example.sql, "output": answer.text}
             for (name, example), answer in zip(few, said, strict=True)
         ]
+    if answering.answers(settings, context):
+        return answering.look(settings, context, engine)
     prompts, _ = _readable_prompts(settings, context, engine)
     if not prompts:
         return []
@@ -77,7 +80,7 @@ def look(settings: Settings, context: Context, model: Model, tokenizer: Tokenize
 
 def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: Tokenizer, result: StageResult) -> None:
     """Answers every held-out question greedily and judges the SQL by running it."""
-    from quatrain.applications.text2sql.judge import execution_match
+    from quatrain.applications.text2sql.questions import Asked, judge
     from quatrain.applications.text2sql.sandbox import Connection
 
     task = task_of(context, settings)
@@ -95,20 +98,11 @@ def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: 
             answers = _answers(settings, engine, tokenizer, examples, params)
             seconds += time.perf_counter() - started
             tokens += sum(len(answer.ids) for answer in answers)
-            verdicts = [
-                execution_match(connection, example.sql, answer.text)
-                for example, answer in zip(examples, answers, strict=True)
-            ]
-            result.scores[name] = {
-                "execution_accuracy": sum(verdict.correct for verdict in verdicts) / len(examples),
-                "exact_match": sum(
-                    answer.text.strip() == example.sql for example, answer in zip(examples, answers, strict=True)
-                )
-                / len(examples),
-                "count": len(examples),
-            }
-            context.reporter.score(name, result.scores[name])
-            result.samples += _shown(name, examples, answers, verdicts)
+            asked = [Asked(each.question, "", each.sql, "", "") for each in examples]
+            judged = judge(name, asked, [answer.text for answer in answers], lambda _: connection)
+            result.scores[name] = judged.scores
+            context.reporter.score(name, judged.scores)
+            result.samples += judged.samples
     result.generation_tokens_per_second = tokens / seconds if seconds else None
 
 
@@ -123,24 +117,6 @@ def _answers(
         prompts = [begin + tokenizer.encode(f"Question: {example.question}\nSQL:") for example in examples]
         return engine.generate(prompts, replace(params, stop=("\n",)))
     return engine.chat([messages(example)[:-1] for example in examples], params)
-
-
-def _shown(
-    name: str, examples: Sequence[Any], answers: Sequence[Completion], verdicts: Sequence[Any]
-) -> list[dict[str, Any]]:
-    """The same questions after every stage, so that a reader sees what each stage changed."""
-    chosen = range(0, len(examples), max(1, len(examples) // SHOWN))
-    return [
-        {
-            "set": name,
-            "prompt": examples[i].question,
-            "reference": examples[i].sql,
-            "output": answers[i].text,
-            "correct": verdicts[i].correct,
-            "detail": verdicts[i].detail,
-        }
-        for i in list(chosen)[:SHOWN]
-    ]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quatrain.errors import InputError
+from quatrain.inputs import is_of_hub
 from quatrain.settings import Settings
 from quatrain.stages.base import Context
 from quatrain.text.corpus import Corpus
@@ -20,6 +21,7 @@ from quatrain.text.records import (
     LabelledText,
     Preference,
     Question,
+    SQLQuestion,
     TaggedTokens,
     Text,
 )
@@ -29,6 +31,7 @@ from quatrain.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from quatrain.adaptation.settings import AdapterSettings
     from quatrain.applications.text2sql.dataset import Text2SQL
+    from quatrain.applications.text2sql.questions import Questions
     from quatrain.models.stack import Model
 
 SHOP = "shop"
@@ -51,16 +54,28 @@ def tokenizer_of(context: Context) -> Tokenizer:
 def _stored_tokenizer(context: Context) -> Tokenizer:
     """The run's tokenizer as its files have it."""
     folder = context.recipe.model.folder
-    for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path, folder):
+    for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path):
         if place is not None:
             return Tokenizer.load(place)
+    if folder is not None:
+        return Tokenizer.load(model_folder_of(context) or folder)
     raise InputError('No tokenizer: put a stage of kind = "tokenizer" first, or set tokenizer.path.')
 
 
 def model_folder_of(context: Context) -> Path | None:
-    """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh."""
-    folder = context.previous_model or context.recipe.model.folder
-    return None if folder is None else Path(folder).expanduser()
+    """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh.
+
+    A model of the Hugging Face hub is fetched where the cache lacks it.
+    """
+    from quatrain.models.repository import resolve
+
+    folder = context.recipe.model.folder
+    if context.previous_model is not None:
+        return context.previous_model
+    if folder is None:
+        return None
+    path = Path(folder).expanduser()
+    return resolve(folder) if is_of_hub(folder) and not path.exists() else path
 
 
 def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:
@@ -102,6 +117,12 @@ def pieces(context: Context, stage: Settings, part: str = "source") -> Iterator[
     if data.database is not None and part == "source":
         yield from (Piece(text, True) for text in task_of(context, stage).documents())
         return
+    asked = questions_of(data, part)
+    if asked is not None:
+        reader, corpus = asked
+        with reader.databases:
+            yield from (Piece(each.text, True) for each in reader.read(corpus))
+        return
     corpus = corpus_of(data, part)
     chats = corpus.format in ("chat", "preference") and stage.kind != "tokenizer"  # type: ignore[attr-defined]
     plain = data.format is None and not data.columns and not is_dataset(corpus.source)
@@ -124,6 +145,16 @@ def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = 
     )
 
 
+def questions_of(data: DataSettings, part: str = "source") -> tuple[Questions, Corpus] | None:
+    """What reads a part of the data as questions with SQL, with their databases open; None where it holds none."""
+    from quatrain.applications.text2sql.questions import Questions, asks_sql, databases_of
+
+    source = getattr(data, part)
+    if not asks_sql(source, format=data.format, databases=data.databases):
+        return None
+    return Questions(databases_of(source, data.databases)), corpus_of(data, part, format="sql")
+
+
 def texts_of(record: AnyRecord) -> list[str]:
     """The texts that a record holds, whatever it is for."""
     if isinstance(record, Text):
@@ -140,6 +171,8 @@ def texts_of(record: AnyRecord) -> list[str]:
         return [record.question, record.context]
     if isinstance(record, Choice):
         return [record.question, *record.choices]
+    if isinstance(record, SQLQuestion):
+        return [record.question, record.query]
     return [record.source, record.target, *record.references]
 
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from quatrain.adaptation.targets import is_of_head
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.objectives import evaluate
@@ -20,6 +18,7 @@ from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
 from quatrain.stages import streaming
 from quatrain.stages.base import Context, StageResult
+from quatrain.stages.chats import split as split_share
 from quatrain.stages.learning import Learning, Sample, Validate, example_stream, fresh_config, mean_length, with_dropout
 from quatrain.stages.material import corpus_of, model_folder_of, quantize_of, tokenizer_of, with_new_tokens
 from quatrain.stages.streaming import Make, Streamed
@@ -162,12 +161,7 @@ def split(settings: FinetuneStage, context: Context, corpus: Corpus) -> tuple[li
     learned = list(placed(corpus, related=embed))
     if data.dev is not None:
         return learned, list(placed(open_corpus(settings, data, "dev"), related=embed))
-    count = round(data.validation * len(learned))
-    if not 0 < count < len(learned):
-        return learned, []
-    chosen = set(np.random.default_rng(context.seed).permutation(len(learned))[:count].tolist())
-    kept = [record for number, record in enumerate(learned) if number not in chosen]
-    return kept, [learned[number] for number in sorted(chosen)]
+    return split_share(learned, data.validation, context.seed)
 
 
 def starting_model(

@@ -19,14 +19,19 @@ class Copy:
 
 @dataclass(frozen=True)
 class Source:
-    """A named text. `format` is how it is read, text, jsonl, alpaca or a format of `quatrain.text.formats`; the copies
-    hold the same content."""
+    """A named text. `format` is how it is read, text, jsonl, alpaca, a format of `quatrain.text.formats`, or sqlite for
+    databases; the copies hold the same content.
+
+    `where` takes those rows alone whose columns have these values; `databases` is the source that questions ask.
+    """
 
     name: str
     description: str
     licence: str
     format: str
     copies: tuple[Copy, ...]
+    where: tuple[tuple[str, str], ...] = ()
+    databases: str | None = None
 
     @property
     def path(self) -> str:
@@ -54,9 +59,10 @@ _PUBLIC_DOMAIN = "public domain in the USA"
 
 
 def entries() -> Iterator[Source]:
-    """Every source that has a name: texts, then the data of tasks."""
+    """Every source that has a name: texts, the data of tasks, then questions with the databases that they ask."""
     yield from _texts()
     yield from _tasks()
+    yield from _questions()
 
 
 def _texts() -> Iterator[Source]:
@@ -327,3 +333,47 @@ def _tasks() -> Iterator[Source]:
     )  # fmt: skip
     for name, description, licence, format, path, size, sha256 in rows:
         yield Source(name, description, licence, format, (Copy(path, sha256, size),))
+
+
+def _questions() -> Iterator[Source]:
+    """Questions with SQL, and the databases that they ask."""
+    spider, share = "Spider, questions with SQL on many databases (Yu et al. 2018)", "CC BY-SA 4.0"
+    databases = Copy(
+        "text2sql/spider/databases.zip",
+        "195c0fc38aefa105d52b4e59b512255e0cd76ccb88385a69f129ff6f4dee65c7",
+        4_667_031,
+    )
+    yield Source("spider-databases", "152 databases of Spider's train and dev sets", share, "sqlite", (databases,))
+    files = (
+        ("train", "7,000 questions on 140 databases", "train.jsonl.gz", 251_362,
+         "69382978db924ec232bde68559c117e008dccce47a3dac0c43f93e02640b457a"),
+        ("dev", "614 questions on 12 databases that train has not", "dev.jsonl", 153_791,
+         "bbe16cfaeadb2ebfd0bfdb950136a784b5f731e68d7139900a115af24b916357"),
+    )  # fmt: skip
+    for split, what, name, size, sha256 in files:
+        copy = Copy(f"text2sql/spider/{name}", sha256, size)
+        description = f"{spider}: {what}"
+        yield Source(f"spider-{split}", description, share, "sql", (copy,), databases="spider-databases")
+    geoquery, research = "GeoQuery, questions on the geography of the USA", "free for research"
+    database = Copy(
+        "text2sql/geography/geography.sqlite",
+        "98955372123cd9a8e761b00c2c67fbf221f1b8699927add538b53154c702dd3c",
+        65_536,
+    )
+    yield Source("geoquery-database", f"{geoquery}: the database", research, "sqlite", (database,))
+    questions = Copy(
+        "text2sql/geography/questions.jsonl",
+        "d172b6ecbacbda46b1daf248ca3f9ab444c6706d264418e1f4a4014325c7da9d",
+        285_430,
+    )
+    splits = (
+        ("train", "331 that both of its splits teach", "train", "train"),
+        ("new-questions", "170 put in new words, whose queries train has too", "test", "train"),
+        ("new-queries", "182 whose queries train has not", None, "test"),
+    )
+    for name, what, question, query in splits:
+        where = (*((("question_split", question),) if question else ()), ("query_split", query))
+        description = f"{geoquery}, with SQL (Zelle and Mooney 1996; splits of Finegan-Dollak et al. 2018): {what}"
+        yield Source(
+            f"geoquery-{name}", description, research, "sql", (questions,), where=where, databases="geoquery-database"
+        )

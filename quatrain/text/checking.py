@@ -25,6 +25,7 @@ from quatrain.text.records import (
     Pair,
     Preference,
     Question,
+    SQLQuestion,
     TaggedTokens,
     Text,
 )
@@ -216,6 +217,9 @@ def parts_of(record: AnyRecord) -> Iterator[tuple[str, str]]:
     elif isinstance(record, Pair):
         yield "source", record.source
         yield "target", record.target
+    elif isinstance(record, SQLQuestion):
+        yield "question", record.question
+        yield "query", record.query
 
 
 def quantiles(values: array.array[int]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from quatrain.text.records import (
     Pair,
     Question,
     Record,
+    SQLQuestion,
     TaggedTokens,
     Text,
     raise_together,
@@ -320,6 +321,11 @@ def _translation(row: Row) -> Pair:
     return Pair(row.checked("source", source, at=f".{first}"), row.checked("source", target, at=f".{second}"))
 
 
+def _sql(row: Row) -> list[AnyRecord]:
+    database = row.text("database") if "database" in row.layout.parts else ""
+    return [SQLQuestion(row.text("question"), row.text("query"), database)]
+
+
 def _chat(row: Row) -> list[AnyRecord]:
     return [Conversation(messages) for messages in to_conversations(_renamed(row))]
 
@@ -351,4 +357,5 @@ _CONVERTERS: dict[str, Callable[[Row], list[AnyRecord]]] = {
     "qa": _question,
     "choice": _choice,
     "pair": _pair,
+    "sql": _sql,
 }

@@ -26,7 +26,7 @@ from quatrain.text.gutenberg import strip_pieces
 from quatrain.text.huggingface import HuggingFace, is_dataset
 from quatrain.text.records import AnyRecord, Fault, LabelledText, Problems, Record, TaggedTokens
 from quatrain.text.rows import RECORD_SUFFIXES, lines, read_records
-from quatrain.text.sources import Skipped, find_files, is_record_file, parallel
+from quatrain.text.sources import JOINED, Skipped, find_files, is_record_file, parallel, parts, wanted_rows
 
 if TYPE_CHECKING:
     from quatrain.text.settings import DataSettings
@@ -190,18 +190,31 @@ def _origin(
     given = [name for name, value in (("subset", subset), ("split", split)) if value]
     if given:
         raise InputError(f"{source}: {' and '.join(given)} are for data sets of Hugging Face, named hf:owner/name")
+    names = parts(source)
+    if len(names) > 1 and any(is_dataset(name) or parallel(name) for name in names):
+        raise InputError(
+            f"{source}: files and names of the catalog are joined by{JOINED}alone, no data sets of Hugging Face and no "
+            "files that go line by line"
+        )
     sides = parallel(source)
     if sides is not None:
         first, second = (find_files(side, progress=progress) for side in sides)
         return Parallel(str(source), first, second, reader)
-    return Files(find_files(source, skipped=skipped, progress=progress), reader)
+    return Files(find_files(source, skipped=skipped, progress=progress), reader, wanted_rows(source))
 
 
 class Files:
-    """Files of records, or of plain text."""
+    """Files of records, or of plain text. Of the files in `wanted` those rows alone are read that have one of its
+    dictionaries' values in their columns.
+    """
 
-    def __init__(self, files: list[Path], reader: Reader = read_text):
-        self.files, self.reader = files, reader
+    def __init__(
+        self,
+        files: list[Path],
+        reader: Reader = read_text,
+        wanted: Mapping[Path, list[dict[str, str]]] | None = None,
+    ):
+        self.files, self.reader, self.wanted = files, reader, wanted or {}
         self.name = str(files[0]) if len(files) == 1 else f"{len(files)} files"
         self.format: str | None = None
         self.columns: Mapping[str, str] | None = None
@@ -211,7 +224,8 @@ class Files:
     @property
     def mark(self) -> str:
         """Of the contents, in their order; names do not count."""
-        return hashlib.sha256("".join(sha256_of(path) for path in self.files).encode()).hexdigest()
+        marks = (f"{sha256_of(path)}{self.wanted.get(path, '')}" for path in self.files)
+        return hashlib.sha256("".join(marks).encode()).hexdigest()
 
     def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
         """That of the first file; the others are of the same format, each with its own columns."""
@@ -282,16 +296,27 @@ class Files:
         if is_record_file(path) or self.format == "tagged":
             if path not in self._headers and self.format is not None:
                 self.layout_of(Record(f"{path}:1"))  # looks whether it has a header
-            return self._table(path, self._headers.get(path))
+            return self._chosen(path, self._table(path, self._headers.get(path)))
         if self.format == "lines":
             return _lines(path, self.reader(path))
         return _whole(path, self.reader(path))
+
+    def _chosen(self, path: Path, rows: Iterator[Record]) -> Iterator[Record]:
+        """The rows that are wanted of a file."""
+        if path not in self.wanted:
+            return rows
+        wanted = self.wanted[path]
+        return (row for row in rows if any(_has(row.value, values) for values in wanted))
 
     def _table(self, path: Path, header: bool | None) -> Iterator[Record]:
         if suffix_of(path) == ".parquet":
             return read_records(path)
         suffix = None if is_record_file(path) else ".conll"
         return read_records(path, header=header, suffix=suffix, pieces=self.reader(path))
+
+
+def _has(row: Any, values: Mapping[str, str]) -> bool:
+    return isinstance(row, Mapping) and all(row.get(column) == value for column, value in values.items())
 
 
 def _lines(path: Path, pieces: Iterable[str]) -> Iterator[Record]:

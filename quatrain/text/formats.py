@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "qa": ("context", "question", "answers", "starts?", "id?"),
     "choice": ("question", "choices", "label"),
     "pair": ("source", "target"),
+    "sql": ("question", "query", "database?"),
 }
 FORMATS = tuple(PARTS)
 
@@ -42,6 +43,7 @@ WORDS = {
     "qa": "questions about texts",
     "choice": "multiple-choice questions",
     "pair": "pairs of texts",
+    "sql": "questions with SQL",
 }
 
 CHAT_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
@@ -79,6 +81,8 @@ _LABELS = (
     *("label", "labels", "class", "sentiment", "category", "target", "label_text", "coarse_label", "intent"),
     *("stars", "rating", "answer", "topic"),
 )
+_QUERIES = ("query", "sql", "SQL")
+_DATABASES = ("db_id", "database")
 _PAIRS = (
     ("source", "target"),
     ("src", "tgt"),
@@ -164,6 +168,7 @@ def _candidates(names: list[str]) -> Iterator[Layout]:
             yield Layout("choice", parts)
     if {"messages", "conversations"} & has or {"instruction", "output"} <= has or {"instruction", "instances"} <= has:
         yield Layout("chat")
+    yield from _sql(has)
     yield from _pairs(names)
     yield from _labelled(has)
     if any({*pair} <= has for pair in CHAT_PAIRS):
@@ -191,6 +196,14 @@ def _labelled(has: set[str]) -> Iterator[Layout]:
             for text in _TEXTS:
                 if text in has - {label} and (text, label) not in CHAT_PAIRS:
                     yield Layout("labelled", {"text": text, part: label})
+
+
+def _sql(has: set[str]) -> Iterator[Layout]:
+    for query in _QUERIES:
+        if {"question", query} <= has:
+            named = next((name for name in _DATABASES if name in has), None)
+            parts = {"question": "question", "query": query}
+            yield Layout("sql", parts | ({"database": named} if named else {}))
 
 
 def _pairs(names: list[str]) -> Iterator[Layout]:
@@ -241,6 +254,7 @@ def _complete(name: str, given: set[str]) -> bool:
         "choice": [{"question", "choices", "label"}],
         "tagged": [{"words", "tags"}, {"tags"}],
         "pair": [{"source", "target"}],
+        "sql": [{"question", "query"}],
     }
     return any(needed <= given for needed in enough[name])
 

@@ -1,7 +1,7 @@
 """What data is made of: one typed record for each task, and the faults of rows that are none.
 
 A `Record` is a row as a file has it, with its place. What it means for a task is one of the classes after it:
-`Text`, `Conversation`, `Preference`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair`.
+`Text`, `Conversation`, `Preference`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair`, `SQLQuestion`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,20 @@ class Pair:
         return {"source": self.source, "target": self.target} | more
 
 
-AnyRecord = Text | Conversation | Preference | LabelledText | TaggedTokens | Question | Choice | Pair
+@dataclass(frozen=True)
+class SQLQuestion:
+    """A question to a database, the SQL that answers it, and the database's name; "" where there is but one."""
+
+    question: str
+    query: str
+    database: str
+
+    def fields(self) -> dict[str, Any]:
+        """The record as a task takes it: {"question", "query", "database"}."""
+        return {"question": self.question, "query": self.query, "database": self.database}
+
+
+AnyRecord = Text | Conversation | Preference | LabelledText | TaggedTokens | Question | Choice | Pair | SQLQuestion
 
 
 class Fault(Exception):

@@ -23,7 +23,7 @@ class DataSettings(Settings):
         default=None, min_length=1, description="a catalog name, a file, a folder, or hf:owner/name"
     )
     format: Literal[
-        "text", "lines", "chat", "prompts", "preference", "labelled", "tagged", "qa", "choice", "pair"
+        "text", "lines", "chat", "prompts", "preference", "labelled", "tagged", "qa", "choice", "pair", "sql"
     ] | None = Field(default=None, description="what the data is, where its columns do not tell")  # fmt: skip
     columns: dict[str, str] = Field(default={}, description='parts and the columns they are in: {text = "review"}')
     subset: str | None = Field(default=None, min_length=1, description="of a data set hf:owner/name, such as sst2")
@@ -36,6 +36,9 @@ class DataSettings(Settings):
         default=False, description="read as it is needed, hold no more than a block"
     )
     database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
+    databases: str | None = Field(
+        default=None, min_length=1, description="of questions with SQL: a folder, a .zip or a file of SQLite databases"
+    )
     preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
     examples: int = Field(default=20_000, ge=1, description="training questions that are generated for a database")
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data that is never learned")

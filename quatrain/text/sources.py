@@ -1,6 +1,7 @@
 """From what a user names to the files that are read: a catalog name, a file, a folder, or files that go line by line.
 
 `train.{en,de}` names two files whose lines belong together: the shell's way to write `train.en` and `train.de`.
+`mine.jsonl + spider-train` names several sources that are read one after the other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from quatrain.text.rows import RECORD_SUFFIXES
 #: Endings that are read as plain text. A file named by itself is, whatever its ending.
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 
+JOINED = " + "
+"""Between the names of several sources."""
+
 _BRACES = re.compile(r"\{([^{},]*),([^{},]*)\}")
 
 #: Told what of a folder is left out, and why.
@@ -29,9 +33,14 @@ Skipped = Callable[[Path, str], None]
 def find_files(source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None) -> list[Path]:
     """The files of `source`, each one checked at its beginning: a catalog name (fetched where needed), a file, or a
     folder, whose files come sorted, subfolders too; hidden files are left out, and `skipped` hears of every other one.
+    Of several sources joined by " + ", those of all.
 
     Raises InputError with every file that is absent, empty or no text.
     """
+    names = parts(source)
+    if len(names) > 1:
+        found = (file for name in names for file in find_files(name, skipped=skipped, progress=progress))
+        return list(dict.fromkeys(found))
     entry = catalog.find(str(source)) if isinstance(source, str) else None
     if entry is not None:
         return [catalog.fetch(entry, progress=progress)]
@@ -44,6 +53,23 @@ def find_files(source: str | Path, *, skipped: Skipped | None = None, progress: 
         raise InputError(f"{path} is neither a file nor a folder")
     check_head(path)
     return [path]
+
+
+def parts(source: str | Path) -> tuple[str, ...]:
+    """The names in `a.jsonl + b.jsonl`; the source itself where it names no several."""
+    if JOINED not in str(source) or Path(source).expanduser().exists():
+        return (str(source),)
+    return tuple(name for each in str(source).split(JOINED) if (name := each.strip()))
+
+
+def wanted_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
+    """The files of which the catalog takes some rows alone, with the values that those have in their columns."""
+    found: dict[Path, list[dict[str, str]]] = {}
+    for name in parts(source):
+        entry = catalog.find(name)
+        if entry is not None and entry.where:
+            found.setdefault(catalog.fetch(entry), []).append(dict(entry.where))
+    return found
 
 
 def parallel(source: str | Path) -> tuple[str, str] | None:

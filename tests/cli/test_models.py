@@ -185,3 +185,68 @@ def test_what_is_no_database_is_refused(
     path.write_bytes(content)
     assert main(["chat", str(folder), "--db", str(path)]) == 2
     assert part in capsys.readouterr().err
+
+
+def test_evaluate_runs_the_sql_that_a_model_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers of a stand-in, so that right and wrong ones are known."""
+    from quatrain.generation.engine import Completion, Engine
+
+    chats = tmp_path / "chats"
+    texts = ["Answer with one SQLite statement. select count(*) from pets where age > 3"] * 9
+    tokenizer = Tokenizer.train(texts, kind="bpe", vocab_size=330, chat_template="chatml")
+    config = ModelConfig(
+        family="llama", vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
+    )  # fmt: skip
+    hub.save(Model(config).initialize(0), chats)
+    tokenizer.save(chats)
+    with sqlite3.connect(tmp_path / "zoo.sqlite") as database:
+        database.executescript("CREATE TABLE pets (name TEXT, age INT); INSERT INTO pets VALUES ('Rex', 3), ('Tom', 5)")
+    database.close()
+    rows = [("How many pets?", "SELECT count(*) FROM pets"), ("Who?", "SELECT name FROM pets"), ("x" * 999, "SELECT 1")]
+    source = tmp_path / "questions.jsonl"
+    lines = (json.dumps({"question": question, "sql": sql, "db_id": "zoo"}) + "\n" for question, sql in rows)
+    source.write_text("".join(lines), encoding="utf-8")
+
+    def say(engine: Engine, prompts: list[list[int]], params: object = None) -> list[Completion]:
+        assert "pets: name, age" in str(engine.tokenizer.decode(prompts[0]))  # type: ignore[union-attr]
+        answers = ["```sql\nSELECT 2\n```", "DELETE FROM pets"]
+        return [Completion(answer, [1], "stop", []) for answer in answers[: len(prompts)]]
+
+    monkeypatch.setattr(Engine, "generate", say)
+    assert main(["evaluate", str(chats), str(source), "--databases", str(tmp_path / "zoo.sqlite"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (scores,) = found["scores"].values()
+    assert scores == {"execution_accuracy": pytest.approx(1 / 3), "exact_match": 0, "count": 3}
+    assert "1 questions are longer than the 256 tokens" in found["notes"][0]
+    assert main(["evaluate", str(chats), str(source), "--databases", str(tmp_path / "zoo.sqlite")]) == 0
+    shown = capsys.readouterr().out
+    assert "33.3%" in shown and "wrong, only reading with SELECT is allowed; expected: select name from pets" in shown
+    assert main(["evaluate", str(chats), str(source)]) == 2
+    assert "databases, and none are named" in capsys.readouterr().err
+    assert main(["evaluate", str(chats), str(source), "--databases", str(tmp_path / "nowhere")]) == 2
+
+
+def test_chat_shows_the_schema_where_it_is_asked_to(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quatrain.generation.engine import Completion, Engine
+
+    with sqlite3.connect(tmp_path / "zoo.sqlite") as database:
+        database.executescript("CREATE TABLE Pets (Name TEXT); INSERT INTO Pets VALUES ('Rex')")
+    database.close()
+    read: list[str] = []
+
+    def say(engine: Engine, chats: list[list[dict[str, str]]], params: object) -> list[Completion]:
+        read.append(chats[0][-1]["content"])
+        return [Completion("```sql\nselect name from pets\n```", [], "stop", [])]
+
+    monkeypatch.setattr(Engine, "chat", say)
+    for more in ([], ["--schema"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Who?\n"))
+        assert main(["chat", str(folder), "--db", str(tmp_path / "zoo.sqlite"), *more]) == 0
+        assert "Rex" in capsys.readouterr().out
+    assert read == ["Who?", "Answer with one SQLite statement.\npets: name\nQuestion: Who?"]
+    assert main(["chat", str(folder), "--schema"]) == 2

@@ -94,7 +94,7 @@ def test_what_training_says_of_itself(road: Run) -> None:
 def test_finetuning_trains_the_adapter_alone_and_merges_it(road: Run) -> None:
     found = result(road, "03-finetune")
     assert 0 < found["trainable_parameters"] < found["parameters"]
-    assert any("40 chats" in note and "of them learned" in note for note in found["notes"])
+    assert any("36 chats" in note and "of them learned" in note for note in found["notes"])
     before = hub.load(road.folder / "stages/02-pretrain/model").state_dict()
     after = hub.load(road.folder / "stages/03-finetune/model").state_dict()
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -124,7 +124,7 @@ def test_the_quantized_model_is_smaller_and_is_the_runs_model(road: Run) -> None
     config = json.loads((road.folder / "model" / "config.json").read_text())
     assert config["quantization_config"]["format"] == "pack-quantized"
     outputs = [
-        [sample["output"] for sample in result(road, name)["samples"] if sample["temperature"] == 0.0]
+        [sample["output"] for sample in result(road, name)["samples"] if sample.get("temperature") == 0.0]
         for name in ("05-quantize", "06-evaluate")
     ]
     assert outputs[0] == outputs[1] and outputs[0]
@@ -180,7 +180,7 @@ def test_a_database_of_the_users_own(make_database: Callable[[Path], Path], tmp_
 
 def test_chats_that_are_too_long_for_the_context_are_named(materials: Path, tmp_path: Path) -> None:
     data = f"{{ source = '{materials / 'chats.jsonl'}' }}"
-    with pytest.raises(InputError, match="No chat is left to learn from: 40 are longer than 4 tokens"):
+    with pytest.raises(InputError, match="No chat is left to learn from: 36 are longer than 4 tokens"):
         go(
             HEAD.format(text=materials / "text.txt"),
             stage("pretrain", "steps = 1", evaluate="false").replace("warmup = 2", "warmup = 0"),

@@ -38,7 +38,7 @@ def test_every_entry_is_in_the_shared_data_and_whole(name: str) -> None:
 
 @pytest.mark.parametrize("source", CATALOG.values(), ids=list(CATALOG))
 def test_every_entry_is_complete(source: Source) -> None:
-    assert source.description and source.licence and source.format in ("jsonl", "alpaca", *FORMATS)
+    assert source.description and source.licence and source.format in ("jsonl", "alpaca", "sqlite", *FORMATS)
     for copy in source.copies:
         assert copy.sha256 is not None and len(copy.sha256) == 64 and copy.size
         assert copy.url is None or copy.url.startswith("https://")

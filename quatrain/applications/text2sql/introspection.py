@@ -113,14 +113,16 @@ def describe(path: Path) -> Schema:
         connection.close()
 
 
+def table_names(connection: sqlite3.Connection) -> list[str]:
+    """The tables of a database in the order of their making, without the system's own."""
+    found = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
+    )
+    return [row[0] for row in found]
+
+
 def _describe(connection: sqlite3.Connection, path: Path) -> Schema:
-    names = [
-        row[0]
-        for row in connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table' "
-            "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
-        )
-    ]
+    names = table_names(connection)
     problems: list[str] = []
     notes: list[str] = []
     counts: dict[str, int] = {}

@@ -1,0 +1,173 @@
+"""Many SQLite databases by their names, as sets of questions ask them: Spider (Yu et al. 2018, arXiv 1809.08887).
+
+They come as a folder (`NAME.sqlite`, or `NAME/NAME.sqlite` as Spider has them), a .zip of such files, a single file, a
+name of the catalog, or several of these joined by " + ".
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import sqlite3
+import zipfile
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from quatrain.applications.text2sql.introspection import connect, explain, table_names
+from quatrain.applications.text2sql.naming import quote
+from quatrain.applications.text2sql.sandbox import Connection
+from quatrain.atomic import atomic_write
+from quatrain.errors import InputError
+from quatrain.text import catalog
+from quatrain.text.download import sha256_of
+from quatrain.text.sources import parts
+
+SUFFIXES = (".sqlite", ".sqlite3", ".db")
+"""Endings of database files in a folder or a zip file."""
+
+OPEN = 64
+"""Connections that are held at once."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A database in a zip file, and where it is put when it is asked for."""
+
+    archive: Path
+    member: str
+    target: Path
+
+    def unpacked(self) -> Path:
+        """Its file, in the cache."""
+        if not self.target.exists():
+            with zipfile.ZipFile(self.archive) as archive, atomic_write(self.target, "wb") as file:
+                file.write(archive.read(self.member))
+        return self.target
+
+
+class Databases:
+    """SQLite files by their names, which are those of the files without their ending, in any case.
+
+    Raises InputError for a source that is not there or holds no database.
+    """
+
+    def __init__(self, source: str | Path):
+        self.source = str(source)
+        self._files: dict[str, Path | Packed] = {}
+        for name in parts(source):
+            self._files |= _files_of(name)
+        self._schemas: dict[str, str] = {}
+        self._connections: dict[str, Connection] = {}
+
+    def __enter__(self) -> Databases:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __contains__(self, name: str) -> bool:
+        return self._key(name) is not None
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+
+    @property
+    def mark(self) -> str:
+        """What identifies the content: names, and of each file its size and the time of its last change."""
+        known = []
+        for name, found in sorted(self._files.items()):
+            file = found if isinstance(found, Path) else found.target.parent
+            size = f"{file.stat().st_size} {file.stat().st_mtime_ns}" if isinstance(found, Path) else file.name
+            known.append(f"{name} {size}")
+        return hashlib.sha256("\n".join(known).encode()).hexdigest()
+
+    def path(self, name: str) -> Path:
+        """The file of a database; out of a zip file it is put into the cache. Raises InputError where there is none."""
+        key = self._key(name)
+        if key is None:
+            near = difflib.get_close_matches(name.lower(), self._files, 1)
+            hint = f"; did you mean {near[0]}?" if near else f", which has {len(self._files)} databases"
+            raise InputError(f"there is no database {name or '(without a name)'} in {self.source}{hint}")
+        found = self._files[key]
+        return found if isinstance(found, Path) else found.unpacked()
+
+    def schema(self, name: str) -> str:
+        """`schema_text` of a database, read once."""
+        if name not in self._schemas:
+            self._schemas[name] = schema_text(self.path(name))
+        return self._schemas[name]
+
+    def connection(self, name: str) -> Connection:
+        """A connection for SQL that nobody has checked, opened once; it stays open while others are asked."""
+        if name not in self._connections:
+            if len(self._connections) >= OPEN:
+                self._connections.pop(next(iter(self._connections))).close()
+            self._connections[name] = Connection(self.path(name))
+        return self._connections[name]
+
+    def _key(self, name: str) -> str | None:
+        if not name:
+            return next(iter(self._files)) if len(self._files) == 1 else None
+        return name.lower() if name.lower() in self._files else None
+
+
+def schema_text(path: Path) -> str:
+    """What a database holds, as a model reads it: a line for each table with its columns, one for each foreign key.
+
+    Names are in small letters, which SQLite takes for the same, and quoted where SQL wants it. Raises InputError for a
+    file that is no database, or has no tables.
+    """
+    with closing(connect(path)) as connection:
+        try:
+            names = table_names(connection)
+            lines, keys = [], []
+            for name in names:
+                columns = [row[1] for row in connection.execute(f"PRAGMA table_info({quote(name)})")]
+                lines.append(f"{_small(name)}: {', '.join(_small(column) for column in columns)}")
+                for row in connection.execute(f"PRAGMA foreign_key_list({quote(name)})"):
+                    _, _, parent, column, target, *_ = row
+                    if target is not None:
+                        keys.append(f"{_small(name)}.{_small(column)} = {_small(parent)}.{_small(target)}")
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
+    if not names:
+        raise InputError(f"{path} has no tables", [f"database: {path}; no tables; give a database with tables"])
+    return "\n".join([*lines, *dict.fromkeys(keys)])
+
+
+def _small(name: str) -> str:
+    return quote(name.lower())
+
+
+def _files_of(source: str) -> Mapping[str, Path | Packed]:
+    """The databases of one source by their names in small letters: files, or members of a zip file."""
+    entry = catalog.find(source)
+    path = catalog.fetch(entry) if entry is not None else Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        return _some({file.stem.lower(): file for file in files}, path)
+    if path.is_file() and zipfile.is_zipfile(path):
+        # The folder tells zip files of other content apart.
+        folder = catalog.cache_folder() / "databases" / sha256_of(path)[:16]
+        with zipfile.ZipFile(path) as archive:
+            members = [PurePosixPath(name) for name in archive.namelist()]
+        packed = [each for each in members if each.suffix.lower() in SUFFIXES]
+        return _some({each.stem.lower(): Packed(path, str(each), folder / each.name) for each in packed}, path)
+    connect(path).close()  # says what is wrong with it
+    return {path.stem.lower(): path}
+
+
+def _some(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    if not found:
+        raise InputError(f"{path} holds no database: files with the endings {' '.join(SUFFIXES)} are taken")
+    return found

@@ -1,0 +1,209 @@
+"""The chats that a finetune stage learns from, as examples with the assistant's tokens marked.
+
+They are the conversations of a source, questions with SQL over the schema of their database, or the questions that are
+generated for one database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from quatrain.errors import InputError
+from quatrain.settings import Settings
+from quatrain.stages.base import Context
+from quatrain.stages.material import corpus_of, questions_of, task_of
+from quatrain.text.batches import TokenExample
+from quatrain.text.chat import has_marks, render
+from quatrain.text.prepared import prepared
+from quatrain.text.settings import DataSettings
+from quatrain.text.templates import TEMPLATE_TOKENS, TEMPLATES
+from quatrain.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Chat = tuple[str, list[dict[str, Any]]]
+"""A conversation with its place."""
+
+NAMED = 3
+"""Chats that are left out and named; the others are counted."""
+
+
+def with_template(tokenizer: Tokenizer, context: Context) -> Tokenizer:
+    """The tokenizer with a chat template that marks what the assistant says, without which nothing can be learned.
+
+    That of a public model seldom does: the recipe's takes its place, or the one whose tokens the tokenizer knows; a
+    model that has none gets `plain`. Raises InputError for a template whose tokens the tokenizer has not.
+    """
+    if tokenizer.chat_template is not None and has_marks(tokenizer.chat_template):
+        return tokenizer
+    known = [name for name, tokens in TEMPLATE_TOKENS.items() if tokens and not _unknown(tokenizer, name)]
+    name = context.recipe.tokenizer.chat_template or next(iter(known), "plain")
+    if lacking := _unknown(tokenizer, name):
+        raise InputError(
+            f'tokenizer.chat_template: "{name}"; the model\'s tokenizer does not know its tokens {" ".join(lacking)}. '
+            f"Choose {' or '.join([*known, 'plain', 'alpaca'])}."
+        )
+    has = "does not mark the assistant's words" if tokenizer.chat_template is not None else "is not there"
+    context.reporter.info(f'The model\'s own chat template {has}; "{name}" is taught in its place.')
+    tokenizer.chat_template = TEMPLATES.get(name, name)
+    return tokenizer
+
+
+def _unknown(tokenizer: Tokenizer, name: str) -> list[str]:
+    """The tokens of a template that the tokenizer does not know."""
+    return [token for token in TEMPLATE_TOKENS.get(name, ()) if tokenizer.token_to_id(token) is None]
+
+
+def chat_examples(
+    settings: Settings, context: Context, tokenizer: Tokenizer, limit: int
+) -> tuple[Sequence[TokenExample], list[str], Sequence[TokenExample]]:
+    """The chats to learn with their notes, and those of validations; from the cache where they were made before."""
+    data = context.recipe.data_of(settings)
+    both: list[list[Chat]] = []
+    said: list[str] = []
+
+    def made(part: int) -> tuple[Sequence[TokenExample], list[str]]:
+        if not both:
+            both.extend(_both(data, context, settings, said))
+        if part == 1 and not both[1]:
+            return [], []
+        examples, notes = encode_chats(both[part], tokenizer, limit)
+        return examples, [*said, *notes] if part == 0 else notes
+
+    marks = [None if data.database is not None else mark_of(data, part) for part in ("source", "dev")]
+    if None in marks:
+        return (*made(0), made(1)[0])
+    key = {
+        "objective": "chat",
+        "data": marks,
+        "share": None if data.dev is not None else [data.validation, context.seed],
+        "tokenizer": tokenizer.fingerprint,
+        "template": tokenizer.chat_template,
+        "limit": limit,
+    }
+    learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), (TokenExample,))
+    held_out, _, _ = prepared(key | {"part": "held out"}, lambda: made(1), (TokenExample,))
+    return learned, notes, held_out
+
+
+def mark_of(data: DataSettings, part: str) -> str | None:
+    """What identifies the content of a part of the data, "" where there is none; None where only reading it could."""
+    if getattr(data, part) is None:
+        return ""
+    found = questions_of(data, part)
+    if found is None:
+        return corpus_of(data, part, format="chat").mark
+    reader, corpus = found
+    return None if corpus.mark is None else f"{corpus.mark} {reader.databases.mark}"
+
+
+def _both(
+    data: DataSettings, context: Context, settings: Settings, notes: list[str]
+) -> tuple[list[Chat], list[Chat]]:
+    """The chats to learn, and those of validations: of `data.dev`, or a random share of the source."""
+    learned = list(conversations(data, context, settings, notes))
+    if data.database is not None:
+        return learned, []
+    if data.dev is not None:
+        return learned, list(conversations(data, context, settings, [], "dev"))
+    return split(learned, data.validation, context.seed)
+
+
+def split(found: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """What is learned, and a random share that is held out; all is learned where the share is less than one of them."""
+    count = round(share * len(found))
+    if not 0 < count < len(found):
+        return list(found), []
+    chosen = set(np.random.default_rng(seed).permutation(len(found))[:count].tolist())
+    kept = [each for number, each in enumerate(found) if number not in chosen]
+    return kept, [found[number] for number in sorted(chosen)]
+
+
+def conversations(
+    data: DataSettings, context: Context, settings: Settings, notes: list[str], part: str = "source"
+) -> Iterator[Chat]:
+    """The chats of a part of the data: the database's questions with their SQL, or those of the source.
+
+    `notes` get what was left out of it.
+    """
+    if data.database is not None:
+        task = task_of(context, settings)
+        yield from ((example.question, task.messages(example)) for example in task.train)
+        return
+    found = questions_of(data, part)
+    if found is None:
+        for place, record in corpus_of(data, part, format="chat").placed():
+            yield place, record.messages  # type: ignore[union-attr]
+        return
+    reader, corpus = found
+    with reader.databases:
+        yield from ((asked.place, asked.messages) for asked in reader.read(corpus))
+    notes += reader.notes
+
+
+class LeftOut:
+    """The chats that are no examples: too long, or nothing to learn. `notes` name the first, as they are found."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.long = self.empty = 0
+        self.first: dict[str, list[str]] = {"long": [], "empty": []}
+        self.notes: list[str] = []
+
+    def out_of(
+        self, chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer
+    ) -> Iterator[TokenExample]:
+        """The examples that chats are, of those that are any. What an earlier, longer reading counted stays."""
+        long = empty = 0
+        for place, messages in chats:
+            rendered = render(tokenizer, messages)
+            example = TokenExample(rendered.ids, rendered.assistant_mask)
+            if len(example) - 1 > self.limit:
+                long += 1
+                self._name("long", place, long)
+            elif example.num_labels == 0:
+                empty += 1
+                self._name("empty", place, empty)
+            else:
+                yield example
+                continue
+            self._note(long, empty)
+
+    def _name(self, why: str, place: str, number: int) -> None:
+        if len(self.first[why]) < number <= NAMED:
+            self.first[why].append(place)
+
+    def _note(self, long: int, empty: int) -> None:
+        self.long, self.empty = max(long, self.long), max(empty, self.empty)
+        self.notes.clear()
+        for why, count, what in (
+            ("long", self.long, f"chats longer than {self.limit} tokens left out"),
+            ("empty", self.empty, "chats without an assistant's token left out"),
+        ):
+            if count:
+                more = ", …" if count > NAMED else ""
+                self.notes.append(f"{count:,} {what}: {', '.join(self.first[why])}{more}")
+
+
+def encode_chats(
+    chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer, limit: int
+) -> tuple[list[TokenExample], list[str]]:
+    """Chats, each with its place, as examples with the assistant's tokens marked. Those longer than `limit` tokens are
+    left out, counted, and the first of them named.
+
+    Raises InputError where no chat is left, or none has a token to learn.
+    """
+    left = LeftOut(limit)
+    examples = list(left.out_of(chats, tokenizer))
+    if not examples:
+        raise InputError(
+            f"No chat is left to learn from: {left.long} are longer than {limit} tokens, {left.empty} have no "
+            "assistant token. Give a longer context, or check the data with `quatrain data check`."
+        )
+    notes = list(left.notes)
+    learned = sum(example.num_labels for example in examples)
+    total = sum(map(len, examples))
+    notes.append(f"{len(examples):,} chats, {total:,} tokens, {learned / total:.0%} of them learned")
+    return examples, notes
