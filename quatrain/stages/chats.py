@@ -33,18 +33,18 @@ NAMED = 3
 def with_template(tokenizer: Tokenizer, context: Context) -> Tokenizer:
     """The tokenizer with a chat template that marks what the assistant says, without which nothing can be learned.
 
-    That of a public model seldom does: the recipe's takes its place, or the one whose tokens the tokenizer knows; a
-    model that has none gets `plain`. Raises InputError for a template whose tokens the tokenizer has not.
+    That of a public model seldom does: unless the recipe names one, that whose tokens the tokenizer knows takes its
+    place, or `plain`. Raises InputError for a template of the recipe's that does not mark them.
     """
     if tokenizer.chat_template is not None and has_marks(tokenizer.chat_template):
         return tokenizer
-    known = [name for name, tokens in TEMPLATE_TOKENS.items() if tokens and not _unknown(tokenizer, name)]
-    name = context.recipe.tokenizer.chat_template or next(iter(known), "plain")
-    if lacking := _unknown(tokenizer, name):
+    if context.recipe.tokenizer.chat_template is not None:
         raise InputError(
-            f'tokenizer.chat_template: "{name}"; the model\'s tokenizer does not know its tokens {" ".join(lacking)}. '
-            f"Choose {' or '.join([*known, 'plain', 'alpaca'])}."
+            "tokenizer.chat_template: does not mark what the assistant says with {% generation %} … {% endgeneration "
+            f"%}}, so nothing can be learned from it; mark it, or name one of {', '.join(TEMPLATES)}."
         )
+    known = (name for name, tokens in TEMPLATE_TOKENS.items() if tokens and not _unknown(tokenizer, name))
+    name = next(known, "plain")
     has = "does not mark the assistant's words" if tokenizer.chat_template is not None else "is not there"
     context.reporter.info(f'The model\'s own chat template {has}; "{name}" is taught in its place.')
     tokenizer.chat_template = TEMPLATES.get(name, name)

@@ -84,6 +84,9 @@ def test_a_model_without_turns_is_given_a_template(done: Run, materials: Path, t
     # The tokens of chatml are there; without them it would be plain.
     over = quatrain.run(loads(text + stage), runs_dir=tmp_path, reporter=SilentReporter())
     assert "<|im_start|>" in str(Tokenizer.load(over.model).chat_template)
-    wrong = text.replace("[data]", "[tokenizer]\nchat_template = 'llama-3'\n[data]").replace("'over'", "'wrong'")
-    with pytest.raises(InputError, match=r"does not know its tokens .*Choose chatml or plain"):
-        quatrain.run(loads(wrong + stage), runs_dir=tmp_path, reporter=SilentReporter())
+    named = text.replace("[data]", "[tokenizer]\nchat_template = 'llama-3'\n[data]").replace("'over'", "'named'")
+    other = Tokenizer.load(quatrain.run(loads(named + stage), runs_dir=tmp_path, reporter=SilentReporter()).model)
+    assert "<|eot_id|>" in str(other.chat_template) and other.token_to_id("<|eot_id|>") is not None
+    wrong = named.replace("llama-3", "{{ messages[0]['content'] }}").replace("'named'", "'wrong'").replace("'{{", '"{{')
+    with pytest.raises(InputError, match="does not mark what the assistant says"):
+        quatrain.run(loads(wrong.replace("}}'", '}}"') + stage), runs_dir=tmp_path, reporter=SilentReporter())
