@@ -87,7 +87,7 @@ class Recipe(Settings):
 
     def _data_conflicts(self) -> Iterator[Problem]:
         for index, stage in enumerate(self.stage):
-            if stage.kind not in ("tokenizer", *LEARNING_KINDS):
+            if stage.kind not in ("tokenizer", *LEARNING_KINDS) or getattr(stage, "tasks", None):
                 continue
             takes_tokenizer = stage.kind == "tokenizer" and self.tokenizer.path is not None
             data = self.data_of(stage)

@@ -65,8 +65,8 @@ class Settings(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Settings):
                 yield from (problem.under((name,)) for problem in value.all_conflicts())
-            elif isinstance(value, tuple):
-                for index, item in enumerate(value):
+            elif isinstance(value, tuple | dict):
+                for index, item in value.items() if isinstance(value, dict) else enumerate(value):
                     if isinstance(item, Settings):
                         yield from (problem.under((name, index)) for problem in item.all_conflicts())
 

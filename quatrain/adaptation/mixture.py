@@ -6,7 +6,8 @@ alone (as S-LoRA serves them, Sheng et al. 2023, arXiv 2311.03285; for soft prom
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from quatrain.adaptation.apply import apply
 from quatrain.adaptation.layer import Adapted, adapters, replace_module
 from quatrain.adaptation.peft_files import read_adapter
+from quatrain.adaptation.settings import AdapterSettings
 from quatrain.errors import InputError
 from quatrain.models.prompts import SoftPrompt
 from quatrain.models.sight import Prefix
@@ -53,34 +56,16 @@ class Mixture:
     An adapter that has learned weights of the model itself (a head, biases, layers) is switched for the whole batch.
     """
 
-    def __init__(self, model: Model, folders: Mapping[str, str | Path]):
-        """Puts the adapters of these folders beside each other over `model`, their base, which is frozen.
-
-        Raises InputError for folders that are no adapters of it, or whose tokenizers disagree on what an id means.
-        """
-        from quatrain.generation.loading import load_tokenizer
-
-        if not folders:
-            raise InputError("No adapter is named: give at least one, by a name and its folder.")
+    def __init__(self, model: Model, members: Callable[[], Mapping[str, Member]]):
+        """Puts adapters beside each other over `model`, their base, which is frozen. `load` and `begin` say which."""
         if model.mixture is not None or model.prompt is not None or any(True for _ in adapters(model)):
             raise InputError("This model has adapters already; several are put over a base without any.")
         self.model, self.rows = model, Rows()
-        self.members: dict[str, Member] = {}
+        self.members = members()
         self._original: dict[str, Tensor] = {}
         self._chosen: list[Choice] = []
         self._active: str | None = None
-        size = model.config.vocab_size
-        for name, folder in folders.items():
-            found = read_adapter(model, folder)
-            ids, rows = found.rows or ([], {})
-            order = sorted(range(len(ids)), key=ids.__getitem__)
-            self.members[name] = Member(
-                found.layers, found.prompt, tuple(ids[number] for number in order),
-                {key: table[order] for key, table in rows.items()}, found.whole, max(size, found.vocab_size),
-                load_tokenizer(folder),
-            )  # fmt: skip
         model.requires_grad_(False)
-        _check_tokenizers(self.members)
         self._paths = list(dict.fromkeys(path for member in self.members.values() for path in member.layers))
         for path in self._paths:
             own = {name: each.layers[path] for name, each in self.members.items() if path in each.layers}
@@ -92,6 +77,94 @@ class Mixture:
             self._hooks.append(model.lm_head.register_forward_hook(self._say))
         model.mixture = self
         self.choose(None)
+
+    @classmethod
+    def load(cls, model: Model, folders: Mapping[str, str | Path]) -> Mixture:
+        """The adapters of these folders over their base, as they were learned.
+
+        Raises InputError for folders that are no adapters of it, or whose tokenizers disagree on what an id means.
+        """
+        from quatrain.generation.loading import load_tokenizer
+
+        if not folders:
+            raise InputError("No adapter is named: give at least one, by a name and its folder.")
+        size = model.config.vocab_size
+
+        def members() -> dict[str, Member]:
+            made = {}
+            for name, folder in folders.items():
+                found = read_adapter(model, folder)
+                ids, rows = found.rows or ([], {})
+                order = sorted(range(len(ids)), key=ids.__getitem__)
+                sorted_rows = {key: table[order] for key, table in rows.items()}
+                known = max(size, found.vocab_size), load_tokenizer(folder)
+                made[name] = Member(
+                    found.layers, found.prompt, tuple(sorted(ids)), sorted_rows, found.whole, *known
+                )
+            _check_tokenizers(made)
+            return made
+
+        return cls(model, members)
+
+    @classmethod
+    def begin(
+        cls,
+        model: Model,
+        names: Sequence[str],
+        settings: AdapterSettings,
+        *,
+        seed: int = 0,
+        tokenizer: Tokenizer | None = None,
+    ) -> Mixture:
+        """Fresh adapters of one kind, which learn. Raises InputError as `apply` does."""
+
+        def members() -> dict[str, Member]:
+            made = {}
+            for number, name in enumerate(names):
+                apply(model, settings, seed + number, tokenizer=tokenizer)
+                layers, prompt = dict(adapters(model)), model.prompt
+                for path, layer in layers.items():
+                    replace_module(model, path, layer.base)
+                model.prompt = None
+                made[name] = Member(layers, prompt, (), {}, {}, model.config.vocab_size, tokenizer)
+            return made
+
+        mixture = cls(model, members)
+        for member in mixture.members.values():
+            for part in (*member.layers.values(), *([] if member.prompt is None else [member.prompt])):
+                own = part.own().values() if isinstance(part, Adapted) else part.parameters()
+                for parameter in own:
+                    parameter.requires_grad_(True)
+        return mixture
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[Model]:
+        """The model with one of the adapters and no other, as it is written into a folder."""
+        member = self.members[name]
+        with self.off():
+            self.model.prompt = member.prompt
+            for path, layer in member.layers.items():
+                replace_module(self.model, path, layer)
+            try:
+                yield self.model
+            finally:
+                for path, layer in member.layers.items():
+                    replace_module(self.model, path, layer.base)
+
+    @contextmanager
+    def off(self) -> Iterator[Model]:
+        """The base alone, without what adapters put in it."""
+        mixed: dict[str, Any] = {path: self.model.get_submodule(path) for path in self._paths}
+        self.choose(None)
+        prompt, self.model.prompt, self.model.mixture = self.model.prompt, None, None
+        for path, module in mixed.items():
+            replace_module(self.model, path, module.base)
+        try:
+            yield self.model
+        finally:
+            self.model.prompt, self.model.mixture = prompt, self
+            for path, module in mixed.items():
+                replace_module(self.model, path, module)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

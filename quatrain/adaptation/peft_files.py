@@ -30,12 +30,11 @@ from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
 from quatrain.models.families import family
 from quatrain.models.families.weights import Rename, Split
+from quatrain.models.repository import ADAPTER_CONFIG, BASE
 from quatrain.models.stack import Model
 from quatrain.models.vocabulary import resize_vocabulary
 
-BASE = "base"
-"""The folder of a base model in that of its adapter, where it has been moved with it."""
-CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
+WEIGHTS, LABELS = "adapter_model.safetensors", "labels.json"
 PLAIN, BOTTLENECK = "QUATRAIN_WEIGHTS", "QUATRAIN_BOTTLENECK"
 """Our own types: nothing but weights of the model that have learned; networks behind layers."""
 TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3", "bottleneck": BOTTLENECK}
@@ -91,7 +90,7 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     from safetensors.torch import save
 
     folder = Path(folder)
-    write_json(folder / CONFIG, config)
+    write_json(folder / ADAPTER_CONFIG, config)
     if model.config.labels:
         write_json(folder / LABELS, {"labels": list(model.config.labels), "problem": model.config.problem})
     with atomic_write(folder / WEIGHTS, "wb") as file:
@@ -181,11 +180,11 @@ def _short_names(targeted: set[str], every: set[str]) -> list[str]:
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The `adapter_config.json` of an adapter folder. Raises InputError, every option that is not known at once."""
-    path = Path(folder) / CONFIG
+    path = Path(folder) / ADAPTER_CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: no {CONFIG} in it, so this is no adapter folder.") from error
+        raise InputError(f"{folder}: no {ADAPTER_CONFIG} in it, so this is no adapter folder.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the adapter again.") from error
     problems, known = [], sorted({*TYPES.values(), *peft_prompts.TYPES.values(), PLAIN})
@@ -212,7 +211,7 @@ def base_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     name = read_config(folder).get("base_model_name_or_path")
     if not name:
-        raise InputError(f"{folder}: {CONFIG} does not say its base model; set base_model_name_or_path in it.")
+        raise InputError(f"{folder}: {ADAPTER_CONFIG} does not say its base model; set base_model_name_or_path in it.")
     places = [(folder / name).resolve(), Path(name), folder / BASE]
     for place in places:
         if (place / "config.json").is_file():

@@ -27,6 +27,7 @@ def chat(
     top_p: float | None = None,
     seed: int | None = None,
     rows: int = 20,
+    adapter: str | None = None,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Talk to a model, or question a SQLite database in English. Reads a line at a time; /help shows more.
@@ -50,6 +51,8 @@ def chat(
         Makes drawing repeatable.
     rows
         The most rows to show of one answer.
+    adapter
+        Of a model that holds several, the adapter to go through.
     json_lines
         Write one JSON object an answer, for programs.
     """
@@ -62,7 +65,7 @@ def chat(
         from quatrain.generation.engine import Engine, SamplingParams
 
         params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        engine = Engine.load(model)
+        engine = Engine.load(model, adapter=adapter)
         talk: Talk
         if connection is not None:
             talk = DatabaseTalk(engine, params, connection, json_lines, shows_schema=schema)

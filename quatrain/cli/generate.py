@@ -22,6 +22,7 @@ def generate(
     length_penalty: float = 1.0,
     truncate: bool = False,
     stream: Annotated[bool, Parameter(negative="--no-stream")] = True,
+    adapter: str | None = None,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Complete a prompt.
@@ -54,6 +55,8 @@ def generate(
         Cut a prompt that is longer than the model reads, in place of refusing it.
     stream
         Write the text as it comes.
+    adapter
+        Of a model that holds several, the adapter to go through.
     json_lines
         Write one JSON object with the text, its tokens and why it ended.
     """
@@ -75,7 +78,7 @@ def generate(
     )
     if prompt == "-":
         prompt = sys.stdin.read()
-    engine = Engine.load(model)
+    engine = Engine.load(model, adapter=adapter)
     if json_lines or not stream:
         (completion,) = engine.generate([prompt], params, truncate=truncate)
         if json_lines:

@@ -67,7 +67,7 @@ def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_token
         part, order = order[-rows:], order[:-rows]
         # The padding's id is never seen by a token that is learned.
         batch = pad(part, 0).to(model.device)
-        _, loss = model(batch.input_ids, batch.labels)
+        _, loss = model(batch.input_ids, batch.labels, **batch.inputs())
         total += loss.double().sum().item()
         count += batch.num_labels
     model.train(was_training)

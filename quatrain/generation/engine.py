@@ -60,6 +60,7 @@ class Engine:
     An encoder-decoder reads the prompt with its encoder; the completion is all that its decoder says. Raises
     InputError for a head that says no next token, a decoder without a start token, or settings that are not offered
     here. `target_tokenizer` is that of what the model says, where it is another than that of what it reads (Marian).
+    `adapter` is the one that prompts go through which name none, of a model with several.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Engine:
         end_ids: Sequence[int] | None = None,
         settings: Settings | None = None,
         target_tokenizer: Codec | None = None,
+        adapter: str | None = None,
     ):
         if model.config.head not in ("causal", "seq2seq"):
             kind, head = model.config.family, model.config.head
@@ -77,7 +79,7 @@ class Engine:
                 f"This {kind} model has the head {head}, which does not say the next token. Generating needs a causal "
                 "or seq2seq head."
             )
-        self.model = model.eval()
+        self.model, self.adapter = model.eval(), adapter
         self.encodes = encodes(model.config)
         settings = settings or read_settings(model)
         self.rules, self.recommended = settings.rules, settings.recommended
@@ -99,11 +101,12 @@ class Engine:
         device: torch.device | str = "cpu",
         quantize: str | None = None,
         adapters: Mapping[str, str | Path] | None = None,
+        adapter: str | None = None,
     ) -> Engine:
         """The engine of a model folder or hub id, plain, quantized or adapter, with its tokenizer and settings.
 
-        `adapters` are folders of adapters over the model, by names that prompts choose from. `quantize` as for
-        `load_model`.
+        `adapters` are folders of adapters over the model, by names that prompts choose from; `adapter` is the one of
+        prompts that name none. `quantize` as for `load_model`.
         """
         from quatrain.generation.loading import load_model, load_tokenizer
         from quatrain.models.repository import resolve
@@ -113,9 +116,11 @@ class Engine:
         if adapters:
             from quatrain.adaptation.mixture import Mixture
 
-            tokenizer = Mixture(network, adapters).tokenizer or tokenizer
+            tokenizer = Mixture.load(network, adapters).tokenizer or tokenizer
         target = load_tokenizer(folder, target=True) if encodes(network.config) else None
-        return cls(network, tokenizer, target_tokenizer=target)
+        engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter)
+        engine._adapters(None, 1)
+        return engine
 
     def generate(
         self,
@@ -176,6 +181,7 @@ class Engine:
 
     def _adapters(self, adapters: Choice, count: int) -> list[str | None]:
         """The adapter of each prompt. Raises InputError, with near names, for those that the model has not."""
+        adapters = self.adapter if adapters is None else adapters
         own = [adapters] * count if adapters is None or isinstance(adapters, str) else list(adapters)
         if len(own) != count:
             raise InputError(f"adapters: {len(own)} for {count} prompts; give one, or one for each.")
@@ -206,7 +212,7 @@ class Engine:
         """
         params = params or self.recommended
         own = self._adapters(adapter, 1)
-        ids = self.encode(prompt, adapter)
+        ids = self.encode(prompt, own[0])
         (stream,) = self._streams([self.fitting(ids, params) if truncate else ids], params, own)
         return self._pieces(stream, *self._stops(params))
 
@@ -214,7 +220,7 @@ class Engine:
         self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> Iterator[Piece]:
         """`stream` for the assistant's next turn in a conversation."""
-        self._adapters(adapter, 1)
+        (adapter,) = self._adapters(adapter, 1)
         return self.stream(self.render(messages, adapter=adapter), params, adapter=adapter)
 
     def encode(self, prompt: str | Sequence[int], adapter: str | None = None) -> list[int]:

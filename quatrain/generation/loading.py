@@ -9,10 +9,8 @@ import torch
 
 from quatrain.errors import InputError
 from quatrain.models import hub
-from quatrain.models.repository import resolve
+from quatrain.models.repository import ADAPTER_CONFIG, ADAPTERS, BASE, resolve
 from quatrain.models.stack import Model
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load_model(
@@ -24,10 +22,18 @@ def load_model(
 ) -> tuple[Model, Any]:
     """The model of a folder or hub id, and its tokenizer (None where it has none).
 
-    An adapter folder names its base model; a relative name is looked up beside the adapter first. `quantize` = "nf4"
+    An adapter folder names its base model; a relative name is looked up beside the adapter first. One with several
+    holds their base, and `model.mixture` chooses. `quantize` = "nf4"
     reads the base's linear layers straight into four bits. Raises InputError.
     """
     folder = resolve(model)
+    if (folder / ADAPTERS).is_dir() and not (folder / "config.json").is_file():
+        from quatrain.adaptation.mixture import Mixture
+
+        network = load_weights(folder / BASE, dtype=dtype, device=device, quantize=quantize)
+        each = {place.name: place for place in sorted((folder / ADAPTERS).iterdir()) if place.is_dir()}
+        Mixture.load(network, each)
+        return network.eval(), load_tokenizer(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         from quatrain.adaptation.peft_files import base_folder, head_of, load_adapter
 

@@ -49,7 +49,8 @@ class Reader:
         """
         self.model, self.device = model, model.device
         self.encodes, self.adapters = encodes(model.config), None if adapters is None else list(adapters)
-        self._choose()
+        if self.adapters is not None:
+            model.mixture.choose(self.adapters)
         self.positions: Tensor | None = None
         """Position of each row's next token (B, 1); None while no row is padded."""
         if self.encodes:
@@ -80,13 +81,9 @@ class Reader:
         segments = None if bool(real.all()) else real.long()
         return self._forward(ids.clamp(min=0), segments=segments, decoder_input_ids=self.said)
 
-    def _choose(self) -> None:
-        """Other batches of the same model may have chosen otherwise."""
-        if self.adapters is not None:
-            self.model.mixture.choose(self.adapters)
-
     def _forward(self, input_ids: Tensor | None, **named: Any) -> Tensor:
-        self._choose()
+        if self.adapters is not None:
+            named["adapters"] = self.adapters
         hidden = self.model.hidden_states(input_ids, cache=self.cache, **named)
         return self.model.say(hidden[:, -1])
 

@@ -20,8 +20,10 @@ from quatrain.errors import InputError, OfflineError, QuatrainError
 from quatrain.models.tensors import CONVERT, INDEX, WEIGHTS, pickled_weights, weight_files
 from quatrain.offline import offline
 
-CONFIG = ("config.json", "generation_config.json", "adapter_config.json")
-MODEL = ("config.json", "adapter_config.json")
+ADAPTER_CONFIG, ADAPTERS, BASE = "adapter_config.json", "adapters", "base"
+"""What makes a folder that of an adapter; the folder of several, and that of their base, or of one's that was moved."""
+CONFIG = ("config.json", "generation_config.json", ADAPTER_CONFIG)
+MODEL = ("config.json", ADAPTER_CONFIG)
 """A repository of a model has one of these."""
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

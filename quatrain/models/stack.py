@@ -6,6 +6,7 @@ Hugging Face's Llama.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,12 +72,13 @@ class Model(Stack):
         decoder_segments: Tensor | None = None,
         cache: KVCache | None = None,
         trace: Trace | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> tuple[Any, Any]:
         """Reads input_ids (B, T) and returns logits and, given labels, the loss.
 
         positions (B, T): by default each token's place in its segment, going on after the cache. segments (B, T):
         tokens of one segment see each other only; 0 is padding. token_types (B, T): 0 unless given. A cache is read and
-        extended, a trace filled.
+        extended, a trace filled. `adapters` are those that the rows go through, of a model with several.
 
         An encoder-decoder's encoder reads input_ids (B, S), which may be None once the cache holds the encoded text;
         `segments` and `positions` are the encoder's. Its decoder reads decoder_input_ids (B, T): the labels shifted
@@ -112,6 +114,7 @@ class Model(Stack):
             decoder_segments=decoder_segments,
             cache=cache,
             trace=trace,
+            adapters=adapters,
         )
         return self.head(hidden, labels, input_ids, segments)
 
@@ -126,8 +129,11 @@ class Model(Stack):
         decoder_segments: Tensor | None = None,
         cache: KVCache | None = None,
         trace: Trace | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size), after the final norm; of an encoder-decoder its decoder's."""
+        if adapters is not None:
+            self.mixture.choose(adapters)
         if self.encoder is None:
             read = ids = self._ids(input_ids)
             positions = self._counted(ids, segments) if positions is None else positions

@@ -19,12 +19,13 @@ from quatrain.settings import Settings
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.chats import Chat, conversations, encode_chats, split
 from quatrain.stages.material import questions_of
+from quatrain.text.batches import TaskExample
 from quatrain.text.corpus import Corpus
 from quatrain.text.settings import DataSettings
 from quatrain.text.sources import parts
 
-LOOKS = 3
-"""Samples that are taken of a model that still learns."""
+LOOKS, SHORT = 3, 5
+"""Samples that are taken of a model that still learns; words of an answer that is right only where it is the same."""
 
 
 def answers(settings: Settings, context: Context) -> bool:
@@ -146,7 +147,8 @@ def held_out_questions(asked: list[Asked], part: str, data: DataSettings, contex
 def _chats(
     name: str, part: str, data: DataSettings, settings: Settings, context: Context, engine: Engine, said: _Said
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
-    """The loss of the answers, and some of the model's own beside them."""
+    """The loss of the answers, and some of the model's own beside them; where they are short, the share that is right.
+    """
     wanted = context.recipe.evaluate
     chats = held_out_chats(part, data, settings, context)[: wanted.examples]
     if not chats:
@@ -156,11 +158,16 @@ def _chats(
         examples, notes = encode_chats(chats, engine.tokenizer, limit)  # type: ignore[arg-type]
     except InputError as error:
         return {}, [], [error.message]
-    measured = examples_loss(engine.model, examples)
+    own = examples if engine.model.mixture is None else [TaskExample(e.ids, e.mask, engine.adapter) for e in examples]
+    measured = examples_loss(engine.model, own)
     scores = {"loss": measured.loss, "perplexity": measured.perplexity, "count": len(examples)}
     shown = [(turns[:-1], turns[-1]) for _, turns in chats if turns[-1]["role"] == "assistant"]
     shown = [each for each in shown if len(engine.render(each[0])) < limit]
     params = SamplingParams(max_new_tokens=wanted.max_new_tokens)
+    if shown and all(len(answer["content"].split()) <= SHORT for _, answer in shown):
+        texts = said.of(engine, [asked for asked, _ in shown], params)
+        right = [text.strip() == answer["content"].strip() for text, (_, answer) in zip(texts, shown, strict=True)]
+        scores["exact"] = sum(right) / len(right)
     texts = said.of(engine, [asked for asked, _ in spread(shown, SHOWN)], params)
     samples = [
         {"set": name, "prompt": asked[-1]["content"], "reference": answer["content"], "output": text}

@@ -25,7 +25,12 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
     """Prepares the examples, trains all weights or an adapter, writes `model/` (and `adapter/`) and measures it."""
     learning = setup(settings, context)
     _, result = learn(learning, context)
-    if settings.objective == "chat":
+    if settings.tasks:
+        from quatrain.stages import several
+
+        if settings.evaluate:
+            several.measure(settings, context, learning, result)
+    elif settings.objective == "chat":
         assess(settings, context, learning.model, learning.tokenizer, result)
     elif settings.evaluate:
         tasks.measure(settings, context, learning.objective, learning.model, learning.tokenizer, result)
@@ -35,6 +40,10 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
 
 def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
+    if settings.tasks:
+        from quatrain.stages import several
+
+        return several.setup(settings, context, model)
     if settings.objective != "chat":
         return tasks.setup(settings, context, model)
     tokenizer = with_template(tokenizer_of(context), context)

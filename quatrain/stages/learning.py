@@ -17,7 +17,8 @@ from typing import Any
 from quatrain.adaptation import state
 from quatrain.adaptation.apply import apply, merge_all, taken_off, trainable_report, unmergeable
 from quatrain.adaptation.layer import adapters
-from quatrain.adaptation.peft_files import BASE, check_writable, group, save_adapter
+from quatrain.adaptation.mixture import Mixture
+from quatrain.adaptation.peft_files import check_writable, group, save_adapter
 from quatrain.adaptation.peft_layers import file_layers
 from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
@@ -25,6 +26,7 @@ from quatrain.compression import nf4
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
+from quatrain.models.repository import BASE
 from quatrain.models.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.planning.machine import choose_device
@@ -57,7 +59,8 @@ class Learning:
     `examples` are what the stream shows, where they can be counted (None for windows of a running text); `length` is
     the usual length of a row in tokens, `limit` the longest that the model is to read; `held_out` are the examples of
     validations. `validate` measures a model on them, also before the training where it is to `compare`. `notes` are
-    for the reader. `sample` is what the model says by now, for `train.sample_every`.
+    for the reader. `sample` is what the model says by now, for `train.sample_every`. `tasks` names those that learn
+    together, each by an adapter of its own.
     """
 
     model: Model
@@ -75,6 +78,7 @@ class Learning:
     adapter: AdapterSettings | None = None
     compare: bool = False
     notes: list[str] = field(default_factory=list)
+    tasks: tuple[str, ...] = ()
 
 
 def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResult]:
@@ -93,7 +97,7 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
     if learning.compare and learning.validate is not None:
         before = learning.validate(model).get("validation_loss")
     trained, result = train(learning, context, save=save, load=load)
-    if learning.adapter is not None:
+    if learning.adapter is not None and not learning.tasks:
         save_adapter(model, context.stage_folder / "adapter", base_model=str(model_folder_of(context) or ""))
         tokenizer.save(context.stage_folder / "adapter")
         merges = unmergeable(model) is None
@@ -101,7 +105,11 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
             merge_all(model)
         nf4.dequantize(model)
     folder = context.model_folder
-    if merges:
+    if learning.tasks:
+        from quatrain.stages import several
+
+        result.model_bytes = several.write(model, tokenizer, folder)
+    elif merges:
         result.model_bytes = write_model(model, tokenizer, folder)
     else:
         # The adapter is no weight of the model: the folder is one of an adapter, with its base in it.
@@ -124,14 +132,16 @@ def attach(learning: Learning, context: Context) -> tuple[Callable[[Path], None]
     model, adapter = learning.model, learning.adapter
     if adapter is None:
         return partial(hub.save, model), partial(load_weights, model)
-    adapt(model, adapter, learning.tokenizer, seed=context.seed)
+    adapt(model, adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
     trainable, total, percent = trainable_report(model)
     context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
     return partial(state.save, model), partial(state.load, model)
 
 
-def adapt(model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed: int = 0) -> None:
-    """Freezes a model but for an adapter that is put on it.
+def adapt(
+    model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed: int = 0, tasks: Sequence[str] = ()
+) -> None:
+    """Freezes a model but for an adapter that is put on it, or one for each of several tasks.
 
     Raises InputError where it cannot be put there, or could not be written for PEFT.
     """
@@ -141,6 +151,9 @@ def adapt(model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed:
             f"adapter.method: {adapter.method} leaves the embedding as it is, and the new tokens {shown} could never "
             "learn; take another method, or leave the tokens out."
         )
+    if tasks:
+        Mixture.begin(model, tasks, adapter, seed=seed, tokenizer=tokenizer)
+        return
     apply(model, adapter, seed=seed, tokenizer=tokenizer)
     layers = file_layers(model.config)
     check_writable(layers, group(layers, dict(adapters(model))))

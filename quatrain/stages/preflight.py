@@ -143,7 +143,7 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
     learning, context = learning_of(recipe, work, index, reporter)
     found = look_at(learning, chats=settings.kind == "finetune" and settings.objective == "chat")
     if learning.adapter is not None:
-        adapt(learning.model, learning.adapter, learning.tokenizer, seed=context.seed)
+        adapt(learning.model, learning.adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
     trained, total, _ = trainable_report(learning.model)
     result = StagePreflight(
         context.name,

@@ -13,7 +13,8 @@ from quatrain.adaptation.targets import is_of_head
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.objectives import evaluate
 from quatrain.evaluation.tasks import placed, said, score, spread
-from quatrain.generation.loading import ADAPTER_CONFIG, load_weights
+from quatrain.generation.loading import load_weights
+from quatrain.models.repository import ADAPTER_CONFIG
 from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
 from quatrain.stages import streaming

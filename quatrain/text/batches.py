@@ -26,7 +26,7 @@ class Batch:
     Segments number the examples of a row from 1; 0 is padding. Labels have the shape that the model's head wants (for
     two heads at once they are a pair). `token_types` (B, T) tell the two texts of a pair apart. What an
     encoder-decoder's decoder reads, `decoder_input_ids` (B, S) and `decoder_segments`, follows from the labels unless
-    it is given.
+    it is given. `adapters` names the one that each row goes through, of a model with several.
     """
 
     input_ids: Tensor
@@ -36,6 +36,7 @@ class Batch:
     token_types: Tensor | None = None
     decoder_input_ids: Tensor | None = None
     decoder_segments: Tensor | None = None
+    adapters: tuple[str | None, ...] | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
@@ -54,7 +55,7 @@ class Batch:
 
     def inputs(self) -> dict[str, Any]:
         """What of this batch a model's forward takes by name, as far as it is given; ids and labels come before."""
-        names = ("positions", "segments", "token_types", "decoder_input_ids", "decoder_segments")
+        names = ("positions", "segments", "token_types", "decoder_input_ids", "decoder_segments", "adapters")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -72,6 +73,13 @@ class TokenExample:
     def num_labels(self) -> int:
         """How many of the tokens are learned."""
         return sum(self.mask[1:])
+
+
+@dataclass(frozen=True)
+class TaskExample(TokenExample):
+    """One of several tasks that are learned together, each by an adapter of its own."""
+
+    adapter: str | None = None
 
 
 def stack(rows: Sequence[Sequence[int]], value: int, *, multiple: int = 8, limit: int | None = None) -> Tensor:
@@ -115,7 +123,8 @@ def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> 
     for number, (inputs, targets) in enumerate(rows):
         input_ids[number, : len(inputs)] = inputs
         labels[number, : len(targets)] = targets
-    return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels))
+    adapters = tuple(each.adapter for each in examples if isinstance(each, TaskExample))
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels), adapters=adapters or None)
 
 
 def pack(examples: Sequence[TokenExample], length: int, pad_id: int) -> Batch:
@@ -163,8 +172,8 @@ def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) 
             input_ids[row, start:end], targets[row, start:end] = inputs, labels
             positions[row, start:end], segments[row, start:end] = np.arange(end - start), number
             start = end
-    tensors = (torch.from_numpy(array) for array in (input_ids, targets, positions, segments))
-    return Batch(*tensors)
+    read, learned, places, parts = map(torch.from_numpy, (input_ids, targets, positions, segments))
+    return Batch(read, learned, places, parts)
 
 
 def windows(tokens: np.ndarray, starts: Sequence[int] | np.ndarray, length: int) -> Batch:

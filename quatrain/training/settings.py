@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import Field
 
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.settings import Listing, Problem, Settings, quote
 from quatrain.text.settings import DataSettings
 
@@ -141,6 +142,9 @@ class FinetuneStage(Settings):
     (`regress`); a tag for each word (`tag`); the span that answers a question (`answer`); the best of several choices
     (`choice`); one text said after another (`seq2seq`); sentence embeddings (`embed`). Without `adapter` every weight
     learns. `labels` fixes the names and the order of classes and tags, which are those of the data unless given.
+
+    `tasks` are several sets of chats by name, learned together over one frozen model: each has an adapter of its own,
+    and a batch holds rows of all of them.
     """
 
     kind: Literal["finetune"] = "finetune"
@@ -155,10 +159,12 @@ class FinetuneStage(Settings):
     train: TrainSettings
     adapter: AdapterSettings | None = None
     data: DataSettings | None = None
+    tasks: dict[str, DataSettings] = Field(default={}, description="sets of chats, each with an adapter of its own")
     evaluate: bool = True
 
     def conflicts(self) -> Iterator[Problem]:
         only = {
+            "tasks": ("chat",),
             "labels": ("classify", "tag"),
             "stride": ("tag", "answer"),
             "prefix": ("seq2seq",),
@@ -169,6 +175,34 @@ class FinetuneStage(Settings):
         yield from _only(self, only)
         if self.train.packing and self.objective != "chat":
             yield Problem(("train", "packing"), 'true; only objective = "chat" has it: leave it out', (("objective",),))
+        if self.train.packing and self.adapter is not None and self.adapter.method in PROMPTS:
+            text = f'true; a soft prompt stands before one text a row: leave it out of method = "{self.adapter.method}"'
+            yield Problem(("train", "packing"), text, (("adapter", "method"),))
+        if self.tasks:
+            yield from self._together(self.adapter)
+
+    def _together(self, adapter: AdapterSettings | None) -> Iterator[Problem]:
+        """What tasks that are learned together cannot have."""
+        if adapter is None:
+            yield Problem(("adapter",), "missing; each of the tasks learns an adapter of its own over the frozen model")
+        elif adapter.method in ("bitfit", "last-layers") or adapter.modules_to_save:
+            text = "learns weights of the model itself, which all tasks share; take another for several tasks"
+            yield Problem(("adapter", "method"), f'"{adapter.method}"; {text}', (("tasks",),))
+        elif adapter.base != "float":
+            text = f'"{adapter.base}"; several tasks learn over floats alone: leave it out'
+            yield Problem(("adapter", "base"), text, (("tasks",),))
+        if self.data is not None:
+            yield Problem(("data",), "given beside tasks, which have data of their own: leave it out", (("tasks",),))
+        if self.train.packing:
+            yield Problem(("train", "packing"), "true; a row is of one task: leave it out", (("tasks",),))
+        for name, data in self.tasks.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                text = f"{quote(name)}; must be letters, digits, - and _, for a folder will bear the name"
+                yield Problem(("tasks", name), text)
+            if data.streaming:
+                yield Problem(("tasks", name, "streaming"), "true; tasks are read whole to be shuffled: leave it out")
+            if data.source is None:
+                yield Problem(("tasks", name, "source"), "missing; name a file, a folder or a catalog name")
 
 
 def _only(stage: PretrainStage | FinetuneStage, only: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:

@@ -288,7 +288,7 @@ def test_a_fresh_head_learns_whole_and_is_saved(name: str, tmp_path: Path) -> No
     peft_files.load_adapter(again, tmp_path / "adapter")
     with torch.no_grad():
         close(again(IDS)[0], model(IDS)[0])
-    config = json.loads((tmp_path / "adapter" / peft_files.CONFIG).read_text())
+    config = json.loads((tmp_path / "adapter" / peft_files.ADAPTER_CONFIG).read_text())
     assert config["task_type"] == "SEQ_CLS" and "score" in config["modules_to_save"]
     if name not in ("bottleneck", "bitfit", "last-layers"):
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, pad_token_id=0)

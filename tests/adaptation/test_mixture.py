@@ -15,7 +15,7 @@ from torch import Tensor
 from quatrain.adaptation import peft_files
 from quatrain.adaptation.apply import apply
 from quatrain.adaptation.mixture import Mixture
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine
@@ -89,7 +89,7 @@ def alone(folders: Path, name: str | None, ids: Sequence[int]) -> Tensor:
 
 
 def mixed(folders: Path, names: Sequence[str] = tuple(METHODS)) -> Mixture:
-    return Mixture(hub.load(folders / "base").eval(), {name: folders / name for name in names})
+    return Mixture.load(hub.load(folders / "base").eval(), {name: folders / name for name in names})
 
 
 def close(mine: Tensor, theirs: Tensor) -> None:
@@ -141,7 +141,7 @@ def test_switching_and_taking_off(folders: Path) -> None:
     names = [name for name in (*METHODS, *WHOLE) if (folders / name).exists()]
     model = hub.load(folders / "base").eval()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    mixture = Mixture(model, {name: folders / name for name in names})
+    mixture = Mixture.load(model, {name: folders / name for name in names})
     batch = torch.tensor([ids, ids, ids])
     for name in [*names, None, *reversed(names)]:
         mixture.choose(name)
@@ -167,9 +167,9 @@ def test_what_cannot_be_mixed_is_said(folders: Path) -> None:
     with pytest.raises(InputError, match="chosen for 2 rows; the batch has 3"):
         mixture.model(torch.ones(3, 4, dtype=torch.long))
     with pytest.raises(InputError, match="has adapters already"):
-        Mixture(mixture.model, {"lora": folders / "lora"})
+        Mixture.load(mixture.model, {"lora": folders / "lora"})
     with pytest.raises(InputError, match="at least one"):
-        Mixture(hub.load(folders / "base"), {})
+        Mixture.load(hub.load(folders / "base"), {})
     with pytest.raises(InputError, match="none to choose from"):
         Engine.load(folders / "base").generate([[1, 2]], adapters="lora")
     with pytest.raises(InputError, match="2 for 1 prompts"):
@@ -186,5 +186,31 @@ def test_tokenizers_must_agree(tmp_path: Path) -> None:
         peft_files.save_adapter(adapted, tmp_path / name, base_model="../base")
         known.extended([token]).save(tmp_path / name)
     with pytest.raises(InputError, match="added other tokens") as caught:
-        Mixture(model, {name: tmp_path / name for name in ("one", "other")})
+        Mixture.load(model, {name: tmp_path / name for name in ("one", "other")})
     assert "'<sql>' for one and '<tool>' for other" in caught.value.problems[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "prefix"])
+def test_gradients_of_a_mixed_batch_are_those_of_each_alone(method: str, folders: Path) -> None:
+    how = AdapterSettings(**{"method": method} | ({"length": 4} if method in PROMPTS else {}))  # type: ignore[arg-type]
+    model = hub.load(folders / "base")
+    mixture = Mixture.begin(model, ("one", "other"), how, seed=3)
+    rows, names = torch.tensor(rows_of(4)), ["one", "other", None, "one"]
+    labels = torch.tensor(rows_of(5)[:4])
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert learning and all(("prompt" in name) == (method in PROMPTS) for name in learning)
+    model(rows, labels, adapters=names)[1].sum().backward()
+    for name in ("one", "other"):
+        with mixture.alone(name):
+            own = {key: each for key, each in model.named_parameters() if each.requires_grad}
+        kept = [None if each.grad is None else each.grad.clone() for each in own.values()]
+        assert any(each is not None and each.abs().max() > 0 for each in kept)
+        for parameter in own.values():
+            parameter.grad = None
+        chosen = [number for number, each in enumerate(names) if each == name]
+        with mixture.alone(name):
+            model(rows[chosen], labels[chosen])[1].sum().backward()
+        for before, parameter in zip(kept, own.values(), strict=True):
+            assert (before is None) == (parameter.grad is None)
+            if before is not None and parameter.grad is not None:
+                close(before, parameter.grad)

@@ -132,12 +132,12 @@ def adapter(tmp_path):
 
 
 def change(adapter, **values):
-    path = adapter / peft_files.CONFIG
+    path = adapter / peft_files.ADAPTER_CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_short_target_names(adapter):
-    config = json.loads((adapter / peft_files.CONFIG).read_text())
+    config = json.loads((adapter / peft_files.ADAPTER_CONFIG).read_text())
     assert config["target_modules"] == ["q_proj"]
     assert (config["r"], config["lora_alpha"]) == (4, 8)
 

@@ -103,8 +103,8 @@ def test_what_cannot_be_merged_is_said(folder: Path, capsys: pytest.CaptureFixtu
         said = capsys.readouterr().err
         assert text in said and "Traceback" not in said, said
     hub.save(hub.load(folder / "base"), folder / "other")
-    config = json.loads((folder / "two" / peft_files.CONFIG).read_text()) | {"base_model_name_or_path": "../other"}
-    (folder / "two" / peft_files.CONFIG).write_text(json.dumps(config))
+    place = folder / "two" / peft_files.ADAPTER_CONFIG
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"base_model_name_or_path": "../other"}))
     assert main(["merge", str(folder / "one"), str(folder / "two"), "--out", str(folder / "out")]) == 2
     assert "of 2 bases" in capsys.readouterr().err
     assert main(["merge", str(folder / "one"), "--out", str(folder / "base")]) == 2

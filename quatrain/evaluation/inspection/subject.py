@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quatrain.errors import InputError, QuatrainError
-from quatrain.generation.loading import ADAPTER_CONFIG, load_model, load_weights
+from quatrain.generation.loading import load_model, load_weights
 from quatrain.models import repository, sentences
 from quatrain.models.config import ModelConfig
 from quatrain.models.families import family
 from quatrain.models.hub import config_of, read_config
+from quatrain.models.repository import ADAPTER_CONFIG
 from quatrain.models.stack import Model
 from quatrain.models.tensors import Tensors, weight_files
 
