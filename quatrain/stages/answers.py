@@ -17,7 +17,7 @@ from quatrain.generation.logits import SamplingParams
 from quatrain.recipe import LEARNING_KINDS
 from quatrain.settings import Settings
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.chats import Chat, conversations, encode_chats, split
+from quatrain.stages.chats import ANSWERED, Chat, conversations, encode_chats, split
 from quatrain.stages.material import questions_of
 from quatrain.text.batches import TaskExample
 from quatrain.text.corpus import Corpus
@@ -33,7 +33,8 @@ def answers(settings: Settings, context: Context) -> bool:
     last = next((stage for stage in _before(context) if stage.kind in LEARNING_KINDS), None)
     if last is not None:
         return last.kind == "dpo" or (last.kind == "finetune" and last.objective == "chat")
-    return any(_kind(getattr(own, part), own) for _, part, own in sets(context.recipe.data_of(settings)))
+    kinds = (_kind(getattr(own, part), own) for _, part, own in sets(context.recipe.data_of(settings)))
+    return any(kind is not None and kind != "pairs" for kind in kinds)
 
 
 def data_measured(settings: Settings, context: Context) -> DataSettings:
@@ -49,14 +50,14 @@ def _before(context: Context) -> list[Any]:
 
 
 def _kind(source: str, data: DataSettings) -> str | None:
-    """What a source is measured as: "sql", "chat", or nothing, such as a text."""
+    """What a source is measured as: "sql", "chat", "pairs" of a text and its answer, or nothing, such as a text."""
     if asks_sql(source, format=data.format, databases=data.databases):
         return "sql"
     try:
         found = data.format or Corpus(source, columns=data.columns or None, streaming=data.streaming).format
     except InputError:
         return None
-    return "chat" if found == "chat" else None
+    return "pairs" if found in ANSWERED else "chat" if found == "chat" else None
 
 
 def measure(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:

@@ -18,6 +18,7 @@ from quatrain.stages.material import corpus_of, questions_of, task_of
 from quatrain.text.batches import TokenExample
 from quatrain.text.chat import has_marks, render
 from quatrain.text.prepared import prepared
+from quatrain.text.records import Conversation, LabelledText
 from quatrain.text.settings import DataSettings
 from quatrain.text.templates import TEMPLATE_TOKENS, TEMPLATES
 from quatrain.text.tokenizer import Tokenizer
@@ -26,6 +27,8 @@ T = TypeVar("T")
 Chat = tuple[str, list[dict[str, Any]]]
 """A conversation with its place."""
 
+ANSWERED = ("labelled", "pair")
+"""Formats whose records are a text and what is answered to it."""
 NAMED = 3
 """Chats that are left out and named; the others are counted."""
 
@@ -94,7 +97,7 @@ def mark_of(data: DataSettings, part: str) -> str | None:
         return ""
     found = questions_of(data, part)
     if found is None:
-        return corpus_of(data, part, format="chat").mark
+        return corpus_of(data, part, format=asked_format(data, part)).mark
     reader, corpus = found
     return None if corpus.mark is None else f"{corpus.mark} {reader.databases.mark}"
 
@@ -134,13 +137,34 @@ def conversations(
         return
     found = questions_of(data, part)
     if found is None:
-        for place, record in corpus_of(data, part, format="chat").placed():
-            yield place, record.messages  # type: ignore[union-attr]
+        own = corpus_of(data, part, format=asked_format(data, part))
+        for place, record in own.placed():
+            yield place, record.messages if isinstance(record, Conversation) else turns_of(record)
         return
     reader, corpus = found
     with reader.databases:
         yield from ((asked.place, asked.messages) for asked in reader.read(corpus))
     notes += reader.notes
+
+
+def asked_format(data: DataSettings, part: str) -> str:
+    """How a part of the data is read as chats: as what it is, where a text and its answer are in it, or as "chat"."""
+    if data.format is not None:
+        return data.format
+    try:
+        found = corpus_of(data, part).format
+    except InputError:
+        return "chat"
+    return found if found in ANSWERED else "chat"
+
+
+def turns_of(record: Any) -> list[dict[str, Any]]:
+    """A labelled text or a pair as two turns: the text is asked, the label or the target answered."""
+    if isinstance(record, LabelledText):
+        asked, answer = record.text if record.other is None else f"{record.text}\n{record.other}", record.label
+    else:
+        asked, answer = record.source, record.target
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": str(answer)}]
 
 
 class LeftOut:
