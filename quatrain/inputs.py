@@ -52,6 +52,18 @@ def is_of_hub(folder: str) -> bool:
     return bool(slash) and "/" not in name and not Path(owner).expanduser().exists() and is_hub_id(folder)
 
 
+def beginning(recipe: Recipe) -> Path | None:
+    """The folder that `model.folder` names; a model of the Hugging Face hub is fetched where the cache lacks it."""
+    folder = recipe.model.folder
+    if folder is None:
+        return None
+    if is_of_hub(folder):
+        from quatrain.models.repository import resolve
+
+        return resolve(folder)
+    return Path(folder).expanduser()
+
+
 def _data_places(recipe: Recipe) -> dict[str, DataSettings]:
     own = {f"stage[{index}].data": getattr(stage, "data", None) for index, stage in enumerate(recipe.stage)}
     return {"data": recipe.data} | {place: data for place, data in own.items() if data is not None}

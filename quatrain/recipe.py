@@ -123,6 +123,7 @@ class Recipe(Settings):
                     text = "tokenizer must come before the stages that make a model"
                     if self.model.folder is not None:
                         text = f"tokenizer must be left out: the model in {quote(self.model.folder)} has its own"
+                        text += " (stage.tokenizer=none)"
                     yield Problem(place, text, also)
                 has_tokenizer = True
                 continue

@@ -23,7 +23,7 @@ from quatrain.atomic import disk_errors, write_json, write_text
 from quatrain.errors import InputError, QuatrainError
 from quatrain.failures import failures_explained, stoppable
 from quatrain.fingerprints import stage_marks
-from quatrain.inputs import check_inputs, input_marks
+from quatrain.inputs import beginning, check_inputs, input_marks
 from quatrain.locks import LOCK_NAME, FolderLock
 from quatrain.memory import peak_memory, reset_peak_memory
 from quatrain.processes import process_number
@@ -255,7 +255,7 @@ class _Runner:
 
     def _stages(self) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []
-        model = Path(self.recipe.model.folder) if self.recipe.model.folder else None
+        model = beginning(self.recipe)
         tokenizer = Path(self.recipe.tokenizer.path) if self.recipe.tokenizer.path else model
         shared: dict[str, Any] = {}
         redo = False

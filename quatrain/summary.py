@@ -105,7 +105,8 @@ def _samples(run: Run, reporter: Reporter) -> None:
         temperature = sample.get("temperature")
         reporter.info("")
         reporter.info(f"Sample at temperature {temperature}:")
-        reporter.info(str(sample.get("prompt", "")) + str(sample.get("output", "")))
+        between = "\n→ " if sample.get("turns") else ""
+        reporter.info(f"{sample.get('prompt', '')}{between}{sample.get('output', '')}")
 
 
 def _free_samples(results: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

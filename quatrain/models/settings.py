@@ -182,7 +182,7 @@ class ModelSettings(Settings):
     def _shape_with_folder(self) -> Iterator[Problem]:
         for name, field in type(self).model_fields.items():
             if name not in ("folder", "family") and getattr(self, name) != field.default:
-                text = f'must be left out, because model.folder = "{self.folder}" has its own shape'
+                text = f'must be left out (model=none), because model.folder = "{self.folder}" has its own shape'
                 yield Problem((name,), f"{getattr(self, name)}; {text}", (("folder",),))
 
 

@@ -61,7 +61,7 @@ def _kind(source: str, data: DataSettings) -> str | None:
 
 
 def measure(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
-    """Adds scores of the sets held out, their samples, and answers to the recipe's prompts."""
+    """Adds scores of the sets held out, their samples, and answers to the recipe's prompts, asked as turns."""
     data, wanted = data_measured(settings, context), context.recipe.evaluate
     scores_of: dict[str, dict[str, float]] = {}
     result.samples = []
@@ -79,11 +79,14 @@ def measure(settings: Settings, context: Context, engine: Engine, result: StageR
         if scores:
             scores_of[name] = scores
             context.reporter.score(name, scores)
+    if not scores_of and data.source is not None:
+        result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
     for temperature in wanted.temperatures if wanted.prompts else ():
         params = SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=temperature, seed=context.seed)
         turns = [[{"role": "user", "content": prompt}] for prompt in wanted.prompts]
         result.samples += [
-            {"set": f"temperature {temperature}", "prompt": prompt, "output": text, "temperature": temperature}
+            {"set": f"temperature {temperature}", "prompt": prompt, "output": text, "temperature": temperature,
+             "turns": True}
             for prompt, text in zip(wanted.prompts, said.of(engine, turns, params), strict=True)
         ]
     result.scores = scores_of or None

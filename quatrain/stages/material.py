@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quatrain.errors import InputError
-from quatrain.inputs import is_of_hub
+from quatrain.inputs import beginning
 from quatrain.settings import Settings
 from quatrain.stages.base import Context
 from quatrain.text.corpus import Corpus
@@ -53,29 +53,15 @@ def tokenizer_of(context: Context) -> Tokenizer:
 
 def _stored_tokenizer(context: Context) -> Tokenizer:
     """The run's tokenizer as its files have it."""
-    folder = context.recipe.model.folder
-    for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path):
+    for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path, beginning(context.recipe)):
         if place is not None:
             return Tokenizer.load(place)
-    if folder is not None:
-        return Tokenizer.load(model_folder_of(context) or folder)
     raise InputError('No tokenizer: put a stage of kind = "tokenizer" first, or set tokenizer.path.')
 
 
 def model_folder_of(context: Context) -> Path | None:
-    """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh.
-
-    A model of the Hugging Face hub is fetched where the cache lacks it.
-    """
-    from quatrain.models.repository import resolve
-
-    folder = context.recipe.model.folder
-    if context.previous_model is not None:
-        return context.previous_model
-    if folder is None:
-        return None
-    path = Path(folder).expanduser()
-    return resolve(folder) if is_of_hub(folder) and not path.exists() else path
+    """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh."""
+    return context.previous_model or beginning(context.recipe)
 
 
 def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.errors import QuatrainError
+from quatrain.inputs import beginning
 from quatrain.processes import process_number
 from quatrain.progress import SilentReporter
 from quatrain.recipe import Recipe
@@ -97,7 +98,7 @@ def follow(recipe: Recipe, folder: Path) -> None:
 
 def context_of(recipe: Recipe, folder: Path, index: int) -> Context:
     """The context of a stage, from what the stages before it have left on the disk."""
-    model = Path(recipe.model.folder) if recipe.model.folder else None
+    model = beginning(recipe)
     tokenizer = Path(recipe.tokenizer.path) if recipe.tokenizer.path else model
     for number in range(index):
         before = folder / "stages" / stage_name(number, recipe.stage[number])

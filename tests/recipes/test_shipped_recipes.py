@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import quatrain
+from quatrain.errors import InputError, OfflineError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
@@ -142,3 +143,16 @@ def test_a_recipe_of_answers_goes_over_a_public_model(name: str, more: list[str]
     adapter = json.loads((done.folder / "stages/01-finetune/adapter/adapter_config.json").read_text())
     assert adapter["peft_type"] == "LORA" and adapter["base_model_name_or_path"] == str(public)
     assert "generation" in str(Tokenizer.load(done.model).chat_template)
+
+
+def test_a_model_of_the_hub_is_named_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no path that has to be there; where the network is forbidden and the cache lacks it, that is said."""
+    monkeypatch.setenv("QUATRAIN_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    recipe = load("instruct", [*OVER, "model.folder=some-org/Some-Model-8B", "data.source=instructions"])
+    with pytest.raises(OfflineError, match="some-org/Some-Model-8B"):
+        quatrain.run(recipe, runs_dir=tmp_path, reporter=SilentReporter())
+    (tmp_path / "some-org").mkdir()
+    with pytest.raises(InputError, match="does not exist"):
+        quatrain.run(recipe, runs_dir=tmp_path / "runs", reporter=SilentReporter())
