@@ -21,7 +21,7 @@ from quatrain.adaptation.peft_files import BASE, check_writable, group, save_ada
 from quatrain.adaptation.peft_layers import file_layers
 from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
-from quatrain.compression import nf4
+from quatrain.compression import methods
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
@@ -97,7 +97,7 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
         save_adapter(model, context.stage_folder / "adapter", base_model=str(model_folder_of(context) or ""))
         prompt, model.prompt = model.prompt, None
         merge_all(model)
-        nf4.dequantize(model)
+        methods.dequantize(model)
     folder = context.model_folder
     if prompt is None:
         result.model_bytes = write_model(model, tokenizer, folder)

@@ -197,7 +197,7 @@ def test_runs_adapters_and_quantized_models(
     from quatrain.adaptation import peft_files
     from quatrain.adaptation.apply import apply
     from quatrain.adaptation.settings import AdapterSettings
-    from quatrain.compression import int8
+    from quatrain.compression import methods
 
     run_folder = tmp_path / "run"
     base = make(run_folder / "stages" / "01-pretrain" / "model")
@@ -211,7 +211,7 @@ def test_runs_adapters_and_quantized_models(
     assert "lora_A 4 × 32, lora_B 32 × 4" in text and "With the adapter" in text
     assert found(capsys, tmp_path / "adapter", "--text", "the fox", "--next")["predictions"]
     small = hub.load(base)
-    int8.quantize(small)
+    methods.quantize(small, "int8")
     hub.save(small, tmp_path / "small")
     assert run(tmp_path / "small") == 0
     text = capsys.readouterr().out
