@@ -1,7 +1,8 @@
 """Weight-only int8 linear layers: one scale for each output channel, symmetric, rounded to the nearest.
 
 As the weight-only baseline in Dettmers et al. 2022 (LLM.int8(), arXiv 2208.07339) and Xiao et al. 2023 (SmoothQuant,
-arXiv 2211.10438): weights take a quarter of float32's memory, activations stay as they are.
+arXiv 2211.10438): weights take a quarter of float32's memory, activations stay as they are. Numbers are bitsandbytes',
+and its scales are 127 of ours; for a row of zeros ours is 1.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class Int8Linear(QuantizedLinear):
         weight = weight.float()
         check_finite(weight)
         largest = weight.abs().amax(dim=1)
-        scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest))
-        numbers = (weight / scale[:, None]).round_().clamp_(-LEVELS, LEVELS)
+        largest = torch.where(largest > 0, largest, LEVELS)
+        scale = largest / LEVELS
+        numbers = (weight * (LEVELS / largest)[:, None]).round_().clamp_(-LEVELS, LEVELS)
         return {"weight": numbers.to(torch.int8), "scale": scale}
 
     def plain_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:

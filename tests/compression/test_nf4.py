@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quatrain.adaptation.apply import apply, merge_all
-from quatrain.adaptation.settings import AdapterSettings
 from quatrain.compression import layer as layers
 from quatrain.compression import methods, nf4
 from quatrain.compression.nf4 import NF4Linear, dequantized, quantized, scales_of
@@ -161,31 +159,6 @@ def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
         assert torch.equal(plain.float(), model.layers[number].get_submodule(name).plain_weight())
 
 
-def test_a_lora_over_it_is_qlora(tmp_path: Path) -> None:
-    model = small()
-    methods.quantize(model, "nf4")
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    apply(model, AdapterSettings(rank=4, alpha=8.0, tokens="none"), seed=1)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(20):
-        loss = model.train()(IDS[:, :-1], IDS[:, 1:])[1].mean()
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.8 * losses[0]
-    for name, buffer in model.named_buffers():
-        original = name.replace(".base.", ".")
-        assert torch.equal(buffer, before[original]), name
-    model.eval()
-    with torch.no_grad():
-        learned = model(IDS)[0]
-        merge_all(model)
-        torch.testing.assert_close(model(IDS)[0], learned, atol=1e-5, rtol=1e-5)
-    assert all(isinstance(model.get_submodule(name), nn.Linear) for name in ("layers.0.mlp.up_proj",))
-
-
 def test_weights_that_are_no_numbers_are_refused() -> None:
     linear = nn.Linear(64, 4)
     with torch.no_grad():
@@ -205,28 +178,3 @@ def test_another_way_to_quantize_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_model(tmp_path)
     assert "bnb_4bit_quant_type: 'fp4'" in caught.value.problems[0]
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_floats_are_read_straight_into_it(family: str, tmp_path: Path) -> None:
-    """The same as quantizing what was read; GPT-2's files fuse and transpose what is quantized."""
-    config = CONFIG if family == "llama" else ModelConfig(
-        family="gpt2", vocab_size=60, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=32, position="learned", norm="layer",
-        feed_forward="plain", activation="gelu_tanh", attention_bias="all", feed_forward_bias=True,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    hub.save(Model(config).initialize(0), tmp_path)
-    straight, _ = load_model(tmp_path, quantize="nf4")
-    after = hub.load(tmp_path)
-    methods.quantize(after, "nf4")
-    assert straight.state_dict().keys() == after.state_dict().keys()
-    for name, tensor in after.state_dict().items():
-        assert torch.equal(straight.state_dict()[name], tensor), name
-    if family == "llama":
-        hub.save(straight, tmp_path / "again")
-        with torch.no_grad():
-            assert torch.equal(load_model(tmp_path / "again")[0](IDS)[0], after(IDS)[0])
-    else:
-        with pytest.raises(InputError, match="fuses or transposes"):
-            hub.save(straight, tmp_path / "again")
