@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.compression.int4_kernels import Kernel, kernel_of
-from quatrain.compression.layer import QuantizedLinear, bucket, check_finite, is_faster, looked_up
+from quatrain.compression.layer import QuantizedLinear, bucket, check_finite, in_strips, is_faster, looked_up
 from quatrain.errors import InputError
 
 LOWEST, HIGHEST = -8, 7
@@ -86,6 +86,9 @@ class Int4Linear(QuantizedLinear):
 
     def plain_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return worked_out(self.rows(), self.scale, self.group, dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        return product(x, self.rows(), self.scale, self.group)
 
     def inference(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
@@ -174,6 +177,15 @@ def worked_out(rows: Tensor, scale: Tensor, group: int, dtype: torch.dtype) -> T
     return looked_up(rows, pairs, scale.to(within).reshape(-1), group, count, dtype).view(rows.shape[0], -1)
 
 
+def product(x: Tensor, rows: Tensor, scale: Tensor, group: int) -> Tensor:
+    """x W^T for the W of `worked_out`."""
+
+    def strip(start: int, stop: int) -> Tensor:
+        return worked_out(rows[start:stop], scale[start:stop], group, x.dtype)
+
+    return in_strips(x, len(rows), strip)
+
+
 def factors_of(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Scales (out, groups) as the kernels take them: (groups, out, 2), with the zero that is added to each."""
     scales = scale.t().to(dtype)
@@ -209,6 +221,6 @@ def kernel_is_faster(
 
     def plain() -> Tensor:
         numbers = kernel.unpack(packed, out_features, in_features) if held else weight
-        return nn.functional.linear(x, worked_out(numbers, scale, group, dtype))
+        return product(x, numbers, scale, group)
 
     return is_faster(lambda: kernel.product(x, packed, group, factors), plain, dtype)

@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from quatrain.compression.layer import QuantizedLinear, bucket, check_finite, is_faster
+from quatrain.compression.layer import QuantizedLinear, bucket, check_finite, in_strips, is_faster
 
 LEVELS = 127
 """Steps on either side of zero."""
@@ -80,7 +79,7 @@ class Int8Linear(QuantizedLinear):
 
 def dequantized(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """The product with the weight turned into x's dtype, the scale put on the result."""
-    return F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
+    return in_strips(x, len(weight), lambda start, stop: weight[start:stop].to(x.dtype)) * scale.to(x.dtype)
 
 
 def packed_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

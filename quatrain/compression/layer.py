@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from quatrain.errors import InputError
 
@@ -21,7 +20,7 @@ from quatrain.errors import InputError
 class QuantizedLinear(nn.Module):
     """y = x W^T + bias, for a W (out_features, in_features) of which the buffers hold the rounded numbers.
 
-    A kind of layer brings `rounded` and `plain_weight`, `files` and `folder_entries` for its place in a model folder,
+    A kind of layer brings `rounded`, `plain_weight` and `product`, `files` and `folder_entries` for its place in a model folder,
     and perhaps a faster way without gradients, `inference`.
     """
 
@@ -69,7 +68,7 @@ class QuantizedLinear(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T in x's dtype."""
-        return F.linear(x, self.plain_weight(x.dtype))
+        raise NotImplementedError
 
     def product_back(self, gradient: Tensor) -> Tensor:
         """What the gradient of x W^T is for x."""
@@ -163,6 +162,24 @@ def check_finite(weight: Tensor) -> None:
     """Raises InputError for a weight that cannot be rounded."""
     if not bool(torch.isfinite(weight).all()):
         raise InputError("A weight is not finite (NaN or infinite), so it cannot be quantized; use another model.")
+
+
+STRIP = 1 << 20
+"""Weights of a strip of outputs, that are multiplied while the processor's cache has them."""
+
+
+def in_strips(x: Tensor, out_features: int, strip: Callable[[int, int], Tensor]) -> Tensor:
+    """x W^T for x (…, in), some outputs after the other, of which `strip(start, stop)` are the rows of W.
+
+    Starts are multiples of 64. Nothing of the size of W is written to memory or read from it.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    found = x.new_empty(len(flat), out_features)
+    step = max(64, STRIP // x.shape[-1] // 64 * 64) if x.device.type == "cpu" else out_features
+    for start in range(0, out_features, step):
+        stop = min(start + step, out_features)
+        found[:, start:stop] = flat @ strip(start, stop).t()
+    return found.view(*x.shape[:-1], out_features)
 
 
 PART = 1 << 17

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quatrain.compression.layer import QuantizedLinear, check_finite, looked_up
+from quatrain.compression.layer import QuantizedLinear, check_finite, in_strips, looked_up
 
 BLOCK, OUTER = 64, 256
 """Weights that share a scale, and scales that share one."""
@@ -101,6 +101,16 @@ class NF4Linear(QuantizedLinear):
 
     def plain_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return dequantized(self.weight, self.scales(), (self.out_features, self.in_features), dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        scales, wide = self.scales(), self.in_features
+
+        def strip(start: int, stop: int) -> Tensor:
+            first, last = start * wide, stop * wide
+            numbers = self.weight[first // 2 : math.ceil(last / 2)]
+            return dequantized(numbers, scales[first // BLOCK : math.ceil(last / BLOCK)], (stop - start, wide), x.dtype)
+
+        return in_strips(x, self.out_features, strip)
 
     def files(self, operation: Any) -> Any:
         from quatrain.compression.nf4_files import packed

@@ -12,6 +12,7 @@ from torch import nn
 from quatrain.adaptation.apply import apply, merge_all, trainable_report
 from quatrain.adaptation.layer import plain
 from quatrain.adaptation.settings import AdapterSettings
+from quatrain.compression import layer as layers
 from quatrain.compression import methods
 from quatrain.compression.methods import METHODS
 from quatrain.errors import InputError
@@ -61,6 +62,18 @@ def test_a_product_and_its_gradient_are_those_of_the_plain_weight(method: str, d
         assert layer(x[:0]).shape == (0, 5, 48)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("outputs", [7, 64, 131])
+def test_strips_are_parts_of_the_same_product(method: str, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = METHODS[method].from_linear(nn.Linear(96, outputs), **({"group": 32} if method == "int4" else {}))
+    x, expected = torch.randn(3, 96), []
+    for strip in (1 << 20, 1):
+        monkeypatch.setattr(layers, "STRIP", strip)
+        expected.append(layer.product(x))
+    torch.testing.assert_close(*expected)
+    torch.testing.assert_close(expected[0], x @ layer.plain_weight().t(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
