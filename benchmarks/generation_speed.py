@@ -32,7 +32,7 @@ OURS, PEER = "quatrain", "transformers"
 
 def write_models(folder: Path, overrides: list[str]) -> dict[str, Path]:
     """Random weights of the quickstart recipe's shape, as float32 and as int8 model folders."""
-    from quatrain.compression import int8
+    from quatrain.compression import methods
     from quatrain.models import hub
     from quatrain.models.stack import Model
     from quatrain.recipe import load
@@ -47,7 +47,7 @@ def write_models(folder: Path, overrides: list[str]) -> dict[str, Path]:
             else:
                 parameter.fill_(1.0)
     hub.save(model, folder / "float32")
-    int8.quantize(model)
+    methods.quantize(model, "int8")
     hub.save(model, folder / "int8")
     return {name: folder / name for name in ("float32", "int8")}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from quatrain import tracking
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
-from quatrain.recipe import NO_INT8, Recipe, recipe_names
+from quatrain.recipe import UNQUANTIZABLE, Recipe, recipe_names
 from quatrain.runfolder import read_json
 from quatrain.settings import did_you_mean, quote, suggest
 from quatrain.text.huggingface import PREFIX as HUB
@@ -100,7 +100,7 @@ def _unquantizable(recipe: Recipe) -> list[str]:
     config = read_json(Path(recipe.model.folder).expanduser() / "config.json") or {}
     if config.get("model_type") not in FLOAT_ONLY_FAMILIES:
         return []
-    return [f"model.folder: {quote(recipe.model.folder)} holds a {config['model_type']} model, {NO_INT8}"]
+    return [f"model.folder: {quote(recipe.model.folder)} holds a {config['model_type']} model, {UNQUANTIZABLE}"]
 
 
 def is_path(source: str) -> bool:

@@ -40,9 +40,9 @@ Stage = Annotated[
 LEARNING_KINDS = ("pretrain", "finetune", "dpo")
 MODEL_KINDS = (*LEARNING_KINDS, "quantize")
 
-NO_INT8 = (
-    "whose files fuse or transpose its linear layers, for which the format of int8 folders has no place; leave the "
-    'stage out, or choose family = "llama"'
+UNQUANTIZABLE = (
+    "whose files fuse or transpose its linear layers, for which the formats of quantized folders have no place; leave "
+    'the stage out, or choose family = "llama"'
 )
 
 UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device"})
@@ -145,7 +145,7 @@ class Recipe(Settings):
             if kind == "quantize" and quantized is None:
                 quantized = index
                 if self.model.folder is None and self.model.family in FLOAT_ONLY_FAMILIES:
-                    text = f"quantize cannot follow model.family = {quote(self.model.family)}, {NO_INT8}"
+                    text = f"quantize cannot follow model.family = {quote(self.model.family)}, {UNQUANTIZABLE}"
                     yield Problem(place, text, (("model", "family"),))
 
     def _objective_conflicts(self) -> Iterator[Problem]:

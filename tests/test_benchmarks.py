@@ -27,6 +27,7 @@ QUICK = {
     "load_memory.py": [],
     "trainer.py": [],
     "adapters.py": [],
+    "quantized_linear.py": [],
     "predictions.py": [],
 }
 PEERLESS = {"quickstart.py", "kernels.py", "predictions.py"}

@@ -21,6 +21,7 @@ from quatrain.adaptation.lora import LoRALinear
 from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.targets import ALL_LINEAR, find_targets, near
 from quatrain.adaptation.token_rows import learned_rows, row_weights, stop_learning_rows
+from quatrain.compression.layer import QuantizedLinear
 from quatrain.errors import InputError
 from quatrain.models.prompts import SoftPrompt
 from quatrain.models.stack import Model
@@ -177,11 +178,12 @@ def merge_all(model: nn.Module) -> list[str]:
 
 
 def trainable_report(model: nn.Module) -> tuple[int, int, float]:
-    """Elements that train, all of them (int8 weights too, tied ones once), and the former in percent of the latter."""
+    """Elements that train, all of them (quantized too, tied ones once), and the former in percent of the latter."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if isinstance(model, Model):
         for weight in row_weights(model).values():
             trainable += (len(learned_rows(model)) - weight.shape[0]) * weight.shape[1]
     total = sum(parameter.numel() for parameter in model.parameters())
-    total += sum(buffer.numel() for buffer in model.buffers() if buffer.dtype == torch.int8)
+    quantized = (module for module in model.modules() if isinstance(module, QuantizedLinear))
+    total += sum(layer.in_features * layer.out_features for layer in quantized)
     return trainable, total, 100 * trainable / max(1, total)

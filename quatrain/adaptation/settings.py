@@ -25,7 +25,8 @@ class AdapterSettings(Settings):
     embeddings, which begin as those of a `text` or at random; `p-tuning`, the same behind a network of width `hidden`;
     `prefix`, keys and values of every layer. Prompts and bottlenecks are no weights, and are not merged into a model.
 
-    With `base` = "nf4" the frozen layers take four bits a weight, and LoRA over them is QLoRA.
+    With `base` = "nf4" the frozen layers take four bits a weight, and LoRA over them is QLoRA; "int4" and "int8" are
+    whole numbers of four and eight bits.
 
     `modules_to_save` are parts that learn whole beside it, by the beginning of their path; a fresh head is one always.
     `tokens` = "special" lets the embedding's rows of the tokenizer's special tokens learn too, so that the marks of a
@@ -46,7 +47,9 @@ class AdapterSettings(Settings):
     hidden: int = Field(default=0, ge=0, description="width of the network (p-tuning, prefix, bottleneck); 0: as usual")
     layers: int = Field(default=1, ge=1, description="blocks that learn (last-layers)")
     targets: str | Annotated[tuple[str, ...], Strict(False)] | None = None
-    base: Literal["float", "nf4"] = Field(default="float", description="how frozen linear layers are held; nf4: QLoRA")
+    base: Literal["float", "nf4", "int8", "int4"] = Field(
+        default="float", description="how frozen linear layers are held; nf4: QLoRA"
+    )
     modules_to_save: Listing[str] = ()
     tokens: Literal["special", "none"] = "special"
 

@@ -39,7 +39,7 @@ def merge(
         The largest change of the logits that is allowed, as a share of the largest logit. It is checked where one
         adapter is merged whole.
     quantize
-        Write the merged model in int8 or nf4.
+        Write the merged model in int8, int4 or nf4.
     json_lines
         Write one JSON object, for programs.
     """

@@ -1,7 +1,7 @@
-"""How int8 linear layers stand in a model folder: the layout of compressed-tensors, which transformers and vLLM read.
+"""How int8 and int4 layers stand in a model folder: the layout of compressed-tensors, which transformers and vLLM read.
 
-Its format `pack-quantized` keeps four weights in an int32, the lowest byte first, each raised by 128, and a scale for
-each output channel.
+Its format `pack-quantized` keeps four weights of 8 bits in an int32, or eight of 4, the lowest bits first, each raised
+by 128 or 8, and a scale for each output channel or group.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.compression import nf4_files
+from quatrain.compression.int4 import GROUPS, Int4Linear
 from quatrain.compression.int8 import Int8Linear
 from quatrain.compression.nf4 import NF4Linear
 from quatrain.errors import InputError
@@ -25,15 +26,22 @@ from quatrain.models.stack import Model
 METHOD = "compressed-tensors"
 FORMAT = "pack-quantized"
 OFFSET = 128
-WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "group_size": None, "dynamic": False}
+SHARED = {"type": "int", "symmetric": True, "dynamic": False}
+WEIGHTS: dict[int, dict[str, Any]] = {
+    8: {"num_bits": 8, **SHARED, "strategy": "channel", "group_size": None},
+    4: {"num_bits": 4, **SHARED, "strategy": "group", "actorder": None},
+}
+"""What the weights of a `quantization_config` are, by their bits; those of 4 bits have a group size too."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One int8 layer: `weight_packed` (out, in / 4) int32, `weight_scale` (out, 1) and `weight_shape` of theirs."""
+    """One layer: `weight_packed` (out, in / 4 or 8) int32, `weight_scale` (out, groups), `weight_shape` of theirs."""
 
     theirs: str
     ours: str
+    columns: int
+    bits: int
 
     @property
     def sources(self) -> list[str]:
@@ -48,27 +56,32 @@ class Packed:
     def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Our tensors, from a function that gives theirs by name."""
         words, scale, shape = (get(name) for name in self.sources)
-        yield f"{self.ours}.weight", unpack(words, int(shape[1]))
-        yield f"{self.ours}.scale", scale.reshape(-1)
+        eight = self.bits == 8
+        yield f"{self.ours}.weight", unpack(words, int(shape[1])) if eight else words.view(torch.uint8)
+        yield f"{self.ours}.scale", scale.reshape(-1) if eight else scale
 
     def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Their tensors, from a function that gives ours by name."""
         weight, scale = (get(name) for name in self.targets)
-        values = pack(weight), scale.reshape(-1, 1), torch.tensor(weight.shape)
-        yield from zip(self.sources, values, strict=True)
+        # Bytes of two weights, the first below, are their words already.
+        words = pack(weight) if self.bits == 8 else weight.contiguous().view(torch.int32)
+        shape = torch.tensor([len(weight), self.columns])
+        yield from zip(self.sources, (words, scale.reshape(len(weight), -1), shape), strict=True)
 
 
-def packed(operation: Any) -> Packed:
-    """The operation of an int8 layer, in place of the family's for the float one.
+def packed(operation: Any, layer: Int8Linear | Int4Linear) -> Packed:
+    """The operation of a layer, in place of the family's for the float one.
 
     Raises InputError for layers that are no plain linear layer in the family's files: the format has no place for them.
     """
     if not isinstance(operation, Rename) or operation.transpose:
         raise InputError(
             f"{operation.theirs}: this family fuses or transposes it in its files, and compressed-tensors, the format "
-            "of int8 model folders, has no place for that. Quantize a model of another family, such as llama."
+            f"of {layer.method} model folders, has no place for that. Quantize a model of another family, such as "
+            "llama, or keep it in memory alone."
         )
-    return Packed(operation.theirs.removesuffix(".weight"), operation.ours.removesuffix(".weight"))
+    theirs, ours = operation.theirs.removesuffix(".weight"), operation.ours.removesuffix(".weight")
+    return Packed(theirs, ours, layer.in_features, 8 if isinstance(layer, Int8Linear) else 4)
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -90,10 +103,12 @@ def unpack(words: Tensor, columns: int) -> Tensor:
 
 
 def quantization_config(model: Model) -> dict[str, Any]:
-    """The `quantization_config` of a model's config.json: 8-bit weights by channel, and the layers that stay."""
+    """The `quantization_config` of a model's config.json: its weights, and the layers that stay."""
     names = file_names(model)
+    groups = {layer.group for layer in model.modules() if isinstance(layer, Int4Linear)}
+    weights = WEIGHTS[4] | {"group_size": groups.pop()} if groups else WEIGHTS[8]
     kept = [names.get(name, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    group = {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": None, "output_activations": None}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     return {
         "quant_method": METHOD,
         "format": FORMAT,
@@ -116,7 +131,7 @@ def file_names(model: Model) -> dict[str, str]:
 def prepare(model: Model, config: dict[str, Any]) -> None:
     """Puts the layers that a folder's `quantization_config` asks for into a model about to be filled.
 
-    Raises InputError, every point at once, for a quantization that is not 8-bit symmetric by channel.
+    Raises InputError, every point at once, for a quantization that is not known here.
     """
     from quatrain.adaptation.layer import replace_module
     from quatrain.adaptation.targets import is_of_head
@@ -125,19 +140,23 @@ def prepare(model: Model, config: dict[str, Any]) -> None:
     if not wanted:
         return
     _check(wanted)
-    four = wanted["quant_method"] == nf4_files.METHOD
-    kept = wanted.get("llm_int8_skip_modules" if four else "ignore") or []
+    ours = wanted["quant_method"] == METHOD
+    kept = wanted.get("ignore" if ours else "llm_int8_skip_modules") or []
     names = file_names(model)
     for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear) or _ignored(names.get(name, name), kept) or (four and is_of_head(name)):
-            continue
-        sizes = module.in_features, module.out_features, module.bias is not None, module.weight.device
-        layer: nn.Module
-        if four:
-            layer = NF4Linear(*sizes, double=bool(wanted.get("bnb_4bit_use_double_quant")))
-        else:
-            layer = Int8Linear(*sizes)
-        replace_module(model, name, layer)
+        stays = _ignored(names.get(name, name), kept) or (is_of_head(name) and not ours)
+        if isinstance(module, nn.Linear) and not stays:
+            replace_module(model, name, _layer(module, wanted))
+
+
+def _layer(linear: nn.Linear, wanted: dict[str, Any]) -> nn.Module:
+    """The layer that a `quantization_config` wants in a linear one's place."""
+    sizes = linear.in_features, linear.out_features, linear.bias is not None, linear.weight.device
+    if wanted["quant_method"] == nf4_files.METHOD:
+        return NF4Linear(*sizes, double=bool(wanted.get("bnb_4bit_use_double_quant")))
+    (group,) = wanted["config_groups"].values()
+    weights = group.get("weights") or {}
+    return Int4Linear(*sizes, group=weights["group_size"]) if weights.get("num_bits") == 4 else Int8Linear(*sizes)
 
 
 def _check(wanted: dict[str, Any]) -> None:
@@ -155,11 +174,7 @@ def _check(wanted: dict[str, Any]) -> None:
             problems.append("config_groups: must be one group whose targets are Linear")
         for name, group in groups.items():
             weights = group.get("weights") or {}
-            problems += [
-                f"config_groups.{name}.weights.{key}: {weights.get(key)!r}; Quatrain reads {value!r}"
-                for key, value in WEIGHTS.items()
-                if weights.get(key, value) != value
-            ]
+            problems += [f"config_groups.{name}.weights.{problem}" for problem in _problems_of(weights)]
             problems += [
                 f"config_groups.{name}.{key}: quantized activations are not known to Quatrain"
                 for key in ("input_activations", "output_activations")
@@ -167,6 +182,21 @@ def _check(wanted: dict[str, Any]) -> None:
             ]
     if problems:
         raise InputError("This quantization_config of config.json cannot be used:", problems)
+
+
+def _problems_of(weights: dict[str, Any]) -> list[str]:
+    """What of the weights' entries is not read here."""
+    bits = weights.get("num_bits", 8)
+    if bits not in WEIGHTS:
+        return [f"num_bits: {bits}; Quatrain reads {' or '.join(map(str, WEIGHTS))}"]
+    problems = [
+        f"{key}: {weights.get(key)!r}; Quatrain reads {value!r}"
+        for key, value in WEIGHTS[bits].items()
+        if weights.get(key, value) != value
+    ]
+    if bits == 4 and weights.get("group_size") not in GROUPS:
+        problems.append(f"group_size: {weights.get('group_size')!r}; Quatrain reads {', '.join(map(str, GROUPS))}")
+    return problems
 
 
 def _ignored(name: str, patterns: list[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,37 +71,11 @@ class Packed4:
         yield from ((f"{self.theirs}.weight{'.' if end else ''}{end}", value) for end, value in values.items())
 
 
-@dataclass(frozen=True)
-class Quantizing:
-    """A float weight of the files that is quantized as it is read: no more than one is held."""
-
-    operation: Any
-    double: bool
-    sources: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sources", self.operation.sources)
-
-    @property
-    def targets(self) -> list[str]:
-        """Our names."""
-        ends = ("weight", "absmax", *(("nested", "offset") if self.double else ()))
-        return [f"{name.removesuffix('.weight')}.{end}" for name in self.operation.targets for end in ends]
-
-    def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Our tensors, from a function that gives theirs by name."""
-        for name, tensor in self.operation.read(get):
-            for end, value in nf4.quantized(tensor, double=self.double).items():
-                yield f"{name.removesuffix('.weight')}.{end}", value
-
-
 def packed(operation: Any, layer: NF4Linear) -> Any:
     """The operation of an NF4 layer, in place of the family's for the float one.
 
     Raises InputError for layers that are no plain linear layer in the family's files, where they are to be written.
     """
-    if layer.from_float:
-        return Quantizing(operation, layer.nests)
     if not isinstance(operation, Rename) or operation.transpose:
         raise InputError(
             f"{operation.theirs}: this family fuses or transposes it in its files, and the format of NF4 model folders "

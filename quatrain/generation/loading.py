@@ -1,4 +1,4 @@
-"""One way to read a model folder, whatever it holds: plain weights, int8 weights, or an adapter over a base model."""
+"""One way to read a model folder, whatever it holds: plain weights, quantized ones, or an adapter over a base model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.repository import ADAPTER_CONFIG, ADAPTERS, BASE, resolve
 from quatrain.models.stack import Model
@@ -23,8 +22,8 @@ def load_model(
     """The model of a folder or hub id, and its tokenizer (None where it has none).
 
     An adapter folder names its base model; a relative name is looked up beside the adapter first. One with several
-    holds their base, and `model.mixture` chooses. `quantize` = "nf4"
-    reads the base's linear layers straight into four bits. Raises InputError.
+    holds their base, and `model.mixture` chooses. `quantize` = "int8", "int4" or "nf4" reads the base's linear layers
+    straight into that. Raises InputError.
     """
     folder = resolve(model)
     if (folder / ADAPTERS).is_dir() and not (folder / "config.json").is_file():
@@ -56,12 +55,10 @@ def load_weights(
 
     `quantize` as for `load_model`; `head` as `hub.load` takes it.
     """
-    from quatrain.compression import files, nf4
+    from quatrain.compression import methods
 
-    if quantize not in (None, "nf4"):
-        raise InputError(f"quantize: {quantize!r}; must be nf4, or nothing for weights as they are.")
-    prepare = nf4.prepare if quantize == "nf4" else files.prepare
-    return nf4.filled(hub.load(model, dtype=dtype, device=device, prepare=prepare, **head))
+    prepare = methods.preparing(quantize)
+    return methods.filled(hub.load(model, dtype=dtype, device=device, prepare=prepare, **head))
 
 
 def load_tokenizer(folder: str | Path, *, target: bool = False) -> Any:

@@ -6,7 +6,7 @@ arithmetic, Ilharco et al. 2022, arXiv 2212.04089). All of it is done in full pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,12 @@ from torch import Tensor
 
 from quatrain.adaptation.apply import merge_all, unmergeable
 from quatrain.adaptation.peft_files import base_folder
-from quatrain.compression import int8, nf4
+from quatrain.compression import methods
 from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
 from quatrain.models.repository import resolve
 from quatrain.models.stack import Model
 from quatrain.models.vocabulary import resize_vocabulary
-
-QUANTIZERS: dict[str, Callable[[Model], list[str]]] = {"int8": int8.quantize, "nf4": nf4.quantize}
 
 
 @dataclass
@@ -55,8 +53,8 @@ def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quant
     weights = weights or [1.0] * len(folders)
     if len(weights) != len(folders):
         problems.append(f"weights: {len(weights)}; must be as many as adapters, {len(folders)}")
-    if quantize is not None and quantize not in QUANTIZERS:
-        problems.append(f"quantize: {quantize!r}; must be one of {', '.join(QUANTIZERS)}")
+    if quantize is not None and quantize not in methods.METHODS:
+        problems.append(f"quantize: {quantize!r}; must be one of {', '.join(methods.METHODS)}")
     bases = {str(base_folder(resolve(folder)).resolve()) for folder in folders}
     if len(bases) != 1:
         problems.append(f"the adapters are of {len(bases)} bases: {', '.join(sorted(bases))}; must be of one")
@@ -79,7 +77,7 @@ def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quant
             if name in sums and tensor.is_floating_point():
                 tensor.copy_(sums[name])
     if quantize is not None:
-        QUANTIZERS[quantize](merged)
+        methods.quantize(merged, quantize)
     return merged.eval()
 
 
@@ -93,8 +91,7 @@ def _merged(folder: str | Path) -> tuple[Model, dict[str, Tensor]]:
     resize_vocabulary(base, model.config.vocab_size)
     for each in (model, base):
         merge_all(each)
-        int8.dequantize(each)
-        nf4.dequantize(each)
+        methods.dequantize(each)
     start = {name: tensor.float().clone() for name, tensor in base.state_dict().items()}
     for name, tensor in model.state_dict().items():
         # A head that the base does not have begins at nothing.

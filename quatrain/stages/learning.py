@@ -22,7 +22,7 @@ from quatrain.adaptation.peft_files import check_writable, group, save_adapter
 from quatrain.adaptation.peft_layers import file_layers
 from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
-from quatrain.compression import nf4
+from quatrain.compression import methods
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
@@ -103,7 +103,7 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
         merges = unmergeable(model) is None
         if merges:
             merge_all(model)
-        nf4.dequantize(model)
+        methods.dequantize(model)
     folder = context.model_folder
     if learning.tasks:
         from quatrain.stages import several

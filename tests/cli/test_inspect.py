@@ -197,7 +197,7 @@ def test_runs_adapters_and_quantized_models(
     from quatrain.adaptation import peft_files
     from quatrain.adaptation.apply import apply
     from quatrain.adaptation.settings import AdapterSettings
-    from quatrain.compression import int8
+    from quatrain.compression import methods
 
     run_folder = tmp_path / "run"
     base = make(run_folder / "stages" / "01-pretrain" / "model")
@@ -210,13 +210,14 @@ def test_runs_adapters_and_quantized_models(
     text = " ".join(capsys.readouterr().out.split())  # lines break where the folder's name is long
     assert "lora_A 4 × 32, lora_B 32 × 4" in text and "With the adapter" in text
     assert found(capsys, tmp_path / "adapter", "--text", "the fox", "--next")["predictions"]
-    small = hub.load(base)
-    int8.quantize(small)
-    hub.save(small, tmp_path / "small")
-    assert run(tmp_path / "small") == 0
-    text = capsys.readouterr().out
-    assert " parameters, float32 and int8, " in text and "32 → 32, int8" in text
-    assert found(capsys, tmp_path / "small")["parameters"] == hub.load(base).num_parameters()
+    for method in methods.METHODS:
+        small = hub.load(base)
+        methods.quantize(small, method)
+        hub.save(small, tmp_path / method)
+        assert run(tmp_path / method) == 0
+        text = capsys.readouterr().out
+        assert f" parameters, float32 and {method}, " in text and f"32 → 32, {method}" in text
+        assert found(capsys, tmp_path / method)["parameters"] == hub.load(base).num_parameters()
 
 
 def test_flags_that_cannot_be_are_told_at_once(decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ def test_what_cannot_be_merged_is_said(folder: Path, capsys: pytest.CaptureFixtu
         "no weight": [str(folder / "soft")],
         "no adapter folder": [str(folder / "base")],
         "as many as adapters": [str(folder / "one"), "--weights", "1", "--weights", "2"],
-        "must be one of int8, nf4": [str(folder / "one"), "--quantize", "int3"],
+        "must be one of int8, int4, nf4": [str(folder / "one"), "--quantize", "int3"],
         "no adapter is named": [],
     }
     for text, words in cases.items():

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quatrain.adaptation.apply import apply, merge_all
-from quatrain.adaptation.settings import AdapterSettings
-from quatrain.compression import nf4
+from quatrain.compression import layer as layers
+from quatrain.compression import methods, nf4
 from quatrain.compression.nf4 import NF4Linear, dequantized, quantized, scales_of
 from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
@@ -80,7 +79,7 @@ def test_scales_of_scales_are_those_of_bitsandbytes(rows: int, seed: int) -> Non
 def test_parts_of_a_large_weight_are_worked_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = NF4Linear.from_linear(nn.Linear(130, 77))
     whole = layer.plain_weight()
-    monkeypatch.setattr(nf4, "PART", 300)
+    monkeypatch.setattr(layers, "PART", 300)
     assert torch.equal(layer.plain_weight(), whole)
     assert torch.equal(layer.plain_weight(torch.bfloat16), whole.bfloat16())
 
@@ -114,7 +113,7 @@ def test_a_product_and_its_gradient_are_those_of_the_plain_weight() -> None:
 @pytest.mark.parametrize("double", [True, False])
 def test_saved_and_loaded_bit_for_bit(double: bool, tmp_path: Path) -> None:
     model = small()
-    names = nf4.quantize(model, double=double)
+    names = methods.quantize(model, "nf4", double=double)
     assert len(names) == 14 and isinstance(model.lm_head, nn.Linear)
     hub.save(model, tmp_path)
     again, _ = load_model(tmp_path)
@@ -125,7 +124,7 @@ def test_saved_and_loaded_bit_for_bit(double: bool, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "bitsandbytes" and config["bnb_4bit_use_double_quant"] is double
     with pytest.raises(InputError, match="quantized already"):
-        nf4.quantize(again)
+        methods.quantize(again, "nf4")
 
 
 def test_transformers_reads_our_folder(tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def test_transformers_reads_our_folder(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     model = small()
-    nf4.quantize(model)
+    methods.quantize(model, "nf4")
     hub.save(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
     layer = theirs.model.layers[1].mlp.up_proj
@@ -160,31 +159,6 @@ def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
         assert torch.equal(plain.float(), model.layers[number].get_submodule(name).plain_weight())
 
 
-def test_a_lora_over_it_is_qlora(tmp_path: Path) -> None:
-    model = small()
-    nf4.quantize(model)
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    apply(model, AdapterSettings(rank=4, alpha=8.0, tokens="none"), seed=1)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(20):
-        loss = model.train()(IDS[:, :-1], IDS[:, 1:])[1].mean()
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.8 * losses[0]
-    for name, buffer in model.named_buffers():
-        original = name.replace(".base.", ".")
-        assert torch.equal(buffer, before[original]), name
-    model.eval()
-    with torch.no_grad():
-        learned = model(IDS)[0]
-        merge_all(model)
-        torch.testing.assert_close(model(IDS)[0], learned, atol=1e-5, rtol=1e-5)
-    assert all(isinstance(model.get_submodule(name), nn.Linear) for name in ("layers.0.mlp.up_proj",))
-
-
 def test_weights_that_are_no_numbers_are_refused() -> None:
     linear = nn.Linear(64, 4)
     with torch.no_grad():
@@ -195,7 +169,7 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
 
 def test_another_way_to_quantize_is_named(tmp_path: Path) -> None:
     model = small()
-    nf4.quantize(model)
+    methods.quantize(model, "nf4")
     hub.save(model, tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -204,28 +178,3 @@ def test_another_way_to_quantize_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_model(tmp_path)
     assert "bnb_4bit_quant_type: 'fp4'" in caught.value.problems[0]
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_floats_are_read_straight_into_it(family: str, tmp_path: Path) -> None:
-    """The same as quantizing what was read; GPT-2's files fuse and transpose what is quantized."""
-    config = CONFIG if family == "llama" else ModelConfig(
-        family="gpt2", vocab_size=60, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=32, position="learned", norm="layer",
-        feed_forward="plain", activation="gelu_tanh", attention_bias="all", feed_forward_bias=True,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    hub.save(Model(config).initialize(0), tmp_path)
-    straight, _ = load_model(tmp_path, quantize="nf4")
-    after = hub.load(tmp_path)
-    nf4.quantize(after)
-    assert straight.state_dict().keys() == after.state_dict().keys()
-    for name, tensor in after.state_dict().items():
-        assert torch.equal(straight.state_dict()[name], tensor), name
-    if family == "llama":
-        hub.save(straight, tmp_path / "again")
-        with torch.no_grad():
-            assert torch.equal(load_model(tmp_path / "again")[0](IDS)[0], after(IDS)[0])
-    else:
-        with pytest.raises(InputError, match="fuses or transposes"):
-            hub.save(straight, tmp_path / "again")

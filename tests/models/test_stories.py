@@ -108,10 +108,10 @@ def test_greedy_story(model, tmp_path):
 
 
 def test_int8_tells_nearly_the_same(model):
-    from quatrain.compression import int8
+    from quatrain.compression import methods
 
     small = read_model()
-    int8.quantize(small)
+    methods.quantize(small, "int8")
     ids = torch.tensor([[1, *Engine(model, Pieces()).generate([""], SamplingParams(150))[0].ids]])
     with torch.no_grad():
         plain, rounded = (each(ids[:, :-1], ids[:, 1:])[1].mean() for each in (model, small))

@@ -378,11 +378,11 @@ ADAPTERS = [
     '{ method = "ia3" }',
     '{ method = "bitfit", modules_to_save = ["layers.1.mlp.up_proj"] }',
     '{ method = "last-layers" }',
-    '{ rank = 4, alpha = 8, base = "nf4", method = "lora" }',
+    *(f'{{ rank = 4, alpha = 8, base = "{base}", method = "lora" }}' for base in ("nf4", "int8", "int4")),
 ]
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda text: "qlora" if "nf4" in text else text.split('"')[1])
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda text: text.split('"')[1])
 def test_a_task_is_learned_by_an_adapter(adapter: str, data: dict[str, str], tmp_path: Path) -> None:
     """Over a model that has read; the merged model and the adapter over its base say the same."""
     run = go(
@@ -395,7 +395,7 @@ def test_a_task_is_learned_by_an_adapter(adapter: str, data: dict[str, str], tmp
     result = run.results[-1]
     assert 0 < result["trainable_parameters"] < result["parameters"] or result["trainable_parameters"] > 0
     folder = run.folder / "stages" / "03-finetune"
-    base = "nf4" if "nf4" in adapter else None  # as it was held while it learned
+    base = adapter.split('"')[1] if "base" in adapter else None  # as it was held while it learned
     merged, (adapted, tokenizer) = quatrain.load(run.model), load_model(folder / "adapter", quantize=base)
     assert adapted.config.labels == ("bad", "good") and tokenizer is not None
     ids = torch.tensor([tokenizer.encode("the film was superb", special_tokens=True)])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quatrain.compression.layer import QuantizedLinear
 from quatrain.models.attention import Attention
 from quatrain.models.blocks import Block, Stack
 from quatrain.models.config import ModelConfig
@@ -144,11 +145,15 @@ class _Reader:
             beside = name in getattr(module, "fixed_dtype", ())
             own_dtype = beside or name in FIXED or not tensor.is_floating_point()
             dtype = str(tensor.dtype).removeprefix("torch.") if own_dtype else self.dtype
-            dtypes |= set() if beside else {dtype}
+            packed = module if isinstance(module, QuantizedLinear) and name == "weight" else None
+            dtypes |= set() if beside else {dtype if packed is None else packed.method}
             if first != where:
                 tied = first
                 continue
-            elements += tensor.numel() if isinstance(tensor, nn.Parameter) or name == "weight" else 0
+            if packed is not None:
+                elements += packed.in_features * packed.out_features
+            elif isinstance(tensor, nn.Parameter):
+                elements += tensor.numel()
             size += tensor.numel() * getattr(torch, dtype, torch.float32).itemsize
         return tensors, tied, elements, size, dtypes
 
@@ -221,9 +226,10 @@ def _note(module: nn.Module, tensors: dict[str, tuple[int, ...]]) -> str:
     weight = tensors.get("weight")
     if weight is None:
         return ", ".join(f"{name} {_by(shape)}" for name, shape in tensors.items())
-    extra = "".join(f" + {name}" for name in tensors if name != "weight" and not name.endswith("scale"))
+    beside = ("weight", *getattr(module, "fixed_dtype", ()))
+    extra = "".join(f" + {name}" for name in tensors if name not in beside)
     if hasattr(module, "in_features"):
-        return f"{weight[1]} → {weight[0]}{extra}"
+        return f"{module.in_features} → {module.out_features}{extra}"
     return _by(weight) + extra
 
 
