@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from quatrain.errors import QuatrainError
 from quatrain.memory import peak_memory
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.planning.counts import BYTES, activation_bytes
+from quatrain.planning.counts import BYTES, activation_bytes, state_bytes
 from quatrain.training import chunked_loss
 from quatrain.training.acceleration import blocks
-from quatrain.training.optimizers import part_of
+from quatrain.training.adamw8bit import AdamW8bit
+from quatrain.training.optimizers import Muon, part_of
+from quatrain.training.paged import Paged, PagedAdamW8bit
 from quatrain.training.settings import TrainSettings
 from quatrain.wording import format_bytes
 
@@ -74,11 +76,12 @@ class Saved:
 def held(
     model: nn.Module, masters: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, int]:
-    """Bytes of weights (float32 masters included), gradients and optimizer state as they are now."""
+    """Bytes of weights (float32 masters included), gradients and optimizer state as they are now on the device."""
     weights = [*model.parameters(), *model.buffers(), *masters.values()]
     states = [
         value
         for optimizer in optimizers
+        if not isinstance(optimizer, Paged)
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, Tensor)
@@ -96,6 +99,16 @@ def peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
+def states(optimizers: Iterable[torch.optim.Optimizer]) -> int:
+    """Bytes that the states of optimizers will take on the device, by counting; of paged ones the largest tensor's."""
+    total = 0
+    for optimizer in optimizers:
+        kind = {Muon: "muon", AdamW8bit: "adamw8bit", PagedAdamW8bit: "adamw8bit"}.get(type(optimizer), "adamw")
+        sizes = [state_bytes(each.numel(), kind) for group in optimizer.param_groups for each in group["params"]]
+        total += max(sizes, default=0) if isinstance(optimizer, Paged) else sum(sizes)
+    return total
+
+
 def expected(
     model: nn.Module,
     masters: dict[str, nn.Parameter],
@@ -110,14 +123,7 @@ def expected(
     parts = held(model, masters, optimizers)
     parts["gradients"] = max(parts["gradients"], 4 * trained)
     if not parts["optimizer"]:
-        from quatrain.training.optimizers import Muon
-
-        parts["optimizer"] = sum(
-            parameter.numel() * 4 * (1 if isinstance(optimizer, Muon) else 2)
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        )
+        parts["optimizer"] = states(optimizers)
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
         return parts
@@ -171,8 +177,8 @@ def _remedy(part: str, settings: TrainSettings, shape: tuple[int, ...], precisio
         if precision == "float32":
             return 'Set train.precision = "bfloat16": half the bytes of every activation.'
         return f"Rows of {shape[-1] if shape else '?'} tokens are too long here: choose a shorter context."
-    if part == "optimizer" and settings.optimizer == "adamw" and not adapted:
-        return 'Set train.optimizer = "muon": it keeps half as much for the matrices of the blocks.'
+    if part == "optimizer" and settings.optimizer != "adamw8bit" and settings.parallel in ("auto", "ddp"):
+        return 'Set train.optimizer = "adamw8bit": AdamW whose states take a quarter of the memory.'
     if part in ("optimizer", "gradients") and not adapted:
         return "Train an adapter, adapter = { rank = 8 }: few weights then have gradients and optimizer state."
     return "The weights alone are too many for this machine: choose a smaller model."
