@@ -12,7 +12,7 @@ from quatrain.adaptation.bitfit import biases
 from quatrain.adaptation.dora import DoRALinear
 from quatrain.adaptation.ia3 import IA3Linear
 from quatrain.adaptation.last_layers import last_layers
-from quatrain.adaptation.layer import Adapted, adapters, replace_module
+from quatrain.adaptation.layer import Adapted, adapters, is_linear, replace_module
 from quatrain.adaptation.loha import LoHaLinear
 from quatrain.adaptation.lokr import LoKrLinear
 from quatrain.adaptation.lora import LoRALinear
@@ -144,11 +144,15 @@ def merge_all(model: nn.Module) -> list[str]:
 
 
 def trainable_report(model: nn.Module) -> tuple[int, int, float]:
-    """Elements that train, all of them (int8 weights too, tied ones once), and the former in percent of the latter."""
+    """Elements that train, all of them (quantized weights too, tied ones once), and the former in percent of them."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if isinstance(model, Model) and (rows := learned_rows(model)):
         weight = model.embed_tokens.weight
         trainable += (len(rows) - weight.shape[0]) * weight.shape[1]
     total = sum(parameter.numel() for parameter in model.parameters())
-    total += sum(buffer.numel() for buffer in model.buffers() if buffer.dtype == torch.int8)
+    total += sum(
+        module.in_features * module.out_features  # type: ignore[operator]
+        for module in model.modules()
+        if is_linear(module) and "weight" in module._buffers
+    )
     return trainable, total, 100 * trainable / max(1, total)

@@ -17,7 +17,7 @@ from quatrain.training import chunked_loss
 from quatrain.training.acceleration import blocks
 from quatrain.training.adamw8bit import AdamW8bit
 from quatrain.training.optimizers import Muon, part_of
-from quatrain.training.paged import Paged, PagedAdamW8bit
+from quatrain.training.paged import Paged
 from quatrain.training.settings import TrainSettings
 from quatrain.wording import format_bytes
 
@@ -34,15 +34,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors, each storage once; of tensors that processes hold parts of, this one's part."""
     parts = (part_of(tensor) for tensor in tensors)
-    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
-    return sum(storages.values())
+    return sum({_identity(part): part.untyped_storage().nbytes() for part in parts}.values())
+
+
+def _identity(tensor: Tensor) -> int:
+    """What tensors over one memory have in common, while they live; fake tensors have no address."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class Saved:
     """Measures what a forward pass keeps for the backward pass, weights apart: activations, logits among them."""
 
     def __init__(self, model: nn.Module, vocabulary: int):
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        self._own = {_identity(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._blocks = blocks(model)
         self._vocabulary = vocabulary
         self.activations = self.logits = 0
@@ -53,9 +57,8 @@ class Saved:
         held: dict[int, tuple[int, bool]] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._own:
-                held[storage.data_ptr()] = storage.nbytes(), tensor.shape[-1:] == (self._vocabulary,)
+            if (place := _identity(tensor)) not in self._own:
+                held[place] = tensor.untyped_storage().nbytes(), tensor.shape[-1:] == (self._vocabulary,)
             return tensor
 
         def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -99,14 +102,23 @@ def peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
+def states_of(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that an optimizer's states will take, by counting."""
+    return sum(_state_sizes(optimizer))
+
+
 def states(optimizers: Iterable[torch.optim.Optimizer]) -> int:
-    """Bytes that the states of optimizers will take on the device, by counting; of paged ones the largest tensor's."""
+    """The same of several, on the device: of paged ones the largest tensor's."""
     total = 0
     for optimizer in optimizers:
-        kind = {Muon: "muon", AdamW8bit: "adamw8bit", PagedAdamW8bit: "adamw8bit"}.get(type(optimizer), "adamw")
-        sizes = [state_bytes(each.numel(), kind) for group in optimizer.param_groups for each in group["params"]]
+        sizes = _state_sizes(optimizer)
         total += max(sizes, default=0) if isinstance(optimizer, Paged) else sum(sizes)
     return total
+
+
+def _state_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
+    kind = "muon" if isinstance(optimizer, Muon) else "adamw8bit" if isinstance(optimizer, AdamW8bit) else "adamw"
+    return [state_bytes(each.numel(), kind) for group in optimizer.param_groups for each in group["params"]]
 
 
 def expected(
