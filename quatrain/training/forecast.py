@@ -7,6 +7,7 @@ the same modules, passes, precision and losses. What lives at each moment is add
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +26,15 @@ from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.stack import Model
 from quatrain.training import adamw8bit, memory
 from quatrain.training.acceleration import activation_checkpointing
+from quatrain.training.allocation import keeps
 from quatrain.training.chunked_loss import chunking, summed_language_loss
 from quatrain.training.optimizers import Muon, make_optimizers
 from quatrain.training.paged import Paged
 from quatrain.training.precision import DTYPES, Precision
 from quatrain.training.settings import TrainSettings
+
+STEPS = 3
+"""Steps that are gone through: by the third what is kept fits what comes."""
 
 TEMPORARIES = 10
 """Float32 tensors of a slice that a step of AdamW in eight bits has at once."""
@@ -76,14 +81,13 @@ def forecast(
         optimizers = make_optimizers(weights.masters, settings, dtype=DTYPES[precision])
         static = live.now
         ids = torch.zeros(rows, length, dtype=torch.long, device=device)
-        found = _Step()
-        there = [each for each in optimizers if not isinstance(each, Muon | Paged)]
-        states = ids.new_empty(memory.states(there), dtype=torch.uint8)
+        found, states = _Step(), list[Tensor]()
         with chunking(settings.chunked_loss), activation_checkpointing(model, settings.activation_checkpointing):
-            # Muon makes its states itself: they are there from the second step on.
-            for _ in range(2 if any(isinstance(each, Muon) for each in optimizers) else 1):
-                live.peak = live.now
-                _learn(model, weights, optimizers, settings, ids, found)
+            if device.type == "cpu" and keeps():
+                live.keep()
+            live.peak = live.now
+            for _ in range(STEPS):  # the optimizer's states are there from the second one on
+                _learn(model, weights, optimizers, settings, ids, found, states)
         held = memory.held(model, weights.masters, optimizers)
         weights.clear()
         del states
@@ -131,7 +135,7 @@ class _Step:
 
 def _learn(
     model: Model, weights: Precision, optimizers: list[torch.optim.Optimizer], settings: TrainSettings, ids: Tensor,
-    found: _Step,
+    found: _Step, states: list[Tensor],
 ) -> None:  # fmt: skip
     """One step of the trainer: micro-batches, gradients in float32, the optimizers."""
     weights.clear()
@@ -147,6 +151,8 @@ def _learn(
         if isinstance(optimizer, Muon):
             optimizer.step()
         else:
+            if not states and not isinstance(optimizer, Paged):
+                states += [ids.new_empty(size, dtype=torch.uint8) for size in memory.state_sizes(optimizer)]
             passing = ids.new_empty(_passing(optimizer, ids.device), dtype=torch.uint8)
             del passing
     weights.publish()
@@ -171,12 +177,21 @@ def _loss(model: Model, ids: Tensor) -> Tensor:
 
 
 class _Live(TorchDispatchMode):
-    """Adds up the bytes of the storages that live, `now` and at the `peak`, and answers what only numbers could."""
+    """Adds up the bytes of the storages that live, `now` and at the `peak`, and answers what only numbers could.
+
+    From `keep` on, what is new goes to a heap that keeps what it is given back.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, int] = {}
+        self.heap: Heap | None = None
+        self._fixed = 0
+        self._known: dict[int, tuple[int, int | None]] = {}
+
+    def keep(self) -> None:
+        """From here on freed memory stays with the process."""
+        self.heap, self._fixed = Heap(), self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -191,10 +206,71 @@ class _Live(TorchDispatchMode):
     def _note(self, storages: Iterable[Any]) -> None:
         for storage in storages:
             if id(storage) not in self._known:
-                self._known[id(storage)] = size = storage.nbytes()
+                size = storage.nbytes()
+                place = None if self.heap is None else self.heap.take(size)
+                self._known[id(storage)] = size, place
                 self.now += size
-                self.peak = max(self.peak, self.now)
+                self.peak = max(self.peak, self.now if self.heap is None else self._fixed + self.heap.top)
                 weakref.finalize(storage, self._gone, id(storage))
 
     def _gone(self, key: int) -> None:
-        self.now -= self._known.pop(key)
+        size, place = self._known.pop(key)
+        self.now -= size
+        if place is not None and self.heap is not None:
+            self.heap.give(place)
+
+
+class Heap:
+    """glibc's, as training on a CPU has it: the smallest free chunk that fits, else what lies behind `top`; neighbours
+    that are free become one. Sizes and places in bytes.
+    """
+
+    ALIGNED = 64
+    SPARE = 96
+    """What an aligned chunk asks for beyond its size while it is looked for: a hole of just its size is passed over."""
+
+    def __init__(self) -> None:
+        self.top = self.end = 0
+        self._taken: dict[int, int] = {}
+        self._free: list[tuple[int, int]] = []
+        self._starts: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+
+    def take(self, size: int) -> int:
+        """The place of a chunk of at least `size`."""
+        size = -(-(size + 16) // self.ALIGNED) * self.ALIGNED
+        number = bisect_left(self._free, (size + self.SPARE, -1))
+        if number < len(self._free):
+            found, place = self._free[number]
+            self._drop(place)
+            if found > size:
+                self._add(place + size, found - size)
+        else:
+            place, self.end = self.end, self.end + size
+            self.top = max(self.top, self.end)
+        self._taken[place] = size
+        return place
+
+    def give(self, place: int) -> None:
+        """Frees the chunk at a place."""
+        size = self._taken.pop(place)
+        if (after := self._starts.get(place + size)) is not None:
+            self._drop(place + size)
+            size += after
+        if (before := self._ends.get(place)) is not None:
+            size += self._drop(before)
+            place = before
+        if place + size == self.end:
+            self.end = place
+        else:
+            self._add(place, size)
+
+    def _add(self, place: int, size: int) -> None:
+        insort(self._free, (size, place))
+        self._starts[place], self._ends[place + size] = size, place
+
+    def _drop(self, place: int) -> int:
+        size = self._starts.pop(place)
+        del self._ends[place + size]
+        del self._free[bisect_left(self._free, (size, place))]
+        return size

@@ -104,19 +104,20 @@ def peak(device: torch.device) -> int:
 
 def states_of(optimizer: torch.optim.Optimizer) -> int:
     """Bytes that an optimizer's states will take, by counting."""
-    return sum(_state_sizes(optimizer))
+    return sum(state_sizes(optimizer))
 
 
 def states(optimizers: Iterable[torch.optim.Optimizer]) -> int:
     """The same of several, on the device: of paged ones the largest tensor's."""
     total = 0
     for optimizer in optimizers:
-        sizes = _state_sizes(optimizer)
+        sizes = state_sizes(optimizer)
         total += max(sizes, default=0) if isinstance(optimizer, Paged) else sum(sizes)
     return total
 
 
-def _state_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
+def state_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
+    """The same by tensor."""
     kind = "muon" if isinstance(optimizer, Muon) else "adamw8bit" if isinstance(optimizer, AdamW8bit) else "adamw"
     return [state_bytes(each.numel(), kind) for group in optimizer.param_groups for each in group["params"]]
 
