@@ -225,12 +225,13 @@ class Heap:
     that are free become one. Sizes and places in bytes.
     """
 
-    ALIGNED = 64
+    ALIGNED, SMALL = 64, 640
     SPARE = 96
     """What an aligned chunk asks for beyond its size while it is looked for: a hole of just its size is passed over."""
 
     def __init__(self) -> None:
         self.top = self.end = 0
+        self._last, self._spare = -1, 0
         self._taken: dict[int, int] = {}
         self._free: list[tuple[int, int]] = []
         self._starts: dict[int, int] = {}
@@ -238,13 +239,31 @@ class Heap:
 
     def take(self, size: int) -> int:
         """The place of a chunk of at least `size`."""
-        size = -(-(size + 16) // self.ALIGNED) * self.ALIGNED
+        self._small()
+        return self._take(-(-(size + 16) // self.ALIGNED) * self.ALIGNED)
+
+    def _small(self) -> None:
+        """What describes a tensor, cut from what the last large chunk has left; freed, it serves the next tensor."""
+        if self._spare:
+            self._spare -= 1
+            return
+        size = self.SMALL
+        left = self._starts.get(self._last, 0)
+        if left > size:
+            self._drop(self._last)
+            self._add(self._last + size, left - size)
+            self._last += size
+        else:
+            self._take(size)
+
+    def _take(self, size: int) -> int:
         number = bisect_left(self._free, (size + self.SPARE, -1))
         if number < len(self._free):
             found, place = self._free[number]
             self._drop(place)
             if found > size:
                 self._add(place + size, found - size)
+                self._last = place + size
         else:
             place, self.end = self.end, self.end + size
             self.top = max(self.top, self.end)
@@ -254,6 +273,7 @@ class Heap:
     def give(self, place: int) -> None:
         """Frees the chunk at a place."""
         size = self._taken.pop(place)
+        self._spare += 1
         if (after := self._starts.get(place + size)) is not None:
             self._drop(place + size)
             size += after
