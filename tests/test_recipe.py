@@ -299,7 +299,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     train = st.fixed_dictionaries(
         {"steps": st.integers(1000, 10**9), "learning_rate": st.floats(1e-300, 10)},
         optional={
-            "optimizer": st.sampled_from(["adamw", "muon"]),
+            "optimizer": st.sampled_from(["adamw", "adamw8bit", "muon"]),
             "schedule": st.sampled_from(["constant", "linear", "cosine", "wsd"]),
             "clip": st.floats(0, 1e308),
             "weight_decay": st.integers(0, 10),

@@ -12,8 +12,23 @@ if TYPE_CHECKING:
     from quatrain.recipe import Recipe
 
 
-def plan(model: str, *overrides: str, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
+def plan(
+    model: str,
+    *overrides: str,
+    method: str | None = None,
+    rank: int | None = None,
+    targets: tuple[str, ...] = (),
+    batch_tokens: int | None = None,
+    context: int | None = None,
+    accumulation: int | None = None,
+    optimizer: str | None = None,
+    precision: str | None = None,
+    paged: bool = False,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
     """Count the parameters of a model folder or of a recipe's model, its memory and its operations.
+
+    With --method also what training it so will hold, by part and at the peak. Nothing of the weights is read.
 
     Parameters
     ----------
@@ -21,17 +36,49 @@ def plan(model: str, *overrides: str, json_lines: Annotated[bool, Parameter(name
         A model folder, an id of the Hugging Face hub, the name of a shipped recipe, or the path of a recipe.
     overrides
         Settings of a recipe to change, such as model.hidden_size=512.
+    method
+        How it is to be trained: full, lora, qlora (over four bits a weight), dora, loha, lokr, ia3, bitfit,
+        last-layers, prompt, p-tuning or prefix.
+    rank
+        The rank of a low-rank adapter, 16 unless given.
+    targets
+        The layers under the adapter, such as --targets q_proj --targets v_proj; all linear ones unless given.
+    batch_tokens
+        Tokens of a step, 16,384 unless given.
+    context
+        Tokens of a row, the model's longest but at most 2,048 unless given.
+    accumulation
+        Parts in which a step is computed.
+    optimizer
+        adamw, adamw8bit or muon.
+    precision
+        float32, bfloat16 or float16; the faster of the first two on this machine unless given.
+    paged
+        Keep the optimizer's states in host memory.
     json_lines
         Write one JSON object, for programs.
     """
     from quatrain.cli.output import show_json, show_table
+    from quatrain.errors import InputError
+    from quatrain.stages.planned import planned
 
+    train = {"batch_tokens": batch_tokens, "accumulation": accumulation, "optimizer": optimizer, "precision": precision}
+    given = {name: value for name, value in train.items() if value is not None} | ({"paged": True} if paged else {})
     config, recipe = _config(model, overrides)
-    figures = _figures(config, recipe)
+    asked = None
+    if method is None:
+        wanted = [*given, *(name for name, value in (("rank", rank), ("targets", targets), ("context", context)) if value)]
+        if wanted:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in wanted)
+            raise InputError(f"{flags}: says how a model is trained; name a --method too, such as --method lora.")
+    else:
+        adapter = {"rank": rank} if rank is not None else {}
+        asked = planned(config, method, train=given, adapter=adapter | ({"targets": targets} if targets else {}), context=context)
+    figures = _figures(config, recipe) | ({} if asked is None else {"method": asked.as_dict()})
     if json_lines:
         show_json(figures)
     else:
-        show_table(["what", "how much"], _rows(config, figures))
+        show_table(["what", "how much"], [*_rows(config, figures), *([] if asked is None else asked.rows_for_table())])
     return 0
 
 
@@ -59,6 +106,9 @@ def _folder_config(folder: str) -> ModelConfig:
 def _figures(config: ModelConfig, recipe: Recipe | None) -> dict[str, Any]:
     """The counts as plain numbers: bytes, and operations for one token."""
     from quatrain.planning import counts
+    from quatrain.planning.machine import choose_device
+    from quatrain.training.forecast import forecast
+    from quatrain.training.precision import dtype_name, working_dtype
 
     longest = config.max_position_embeddings
     figures: dict[str, Any] = {
@@ -75,8 +125,11 @@ def _figures(config: ModelConfig, recipe: Recipe | None) -> dict[str, Any]:
             continue
         context = recipe.context_of(stage)
         rows = max(1, train.batch_tokens // context // train.accumulation)
-        memory = counts.training_memory(config, rows, context, optimizer=train.optimizer)
-        training[stage.kind] = memory.total
+        device = choose_device(train.device)
+        precision = dtype_name(working_dtype(train, device))
+        found = forecast(config, train, rows=rows, length=context, precision=precision,
+                         adapter=getattr(stage, "adapter", None), device=device)  # fmt: skip
+        training[stage.kind] = found.peak
     return figures | ({"training": training} if training else {})
 
 
@@ -90,5 +143,5 @@ def _rows(config: ModelConfig, figures: dict[str, Any]) -> list[list[object]]:
     rows.append(["operations to read or write a token", f"{figures['flops_per_token'] / 1e6:,.1f} MFLOP"])
     rows.append(["operations to learn from a token", f"{figures['training_flops_per_token'] / 1e6:,.1f} MFLOP"])
     for kind, count in figures.get("training", {}).items():
-        rows.append([f"memory to {kind} every weight, about", format_bytes(count)])
+        rows.append([f"memory of {kind} at its peak, about", format_bytes(count)])
     return rows

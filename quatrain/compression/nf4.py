@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from quatrain.compression import blockwise
+from quatrain.compression.blockwise import dynamic_code
 from quatrain.compression.layer import QuantizedLinear, check_finite, in_strips, looked_up
 
 BLOCK, OUTER = 64, 256
@@ -27,39 +29,6 @@ CODE = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 """The sixteen values (QLoRA, appendix E)."""
-
-
-@cache
-def dynamic_code() -> Tensor:
-    """The 256 values of signed eight-bit numbers with an exponent of varying length, ascending (256,) float32.
-
-    For each of seven powers of ten, twice as many steps between a tenth and one as for the power before; and 0 and 1.
-    """
-    values = [0.0, 1.0]
-    for exponent in range(7):
-        borders = torch.linspace(0.1, 1, (1 << exponent) + 1)
-        steps = 10 ** (exponent - 6) * ((borders[:-1] + borders[1:]) / 2)
-        values += steps.tolist() + (-steps).tolist()
-    return torch.tensor(sorted(values))
-
-
-def _nearest(values: Tensor, code: Tensor) -> Tensor:
-    """The numbers of the nearest code values; half way between two the lower one."""
-    borders = (code[:-1] + code[1:]) / 2
-    return torch.bucketize(values, borders.to(values.device), out_int32=True).to(torch.uint8)
-
-
-def _blocks(values: Tensor, size: int, code: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of code values (N,) uint8, and the largest magnitude of each block (ceil(N / size),) float32."""
-    count = len(values)
-    blocks = F.pad(values, (0, -count % size)).view(-1, size)
-    largest = blocks.abs().amax(1)
-    safe = largest.clamp(min=1e-38)
-    scaled = (blocks * (1.0 / safe)[:, None]).clamp(-1, 1)
-    if count % size:  # the last block, which is not whole, is divided
-        scaled[-1] = (blocks[-1] / safe[-1]).clamp(-1, 1)
-        largest[-1] = safe[-1]
-    return _nearest(scaled.view(-1)[:count], code), largest
 
 
 class NF4Linear(QuantizedLinear):
@@ -130,20 +99,19 @@ def quantized(weight: Tensor, *, double: bool = True) -> dict[str, Tensor]:
     """The buffers of a layer for a weight (out, in) of any float dtype. Raises InputError where it is not finite."""
     values = weight.reshape(-1).float()
     check_finite(values)
-    numbers, absmax = _blocks(values, BLOCK, torch.tensor(CODE))
+    numbers, absmax = blockwise.quantize(values, BLOCK, torch.tensor(CODE))
     numbers = F.pad(numbers, (0, len(numbers) % 2), value=len(CODE) // 2 - 1)
     found = {"weight": ((numbers[::2] << 4) | numbers[1::2])[:, None], "absmax": absmax}
     if double:
         offset = absmax.mean()
-        found["absmax"], found["nested"] = _blocks(absmax - offset, OUTER, dynamic_code())
+        found["absmax"], found["nested"] = blockwise.quantize(absmax - offset, OUTER, dynamic_code())
         found["offset"] = offset
     return found
 
 
 def scales_of(absmax: Tensor, nested: Tensor, offset: Tensor) -> Tensor:
     """The scales of blocks (B,) float32, out of their eight-bit numbers, the scales of those, and the offset."""
-    values = dynamic_code().to(absmax.device)[absmax.long()]
-    return values * nested.repeat_interleave(OUTER)[: len(absmax)] + offset
+    return blockwise.dequantize(absmax, nested, OUTER, dynamic_code()) + offset
 
 
 @cache

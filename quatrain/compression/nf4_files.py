@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.compression import nf4
+from quatrain.compression.blockwise import dynamic_code
 from quatrain.errors import InputError
 from quatrain.models.families.weights import Rename
 from quatrain.models.stack import Model
@@ -64,7 +65,7 @@ class Packed4:
         values = {"": get(f"{self.ours}.weight"), "absmax": get(f"{self.ours}.absmax"),
                   "quant_map": torch.tensor(nf4.CODE)}  # fmt: skip
         if self.double:
-            values |= {"nested_absmax": get(f"{self.ours}.nested"), "nested_quant_map": nf4.dynamic_code()}
+            values |= {"nested_absmax": get(f"{self.ours}.nested"), "nested_quant_map": dynamic_code()}
             offset = float(get(f"{self.ours}.offset"))
             about |= {"nested_blocksize": nf4.OUTER, "nested_dtype": "float32", "nested_offset": offset}
         values["quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Bytes of one element."""
 
+STATE_BLOCK, STATE_LEAST = 256, 4096
+"""AdamW's moments in eight bits: numbers that share a scale; elements from which on a tensor's are held so."""
+
+
+def state_bytes(elements: int, optimizer: str = "adamw") -> int:
+    """Bytes that an optimizer keeps for one tensor: AdamW's two moments, in eight bits too, or Muon's one."""
+    if optimizer == "muon":
+        return 4 * elements
+    if optimizer == "adamw8bit" and elements >= STATE_LEAST:
+        return 2 * (elements + 4 * -(-elements // STATE_BLOCK))
+    return 8 * elements
+
 
 def built(config: ModelConfig) -> Model:
     """The network of a configuration on the meta device: every shape, no weight."""
@@ -122,19 +134,23 @@ def training_memory(
 ) -> TrainingMemory:
     """Memory of training with float32 weights, by part, for `batch_size` rows of `context` tokens a micro-batch.
 
-    `trainable` elements have gradients and optimizer state: all by default. AdamW keeps two moments each, Muon one for
-    the matrices of the blocks and AdamW's two for the rest. `precision` is that of the activations.
+    `trainable` elements have gradients and optimizer state: all by default. AdamW keeps two moments each (`adamw8bit`
+    in eight bits), Muon one for the matrices of the blocks and AdamW's two for the rest. `precision` is that of the
+    activations. What an adapter takes by its method is in `quatrain.training.forecast`.
     """
     every = parameters(config)
     trained = every if trainable is None else trainable
-    states = 2 * trained
-    if optimizer == "muon" and trainable is None:
-        states -= sum(
-            parameter.numel()
+    if trainable is None:
+        states = sum(
+            state_bytes(
+                parameter.numel(),
+                "adamw" if optimizer == "muon" and not ("layers." in name and parameter.dim() == 2) else optimizer,
+            )
             for name, parameter in built(config).named_parameters()
-            if "layers." in name and parameter.dim() == 2
         )
-    return TrainingMemory(4 * every, 4 * trained, 4 * states, activation_bytes(config, batch_size, context, precision))
+    else:
+        states = state_bytes(trained, "adamw" if optimizer == "muon" else optimizer)
+    return TrainingMemory(4 * every, 4 * trained, states, activation_bytes(config, batch_size, context, precision))
 
 
 def activation_bytes(config: ModelConfig, batch_size: int, context: int, precision: str = "float32") -> int:

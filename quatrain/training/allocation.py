@@ -57,7 +57,7 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[Kept]:
 
     Nothing happens with another allocator, or where the user's environment says how memory is allocated.
     """
-    glibc = _glibc() if wanted and not any(os.environ.get(name) for name in _OF_THE_USER) else None
+    glibc = _glibc() if wanted and keeps() else None
     kept = glibc is not None and all(glibc.mallopt(*setting) for setting in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)))
     if glibc is not None:
         glibc.malloc_trim(0)
@@ -68,6 +68,11 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[Kept]:
             for setting in _USUAL.items():
                 glibc.mallopt(*setting)
             glibc.malloc_trim(0)
+
+
+def keeps() -> bool:
+    """Whether a training on this machine's CPU will keep what it frees."""
+    return not any(os.environ.get(name) for name in _OF_THE_USER) and _glibc() is not None
 
 
 def _glibc() -> ctypes.CDLL | None:

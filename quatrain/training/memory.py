@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from quatrain.errors import QuatrainError
 from quatrain.memory import peak_memory
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.planning.counts import BYTES, activation_bytes
+from quatrain.planning.counts import BYTES, activation_bytes, state_bytes
 from quatrain.training import chunked_loss
 from quatrain.training.acceleration import blocks
-from quatrain.training.optimizers import part_of
+from quatrain.training.adamw8bit import AdamW8bit
+from quatrain.training.optimizers import Muon, part_of
+from quatrain.training.paged import Paged
 from quatrain.training.settings import TrainSettings
 from quatrain.wording import format_bytes
 
@@ -32,15 +34,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors, each storage once; of tensors that processes hold parts of, this one's part."""
     parts = (part_of(tensor) for tensor in tensors)
-    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
-    return sum(storages.values())
+    return sum({_identity(part): part.untyped_storage().nbytes() for part in parts}.values())
+
+
+def _identity(tensor: Tensor) -> int:
+    """What tensors over one memory have in common, while they live; fake tensors have no address."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class Saved:
     """Measures what a forward pass keeps for the backward pass, weights apart: activations, logits among them."""
 
     def __init__(self, model: nn.Module, vocabulary: int):
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        self._own = {_identity(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._blocks = blocks(model)
         self._vocabulary = vocabulary
         self.activations = self.logits = 0
@@ -51,9 +57,8 @@ class Saved:
         held: dict[int, tuple[int, bool]] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._own:
-                held[storage.data_ptr()] = storage.nbytes(), tensor.shape[-1:] == (self._vocabulary,)
+            if (place := _identity(tensor)) not in self._own:
+                held[place] = tensor.untyped_storage().nbytes(), tensor.shape[-1:] == (self._vocabulary,)
             return tensor
 
         def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -74,11 +79,12 @@ class Saved:
 def held(
     model: nn.Module, masters: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, int]:
-    """Bytes of weights (float32 masters included), gradients and optimizer state as they are now."""
+    """Bytes of weights (float32 masters included), gradients and optimizer state as they are now on the device."""
     weights = [*model.parameters(), *model.buffers(), *masters.values()]
     states = [
         value
         for optimizer in optimizers
+        if not isinstance(optimizer, Paged)
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, Tensor)
@@ -96,6 +102,26 @@ def peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
+def states_of(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that an optimizer's states will take, by counting."""
+    return sum(state_sizes(optimizer))
+
+
+def states(optimizers: Iterable[torch.optim.Optimizer]) -> int:
+    """The same of several, on the device: of paged ones the largest tensor's."""
+    total = 0
+    for optimizer in optimizers:
+        sizes = state_sizes(optimizer)
+        total += max(sizes, default=0) if isinstance(optimizer, Paged) else sum(sizes)
+    return total
+
+
+def state_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
+    """The same by tensor."""
+    kind = "muon" if isinstance(optimizer, Muon) else "adamw8bit" if isinstance(optimizer, AdamW8bit) else "adamw"
+    return [state_bytes(each.numel(), kind) for group in optimizer.param_groups for each in group["params"]]
+
+
 def expected(
     model: nn.Module,
     masters: dict[str, nn.Parameter],
@@ -110,14 +136,7 @@ def expected(
     parts = held(model, masters, optimizers)
     parts["gradients"] = max(parts["gradients"], 4 * trained)
     if not parts["optimizer"]:
-        from quatrain.training.optimizers import Muon
-
-        parts["optimizer"] = sum(
-            parameter.numel() * 4 * (1 if isinstance(optimizer, Muon) else 2)
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        )
+        parts["optimizer"] = states(optimizers)
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
         return parts
@@ -171,8 +190,8 @@ def _remedy(part: str, settings: TrainSettings, shape: tuple[int, ...], precisio
         if precision == "float32":
             return 'Set train.precision = "bfloat16": half the bytes of every activation.'
         return f"Rows of {shape[-1] if shape else '?'} tokens are too long here: choose a shorter context."
-    if part == "optimizer" and settings.optimizer == "adamw" and not adapted:
-        return 'Set train.optimizer = "muon": it keeps half as much for the matrices of the blocks.'
+    if part == "optimizer" and settings.optimizer != "adamw8bit" and settings.parallel in ("auto", "ddp"):
+        return 'Set train.optimizer = "adamw8bit": AdamW whose states take a quarter of the memory.'
     if part in ("optimizer", "gradients") and not adapted:
         return "Train an adapter, adapter = { rank = 8 }: few weights then have gradients and optimizer state."
     return "The weights alone are too many for this machine: choose a smaller model."

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW, and Muon for the matrices of the blocks with AdamW for the rest.
+"""Optimizers: AdamW, its states whole or in eight bits, and Muon for the matrices of the blocks with AdamW for the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of a weight matrix
 with a polynomial iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), so that it is as large as AdamW's
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quatrain.training.adamw8bit import AdamW8bit
+from quatrain.training.paged import Paged, PagedAdamW, PagedAdamW8bit
 from quatrain.training.settings import TrainSettings
 
 POLAR_EXPRESS = (
@@ -115,7 +117,8 @@ def make_optimizers(
     """The optimizers of the parameters that learn, by name, as `settings.optimizer` says.
 
     Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices
-    decay, and of those none named in `undecayed`. `dtype` is that of Muon's iteration.
+    decay, and of those none named in `undecayed`. `dtype` is that of Muon's iteration. With `paged`, AdamW's states
+    stay in host memory; parameters on the CPU have theirs there anyway.
     """
     muon = {
         name
@@ -142,9 +145,12 @@ def make_optimizers(
     ]
     groups = [group for group in groups if group["params"]]
     if groups:
-        optimizers.append(
-            torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
-        )
+        paged = settings.paged and any(parameter.device.type != "cpu" for parameter in rest.values())
+        usual: dict[str, Any] = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2)}
+        if settings.optimizer == "adamw8bit":
+            optimizers.append((PagedAdamW8bit if paged else AdamW8bit)(groups, **usual))
+        else:
+            optimizers.append((PagedAdamW if paged else torch.optim.AdamW)(groups, **usual, fused=True))
     return optimizers
 
 
@@ -179,9 +185,14 @@ def load_optimizer_tensors(
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(":")
         parameter = trainable[parameter_name]
-        # AdamW keeps its step count on the CPU whatever the device of the parameter.
-        device = "cpu" if key == "step" else parameter.device
-        value = value.to(device)
+        owner = owners[parameter]
+        # PyTorch's fused AdamW counts its steps on the device, ours on the CPU.
+        if isinstance(owner, AdamW8bit) and key == "step":
+            value = value.cpu()
+        elif isinstance(owner, Paged) and key != "step":
+            value = value.cpu().pin_memory() if parameter.is_cuda else value.cpu()
+        else:
+            value = value.to(parameter.device)
         if key != "step" and not is_parted(value):
             value = parted_like(value, parameter)
-        owners[parameter].state[parameter][key] = value
+        owner.state[parameter][key] = value

@@ -25,7 +25,9 @@ class TrainSettings(Settings):
     the weights that were best at a validation.
 
     To save memory: `chunked_loss` never holds all logits at once, `activation_checkpointing` keeps the input of each
-    block alone and computes the rest anew for a third more time. `compile` lets torch.compile fuse the blocks.
+    block alone and computes the rest anew for a third more time; `optimizer` = "adamw8bit" holds AdamW's two moments in
+    eight bits, and `paged` keeps them off the GPU but for the tensor that is updated. `compile` lets torch.compile fuse
+    the blocks.
 
     Several processes, which torchrun starts, share the micro-batches of a step: `parallel` says what each of them holds
     (`ddp`: the whole model; `zero1`, `zero2`, `zero3`: parts of the optimizer's state, of gradients, of weights too;
@@ -37,7 +39,8 @@ class TrainSettings(Settings):
     batch_tokens: int = Field(default=16_384, ge=1)
     accumulation: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0, le=10)
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    paged: bool = Field(default=False, description="the optimizer's states in host memory, beside a GPU's")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     warmup: int = Field(default=20, ge=0, description="steps in which the learning rate rises")
     min_learning_rate: float = Field(default=0.0, ge=0, le=1)
@@ -78,6 +81,17 @@ class TrainSettings(Settings):
             yield Problem(("warmup",), text, (("steps",),))
         if self.spike and self.spike <= 1:
             yield Problem(("spike",), f"{self.spike}; must be above 1 (3 is usual), or 0 for none")
+        if self.paged and self.optimizer == "muon":
+            text = 'true; "muon" updates the matrices of one shape together: take optimizer = "adamw" or "adamw8bit"'
+            yield Problem(("paged",), text, (("optimizer",),))
+        if self.parallel not in ("auto", "ddp"):
+            parts = f'parallel = "{self.parallel}" parts the states among the processes'
+            if self.optimizer == "adamw8bit":
+                text = f'"adamw8bit"; {parts}, across its blocks: take optimizer = "adamw", or parallel = "ddp"'
+                yield Problem(("optimizer",), text, (("parallel",),))
+            if self.paged:
+                text = f'true; {parts}, on their GPUs: leave it out, or take parallel = "ddp"'
+                yield Problem(("paged",), text, (("parallel",),))
         if (self.patience or self.keep == "best") and not self.evaluate_every:
             wish = f"patience = {self.patience}" if self.patience else 'keep = "best"'
             text = f"0; must be at least 1 for {wish}: there is nothing to compare without validations"

@@ -137,6 +137,8 @@ class Trainer:
         undecayed = row_weights(self.model)
         devices = [self.device] if self.device.type == "cuda" else []
         self.compiled = Compiled(self.model, self.settings.compile)
+        if self.settings.paged and self.device.type == "cpu":
+            self.hooks.warn("train.paged changes nothing on a CPU: the optimizer's states are in its memory already.")
         try:
             self.gradients.start(self.weights, self.scaler, self.compiled, self.hooks.warn)
             self.optimizers = make_optimizers(

@@ -13,6 +13,7 @@ from torch import nn
 
 from quatrain.compression import layer as layers
 from quatrain.compression import methods, nf4
+from quatrain.compression.blockwise import dynamic_code
 from quatrain.compression.nf4 import NF4Linear, dequantized, quantized, scales_of
 from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
@@ -62,13 +63,13 @@ def test_scales_of_scales_are_those_of_bitsandbytes(rows: int, seed: int) -> Non
     weight = torch.randn(rows, 192, generator=torch.Generator().manual_seed(seed))
     _, state = library.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     found = quantized(weight, double=True)
-    assert torch.equal(nf4.dynamic_code(), state.state2.code)
+    assert torch.equal(dynamic_code(), state.state2.code)
     assert torch.equal(found["offset"], state.offset)
     assert torch.equal(found["nested"], state.state2.absmax)
     apart = (found["absmax"].int() - state.absmax.int()).abs()
     assert apart.max() <= 1 and (apart > 0).float().mean() <= 0.05
     centred = quantized(weight, double=False)["absmax"] - found["offset"]
-    distances = (centred / found["nested"].repeat_interleave(256)[: len(centred)])[:, None] - nf4.dynamic_code()
+    distances = (centred / found["nested"].repeat_interleave(256)[: len(centred)])[:, None] - dynamic_code()
     mine = distances.abs().gather(1, found["absmax"].long()[:, None])[:, 0]
     assert (mine <= distances.abs().amin(1) + 1e-6).all(), "ours are the nearest"
     scales = scales_of(state.absmax, state.state2.absmax, state.offset)

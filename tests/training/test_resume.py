@@ -75,6 +75,7 @@ CASES = {
     "bad steps skipped": (Jumping, {"on_bad_step": "skip"}),
     "float16 with its scale": (Drawing, {"precision": "float16"}),
     "muon in bfloat16": (Drawing, {"precision": "bfloat16", "optimizer": "muon"}),
+    "states of eight bits": (Drawing, {"optimizer": "adamw8bit"}),
     "activation checkpointing": (Drawing, {"activation_checkpointing": True, "dropout": 0.2}),
     "best kept": (Drawing, {"keep": "best", "evaluate_every": 2}),
     "stopping early": (Drawing, {"patience": 3, "evaluate_every": 1, "metric": "strange_loss"}),
