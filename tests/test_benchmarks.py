@@ -27,6 +27,7 @@ QUICK = {
     "load_memory.py": [],
     "trainer.py": [],
     "adapters.py": [],
+    "methods.py": [],
     "quantized_linear.py": [],
     "predictions.py": [],
 }

@@ -26,7 +26,7 @@ def encodes(config: ModelConfig) -> bool:
 
 def context(model: Model) -> int | None:
     """The most tokens that one side of a model reads, beside its soft prompt; None where its positions have no end."""
-    if model.config.position in ("alibi", "relative", "none"):
+    if not model.config.bounded:
         return None
     return model.config.context_length - (0 if model.prompt is None else model.prompt.length)
 

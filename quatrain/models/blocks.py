@@ -176,7 +176,7 @@ class Stack(nn.Module):
     def _check_length(self, positions: Tensor | None, past: int, length: int) -> None:
         """Raises InputError where a text is longer than the positions of the model, or given ones are past them."""
         limit = self.config.context_length
-        if self.config.position in ("alibi", "relative", "none"):
+        if not self.config.bounded:
             return
         if positions is not None:
             if positions.device.type == "cpu" and positions.numel():

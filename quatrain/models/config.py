@@ -338,6 +338,11 @@ class ModelConfig:
         return self.rope_scaling.context_length(self.max_position_embeddings)
 
     @property
+    def bounded(self) -> bool:
+        """Whether positions end at `context_length`, past which no text is read."""
+        return self.position not in ("alibi", "relative", "none")
+
+    @property
     def is_causal(self) -> bool:
         """Whether a token sees none of those after it."""
         return self.architecture != "encoder"

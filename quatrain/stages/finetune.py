@@ -10,7 +10,7 @@ from quatrain.stages import tasks
 from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.chats import LeftOut, chat_examples, conversations, with_template
-from quatrain.stages.learning import Learning, example_stream, learn, mean_length, with_dropout
+from quatrain.stages.learning import Learning, example_stream, learn, longest, mean_length, with_dropout
 from quatrain.stages.material import model_of, tokenizer_of
 from quatrain.stages.streaming import Make, Streamed, streamed
 from quatrain.text.batches import TokenExample
@@ -48,7 +48,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
         return tasks.setup(settings, context, model)
     tokenizer = with_template(tokenizer_of(context), context)
     model = with_dropout(model or model_of(context, settings.adapter), settings.train.dropout)
-    limit = settings.context or model.config.max_position_embeddings
+    limit = longest(model, settings, model.config.max_position_embeddings)
     pad_id = tokenizer.pad_id or 0
     stream: Stream
     held_out: Sequence[TokenExample]

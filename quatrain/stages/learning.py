@@ -289,6 +289,23 @@ def example_stream(
     return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
 
 
+def longest(model: Model, settings: Any, usual: int) -> int:
+    """The longest row that a stage learns from: its `context`, or what is usual, and no more than a soft prompt leaves.
+
+    Raises InputError where that is nothing.
+    """
+    limit: int = settings.context or usual
+    if settings.adapter is None or settings.adapter.method not in PROMPTS or not model.config.bounded:
+        return limit
+    room = model.config.context_length - settings.adapter.length
+    if room < 2:
+        raise InputError(
+            f"adapter.length: {settings.adapter.length} slots; the model reads {model.config.context_length} tokens, "
+            "and a text has to fit behind them."
+        )
+    return min(limit, room)
+
+
 def mean_length(examples: Sequence[Any]) -> int:
     """The usual length of an example, in tokens."""
     return max(1, round(sum(map(len, examples)) / len(examples)))

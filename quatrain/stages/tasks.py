@@ -20,7 +20,16 @@ from quatrain.models.stack import Model
 from quatrain.stages import streaming
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.chats import split as split_share
-from quatrain.stages.learning import Learning, Sample, Validate, example_stream, fresh_config, mean_length, with_dropout
+from quatrain.stages.learning import (
+    Learning,
+    Sample,
+    Validate,
+    example_stream,
+    fresh_config,
+    longest,
+    mean_length,
+    with_dropout,
+)
 from quatrain.stages.material import corpus_of, model_folder_of, quantize_of, tokenizer_of, with_new_tokens
 from quatrain.stages.streaming import Make, Streamed
 from quatrain.text.corpus import Corpus
@@ -57,7 +66,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     model = with_dropout(
         model or starting_model(settings, context, tokenizer, labels), settings.train.dropout
     )
-    limit = settings.context or model.config.context_length
+    limit = longest(model, settings, model.config.context_length)
     objective = make_objective(settings, tokenizer, corpus.format, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
     stream: Stream

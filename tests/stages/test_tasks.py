@@ -492,3 +492,22 @@ def test_a_chat_model_stops_by_itself(data: dict[str, str], tmp_path: Path) -> N
     asked = [[{"role": "user", "content": f"say {word}"}] for word in (words * 8)[:100]]
     answers = engine.chat(asked, SamplingParams(max_new_tokens=24, temperature=0.7, seed=0))
     assert sum(answer.finish_reason == "stop" for answer in answers) >= 95
+
+
+def test_a_soft_prompt_takes_room_of_the_text(data: dict[str, str], tmp_path: Path) -> None:
+    """Texts as long as the model reads are cut by as many tokens as there are slots, and too many slots are refused."""
+    long = write(tmp_path / "long.jsonl", [
+        {"text": " ".join(["film"] * 90), "label": name} for name in ("good", "bad") * 10
+    ])  # fmt: skip
+    for length in (8, 10_000):
+        stages = (
+            stage("tokenizer", data=f"{{ source = '{data['text']}' }}"),
+            stage("pretrain", 2, objective='"masked"', data=f"{{ source = '{data['text']}' }}"),
+            stage("finetune", 2, objective='"classify"', adapter=f'{{ method = "prompt", length = {length} }}'),
+        )
+        if length == 8:
+            run = go(tmp_path / "runs", *stages, data=f"source = '{long}'")
+            assert any("tokens" in note and "cut" in note for note in run.results[-1]["notes"])
+        else:
+            with pytest.raises(InputError, match="10000 slots; the model reads"):
+                go(tmp_path / "more", *stages, data=f"source = '{long}'")

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from quatrain.text.tokenizer import Tokenizer
 
 SPACE = "␣"
-UNLIMITED = ("alibi", "relative", "none")
-"""Positions that any length of text has."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def check_ids(ids: Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> 
 
 
 def _longest(config: ModelConfig | None, limit: int | None) -> int | None:
-    endless = config is None or config.position in UNLIMITED
+    endless = config is None or not config.bounded
     context = None if config is None or endless else config.context_length
     known = [length for length in (context, limit) if length is not None]
     return min(known, default=None)
