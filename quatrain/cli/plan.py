@@ -113,7 +113,7 @@ def _figures(config: ModelConfig, recipe: Recipe | None) -> dict[str, Any]:
     longest = config.max_position_embeddings
     figures: dict[str, Any] = {
         "parameters": counts.parameters(config),
-        "weights": {dtype: counts.weight_bytes(config, dtype) for dtype in ("float32", "bfloat16", "int8")},
+        "weights": {dtype: counts.weight_bytes(config, dtype) for dtype in ("float32", "bfloat16", "int8", "int4")},
         "cache": counts.kv_cache_bytes(config, longest),
         "flops_per_token": counts.flops_per_token(config, longest, training=False),
         "training_flops_per_token": counts.flops_per_token(config, longest),

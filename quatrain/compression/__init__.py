@@ -1,1 +1,1 @@
-"""Making a model smaller: weight-only int8 linear layers, and their files in the layout of compressed-tensors."""
+"""Making a model smaller: int8, int4 and NF4 linear layers, in the files of compressed-tensors and bitsandbytes."""

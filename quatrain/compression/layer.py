@@ -21,7 +21,7 @@ class QuantizedLinear(nn.Module):
     """y = x W^T + bias, for a W (out_features, in_features) of which the buffers hold the rounded numbers.
 
     A kind of layer brings `rounded`, `plain_weight` and `product`, `files` and `folder_entries` for its place in a
-    model folder, and perhaps a faster way without gradients, `inference`.
+    folder, and perhaps a faster way without gradients, `inference`.
     """
 
     method: ClassVar[str]
@@ -164,18 +164,21 @@ def check_finite(weight: Tensor) -> None:
         raise InputError("A weight is not finite (NaN or infinite), so it cannot be quantized; use another model.")
 
 
-STRIP = 1 << 20
-"""Weights of a strip of outputs, that are multiplied while the processor's cache has them."""
+STRIP, MANY = 1 << 20, 512
+"""Weights of a strip of outputs, multiplied while the processor's cache has them; rows for which that saves nothing."""
 
 
 def in_strips(x: Tensor, out_features: int, strip: Callable[[int, int], Tensor]) -> Tensor:
     """x W^T for x (…, in), some outputs after the other, of which `strip(start, stop)` are the rows of W.
 
-    Starts are multiples of 64. Nothing of the size of W is written to memory or read from it.
+    Starts are multiples of 64. Nothing of the size of W is written to memory or read from it, but for many rows, whose
+    product takes so long that W is worked out whole.
     """
     flat = x.reshape(-1, x.shape[-1])
+    step = max(64, STRIP // x.shape[-1] // 64 * 64)
+    if x.device.type != "cpu" or len(flat) >= MANY or step >= out_features:
+        return (flat @ strip(0, out_features).t()).view(*x.shape[:-1], out_features)
     found = x.new_empty(len(flat), out_features)
-    step = max(64, STRIP // x.shape[-1] // 64 * 64) if x.device.type == "cpu" else out_features
     for start in range(0, out_features, step):
         stop = min(start + step, out_features)
         found[:, start:stop] = flat @ strip(start, stop).t()

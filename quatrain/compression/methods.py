@@ -28,7 +28,8 @@ def kind_of(method: str) -> type[QuantizedLinear]:
 def _chosen(model: Model, kind: type[QuantizedLinear], wanted: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """The paths of the linear layers that become one of a kind, and what these have in common.
 
-    The head stays: its rounding reaches every prediction undamped, and a tied head is the embedding.
+    The head stays: its rounding reaches every prediction undamped, and a tied head is the embedding. Raises InputError
+    where there are none.
     """
     from quatrain.adaptation.targets import is_of_head
 
@@ -38,7 +39,11 @@ def _chosen(model: Model, kind: type[QuantizedLinear], wanted: dict[str, Any]) -
         if isinstance(module, nn.Linear) and not is_of_head(name)
     }
     options = kind.options(list(linears.values()), **wanted)
-    return [name for name, module in linears.items() if kind.fits(module, **options)], options
+    names = [name for name, module in linears.items() if kind.fits(module, **options)]
+    if not names:
+        asked = "".join(f", {key} = {value}" for key, value in options.items())
+        raise InputError(f"No linear layer can be quantized: none is of a size that {kind.method}{asked} divides.")
+    return names, options
 
 
 def quantize(model: Model, method: str, **options: Any) -> list[str]:
@@ -55,9 +60,6 @@ def quantize(model: Model, method: str, **options: Any) -> list[str]:
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("No linear layer is left to quantize: the model is quantized already.")
     names, options = _chosen(model, kind, options)
-    if not names:
-        asked = "".join(f", {key} = {value}" for key, value in options.items())
-        raise InputError(f"No linear layer can be quantized: none is of a size that {method}{asked} divides.")
     for name in names:
         replace_module(model, name, kind.from_linear(model.get_submodule(name), **options))
     return names

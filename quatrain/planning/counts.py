@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Bytes of one element."""
+WEIGHT_BITS = {name: 8 * size for name, size in BYTES.items()} | {"int4": 4}
+"""Bits of a weight, without the scales of quantized ones."""
 
 STATE_BLOCK, STATE_LEAST = 256, 4096
 """AdamW's moments in eight bits: numbers that share a scale; elements from which on a tensor's are held so."""
@@ -105,7 +107,7 @@ def kv_cache_bytes(config: ModelConfig, context: int, batch_size: int = 1, dtype
 
 def weight_bytes(config: ModelConfig, dtype: str = "float32") -> int:
     """Bytes of all weights in one dtype."""
-    return parameters(config) * BYTES[dtype]
+    return parameters(config) * WEIGHT_BITS[dtype] // 8
 
 
 @dataclass(frozen=True)

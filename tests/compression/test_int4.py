@@ -191,6 +191,9 @@ def test_the_group_is_the_largest_that_fits_and_others_stay(tmp_path: Path) -> N
     odd = small(hidden_size=48, head_dim=12, intermediate_size=80)
     with pytest.raises(InputError, match="none is of a size"):
         methods.quantize(odd, "int4")
+    hub.save(odd, tmp_path / "odd")
+    with pytest.raises(InputError, match="none is of a size"):
+        load_model(tmp_path / "odd", quantize="int4")
     with pytest.raises(InputError, match="group: 128, for a layer of 96 inputs"):
         Int4Linear(96, 4)
 

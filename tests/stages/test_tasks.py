@@ -409,6 +409,24 @@ def test_a_task_is_learned_by_an_adapter(adapter: str, data: dict[str, str], tmp
         assert scores["accuracy"] > 0.8
 
 
+@pytest.mark.parametrize("method", ["int8", "int4", "nf4"])
+def test_a_stage_quantizes(method: str, data: dict[str, str], tmp_path: Path) -> None:
+    more = {"group": "32"} if method == "int4" else {}
+    run = go(
+        tmp_path,
+        stage("tokenizer", data=f"{{ source = '{data['text']}' }}"),
+        stage("pretrain", 4, objective='"masked"', data=f"{{ source = '{data['text']}' }}"),
+        stage("quantize", method=f'"{method}"', **more),
+        data=f"source = '{data['text']}'\nvalidation = 0.2",
+    )
+    assert any(f"linear layers in {method}" in note for note in run.results[-1]["notes"])
+    names = {module.method for module in quatrain.load(run.model).modules() if hasattr(module, "dequantize")}
+    assert names == {method}
+    with pytest.raises(InputError) as caught:
+        go(tmp_path, stage("tokenizer"), stage("quantize", method='"int8"', group="64"), data="source = 'x'")
+    assert any("group: 64; only method" in problem for problem in caught.value.problems)
+
+
 def test_an_adapter_over_fresh_weights_is_refused(data: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no model that has learned"):
         go(tmp_path, stage("tokenizer"), stage("finetune", 4, objective='"classify"', adapter='{ method = "ia3" }'),
