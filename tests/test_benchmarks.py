@@ -28,8 +28,9 @@ QUICK = {
     "trainer.py": [],
     "adapters.py": [],
     "predictions.py": [],
+    "plan_memory.py": [],
 }
-PEERLESS = {"quickstart.py", "kernels.py", "predictions.py"}
+PEERLESS = {"quickstart.py", "kernels.py", "predictions.py", "plan_memory.py"}
 """Those that need no transformers."""
 
 

@@ -150,9 +150,7 @@ def trainable_report(model: nn.Module) -> tuple[int, int, float]:
         weight = model.embed_tokens.weight
         trainable += (len(rows) - weight.shape[0]) * weight.shape[1]
     total = sum(parameter.numel() for parameter in model.parameters())
-    total += sum(
-        module.in_features * module.out_features  # type: ignore[operator]
-        for module in model.modules()
-        if is_linear(module) and "weight" in module._buffers
-    )
+    for module in model.modules():
+        if is_linear(module) and "weight" in module._buffers:
+            total += module.in_features * module.out_features  # type: ignore[operator, assignment]
     return trainable, total, 100 * trainable / max(1, total)
