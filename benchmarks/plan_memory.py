@@ -1,7 +1,7 @@
 """What `quatrain plan MODEL --method …` says a training holds, beside what one holds: the growth of a process.
 
-The plan reads a configuration alone. The training is a process of its own, which reads the model, puts the adapter on it
-and takes some steps; its memory is counted from when everything is imported. The ratio is the tolerance of 15 % over
+The plan reads a configuration alone. The training is a process of its own, which reads the model, puts the adapter on
+it and takes some steps; its memory is counted from when everything is imported. The ratio is the tolerance of 15 % over
 the largest error: at 1 and above every case is within it.
 
     python benchmarks/plan_memory.py [--cases llama-qlora-bfloat16 …]
@@ -134,7 +134,8 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Reads the arguments and writes the JSON line."""
     options = parser(__doc__)
-    options.add_argument("--cases", nargs="+", choices=list(CASES), default=[name for name in CASES if name not in QUICK])
+    usual = [name for name in CASES if name not in QUICK]
+    options.add_argument("--cases", nargs="+", choices=list(CASES), default=usual)
     options.add_argument("--worker", nargs=2, metavar=("CASE", "FOLDER"))
     chosen = options.parse_args()
     if chosen.worker:
@@ -144,7 +145,8 @@ def main() -> None:
         results = {name: compare(name, Path(folder)) for name in (QUICK if chosen.quick else chosen.cases)}
     worst = max(abs(result["error"]) for result in results.values())
     print(f"largest error: {worst:.1%}")
-    finish("plan_memory", MEMORY / max(1e-9, worst), "tolerance of 15 % / largest error", quick=chosen.quick, results=results)
+    ratio = MEMORY / max(1e-9, worst)
+    finish("plan_memory", ratio, "tolerance of 15 % / largest error", quick=chosen.quick, results=results)
     return None
 
 

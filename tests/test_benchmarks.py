@@ -30,8 +30,9 @@ QUICK = {
     "methods.py": [],
     "quantized_linear.py": [],
     "predictions.py": [],
+    "plan_memory.py": [],
 }
-PEERLESS = {"quickstart.py", "kernels.py", "predictions.py"}
+PEERLESS = {"quickstart.py", "kernels.py", "predictions.py", "plan_memory.py"}
 """Those that need no transformers."""
 
 

@@ -67,13 +67,15 @@ def plan(
     config, recipe = _config(model, overrides)
     asked = None
     if method is None:
-        wanted = [*given, *(name for name, value in (("rank", rank), ("targets", targets), ("context", context)) if value)]
+        more = {"rank": rank is not None, "targets": bool(targets), "context": context is not None}
+        wanted = [*given, *(name for name, said in more.items() if said)]
         if wanted:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in wanted)
             raise InputError(f"{flags}: says how a model is trained; name a --method too, such as --method lora.")
     else:
-        adapter = {"rank": rank} if rank is not None else {}
-        asked = planned(config, method, train=given, adapter=adapter | ({"targets": targets} if targets else {}), context=context)
+        adapter: dict[str, Any] = {} if rank is None else {"rank": rank}
+        adapter |= {"targets": targets} if targets else {}
+        asked = planned(config, method, train=given, adapter=adapter, context=context)
     figures = _figures(config, recipe) | ({} if asked is None else {"method": asked.as_dict()})
     if json_lines:
         show_json(figures)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from quatrain.adaptation.settings import OVER_LINEAR, AdapterSettings
+from quatrain.adaptation.settings import OVER_LINEAR, PROMPTS, AdapterSettings
 from quatrain.models.config import ModelConfig
 from quatrain.planning.counts import weight_bytes
 from quatrain.planning.machine import choose_device
@@ -52,8 +52,11 @@ class Planned:
         """What a person is told, line by line."""
         said = self.forecast
         yield [f"{self.method}: trains", f"{said.trainable:,} of {said.total:,} ({said.trainable / said.total:.2%})"]
-        yield ["  a step", f"{self.rows:,} x {self.context:,} tokens at a time, {self.precision}, {self.optimizer}, {self.device}"]
-        yield from ([f"  {name}", format_bytes(size)] for name, size in said.parts.items() if size)
+        size = f"{self.rows:,} x {self.context:,} tokens at a time"
+        yield ["  a step", f"{size}, {self.precision}, {self.optimizer}, {self.device}"]
+        for name, part in said.parts.items():
+            if part:
+                yield [f"  {name}", format_bytes(part)]
         yield ["  peak memory, about", format_bytes(said.peak)]
         if said.host:
             yield ["  states in host memory", format_bytes(said.host)]
@@ -62,8 +65,9 @@ class Planned:
 
 
 def planned(
-    config: ModelConfig, method: str, *, train: Mapping[str, Any], adapter: Mapping[str, Any], context: int | None = None
-) -> Planned:
+    config: ModelConfig, method: str, *, train: Mapping[str, Any], adapter: Mapping[str, Any],
+    context: int | None = None,
+) -> Planned:  # fmt: skip
     """The memory of a training step of a model by a method; `train` and `adapter` are settings as in a recipe.
 
     Raises InputError naming every wrong one.
@@ -73,9 +77,11 @@ def planned(
         problems.append(f'method: "{method}"; must be one of {", ".join(METHODS)}{did_you_mean(method, METHODS)}')
     if method == "full" and adapter:
         problems.append(f'{", ".join(adapter)}: method = "full" trains every weight and has no adapter: leave it out')
-    longest = config.max_position_embeddings
+    slots = adapter.get("length", AdapterSettings.model_fields["length"].default) if method in PROMPTS else 0
+    longest = config.max_position_embeddings - slots
+    left = f" ({slots} slots are the {method}'s)" if slots else ""
     if context is not None and not 2 <= context <= longest:
-        problems.append(f"context: {context}; must be from 2 to the model's longest, {longest:,}")
+        problems.append(f"context: {context}; must be from 2 to the model's longest, {longest:,}{left}")
     length = context or min(longest, USUAL_CONTEXT)
     batch = train.get("batch_tokens", TrainSettings.model_fields["batch_tokens"].default)
     if 0 < batch < length:
@@ -92,6 +98,5 @@ def planned(
         config, settings.train, rows=rows, length=length, precision=precision, adapter=settings.adapter, device=device
     )
     merges = settings.adapter is not None and settings.adapter.method in OVER_LINEAR and settings.adapter.base == "nf4"
-    return Planned(
-        method, rows, length, precision, settings.train.optimizer, device.type, found, weight_bytes(config) if merges else 0
-    )
+    merged = weight_bytes(config) if merges else 0
+    return Planned(method, rows, length, precision, settings.train.optimizer, device.type, found, merged)

@@ -20,12 +20,14 @@ from typing import Any
 from quatrain.adaptation.apply import trainable_report
 from quatrain.atomic import write_text
 from quatrain.errors import InputError
-from quatrain.planning.machine import available_memory, free_disk
+from quatrain.planning.counts import state_bytes
+from quatrain.planning.machine import available_memory, choose_device, free_disk
 from quatrain.progress import Reporter, SilentReporter
 from quatrain.recipe import Recipe, dumps
 from quatrain.stages.base import Context, stage_function, stage_name
 from quatrain.stages.learning import Learning, adapt, fresh_config
 from quatrain.stages.together import context_of, trains_together
+from quatrain.training.memory import tensor_bytes
 from quatrain.training.preflight.samples import Found, look
 
 CHECKPOINTS = 3
@@ -145,6 +147,7 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
     if learning.adapter is not None:
         adapt(learning.model, learning.adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
     trained, total, _ = trainable_report(learning.model)
+    states = _states(learning)
     result = StagePreflight(
         context.name,
         settings.objective,
@@ -154,9 +157,11 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
         trained,
         total,
         learning.steps,
-        disk=4 * (total + CHECKPOINTS * ((total if trained == total else trained) + 2 * trained)),
+        disk=4 * (total + CHECKPOINTS * (total if trained == total else trained)) + CHECKPOINTS * states,
     )
-    held = 4 * (total + 3 * trained)
+    held = tensor_bytes([*learning.model.parameters(), *learning.model.buffers()]) + 4 * trained
+    if not (learning.settings.paged and choose_device(learning.settings.device).type == "cuda"):
+        held += states
     free = available_memory(learning.model.device)
     if free is not None and held > free:
         result.problems.append(
@@ -167,6 +172,12 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
         del learning
         _measure(work, index, result)
     return result
+
+
+def _states(learning: Learning) -> int:
+    """Bytes of the optimizer's states; of Muon's as if AdamW had them, which is the most."""
+    kind = "adamw8bit" if learning.settings.optimizer == "adamw8bit" else "adamw"
+    return sum(state_bytes(each.numel(), kind) for each in learning.model.parameters() if each.requires_grad)
 
 
 def look_at(learning: Learning, *, chats: bool) -> Found:

@@ -1,7 +1,8 @@
 """What a training step holds in memory, from a model's configuration alone: no weight is read, no number computed.
 
-The step is gone through with tensors that have a shape and no numbers (PyTorch's fake tensors), by the code that trains:
-the same modules, passes, precision and losses. What lives at each moment is added up, as a GPU's allocator would see it.
+The step is gone through with tensors that have a shape and no numbers (PyTorch's fake tensors), by the code that
+trains: the same modules, passes, precision and losses. What lives at each moment is added up; on a CPU it is put in a
+heap that is glibc's, whose holes are a tenth and more of the whole.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Forecast:
 
     Parts: `weights` (in the working precision, with what they are held in between), `adapter`, `gradients`,
     `optimizer`, `activations` (what a forward pass keeps, logits apart), `logits`, and `workspace`, what passes and the
-    optimizer need beside these at the peak. They need not be largest at one time: gradients grow as activations go.
+    optimizer need beside these at the peak, and holes of the heap that a training on a CPU keeps. They need not be
+    largest at one time: gradients grow as activations go.
     `host` is what paged states take in RAM, outside the peak.
     """
 
@@ -170,8 +172,8 @@ def _passing(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
 def _loss(model: Model, ids: Tensor) -> Tensor:
     """A loss as the objectives' of this head, every token learned."""
     if model.config.head in LANGUAGE_HEADS:
-        more = {} if model.encoder is None else {"decoder_input_ids": ids}
-        return summed_language_loss(model, model.hidden_states(ids, **more), ids)
+        said = None if model.encoder is None else ids
+        return summed_language_loss(model, model.hidden_states(ids, decoder_input_ids=said), ids)
     logits, _ = model(ids[:, None] if model.config.head == "multiple_choice" else ids)
     return sum((each.float().sum() for each in tree_iter(logits)), ids.new_zeros((), dtype=torch.float32))
 
@@ -221,11 +223,12 @@ class _Live(TorchDispatchMode):
 
 
 class Heap:
-    """glibc's, as training on a CPU has it: the smallest free chunk that fits, else what lies behind `top`; neighbours
-    that are free become one. Sizes and places in bytes.
+    """glibc's, as training on a CPU has it: the smallest free chunk that fits, else what lies behind the others;
+    neighbours that are free become one. `top` is how far it has ever reached. Sizes and places in bytes.
     """
 
     ALIGNED, SMALL = 64, 640
+    """Bytes that places are multiples of; what tensor, storage and graph node of one tensor take beside its numbers."""
     SPARE = 96
     """What an aligned chunk asks for beyond its size while it is looked for: a hole of just its size is passed over."""
 

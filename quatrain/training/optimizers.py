@@ -1,4 +1,4 @@
-"""Optimizers: AdamW, its states whole or in eight bits, and Muon for the matrices of the blocks with AdamW for the rest.
+"""Optimizers: AdamW, with states of eight bits too, and Muon for the matrices of the blocks with AdamW for the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of a weight matrix
 with a polynomial iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), so that it is as large as AdamW's

@@ -114,7 +114,8 @@ def test_every_step_is_that_of_bitsandbytes_from_the_same_states(shape):
             torch.testing.assert_close(state[f"{name}_scales"], known[f"absmax{number}"], atol=0, rtol=1e-5)
             code, scales = known[f"qmap{number}"], known[f"absmax{number}"]
             values = [dequantize(each.view(-1), scales, 256, code) for each in (state[name], known[f"state{number}"])]
-            assert ((values[0] - values[1]).abs() / scales.repeat_interleave(256)[: len(values[0])]).max() < 1.5e-2  # one step of the table
+            apart = (values[0] - values[1]).abs() / scales.repeat_interleave(256)[: len(values[0])]
+            assert apart.max() < 1.5e-2  # one step of the table
             state[name].copy_(known[f"state{number}"])
             state[f"{name}_scales"].copy_(scales)
         with torch.no_grad():
@@ -147,7 +148,7 @@ def test_a_training_ends_where_adamw_does(precision):
     eight, same, less = last_loss("adamw8bit", precision=precision)
     assert first == same and whole < 0.8 * first
     assert abs(eight - whole) < 0.02 * (first - whole)
-    assert less["optimizer"] < 0.32 * held["optimizer"]
+    assert less["optimizer"] < 0.4 * held["optimizer"]
 
 
 def test_the_states_are_counted_before_there_are_any():
@@ -215,7 +216,9 @@ def test_what_does_not_go_together_is_refused_all_at_once():
         loads(
             'name = "x"\n[data]\nsource = "y.txt"\n[[stage]]\nkind = "pretrain"\n'
             'train = { steps = 1, warmup = 0, optimizer = "muon", paged = true, parallel = "zero2" }\n'
-            '[[stage]]\nkind = "pretrain"\ntrain = { steps = 1, warmup = 0, optimizer = "adamw8bit", parallel = "zero3" }'
+            '[[stage]]\nkind = "pretrain"\n'
+            'train = { steps = 1, warmup = 0, optimizer = "adamw8bit", parallel = "zero3" }'
         )
     text = str(raised.value)
-    assert 'updates the matrices of one shape together' in text and "on their GPUs" in text and "across its blocks" in text
+    for words in ("updates the matrices of one shape together", "on their GPUs", "across its blocks"):
+        assert words in text
