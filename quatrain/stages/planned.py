@@ -97,6 +97,7 @@ def planned(
     found = forecast(
         config, settings.train, rows=rows, length=length, precision=precision, adapter=settings.adapter, device=device
     )
-    merges = settings.adapter is not None and settings.adapter.method in OVER_LINEAR and settings.adapter.base == "nf4"
+    chosen = settings.adapter
+    merges = chosen is not None and chosen.method in OVER_LINEAR and chosen.base != "float"
     merged = weight_bytes(config) if merges else 0
     return Planned(method, rows, length, precision, settings.train.optimizer, device.type, found, merged)

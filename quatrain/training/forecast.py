@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_iter
 
 from quatrain.adaptation.apply import apply, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
-from quatrain.compression import nf4
+from quatrain.compression import methods
+from quatrain.compression.layer import QuantizedLinear, in_strips
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.stack import Model
 from quatrain.training import adamw8bit, memory
@@ -113,18 +114,24 @@ def _model(config: ModelConfig, adapter: AdapterSettings | None, device: torch.d
     with device:
         model = Model(config)
         if adapter is not None:
-            if adapter.base == "nf4":
-                nf4.prepare(model, {})
-                nf4.filled(model)
+            if adapter.base != "float":
+                methods.preparing(adapter.base)(model, {})
+                methods.filled(model)
                 for layer in model.modules():
-                    if isinstance(layer, nf4.NF4Linear):  # of the part at a time that its weight is made of, nothing
+                    if isinstance(layer, QuantizedLinear):  # of the part at a time that its weight is made of, nothing
                         layer.plain_weight = partial(_empty_weight, layer)  # type: ignore[method-assign]
+                        layer.product = partial(_empty_product, layer)  # type: ignore[method-assign]
             apply(model, adapter)
     return model.train()
 
 
-def _empty_weight(layer: nf4.NF4Linear, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(layer.out_features, layer.in_features, dtype=dtype, device=layer.weight.device)
+def _empty_weight(layer: QuantizedLinear, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(layer.out_features, layer.in_features, dtype=dtype, device=next(layer.buffers()).device)
+
+
+def _empty_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
+    wide = layer.in_features
+    return in_strips(x, layer.out_features, lambda start, stop: x.new_empty(stop - start, wide))
 
 
 @dataclass

@@ -42,7 +42,7 @@ def test_a_share_of_the_chats_is_held_out(done: Run) -> None:
     assert any(note.startswith("32 chats") for note in found["notes"])
     assert found["validation_loss"] > 0
     scores = found["scores"]["held out"]
-    assert list(scores) == ["loss", "perplexity", "count"] and scores["count"] == 3  # evaluate.examples
+    assert list(scores) == ["loss", "perplexity", "count", "exact"] and scores["count"] == 3  # evaluate.examples
     lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
     mine = [line for line in lines if line["stage"] == "03-finetune"]
     assert sum("validation_loss" in line for line in mine) >= 2
