@@ -21,7 +21,7 @@ QUICK = {
     "shakespeare.py": ["--peer", "--settings", "short", "--source", "{text}"],
     "training_throughput.py": [],
     "generation_speed.py": [],
-    "kernels.py": [],
+    "passes.py": [],
     "startup.py": [],
     "families.py": ["--families", "llama", "bert", "t5"],
     "load_memory.py": [],
@@ -32,7 +32,7 @@ QUICK = {
     "predictions.py": [],
     "plan_memory.py": [],
 }
-PEERLESS = {"quickstart.py", "kernels.py", "predictions.py", "plan_memory.py"}
+PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py"}
 """Those that need no transformers."""
 
 

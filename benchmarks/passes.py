@@ -5,7 +5,7 @@ rotary positions; RMSNorm and SwiGLU are beside `rms_norm` and `silu(gate) * up`
 docstring: 4,096 tokens of width 256 (32 texts of 128 tokens, 4 heads; SwiGLU at quickstart's 768). Each pair is
 checked to agree first. The ratio is the geometric mean of PyTorch's time over ours, over all rows.
 
-    python benchmarks/kernels.py [--repeat 15]
+    python benchmarks/passes.py [--repeat 15]
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def main() -> None:
     size, repeat = (TINY, 2) if chosen.quick else (FULL, chosen.repeat)
     rows = [measure(name, dtype, size, repeat) for dtype in AGREE for name in cases(size, dtype)]
     finish(
-        "kernels",
+        "passes",
         geometric_mean(row["ratio"] for row in rows),
         "PyTorch's time / ours, geometric mean of all rows",
         quick=chosen.quick,
