@@ -66,6 +66,8 @@ def beginning(recipe: Recipe) -> Path | None:
 
 def _data_places(recipe: Recipe) -> dict[str, DataSettings]:
     own = {f"stage[{index}].data": getattr(stage, "data", None) for index, stage in enumerate(recipe.stage)}
+    for index, stage in enumerate(recipe.stage):
+        own |= {f"stage[{index}].tasks.{name}": data for name, data in getattr(stage, "tasks", {}).items()}
     return {"data": recipe.data} | {place: data for place, data in own.items() if data is not None}
 
 

@@ -14,6 +14,7 @@ from quatrain.errors import InputError
 from quatrain.generation.engine import Engine
 from quatrain.generation.loading import load_model
 from quatrain.generation.logits import SamplingParams
+from quatrain.inputs import input_marks
 from quatrain.models import hub
 from quatrain.progress import SilentReporter
 from quatrain.recipe import loads
@@ -172,3 +173,13 @@ def test_an_adapter_is_chosen_on_the_command_line(
         assert said[name] == answer
     assert main(["generate", str(run.model), "film", "--adapter", "prase"]) == 2
     assert "no adapter of this model; they are blame, praise" in capsys.readouterr().err
+
+
+def test_files_of_tasks_are_looked_at_before_a_run(folder: Path, tmp_path: Path) -> None:
+    recipe = loads(RECIPE.format(folder=folder, method="prompt", more="", rate=0.1, steps=2))
+    assert {f"stage[2].tasks.{name}.source" for name in TASKS} <= set(input_marks(recipe))
+    text = RECIPE.format(folder=folder, method="prompt", more="", rate=0.1, steps=2)
+    wrong = loads(text.replace("blame.jsonl", "blane.jsonl"))
+    with pytest.raises(InputError) as caught:
+        quatrain.run(wrong, runs_dir=tmp_path, reporter=SilentReporter())
+    assert any("stage[2].tasks.blame.source" in line and "did you mean" in line for line in caught.value.problems)
