@@ -25,8 +25,9 @@ from quatrain.models.stack import Model
 
 Mode = bool | Literal["auto"]
 
-LARGE = 1 << 26
-"""From this many logits on, "auto" computes them in chunks: 256 MiB in float32."""
+LARGE = 1 << 24
+"""From this many logits on, "auto" computes them in chunks, and they are gone before the backward pass: 64 MiB in
+float32."""
 
 CHUNK = {"cpu": 1 << 26, "else": 1 << 27}
 """Logits that exist at a time. Smaller ones add up the weight's gradient too often."""
