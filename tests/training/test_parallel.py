@@ -172,3 +172,17 @@ def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="torchrun --nproc-per-node"):
         make_parallel("ddp")
+
+
+def test_four_processes_on_two_machines_are_one(folder: Path) -> None:
+    """hybrid as it is meant: parts within a machine, copies across."""
+    case = VARIANTS["accumulation"]
+    cases = [{"name": "hybrid-four", "mode": "hybrid", "local": 2, **case}, {"name": "ddp-four", "mode": "ddp", **case}]
+    done = torchrun(cases, folder, processes=4)
+    assert done.returncode == 0, done.stderr[-6000:]
+    one = json.loads((folder / "one-accumulation.json").read_text())
+    for name in ("hybrid-four", "ddp-four"):
+        four = json.loads((folder / f"{name}.json").read_text())
+        assert four["losses"] == pytest.approx(one["losses"], abs=2e-6)
+        assert four["norms"] == pytest.approx(one["norms"], rel=1e-5)
+        same(folder, name, "one-accumulation", 2e-5)
