@@ -48,6 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-qlora-float32": {"shape": "llama", "method": "qlora", "precision": "float32", "rows": 2, "length": 512},
     "llama-qlora-bfloat16": {"shape": "llama", "method": "qlora", "precision": "bfloat16", "rows": 4, "length": 512},
     "wide-qlora-bfloat16": {"shape": "wide", "method": "qlora", "precision": "bfloat16", "rows": 1, "length": 512},
+    "llama-qlora-special": {"shape": "llama", "method": "qlora", "precision": "bfloat16", "rows": 2, "length": 256,
+                            "tokens": "special"},
     "wide-qlora-float32": {"shape": "wide", "method": "qlora", "precision": "float32", "rows": 1, "length": 1024},
     "wide-lora-bfloat16": {"shape": "wide", "method": "lora", "precision": "bfloat16", "rows": 2, "length": 256},
     "gpt2-lora-float32": {"shape": "gpt2", "method": "lora", "precision": "float32", "rows": 4, "length": 256},
@@ -85,6 +87,7 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """The bytes by which this process grows while it reads a model and trains it."""
     from quatrain.adaptation.apply import apply
     from quatrain.adaptation.settings import AdapterSettings
+    from quatrain.adaptation.token_rows import learn_rows
     from quatrain.generation.loading import load_model
     from quatrain.memory import peak_memory, reset_peak_memory
     from quatrain.planning.machine import resident_memory
@@ -105,6 +108,8 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     if method != "full":
         given = {"method": "lora", "base": "nf4"} if method == "qlora" else {"method": method}
         apply(model, AdapterSettings.model_validate(given | ({"rank": case["rank"]} if "rank" in case else {})))
+        if case.get("tokens") == "special":
+            learn_rows(model, [0, 1])
     loaded = peak_memory() - before
     steps(model, settings, case["rows"], case["length"])
     return {"peak_bytes": peak_memory() - before, "loaded_bytes": loaded}
@@ -120,6 +125,7 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
     words = ["--method", case["method"], "--batch-tokens", str(case["rows"] * case["length"])]
     words += ["--context", str(case["length"]), "--precision", case["precision"]]
     words += ["--optimizer", case.get("optimizer", "adamw"), *(["--rank", str(case["rank"])] if "rank" in case else [])]
+    words += [] if case["method"] == "full" else ["--tokens", case.get("tokens", "none")]
     said = json.loads(quatrain("plan", str(place), *words, "--json").splitlines()[-1])["method"]
     worker = Worker(__file__, "--worker", name, str(place))
     found = worker.turn()

@@ -18,6 +18,7 @@ def plan(
     method: str | None = None,
     rank: int | None = None,
     targets: tuple[str, ...] = (),
+    tokens: str | None = None,
     batch_tokens: int | None = None,
     context: int | None = None,
     accumulation: int | None = None,
@@ -43,6 +44,9 @@ def plan(
         The rank of a low-rank adapter, 16 unless given.
     targets
         The layers under the adapter, such as --targets q_proj --targets v_proj; all linear ones unless given.
+    tokens
+        special, as in a recipe where nothing is said: the embedding's rows of the special tokens learn beside an
+        adapter, so that the embedding has a gradient; or none.
     batch_tokens
         Tokens of a step, 16,384 unless given.
     context
@@ -67,15 +71,16 @@ def plan(
     config, recipe = _config(model, overrides)
     asked = None
     if method is None:
-        more = {"rank": rank is not None, "targets": bool(targets), "context": context is not None}
-        wanted = [*given, *(name for name, said in more.items() if said)]
+        more = {"rank": rank, "targets": targets or None, "tokens": tokens, "context": context}
+        wanted = [*given, *(name for name, value in more.items() if value is not None)]
         if wanted:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in wanted)
             raise InputError(f"{flags}: says how a model is trained; name a --method too, such as --method lora.")
     else:
         adapter: dict[str, Any] = {} if rank is None else {"rank": rank}
         adapter |= {"targets": targets} if targets else {}
-        asked = planned(config, method, train=given, adapter=adapter, context=context)
+        adapter |= {} if tokens is None else {"tokens": tokens}
+        asked = planned(config, method, train=given, adapter=adapter, context=context, special=_special(model))
     figures = _figures(config, recipe) | ({} if asked is None else {"method": asked.as_dict()})
     if json_lines:
         show_json(figures)
@@ -103,6 +108,14 @@ def _folder_config(folder: str) -> ModelConfig:
     from quatrain.models.hub import load_config
 
     return load_config(folder)
+
+
+def _special(model: str) -> list[int]:
+    """The special tokens of a model folder, where it has a tokenizer."""
+    from quatrain.generation.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
+    return sorted(tokenizer.special_ids) if tokenizer is not None else []
 
 
 def _figures(config: ModelConfig, recipe: Recipe | None) -> dict[str, Any]:

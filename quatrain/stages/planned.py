@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -66,9 +66,10 @@ class Planned:
 
 def planned(
     config: ModelConfig, method: str, *, train: Mapping[str, Any], adapter: Mapping[str, Any],
-    context: int | None = None,
+    context: int | None = None, special: Sequence[int] = (),
 ) -> Planned:  # fmt: skip
-    """The memory of a training step of a model by a method; `train` and `adapter` are settings as in a recipe.
+    """The memory of a training step of a model by a method; `train` and `adapter` are settings as in a recipe,
+    `special` the special tokens, whose rows of the embedding learn beside an adapter.
 
     Raises InputError naming every wrong one.
     """
@@ -95,8 +96,9 @@ def planned(
     precision = dtype_name(working_dtype(settings.train, device))
     rows = max(1, settings.train.batch_tokens // length // settings.train.accumulation)
     found = forecast(
-        config, settings.train, rows=rows, length=length, precision=precision, adapter=settings.adapter, device=device
-    )
+        config, settings.train, rows=rows, length=length, precision=precision, adapter=settings.adapter, device=device,
+        special=special,
+    )  # fmt: skip
     chosen = settings.adapter
     merges = chosen is not None and chosen.method in OVER_LINEAR and chosen.base != "float"
     merged = weight_bytes(config) if merges else 0

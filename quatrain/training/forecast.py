@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from quatrain.adaptation.apply import apply, trainable_report
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.settings import PROMPTS, AdapterSettings
+from quatrain.adaptation.token_rows import learn_rows, row_weights
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear, in_strips
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
@@ -69,17 +70,22 @@ def forecast(
     precision: str,
     adapter: AdapterSettings | None = None,
     device: torch.device | str = "cpu",
+    special: Sequence[int] = (),
 ) -> Forecast:
     """The memory of training a model of this shape with these settings, on micro-batches (rows, length) of tokens.
 
-    `precision` is float32, bfloat16 or float16. Raises InputError for an adapter that does not fit the model.
+    `precision` is float32, bfloat16 or float16. `special` are the tokens whose rows of the embedding learn beside an
+    adapter with `tokens` = "special", where they are known: the embedding has a gradient then, and states. Raises
+    InputError for an adapter that does not fit the model.
     """
     device = torch.device(device)
     # The generator of torch is as it was: nothing is drawn.
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live, torch.random.fork_rng(devices=[]):
-        model = _model(config, adapter, device)
+        model = _model(config, adapter, device, special)
         trainable, total, _ = trainable_report(model)
-        own = sum(p.numel() for p in model.parameters() if p.requires_grad) if adapter is not None else 0
+        rows_alone = row_weights(model).keys()
+        learning = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+        own = 0 if adapter is None else sum(size for name, size in learning.items() if name not in rows_alone)
         weights = Precision(model, DTYPES[precision])
         optimizers = make_optimizers(weights.masters, settings, dtype=DTYPES[precision])
         static = live.now
@@ -109,7 +115,9 @@ def forecast(
     return Forecast(trainable, total, parts, live.peak, paged)
 
 
-def _model(config: ModelConfig, adapter: AdapterSettings | None, device: torch.device) -> Model:
+def _model(
+    config: ModelConfig, adapter: AdapterSettings | None, device: torch.device, special: Sequence[int] = ()
+) -> Model:
     """The network as it trains, of tensors without numbers."""
     with device:
         model = Model(config)
@@ -122,6 +130,8 @@ def _model(config: ModelConfig, adapter: AdapterSettings | None, device: torch.d
                         layer.plain_weight = partial(_empty_weight, layer)  # type: ignore[method-assign]
                         layer.product = partial(_empty_product, layer)  # type: ignore[method-assign]
             apply(model, adapter)
+            if adapter.tokens == "special" and adapter.method not in PROMPTS and config.head == "causal":
+                learn_rows(model, special or (0,))
     return model.train()
 
 

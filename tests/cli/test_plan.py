@@ -14,6 +14,7 @@ from quatrain.models.stack import Model
 
 SIZES = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "max_position_embeddings": 128}  # fmt: skip
+NONE = ["--tokens", "none"]
 SMALL = ["--batch-tokens", "64", "--context", "32", "--precision", "float32"]
 
 
@@ -32,7 +33,8 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
 
 
 def test_methods_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = {name: planned(capsys, str(folder), "--method", name, *SMALL) for name in ("full", "lora", "qlora")}
+    more = {"full": [], "lora": NONE, "qlora": NONE}
+    found = {name: planned(capsys, str(folder), "--method", name, *SMALL, *words) for name, words in more.items()}
     for name, each in found.items():
         said = each["method"]
         assert said["method"] == name and (said["rows"], said["context"]) == (2, 32)
@@ -48,10 +50,22 @@ def test_methods_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_rank_and_targets_are_heard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def trainable(*words: str) -> int:
-        return planned(capsys, str(folder), "--method", "lora", *SMALL, *words)["method"]["trainable"]
+        return planned(capsys, str(folder), "--method", "lora", *SMALL, *NONE, *words)["method"]["trainable"]
 
     assert trainable("--rank", "4") * 2 == trainable("--rank", "8")
     assert trainable("--rank", "4", "--targets", "q_proj", "--targets", "o_proj") == 2 * 2 * 4 * (64 + 64)
+
+
+def test_rows_of_special_tokens_cost_the_embedding_a_gradient(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_rows = planned(capsys, str(folder), "--method", "lora", *SMALL)["method"]
+    without = planned(capsys, str(folder), "--method", "lora", *SMALL, *NONE)["method"]
+    embedding = 4 * 300 * 64
+    assert with_rows["memory"]["gradients"] - without["memory"]["gradients"] == embedding
+    assert with_rows["memory"]["optimizer"] - without["memory"]["optimizer"] == 2 * embedding
+    assert with_rows["memory"]["adapter"] == without["memory"]["adapter"]
+    assert with_rows["trainable"] - without["trainable"] == 64  # no tokenizer is there: one row stands for all
 
 
 def test_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ class Same:
 def test_the_parts_are_those_that_a_training_measures(given_, precision, optimizer):
     if given_ is not None and optimizer == "muon":
         pytest.skip("thin matrices go to AdamW")
-    adapter = None if given_ is None else AdapterSettings(**given_)
+    adapter = None if given_ is None else AdapterSettings(**given_, tokens="none")
     wanted = settings(optimizer=optimizer, precision=precision, steps=3)
     said = forecast(SHAPE, wanted, rows=2, length=64, precision=precision, adapter=adapter)
     model = Model(SHAPE).initialize(0)
