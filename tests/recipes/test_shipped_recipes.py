@@ -45,7 +45,7 @@ CASES = {
     "translate": [*TINY, *TUNED, "tokenizer.vocab_size=1024"],
     "summarize": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
     "summarize-lora": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
-    "sql-finetune": [*TINY, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=1024"],
+    "sql-finetune": [*TINY, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=1024", "stage.pretrain.data.examples=200"],
     "instruct": [*TINY, *READS, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=512", "data.source=instructions",
                  "evaluate.temperatures=[0.0]"],
 }
