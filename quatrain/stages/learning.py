@@ -214,12 +214,12 @@ def train(
         began = time.perf_counter()
         result = trainer.train()
         elapsed = time.perf_counter() - began
-    trainable, _, _ = trainable_report(model)
+    trainable, total, _ = trainable_report(model)
     flops = flops_per_token(model.config, learning.length, training=True) * result.tokens
     return result, StageResult(
         tokens=result.tokens,
         flops=flops,
-        parameters=model.num_parameters(),
+        parameters=total,
         trainable_parameters=trainable,
         extra={
             "training_seconds": result.seconds,

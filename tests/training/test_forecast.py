@@ -9,7 +9,7 @@ from tiny_training import CONFIG, settings
 
 from quatrain.adaptation.apply import apply, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
-from quatrain.compression import nf4
+from quatrain.compression import methods
 from quatrain.errors import InputError
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.stack import Model
@@ -54,7 +54,7 @@ def test_the_parts_are_those_that_a_training_measures(given_, precision, optimiz
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     if adapter is not None:
         if adapter.base == "nf4":
-            nf4.quantize(model)
+            methods.quantize(model, "nf4")
         apply(model, adapter)
     assert (said.trainable, said.total) == trainable_report(model)[:2]
     found = Trainer(model, Causal(), Same(), wanted, steps=3).train().memory
@@ -71,7 +71,7 @@ def test_the_parts_are_those_that_a_training_measures(given_, precision, optimiz
 def test_all_of_a_quantized_model_is_counted():
     model = Model(SHAPE).initialize(0)
     whole = model.num_parameters()
-    nf4.quantize(model)
+    methods.quantize(model, "nf4")
     assert trainable_report(model.requires_grad_(False))[:2] == (0, whole)
 
 
@@ -93,7 +93,7 @@ def test_nothing_is_left_behind_and_nothing_is_drawn():
     forecast(SHAPE, settings(), rows=1, length=8, precision="float32", adapter=AdapterSettings(base="nf4"))
     assert torch.equal(torch.get_rng_state(), state)
     model = Model(SHAPE).initialize(0)
-    nf4.quantize(model)
+    methods.quantize(model, "nf4")
     ids = torch.arange(8)[None]
     assert type(model(ids)[0]) is torch.Tensor and torch.isfinite(model(ids)[0]).all()
 
