@@ -66,12 +66,18 @@ QUICK = ("tiny-lora",)
 
 
 def write(name: str, folder: Path) -> None:
-    """A model folder with fresh weights of a shape."""
+    """A model folder with weights of a shape, drawn at random."""
+    import torch
+
     from quatrain.models import hub
     from quatrain.models.families.fresh import fresh_config
     from quatrain.models.stack import Model
 
-    hub.save(Model(fresh_config(*SHAPES[name])).initialize(0), folder)
+    model, generator = Model(fresh_config(*SHAPES[name])).initialize(0), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # fresh ones are zero in places, over which DoRA divides
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    hub.save(model, folder)
 
 
 def steps(model: Any, settings: Any, rows: int, length: int) -> None:

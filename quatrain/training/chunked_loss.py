@@ -182,7 +182,7 @@ def _measure(logits: Tensor, labels: Tensor, softcap: float | None, outer: Tenso
         part.mul_(weight / total).scatter_add_(-1, wanted, -weight)
         if bent is not None:
             part.mul_(1 - bent.square())
-        if part.data_ptr() != logits[rows].data_ptr():
+        if bent is not None or logits.dtype != torch.float32:  # then it is a tensor of its own
             logits[rows] = part
     return found
 
