@@ -158,7 +158,7 @@ class FinetuneStage(Settings):
     learns. `labels` fixes the names and the order of classes and tags, which are those of the data unless given.
 
     `tasks` are several sets of chats by name, learned together over one frozen model: each has an adapter of its own,
-    and a batch holds rows of all of them.
+    and a batch holds rows of all of them. The embedding, which they share, stays as it is.
     """
 
     kind: Literal["finetune"] = "finetune"

@@ -119,6 +119,17 @@ def test_new_tokens_learn_with_every_weight(tmp_path: Path) -> None:
     assert model.config.vocab_size == tokenizer.vocab_size and tokenizer.token_to_id("<sql>") is not None
 
 
+def test_tasks_that_share_an_embedding_cannot_teach_new_tokens(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", tied=True)
+    source = tmp_path / "chats.jsonl"
+    source.write_text(json.dumps({"messages": [{"role": "user", "content": "say film"},
+                                               {"role": "assistant", "content": "film"}]}) + "\n")  # fmt: skip
+    text = RECIPE.format(chats=source, base=base, adapter='adapter = { method = "lora" }', steps=2)
+    text += f'[stage.tasks]\none = {{ source = "{source}", validation = 0.0 }}\n'
+    with pytest.raises(InputError, match=r"tasks: several adapters leave .*<sql>"):
+        quatrain.run(loads(text), runs_dir=tmp_path / "runs", reporter=SilentReporter())
+
+
 def test_a_prompt_cannot_teach_new_tokens(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"new tokens .*<sql>.* could never learn"):
         run_on(base_of(tmp_path / "base", tied=True), tmp_path, 'method = "prompt"')
