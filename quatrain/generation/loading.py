@@ -51,12 +51,15 @@ def load_weights(
     quantize: str | None = None,
     **head: Any,
 ) -> Model:
-    """The model of a folder (or hub id) of plain or quantized weights, in evaluation mode.
+    """The model of a folder or hub id, in evaluation mode.
 
-    `quantize` as for `load_model`; `head` as `hub.load` takes it.
+    A folder of adapters gives the model with them. `quantize` as for `load_model`; `head` as `hub.load` takes it.
     """
     from quatrain.compression import methods
 
+    folder = resolve(model)
+    if not (folder / "config.json").is_file() and any((folder / name).exists() for name in (ADAPTER_CONFIG, ADAPTERS)):
+        return load_model(folder, dtype=dtype, device=device, quantize=quantize)[0]
     prepare = methods.preparing(quantize)
     return methods.filled(hub.load(model, dtype=dtype, device=device, prepare=prepare, **head))
 

@@ -46,13 +46,17 @@ CASES = {
     "summarize": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
     "summarize-lora": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
     "sql-finetune": [*TINY, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=1024", "stage.pretrain.data.examples=200"],
+    "soft-prompt": [*TINY, *READS, *SHORT, "tokenizer.vocab_size=512", "data.source=instructions",
+                    *(f"stage.{number}.train.{key}" for number in (2, 3) for key in ("steps=2", "warmup=1")),
+                    "stage.2.train.epochs=none", "stage.3.train.evaluate_every=2", "evaluate.examples=6"],
     "instruct": [*TINY, *READS, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=512", "data.source=instructions",
                  "evaluate.temperatures=[0.0]"],
 }
 SCORES = {"sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
           "translate": "bleu", "summarize": "bleu", "summarize-lora": "bleu", "sql-finetune": "execution_accuracy",
-          "instruct": "loss"}  # fmt: skip
-SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-queries"]}
+          "instruct": "loss", "soft-prompt": "loss"}  # fmt: skip
+SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-queries"],
+        "soft-prompt": ["sentiment: sst2-test", "instructions: held out"]}  # fmt: skip
 ASKED = {"instruct": 3}
 """Prompts of a recipe, which are answered beside the records."""
 ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char"}
