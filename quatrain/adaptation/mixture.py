@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,24 @@ from quatrain.models.sight import Prefix
 from quatrain.models.stack import Model
 from quatrain.text.tokenizer import Tokenizer
 
+Made = TypeVar("Made")
 Choice = str | None | Sequence[str | None]
 """An adapter's name for all rows, None for the base alone, or one of these for each row."""
 
 
 @dataclass
 class Member:
-    """What one adapter changes: layers by path, a prompt, rows of ids by the name of their matrix, weights by name."""
+    """What one adapter changes: layers by path, a prompt, rows of the ids (ascending) by the name of their matrix, and
+    weights by name.
+    """
 
     layers: dict[str, Adapted]
     prompt: SoftPrompt | None
-    ids: tuple[int, ...]
-    rows: dict[str, Tensor]
-    whole: dict[str, Tensor]
     vocab_size: int
     tokenizer: Tokenizer | None = None
+    ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,12 +59,9 @@ class Mixture:
     An adapter that has learned weights of the model itself (a head, biases, layers) is switched for the whole batch.
     """
 
-    def __init__(self, model: Model, members: Callable[[], Mapping[str, Member]]):
+    def __init__(self, model: Model, members: Mapping[str, Member]):
         """Puts adapters beside each other over `model`, their base, which is frozen. `load` and `begin` say which."""
-        if model.mixture is not None or model.prompt is not None or any(True for _ in adapters(model)):
-            raise InputError("This model has adapters already; several are put over a base without any.")
-        self.model, self.rows = model, Rows()
-        self.members = members()
+        self.model, self.members, self.rows = model, members, Rows()
         self._original: dict[str, Tensor] = {}
         self._chosen: list[Choice] = []
         self._active: str | None = None
@@ -88,22 +88,17 @@ class Mixture:
 
         if not folders:
             raise InputError("No adapter is named: give at least one, by a name and its folder.")
-        size = model.config.vocab_size
-
-        def members() -> dict[str, Member]:
-            made = {}
-            for name, folder in folders.items():
-                found = read_adapter(model, folder)
-                ids, rows = found.rows or ([], {})
-                order = sorted(range(len(ids)), key=ids.__getitem__)
-                sorted_rows = {key: table[order] for key, table in rows.items()}
-                known = max(size, found.vocab_size), load_tokenizer(folder)
-                made[name] = Member(
-                    found.layers, found.prompt, tuple(sorted(ids)), sorted_rows, found.whole, *known
-                )
-            _check_tokenizers(made)
-            return made
-
+        _check_bare(model)
+        size, members = model.config.vocab_size, dict[str, Member]()
+        for name, folder in folders.items():
+            found = read_adapter(model, folder)
+            known = max(size, found.vocab_size), load_tokenizer(folder)
+            members[name] = Member(found.layers, found.prompt, *known, whole=found.whole)
+            if found.rows is not None:
+                ids, order = torch.tensor(found.rows[0]).sort()
+                members[name].ids = ids
+                members[name].rows = {key: table[order] for key, table in found.rows[1].items()}
+        _check_tokenizers(members)
         return cls(model, members)
 
     @classmethod
@@ -117,25 +112,15 @@ class Mixture:
         tokenizer: Tokenizer | None = None,
     ) -> Mixture:
         """Fresh adapters of one kind, which learn. Raises InputError as `apply` does."""
-
-        def members() -> dict[str, Member]:
-            made = {}
-            for number, name in enumerate(names):
-                apply(model, settings, seed + number, tokenizer=tokenizer)
-                layers, prompt = dict(adapters(model)), model.prompt
-                for path, layer in layers.items():
-                    replace_module(model, path, layer.base)
-                model.prompt = None
-                made[name] = Member(layers, prompt, (), {}, {}, model.config.vocab_size, tokenizer)
-            return made
-
-        mixture = cls(model, members)
-        for member in mixture.members.values():
-            for part in (*member.layers.values(), *([] if member.prompt is None else [member.prompt])):
-                own = part.own().values() if isinstance(part, Adapted) else part.parameters()
-                for parameter in own:
-                    parameter.requires_grad_(True)
-        return mixture
+        _check_bare(model)
+        members = dict[str, Member]()
+        for number, name in enumerate(names):
+            apply(model, settings, seed + number, tokenizer=tokenizer)
+            members[name] = Member(dict(adapters(model)), model.prompt, model.config.vocab_size, tokenizer)
+            model.prompt = None
+            for path, layer in members[name].layers.items():
+                replace_module(model, path, layer.base)
+        return cls(model, members)
 
     @contextmanager
     def alone(self, name: str) -> Iterator[Model]:
@@ -154,17 +139,22 @@ class Mixture:
     @contextmanager
     def off(self) -> Iterator[Model]:
         """The base alone, without what adapters put in it."""
-        mixed: dict[str, Any] = {path: self.model.get_submodule(path) for path in self._paths}
-        self.choose(None)
-        prompt, self.model.prompt, self.model.mixture = self.model.prompt, None, None
-        for path, module in mixed.items():
-            replace_module(self.model, path, module.base)
+        prompt, mixed = self.model.prompt, self._take_off()
         try:
             yield self.model
         finally:
             self.model.prompt, self.model.mixture = prompt, self
             for path, module in mixed.items():
                 replace_module(self.model, path, module)
+
+    def _take_off(self) -> dict[str, nn.Module]:
+        """Leaves the base alone in the model; returns the layers that were in place of its own."""
+        self.choose(None)
+        self.model.prompt, self.model.mixture = None, None
+        mixed: dict[str, Any] = {path: self.model.get_submodule(path) for path in self._paths}
+        for path, module in mixed.items():
+            replace_module(self.model, path, module.base)
+        return mixed
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -179,12 +169,13 @@ class Mixture:
         """
         if self._chosen == [names]:
             return
-        each = [names] if names is None or isinstance(names, str) else list(names)
+        alike = names is None or isinstance(names, str)
+        each: list[str | None] = [names] if alike else list(names)  # type: ignore[arg-type, list-item]
         self.check(each)
         distinct = list(dict.fromkeys(each))
-        self._chosen = [names if names is None or isinstance(names, str) else each]
+        self._chosen = [names if alike else each]
         self._switch(distinct[0] if len(distinct) == 1 else None)
-        self.rows = Rows([] if isinstance(names, str) or names is None else each)
+        self.rows = Rows([] if alike else each)
         for name in distinct:
             if name is not None:
                 rows = [number for number, own in enumerate(each) if own == name]
@@ -207,13 +198,10 @@ class Mixture:
         if problems:
             raise InputError("These adapters cannot be chosen:", problems)
 
-    def lengths(self) -> list[int]:
-        """The slots of each row's prompt; of one row where all have the same."""
-        prompts = [None if name is None else self.members[name].prompt for name in self.rows.names or self._one()]
-        return [0 if prompt is None else prompt.length for prompt in prompts]
-
-    def _one(self) -> list[str | None]:
-        return list(self.rows.of) or [None]
+    def prompts(self) -> list[SoftPrompt | None]:
+        """Each row's prompt; that of one row where all have the same."""
+        names = self.rows.names or list(self.rows.of) or [None]
+        return [None if name is None else self.members[name].prompt for name in names]
 
     @torch.no_grad()
     def _switch(self, name: str | None) -> None:
@@ -232,11 +220,7 @@ class Mixture:
 
     def close(self) -> Model:
         """Takes all adapters off; the model is as it was before them, but for rows of new tokens."""
-        self._switch(None)
-        for path in self._paths:
-            mixed: Any = self.model.get_submodule(path)
-            replace_module(self.model, path, mixed.base)
-        self.model.prompt, self.model.mixture = None, None
+        self._take_off()
         for hook in self._hooks:
             hook.remove()
         return self.model
@@ -255,7 +239,7 @@ class Mixture:
             if (table := member.rows.get("embed_tokens.weight")) is None:
                 continue
             own = tokens if rows is None else tokens[rows]
-            ids = torch.tensor(member.ids, device=tokens.device)
+            ids = member.ids.to(tokens.device)
             which = torch.searchsorted(ids, own).clamp(max=len(ids) - 1)
             learned = torch.where((ids[which] == own)[..., None], table.to(output)[which], _of(output, rows))
             output = learned if rows is None else output.index_copy(0, rows, learned)
@@ -272,7 +256,7 @@ class Mixture:
                 continue
             logits = _of(output, rows).clone()
             if table is not None:
-                ids = list(member.ids)
+                ids = member.ids.to(hidden.device)
                 bias: Any = getattr(module, "bias", None)
                 said = nn.functional.linear(_of(hidden, rows), table.to(hidden), None if bias is None else bias[ids])
                 logits[..., ids] = said.to(logits.dtype)
@@ -313,42 +297,36 @@ class MixedPrompt(SoftPrompt):
 
     def __init__(self, mixture: Mixture):
         super().__init__()
-        self.prompts = nn.ModuleDict()
+        self.prompts = nn.ModuleList(each.prompt for each in mixture.members.values() if each.prompt is not None)
         self._mixture = [mixture]
-        # Names may hold dots, which a module's may not.
-        self._keys = {name: f"prompt_{number}" for number, name in enumerate(mixture.members)}
-        for name, member in mixture.members.items():
-            if member.prompt is not None:
-                self.prompts[self._keys[name]] = member.prompt
 
     @property
     def length(self) -> int:  # type: ignore[override]
         """Slots of the longest prompt in the batch."""
-        return max(self._mixture[0].lengths())
+        return max(self._slots())
+
+    def _slots(self) -> list[int]:
+        return [0 if prompt is None else prompt.length for prompt in self._mixture[0].prompts()]
 
     def lengths(self) -> Tensor | None:
-        found = self._mixture[0].lengths()
+        found = self._slots()
         return None if len(set(found)) == 1 else torch.tensor(found, device=self._mixture[0].model.device)
 
-    def _each(self) -> list[Any]:
-        mixture = self._mixture[0]
-        names = mixture.rows.names or mixture._one()
-        return [None if name is None else mixture.members[name].prompt for name in names]
+    def _rows(self, said: Callable[[SoftPrompt], Made | None]) -> tuple[list[Made | None], Made | None]:
+        """What each row's prompt says, each prompt being asked once, and the first of it that there is."""
+        prompts = self._mixture[0].prompts()
+        made = {prompt: said(prompt) for prompt in dict.fromkeys(prompts) if prompt is not None}
+        rows = [None if prompt is None else made[prompt] for prompt in prompts]
+        return rows, next((row for row in rows if row is not None), None)
 
     def embeddings(self) -> Tensor | None:
-        made = {id(prompt): prompt.embeddings() for prompt in self._each() if prompt is not None}
-        like = next((each for each in made.values() if each is not None), None)
-        if like is None:
-            return None
-        rows = [None if prompt is None else made[id(prompt)] for prompt in self._each()]
-        return torch.stack([self._filled(row, like, 0) for row in rows])
+        rows, like = self._rows(lambda prompt: prompt.embeddings())
+        return None if like is None else torch.stack([self._filled(row, like, 0) for row in rows])
 
     def keys_values(self) -> Prefix | None:
-        made = {id(prompt): prompt.keys_values() for prompt in self._each() if prompt is not None}
-        like = next((each for each in made.values() if each is not None), None)
+        rows, like = self._rows(lambda prompt: prompt.keys_values())
         if like is None:
             return None
-        rows = [None if prompt is None else made[id(prompt)] for prompt in self._each()]
 
         def stacked(layer: int, part: int) -> Tensor:
             own = [None if row is None else row.layers[layer][part] for row in rows]
@@ -375,6 +353,12 @@ def _base_name(state: Mapping[str, Any], name: str) -> str:
     """The name that a weight has now, which may be under other adapters."""
     owner, _, leaf = name.rpartition(".")
     return name if name in state else f"{owner}.base.{leaf}"
+
+
+def _check_bare(model: Model) -> None:
+    """Raises InputError for a model that has adapters."""
+    if model.mixture is not None or model.prompt is not None or any(True for _ in adapters(model)):
+        raise InputError("This model has adapters already; several are put over a base without any.")
 
 
 def _check_tokenizers(members: Mapping[str, Member]) -> None:

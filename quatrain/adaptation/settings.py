@@ -53,6 +53,15 @@ class AdapterSettings(Settings):
     modules_to_save: Listing[str] = ()
     tokens: Literal["special", "none"] = "special"
 
+    @property
+    def slots(self) -> int:
+        """Places that a soft prompt takes before every text."""
+        return self.length if self.method in PROMPTS else 0
+
+    def learns_special_tokens(self, head: str) -> bool:
+        """Whether the rows of special tokens learn beside it, in a model with this head."""
+        return self.tokens == "special" and self.method not in PROMPTS and head == "causal"
+
     def conflicts(self) -> Iterator[Problem]:
         only = {
             "rank": LOW_RANK,

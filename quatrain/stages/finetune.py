@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from quatrain.evaluation.perplexity import examples_loss
 from quatrain.models.stack import Model
-from quatrain.stages import tasks
+from quatrain.stages import several, tasks
 from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.chats import LeftOut, chat_examples, conversations, with_template
@@ -26,8 +26,6 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
     learning = setup(settings, context)
     _, result = learn(learning, context)
     if settings.tasks:
-        from quatrain.stages import several
-
         if settings.evaluate:
             several.measure(settings, context, learning, result)
     elif settings.objective == "chat":
@@ -41,9 +39,7 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
 def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     if settings.tasks:
-        from quatrain.stages import several
-
-        return several.setup(settings, context, model)
+        return several.setup(settings, context, model, lambda task, shared: setup(task, context, shared))
     if settings.objective != "chat":
         return tasks.setup(settings, context, model)
     tokenizer = with_template(tokenizer_of(context), context)

@@ -35,7 +35,7 @@ from quatrain.progress import MetricsLog, Reporter
 from quatrain.recipe import to_dict
 from quatrain.stages import together
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.material import model_folder_of, write_model
+from quatrain.stages.material import model_folder_of, write_mixture, write_model
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.tracking import Trackers
 from quatrain.training import checkpoints
@@ -106,9 +106,7 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
         methods.dequantize(model)
     folder = context.model_folder
     if learning.tasks:
-        from quatrain.stages import several
-
-        result.model_bytes = several.write(model, tokenizer, folder)
+        result.model_bytes = write_mixture(model, tokenizer, folder)
     elif merges:
         result.model_bytes = write_model(model, tokenizer, folder)
     else:
@@ -159,7 +157,7 @@ def adapt(
     layers = file_layers(model.config)
     check_writable(layers, group(layers, dict(adapters(model))))
     learned = set(model.added)
-    if adapter.tokens == "special" and adapter.method not in PROMPTS and model.config.head == "causal":
+    if adapter.learns_special_tokens(model.config.head):
         learned |= tokenizer.special_ids
     learn_rows(model, sorted(learned))
 
@@ -296,12 +294,13 @@ def longest(model: Model, settings: Any, usual: int) -> int:
     Raises InputError where that is nothing.
     """
     limit: int = settings.context or usual
-    if settings.adapter is None or settings.adapter.method not in PROMPTS or not model.config.bounded:
+    slots = 0 if settings.adapter is None else settings.adapter.slots
+    if not slots or not model.config.bounded:
         return limit
-    room = model.config.context_length - settings.adapter.length
+    room = model.config.context_length - slots
     if room < 2:
         raise InputError(
-            f"adapter.length: {settings.adapter.length} slots; the model reads {model.config.context_length} tokens, "
+            f"adapter.length: {slots} slots; the model reads {model.config.context_length} tokens, "
             "and a text has to fit behind them."
         )
     return min(limit, room)

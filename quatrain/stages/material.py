@@ -47,8 +47,13 @@ def tokenizer_of(context: Context) -> Tokenizer:
 
     It has the special tokens and the chat template that the recipe asks for.
     """
+    return _as_wanted(_stored_tokenizer(context), context)
+
+
+def _as_wanted(tokenizer: Tokenizer, context: Context) -> Tokenizer:
+    """A tokenizer with what the recipe adds to it."""
     wanted = context.recipe.tokenizer
-    return _stored_tokenizer(context).extended(wanted.special_tokens, chat_template=wanted.chat_template)
+    return tokenizer.extended(wanted.special_tokens, chat_template=wanted.chat_template)
 
 
 def _stored_tokenizer(context: Context) -> Tokenizer:
@@ -79,7 +84,8 @@ def with_new_tokens(model: Model, context: Context) -> Model:
     from quatrain.models.vocabulary import resize_vocabulary
 
     if context.recipe.tokenizer.special_tokens or context.recipe.tokenizer.chat_template:
-        tokenizer, stored = tokenizer_of(context), _stored_tokenizer(context)
+        stored = _stored_tokenizer(context)
+        tokenizer = _as_wanted(stored, context)
         model.added = sorted(tokenizer.special_ids - stored.special_ids)
         if model.added:
             # Some models have rows to spare.
@@ -215,3 +221,20 @@ def write_model(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
     tokenizer.save(folder)
     hub.save(model, folder)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def write_mixture(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
+    """Writes a folder with a mixture's base and a folder for each adapter; returns the bytes of the base's weights."""
+    from quatrain.adaptation.peft_files import save_adapter
+    from quatrain.models.repository import ADAPTERS, BASE
+
+    mixture = model.mixture
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in mixture.members:
+        with mixture.alone(name):
+            save_adapter(model, folder / ADAPTERS / name, base_model=f"../../{BASE}")
+        tokenizer.save(folder / ADAPTERS / name)
+    with mixture.off():
+        size = write_model(model, tokenizer, folder / BASE)
+    tokenizer.save(folder)
+    return size

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from quatrain.adaptation.peft_files import save_adapter
 from quatrain.evaluation.perplexity import examples_loss
 from quatrain.generation.engine import Engine
-from quatrain.models.repository import ADAPTERS, BASE
 from quatrain.models.stack import Model
-from quatrain.stages import answers, finetune
+from quatrain.stages import answers
 from quatrain.stages.base import Context, StageResult
 from quatrain.stages.learning import Learning, example_stream, mean_length
-from quatrain.stages.material import write_model
 from quatrain.text.batches import TaskExample, TokenExample
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.settings import FinetuneStage
@@ -26,11 +21,16 @@ def of_task(settings: FinetuneStage, name: str) -> FinetuneStage:
     return settings.model_copy(update={"data": settings.tasks[name], "tasks": {}})
 
 
-def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
-    """What the stage learns: the examples of all tasks, shuffled together."""
+def setup(
+    settings: FinetuneStage,
+    context: Context,
+    model: Model | None,
+    one: Callable[[FinetuneStage, Model | None], Learning],
+) -> Learning:
+    """What the stage learns: the examples of all tasks, each as `one` sets it up alone, shuffled together."""
     parts: dict[str, Learning] = {}
     for name in settings.tasks:
-        parts[name] = finetune.setup(of_task(settings, name), context, model)
+        parts[name] = one(of_task(settings, name), model)
         model = parts[name].model
     first = next(iter(parts.values()))
     examples = [each for name, part in parts.items() for each in tagged(part.examples or (), name)]
@@ -84,17 +84,3 @@ def measure(settings: FinetuneStage, context: Context, learning: Learning, resul
         result.samples += [{**sample, "set": f"{name}: {sample['set']}"} for sample in found.samples or []]
         result.notes += found.notes
     result.scores = scores or None
-
-
-def write(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
-    """Writes a folder with the base and one folder for each adapter; returns the bytes of the base's weights."""
-    mixture = model.mixture
-    shutil.rmtree(folder, ignore_errors=True)
-    for name in mixture.members:
-        with mixture.alone(name):
-            save_adapter(model, folder / ADAPTERS / name, base_model=f"../../{BASE}")
-        tokenizer.save(folder / ADAPTERS / name)
-    with mixture.off():
-        size = write_model(model, tokenizer, folder / BASE)
-    tokenizer.save(folder)
-    return size

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from quatrain.adaptation.apply import apply, trainable_report
-from quatrain.adaptation.settings import PROMPTS, AdapterSettings
+from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows, row_weights
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear, in_strips
@@ -130,7 +130,7 @@ def _model(
                         layer.plain_weight = partial(_empty_weight, layer)  # type: ignore[method-assign]
                         layer.product = partial(_empty_product, layer)  # type: ignore[method-assign]
             apply(model, adapter)
-            if adapter.tokens == "special" and adapter.method not in PROMPTS and config.head == "causal":
+            if adapter.learns_special_tokens(config.head):
                 learn_rows(model, special or (0,))
     return model.train()
 
