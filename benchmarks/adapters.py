@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from common import Worker, finish, geometric_mean, in_turns, parser, require, serve, spread
-from trainer import WARM, train_ours, train_theirs
+from trainer import WARM, beside, steps_of, train_ours, train_theirs
 
 METHODS = ("lora", "qlora")
 SIDES = ("quatrain", "peft")
@@ -114,21 +114,13 @@ def compare(method: str, precision: str, chosen: Any, folder: Path) -> dict[str,
     found: Any = in_turns({side: lambda side=side: turn(side) for side in SIDES}, chosen.repeat)
     sides = {}
     for side in SIDES:
-        steps = [
-            [after - before for before, after in zip(run["times"][WARM - 1 :], run["times"][WARM:], strict=False)]
-            for run in found[side]
-        ]
+        steps = [steps_of(run) for run in found[side]]
         rates, peak = spread(tokens / median(each) for each in steps), max(run["peak_bytes"] for run in found[side])
         sides[side] = {"tokens_per_second": rates, "peak_bytes": peak, "losses": found[side][0]["losses"]}
         speeds = f"{rates['median']:>8,.0f} tokens/s ({rates['min']:,.0f} to {rates['max']:,.0f})"
         print(f"  {side:<10}{speeds}  peak {peak / 1e9:.2f} GB", flush=True)
-    left, right = (sides[side] for side in SIDES)
-    apart = [abs(a - b) for a, b in zip(left["losses"], right["losses"], strict=True)]
-    result = {
-        "tokens_per_second_ratio": left["tokens_per_second"]["median"] / right["tokens_per_second"]["median"],
-        "memory_ratio": left["peak_bytes"] / right["peak_bytes"],
-        "loss_differences": apart,
-    }
+    result = beside(*(sides[side] for side in SIDES))
+    left, apart = sides[SIDES[0]], result["loss_differences"]
     print(
         f"  {result['tokens_per_second_ratio']:.2f}x their tokens/s, {result['memory_ratio']:.2f}x their memory\n"
         f"  losses {left['losses'][0]:.4f} to {left['losses'][-1]:.4f}; apart by {apart[0]:.1e} at the first step, "

@@ -291,10 +291,7 @@ def work(side: str, folder: Path, chosen: Any) -> None:
 
 def summary(runs: list[dict[str, Any]], limits: dict[str, float], tokens: int, flops: float) -> dict[str, Any]:
     """What a side's turns say, beside the limits of a step in seconds; `flops` are a step's."""
-    steps = [
-        [after - before for before, after in zip(run["times"][WARM - 1 :], run["times"][WARM:], strict=False)]
-        for run in runs
-    ]
+    steps = [steps_of(run) for run in runs]
     seconds, fastest = median(median(run) for run in steps), min(min(run) for run in steps)
     return {
         "tokens_per_second": spread(tokens / median(run) for run in steps),
@@ -305,6 +302,20 @@ def summary(runs: list[dict[str, Any]], limits: dict[str, float], tokens: int, f
         "share_of_limit_seen": limits["seconds_seen"] / seconds,
         "utilisation": flops / seconds / limits["large_flops_per_second"],
         "losses": runs[0]["losses"],
+    }
+
+
+def steps_of(run: dict[str, Any]) -> list[float]:
+    """Seconds of the steps of a turn that count."""
+    return [after - before for before, after in zip(run["times"][WARM - 1 :], run["times"][WARM:], strict=False)]
+
+
+def beside(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """What two sides' turns come to: ratios of speed and memory, and how far the losses of each step are apart."""
+    return {
+        "tokens_per_second_ratio": left["tokens_per_second"]["median"] / right["tokens_per_second"]["median"],
+        "memory_ratio": left["peak_bytes"] / right["peak_bytes"],
+        "loss_differences": [abs(a - b) for a, b in zip(left["losses"], right["losses"], strict=True)],
     }
 
 
@@ -341,13 +352,8 @@ def compare(name: str, precision: str, chosen: Any, folder: Path) -> dict[str, A
             "rate",
             flush=True,
         )
-    left, right = (sides[side] for side in SIDES)
-    apart = [abs(a - b) for a, b in zip(left["losses"], right["losses"], strict=True)]
-    result = {
-        "tokens_per_second_ratio": left["tokens_per_second"]["median"] / right["tokens_per_second"]["median"],
-        "memory_ratio": left["peak_bytes"] / right["peak_bytes"],
-        "loss_differences": apart,
-    }
+    result = beside(*(sides[side] for side in SIDES))
+    left, apart = sides[SIDES[0]], result["loss_differences"]
     print(
         f"  {result['tokens_per_second_ratio']:.2f}x their tokens/s, {result['memory_ratio']:.2f}x their memory\n"
         f"  losses {left['losses'][0]:.4f} to {left['losses'][-1]:.4f}; apart by {apart[0]:.1e} at the first step, "
