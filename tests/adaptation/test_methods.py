@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_bases import save_random
 from torch import Tensor, nn
 
 from quatrain.adaptation import peft_files, state
@@ -72,13 +73,7 @@ def base_of(family: str, folder: Path) -> Path:
                 parameter.copy_(offset + 0.2 * torch.randn(parameter.shape))
         model.save_pretrained(folder)
         return folder
-    mine, generator = Model(CONFIGS[family]), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in mine.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    hub.save(mine, folder)
-    return folder
+    return save_random(CONFIGS[family], folder)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_bases import save_random
 from torch import Tensor
 
 from quatrain.adaptation import peft_files
@@ -56,12 +57,7 @@ NAMES = [None, *METHODS]
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, and one adapter of each kind beside it."""
     folder, generator = tmp_path_factory.mktemp(request.param), torch.Generator().manual_seed(0)
-    model = Model(CONFIGS[request.param])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    hub.save(model, folder / "base")
+    save_random(CONFIGS[request.param], folder / "base")
     for name, how in (METHODS | WHOLE).items():
         if name == "bitfit" and request.param == "llama":
             continue

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_bases import save_random
 from torch import nn
 
 from quatrain.adaptation import peft_files, state
@@ -40,13 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def base_of(family: str, folder: Path) -> Path:
-    model, generator = Model(CONFIGS[family]), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    hub.save(model, folder)
-    return folder
+    return save_random(CONFIGS[family], folder)
 
 
 def prompted(base: Path, name: str = "prompt", **more: Any) -> Model:
