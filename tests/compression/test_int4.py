@@ -198,30 +198,6 @@ def test_the_group_is_the_largest_that_fits_and_others_stay(tmp_path: Path) -> N
         Int4Linear(96, 4)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"tie_word_embeddings": True}, {"attention_bias": "all", "feed_forward_bias": True}],
-    ids=["plain", "tied", "biases"],
-)
-def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(changes: dict[str, object], tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
-    transformers = pytest.importorskip("transformers")
-    model = small(**changes)
-    methods.quantize(model, "int4")
-    hub.save(model, tmp_path)
-    again, _ = load_model(tmp_path)
-    ours, read = model.state_dict(), again.state_dict()
-    assert set(ours) == set(read) and all(torch.equal(ours[name], read[name]) for name in ours)
-    assert all(ours[name].dtype == read[name].dtype for name in ours)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        expected = model(IDS)[0]
-        torch.testing.assert_close(again(IDS)[0], expected, atol=0, rtol=0)
-        torch.testing.assert_close(theirs(IDS).logits.float(), expected, atol=2e-5, rtol=1e-4)
-    hub.save(again, tmp_path / "second")
-    assert (tmp_path / "second" / hub.WEIGHTS).read_bytes() == (tmp_path / hub.WEIGHTS).read_bytes()
-
-
 def test_a_folder_written_while_the_kernel_holds_the_weight_is_the_same(tmp_path: Path, taken: None) -> None:
     model = small()
     methods.quantize(model, "int4")

@@ -14,7 +14,6 @@ from quatrain.compression import files, int8, methods
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.generation.loading import load_model
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.settings import DecoderFamily, ModelSettings
@@ -122,31 +121,6 @@ def test_quantized_model_is_near_and_smaller():
     outputs = sum(module.out_features for name, module in plain.named_modules() if name in names)
     assert methods.weight_bytes(plain) - methods.weight_bytes(small) == 3 * linears - 4 * outputs
     assert small(IDS)[0].shape == expected.shape
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"tie_word_embeddings": True}, {"attention_bias": "all", "feed_forward_bias": True}],
-    ids=["plain", "tied", "biases"],
-)
-def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(changes, tmp_path):
-    pytest.importorskip("compressed_tensors")
-    from transformers import AutoModelForCausalLM
-
-    small = model(**changes)
-    methods.quantize(small, "int8")
-    hub.save(small, tmp_path)
-    again, _ = load_model(tmp_path)
-    ours, read = small.state_dict(), again.state_dict()
-    assert set(ours) == set(read) and all(torch.equal(ours[name], read[name]) for name in ours)
-    assert all(ours[name].dtype == read[name].dtype for name in ours)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        expected = small(IDS)[0]
-        torch.testing.assert_close(again(IDS)[0], expected, atol=0, rtol=0)
-        torch.testing.assert_close(theirs(IDS).logits.float(), expected, atol=2e-5, rtol=1e-4)
-    hub.save(again, tmp_path / "second")
-    assert (tmp_path / "second" / hub.WEIGHTS).read_bytes() == (tmp_path / hub.WEIGHTS).read_bytes()
 
 
 @given(out=st.integers(1, 5), columns=st.integers(1, 13), seed=st.integers(0, 99))

@@ -185,3 +185,30 @@ def test_a_word_that_is_no_method_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="quantize: 'int3'; must be one of int8, int4, nf4"):
         load_model(tmp_path, quantize="int3")
     assert isinstance(plain(METHODS["int4"](64, 32, group=32)), nn.Linear)
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_word_embeddings": True}, {"attention_bias": "all", "feed_forward_bias": True}],
+    ids=["plain", "tied", "biases"],
+)
+def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(
+    method: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    transformers = pytest.importorskip("transformers")
+    model = small(CONFIG.with_(**changes))
+    methods.quantize(model, method)
+    hub.save(model, tmp_path)
+    again, _ = load_model(tmp_path)
+    ours, read = model.state_dict(), again.state_dict()
+    assert set(ours) == set(read) and all(torch.equal(ours[name], read[name]) for name in ours)
+    assert all(ours[name].dtype == read[name].dtype for name in ours)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = model(IDS)[0]
+        torch.testing.assert_close(again(IDS)[0], expected, atol=0, rtol=0)
+        torch.testing.assert_close(theirs(IDS).logits.float(), expected, atol=2e-5, rtol=1e-4)
+    hub.save(again, tmp_path / "second")
+    assert (tmp_path / "second" / hub.WEIGHTS).read_bytes() == (tmp_path / hub.WEIGHTS).read_bytes()
