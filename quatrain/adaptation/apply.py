@@ -20,7 +20,7 @@ from quatrain.adaptation.lokr import LoKrLinear
 from quatrain.adaptation.lora import LoRALinear
 from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.targets import ALL_LINEAR, find_targets, near
-from quatrain.adaptation.token_rows import learned_rows, row_weights, stop_learning_rows
+from quatrain.adaptation.token_rows import stop_learning_rows
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.errors import InputError
 from quatrain.models.prompts import SoftPrompt
@@ -132,7 +132,8 @@ def parts(model: Model, wanted: Sequence[str]) -> list[str]:
 def learned_whole(model: Model) -> list[str]:
     """The names of the model's own weights that learn, beside adapters and single rows of an embedding."""
     own = {f"{name}.{each}" for name, layer in adapters(model) for each in layer.own()}
-    own |= set(row_weights(model))
+    if model.token_rows is not None:
+        own |= {f"token_rows.{name}" for name, _ in model.token_rows.named_parameters()}
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in own]
 
 
@@ -145,8 +146,11 @@ def unmergeable(model: Model) -> str | None:
 
 @contextmanager
 def taken_off(model: Model) -> Iterator[Model]:
-    """The model without its adapters and soft prompt, which come back: its base as floats, every weight of it."""
+    """The model without its adapters, soft prompt and learned rows, which come back: its base as floats, every weight
+    of it.
+    """
     prompt, model.prompt = model.prompt, None
+    rows, model.token_rows = model.token_rows, None
     found = list(adapters(model))
     for name, layer in found:
         layer.base = plain(layer.base)
@@ -154,7 +158,7 @@ def taken_off(model: Model) -> Iterator[Model]:
     try:
         yield model
     finally:
-        model.prompt = prompt
+        model.prompt, model.token_rows = prompt, rows
         for name, layer in found:
             replace_module(model, name, layer)
 
@@ -180,9 +184,6 @@ def merge_all(model: nn.Module) -> list[str]:
 def trainable_report(model: nn.Module) -> tuple[int, int, float]:
     """Elements that train, all of them (quantized too, tied ones once), and the former in percent of the latter."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if isinstance(model, Model):
-        for weight in row_weights(model).values():
-            trainable += (len(learned_rows(model)) - weight.shape[0]) * weight.shape[1]
     total = sum(parameter.numel() for parameter in model.parameters())
     quantized = (module for module in model.modules() if isinstance(module, QuantizedLinear))
     total += sum(layer.in_features * layer.out_features for layer in quantized)

@@ -19,10 +19,12 @@ from quatrain.adaptation.apply import apply
 from quatrain.adaptation.layer import Adapted, adapters, replace_module
 from quatrain.adaptation.peft_files import read_adapter
 from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.token_rows import learn_rows, learned_rows
 from quatrain.errors import InputError
 from quatrain.models.prompts import SoftPrompt
 from quatrain.models.sight import Prefix
 from quatrain.models.stack import Model
+from quatrain.models.token_rows import LearnedRows, TokenRows
 from quatrain.text.tokenizer import Tokenizer
 
 Made = TypeVar("Made")
@@ -32,16 +34,13 @@ Choice = str | None | Sequence[str | None]
 
 @dataclass
 class Member:
-    """What one adapter changes: layers by path, a prompt, rows of the ids (ascending) by the name of their matrix, and
-    weights by name.
-    """
+    """What one adapter changes: layers by path, a prompt, rows of tokens, and weights by name."""
 
     layers: dict[str, Adapted]
     prompt: SoftPrompt | None
     vocab_size: int
     tokenizer: Tokenizer | None = None
-    ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    rows: dict[str, Tensor] = field(default_factory=dict)
+    rows: LearnedRows | None = None
     whole: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -72,9 +71,7 @@ class Mixture:
             replace_module(model, path, MixedLinear(self, own))
         if any(member.prompt is not None for member in self.members.values()):
             model.prompt = MixedPrompt(self)
-        self._hooks = [model.embed_tokens.register_forward_hook(self._embed)]
-        if model.lm_head is not None:
-            self._hooks.append(model.lm_head.register_forward_hook(self._say))
+        model.token_rows = MixedRows(self)
         model.mixture = self
         self.choose(None)
 
@@ -93,11 +90,7 @@ class Mixture:
         for name, folder in folders.items():
             found = read_adapter(model, folder)
             known = max(size, found.vocab_size), load_tokenizer(folder)
-            members[name] = Member(found.layers, found.prompt, *known, whole=found.whole)
-            if found.rows is not None:
-                ids, order = torch.tensor(found.rows[0]).sort()
-                members[name].ids = ids
-                members[name].rows = {key: table[order] for key, table in found.rows[1].items()}
+            members[name] = Member(found.layers, found.prompt, *known, found.rows, found.whole)
         _check_tokenizers(members)
         return cls(model, members)
 
@@ -110,14 +103,20 @@ class Mixture:
         *,
         seed: int = 0,
         tokenizer: Tokenizer | None = None,
+        ids: Sequence[int] = (),
     ) -> Mixture:
-        """Fresh adapters of one kind, which learn. Raises InputError as `apply` does."""
+        """Fresh adapters of one kind, which learn, with the rows of these ids. Raises InputError as `apply` and
+        `learn_rows` do.
+        """
         _check_bare(model)
         members = dict[str, Member]()
         for number, name in enumerate(names):
             apply(model, settings, seed + number, tokenizer=tokenizer)
-            members[name] = Member(dict(adapters(model)), model.prompt, model.config.vocab_size, tokenizer)
-            model.prompt = None
+            learn_rows(model, ids)
+            members[name] = Member(
+                dict(adapters(model)), model.prompt, model.config.vocab_size, tokenizer, learned_rows(model)
+            )
+            model.prompt, model.token_rows = None, None
             for path, layer in members[name].layers.items():
                 replace_module(model, path, layer.base)
         return cls(model, members)
@@ -127,7 +126,7 @@ class Mixture:
         """The model with one of the adapters and no other, as it is written into a folder."""
         member = self.members[name]
         with self.off():
-            self.model.prompt = member.prompt
+            self.model.prompt, self.model.token_rows = member.prompt, member.rows
             for path, layer in member.layers.items():
                 replace_module(self.model, path, layer)
             try:
@@ -139,18 +138,18 @@ class Mixture:
     @contextmanager
     def off(self) -> Iterator[Model]:
         """The base alone, without what adapters put in it."""
-        prompt, mixed = self.model.prompt, self._take_off()
+        prompt, rows, mixed = self.model.prompt, self.model.token_rows, self._take_off()
         try:
             yield self.model
         finally:
-            self.model.prompt, self.model.mixture = prompt, self
+            self.model.prompt, self.model.token_rows, self.model.mixture = prompt, rows, self
             for path, module in mixed.items():
                 replace_module(self.model, path, module)
 
     def _take_off(self) -> dict[str, nn.Module]:
         """Leaves the base alone in the model; returns the layers that were in place of its own."""
         self.choose(None)
-        self.model.prompt, self.model.mixture = None, None
+        self.model.prompt, self.model.token_rows, self.model.mixture = None, None, None
         mixed: dict[str, Any] = {path: self.model.get_submodule(path) for path in self._paths}
         for path, module in mixed.items():
             replace_module(self.model, path, module.base)
@@ -221,48 +220,12 @@ class Mixture:
     def close(self) -> Model:
         """Takes all adapters off; the model is as it was before them, but for rows of new tokens."""
         self._take_off()
-        for hook in self._hooks:
-            hook.remove()
         return self.model
 
     def fits(self, rows: int) -> None:
         """Raises InputError where a batch has not the rows that adapters were chosen for."""
         if self.rows.names and len(self.rows.names) != rows:
             raise InputError(f"adapters were chosen for {len(self.rows.names)} rows; the batch has {rows}.")
-
-    def _embed(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """The embedding's output (B, T, C) with the rows that each adapter has learned."""
-        (tokens,) = inputs
-        self.fits(tokens.shape[0])
-        for name, rows in self.rows.of.items():
-            member = self.members[name]
-            if (table := member.rows.get("embed_tokens.weight")) is None:
-                continue
-            own = tokens if rows is None else tokens[rows]
-            ids = member.ids.to(tokens.device)
-            which = torch.searchsorted(ids, own).clamp(max=len(ids) - 1)
-            learned = torch.where((ids[which] == own)[..., None], table.to(output)[which], _of(output, rows))
-            output = learned if rows is None else output.index_copy(0, rows, learned)
-        return output
-
-    def _say(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """The logits (B, …, V) with those of the rows that each adapter has learned; tokens it lacks are not said."""
-        (hidden,) = inputs
-        tied = self.model.config.tie_word_embeddings
-        for name, rows in self.rows.of.items():
-            member = self.members[name]
-            table = member.rows.get("embed_tokens.weight" if tied else "lm_head.weight")
-            if table is None and member.vocab_size >= output.shape[-1]:
-                continue
-            logits = _of(output, rows).clone()
-            if table is not None:
-                ids = member.ids.to(hidden.device)
-                bias: Any = getattr(module, "bias", None)
-                said = nn.functional.linear(_of(hidden, rows), table.to(hidden), None if bias is None else bias[ids])
-                logits[..., ids] = said.to(logits.dtype)
-            logits[..., member.vocab_size :] = torch.finfo(logits.dtype).min
-            output = logits if rows is None else output.index_copy(0, rows, logits)
-        return output
 
 
 class MixedLinear(nn.Module):
@@ -343,6 +306,40 @@ class MixedPrompt(SoftPrompt):
         shape[axis] = length - (0 if own is None else own.shape[axis])
         empty = like.new_zeros(shape)
         return empty if own is None else torch.cat((empty, own), dim=axis)
+
+
+class MixedRows(TokenRows):
+    """What each row of a batch reads and says by its own adapter's rows; tokens that an adapter lacks are not said."""
+
+    def __init__(self, mixture: Mixture):
+        super().__init__()
+        self.members = nn.ModuleList(each.rows for each in mixture.members.values() if each.rows is not None)
+        self._mixture = [mixture]
+
+    def embed(self, tokens: Tensor, embedded: Tensor) -> Tensor:
+        mixture = self._mixture[0]
+        mixture.fits(tokens.shape[0])
+        for name, rows in mixture.rows.of.items():
+            own = mixture.members[name].rows
+            if own is not None:
+                learned = own.embed(_of(tokens, rows), _of(embedded, rows))
+                embedded = learned if rows is None else embedded.index_copy(0, rows, learned)
+        return embedded
+
+    def say(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
+        mixture = self._mixture[0]
+        for name, rows in mixture.rows.of.items():
+            if rows is not None and owners is not None:
+                rows = torch.isin(owners, rows).nonzero()[:, 0]
+            member = mixture.members[name]
+            if member.rows is None and member.vocab_size >= logits.shape[-1]:
+                continue
+            said = _of(logits, rows)
+            if member.rows is not None:
+                said = member.rows.say(_of(hidden, rows), said, bias)
+            said[..., member.vocab_size :] = torch.finfo(said.dtype).min
+            logits = said if rows is None else logits.index_copy(0, rows, said)
+        return logits
 
 
 def _of(x: Tensor, rows: Tensor | None) -> Tensor:

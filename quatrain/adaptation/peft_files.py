@@ -25,13 +25,14 @@ from quatrain.adaptation.lokr import LoKrLinear
 from quatrain.adaptation.lora import LoRALinear
 from quatrain.adaptation.peft_layers import PREFIX, FileLayer, Written, file_layers
 from quatrain.adaptation.targets import linear_names
-from quatrain.adaptation.token_rows import learn_rows, write_rows
+from quatrain.adaptation.token_rows import make_rows
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
 from quatrain.models.families import family
 from quatrain.models.families.weights import Rename, Split
 from quatrain.models.repository import ADAPTER_CONFIG, BASE
 from quatrain.models.stack import Model
+from quatrain.models.token_rows import LearnedRows
 from quatrain.models.vocabulary import resize_vocabulary
 
 WEIGHTS, LABELS = "adapter_model.safetensors", "labels.json"
@@ -257,7 +258,7 @@ class Found:
     """
 
     layers: dict[str, Adapted]
-    rows: peft_rows.Rows | None
+    rows: LearnedRows | None
     prompt: Any
     whole: dict[str, Tensor]
     vocab_size: int
@@ -275,8 +276,7 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
         for name, tensor in found.whole.items():
             state[name].requires_grad_(True).copy_(tensor)
     if found.rows is not None:
-        write_rows(model, *found.rows)
-        learn_rows(model, found.rows[0])
+        model.token_rows = found.rows.requires_grad_(True)
     if found.prompt is not None:
         model.prompt = found.prompt.train(model.training)
     for name, layer in found.layers.items():
@@ -298,10 +298,16 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
     tensors = _read_tensors(folder / WEIGHTS)
     if not tensors:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
-    rows = peft_rows.take(config, layers, tensors)
-    size, needed = model.config.vocab_size, peft_rows.needed(layers, rows, tensors)
+    ids_rows = peft_rows.take(config, layers, tensors)
+    size, needed = model.config.vocab_size, peft_rows.needed(layers, ids_rows, tensors)
     resize_vocabulary(model, max(size, needed))
     problems: list[str] = []
+    rows = None
+    if ids_rows is not None:
+        try:
+            rows = make_rows(model, *ids_rows).requires_grad_(False)
+        except InputError as error:
+            problems.append(error.message)
     whole = _take_whole(model, tensors, problems)
     prompt = peft_prompts.take(model, config, tensors, problems)
     if prompt is not None:

@@ -8,20 +8,23 @@ from typing import Any
 from torch import Tensor
 
 from quatrain.adaptation.peft_layers import PREFIX, FileLayer
-from quatrain.adaptation.token_rows import PARTS, learned_rows, row_weights
+from quatrain.adaptation.token_rows import PARTS, learned_rows
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
 
 Rows = tuple[list[int], dict[str, Tensor]]
-"""Ids, and by our names of the weights the rows of these ids."""
+"""Ids, and by our names of the parts the rows of these ids."""
 
 
 def write(model: Model, layers: Mapping[str, FileLayer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The rows of a model that learn, by the names of the files, and what the configuration says of them."""
-    rows, matrices = list(learned_rows(model)), row_weights(model)
-    paths = {path: matrices[name] for name, path in _paths(layers).items() if name in matrices}
-    tensors = {_key(path): weight.detach()[rows] for path, weight in paths.items()}
-    return tensors, {"trainable_token_indices": {path.rpartition(".")[2]: rows for path in paths}} if paths else {}
+    rows = learned_rows(model)
+    if rows is None:
+        return {}, {}
+    paths = _paths(layers)
+    tensors = {_key(paths[part]): table.detach() for part, table in rows.tables().items()}
+    ids = {paths[part].rpartition(".")[2]: list(rows.ids) for part in rows.tables()}
+    return tensors, {"trainable_token_indices": ids}
 
 
 def _key(path: str) -> str:
@@ -29,8 +32,8 @@ def _key(path: str) -> str:
 
 
 def _paths(layers: Mapping[str, FileLayer]) -> dict[str, str]:
-    """Our names of the weights with a row for each token -> their paths in the files."""
-    return {f"{part}.weight": path for part in PARTS for path, layer in layers.items() if layer.parts == [part]}
+    """Our names of what has a row for each token -> their paths in the files."""
+    return {part: path for part in PARTS for path, layer in layers.items() if layer.parts == [part]}
 
 
 def take(
@@ -42,14 +45,14 @@ def take(
         return None
     paths = _paths(layers)
     if not isinstance(wanted, dict):
-        wanted = {paths["embed_tokens.weight"].rpartition(".")[2]: wanted}
+        wanted = {paths["embed_tokens"].rpartition(".")[2]: wanted}
     found, every = dict[str, Tensor](), list(wanted.values())
     for end, ids in wanted.items():
-        name = next((name for name, path in paths.items() if path.rpartition(".")[2] == end), None)
-        rows = None if name is None else tensors.pop(_key(paths[name]), None)
+        part = next((part for part, path in paths.items() if path.rpartition(".")[2] == end), None)
+        rows = None if part is None else tensors.pop(_key(paths[part]), None)
         if rows is None or rows.shape[0] != len(ids) or ids != every[0]:
             raise InputError(f"trainable_token_indices: {wanted}; the adapter's weights hold no such rows of {end}")
-        found[str(name)] = rows
+        found[str(part)] = rows
     return list(every[0]), found
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quatrain.adaptation.token_rows import learned_rows, row_weights
 from quatrain.atomic import atomic_write
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
@@ -16,11 +15,8 @@ FILE = "adapter_state.safetensors"
 
 
 def trained_tensors(model: Model) -> dict[str, Tensor]:
-    """Every tensor that learns, by name; of a matrix of which rows learn, those."""
-    found = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    rows = list(learned_rows(model))
-    found |= {name: found[name][rows] for name in row_weights(model)}
-    return found
+    """Every tensor that learns, by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save(model: Model, folder: str | Path) -> None:
@@ -55,10 +51,5 @@ def load(model: Model, folder: str | Path) -> None:
     ]
     if problems:
         raise InputError(f"{path}: does not fit what learns in the model:", problems)
-    rows, matrices = list(learned_rows(model)), row_weights(model)
-    for name, parameter in model.named_parameters():
-        if name in tensors:
-            if name in matrices:
-                parameter[rows] = tensors[name].to(parameter)
-            else:
-                parameter.copy_(tensors[name])
+    for name, tensor in ours.items():
+        tensor.copy_(tensors[name])

@@ -2,32 +2,23 @@
 
 A low-rank adapter leaves the embedding as it is. Tokens that pretraining never saw, such as the end of a turn, then
 have no direction of their own to be said by: the model may rank the end first and still give it next to no probability.
-Where the head has a matrix of its own, its rows of these tokens learn too. PEFT's name for it is
-`trainable_token_indices`.
+Where the head has a matrix of its own, its rows of these tokens learn too. Only the rows have a gradient and states of
+an optimizer (`quatrain.models.token_rows`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
+from quatrain.models.token_rows import LearnedRows
 
 PARTS = ("embed_tokens", "lm_head")
 """What has a row for each token."""
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """The ids whose rows learn, and by the name of each weight the hook that keeps the gradient off all others."""
-
-    ids: tuple[int, ...]
-    hooks: dict[str, RemovableHandle]
 
 
 def learn_rows(model: Model, ids: Sequence[int]) -> None:
@@ -41,61 +32,47 @@ def learn_rows(model: Model, ids: Sequence[int]) -> None:
     wrong = [token for token in ids if not 0 <= token < size]
     if wrong:
         raise InputError(f"token ids {wrong}: the embedding has rows 0 to {size - 1}")
-    if not ids:
-        return
-    hooks = {}
-    for name, weight in _matrices(model).items():
-        if not weight.requires_grad:
-            weight.requires_grad_(True)
-            hooks[name] = weight.register_hook(_only(list(ids), weight))
-    model.token_rows = TokenRows(tuple(sorted(set(ids))), hooks)  # type: ignore[assignment]
+    rows = sorted(set(ids))
+    frozen = {part: matrix[rows] for part, matrix in _matrices(model).items() if not matrix.requires_grad}
+    if rows and frozen:
+        model.token_rows = make_rows(model, rows, frozen)
+
+
+def make_rows(model: Model, ids: Sequence[int], tables: Mapping[str, Tensor]) -> LearnedRows:
+    """Rows (len(ids), hidden_size) for `embed_tokens` and `lm_head` of a model, which does not change.
+
+    Raises InputError where they do not fit.
+    """
+    matrices = _matrices(model)
+    for part, values in tables.items():
+        matrix = matrices.get(part)
+        if (
+            matrix is None
+            or values.shape != (len(ids), matrix.shape[1])
+            or any(not 0 <= token < matrix.shape[0] for token in ids)
+        ):
+            shape = None if matrix is None else tuple(matrix.shape)
+            raise InputError(f"learned rows {tuple(values.shape)} of {part} for ids {list(ids)} do not fit {shape}")
+    return LearnedRows(ids, tables, tied=model.config.tie_word_embeddings, device=model.device)
 
 
 def _matrices(model: Model) -> dict[str, nn.Parameter]:
-    """The distinct matrices with a row for each token, by name; those under an adapter are left out."""
+    """The distinct matrices with a row for each token, by their parts; those under an adapter are left out."""
     own = dict(model.named_parameters())
-    return {name: own[name] for part in PARTS if (name := f"{part}.weight") in own}
+    return {part: own[f"{part}.weight"] for part in PARTS if f"{part}.weight" in own}
 
 
-def _only(ids: list[int], weight: Tensor) -> object:
-    chosen = torch.zeros(weight.shape[0], 1, device=weight.device)
-    chosen[ids] = 1
-    return lambda gradient: gradient * chosen.to(gradient)
-
-
-def learned_rows(model: Model) -> tuple[int, ...]:
-    """The ids whose rows learn; empty where none was asked for."""
-    rows = getattr(model, "token_rows", None)
-    return rows.ids if isinstance(rows, TokenRows) else ()
-
-
-def row_weights(model: Model) -> dict[str, nn.Parameter]:
-    """The weights of which single rows learn, by name; empty where there are none."""
-    rows = getattr(model, "token_rows", None)
-    return {name: _matrices(model)[name] for name in rows.hooks} if isinstance(rows, TokenRows) else {}
-
-
-def stop_learning_rows(model: Model) -> None:
-    """Ends it: the rows stay as they are now, and their matrices are frozen."""
-    rows = getattr(model, "token_rows", None)
-    if isinstance(rows, TokenRows):
-        for weight in row_weights(model).values():
-            weight.requires_grad_(False)
-        for hook in rows.hooks.values():
-            hook.remove()
-        del model.token_rows
+def learned_rows(model: Model) -> LearnedRows | None:
+    """The rows that learn beside an adapter; None where none was asked for."""
+    return model.token_rows if isinstance(model.token_rows, LearnedRows) else None
 
 
 @torch.no_grad()
-def write_rows(model: Model, ids: Sequence[int], rows: Mapping[str, Tensor]) -> None:
-    """Puts rows (len(ids), hidden_size) into weights by name. Raises InputError where they do not fit."""
-    for name, values in rows.items():
-        weight = _matrices(model).get(name)
-        if (
-            weight is None
-            or values.shape != (len(ids), weight.shape[1])
-            or any(not 0 <= token < weight.shape[0] for token in ids)
-        ):
-            shape = None if weight is None else tuple(weight.shape)
-            raise InputError(f"learned rows {tuple(values.shape)} of {name} for ids {list(ids)} do not fit {shape}")
-        weight[list(ids)] = values.to(weight)
+def stop_learning_rows(model: Model) -> None:
+    """Ends it: the rows are written into their matrices as they are now, and learn no more."""
+    rows = learned_rows(model)
+    if rows is not None:
+        for part, table in rows.tables().items():
+            matrix = _matrices(model)[part]
+            matrix[list(rows.ids)] = table.to(matrix)
+        model.token_rows = None

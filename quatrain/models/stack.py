@@ -23,6 +23,7 @@ from quatrain.models.initialization import initialize
 from quatrain.models.positions import positions_of_tokens
 from quatrain.models.prompts import Read, SoftPrompt
 from quatrain.models.sight import Trace
+from quatrain.models.token_rows import TokenRows
 
 __all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
 
@@ -51,6 +52,7 @@ class Model(Stack):
                 self.lm_head.weight = self.embed_tokens.weight
         fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
         self.prompt: SoftPrompt | None = None
+        self.token_rows: TokenRows | None = None
         self.mixture: Any = None
         """Several adapters that the rows of a batch choose from (`quatrain.adaptation.mixture`)."""
         self.fresh: list[str] = []
@@ -206,8 +208,12 @@ class Model(Stack):
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
         return logits, None if labels is None else heads.label_loss(logits, labels, config.problem)
 
-    def say(self, hidden: Tensor) -> Tensor:
-        """The vocabulary's logits (…, V) for hidden states (…, hidden_size)."""
+    def say(self, hidden: Tensor, owners: Tensor | None = None) -> Tensor:
+        """The vocabulary's logits (…, V) for hidden states (…, hidden_size).
+
+        A mixture of adapters says each row of a batch (B, T, …) by its own; `owners` (N) are the rows that states
+        (N, hidden_size) are of.
+        """
         if self.lm_head is None:
             raise InputError(f"This model has the head {self.config.head}, which says no tokens.")
         config = self.config
@@ -215,6 +221,8 @@ class Model(Stack):
         if config.logit_scale != 1.0:
             hidden = hidden * config.logit_scale
         logits = self.lm_head(hidden)
+        if self.token_rows is not None:
+            logits = self.token_rows.say(hidden, logits, getattr(self.lm_head, "bias", None), owners)
         if self.logits_bias is not None:
             logits = logits + self.logits_bias
         if config.logit_softcap is not None:
@@ -275,7 +283,8 @@ class Model(Stack):
                     f"Token {high if high >= self.config.vocab_size else low} is not in the model's vocabulary of "
                     f"{self.config.vocab_size}: model and tokenizer do not fit."
                 )
-        return self.embed_tokens(ids)
+        embedded = self.embed_tokens(ids)
+        return embedded if self.token_rows is None else self.token_rows.embed(ids, embedded)
 
     def _counted(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
         """The positions (B, T) of a family that counts tokens, not slots; None for all others."""

@@ -143,22 +143,21 @@ def adapt(
 
     Raises InputError where it cannot be put there, or could not be written for PEFT.
     """
-    if model.added and (tasks or adapter.method in PROMPTS):
+    if model.added and adapter.method in PROMPTS:
         shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
-        who = "tasks: several adapters leave" if tasks else f"adapter.method: {adapter.method} leaves"
         raise InputError(
-            f"{who} the embedding as it is, and the new tokens {shown} could never learn; take another method in a "
-            "stage before, or leave the tokens out."
+            f"adapter.method: {adapter.method} leaves the embedding as it is, and the new tokens {shown} could never "
+            "learn; take another method in a stage before, or leave the tokens out."
         )
+    learned = set(model.added)
+    if adapter.learns_special_tokens(model.config.head):
+        learned |= tokenizer.special_ids
     if tasks:
-        Mixture.begin(model, tasks, adapter, seed=seed, tokenizer=tokenizer)
+        Mixture.begin(model, tasks, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
         return
     apply(model, adapter, seed=seed, tokenizer=tokenizer)
     layers = file_layers(model.config)
     check_writable(layers, group(layers, dict(adapters(model))))
-    learned = set(model.added)
-    if adapter.learns_special_tokens(model.config.head):
-        learned |= tokenizer.special_ids
     learn_rows(model, sorted(learned))
 
 

@@ -9,7 +9,7 @@ learned are left out altogether.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,11 +17,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from quatrain.models.cross_entropy import PORTION, portions
 from quatrain.models.heads import IGNORE, check_token_labels, token_loss
 from quatrain.models.stack import Model
+from quatrain.models.token_rows import LearnedRows
 
 Mode = bool | Literal["auto"]
 
@@ -79,13 +81,14 @@ def _loss(model: Model, hidden: Tensor, labels: Tensor, *, summed: bool) -> Tens
     states, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).long()
     if len(rows) < len(wanted):
         states, wanted = states[rows], wanted[rows]
-    if type(model.lm_head) is not nn.Linear:
-        losses = _by_parts(model, states, wanted)
+    if type(model.lm_head) is not nn.Linear or not isinstance(model.token_rows, LearnedRows | None):
+        owners = rows // labels.shape[-1] if labels.dim() == 2 else None
+        losses = _by_parts(model, states, wanted, owners)
     else:
         head = _Head.of(model, states)
         if summed and states.dtype != torch.float16:
-            return _Summed.apply(head.states, head.weight, head.bias, wanted, head.softcap, torch.is_grad_enabled())
-        losses = _PerRow.apply(head.states, head.weight, head.bias, wanted, head.softcap)
+            return _Summed.apply(*head.tensors(), wanted, head.softcap, torch.is_grad_enabled())
+        losses = _PerRow.apply(*head.tensors(), wanted, head.softcap)
     if summed:
         return losses.sum()
     return torch.zeros(labels.numel(), device=losses.device).index_put((rows,), losses).view(labels.shape)
@@ -93,12 +96,20 @@ def _loss(model: Model, hidden: Tensor, labels: Tensor, *, summed: bool) -> Tens
 
 @dataclass(frozen=True)
 class _Head:
-    """A plain language head: softcap(states W^T + bias), the model's own scale already in the states."""
+    """A plain language head: softcap(states W^T + bias), the model's own scale already in the states; of the tokens
+    `index` (K) the rows of W are those of `table` (K, C), where there is one.
+    """
 
     states: Tensor
     weight: Tensor
     bias: Tensor | None
+    table: Tensor | None
+    index: Tensor | None
     softcap: float | None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What the losses have gradients of, and the index."""
+        return self.states, self.weight, self.bias, self.table, self.index
 
     @staticmethod
     def of(model: Model, states: Tensor) -> _Head:
@@ -112,17 +123,22 @@ class _Head:
         if isinstance(model.logits_bias, Tensor):
             fixed = model.logits_bias[0]
             bias = fixed if bias is None else bias + fixed
-        return _Head(states, linear.weight, bias, config.logit_softcap)
+        rows = model.token_rows
+        table: Tensor | None = None
+        index: Tensor | None = None
+        if isinstance(rows, LearnedRows) and rows.said is not None:
+            table, index = rows.said.to(states.dtype), rows.index
+        return _Head(states, linear.weight, bias, table, index, config.logit_softcap)
 
 
-def _by_parts(model: Model, states: Tensor, labels: Tensor) -> Tensor:
+def _by_parts(model: Model, states: Tensor, labels: Tensor, owners: Tensor | None) -> Tensor:
     """Losses (N) under any head at all (adapted, quantized): each part is said anew for the backward pass."""
 
-    def said(part: Tensor, wanted: Tensor) -> Tensor:
-        return token_loss(model.say(part), wanted)
+    def said(rows: slice) -> Tensor:
+        return token_loss(model.say(states[rows], None if owners is None else owners[rows]), labels[rows])
 
     slices = _slices(len(labels), model.config.vocab_size, states.device)
-    parts = [checkpoint(said, states[rows], labels[rows], use_reentrant=False) for rows in slices]
+    parts = [checkpoint(said, rows, use_reentrant=False) for rows in slices]
     return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
 
 
@@ -142,8 +158,8 @@ def _tokens(weight: Tensor) -> list[slice]:
 class _Chunks:
     """Logits of one chunk of rows after another before any soft cap, each in the memory of the one before."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.bias = weight, bias
+    def __init__(self, weight: Tensor, bias: Tensor | None, table: Tensor | None, index: Tensor | None):
+        self.weight, self.bias, self.table, self.index = weight, bias, table, index
         self._logits = weight.new_empty(0)
 
     def of(self, states: Tensor) -> Tensor:
@@ -157,6 +173,9 @@ class _Chunks:
                 torch.mm(states, self.weight[tokens].mT, out=logits[:, tokens])
             else:
                 torch.addmm(self.bias[tokens], states, self.weight[tokens].mT, out=logits[:, tokens])
+        if self.table is not None and self.index is not None:
+            bias = None if self.bias is None else self.bias[self.index]
+            logits.index_copy_(1, self.index, F.linear(states, self.table, bias))
         return logits
 
 
@@ -188,20 +207,32 @@ def _measure(logits: Tensor, labels: Tensor, softcap: float | None, outer: Tenso
 
 
 class _Gradients:
-    """The gradients of hidden states, weight and bias, added up over chunks; narrow weights in float32."""
+    """The gradients of hidden states, weight, bias and table, added up over chunks; narrow weights in float32."""
 
-    def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, bool, bool]):
-        self.states = torch.empty_like(states) if needed[0] else None
-        self.weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
-        self.bias = torch.zeros_like(bias, dtype=torch.float32) if needed[2] and bias is not None else None
-        self._dtypes = weight.dtype, None if bias is None else bias.dtype
+    def __init__(self, inputs: Sequence[Tensor | None], index: Tensor | None, needed: Sequence[bool]):
+        states, *parameters = inputs
+        self.states = torch.empty_like(states) if needed[0] and states is not None else None
+        self.weight, self.bias, self.table = (
+            torch.zeros_like(each, dtype=torch.float32) if need and each is not None else None
+            for each, need in zip(parameters, needed[1:], strict=True)
+        )
+        self._dtypes = [None if each is None else each.dtype for each in parameters]
+        self._rows, self._index = parameters[2], index
 
     def add(self, rows: slice, states: Tensor, weight: Tensor, logits: Tensor) -> None:
         """Takes in the gradient of a chunk's logits (n, V)."""
         if self.bias is not None:
             self.bias += logits.sum(0, dtype=torch.float32)
+        own = None
+        if self._rows is not None and self._index is not None:  # these columns are none of the weight's
+            own = logits[:, self._index]
+            logits.index_fill_(1, self._index, 0.0)
+            if self.table is not None:
+                self.table += own.mT @ states[rows]
         if self.states is not None:
             torch.mm(logits, weight, out=self.states[rows])
+            if own is not None and self._rows is not None:
+                self.states[rows].addmm_(own, self._rows)
         if self.weight is None:
             return
         for tokens in _tokens(weight):
@@ -217,14 +248,15 @@ class _Gradients:
         for into, part in zip(total.split(rows), found.split(rows), strict=True):
             into.add_(part)
 
-    def ends(self, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The three, times a factor, in the dtypes of what they are gradients of."""
+    def ends(self, factor: Tensor | None = None) -> list[Tensor | None]:
+        """The four, times a factor, in the dtypes of what they are gradients of."""
+        parameters = (self.weight, self.bias, self.table)
         if factor is not None and float(factor) != 1.0:
-            for gradient in (self.states, self.weight, self.bias):
+            for gradient in (self.states, *parameters):
                 if gradient is not None:
                     gradient.mul_(factor)
-        weight = None if self.weight is None else self.weight.to(self._dtypes[0])
-        return self.states, weight, None if self.bias is None else self.bias.to(self._dtypes[1])
+        made = zip(parameters, self._dtypes, strict=True)
+        return [self.states, *(None if gradient is None else gradient.to(dtype) for gradient, dtype in made)]
 
 
 class _Summed(torch.autograd.Function):
@@ -236,14 +268,16 @@ class _Summed(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        table: Tensor | None,
+        index: Tensor | None,
         labels: Tensor,
         softcap: float | None,
         learning: bool,
     ) -> Tensor:
-        needed = ctx.needs_input_grad[:3] if learning else (False, False, False)
-        gradients = _Gradients(states, weight, bias, needed)
+        needed = ctx.needs_input_grad[:4] if learning else (False,) * 4
+        gradients = _Gradients((states, weight, bias, table), index, needed)
         total, ones = torch.zeros((), device=states.device), torch.ones(len(labels), device=states.device)
-        chunks = _Chunks(weight, bias)
+        chunks = _Chunks(weight, bias, table, index)
         for rows in _slices(len(labels), weight.shape[0], states.device):
             logits = chunks.of(states[rows])
             total += _measure(logits, labels[rows], softcap, ones[rows] if any(needed) else None).sum()
@@ -258,7 +292,7 @@ class _Summed(torch.autograd.Function):
             raise RuntimeError("the gradients of a summed loss are there once; its graph cannot be gone through again")
         found = ctx.gradients.ends(outer[0])
         ctx.gradients = None
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)
 
 
 class _PerRow(torch.autograd.Function):
@@ -266,22 +300,29 @@ class _PerRow(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        table: Tensor | None,
+        index: Tensor | None,
+        labels: Tensor,
+        softcap: float | None,
     ) -> Tensor:
-        found, chunks = torch.empty(len(labels), device=states.device), _Chunks(weight, bias)
+        found, chunks = torch.empty(len(labels), device=states.device), _Chunks(weight, bias, table, index)
         for rows in _slices(len(labels), weight.shape[0], states.device):
             found[rows] = _measure(chunks.of(states[rows]), labels[rows], softcap, None)
-        ctx.save_for_backward(states, weight, bias, labels)
+        ctx.save_for_backward(states, weight, bias, table, index, labels)
         ctx.softcap = softcap
         return found
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias, labels = ctx.saved_tensors
-        gradients, weights = _Gradients(states, weight, bias, ctx.needs_input_grad[:3]), outer[0].float()
-        chunks = _Chunks(weight, bias)
+        states, weight, bias, table, index, labels = ctx.saved_tensors
+        gradients = _Gradients((states, weight, bias, table), index, ctx.needs_input_grad[:4])
+        chunks, weights = _Chunks(weight, bias, table, index), outer[0].float()
         for rows in _slices(len(labels), weight.shape[0], states.device):
             logits = chunks.of(states[rows])
             _measure(logits, labels[rows], ctx.softcap, weights[rows])
             gradients.add(rows, states, weight, logits)
-        return (*gradients.ends(), None, None)
+        return (*gradients.ends(), None, None, None)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from quatrain.adaptation.apply import apply, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
-from quatrain.adaptation.token_rows import learn_rows, row_weights
+from quatrain.adaptation.token_rows import learn_rows
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear, in_strips
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
@@ -83,9 +83,7 @@ def forecast(
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live, torch.random.fork_rng(devices=[]):
         model = _model(config, adapter, device, special)
         trainable, total, _ = trainable_report(model)
-        rows_alone = row_weights(model).keys()
-        learning = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-        own = 0 if adapter is None else sum(size for name, size in learning.items() if name not in rows_alone)
+        own = 0 if adapter is None else trainable
         weights = Precision(model, DTYPES[precision])
         optimizers = make_optimizers(weights.masters, settings, dtype=DTYPES[precision])
         static = live.now

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -112,12 +112,12 @@ def parted_like(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def make_optimizers(
-    trainable: dict[str, nn.Parameter], settings: TrainSettings, *, dtype: torch.dtype, undecayed: Container[str] = ()
+    trainable: dict[str, nn.Parameter], settings: TrainSettings, *, dtype: torch.dtype
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of the parameters that learn, by name, as `settings.optimizer` says.
 
     Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices
-    decay, and of those none named in `undecayed`. `dtype` is that of Muon's iteration. With `paged`, AdamW's states
+    decay. `dtype` is that of Muon's iteration. With `paged`, AdamW's states
     stay in host memory; parameters on the CPU have theirs there anyway.
     """
     muon = {
@@ -138,7 +138,7 @@ def make_optimizers(
             )
         )
     rest = {name: parameter for name, parameter in trainable.items() if name not in muon}
-    decayed = {name for name, parameter in rest.items() if parameter.dim() >= 2 and name not in undecayed}
+    decayed = {name for name, parameter in rest.items() if parameter.dim() >= 2}
     groups: list[dict[str, Any]] = [
         {"params": [rest[name] for name in rest if name in decayed], "weight_decay": settings.weight_decay},
         {"params": [rest[name] for name in rest if name not in decayed], "weight_decay": 0.0},

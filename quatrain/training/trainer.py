@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.adaptation.token_rows import row_weights
 from quatrain.errors import QuatrainError
 from quatrain.models.stack import Model
 from quatrain.training import guards, memory, saving
@@ -133,17 +132,13 @@ class Trainer:
         state, tensors = saving.find(self)
         self.weights = Precision(self.model, self.parallel.shard(self.gradients.whole_way, self.dtype))
         self.scaler = self._make_scaler(state)
-        # Decay would move the frozen rows of an embedding.
-        undecayed = row_weights(self.model)
         devices = [self.device] if self.device.type == "cuda" else []
         self.compiled = Compiled(self.model, self.settings.compile)
         if self.settings.paged and self.device.type == "cpu":
             self.hooks.warn("train.paged changes nothing on a CPU: the optimizer's states are in its memory already.")
         try:
             self.gradients.start(self.weights, self.scaler, self.compiled, self.hooks.warn)
-            self.optimizers = make_optimizers(
-                self.weights.masters, self.settings, dtype=self.dtype, undecayed=undecayed
-            )
+            self.optimizers = make_optimizers(self.weights.masters, self.settings, dtype=self.dtype)
             if state is not None:
                 saving.restore(self, state, tensors)
             with (

@@ -6,12 +6,13 @@ import torch
 from quatrain.adaptation import peft_files
 from quatrain.adaptation.apply import apply, merge_all, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
-from quatrain.adaptation.token_rows import learn_rows, learned_rows, row_weights
+from quatrain.adaptation.token_rows import learn_rows, learned_rows, stop_learning_rows
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
-from quatrain.text.batches import TokenExample
+from quatrain.text.batches import TokenExample, pad
+from quatrain.training.chunked_loss import chunking
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import ExampleStream
@@ -44,24 +45,53 @@ def trained(model, precision="float32"):
     return model
 
 
+def moved(model, before, part):
+    old, new = (getattr(each, part).weight.detach() for each in (before, model))
+    return [row for row in range(30) if not torch.equal(old[row], new[row])]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_the_chosen_rows_move(precision, tied):
-    before = adapted(tied=tied).embed_tokens.weight.detach().clone()
-    model = trained(adapted(tied=tied), precision)
-    after = model.embed_tokens.weight.detach()
-    moved = [row for row in range(30) if not torch.equal(before[row], after[row])]
-    assert moved == list(IDS)
-    head = model.lm_head.weight.detach()
-    old = adapted(tied=tied).lm_head.weight.detach()
-    assert {row for row in range(30) if not torch.equal(old[row], head[row])} == set(IDS)
+    before, model = adapted(tied=tied), trained(adapted(tied=tied), precision)
+    assert set(learned_rows(model).tables()) == ({"embed_tokens"} if tied else {"embed_tokens", "lm_head"})
+    for part in ("embed_tokens", "lm_head"):
+        assert moved(model, before, part) == []
+    ids = torch.tensor([[1, 3, 17, 5, 3]])
+    with torch.no_grad():
+        as_rows, _ = model(ids)
+        stop_learning_rows(model)
+        as_matrix, _ = model(ids)
+    torch.testing.assert_close(as_rows, as_matrix, atol=1e-6, rtol=0)
+    for part in ("embed_tokens", "lm_head"):
+        assert moved(model, before, part) == list(IDS)
+
+
+@pytest.mark.parametrize("chunks", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_row_learns_as_it_would_in_a_matrix_that_learns_whole(tied, chunks):
+    """The gradients are those of the rows of the whole matrices, and nothing else has one."""
+    whole, model = adapted(tied=tied), adapted(tied=tied)
+    model.requires_grad_(False)
+    learn_rows(model, IDS)
+    ids = torch.tensor([[1, 3, 17, 5, 3], [3, 3, 29, 17, 2]])
+    batch = pad([TokenExample(row, [True] * 5) for row in ids.tolist()], 0)
+    for each in (whole, model):
+        with chunking(chunks):
+            Causal().loss(each, batch)[0].backward()
+    for part, table in learned_rows(model).tables().items():
+        wanted = getattr(whole, part).weight.grad[list(IDS)]
+        torch.testing.assert_close(table.grad, wanted, atol=1e-5, rtol=1e-5)
+    assert {name for name, each in model.named_parameters() if each.grad is not None} == {
+        f"token_rows.{part}" for part in learned_rows(model).tables()
+    }
 
 
 def test_what_learns_whole_is_left_to_it():
     model = adapted(tied=False)
     apply(model, AdapterSettings(rank=4, modules_to_save=("lm_head",)), seed=0)
     learn_rows(model, IDS)
-    assert set(row_weights(model)) == {"embed_tokens.weight"}
+    assert set(learned_rows(model).tables()) == {"embed_tokens"}
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
     assert model.lm_head.weight.grad[4].abs().sum() > 0
 
@@ -77,7 +107,7 @@ def test_the_report_counts_the_rows_alone():
 def test_merging_ends_it():
     model = trained(adapted())
     merge_all(model)
-    assert learned_rows(model) == ()
+    assert learned_rows(model) is None
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
     assert model.embed_tokens.weight.grad[4].abs().sum() > 0
 

@@ -56,16 +56,16 @@ def test_rank_and_targets_are_heard(folder: Path, capsys: pytest.CaptureFixture[
     assert trainable("--rank", "4", "--targets", "q_proj", "--targets", "o_proj") == 2 * 2 * 4 * (64 + 64)
 
 
-def test_rows_of_special_tokens_cost_the_embedding_a_gradient(
+def test_rows_of_special_tokens_cost_themselves_alone(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_rows = planned(capsys, str(folder), "--method", "lora", *SMALL)["method"]
     without = planned(capsys, str(folder), "--method", "lora", *SMALL, *NONE)["method"]
-    both = 2 * 4 * 300 * 64  # the embedding's rows, and those of the head, which is not tied to it
+    both = 2 * 4 * 64  # no tokenizer is there: one row of the embedding stands for all, and one of the head's own
     assert with_rows["memory"]["gradients"] - without["memory"]["gradients"] == both
-    assert with_rows["memory"]["optimizer"] - without["memory"]["optimizer"] == 2 * both
-    assert with_rows["memory"]["adapter"] == without["memory"]["adapter"]
-    assert with_rows["trainable"] - without["trainable"] == 2 * 64  # no tokenizer is there: one row stands for all
+    assert 2 * both <= with_rows["memory"]["optimizer"] - without["memory"]["optimizer"] < 3 * both
+    assert with_rows["memory"]["adapter"] - without["memory"]["adapter"] == both
+    assert with_rows["trainable"] - without["trainable"] == 2 * 64
 
 
 def test_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,15 +119,26 @@ def test_new_tokens_learn_with_every_weight(tmp_path: Path) -> None:
     assert model.config.vocab_size == tokenizer.vocab_size and tokenizer.token_to_id("<sql>") is not None
 
 
-def test_tasks_that_share_an_embedding_cannot_teach_new_tokens(tmp_path: Path) -> None:
-    base = base_of(tmp_path / "base", tied=True)
-    source = tmp_path / "chats.jsonl"
-    source.write_text(json.dumps({"messages": [{"role": "user", "content": "say film"},
-                                               {"role": "assistant", "content": "film"}]}) + "\n")  # fmt: skip
-    text = RECIPE.format(chats=source, base=base, adapter='adapter = { method = "lora" }', steps=2)
-    text += f'[stage.tasks]\none = {{ source = "{source}", validation = 0.0 }}\n'
-    with pytest.raises(InputError, match=r"tasks: several adapters leave .*<sql>"):
-        quatrain.run(loads(text), runs_dir=tmp_path / "runs", reporter=SilentReporter())
+@pytest.mark.parametrize("tied", [True, False])
+def test_tasks_teach_new_tokens_each_by_rows_of_its_own(tied: bool, tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", tied=tied)
+    names = {"one": "film", "other": "river"}
+    for name, word in names.items():
+        chat = {"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(chat) + "\n")
+    source = tmp_path / "one.jsonl"
+    text = RECIPE.format(chats=source, base=base, adapter='adapter = { method = "lora" }', steps=6) + "[stage.tasks]\n"
+    text += "".join(f'{name} = {{ source = "{tmp_path}/{name}.jsonl", validation = 0.0 }}\n' for name in names)
+    run = quatrain.run(loads(text), runs_dir=tmp_path / "runs", reporter=SilentReporter())
+    model, tokenizer = load_model(run.model)
+    assert tokenizer.token_to_id("<sql>") is not None
+    rows = [model.mixture.members[name].rows for name in names]
+    assert set(tokenizer.special_ids) <= set(rows[0].ids)
+    assert set(rows[0].tables()) == ({"embed_tokens"} if tied else {"embed_tokens", "lm_head"})
+    for one, other in zip(*(each.tables().values() for each in rows), strict=True):
+        assert not torch.equal(one, other)
+    saved = hub.load(run.model / "base").embed_tokens.weight
+    assert torch.equal(saved[: len(hub.load(base).embed_tokens.weight)], hub.load(base).embed_tokens.weight)
 
 
 def test_a_prompt_cannot_teach_new_tokens(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from quatrain.adaptation.apply import apply
 from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adaptation.token_rows import learn_rows
 from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
 from quatrain.models.families.fresh import fresh_config
@@ -149,6 +150,33 @@ def test_an_adapted_head_is_said_in_parts(monkeypatch):
         found = summed_language_loss(model, hidden, labels)
     assert found.item() == pytest.approx(plain.item(), rel=1e-6)
     assert_same(head_gradients(model, hidden, found), expected)
+
+
+@pytest.mark.parametrize("way", ["plain", "summed", "by token"])
+@pytest.mark.parametrize("kind", ["tied", "own", "bias", "scale and softcap and bias", "bart's fixed bias"])
+def test_rows_that_learn_get_what_the_whole_matrix_would(kind, way, monkeypatch):
+    small_chunks(monkeypatch, 5 * 101)
+    whole, model = ready(HEADS[kind]()), ready(HEADS[kind]())
+    ids = [3, 50, 100]
+    model.requires_grad_(False)
+    learn_rows(model, ids)
+    rows = model.token_rows.said
+    with torch.no_grad():
+        rows.normal_(generator=torch.Generator().manual_seed(7))
+        whole.lm_head.weight[ids] = rows
+    hidden, labels = drawn(model, share=0.8)
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
+    outer = torch.ones_like(weights) if way == "summed" else weights
+    plain = (token_loss(whole.say(hidden), labels) * outer).sum()
+    expected = head_gradients(whole, hidden, plain)
+    with chunking(way != "plain"):
+        compute = summed_language_loss if way == "summed" else lambda *of: (language_loss(*of) * outer).sum()
+        found = compute(model, hidden, labels)
+    assert found.item() == pytest.approx(plain.item(), rel=1e-6)
+    own = "embed_tokens" if kind in ("tied", "bias", "scale and softcap and bias", "bart's fixed bias") else "lm_head"
+    matrix = "embed_tokens.weight" if own == "embed_tokens" else "lm_head.weight"
+    wanted = {"hidden": expected["hidden"], f"token_rows.{own}": expected[matrix][ids]}
+    assert_same(head_gradients(model, hidden, found), wanted)
 
 
 def test_a_frozen_head_gets_no_gradient():

@@ -20,10 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from quatrain.adaptation.token_rows import learn_rows, learned_rows, row_weights
 from quatrain.errors import InputError
 from quatrain.training.acceleration import blocks
-from quatrain.training.optimizers import parted_like
 from quatrain.training.parallel.base import Losses
 from quatrain.training.parallel.replicated import Group
 
@@ -39,7 +37,6 @@ class Sharded(Group):
         self.gradient_factor = float(self.size)
         self.mesh = _mesh(device.type, self.size, mode)
         self._modules: list[Any] = []
-        self._chosen: dict[str, Tensor] = {}
 
     def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
         """Parts the weights; each process holds its part in float32 and computes in `dtype`."""
@@ -52,10 +49,6 @@ class Sharded(Group):
             fully_shard(part, mesh=self.mesh, reshard_after_forward=not keep_gathered, mp_policy=policy)
         self._modules = [module for module in losses.modules() if isinstance(module, FSDPModule)]
         self._losses: Any = losses
-        for name, weight in row_weights(losses.model).items():
-            chosen = torch.zeros(weight.shape[0], 1, device=self.device)
-            chosen[list(learned_rows(losses.model))] = 1
-            self._chosen[name] = parted_like(chosen.expand(weight.shape).contiguous(), weight)
         return torch.float32
 
     def wrap(self, losses: Losses) -> nn.Module:
@@ -77,10 +70,7 @@ class Sharded(Group):
             self._losses.set_reshard_after_backward(True)
 
     def synchronise(self, gradients: Sequence[Tensor]) -> None:
-        """FSDP2 has summed all. Rows of an embedding that are to stay lose their gradient, as its hook does not see
-        the parts."""
-        for name, chosen in self._chosen.items():
-            self._losses.model.get_parameter(name).grad.mul_(chosen)
+        """FSDP2 has summed all."""
 
     def norm(self, gradients: Sequence[Tensor]) -> float:
         """The Euclidean norm of all gradients together, over all parts."""
@@ -115,8 +105,6 @@ class Sharded(Group):
             module._forward_hooks.clear()
             module.__class__ = type(module).__bases__[1]
         self._modules = []
-        if rows := learned_rows(self._losses.model):
-            learn_rows(self._losses.model, rows)
 
 
 def full(parameter: nn.Parameter) -> nn.Parameter:
