@@ -7,7 +7,6 @@ likelihood of the chosen answers beside it (RPO, Pang et al. 2024, arXiv 2404.19
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,21 +129,19 @@ def reference_logprobs(
     examples: Sequence[PreferenceExample],
     *,
     batch_tokens: int = 16384,
-    precision: str = "float32",
     pad_id: int = 0,
 ) -> list[PreferenceExample]:
     """The examples with the log-probabilities of their answers under `model`, computed once, before it changes.
 
-    Batches hold pairs of similar length, `batch_tokens` tokens at most. `precision` ("float32" or "bfloat16") is best
-    the trainer's own, so that the first loss is ln 2. The model's mode (training or not) comes back as it was.
+    Batches hold pairs of similar length, `batch_tokens` tokens at most. The model's mode (training or not) comes back
+    as it was.
     """
     was_training = model.training
     model.eval()
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
     done: dict[int, PreferenceExample] = {}
     device = model.device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
-    with torch.inference_mode(), autocast:
+    with torch.inference_mode():
         while order:
             longest = len(examples[order[-1]])
             chunk = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]

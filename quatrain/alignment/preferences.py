@@ -32,14 +32,14 @@ class PairStatistics:
     """Pairs left out because another prompt gave the same."""
     pairs: int = 0
 
+    def __add__(self, other: PairStatistics) -> PairStatistics:
+        """Of both samplings together."""
+        return PairStatistics(**{key: count + getattr(other, key) for key, count in asdict(self).items()})
+
     @property
     def accuracy(self) -> float:
         """Share of the samples that were right."""
         return self.correct / self.samples if self.samples else 0.0
-
-    def as_dict(self) -> dict[str, float]:
-        """All counts and the accuracy."""
-        return asdict(self) | {"accuracy": self.accuracy}
 
 
 def sample_pairs(

@@ -16,7 +16,7 @@ from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.recipe import LEARNING_KINDS
 from quatrain.settings import Settings
-from quatrain.stages.base import Context, StageResult
+from quatrain.stages.base import LOOKS, Context, StageResult
 from quatrain.stages.chats import ANSWERED, Chat, conversations, encode_chats, split
 from quatrain.stages.material import questions_of
 from quatrain.text.batches import TaskExample
@@ -24,8 +24,8 @@ from quatrain.text.corpus import Corpus
 from quatrain.text.settings import DataSettings
 from quatrain.text.sources import parts
 
-LOOKS, SHORT = 3, 5
-"""Samples that are taken of a model that still learns; words of an answer that is right only where it is the same."""
+SHORT = 5
+"""Words of an answer that is right only where it is the same."""
 
 
 def answers(settings: Settings, context: Context) -> bool:

@@ -18,7 +18,7 @@ from quatrain.generation.logits import SamplingParams
 from quatrain.models.stack import Model
 from quatrain.settings import Settings, quote
 from quatrain.stages import answers as answering
-from quatrain.stages.base import Context, StageResult
+from quatrain.stages.base import LOOKS, Context, StageResult
 from quatrain.stages.material import database_path, task_of
 from quatrain.text.tokenizer import Tokenizer
 
@@ -27,9 +27,6 @@ MASK = "[MASK]"
 
 OPENING = 20
 """Characters of a text's beginning that stand in for prompts which the model cannot read."""
-
-LOOKS = 3
-"""Samples of each held-out set that are taken of a model that still learns."""
 
 
 def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:

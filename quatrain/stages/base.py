@@ -38,6 +38,9 @@ STAGES: dict[str, str] = {
 }
 """Kind of stage -> "module:function", imported when the stage starts."""
 
+LOOKS = 3
+"""Samples of each held-out set that are taken of a model that still learns."""
+
 
 @dataclass
 class Context:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
-from quatrain.alignment.preferences import from_chat, sample_pairs
+from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
 from quatrain.alignment.settings import DPOStage
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine
@@ -111,7 +111,7 @@ def _own_pairs(
         Connection(database_path(context, settings)) as connection,
         context.reporter.task("sampling", total=len(questions), unit="question") as task_bar,
     ):
-        totals = {"samples": 0, "correct": 0, "from_gold": 0}
+        total = PairStatistics()
         for start in range(0, len(questions), portion):
             part = questions[start : start + portion]
 
@@ -129,13 +129,11 @@ def _own_pairs(
                 max_new_tokens=limit,
             )
             found += pairs
-            for key in totals:
-                totals[key] += getattr(statistics, key)
+            total += statistics
             task_bar.update(min(start + portion, len(questions)), pairs=len(found))
-    share = totals["correct"] / max(1, totals["samples"])
     return found, [
-        f"{len(found):,} pairs from {totals['samples']:,} samples of {len(questions):,} practice questions, "
-        f"{share:.1%} of them right; the reference answer was chosen in {totals['from_gold']:,}"
+        f"{len(found):,} pairs from {total.samples:,} samples of {total.prompts:,} practice questions, "
+        f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}"
     ]
 
 

@@ -18,7 +18,7 @@ from quatrain.models.repository import ADAPTER_CONFIG
 from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
 from quatrain.stages import streaming
-from quatrain.stages.base import Context, StageResult
+from quatrain.stages.base import LOOKS, Context, StageResult
 from quatrain.stages.chats import split as split_share
 from quatrain.stages.learning import (
     Learning,
@@ -50,9 +50,6 @@ from quatrain.training.tasks import FORMATS, SCORE, make_objective
 
 KINDS = (Text, TaggedText, Window, ChoiceText, SourceTarget, Related)
 """What examples of tasks are."""
-
-LOOKS = 3
-"""Samples that are taken of a model that still learns."""
 
 
 def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:

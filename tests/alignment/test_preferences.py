@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quatrain.alignment.preferences import from_chat, sample_pairs
+from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
 from quatrain.errors import InputError
 from quatrain.generation.engine import Completion, Engine
 from quatrain.models.config import ModelConfig
@@ -72,10 +72,10 @@ def test_counts_gold_and_duplicates():
     assert [(p.prompt, bytes(p.chosen), bytes(p.rejected)) for p in pairs] == [
         ([2], b"yes", b"no"), ([2], b"yes", b"nay"), ([3], b"yes", b"no"),
     ]  # fmt: skip
-    assert statistics.as_dict() == {
-        "prompts": 3, "samples": 6, "correct": 3, "solved": 1, "mixed": 1, "failed": 1, "from_gold": 2, "duplicates": 0,
-        "pairs": 3, "accuracy": 0.5,
-    }  # fmt: skip
+    found = PairStatistics(prompts=3, samples=6, correct=3, solved=1, mixed=1, failed=1, from_gold=2, pairs=3)
+    assert statistics == found and found.accuracy == 0.5
+    twice = PairStatistics(prompts=6, samples=12, correct=6, solved=2, mixed=2, failed=2, from_gold=4, pairs=6)
+    assert found + found == twice and found + PairStatistics() == found
 
 
 def test_equal_pairs_are_kept_once_and_gold_never_meets_itself():
