@@ -7,13 +7,15 @@ that higher ranks learn as fast.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from quatrain.adaptation.layer import Adapted, draw_uniform, plain
+from quatrain.compression.layer import QuantizedLinear
 
 
 class LoRALinear(Adapted):
@@ -38,6 +40,26 @@ class LoRALinear(Adapted):
         with torch.no_grad():
             self.lora_B.zero_()
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, in_features) to (…, out_features)."""
+        if self._goes_together(x):
+            found: Tensor = _Together.apply(x, self.lora_A, self.lora_B, self.base, self.scaling)
+            return found
+        return super().forward(x)
+
+    def _goes_together(self, x: Tensor) -> bool:
+        """Whether one function may do what base and adapter do: nothing between them, one dtype, a base that stays."""
+        if self.method != LoRALinear.method or (self.dropout and self.training):
+            return False
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            return False
+        if not isinstance(self.base, QuantizedLinear) and type(self.base) is not nn.Linear:
+            return False
+        floats = [parameter for parameter in self.base.parameters() if parameter.is_floating_point()]
+        if any(parameter.requires_grad for parameter in floats):
+            return False
+        return all(each.dtype == x.dtype for each in (self.lora_A, self.lora_B, *floats))
+
     def after(self, x: Tensor, result: Tensor) -> Tensor:
         inputs = self.inputs(x)
         if self.dropout:
@@ -57,3 +79,43 @@ class LoRALinear(Adapted):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"
+
+
+class _Together(torch.autograd.Function):
+    """base(x) + scaling * B A x: what the adapter adds goes into the base's own result, and on the way back into its
+    gradient, where PyTorch would write each down and add them in passes of their own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, base: Any, scaling: float) -> Tensor:
+        """x (…, in), A (rank, in), B (out, rank) to (…, out)."""
+        flat = x.reshape(-1, x.shape[-1])
+        quantized = isinstance(base, QuantizedLinear)
+        if not quantized:
+            result = F.linear(flat, base.weight, base.bias)
+        else:
+            result = base.product(flat)
+            if base.bias is not None:
+                result += base.bias.to(result.dtype)
+        thin = F.linear(flat, first) * scaling
+        result.addmm_(thin, second.t())
+        ctx.save_for_backward(x, first, second, thin, None if quantized else base.weight)
+        ctx.layer, ctx.scaling = base if quantized else None, scaling
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x, A and B."""
+        x, first, second, thin, weight = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        inner = (flat @ second) * ctx.scaling
+        of_x = of_first = of_second = None
+        if ctx.needs_input_grad[0]:
+            of_x = flat @ weight if ctx.layer is None else ctx.layer.product_back(flat)
+            of_x = of_x.addmm_(inner, first).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            of_first = inner.t() @ x.reshape(-1, x.shape[-1])
+        if ctx.needs_input_grad[2]:
+            of_second = flat.t() @ thin
+        return of_x, of_first, of_second, None, None

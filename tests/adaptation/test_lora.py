@@ -8,10 +8,14 @@ from torch import nn
 
 from quatrain.adaptation import state
 from quatrain.adaptation.apply import apply, merge_all, trainable_report
+from quatrain.adaptation.dora import DoRALinear
 from quatrain.adaptation.layer import adapters
 from quatrain.adaptation.lora import LoRALinear
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.targets import find_targets
+from quatrain.compression.int4 import Int4Linear
+from quatrain.compression.int8 import Int8Linear
+from quatrain.compression.nf4 import NF4Linear
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
@@ -55,6 +59,65 @@ def adapted(**changes):
 
 
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
+
+BASES = {"plain": nn.Linear, "biased": nn.Linear, "nf4": NF4Linear, "int8": Int8Linear, "int4": Int4Linear}
+
+
+@pytest.mark.parametrize("of_x", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", BASES)
+def test_one_function_does_what_base_and_adapter_do(kind, dtype, of_x, monkeypatch):
+    torch.manual_seed(0)
+    linear = nn.Linear(128, 96, bias=kind in ("biased", "nf4"))
+    base = linear if BASES[kind] is nn.Linear else BASES[kind].from_linear(linear)
+    layer = LoRALinear(base, rank=4, alpha=8.0)
+    with torch.no_grad():
+        layer.lora_A.normal_(0, 0.2)
+        layer.lora_B.normal_(0, 0.2)
+    layer.to(dtype)
+    outer = torch.randn(3, 7, 96)
+
+    def learn(together):
+        calls = []
+        monkeypatch.setattr(LoRALinear, "after", lambda self, *given: calls.append(1) or after(self, *given))
+        if not together:
+            monkeypatch.setattr(LoRALinear, "_goes_together", lambda self, x: False)
+        x = torch.randn(3, 7, 128, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_(of_x)
+        found = layer(x)
+        (found.float() * outer).sum().backward()
+        assert len(calls) == (not together)
+        gradients = [x.grad, layer.lora_A.grad, layer.lora_B.grad]
+        layer.zero_grad()
+        monkeypatch.undo()
+        return [found.detach(), *gradients]
+
+    after = LoRALinear.after
+    mine, theirs = learn(True), learn(False)
+    assert (mine[1] is None) == (theirs[1] is None) == (not of_x)
+    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.02}
+    for one, other in zip(mine, theirs, strict=True):
+        if one is not None:
+            assert one.dtype == dtype
+            torch.testing.assert_close(one, other, **close)
+    assert not of_x or torch.equal(mine[0], theirs[0])  # else a quantized base may take its way without gradients
+
+
+@pytest.mark.parametrize("why", ["dropout", "autocast", "base that learns", "other dtype", "dora"])
+def test_the_one_function_leaves_what_it_cannot_do(why):
+    kind = DoRALinear if why == "dora" else LoRALinear
+    layer = kind(nn.Linear(8, 8), rank=2, alpha=2.0, dropout=0.5 if why == "dropout" else 0.0)
+    layer.draw(torch.Generator().manual_seed(0))
+    x = torch.randn(3, 8)
+    if why == "base that learns":
+        layer.base.requires_grad_(True)
+    if why == "other dtype":
+        layer.base.to(torch.bfloat16)
+        x = x.to(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=why == "autocast"):
+        assert not layer._goes_together(x)
+        layer(x).float().sum().backward()
+    assert layer.lora_B.grad.abs().sum() > 0
+    assert (layer.base.weight.grad is not None) == (why == "base that learns")
 
 
 @given(rank=st.integers(1, 9), alpha=st.sampled_from([1.0, 8.0, 32.0]), bias=st.booleans(), seed=st.integers(0, 99))

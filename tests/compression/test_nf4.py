@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from quatrain.compression import layer as layers
-from quatrain.compression import methods, nf4
+from quatrain.compression import methods, nf4, nf4_kernels
 from quatrain.compression.blockwise import dynamic_code
 from quatrain.compression.nf4 import NF4Linear, dequantized, quantized, scales_of
 from quatrain.errors import InputError
@@ -53,6 +55,56 @@ def test_numbers_and_scales_are_those_of_bitsandbytes(rows: int, columns: int, s
         assert torch.equal(plain, library.dequantize_4bit(packed, state))
     code = torch.tensor(nf4.CODE)
     assert (plain - weight).abs().max() <= code.diff().max() / 2 * found["absmax"].max() + 1e-6 * size
+
+
+@pytest.fixture
+def measured():
+    """What was measured of the kernel is forgotten, before and after."""
+    nf4_kernels.kernel_is_faster.cache_clear()
+    nf4_kernels._imported.cache_clear()
+    yield
+    nf4_kernels.kernel_is_faster.cache_clear()
+    nf4_kernels._imported.cache_clear()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    blocks=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 99),
+)
+def test_the_librarys_kernel_gives_the_same_bits(rows: int, blocks: int, dtype: torch.dtype, seed: int) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    weight = torch.randn(rows, 64 * blocks, generator=torch.Generator().manual_seed(seed))
+    found = quantized(weight, double=False)
+    given = found["weight"], found["absmax"]
+    plain = nf4.looked_up_weights(*given, weight.shape, dtype)
+    assert nf4_kernels.takes(weight.shape, 64)
+    assert torch.equal(nf4_kernels.worked_out(*given, 64, weight.shape, dtype), plain)
+    assert torch.equal(dequantized(*given, weight.shape, dtype), plain)
+
+
+def test_a_kernel_that_disagrees_fails_or_is_missing_is_not_taken(measured, monkeypatch) -> None:
+    weight = torch.randn(8, 128)
+    found = quantized(weight, double=False)
+    plain = nf4.looked_up_weights(found["weight"], found["absmax"], weight.shape, torch.float32)
+
+    def off_by_one_bit(*given: Any) -> torch.Tensor:
+        return nf4.looked_up_weights(given[0], given[1], given[3], given[4]).nextafter(torch.tensor(9.0))
+
+    def failing(*given: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    for broken in (off_by_one_bit, failing):
+        nf4_kernels.kernel_is_faster.cache_clear()
+        monkeypatch.setattr(nf4_kernels, "worked_out", broken)
+        assert torch.equal(dequantized(found["weight"], found["absmax"], weight.shape, torch.float32), plain)
+        assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64)
+    nf4_kernels.kernel_is_faster.cache_clear()
+    nf4_kernels._imported.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64)
 
 
 @settings(max_examples=20, deadline=None)
