@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import llama, random_model
 from torch import nn
 
 from quatrain.adaptation import state
@@ -18,31 +19,9 @@ from quatrain.compression.int8 import Int8Linear
 from quatrain.compression.nf4 import NF4Linear
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
-
-def random_model(config, seed=0):
-    """A model in evaluation mode whose weights are all large enough to matter."""
-    model, generator = Model(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=60,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=32,
-    tie_word_embeddings=True,
-)
+CONFIG = llama(tie_word_embeddings=True)
 
 
 def options(**changes):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_bases import save_random
+from tiny_models import gpt2, llama, save_random
 from torch import Tensor, nn
 
 from quatrain.adaptation import peft_files, state
@@ -22,21 +22,12 @@ from quatrain.adaptation.settings import AdapterSettings
 from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-SHAPE = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 32}  # fmt: skip
-CONFIGS = {
-    "llama": ModelConfig(family="llama", **{**SHAPE, "num_key_value_heads": 2}),
-    "gpt2": ModelConfig(
-        family="gpt2", **SHAPE, position="learned", norm="layer", feed_forward="plain", activation="gelu_tanh",
-        attention_bias="all", feed_forward_bias=True, tie_word_embeddings=True,
-    ),
-}  # fmt: skip
+CONFIGS = {"llama": llama(), "gpt2": gpt2()}
 PUBLIC: dict[str, Any] = {
     "phi3": lambda: transformers.Phi3Config(
         vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

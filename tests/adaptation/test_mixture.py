@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_bases import save_random
+from tiny_models import bloom, gpt2, llama, save_random
 from torch import Tensor
 
 from quatrain.adaptation import peft_files
@@ -23,27 +23,12 @@ from quatrain.generation.engine import Engine
 from quatrain.generation.loading import load_model
 from quatrain.generation.logits import SamplingParams
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.models.vocabulary import resize_vocabulary
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.chunked_loss import chunking, summed_language_loss
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "max_position_embeddings": 48,
-}  # fmt: skip
-PLAIN: dict[str, Any] = {
-    "norm": "layer", "feed_forward": "plain", "activation": "gelu_tanh", "attention_bias": "all",
-    "feed_forward_bias": True, "tie_word_embeddings": True,
-}  # fmt: skip
-CONFIGS = {
-    "llama": ModelConfig(family="llama", **{**SHAPE, "num_key_value_heads": 2}),
-    "gpt2": ModelConfig(family="gpt2", **SHAPE, **PLAIN, position="learned"),
-    "bloom": ModelConfig(
-        family="bloom", **{**SHAPE, "intermediate_size": 128}, **PLAIN, position="alibi", embedding_norm=True
-    ),
-}
+CONFIGS = {"llama": llama(), "gpt2": gpt2(), "bloom": bloom()}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 3}, "dora": {"rank": 2}, "ia3": {}, "bottleneck": {"hidden": 5},
     "prompt": {"length": 5}, "prompt.short": {"method": "prompt", "length": 2}, "prefix": {"length": 3},

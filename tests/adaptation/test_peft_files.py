@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_models import gpt2, llama, save_random
 
 from quatrain.adaptation import peft_files, state
 from quatrain.adaptation.apply import apply
@@ -13,29 +14,9 @@ from quatrain.adaptation.settings import AdapterSettings
 from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
-
-def random_model(config, seed=0):
-    """A model in evaluation mode whose weights are all large enough to matter."""
-    model, generator = Model(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-LLAMA = ModelConfig(
-    family="llama", vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=32,
-)  # fmt: skip
-GPT2 = ModelConfig(
-    family="gpt2", vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=4, max_position_embeddings=32, position="learned", norm="layer", feed_forward="plain",
-    activation="gelu_tanh", attention_bias="all", feed_forward_bias=True, tie_word_embeddings=True,
-)  # fmt: skip
+LLAMA, GPT2 = llama(), gpt2()
 FAMILIES = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(1))
@@ -43,9 +24,7 @@ LABELS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(1
 
 @pytest.fixture
 def base(config, tmp_path):
-    folder = tmp_path / "base"
-    hub.save(random_model(config), folder)
-    return folder
+    return save_random(config, tmp_path / "base")
 
 
 def theirs(base):
@@ -126,7 +105,7 @@ def test_peft_to_ours_logits_and_gradients(config, base, tmp_path, options):
 
 @pytest.fixture
 def adapter(tmp_path):
-    hub.save(random_model(LLAMA), tmp_path / "base")
+    save_random(LLAMA, tmp_path / "base")
     peft_files.save_adapter(ours(tmp_path / "base", ("q_proj",)), tmp_path / "adapter", base_model="../base")
     return tmp_path / "adapter"
 

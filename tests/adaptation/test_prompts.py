@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bases import save_random
+from tiny_models import bloom, gpt2, llama, random_model, save_random
 from torch import nn
 
 from quatrain.adaptation import peft_files, state
@@ -18,21 +18,10 @@ from quatrain.generation.engine import Engine
 from quatrain.generation.loading import load_model
 from quatrain.generation.logits import SamplingParams
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.text.tokenizer import Tokenizer
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "max_position_embeddings": 40,
-}  # fmt: skip
-CONFIGS = {
-    "llama": ModelConfig(family="llama", **{**SHAPE, "num_key_value_heads": 2}),
-    "gpt2": ModelConfig(
-        family="gpt2", **SHAPE, position="learned", norm="layer", feed_forward="plain", activation="gelu_tanh",
-        attention_bias="all", feed_forward_bias=True, tie_word_embeddings=True,
-    ),
-}  # fmt: skip
+CONFIGS = {"llama": llama(), "gpt2": gpt2(max_position_embeddings=40)}
 IDS = torch.randint(1, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(1))
 METHODS: dict[str, dict[str, Any]] = {
@@ -194,17 +183,11 @@ def test_it_begins_as_the_tokens_of_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_slots_stand_next_to_the_text_where_distance_counts(name: str) -> None:
     """ALiBi counts slots between tokens, so that padding must not lie between a prompt and its text."""
-    config = ModelConfig(family="bloom", **SHAPE, position="alibi", norm="layer", feed_forward="plain",
-                         activation="gelu_tanh", attention_bias="all", feed_forward_bias=True,
-                         embedding_norm=True, tie_word_embeddings=True)  # fmt: skip
-    model = Model(config).initialize(seed=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    model = random_model(bloom())
     apply(model, AdapterSettings(method=name, length=5), seed=1)  # type: ignore[arg-type]
     rows = [[3, 7, 9, 4, 8, 2], [5, 6]]
     params = SamplingParams(max_new_tokens=4, temperature=0.0)
-    together = Engine(model.eval()).generate(rows, params)
+    together = Engine(model).generate(rows, params)
     for ids, answer in zip(rows, together, strict=True):
         alone = Engine(model).generate([ids], params)[0]
         assert answer.ids == alone.ids

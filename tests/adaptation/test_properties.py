@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import llama
 from torch import nn
 
 from quatrain.adaptation.apply import OVER_LINEAR, apply, merge_all, trainable_report
@@ -16,7 +17,6 @@ from quatrain.adaptation.layer import adapters
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.targets import find_targets, is_of_head, linear_names
 from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
 TREE = st.recursive(
@@ -41,8 +41,7 @@ def built(tree: Any) -> nn.Module:
 
 def model_with(tree: Any) -> Model:
     """A model whose blocks are any tree of modules."""
-    model = Model(ModelConfig(family="llama", vocab_size=11, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
-                              num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=8))  # fmt: skip
+    model = Model(llama(num_hidden_layers=1))
     model.layers = nn.ModuleList([built({"top": tree})])
     return model
 

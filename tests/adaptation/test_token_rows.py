@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import gpt2, llama, random_model
 
 from quatrain.adaptation import peft_files
 from quatrain.adaptation.apply import apply, merge_all, trainable_report
@@ -9,8 +10,6 @@ from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows, learned_rows, stop_learning_rows
 from quatrain.errors import InputError
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
 from quatrain.text.batches import TokenExample, pad
 from quatrain.training.chunked_loss import chunking
 from quatrain.training.objectives import Causal
@@ -21,17 +20,8 @@ from quatrain.training.trainer import Trainer
 IDS = (3, 17)
 
 
-def adapted(family="llama", tied=True, seed=0):
-    shape = {"position": "learned", "norm": "layer", "feed_forward": "plain", "activation": "gelu_tanh",
-             "attention_bias": "all", "feed_forward_bias": True} if family == "gpt2" else {}  # fmt: skip
-    config = ModelConfig(family=family, vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
-                         tie_word_embeddings=tied, **shape)  # fmt: skip
-    model = Model(config).initialize(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
-    return model
+def base_of(family="llama", tied=True):
+    return random_model({"llama": llama, "gpt2": gpt2}[family](tie_word_embeddings=tied))
 
 
 def trained(model, precision="float32"):
@@ -47,13 +37,13 @@ def trained(model, precision="float32"):
 
 def moved(model, before, part):
     old, new = (getattr(each, part).weight.detach() for each in (before, model))
-    return [row for row in range(30) if not torch.equal(old[row], new[row])]
+    return [row for row in range(60) if not torch.equal(old[row], new[row])]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_the_chosen_rows_move(precision, tied):
-    before, model = adapted(tied=tied), trained(adapted(tied=tied), precision)
+    before, model = base_of(tied=tied), trained(base_of(tied=tied), precision)
     assert set(learned_rows(model).tables()) == ({"embed_tokens"} if tied else {"embed_tokens", "lm_head"})
     for part in ("embed_tokens", "lm_head"):
         assert moved(model, before, part) == []
@@ -71,7 +61,7 @@ def test_only_the_chosen_rows_move(precision, tied):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_row_learns_as_it_would_in_a_matrix_that_learns_whole(tied, chunks):
     """The gradients are those of the rows of the whole matrices, and nothing else has one."""
-    whole, model = adapted(tied=tied), adapted(tied=tied)
+    whole, model = base_of(tied=tied), base_of(tied=tied)
     model.requires_grad_(False)
     learn_rows(model, IDS)
     ids = torch.tensor([[1, 3, 17, 5, 3], [3, 3, 29, 17, 2]])
@@ -88,7 +78,7 @@ def test_a_row_learns_as_it_would_in_a_matrix_that_learns_whole(tied, chunks):
 
 
 def test_what_learns_whole_is_left_to_it():
-    model = adapted(tied=False)
+    model = base_of(tied=False)
     apply(model, AdapterSettings(rank=4, modules_to_save=("lm_head",)), seed=0)
     learn_rows(model, IDS)
     assert set(learned_rows(model).tables()) == {"embed_tokens"}
@@ -97,15 +87,15 @@ def test_what_learns_whole_is_left_to_it():
 
 
 def test_the_report_counts_the_rows_alone():
-    model = adapted()
+    model = base_of()
     apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
     without, *_ = trainable_report(model)
     learn_rows(model, IDS)
-    assert trainable_report(model)[0] == without + len(IDS) * 16
+    assert trainable_report(model)[0] == without + len(IDS) * 32
 
 
 def test_merging_ends_it():
-    model = trained(adapted())
+    model = trained(base_of())
     merge_all(model)
     assert learned_rows(model) is None
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
@@ -116,9 +106,9 @@ def test_merging_ends_it():
 def test_saved_and_loaded_bit_for_bit_and_by_peft(tmp_path, family, tied):
     peft = pytest.importorskip("peft", reason="the reference is not installed")
     transformers = pytest.importorskip("transformers", reason="the reference is not installed")
-    base = adapted(family, tied)
+    base = base_of(family, tied)
     hub.save(base, tmp_path / "base")
-    model = trained(adapted(family, tied)).eval()
+    model = trained(base_of(family, tied)).eval()
     peft_files.save_adapter(model, tmp_path / "adapter", base_model=str(tmp_path / "base"))
     ids = torch.tensor([[1, 3, 17, 5, 3]])
     with torch.no_grad():
@@ -133,5 +123,5 @@ def test_saved_and_loaded_bit_for_bit_and_by_peft(tmp_path, family, tied):
 
 
 def test_ids_past_the_embedding_are_refused():
-    with pytest.raises(InputError, match="0 to 29"):
-        learn_rows(adapted(), [30])
+    with pytest.raises(InputError, match="0 to 59"):
+        learn_rows(base_of(), [60])

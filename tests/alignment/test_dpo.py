@@ -6,38 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import llama, random_model, save_random
 
 from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
 from quatrain.errors import InputError
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
-
-
-def random_model(config, seed=0):
-    """A model in evaluation mode whose weights are all large enough to matter."""
-    model, generator = Model(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=60,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
-
-
-def model(seed=0, **changes):
-    return random_model(CONFIG.with_(**changes), seed)
 
 
 def examples(count, seed=0):
@@ -66,7 +39,7 @@ def logprob_by_hand(network, prompt, answer):
 )
 @settings(max_examples=12, deadline=None)
 def test_loss_equals_the_formula_by_hand(seed, beta, smoothing, sft):
-    policy, reference = model(seed), model(seed + 1)
+    policy, reference = random_model(llama(), seed), random_model(llama(), seed + 1)
     pairs = reference_logprobs(reference, examples(5, seed))
     objective = DPO(beta=beta, label_smoothing=smoothing, sft_weight=sft)
     with torch.no_grad():
@@ -90,7 +63,7 @@ def test_loss_equals_the_formula_by_hand(seed, beta, smoothing, sft):
 
 
 def test_the_first_loss_is_ln_2():
-    network = model()
+    network = random_model(llama())
     pairs = reference_logprobs(network, examples(20), batch_tokens=100)
     objective = DPO()
     total, weight, metrics = objective.loss(network, objective.collate(pairs))
@@ -100,7 +73,7 @@ def test_the_first_loss_is_ln_2():
 
 @pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])
 def test_references_do_not_depend_on_the_batch(batch_tokens):
-    network = model().train()
+    network = random_model(llama()).train()
     pairs = examples(13)
     found = reference_logprobs(network, pairs, batch_tokens=batch_tokens)
     assert network.training
@@ -111,7 +84,7 @@ def test_references_do_not_depend_on_the_batch(batch_tokens):
 
 
 def test_micro_batches_add_up():
-    policy, reference = model(0), model(1)
+    policy, reference = random_model(llama(), 0), random_model(llama(), 1)
     pairs = reference_logprobs(reference, examples(8))
     objective = DPO(sft_weight=0.3)
 
@@ -132,7 +105,7 @@ def test_micro_batches_add_up():
 
 
 def test_training_prefers_the_chosen():
-    network = model()
+    network = random_model(llama())
     pairs = reference_logprobs(network, examples(6))
     objective = DPO(beta=0.1)
     batch = objective.collate(pairs)
@@ -158,7 +131,7 @@ def test_equals_trl(tmp_path):
     Tokenizer.train(["count the apples in the basket now"] * 3, vocab_size=300).save(tmp_path / "policy")
     Tokenizer.load(tmp_path / "policy").save(tmp_path / "reference")
     for name, seed in (("policy", 0), ("reference", 1)):
-        hub.save(model(seed, vocab_size=300), tmp_path / name)
+        save_random(llama(vocab_size=300), tmp_path / name, seed)
     rows = {"prompt": ["count the", "now in", "a"], "chosen": [" apples", " the basket now", " b"],
             "rejected": [" count count", " it", " the basket"]}  # fmt: skip
     arguments = DPOConfig(

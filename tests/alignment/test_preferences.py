@@ -2,22 +2,11 @@
 
 import pytest
 import torch
+from tiny_models import llama, random_model
 
 from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
 from quatrain.errors import InputError
 from quatrain.generation.engine import Completion, Engine
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
-
-
-def random_model(config, seed=0):
-    """A model in evaluation mode whose weights are all large enough to matter."""
-    model, generator = Model(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 class Fixed:
@@ -91,11 +80,7 @@ def test_equal_pairs_are_kept_once_and_gold_never_meets_itself():
 
 
 def test_with_the_real_engine():
-    config = ModelConfig(
-        family="llama", vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
-    engine = Engine(random_model(config), end_ids=list(range(15)))
+    engine = Engine(random_model(llama(vocab_size=30)), end_ids=list(range(15)))
     prompts = [[20 + number] for number in range(8)]
     wanted = []
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import llama
 
 from quatrain.cli import main
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.text.tokenizer import Tokenizer
 
@@ -22,12 +22,11 @@ def make(place: Path, *, kind: str = "bpe", **changes: object) -> Path:
     """A model folder of fresh weights with its tokenizer."""
     tokenizer = Tokenizer.train([f"{TEXT}. " * 9], kind=kind, vocab_size=320, max_length=64)
     settings = {
-        "family": "llama", "vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "tie_word_embeddings": True, "eos_token_id": tokenizer.eos_id,
+        "vocab_size": tokenizer.vocab_size, "intermediate_size": 64, "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.eos_id,
     }  # fmt: skip
     tokenizer.save(place)
-    hub.save(Model(ModelConfig(**(settings | changes))).initialize(seed=0), place)
+    hub.save(Model(llama(**(settings | changes))).initialize(seed=0), place)
     return place
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import llama, random_model
 
 from quatrain.adaptation import peft_files
 from quatrain.adaptation.apply import apply
@@ -15,25 +16,14 @@ from quatrain.adaptation.settings import AdapterSettings
 from quatrain.cli import main
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
 
-CONFIG = ModelConfig(
-    family="llama", vocab_size=60, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=32,
-)  # fmt: skip
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """base, and the adapters one (LoRA) and two (IA3, with a part that learned whole) over it."""
-    model = Model(CONFIG)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            generator = torch.Generator().manual_seed(len(name))
-            parameter.copy_(("norm" in name) + 0.2 * torch.randn(parameter.shape, generator=generator))
-    hub.save(model, tmp_path / "base")
+    hub.save(random_model(llama(), scale=0.1), tmp_path / "base")
     for number, (name, how) in enumerate({
         "one": AdapterSettings(rank=4, alpha=8.0),
         "two": AdapterSettings(method="ia3", modules_to_save=("layers.1.input_layernorm",)),

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import llama
 
 from quatrain.cli import main
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.text.templates import CHATML
 from quatrain.text.tokenizer import Tokenizer
@@ -25,18 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?*;'<>|_\n"
     tokenizer = Tokenizer.train([letters * 3], kind="char", chat_template=CHATML)
     torch.manual_seed(0)
-    config = ModelConfig(
-        family="llama",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        eos_token_id=tokenizer.eos_id,
-        bos_token_id=tokenizer.bos_id,
-    )
+    config = llama(
+        vocab_size=tokenizer.vocab_size, intermediate_size=64, num_attention_heads=2, max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_id, bos_token_id=tokenizer.bos_id,
+    )  # fmt: skip
     tokenizer.save(place)
     hub.save(Model(config), place)
     return place
@@ -196,10 +188,7 @@ def test_evaluate_runs_the_sql_that_a_model_says(
     chats = tmp_path / "chats"
     texts = ["Answer with one SQLite statement. select count(*) from pets where age > 3"] * 9
     tokenizer = Tokenizer.train(texts, kind="bpe", vocab_size=330, chat_template="chatml")
-    config = ModelConfig(
-        family="llama", vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
-    )  # fmt: skip
+    config = llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
     hub.save(Model(config).initialize(0), chats)
     tokenizer.save(chats)
     with sqlite3.connect(tmp_path / "zoo.sqlite") as database:

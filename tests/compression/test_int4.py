@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import llama, random_model
 from torch import nn
 
 from quatrain.compression import files, int4, int4_kernels, methods
@@ -17,23 +18,10 @@ from quatrain.compression.int4 import GROUPS, Int4Linear
 from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
 
-CONFIG = ModelConfig(
-    family="llama", vocab_size=60, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=32,
-)  # fmt: skip
+CONFIG = llama(hidden_size=128, intermediate_size=192)
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def small(**changes: object) -> Model:
-    model, generator = Model(CONFIG.with_(**changes)).initialize(0), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 def linear(inputs: int, outputs: int, bias: bool = False, seed: int = 0) -> nn.Linear:
@@ -178,17 +166,17 @@ def test_the_order_of_cuda_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_group_is_the_largest_that_fits_and_others_stay(tmp_path: Path) -> None:
-    model = small()  # 128 and 192 inputs: 64 divides both
+    model = random_model(CONFIG)  # 128 and 192 inputs: 64 divides both
     names = methods.quantize(model, "int4")
     assert len(names) == 14 and {model.get_submodule(name).group for name in names} == {64}
-    some = small()
+    some = random_model(CONFIG)
     names = methods.quantize(some, "int4", group=128)
     assert len(names) == 12 and type(some.layers[0].mlp.down_proj) is nn.Linear
     hub.save(some, tmp_path)
     again, _ = load_model(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(IDS)[0], some(IDS)[0])
-    odd = small(hidden_size=48, head_dim=12, intermediate_size=80)
+    odd = random_model(llama(hidden_size=48, intermediate_size=80))
     with pytest.raises(InputError, match="none is of a size"):
         methods.quantize(odd, "int4")
     hub.save(odd, tmp_path / "odd")
@@ -199,7 +187,7 @@ def test_the_group_is_the_largest_that_fits_and_others_stay(tmp_path: Path) -> N
 
 
 def test_a_folder_written_while_the_kernel_holds_the_weight_is_the_same(tmp_path: Path, taken: None) -> None:
-    model = small()
+    model = random_model(CONFIG)
     methods.quantize(model, "int4")
     hub.save(model, tmp_path / "before")
     with torch.inference_mode():
@@ -215,7 +203,7 @@ def test_a_folder_written_while_the_kernel_holds_the_weight_is_the_same(tmp_path
 
 
 def test_other_groups_are_refused_by_name(tmp_path: Path) -> None:
-    model = small()
+    model = random_model(CONFIG)
     methods.quantize(model, "int4")
     hub.save(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
@@ -229,4 +217,4 @@ def test_other_groups_are_refused_by_name(tmp_path: Path) -> None:
         changed = copy.deepcopy(config)
         changed["config_groups"]["group_0"]["weights"] |= change
         with pytest.raises(InputError, match=part):
-            files.prepare(small(), {"quantization_config": changed})
+            files.prepare(random_model(CONFIG), {"quantization_config": changed})

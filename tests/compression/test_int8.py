@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import gpt2, llama, random_model
 from torch import nn
 
 from quatrain.adaptation.apply import apply
@@ -15,36 +16,11 @@ from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.settings import DecoderFamily, ModelSettings
 from quatrain.models.stack import Model
 
-
-def random_model(config, seed=0):
-    """A model in evaluation mode whose weights are all large enough to matter."""
-    model, generator = Model(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=100,
-    hidden_size=64,
-    intermediate_size=90,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
-IDS = torch.randint(0, 100, (2, 13), generator=torch.Generator().manual_seed(0))
-
-
-def model(**changes):
-    return random_model(CONFIG.with_(**changes))
+CONFIG = llama(hidden_size=64, intermediate_size=90)
+IDS = torch.randint(0, 60, (2, 13), generator=torch.Generator().manual_seed(0))
 
 
 @given(
@@ -110,7 +86,7 @@ def test_a_way_that_disagrees_is_never_taken(monkeypatch):
 
 
 def test_quantized_model_is_near_and_smaller():
-    plain, small = model(), model()
+    plain, small = random_model(CONFIG), random_model(CONFIG)
     names = methods.quantize(small, "int8")
     assert len(names) == 14 and isinstance(small.lm_head, nn.Linear)
     with torch.no_grad():
@@ -134,7 +110,7 @@ def test_packing_equals_compressed_tensors(out, columns, seed):
 
 
 def test_engine_speaks_int8(tmp_path):
-    small = model()
+    small = random_model(CONFIG)
     methods.quantize(small, "int8")
     hub.save(small, tmp_path)
     engine = Engine.load(tmp_path)
@@ -156,7 +132,7 @@ def test_the_families_that_a_recipe_refuses_are_those_without_int8_files(name, t
 
 
 def test_dequantized_model_says_the_same():
-    small = model()
+    small = random_model(CONFIG)
     names = methods.quantize(small, "int8")
     with torch.no_grad():
         expected = small(IDS)[0]
@@ -165,7 +141,7 @@ def test_dequantized_model_says_the_same():
 
 
 def test_bfloat16_and_autocast():
-    small = model()
+    small = random_model(CONFIG)
     methods.quantize(small, "int8")
     with torch.no_grad():
         expected = small(IDS)[0]
@@ -174,35 +150,28 @@ def test_bfloat16_and_autocast():
 
 
 def test_what_cannot_be_quantized_is_told(tmp_path):
-    small = model()
+    small = random_model(CONFIG)
     apply(small, AdapterSettings(rank=2, alpha=2.0, dropout=0.0, targets="q_proj"))
     with pytest.raises(InputError, match="Merge the adapters"):
         methods.quantize(small, "int8")
-    twice = model()
+    twice = random_model(CONFIG)
     methods.quantize(twice, "int8")
     with pytest.raises(InputError, match="No linear layer is left"):
         methods.quantize(twice, "int8")
-    broken = model()
+    broken = random_model(CONFIG)
     with torch.no_grad():
         broken.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(InputError, match="not finite"):
         methods.quantize(broken, "int8")
-    fused = {
-        "family": "gpt2",
-        "position": "learned",
-        "norm": "layer",
-        "feed_forward": "plain",
-        "num_key_value_heads": 4,
-    }
-    gpt2 = model(**fused, attention_bias="all", feed_forward_bias=True)
-    methods.quantize(gpt2, "int8")
+    fused = random_model(gpt2())
+    methods.quantize(fused, "int8")
     with pytest.raises(InputError, match="no place for that"):
-        hub.save(gpt2, tmp_path)
+        hub.save(fused, tmp_path)
     assert not (tmp_path / hub.WEIGHTS).exists()
 
 
 def test_other_quantizations_are_refused_by_name(tmp_path):
-    small = model()
+    small = random_model(CONFIG)
     methods.quantize(small, "int8")
     hub.save(small, tmp_path)
     with pytest.raises(InputError, match="loading"):
@@ -219,4 +188,4 @@ def test_other_quantizations_are_refused_by_name(tmp_path):
         ({"config_groups": {}}, "one group"),
     ]:
         with pytest.raises(InputError, match=part):
-            files.prepare(model(), {"quantization_config": wanted | change})
+            files.prepare(random_model(CONFIG), {"quantization_config": wanted | change})

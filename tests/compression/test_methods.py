@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import gpt2, llama, random_model, save_random
 from torch import nn
 
 from quatrain.adaptation.apply import apply, merge_all, trainable_report
@@ -19,28 +20,12 @@ from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
 from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
 
-CONFIG = ModelConfig(
-    family="llama", vocab_size=60, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=32,
-)  # fmt: skip
-GPT2 = ModelConfig(
-    family="gpt2", vocab_size=60, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=4, max_position_embeddings=32, position="learned", norm="layer", feed_forward="plain",
-    activation="gelu_tanh", attention_bias="all", feed_forward_bias=True, tie_word_embeddings=True,
-)  # fmt: skip
+CONFIG = llama(hidden_size=64, intermediate_size=128)
+GPT2 = gpt2(hidden_size=64)
 SHAPES = {(64, 64), (128, 64), (64, 128), (32, 64)}
 """Those of the layers of the first."""
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
-
-
-def small(config: ModelConfig = CONFIG) -> Model:
-    model, generator = Model(config).initialize(0), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -87,7 +72,7 @@ def test_nothing_of_a_weights_size_is_held_between_the_passes(method: str) -> No
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_lora_over_it_learns_and_merges(method: str) -> None:
-    model = small()
+    model = random_model(CONFIG)
     names = methods.quantize(model, method)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     weights = {name: model.get_submodule(name).plain_weight() for name in names}
@@ -119,7 +104,7 @@ def test_a_lora_over_it_learns_and_merges(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_of_a_lora_are_those_over_the_plain_weights(method: str) -> None:
-    quantized, float_model = small(), small()
+    quantized, float_model = random_model(CONFIG), random_model(CONFIG)
     methods.quantize(quantized, method)
     methods.quantize(float_model, method)
     methods.dequantize(float_model)
@@ -141,7 +126,7 @@ def test_gradients_of_a_lora_are_those_over_the_plain_weights(method: str) -> No
 @pytest.mark.parametrize("config", [CONFIG, GPT2], ids=["llama", "gpt2"])
 def test_floats_are_read_straight_into_it(config: ModelConfig, method: str, tmp_path: Path) -> None:
     """The same as quantizing what was read; GPT-2's files fuse and transpose what is quantized."""
-    hub.save(small(config), tmp_path, shard_bytes=50_000)
+    hub.save(random_model(config), tmp_path, shard_bytes=50_000)
     straight, _ = load_model(tmp_path, quantize=method)
     after = hub.load(tmp_path)
     methods.quantize(after, method)
@@ -164,7 +149,7 @@ def test_floats_are_read_straight_into_it(config: ModelConfig, method: str, tmp_
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_is_quantized_while_no_other_float_is_held(method: str, tmp_path: Path) -> None:
     """Beside what is there for good, at no time more than one weight and what rounding it takes."""
-    hub.save(small(CONFIG.with_(num_hidden_layers=6)), tmp_path)
+    save_random(CONFIG.with_(num_hidden_layers=6), tmp_path)
     alive: list[int] = []
     rounded = METHODS[method].rounded
 
@@ -181,7 +166,7 @@ def test_a_weight_is_quantized_while_no_other_float_is_held(method: str, tmp_pat
 
 
 def test_a_word_that_is_no_method_is_refused(tmp_path: Path) -> None:
-    hub.save(small(), tmp_path)
+    save_random(CONFIG, tmp_path)
     with pytest.raises(InputError, match="quantize: 'int3'; must be one of int8, int4, nf4"):
         load_model(tmp_path, quantize="int3")
     assert isinstance(plain(METHODS["int4"](64, 32, group=32)), nn.Linear)
@@ -198,7 +183,7 @@ def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(
 ) -> None:
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     transformers = pytest.importorskip("transformers")
-    model = small(CONFIG.with_(**changes))
+    model = random_model(CONFIG.with_(**changes))
     methods.quantize(model, method)
     hub.save(model, tmp_path)
     again, _ = load_model(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import llama, random_model, save_random
 from torch import nn
 
 from quatrain.compression import layer as layers
@@ -20,24 +21,9 @@ from quatrain.compression.nf4 import NF4Linear, dequantized, quantized, scales_o
 from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
 
-CONFIG = ModelConfig(
-    family="llama", vocab_size=60, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=32,
-)  # fmt: skip
+CONFIG = llama(hidden_size=64, intermediate_size=128)
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
-
-
-def small(folder: Path | None = None) -> Model:
-    model = Model(CONFIG).initialize(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    if folder is not None:
-        hub.save(model, folder)
-    return model
 
 
 @settings(max_examples=40, deadline=None)
@@ -165,7 +151,7 @@ def test_a_product_and_its_gradient_are_those_of_the_plain_weight() -> None:
 
 @pytest.mark.parametrize("double", [True, False])
 def test_saved_and_loaded_bit_for_bit(double: bool, tmp_path: Path) -> None:
-    model = small()
+    model = random_model(CONFIG)
     names = methods.quantize(model, "nf4", double=double)
     assert len(names) == 14 and isinstance(model.lm_head, nn.Linear)
     hub.save(model, tmp_path)
@@ -184,7 +170,7 @@ def test_transformers_reads_our_folder(tmp_path: Path) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    model = small()
+    model = random_model(CONFIG, scale=0.1)
     methods.quantize(model, "nf4")
     hub.save(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
@@ -199,7 +185,7 @@ def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    small(tmp_path / "plain")
+    save_random(CONFIG, tmp_path / "plain")
     how = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "plain", quantization_config=how, device_map="cpu", dtype=torch.float32
@@ -221,7 +207,7 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
 
 
 def test_another_way_to_quantize_is_named(tmp_path: Path) -> None:
-    model = small()
+    model = random_model(CONFIG)
     methods.quantize(model, "nf4")
     hub.save(model, tmp_path)
     path = tmp_path / "config.json"

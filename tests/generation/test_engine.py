@@ -4,51 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import gpt2, llama, random_model, save_random
 
 from quatrain.errors import InputError, QuatrainError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.text import stable_length
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
-
-def random_model(config, seed=0):
-    """A model in evaluation mode whose weights are all large enough to matter."""
-    model, generator = Model(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-LLAMA = ModelConfig(
-    family="llama",
-    vocab_size=120,
-    hidden_size=48,
-    intermediate_size=80,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
-GPT2 = ModelConfig(
-    family="gpt2",
-    vocab_size=120,
-    hidden_size=48,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    max_position_embeddings=64,
-    position="learned",
-    norm="layer",
-    feed_forward="plain",
-    activation="gelu_tanh",
-    attention_bias="all",
-    feed_forward_bias=True,
-    tie_word_embeddings=True,
-)
+LLAMA, GPT2 = llama(vocab_size=120), gpt2(vocab_size=120)
 
 
 class Bytes:
@@ -68,10 +31,6 @@ class Bytes:
 
     def token_to_id(self, token):
         return {"<|end|>": 3}.get(token)
-
-
-def model(config, seed=0):
-    return random_model(config, seed)
 
 
 def prompts(count, seed=0, low=1, high=20, vocabulary=120):
@@ -112,7 +71,7 @@ def say(text, **params):
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_batched_equals_single(config, temperature):
-    engine = Engine(model(config), end_ids=list(range(5, 30)))
+    engine = Engine(random_model(config), end_ids=list(range(5, 30)))
     params = SamplingParams(max_new_tokens=24, temperature=temperature, seed=3)
     texts = prompts(17)
     together = engine.generate(texts, params, batch_size=8)
@@ -127,7 +86,7 @@ def test_batched_equals_single(config, temperature):
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_cached_equals_uncached_and_logprobs_are_the_models_own(config):
-    network = model(config)
+    network = random_model(config)
     engine = Engine(network, end_ids=[])
     for temperature in (0.0, 0.7):
         for prompt, completion in zip(
@@ -148,7 +107,7 @@ def test_greedy_equals_transformers_generate(config, tmp_path):
 
     from quatrain.models import hub
 
-    hub.save(model(config), tmp_path)
+    save_random(config, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ours = Engine(hub.load(tmp_path), end_ids=[9, 10])
     for prompt in prompts(6, seed=4):
@@ -164,7 +123,7 @@ def test_greedy_equals_transformers_generate(config, tmp_path):
 
 
 def test_sampling_follows_the_models_distribution():
-    network = model(LLAMA)
+    network = random_model(LLAMA)
     prompt = prompts(1)[0]
     drawn = Engine(network, end_ids=[]).generate(
         [prompt] * 4000, SamplingParams(1, temperature=1.3, top_k=6, seed=0), batch_size=1000
@@ -178,7 +137,7 @@ def test_sampling_follows_the_models_distribution():
 
 
 def test_seeds():
-    engine = Engine(model(LLAMA), end_ids=[])
+    engine = Engine(random_model(LLAMA), end_ids=[])
     text = prompts(1)[0]
     first, again = (engine.generate([text] * 3, SamplingParams(16, 1.0, seed=5)) for _ in range(2))
     assert [each.ids for each in first] == [each.ids for each in again]
@@ -222,7 +181,7 @@ def test_a_special_token_can_be_a_stop_string():
 
 
 def test_stop_strings_in_a_batch_end_their_own_row_only():
-    network = model(LLAMA)
+    network = random_model(LLAMA)
     engine = Engine(network, Bytes())
     params = SamplingParams(20, stop=("a", "e", "i"), temperature=1.0, seed=0)
     texts = prompts(12)
@@ -265,7 +224,7 @@ def test_held_back_text_is_all_that_could_change(text, stop, rest):
 
 
 def test_context_overflow_names_the_counts():
-    engine = Engine(model(LLAMA), end_ids=[])
+    engine = Engine(random_model(LLAMA), end_ids=[])
     with pytest.raises(InputError) as caught:
         engine.generate([[5] * 64, [5], [5] * 70], SamplingParams(1))
     assert caught.value.problems == [
@@ -279,13 +238,13 @@ def test_context_overflow_names_the_counts():
 
 def test_foreign_ids_are_refused():
     with pytest.raises(InputError, match="120 is not in the model's vocabulary of 120"):
-        Engine(model(LLAMA)).generate([[120]], SamplingParams(1))
+        Engine(random_model(LLAMA)).generate([[120]], SamplingParams(1))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_broken_weights_are_told(value, temperature):
-    network = model(LLAMA)
+    network = random_model(LLAMA)
     with torch.no_grad():
         network.norm.weight[3] = value
     with pytest.raises(QuatrainError, match="not finite"):
@@ -293,20 +252,20 @@ def test_broken_weights_are_told(value, temperature):
 
 
 def test_no_prompts_and_empty_prompts():
-    engine = Engine(model(LLAMA), Bytes())
+    engine = Engine(random_model(LLAMA), Bytes())
     assert engine.generate([], SamplingParams(2)) == []
     assert engine.encode("") == [Bytes.bos_id]
     with pytest.raises(InputError, match="prompt is empty"):
-        Engine(model(LLAMA)).encode([])
+        Engine(random_model(LLAMA)).encode([])
     with pytest.raises(InputError, match="tokenizer"):
-        Engine(model(LLAMA)).generate(["hi"])
+        Engine(random_model(LLAMA)).generate(["hi"])
     with pytest.raises(InputError, match="Stop strings"):
-        Engine(model(LLAMA)).generate([[5]], SamplingParams(2, stop=("x",)))
+        Engine(random_model(LLAMA)).generate([[5]], SamplingParams(2, stop=("x",)))
 
 
 def test_prompts_that_are_too_long_are_cut_where_asked():
     limit = LLAMA.max_position_embeddings
-    engine = Engine(model(LLAMA), None, end_ids=[])
+    engine = Engine(random_model(LLAMA), None, end_ids=[])
     params = SamplingParams(max_new_tokens=5)
     prompt = [1, *(3 + i % 7 for i in range(2 * limit))]
     with pytest.raises(InputError, match=str(limit)):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_models import llama
 
 from quatrain.adaptation.apply import apply
 from quatrain.adaptation.peft_files import save_adapter
@@ -12,7 +13,6 @@ from quatrain.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.loading import load_model
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.text.chat import render
 from quatrain.text.tokenizer import Tokenizer
@@ -28,10 +28,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def learned(tokenizer):
     """A model that knows one text and one conversation by heart."""
-    config = ModelConfig(
-        family="llama", vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128,
-    )  # fmt: skip
+    config = llama(vocab_size=tokenizer.vocab_size, hidden_size=64, max_position_embeddings=128)
     model = Model(config).initialize(0)
     messages = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "Seven, naïve ☃."}]
     texts = [torch.tensor([tokenizer.encode(TEXT)]), torch.tensor([render(tokenizer, messages).ids])]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny_models import llama
 from transformers import GenerationConfig
 
 from quatrain.errors import InputError
@@ -10,19 +11,9 @@ from quatrain.generation.constraints import Rules
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.settings import read_settings
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=60000,
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
+CONFIG = llama(vocab_size=60000, hidden_size=8)
 TINY = Model(CONFIG)
 SUMMARIES = {
     "bos_token_id": 0,

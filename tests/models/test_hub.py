@@ -5,36 +5,19 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import gpt2, llama, random_model, save_random
 
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
 
-
-def random_model(config, seed=0):
-    """A model in evaluation mode whose weights are all large enough to matter."""
-    model, generator = Model(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(offset + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-LLAMA = ModelConfig(
-    family="llama", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=48, bos_token_id=1, eos_token_id=[2, 3], pad_token_id=0,
-)  # fmt: skip
-GPT2 = LLAMA.with_(family="gpt2", position="learned", norm="layer", feed_forward="plain", activation="gelu_tanh",
-                   num_key_value_heads=4, attention_bias="all", feed_forward_bias=True)  # fmt: skip
+TOKENS = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
+LLAMA, GPT2 = llama(**TOKENS), gpt2(**TOKENS)
 FAMILIES = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 
 
 @pytest.fixture
 def folder(tmp_path):
-    hub.save(random_model(LLAMA), tmp_path / "model")
-    return tmp_path / "model"
+    return save_random(LLAMA, tmp_path / "model")
 
 
 def change(folder, **values):
@@ -120,15 +103,15 @@ def test_every_wrong_name_and_shape_is_told(folder):
         "model.norm.weight: missing",
         "strange.weight: unexpected",
     ]
-    hub.save(random_model(LLAMA), folder)
+    save_random(LLAMA, folder)
 
     def reshape(tensors):
         tensors["model.norm.weight"] = torch.zeros(31)
-        tensors["lm_head.weight"] = torch.zeros(61, 33)
+        tensors["lm_head.weight"] = torch.zeros(60, 33)
 
     rewrite(folder, reshape)
     problems = sorted(problems_of(folder).problems)
-    assert problems[0].startswith("lm_head.weight: has shape (61, 33), config.json says (61, 32)")
+    assert problems[0].startswith("lm_head.weight: has shape (60, 33), config.json says (60, 32)")
     assert problems[1].startswith("norm.weight: has shape (31,)")
 
 
@@ -170,7 +153,7 @@ def test_broken_config(folder, text):
 def test_what_is_no_model_folder(tmp_path):
     assert "no such model folder" in problems_of(tmp_path / "nothing").message
     assert "no config.json" in problems_of(tmp_path).message
-    hub.save(random_model(LLAMA), tmp_path)
+    save_random(LLAMA, tmp_path)
     (tmp_path / hub.WEIGHTS).unlink()
     assert "no model.safetensors" in problems_of(tmp_path).message
 
@@ -199,13 +182,13 @@ def test_an_unknown_family_is_told_with_the_nearest_first(folder, name, nearest)
 
 
 def test_gpt2_files_without_prefix_and_with_old_buffers(tmp_path):
-    model = random_model(GPT2.with_(tie_word_embeddings=True))
+    model = random_model(GPT2)
     hub.save(model, tmp_path)
 
     def edit(tensors):
         for name in list(tensors):
             tensors[name.removeprefix("transformer.")] = tensors.pop(name)
-        tensors["h.0.attn.bias"] = torch.ones(1, 1, 48, 48)
+        tensors["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
         tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
 
     rewrite(tmp_path, edit)
@@ -221,7 +204,7 @@ def test_a_failed_save_leaves_the_old_folder_whole(folder, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(QuatrainError, match="disk is full"):
-        hub.save(random_model(LLAMA, 1), folder)
+        save_random(LLAMA, folder, seed=1)
     monkeypatch.undo()
     assert (folder / hub.WEIGHTS).read_bytes() == before
     hub.load(folder)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tiny_models import llama
 from torch.nn import functional as F
 
 from quatrain.models import kernels
-from quatrain.models.config import ModelConfig
 from quatrain.models.positions import rotate
 from quatrain.models.stack import Model
 
@@ -120,22 +120,12 @@ def test_blocks_of_causal_attention_compute_no_later_keys(monkeypatch):
 
 
 def test_the_stack_gives_the_same_with_and_without_them(monkeypatch):
-    config = ModelConfig(
-        family="llama",
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-    )
-    ids, labels = torch.randint(0, 40, (2, 20)), torch.randint(0, 40, (2, 20))
+    ids, labels = torch.randint(0, 60, (2, 20)), torch.randint(0, 60, (2, 20))
     found = []
     for own in (True, False):
         if not own:
             monkeypatch.setattr(kernels, "suits", lambda x: False)
-        model = Model(config).initialize(1)
+        model = Model(llama(num_hidden_layers=3)).initialize(1)
         logits, loss = model(ids, labels)
         loss.sum().backward()
         found.append([logits.detach(), *(parameter.grad for parameter in model.parameters())])
@@ -144,17 +134,7 @@ def test_the_stack_gives_the_same_with_and_without_them(monkeypatch):
 
 
 def test_long_texts_take_the_path_that_keeps_no_scores():
-    config = ModelConfig(
-        family="llama",
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-    )
-    model = Model(config)
+    model = Model(llama(num_hidden_layers=1, max_position_embeddings=8192))
 
     def by_hand(length):
         return model._views(None, 0, torch.zeros(1, length, 32), None, None)["full"].by_hand

@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 import torch
+from tiny_models import llama
 
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 
 transformers = pytest.importorskip("transformers")
@@ -117,9 +117,7 @@ def test_dtype_of_the_folder(family, dtype, tmp_path):
 
 
 def test_loss_is_per_token_and_ignores_what_is_not_learned():
-    config = ModelConfig(family="llama", vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32)  # fmt: skip
-    model = Model(config).initialize(0)
+    model = Model(llama(vocab_size=97)).initialize(0)
     labels = LABELS.clone()
     labels[0, 3:7] = -100
     logits, loss = model(IDS, labels)
@@ -132,9 +130,7 @@ def test_loss_is_per_token_and_ignores_what_is_not_learned():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_initial_loss_is_that_of_a_uniform_guess_and_seeds_decide(tied):
-    config = ModelConfig(family="llama", vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=32,
-                         tie_word_embeddings=tied)  # fmt: skip
+    config = llama(vocab_size=97, hidden_size=64, tie_word_embeddings=tied)
     first, same, other = (Model(config).initialize(seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), same.parameters(), strict=True))
     assert not torch.equal(first.embed_tokens.weight, other.embed_tokens.weight)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import llama, random_model
 
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.cache import KVCache
-from quatrain.models.config import ModelConfig, RotaryScaling
+from quatrain.models.config import RotaryScaling
 from quatrain.models.families import family, rope
 from quatrain.models.rotary_scaling import inverse_frequency
 from quatrain.models.stack import Model
@@ -167,8 +168,7 @@ def test_unknown_scalings_bases_and_parts_are_refused():
             family("llama").from_hf(SIZES | wrong)
 
 
-CONFIG = ModelConfig(family="llama", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16)  # fmt: skip
+CONFIG = llama(max_position_embeddings=16)
 
 
 @pytest.mark.parametrize(
@@ -247,13 +247,10 @@ def test_greedy_past_the_length_of_pretraining(tmp_path):
 
 
 def test_each_text_has_the_frequencies_of_its_own_length():
-    torch.manual_seed(0)
     numbers = {name: tuple(value) for name, value in lists(4).items()} | {"original_max_position_embeddings": 9}
-    model = Model(CONFIG.with_(rope_scaling=RotaryScaling("longrope", tuple(sorted(numbers.items()))))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.4)
-    texts = [torch.randint(0, 61, (1, length)) for length in (16, 5, 9, 11)]
+    model = random_model(CONFIG.with_(rope_scaling=RotaryScaling("longrope", tuple(sorted(numbers.items())))))
+    torch.manual_seed(0)
+    texts = [torch.randint(0, 60, (1, length)) for length in (16, 5, 9, 11)]
     alone = [model(text)[0][0] for text in texts]
     assert not torch.allclose(alone[0][:9], model(texts[0][:, :9])[0][0], atol=1e-3)
     for side in ("left", "right"):

@@ -4,22 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import llama
 
 from quatrain.models.cache import KVCache
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.planning import counts
 
-LLAMA = ModelConfig(
-    family="llama",
-    vocab_size=300,
-    hidden_size=64,
-    intermediate_size=172,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
+LLAMA = llama(vocab_size=300, hidden_size=64, intermediate_size=172, num_hidden_layers=3)
 
 
 @st.composite
@@ -60,11 +52,11 @@ def test_known_models():
         feed_forward="plain", attention_bias="all", feed_forward_bias=True, tie_word_embeddings=True,
     )  # fmt: skip
     assert counts.parameters(gpt2) == 124_439_808
-    llama = ModelConfig(
+    llama_7b = ModelConfig(
         family="llama", vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
         num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096,
     )  # fmt: skip
-    assert counts.parameters(llama) == 6_738_415_616
+    assert counts.parameters(llama_7b) == 6_738_415_616
 
 
 @pytest.mark.parametrize("context", [16, 64])

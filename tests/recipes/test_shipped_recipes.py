@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import llama
 
 import quatrain
 from quatrain.errors import InputError, OfflineError
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.progress import SilentReporter
 from quatrain.recipe import load, recipe_names
@@ -114,10 +114,10 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = ["Answer with one SQLite statement. select count(*) from city where state_name = 'texas'"] * 9
     special = [*TEMPLATE_TOKENS["llama-3"], *ends]
     tokenizer = Tokenizer.train(texts, kind="bpe", vocab_size=400, special_tokens=special, chat_template=PUBLIC)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = ModelConfig(
-        family="llama", vocab_size=tokenizer.vocab_size, num_key_value_heads=1, max_position_embeddings=2048, **shape
-    )
+    config = llama(
+        vocab_size=tokenizer.vocab_size, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=2048,
+    )  # fmt: skip
     hub.save(Model(config).initialize(seed=0), folder)
     tokenizer.save(folder)
     return folder

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import llama
 
 import quatrain
 from quatrain.errors import InputError
@@ -16,7 +17,6 @@ from quatrain.generation.loading import load_model
 from quatrain.generation.logits import SamplingParams
 from quatrain.generation.merging import merge
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.models.vocabulary import resize_vocabulary
 from quatrain.progress import SilentReporter
@@ -45,11 +45,7 @@ train = {{ steps = {steps}, batch_tokens = 256, learning_rate = 0.02, warmup = 0
 def base_of(folder: Path, *, tied: bool, rows: int | None = None) -> Path:
     """A model of somebody else, whose tokenizer knows no chat; with `rows`, some to spare."""
     tokenizer = Tokenizer.train([f"say {word} please <sql>" for word in WORDS] * 3, vocab_size=300, kind="bpe")
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = ModelConfig(
-        family="llama", vocab_size=rows or tokenizer.vocab_size, num_key_value_heads=2, max_position_embeddings=64,
-        tie_word_embeddings=tied, **shape,
-    )  # fmt: skip
+    config = llama(vocab_size=rows or tokenizer.vocab_size, tie_word_embeddings=tied)
     hub.save(Model(config).initialize(seed=0), folder)
     tokenizer.save(folder)
     return folder

@@ -1,25 +1,15 @@
 """A tiny model, a text that it can learn, and the settings of a run of seconds: what the tests of training share."""
 
 import numpy as np
+from tiny_models import llama
 
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.text.batches import TokenExample
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import WindowStream
 from quatrain.training.trainer import Hooks
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    tie_word_embeddings=True,
-)
+CONFIG = llama(vocab_size=50, intermediate_size=64, tie_word_embeddings=True)
 
 
 def tokens(count=3000, seed=0):

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import llama
 
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.text.batches import IGNORE, TokenExample, fill_rows, pack, pad, shift, windows
 
@@ -30,16 +30,7 @@ def test_padding_and_packing_learn_exactly_what_is_to_be_learned(examples):
 
 def test_packed_and_padded_give_the_same_loss_and_gradients():
     torch.manual_seed(0)
-    config = ModelConfig(
-        family="llama",
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
+    config = llama(vocab_size=50)
     generator = np.random.default_rng(0)
     examples = [
         TokenExample([int(t) for t in generator.integers(0, 50, n)], [bool(b) for b in generator.integers(0, 2, n)])

@@ -11,26 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from tiny_models import llama
 from tiny_training import CONFIG
 
 from quatrain import atomic
 from quatrain.errors import QuatrainError
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.training import checkpoints
 
-TINY = ModelConfig(
-    family="llama",
-    vocab_size=11,
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=8,
-    tie_word_embeddings=True,
-)
+TINY = llama(vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, tie_word_embeddings=True)
 
 
 def write(folder, step, config=TINY, **more):

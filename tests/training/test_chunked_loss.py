@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import llama
 
 from quatrain.adaptation.apply import apply
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
 from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.heads import token_loss
 from quatrain.models.stack import Model
@@ -20,15 +20,7 @@ SIZES = {"vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 1, "num_atte
 
 
 def plain_config(**changes):
-    given = {
-        "family": "llama",
-        "intermediate_size": 64,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": True,
-        **SIZES,
-    }
-    return ModelConfig(**(given | changes))
+    return llama(**{"intermediate_size": 64, "tie_word_embeddings": True, **SIZES, **changes})
 
 
 HEADS = {

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
+from tiny_models import llama
 
-from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
 from quatrain.text.batches import IGNORE
 from quatrain.training.objectives import Causal
@@ -52,10 +52,9 @@ def test_turns_come_first_and_then_now_and_again():
 
 
 def test_a_small_model_learns_to_copy_what_it_never_saw():
-    config = ModelConfig(
-        family="llama", vocab_size=20, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = llama(
+        vocab_size=20, hidden_size=48, intermediate_size=96, num_attention_heads=2, tie_word_embeddings=True
+    )
     model = Model(config).initialize(0)
     settings = TrainSettings(steps=200, batch_tokens=512, learning_rate=6e-3, optimizer="muon", precision="float32")
     Trainer(model, Causal(), stream(rows=16), settings, steps=200).train()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import llama
 
-from quatrain.models.config import ModelConfig
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.stack import Model
 from quatrain.training.optimizers import Muon, make_optimizers, orthogonalize
@@ -57,17 +57,7 @@ def test_matrices_of_one_shape_do_not_mix():
 
 
 def test_blocks_go_to_muon_the_rest_to_adamw_and_only_matrices_decay():
-    config = ModelConfig(
-        family="llama",
-        vocab_size=20,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=16,
-    )
-    model = Model(config)
+    model = Model(llama())
     names = {parameter: name for name, parameter in model.named_parameters()}
     muon, adamw = make_optimizers(
         dict(model.named_parameters()), TrainSettings(steps=1, warmup=0, optimizer="muon"), dtype=torch.float32

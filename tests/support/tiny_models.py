@@ -1,0 +1,52 @@
+"""Tiny models of one usual size and of random weights, for tests of what holds at any size and for any weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quatrain.models import hub
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 64,
+}  # fmt: skip
+PLAIN: dict[str, Any] = {
+    "norm": "layer", "feed_forward": "plain", "activation": "gelu_tanh", "attention_bias": "all",
+    "feed_forward_bias": True, "tie_word_embeddings": True,
+}  # fmt: skip
+"""What gpt2 and bloom share."""
+
+
+def llama(**changes: Any) -> ModelConfig:
+    return ModelConfig(**SIZES | {"family": "llama", "num_key_value_heads": 2} | changes)
+
+
+def gpt2(**changes: Any) -> ModelConfig:
+    return ModelConfig(**SIZES | PLAIN | {"family": "gpt2", "position": "learned"} | changes)
+
+
+def bloom(**changes: Any) -> ModelConfig:
+    """Its files have no place for another width of the feed-forward layers than four times the hidden one."""
+    own = {"family": "bloom", "position": "alibi", "embedding_norm": True, "intermediate_size": 128}
+    return ModelConfig(**SIZES | PLAIN | own | changes)
+
+
+def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> Model:
+    """A model in evaluation mode whose weights are all large enough to matter."""
+    model, generator = Model(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(offset + scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def save_random(config: ModelConfig, folder: Path, seed: int = 0) -> Path:
+    """Writes such a model; returns the folder."""
+    hub.save(random_model(config, seed), folder)
+    return folder
