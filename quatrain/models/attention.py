@@ -135,9 +135,12 @@ class Attention(nn.Module):
         cos, sin = None, None
         if rotary is not None:
             cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(-2) for table in rotary)
-        added = view.added(query.shape[1], key.shape[1], query)
+        plainly = view.plainly_causal and query.shape[1] == key.shape[1]
+        added = None if plainly else view.added(query.shape[1], key.shape[1], query)
+        if added is not None and (added.shape[1] > 1 or added.requires_grad):  # it differs by the head of the query
+            key, value = self._spread(key, 2), self._spread(value, 2)
         return kernels.AttentionFunction.apply(
-            query, self._spread(key, 2), self._spread(value, 2), cos, sin, added, self.scale, self.softcap, view.causal
+            query, key, value, cos, sin, added, self.scale, self.softcap, view.causal
         )
 
     def _spread(self, x: Tensor, axis: int) -> Tensor:

@@ -129,10 +129,13 @@ class SoftCapFunction(torch.autograd.Function):
 class AttentionFunction(torch.autograd.Function):
     """Attention that keeps its weights: softmax(cap(scale rotate(q) rotate(k)^T) + bias) v.
 
-    query (B, T, H, D), key, value (B, S, H, D) as the projections leave them; cos, sin (T or B, T, 1, R/2) ready to
-    broadcast, turning the first R channels, or None; bias (1 or B, 1 or H, T, S), -inf where a query may not look, or
-    None where it sees all; cap(x) is c tanh(x / c) for a `softcap` c. `causal` says that the bias hides every later
-    key (S = T): then blocks of queries are multiplied with the keys up to their last alone. Gives (B, T, H D).
+    query (B, T, H, D), key, value (B, S, G, D) as the projections leave them, H a multiple of G; cos, sin (T or B, T,
+    1, R/2) ready to broadcast, turning the first R channels, or None; bias (1 or B, 1 or H, T, S), -inf where a query
+    may not look, or None where it sees all, of one head (1) and not learned where G is not H; cap(x) is c tanh(x / c)
+    for a `softcap` c. With `causal` (S = T) no query sees a later key, which a bias must say too: blocks of queries are
+    multiplied with the keys up to their last alone. Gives (B, T, H D).
+
+    The queries that share a key's head stand beside each other: no key is repeated, and a product has all of them.
     """
 
     @staticmethod
@@ -150,41 +153,43 @@ class AttentionFunction(torch.autograd.Function):
     ) -> Tensor:
         """Keeps rotated queries and keys, values and attention weights."""
         batch, length, heads, width = query.shape
-        slots = key.shape[1]
-        queries = query.new_empty(batch, heads, length, width)
-        keys, values = query.new_empty(2, batch, heads, slots, width)
-        _rotate(query, queries.transpose(1, 2), cos, sin, 1)
+        slots, groups = key.shape[1:3]
+        each = heads // groups
+        queries = query.new_empty(batch, groups, length, each, width)
+        keys, values = query.new_empty(2, batch, groups, slots, width)
+        _rotate(query.unflatten(2, (groups, each)), queries.transpose(1, 2), _wider(cos), _wider(sin), 1)
         _rotate(key, keys.transpose(1, 2), cos, sin, 1)
         values.copy_(value.transpose(1, 2))
-        q, k, v = queries.view(-1, length, width), keys.view(-1, slots, width), values.view(-1, slots, width)
+        q, k, v = queries.view(-1, length * each, width), keys.view(-1, slots, width), values.view(-1, slots, width)
         spread = None
         if bias is not None:
             alike = bias.shape[:2] == (1, 1)
-            spread = bias.flatten(0, 1) if alike else bias.expand(batch, heads, length, slots).flatten(0, 1)
-        mixed = q.new_empty(batch * heads, length, width)
-        blocks = _blocks(length, slots, causal)
+            spread = bias.flatten(0, 1) if alike else bias.expand(batch, groups, length, slots).flatten(0, 1)
+            spread = spread if each == 1 else spread.repeat_interleave(each, dim=1)
+        mixed = torch.empty_like(q)
+        blocks = [(slice(rows.start * each, rows.stop * each), seen) for rows, seen in _blocks(length, slots, causal)]
         weights: list[Tensor] = []
         capped: list[Tensor | None] = []
         for rows, seen in blocks:
             added = None if spread is None else spread[:, rows, seen]
-            found, bent = _weights(q[:, rows], k[:, seen], added, scale, softcap)
+            later = _later((rows.stop - rows.start) // each, each, q.device) if causal and bias is None else None
+            found, bent = _weights(q[:, rows], k[:, seen], added, later, scale, softcap)
             weights.append(found)
             capped.append(bent)
             torch.bmm(found, v[:, seen], out=mixed[:, rows])
         ctx.save_for_backward(queries, keys, values, cos, sin, *weights, *capped)
         ctx.scale, ctx.bias_shape, ctx.blocks = scale, None if bias is None else bias.shape, blocks
-        mixed = mixed.view(batch, heads, length, width)
-        return mixed.transpose(1, 2).reshape(batch, length, heads * width)
+        return mixed.view(queries.shape).transpose(1, 2).reshape(batch, length, heads * width)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of query, key and value, in their own layout, and of a bias that is learned."""
         queries, keys, values, cos, sin, *kept = ctx.saved_tensors
         blocks = ctx.blocks
-        batch, heads, length, width = queries.shape
+        batch, groups, length, each, width = queries.shape
         slots = keys.shape[2]
-        q, k, v = queries.view(-1, length, width), keys.view(-1, slots, width), values.view(-1, slots, width)
-        gradient = gradients[0].view(batch, length, heads, width).transpose(1, 2).reshape(-1, length, width)
+        q, k, v = queries.view(-1, length * each, width), keys.view(-1, slots, width), values.view(-1, slots, width)
+        gradient = gradients[0].view(batch, length, groups, each, width).transpose(1, 2).reshape(q.shape)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for_bias = q.new_zeros(ctx.bias_shape) if ctx.needs_input_grad[5] else None
         # The last block sees every key and writes what the others add to.
@@ -195,7 +200,7 @@ class AttentionFunction(torch.autograd.Function):
             _product(dv[:, seen], weights.mT, part, add=not last)
             scores = torch._softmax_backward_data(torch.bmm(part, v[:, seen].mT), weights, -1, weights.dtype)
             if for_bias is not None:
-                for_bias[..., rows, seen] += scores.view(batch, heads, *scores.shape[1:]).sum_to_size(
+                for_bias[..., rows, seen] += scores.view(batch, groups, *scores.shape[1:]).sum_to_size(
                     *ctx.bias_shape[:2], *scores.shape[1:]
                 )
             if capped is not None:
@@ -204,13 +209,17 @@ class AttentionFunction(torch.autograd.Function):
             _product(dk[:, seen], scores.mT, q[:, rows], add=not last)
         dq.mul_(ctx.scale)
         dk.mul_(ctx.scale)
-        found = []
-        for flat, size, turned in ((dq, length, True), (dk, slots, True), (dv, slots, False)):
-            source = flat.view(batch, heads, size, width).transpose(1, 2)
-            target = flat.new_empty(batch, size, heads, width)
-            _rotate(source, target, cos if turned else None, sin if turned else None, -1)
-            found.append(target)
-        return found[0], found[1], found[2], None, None, for_bias, None, None, None
+        for_query = dq.new_empty(batch, length, groups, each, width)
+        for_key, for_value = dk.new_empty(2, batch, slots, groups, width)
+        _rotate(dq.view(queries.shape).transpose(1, 2), for_query, _wider(cos), _wider(sin), -1)
+        _rotate(dk.view(keys.shape).transpose(1, 2), for_key, cos, sin, -1)
+        for_value.copy_(dv.view(values.shape).transpose(1, 2))
+        return for_query.flatten(2, 3), for_key, for_value, None, None, for_bias, None, None, None
+
+
+def _wider(angles: Tensor | None) -> Tensor | None:
+    """Cosines or sines (…, 1, R/2) for heads that are in groups."""
+    return None if angles is None else angles.unsqueeze(-2)
 
 
 def _blocks(length: int, slots: int, causal: bool) -> list[tuple[slice, slice]]:
@@ -221,18 +230,28 @@ def _blocks(length: int, slots: int, causal: bool) -> list[tuple[slice, slice]]:
     return [(slice(start, end), slice(0, end)) for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def _later(length: int, each: int, device: torch.device) -> Tensor:
+    """Which of the last `length` keys come after a query (length * each, length), `each` queries to a place."""
+    later = torch.ones(length, length, dtype=torch.bool, device=device).triu_(1)
+    return later.repeat_interleave(each, dim=0)
+
+
 def _weights(
-    q: Tensor, k: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+    q: Tensor, k: Tensor, bias: Tensor | None, later: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention weights (N, T, S) of q (N, T, D) over k (N, S, D), and the tanh under a softcap."""
+    """Attention weights (N, T, S) of q (N, T, D) over k (N, S, D), and the tanh under a softcap. `later` (T, L) hides
+    some of the last L keys.
+    """
     capped = None
     if softcap is not None:
         capped = torch.bmm(q, k.mT).mul_(scale / softcap).tanh_()
         scores = capped * softcap if bias is None else torch.add(bias, capped, alpha=softcap)
     elif bias is None:
-        scores = torch.bmm(q, k.mT).mul_(scale)
+        scores = torch.baddbmm(q.new_empty(()).expand(1, 1, 1), q, k.mT, beta=0, alpha=scale)
     else:
         scores = torch.baddbmm(bias, q, k.mT, alpha=scale)
+    if later is not None:
+        scores[..., -later.shape[1] :].masked_fill_(later, float("-inf"))
     return scores.softmax(-1), capped
 
 
@@ -245,7 +264,7 @@ def _product(into: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
 
 
 def _rotate(source: Tensor, target: Tensor, cos: Tensor | None, sin: Tensor | None, direction: int) -> None:
-    """Writes source (B, T, H, D) turned by its angle, forwards (1) or back (-1), into target; a copy without angles."""
+    """Writes source (B, T, …, D) turned by its angle, forwards (1) or back (-1), into target; a copy without angles."""
     if cos is None or sin is None:
         target.copy_(source)
         return

@@ -105,7 +105,55 @@ def test_causal_attention_by_blocks(length, learned, softcap, monkeypatch):
         return run
 
     compare(attention(True), attention(False), inputs, 1e-5)
+    if learned is None:
+
+        def alone(query, key, value):
+            return kernels.AttentionFunction.apply(
+                query, key, value, angles.cos(), angles.sin(), None, 0.7, softcap, True
+            )
+
+        compare(alone, attention(False), inputs, 1e-5)
     assert len(kernels._blocks(9, 9, True)) == 3 and len(kernels._blocks(9, 9, False)) == 1
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("rows", [0, 1, 2])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_queries_that_share_a_head_of_keys(groups, rows, causal, softcap, monkeypatch):
+    """As if each query had its own, whose gradients are added up: no key is repeated."""
+    monkeypatch.setattr(kernels, "BLOCK", 4)
+    torch.manual_seed(0)
+    length, heads = 9, 6
+    inputs = [torch.randn(2, length, count, 8) for count in (heads, groups, groups)]
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1) if causal else torch.zeros(length, length) > 0
+    added = torch.randn(rows, 1, length, length).masked_fill(hidden, float("-inf")) if rows else None
+    angles = torch.randn(length, 1, 4)
+    tables = angles.cos(), angles.sin()
+    kept = []
+
+    def run(query, key, value, alone=False):
+        if alone:
+            key, value = (x.repeat_interleave(heads // groups, dim=2) for x in (key, value))
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
+            return kernels.AttentionFunction.apply(query, key, value, *tables, added, 0.7, softcap, causal)
+
+    compare(run, lambda *given: run(*given, alone=True), inputs, 1e-5)
+    assert kept[1] == kept[2] == (2, groups, length, 8)
+
+
+def test_a_bias_by_the_head_has_keys_of_every_head():
+    config = llama(num_attention_heads=4, num_key_value_heads=2, position="alibi")
+    model = Model(config).initialize(0)
+    ids = torch.randint(1, 60, (2, 12))
+    model(ids, ids)[1].sum().backward()
+    mine = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "suits", lambda x: False)
+        model(ids, ids)[1].sum().backward()
+    for one, parameter in zip(mine, model.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, atol=2e-4, rtol=1e-4)
 
 
 def test_blocks_of_causal_attention_compute_no_later_keys(monkeypatch):
