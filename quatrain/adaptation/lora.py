@@ -117,5 +117,5 @@ class _Together(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_first = inner.t() @ x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[2]:
-            of_second = flat.t() @ thin
+            of_second = (thin.t() @ flat).t()  # to turn the wide one costs more than the product
         return of_x, of_first, of_second, None, None

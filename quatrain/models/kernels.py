@@ -172,7 +172,7 @@ class AttentionFunction(torch.autograd.Function):
         capped: list[Tensor | None] = []
         for rows, seen in blocks:
             added = None if spread is None else spread[:, rows, seen]
-            later = _later((rows.stop - rows.start) // each, each, q.device) if causal and bias is None else None
+            later = _later((rows.stop - rows.start) // each, each, q) if causal and bias is None else None
             found, bent = _weights(q[:, rows], k[:, seen], added, later, scale, softcap)
             weights.append(found)
             capped.append(bent)
@@ -230,17 +230,18 @@ def _blocks(length: int, slots: int, causal: bool) -> list[tuple[slice, slice]]:
     return [(slice(start, end), slice(0, end)) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _later(length: int, each: int, device: torch.device) -> Tensor:
-    """Which of the last `length` keys come after a query (length * each, length), `each` queries to a place."""
-    later = torch.ones(length, length, dtype=torch.bool, device=device).triu_(1)
+def _later(length: int, each: int, like: Tensor) -> Tensor:
+    """-inf where one of the last `length` keys comes after a query (length * each, length), `each` queries to a place.
+    """
+    later = like.new_full((length, length), float("-inf")).triu_(1)
     return later.repeat_interleave(each, dim=0)
 
 
 def _weights(
     q: Tensor, k: Tensor, bias: Tensor | None, later: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention weights (N, T, S) of q (N, T, D) over k (N, S, D), and the tanh under a softcap. `later` (T, L) hides
-    some of the last L keys.
+    """Attention weights (N, T, S) of q (N, T, D) over k (N, S, D), and the tanh under a softcap. `later` (T, L) is
+    added to the scores of the last L keys.
     """
     capped = None
     if softcap is not None:
@@ -251,7 +252,7 @@ def _weights(
     else:
         scores = torch.baddbmm(bias, q, k.mT, alpha=scale)
     if later is not None:
-        scores[..., -later.shape[1] :].masked_fill_(later, float("-inf"))
+        scores[..., -later.shape[1] :].add_(later)
     return scores.softmax(-1), capped
 
 
