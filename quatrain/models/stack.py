@@ -141,7 +141,7 @@ class Model(Stack):
             positions = self._counted(ids, segments) if positions is None else positions
             if cache is not None:
                 read, positions, segments = cache.reread(ids, positions, segments)
-            slots = Read(self._look_up(read), positions, segments, token_types)
+            slots = Read(self.look_up(read), positions, segments, token_types)
             if self.prompt is not None:
                 slots = self.prompt.before(slots, first=cache is None or cache.length == 0)
             hidden = self.run(**vars(slots), cache=cache, trace=trace)
@@ -155,7 +155,7 @@ class Model(Stack):
             cache.encoder_segments = segments if encoded is not None else cache.encoder_segments
             segments = cache.encoder_segments
         return self.run(
-            self._look_up(decoder_input_ids),
+            self.look_up(decoder_input_ids),
             segments=decoder_segments,
             cache=cache,
             trace=trace,
@@ -182,7 +182,7 @@ class Model(Stack):
         """The encoded text, and the segments of what was read."""
         if self.encoder is None:
             raise InputError(f"A {self.config.family} model has no encoder of its own.")
-        read = Read(self._look_up(input_ids), positions, segments)
+        read = Read(self.look_up(input_ids), positions, segments)
         read = read if self.prompt is None else self.prompt.before(read, first=True)
         return self.encoder.run(**vars(read), trace=None if trace is None else trace.of_encoder()), read.segments
 
@@ -273,8 +273,11 @@ class Model(Stack):
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled)).view(input_ids.shape[:2])
         return logits, None if labels is None else heads.label_loss(logits, labels, "single")
 
-    def _look_up(self, input_ids: Tensor | None) -> Tensor:
-        """The embedding (B, T, embedding_size) of tokens, none of them past the vocabulary."""
+    def look_up(self, input_ids: Tensor | None) -> Tensor:
+        """The embedding (…, embedding_size) of tokens (…), with the rows that an adapter has for some of them.
+
+        Raises InputError for tokens past the vocabulary.
+        """
         ids = self._ids(input_ids)
         if ids.device.type == "cpu" and ids.numel():
             low, high = (int(end) for end in torch.aminmax(ids))

@@ -96,10 +96,10 @@ def neighbours(model: Model, tokenizer: Tokenizer, token_id: int, *, top: int = 
         raise InputError(f"top: {top}; must be at least 1")
     check_ids([token_id], tokenizer, model.config)
     with torch.no_grad():
-        table = model.embed_tokens.weight
-        mine = torch.nn.functional.normalize(table[token_id].float(), dim=0)
+        every = torch.arange(model.embed_tokens.num_embeddings, device=model.device)
+        mine = torch.nn.functional.normalize(model.look_up(every[token_id, None]).float(), dim=1)[0]
         near = torch.cat(
-            [torch.nn.functional.normalize(rows.float(), dim=1) @ mine for rows in table.split(ROWS)]
+            [torch.nn.functional.normalize(model.look_up(ids).float(), dim=1) @ mine for ids in every.split(ROWS)]
         ).cpu()
     near[token_id] = -torch.inf
     beyond = [row for row in range(len(near)) if tokenizer.id_to_token(row) is None]
