@@ -161,7 +161,8 @@ def make_stream(
     row = row_length(objective, length)
     rows = micro_tokens(settings, length) // length
     if settings.rows == "documents":
-        examples = whole_documents(learned, row) if row == length else parts_of_documents(learned, row)
+        of_documents = whole_documents if settings.objective == "causal" else parts_of_documents
+        examples = of_documents(learned, row)
         pad_id = getattr(objective, "pad_id", 0)
         stream, steps = example_stream(settings, context, examples, length=length, pad_id=pad_id)
         return stream, steps, examples

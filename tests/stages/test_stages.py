@@ -155,6 +155,18 @@ def test_the_same_recipe_gives_the_same_weights(rows: str, materials: Path, tmp_
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(("objective", "family"), [("denoise", "bart"), ("span", "t5"), ("masked", "modernbert")])
+def test_long_documents_are_cut_for_what_hides_tokens(
+    objective: str, family: str, materials: Path, tmp_path: Path
+) -> None:
+    """This tokenizer puts nothing around a text: a row of the text is as long as what the model reads."""
+    head = HEAD.format(text=materials / "text.txt").replace("vocab_size = 300", "vocab_size = 400")
+    head = head.replace("[model]", f'[model]\nfamily = "{family}"')
+    pretrain = stage("pretrain", "steps = 2", objective=f'"{objective}"', rows='"documents"')
+    done = go(head.replace('prompts = ["the cat"]', "prompts = []"), pretrain, folder=tmp_path)
+    assert result(done, "02-pretrain")["steps"] == 2
+
+
 def test_a_database_of_the_users_own(make_database: Callable[[Path], Path], tmp_path: Path) -> None:
     database = make_database(tmp_path / "my towns.sqlite")
     head = (
