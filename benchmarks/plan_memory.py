@@ -99,8 +99,13 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     from quatrain.planning.machine import resident_memory
     from quatrain.training.settings import TrainSettings
 
-    tiny = folder.parent / "tiny"  # once through, so that everything is imported
-    steps(load_model(tiny)[0], TrainSettings(steps=1, warmup=0, batch_tokens=32, device="cpu"), 2, 16)
+    # Once through, so that everything is imported, bitsandbytes' kernel too.
+    tiny, _ = load_model(folder.parent / "tiny", quantize="nf4" if case["method"] == "qlora" else None)
+    if case["method"] == "qlora":
+        apply(tiny, AdapterSettings.model_validate({"method": "lora", "base": "nf4"}))
+    settings = TrainSettings.model_validate({"steps": 1, "warmup": 0, "batch_tokens": 32, "device": "cpu"})
+    steps(tiny, settings, 2, 16)
+    del tiny
     gc.collect()
     tokens = case["rows"] * case["length"]
     settings = TrainSettings.model_validate(

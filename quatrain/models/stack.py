@@ -224,7 +224,7 @@ class Model(Stack):
         if self.token_rows is not None:
             logits = self.token_rows.say(hidden, logits, getattr(self.lm_head, "bias", None), owners)
         if self.logits_bias is not None:
-            logits = logits + self.logits_bias
+            logits = logits + self.logits_bias.to(logits.dtype)  # training narrows weights, not buffers
         if config.logit_softcap is not None:
             logits = kernels.SoftCapFunction.apply(logits, config.logit_softcap)
         return logits

@@ -121,7 +121,7 @@ class _Head:
             states = states * config.logit_scale
         bias: Tensor | None = linear.bias
         if isinstance(model.logits_bias, Tensor):
-            fixed = model.logits_bias[0]
+            fixed = model.logits_bias[0].to(states.dtype)
             bias = fixed if bias is None else bias + fixed
         rows = model.token_rows
         table: Tensor | None = None

@@ -15,6 +15,7 @@ from quatrain.models.heads import token_loss
 from quatrain.models.stack import Model
 from quatrain.training import chunked_loss
 from quatrain.training.chunked_loss import chunking, language_loss, summed_language_loss
+from quatrain.training.precision import Precision
 
 SIZES = {"vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
 
@@ -195,6 +196,23 @@ def test_narrow_types_are_as_near_to_float32_as_plain_ones(monkeypatch):
             assert all(gradient.dtype == dtype for gradient in found.values())
             apart.append({name: (found[name].float() - expected[name]).norm() for name in expected})
         assert all(apart[1][name] <= 1.5 * apart[0][name] + 1e-3 for name in expected)
+
+
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_fixed_bias_is_as_narrow_as_the_weights_that_train(summed):
+    """The trainer narrows parameters; a buffer stays in float32."""
+    model = ready(HEADS["bart's fixed bias"]())
+    hidden, labels = drawn(model)
+    exact = token_loss(model.say(hidden), labels).sum()
+    weights = Precision(model, torch.bfloat16)
+    assert model.logits_bias.dtype == torch.float32
+    narrow = hidden.detach().bfloat16().requires_grad_()
+    assert model.say(narrow).dtype == torch.bfloat16
+    with chunking(True):
+        found = summed_language_loss(model, narrow, labels) if summed else language_loss(model, narrow, labels).sum()
+    found.backward()
+    assert found.item() == pytest.approx(exact.item(), rel=2e-2) and narrow.grad.dtype == torch.bfloat16
+    weights.close()
 
 
 def test_without_gradients_nothing_is_kept():
