@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import math
@@ -449,7 +450,7 @@ def test_neighbours_are_those_of_the_cosine(read):
     assert [each.token.id for each in found] == order[:5]
     assert [each.similarity for each in found] == pytest.approx([wanted[row] for row in order[:5]], abs=1e-5)
     assert len(neighbours(model, words(50), 7, top=1000)) == 49, "rows without a token are left out"
-    model.requires_grad_(False)
+    model = copy.deepcopy(model).requires_grad_(False)
     learn_rows(model, [3, 7])
     with torch.no_grad():
         model.token_rows.embed_tokens[1] = model.token_rows.embed_tokens[0] = table[11]
