@@ -41,6 +41,23 @@ def test_swiglu():
     assert torch.autograd.gradcheck(kernels.SwiGLUFunction.apply, leaves(*(tensor.double() for tensor in inputs)))
 
 
+@pytest.mark.parametrize("of_rows", [False, True])
+@pytest.mark.parametrize("width", [8, 12])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_rotating_by_hand(of_rows, width, direction):
+    """Angles of all rows or of each, heads alone or in groups, the rest of a head as it is."""
+    angles = torch.randn(*((2,) if of_rows else ()), 9, 4)
+    for heads in ((3,), (3, 2)):
+        source, target = torch.randn(2, 9, *heads, width), torch.empty(2, 9, *heads, width)
+        spread = angles.view(*angles.shape[:-1], *(1 for _ in heads), 4)
+        cos, sin = spread.cos(), spread.sin()
+        kernels._rotate(source, target, cos, sin, direction)
+        first, second = source[..., :4], source[..., 4:8]
+        expected = first * cos - direction * second * sin, second * cos + direction * first * sin
+        torch.testing.assert_close(target[..., :8], torch.cat(expected, dim=-1))
+        assert torch.equal(target[..., 8:], source[..., 8:])
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("turned", [0, 4, 8])
 @pytest.mark.parametrize("slots", [9, 5])
