@@ -63,7 +63,7 @@ def fill(model: Model, names: Names, dtype: torch.dtype, device: torch.device, s
     if problems:
         raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", problems)
     for operation, found in plan:
-        for name, view in operation.read(lambda source, found=found: names.tensors.view(found[source])):
+        for name, view in operation.read(lambda source, found=found: names.tensors.view_whole(found[source])):
             expected = wanted[name]
             if tuple(view.shape) != tuple(expected.shape):
                 if not names.strict and name.startswith("score."):

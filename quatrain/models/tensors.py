@@ -107,6 +107,12 @@ class Tensors:
             data = self.copy(data)  # the format does not promise alignment, which processors may insist on
         return data.view(entry.dtype).view(entry.shape)
 
+    def view_whole(self, name: str) -> Tensor:
+        """`view` for one that reads all of it, such as what rounds it: pages of others are given back before."""
+        found = self.view(name)
+        self._make_room(found.nbytes)
+        return found
+
     def copy(self, view: Tensor, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
         """A tensor's values in contiguous memory of their own on `device`, floating-point ones in `dtype`.
 
