@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from quatrain.adaptation.peft_layers import PREFIX, FileLayer
-from quatrain.adaptation.token_rows import PARTS, learned_rows
+from quatrain.adaptation.token_rows import learned_rows
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
+from quatrain.models.token_rows import PARTS
 
 Rows = tuple[list[int], dict[str, Tensor]]
 """Ids, and by our names of the parts the rows of these ids."""

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
-from quatrain.models.token_rows import LearnedRows
-
-PARTS = ("embed_tokens", "lm_head")
-"""What has a row for each token."""
+from quatrain.models.token_rows import PARTS, LearnedRows
 
 
 def learn_rows(model: Model, ids: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 PORTION = {"cpu": 1 << 19, "else": 1 << 26}
-"""Logits that are float32 at a time: on a CPU as many as stay in its cache."""
+"""Numbers that several passes go over one after the other: on a CPU as many as stay in its cache."""
 
 
 class CrossEntropyFunction(torch.autograd.Function):
@@ -56,7 +56,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         return found, None, None
 
 
-def portions(logits: Tensor) -> list[slice]:
-    """The rows of logits (N, V) in parts that are turned to float32 at a time."""
-    rows = max(1, PORTION.get(logits.device.type, PORTION["else"]) // logits.shape[-1])
-    return [slice(start, start + rows) for start in range(0, logits.shape[0], rows)]
+def portions(x: Tensor) -> list[slice]:
+    """The rows of x (N, C) in parts that are gone over at a time."""
+    rows = max(1, PORTION.get(x.device.type, PORTION["else"]) // x.shape[-1])
+    return [slice(start, start + rows) for start in range(0, x.shape[0], rows)]

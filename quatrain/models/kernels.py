@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quatrain.models.cross_entropy import portions
+
 MAX_SCORES = 1 << 27
 """Most attention scores (B H T S) that are kept for the backward pass; longer texts take the path without them."""
 
@@ -19,10 +21,6 @@ MAX_LENGTH = {False: {torch.bfloat16: 1024, torch.float32: 128}, True: {torch.bf
 """Longest text for which the hand-written attention is worth the weights that it keeps, both ways and causal (4,096
 tokens, 12 heads of 64 channels, two cores). Causal in float32 it is still 1.3 times as fast at 512 tokens, which is a
 fiftieth of a step, and keeps a tenth of its memory."""
-
-STRIP = 1 << 19
-"""Numbers that several passes go over one after the other: a tensor as wide as a block's would leave the cache between
-them."""
 
 BLOCK = 128
 """Queries of a block of causal attention: fewer would make its products too small to be fast."""
@@ -48,7 +46,7 @@ class RMSNormFunction(torch.autograd.Function):
         """Keeps the normalised x and the scale (…, 1)."""
         flat = x.reshape(-1, x.shape[-1])
         scale = torch.empty(len(flat), 1, dtype=torch.float32, device=x.device)
-        for rows in _strips(flat):
+        for rows in portions(flat):
             torch.linalg.vector_norm(flat[rows], dim=-1, keepdim=True, dtype=torch.float32, out=scale[rows])
         scale = scale.view(*x.shape[:-1], 1)
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -87,7 +85,7 @@ class SwiGLUFunction(torch.autograd.Function):
         for_gate = torch.empty_like(gate)
         flat = [each.reshape(-1, gate.shape[-1]) for each in (gradient, gate, up)]
         into = for_gate.view(-1, gate.shape[-1])
-        for rows in _strips(into):
+        for rows in portions(into):
             of_silu = torch.mul(flat[0][rows], flat[2][rows], out=into[rows])
             torch.ops.aten.silu_backward.grad_input(of_silu, flat[1][rows], grad_input=of_silu)
         return for_gate, _gated(gate, gradient)
@@ -97,15 +95,9 @@ def _gated(gate: Tensor, other: Tensor) -> Tensor:
     """silu(gate) * other, a strip after the other."""
     found = torch.empty_like(gate)
     into, gates, others = (each.reshape(-1, gate.shape[-1]) for each in (found, gate, other))
-    for rows in _strips(into):
+    for rows in portions(into):
         torch.ops.aten.silu.out(gates[rows], out=into[rows]).mul_(others[rows])
     return found
-
-
-def _strips(x: Tensor) -> list[slice]:
-    """Rows of x (N, C) that a processor's cache holds until the next pass over them."""
-    step = max(1, STRIP // x.shape[-1])
-    return [slice(start, start + step) for start in range(0, len(x), step)]
 
 
 class SoftCapFunction(torch.autograd.Function):

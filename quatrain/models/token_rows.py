@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PARTS = ("embed_tokens", "lm_head")
+"""What has a row for each token."""
+
 
 class TokenRows(nn.Module):
     """What a model reads and says of some tokens in place of its embedding's rows, and of its head's."""
@@ -41,7 +44,7 @@ class LearnedRows(TokenRows):
         self.tied = tied
         self.index: Tensor
         self.register_buffer("index", torch.tensor(self.ids, device=device), persistent=False)
-        for part in ("embed_tokens", "lm_head"):
+        for part in PARTS:
             table = None
             if part in tables:
                 table = nn.Parameter(tables[part].detach()[order].to(device, torch.float32))
