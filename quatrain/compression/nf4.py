@@ -126,7 +126,7 @@ def dequantized(packed: Tensor, scales: Tensor, shape: Sequence[int], dtype: tor
     to the bit.
     """
     fits = not torch.compiler.is_compiling() and nf4_kernels.takes(shape, BLOCK)
-    if fits and nf4_kernels.kernel_is_faster(packed.device, dtype, BLOCK):
+    if fits and nf4_kernels.kernel_is_faster(packed.device, dtype, BLOCK, looked_up_weights):
         return nf4_kernels.worked_out(packed, scales, BLOCK, shape, dtype)
     return looked_up_weights(packed, scales, shape, dtype)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from quatrain.compression.layer import is_faster
+
+Plainly = Callable[[Tensor, Tensor, Sequence[int], torch.dtype], Tensor]
+"""Weights of a shape and dtype, out of their numbers and scales, by PyTorch alone."""
 
 PROBE = 1024
 """Inputs and outputs of the weight that both ways are tried on."""
@@ -29,10 +32,8 @@ def worked_out(packed: Tensor, scales: Tensor, block: int, shape: Sequence[int],
 
 
 @cache
-def kernel_is_faster(device: torch.device, dtype: torch.dtype, block: int) -> bool:
+def kernel_is_faster(device: torch.device, dtype: torch.dtype, block: int, plainly: Plainly) -> bool:
     """Whether the kernel is here, gives the same bits as the plain way, and is faster, measured here."""
-    from quatrain.compression.nf4 import looked_up_weights
-
     if device.type not in ("cpu", "cuda") or not _imported():
         return False
     draw, count = torch.Generator().manual_seed(0), PROBE * PROBE
@@ -40,7 +41,7 @@ def kernel_is_faster(device: torch.device, dtype: torch.dtype, block: int) -> bo
     scales = torch.rand(count // block, generator=draw).to(device)
 
     def plain() -> Tensor:
-        return looked_up_weights(packed, scales, (PROBE, PROBE), dtype)
+        return plainly(packed, scales, (PROBE, PROBE), dtype)
 
     def other() -> Tensor:
         return worked_out(packed, scales, block, (PROBE, PROBE), dtype)

@@ -86,11 +86,11 @@ def test_a_kernel_that_disagrees_fails_or_is_missing_is_not_taken(measured, monk
         nf4_kernels.kernel_is_faster.cache_clear()
         monkeypatch.setattr(nf4_kernels, "worked_out", broken)
         assert torch.equal(dequantized(found["weight"], found["absmax"], weight.shape, torch.float32), plain)
-        assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64)
+        assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64, nf4.looked_up_weights)
     nf4_kernels.kernel_is_faster.cache_clear()
     nf4_kernels._imported.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64)
+    assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64, nf4.looked_up_weights)
 
 
 @settings(max_examples=20, deadline=None)
