@@ -95,8 +95,7 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     from quatrain.adaptation.settings import AdapterSettings
     from quatrain.adaptation.token_rows import learn_rows
     from quatrain.generation.loading import load_model
-    from quatrain.memory import peak_memory, reset_peak_memory
-    from quatrain.planning.machine import resident_memory
+    from quatrain.memory import peak_memory, reset_peak_memory, resident_memory
     from quatrain.training.settings import TrainSettings
 
     # Once through, so that everything is imported, bitsandbytes' kernel too.

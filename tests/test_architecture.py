@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quatrain"
 FLOORS = [
-    {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "failures",
-     "offline", "processes", "tracking"},
+    {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "allocation",
+     "failures", "offline", "processes", "tracking"},
     {"text", "models", "planning"},
     {"adaptation", "compression", "generation"},
     {"training", "tasks"},

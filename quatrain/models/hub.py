@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quatrain.allocation import large_apart
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError, QuatrainError
 from quatrain.models import sentences
@@ -88,7 +89,7 @@ def load(
     if config.head == "embedding" and pooled is not None:
         config = config.with_(**pooled)
     of_files = kind.heads[kind.head_of(raw)]
-    with Tensors(folder) as tensors:
+    with large_apart(), Tensors(folder) as tensors:
         strict = labels is None and kind.heads[config.head] == of_files
         names = Names(kind, of_files, tensors, strict=strict, ignored=kind.heads[config.head].ignored)
         config = _without_absent(config, kind.heads[config.head], names)

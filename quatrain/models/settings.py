@@ -81,6 +81,17 @@ def families_of(objective: str) -> tuple[str, ...]:
     return tuple(family for family in every if family not in LACKING.get(head, ()))
 
 
+class GenerationSettings(Settings):
+    """How the model speaks wherever nothing else is asked for, by the names of Hugging Face's `generation_config.json`,
+    into which it is written; what is not given stays as the model has it.
+    """
+
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, description="tokens in a row never said twice")
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=100, description="what logits of tokens said before are divided by"
+    )
+
+
 class ModelSettings(Settings):
     """Names as in Hugging Face's `config.json`; the vocabulary comes from the tokenizer.
 
@@ -100,6 +111,7 @@ class ModelSettings(Settings):
     folder: str | None = Field(
         default=None, min_length=1, description="a model folder, or owner/name of the hub, to start from"
     )
+    generation: GenerationSettings = GenerationSettings()
 
     @property
     def resolved_intermediate_size(self) -> int:
@@ -181,7 +193,7 @@ class ModelSettings(Settings):
 
     def _shape_with_folder(self) -> Iterator[Problem]:
         for name, field in type(self).model_fields.items():
-            if name not in ("folder", "family") and getattr(self, name) != field.default:
+            if name not in ("folder", "family", "generation") and getattr(self, name) != field.default:
                 text = f'must be left out (model=none), because model.folder = "{self.folder}" has its own shape'
                 yield Problem((name,), f"{getattr(self, name)}; {text}", (("folder",),))
 

@@ -74,15 +74,6 @@ def _wait(device: torch.device | str) -> None:
         torch.mps.synchronize()
 
 
-def resident_memory() -> int:
-    """Bytes of RAM that this process holds now; 0 where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 def available_memory(device: torch.device | str = "cpu") -> int | None:
     """Bytes that a process can still have: of the GPU, or of RAM within its control group's limit; None unknown."""
     if torch.device(device).type == "cuda":

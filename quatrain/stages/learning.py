@@ -35,7 +35,7 @@ from quatrain.progress import MetricsLog, Reporter
 from quatrain.recipe import to_dict
 from quatrain.stages import together
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.material import model_folder_of, write_mixture, write_model
+from quatrain.stages.material import model_folder_of, with_rules, write_mixture, write_model
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.tracking import Trackers
 from quatrain.training import checkpoints
@@ -317,6 +317,12 @@ def with_dropout(model: Model, dropout: float) -> Model:
         if isinstance(layer, Block):
             layer.dropout = dropout
     return model
+
+
+def fresh_model(context: Context, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> Model:
+    """A model of the recipe's shape with fresh weights, which follow from the recipe's seed."""
+    config = fresh_config(context, tokenizer, head=head, **more)
+    return with_rules(Model(config).initialize(context.seed), context)
 
 
 def fresh_config(context: Context, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> ModelConfig:

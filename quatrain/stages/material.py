@@ -76,13 +76,16 @@ def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:
     folder = model_folder_of(context)
     if folder is None:
         raise InputError(f"{context.name} needs a model; put a pretrain stage before it, or set model.folder.")
-    return with_new_tokens(load_model(folder, quantize=quantize_of(adapter))[0], context)
+    return as_wanted(load_model(folder, quantize=quantize_of(adapter))[0], context)
 
 
-def with_new_tokens(model: Model, context: Context) -> Model:
-    """The model with a row for each token that the recipe adds to its tokenizer; which those are is told once."""
+def as_wanted(model: Model, context: Context) -> Model:
+    """The model with the recipe's rules of speaking, and a row for each token that the recipe adds to its tokenizer;
+    which those are is told once.
+    """
     from quatrain.models.vocabulary import resize_vocabulary
 
+    model = with_rules(model, context)
     if context.recipe.tokenizer.special_tokens or context.recipe.tokenizer.chat_template:
         stored = _stored_tokenizer(context)
         tokenizer = _as_wanted(stored, context)
@@ -92,6 +95,13 @@ def with_new_tokens(model: Model, context: Context) -> Model:
             resize_vocabulary(model, max(model.config.vocab_size, tokenizer.vocab_size))
             shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
             context.reporter.info(f"New tokens, each with a row that learns: {shown}.")
+    return model
+
+
+def with_rules(model: Model, context: Context) -> Model:
+    """The model with the recipe's rules of speaking beside its own."""
+    if rules := context.recipe.model.generation.model_dump(exclude_none=True):
+        model.generation = {**(model.generation or {}), **rules}
     return model
 
 

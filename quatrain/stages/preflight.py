@@ -25,7 +25,7 @@ from quatrain.planning.machine import available_memory, choose_device, free_disk
 from quatrain.progress import Reporter, SilentReporter
 from quatrain.recipe import Recipe, dumps
 from quatrain.stages.base import Context, stage_function, stage_name
-from quatrain.stages.learning import Learning, adapt, fresh_config
+from quatrain.stages.learning import Learning, adapt, fresh_model
 from quatrain.stages.together import context_of, trains_together
 from quatrain.training.memory import tensor_bytes
 from quatrain.training.preflight.samples import Found, look
@@ -124,7 +124,6 @@ def _make_tokenizer(recipe: Recipe, work: Path, index: int, reporter: Reporter) 
 
 def learning_of(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> tuple[Learning, Context]:
     """What a stage learns. Where no stage has made a model yet, fresh weights of the recipe's shape stand in."""
-    from quatrain.models.stack import Model
     from quatrain.stages import finetune, pretrain
     from quatrain.stages.material import model_folder_of, tokenizer_of
 
@@ -136,7 +135,7 @@ def learning_of(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> t
         return pretrain.setup(settings, context), context
     model = None
     if settings.objective == "chat" and model_folder_of(context) is None:
-        model = Model(fresh_config(context, tokenizer_of(context))).initialize(context.seed)
+        model = fresh_model(context, tokenizer_of(context))
     return finetune.setup(settings, context, model), context
 
 

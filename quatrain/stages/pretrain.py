@@ -16,8 +16,8 @@ from quatrain.models.settings import HEADS
 from quatrain.models.stack import Model
 from quatrain.stages.assess import assess, look
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.learning import Learning, Validate, example_stream, fresh_config, learn, with_dropout
-from quatrain.stages.material import model_folder_of, pieces, tokenizer_of, with_new_tokens
+from quatrain.stages.learning import Learning, Validate, example_stream, fresh_model, learn, with_dropout
+from quatrain.stages.material import as_wanted, model_folder_of, pieces, tokenizer_of
 from quatrain.stages.streaming import Make, of_texts, streamed
 from quatrain.text import tokenfile
 from quatrain.text.batches import TokenExample
@@ -239,8 +239,8 @@ def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokeniz
     head = "pretraining" if settings.next_sentence else HEADS[settings.objective]
     folder = model_folder_of(context)
     if folder is None:
-        return Model(fresh_config(context, tokenizer, head=head)).initialize(context.seed)
-    model = with_new_tokens(hub.load(folder, head=head), context)
+        return fresh_model(context, tokenizer, head=head)
+    model = as_wanted(hub.load(folder, head=head), context)
     check_fits(tokenizer, model.config.vocab_size)
     return model
 

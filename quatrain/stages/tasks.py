@@ -25,12 +25,12 @@ from quatrain.stages.learning import (
     Sample,
     Validate,
     example_stream,
-    fresh_config,
+    fresh_model,
     longest,
     mean_length,
     with_dropout,
 )
-from quatrain.stages.material import corpus_of, model_folder_of, quantize_of, tokenizer_of, with_new_tokens
+from quatrain.stages.material import as_wanted, corpus_of, model_folder_of, quantize_of, tokenizer_of
 from quatrain.stages.streaming import Make, Streamed
 from quatrain.text.corpus import Corpus
 from quatrain.text.prepared import prepared
@@ -181,7 +181,7 @@ def starting_model(
     if head == "sequence_classification":
         more["problem"] = "regression" if settings.objective == "regress" else "single"
     if folder is None:
-        model = Model(fresh_config(context, tokenizer, head=head, **more)).initialize(context.seed)
+        model = fresh_model(context, tokenizer, head=head, **more)
         model.fresh = [name for name, _ in model.named_parameters() if is_of_head(name)]
         return model
     if (folder / ADAPTER_CONFIG).is_file():
@@ -189,7 +189,7 @@ def starting_model(
             f"{folder}: this is an adapter that cannot be merged, such as a soft prompt; a task is taught on a model."
         )
     model = load_weights(folder, quantize=quantize_of(settings.adapter), head=head, seed=context.seed, **more)
-    model = with_new_tokens(model, context)
+    model = as_wanted(model, context)
     check_fits(tokenizer, model.config.vocab_size)
     if model.fresh:
         context.reporter.info(f"fresh weights of the head: {', '.join(model.fresh)}")

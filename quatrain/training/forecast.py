@@ -23,13 +23,13 @@ from torch.utils._pytree import tree_iter
 from quatrain.adaptation.apply import apply, trainable_report
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
+from quatrain.allocation import keeps
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear, in_strips
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.stack import Model
 from quatrain.training import adamw8bit, memory
 from quatrain.training.acceleration import activation_checkpointing
-from quatrain.training.allocation import keeps
 from quatrain.training.chunked_loss import chunking, summed_language_loss
 from quatrain.training.optimizers import Muon, make_optimizers
 from quatrain.training.paged import Paged

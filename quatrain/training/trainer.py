@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quatrain.allocation import freed_memory_kept
 from quatrain.errors import QuatrainError
 from quatrain.models.stack import Model
 from quatrain.training import guards, memory, saving
 from quatrain.training.acceleration import Compiled, activation_checkpointing
-from quatrain.training.allocation import freed_memory_kept
 from quatrain.training.chunked_loss import chunking
 from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective

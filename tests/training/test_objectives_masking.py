@@ -187,7 +187,7 @@ def test_lengths_are_those_of_t5():
     for source in range(8, 200):
         row, target = lengths(source)
         objective = o.SpanCorruption(SENTINELS, max_length=source)
-        made = objective.corrupt(list(range(300, 301)) * row, np.random.default_rng(0))
+        made = objective.pair(list(range(300, 301)) * row, np.random.default_rng(0))
         assert (len(made[0]), len(made[1])) <= (source, target) and len(made[0]) > source - 2
 
 
@@ -196,7 +196,7 @@ def test_lengths_are_those_of_t5():
 def test_source_and_target_give_back_the_row(row, seed):
     row = [token for token in row if token not in SENTINELS.special_ids] or [300]
     objective = o.SpanCorruption(SENTINELS)
-    source, target = objective.corrupt(row, np.random.default_rng(seed))
+    source, target = objective.pair(row, np.random.default_rng(seed))
     assert objective.restore(source, target) == row
     said = [token for token in target if token in objective.sentinels]
     assert said == objective.sentinels[: len(said)] == [token for token in source if token in objective.sentinels]
@@ -211,7 +211,7 @@ def test_special_tokens_within_a_row_stay(row, seed):
     """An end token between two documents of a window is never hidden; everything else comes back."""
     ends = [token if token not in SENTINELS.special_ids else SENTINELS.eos_id for token in row]
     objective = o.SpanCorruption(SENTINELS)
-    source, target = objective.corrupt(ends, np.random.default_rng(seed))
+    source, target = objective.pair(ends, np.random.default_rng(seed))
     assert source[:-1].count(SENTINELS.eos_id) == ends.count(SENTINELS.eos_id)
     assert SENTINELS.eos_id not in target[:-1]
     assert objective.restore(source, target) == ends
@@ -226,7 +226,7 @@ def test_sentinels_are_taken_by_name_and_may_run_out():
     ]  # fmt: skip
     assert len(objective.sentinels) == 100
     with pytest.raises(InputError, match="more than the tokenizer's 2 sentinels"):
-        o.SpanCorruption(setup.with_sentinels(2)).corrupt([300] * 200, np.random.default_rng(0))
+        o.SpanCorruption(setup.with_sentinels(2)).pair([300] * 200, np.random.default_rng(0))
 
 
 @settings(deadline=None)
@@ -389,7 +389,7 @@ def test_t5_tokenizer_of_the_files_round_trips(data):
     assert objective.sentinels[:3] == [32099, 32098, 32097]
     text = data.draw(st.sampled_from(setup.TEXTS))
     ids = tokenizer.encode(text)
-    assert tokenizer.decode(objective.restore(*objective.corrupt(ids, np.random.default_rng(len(text))))) == text
+    assert tokenizer.decode(objective.restore(*objective.pair(ids, np.random.default_rng(len(text))))) == text
 
 
 _kept = {}

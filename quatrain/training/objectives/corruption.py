@@ -13,7 +13,7 @@ from quatrain.errors import InputError
 from quatrain.text.batches import IGNORE, Batch, TokenExample, stack, text_segments
 from quatrain.text.records import Record
 from quatrain.training.chunked_loss import summed_language_loss
-from quatrain.training.objectives.base import Loss, check_head
+from quatrain.training.objectives.base import Loss, Seeds, check_head, generators
 from quatrain.training.objectives.texts import Fields, Text, TextObjective, frame
 from quatrain.training.objectives.words import Words
 
@@ -93,6 +93,25 @@ class Corruption(TextObjective):
                 f"trained this way, or train one with it (kind wordpiece has [PAD] [UNK] [CLS] [SEP] [MASK])."
             )
         return token
+
+
+class Mending(Corruption):
+    """Of a row an encoder-decoder reads what is left of it, and says what is missing or the whole."""
+
+    def pair(self, row: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Source and target of a row, with their special tokens."""
+        raise NotImplementedError
+
+    def collate(self, examples: Any, *, seed: Seeds = 0) -> Batch:
+        """Sources (B, S) and targets as labels (B, T)."""
+        rows = self.rows(examples)
+        pairs = [self.pair(row, one) for row, one in zip(rows, generators(seed, len(rows)), strict=True)]
+        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""
+        return target_loss(model, batch)
 
 
 def source_and_target(

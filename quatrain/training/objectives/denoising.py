@@ -7,18 +7,16 @@ are put in a random order. The decoder says the text as it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from quatrain.text.batches import Batch
 from quatrain.text.tokenizer import Tokenizer
-from quatrain.training.objectives.base import Loss, Seeds, generators, share
-from quatrain.training.objectives.corruption import Corruption, source_and_target, target_loss
+from quatrain.training.objectives.base import share
+from quatrain.training.objectives.corruption import Mending
 from quatrain.training.objectives.texts import refuse
 
 
-class Denoising(Corruption):
+class Denoising(Mending):
     """Spoils rows as BART does, and learns to say them whole.
 
     `share` of a row's tokens are hidden, in spans of Poisson(`mean_span`) tokens; `permute` is the share of sentences
@@ -89,19 +87,9 @@ class Denoising(Corruption):
         parts[::2], parts[1::2] = kept, generator.permutation(spans)
         return np.repeat(np.arange(len(parts)) % 2 == 1, parts), inserted
 
-    def collate(self, examples: Any, *, seed: Seeds = 0) -> Batch:
-        """Spoilt sources (B, S), the texts as they were as labels (B, T), both with the tokenizer's special tokens."""
-        rows = self.rows(examples)
-        sources = [
-            self.framed(self.infilled(self.permuted(row, one), one))
-            for row, one in zip(rows, generators(seed, len(rows)), strict=True)
-        ]
-        targets = [self.framed(row) for row in rows]
-        return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
-
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        """Cross-entropy in nats, summed over the texts' tokens; the weight is their number."""
-        return target_loss(model, batch)
+    def pair(self, row: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
+        """The spoilt row and the row as it was, both with the tokenizer's special tokens."""
+        return self.framed(self.infilled(self.permuted(row, generator), generator)), self.framed(row)
 
 
 def _problems(hidden: float, mean_span: float, permute: float) -> list[str]:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from quatrain.errors import InputError
-from quatrain.text.batches import Batch
 from quatrain.text.tokenizer import Tokenizer
-from quatrain.training.objectives.base import Loss, Seeds, generators, share
-from quatrain.training.objectives.corruption import Corruption, source_and_target, target_loss
+from quatrain.training.objectives.base import share
+from quatrain.training.objectives.corruption import Mending
 from quatrain.training.objectives.texts import refuse
 
 
-class SpanCorruption(Corruption):
+class SpanCorruption(Mending):
     """Hides `share` of a row's tokens in spans of `mean_span` tokens on average, and learns to say them.
 
     Spans are drawn exactly as T5's random_spans_noise_mask draws them; special tokens within a row are never hidden.
@@ -47,22 +45,22 @@ class SpanCorruption(Corruption):
         """The longest row whose source fits `max_length`."""
         return None if self.max_length is None else lengths(self.max_length, self.share, self.mean_span)[0]
 
-    def corrupt(self, ids: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
+    def pair(self, row: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
         """Source and target of a row. Raises InputError where it needs more sentinels than there are."""
-        hidden = noise_mask(len(ids), generator, self.share, self.mean_span)
-        special = self.special(ids, self._unhidden)
+        hidden = noise_mask(len(row), generator, self.share, self.mean_span)
+        special = self.special(row, self._unhidden)
         hidden &= ~special
         if not hidden.any() and not special.all():
             hidden[generator.choice(np.flatnonzero(~special))] = True
         source, target, spans = list[int](), list[int](), 0
-        for place, token in enumerate(ids):
+        for place, token in enumerate(row):
             if not hidden[place]:
                 source.append(int(token))
                 continue
             if place == 0 or not hidden[place - 1]:
                 if spans == len(self.sentinels):
                     raise InputError(
-                        f"A row of {len(ids)} tokens needs more than the tokenizer's {spans} sentinels. Make rows "
+                        f"A row of {len(row)} tokens needs more than the tokenizer's {spans} sentinels. Make rows "
                         "shorter (max_length), spans longer (mean_span) or the share smaller."
                     )
                 source.append(self.sentinels[spans])
@@ -81,17 +79,6 @@ class SpanCorruption(Corruption):
             else:
                 current.append(token)
         return [each for token in source[:-1] for each in said.get(token, [token])]
-
-    def collate(self, examples: Any, *, seed: Seeds = 0) -> Batch:
-        """Sources (B, S) and targets as labels (B, T); both end with the end token."""
-        rows = self.rows(examples)
-        both = [self.corrupt(row, one) for row, one in zip(rows, generators(seed, len(rows)), strict=True)]
-        sources, targets = [source for source, _ in both], [target for _, target in both]
-        return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
-
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""
-        return target_loss(model, batch)
 
 
 def counts(length: int, noise: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from quatrain.training import allocation
-from quatrain.training.allocation import freed_memory_kept
+from quatrain import allocation
+from quatrain.allocation import freed_memory_kept
 
 glibc = pytest.mark.skipif(allocation._glibc() is None, reason="the allocator of this system is not glibc's")
 TRIAL = """
 import sys, torch
-from quatrain.planning.machine import resident_memory
-from quatrain.training.allocation import freed_memory_kept
+from quatrain.memory import resident_memory
+from quatrain.allocation import freed_memory_kept
 def freed():
     torch.ones(50_000_000)
     return resident_memory()
@@ -22,11 +22,33 @@ with freed_memory_kept() as kept:
     within = freed()
 print(bool(kept), within - before > 190e6, freed() - before < 10e6)
 """
+HOLES = """
+import contextlib, torch
+from quatrain.memory import resident_memory
+from quatrain.allocation import large_apart
+def made():
+    passing, kept = [], []
+    for _ in range(20):
+        passing.append(torch.ones(2_000_000))
+        kept.append(torch.ones(3_000))  # behind it, so that it cannot go back alone
+    passing.clear()
+    return kept
+def left(how):
+    before = resident_memory()
+    with how:
+        held.append(made())
+    return resident_memory() - before
+held = []
+torch.ones(7_000_000)  # so large that glibc maps apart nothing smaller from then on
+with large_apart():
+    pass
+print(left(contextlib.nullcontext()) > 100e6, left(large_apart()) < 20e6)
+"""
 
 
-def trial(**environment: str) -> list[str]:
+def trial(code: str = TRIAL, **environment: str) -> list[str]:
     clean = {name: value for name, value in os.environ.items() if name not in allocation._OF_THE_USER}
-    done = subprocess.run([sys.executable, "-c", TRIAL], env=clean | environment, text=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -34,6 +56,34 @@ def trial(**environment: str) -> list[str]:
 @glibc
 def test_freed_memory_is_kept_and_then_given_back():
     assert trial() == ["True", "True", "True"]
+
+
+@glibc
+def test_what_is_freed_leaves_no_hole_where_it_was_apart():
+    assert trial(HOLES) == ["True", "True"]
+
+
+def test_what_was_set_before_is_set_again(monkeypatch):
+    class Glibc(dict):
+        def mallopt(self, name, value):
+            self[name] = value
+            return 1
+
+        def malloc_trim(self, padding):
+            pass
+
+    now = Glibc()
+    monkeypatch.setattr(allocation, "_glibc", lambda: now)
+    for name in allocation._OF_THE_USER:
+        monkeypatch.delenv(name, raising=False)
+    with freed_memory_kept():
+        kept = dict(now)
+        with allocation.large_apart():
+            assert now[allocation._MMAP_THRESHOLD] == 1 << 20
+            assert now[allocation._MMAP_MAX] == 0
+        assert now.items() >= kept.items()
+        assert now[allocation._MMAP_THRESHOLD] == 32 << 20
+    assert now == allocation._USUAL
 
 
 def test_what_lies_free_is_given_back_where_it_is_much(monkeypatch):

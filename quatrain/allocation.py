@@ -1,8 +1,11 @@
-"""Freed memory is kept for the next training step, on Linux with glibc.
+"""How memory is allocated for tensors on a CPU, on Linux with glibc: kept for the next training step, or apart.
 
 glibc gives every freed tensor above 32 MiB back to the system, which hands it out again page by page, each page filled
 with zeros: a third of a step of GPT-2 small on two cores. Kept, the same pages serve step after step. Where the steps
 are of many sizes what lies free does not fit what comes next, and would pile up: it is given back when it is much.
+
+A model that is read leaves holes where tensors were that its weights were made of, and weights behind them that stay:
+mapped apart, the ones are gone when they are freed.
 """
 
 from __future__ import annotations
@@ -10,16 +13,19 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from quatrain.planning.machine import resident_memory
+from quatrain.memory import resident_memory
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """What mallopt(3) calls the settings: how much may lie free, from which size and how often pages are mapped apart."""
 
 _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _MMAP_MAX: 65536}
 """Where glibc's own adapting ends up in a process that has freed large tensors."""
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
+_APART = {_MMAP_THRESHOLD: 1 << 20}
+_now = dict(_USUAL)
 
 _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
@@ -57,15 +63,35 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[Kept]:
 
     Nothing happens with another allocator, or where the user's environment says how memory is allocated.
     """
-    glibc = _glibc() if wanted and keeps() else None
-    kept = glibc is not None and all(glibc.mallopt(*setting) for setting in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)))
+    with _set(_KEPT, wanted) as glibc:
+        yield Kept(glibc)
+
+
+@contextmanager
+def large_apart() -> Iterator[None]:
+    """Within it each tensor of a MiB and more is mapped apart: freed it is gone, and leaves no hole.
+
+    For what is made once, such as a model that is read; what is allocated again and again is slow this way.
+    """
+    with _set(_APART):
+        yield
+
+
+@contextmanager
+def _set(settings: Mapping[int, int], wanted: bool = True) -> Iterator[ctypes.CDLL | None]:
+    """The allocator under these settings beside those that are; None where they cannot be."""
+    global _now
+    glibc, before = _glibc() if wanted and keeps() else None, _now
+    done = glibc is not None and all(glibc.mallopt(*setting) for setting in settings.items())
     if glibc is not None:
+        _now = before | dict(settings)
         glibc.malloc_trim(0)
     try:
-        yield Kept(glibc if kept else None)
+        yield glibc if done else None
     finally:
         if glibc is not None:
-            for setting in _USUAL.items():
+            _now = before
+            for setting in before.items():
                 glibc.mallopt(*setting)
             glibc.malloc_trim(0)
 
