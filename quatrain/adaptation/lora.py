@@ -25,6 +25,8 @@ class LoRALinear(Adapted):
     """
 
     method: ClassVar[str] = "lora"
+    only_adds: ClassVar[bool] = True
+    """Whether the result is the base's plus the product, and nothing else."""
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, *, stabilized: bool = False):
         super().__init__(base)
@@ -49,7 +51,7 @@ class LoRALinear(Adapted):
 
     def _goes_together(self, x: Tensor) -> bool:
         """Whether one function may do what base and adapter do: nothing between them, one dtype, a base that stays."""
-        if self.method != LoRALinear.method or (self.dropout and self.training):
+        if not self.only_adds or (self.dropout and self.training):
             return False
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
             return False
@@ -91,12 +93,7 @@ class _Together(torch.autograd.Function):
         """x (…, in), A (rank, in), B (out, rank) to (…, out)."""
         flat = x.reshape(-1, x.shape[-1])
         quantized = isinstance(base, QuantizedLinear)
-        if not quantized:
-            result = F.linear(flat, base.weight, base.bias)
-        else:
-            result = base.product(flat)
-            if base.bias is not None:
-                result += base.bias.to(result.dtype)
+        result = base.result(flat) if quantized else F.linear(flat, base.weight, base.bias)
         thin = F.linear(flat, first) * scaling
         result.addmm_(thin, second.t())
         ctx.save_for_backward(x, first, second, thin, None if quantized else base.weight)
