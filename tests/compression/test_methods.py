@@ -197,3 +197,19 @@ def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(
         torch.testing.assert_close(theirs(IDS).logits.float(), expected, atol=2e-5, rtol=1e-4)
     hub.save(again, tmp_path / "second")
     assert (tmp_path / "second" / hub.WEIGHTS).read_bytes() == (tmp_path / hub.WEIGHTS).read_bytes()
+
+
+def test_one_disturbed_turn_does_not_decide_which_way_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of the plain way take 1 s; the first of the other is held up, as by another process."""
+    clock = [0.0]
+    turns = {"plain": iter([9.0, 1.0, 1.0, 1.0, 1.0]), "other": iter([9.0, 8.0, 0.5, 0.5, 0.5]), "slow": iter([9.0] * 9)}
+    monkeypatch.setattr(layers.time, "perf_counter", lambda: clock[0])
+
+    def way(name: str) -> torch.Tensor:
+        clock[0] += next(turns[name])
+        return torch.ones(2)
+
+    assert layers.is_faster(lambda: way("other"), lambda: way("plain"), torch.float32)
+    turns["plain"] = iter([1.0] * 5)
+    assert not layers.is_faster(lambda: way("slow"), lambda: way("plain"), torch.float32)
+    assert len(list(turns["slow"])) == 9 - 1 - 2, "one that is slow twice is not waited for"
