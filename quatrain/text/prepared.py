@@ -1,7 +1,8 @@
 """Examples that were prepared once and are found again: a cache on the disk, read as it is needed.
 
 An entry is a folder named by the hash of all that its examples follow from. Examples are JSON lines with an index, so
-that one is read without the others; nothing is pickled. The folder `prepared` of the cache may be deleted at any time.
+that one is read without the others; nothing is pickled. The folder `prepared` of the cache may be deleted at any time;
+where it outgrows MOST, the entries go that were not read for longest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import mmap
 import os
 import shutil
+import time
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +30,12 @@ from quatrain.text.download import sha256_of
 
 VERSION = 1
 """Counted up when what is prepared changes though its key would not say so."""
+
+MOST = 10 << 30
+"""Bytes that all entries may take together."""
+
+ABANDONED = 24 * 3600
+"""Seconds after which an entry that is half written has nobody who writes it."""
 
 ABOUT, LINES, INDEX = "about.json", "examples.jsonl", "index.bin"
 
@@ -72,12 +80,15 @@ def prepared(
     place = (folder or cache_folder() / "prepared") / hashlib.sha256(text.encode()).hexdigest()[:32]
     known = {kind.__name__: kind for kind in kinds}
     if _is_whole(place, text):
+        with contextlib.suppress(OSError):
+            os.utime(place / ABOUT)  # when it was last read
         found = Prepared(place, known)
         return found, found.notes, True
     examples, notes = make()
     if len(examples) and type(examples[0]).__name__ in known:
         with contextlib.suppress(QuatrainError):  # no room for the cache: the examples are here all the same
             _write(place, text, examples, notes)
+            _tidy(place)
     return examples, notes, False
 
 
@@ -111,6 +122,29 @@ def _write(place: Path, key: str, examples: Sequence[Any], notes: list[str]) -> 
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _tidy(newest: Path) -> None:
+    """Deletes the entries that were not read for longest where all take more than MOST, and what was left half written.
+
+    The newest stays. Another process may do the same meanwhile.
+    """
+    entries = []
+    for place in newest.parent.iterdir():
+        with contextlib.suppress(OSError):
+            about = place / ABOUT
+            used = (about if about.exists() else place).stat().st_mtime
+            if place.name.endswith(".partial"):
+                if time.time() - used > ABANDONED:
+                    shutil.rmtree(place, ignore_errors=True)
+                continue
+            size = sum(file.stat().st_size for file in place.iterdir())
+            entries.append((place == newest, used, size, place))
+    room = MOST
+    for is_newest, _, size, place in sorted(entries, reverse=True):
+        room -= size
+        if room < 0 and not is_newest:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def revived(kind: type, values: Mapping[str, Any]) -> Any:

@@ -202,7 +202,8 @@ def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(
 def test_one_disturbed_turn_does_not_decide_which_way_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns of the plain way take 1 s; the first of the other is held up, as by another process."""
     clock = [0.0]
-    turns = {"plain": iter([9.0, 1.0, 1.0, 1.0, 1.0]), "other": iter([9.0, 8.0, 0.5, 0.5, 0.5]), "slow": iter([9.0] * 9)}
+    turns = {"plain": iter([9.0, 1.0, 1.0, 1.0, 1.0]), "other": iter([9.0, 8.0, 0.5, 0.5, 0.5])}
+    turns["slow"] = iter([9.0] * 9)
     monkeypatch.setattr(layers.time, "perf_counter", lambda: clock[0])
 
     def way(name: str) -> torch.Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quatrain.text import prepared as files
 from quatrain.text.batches import TokenExample
 from quatrain.text.prepared import prepared
 from quatrain.training.objectives.answers import Window
@@ -94,3 +97,37 @@ def test_a_fault_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepared({"a": 1}, lambda: (Broken([TokenExample([1, 2], [True, True])]), []), [TokenExample], folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_entries_that_were_not_read_for_longest_go_where_there_are_too_many(tmp_path: Path, monkeypatch) -> None:
+    def entry(number: int) -> bool:
+        return prepared({"n": number}, lambda: ([TokenExample([number] * 50, [True] * 50)], []), [TokenExample],
+                        folder=tmp_path)[2]  # fmt: skip
+
+    def aged(seconds: float) -> None:
+        """All that is there was last read so much earlier."""
+        for path in [*tmp_path.iterdir(), *tmp_path.glob("*/about.json")]:
+            os.utime(path, (path.stat().st_mtime - seconds,) * 2)
+
+    entry(0)
+    size = sum(file.stat().st_size for file in next(tmp_path.iterdir()).iterdir())
+    monkeypatch.setattr(files, "MOST", int(3.5 * size))
+    for number in (1, 2):
+        aged(10)
+        entry(number)
+    aged(10)
+    assert entry(0), "it is read again, and is no longer the oldest"
+    half_written = [tmp_path / f".{name}.1.partial" for name in ("old", "young")]
+    for path in half_written:
+        path.mkdir()
+    os.utime(half_written[0], (time.time() - files.ABANDONED - 60,) * 2)
+    entry(3)
+    assert [path.exists() for path in half_written] == [False, True]
+    half_written[1].rmdir()
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(files, "MOST", 10 << 30)
+    assert [entry(number) for number in (0, 2, 3, 1)] == [True, True, True, False]
+    monkeypatch.setattr(files, "MOST", 1)
+    entry(4)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert entry(4), "the newest stays, however large"
