@@ -51,6 +51,8 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-qlora-special": {"shape": "llama", "method": "qlora", "precision": "bfloat16", "rows": 2, "length": 256,
                             "tokens": "special"},
     "wide-qlora-float32": {"shape": "wide", "method": "qlora", "precision": "float32", "rows": 1, "length": 1024},
+    "wide-lora-stored": {"shape": "wide", "method": "lora", "precision": "bfloat16", "rows": 2, "length": 256,
+                         "stored": "bfloat16"},
     "wide-lora-bfloat16": {"shape": "wide", "method": "lora", "precision": "bfloat16", "rows": 2, "length": 256},
     "gpt2-lora-float32": {"shape": "gpt2", "method": "lora", "precision": "float32", "rows": 4, "length": 256},
     "gpt2-qlora-bfloat16": {"shape": "gpt2", "method": "qlora", "precision": "bfloat16", "rows": 2, "length": 1024},
@@ -65,8 +67,8 @@ CASES: dict[str, dict[str, Any]] = {
 QUICK = ("tiny-lora",)
 
 
-def write(name: str, folder: Path) -> None:
-    """A model folder with weights of a shape, drawn at random."""
+def write(name: str, folder: Path, stored: str = "float32") -> None:
+    """A model folder with weights of a shape, drawn at random, in the dtype of its files."""
     import torch
 
     from quatrain.models import hub
@@ -77,7 +79,7 @@ def write(name: str, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # fresh ones are zero in places, over which DoRA divides
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    hub.save(model, folder)
+    hub.save(model.to(getattr(torch, stored)), folder)
 
 
 def steps(model: Any, settings: Any, rows: int, length: int) -> None:
@@ -128,10 +130,12 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 def compare(name: str, folder: Path) -> dict[str, Any]:
     """One case, planned and measured; prints a line."""
     case = CASES[name]
-    place = folder / case["shape"]
-    for each in {"tiny", case["shape"]}:
-        if not (folder / each).exists():
-            write(each, folder / each)
+    stored = case.get("stored", "float32")
+    place = folder / f"{case['shape']}-{stored}"
+    if not (folder / "tiny").exists():
+        write("tiny", folder / "tiny")
+    if not place.exists():
+        write(case["shape"], place, stored)
     words = ["--method", case["method"], "--batch-tokens", str(case["rows"] * case["length"])]
     words += ["--context", str(case["length"]), "--precision", case["precision"]]
     words += ["--optimizer", case.get("optimizer", "adamw"), *(["--rank", str(case["rank"])] if "rank" in case else [])]

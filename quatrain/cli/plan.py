@@ -68,7 +68,7 @@ def plan(
 
     train = {"batch_tokens": batch_tokens, "accumulation": accumulation, "optimizer": optimizer, "precision": precision}
     given = {name: value for name, value in train.items() if value is not None} | ({"paged": True} if paged else {})
-    config, recipe = _config(model, overrides)
+    config, recipe, stored = _config(model, overrides)
     asked = None
     if method is None:
         more = {"rank": rank, "targets": targets or None, "tokens": tokens, "context": context}
@@ -80,8 +80,10 @@ def plan(
         adapter: dict[str, Any] = {} if rank is None else {"rank": rank}
         adapter |= {"targets": targets} if targets else {}
         adapter |= {} if tokens is None else {"tokens": tokens}
-        asked = planned(config, method, train=given, adapter=adapter, context=context, special=_special(model))
-    figures = _figures(config, recipe) | ({} if asked is None else {"method": asked.as_dict()})
+        asked = planned(
+            config, method, train=given, adapter=adapter, context=context, special=_special(model), stored=stored
+        )
+    figures = _figures(config, recipe, stored) | ({} if asked is None else {"method": asked.as_dict()})
     if json_lines:
         show_json(figures)
     else:
@@ -89,25 +91,22 @@ def plan(
     return 0
 
 
-def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe | None]:
-    """The configuration of a model in a folder or on the hub, or that of a recipe's with the recipe."""
+def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe | None, str]:
+    """The configuration of a model in a folder or on the hub, or that of a recipe's with the recipe; the dtype of the
+    files that training begins from.
+    """
     from quatrain.errors import InputError
+    from quatrain.models.hub import load_config, stored_dtype
     from quatrain.recipe import load
 
     if Path(model).is_dir() or (model.count("/") == 1 and not model.endswith(".toml") and not Path(model).exists()):
         if overrides:
             raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a model")
-        return _folder_config(model), None
+        return load_config(model), None, stored_dtype(model)
     recipe = load(model, overrides)
     if recipe.model.folder is not None:
-        return _folder_config(recipe.model.folder), recipe
-    return recipe.model.config(recipe.tokenizer.vocab_size), recipe
-
-
-def _folder_config(folder: str) -> ModelConfig:
-    from quatrain.models.hub import load_config
-
-    return load_config(folder)
+        return load_config(recipe.model.folder), recipe, stored_dtype(recipe.model.folder)
+    return recipe.model.config(recipe.tokenizer.vocab_size), recipe, "float32"
 
 
 def _special(model: str) -> list[int]:
@@ -118,7 +117,7 @@ def _special(model: str) -> list[int]:
     return sorted(tokenizer.special_ids) if tokenizer is not None else []
 
 
-def _figures(config: ModelConfig, recipe: Recipe | None) -> dict[str, Any]:
+def _figures(config: ModelConfig, recipe: Recipe | None, stored: str) -> dict[str, Any]:
     """The counts as plain numbers: bytes, and operations for one token."""
     from quatrain.planning import counts
     from quatrain.planning.machine import choose_device
@@ -143,7 +142,7 @@ def _figures(config: ModelConfig, recipe: Recipe | None) -> dict[str, Any]:
         device = choose_device(train.device)
         precision = dtype_name(working_dtype(train, device))
         found = forecast(config, train, rows=rows, length=context, precision=precision,
-                         adapter=getattr(stage, "adapter", None), device=device)  # fmt: skip
+                         adapter=getattr(stage, "adapter", None), device=device, stored=stored)  # fmt: skip
         training[stage.kind] = found.peak
     return figures | ({"training": training} if training else {})
 

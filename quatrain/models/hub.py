@@ -57,6 +57,12 @@ def load_config(model: str | Path) -> ModelConfig:
     return family(config.get("model_type")).from_hf(config)
 
 
+def stored_dtype(model: str | Path) -> str:
+    """The dtype of the weights in a model's files as its config.json names it; float32 where it does not."""
+    config = read_config(resolve(model, files=CONFIG))
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
 def load(
     model: str | Path,
     *,

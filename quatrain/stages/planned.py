@@ -66,10 +66,10 @@ class Planned:
 
 def planned(
     config: ModelConfig, method: str, *, train: Mapping[str, Any], adapter: Mapping[str, Any],
-    context: int | None = None, special: Sequence[int] = (),
+    context: int | None = None, special: Sequence[int] = (), stored: str = "float32",
 ) -> Planned:  # fmt: skip
     """The memory of a training step of a model by a method; `train` and `adapter` are settings as in a recipe,
-    `special` the special tokens, whose rows of the embedding learn beside an adapter.
+    `special` the special tokens, whose rows of the embedding learn beside an adapter, `stored` the dtype of the files.
 
     Raises InputError naming every wrong one.
     """
@@ -97,7 +97,7 @@ def planned(
     rows = max(1, settings.train.batch_tokens // length // settings.train.accumulation)
     found = forecast(
         config, settings.train, rows=rows, length=length, precision=precision, adapter=settings.adapter, device=device,
-        special=special,
+        special=special, stored=stored,
     )  # fmt: skip
     chosen = settings.adapter
     merges = chosen is not None and chosen.method in OVER_LINEAR and chosen.base != "float"

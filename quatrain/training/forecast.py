@@ -76,12 +76,14 @@ def forecast(
     adapter: AdapterSettings | None = None,
     device: torch.device | str = "cpu",
     special: Sequence[int] = (),
+    stored: str = "float32",
 ) -> Forecast:
     """The memory of training a model of this shape with these settings, on micro-batches (rows, length) of tokens.
 
-    `precision` is float32, bfloat16 or float16. `special` are the tokens whose rows of the embedding learn beside an
-    adapter with `tokens` = "special", where they are known: the embedding has a gradient then, and states. Raises
-    InputError for an adapter that does not fit the model.
+    `precision` is float32, bfloat16 or float16, `stored` that of the model's files: frozen weights of the same are held
+    once. `special` are the tokens whose rows of the embedding learn beside an adapter with `tokens` = "special", where
+    they are known: the embedding has a gradient then, and states. The peak is at least what reading the model takes.
+    Raises InputError for an adapter that does not fit the model.
     """
     device = torch.device(device)
     # The generator of torch is as it was: nothing is drawn.
@@ -89,7 +91,8 @@ def forecast(
         model = _model(config, adapter, device, special)
         trainable, total, _ = trainable_report(model)
         own = 0 if adapter is None else trainable
-        weights = Precision(model, DTYPES[precision])
+        loaded = live.now
+        weights = Precision(model, DTYPES[precision], exact=stored == precision)
         optimizers = make_optimizers(weights.masters, settings, dtype=DTYPES[precision])
         static = live.now
         ids = torch.zeros(rows, length, dtype=torch.long, device=device)
@@ -115,7 +118,7 @@ def forecast(
         "logits": found.logits,
     }
     parts["workspace"] = max(0, live.peak - sum(parts.values()))
-    return Forecast(trainable, total, parts, live.peak, paged)
+    return Forecast(trainable, total, parts, max(live.peak, loaded), paged)
 
 
 def _model(

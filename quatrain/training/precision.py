@@ -68,16 +68,23 @@ class Precision:
     """The model's parameters in `dtype` while it trains, and the float32 masters of those that learn, by name.
 
     With float32 the masters are the parameters themselves. `close` puts every weight back in the dtype that it had,
-    trained ones with what their masters have become.
+    trained ones with what their masters have become. A frozen weight that `dtype` holds without loss, as one read from
+    a file of bfloat16 in bfloat16, is held in `dtype` alone meanwhile; `exact` says of all of them whether they are
+    such, for tensors without numbers, which cannot be looked at.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, exact: bool | None = None):
         self.dtype = dtype
         self._kept: list[tuple[nn.Parameter, Tensor]] = []
+        self._exact: list[tuple[nn.Parameter, torch.dtype]] = []
         self.masters: dict[str, nn.Parameter] = {}
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         for name, parameter in model.named_parameters():
             changes = parameter.is_floating_point() and parameter.dtype != dtype
+            if changes and not parameter.requires_grad and _holds(parameter.data, dtype, exact):
+                self._exact.append((parameter, parameter.dtype))
+                parameter.data = parameter.data.to(dtype)
+                continue
             if changes:
                 self._kept.append((parameter, parameter.data))
             if parameter.requires_grad:
@@ -118,19 +125,31 @@ class Precision:
     def full(self) -> Iterator[None]:
         """Within it the network holds its weights in full precision: for validation and for writing them."""
         working = [(parameter, parameter.data) for parameter, _ in self._kept]
+        dtypes = [(parameter, parameter.dtype) for parameter, _ in self._exact]
         self._restore()
         try:
             yield
         finally:
             for parameter, data in working:
                 parameter.data = data
+            for parameter, dtype in dtypes:
+                parameter.data = parameter.data.to(dtype)
             self.publish()
 
     def _restore(self) -> None:
         for parameter, original in self._kept:
             parameter.data = original
+        for parameter, dtype in self._exact:
+            parameter.data = parameter.data.to(dtype)
 
     def close(self) -> None:
         """Ends the training's precision."""
         self._restore()
-        self._kept, self._pairs = [], []
+        self._kept, self._exact, self._pairs = [], [], []
+
+
+def _holds(tensor: Tensor, dtype: torch.dtype, exact: bool | None) -> bool:
+    """Whether a dtype has every number of a tensor, by a look at them where nobody has said so."""
+    if exact is not None or type(tensor) is not Tensor:  # what several processes share stays as it is
+        return bool(exact)
+    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)

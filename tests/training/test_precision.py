@@ -1,0 +1,99 @@
+"""Weights in bfloat16 while they train: masters of those that learn, and frozen ones that are held once or twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import llama
+from torch import Tensor
+
+from quatrain.adaptation.apply import apply
+from quatrain.adaptation.settings import AdapterSettings
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+from quatrain.training.forecast import forecast
+from quatrain.training.objectives import Causal
+from quatrain.training.precision import Precision
+from quatrain.training.settings import TrainSettings
+from quatrain.training.streams import WindowStream
+from quatrain.training.trainer import Trainer
+
+CONFIG: ModelConfig = llama(hidden_size=32, intermediate_size=64)
+ADAPTER = AdapterSettings.model_validate({"rank": 4, "tokens": "none"})
+TOKENS = torch.randint(0, CONFIG.vocab_size, (4000,), generator=torch.Generator().manual_seed(1)).numpy()
+
+
+def adapted(*, rounded: bool) -> Model:
+    """A float32 model under LoRA, its weights read from bfloat16 or not."""
+    model = Model(CONFIG).initialize(0)
+    if rounded:
+        model = model.bfloat16().float()
+    apply(model, ADAPTER, seed=0)
+    return model
+
+
+def frozen(model: Model) -> dict[str, Tensor]:
+    return {name: each.detach().clone() for name, each in model.named_parameters() if not each.requires_grad}
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_frozen_weights_are_held_once_where_the_narrow_dtype_has_them(rounded: bool) -> None:
+    model = adapted(rounded=rounded)
+    before = frozen(model)
+    weights = Precision(model, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    wide = {id(parameter) for parameter, _ in weights._kept}
+    # Norms begin at one, and some matrices at zero, which bfloat16 has either way.
+    matrices = [each for name, each in model.named_parameters() if name in before and each.dim() == 2 and each.any()]
+    assert all((id(each) in wide) == (not rounded) for each in matrices)
+    assert all(id(each) in wide for name, each in model.named_parameters() if name not in before)
+    with weights.full():
+        assert all(torch.equal(each, before[name]) for name, each in frozen(model).items())
+        with weights.full():
+            assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    weights.close()
+    assert all(torch.equal(each, before[name]) for name, each in frozen(model).items())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_holding_them_once_changes_no_bit_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrainSettings.model_validate(
+        {"steps": 4, "batch_tokens": 64, "learning_rate": 0.01, "precision": "bfloat16", "warmup": 0}
+    )
+
+    def trained(model: Model) -> dict[str, Tensor]:
+        Trainer(model, Causal(), WindowStream(TOKENS, length=16, rows=4, seed=0), settings, steps=4).train()
+        return dict(model.state_dict())
+
+    once = trained(adapted(rounded=True))
+    monkeypatch.setattr("quatrain.training.precision._holds", lambda *given: False)
+    twice = trained(adapted(rounded=True))
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_infinities_and_what_is_no_number_are_kept_as_they_are() -> None:
+    model = adapted(rounded=True)
+    weight = next(each for name, each in model.named_parameters() if not each.requires_grad and each.dim() == 2)
+    with torch.no_grad():
+        weight[0, 0], weight[0, 1] = float("nan"), float("inf")
+    before = weight.detach().clone()
+    weights = Precision(model, torch.bfloat16)
+    weights.close()
+    assert torch.equal(weight.nan_to_num(7.0), before.nan_to_num(7.0))
+
+
+def test_a_plan_knows_what_the_files_hold() -> None:
+    settings = TrainSettings.model_validate({"steps": 1, "batch_tokens": 32, "warmup": 0, "device": "cpu"})
+
+    def said(stored: str, precision: str = "bfloat16") -> dict[str, int]:
+        found = forecast(CONFIG, settings, rows=2, length=16, precision=precision, adapter=ADAPTER, stored=stored)
+        return found.parts | {"peak": found.peak}
+
+    numbers = sum(each.numel() for each in frozen(adapted(rounded=True)).values())
+    wide, narrow = said("float32"), said("bfloat16")
+    assert wide["weights"] - narrow["weights"] == 4 * numbers
+    assert said("bfloat16", "float32") == said("float32", "float32")
+    assert narrow["peak"] >= 4 * numbers, "reading them takes that much"
