@@ -24,7 +24,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _MMAP_MAX: 65536}
 """Where glibc's own adapting ends up in a process that has freed large tensors."""
 _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
-_APART = {_MMAP_THRESHOLD: 1 << 20}
+_APART = {_MMAP_THRESHOLD: 1 << 20, _MMAP_MAX: 65536}
 _now = dict(_USUAL)
 
 _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -71,7 +71,8 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[Kept]:
 def large_apart() -> Iterator[None]:
     """Within it each tensor of a MiB and more is mapped apart: freed it is gone, and leaves no hole.
 
-    For what is made once, such as a model that is read; what is allocated again and again is slow this way.
+    For what is made once, such as a model that is read, also while freed memory is kept; what is allocated again and
+    again is slow this way.
     """
     with _set(_APART):
         yield
@@ -85,7 +86,8 @@ def _set(settings: Mapping[int, int], wanted: bool = True) -> Iterator[ctypes.CD
     done = glibc is not None and all(glibc.mallopt(*setting) for setting in settings.items())
     if glibc is not None:
         _now = before | dict(settings)
-        glibc.malloc_trim(0)
+        if before == _USUAL:  # what is kept stays
+            glibc.malloc_trim(0)
     try:
         yield glibc if done else None
     finally:
@@ -93,7 +95,8 @@ def _set(settings: Mapping[int, int], wanted: bool = True) -> Iterator[ctypes.CD
             _now = before
             for setting in before.items():
                 glibc.mallopt(*setting)
-            glibc.malloc_trim(0)
+            if before == _USUAL:
+                glibc.malloc_trim(0)
 
 
 def keeps() -> bool:

@@ -82,7 +82,8 @@ def forecast(
 
     `precision` is float32, bfloat16 or float16, `stored` that of the model's files: frozen weights of the same are held
     once. `special` are the tokens whose rows of the embedding learn beside an adapter with `tokens` = "special", where
-    they are known: the embedding has a gradient then, and states. The peak is at least what reading the model takes.
+    they are known: the embedding has a gradient then, and states. The peak is at least that of reading the model
+    and narrowing its weights.
     Raises InputError for an adapter that does not fit the model.
     """
     device = torch.device(device)
@@ -91,8 +92,9 @@ def forecast(
         model = _model(config, adapter, device, special)
         trainable, total, _ = trainable_report(model)
         own = 0 if adapter is None else trainable
-        loaded = live.now
+        live.peak = live.now
         weights = Precision(model, DTYPES[precision], exact=stored == precision)
+        begun = live.peak  # with the weights as they were read, and the largest of them narrowed
         optimizers = make_optimizers(weights.masters, settings, dtype=DTYPES[precision])
         static = live.now
         ids = torch.zeros(rows, length, dtype=torch.long, device=device)
@@ -118,7 +120,7 @@ def forecast(
         "logits": found.logits,
     }
     parts["workspace"] = max(0, live.peak - sum(parts.values()))
-    return Forecast(trainable, total, parts, max(live.peak, loaded), paged)
+    return Forecast(trainable, total, parts, max(live.peak, begun), paged)
 
 
 def _model(

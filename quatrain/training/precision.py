@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quatrain.allocation import large_apart
 from quatrain.planning.machine import fastest_precision
 from quatrain.training.settings import TrainSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+LOOKED_AT = 1 << 22
+"""Numbers of a frozen weight that are looked at together."""
 
 
 def working_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
@@ -79,6 +83,11 @@ class Precision:
         self._exact: list[tuple[nn.Parameter, torch.dtype]] = []
         self.masters: dict[str, nn.Parameter] = {}
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        with large_apart():
+            self._narrow(model, exact)
+
+    def _narrow(self, model: nn.Module, exact: bool | None) -> None:
+        dtype = self.dtype
         for name, parameter in model.named_parameters():
             changes = parameter.is_floating_point() and parameter.dtype != dtype
             if changes and not parameter.requires_grad and _holds(parameter.data, dtype, exact):
@@ -132,15 +141,13 @@ class Precision:
         finally:
             for parameter, data in working:
                 parameter.data = data
-            for parameter, dtype in dtypes:
-                parameter.data = parameter.data.to(dtype)
+            _turn(dtypes)
             self.publish()
 
     def _restore(self) -> None:
         for parameter, original in self._kept:
             parameter.data = original
-        for parameter, dtype in self._exact:
-            parameter.data = parameter.data.to(dtype)
+        _turn(self._exact)
 
     def close(self) -> None:
         """Ends the training's precision."""
@@ -148,8 +155,17 @@ class Precision:
         self._kept, self._exact, self._pairs = [], [], []
 
 
+def _turn(wanted: list[tuple[nn.Parameter, torch.dtype]]) -> None:
+    """Brings parameters into these dtypes, one after the other, so that no more than one is held twice."""
+    if wanted:
+        with large_apart():
+            for parameter, dtype in wanted:
+                parameter.data = parameter.data.to(dtype)
+
+
 def _holds(tensor: Tensor, dtype: torch.dtype, exact: bool | None) -> bool:
     """Whether a dtype has every number of a tensor, by a look at them where nobody has said so."""
     if exact is not None or type(tensor) is not Tensor:  # what several processes share stays as it is
         return bool(exact)
-    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+    parts = tensor.detach().reshape(-1).split(LOOKED_AT)
+    return all(torch.equal(part.to(dtype).to(part.dtype), part) for part in parts)
