@@ -144,6 +144,7 @@ def _figures(config: ModelConfig, recipe: Recipe | None, stored: str) -> dict[st
         found = forecast(config, train, rows=rows, length=context, precision=precision,
                          adapter=getattr(stage, "adapter", None), device=device, stored=stored)  # fmt: skip
         training[stage.kind] = found.peak
+        stored = "float32"  # what a stage leaves to the next
     return figures | ({"training": training} if training else {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,42 @@ def test_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_recipe_can_be_planned_by_a_method(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "sherlock", "model.hidden_size=64", "--method", "dora", *SMALL)
     assert found["method"]["method"] == "dora" and found["training"]["pretrain"] > 0
+
+
+RECIPE = """
+name = "further"
+[data]
+source = "{folder}/chats.jsonl"
+[model]
+folder = "{folder}"
+{before}
+[[stage]]
+kind = "finetune"
+context = 32
+adapter = {{ rank = 4, tokens = "none" }}
+{train}
+"""
+TRAIN = 'train = { steps = 2, batch_tokens = 128, precision = "bfloat16", warmup = 0 }'
+
+
+def test_frozen_weights_of_narrow_files_cost_less_where_training_begins_from_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = tmp_path / "narrow"
+    shutil.copytree(folder, narrow)
+    about = json.loads((narrow / "config.json").read_text(encoding="utf-8"))
+    (narrow / "config.json").write_text(json.dumps(about | {"dtype": "bfloat16"}), encoding="utf-8")
+    words = ["--method", "lora", *NONE, *SMALL[:-1], "bfloat16"]
+    wide, less = (planned(capsys, str(each), *words)["method"]["memory"] for each in (folder, narrow))
+    assert wide["weights"] - less["weights"] == 4 * planned(capsys, str(folder))["parameters"]
+    peaks = []
+    for before in ("", f'[[stage]]\nkind = "pretrain"\ncontext = 32\n{TRAIN}'):
+        for each in (folder, narrow):
+            path = tmp_path / "recipe.toml"
+            path.write_text(RECIPE.format(folder=each, before=before, train=TRAIN), encoding="utf-8")
+            peaks.append(planned(capsys, str(path))["training"]["finetune"])
+    assert peaks[1] < peaks[0]
+    assert peaks[3] == peaks[2] == peaks[0], "the stage before has left float32"
 
 
 @pytest.mark.parametrize(
