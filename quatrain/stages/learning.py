@@ -25,7 +25,6 @@ from quatrain.adaptation.token_rows import learn_rows
 from quatrain.compression import methods
 from quatrain.errors import InputError
 from quatrain.models import hub
-from quatrain.models.config import ModelConfig
 from quatrain.models.repository import BASE
 from quatrain.models.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
@@ -320,14 +319,11 @@ def with_dropout(model: Model, dropout: float) -> Model:
 
 
 def fresh_model(context: Context, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> Model:
-    """A model of the recipe's shape with fresh weights, which follow from the recipe's seed."""
-    config = fresh_config(context, tokenizer, head=head, **more)
-    return with_rules(Model(config).initialize(context.seed), context)
+    """A model of the recipe's shape and the tokenizer's vocabulary, with weights drawn from the recipe's seed.
 
-
-def fresh_config(context: Context, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> ModelConfig:
-    """The configuration of the recipe's shape and the tokenizer's vocabulary; `more` are fields such as `labels`."""
-    return context.recipe.model.config(
+    `more` are fields of its configuration such as `labels`.
+    """
+    config = context.recipe.model.config(
         tokenizer.vocab_size,
         head=head,
         bos_token_id=tokenizer.bos_id,
@@ -335,3 +331,4 @@ def fresh_config(context: Context, tokenizer: Tokenizer, *, head: str | None = N
         pad_token_id=tokenizer.pad_id,
         **more,
     )
+    return with_rules(Model(config).initialize(context.seed), context)

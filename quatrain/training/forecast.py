@@ -82,9 +82,8 @@ def forecast(
 
     `precision` is float32, bfloat16 or float16, `stored` that of the model's files: frozen weights of the same are held
     once. `special` are the tokens whose rows of the embedding learn beside an adapter with `tokens` = "special", where
-    they are known: the embedding has a gradient then, and states. The peak is at least that of reading the model
-    and narrowing its weights.
-    Raises InputError for an adapter that does not fit the model.
+    they are known: the embedding has a gradient then, and states. The peak is at least that of reading the model and
+    narrowing its weights. Raises InputError for an adapter that does not fit the model.
     """
     device = torch.device(device)
     # The generator of torch is as it was: nothing is drawn.

@@ -87,22 +87,19 @@ class Precision:
             self._narrow(model, exact)
 
     def _narrow(self, model: nn.Module, exact: bool | None) -> None:
-        dtype = self.dtype
         for name, parameter in model.named_parameters():
-            changes = parameter.is_floating_point() and parameter.dtype != dtype
-            if changes and not parameter.requires_grad and _holds(parameter.data, dtype, exact):
-                self._exact.append((parameter, parameter.dtype))
-                parameter.data = parameter.data.to(dtype)
+            if not parameter.is_floating_point() or parameter.dtype == self.dtype:
+                if parameter.requires_grad:
+                    self.masters[name] = parameter
                 continue
-            if changes:
+            if not parameter.requires_grad and _holds(parameter.data, self.dtype, exact):
+                self._exact.append((parameter, parameter.dtype))
+            else:
                 self._kept.append((parameter, parameter.data))
             if parameter.requires_grad:
-                master = nn.Parameter(parameter.data) if changes else parameter
-                self.masters[name] = master
-                if changes:
-                    self._pairs.append((parameter, master))
-            if changes:
-                parameter.data = parameter.data.to(dtype)
+                self.masters[name] = nn.Parameter(parameter.data)
+                self._pairs.append((parameter, self.masters[name]))
+            parameter.data = parameter.data.to(self.dtype)
 
     def gather(self) -> None:
         """Adds the gradients of the last backward pass to the masters', in float32, and clears them."""
