@@ -49,6 +49,25 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
+_HARMLESS = "\n\t\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff\u3000"
+"""Not printable by Unicode's tables, yet part of ordinary texts: spaces, joiners of Persian and of emoji."""
+
+
+def printable(text: str) -> str:
+    """Text of unknown origin for a terminal: control characters as `\\x1b`, so that none of them is obeyed.
+
+    Line ends and tabs stay. C1 controls, lone surrogates and the characters that turn the direction of text count too.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in _HARMLESS
+        else character.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for character in text
+    )
+
+
 def write_text(stream: TextIO, text: str) -> None:
     """Write to a stream whose encoding may lack some of the characters (a Windows code page, the C locale)."""
     try:

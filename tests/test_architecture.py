@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quatrain"
 FLOORS = [
     {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "allocation",
-     "failures", "offline", "processes", "tracking"},
+     "failures", "offline", "processes", "reading", "tracking"},
     {"text", "models", "planning"},
     {"adaptation", "compression", "generation"},
     {"training", "tasks"},
