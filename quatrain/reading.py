@@ -182,8 +182,14 @@ def typed(value: Any, where: str, schema: Any) -> Any:
 
 def kind_of(value: Any) -> str:
     """The JSON kind of a value in words: "a list", "a number"."""
-    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value)) or {str: "a text", list: "a list", dict: "a table"}.get(type(value), "something else")
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    for kind, said in ((int | float, "a number"), (str, "a text"), (list, "a list"), (dict, "a table")):
+        if isinstance(value, kind):
+            return said
+    return type(value).__name__
 
 
 def shown(value: Any, limit: int = 80) -> str:
