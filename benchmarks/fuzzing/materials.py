@@ -1,0 +1,227 @@
+"""Valid things, made once in a second or two: models of every family and head, tokenizers, adapters, data, databases.
+
+Every kind of input begins from one of these and breaks it.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import random
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+WORDS = "the cat sat on a mat and saw no dog at all by then".split()
+SIZES = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "max_position_embeddings": 48}  # fmt: skip
+LABELS = ("no", "yes", "maybe")
+HEADED = {
+    "classifier": ("bert", "sequence_classification"),
+    "tagger": ("distilbert", "token_classification"),
+    "spans": ("roberta", "question_answering"),
+    "choices": ("modernbert", "multiple_choice"),
+    "sentences": ("bert", "embedding"),
+    "llama-classifier": ("llama", "sequence_classification"),
+}
+"""Models with a head that tells something, by name."""
+
+RECIPE = """name = "tiny"
+[data]
+source = "text.txt"
+[tokenizer]
+vocab_size = 300
+chat_template = "chatml"
+[model]
+hidden_size = 16
+num_hidden_layers = 2
+num_attention_heads = 2
+intermediate_size = 32
+max_position_embeddings = 48
+[evaluate]
+examples = 3
+prompts = ["the cat"]
+temperatures = [0.0, 1.0]
+max_new_tokens = 8
+[[stage]]
+kind = "tokenizer"
+[[stage]]
+kind = "pretrain"
+[stage.train]
+steps = 2
+warmup = 1
+batch_tokens = 192
+"""
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"text": "the cat sat on a mat"}, {"text": "and saw no dog at all"}],
+    "chat": [
+        {"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat on a mat"}]},
+        {"messages": [{"role": "system", "content": "no dog"}, {"role": "user", "content": "saw"},
+                      {"role": "assistant", "content": "the cat"}]},
+    ],
+    "instructions": [{"instruction": "saw the cat", "input": "", "output": "sat"},
+                     {"instruction": "no dog", "input": "a mat", "output": "at all"}],
+    "prompts": [{"prompt": "the cat"}, {"prompt": "no dog"}],
+    "preference": [{"prompt": "the cat", "chosen": "sat", "rejected": "saw"},
+                   {"prompt": "no dog", "chosen": "at all", "rejected": "a mat"}],
+    "labelled": [{"text": "the cat sat", "label": "yes"}, {"text": "no dog", "label": "no"},
+                 {"text": "a mat", "label": "maybe"}],
+    "tagged": [{"tokens": ["the", "cat", "sat"], "tags": ["no", "yes", "no"]},
+               {"tokens": ["no", "dog"], "tags": ["no", "maybe"]}],
+    "qa": [{"context": "the cat sat on a mat", "question": "saw the cat", "id": "1",
+            "answers": {"text": ["cat"], "answer_start": [4]}},
+           {"context": "no dog at all", "question": "saw the dog", "id": "2",
+            "answers": {"text": ["dog"], "answer_start": [3]}}],
+    "choice": [{"question": "the cat", "choices": ["sat", "saw"], "answer": 0},
+               {"question": "no", "choices": ["dog", "mat"], "answer": 1}],
+    "pair": [{"source": "the cat sat", "target": "sat the cat"}, {"source": "no dog", "target": "dog no"}],
+    "sql": [{"question": "saw the cat", "query": "SELECT name FROM pet", "db_id": "pets"},
+            {"question": "no dog", "query": "SELECT count(*) FROM pet", "db_id": "pets"}],
+}  # fmt: skip
+"""A few valid rows of every format."""
+
+FITTING = {"sequence_classification": "labelled", "token_classification": "tagged", "question_answering": "qa",
+           "multiple_choice": "choice", "seq2seq": "pair", "embedding": "pair"}  # fmt: skip
+"""The format of the data that a head is measured on."""
+
+PACKERS: Mapping[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+
+
+class Materials:
+    """Where everything is, and what there is of it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.about: dict[str, Any] = {}
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Folders of models below `models/`, each with its head."""
+        found: dict[str, str] = self.about["models"]
+        return found
+
+    @property
+    def adapters(self) -> list[str]:
+        """Folders of adapters below `models/`."""
+        found: list[str] = self.about["adapters"]
+        return found
+
+    def path(self, *parts: str) -> Path:
+        """A file or folder of these."""
+        return self.folder.joinpath(*parts)
+
+    def load(self) -> Materials:
+        """These, made before by `make`."""
+        self.about = json.loads(self.path("about.json").read_text())
+        return self
+
+    def make(self) -> None:
+        """Writes everything."""
+        texts = sentences()
+        self.path("text.txt").write_text("\n".join(texts), encoding="utf-8")
+        self.path("tiny.toml").write_text(RECIPE, encoding="utf-8")
+        make_databases(self.path("databases"))
+        self.path("data").mkdir()
+        for name, rows in ROWS.items():
+            lines = [json.dumps(row) for row in rows]
+            self.path("data", f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        models, adapters = _make_models(self.path("models"), texts)
+        self.about = {"models": models, "adapters": adapters}
+        self.path("about.json").write_text(json.dumps(self.about))
+
+
+def sentences(count: int = 150) -> list[str]:
+    """Sentences of a few words, always the same ones."""
+    return [" ".join(random.Random(number).choices(WORDS, k=8)) for number in range(count)]
+
+
+def make_databases(folder: Path) -> None:
+    """Two small databases: `pets/pets.sqlite`, which the questions ask, and one with several tables."""
+    for name in ("pets", "shop"):
+        (folder / name).mkdir(parents=True)
+    with sqlite3.connect(folder / "pets" / "pets.sqlite") as connection:
+        connection.execute("create table pet (id integer primary key, name text, weight real, owner integer)")
+        connection.executemany("insert into pet values (?, ?, ?, ?)",
+                               [(i, f"pet {i}", i * 1.5, i % 3) for i in range(20)])  # fmt: skip
+    connection.close()
+    with sqlite3.connect(folder / "shop" / "shop.sqlite") as connection:
+        connection.execute("create table town (id integer primary key, name text not null, people integer)")
+        connection.execute("create table customer (id integer primary key, name text, town_id integer "
+                           "references town(id), joined date)")  # fmt: skip
+        connection.executemany("insert into town values (?, ?, ?)", [(i, f"Town {i}", i * 1000) for i in range(8)])
+        connection.executemany("insert into customer values (?, ?, ?, ?)",
+                               [(i, f"Name {i}", i % 8, f"2020-01-{i % 28 + 1:02d}") for i in range(40)])  # fmt: skip
+    connection.close()
+
+
+def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The heads of the models and the names of the adapters that were written."""
+    import torch
+
+    from quatrain.adaptation.apply import apply
+    from quatrain.adaptation.peft_files import save_adapter
+    from quatrain.adaptation.settings import AdapterSettings
+    from quatrain.compression.methods import quantize
+    from quatrain.models import hub
+    from quatrain.models.families.fresh import fresh_config
+    from quatrain.models.settings import DECODERS, ENCODERS, Family
+    from quatrain.models.stack import Model
+    from quatrain.text.tokenizer import Tokenizer
+
+    kinds = {"bpe": "decoder", "wordpiece": "encoder", "unigram": "encoder-decoder"}
+    trained = {
+        shape: Tokenizer.train(texts, kind=kind, vocab_size=400, chat_template="chatml" if kind == "bpe" else None)
+        for kind, shape in kinds.items()
+    }
+
+    def fresh(family: str, head: str | None, **more: Any) -> tuple[Model, Tokenizer]:
+        shape = "decoder" if family in DECODERS else "encoder" if family in ENCODERS else "encoder-decoder"
+        tokenizer = trained[shape]
+        ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("pad", "bos", "eos")}
+        sizes = SIZES | {"vocab_size": tokenizer.vocab_size} | {k: v for k, v in ids.items() if v is not None}
+        config = fresh_config(family, sizes, head=head)
+        model = Model(config.with_(**more) if more else config).initialize(0)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        return model.eval(), tokenizer
+
+    def save(name: str, model: Model, tokenizer: Tokenizer, **more: Any) -> None:
+        hub.save(model, folder / name, **more)
+        tokenizer.save(folder / name)
+        heads[name] = model.config.head
+
+    heads: dict[str, str] = {}
+    adapters = []
+    for family in _names(Family):
+        save(family, *fresh(family, None))
+    for name, (family, head) in HEADED.items():
+        more: dict[str, Any] = {"labels": LABELS} if head.endswith("classification") else {}
+        save(name, *fresh(family, head, **more))
+    save("sharded", *fresh("llama", None), shard_bytes=20_000)
+    for method in ("int8", "int4", "nf4"):
+        model, tokenizer = fresh("llama", None, **({"hidden_size": 32, "head_dim": 16} if method == "int4" else {}))
+        quantize(model, method, **({"group": 32} if method == "int4" else {}))
+        save(method, model, tokenizer)
+    for method in ("lora", "dora", "ia3", "prompt", "loha"):
+        model, tokenizer = fresh("llama", None)
+        apply(model, AdapterSettings(method=method), tokenizer=tokenizer)  # type: ignore[arg-type]
+        save_adapter(model, folder / f"adapter-{method}", base_model=str(folder / "llama"))
+        adapters.append(f"adapter-{method}")
+    return heads, adapters
+
+
+def _names(kind: Any) -> list[str]:
+    """The texts of a Literal, of several within each other too."""
+    from typing import get_args
+
+    return [name for part in get_args(kind) for name in ([part] if isinstance(part, str) else _names(part))]
