@@ -12,6 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quatrain.errors import InputError
+from quatrain.reading import shown
+
+LARGEST = 2**31 - 1
+"""The largest size or id: what an index of 32 bits can name."""
+
+MAX_LAYERS = 10_000
+"""Layers of one stack; the deepest networks that were published have 2,500."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": ("decoder", "encoder", "encoder-decoder"),
@@ -223,20 +230,29 @@ class ModelConfig:
         ]
         sizes += ["num_encoder_layers"] if self.architecture == "encoder-decoder" else []
         sizes += ["sliding_window"] if self.sliding_window is not None else []
-        wrong = [name for name in sizes if not is_size(getattr(self, name))]
-        for name in wrong:
-            yield f"{name}: {getattr(self, name)!r}; must be a whole number of at least 1"
+        wrong = []
+        for name in sizes:
+            most = MAX_LAYERS if name in ("num_hidden_layers", "num_encoder_layers") else LARGEST
+            if not is_size(getattr(self, name), most):
+                wrong.append(name)
+                yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 1 to {most:,}"
+        for name in ("rotary_dim", "embedding_size", "type_vocab_size", "position_offset", "max_text_length"):
+            if getattr(self, name) != 0 and not is_size(getattr(self, name)):
+                wrong.append(name)
+                yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 0 to {LARGEST:,}"
         for name, allowed in CHOICES.items():
             yield from _choice(name, getattr(self, name), allowed)
         for name in ("head_transform", "pooler"):
             yield from _choice(name, getattr(self, name), (*CHOICES["activation"], "none"))
-        for name in ("norm_eps", "rope_theta", "embedding_scale", "logit_scale", "initializer_range"):
+        for name in ("norm_eps", "rope_theta", "embedding_scale", "logit_scale"):
             yield from _number(name, getattr(self, name))
+        if self.initializer_range != 0:
+            yield from _number("initializer_range", self.initializer_range)
         for name in ("local_rope_theta", "attention_scale", "attention_softcap", "logit_softcap"):
             if getattr(self, name) is not None:
                 yield from _number(name, getattr(self, name))
-        if not 0 <= self.dropout < 1:
-            yield f"dropout: {self.dropout}; must be at least 0 and below 1"
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            yield f"dropout: {shown(self.dropout)}; must be at least 0 and below 1"
         if self.layer_types and not wrong:
             yield from self._layer_problems()
         if not wrong:
@@ -259,11 +275,19 @@ class ModelConfig:
                 yield f"head_dim: {self.head_dim}; rotary positions need an even width of each head"
             if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
                 yield f"rotary_dim: {self.rotary_dim}; must be even and at most head_dim ({self.head_dim})"
+            for base, scaling in (
+                (self.rope_theta, self.rope_scaling),
+                (self.local_rope_theta or self.rope_theta, self.local_rope_scaling),
+            ):
+                if scaling is not None and scaling.kind == "yarn" and base <= 1:
+                    yield f"rope_theta: {base}; must be above 1 with yarn scaling"
             for name in ("short_factor", "long_factor"):
                 found = self.rope_scaling.get(name) if self.rope_scaling is not None else None
                 pairs = (self.rotary_dim or self.head_dim) // 2
                 if found is not None and len(found) != pairs:
                     yield f"{name}: {len(found)} numbers; must be one for each of the {pairs} turning pairs"
+        if self.position == "relative":
+            yield from self._relative_problems()
         if self.position == "sinusoidal" and self.hidden_size % 2:
             yield f"hidden_size: {self.hidden_size}; sinusoidal positions need an even width"
         both = self.architecture == "encoder-decoder"
@@ -274,12 +298,23 @@ class ModelConfig:
         if self.head == "seq2seq" and not both:
             yield f"head: 'seq2seq'; needs the architecture encoder-decoder, not {self.architecture}"
         start = self.decoder_start_token_id
-        if start is not None and (not isinstance(start, int) or not 0 <= start < self.vocab_size):
-            yield f"decoder_start_token_id: {start!r}; must be a token of the vocabulary, below {self.vocab_size}"
+        if start is not None and ((not is_size(start) and start != 0) or not 0 <= start < self.vocab_size):
+            yield f"decoder_start_token_id: {shown(start)}; must be a token of the vocabulary, below {self.vocab_size}"
         if self.head == "causal" and self.architecture != "decoder":
             yield f"head: 'causal'; needs the architecture decoder, not {self.architecture}"
-        if self.pad_token_id is not None and not -1 <= self.pad_token_id < self.vocab_size:
-            yield f"pad_token_id: {self.pad_token_id}; must be below vocab_size ({self.vocab_size})"
+        pad = self.pad_token_id
+        if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool) or not -1 <= pad < self.vocab_size):
+            yield f"pad_token_id: {shown(pad)}; must be a token id below vocab_size ({self.vocab_size})"
+
+    def _relative_problems(self) -> Iterator[str]:
+        """Half of the buckets are for one direction in an encoder; half of these are exact, and the rest grow."""
+        if not is_size(self.relative_buckets) or self.relative_buckets < 4:
+            yield f"relative_buckets: {shown(self.relative_buckets)}; must be a whole number of at least 4"
+        elif not is_size(self.relative_max_distance) or self.relative_max_distance <= self.relative_buckets // 2:
+            yield (
+                f"relative_max_distance: {shown(self.relative_max_distance)}; must be a whole number above half of "
+                f"relative_buckets ({self.relative_buckets // 2})"
+            )
 
     def _unbuildable_choices(self) -> Iterator[str]:
         """Choices that are each known and that no stack has together."""
@@ -348,17 +383,19 @@ class ModelConfig:
         return self.architecture != "encoder"
 
 
-def is_size(value: Any) -> bool:
-    """Whether a value can count something: a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def is_size(value: Any, most: int = LARGEST) -> bool:
+    """Whether a value can count something: a whole number from 1 to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _number(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        yield f"{name}: {value!r}; must be a number above 0"
+        yield f"{name}: {shown(value)}; must be a number above 0"
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> Iterator[str]:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, 1)
-        yield f"{name}: {value!r}; must be one of {', '.join(allowed)}" + (f"; did you mean {near[0]}?" if near else "")
+        yield f"{name}: {shown(value)}; must be one of {', '.join(allowed)}" + (
+            f"; did you mean {near[0]}?" if near else ""
+        )

@@ -139,7 +139,7 @@ def test_a_base_for_each_type_of_layer():
     ("scaling", "told"),
     [
         ({"type": "linear"}, ["factor: missing"]),
-        ({"type": "linear", "factor": "4"}, ["factor: '4'"]),
+        ({"type": "linear", "factor": "4"}, ['factor: "4"']),
         ({"type": "dynamic", "factor": -2.0}, ["factor: -2.0"]),
         ({"type": "yarn", "factor": 4.0, "truncate": 1, "beta": 2}, ["truncate: 1", "beta: not known"]),
         ({"type": "llama3", "factor": 8.0}, ["high_freq_factor: missing", "low_freq_factor: missing"]),
@@ -158,7 +158,7 @@ def test_every_wrong_number_is_told(scaling, told):
 
 def test_unknown_scalings_bases_and_parts_are_refused():
     for wrong, named in [
-        ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, "'proportional'"),
+        ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, '"proportional"'),
         ({"rope_theta": "10000"}, "rope_theta"),
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "4 of 8 channels"),

@@ -9,6 +9,7 @@ from functools import cache
 
 from quatrain.errors import InputError
 from quatrain.models.families.mapping import Family, Head, Key
+from quatrain.reading import shown
 
 __all__ = ["Family", "Head", "Key", "families", "family"]
 
@@ -26,6 +27,9 @@ def families() -> dict[str, Family]:
 def family(name: str | None) -> Family:
     """The family of a `model_type`. Raises InputError with the known ones, nearest first."""
     known = families()
+    if not isinstance(name, str):
+        said = "missing" if name is None else shown(name)
+        raise InputError(f"model_type: {said}; must be the name of a family: {', '.join(known)}.")
     if name in known:
         return known[name]
     for kind in known.values():
@@ -34,5 +38,5 @@ def family(name: str | None) -> Family:
     near = difflib.get_close_matches(str(name), known, len(known), cutoff=0.4)
     ordered = [*near, *(other for other in known if other not in near)]
     raise InputError(
-        f"model_type: {name!r} is a family that Quatrain does not know. Known families: {', '.join(ordered)}."
+        f"model_type: {shown(name)} is a family that Quatrain does not know. Known families: {', '.join(ordered)}."
     )

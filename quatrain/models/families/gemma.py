@@ -94,7 +94,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     return {
         "num_key_value_heads": config.num_key_value_heads,
         "attention_bias": config.attention_bias == "all",
-        "query_pre_attn_scalar": scalar if scalar**-0.5 == scale else scale**-2,
+        "query_pre_attn_scalar": scalar if scalar and scalar**-0.5 == scale else scale**-2,
         "sliding_window": config.sliding_window,
         "layer_types": written_layer_types(config),
         "final_logit_softcapping": config.logit_softcap,

@@ -12,8 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig, is_size
+from quatrain.models.config import ModelConfig
+from quatrain.models.families.kinds import COMMON as COMMON_KINDS
+from quatrain.models.families.kinds import (
+    FIELDS,
+    POSITIVE,
+    READ,
+    SIZE,
+    SIZE_OR_ZERO,
+    TEXT_BY_NUMBER,
+    TEXTS,
+    Kind,
+    wrong_types,
+)
 from quatrain.models.families.weights import Operation, expand
+from quatrain.reading import shown
+from quatrain.wording import printable
 
 NEEDED: Any = ...
 """The default of a key that a config.json must have."""
@@ -102,6 +116,14 @@ class Family:
     """What the files of these model types put before the names of the body."""
 
     @property
+    def kinds(self) -> dict[str, Kind]:
+        """The type of every key that is read."""
+        own = {key.theirs: FIELDS[key.ours] for key in self.keys}
+        # 0 as a width of heads means hidden_size / num_attention_heads, and is written so by older versions of ours
+        own |= {key.theirs: SIZE_OR_ZERO for key in self.keys if key.default == 0 and FIELDS[key.ours] is SIZE}
+        return {**COMMON_KINDS, **{key: READ[key] for key in sorted(self.reads)}, **own}
+
+    @property
     def architecture(self) -> str:
         """The transformers class of the family's first head."""
         return next(iter(self.heads.values())).architecture
@@ -112,22 +134,27 @@ class Family:
         Raises InputError naming, all at once, what is missing, contradictory or unknown.
         """
         config = self.opened(config)
-        head = head or self.head_of(config)
-        problems = self._unknown(config)
+        kinds = self.kinds
+        mistyped = list(wrong_types(config, kinds))
+        wrong = {line.partition(":")[0] for line in mistyped}
+        problems = [*self._unknown(config), *mistyped]
         values: dict[str, Any] = {}
         for key in self.keys:
             value = config.get(key.theirs)
             value = key.default if value is None else value
             if value is NEEDED:
                 problems.append(f"{key.theirs}: missing; a {self.name} config needs it")
-            elif key.ours in SIZES and not (value == key.default or is_size(value)):
-                problems.append(f"{key.theirs}: {value!r}; must be a whole number of at least 1")
+            elif key.theirs in wrong:
+                continue
             elif key.choices is not None and value not in key.choices:
-                problems.append(f"{key.theirs}: {value!r}; must be one of {', '.join(map(str, key.choices))}")
+                problems.append(f"{key.theirs}: {shown(value)}; must be one of {', '.join(map(str, key.choices))}")
+            elif key.choices is not None:
+                values[key.ours] = key.choices[value]
             else:
-                values[key.ours] = value if key.choices is None else key.choices[value]
+                values[key.ours] = float(value) if kinds[key.theirs] is POSITIVE else value
         if problems:
             raise InputError(f"This {self.name} config.json cannot be used:", problems)
+        head = head or self.head_of(config)
         more = {} if self.read is None else self.read(dict(config))
         kept = self.harmless | GENERATION | {key.theirs for key in self.keys if key.choices is not None}
         extra = {key: config[key] for key in config if key in kept}
@@ -137,7 +164,7 @@ class Family:
             fields |= derived(fields)
         if head in LABELLED:
             fields["labels"] = _labels(config)
-            fields["problem"] = PROBLEMS[config.get("problem_type")]
+            fields["problem"] = _problem(config)
             if config.get("problem_type") is None and len(fields["labels"]) == 1:
                 fields["problem"] = "regression"
         return ModelConfig(family=self.name, head=head, extra=extra, **fields)
@@ -163,11 +190,15 @@ class Family:
     def head_of(self, config: Mapping[str, Any]) -> str:
         """The name of the head that a config.json names. Raises InputError with the family's heads."""
         named = self.opened(config).get("architectures") or [self.architecture]
+        if not TEXTS.fits(named):
+            raise InputError(f"architectures: {shown(named)}; must be {TEXTS.wanted}")
         for name, head in self.heads.items():
             if any(architecture in named for architecture in (head.architecture, *head.old_architectures)):
                 return name
         known = ", ".join(head.architecture for head in self.heads.values())
-        raise InputError(f"architectures: {named[0]!r} is none of {self.name} that Quatrain knows; known: {known}.")
+        raise InputError(
+            f"architectures: {shown(named[0])} is none of {self.name} that Quatrain knows; known: {known}."
+        )
 
     def opened(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """The family's own config.json, where it stands within that of another model type; else `config` itself.
@@ -198,9 +229,11 @@ class Family:
         for key, value in config.items():
             if key in self.must:
                 if value not in (None, self.must[key]):
-                    problems.append(f"{key}: {value!r} is not known to Quatrain; must be {self.must[key]!r}")
+                    problems.append(f"{key}: {shown(value)} is not known to Quatrain; must be {self.must[key]!r}")
             elif key not in known and value not in (None, False, {}, []):
-                problems.append(f"{key}: {value!r} is an option of {self.name} that Quatrain does not know")
+                problems.append(
+                    f"{printable(key[:80])}: {shown(value)} is an option of {self.name} that Quatrain does not know"
+                )
         return problems
 
     def _written(self, key: Key, config: ModelConfig) -> Any:
@@ -212,21 +245,6 @@ class Family:
             return original
         return next(theirs for theirs, ours in key.choices.items() if ours == value)
 
-
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_encoder_layers",
-    "num_attention_heads",
-    "encoder_attention_heads",
-    "encoder_intermediate_size",
-    "max_position_embeddings",
-    "head_dim",
-    "embedding_size",
-)
-"""Fields whose values count something: checked before anything is computed with them."""
 
 LABELLED = ("sequence_classification", "token_classification")
 """Heads whose labels have names."""
@@ -243,8 +261,17 @@ PROBLEMS = {
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config.get("id2label")
     if names:
+        if not TEXT_BY_NUMBER.fits(names):
+            raise InputError(f"id2label: {shown(names)}; must be {TEXT_BY_NUMBER.wanted}")
         return tuple(str(names[key]) for key in sorted(names, key=int))
     return tuple(f"LABEL_{number}" for number in range(config.get("num_labels") or 2))
+
+
+def _problem(config: Mapping[str, Any]) -> str:
+    named = config.get("problem_type")
+    if named not in PROBLEMS:
+        raise InputError(f"problem_type: {shown(named)}; must be one of {', '.join(filter(None, PROBLEMS))}")
+    return PROBLEMS[named]
 
 
 COMMON_KEYS = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -252,8 +279,9 @@ COMMON_KEYS = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_i
 
 def common_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that every family reads the same way."""
+    spread = config.get("initializer_range")
     return {
-        "initializer_range": float(config.get("initializer_range") or 0.02),
+        "initializer_range": 0.02 if spread is None else float(spread),
         **{key: config.get(key) for key in COMMON_KEYS[1:]},
     }
 

@@ -80,15 +80,14 @@ def _layer_types(config: dict[str, Any]) -> list[str]:
 
 def _rotary(config: dict[str, Any]) -> dict[str, Any]:
     """The bases of both types of layer, in the old layout (a key for each) and the new one (an object for each)."""
-    both = config.get("rope_parameters") or {}
-    whole, local = (dict(both.get(kind) or {}) for kind in LAYERS)
-    theta = float(whole.get("rope_theta") or config.get("global_rope_theta") or GLOBAL_THETA)
+    whole, local = rope.by_layer(config)
+    theta = rope.theta(rope.given(whole.get("rope_theta"), config.get("global_rope_theta"), GLOBAL_THETA))
     old = config.get("local_rope_theta", LOCAL_THETA)
     if rope.scaling(local) is not None:
         raise InputError("rope_parameters: the sliding layers of a modernbert have no scaling that Quatrain knows.")
     return {
         "rope_theta": theta,
-        "local_rope_theta": float(local.get("rope_theta") or old or theta),
+        "local_rope_theta": rope.theta(rope.given(local.get("rope_theta"), old, theta)),
         "rope_scaling": rope.scaling(whole),
     }
 

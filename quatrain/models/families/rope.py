@@ -8,10 +8,14 @@ which Gemma 3 has for each type of layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig, RotaryScaling
+from quatrain.models.config import LARGEST, ModelConfig, RotaryScaling
+from quatrain.models.families.kinds import POSITIVE, SHARE
+from quatrain.reading import shown
+from quatrain.wording import printable
 
 KEYS = frozenset(
     {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings"}
@@ -53,9 +57,13 @@ def read(
     `names` are a family's own names of scalings. Raises InputError for a scaling that is not known, or lacks a number.
     """
     rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
-    theta = rope.get("rope_theta") or config.get("rope_theta") or default_theta
+    if unknown := sorted(set(rope) & set(LAYER_TYPES)):
+        raise InputError(
+            f"rope_parameters: {', '.join(unknown)}; a {config.get('model_type')} has the same for every layer."
+        )
+    base = given(rope.get("rope_theta"), config.get("rope_theta"), default_theta)
     original = config.get("original_max_position_embeddings")
-    return {"rope_theta": _theta(theta), "rope_scaling": scaling(rope, original=original, names=names)}
+    return {"rope_theta": theta(base), "rope_scaling": scaling(rope, original=original, names=names)}
 
 
 def read_whole(config: dict[str, Any], default_theta: float = 10000.0) -> dict[str, Any]:
@@ -75,21 +83,36 @@ def read_by_layer(config: dict[str, Any], default_theta: float, default_local_th
 
     Raises InputError for a scaling that is not known, and for `rope_parameters` that are not by type of layer.
     """
-    both = config.get("rope_parameters") or {}
-    unknown = [f"{name}: is none of {', '.join(LAYER_TYPES)}" for name in both if name not in LAYER_TYPES]
-    if unknown:
-        raise InputError("These rope_parameters must be given for each type of layer:", unknown)
-    whole, local = (dict(both.get(kind) or {}) for kind in LAYER_TYPES)
+    whole, local = by_layer(config)
     whole |= config.get("rope_scaling") or {}
     original = config.get("original_max_position_embeddings")
     return {
-        "rope_theta": _theta(whole.get("rope_theta") or config.get("rope_theta") or default_theta),
+        "rope_theta": theta(given(whole.get("rope_theta"), config.get("rope_theta"), default_theta)),
         "rope_scaling": scaling(whole, original=original),
-        "local_rope_theta": _theta(
-            local.get("rope_theta") or config.get("rope_local_base_freq") or default_local_theta
+        "local_rope_theta": theta(
+            given(local.get("rope_theta"), config.get("rope_local_base_freq"), default_local_theta)
         ),
         "local_rope_scaling": scaling(local, original=original),
     }
+
+
+def by_layer(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `rope_parameters` of the full layers and of the sliding ones.
+
+    Raises InputError for any that are not a table for a type of layer.
+    """
+    both = config.get("rope_parameters") or {}
+    problems = [
+        f"{printable(name[:80])}: is none of {', '.join(LAYER_TYPES)}" for name in both if name not in LAYER_TYPES
+    ]
+    problems += [
+        f"{name}: {shown(both[name])}; must be a table"
+        for name in LAYER_TYPES
+        if not isinstance(both.get(name), dict | None)
+    ]
+    if problems:
+        raise InputError("These rope_parameters must be given for each type of layer:", problems)
+    return [dict(both.get(name) or {}) for name in LAYER_TYPES]
 
 
 def scaling(
@@ -103,12 +126,14 @@ def scaling(
     rope = {key: value for key, value in rope.items() if key not in APART and value is not None}
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
+    if not isinstance(kind, str):
+        raise InputError(f"rope_type: {shown(kind)}; must be a text: default, {', '.join(SCALINGS)}")
     kind = (names or {}).get(kind, kind)
     if kind == "default":
         return None
     if kind not in SCALINGS:
         raise InputError(
-            f"rope_type: {kind!r} is a rotary scaling that Quatrain does not know; "
+            f"rope_type: {shown(kind)} is a rotary scaling that Quatrain does not know; "
             f"known: default, {', '.join(SCALINGS)}."
         )
     needed, optional = SCALINGS[kind]
@@ -117,13 +142,22 @@ def scaling(
     problems = [f"{name}: missing; {kind} rotary scaling needs it" for name in needed if name not in rope]
     for name, value in rope.items():
         if name not in (*needed, *optional):
-            problems.append(f"{name}: not known for {kind} rotary scaling")
+            problems.append(f"{printable(name[:80])}: not known for {kind} rotary scaling")
         elif wanted := _wrong(name, value):
-            problems.append(f"{name}: {value!r}; must be {wanted}")
+            problems.append(f"{name}: {shown(value)}; must be {wanted}")
+    if not problems:
+        problems += _contradictions(rope)
     if problems:
         raise InputError("This rope_scaling cannot be used:", problems)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in rope.items()}
     return RotaryScaling(kind, tuple(sorted(values.items())))
+
+
+def _contradictions(rope: dict[str, Any]) -> Iterator[str]:
+    """Pairs of numbers between which no ramp can lie."""
+    for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+        if low in rope and high in rope and rope[low] >= rope[high]:
+            yield f"{low}: {rope[low]}; must be below {high} ({rope[high]})"
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -158,9 +192,15 @@ def _written(value: RotaryScaling | None) -> dict[str, Any]:
     return {"rope_type": value.kind, **numbers}
 
 
-def _theta(value: Any) -> float:
+def given(*values: Any) -> Any:
+    """The first value that is not null."""
+    return next((value for value in values if value is not None), None)
+
+
+def theta(value: Any) -> float:
+    """A base of rotary positions. Raises InputError for one that is no number above 0."""
     if not _is_number(value):
-        raise InputError(f"rope_theta: {value!r}; must be a number above 0")
+        raise InputError(f"rope_theta: {shown(value)}; must be {POSITIVE.wanted}")
     return float(value)
 
 
@@ -171,11 +211,14 @@ def _wrong(name: str, value: Any) -> str | None:
     if name in ("short_factor", "long_factor"):
         fine = isinstance(value, list | tuple) and all(_is_number(number) for number in value)
         return None if fine else "a list of numbers above 0"
-    return None if _is_number(value) else "a number above 0"
+    if name == "original_max_position_embeddings":
+        fine = isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= LARGEST
+        return None if fine else f"a whole number from 2 to {LARGEST:,}"
+    return None if _is_number(value) else POSITIVE.wanted
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return POSITIVE.fits(value)
 
 
 def rotary_dim(config: dict[str, Any], default: float, key: str = "partial_rotary_factor") -> int:
@@ -188,13 +231,17 @@ def rotary_dim(config: dict[str, Any], default: float, key: str = "partial_rotar
     if rope.get("partial_rotary_factor") is not None:
         said[f"rope_parameters {rope}"] = rope["partial_rotary_factor"]
     factor = next(iter(said.values()), default)
-    if len(set(said.values())) > 1:
+    if len({repr(value) for value in said.values()}) > 1:
         raise InputError(f"{' and '.join(said)}: two shares of each head that turns; leave one of them out.")
-    if not isinstance(factor, int | float) or not 0 < factor <= 1:
-        raise InputError(f"{key}: {factor!r}; must be above 0 and at most 1")
+    if not SHARE.fits(factor):
+        raise InputError(f"{key}: {shown(factor)}; must be {SHARE.wanted}")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    sized = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
-    return int((config.get("head_dim") or (hidden // heads if sized else 0)) * factor)
+    width = config.get("head_dim") or hidden // heads
+    if width >= 2 and width * factor < 2:
+        raise InputError(
+            f"{key}: {factor}; none of the {width} channels of a head would turn; must be at least 2 of them"
+        )
+    return int(width * factor)
 
 
 def partial_factor(config: ModelConfig) -> float:

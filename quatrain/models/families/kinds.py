@@ -1,0 +1,176 @@
+"""The type of every key of a `config.json` that a family reads, as data: what a value may be, and how to say so.
+
+A key is checked before anything is computed from it. `null` always passes: it means that the key is not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quatrain.models.config import LARGEST, MAX_LAYERS
+from quatrain.reading import shown
+
+MOST_LABELS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of a key: `wanted` completes the sentence "must be …"."""
+
+    wanted: str
+    fits: Callable[[Any], bool]
+
+
+def _whole(least: int, most: int = LARGEST) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(least: float, most: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _tokens(value: Any) -> bool:
+    return TOKEN.fits(value) or (isinstance(value, list) and bool(value) and all(map(TOKEN.fits, value)))
+
+
+SIZE = Kind(f"a whole number from 1 to {LARGEST:,}", _whole(1))
+SIZE_OR_ZERO = Kind(f"a whole number from 0 to {LARGEST:,}", _whole(0))
+LAYERS = Kind(f"a whole number from 1 to {MAX_LAYERS:,}", _whole(1, MAX_LAYERS))
+LAYERS_OR_ZERO = Kind(f"a whole number from 0 to {MAX_LAYERS:,}", _whole(0, MAX_LAYERS))
+LABELS = Kind(f"a whole number from 1 to {MOST_LABELS:,}", _whole(1, MOST_LABELS))
+TOKEN = Kind(f"a token id: a whole number from -1 to {LARGEST:,}", _whole(-1))
+TOKENS = Kind("a token id or a list of them", _tokens)
+POSITIVE = Kind("a number above 0 (at most 1e18)", _number(1e-30, 1e18))
+NOT_NEGATIVE = Kind("a number of at least 0 (at most 1e18)", _number(0, 1e18))
+SHARE = Kind("a number above 0 and at most 1", _number(1e-9, 1))
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value))
+TABLE = Kind("a table", lambda value: isinstance(value, dict))
+TEXT_BY_NUMBER = Kind(
+    "a table of names whose keys are 0, 1, 2 and so on",
+    lambda value: (
+        isinstance(value, dict)
+        and {str(key) for key in value} == {str(number) for number in range(len(value))}
+        and all(isinstance(name, str | int | float) for name in value.values())
+    ),
+)
+
+COMMON: Mapping[str, Kind] = {
+    "model_type": TEXT,
+    "architectures": TEXTS,
+    "dtype": TEXT,
+    "torch_dtype": TEXT,
+    "id2label": TABLE,
+    "num_labels": LABELS,
+    "problem_type": TEXT,
+    "initializer_range": NOT_NEGATIVE,
+    "bos_token_id": TOKEN,
+    "eos_token_id": TOKENS,
+    "pad_token_id": TOKEN,
+    "quantization_config": TABLE,
+}
+"""Keys that every family reads."""
+
+FIELDS: Mapping[str, Kind] = {
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "num_hidden_layers": LAYERS,
+    "num_encoder_layers": LAYERS,
+    "num_attention_heads": SIZE,
+    "encoder_attention_heads": SIZE,
+    "encoder_intermediate_size": SIZE,
+    "max_position_embeddings": SIZE,
+    "head_dim": SIZE,
+    "embedding_size": SIZE,
+    "sliding_window": SIZE,
+    "relative_buckets": SIZE,
+    "relative_max_distance": SIZE,
+    "type_vocab_size": SIZE_OR_ZERO,
+    "norm_eps": POSITIVE,
+    "initializer_range": NOT_NEGATIVE,
+    "tie_word_embeddings": FLAG,
+    "feed_forward_bias": FLAG,
+    "pooler_bias": FLAG,
+    "activation": TEXT,
+}
+"""Fields of ours that are one key of a family's."""
+
+READ: Mapping[str, Kind] = {
+    "_num_labels": LABELS,
+    "_remove_final_layer_norm": FLAG,
+    "_sliding_window_pattern": SIZE,
+    "attention_bias": FLAG,
+    "attn_logit_softcapping": POSITIVE,
+    "auto_map": TABLE,
+    "classifier_activation": TEXT,
+    "classifier_pooling": TEXT,
+    "decoder_bias": FLAG,
+    "decoder_start_token_id": TOKEN,
+    "decoder_vocab_size": SIZE,
+    "dense_act_fn": TEXT,
+    "do_layer_norm_before": FLAG,
+    "enable_bias": FLAG,
+    "feed_forward_proj": TEXT,
+    "final_logit_softcapping": POSITIVE,
+    "force_bos_token_to_be_generated": FLAG,
+    "full_attn_mod": SIZE,
+    "global_attn_every_n_layers": SIZE,
+    "global_rope_theta": POSITIVE,
+    "hidden_size": SIZE,
+    "interpolate_factor": POSITIVE,
+    "is_encoder_decoder": FLAG,
+    "is_gated_act": FLAG,
+    "layer_norm_elementwise_affine": FLAG,
+    "layer_types": TEXTS,
+    "local_rope_theta": POSITIVE,
+    "max_position_embeddings": SIZE,
+    "max_window_layers": LAYERS_OR_ZERO,
+    "n_ctx": SIZE,
+    "n_embed": SIZE,
+    "n_head": SIZE,
+    "n_inner": SIZE,
+    "n_layer": LAYERS,
+    "n_positions": SIZE,
+    "norm_bias": FLAG,
+    "num_attention_heads": SIZE,
+    "num_decoder_layers": LAYERS,
+    "num_hidden_layers": LAYERS,
+    "num_key_value_heads": SIZE,
+    "original_max_position_embeddings": SIZE,
+    "partial_rotary_factor": SHARE,
+    "pretraining_tp": SIZE,
+    "qk_layernorm": FLAG,
+    "query_pre_attn_scalar": POSITIVE,
+    "rope_local_base_freq": POSITIVE,
+    "rope_parameters": TABLE,
+    "rope_scaling": TABLE,
+    "rope_theta": POSITIVE,
+    "rotary_emb_base": POSITIVE,
+    "rotary_pct": SHARE,
+    "scale_attn_by_inverse_layer_idx": FLAG,
+    "scale_attn_weights": FLAG,
+    "scale_decoder_outputs": FLAG,
+    "scale_embedding": FLAG,
+    "seq_length": SIZE,
+    "sliding_window": SIZE,
+    "sliding_window_pattern": SIZE,
+    "slow_but_exact": FLAG,
+    "tie_word_embeddings": FLAG,
+    "use_bidirectional_attention": FLAG,
+    "use_parallel_residual": FLAG,
+    "use_sliding_window": FLAG,
+    "word_embed_proj_dim": SIZE,
+}
+"""Keys that a family's `read` computes fields from. A key means the same in every family that has it."""
+
+
+def wrong_types(config: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Iterator[str]:
+    """A line for each key of a config.json whose value is none of its kind."""
+    for key, kind in kinds.items():
+        value = config.get(key)
+        if value is not None and not kind.fits(value):
+            yield f"{key}: {shown(value)}; must be {kind.wanted}"

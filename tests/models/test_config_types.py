@@ -1,0 +1,158 @@
+"""Wrong values at every key of every family's config.json: each is refused by name, or the model works."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from quatrain.errors import InputError
+from quatrain.models.config import ModelConfig
+from quatrain.models.families import families
+from quatrain.models.families.kinds import FIELDS, READ
+from quatrain.models.families.mapping import COMMON
+from quatrain.models.stack import Model
+from quatrain.planning.counts import parameters
+
+TINY: dict[str, dict[str, Any]] = {
+    "bart": {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16,
+             "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16},
+    "distilbert": {"dim": 8, "hidden_dim": 16, "n_layers": 1, "n_heads": 2},
+    "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16},
+    "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
+    "t5": {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+    "opt": {"hidden_size": 8, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+}  # fmt: skip
+TINY["marian"], TINY["mt5"] = TINY["bart"], TINY["t5"]
+USUAL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3")
+
+ROPES: tuple[dict[str, Any], ...] = (
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1,
+     "truncate": True, "mscale": 1.0, "mscale_all_dim": 1.0, "attention_factor": 1.0},
+    {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 16},
+    {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0, 2.0], "factor": 2.0,
+     "original_max_position_embeddings": 16},
+)  # fmt: skip
+
+WRONG: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 3, 7, 10**30, 2**63, 1e30, 0.5, 1e-320, -0.0, math.nan, math.inf, -math.inf, "", "64",
+    "relu",
+    "x" * 500, "\x1b[2J", [], [1], ["full_attention"], [None], [[1, 2]], {}, {"a": 1}, {"0": {"1": []}}, {"1": "b"},
+)  # fmt: skip
+
+
+SEEN: set[str] = set()
+"""Configurations that were run."""
+
+
+def tiny(name: str) -> dict[str, Any]:
+    config = {"model_type": name, "vocab_size": 32, **TINY.get(name, USUAL)}
+    if name in GROUPED:
+        config |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
+    if name.startswith("gemma"):
+        config |= {"head_dim": 4, "query_pre_attn_scalar": 4}
+    if name == "gpt_neox":
+        config["num_attention_heads"] = 1
+    if name == "qwen3":
+        config["head_dim"] = 4
+    return config
+
+
+def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | None:
+    """The model of a config.json, run once where it is small; None where it is refused."""
+    kind = families()[config["model_type"]]
+    try:
+        found = kind.from_hf(config, head=head)
+    except InputError as error:
+        assert len(str(error)) < 20_000
+        assert "\x1b" not in str(error)
+        return None
+    kind.to_hf(found)
+    if repr(found) not in SEEN and parameters(found) < 200_000:
+        SEEN.add(repr(found))
+        model = Model(found).initialize(0).eval()
+        length = 1 if found.bounded and found.context_length < 3 else 3
+        ids = torch.full((1, length), found.vocab_size - 1)
+        said = ids if found.architecture == "encoder-decoder" else None
+        if found.pooling == "end" and found.head == "sequence_classification":
+            return found  # reads the end token of a text
+        with torch.inference_mode():
+            model(ids[:, None] if found.head == "multiple_choice" else ids, decoder_input_ids=said)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_a_wrong_value_at_any_key_is_refused_or_works(name: str) -> None:
+    kind = families()[name]
+    assert settle(tiny(name)) is not None
+    keys = {key.theirs for key in kind.keys} | set(kind.reads) | set(kind.must) | COMMON - {"model_type"}
+    for key in sorted(keys):
+        for value in WRONG:
+            try:
+                settle(tiny(name) | {key: value})
+            except Exception as error:
+                raise AssertionError(f"{key} = {value!r}") from error
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_a_wrong_value_at_any_rotary_key_is_refused_or_works(name: str) -> None:
+    kind = families()[name]
+    if not {"rope_scaling", "rope_parameters"} & set(kind.reads):
+        return
+    for rope in ROPES:
+        for where in ("rope_scaling", "rope_parameters"):
+            if where not in kind.reads:
+                continue
+            for key in (*rope, "rope_theta", "partial_rotary_factor", "type", "new"):
+                for value in WRONG:
+                    table = rope | {key: value}
+                    layered = {"full_attention": table, "sliding_attention": {"rope_type": "default"}}
+                    for given in (table, layered, {"full_attention": value}):
+                        try:
+                            settle(tiny(name) | {where: given})
+                        except Exception as error:
+                            raise AssertionError(f"{where}.{key} = {value!r}, {rope['rope_type']}") from error
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_a_wrong_value_under_any_head_is_refused_or_works(name: str) -> None:
+    kind = families()[name]
+    for head in kind.heads:
+        for key in ("id2label", "num_labels", "problem_type", "architectures", "pad_token_id", "classifier_pooling"):
+            for value in WRONG:
+                try:
+                    settle(tiny(name) | {key: value}, head)
+                except Exception as error:
+                    raise AssertionError(f"{head}: {key} = {value!r}") from error
+
+
+@pytest.mark.parametrize("value", [None, 5, True, [], ["llama"], {}, "lama", "x" * 1000, math.nan])
+def test_a_wrong_family_is_refused(value: Any) -> None:
+    from quatrain.models.families import family
+
+    with pytest.raises(InputError, match="model_type"):
+        family(value)
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_every_key_that_is_read_has_a_type(name: str) -> None:
+    kind = families()[name]
+    assert all(key.ours in FIELDS for key in kind.keys)
+    assert set(kind.reads) <= set(READ)
+
+
+def test_all_wrong_types_come_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        settle_strict(tiny("llama") | {"hidden_size": "8", "rms_norm_eps": [], "rope_theta": None, "mlp_bias": 1})
+    named = {line.partition(":")[0] for line in caught.value.problems}
+    assert named == {"hidden_size", "rms_norm_eps", "mlp_bias"}
+
+
+def settle_strict(config: dict[str, Any]) -> ModelConfig:
+    return families()[config["model_type"]].from_hf(config)
