@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_configs import tiny
 
 from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
@@ -15,19 +16,6 @@ from quatrain.models.families.kinds import FIELDS, READ
 from quatrain.models.families.mapping import COMMON
 from quatrain.models.stack import Model
 from quatrain.planning.counts import parameters
-
-TINY: dict[str, dict[str, Any]] = {
-    "bart": {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16,
-             "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16},
-    "distilbert": {"dim": 8, "hidden_dim": 16, "n_layers": 1, "n_heads": 2},
-    "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16},
-    "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
-    "t5": {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2},
-    "opt": {"hidden_size": 8, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
-}  # fmt: skip
-TINY["marian"], TINY["mt5"] = TINY["bart"], TINY["t5"]
-USUAL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3")
 
 ROPES: tuple[dict[str, Any], ...] = (
     {"rope_type": "linear", "factor": 2.0},
@@ -49,19 +37,6 @@ WRONG: tuple[Any, ...] = (
 
 SEEN: set[str] = set()
 """Configurations that were run."""
-
-
-def tiny(name: str) -> dict[str, Any]:
-    config = {"model_type": name, "vocab_size": 32, **TINY.get(name, USUAL)}
-    if name in GROUPED:
-        config |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
-    if name.startswith("gemma"):
-        config |= {"head_dim": 4, "query_pre_attn_scalar": 4}
-    if name == "gpt_neox":
-        config["num_attention_heads"] = 1
-    if name == "qwen3":
-        config["head_dim"] = 4
-    return config
 
 
 def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | None:
