@@ -20,8 +20,10 @@ from quatrain.compression.int8 import Int8Linear
 from quatrain.compression.nf4 import NF4Linear
 from quatrain.errors import InputError
 from quatrain.models.families import family
+from quatrain.models.families.kinds import TEXTS
 from quatrain.models.families.weights import Rename
 from quatrain.models.stack import Model
+from quatrain.reading import shown
 
 METHOD = "compressed-tensors"
 FORMAT = "pack-quantized"
@@ -161,16 +163,26 @@ def _layer(linear: nn.Linear, wanted: dict[str, Any]) -> nn.Module:
 
 def _check(wanted: dict[str, Any]) -> None:
     problems = []
+    if not isinstance(wanted, dict):
+        raise InputError(f"quantization_config: {shown(wanted)}; must be a table")
+    kept = wanted.get("ignore" if wanted.get("quant_method") == METHOD else "llm_int8_skip_modules")
+    if kept is not None and not TEXTS.fits(kept):
+        problems.append(f"ignore: {shown(kept)}; must be a list of names")
+    else:
+        problems += [f"ignore: {shown(name)}; no regular expression" for name in kept or () if not _compiles(name)]
     if wanted.get("quant_method") == nf4_files.METHOD:
         problems += nf4_files.problems_of(wanted)
     elif wanted.get("quant_method") != METHOD:
         known = f"{METHOD} and {nf4_files.METHOD}"
-        problems.append(f"quant_method: {wanted.get('quant_method')!r}; Quatrain reads {known}")
+        problems.append(f"quant_method: {shown(wanted.get('quant_method'))}; Quatrain reads {known}")
     elif wanted.get("format") != FORMAT:
-        problems.append(f"format: {wanted.get('format')!r}; Quatrain reads {FORMAT}")
+        problems.append(f"format: {shown(wanted.get('format'))}; Quatrain reads {FORMAT}")
     else:
         groups = wanted.get("config_groups") or {}
-        if len(groups) != 1 or any(group.get("targets") != ["Linear"] for group in groups.values()):
+        if not _are_groups(groups):
+            problems.append(f"config_groups: {shown(groups)}; must be a table of one group, a table with its weights")
+            groups = {}
+        elif len(groups) != 1 or any(group.get("targets") != ["Linear"] for group in groups.values()):
             problems.append("config_groups: must be one group whose targets are Linear")
         for name, group in groups.items():
             weights = group.get("weights") or {}
@@ -184,19 +196,36 @@ def _check(wanted: dict[str, Any]) -> None:
         raise InputError("This quantization_config of config.json cannot be used:", problems)
 
 
+def _are_groups(groups: Any) -> bool:
+    """Whether `config_groups` is a table of tables, each with a table of its weights or none."""
+    return isinstance(groups, dict) and all(
+        isinstance(group, dict) and isinstance(group.get("weights"), dict | None) for group in groups.values()
+    )
+
+
 def _problems_of(weights: dict[str, Any]) -> list[str]:
     """What of the weights' entries is not read here."""
     bits = weights.get("num_bits", 8)
-    if bits not in WEIGHTS:
-        return [f"num_bits: {bits}; Quatrain reads {' or '.join(map(str, WEIGHTS))}"]
+    if not isinstance(bits, int) or bits not in WEIGHTS:
+        return [f"num_bits: {shown(bits)}; Quatrain reads {' or '.join(map(str, WEIGHTS))}"]
     problems = [
-        f"{key}: {weights.get(key)!r}; Quatrain reads {value!r}"
+        f"{key}: {shown(weights.get(key))}; Quatrain reads {value!r}"
         for key, value in WEIGHTS[bits].items()
         if weights.get(key, value) != value
     ]
-    if bits == 4 and weights.get("group_size") not in GROUPS:
-        problems.append(f"group_size: {weights.get('group_size')!r}; Quatrain reads {', '.join(map(str, GROUPS))}")
+    size = weights.get("group_size")
+    if bits == 4 and (not isinstance(size, int) or size not in GROUPS):
+        problems.append(f"group_size: {shown(size)}; Quatrain reads {', '.join(map(str, GROUPS))}")
     return problems
+
+
+def _compiles(pattern: str) -> bool:
+    """Whether an entry of `ignore` is a name, or a regular expression that can be read."""
+    try:
+        re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _ignored(name: str, patterns: list[str]) -> bool:

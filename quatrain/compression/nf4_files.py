@@ -15,11 +15,15 @@ from quatrain.compression.blockwise import dynamic_code
 from quatrain.errors import InputError
 from quatrain.models.families.weights import Rename
 from quatrain.models.stack import Model
+from quatrain.reading import decode, parse_json, shown
 
 if TYPE_CHECKING:
     from quatrain.compression.nf4 import NF4Linear
 
 METHOD = "bitsandbytes"
+MAX_STATE_BYTES = 65_536
+"""Of the text that describes one layer's quantization; bitsandbytes writes about 200."""
+
 WANTED = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
@@ -46,7 +50,13 @@ class Packed4:
 
     def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Our tensors, from a function that gives theirs by name. Raises InputError for another code or block size."""
-        about = json.loads(bytes(get(self.sources[-1]).tolist()))
+        stored = get(self.sources[-1])
+        if stored.dtype != torch.uint8 or stored.numel() > MAX_STATE_BYTES:
+            raise InputError(f"{self.sources[-1]}: must be at most {MAX_STATE_BYTES:,} bytes of JSON")
+        about = parse_json(decode(bytes(stored.flatten().tolist()), self.sources[-1]), self.sources[-1])
+        offset = about.get("nested_offset")
+        if self.double and (isinstance(offset, bool) or not isinstance(offset, int | float)):
+            raise InputError(f"{self.sources[-1]}: nested_offset: {shown(offset)}; must be a number")
         expected = {"quant_type": "nf4", "blocksize": nf4.BLOCK, "shape": list(self.shape)}
         expected |= {"nested_blocksize": nf4.OUTER} if self.double else {}
         if wrong := {key: about.get(key) for key, value in expected.items() if about.get(key) != value}:
@@ -55,7 +65,7 @@ class Packed4:
         yield f"{self.ours}.absmax", get(f"{self.theirs}.weight.absmax")
         if self.double:
             yield f"{self.ours}.nested", get(f"{self.theirs}.weight.nested_absmax")
-            yield f"{self.ours}.offset", torch.tensor(about["nested_offset"])
+            yield f"{self.ours}.offset", torch.tensor(float(about["nested_offset"]))
 
     def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Their tensors, from a function that gives ours by name."""
@@ -102,7 +112,11 @@ def quantization_config(model: Model) -> dict[str, Any]:
 def problems_of(wanted: dict[str, Any]) -> list[str]:
     """What of a `quantization_config` of bitsandbytes is not read here."""
     return [
-        f"{key}: {wanted.get(key)!r}; Quatrain reads {value!r}"
+        f"{key}: {shown(wanted.get(key))}; Quatrain reads {value!r}"
         for key, value in WANTED.items()
         if wanted.get(key) != value
+    ] + [
+        f"{key}: {shown(wanted[key])}; must be true or false"
+        for key in ("bnb_4bit_use_double_quant",)
+        if not isinstance(wanted.get(key), bool | None)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from quatrain.models.families import Family, Head
 from quatrain.models.families.weights import Computed
 from quatrain.models.initialization import initialize
 from quatrain.models.stack import Model
-from quatrain.models.tensors import Tensors
+from quatrain.models.tensors import AGAIN, Tensors, first_of
 
 
 def fill(model: Model, names: Names, dtype: torch.dtype, device: torch.device, seed: int) -> list[str]:
@@ -61,7 +62,8 @@ def fill(model: Model, names: Names, dtype: torch.dtype, device: torch.device, s
     ]
     problems += [f"{name}: unexpected" for name in names.unexpected()]
     if problems:
-        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", problems)
+        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", first_of(problems))
+    broken: list[str] = []
     for operation, found in plan:
         for name, view in operation.read(lambda source, found=found: names.tensors.view_whole(found[source])):
             expected = wanted[name]
@@ -72,9 +74,17 @@ def fill(model: Model, names: Names, dtype: torch.dtype, device: torch.device, s
                 problems.append(f"{name}: has shape {tuple(view.shape)}, config.json says {tuple(expected.shape)}")
                 continue
             kept = not view.is_floating_point() or _keeps_dtype(model, name)
-            _assign(model, name, names.tensors.copy(view, None if kept else dtype, device))
+            tensor = names.tensors.copy(view, None if kept else dtype, device)
+            if _has_nan(tensor):
+                broken += found.values()
+            _assign(model, name, tensor)
     if problems:
-        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", problems)
+        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", first_of(problems))
+    if broken:
+        raise InputError(
+            f"{names.tensors.folder}: tensors hold NaN, from which only NaN would follow. {AGAIN}",
+            first_of([f"{place}: holds NaN" for place in dict.fromkeys(broken)]),
+        )
     fresh.sort()
     for name in fresh:
         _assign(model, name, torch.empty(wanted[name].shape, dtype=dtype, device=device))
@@ -82,6 +92,13 @@ def fill(model: Model, names: Names, dtype: torch.dtype, device: torch.device, s
         model.lm_head.weight = model.embed_tokens.weight
     initialize(model, model.config, seed, only=fresh)
     return fresh
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    """Whether a number of a tensor is NaN. One pass: a sum is NaN where a term is, and hardly ever else."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return False
+    return math.isnan(float(tensor.sum(dtype=torch.float32))) and bool(tensor.isnan().any())
 
 
 def _is_of_head(names: Sequence[str]) -> bool:

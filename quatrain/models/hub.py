@@ -6,7 +6,7 @@ each missing or unexpected name is shown. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from quatrain.models.repository import CONFIG, resolve
 from quatrain.models.stack import Model
 from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
 from quatrain.models.writing import write_safetensors
+from quatrain.reading import read_json, shown, user_path
 
 GENERATION_CONFIG = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
@@ -33,22 +34,13 @@ SHARD_BYTES = 5_000_000_000
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The `config.json` of a model folder. Raises InputError where it is absent or no JSON."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
+    path = user_path(folder, "the model") / "config.json"
+    if not os.path.lexists(path):
         if not path.parent.exists():
             raise InputError(f"{folder}: there is no such model folder.")
         raise InputError(f"{folder}: no config.json in it, so this is no model folder.")
-    return _read_json(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the model folder again.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: holds {type(config).__name__}, not a JSON object.")
-    return config
+    found: dict[str, Any] = read_json(path)
+    return found
 
 
 def load_config(model: str | Path) -> ModelConfig:
@@ -60,7 +52,10 @@ def load_config(model: str | Path) -> ModelConfig:
 def stored_dtype(model: str | Path) -> str:
     """The dtype of the weights in a model's files as its config.json names it; float32 where it does not."""
     config = read_config(resolve(model, files=CONFIG))
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    said = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if not isinstance(said, str):
+        raise InputError(f"dtype: {shown(said)}; must be a text such as float32")
+    return said.removeprefix("torch.")
 
 
 def load(
@@ -167,10 +162,12 @@ def _tied_as_in_files(config: ModelConfig, names: Names) -> ModelConfig:
 
 def _generation(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """How the files say to generate: in a file of its own, or in the config.json of older ones."""
-    if (folder / GENERATION_CONFIG).is_file():
-        found = _read_json(folder / GENERATION_CONFIG)
+    if os.path.lexists(folder / GENERATION_CONFIG):
+        found = read_json(folder / GENERATION_CONFIG)
     else:
         found = {key: raw[key] for key in sorted(GENERATION & raw.keys())}
+        if raw.get("force_bos_token_to_be_generated") and raw.get("bos_token_id") is not None:
+            found["forced_bos_token_id"] = raw["bos_token_id"]  # what old files of BART call it
     return {key: value for key, value in found.items() if key not in ("transformers_version", "_from_model_config")}
 
 

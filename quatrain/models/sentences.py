@@ -7,14 +7,17 @@ pooling that is not known is refused by name.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quatrain.atomic import write_json
 from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.models.config import ModelConfig, is_size
+from quatrain.models.families.kinds import TEXTS
+from quatrain.reading import read_json, shown, user_path
+from quatrain.wording import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,14 +73,18 @@ def read(folder: str | Path) -> dict[str, Any] | None:
     Raises InputError naming every part, pooling and option that is not known.
     """
     folder = Path(folder)
-    if not (folder / MODULES).is_file():
+    if not os.path.lexists(folder / MODULES):
         return None
     modules = _json(folder / MODULES, list)
-    problems: list[str] = []
+    problems = [
+        f"{MODULES}: path: {shown(module['path'])}; must be the name of a folder in this one"
+        for module in modules
+        if isinstance(module, dict) and not _is_inside(module.get("path", ""))
+    ]
     kinds = [_kind(module) for module in modules]
     problems += [
-        f"{MODULES}: {module.get('type') if isinstance(module, dict) else module!r} is a part that Quatrain does not "
-        "know; known: Transformer, Pooling, Normalize"
+        f"{MODULES}: {shown(module.get('type') if isinstance(module, dict) else module)} is a part that Quatrain does "
+        "not know; known: Transformer, Pooling, Normalize"
         for module, kind in zip(modules, kinds, strict=True)
         if kind not in ("Transformer", "Pooling", "Normalize")
     ]
@@ -166,19 +173,35 @@ def _kind(module: Any) -> str:
     return str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else ""
 
 
+def _is_inside(path: Any) -> bool:
+    """Whether a part's path is a folder below its own."""
+    return isinstance(path, str) and "\0" not in path and not path.startswith(("/", "\\")) and ".." not in path
+
+
 def _pooling(path: Path, problems: list[str]) -> str:
     config = _json(path, dict)
+    flags = {key: config[key] for key in (*FLAGS, "include_prompt") if config.get(key) is not None}
+    problems += [
+        f"{path.name}: {key} = {shown(value)}; must be true or false"
+        for key, value in flags.items()
+        if not isinstance(value, bool)
+    ]
     named = config.get("pooling_mode")
+    if named is not None and not isinstance(named, str) and not TEXTS.fits(named):
+        problems.append(f"{path.name}: pooling_mode = {shown(named)}; must be a text or a list of texts")
+        return "mean"
     named = [named] if isinstance(named, str) else list(named or [])
     chosen = [*named, *(mode for key, mode in FLAGS.items() if config.get(key))]
     known = {"pooling_mode", "include_prompt", *WIDTHS, *FLAGS}
     problems += [
-        f"{path.name}: {key} = {config[key]!r} is not known" for key in config if key not in known and config[key]
+        f"{path.name}: {printable(key)} = {shown(config[key])} is not known"
+        for key in config
+        if key not in known and config[key]
     ]
     if config.get("include_prompt") is False:
         problems.append(f"{path.name}: include_prompt = false, so prompts stay out of the mean; must be true")
     problems += [
-        f"pooling: {mode!r} is not known; must be one of {', '.join(POOLINGS)}"
+        f"pooling: {shown(mode)} is not known; must be one of {', '.join(POOLINGS)}"
         for mode in named
         if mode not in POOLINGS
     ]
@@ -194,13 +217,14 @@ def _length(folder: Path, problems: list[str]) -> int:
     length = config.get("max_seq_length")
     if length is None and (folder / TOKENIZER).is_file():
         length = _json(folder / TOKENIZER, dict).get("model_max_length")
-        length = int(length) if isinstance(length, int | float) and 1 <= length < LONGEST else None
+        fits = isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < LONGEST
+        length = int(length) if fits else None
     if config.get("do_lower_case"):
         problems.append(
             f"{path.name}: do_lower_case = true is not known; lowercase the texts yourself and set it to false"
         )
-    if length is not None and (not isinstance(length, int) or length < 1):
-        problems.append(f"{path.name}: max_seq_length = {length!r}; must be a whole number of at least 1")
+    if length is not None and not is_size(length):
+        problems.append(f"{path.name}: max_seq_length = {shown(length)}; must be a whole number of at least 1")
         return 0
     return length or 0
 
@@ -209,18 +233,12 @@ def _refuse_prompt(path: Path, problems: list[str]) -> None:
     name = _json(path, dict).get("default_prompt_name") if path.is_file() else None
     if name is not None:
         problems.append(
-            f"{path.name}: default_prompt_name = {name!r}, a prompt before every text, is not known; put it before the "
-            "texts yourself and set it to null"
+            f"{path.name}: default_prompt_name = {shown(name)}, a prompt before every text, is not known; put it "
+            "before the texts yourself and set it to null"
         )
 
 
 def _json(path: Path, kind: type) -> Any:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: missing; {MODULES} names it.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the folder again.") from error
-    if not isinstance(found, kind):
-        raise InputError(f"{path}: holds {type(found).__name__}, not {kind.__name__}.")
-    return found
+    if not os.path.lexists(user_path(path)):
+        raise InputError(f"{path}: missing; {MODULES} names it.")
+    return read_json(path, kind)

@@ -15,7 +15,7 @@ import difflib
 import json
 import mmap
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from quatrain.errors import InputError
+from quatrain.reading import read_json, shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHUNK = 8 * 2**20
@@ -45,6 +46,19 @@ CONVERT = (
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
+
+
+MAX_INDEX_BYTES = 256 * 2**20
+"""An index of the largest models has some 10 MB."""
+
+SHOWN = 50
+"""Problems of one kind that a message names."""
+
+
+def first_of(problems: Sequence[str]) -> list[str]:
+    """The first problems, and how many there are beside."""
+    more = len(problems) - SHOWN
+    return [*problems[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 class Tensors:
@@ -246,25 +260,29 @@ def weight_files(folder: Path) -> dict[Path, list[str]]:
 
 def _indexed(index: Path) -> dict[Path, list[str]]:
     """The shards that an index names, all of them beside it, each with its tensors."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        tensors: dict[str, list[str]] = defaultdict(list)
-        for name, shard in weight_map.items():
-            tensors[str(shard)].append(name)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"{index}: no index of shards ({error!r}). {AGAIN}") from error
-    if not tensors:
+    weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise InputError(f"{index}: weight_map: {shown(weight_map)}; must be a table of tensors and files. {AGAIN}")
+    if not weight_map:
         raise InputError(f"{index}: names no tensors. {AGAIN}")
     outside = [
-        f"{shard!r}: allowed are names of .safetensors files beside the index"
-        for shard in sorted(tensors)
-        if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors")
+        f"{shown(name)}: {shown(shard)}; allowed are names of .safetensors files beside the index"
+        for name, shard in weight_map.items()
+        if not isinstance(shard, str)
+        or Path(shard).name != shard
+        or "\\" in shard
+        or "\0" in shard
+        or len(shard.encode("utf-8", "replace")) > 255
+        or not shard.endswith(".safetensors")
     ]
     if outside:
-        raise InputError(f"{index}: must name files of its own folder. {AGAIN}", outside)
+        raise InputError(f"{index}: must name files of its own folder. {AGAIN}", first_of(outside))
+    tensors: dict[str, list[str]] = defaultdict(list)
+    for name, shard in weight_map.items():
+        tensors[shard].append(name)
     missing = [f"{shard}: missing" for shard in sorted(tensors) if not _exists(index.parent / shard)]
     if missing:
-        raise InputError(f"{index.parent}: {INDEX} names files that are not there. Fetch them:", missing)
+        raise InputError(f"{index.parent}: {INDEX} names files that are not there. Fetch them:", first_of(missing))
     return {index.parent / shard: tensors[shard] for shard in sorted(tensors)}
 
 
@@ -304,7 +322,7 @@ def _entries(folder: Path, files: list[_File], indexed: dict[Path, list[str]]) -
                 shape = tuple(header["shape"])
                 entries[name] = _Entry(file, DTYPES[header["dtype"]], shape, file.data + start, end - start)
     if problems:
-        raise InputError(f"{folder}: the shards do not fit each other. {AGAIN}", problems)
+        raise InputError(f"{folder}: the shards do not fit each other. {AGAIN}", first_of(problems))
     if unknown:
         raise InputError(
             f"{folder}: tensors of dtypes that cannot be read. Allowed are {', '.join(DTYPES)}: take the model's "

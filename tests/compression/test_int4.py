@@ -212,7 +212,7 @@ def test_other_groups_are_refused_by_name(tmp_path: Path) -> None:
         ({"group_size": 16}, "group_size: 16; Quatrain reads 128, 64, 32"),
         ({"symmetric": False}, "symmetric: False; Quatrain reads True"),
         ({"num_bits": 3}, "num_bits: 3; Quatrain reads 8 or 4"),
-        ({"actorder": "group"}, "actorder: 'group'"),
+        ({"actorder": "group"}, 'actorder: "group"'),
     ]:
         changed = copy.deepcopy(config)
         changed["config_groups"]["group_0"]["weights"] |= change

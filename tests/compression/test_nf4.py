@@ -216,4 +216,4 @@ def test_another_way_to_quantize_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     with pytest.raises(InputError) as caught:
         load_model(tmp_path)
-    assert "bnb_4bit_quant_type: 'fp4'" in caught.value.problems[0]
+    assert 'bnb_4bit_quant_type: "fp4"' in caught.value.problems[0]

@@ -180,14 +180,14 @@ def test_other_heads_leave_the_pooling_alone(folder):
     [
         (("Transformer", "Pooling", "Dense"), {"pooling_mode": "mean"}, None, ["models.Dense", "known: Transformer"]),
         (("Pooling", "Transformer"), {"pooling_mode": "mean"}, None, ["in this order"]),
-        (("Transformer", "Pooling"), {"pooling_mode": "attention"}, None, ["'attention'", "cls, lasttoken, mean"]),
+        (("Transformer", "Pooling"), {"pooling_mode": "attention"}, None, ['"attention"', "cls, lasttoken, mean"]),
         (("Transformer", "Pooling"), {"pooling_mode": ["cls", "mean"]}, None, ["cls, mean; must be exactly one"]),
         (("Transformer", "Pooling"), {"pooling_mode_mean_tokens": False}, None, ["none; must be exactly one"]),
         (
             ("Transformer", "Pooling"),
             {"pooling_mode": "mean", "include_prompt": False, "pooling_mode_median": True},
             {"max_seq_length": "long", "do_lower_case": True},
-            ["include_prompt", "pooling_mode_median", "max_seq_length = 'long'", "do_lower_case"],
+            ["include_prompt", "pooling_mode_median", 'max_seq_length = "long"', "do_lower_case"],
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_prompt_before_every_text_is_refused(folder):
     (folder / "config_sentence_transformers.json").write_text(
         '{"prompts": {"q": "query: "}, "default_prompt_name": "q"}'
     )
-    with pytest.raises(InputError, match="default_prompt_name = 'q'"):
+    with pytest.raises(InputError, match="default_prompt_name = \"q\""):
         hub.load(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from quatrain.models.families import family
 from quatrain.models.hub import config_of, read_config
 from quatrain.models.repository import ADAPTER_CONFIG
 from quatrain.models.stack import Model
-from quatrain.models.tensors import Tensors, weight_files
+from quatrain.models.tensors import INDEX, WEIGHTS, Tensors, weight_files
 
 if TYPE_CHECKING:
     from quatrain.text.tokenizer import Tokenizer
@@ -108,7 +109,7 @@ class Subject:
 
     @cached_property
     def weights(self) -> Weights:
-        """The weight files, of which only the headers are read."""
+        """The weight files, of which only the headers are read. Raises InputError where they are there and broken."""
         try:
             paths = list(weight_files(self.base))
             with Tensors(self.base) as tensors:
@@ -121,6 +122,8 @@ class Subject:
             floating = {name: count for name, count in counts.items() if "float" in name}
             return Weights(sum(path.stat().st_size for path in paths), len(paths), tuple(floating.items()))
         except InputError as error:
+            if any(os.path.lexists(self.base / name) for name in (WEIGHTS, INDEX)):
+                raise  # they are there and broken
             return Weights(problem=str(error))
 
     @cached_property
