@@ -70,6 +70,7 @@ class Outcome:
     """The fault, and a word about it."""
     output: str
     seconds: float
+    """Of the processors."""
     peak: int
 
     @property
@@ -86,7 +87,8 @@ class Child:
     def __init__(self, number: int, seed: int, kinds: list[str], materials: Materials, folder: Path):
         self.number, self.folder = number, folder
         (folder / "work").mkdir(parents=True)
-        self.started = time.monotonic()
+        self.started = self.looked = time.monotonic()
+        self.busy: float | None = None
         self.killed = False
         self.pid = os.fork()
         if self.pid == 0:
@@ -98,8 +100,16 @@ class Child:
             os._exit(code)
 
     def watch(self, limit: float) -> None:
-        """Ends it where its time is over."""
-        if time.monotonic() - self.started > limit and not self.killed:
+        """Ends it where its time is over: its own, or that of the clock where it does nothing.
+
+        Where others keep the processors busy, it has longer.
+        """
+        now = time.monotonic()
+        if now - self.started < limit or now < self.looked + 1:
+            return
+        self.looked, before, self.busy = now, self.busy, _processor_seconds(self.pid)
+        idle = before is not None and self.busy - before < 0.01
+        if idle or self.busy > limit or now - self.started > 10 * limit:
             self.killed = True
             os.kill(self.pid, signal.SIGKILL)
 
@@ -109,9 +119,9 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def outcome(self, status: int, peak: int) -> Outcome:
+    def outcome(self, status: int, usage: resource.struct_rusage) -> Outcome:
         """What is to be said of it, now that it has ended."""
-        seconds = time.monotonic() - self.started
+        seconds, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
         failed = self.folder / "failed"
         if failed.exists():
             raise SystemExit(f"input {self.number} could not be made:\n{failed.read_text()}")
@@ -123,6 +133,15 @@ class Child:
         return Outcome(
             self.number, described["kind"], described["words"], described["about"], faults, output, seconds, peak
         )
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used of the processors."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _tail(path: Path) -> str:
@@ -294,7 +313,7 @@ def outcomes(given: argparse.Namespace, place: Path, *, until: float) -> Iterato
             if found:
                 ended = True
                 del running[pid]
-                yield child.outcome(status, usage.ru_maxrss * 1024)
+                yield child.outcome(status, usage)
                 child.clean()
             else:
                 child.watch(given.limit)
@@ -320,12 +339,13 @@ def main(argv: list[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     started = time.monotonic()
     _imported()
-    counts, kinds, groups = Counter[str](), Counter[str](), Counter[str]()
+    counts, kinds, groups, busy = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     slowest: list[tuple[float, int, str]] = []
     with tempfile.TemporaryDirectory(prefix="quatrain-fuzz-", ignore_cleanup_errors=True) as place:
         for outcome in outcomes(given, Path(place), until=started + given.minutes * 60):
             counts["inputs"] += 1
             kinds[outcome.kind] += 1
+            busy[outcome.kind] += outcome.seconds  # type: ignore[assignment]
             slowest = sorted([*slowest, (outcome.seconds, outcome.number, outcome.kind)], reverse=True)[:5]
             counts.update(list(outcome.faults))
             if outcome.faults:
@@ -335,6 +355,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{outcome.kind}: {outcome.about}\nquatrain {outcome.words}\n{outcome.output}\nno fault")
     for group, count in groups.most_common():
         print(f"{count:5} {group}", file=sys.stderr)
+    means = ", ".join(f"{kind} {seconds / kinds[kind]:.2f}" for kind, seconds in busy.most_common())
+    print(f"seconds of the processors: {sum(busy.values()):.0f}; an input of {means}", file=sys.stderr)
     print(f"the slowest: {'; '.join(f'{each[0]:.1f} s {each[2]} {each[1]}' for each in slowest)}", file=sys.stderr)
     line: dict[str, Any] = {"benchmark": "fuzz", "inputs": counts["inputs"]} | {name: counts[name] for name in FAULTS}
     line |= {"seconds": round(time.monotonic() - started, 1), "seed": given.seed, "kinds": dict(sorted(kinds.items()))}

@@ -59,9 +59,10 @@ class Bench:
         name = self.draw.choice(every)
         return self.copy("models", name), self.materials.models[name]
 
-    def adapter(self) -> Path:
-        """A copy of some adapter."""
-        return self.copy("models", self.draw.choice(self.materials.adapters))
+    def adapter(self) -> tuple[Path, str]:
+        """A copy of some adapter, and the head of its model."""
+        name = self.draw.choice(list(self.materials.adapters))
+        return self.copy("models", name), self.materials.adapters[name]
 
     def asked(self, model: str | Path, head: str, *, whole: bool = False) -> tuple[list[str], bytes]:
         """A command line about a model, and what is typed to it; `whole`: one that reads its weights and tokenizer."""

@@ -83,8 +83,9 @@ def _read_keys(bench: Bench, folder: Path) -> set[str]:
 def valid(bench: Bench) -> Case:
     """Nothing is broken."""
     if bench.chance(0.2):
-        adapter = bench.materials.path("models", bench.draw.choice(bench.materials.adapters))
-        words, typed = bench.asked(adapter, "causal")
+        name = bench.draw.choice(list(bench.materials.adapters))
+        adapter = bench.materials.path("models", name)
+        words, typed = bench.asked(adapter, bench.materials.adapters[name])
         return Case(words, f"{adapter.name}, valid", EITHER if words[0] in ("plan", "tokenize") else DONE, typed)
     name = bench.draw.choice(list(bench.materials.models))
     folder, head = bench.materials.path("models", name), bench.materials.models[name]
@@ -204,7 +205,7 @@ def index(bench: Bench) -> Case:
 
 def header(bench: Bench) -> Case:
     """The header and the length of safetensors."""
-    folder, head = bench.model() if bench.chance(0.7) else (bench.adapter(), "causal")
+    folder, head = bench.model() if bench.chance(0.7) else bench.adapter()
     path = next(iter(sorted(folder.glob("*.safetensors"))))
     sure = bench.chance(0.6)
     words, typed = bench.asked(folder, head, whole=sure)
@@ -227,9 +228,13 @@ def header(bench: Bench) -> Case:
 
 def adapter(bench: Bench) -> Case:
     """adapter_config.json."""
-    folder = bench.adapter()
+    folder, head = bench.adapter()
     path = folder / "adapter_config.json"
-    words, typed = bench.asked(folder, "causal", whole=True)
+    words, typed = bench.asked(folder, head, whole=True)
+    if (folder / "labels.json").exists() and bench.chance(0.5):
+        path = folder / "labels.json"
+        keys = ("labels", "problem", "x")
+        return Case(words, _edit(bench, path, keys)[0] if bench.chance(0.7) else _break(bench, path)[0], EITHER, typed)
     if bench.chance(0.4):
         words = ["merge", str(folder), "--out", "merged"]
     if bench.chance(0.75):
@@ -242,7 +247,7 @@ def adapter(bench: Bench) -> Case:
 def merged(bench: Bench) -> Case:
     """Several adapters, weights and tolerances of `merge`."""
     draw = bench.draw
-    names = draw.sample(bench.materials.adapters, draw.choice((1, 2, 2, 3)))
+    names = draw.sample(list(bench.materials.adapters), draw.choice((1, 2, 2, 3)))
     words = ["merge", *(str(bench.materials.path("models", name)) for name in names), "--out", "merged"]
     bad = ("nan", "inf", "-inf", "1e400")
     weights = [draw.choice(("1", "0.5", "0", "-1", "1e30", *bad)) for _ in range(draw.choice((0, 1, len(names))))]

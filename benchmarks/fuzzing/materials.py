@@ -109,9 +109,9 @@ class Materials:
         return found
 
     @property
-    def adapters(self) -> list[str]:
-        """Folders of adapters below `models/`."""
-        found: list[str] = self.about["adapters"]
+    def adapters(self) -> dict[str, str]:
+        """Folders of adapters below `models/`, each with the head of its model."""
+        found: dict[str, str] = self.about["adapters"]
         return found
 
     def path(self, *parts: str) -> Path:
@@ -162,8 +162,8 @@ def make_databases(folder: Path) -> None:
     connection.close()
 
 
-def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The heads of the models and the names of the adapters that were written."""
+def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The heads of the models and of the adapters that were written."""
     import torch
 
     from quatrain.adaptation.apply import apply
@@ -201,7 +201,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], list[s
         heads[name] = model.config.head
 
     heads: dict[str, str] = {}
-    adapters = []
+    adapters: dict[str, str] = {}
     for family in _names(Family):
         save(family, *fresh(family, None))
     for name, (family, head) in HEADED.items():
@@ -212,11 +212,16 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], list[s
         model, tokenizer = fresh("llama", None, **({"hidden_size": 32, "head_dim": 16} if method == "int4" else {}))
         quantize(model, method, **({"group": 32} if method == "int4" else {}))
         save(method, model, tokenizer)
-    for method in ("lora", "dora", "ia3", "prompt", "loha"):
-        model, tokenizer = fresh("llama", None)
+    over = [("llama", None, method) for method in ("lora", "dora", "ia3", "prompt", "loha")]
+    for family, head, method in [*over, *((family, head, "lora") for family, head in HEADED.values())]:
+        if head is not None and not head.endswith("classification"):
+            continue
+        name = f"adapter-{method}" if head is None else f"adapter-{family}-{head}"
+        base = "llama" if head is None else next(each for each, of in HEADED.items() if of == (family, head))
+        model, tokenizer = fresh(family, head, **({} if head is None else {"labels": LABELS}))
         apply(model, AdapterSettings(method=method), tokenizer=tokenizer)  # type: ignore[arg-type]
-        save_adapter(model, folder / f"adapter-{method}", base_model=str(folder / "llama"))
-        adapters.append(f"adapter-{method}")
+        save_adapter(model, folder / name, base_model=str(folder / base))
+        adapters[name] = model.config.head
     return heads, adapters
 
 
