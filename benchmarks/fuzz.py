@@ -27,6 +27,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -288,9 +289,35 @@ def _made(folder: Path) -> Materials:
     return materials.load()
 
 
+def _warmed(materials: Materials) -> None:
+    """Calls some verbs in this process, so that what is prepared at the first use is ready."""
+    from quatrain.cli import main
+
+    models = materials.path("models")
+    calls = [["generate", str(models / name), "the cat", "--max-new-tokens", "2"] for name in ("llama", "t5", "nf4")]
+    calls += [["inspect", str(models / "bert"), "--text", "the cat", "--next"], ["plan", str(models / "gpt2")]]
+    calls += [["generate", str(models / "adapter-lora"), "x", "--num-beams", "2", "--max-new-tokens", "2"]]
+    calls += [["check", str(materials.path("tiny.toml")), "--toml"], ["chat", str(models / "llama")], ["--help"]]
+    calls += [["evaluate", str(models / "classifier"), str(materials.path("data", "labelled.jsonl"))], ["nosuch"]]
+    calls += [
+        ["evaluate", str(models / "llama"), str(materials.path("data", f"{name}.jsonl"))] for name in ("chat", "text")
+    ]
+    streams = sys.stdin, sys.stdout, sys.stderr
+    with open(os.devnull) as nothing, open(os.devnull, "w") as nowhere:
+        try:
+            sys.stdin, sys.stdout, sys.stderr = nothing, nowhere, nowhere
+            for words in calls:
+                main(words)
+        finally:
+            sys.stdin, sys.stdout, sys.stderr = streams
+    if (count := threading.active_count()) > 1:
+        raise SystemExit(f"{count} threads are left, which a fork would not take along")
+
+
 def outcomes(given: argparse.Namespace, place: Path, *, until: float) -> Iterator[Outcome]:
     """Every input, several at a time, until the time is over."""
     materials = _made(place / "materials")
+    _warmed(materials)
     kinds = [name for name in KINDS if not given.kind or name in given.kind]
     numbers = iter(given.only or range(given.inputs))
     gc.collect()
