@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import string
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,8 @@ _BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_
 _ASCII = string.ascii_letters + string.digits + string.punctuation
 #: Texts are handed to the trainers in pieces of about this many characters: they buffer 256 of them.
 _PIECE = 16_384
+_LONGEST_WORD = 1_000
+_LONG_RUN = re.compile(rf"\w{{{_LONGEST_WORD}}}|[^\w\s]{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
 
 
 FREE_SPACES = r" ?\p{Ll}+| ?\p{Lu}{2,}(?!\p{Ll})|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
@@ -168,7 +171,7 @@ def _train_wordpiece(
     digits = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
     inside: list[str] = []
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as spool:
-        for piece in _pieces(texts):
+        for piece in _pieces(texts, cuts_words=True):
             spool.write(piece.replace("\n", " ") + "\n")
         for _ in range(2):
             spool.seek(0)
@@ -190,8 +193,10 @@ def _train_wordpiece(
 
 
 def _train(backend: Backend, trainer: Any, texts: Iterable[str]) -> None:
+    # a vocabulary of whole words is counted, not merged: there no word is cut
+    pieces = _pieces(texts, cuts_words=not isinstance(trainer, trainers.WordLevelTrainer))
     try:
-        backend.train_from_iterator(_pieces(texts), trainer)
+        backend.train_from_iterator(pieces, trainer)
     except BaseException as error:  # the trainers are Rust: a panic of theirs is a BaseException
         if isinstance(texts, _Counted) and texts.ended and texts.characters == 0:
             raise _no_text() from error
@@ -250,14 +255,28 @@ class _Counted:
         self.ended = True
 
 
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Long texts cut at spaces: the trainers buffer many items, and count words, which no cut at a space changes."""
+def _pieces(texts: Iterable[str], *, cuts_words: bool) -> Iterator[str]:
+    """Long texts cut at spaces: the trainers buffer many items, and count words, which no cut at a space changes.
+
+    `cuts_words` also cuts runs of letters, marks or spaces after `_LONGEST_WORD` characters: the time of the trainers
+    grows with the square of a word's length, and base64 or a table without spaces is one word.
+    """
     for text in texts:
-        start = 0
-        while len(text) - start > 2 * _PIECE:
-            end = text.find(" ", start + _PIECE)
-            if end < 0:
-                break
-            yield text[start:end]
-            start = end
+        for part in _short_words(text) if cuts_words else (text,):
+            start = 0
+            while len(part) - start > 2 * _PIECE:
+                end = part.find(" ", start + _PIECE)
+                if end < 0:
+                    break
+                yield part[start:end]
+                start = end
+            yield part[start:]
+
+
+def _short_words(text: str) -> Iterator[str]:
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    if start < len(text) or not text:
         yield text[start:]

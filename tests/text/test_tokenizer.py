@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from quatrain.errors import InputError
 from quatrain.text.tokenizer import Tokenizer
+from quatrain.text.tokenizer_training import _short_words
 
 DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="QUATRAIN_DATA names no folder of shared data")
@@ -158,6 +160,24 @@ def test_training_reads_a_stream_once_and_in_pieces() -> None:
 
     whole = Tokenizer.train([long, long], vocab_size=350)
     assert Tokenizer.train(stream(), vocab_size=350).fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+@pytest.mark.parametrize("unit", ["a", "=", "日", "\n"])
+def test_a_word_without_an_end_does_not_take_the_square_of_its_length(kind: str, unit: str) -> None:
+    """Base64 or a table without spaces is one word for the trainers: 60,000 characters took half a minute."""
+    start = time.process_time()
+    tokenizer = Tokenizer.train([unit * 60_000, "the cat sat on a mat", ""], kind=kind, vocab_size=400)
+    assert time.process_time() - start < 15
+    assert tokenizer.encode("the cat")
+
+
+def test_words_are_cut_only_where_they_are_very_long() -> None:
+    short = " ".join(f"word{i % 97}" + "x" * (i % 900) for i in range(400))
+    assert list(_short_words(short)) == [short]
+    assert list(_short_words("")) == [""]
+    long = "x" * 2500 + " " + "=" * 1000
+    assert [len(part) for part in _short_words(long)] == [1000, 1000, 1501] and "".join(_short_words(long)) == long
 
 
 @pytest.mark.parametrize("kind", KINDS)
