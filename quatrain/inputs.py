@@ -13,6 +13,7 @@ from pathlib import Path
 from quatrain import tracking
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
+from quatrain.models.runs import model_of_run
 from quatrain.recipe import UNQUANTIZABLE, Recipe, recipe_names
 from quatrain.runfolder import read_json
 from quatrain.settings import did_you_mean, quote, suggest
@@ -138,7 +139,8 @@ def _problem(key: str, path: Path) -> str | None:
     if key.endswith(("database", "preferences")) and path.is_dir():
         return f"is a folder; must be {_wanted(key)}"
     if key == "model.folder" and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        return "has no config.json; must be a model folder"
+        of_run = model_of_run(path) if (path / "model").is_dir() else None
+        return "has no config.json; must be a model folder" + (f", such as {of_run} of this run" if of_run else "")
     if path.is_file() and path.stat().st_size == 0:
         return f"is empty; must be {_wanted(key)}"
     if path.is_file() and not os.access(path, os.R_OK):

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID
+from rich.table import Column, Table
 from rich.text import Text
 
 from quatrain.progress import Task, _Clock
-from quatrain.wording import format_duration, format_metric, format_metrics
+from quatrain.wording import format_duration, format_metric, format_metrics, printable
+
+BAR = 24
+"""Columns of the bar; it is left out where the terminal has no room for it and the words."""
+
+BAR_FROM = 72
+"""The narrowest terminal that gets a bar."""
+
+
+def _text(text: object, style: str = "") -> Text:
+    """A text of unknown origin: no markup is read in it, and its control characters show as text."""
+    return Text(printable(str(text)), style)
 
 
 class LiveReporter:
@@ -25,9 +36,9 @@ class LiveReporter:
 
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
         self.heading = f"{index}/{total}"
-        text = Text.assemble((f"Stage {index} of {total}", "bold cyan"), "  ", (name, "bold"))
+        text = Text.assemble((f"Stage {index} of {total}", "bold cyan"), "  ", _text(name, "bold"))
         if detail:
-            text.append(f"  {detail}", "dim")
+            text.append_text(_text(f"  {detail}", "dim"))
         self.console.print()
         self.console.print(text)
 
@@ -35,63 +46,95 @@ class LiveReporter:
         return _LiveTask(self, name, total, unit)
 
     def info(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(_text(text))
 
     def warn(self, text: str) -> None:
-        self.console.print(Text.assemble(("warning: ", "bold yellow"), text))
+        self.console.print(Text.assemble(("warning: ", "bold yellow"), _text(text)))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        table = Table(title=Text(title, "bold"), title_justify="left", header_style="bold")
+        table = Table(title=_text(title, "bold"), title_justify="left", header_style="bold")
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+            table.add_column(_text(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text("" if value is None else str(value)) for value in row))
+            table.add_row(*(_text("" if value is None else value) for value in row))
         self.console.print(table)
 
     def score(self, name: str, metrics: Mapping[str, float]) -> None:
-        parts = Text.assemble("  ", (name, "bold"), "  ")
+        parts = Text.assemble("  ", _text(name, "bold"), "  ")
         for index, (key, value) in enumerate(metrics.items()):
             parts.append(", " if index else "")
-            parts.append(f"{key.replace('_', ' ')} ")
-            parts.append(format_metric(key, value), "green")
+            parts.append_text(_text(f"{key.replace('_', ' ')} "))
+            parts.append_text(_text(format_metric(key, value), "green"))
         self.console.print(parts)
+
+
+class _Words(ProgressColumn):
+    """What is said beside the bar, as much of it as there is room for, and the time as it is now."""
+
+    def __init__(self, work: _LiveTask):
+        super().__init__(Column(no_wrap=True))
+        self.work = work
+
+    def render(self, task: Any) -> Text:
+        console = self.work.reporter.console
+        bar = BAR + 1 if console.width >= BAR_FROM else 0
+        return Text(self.work.words(console.width - 2 - bar))
 
 
 class _LiveTask:
     """One bar, which leaves a single line when it ends."""
 
     def __init__(self, reporter: LiveReporter, name: str, total: int | None, unit: str):
-        self.reporter, self.name, self.unit = reporter, name, unit
+        self.reporter, self.name, self.unit = reporter, printable(name), unit
         self.clock = _Clock(total)
         self.metrics: dict[str, float] = {}
+        columns: list[ProgressColumn] = [SpinnerColumn()]
+        if reporter.console.width >= BAR_FROM:
+            columns.append(BarColumn(bar_width=BAR))
         self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[details]}"),
-            console=reporter.console,
-            transient=True,
-            refresh_per_second=8,
+            *columns, _Words(self), console=reporter.console, transient=True, refresh_per_second=8
         )
-        heading = f"{reporter.heading} {name}" if reporter.heading else name
-        self.id: TaskID = self.progress.add_task(escape(heading), total=total, details="")
+        self.id: TaskID = self.progress.add_task("", total=total)
 
     def update(self, step: int, **metrics: float) -> None:
         self.clock.set(step)
         self.metrics.update(metrics)
-        self.progress.update(self.id, completed=step, details=escape(self._details()))
+        self.progress.update(self.id, completed=step)
 
     def advance(self, steps: int = 1, **metrics: float) -> None:
         self.update(self.clock.step + steps, **metrics)
 
-    def _details(self) -> str:
-        parts = [format_metrics(self.metrics)] if self.metrics else []
-        parts.append(format_duration(self.clock.elapsed))
-        if self.clock.remaining is not None:
-            parts.append(f"{format_duration(self.clock.remaining)} left")
-        return " · ".join(parts)
+    def words(self, room: int) -> str:
+        """The name, the steps, the metrics and the times, in so many columns.
+
+        Where not all has room, the time left and the steps stay longest, then the name, the metrics, the elapsed time.
+        """
+        clock = self.clock
+        total = f"/{clock.total:,}" if clock.total is not None else ""
+        steps = f"{clock.step:,}{total}" if clock.step or total else ""
+        left = f"{format_duration(clock.remaining)} left" if clock.remaining is not None else ""
+        heading = f"{self.reporter.heading} {self.name}" if self.reporter.heading else self.name
+        parts = {
+            "name": heading,
+            "steps": steps,
+            "metrics": format_metrics(self.metrics) if self.metrics else "",
+            "elapsed": format_duration(clock.elapsed),
+            "left": left,
+        }
+        chosen: set[str] = set()
+        for name in ("left", "steps", "name", "metrics", "elapsed"):
+            if parts[name] and cell_len(_joined(parts, chosen | {name})) <= room:
+                chosen.add(name)
+        if not chosen:
+            return set_cell_size(left or steps or heading, max(1, room))
+        if "metrics" not in chosen and self.metrics:
+            first = dict(list(self.metrics.items())[:1])  # the loss
+            parts["metrics"] = format_metrics(first)
+            without = chosen - {"elapsed"}
+            if cell_len(_joined(parts, without | {"metrics"})) <= room:
+                chosen = without | {"metrics"}
+        return _joined(parts, chosen)
 
     def __enter__(self) -> _LiveTask:
         self.progress.start()
@@ -104,4 +147,9 @@ class _LiveTask:
         if self.clock.step:
             metrics = f", {format_metrics(self.metrics)}" if self.metrics else ""
             line = f"  {self.name}: {self.clock.step:,} {self.unit}s in {format_duration(self.clock.elapsed)}{metrics}"
-            self.reporter.console.print(line, markup=False)
+            self.reporter.console.print(_text(line))
+
+
+def _joined(parts: Mapping[str, str], chosen: set[str]) -> str:
+    """The chosen parts in their order."""
+    return " · ".join(text for name, text in parts.items() if name in chosen)

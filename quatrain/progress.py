@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, TextIO
 
-from quatrain.wording import format_duration, format_metrics, text_table, write_text
+from quatrain.wording import format_duration, format_metrics, json_line, printable, text_table, write_text
 
 PLAIN_INTERVAL = 5.0
 """Seconds between two lines of a task where the output is not a terminal."""
@@ -74,7 +74,7 @@ def create_reporter(*, json_lines: bool = False, quiet: bool = False, stream: Te
         return JsonReporter(stream)
     if quiet:
         return SilentReporter()
-    if stream.isatty() and os.environ.get("TERM") != "dumb":
+    if stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         from quatrain.live import LiveReporter
 
         return LiveReporter(stream)
@@ -157,7 +157,7 @@ class PlainReporter:
     def _line(self, text: str) -> None:
         stamp = time.strftime("%H:%M:%S")
         for line in text.splitlines() or [""]:
-            write_text(self.stream, f"{stamp} {line}".rstrip() + "\n")
+            write_text(self.stream, printable(f"{stamp} {line}".rstrip()) + "\n")
         self.stream.flush()
 
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
@@ -204,7 +204,7 @@ class JsonReporter:
     def emit(self, event: str, **values: Any) -> None:
         """Write one event."""
         record = {"event": event, "time": round(time.time(), 3)} | values
-        write_text(self.stream, json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        write_text(self.stream, json_line(record, self.stream.encoding) + "\n")
         self.stream.flush()
 
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:

@@ -106,8 +106,8 @@ def format_place(place: Iterable[str | int]) -> str:
 
 
 def suggest(word: str, words: Iterable[str]) -> str | None:
-    """The nearest of `words`, or None where nothing is near."""
-    choices = list(words)
+    """The nearest of `words`, or None where nothing is near. The word itself is no suggestion."""
+    choices = [choice for choice in words if choice != word]
     lowered = {choice.lower(): choice for choice in reversed(choices)}
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.55)
     return lowered[near[0]] if near else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def format_duration(seconds: float) -> str:
@@ -32,7 +34,7 @@ def format_metric(name: str, value: float) -> str:
         return value
     if name.endswith(("accuracy", "exact_match", "share", "valid")) and value <= 1:  # SQuAD counts to 100
         return f"{value:.1%}"
-    if isinstance(value, int) or abs(value) >= 1000:
+    if isinstance(value, int) or abs(value) >= 1000 or (name.endswith("_per_second") and abs(value) >= 10):
         return f"{value:,.0f}"
     if name in ("learning_rate", "lr"):
         return f"{value:.1e}"
@@ -77,8 +79,34 @@ def write_text(stream: TextIO, text: str) -> None:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table of plain text: numbers to the right, everything else to the left."""
+def json_line(value: Any, encoding: str | None = "utf-8") -> str:
+    """A value as JSON on one line; what a terminal would obey or `encoding` lacks is escaped as `\\uXXXX`."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(value, default=str)
+    if text.isprintable():
+        return text
+    # Outside of its strings JSON is ASCII, and json.dumps has escaped the controls below the space.
+    return "".join(c if c.isprintable() or c in _HARMLESS else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None) -> str:
+    """A table of plain text: numbers to the right, everything else to the left.
+
+    Where it is wider than `width`, its last column is broken into lines if that leaves enough for it; otherwise each
+    row becomes a block, the first cell above the others.
+    """
+    if width is not None:
+        whole = text_table(columns, rows)
+        if max(map(len, whole.splitlines())) <= width:
+            return whole
+        return _wrapped(columns, rows, width) or _blocks(columns, rows, width)
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
     numeric = [
@@ -96,9 +124,45 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([line(list(columns)), line(["-" * width for width in widths]), *map(line, cells)])
 
 
+_LEAST_COLUMN = 24
+"""Characters that a column of sentences needs to be read."""
+
+
+def _wrapped(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> str | None:
+    """The table with its last column in several lines; None where the others leave too little for it."""
+    last = len(columns) - 1
+    others = text_table(columns[:last], [row[:last] for row in rows]) if last else ""
+    room = width - max(map(len, others.splitlines()), default=0) - 2
+    if room < _LEAST_COLUMN or any(isinstance(row[last], int | float) for row in rows):
+        return None
+    broken: list[list[object]] = []
+    for row in rows:
+        lines = _lines(_cell(row[last]), room)
+        broken.append([*row[:last], lines[0]])
+        broken += [[*[None] * last, line] for line in lines[1:]]
+    return text_table(columns, broken)
+
+
+def _blocks(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> str:
+    """A block of lines for each row, for a narrow terminal."""
+    room = max(1, width - 2)
+    lines: list[str] = []
+    for row in rows:
+        lines += _lines(_cell(row[0]), max(1, width))
+        for name, value in zip(columns[1:], row[1:], strict=True):
+            text = _cell(value)
+            if text:
+                lines += [f"  {line}"[:width] for line in _lines(f"{name}: {text}" if name else text, room)]
+    return "\n".join(lines) if rows else "\n".join(_lines(", ".join(columns), max(1, width)))
+
+
+def _lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:,.2f}" if abs(value) >= 1000 else f"{value:.6g}"
-    return " ".join(str(value).split()) if isinstance(value, str) else str(value)
+    return printable(" ".join(value.split()) if isinstance(value, str) else str(value))

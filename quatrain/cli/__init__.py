@@ -7,7 +7,6 @@ Nothing heavy is imported before a verb needs it, so that `quatrain --help` answ
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +16,14 @@ DEBUG_FLAG = "--debug"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code. Without `arguments`, those of the process, which it makes ready.
+
+    The exit code is the same with `--debug`, which adds the traceback of an error.
+    """
+    if arguments is None:
+        from quatrain.cli.process import prepare
+
+        prepare()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = words[: words.index("--")] if "--" in words else words
     debug = DEBUG_FLAG in options
@@ -28,28 +34,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _dispatch(words)
         sys.stdout.flush()
         return code
-    except QuatrainError as error:
-        if debug:
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
             raise
+        return _failed(error, debug=debug)
+
+
+def _failed(error: BaseException, *, debug: bool) -> int:
+    """Tell of an error, and return the exit code for it."""
+    from quatrain.cli.process import OutputError, silence_standard_output
+
+    if debug and not _is_of_usage(error):
+        import traceback
+
+        complain("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, BrokenPipeError | OutputError):
+        silence_standard_output()
+    if isinstance(error, BrokenPipeError):
+        return 1  # the reader has gone away (`quatrain ... | head`), which is no fault
+    if isinstance(error, QuatrainError):
         complain(str(error), "error: ")
         return error.exit_code
-    except KeyboardInterrupt:
-        if debug:
-            raise
+    if isinstance(error, KeyboardInterrupt):
         complain("stopped")
         return 130
-    except BrokenPipeError:
-        _silence_standard_output()
+    if isinstance(error, MemoryError):
+        complain("there is not enough memory for this; close other programs, or ask for less", "error: ")
         return 1
-    except Exception as error:
-        if debug:
-            raise
-        complain(
-            f"{type(error).__name__}: {error}\nThis is a bug in quatrain, not a mistake of yours. Run the same "
-            "command with --debug to see where it happened, and report it with that.",
-            "internal error: ",
-        )
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        complain("the home folder is not known; set HOME, and write paths without ~", "error: ")
+        return 2
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        complain(f"{error.filename}: {error.strerror}", "error: ")
         return 1
+    complain(
+        f"{type(error).__name__}: {error}\nThis is a bug in quatrain, not a mistake of yours. Run the same "
+        "command with --debug to see where it happened, and report it with that.",
+        "internal error: ",
+    )
+    return 1
+
+
+def _is_of_usage(error: BaseException) -> bool:
+    """Whether the words of the command line are wrong themselves (a missing argument): no traceback tells more."""
+    if not isinstance(error, QuatrainError) or error.exit_code != 2 or error.__traceback__ is None:
+        return False
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__")).startswith(__name__)
 
 
 def _show_own_log() -> None:
@@ -63,30 +96,31 @@ def _show_own_log() -> None:
 
 
 def complain(text: str, prefix: str = "") -> None:
-    """Write a message to standard error as it is: nothing in it is read as markup."""
-    from quatrain.wording import write_text
+    """Write a message to standard error: nothing in it is read as markup, and control characters show as text."""
+    from quatrain.wording import printable, write_text
 
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, QuatrainError):
         sys.stdout.flush()
-        write_text(sys.stderr, f"{prefix}{text}\n")
+    with contextlib.suppress(OSError, ValueError):
+        write_text(sys.stderr, printable(f"{prefix}{text}\n"))
         sys.stderr.flush()
 
 
 def _dispatch(words: list[str]) -> int:
     from cyclopts import CycloptsError
 
-    from quatrain.cli.app import build_app
+    from quatrain.cli.app import build_app, check_words
+    from quatrain.cli.process import check_arguments, check_environment
 
+    check_arguments(words)
     app = build_app()
+    if not {"--help", "-h", "--version"} & set(words):
+        check_environment()
     try:
+        check_words(app, words)
         result = app(words, print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
-        complain(f"{error}\n`quatrain --help` and `quatrain VERB --help` show what there is.", "error: ")
-        return 2
+        from quatrain.errors import InputError
+
+        raise InputError(f"{error}\n`quatrain --help` and `quatrain VERB --help` show what there is.") from error
     return result if isinstance(result, int) else 0
-
-
-def _silence_standard_output() -> None:
-    """The reader has gone away (`quatrain ... | head`): let nothing be flushed to it at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from cyclopts import App, Parameter
 
 import quatrain
@@ -16,7 +18,12 @@ from quatrain.cli.merge import merge
 from quatrain.cli.plan import plan
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
+from quatrain.cli.texts import mistyped_option
 from quatrain.cli.tokenize import tokenize
+from quatrain.errors import InputError
+
+LEAST_WIDTH = 20
+"""Columns that the help needs; a narrower terminal breaks its lines itself."""
 
 EPILOGUE = """Start with: quatrain run quickstart
 
@@ -34,6 +41,10 @@ def build_app() -> App:
         default_parameter=Parameter(negative=(), show_default=_show_default),
         suppress_keyboard_interrupt=False,
     )
+    if shutil.get_terminal_size().columns < LEAST_WIDTH:
+        from rich.console import Console
+
+        app.console = Console(width=LEAST_WIDTH)
     for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, evaluate, merge, doctor):
         app.command(verb)
     data = App(name="data", help="The catalog of named texts: list it, get one.")
@@ -42,6 +53,22 @@ def build_app() -> App:
     data.command(check_data, name="check")
     app.command(data)
     return app
+
+
+def check_words(app: App, words: list[str]) -> None:
+    """Raises InputError for a mistyped option of a verb that takes any text, where it would be taken for the text."""
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb not in ("generate", "tokenize", "inspect", "evaluate"):
+        return
+    options = {"--help", "-h", "--version"}
+    texts: set[str] = set()
+    for argument in app[verb].assemble_argument_collection():
+        options.update(argument.names)
+        if argument.parameter.allow_leading_hyphen:
+            texts.update(argument.names)
+    problem = mistyped_option(words[words.index(verb) + 1 :], options, texts)
+    if problem is not None:
+        raise InputError(problem)
 
 
 def _show_default(value: object) -> str | None:

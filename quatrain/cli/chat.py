@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -35,7 +34,7 @@ def chat(
     Parameters
     ----------
     model
-        A model folder, or an id of the Hugging Face hub.
+        A model folder, a run's folder or name, or an id of the Hugging Face hub.
     db
         A SQLite file: the model answers with SQL, which is run read-only, and its rows are shown.
     schema
@@ -103,9 +102,10 @@ def converse(talk: Talk) -> int:
     """Read and answer lines until the input ends or the user leaves. What fails is said, and the talk goes on."""
     from quatrain.cli import complain
     from quatrain.cli.output import show
+    from quatrain.cli.process import OutputError, input_is_terminal
     from quatrain.errors import QuatrainError
 
-    if sys.stdin.isatty():
+    if input_is_terminal():
         show("Ask away; /help shows what else there is, /quit or Ctrl-D leaves.")
     for line in _lines(talk.prompt):
         question = line.strip()
@@ -117,6 +117,8 @@ def converse(talk: Talk) -> int:
             continue
         try:
             talk.answer(question)
+        except OutputError:
+            raise
         except QuatrainError as error:
             complain(str(error))
         except KeyboardInterrupt:
@@ -126,8 +128,11 @@ def converse(talk: Talk) -> int:
 
 def _lines(prompt: str) -> Iterator[str]:
     """Lines of a terminal with a prompt and a history, or of a pipe as they are."""
-    if not sys.stdin.isatty():
-        yield from sys.stdin
+    from quatrain.cli.output import show
+    from quatrain.cli.process import input_is_terminal, input_lines
+
+    if not input_is_terminal():
+        yield from input_lines()
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (gives input() its history and editing)
@@ -135,7 +140,7 @@ def _lines(prompt: str) -> Iterator[str]:
         try:
             yield input(prompt)
         except (EOFError, KeyboardInterrupt):
-            print()
+            show()
             return
 
 
@@ -169,18 +174,18 @@ class PlainTalk:
         self.messages: list[dict[str, Any]] = []
 
     def answer(self, question: str) -> None:
-        from quatrain.cli.output import show, show_json
+        from quatrain.cli.output import show_json, show_text
 
         messages = self._fitting([*self.messages, {"role": "user", "content": question}])
         text = ""
         for piece in self.engine.stream_chat(messages, self.params):
             text += piece
             if not self.json_lines:
-                show(piece, end="")
+                show_text(piece, end="")
         if self.json_lines:
             show_json({"question": question, "answer": text})
         else:
-            show()
+            show_text("")
         self.messages = [*messages, {"role": "assistant", "content": text}]
 
     def _fitting(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

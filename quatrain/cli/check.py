@@ -42,7 +42,7 @@ def check(
     """
     from pathlib import Path
 
-    from quatrain.cli.output import show, show_json
+    from quatrain.cli.output import show_json, show_text
     from quatrain.inputs import check_inputs
     from quatrain.progress import SilentReporter, create_reporter
     from quatrain.recipe import dumps, load, to_dict
@@ -53,7 +53,7 @@ def check(
         if json_lines:
             show_json({"recipe": to_dict(loaded)})
         else:
-            show(dumps(loaded).rstrip())
+            show_text(dumps(loaded).rstrip())
         return 0
     from quatrain.stages.preflight import preflight
 
@@ -102,9 +102,11 @@ def _sample(parts: list[tuple[str, bool]], colour: bool):  # type: ignore[no-unt
     """A sample with what is learned in green, or between brackets."""
     from rich.text import Text
 
+    from quatrain.wording import printable
+
     text, left = Text(), WIDTH
     for piece, learned in parts:
-        shown = piece[:left] + ("…" if len(piece) > left else "")
+        shown = printable(piece[:left]) + ("…" if len(piece) > left else "")
         left -= len(piece)
         if learned:
             text.append(shown if colour else f"⟦{shown}⟧", style="green")

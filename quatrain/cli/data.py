@@ -20,9 +20,10 @@ def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = Fals
         Write one JSON object a line, for programs.
     """
     from quatrain.cli.output import show, show_table
-    from quatrain.text.catalog import CATALOG
+    from quatrain.text.catalog import CATALOG, cache_folder, data_folder
     from quatrain.wording import format_bytes
 
+    data_folder(), cache_folder()  # wrong settings of theirs would show every source as damaged
     rows = []
     for source in CATALOG.values():
         size: object = source.size

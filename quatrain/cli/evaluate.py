@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from quatrain.cli.texts import Text
+
 if TYPE_CHECKING:
     from quatrain.models.stack import Model
     from quatrain.text.tokenizer import Tokenizer
@@ -22,7 +24,7 @@ def evaluate(
     examples: int | None = None,
     split: str | None = None,
     databases: str | None = None,
-    prefix: str = "",
+    prefix: Text = "",
     max_new_tokens: int = 120,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
@@ -35,7 +37,7 @@ def evaluate(
     Parameters
     ----------
     model
-        A model folder, or an id of the Hugging Face hub.
+        A model folder, a run's folder or name, or an id of the Hugging Face hub.
     data
         A file, a folder, hf:owner/name, or a name that `quatrain data list` shows.
     context

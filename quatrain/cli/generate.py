@@ -6,10 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from quatrain.cli.texts import Text, read_text_argument
+
 
 def generate(
     model: str,
-    prompt: str,
+    prompt: Text,
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -17,7 +19,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     seed: int | None = None,
-    stop: tuple[str, ...] = (),
+    stop: tuple[Text, ...] = (),
     num_beams: int = 1,
     length_penalty: float = 1.0,
     truncate: bool = False,
@@ -30,7 +32,7 @@ def generate(
     Parameters
     ----------
     model
-        A model folder, or an id of the Hugging Face hub.
+        A model folder, a run's folder or name, or an id of the Hugging Face hub.
     prompt
         The text to go on from, or, for an encoder-decoder, to answer; - reads standard input.
     max_new_tokens
@@ -60,9 +62,7 @@ def generate(
     json_lines
         Write one JSON object with the text, its tokens and why it ended.
     """
-    import sys
-
-    from quatrain.cli.output import show, show_json
+    from quatrain.cli.output import show_json, show_text
     from quatrain.generation.engine import Engine, SamplingParams
 
     params = SamplingParams(
@@ -76,8 +76,7 @@ def generate(
         num_beams=num_beams,
         length_penalty=length_penalty,
     )
-    if prompt == "-":
-        prompt = sys.stdin.read()
+    prompt = read_text_argument(prompt)
     engine = Engine.load(model, adapter=adapter)
     if json_lines or not stream:
         (completion,) = engine.generate([prompt], params, truncate=truncate)
@@ -85,10 +84,10 @@ def generate(
             finish = {"ids": completion.ids, "finish_reason": completion.finish_reason}
             show_json({"prompt": prompt, "text": completion.text} | finish)
         else:
-            show(completion.text if engine.encodes else prompt + completion.text)
+            show_text(completion.text if engine.encodes else prompt + completion.text)
         return 0
-    show("" if engine.encodes else prompt, end="")
+    show_text("" if engine.encodes else prompt, end="")
     for piece in engine.stream(prompt, params, truncate=truncate):
-        show(piece, end="")
-    show()
+        show_text(piece, end="")
+    show_text("")
     return 0

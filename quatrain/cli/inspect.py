@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from quatrain.cli.texts import Text, read_text_argument
+
 if TYPE_CHECKING:
     from quatrain.evaluation.inspection import Subject
 
@@ -16,11 +18,11 @@ PAGE, PICTURE = "attention.html", "attention.png"
 def inspect(
     model: str,
     *,
-    text: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    text: Text | None = None,
     next_tokens: Annotated[bool, Parameter(name="--next")] = False,
     attention: Path | None = None,
-    neighbours: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    answer: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    neighbours: Text | None = None,
+    answer: Text | None = None,
     top: int | None = None,
     truncate: bool = False,
     special_tokens: Annotated[bool, Parameter(negative="--no-special-tokens")] = True,
@@ -65,7 +67,7 @@ def inspect(
     if neighbours is not None:
         found |= look.neighbours(neighbours, 10 if top is None else top)
     if text is not None:
-        found |= look.text(_read(text), answer, next_tokens, attention, 5 if top is None else top)
+        found |= look.text(read_text_argument(text), answer, next_tokens, attention, 5 if top is None else top)
     if json_lines:
         show_json(found)
     return 0
@@ -85,12 +87,6 @@ def _check(text: str | None, next_tokens: bool, attention: Path | None, answer: 
         problems.append(f"--attention {attention}: must be a folder, or a name that ends in .html or .png")
     if problems:
         raise InputError("This cannot be shown:", problems)
-
-
-def _read(text: str) -> str:
-    import sys
-
-    return sys.stdin.read() if text == "-" else text
 
 
 class _Look:

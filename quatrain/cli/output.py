@@ -1,40 +1,52 @@
-"""What the verbs write: plain text for people, JSON for programs."""
+"""What the verbs write: plain text for people, JSON for programs.
+
+Text of unknown origin (labels, names, cells, what a model says) may hold control characters that a terminal obeys. All
+that is shown to a person passes `printable`; JSON escapes them by its own rules. `show_text` alone leaves the
+characters as they are where the output is a file or a pipe, since the text itself is what was asked for.
+"""
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from quatrain.wording import text_table, write_text
+from quatrain.wording import json_line, printable, text_table, write_text
 
 MAX_CELL = 60
 
 
 def show(text: str = "", *, end: str = "\n") -> None:
-    """Write text to standard output at once, whatever characters its encoding knows."""
-    write_text(sys.stdout, text + end)
+    """Write text for a person to standard output at once; control characters show as text."""
+    write_text(sys.stdout, printable(text + end))
+    sys.stdout.flush()
+
+
+def show_text(text: str, *, end: str = "\n") -> None:
+    """Write a text that was asked for: as it is to a file or a pipe, its control characters as text to a terminal."""
+    write_text(sys.stdout, printable(text + end) if sys.stdout.isatty() else text + end)
     sys.stdout.flush()
 
 
 def show_json(value: Any) -> None:
     """Write one JSON object on a line."""
-    show(json.dumps(value, ensure_ascii=False, default=str))
+    write_text(sys.stdout, json_line(value, sys.stdout.encoding) + "\n")
+    sys.stdout.flush()
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, json_lines: bool = False) -> None:
-    """Write a table, or one JSON object a row. In a terminal, the last column is cut to the width."""
+    """Write a table, or one JSON object a row. In a terminal it is fitted to the width."""
     if json_lines:
         for row in rows:
             show_json(dict(zip(columns, row, strict=True)))
         return
-    text = text_table(columns, rows)
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
-        text = "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in text.splitlines())
-    show(text)
+    show(text_table(columns, rows, width=terminal_width()))
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal that is written to; None for a file or a pipe, which have no width."""
+    return max(1, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
 def shorten(value: object) -> object:

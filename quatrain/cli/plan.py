@@ -34,7 +34,8 @@ def plan(
     Parameters
     ----------
     model
-        A model folder, an id of the Hugging Face hub, the name of a shipped recipe, or the path of a recipe.
+        A model folder, a run's folder, an id of the Hugging Face hub, the name of a shipped recipe, or the path of
+        a recipe.
     overrides
         Settings of a recipe to change, such as model.hidden_size=512.
     method
@@ -97,9 +98,12 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
     """
     from quatrain.errors import InputError
     from quatrain.models.hub import load_config, stored_dtype
-    from quatrain.recipe import load
+    from quatrain.models.runs import run_folder
+    from quatrain.recipe import load, recipe_names
 
-    if Path(model).is_dir() or (model.count("/") == 1 and not model.endswith(".toml") and not Path(model).exists()):
+    of_run = model not in recipe_names() and run_folder(model) is not None
+    of_hub = model.count("/") == 1 and not model.endswith(".toml") and not Path(model).exists()
+    if of_run or of_hub or Path(model).is_dir():
         if overrides:
             raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a model")
         return load_config(model), None, stored_dtype(model)
@@ -112,8 +116,10 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
 def _special(model: str) -> list[int]:
     """The special tokens of a model folder, where it has a tokenizer."""
     from quatrain.generation.loading import load_tokenizer
+    from quatrain.models.runs import model_of_run
 
-    tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
+    folder = model_of_run(model) or Path(model)
+    tokenizer = load_tokenizer(folder) if folder.is_dir() else None
     return sorted(tokenizer.special_ids) if tokenizer is not None else []
 
 

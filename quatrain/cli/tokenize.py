@@ -7,12 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from quatrain.cli.texts import Text, read_text_argument
+
 
 def tokenize(
     model: Path,
-    text: str,
+    text: Text,
     *,
-    pair: str | None = None,
+    pair: Text | None = None,
     special_tokens: bool = False,
     target: bool = False,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
@@ -22,7 +24,7 @@ def tokenize(
     Parameters
     ----------
     model
-        A model folder, or one file of a tokenizer: tokenizer.json, vocab.txt, tokenizer.model, …
+        A model folder, a run's folder or name, or a file of a tokenizer: tokenizer.json, vocab.txt, tokenizer.model, …
     text
         The text; - reads standard input.
     pair
@@ -34,14 +36,12 @@ def tokenize(
     json_lines
         Write one JSON object, for programs.
     """
-    import sys
-
     from quatrain.cli.output import show, show_json, show_table
+    from quatrain.models.runs import tokenizer_of_run
     from quatrain.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(model, target=target)
-    if text == "-":
-        text = sys.stdin.read()
+    tokenizer = Tokenizer.load(tokenizer_of_run(model) or model, target=target)
+    text = read_text_argument(text)
     types = None
     if pair is None:
         ids = tokenizer.encode(text, special_tokens=special_tokens)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from quatrain.atomic import disk_error
 from quatrain.errors import InputError, OfflineError, QuatrainError
+from quatrain.models.runs import model_of_run
 from quatrain.models.tensors import CONVERT, INDEX, WEIGHTS, pickled_weights, weight_files
 from quatrain.offline import offline
 
@@ -42,13 +43,15 @@ EVERYTHING = (*CONFIG, *TOKENIZER, *SENTENCES, *TENSORS)
 def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[str] = EVERYTHING) -> Path:
     """The folder of `model`: an existing folder is taken as it is, a hub id ("name" or "org/name") from the cache.
 
+    A run's folder, or the name of a run in `runs`, stands for its final model or that of its newest stage.
+
     Where the cache lacks it, it is fetched: those of its files that match a pattern of `files` (`CONFIG` alone costs
     no weights). `revision` is a branch, tag or commit of the hub; a `Path` is never taken for a hub id.
 
     Raises InputError for what is neither, for a repository without safetensors and for one that needs a login;
     OfflineError where the network is needed and forbidden or not there.
     """
-    folder = Path(os.path.expanduser(model))
+    folder = model_of_run(model) or Path(os.path.expanduser(model))
     if str(model) and os.path.isdir(folder):
         if revision is not None:
             raise InputError(

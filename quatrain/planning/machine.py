@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from quatrain.errors import InputError
+from quatrain.processes import environment_number
 
 _CONTROL_GROUPS = (
     ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.max"),
@@ -38,7 +39,7 @@ def choose_device(name: str = "auto") -> torch.device:
             f"train.device: {name}; this machine has none that PyTorch {torch.__version__} can use. Take auto or cpu."
         )
     if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
+        return torch.device("cuda", environment_number("LOCAL_RANK"))
     return torch.device(name)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from quatrain.errors import InputError, OfflineError, QuatrainError
 from quatrain.offline import offline
+from quatrain.reading import shown, user_path
 from quatrain.text.catalog_entries import Copy, Source, entries
 from quatrain.text.download import Progress, download, sha256_of
 
@@ -56,20 +57,34 @@ def get(name: str) -> Source:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: QUATRAIN_CACHE, or the place that the system has for it."""
+    """Where downloads are kept: QUATRAIN_CACHE, or the place that the system has for it.
+
+    Raises InputError where QUATRAIN_CACHE cannot be a folder, or no home folder is known.
+    """
     if chosen := os.environ.get("QUATRAIN_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "quatrain" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "quatrain"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quatrain"
+        folder = user_path(chosen, "QUATRAIN_CACHE")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"QUATRAIN_CACHE={shown(chosen)}: must be a folder, which is made where it is missing")
+        return folder
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "quatrain" / "Cache"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "quatrain"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quatrain"
+    except RuntimeError as error:
+        raise InputError("the home folder is not known; set HOME, or QUATRAIN_CACHE for the downloads") from error
 
 
 def data_folder() -> Path | None:
-    """The folder that QUATRAIN_DATA names, None where it is not set."""
+    """The folder that QUATRAIN_DATA names, None where it is not set. Raises InputError where it is no folder."""
     chosen = os.environ.get("QUATRAIN_DATA")
-    return Path(chosen).expanduser() if chosen else None
+    if not chosen:
+        return None
+    folder = user_path(chosen, "QUATRAIN_DATA")
+    if not folder.is_dir():
+        raise InputError(f"QUATRAIN_DATA={shown(chosen)}: must be a folder that is there; unset it to do without")
+    return folder
 
 
 def _folders() -> list[Path]:

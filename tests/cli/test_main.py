@@ -111,8 +111,22 @@ def test_a_bug_says_so_and_how_to_see_more(monkeypatch: pytest.MonkeyPatch, caps
     assert main(["run", str(FULL)]) == 1
     error = capsys.readouterr().err
     assert "KeyError: 'what'" in error and "This is a bug" in error and "--debug" in error
-    with pytest.raises(KeyError):
-        main(["run", str(FULL), "--debug"])
+    assert main(["run", str(FULL), "--debug"]) == 1
+    assert "Traceback" in (error := capsys.readouterr().err) and "This is a bug" in error
+
+
+def test_debug_keeps_the_exit_code_and_needs_no_traceback_for_a_missing_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--debug", "run"], ["run", "--debug"], ["--debug", "generate"], ["generate", "--debug", "x"]):
+        assert main(words) == 2
+        assert "Traceback" not in capsys.readouterr().err
+    fail_with(InputError("no"), monkeypatch)
+    assert main(["run", str(FULL), "--debug"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.endswith("error: no\n")
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    assert main(["run", str(FULL), "--debug"]) == 130
 
 
 def test_messages_with_brackets_come_out_as_they_are(

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quatrain.errors import InputError, QuatrainError
+from quatrain.errors import InputError
 from quatrain.generation.loading import load_model, load_weights
 from quatrain.models import repository, sentences
 from quatrain.models.config import ModelConfig
@@ -168,17 +168,4 @@ def open_subject(model: str | Path, need: str = "everything") -> Subject:
 
     `need`: "architecture", "tokens" or "everything" says what is fetched of a hub repository that is not in the cache.
     """
-    found = repository.resolve(model, files=PARTS[need])
-    if not any((found / name).is_file() for name in repository.MODEL):
-        found = _of_run(found) or found
-    return Subject(str(model), found)
-
-
-def _of_run(folder: Path) -> Path | None:
-    """The newest model that a run has made. Raises QuatrainError where it is a run without one."""
-    if not (folder / "recipe.toml").is_file():
-        return None
-    for path in (folder / "model", *sorted(folder.glob("stages/*/model"), reverse=True)):
-        if any((path / name).is_file() for name in repository.MODEL):
-            return path
-    raise QuatrainError(f"{folder}: this run has made no model yet; let it go on with `quatrain run`.")
+    return Subject(str(model), repository.resolve(model, files=PARTS[need]))

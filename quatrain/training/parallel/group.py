@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from quatrain.errors import InputError
-from quatrain.processes import process_number
+from quatrain.processes import environment_number, process_number
 from quatrain.training.parallel.base import Parallel, Single
 
 MODES = ("auto", "ddp", "zero1", "zero2", "zero3", "hybrid")
@@ -30,7 +30,7 @@ def join() -> None:
         )
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
+        torch.cuda.set_device(environment_number("LOCAL_RANK"))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
 
 

@@ -9,7 +9,6 @@ precision; gradients are summed in float32.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from quatrain.errors import InputError
+from quatrain.processes import environment_number
 from quatrain.training.acceleration import blocks
 from quatrain.training.parallel.base import Losses
 from quatrain.training.parallel.replicated import Group
@@ -126,7 +126,7 @@ def _install(model: nn.Module, replacements: dict[nn.Parameter, nn.Parameter]) -
 def _mesh(device: str, size: int, mode: str) -> DeviceMesh:
     if mode != "hybrid":
         return init_device_mesh(device, (size,))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
+    local = environment_number("LOCAL_WORLD_SIZE", size)
     if size % local:
         raise InputError(
             f"parallel: hybrid; the {size} processes must be equally many on each machine, and {local} are on this one."

@@ -1,0 +1,232 @@
+"""What the command line finds in its process: streams that may be closed or full, arguments, the environment.
+
+`prepare` runs once, before anything else of a command. What is wrong with a stream or a variable is raised where it is
+used, as an error with an exit code.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from quatrain.errors import InputError, QuatrainError
+from quatrain.processes import RANGES, environment_number
+from quatrain.reading import decode, shown
+
+MAX_INPUT_BYTES = 64 * 1024 * 1024
+"""The most that is read of standard input, and of one line of it."""
+
+MAX_COLUMNS = 10_000
+"""A wider terminal is taken for a mistake, and the width for unknown."""
+
+MAX_THREADS = 4096
+"""More threads than any machine runs; OpenMP ends the process where the system refuses one."""
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class OutputError(QuatrainError):
+    """Standard output cannot be written. Exit code 1: what was asked for did not arrive."""
+
+
+def prepare() -> None:
+    """Make the streams safe to use. May start the interpreter anew, where it could not open files by their names."""
+    _use_utf8()
+    for name in ("COLUMNS", "LINES"):
+        if not _is_number(os.environ.get(name, "1"), MAX_COLUMNS):
+            del os.environ[name]  # libraries read it too, some of them without a check
+    _occupy_closed_descriptors()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
+    sys.stdout = _guarded(sys.stdout)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if any(action == "error" for action, *_ in warnings.filters):
+        # PYTHONWARNINGS=error is for tests of a program; a warning of a library must not end one that works.
+        warnings.simplefilter("default")
+
+
+def check_arguments(words: Sequence[str]) -> None:
+    """Raises InputError for arguments that are not UTF-8: they come in as lone surrogates."""
+    problems = [
+        f"argument {number}, {shown(word)}"
+        for number, word in enumerate(words, 1)
+        if any("\ud800" <= character <= "\udfff" for character in word)
+    ]
+    if problems:
+        raise InputError("The command line is not UTF-8 text; type it again, or rename the file it names:", problems)
+
+
+def check_environment() -> None:
+    """Raises InputError for a current folder that was deleted, and for variables with values that cannot be used."""
+    if current_folder_is_gone():  # some libraries end the process without a word of the reason
+        raise InputError("the current folder does not exist any more; change to another one with cd")
+    problems = []
+    for name in RANGES:
+        try:
+            environment_number(name)
+        except InputError as error:
+            problems.append(str(error))
+    for name in _THREADS:
+        parts = os.environ.get(name, "").split(",")  # OpenMP takes a list, a number for each level of nesting
+        if parts != [""] and not all(_is_number(part.strip(), MAX_THREADS) for part in parts):
+            problems.append(
+                f"{name}={shown(os.environ[name])}: must be a whole number from 1 to {MAX_THREADS:,}; unset it to use "
+                "all cores"
+            )
+    rank, size = (os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE"))
+    if not problems and rank and int(rank) >= int(size or 1):
+        problems.append(f"RANK={rank}: must be less than WORLD_SIZE, {size or 'which is not set'}")
+    if problems:
+        raise InputError("The environment cannot be used:", problems)
+
+
+def read_input() -> str:
+    """All of standard input as text. Raises InputError where it is closed, not UTF-8, or too long."""
+    text = decode(b"".join(_chunks()), "standard input")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def input_lines() -> Iterator[str]:
+    """The lines of standard input, as they come."""
+    stream = _binary_input()
+    number = 0
+    while True:
+        number += 1
+        with _reading():
+            line = stream.readline(MAX_INPUT_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_INPUT_BYTES:
+            raise InputError(f"standard input, line {number}: longer than the {MAX_INPUT_BYTES:,} bytes that are read")
+        try:
+            yield line if isinstance(line, str) else line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            wrong = f"byte 0x{line[error.start]:02x} at {error.start}"
+            raise InputError(f"standard input, line {number}: {wrong} is not UTF-8") from error
+
+
+def input_is_terminal() -> bool:
+    """Whether a person types the input."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def current_folder_is_gone() -> bool:
+    """Whether the current folder was deleted under the process."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
+def silence_standard_output() -> None:
+    """Let nothing that is left in the buffers be written at exit: its reader has gone, or it failed before."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _use_utf8() -> None:
+    """An ASCII locale without Python's UTF-8 mode cannot name half of the files there are: start again with it."""
+    if codecs.lookup(sys.getfilesystemencoding()).name != "ascii" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    with contextlib.suppress(OSError, ValueError):  # an embedded interpreter has no executable
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _occupy_closed_descriptors() -> None:
+    """The next file that is opened would get the number of a closed stream, and what is written there with it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+
+
+class _GuardedOutput(io.FileIO):
+    """A descriptor whose failed writes are raised once, as OutputError; after that nothing is written any more."""
+
+    failed = False
+
+    def write(self, data: Any, /) -> int:
+        if self.failed:
+            return len(data)
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            self.failed = True
+            raise
+        except OSError as error:
+            self.failed = True
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from error
+
+
+class _ClosedOutput(io.RawIOBase):
+    """Standard output that was closed before the start."""
+
+    failed = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        if self.failed:
+            return len(data)
+        self.failed = True
+        raise OutputError("standard output is closed; send it to a file, to a program, or to /dev/null")
+
+
+def _guarded(stream: Any) -> Any:
+    """Standard output whose failures are OutputError; unchanged where it is no plain descriptor (Windows' console)."""
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(_ClosedOutput()), encoding="utf-8", errors="backslashreplace")
+    raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
+    if type(raw) is not io.FileIO:
+        return stream
+    guarded = io.BufferedWriter(_GuardedOutput(raw.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(
+        guarded, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering
+    )
+
+
+def _is_number(text: str, largest: int) -> bool:
+    """Whether a variable's text is a whole number from 1 to `largest`."""
+    return text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= largest
+
+
+def _binary_input() -> Any:
+    if sys.stdin is None:
+        raise InputError("standard input is closed, and there is nothing to read; give it a file or a pipe")
+    return getattr(sys.stdin, "buffer", sys.stdin)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"standard input cannot be read: {error.strerror}") from error
+
+
+def _chunks() -> Iterator[bytes]:
+    stream, left = _binary_input(), MAX_INPUT_BYTES
+    while True:
+        with _reading():
+            chunk = stream.read(min(left + 1, 1024 * 1024))
+        if not chunk:
+            return
+        yield chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else chunk
+        left -= len(chunk)
+        if left < 0:
+            raise InputError(
+                f"standard input has more than the {MAX_INPUT_BYTES:,} bytes that are read; put it into a file"
+            )

@@ -1,0 +1,42 @@
+"""Texts among the arguments: a prompt may begin with a hyphen, and may be a lone one for standard input."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
+"""An argument whose value is a text of any beginning."""
+
+_OPTION = re.compile(r"--[A-Za-z][A-Za-z_-]*(=.*)?", re.DOTALL)
+
+
+def read_text_argument(text: str) -> str:
+    """The text of an argument; `-` reads standard input."""
+    from quatrain.cli.process import read_input
+
+    return read_input() if text == "-" else text
+
+
+def mistyped_option(words: list[str], options: set[str], text_options: set[str]) -> str | None:
+    """A complaint about a word that would become a text although an option was meant, or None.
+
+    `options` are those of the verb, `text_options` those among them that take a text. Words behind `--` are texts.
+    """
+    words = words[: words.index("--")] if "--" in words else words
+    for before, word in zip(["", *words], words, strict=False):
+        if not _OPTION.fullmatch(word):
+            continue
+        name, equals, _ = word.partition("=")
+        if name.replace("_", "-") in options:
+            if before in text_options and not equals:
+                return f"{before} needs a text, and {name} is an option. To mean it as the text, write {before}={name}."
+            continue
+        if before in text_options:
+            continue
+        if near := difflib.get_close_matches(name, options, n=1, cutoff=0.75):
+            return f"Unknown option: {name}. Did you mean {near[0]}? To mean it as a text, put -- before it."
+    return None
