@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.objectives import judge
-from quatrain.evaluation.metrics.texts import bleu, chrf, rouge
+from quatrain.evaluation.metrics.texts import AUTO, bleu, chrf, rouge
 from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.stack import Model
@@ -84,9 +85,10 @@ def score(
 def _of_texts(texts: Sequence[str], records: Sequence[Record], reporter: Reporter) -> dict[str, float]:
     wanted = [[record.value["target"], *record.value.get("references", [])] for record in records]
     scores: dict[str, float] = {}
-    for metric in (bleu, chrf, rouge):
+    for metric in (partial(bleu, tokenize=AUTO), chrf, rouge):
         try:
-            scores |= {key: value for key, value in metric(texts, wanted).items() if isinstance(value, float)}
+            found: Mapping[str, float | str] = metric(texts, wanted)
+            scores |= {key: value for key, value in found.items() if isinstance(value, float)}
         except InputError as error:
             reporter.warn(error.message)
     return scores

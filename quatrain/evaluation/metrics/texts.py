@@ -6,13 +6,17 @@ named. Both libraries are in the extra `eval`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from quatrain.errors import InputError
 from quatrain.evaluation.metrics.checks import check_lengths, check_texts, library, reference_lists
+from quatrain.evaluation.metrics.words import bleu_tokenizer, words
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 TOKENIZERS = ("13a", "intl", "char", "zh", "none")
+_NGRAMS = tuple(f"rouge{length}" for length in range(1, 10))
+AUTO = "auto"
+"""Lets the script of the references choose BLEU's tokenizer."""
 
 
 def _columns(
@@ -35,11 +39,15 @@ def bleu(
 ) -> dict[str, float | str]:
     """{"bleu": 0 to 100, "signature"}: the BLEU of the whole set, with sacrebleu's signature to be quoted beside it.
 
-    Each example has one reference or several. Raises InputError for no or uneven input, or an unknown `tokenize`.
+    Each example has one reference or several. `tokenize="auto"` takes `zh` for Chinese references, `char` for others
+    that are written without spaces, and `13a` for the rest. Raises InputError for no or uneven input, or an unknown
+    `tokenize`.
     """
     columns = _columns(predictions, references, "BLEU")
+    if tokenize == AUTO:
+        tokenize = bleu_tokenizer(text for column in columns for text in column if text is not None)
     if tokenize not in TOKENIZERS:
-        raise InputError(f"BLEU: tokenize {tokenize!r}; must be one of {', '.join(TOKENIZERS)}.")
+        raise InputError(f"BLEU: tokenize {tokenize!r}; must be one of {', '.join((*TOKENIZERS, AUTO))}.")
     metric = library("sacrebleu.metrics", "sacrebleu", "BLEU").BLEU(tokenize=tokenize, lowercase=lowercase)
     score = metric.corpus_score(list(predictions), columns)
     return {"bleu": score.score, "signature": str(metric.get_signature())}
@@ -70,19 +78,35 @@ def rouge(
     """The mean F1 of each kind, 0 to 1: words (rouge1), pairs (rouge2), longest common sequence (rougeL, rougeLsum).
 
     Of several references the best fitting counts, for each kind by itself. rougeLsum takes each line as a sentence.
-    Raises InputError for no or uneven input, or an unknown kind.
+    ASCII texts have rouge-score's words; what words are in other scripts is said in `quatrain.evaluation.metrics.words`.
+    `stemming` is for English. Raises InputError for no or uneven input, or an unknown kind.
     """
     check_lengths(predictions, references, "ROUGE")
     check_texts(predictions, "prediction", "ROUGE")
     lists = reference_lists(references, "ROUGE")
-    unknown = [kind for kind in kinds if kind not in ROUGES and not (kind[:5] == "rouge" and kind[5:].isdigit())]
+    unknown = [kind for kind in kinds if kind not in ROUGES and kind not in _NGRAMS]
     if unknown or isinstance(kinds, str) or not kinds:
         shown = ", ".join(map(str, unknown)) or repr(kinds)
         raise InputError(f"ROUGE: {shown}; must be a list of {', '.join(ROUGES)}.")
-    scorer = library("rouge_score.rouge_scorer", "rouge-score", "ROUGE").RougeScorer(list(kinds), use_stemmer=stemming)
+    scorer = library("rouge_score.rouge_scorer", "rouge-score", "ROUGE").RougeScorer(
+        list(kinds), tokenizer=_Words(stemming)
+    )
     totals = dict.fromkeys(kinds, 0.0)
     for prediction, wanted in zip(predictions, lists, strict=True):
         found = [scorer.score(reference, prediction) for reference in wanted]
         for kind in kinds:
             totals[kind] += max(scores[kind].fmeasure for scores in found)
     return {kind: total / len(lists) for kind, total in totals.items()}
+
+
+class _Words:
+    """`words` as rouge-score asks for them, with its stemmer."""
+
+    def __init__(self, stemming: bool):
+        self.stem: Callable[[str], str] | None = None
+        if stemming:
+            self.stem = library("nltk.stem.porter", "nltk", "ROUGE with stemming").PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return words(text, self.stem)
