@@ -14,9 +14,11 @@ from quatrain import tracking
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.errors import InputError
 from quatrain.models.runs import model_of_run
+from quatrain.reading import exists, user_path
 from quatrain.recipe import UNQUANTIZABLE, Recipe, recipe_names
 from quatrain.runfolder import read_json
 from quatrain.settings import did_you_mean, quote, suggest
+from quatrain.text import sources
 from quatrain.text.huggingface import PREFIX as HUB
 from quatrain.text.settings import DataSettings
 from quatrain.text.sources import parallel, parts
@@ -42,7 +44,7 @@ def input_paths(recipe: Recipe) -> dict[str, Path]:
                 named[f"{place}.{key}" + (f"[{number}]" if len(sides) > 1 else "")] = side if is_path(side) else None
         named[f"{place}.database"] = data.database if data.database not in OWN_DATABASES else None
         named[f"{place}.preferences"] = data.preferences
-    return {key: Path(value).expanduser() for key, value in named.items() if value}
+    return {key: user_path(value, key) for key, value in named.items() if value}
 
 
 def is_of_hub(folder: str) -> bool:
@@ -50,7 +52,7 @@ def is_of_hub(folder: str) -> bool:
     from quatrain.models.repository import is_hub_id
 
     owner, slash, name = folder.partition("/")
-    return bool(slash) and "/" not in name and not Path(owner).expanduser().exists() and is_hub_id(folder)
+    return bool(slash) and "/" not in name and not exists(owner) and is_hub_id(folder)
 
 
 def beginning(recipe: Recipe) -> Path | None:
@@ -79,6 +81,18 @@ def _sources(data: DataSettings) -> dict[str, str | None]:
 def _sides(source: str | None) -> tuple[str, ...]:
     """What a source names: itself, the two files of `train.{en,de}`, or those of `a.jsonl + b.jsonl`."""
     return () if not source else parallel(source) or parts(source)
+
+
+def left_out(recipe: Recipe) -> list[str]:
+    """What of the recipe's folders of data is not read, a line for each kind."""
+    lines = []
+    for source in dict.fromkeys(each for data in _data_places(recipe).values() for each in _folders(data)):
+        lines += [f"{source}: {line}" for line in sources.left_out(source).lines(source)]
+    return lines
+
+
+def _folders(data: DataSettings) -> list[str]:
+    return [side for source in (data.source, data.dev, data.test) for side in _sides(source) if is_path(side)]
 
 
 def _unknown_sources(recipe: Recipe) -> list[str]:
@@ -110,10 +124,10 @@ def is_path(source: str) -> bool:
     """Whether a source is a file or folder: it exists, or it cannot be the name of a catalog entry."""
     from quatrain.text import catalog
 
-    path = Path(source).expanduser()
-    if source.startswith(HUB) or (not path.exists() and catalog.find(source) is not None):
+    there = exists(source)
+    if source.startswith(HUB) or (not there and catalog.find(source) is not None):
         return False
-    return path.exists() or os.sep in source or "/" in source or path.suffix != "" or source.startswith((".", "~"))
+    return there or os.sep in source or "/" in source or Path(source).suffix != "" or source.startswith((".", "~"))
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -129,6 +143,8 @@ def check_inputs(recipe: Recipe) -> None:
 
 def _problem(key: str, path: Path) -> str | None:
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            return f"is neither a file nor a folder; must be {_wanted(key)}"
         if not path.exists():
             near = _near(path)
             maker = _recipe_of(path)

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from quatrain.errors import InputError
 
@@ -58,11 +58,37 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
     return path
 
 
+def exists(text: str | Path) -> bool:
+    """Whether there is something at a path that a user wrote; False for one that no system can open or look at."""
+    try:
+        return user_path(text).exists()
+    except (InputError, OSError):
+        return False
+
+
 def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The content of a regular file of at most `max_bytes`.
 
     Raises InputError for a file that does not exist, is no regular file (a pipe is not waited for), cannot be read, or
     is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise InputError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read of such a file")
+        try:
+            content = file.read(max_bytes + 1)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {_reason(error)}") from error
+    if len(content) > max_bytes:
+        raise InputError(f"{path} has more than the {max_bytes:,} bytes that are read of such a file")
+    return content
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """A regular file, open for reading its bytes: for files of any size, which are read in blocks.
+
+    Raises InputError for one that does not exist, cannot be read, or is a folder, a pipe, a socket or a device.
     """
     path = user_path(path)
     try:
@@ -77,16 +103,7 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         if is_kind(about.st_mode):
             os.close(handle)
             raise InputError(f"{path} is {said}")
-    with os.fdopen(handle, "rb") as file:
-        if about.st_size > max_bytes:
-            raise InputError(f"{path} has {about.st_size:,} bytes; at most {max_bytes:,} are read of such a file")
-        try:
-            content = file.read(max_bytes + 1)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {_reason(error)}") from error
-    if len(content) > max_bytes:
-        raise InputError(f"{path} has more than the {max_bytes:,} bytes that are read of such a file")
-    return content
+    return os.fdopen(handle, "rb")
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> str:

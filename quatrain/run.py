@@ -23,7 +23,7 @@ from quatrain.atomic import disk_errors, write_json, write_text
 from quatrain.errors import InputError, QuatrainError
 from quatrain.failures import failures_explained, stoppable
 from quatrain.fingerprints import stage_marks
-from quatrain.inputs import beginning, check_inputs, input_marks
+from quatrain.inputs import beginning, check_inputs, input_marks, left_out
 from quatrain.locks import LOCK_NAME, FolderLock
 from quatrain.memory import peak_memory, reset_peak_memory
 from quatrain.processes import process_number
@@ -103,6 +103,8 @@ def run(
             dismiss()
             return done
     check_inputs(recipe)
+    for line in left_out(recipe):
+        reporter.warn(line)
     make_folder(folder)
     with FolderLock(folder), stoppable(), losses_explained():
         found = _Runner(folder, recipe, reporter).run(restart=restart, reuse=reuse)

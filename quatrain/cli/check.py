@@ -43,7 +43,7 @@ def check(
     from pathlib import Path
 
     from quatrain.cli.output import show_json, show_text
-    from quatrain.inputs import check_inputs
+    from quatrain.inputs import check_inputs, left_out
     from quatrain.progress import SilentReporter, create_reporter
     from quatrain.recipe import dumps, load, to_dict
 
@@ -59,14 +59,15 @@ def check(
 
     reporter = SilentReporter() if json_lines else create_reporter()
     told = preflight(loaded, folder=Path(runs_dir) / loaded.name, measure=not no_measure, reporter=reporter)
+    left = left_out(loaded)
     if json_lines:
-        show_json({"recipe": to_dict(loaded)} | told.as_dict())
+        show_json({"recipe": to_dict(loaded)} | told.as_dict() | {"left_out": left})
     else:
-        _show(told)
+        _show(told, left)
     return 2 if told.problems else 0
 
 
-def _show(told: Preflight) -> None:
+def _show(told: Preflight, left: list[str]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -86,6 +87,8 @@ def _show(told: Preflight) -> None:
         for warning in stage.found.warnings:
             show(f"  warning: {warning}")
     show()
+    for line in left:
+        show(f"warning: {line}")
     for line in told.skipped:
         show(f"{line}.")
     if told.problems:

@@ -109,7 +109,7 @@ def _columns(text: str | None) -> dict[str, str] | None:
 
 def _tell(report: Report) -> None:
     """Faults first, then warnings, then what was found."""
-    from quatrain.cli.output import show, show_table
+    from quatrain.cli.output import shorten, show, show_table
 
     for found, count in ((report.faults, report.fault_count), (report.warnings, report.warning_count)):
         for each in found:
@@ -120,8 +120,10 @@ def _tell(report: Report) -> None:
         show()
     show(f"{report.source}: {report.described}")
     show(f"{report.rows:,} rows, {report.records:,} of use")
+    for line in report.left_out:
+        show(line)
     if report.labels:
-        shown = [f"{name} {count:,}" for name, count in list(report.labels.items())[:12]]
+        shown = [f"{shorten(name)} {count:,}" for name, count in list(report.labels.items())[:12]]
         more = ", …" if len(report.labels) > 12 else ""
         show(f"labels: {', '.join(shown)}{more}" + (f" ({report.scheme})" if report.scheme else ""))
     if report.lengths:
@@ -131,7 +133,8 @@ def _tell(report: Report) -> None:
         show()
     if report.ok:
         warned = f", {report.warning_count:,} to look at" if report.warning_count else ""
-        show(f"Nothing is wrong{warned}.")
+        what = " with what is read" if report.left_out_count else ""
+        show(f"Nothing is wrong{what}{warned}.")
     else:
         faults = f"{report.fault_count:,} fault{'s' if report.fault_count > 1 else ''}"
         show(f"{faults} to mend before anything can learn from it.")

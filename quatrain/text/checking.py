@@ -29,6 +29,7 @@ from quatrain.text.records import (
     TaggedTokens,
     Text,
 )
+from quatrain.text.sources import left_out
 from quatrain.text.rules import Finding, Repetitions, Tags, check_record
 
 #: This many faults and this many warnings are shown, all are counted.
@@ -57,6 +58,8 @@ class Report:
     scheme: str | None = None
     unit: str = "characters"
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    left_out_count: int = 0
 
     @property
     def ok(self) -> bool:
@@ -95,6 +98,11 @@ def check(
     """
     corpus = Corpus(source, format=format, columns=columns, reader=read_anyway, **options)
     report = Report(corpus.source, corpus.format, corpus.layout.describe(), unit=unit)
+    left = left_out(source)
+    report.left_out, report.left_out_count = left.lines(source), left.count
+    if left.count > left.read:
+        text = f"{left.count:,} files are left out and {left.read:,} read; name those that hold the data, or their folder"
+        report.add(Finding(str(source), text))
     if isinstance(corpus.origin, Files):
         for path in corpus.origin.files:
             for finding in wrong_bytes(path):
@@ -180,7 +188,7 @@ class _Check:
             if count == 1 and sum(counts.values()) > len(counts):
                 text = f"the {word} {label!r} is there once, too rare to be learned; give it more examples or mend it"
                 report.add(Finding(firsts[label], text, word, True))
-            other = alike.setdefault("".join(label.lower().split()), label)
+            other = alike.setdefault("".join(label.casefold().split()), label)
             if other != label:
                 text = f"the {word}s {label!r} and {other!r} differ in case or spaces alone; write one of them"
                 report.add(Finding(firsts[label], text, word, True))

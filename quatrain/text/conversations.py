@@ -198,7 +198,9 @@ def _check_characters(text: str, name: str) -> None:
 def kind_of(value: Any) -> str:
     """What a value of JSON is, in words."""
     names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), "text")
+    if isinstance(value, str):
+        return "text"
+    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _prompt(fields: dict[str, Any], name: str) -> list[Message]:

@@ -157,7 +157,8 @@ def _label(row: Row) -> str | float:
         return ""
     if not value.strip():
         row.fault("label", "is empty; write the class")
-    return value.strip()
+        return ""
+    return row.checked("label", value).strip()
 
 
 def _tagged(row: Row) -> list[AnyRecord]:

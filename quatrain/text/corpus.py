@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quatrain.errors import InputError
+from quatrain.reading import MAX_DIGITS
 from quatrain.text.convert import convert
 from quatrain.text.decoding import read_text, suffix_of
 from quatrain.text.download import Progress, sha256_of
@@ -170,7 +171,7 @@ def label_names(records: Iterable[AnyRecord]) -> list[str]:
             found.add(str(record.label))
         elif isinstance(record, TaggedTokens):
             found.update(record.tags)
-    if all(name.isdecimal() for name in found):
+    if all(name.isdecimal() and len(name) <= MAX_DIGITS for name in found):
         return sorted(found, key=int)
     return sorted(found)
 
@@ -218,7 +219,6 @@ class Files:
         self.name = str(files[0]) if len(files) == 1 else f"{len(files)} files"
         self.format: str | None = None
         self.columns: Mapping[str, str] | None = None
-        self._headers: dict[Path, bool | None] = {}
         self._layouts: dict[str, Layout | None] = {}
 
     @property
@@ -244,7 +244,7 @@ class Files:
                 endings = ", ".join(RECORD_SUFFIXES)
                 what = WORDS[found.format]
                 raise InputError(
-                    f"{what} are read from files with the endings {endings} (or those and .gz)",
+                    f"{what} are read from files with the endings {endings} (or those and .gz, .bz2, .xz)",
                     [f"{path}: plain text, no {what}" for path in plain],
                 )
         return found
@@ -257,18 +257,11 @@ class Files:
             tagged = format == "tagged" or (format is None and looks_tagged(self.reader(path)))
             if not tagged:
                 return Layout(format or "text")
-        auto = suffix_of(path) in (".csv", ".tsv")
-        numbered = columns and all(name.isdigit() for name in columns.values())
-        tries: list[bool | None] = [False] if auto and numbered else [None, False] if auto and not columns else [None]
-        first: list[Any] = []
-        for header in tries:
-            rows = [record.value for record in itertools.islice(self._table(path, header), SAMPLE)]
-            values = [value for value in rows if value is not None]
-            first = first or values
-            layout = find_layout(values, columns=columns, format=format)
-            if layout is not None:
-                self._headers[path] = header
-                return layout
+        sampled = [record.value for record in itertools.islice(self._table(path), SAMPLE)]
+        first = [value for value in sampled if value is not None]
+        layout = find_layout(first, columns=columns, format=format)
+        if layout is not None:
+            return layout
         if format in ("chat", "preference", "prompts"):
             return Layout(format)  # each row is told by its own fields
         if not first:
@@ -294,9 +287,7 @@ class Files:
     def rows_of(self, path: Path) -> Iterator[Record]:
         """The rows of one file."""
         if is_record_file(path) or self.format == "tagged":
-            if path not in self._headers and self.format is not None:
-                self.layout_of(Record(f"{path}:1"))  # looks whether it has a header
-            return self._chosen(path, self._table(path, self._headers.get(path)))
+            return self._chosen(path, self._table(path))
         if self.format == "lines":
             return _lines(path, self.reader(path))
         return _whole(path, self.reader(path))
@@ -308,7 +299,9 @@ class Files:
         wanted = self.wanted[path]
         return (row for row in rows if any(_has(row.value, values) for values in wanted))
 
-    def _table(self, path: Path, header: bool | None) -> Iterator[Record]:
+    def _table(self, path: Path) -> Iterator[Record]:
+        # columns that a user names are those of a header, or numbers where there is none
+        header = None if not self.columns else not all(name.isdigit() for name in self.columns.values())
         if suffix_of(path) == ".parquet":
             return read_records(path)
         suffix = None if is_record_file(path) else ".conll"
@@ -346,9 +339,13 @@ def _unknown(path: Path, row: Any, format: str | None) -> str:
         return f"{path}: its rows are {type(row).__name__}, must be objects with fields"
     names = ", ".join(repr(name) for name in list(row)[:12])
     what = f"do not say which are {WORDS[format]}" if format else "are those of no format that is known"
+    first = next(iter(row), "…")
+    hint = ""
+    if suffix_of(path) in (".csv", ".tsv") and not first.isdigit():
+        hint = ' If the first row is data and no header, number them: {text = "1", label = "2"};'
     return (
-        f'{path}: the columns {names} {what}. Name them, such as data.columns = {{text = "…", label = "…"}}; '
-        "docs/data.md lists the parts of each format"
+        f'{path}: the columns {names} {what}. Name them, such as data.columns = {{text = "…", label = "…"}} in a recipe '
+        f"or --columns text=…,label=… for `data check`.{hint} docs/data.md lists the parts of each format"
     )
 
 

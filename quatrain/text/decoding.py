@@ -6,17 +6,19 @@ UTF-8, with or without byte order mark, and UTF-16 or UTF-32 with one; line ends
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, cast
 
 from quatrain.errors import InputError
+from quatrain.reading import open_regular
+from quatrain.text.packed import packing_of, unpacked
 
 #: Bytes read at a time.
 BLOCK = 1 << 20
+
+#: Characters of a line, and of a field of a table.
+MAX_LINE = 128 * 1024 * 1024
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -29,8 +31,8 @@ _MAGIC = (
     (b"%PDF-", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive (or a Word, Excel or EPUB file)"),
     (b"\x1f\x8b", "a gzip file; give it the ending .gz"),
-    (b"BZh91AY&SY", "a bzip2 file; unpack it first"),
-    (b"\xfd7zXZ\x00", "an xz file; unpack it first"),
+    (b"BZh91AY&SY", "a bzip2 file; give it the ending .bz2"),
+    (b"\xfd7zXZ\x00", "an xz file; give it the ending .xz"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file; unpack it first"),
     (b"SQLite format 3\x00", "a SQLite database; name it with data.database"),
     (b"PAR1\x15", "a Parquet file; give it the ending .parquet"),
@@ -45,33 +47,25 @@ _MAGIC = (
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file's name says that it is gzip."""
-    return path.suffix.lower() == ".gz"
+    """Whether a file's name says that it is compressed as a whole: .gz, .bz2 or .xz."""
+    return packing_of(path) is not None
 
 
 def suffix_of(path: Path) -> str:
-    """The ending that says the format, lower-case, `.gz` not counted: ".jsonl" for `a.jsonl.gz`."""
+    """The ending that says the format, lower-case, `.gz`, `.bz2` and `.xz` not counted: ".jsonl" for `a.jsonl.gz`."""
     return (Path(path.stem).suffix if is_packed(path) else path.suffix).lower()
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """A file's bytes, unpacked where it is gzip. Raises InputError where it cannot be opened."""
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, not a file")
-        return cast("IO[bytes]", gzip.open(path, "rb")) if is_packed(path) else open(path, "rb")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """A file's bytes in blocks, unpacked. Raises InputError for a broken gzip file or an unreadable disk."""
-    with open_bytes(path) as handle:
+    """A file's bytes in blocks, unpacked. Raises InputError for a broken archive or an unreadable disk."""
+    packing = packing_of(path)
+    with open_regular(path) as handle:
+        if packing is not None:
+            yield from unpacked(handle, path, packing, BLOCK)
+            return
         while True:
             try:
                 block = handle.read(BLOCK)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise InputError(f"{path} is not a whole gzip file: {error}. Get it again, or unpack it") from error
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror or error}") from error
             if not block:
@@ -182,3 +176,30 @@ def _convert(path: Path, encoding: str) -> str:
     name = {"cp1252": "WINDOWS-1252", "latin-1": "ISO-8859-1"}.get(encoding, encoding)
     plain = path.with_suffix("") if is_packed(path) else path
     return f"iconv -f {name} -t UTF-8 {plain.name} > {plain.stem}.utf8{plain.suffix}"
+
+
+def lines_of(pieces: Iterable[str], path: Path | None = None) -> Iterator[str]:
+    """Pieces of text as whole lines, their line ends kept; only "\\n" ends a line.
+
+    Raises InputError, with the line of `path`, for one longer than `MAX_LINE`.
+    """
+    held: list[str] = []
+    number = size = 0
+    for piece in pieces:
+        if "\n" not in piece:
+            held.append(piece)
+            size += len(piece)
+            if size > MAX_LINE:
+                raise InputError(
+                    f"{path or 'the text'}:{number + 1}: a line of more than {MAX_LINE:,} characters; break it into several"
+                )
+            continue
+        first, *rest = piece.split("\n")
+        yield "".join([*held, first, "\n"])
+        number += len(rest)
+        for line in rest[:-1]:
+            yield line + "\n"
+        held, size = [rest[-1]], len(rest[-1])
+    last = "".join(held)
+    if last:
+        yield last

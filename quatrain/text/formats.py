@@ -8,6 +8,7 @@ for tables without a header by what stands in their first rows.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,13 @@ _PAIRS = (
     ("input", "target"),
     ("dialogue", "summary1"),
 )
+_EXACT = (
+    *(name for pair in (*_TEXT_PAIRS, *_PAIRS, *CHAT_PAIRS) for name in pair),
+    *(column for parts in _CHOICES for each in parts.values() for column in each.split(",")),
+    *(*_TEXTS, *_SCORES, *_LABELS, *_DATABASES, *_WORDS, *_TAGS, *_CONTEXTS, *_ANSWERS),
+)
+"""The names as the data sets that people have write them."""
+
 _LANGUAGES = {
     *"ar bg bn cs da de el en es et fa fi fr he hi hr hu it ja ko lt lv nl pl pt ro ru sk sl sv th tr uk vi zh"
     .split(),
@@ -137,7 +145,7 @@ def find_layout(
         return _with_scores(layout, found)
     if not found:
         return None
-    for layout in _candidates(list(names)):
+    for layout in (*_candidates(list(names)), *_written_otherwise(list(names))):
         if format is None or layout.format == format:
             return _with_scores(layout, found)
     if not all(name.isdigit() for name in names):
@@ -178,6 +186,63 @@ def _candidates(names: list[str]) -> Iterator[Layout]:
     for name in ("turns", "prompt", "instruction"):
         if name in has:
             yield Layout("prompts", {name: name})
+
+
+def tells_format(names: Sequence[str]) -> bool:
+    """Whether columns of these names are those of a format."""
+    named = [name for name in names if name]
+    return any(True for _ in (*_candidates(named), *_written_otherwise(named)))
+
+
+_SYNONYMS = {
+    "text": (
+        *("body", "message", "msg", "utterance", "headline", "description", "review_text", "review_body", "tweet_text"),
+        *("comment_text", "text_body", "sentence_text", "full_text", "content_text", "reviews", "texts", "sentences"),
+    ),
+    "label": (
+        *("classification", "polarity", "emotion", "class_label", "label_name", "class_name", "category_name"),
+        *("gold_label", "gold", "label_id", "sentiment_label", "airline_sentiment", "classes", "categories"),
+    ),
+}
+"""Names that others give to the columns of labelled texts; each means the first name of its kind."""
+
+
+def _plain_name(name: str) -> str:
+    """A column's name without case, spaces around it, and differences between spaces, hyphens and underscores."""
+    return re.sub(r"[\s\-_.]+", "_", name.strip(" \t\r\n\u00a0\ufeff")).casefold()
+
+
+def _synonym(name: str) -> str:
+    plain = _plain_name(name)
+    return next((known for known, others in _SYNONYMS.items() if plain in others), plain)
+
+
+def _written_otherwise(names: list[str]) -> Iterator[Layout]:
+    """The layouts of columns whose names differ in case, spaces or hyphens from those that are known; of labelled texts
+    also synonyms count. Two columns that mean the same tell nothing.
+    """
+    known = {_plain_name(name): name for name in _EXACT}
+    for meaning in (_plain_name, _synonym):
+        exact = {known.get(plain, plain): name for name in names for plain in [meaning(name)]}
+        if len(exact) == len(names) and list(exact) != names:
+            found = (_in_their_words(layout, exact) for layout in _candidates(list(exact)))
+            yield from (layout for layout in found if meaning is _plain_name or layout.format == "labelled")
+
+
+def _in_their_words(layout: Layout, exact: Mapping[str, str]) -> Layout:
+    """A layout with the columns as they are written; `exact` has those of the names that are known."""
+    parts = dict(layout.parts)
+    if layout.format == "chat":
+        parts = {name: name for name in ("messages", "instruction", "input", "output") if name in exact}
+        pair = next((pair for pair in CHAT_PAIRS if {*pair} <= set(exact)), None)
+        if "conversations" in exact:
+            parts = {"messages": "conversations"}
+        elif pair is not None and not parts:
+            parts = {"prompt": pair[0], "completion": pair[1]}
+    elif layout.format == "preference":
+        parts = {name: name for name in PARTS["preference"] if name in exact}
+    written = {part: ",".join(exact[each] for each in column.split(",")) for part, column in parts.items()}
+    return Layout(layout.format, written)
 
 
 def _tagged(names: list[str]) -> Iterator[Layout]:

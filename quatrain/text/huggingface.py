@@ -15,6 +15,7 @@ from typing import Any
 
 from quatrain.errors import InputError, OfflineError
 from quatrain.offline import offline
+from quatrain.reading import exists, user_path
 from quatrain.text.formats import WORDS, Layout, find_layout
 from quatrain.text.records import Record
 
@@ -26,7 +27,9 @@ def is_dataset(source: str | Path) -> bool:
     """Whether a source is a data set on the hub, or a folder of `save_to_disk`."""
     if isinstance(source, str) and source.startswith(PREFIX):
         return True
-    path = Path(source).expanduser()
+    if not exists(source):
+        return False
+    path = user_path(source)
     return (path / "dataset_dict.json").is_file() or (
         (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
     )

@@ -6,30 +6,32 @@ CoNLL file is one row whose columns are lists. A question of a SQuAD file is one
 
 from __future__ import annotations
 
-import csv
 import json
-import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from quatrain.errors import InputError
-from quatrain.text.decoding import is_packed, read_text, suffix_of
+from quatrain.reading import MAX_DEPTH, MAX_DIGITS, depth_of
+from quatrain.text.decoding import is_packed, lines_of, read_text, suffix_of
+from quatrain.text.formats import tells_format
+from quatrain.text.parquet import read_parquet
 from quatrain.text.records import Record
+from quatrain.text.tables import read_table
 
 #: Endings of files whose sentences are columns of words and tags.
 TAGGED_SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 
-#: Endings of files that hold records; each may be followed by .gz, Parquet excepted.
+#: Endings of files that hold records; each may be followed by .gz, .bz2 or .xz, Parquet excepted.
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TAGGED_SUFFIXES)
 
 #: The columns of CoNLL-U (https://universaldependencies.org/format.html).
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
 _TOO_DEEP = "nested too deep"
-# A name of a column: a few words, no sentence.
-_NAME = re.compile(r"[^\W\d][\w\-()/%#:.]*( [\w\-()/%#:.]+){0,3}(?<![.:])")
+
+#: Characters of a JSON document, which is read whole; JSON lines have no such limit.
+MAX_DOCUMENT = 1024 * 1024 * 1024
 
 
 def read_records(
@@ -48,51 +50,35 @@ def read_records(
     """
     suffix = suffix or suffix_of(path)
     if suffix == ".parquet":
-        return _parquet(path, column)
+        if is_packed(path):
+            raise InputError(f"{path}: Parquet files are compressed inside; unpack this one")
+        return read_parquet(path, column)
     text = read_text(path) if pieces is None else pieces
     if suffix in (".jsonl", ".ndjson"):
         return _json_lines(path, text)
     if suffix == ".json":
         return _json(path, text)
     if suffix in (".csv", ".tsv"):
-        return _table(path, text, tabs=suffix == ".tsv", header=header)
+        return read_table(path, text, tabs=suffix == ".tsv", header=header, known=tells_format)
     if suffix in TAGGED_SUFFIXES:
         return _sentences(path, text, universal=suffix == ".conllu")
     raise InputError(f"{path}: records are read from {', '.join(RECORD_SUFFIXES)} files, not {suffix or 'this'}")
 
 
-def lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Pieces of text as whole lines, their line ends kept."""
-    held: list[str] = []
-    for piece in pieces:
-        if "\n" not in piece:
-            held.append(piece)
-            continue
-        found = _split("".join([*held, piece]))
-        held = [found.pop()]
-        yield from found
-    rest = "".join(held)
-    if rest:
-        yield rest
-
-
-def _split(text: str) -> list[str]:
-    """Lines with their ends; the last item is what follows the last line end. Only "\\n" ends a line."""
-    parts = text.split("\n")
-    return [*(part + "\n" for part in parts[:-1]), parts[-1]]
+lines = lines_of
 
 
 def _json_lines(path: Path, text: Iterable[str]) -> Iterator[Record]:
-    for number, line in enumerate(lines(text), 1):
+    for number, line in enumerate(lines_of(text, path), 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
         try:
-            yield Record(place, json.loads(line))
+            yield Record(place, _checked(_DECODER.decode(line), line))
         except json.JSONDecodeError as error:
             yield Record(place, fault=_json_fault(error, line.strip()))
-        except RecursionError:
-            yield Record(place, fault=f"not valid JSON ({_TOO_DEEP})")
+        except (ValueError, RecursionError) as error:
+            yield Record(place, fault=f"not valid JSON ({_reason(error)})")
 
 
 def _json_fault(error: json.JSONDecodeError, text: str) -> str:
@@ -100,20 +86,45 @@ def _json_fault(error: json.JSONDecodeError, text: str) -> str:
     return f"not valid JSON ({error.msg} at column {error.colno}): {shown}"
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits; at most {MAX_DIGITS} are read")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole_number)
+
+
+def _checked(value: Any, text: str) -> Any:
+    """A value that was read from `text`, if it is not nested too deep."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
+        raise ValueError(f"{_TOO_DEEP}; at most {MAX_DEPTH} levels are read")
+    return value
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at a place, and where it ends."""
+    value, end = _DECODER.raw_decode(text, at)
+    if end - at > 2 * MAX_DEPTH and depth_of(value) > MAX_DEPTH:
+        raise ValueError(f"{_TOO_DEEP}; at most {MAX_DEPTH} levels are read")
+    return value, end
+
+
 def _json(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
     """The items of a JSON list, or of the list "data" in an object, each with the line on which it begins.
 
     Any other object is a list of one.
     """
-    text = "".join(pieces)
+    text = _document(path, pieces)
     at = _skip(text, 0)
-    if text[at : at + 1] == "[":
-        yield from _json_list(path, text, at)
-        return
     line = _Line(text)
+    if text[at : at + 1] == "[":
+        end = yield from _json_list(path, text, at)
+        yield from _behind(path, text, end, line)
+        return
     try:
-        value, end = json.JSONDecoder().raw_decode(text, at)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value, end = _value(text, at)
+    except (ValueError, RecursionError) as error:
         hint = "; for one object a line, give the file the ending .jsonl"
         yield Record(f"{path}:{line(at)}", fault=f"not valid JSON ({_reason(error)}){hint}")
         return
@@ -123,13 +134,36 @@ def _json(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
         yield from _squad(path, text, start, line) if articles else _json_list(path, text, start)
     else:
         yield Record(f"{path}:{line(at)}", value)
-    if _skip(text, end) < len(text):
-        fault = "more than one JSON value; give the file the ending .jsonl"
-        yield Record(f"{path}:{line(_skip(text, end))}", fault=fault)
+    yield from _behind(path, text, end, line)
 
 
-def _reason(error: json.JSONDecodeError | RecursionError) -> str:
-    return f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else _TOO_DEEP
+def _document(path: Path, pieces: Iterable[str]) -> str:
+    held, size = [], 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size > MAX_DOCUMENT:
+            raise InputError(
+                f"{path} has more than {MAX_DOCUMENT:,} characters, and JSON is read whole; write one object a line "
+                "(.jsonl), which may have any size"
+            )
+    return "".join(held)
+
+
+def _behind(path: Path, text: str, end: int | None, line: _Line) -> Iterator[Record]:
+    """The fault of text behind a JSON value; nothing where there is none, or where the value has no end."""
+    if end is None or (at := _skip(text, end)) == len(text):
+        return
+    rest = " ".join(text[at : at + 40].split())
+    is_value = text[at] in '{["'
+    fault = "more than one JSON value; give the file the ending .jsonl" if is_value else "not valid JSON (text behind it)"
+    yield Record(f"{path}:{line(at)}", fault=f"{fault}: {rest}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, line {error.lineno}"
+    return _TOO_DEEP if isinstance(error, RecursionError) else str(error)
 
 
 class _Line:
@@ -144,19 +178,18 @@ class _Line:
         return self.line
 
 
-def _json_list(path: Path, text: str, at: int) -> Iterator[Record]:
-    """The items of the list that begins at `at`."""
+def _json_list(path: Path, text: str, at: int) -> Generator[Record, None, int | None]:
+    """The items of the list that begins at `at`; returns where it ends, None where it does not."""
     line = _Line(text)
-    decoder = json.JSONDecoder()
     at = _skip(text, at + 1)
     while text[at : at + 1] != "]":
         place = f"{path}:{line(at)}"
         try:
-            value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+            value, end = _value(text, at)
+        except (ValueError, RecursionError) as error:
             closed = "" if at < len(text) else "; the list is not closed"
             yield Record(place, fault=f"not valid JSON ({_reason(error)}){closed}")
-            return
+            return None
         yield Record(place, value)
         at = _skip(text, end)
         if text[at : at + 1] == ",":
@@ -164,20 +197,20 @@ def _json_list(path: Path, text: str, at: int) -> Iterator[Record]:
         elif text[at : at + 1] != "]":
             fault = "not valid JSON (the list is not closed, or a comma is missing)"
             yield Record(f"{path}:{line(at)}", fault=fault)
-            return
+            return None
+    return at + 1
 
 
 def _children(text: str, at: int) -> Iterator[tuple[str | int, int, Any]]:
     """The values of a valid JSON list or object at `at`: key or number, where the value begins, the value."""
-    decoder = json.JSONDecoder()
     is_list, number = text[at] == "[", 0
     at = _skip(text, at + 1)
     while text[at] not in "]}":
         key: str | int = number
         if not is_list:
-            key, at = decoder.raw_decode(text, at)
+            key, at = _DECODER.raw_decode(text, at)
             at = _skip(text, _skip(text, at) + 1)
-        value, end = decoder.raw_decode(text, at)
+        value, end = _DECODER.raw_decode(text, at)
         yield key, at, value
         number += 1
         at = _skip(text, end)
@@ -212,40 +245,6 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def is_header(row: list[str]) -> bool:
-    """Whether a table's first row names its columns: each cell is like a name, none twice; the first may be empty."""
-    names = [name.strip() for name in row]
-    rest = names[1:] if len(names) > 1 and not names[0] else names
-    return len(set(names)) == len(names) and all(_NAME.fullmatch(name) for name in rest)
-
-
-def _table(path: Path, text: Iterable[str], *, tabs: bool, header: bool | None) -> Iterator[Record]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    source = lines(text)
-    # The registered format of TSV (IANA text/tab-separated-values) has no quotes: a field may begin with one.
-    reader = csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(source, strict=True)
-    names: list[str] | None = None
-    first = ""
-    start = 1
-    try:
-        for row in reader:
-            place, start = f"{path}:{start}", reader.line_num + 1
-            if not row or (names is None and row[0].startswith("# ")):
-                continue
-            if names is None:
-                if is_header(row) if header is None else header:
-                    names, first = [name.strip() for name in row], "the header"
-                    continue
-                names, first = [str(number) for number in range(1, len(row) + 1)], "the first row"
-            if len(row) != len(names):
-                hint = "a tab parts fields, take it out of the text" if tabs else "a field with a comma needs quotes"
-                yield Record(place, fault=f"{len(row)} fields, {first} has {len(names)}; {hint}")
-            else:
-                yield Record(place, dict(zip(names, row, strict=True)))
-    except csv.Error as error:
-        yield Record(f"{path}:{start}", fault=f"not valid CSV ({error}); the rows behind it cannot be read")
-
-
 def _sentences(path: Path, text: Iterable[str], *, universal: bool) -> Iterator[Record]:
     """The sentences of a file with a word a line, its columns parted by tabs or spaces, and empty lines between them.
 
@@ -254,7 +253,7 @@ def _sentences(path: Path, text: Iterable[str], *, universal: bool) -> Iterator[
     rows: list[list[str]] = []
     numbers: list[int] = []
     whole, said = True, ""
-    for number, line in enumerate(_with_an_end(lines(text)), 1):
+    for number, line in enumerate(_with_an_end(lines_of(text, path)), 1):
         line = line.rstrip("\n")
         if not line.strip():
             if rows and whole:
@@ -290,25 +289,3 @@ def _column_fault(cells: list[str], wanted: int) -> str:
 def _with_an_end(text: Iterator[str]) -> Iterator[str]:
     yield from text
     yield ""
-
-
-def _parquet(path: Path, column: str | None) -> Iterator[Record]:
-    if is_packed(path):
-        raise InputError(f"{path}: Parquet files are compressed inside; unpack this one")
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(
-            f"{path}: Parquet files need pyarrow, which is not installed. Install it with: pip install 'quatrain[data]'"
-        ) from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            row = 0
-            columns = [column] if column in file.schema_arrow.names else None
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for value in batch.to_pylist():
-                    row += 1
-                    yield Record(f"{path}:row {row}", value)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a whole Parquet file: {error}") from error

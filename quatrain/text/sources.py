@@ -9,13 +9,17 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from quatrain.errors import InputError
+from quatrain.reading import exists, user_path
 from quatrain.text import catalog
 from quatrain.text.decoding import check_head, suffix_of
 from quatrain.text.download import Progress
+from quatrain.text.huggingface import is_dataset
+from quatrain.text.packed import PACKED
 from quatrain.text.rows import RECORD_SUFFIXES
 
 #: Endings that are read as plain text. A file named by itself is, whatever its ending.
@@ -44,20 +48,22 @@ def find_files(source: str | Path, *, skipped: Skipped | None = None, progress: 
     entry = catalog.find(str(source)) if isinstance(source, str) else None
     if entry is not None:
         return [catalog.fetch(entry, progress=progress)]
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = user_path(source, "the source")
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if is_folder:
         return _of_folder(path, skipped or (lambda path, reason: None))
-    if not path.exists():
+    if not is_there:
         raise _absent(source, path)
-    if not path.is_file():
-        raise InputError(f"{path} is neither a file nor a folder")
     check_head(path)
     return [path]
 
 
 def parts(source: str | Path) -> tuple[str, ...]:
     """The names in `a.jsonl + b.jsonl`; the source itself where it names no several."""
-    if JOINED not in str(source) or Path(source).expanduser().exists():
+    if JOINED not in str(source) or exists(source):
         return (str(source),)
     return tuple(name for each in str(source).split(JOINED) if (name := each.strip()))
 
@@ -75,7 +81,7 @@ def wanted_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
 def parallel(source: str | Path) -> tuple[str, str] | None:
     """The two names in `train.{en,de}.gz`, whose lines belong together; None where a source names no two."""
     found = _BRACES.search(str(source))
-    if found is None or Path(source).exists():
+    if found is None or exists(source):
         return None
     before, after = str(source)[: found.start()], str(source)[found.end() :]
     return f"{before}{found[1]}{after}", f"{before}{found[2]}{after}"
@@ -88,19 +94,21 @@ def is_record_file(path: Path) -> bool:
 
 def _of_folder(folder: Path, skipped: Skipped) -> list[Path]:
     known, problems = [], []
-    for path in _walk(folder):
-        if suffix_of(path) not in (*TEXT_SUFFIXES, *RECORD_SUFFIXES):
-            skipped(path, f"its ending {path.suffix or '(none)'} is not one of text")
+    left = LeftOut()
+
+    def leave(path: Path, reason: str) -> None:
+        left.add(path, reason)
+        skipped(path, reason)
+
+    for path in _walk(folder, leave):
+        reason = _unusable(path)
+        if reason is not None:
+            leave(path, reason)
             continue
         try:
-            if path.stat().st_size == 0:
-                skipped(path, "it is empty")
-                continue
             check_head(path)
         except InputError as error:
             problems.append(str(error))
-        except OSError as error:
-            problems.append(f"cannot read {path}: {error.strerror or error}")
         else:
             known.append(path)
     if problems:
@@ -108,20 +116,98 @@ def _of_folder(folder: Path, skipped: Skipped) -> list[Path]:
         raise InputError(f"{count} of {folder} cannot be read; mend or remove them", problems)
     if not known:
         endings = " ".join((*TEXT_SUFFIXES, *RECORD_SUFFIXES))
-        raise InputError(f"{folder} holds no text: files with the endings {endings} (or those and .gz) are read")
+        raise InputError(
+            f"{folder} holds no text: files with the endings {endings} (or those and {' '.join(PACKED)}) are read",
+            left.lines(folder),
+        )
     return known
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
+def _unusable(path: Path) -> str | None:
+    """Why a file of a folder is left out; None for one that is to be read."""
+    if suffix_of(path) not in (*TEXT_SUFFIXES, *RECORD_SUFFIXES):
+        return f"its ending {path.suffix or '(none)'} is not one of text"
+    try:
+        about = path.stat()
+    except OSError as error:
+        return "a link that leads nowhere" if path.is_symlink() else f"it cannot be read: {error.strerror}"
+    if not stat.S_ISREG(about.st_mode):
+        return "no regular file"
+    return "it is empty" if about.st_size == 0 else None
+
+
+def _walk(folder: Path, skipped: Skipped) -> Iterator[Path]:
+    """The files below a folder; links to folders and folders that cannot be read are left out, hidden ones unsaid."""
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        skipped(Path(error.filename), f"a folder that cannot be read: {error.strerror}")
+
+    for place, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if Path(place, name).is_symlink():
+                skipped(Path(place, name), "a link to a folder")
         yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+class LeftOut:
+    """What was left out of folders, by reason: how often, and the first names; `read` counts the other files."""
+
+    FIRST = 3
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.kinds: dict[str, tuple[int, list[Path]]] = {}
+
+    def add(self, path: Path, reason: str) -> None:
+        """Note one file or folder; has the form of `Skipped`."""
+        count, names = self.kinds.get(reason, (0, []))
+        self.kinds[reason] = count + 1, [*names, path][: self.FIRST]
+
+    @property
+    def count(self) -> int:
+        """All that were left out."""
+        return sum(count for count, _ in self.kinds.values())
+
+    def lines(self, folder: str | Path = "") -> list[str]:
+        """A line for each reason, the most frequent first: "left out (it is empty): 12: a.txt, b.txt, c.txt, …"."""
+        found = []
+        for reason, (count, names) in sorted(self.kinds.items(), key=lambda kind: -kind[1][0]):
+            shown = ", ".join(_short_name(path, folder) for path in names) + (", …" if count > len(names) else "")
+            found.append(f"left out ({reason}): {count:,}: {shown}")
+        return found
+
+
+def left_out(source: str | Path) -> LeftOut:
+    """What of a source's folders is not read. Looks at names and sizes, opens nothing."""
+    found = LeftOut()
+    for name in (name for each in parts(source) for name in parallel(each) or (each,)):
+        if is_dataset(name) or (catalog.find(name) is not None and not exists(name)):
+            continue
+        folder = user_path(name, "the source")
+        if folder.is_dir():
+            for path in _walk(folder, found.add):
+                reason = _unusable(path)
+                if reason is not None:
+                    found.add(path, reason)
+                else:
+                    found.read += 1
+    return found
+
+
+def _short_name(path: Path, folder: str | Path) -> str:
+    try:
+        return str(path.relative_to(folder))
+    except ValueError:
+        return str(path)
 
 
 def _absent(source: str | Path, path: Path) -> InputError:
     """What is said of something that is neither there nor in the catalog."""
     hints = []
-    if path.parent.is_dir():
+    if path.parent.is_dir() and os.access(path.parent, os.R_OK):
         names = [each.name for each in path.parent.iterdir() if not each.name.startswith(".")]
         near = difflib.get_close_matches(path.name, names, 2, 0.6)
         hints += [str(path.parent / name) for name in near]
