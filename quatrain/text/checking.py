@@ -29,8 +29,8 @@ from quatrain.text.records import (
     TaggedTokens,
     Text,
 )
-from quatrain.text.sources import left_out
 from quatrain.text.rules import Finding, Repetitions, Tags, check_record
+from quatrain.text.sources import left_out
 
 #: This many faults and this many warnings are shown, all are counted.
 LIMIT = 100
@@ -101,7 +101,7 @@ def check(
     left = left_out(source)
     report.left_out, report.left_out_count = left.lines(source), left.count
     if left.count > left.read:
-        text = f"{left.count:,} files are left out and {left.read:,} read; name those that hold the data, or their folder"
+        text = f"{left.count:,} files are left out and {left.read:,} read; name those that hold the data"
         report.add(Finding(str(source), text))
     if isinstance(corpus.origin, Files):
         for path in corpus.origin.files:

@@ -344,8 +344,8 @@ def _unknown(path: Path, row: Any, format: str | None) -> str:
     if suffix_of(path) in (".csv", ".tsv") and not first.isdigit():
         hint = ' If the first row is data and no header, number them: {text = "1", label = "2"};'
     return (
-        f'{path}: the columns {names} {what}. Name them, such as data.columns = {{text = "…", label = "…"}} in a recipe '
-        f"or --columns text=…,label=… for `data check`.{hint} docs/data.md lists the parts of each format"
+        f'{path}: the columns {names} {what}. Name them, such as data.columns = {{text = "…", label = "…"}} in a '
+        f"recipe or --columns text=…,label=… for `data check`.{hint} docs/data.md lists the parts of each format"
     )
 
 

@@ -191,7 +191,7 @@ def lines_of(pieces: Iterable[str], path: Path | None = None) -> Iterator[str]:
             size += len(piece)
             if size > MAX_LINE:
                 raise InputError(
-                    f"{path or 'the text'}:{number + 1}: a line of more than {MAX_LINE:,} characters; break it into several"
+                    f"{path or 'the text'}:{number + 1}: a line of more than {MAX_LINE:,} characters; break it up"
                 )
             continue
         first, *rest = piece.split("\n")

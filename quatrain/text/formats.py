@@ -100,7 +100,8 @@ _PAIRS = (
 _EXACT = (
     *(name for pair in (*_TEXT_PAIRS, *_PAIRS, *CHAT_PAIRS) for name in pair),
     *(column for parts in _CHOICES for each in parts.values() for column in each.split(",")),
-    *(*_TEXTS, *_SCORES, *_LABELS, *_DATABASES, *_WORDS, *_TAGS, *_CONTEXTS, *_ANSWERS),
+    *(*_TEXTS, *_SCORES, *_LABELS, *_QUERIES[:1], *_DATABASES, *_WORDS, *_TAGS, *_CONTEXTS, *_ANSWERS),
+    *("messages", "conversations", "instruction", "output", "instances", "turns", "chosen", "rejected"),
 )
 """The names as the data sets that people have write them."""
 
@@ -145,7 +146,7 @@ def find_layout(
         return _with_scores(layout, found)
     if not found:
         return None
-    for layout in (*_candidates(list(names)), *_written_otherwise(list(names))):
+    for layout in _layouts(list(names)):
         if format is None or layout.format == format:
             return _with_scores(layout, found)
     if not all(name.isdigit() for name in names):
@@ -188,10 +189,18 @@ def _candidates(names: list[str]) -> Iterator[Layout]:
             yield Layout("prompts", {name: name})
 
 
+def _layouts(names: list[str]) -> Iterator[Layout]:
+    """The layouts of columns by their names, then by what these mean; those that read one column come last."""
+    exact = list(_candidates(names))
+    yield from (layout for layout in exact if layout.format not in ("text", "prompts"))
+    yield from _written_otherwise(names)
+    yield from (layout for layout in exact if layout.format in ("text", "prompts"))
+
+
 def tells_format(names: Sequence[str]) -> bool:
     """Whether columns of these names are those of a format."""
     named = [name for name in names if name]
-    return any(True for _ in (*_candidates(named), *_written_otherwise(named)))
+    return any(True for _ in _layouts(named))
 
 
 _SYNONYMS = {
@@ -208,13 +217,13 @@ _SYNONYMS = {
 
 
 def _plain_name(name: str) -> str:
-    """A column's name without case, spaces around it, and differences between spaces, hyphens and underscores."""
-    return re.sub(r"[\s\-_.]+", "_", name.strip(" \t\r\n\u00a0\ufeff")).casefold()
+    """A column's name without case, spaces, hyphens, underscores, dots and byte order marks."""
+    return re.sub(r"[\s\-_.\ufeff]+", "", name).casefold()
 
 
 def _synonym(name: str) -> str:
     plain = _plain_name(name)
-    return next((known for known, others in _SYNONYMS.items() if plain in others), plain)
+    return next((known for known, others in _SYNONYMS.items() if plain in map(_plain_name, others)), plain)
 
 
 def _written_otherwise(names: list[str]) -> Iterator[Layout]:
@@ -233,12 +242,12 @@ def _in_their_words(layout: Layout, exact: Mapping[str, str]) -> Layout:
     """A layout with the columns as they are written; `exact` has those of the names that are known."""
     parts = dict(layout.parts)
     if layout.format == "chat":
-        parts = {name: name for name in ("messages", "instruction", "input", "output") if name in exact}
+        parts = {name: name for name in ("messages", "instruction", "input", "output", "system") if name in exact}
         pair = next((pair for pair in CHAT_PAIRS if {*pair} <= set(exact)), None)
         if "conversations" in exact:
             parts = {"messages": "conversations"}
-        elif pair is not None and not parts:
-            parts = {"prompt": pair[0], "completion": pair[1]}
+        elif pair is not None and not {"messages", "instruction"} & set(parts):
+            parts = {name: name for name in parts if name == "system"} | {"prompt": pair[0], "completion": pair[1]}
     elif layout.format == "preference":
         parts = {name: name for name in PARTS["preference"] if name in exact}
     written = {part: ",".join(exact[each] for each in column.split(",")) for part, column in parts.items()}

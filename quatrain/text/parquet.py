@@ -41,7 +41,15 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[Record]:
                     for value in batch.to_pylist():
                         row += 1
                         yield Record(f"{path}:row {row}", {name: _plain(each) for name, each in value.items()})
-        except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, KeyError, TypeError, MemoryError) as error:
+        except (
+            pyarrow.ArrowException,
+            OSError,
+            ValueError,
+            ArithmeticError,
+            KeyError,
+            TypeError,
+            MemoryError,
+        ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             after = f" behind row {row:,}" if row else ""
             raise InputError(f"{path} is not a whole Parquet file{after}: {reason}") from error

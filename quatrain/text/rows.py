@@ -156,7 +156,9 @@ def _behind(path: Path, text: str, end: int | None, line: _Line) -> Iterator[Rec
         return
     rest = " ".join(text[at : at + 40].split())
     is_value = text[at] in '{["'
-    fault = "more than one JSON value; give the file the ending .jsonl" if is_value else "not valid JSON (text behind it)"
+    fault = (
+        "more than one JSON value; give the file the ending .jsonl" if is_value else "not valid JSON (text behind it)"
+    )
     yield Record(f"{path}:{line(at)}", fault=f"{fault}: {rest}")
 
 

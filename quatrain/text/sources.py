@@ -206,6 +206,8 @@ def _short_name(path: Path, folder: str | Path) -> str:
 
 def _absent(source: str | Path, path: Path) -> InputError:
     """What is said of something that is neither there nor in the catalog."""
+    if path.is_symlink():
+        return InputError(f"{path} is a link that leads nowhere: {os.readlink(path)} does not exist")
     hints = []
     if path.parent.is_dir() and os.access(path.parent, os.R_OK):
         names = [each.name for each in path.parent.iterdir() if not each.name.startswith(".")]

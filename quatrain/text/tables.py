@@ -10,7 +10,7 @@ import csv
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -262,7 +262,10 @@ def _rows(path: Path, shape: Shape, source: Iterable[str], start: int, header: b
                 continue
             if names is None:
                 if header:
-                    names, first = [cell.strip(_SPACE) or str(number) for number, cell in enumerate(row, 1)], "the header"
+                    names, first = (
+                        [cell.strip(_SPACE) or str(number) for number, cell in enumerate(row, 1)],
+                        "the header",
+                    )
                     twice = [name for name, count in Counter(names).items() if count > 1]
                     if twice:
                         said = ", ".join(map(repr, twice))

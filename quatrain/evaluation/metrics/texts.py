@@ -78,7 +78,7 @@ def rouge(
     """The mean F1 of each kind, 0 to 1: words (rouge1), pairs (rouge2), longest common sequence (rougeL, rougeLsum).
 
     Of several references the best fitting counts, for each kind by itself. rougeLsum takes each line as a sentence.
-    ASCII texts have rouge-score's words; what words are in other scripts is said in `quatrain.evaluation.metrics.words`.
+    ASCII texts have rouge-score's words; for other scripts see `quatrain.evaluation.metrics.words`.
     `stemming` is for English. Raises InputError for no or uneven input, or an unknown kind.
     """
     check_lengths(predictions, references, "ROUGE")
