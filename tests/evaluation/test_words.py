@@ -6,7 +6,7 @@ import string
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.evaluation.metrics.texts import ROUGES, bleu, rouge
@@ -17,6 +17,7 @@ ascii_texts = st.text(st.sampled_from(string.printable), max_size=60) | st.lists
 ).map(" ".join)
 
 
+@settings(deadline=None)
 @given(ascii_texts, ascii_texts, st.booleans())
 def test_ascii_is_scored_exactly_as_by_rouge_score(said: str, true: str, stemming: bool) -> None:
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer([*ROUGES, "rouge3"], use_stemmer=stemming)
@@ -45,6 +46,7 @@ def test_words_of_scripts() -> None:
     assert words("🙂 — …") == []
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_a_text_with_words_is_like_itself(text: str) -> None:
     assert rouge([text], [text], kinds=["rouge1"])["rouge1"] == (1.0 if words(text) else 0.0)
