@@ -109,7 +109,7 @@ class Setup:
             "sha256": digest.hexdigest(),
             "steps": result.steps,
             "best_step": result.best_step,
-            "tokens": result.tokens,
+            "tokens": result.size,
             "metrics": result.metrics,
         }
 

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -67,7 +66,7 @@ def windows(vocabulary: int, rows: int, length: int) -> Any:
             batch = super().next()
             labels = batch.labels.clone()
             labels[:, -1] = -100
-            return replace(batch, labels=labels)
+            return batch.replace(labels=labels)
 
     generator = np.random.default_rng(0)
     tokens = np.zeros(200_000, dtype=np.int64)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from quatrain.errors import InputError
 from quatrain.models.stack import Model
-from quatrain.text.batches import IGNORE, TokenExample, pad
+from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, pad
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,17 @@ class PreferenceExample:
         return first, second
 
 
-@dataclass(frozen=True)
-class PreferenceBatch:
+class PreferenceBatch(TokenBatch):
     """B pairs as 2 B rows: `input_ids` and `labels` (2B, T), chosen rows first; `reference` (2B,) log-probabilities.
 
     Rows are padded on the right: attention is causal and padding has no label, so no mask is needed.
     """
 
-    input_ids: Tensor
-    labels: Tensor
+    def __init__(self, input_ids: Tensor, labels: Tensor, reference: Tensor):
+        super().__init__(input_ids, labels)
+        object.__setattr__(self, "reference", reference)
+
     reference: Tensor
-
-    def to(self, device: torch.device | str) -> PreferenceBatch:
-        """The same batch on another device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
-
-    @property
-    def num_labels(self) -> int:
-        """How many positions are answers' tokens."""
-        return int((self.labels != IGNORE).sum())
 
 
 class DPO:

@@ -67,7 +67,7 @@ def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_token
         part, order = order[-rows:], order[:-rows]
         # The padding's id is never seen by a token that is learned.
         batch = pad(part, 0).to(model.device)
-        _, loss = model(batch.input_ids, batch.labels, **batch.inputs())
+        _, loss = model(labels=batch.labels, **batch.inputs)
         total += loss.double().sum().item()
         count += batch.num_labels
     model.train(was_training)
@@ -78,5 +78,5 @@ def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_token
 
 def _summed(model: Model, tokens: np.ndarray, starts: np.ndarray, length: int) -> float:
     batch = windows(tokens, starts, length).to(model.device)
-    loss: Tensor = model(batch.input_ids, batch.labels)[1]
+    loss: Tensor = model(labels=batch.labels, **batch.inputs)[1]
     return loss.double().sum().item()

@@ -26,6 +26,9 @@ class Block(nn.Module):
     A part's norm stands before it (pre), after its residual (post), or before it with a second one behind (sandwich).
     """
 
+    is_block = True
+    """Activation checkpointing and torch.compile work on these."""
+
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.norm_position, self.residual, self.dropout = config.norm_position, config.residual, config.dropout
@@ -39,6 +42,12 @@ class Block(nn.Module):
         sandwich = config.norm_position == "sandwich"
         self.attention_output_layernorm = make_norm(config) if sandwich else None
         self.feed_forward_output_layernorm = make_norm(config) if sandwich else None
+
+    def before_recomputing(self, x: Tensor, sight: Sight) -> None:
+        """Makes the attention biases that all blocks share, so that none of them belongs to a recomputed block."""
+        for view in sight.views.values():
+            if view.bias is not None:
+                view.added(view.bias.shape[-2], view.bias.shape[-1], x)
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""

@@ -326,6 +326,11 @@ class Model(Stack):
         return self
 
     @property
+    def output_size(self) -> int:
+        """The last dimension of the logits over the vocabulary."""
+        return self.config.vocab_size
+
+    @property
     def device(self) -> torch.device:
         """Where the embedding lives."""
         return self.embed_tokens.weight.device

@@ -38,6 +38,7 @@ from quatrain.stages.material import model_folder_of, with_rules, write_mixture,
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.tracking import Trackers
 from quatrain.training import checkpoints
+from quatrain.training.memory import transformer_activations
 from quatrain.training.objectives import Objective
 from quatrain.training.parallel import Single, make_parallel
 from quatrain.training.settings import TrainSettings
@@ -196,6 +197,7 @@ def train(
             resumed=lambda step: context.reporter.info(f"{context.name} goes on from step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
             describe=partial(decoded, learning.tokenizer),
+            estimate=lambda shape, precision: transformer_activations(model.config, settings, shape, precision, device),
         )
         trainer = Trainer(
             model,
@@ -212,9 +214,9 @@ def train(
         result = trainer.train()
         elapsed = time.perf_counter() - began
     trainable, total, _ = trainable_report(model)
-    flops = flops_per_token(model.config, learning.length, training=True) * result.tokens
+    flops = flops_per_token(model.config, learning.length, training=True) * result.size
     return result, StageResult(
-        tokens=result.tokens,
+        tokens=result.size,
         flops=flops,
         parameters=total,
         trainable_parameters=trainable,

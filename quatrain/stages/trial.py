@@ -49,11 +49,11 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
         nonlocal last, before
         now = time.perf_counter()
         if step > WARM or now - began > MOST:
-            took.append((now - last, trainer.tokens - before))
+            took.append((now - last, trainer.size - before))
         counted = sum(seconds for seconds, _ in took)
         if took and ((len(took) >= LEAST and counted > SECONDS) or now - began > MOST):
             raise _Enough
-        last, before = time.perf_counter(), trainer.tokens
+        last, before = time.perf_counter(), trainer.size
 
     with tempfile.TemporaryDirectory(prefix="quatrain-trial-") as place:
         trainer = Trainer(

@@ -7,9 +7,10 @@ token to say after reading `input_ids[b, : t + 1]`, and -100 where nothing is le
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,32 +21,49 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """The tensors of one step: `input_ids` and `labels` (B, T), and for packed rows `positions` and `segments` (B,
-    T).
+    """One micro-batch: named inputs, labels, and how much work it is.
 
-    Segments number the examples of a row from 1; 0 is padding. Labels have the shape that the model's head wants (for
-    two heads at once they are a pair). `token_types` (B, T) tell the two texts of a pair apart. What an
-    encoder-decoder's decoder reads, `decoder_input_ids` (B, S) and `decoder_segments`, follows from the labels unless
-    it is given. `adapters` names the one that each row goes through, of a model with several.
+    `inputs` holds what the model's forward takes, by the names of its arguments; values that are no tensors stay as
+    they are. `labels` is a tensor, a tuple of tensors, or None. `unit` is what `size` counts, in the plural: speed is
+    reported in it. A subclass adds tensors as attributes.
     """
 
-    input_ids: Tensor
-    labels: Any
-    positions: Tensor | None = None
-    segments: Tensor | None = None
-    token_types: Tensor | None = None
-    decoder_input_ids: Tensor | None = None
-    decoder_segments: Tensor | None = None
-    adapters: tuple[str | None, ...] | None = None
+    inputs: Mapping[str, Any]
+    labels: Any = None
+    unit: ClassVar[str] = "examples"
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        if isinstance(self.labels, tuple):
-            moved["labels"] = tuple(label.to(device) for label in self.labels)
-        return replace(self, **moved)
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            object.__setattr__(moved, name, _moved(value, device))
+        return moved
+
+    def replace(self, *, labels: Any = None, **inputs: Any) -> Self:
+        """The same batch with other labels, where they are given, and other or further inputs."""
+        changed = copy.copy(self)
+        object.__setattr__(changed, "inputs", {**self.inputs, **inputs})
+        if labels is not None:
+            object.__setattr__(changed, "labels", labels)
+        return changed
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with its name: inputs by theirs, the parts of a tuple as `labels.0`."""
+        for name, value in {**self.inputs, **{k: v for k, v in vars(self).items() if k != "inputs"}}.items():
+            if isinstance(value, Tensor):
+                yield name, value
+            elif isinstance(value, tuple | list):
+                yield from ((f"{name}.{number}", part) for number, part in enumerate(value) if isinstance(part, Tensor))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the first input, such as (rows, tokens) of texts."""
+        return tuple(next(value for value in self.inputs.values() if isinstance(value, Tensor)).shape)
+
+    @property
+    def size(self) -> int:
+        """How many `unit`s the batch has."""
+        return self.shape[0]
 
     @property
     def num_labels(self) -> int:
@@ -53,10 +71,64 @@ class Batch:
         labels = self.labels[0] if isinstance(self.labels, tuple) else self.labels
         return int((labels != IGNORE).sum())
 
-    def inputs(self) -> dict[str, Any]:
-        """What of this batch a model's forward takes by name, as far as it is given; ids and labels come before."""
-        names = ("positions", "segments", "token_types", "decoder_input_ids", "decoder_segments", "adapters")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(each, device) for name, each in value.items()}
+    return tuple(_moved(each, device) for each in value) if isinstance(value, tuple) else value
+
+
+class TokenBatch(Batch):
+    """Texts: `input_ids` and `labels` (B, T), and for packed rows `positions` and `segments` (B, T).
+
+    Segments number the examples of a row from 1; 0 is padding. Labels have the shape that the model's head wants (for
+    two heads at once they are a pair). `token_types` (B, T) tell the two texts of a pair apart. What an
+    encoder-decoder's decoder reads, `decoder_input_ids` (B, S) and `decoder_segments`, follows from the labels unless
+    it is given. `adapters` names the one that each row goes through, of a model with several.
+    """
+
+    unit = "tokens"
+
+    def __init__(
+        self,
+        input_ids: Tensor,
+        labels: Any,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+        **more: Any,
+    ):
+        given = {
+            "input_ids": input_ids, "positions": positions, "segments": segments, "token_types": token_types, **more
+        }  # fmt: skip
+        super().__init__({name: value for name, value in given.items() if value is not None}, labels)
+
+    @property
+    def input_ids(self) -> Tensor:
+        """What the model reads, (B, T); of choices (B, C, T)."""
+        return self.inputs["input_ids"]
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Each token's place in its own example, (B, T); None where rows are not packed."""
+        return self.inputs.get("positions")
+
+    @property
+    def segments(self) -> Tensor | None:
+        """The number of each token's example within its row; None where every token is of the first."""
+        return self.inputs.get("segments")
+
+    @property
+    def token_types(self) -> Tensor | None:
+        """0 for the first text of a pair, 1 for the second; None for single texts."""
+        return self.inputs.get("token_types")
+
+    @property
+    def size(self) -> int:
+        """Tokens that are read, padding included."""
+        return self.input_ids.numel()
 
 
 @dataclass(frozen=True)
@@ -110,7 +182,7 @@ def shift(example: TokenExample) -> tuple[list[int], list[int]]:
     return list(example.ids[:-1]), labels
 
 
-def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> Batch:
+def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> TokenBatch:
     """One example a row, padded on the right to the longest, rounded up to `multiple`.
 
     With causal attention no token sees the padding to its right, so no mask is needed; its labels are -100.
@@ -124,10 +196,10 @@ def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> 
         input_ids[number, : len(inputs)] = inputs
         labels[number, : len(targets)] = targets
     adapters = tuple(each.adapter for each in examples if isinstance(each, TaskExample))
-    return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels), adapters=adapters or None)
+    return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(labels), adapters=adapters or None)
 
 
-def pack(examples: Sequence[TokenExample], length: int, pad_id: int) -> Batch:
+def pack(examples: Sequence[TokenExample], length: int, pad_id: int) -> TokenBatch:
     """Several examples a row of `length` tokens, each a segment with positions of its own.
 
     Raises ValueError for an example longer than a row; callers truncate first, and say so.
@@ -159,7 +231,7 @@ def fill_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
-def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) -> Batch:
+def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) -> TokenBatch:
     """Rows of `length` tokens of the examples given for each, with segments and positions of their own."""
     shape = (len(rows), length)
     input_ids, targets = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
@@ -173,14 +245,14 @@ def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) 
             positions[row, start:end], segments[row, start:end] = np.arange(end - start), number
             start = end
     read, learned, places, parts = map(torch.from_numpy, (input_ids, targets, positions, segments))
-    return Batch(read, learned, places, parts)
+    return TokenBatch(read, learned, positions=places, segments=parts)
 
 
-def windows(tokens: np.ndarray, starts: Sequence[int] | np.ndarray, length: int) -> Batch:
+def windows(tokens: np.ndarray, starts: Sequence[int] | np.ndarray, length: int) -> TokenBatch:
     """Plain windows of a long text: row b reads `tokens[starts[b] : starts[b] + length]`, each token learned.
 
     `tokens` is any array of ids, memory-mapped ones included; each window needs `length + 1` tokens.
     """
     index = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(length + 1)
     taken = torch.from_numpy(np.asarray(tokens[index.ravel()], dtype=np.int64).reshape(index.shape))
-    return Batch(taken[:, :-1].contiguous(), taken[:, 1:].contiguous())
+    return TokenBatch(taken[:, :-1].contiguous(), taken[:, 1:].contiguous())

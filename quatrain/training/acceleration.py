@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from quatrain.models.sight import Sight
-from quatrain.models.stack import Block
 
-
-def blocks(model: nn.Module) -> list[Block]:
-    """The blocks of a model, an encoder's too."""
-    return [module for module in model.modules() if isinstance(module, Block)]
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a model: the modules whose class says `is_block = True`."""
+    return [module for module in model.modules() if getattr(module, "is_block", False)]
 
 
 @contextmanager
@@ -29,7 +26,7 @@ def activation_checkpointing(model: nn.Module, wanted: bool = True) -> Iterator[
     """Within it, each block keeps only its input for the backward pass. Random draws are repeated as they were."""
     found = blocks(model) if wanted else []
     for block in found:
-        block.forward = functools.partial(_recomputed, block.forward, block)  # type: ignore[method-assign]
+        block.forward = functools.partial(_recomputed, block.forward, block)
     try:
         yield
     finally:
@@ -37,15 +34,15 @@ def activation_checkpointing(model: nn.Module, wanted: bool = True) -> Iterator[
             del block.forward
 
 
-def _recomputed(forward: Callable[..., Tensor], block: Block, x: Tensor, sight: Sight) -> Tensor:
+def _recomputed(forward: Callable[..., Tensor], block: nn.Module, *given: Any) -> Tensor:
     if not torch.is_grad_enabled():
-        return forward(x, sight)
+        return forward(*given)
     # What all blocks share and the first would make: made here, it belongs to no block that is computed anew.
-    for view in sight.views.values():
-        if view.bias is not None:
-            view.added(view.bias.shape[-2], view.bias.shape[-1], x)
+    prepare = getattr(block, "before_recomputing", None)
+    if prepare is not None:
+        prepare(*given)
     draws = any(getattr(module, "dropout", 0) for module in block.modules())
-    found: Tensor = checkpoint(forward, x, sight, use_reentrant=False, preserve_rng_state=draws)
+    found: Tensor = checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=draws)
     return found
 
 

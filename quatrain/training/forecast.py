@@ -166,7 +166,7 @@ def _learn(
     """One step of the trainer: micro-batches, gradients in float32, the optimizers."""
     weights.clear()
     for _ in range(min(2, settings.accumulation)):
-        saved = memory.Saved(model, model.config.vocab_size)
+        saved = memory.Saved(model)
         with saved.measured(settings.activation_checkpointing):
             loss = _loss(model, ids)
         found.activations, found.logits = saved.activations, saved.logits

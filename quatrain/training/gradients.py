@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quatrain.errors import InputError, QuatrainError
-from quatrain.models.stack import Model
+from quatrain.text.batches import Batch
 from quatrain.training import memory
 from quatrain.training.acceleration import Compiled
 from quatrain.training.guards import GradientWatch
 from quatrain.training.objectives import Objective, collate
-from quatrain.training.parallel import Losses, Parallel
+from quatrain.training.parallel import Losses, Parallel, device_of
 from quatrain.training.precision import LossScaler, Precision
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import Stream, micro_seeds, of_process
@@ -26,12 +26,13 @@ from quatrain.training.streams import Stream, micro_seeds, of_process
 class Step:
     """Mean loss and metrics of a step, its gradient's norm before clipping, and the micro-batches that it read.
 
+    `size` counts what was read, in the unit of the batches.
     `losses` are the sums of this process's micro-batches, as tensors, so that nobody waits for them.
     """
 
     loss: float
     norm: float
-    tokens: int
+    size: int
     metrics: dict[str, float]
     batches: list[Any]
     losses: list[Tensor]
@@ -42,7 +43,7 @@ class Gradients:
 
     def __init__(
         self,
-        model: Model,
+        model: nn.Module,
         objective: Objective,
         stream: Stream,
         settings: TrainSettings,
@@ -61,6 +62,7 @@ class Gradients:
         self.stream = of_process(stream, parallel.rank, parallel.size)
         self.saved: memory.Saved | None = None
         self.shape: tuple[int, ...] = ()
+        self.unit = Batch.unit
         self.watch: GradientWatch | None = None
 
     def start(
@@ -96,7 +98,7 @@ class Gradients:
         self.weights.clear()
         total: Tensor | float = 0.0
         weight: int | Tensor = 0
-        tokens = 0
+        size = 0
         losses: list[Tensor] = []
         sums: dict[str, float | Tensor] = {}
         parts = self.settings.accumulation // self.parallel.size
@@ -111,10 +113,10 @@ class Gradients:
             weight = weight + count
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
-            tokens += batches[number].input_ids.numel()
+            size += batches[number].size
         self.parallel.synchronise([master.grad for master in self.weights.masters.values() if master.grad is not None])
         names = sorted(sums)
-        values = self.parallel.sum([total, weight, tokens, *(sums[name] for name in names)])
+        values = self.parallel.sum([total, weight, size, *(sums[name] for name in names)])
         divisor = values[1] if values[1] > 0 else 1.0
         if self.watch is not None:
             self.watch.look()
@@ -127,19 +129,19 @@ class Gradients:
         examples = self.stream.next()
         place = step * self.settings.accumulation + number * self.parallel.size + self.parallel.rank
         batch = collate(self.objective, examples, micro_seeds(self.stream, self.seed, place)).to(self.device)
-        self.shape = tuple(batch.input_ids.shape)
+        self.shape, self.unit = batch.shape, batch.unit
         return batch
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.device
+        return device_of(self.model)
 
     def _passes(self, step: int, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:
         """Forward and backward; the sum of the loss, its weight and metrics."""
         measuring: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self.watch is not None and not self.compiled.active and not self.parallel.shards:
-            self.saved = self.saved or memory.Saved(self.model, self.model.config.vocab_size)
+            self.saved = self.saved or memory.Saved(self.model)
             measuring = self.saved.measured(self.settings.activation_checkpointing)
         with measuring:
             loss, count, metrics = self.losses(batch)

@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import QuatrainError
+from quatrain.text.batches import Batch
 from quatrain.training.settings import TrainSettings
 
 ENOUGH = 10
@@ -101,7 +101,7 @@ def largest_of(losses: Sequence[float]) -> str:
     return f" Most of it is of micro-batch {worst + 1} of {len(losses)}."
 
 
-def save_step(folder: Path, batches: Sequence[Any], about: dict[str, Any]) -> Path:
+def save_step(folder: Path, batches: Sequence[Batch], about: dict[str, Any]) -> Path:
     """Writes the micro-batches of a step (`batch.safetensors`, tensors named `0.input_ids`) and what is known of it.
 
     `about.json` holds `about`, in which numbers that are none become text.
@@ -111,7 +111,7 @@ def save_step(folder: Path, batches: Sequence[Any], about: dict[str, Any]) -> Pa
     tensors = {
         f"{number}.{name}": value.detach().cpu().contiguous().clone()
         for number, batch in enumerate(batches)
-        for name, value in _tensors(batch)
+        for name, value in batch.tensors()
     }
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,19 +210,6 @@ def _finite(tensor: Tensor) -> bool:
 def _listed(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _tensors(batch: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a batch by name; of a tuple's parts by name and number."""
-    if is_dataclass(batch) and not isinstance(batch, type):
-        given = {item.name: getattr(batch, item.name) for item in fields(batch)}
-    else:
-        given = dict(batch) if isinstance(batch, Mapping) else vars(batch)
-    for name, value in given.items():
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, tuple | list):
-            yield from ((f"{name}.{number}", part) for number, part in enumerate(value) if isinstance(part, Tensor))
 
 
 def _as_json(value: Any) -> Any:

@@ -43,12 +43,15 @@ def _identity(tensor: Tensor) -> int:
 
 
 class Saved:
-    """Measures what a forward pass keeps for the backward pass, weights apart: activations, logits among them."""
+    """Measures what a forward pass keeps for the backward pass, weights apart: activations and logits.
 
-    def __init__(self, model: nn.Module, vocabulary: int):
+    Logits are tensors whose last dimension is the model's `output_size`; a model without that attribute has none.
+    """
+
+    def __init__(self, model: nn.Module):
         self._own = {_identity(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._blocks = blocks(model)
-        self._vocabulary = vocabulary
+        self._outputs: int | None = getattr(model, "output_size", None)
         self.activations = self.logits = 0
 
     @contextmanager
@@ -58,7 +61,7 @@ class Saved:
 
         def keep(tensor: Tensor) -> Tensor:
             if (place := _identity(tensor)) not in self._own:
-                held[place] = tensor.untyped_storage().nbytes(), tensor.shape[-1:] == (self._vocabulary,)
+                held[place] = tensor.untyped_storage().nbytes(), tensor.shape[-1:] == (self._outputs,)
             return tensor
 
         def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -126,28 +129,23 @@ def expected(
     model: nn.Module,
     masters: dict[str, nn.Parameter],
     optimizers: list[torch.optim.Optimizer],
-    settings: TrainSettings,
-    *,
-    shape: tuple[int, ...],
-    precision: str,
+    activations: dict[str, int],
 ) -> dict[str, int]:
-    """Bytes by part that a step of rows of `shape` wants: weights and state as they are, the rest by counting."""
+    """Bytes by part that a step needs: weights and state as they are, `activations` (and logits) as estimated."""
     trained = sum(master.numel() for master in masters.values())
     parts = held(model, masters, optimizers)
     parts["gradients"] = max(parts["gradients"], 4 * trained)
     if not parts["optimizer"]:
         parts["optimizer"] = states(optimizers)
-    config = getattr(model, "config", None)
-    if not isinstance(config, ModelConfig):
-        return parts
-    rows, length = (shape[0], shape[-1]) if len(shape) < 3 else (shape[0] * shape[1], shape[-1])
-    chunk = chunked_loss.CHUNK.get(next(model.parameters()).device.type, chunked_loss.CHUNK["else"])
-    return parts | _activations(config, settings, rows, length, precision, chunk)
+    return parts | activations
 
 
-def _activations(
-    config: ModelConfig, settings: TrainSettings, rows: int, length: int, precision: str, chunk: int
+def transformer_activations(
+    config: ModelConfig, settings: TrainSettings, shape: tuple[int, ...], precision: str, device: torch.device
 ) -> dict[str, int]:
+    """Bytes of activations and logits of a forward pass over ids of `shape`, from the configuration alone."""
+    rows, length = (shape[0], shape[-1]) if len(shape) < 3 else (shape[0] * shape[1], shape[-1])
+    chunk = chunked_loss.CHUNK.get(device.type, chunked_loss.CHUNK["else"])
     words = rows * length * config.vocab_size if config.head in LANGUAGE_HEADS else 0
     logits = 2 * words * BYTES["float32"]
     whole = activation_bytes(config, rows, length, precision) - logits

@@ -49,7 +49,7 @@ def save(trainer: Trainer) -> Path:
 def _state(trainer: Trainer) -> dict[str, Any]:
     return {
         "step": trainer.step,
-        "tokens": trainer.tokens,
+        "size": trainer.size,
         "seconds": trainer.seconds,
         "stream": trainer.stream.state(),
         "seed": trainer.seed,
@@ -85,7 +85,7 @@ def find(trainer: Trainer) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         )
     if not state.get("sharded"):
         trainer.hooks.load(checkpoint)
-    trainer.step, trainer.tokens, trainer.seconds = state["step"], state["tokens"], state["seconds"]
+    trainer.step, trainer.size, trainer.seconds = state["step"], state["size"], state["seconds"]
     trainer.dtype = DTYPES[state["precision"]]
     trainer.recent.extend(state["recent"])
     trainer.stream.load_state(state["stream"])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, Batch, TokenExample, fill_rows, pack_rows, windows
+from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, fill_rows, pack_rows, windows
 
 
 class Stream(Protocol):
@@ -149,9 +149,37 @@ class WindowStream(_Epochs):
         count = math.ceil(len(starts) / self.rows) * self.rows
         return np.split(np.resize(starts, count), count // self.rows)
 
-    def make(self, item: np.ndarray) -> Batch:
+    def make(self, item: np.ndarray) -> TokenBatch:
         """The batch of these windows."""
         return windows(self.tokens, item, self.length)
+
+
+class ShuffledStream(_Epochs):
+    """Examples of one size, such as images or pairs of words, shuffled, `rows` in a batch; a last short batch counts.
+
+    `seeds` holds (seed, epoch, index) of each example of the last batch, for objectives that draw at random.
+    """
+
+    def __init__(self, examples: Sequence[Any], *, rows: int, seed: int):
+        if not len(examples) or rows < 1:
+            raise InputError(f"{len(examples):,} examples in batches of {rows}: both must be at least 1")
+        super().__init__(seed)
+        self.examples, self.rows = examples, rows
+        self.seeds: list[tuple[int, int, int]] = []
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """The numbers of the examples of each batch."""
+        order = _generator(self.seed, epoch).permutation(len(self.examples))
+        return [order[start : start + self.rows] for start in range(0, len(order), self.rows)]
+
+    def make(self, item: np.ndarray) -> list[Any]:
+        """The examples of these numbers."""
+        self.seeds = [(abs(self.seed), self.epoch, int(number)) for number in item]
+        return [self.examples[number] for number in item]
+
+    def steps(self, epochs: float, accumulation: int) -> int:
+        """Optimizer steps of so many epochs."""
+        return max(1, round(epochs * math.ceil(len(self.examples) / self.rows) / accumulation))
 
 
 class ExampleStream(_Epochs):
@@ -233,7 +261,7 @@ class PackedStream(_Epochs):
         shuffled = [rows[place] for place in generator.permutation(len(rows))]
         return [shuffled[start : start + self.rows] for start in range(0, len(shuffled), self.rows)]
 
-    def make(self, item: list[list[int]]) -> Batch:
+    def make(self, item: list[list[int]]) -> TokenBatch:
         """The batch of these rows."""
         rows = [[self.examples[number] for number in row] for row in item]
         return pack_rows(rows, self.length, self.pad_id)
@@ -321,7 +349,7 @@ class CopyStream:
         self.length, self.rows, self.seed = length, rows, seed
         self.index = 0
 
-    def next(self) -> Batch:
+    def next(self) -> TokenBatch:
         """The next batch (rows, length); batch number i follows from (seed, i) alone."""
         generator = _generator(self.seed, self.index)
         self.index += 1
@@ -338,7 +366,7 @@ class CopyStream:
                 place += room
         inputs, labels = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
         labels[torch.from_numpy(~learned[:, 1:])] = IGNORE
-        return Batch(inputs, labels)
+        return TokenBatch(inputs, labels)
 
     def state(self) -> dict[str, int]:
         """Batches already seen."""

@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quatrain.allocation import freed_memory_kept
 from quatrain.errors import QuatrainError
-from quatrain.models.stack import Model
 from quatrain.training import guards, memory, saving
 from quatrain.training.acceleration import Compiled, activation_checkpointing
 from quatrain.training.chunked_loss import chunking
 from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
 from quatrain.training.optimizers import make_optimizers, set_learning_rate
-from quatrain.training.parallel import Parallel, Single
+from quatrain.training.parallel import Parallel, Single, device_of
 from quatrain.training.precision import DTYPES, LossScaler, Precision, dtype_name, working_dtype
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings
@@ -48,31 +47,34 @@ class Hooks:
     such as `validation_loss`; `sample(model)` what the model says by now, as JSON; `log(entry)` takes a dictionary
     every `log_every` steps; `progress(step, **metrics)` runs after each step; `resumed(step)` says where a resumed run
     goes on; `warn(text)` is for the reader; `describe(batch)` gives, as JSON, what a person would read of a batch that
-    is kept for a look.
+    is kept for a look; `estimate(shape, precision)` gives the bytes of a step's activations by part, for the message
+    about a step that does not fit in memory.
     """
 
     save: Callable[[Path], None] | None = None
     load: Callable[[Path], None] | None = None
-    validate: Callable[[Model], dict[str, float]] | None = None
-    sample: Callable[[Model], list[dict[str, Any]]] | None = None
+    validate: Callable[[Any], dict[str, float]] | None = None
+    sample: Callable[[Any], list[dict[str, Any]]] | None = None
     log: Callable[[dict[str, Any]], None] = lambda entry: None
     progress: Callable[..., None] = lambda step, **metrics: None
     resumed: Callable[[int], None] = lambda step: None
     warn: Callable[[str], None] = lambda text: None
     describe: Callable[[Any], Any] | None = None
+    estimate: Callable[[tuple[int, ...], str], dict[str, int]] | None = None
 
 
 @dataclass
 class TrainResult:
     """What a training run did. `seconds` is the time of its steps alone, over all its parts if it was resumed.
 
+    `size` counts what was read, in the unit of the batches (tokens of texts).
     `metrics` are those of the last validation, or of the best where its weights are kept, at step `best_step`.
     `skipped` counts bad steps that were left out; `memory` holds bytes by part, as measured: weights, gradients,
     optimizer, activations, logits, and `peak`, of the whole process or of the GPU.
     """
 
     steps: int
-    tokens: int
+    size: int
     seconds: float
     loss: float
     metrics: dict[str, float] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Model,
+        model: nn.Module,
         objective: Objective,
         stream: Stream,
         settings: TrainSettings,
@@ -111,11 +113,11 @@ class Trainer:
         self.stream = self.gradients.stream
         self.steps, self.seed, self.folder, self.hooks = steps, seed, folder, hooks or Hooks()
         self.faults = faults or (folder.parent / "bad-steps" if folder is not None else None)
-        self.device = model.device
+        self.device = device_of(model)
         # Which is faster is measured, and machines may differ: all take what the first one found.
         choice = list(DTYPES.values()).index(working_dtype(settings, self.device))
         self.dtype = list(DTYPES.values())[int(self.parallel.agree([choice])[0])]
-        self.step = self.tokens = 0
+        self.step = self.size = 0
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}
         self.guard, self.best = guards.Guard(settings), Best(settings)
@@ -160,7 +162,7 @@ class Trainer:
             self.memory["peak"] = memory.peak(self.device)
         return TrainResult(
             self.step,
-            self.tokens,
+            self.size,
             self.seconds,
             self._mean_loss(),
             self.best.metrics if self.keeps_best and self.best.step is not None else self.metrics,
@@ -209,17 +211,17 @@ class Trainer:
             raise self._too_large(error) from error
         self.kept.after_step()
         self.step += 1
-        self.tokens += found.tokens
+        self.size += found.size
         self.seconds += time.perf_counter() - started
         if skipped is None:
             self.recent.append(found.loss)
-        speed = self.tokens / self.seconds
+        unit, speed = self.gradients.unit, self.size / self.seconds
         if not self.parallel.is_main:
             return
-        self.hooks.progress(self.step, loss=self._mean_loss(), tokens_per_second=speed)
+        self.hooks.progress(self.step, loss=self._mean_loss(), **{f"{unit}_per_second": speed})
         if skipped is not None:
             self.hooks.warn(f"Step {self.step} was left out: {skipped}.")
-            self.hooks.log({"step": self.step, "skipped": self.guard.skipped, "tokens": self.tokens})
+            self.hooks.log({"step": self.step, "skipped": self.guard.skipped, unit: self.size})
         elif self.step % self.settings.log_every == 0 or self.step in (1, self.steps):
             scale = {} if self.scaler is None else {"loss_scale": self.scaler.factor}
             self.hooks.log(
@@ -229,8 +231,8 @@ class Trainer:
                     **found.metrics,
                     "learning_rate": rate,
                     "grad_norm": found.norm,
-                    "tokens": self.tokens,
-                    "tokens_per_second": round(speed, 1),
+                    unit: self.size,
+                    f"{unit}_per_second": round(speed, 1),
                     "seconds": round(self.seconds, 3),
                     **scale,
                 }
@@ -305,9 +307,9 @@ class Trainer:
         precision = dtype_name(self.dtype)
         shape = self.gradients.shape or (1, self.settings.batch_tokens // self.settings.accumulation)
         adapted = any(not parameter.requires_grad for parameter in self.model.parameters())
-        parts = memory.expected(
-            self.model, self.weights.masters, self.optimizers, self.settings, shape=shape, precision=precision
-        )
+        estimate = self.hooks.estimate
+        activations = {} if estimate is None else estimate(shape, precision)
+        parts = memory.expected(self.model, self.weights.masters, self.optimizers, activations)
         self.weights.clear()
         return memory.explain(
             error, parts, self.settings, step=self.step + 1, shape=shape, precision=precision, adapted=adapted

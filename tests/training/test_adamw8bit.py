@@ -156,7 +156,7 @@ def test_the_states_are_counted_before_there_are_any():
     trainable = dict(model.named_parameters())
     wanted = settings(optimizer="adamw8bit")
     (optimizer,) = make_optimizers(trainable, wanted, dtype=torch.float32)
-    said = memory.expected(model, trainable, [optimizer], wanted, shape=(4, 32), precision="float32")["optimizer"]
+    said = memory.expected(model, trainable, [optimizer], {})["optimizer"]
     for parameter in trainable.values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

@@ -1,7 +1,6 @@
 """Every equivalent way to compute a step gives the step: accumulation, packing, padding, chunks, checkpointing, scales
 of float16, processes that share the micro-batches; loss and gradients to 1e-6."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -15,7 +14,7 @@ from tiny_training import CONFIG, FixedStream, ragged, settings, weights, window
 
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.stack import Model
-from quatrain.text.batches import IGNORE, Batch, TokenExample, pack, pad
+from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, pack, pad
 from quatrain.training import chunked_loss
 from quatrain.training.acceleration import activation_checkpointing, blocks
 from quatrain.training.chunked_loss import chunking, summed_language_loss
@@ -287,7 +286,7 @@ def test_segments_that_are_packed_do_not_see_each_other():
 
 
 def test_a_micro_batch_without_any_label_counts_nothing():
-    empty = Batch(torch.zeros(2, 8, dtype=torch.long), torch.full((2, 8), IGNORE))
+    empty = TokenBatch(torch.zeros(2, 8, dtype=torch.long), torch.full((2, 8), IGNORE))
     texts = pad(ragged(), 0)
     assert_same(one_step([texts, empty]), whole())
     found = one_step([empty])
@@ -313,7 +312,7 @@ def test_examples_packed_into_rows_are_the_same_step(family):
             batch = pad(batch, 0)
             lengths = torch.tensor([len(example) - 1 for example in examples])
             own = torch.arange(batch.input_ids.shape[1]) < lengths[:, None]
-            batch = dataclasses.replace(batch, segments=own.long())
+            batch = batch.replace(segments=own.long())
         found.append(one_step([batch], ByHead(), model=model))
     assert_same(*found)
 

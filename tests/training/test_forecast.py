@@ -13,7 +13,7 @@ from quatrain.compression import methods
 from quatrain.errors import InputError
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.stack import Model
-from quatrain.text.batches import Batch
+from quatrain.text.batches import TokenBatch
 from quatrain.training import forecast as forecasts
 from quatrain.training.forecast import Heap, forecast
 from quatrain.training.objectives import Causal
@@ -27,7 +27,7 @@ class Same:
     """One batch for ever."""
 
     def __init__(self):
-        self.batch = Batch(torch.arange(128).view(2, 64), torch.arange(1, 129).view(2, 64))
+        self.batch = TokenBatch(torch.arange(128).view(2, 64), torch.arange(1, 129).view(2, 64))
 
     def next(self):
         return self.batch

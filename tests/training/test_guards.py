@@ -192,7 +192,10 @@ class Exhausted(Causal):
 )
 def test_out_of_memory_names_the_largest_part_and_a_remedy(error):
     model = Model(CONFIG).initialize(0)
-    trainer = Trainer(model, Exhausted(error), windows(), settings(accumulation=2), steps=3)
+    wanted = settings(accumulation=2)
+    hooks = Hooks(estimate=lambda shape, precision: memory.transformer_activations(
+        CONFIG, wanted, shape, precision, torch.device("cpu")))  # fmt: skip
+    trainer = Trainer(model, Exhausted(error), windows(), wanted, steps=3, hooks=hooks)
     with pytest.raises(QuatrainError, match=r"Step 1 needs more memory.*The largest part is the") as caught:
         trainer.train()
     assert "train.accumulation = 4 (now 2)" in str(caught.value)

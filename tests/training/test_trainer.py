@@ -40,7 +40,7 @@ def test_learning_lowers_the_loss(optimizer):
     result = trainer.train()
     assert entries[0]["loss"] == pytest.approx(math.log(50), abs=0.2)
     assert result.loss < 3.0
-    assert result.tokens == 60 * 4 * 32
+    assert result.size == 60 * 4 * 32
     assert [entry["step"] for entry in entries] == list(range(1, 61))
 
 

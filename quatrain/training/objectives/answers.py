@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quatrain.errors import InputError
-from quatrain.text.batches import Batch
+from quatrain.text.batches import TokenBatch
 from quatrain.text.tokenizer import EncodedPair, Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, whole_number
 from quatrain.training.objectives.texts import Fields, Text, TextObjective, refuse, shown
@@ -158,13 +158,13 @@ class ExtractiveQA(TextObjective):
             notes.append(f"{inexact:,} answers begin or end within a token; the whole token is learned")
         return notes
 
-    def collate(self, examples: Sequence[Any]) -> Batch:
+    def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Windows (B, T) with labels (B, 2): the first and last token of each answer."""
         rows: list[Window] = self.encoded(examples)
         labels = torch.tensor([row.span for row in rows])
         return self.batch([Text(row.ids, row.token_types) for row in rows], labels)
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """The sum over the windows of the mean of both cross-entropies, their number, and how many spans are right."""
         check_head(model, self.head)
         logits, loss = call(model, batch, batch.labels)
@@ -172,7 +172,7 @@ class ExtractiveQA(TextObjective):
         return loss.sum(), len(batch.labels), {"span_accuracy": right}
 
     @torch.no_grad()
-    def predict(self, model: Any, batch: Batch) -> list[Tensor]:
+    def predict(self, model: Any, batch: TokenBatch) -> list[Tensor]:
         """The logits (T, 2) of start and end for each window, for `best_answers`."""
         check_head(model, self.head)
         return list(call(model, batch)[0].float().cpu())

@@ -15,7 +15,7 @@ from torch import Tensor
 from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
 from quatrain.models.stack import Model
-from quatrain.text.batches import IGNORE, Batch, TokenExample, pad
+from quatrain.text.batches import IGNORE, Batch, TokenBatch, TokenExample, pad
 from quatrain.training.chunked_loss import summed_language_loss
 
 Loss = tuple[Tensor, int, dict[str, float | Tensor]]
@@ -33,11 +33,11 @@ class Objective(Protocol):
     One that draws at random says `draws = True` and takes `collate(examples, seed=…)`: see `collate` of this module.
     """
 
-    def collate(self, examples: Sequence[Any]) -> Any:
-        """The batch of one micro-step; it has `to(device)` and `input_ids`."""
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """The batch of one micro-step."""
         ...
 
-    def loss(self, model: Model, batch: Any) -> Loss:
+    def loss(self, model: Any, batch: Any) -> Loss:
         """The sum of the loss, its weight (what it is to be divided by), and metrics summed the same way."""
         ...
 
@@ -48,13 +48,13 @@ class Causal:
     def __init__(self, pad_id: int = 0, *, multiple: int = 8):
         self.pad_id, self.multiple = pad_id, multiple
 
-    def collate(self, examples: Sequence[TokenExample] | Batch) -> Batch:
+    def collate(self, examples: Sequence[TokenExample] | TokenBatch) -> TokenBatch:
         """Examples become a padded batch; a stream of windows brings its batch ready-made."""
-        return examples if isinstance(examples, Batch) else pad(examples, self.pad_id, multiple=self.multiple)
+        return examples if isinstance(examples, TokenBatch) else pad(examples, self.pad_id, multiple=self.multiple)
 
-    def loss(self, model: Model, batch: Batch) -> Loss:
+    def loss(self, model: Model, batch: TokenBatch) -> Loss:
         """Cross-entropy in nats, summed over the learned tokens; the weight is their number."""
-        hidden = model.hidden_states(batch.input_ids, **batch.inputs())
+        hidden = model.hidden_states(**batch.inputs)
         return summed_language_loss(model, hidden, batch.labels), batch.num_labels, {}
 
 
@@ -100,12 +100,12 @@ def check_head(model: Any, *heads: str, labels: Sequence[str] | None = None) -> 
     return config
 
 
-def call(model: Any, batch: Batch, labels: Any = None) -> tuple[Any, Any]:
+def call(model: Any, batch: TokenBatch, labels: Any = None) -> tuple[Any, Any]:
     """The model's logits and loss of a batch; token types stay away from a model that has none."""
-    inputs = batch.inputs()
+    inputs = dict(batch.inputs)
     if config_of(model).type_vocab_size < 2:
         inputs.pop("token_types", None)
-    return model(batch.input_ids, labels, **inputs)
+    return model(labels=labels, **inputs)
 
 
 def learned_accuracy(logits: Tensor | None, labels: Tensor) -> dict[str, float | Tensor]:

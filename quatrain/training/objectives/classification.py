@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quatrain.errors import InputError
 from quatrain.models.heads import label_loss
-from quatrain.text.batches import Batch
+from quatrain.text.batches import TokenBatch
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, labels_tensor
 from quatrain.training.objectives.texts import Fields, Text, TextObjective, label_index, label_names, refuse, shown
@@ -93,12 +93,12 @@ class SequenceClassification(TextObjective):
             fields.fault(f"label: {shown(value)}; must be {'a number' if count == 1 else f'{count} numbers'}")
         return found
 
-    def collate(self, examples: Sequence[Any]) -> Batch:
+    def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Texts (B, T) with labels (B), or (B, L) for several labels and for numbers."""
         rows: list[Text] = self.encoded(examples)
         return self.batch(rows, labels_tensor([row.label for row in rows], floating=self.problem != "single"))
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """The sum over the texts and their number; with one label a text also how many are right."""
         config = check_head(model, self.head, labels=self.labels)
         if config.problem != self.problem:
@@ -113,7 +113,7 @@ class SequenceClassification(TextObjective):
         return loss.sum(), len(batch.labels), metrics
 
     @torch.no_grad()
-    def predict(self, model: Any, batch: Batch) -> list[Any]:
+    def predict(self, model: Any, batch: TokenBatch) -> list[Any]:
         """For each text its label's number, the list of those with a probability above one half, or its numbers."""
         check_head(model, self.head, labels=self.labels)
         logits = call(model, batch)[0].float()
@@ -137,11 +137,14 @@ class ChoiceText:
         return len(self.choices) * max(map(len, self.choices))
 
 
-@dataclass(frozen=True)
-class ChoiceBatch(Batch):
+class ChoiceBatch(TokenBatch):
     """Questions with choices: `input_ids` (B, C, T); `absent` (B, C) is true where a question has fewer than C."""
 
-    absent: Tensor | None = None
+    absent: Tensor | None
+
+    def __init__(self, input_ids: Tensor, labels: Tensor, *, absent: Tensor | None, **more: Any):
+        super().__init__(input_ids, labels, **more)
+        object.__setattr__(self, "absent", absent)
 
 
 class MultipleChoice(TextObjective):

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, Batch, TokenExample, stack, text_segments
+from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, stack, text_segments
 from quatrain.text.records import Record
 from quatrain.training.chunked_loss import summed_language_loss
 from quatrain.training.objectives.base import Loss, Seeds, check_head, generators
@@ -50,7 +50,7 @@ class Corruption(TextObjective):
 
     def rows(self, examples: Any) -> list[list[int]]:
         """The rows of a batch. Raises InputError for one that is empty, or longer than the model reads."""
-        if isinstance(examples, Batch):
+        if isinstance(examples, TokenBatch):
             found = examples.input_ids.tolist()
         else:
             found = [self._row(example) for example in self.encoded(examples)]
@@ -102,14 +102,14 @@ class Mending(Corruption):
         """Source and target of a row, with their special tokens."""
         raise NotImplementedError
 
-    def collate(self, examples: Any, *, seed: Seeds = 0) -> Batch:
+    def collate(self, examples: Any, *, seed: Seeds = 0) -> TokenBatch:
         """Sources (B, S) and targets as labels (B, T)."""
         rows = self.rows(examples)
         pairs = [self.pair(row, one) for row, one in zip(rows, generators(seed, len(rows)), strict=True)]
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
         return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""
         return target_loss(model, batch)
 
@@ -121,11 +121,11 @@ def source_and_target(
     *,
     limit: int | None = None,
     multiple: int = 8,
-) -> Batch:
+) -> TokenBatch:
     """Sources (B, S) for an encoder and targets as labels (B, T), -100 where they are padded."""
     input_ids = stack(sources, pad_id, limit=limit, multiple=multiple)
     labels = stack(targets, IGNORE, multiple=multiple)
-    return Batch(input_ids, labels, segments=text_segments(sources, input_ids.shape[1]))
+    return TokenBatch(input_ids, labels, segments=text_segments(sources, input_ids.shape[1]))
 
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
@@ -135,10 +135,10 @@ def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
     return shifted.masked_fill(shifted == IGNORE, pad)
 
 
-def decoder_states(model: Any, batch: Batch) -> Tensor:
+def decoder_states(model: Any, batch: TokenBatch) -> Tensor:
     """An encoder-decoder's last states (B, T, C) for a batch of sources and labels."""
     config = check_head(model, "seq2seq")
-    inputs = batch.inputs()
+    inputs = dict(batch.inputs)
     if "decoder_input_ids" not in inputs:
         start = config.decoder_start_token_id
         if start is None:
@@ -147,10 +147,10 @@ def decoder_states(model: Any, batch: Batch) -> Tensor:
             )
         pad = start if config.pad_token_id is None else config.pad_token_id
         inputs["decoder_input_ids"] = shifted_right(batch.labels, start, pad)
-    return model.hidden_states(batch.input_ids, **inputs)
+    return model.hidden_states(**inputs)
 
 
-def target_loss(model: Any, batch: Batch) -> Loss:
+def target_loss(model: Any, batch: TokenBatch) -> Loss:
     """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""
     return language_loss(model, decoder_states(model, batch), batch.labels)
 

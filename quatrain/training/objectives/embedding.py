@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quatrain.text.batches import Batch
+from quatrain.text.batches import TokenBatch
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, labels_tensor
 from quatrain.training.objectives.texts import Fields, Text, TextObjective, refuse, shown
@@ -45,12 +45,12 @@ class _Embedding(TextObjective):
         rows = [self.read(text) for text in texts]
         return Related(rows, score, sum(row.cut for row in rows))
 
-    def stacked(self, examples: Sequence[Related], labels: Tensor) -> Batch:
+    def stacked(self, examples: Sequence[Related], labels: Tensor) -> TokenBatch:
         """The examples' texts as rows (R, T), those that every example has first."""
         most = max(len(example.texts) for example in examples)
         return self.batch([each.texts[n] for n in range(most) for each in examples if n < len(each.texts)], labels)
 
-    def vectors(self, model: Any, batch: Batch) -> Tensor:
+    def vectors(self, model: Any, batch: TokenBatch) -> Tensor:
         """The embeddings (R, C) of a batch's rows, of length 1, in float32."""
         check_head(model, self.head)
         return F.normalize(call(model, batch)[0].float(), dim=-1)
@@ -85,12 +85,12 @@ class Contrastive(_Embedding):
         fields.check()
         return [self.related([text for text in texts if text is not None])]
 
-    def collate(self, examples: Sequence[Any]) -> Batch:
+    def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Anchors, positives and negatives as rows (R, T); labels (B) say which candidate is each anchor's own."""
         related: list[Related] = self.encoded(examples)
         return self.stacked(related, torch.arange(len(related)))
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """The sum over the anchors, their number, and how many find their own text."""
         vectors, count = self.vectors(model, batch), len(batch.labels)
         scores = vectors[:count] @ vectors[count:].T / self.temperature
@@ -131,26 +131,26 @@ class CosineSimilarity(_Embedding):
         fields.check()
         return [self.related(texts, (float(score) - self.lowest) / (self.highest - self.lowest))]
 
-    def collate(self, examples: Sequence[Any]) -> Batch:
+    def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """All first texts, then all second ones, as rows (2B, T); labels (B) from 0 to 1."""
         related: list[Related] = self.encoded(examples)
         return self.stacked(related, labels_tensor([each.score for each in related], floating=True))
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """The sum of squared errors over the pairs, and their number."""
         return (self._cosines(model, batch) - batch.labels).square().sum(), len(batch.labels), {}
 
     @torch.no_grad()
-    def predict(self, model: Any, batch: Batch) -> list[float]:
+    def predict(self, model: Any, batch: TokenBatch) -> list[float]:
         """The cosine of each pair."""
         return self._cosines(model, batch).tolist()
 
-    def _cosines(self, model: Any, batch: Batch) -> Tensor:
+    def _cosines(self, model: Any, batch: TokenBatch) -> Tensor:
         first, second = self.vectors(model, batch).chunk(2)
         return (first * second).sum(-1)
 
 
-def _same_rows(batch: Batch) -> Tensor:
+def _same_rows(batch: TokenBatch) -> Tensor:
     """Which rows (R, R) of a batch are one and the same text."""
     ids = batch.input_ids if batch.segments is None else batch.input_ids.masked_fill(batch.segments == 0, -1)
     return (ids[:, None] == ids[None]).all(-1)

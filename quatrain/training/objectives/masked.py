@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quatrain.models.heads import label_loss, pool
-from quatrain.text.batches import IGNORE, Batch, stack
+from quatrain.text.batches import IGNORE, TokenBatch, stack
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, Seeds, check_head, config_of, generators, share
 from quatrain.training.objectives.corruption import Corruption, language_loss
@@ -94,7 +94,7 @@ class Masked(Corruption):
                 taken.extend(range(start, end))
         return np.array(taken, dtype=np.int64)
 
-    def collate(self, examples: Any, *, seed: Seeds = 0) -> Batch:
+    def collate(self, examples: Any, *, seed: Seeds = 0) -> TokenBatch:
         """Rows (B, T) with tokens hidden and labels (B, T), with `next_sentence` the pair (B, T), (B)."""
         if self.next_sentence:
             pairs: list[Text] = self.encoded(examples)
@@ -107,9 +107,9 @@ class Masked(Corruption):
         labels: Any = stack([row.tolist() for _, row in drawn], IGNORE, multiple=self.multiple, limit=self.max_length)
         if self.next_sentence:
             labels = (labels, torch.tensor([pair.label for pair in pairs]))
-        return Batch(batch.input_ids, labels, segments=batch.segments, token_types=batch.token_types)
+        return TokenBatch(batch.input_ids, labels, segments=batch.segments, token_types=batch.token_types)
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """Cross-entropy in nats summed over the hidden tokens, and their number; with `next_sentence` as the class
         says.
         """
@@ -131,20 +131,20 @@ class Masked(Corruption):
         return total + told, weight, metrics
 
     @torch.no_grad()
-    def predict(self, model: Any, batch: Batch) -> list[int]:
+    def predict(self, model: Any, batch: TokenBatch) -> list[int]:
         """The likeliest token for each hidden one, row by row, as `batch.labels` has them."""
         labels = batch.labels[0] if self.next_sentence else batch.labels
         return model.say(_states(model, batch)[labels != IGNORE]).argmax(-1).tolist()
 
 
-def _states(model: Any, batch: Batch) -> Tensor:
-    inputs = batch.inputs()
+def _states(model: Any, batch: TokenBatch) -> Tensor:
+    inputs = dict(batch.inputs)
     if config_of(model).type_vocab_size < 2:
         inputs.pop("token_types", None)
-    return model.hidden_states(batch.input_ids, **inputs)
+    return model.hidden_states(**inputs)
 
 
-def _pooled(model: Any, hidden: Tensor, batch: Batch) -> Tensor:
+def _pooled(model: Any, hidden: Tensor, batch: TokenBatch) -> Tensor:
     pooled = pool(hidden, config_of(model), batch.input_ids, batch.segments)
     return pooled if model.pooler is None else model.pooler(pooled)
 

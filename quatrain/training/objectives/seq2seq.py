@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, Batch
+from quatrain.text.batches import IGNORE, TokenBatch
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss
 from quatrain.training.objectives.corruption import decoder_states, source_and_target, target_loss
@@ -77,13 +77,13 @@ class Seq2Seq(TextObjective):
         )
         return [SourceTarget(read.ids, [*before, *kept, *after], read.cut + cut)]
 
-    def collate(self, examples: Sequence[Any]) -> Batch:
+    def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Sources (B, S) and targets as labels (B, T)."""
         pairs: list[SourceTarget] = self.encoded(examples)
         sources, targets = [pair.source for pair in pairs], [pair.target for pair in pairs]
         return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""
         if not self.label_smoothing:
             return target_loss(model, batch)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, Batch, stack
+from quatrain.text.batches import IGNORE, TokenBatch, stack
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, learned_accuracy
 from quatrain.training.objectives.texts import (
@@ -117,20 +117,20 @@ class TokenClassification(TextObjective):
             notes.append(f"words without a token of their own in this tokenizer, which are not learned: {lost:,}")
         return notes
 
-    def collate(self, examples: Sequence[Any]) -> Batch:
+    def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Sentences (B, T) with labels (B, T)."""
         rows: list[TaggedText] = self.encoded(examples)
         labels = stack([row.labels for row in rows], IGNORE, multiple=self.multiple, limit=self.max_length)
         return self.batch([Text(row.ids) for row in rows], labels)
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """The sum over the words, their number, and how many are right."""
         check_head(model, self.head, labels=self.labels)
         logits, loss = call(model, batch, batch.labels)
         return loss.sum(), batch.num_labels, learned_accuracy(logits, batch.labels)
 
     @torch.no_grad()
-    def predict(self, model: Any, batch: Batch) -> list[list[int]]:
+    def predict(self, model: Any, batch: TokenBatch) -> list[list[int]]:
         """For each row the labels of its words, those that count, in order."""
         check_head(model, self.head, labels=self.labels)
         best = call(model, batch)[0].argmax(-1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from quatrain.errors import InputError
-from quatrain.text.batches import Batch, stack, text_segments
+from quatrain.text.batches import TokenBatch, stack, text_segments
 from quatrain.text.records import Problems, Record
 from quatrain.text.tokenizer import EncodedPair, Tokenizer
 from quatrain.training.objectives.base import whole_number
@@ -153,7 +153,7 @@ class TextObjective:
             raise InputError("A batch needs at least one example; this one has none.")
         return list(examples)
 
-    def batch(self, rows: Sequence[Text], labels: Any) -> Batch:
+    def batch(self, rows: Sequence[Text], labels: Any) -> TokenBatch:
         """Rows of one batch, padded on the right."""
         ids = [row.ids for row in rows]
         input_ids = stack(ids, self.pad_id, multiple=self.multiple, limit=self.max_length)
@@ -161,7 +161,7 @@ class TextObjective:
         if any(row.token_types is not None for row in rows):
             types = stack([row.token_types or [0] * len(row) for row in rows], 0, multiple=self.multiple,
                           limit=self.max_length)  # fmt: skip
-        return Batch(input_ids, labels, segments=text_segments(ids, input_ids.shape[1]), token_types=types)
+        return TokenBatch(input_ids, labels, segments=text_segments(ids, input_ids.shape[1]), token_types=types)
 
     def read(self, text: str, other: str | None = None) -> Text:
         """A text, or two as a pair, with its special tokens, cut to `max_length`: of a pair the longer text first."""

@@ -9,14 +9,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from quatrain.models.stack import Model
 from quatrain.training.objectives import Objective
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of a model are; the CPU for one without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 class Losses(nn.Module):
     """The whole way from a batch to its loss as one module, so that what wraps a module sees a pass begin and end."""
 
-    def __init__(self, model: Model, objective: Objective):
+    def __init__(self, model: nn.Module, objective: Objective):
         super().__init__()
         self.model, self.objective = model, objective
 

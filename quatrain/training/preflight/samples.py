@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quatrain.models.config import ModelConfig
-from quatrain.text.batches import IGNORE, Batch, TokenExample
+from quatrain.text.batches import IGNORE, TokenBatch, TokenExample
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.objectives import Causal, Objective, collate
 from quatrain.training.streams import Stream
@@ -56,7 +56,7 @@ def rows_of(objective: Objective, example: Any, *, says: bool = False) -> list[R
     return rows_of_batch(batch, says=says)
 
 
-def rows_of_batch(batch: Batch, *, says: bool = False) -> list[Row]:
+def rows_of_batch(batch: TokenBatch, *, says: bool = False) -> list[Row]:
     """The rows of a batch without their padding, and those that an encoder-decoder `says`."""
     ids = batch.input_ids.flatten(0, -2)
     segments = None if batch.segments is None else batch.segments.flatten(0, -2)
