@@ -8,7 +8,6 @@ peak of memory by part, tokens per second; or "error".
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import sys
@@ -25,10 +24,6 @@ WARM, LEAST, SECONDS, MOST = 2, 4, 6.0, 60.0
 """Steps that do not count; steps that do, at least; seconds of them; seconds after which one is enough."""
 
 
-class _Enough(Exception):
-    """Ends the trainer's loop when there is nothing more to learn from it."""
-
-
 def trial(folder: Path, index: int) -> dict[str, Any]:
     """Takes some steps, a checkpoint and a validation of a stage."""
     from quatrain.memory import reset_peak_memory
@@ -42,19 +37,7 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
     save, load = attach(learning, context)
     wanted = learning.settings
     took: list[tuple[float, int]] = []
-    last, before, began = time.perf_counter(), 0, time.perf_counter()
     model = learning.model.to(choose_device(wanted.device))
-
-    def progress(step: int, **metrics: float) -> None:
-        nonlocal last, before
-        now = time.perf_counter()
-        if step > WARM or now - began > MOST:
-            took.append((now - last, trainer.size - before))
-        counted = sum(seconds for seconds, _ in took)
-        if took and ((len(took) >= LEAST and counted > SECONDS) or now - began > MOST):
-            raise _Enough
-        last, before = time.perf_counter(), trainer.size
-
     with tempfile.TemporaryDirectory(prefix="quatrain-trial-") as place:
         trainer = Trainer(
             model,
@@ -64,23 +47,25 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
             steps=learning.steps,
             seed=context.seed,
             folder=Path(place),
-            hooks=Hooks(save=save, load=load, progress=progress),
+            hooks=Hooks(save=save, load=load),
         )
         written = 0.0
         reset_peak_memory()
-        real = trainer._one_step
-
-        def one_step() -> None:
-            nonlocal written
-            real()
-            if trainer.step == WARM + 1 and not written and _writes(learning, took):
-                start = time.perf_counter()
-                trainer.save_checkpoint()
-                written = time.perf_counter() - start
-
-        trainer._one_step = one_step  # type: ignore[method-assign]
-        with contextlib.suppress(_Enough):
-            trainer.train()
+        began = time.perf_counter()
+        with trainer.ready():
+            while trainer.steps_done < learning.steps:
+                start, before = time.perf_counter(), trainer.size
+                trainer.step()
+                now = time.perf_counter()
+                if trainer.steps_done > WARM or now - began > MOST or learning.steps <= WARM:
+                    took.append((now - start, trainer.size - before))
+                counted = sum(seconds for seconds, _ in took)
+                if took and ((len(took) >= LEAST and counted > SECONDS) or now - began > MOST):
+                    break
+                if trainer.steps_done == WARM + 1 and _writes(learning, took):
+                    start = time.perf_counter()
+                    trainer.save_checkpoint()
+                    written = time.perf_counter() - start
         validation = 0.0
         if learning.validate is not None:
             start = time.perf_counter()

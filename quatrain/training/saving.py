@@ -36,19 +36,19 @@ def save(trainer: Trainer) -> Path:
         with trainer.weights.full():
             checkpoints.write(
                 trainer.folder,
-                trainer.step,
+                trainer.steps_done,
                 weights=weights,
                 state=_state(trainer),
                 tensors=tensors,
                 protect=() if best is None else (best,),
             )
     parallel.barrier()
-    return checkpoints.place(trainer.folder, trainer.step)
+    return checkpoints.place(trainer.folder, trainer.steps_done)
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:
     return {
-        "step": trainer.step,
+        "step": trainer.steps_done,
         "size": trainer.size,
         "seconds": trainer.seconds,
         "stream": trainer.stream.state(),
@@ -85,21 +85,21 @@ def find(trainer: Trainer) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         )
     if not state.get("sharded"):
         trainer.hooks.load(checkpoint)
-    trainer.step, trainer.size, trainer.seconds = state["step"], state["size"], state["seconds"]
+    trainer.steps_done, trainer.size, trainer.seconds = state["step"], state["size"], state["seconds"]
     trainer.dtype = DTYPES[state["precision"]]
     trainer.recent.extend(state["recent"])
     trainer.stream.load_state(state["stream"])
     trainer.metrics = state["metrics"]
     trainer.guard.load_state(state["guard"])
     trainer.best.load_state(state["best"])
-    trainer.hooks.resumed(trainer.step)
+    trainer.hooks.resumed(trainer.steps_done)
     return state, tensors
 
 
 def restore(trainer: Trainer, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """The optimizer's state, and weights that were written in parts."""
     if state.get("sharded"):
-        _load_shards(trainer, checkpoints.place(trainer.folder, trainer.step))  # type: ignore[arg-type]
+        _load_shards(trainer, checkpoints.place(trainer.folder, trainer.steps_done))  # type: ignore[arg-type]
     else:
         load_optimizer_tensors(trainer.weights.masters, trainer.optimizers, tensors)
 
@@ -107,7 +107,7 @@ def restore(trainer: Trainer, state: dict[str, Any], tensors: dict[str, Tensor])
 def load_best(trainer: Trainer) -> None:
     """With checkpoints the best weights are in that of their step."""
     best = trainer.best.step
-    if not (trainer.keeps_best and trainer.saves) or best in (None, trainer.step) or trainer.hooks.load is None:
+    if not (trainer.keeps_best and trainer.saves) or best in (None, trainer.steps_done) or trainer.hooks.load is None:
         return
     checkpoint = checkpoints.place(trainer.folder, best)  # type: ignore[arg-type]
     try:

@@ -117,7 +117,7 @@ class Trainer:
         # Which is faster is measured, and machines may differ: all take what the first one found.
         choice = list(DTYPES.values()).index(working_dtype(settings, self.device))
         self.dtype = list(DTYPES.values())[int(self.parallel.agree([choice])[0])]
-        self.step = self.size = 0
+        self.steps_done = self.size = 0
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}
         self.guard, self.best = guards.Guard(settings), Best(settings)
@@ -130,6 +130,30 @@ class Trainer:
 
         Raises QuatrainError at a bad step (`guards.Guard`), or where the memory does not suffice; the last checkpoint
         stays.
+        """
+        with self.ready():
+            self._loop()
+            self._put_best_weights()
+        saving.load_best(self)
+        if self.memory:
+            self.memory["peak"] = memory.peak(self.device)
+        return TrainResult(
+            self.steps_done,
+            self.size,
+            self.seconds,
+            self._mean_loss(),
+            self.best.metrics if self.keeps_best and self.best.step is not None else self.metrics,
+            dtype_name(self.dtype),
+            best_step=self.best.step,
+            skipped=self.guard.skipped,
+            memory=self.memory,
+        )
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Around calls of `step`: weights in the working precision, optimizers, and the newest checkpoint's state.
+
+        At its end the weights have the dtype that they had before, and the model is in evaluation mode.
         """
         state, tensors = saving.find(self)
         self.weights = Precision(self.model, self.parallel.shard(self.gradients.whole_way, self.dtype))
@@ -149,28 +173,14 @@ class Trainer:
                 activation_checkpointing(self.model, self.settings.activation_checkpointing),
                 freed_memory_kept(self.device.type == "cpu") as self.kept,
             ):
-                self._loop()
-            self._put_best_weights()
+                self.model.train()
+                yield
             # Only where all have come this far: it waits for the others.
             self.parallel.close(self.model)
         finally:
             self.compiled.close()
             self.weights.close()
             self.model.eval()
-        saving.load_best(self)
-        if self.memory:
-            self.memory["peak"] = memory.peak(self.device)
-        return TrainResult(
-            self.step,
-            self.size,
-            self.seconds,
-            self._mean_loss(),
-            self.best.metrics if self.keeps_best and self.best.step is not None else self.metrics,
-            dtype_name(self.dtype),
-            best_step=self.best.step,
-            skipped=self.guard.skipped,
-            memory=self.memory,
-        )
 
     def _make_scaler(self, state: dict[str, Any] | None) -> LossScaler | None:
         if self.dtype != torch.float16:
@@ -182,26 +192,29 @@ class Trainer:
 
     def _loop(self) -> None:
         saved_at = time.monotonic()
-        self.model.train()
-        while self.step < self.steps and not self.best.exhausted:
-            self._one_step()
+        while self.steps_done < self.steps and not self.best.exhausted:
+            self.step()
             gained = False
             every = self.settings.evaluate_every
-            last = self.step == self.steps
-            if self.hooks.validate is not None and (last or (every and self.step % every == 0)):
+            last = self.steps_done == self.steps
+            if self.hooks.validate is not None and (last or (every and self.steps_done % every == 0)):
                 self.metrics = self._validate()
-                gained = self.best.update(self.step, self.metrics) and self.keeps_best
+                gained = self.best.update(self.steps_done, self.metrics) and self.keeps_best
             if gained and not self.saves:
                 self._best_weights = {name: p.detach().clone() for name, p in self.weights.masters.items()}
             looks = self.settings.sample_every
-            if self.hooks.sample is not None and looks and self.step % looks == 0 and not last:
+            if self.hooks.sample is not None and looks and self.steps_done % looks == 0 and not last:
                 self._sample()
             due = self._checkpoint_due(self.parallel.agree([time.monotonic() - saved_at])[0])
             if (due or (gained and self.saves)) and not last:
                 self.save_checkpoint()
                 saved_at = time.monotonic()
 
-    def _one_step(self) -> None:
+    def step(self) -> None:
+        """Takes one step of the optimizer, within `ready`: gradients, update, counts, progress and log.
+
+        Raises QuatrainError at a bad step, or where the memory does not suffice.
+        """
         started = time.perf_counter()
         try:
             found, rate, skipped = self._learn()
@@ -210,7 +223,7 @@ class Trainer:
                 raise
             raise self._too_large(error) from error
         self.kept.after_step()
-        self.step += 1
+        self.steps_done += 1
         self.size += found.size
         self.seconds += time.perf_counter() - started
         if skipped is None:
@@ -218,15 +231,15 @@ class Trainer:
         unit, speed = self.gradients.unit, self.size / self.seconds
         if not self.parallel.is_main:
             return
-        self.hooks.progress(self.step, loss=self._mean_loss(), **{f"{unit}_per_second": speed})
+        self.hooks.progress(self.steps_done, loss=self._mean_loss(), **{f"{unit}_per_second": speed})
         if skipped is not None:
-            self.hooks.warn(f"Step {self.step} was left out: {skipped}.")
-            self.hooks.log({"step": self.step, "skipped": self.guard.skipped, unit: self.size})
-        elif self.step % self.settings.log_every == 0 or self.step in (1, self.steps):
+            self.hooks.warn(f"Step {self.steps_done} was left out: {skipped}.")
+            self.hooks.log({"step": self.steps_done, "skipped": self.guard.skipped, unit: self.size})
+        elif self.steps_done % self.settings.log_every == 0 or self.steps_done in (1, self.steps):
             scale = {} if self.scaler is None else {"loss_scale": self.scaler.factor}
             self.hooks.log(
                 {
-                    "step": self.step,
+                    "step": self.steps_done,
                     "loss": found.loss,
                     **found.metrics,
                     "learning_rate": rate,
@@ -241,14 +254,14 @@ class Trainer:
     def _learn(self) -> tuple[Step, float, str | None]:
         """One step of the optimizer, unless the step is bad; returns it, the learning rate, and why it was left out."""
         rate = self.settings.learning_rate * share(
-            self.step,
+            self.steps_done,
             steps=self.steps,
             schedule=self.settings.schedule,
             warmup=self.settings.warmup,
             minimum=self.settings.min_learning_rate,
             decay=self.settings.decay,
         )
-        found = self.gradients.of(self.step)
+        found = self.gradients.of(self.steps_done)
         if self.scaler is not None:
             self.scaler.advance(math.isfinite(found.norm))
             if math.isfinite(found.loss) and not math.isfinite(found.norm) and not self.scaler.exhausted:
@@ -288,7 +301,7 @@ class Trainer:
         kept = None
         if self.faults is not None:
             about = {
-                "step": self.step + 1,
+                "step": self.steps_done + 1,
                 "reason": reason + "." + where,
                 "loss": found.loss,
                 "grad_norm": found.norm,
@@ -299,9 +312,9 @@ class Trainer:
                 "text": None if self.hooks.describe is None else [self.hooks.describe(b) for b in found.batches],
             }
             rank = f"-process-{self.parallel.rank}" if self.parallel.size > 1 else ""
-            kept = guards.save_step(self.faults / f"step-{self.step + 1:08d}{rank}", found.batches, about)
+            kept = guards.save_step(self.faults / f"step-{self.steps_done + 1:08d}{rank}", found.batches, about)
         if not self.guard.skip():
-            raise self.guard.error(self.step + 1, reason, where, kept)
+            raise self.guard.error(self.steps_done + 1, reason, where, kept)
 
     def _too_large(self, error: BaseException) -> QuatrainError:
         precision = dtype_name(self.dtype)
@@ -312,7 +325,7 @@ class Trainer:
         parts = memory.expected(self.model, self.weights.masters, self.optimizers, activations)
         self.weights.clear()
         return memory.explain(
-            error, parts, self.settings, step=self.step + 1, shape=shape, precision=precision, adapted=adapted
+            error, parts, self.settings, step=self.steps_done + 1, shape=shape, precision=precision, adapted=adapted
         )
 
     def _mean_loss(self) -> float:
@@ -323,14 +336,14 @@ class Trainer:
             metrics = self.hooks.validate(self.model)  # type: ignore[misc]
         metrics = dict(zip(metrics, self.parallel.agree(list(metrics.values())), strict=True))
         if self.parallel.is_main:
-            self.hooks.log({"step": self.step, **metrics})
+            self.hooks.log({"step": self.steps_done, **metrics})
         return metrics
 
     def _sample(self) -> None:
         """What the model says by now goes to the log; the other processes wait."""
         with self._measuring():
             if self.parallel.is_main:
-                self.hooks.log({"step": self.step, "samples": self.hooks.sample(self.model)})  # type: ignore[misc]
+                self.hooks.log({"step": self.steps_done, "samples": self.hooks.sample(self.model)})  # type: ignore[misc]
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
@@ -352,7 +365,7 @@ class Trainer:
 
     def _put_best_weights(self) -> None:
         """Without checkpoints the best weights were kept in memory."""
-        if self._best_weights is not None and self.best.step != self.step:
+        if self._best_weights is not None and self.best.step != self.steps_done:
             with torch.no_grad():
                 for name, master in self.weights.masters.items():
                     master.copy_(self._best_weights[name])
@@ -363,7 +376,7 @@ class Trainer:
         if not self.saves:
             return False
         every = self.settings.checkpoint_every
-        return self.step % every == 0 if every else seconds > CHECKPOINT_SECONDS
+        return self.steps_done % every == 0 if every else seconds > CHECKPOINT_SECONDS
 
     def save_checkpoint(self) -> Path:
         """Writes a checkpoint of this moment. Raises QuatrainError on a full disk, the one before stays whole."""

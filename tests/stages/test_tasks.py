@@ -286,15 +286,15 @@ def test_a_killed_task_goes_on_bit_for_bit(data: dict[str, str], tmp_path: Path)
     whole = go(tmp_path / "whole", *stages, data=text)
     from quatrain.training.trainer import Trainer
 
-    real = Trainer._one_step
+    real = Trainer.step
 
     def dying(self: Trainer) -> None:
-        if self.step == 5:
+        if self.steps_done == 5:
             raise KeyboardInterrupt
         real(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_one_step", dying)
+        patch.setattr(Trainer, "step", dying)
         with pytest.raises(BaseException):
             go(tmp_path / "cut", *stages, data=text)
     again = go(tmp_path / "cut", *stages, data=text)

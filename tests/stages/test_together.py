@@ -33,12 +33,12 @@ FAILING = """
 import os, sys
 from quatrain.cli import main
 from quatrain.training.trainer import Trainer
-step = Trainer._one_step
+take = Trainer.step
 def failing(trainer):
-    if trainer.step == 3 and os.environ["RANK"] == "1":
+    if trainer.steps_done == 3 and os.environ["RANK"] == "1":
         raise ValueError("something that only one process meets")
-    step(trainer)
-Trainer._one_step = failing
+    take(trainer)
+Trainer.step = failing
 raise SystemExit(main(sys.argv[1:]))
 """
 

@@ -100,14 +100,14 @@ def train(case, folder):
         parallel=make_parallel(case.get("mode", "auto")),
     )  # fmt: skip
     if case.get("stop"):
-        step = trainer._one_step
+        step = trainer.step
 
         def ending():
-            if trainer.step == case["stop"]:
+            if trainer.steps_done == case["stop"]:
                 raise Stopped
             step()
 
-        trainer._one_step = ending
+        trainer.step = ending
     try:
         result = trainer.train()
     except Stopped:

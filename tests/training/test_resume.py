@@ -121,7 +121,7 @@ def test_stopped_anywhere_and_resumed_twice(tmp_path, case):
     for folder in (tmp_path / "cut", again):
         found, resumed = run(folder)
         assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-        for name in ("steps", "tokens", "loss", "metrics", "best_step", "skipped"):
+        for name in ("steps", "size", "loss", "metrics", "best_step", "skipped"):
             assert getattr(found, name) == getattr(expected, name), name
 
 
