@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import pytest
 
 import quatrain
 from quatrain.errors import InputError, InterruptedRun, QuatrainError
-from quatrain.locks import FolderLock, process_is_alive
+from quatrain.locks import FolderLock
 from quatrain.progress import MetricsLog, PlainReporter, SilentReporter, read_metrics
 from quatrain.recipe import Recipe, load, loads
 from quatrain.run import Run, run
@@ -327,27 +326,23 @@ def test_two_processes_in_one_run_folder(tmp_path: Path, stages: Stages) -> None
     assert not (tmp_path / "full/.lock").exists()
 
 
-def test_locks_of_the_dead_are_taken_over(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    assert not process_is_alive(dead.pid)
-    assert process_is_alive(os.getpid())
-    lock = tmp_path / ".lock"
-    import socket
-
-    ours = {"pid": os.getpid(), "host": socket.gethostname(), "token": "x"}
-    for content in ({**ours, "pid": dead.pid}, {**ours, "process_started": "another boot:1"}):
-        lock.write_text(json.dumps(content))
+def test_what_a_dead_process_left_is_no_lock(tmp_path: Path) -> None:
+    holder = tmp_path / ".lock.json"
+    for content in ("", "[]", json.dumps({"pid": 1, "host": "another-machine"})):
+        (tmp_path / ".lock").write_text("")
+        holder.write_text(content)
         with FolderLock(tmp_path):
-            assert json.loads(lock.read_text())["pid"] == os.getpid()
-        assert not lock.exists()
-    lock.write_text("")
-    os.utime(lock, (time.time() - 60, time.time() - 60))
-    with FolderLock(tmp_path):
-        pass
-    lock.write_text(json.dumps({**ours, "host": "another-machine"}))
-    with pytest.raises(QuatrainError, match="on another-machine"), FolderLock(tmp_path):
-        pass
+            assert json.loads(holder.read_text())["pid"] == os.getpid()
+            with pytest.raises(QuatrainError, match=f"in use by process {os.getpid()} since"), FolderLock(tmp_path):
+                pass
+            holder.write_text(json.dumps({"pid": 7, "host": "another-machine", "since": "noon"}))
+            with pytest.raises(QuatrainError, match="process 7 on another-machine since noon"), FolderLock(tmp_path):
+                pass
+            holder.unlink()
+            with pytest.raises(QuatrainError, match="has just started"), FolderLock(tmp_path):
+                pass
+        assert not holder.exists()
+
 
 
 def test_the_package_root_is_callable_by_its_name(tmp_path: Path, stages: Stages) -> None:

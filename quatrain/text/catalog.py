@@ -1,7 +1,7 @@
 """Named sources of text: where each comes from, its checksum and its licence.
 
-A source is looked for in the folder that QUATRAIN_DATA names, then in the cache, and downloaded only then. Any book of
-Project Gutenberg has a name: `gutenberg:` and its number.
+The sources are listed in `catalog.toml`. One is looked for in the folder that QUATRAIN_DATA names, then in the cache,
+and downloaded only then. Any book of Project Gutenberg has a name: `gutenberg:` and its number.
 """
 
 from __future__ import annotations
@@ -10,17 +10,83 @@ import difflib
 import os
 import re
 import sys
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 from quatrain.errors import InputError, OfflineError, QuatrainError
 from quatrain.offline import offline
 from quatrain.reading import shown, user_path
-from quatrain.text.catalog_entries import Copy, Source, entries
 from quatrain.text.download import Progress, download, sha256_of
 
 _GUTENBERG = re.compile(r"gutenberg:0*([1-9]\d{0,6})$", re.IGNORECASE)
 
-CATALOG: dict[str, Source] = {source.name: source for source in entries()}
+
+@dataclass(frozen=True)
+class Copy:
+    """One file that holds a source: its path below QUATRAIN_DATA or the cache, its checksum and size in bytes, and the
+    address that it is downloaded from (without one it is found on disk or not at all)."""
+
+    path: str
+    sha256: str | None = None
+    size: int | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named text. `format` is how it is read: text, jsonl, alpaca, a format of `quatrain.text.formats`, or sqlite for
+    databases. All copies hold the same content.
+
+    `where` takes those rows alone whose columns have these values; `databases` is the source that questions ask.
+    """
+
+    name: str
+    description: str
+    licence: str
+    format: str
+    copies: tuple[Copy, ...]
+    where: tuple[tuple[str, str], ...] = ()
+    databases: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Where its first copy is below QUATRAIN_DATA."""
+        return self.copies[0].path
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of its first copy, None where not known."""
+        return self.copies[0].size
+
+    @property
+    def sha256(self) -> str | None:
+        """Checksum of its first copy, None where not known."""
+        return self.copies[0].sha256
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses it can be downloaded from."""
+        return tuple(copy.url for copy in self.copies if copy.url is not None)
+
+
+def _read_catalog() -> dict[str, Source]:
+    with Path(__file__).with_name("catalog.toml").open("rb") as file:
+        tables = tomllib.load(file)
+    return {
+        name: Source(
+            name,
+            **table
+            | {
+                "copies": tuple(Copy(**copy) for copy in table["copies"]),
+                "where": tuple(table.get("where", {}).items()),
+            },
+        )
+        for name, table in tables.items()
+    }
+
+
+CATALOG: dict[str, Source] = _read_catalog()
 
 
 def find(name: str) -> Source | None:

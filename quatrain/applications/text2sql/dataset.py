@@ -23,7 +23,7 @@ from pathlib import Path
 from quatrain.applications.text2sql import documents as texts
 from quatrain.applications.text2sql.conditions import MONTHS, Draw
 from quatrain.applications.text2sql.examples import Example, messages, write, write_part
-from quatrain.applications.text2sql.frames import FAMILIES
+from quatrain.applications.text2sql.frames import FRAMES
 from quatrain.applications.text2sql.judge import is_empty
 from quatrain.applications.text2sql.material import Material
 from quatrain.applications.text2sql.phrases import Phrases
@@ -260,7 +260,7 @@ def _check(counts: dict[str, int], shares: dict[str, float], shapes: Sequence[st
 def _lexicon(schema: Schema) -> set[str]:
     """Words and labels that questions need, which therefore cannot be held out as values."""
     words = set(_COMMON) | {month.lower() for month in MONTHS}
-    for family in FAMILIES.values():
+    for family in FRAMES.values():
         for frame in family.train + family.held_out:
             words.update(frame.lower().rstrip(".?").split())
     for table in schema.tables:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quatrain.applications.text2sql.conditions import Draw
-from quatrain.applications.text2sql.frames import FAMILIES
+from quatrain.applications.text2sql.frames import FRAMES
 from quatrain.applications.text2sql.naming import is_plural
 from quatrain.applications.text2sql.shapes import Combination, Shape
 from quatrain.applications.text2sql.shapes.queries import OUTPUTS
@@ -47,7 +47,7 @@ def write(
     filled = shape.fill(combination, draw)
     if filled is None:
         return None
-    family = FAMILIES[shape.family]
+    family = FRAMES[shape.family]
     frames: Sequence[str] = family.held_out if held_out_frames else family.train
     number = int(draw.wording.random() * len(frames))
     phrasing = f"{shape.family}/{'held out ' if held_out_frames else ''}{number + 1}"

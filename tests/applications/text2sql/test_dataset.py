@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quatrain.applications.text2sql import SETS, Connection, Example, Text2SQL, execution_match, messages
-from quatrain.applications.text2sql.frames import FAMILIES
+from quatrain.applications.text2sql.frames import FRAMES
 from quatrain.applications.text2sql.values import skeleton
 from quatrain.errors import InputError
 
@@ -82,7 +82,7 @@ def test_new_values_stand_in_no_text_of_any_stage(data: Text2SQL, documents: lis
 
 
 def test_new_phrasings_are_said_nowhere_else(data: Text2SQL, documents: list[str]) -> None:
-    frames = [frame for family in FAMILIES.values() for frame in family.held_out]
+    frames = [frame for family in FRAMES.values() for frame in family.held_out]
     patterns = [
         re.compile(
             "^(?:Question: |-- )?" + ".+?".join(map(re.escape, re.split(r"\{\w+\}", frame.rstrip(".?")))) + "$", re.I
@@ -97,7 +97,7 @@ def test_new_phrasings_are_said_nowhere_else(data: Text2SQL, documents: list[str
         re.compile(
             "^(?:Question: |-- )?" + ".+?".join(map(re.escape, re.split(r"\{\w+\}", frame.rstrip(".?")))) + "$", re.I
         )
-        for family in FAMILIES.values()
+        for family in FRAMES.values()
         for frame in family.train
     ]
     for pattern in patterns:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quatrain.applications.text2sql import Example, Text2SQL
-from quatrain.applications.text2sql.frames import FAMILIES
+from quatrain.applications.text2sql.frames import FRAMES
 from quatrain.applications.text2sql.shapes import SHAPES
 
 
@@ -55,17 +55,17 @@ def meanings(made: Text2SQL) -> dict[str, set[str]]:
 def test_there_are_enough_shapes_and_phrasings() -> None:
     assert len(SHAPES) >= 45
     for shape in SHAPES.values():
-        family = FAMILIES[shape.family]
+        family = FRAMES[shape.family]
         assert len(family.train) >= 6
         assert len(family.held_out) >= 2
         assert len(set(family.train + family.held_out)) == len(family.train) + len(family.held_out)
-    assert {shape.family for shape in SHAPES.values()} == set(FAMILIES)
+    assert {shape.family for shape in SHAPES.values()} == set(FRAMES)
 
 
 def test_held_out_frames_are_new_sentences_of_known_words() -> None:
-    known = set().union(*(words(frame) for family in FAMILIES.values() for frame in family.train))
-    trained = {frame.rstrip(".?").lower() for family in FAMILIES.values() for frame in family.train}
-    for family in FAMILIES.values():
+    known = set().union(*(words(frame) for family in FRAMES.values() for frame in family.train))
+    trained = {frame.rstrip(".?").lower() for family in FRAMES.values() for frame in family.train}
+    for family in FRAMES.values():
         for frame in family.held_out:
             assert words(frame) <= known, frame
             assert frame.rstrip(".?").lower() not in trained, frame

@@ -40,7 +40,7 @@ class Filled:
 
 
 class Shape(Protocol):
-    """One shape of question; its frames are `frames.FAMILIES[shape.family]`."""
+    """One shape of question; its frames are `frames.FRAMES[shape.family]`."""
 
     @property
     def name(self) -> str:
