@@ -25,6 +25,8 @@ from quatrain.compression.layer import QuantizedLinear
 from quatrain.errors import InputError
 from quatrain.models.prompts import SoftPrompt
 from quatrain.models.stack import Model
+from quatrain.models.token_rows import PARTS
+from quatrain.models.vocabulary import cannot_untie, untie
 from quatrain.text.tokenizer import Tokenizer
 
 INNER = "down_proj"
@@ -59,6 +61,11 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     or parts that match nothing.
     """
     saved = parts(model, settings.modules_to_save)
+    if set(settings.modules_to_save) & set(PARTS):
+        # As PEFT has it: the embedding or the head learns, and the other stays what it was.
+        if reason := cannot_untie(model):
+            raise InputError("This adapter cannot be applied:", [f"modules_to_save: {reason}; remove it"])
+        untie(model)
     if settings.method in PROMPTS:
         prompts.check(model, settings.method)
     model.requires_grad_(False)
@@ -114,7 +121,7 @@ def _prompt(
 def parts(model: Model, wanted: Sequence[str]) -> list[str]:
     """The paths of the parts that these name, by whole paths or their ends, with those of a head that is fresh.
 
-    Raises InputError with near names for what names no part, and for a head that is tied to the embedding.
+    Raises InputError with near names for what names no part.
     """
     known = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     found = dict.fromkeys(name.rpartition(".")[0] for name in getattr(model, "fresh", ()))
@@ -141,6 +148,8 @@ def unmergeable(model: Model) -> str | None:
     """What of a model's adapter is no weight, so that it cannot be merged; None where all of it can."""
     if model.prompt is not None:
         return "a soft prompt"
+    if "lm_head" in dict(adapters(model)) and cannot_untie(model):
+        return "an adapter over a head that is the embedding"
     return next((f"a {layer.method}" for _, layer in adapters(model) if not layer.merges), None)
 
 
@@ -173,6 +182,8 @@ def merge_all(model: nn.Module) -> list[str]:
         if not layer.merges:
             layer.merged()
     if isinstance(model, Model):
+        if any(name == "lm_head" for name, _ in merged):
+            untie(model)  # the embedding stays what it was
         stop_learning_rows(model)
     for name, layer in merged:
         replace_module(model, name, layer.merge())

@@ -25,6 +25,7 @@ from quatrain.models.prompts import SoftPrompt
 from quatrain.models.sight import Prefix
 from quatrain.models.stack import Model
 from quatrain.models.token_rows import LearnedRows, TokenRows
+from quatrain.models.vocabulary import untie
 from quatrain.text.tokenizer import Tokenizer
 
 Made = TypeVar("Made")
@@ -90,7 +91,9 @@ class Mixture:
         for name, folder in folders.items():
             found = read_adapter(model, folder)
             known = max(size, found.vocab_size), load_tokenizer(folder)
-            members[name] = Member(found.layers, found.prompt, *known, found.rows, found.whole)
+            members[name] = Member(found.layers, found.prompt, *known, found.rows, found.whole.tensors)
+            if found.whole.unties:
+                untie(model)
         _check_tokenizers(members)
         return cls(model, members)
 
@@ -214,6 +217,8 @@ class Mixture:
         self._original = {}
         for key, tensor in (self.members[name].whole if name is not None else {}).items():
             own = _base_name(state, key)
+            if own not in state:
+                continue  # the head of a tied model is its embedding
             self._original[own] = state[own].clone()
             state[own].copy_(tensor)
 

@@ -6,59 +6,52 @@ family's tensors and a `peft_type` of its own, which PEFT refuses and Quatrain r
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from quatrain.adaptation import peft_layers, peft_prompts, peft_rows, prompts
+from quatrain.adaptation import peft_layers, peft_patterns, peft_prompts, peft_rows, peft_whole, prompts
 from quatrain.adaptation.apply import learned_whole
 from quatrain.adaptation.ia3 import IA3Linear
 from quatrain.adaptation.layer import Adapted, adapters, is_linear, replace_module
 from quatrain.adaptation.lokr import LoKrLinear
 from quatrain.adaptation.lora import LoRALinear
+from quatrain.adaptation.peft_config import (
+    PLAIN,
+    TASKS,
+    TYPES,
+    method_of,
+    read_config,
+    written_base,
+)  # fmt: skip
 from quatrain.adaptation.peft_layers import PREFIX, FileLayer, Written, file_layers
-from quatrain.adaptation.targets import linear_names
+from quatrain.adaptation.targets import is_of_head, linear_names
 from quatrain.adaptation.token_rows import make_rows
 from quatrain.atomic import atomic_write, write_json
 from quatrain.errors import InputError
-from quatrain.models.families import family
-from quatrain.models.families.weights import Rename, Split
-from quatrain.models.repository import ADAPTER_CONFIG, BASE
+from quatrain.models.repository import ADAPTER_CONFIG
 from quatrain.models.stack import Model
 from quatrain.models.token_rows import LearnedRows
-from quatrain.models.vocabulary import resize_vocabulary
+from quatrain.models.vocabulary import is_tied, resize_vocabulary, untie
+from quatrain.reading import read_json
 
 WEIGHTS, LABELS = "adapter_model.safetensors", "labels.json"
-PLAIN, BOTTLENECK = "QUATRAIN_WEIGHTS", "QUATRAIN_BOTTLENECK"
-"""Our own types: nothing but weights of the model that have learned; networks behind layers."""
-TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3", "bottleneck": BOTTLENECK}
-TASKS = {
-    "causal": "CAUSAL_LM",
-    "seq2seq": "SEQ_2_SEQ_LM",
-    "sequence_classification": "SEQ_CLS",
-    "token_classification": "TOKEN_CLS",
-    "question_answering": "QUESTION_ANS",
-    "embedding": "FEATURE_EXTRACTION",
-}
-UNSUPPORTED = {
-    "bias": "none", "layer_replication": None, "lora_bias": False, "use_effective_conv2d": False,
-    "target_parameters": None, "alora_invocation_tokens": None, "use_qalora": False, "module_dropout": 0.0,
-    "arrow_config": None, "use_bdlora": None, "corda_config": None, "eva_config": None, "exclude_modules": None,
-}  # fmt: skip
-"""Options of PEFT that change what an adapter computes or holds, at the values that Quatrain reads."""
+MORE_TOKENS = 65_536
+"""How many tokens an adapter may add to the vocabulary of its base."""
 
 
 def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = None) -> None:
     """Writes what a model has learned beside its base as a PEFT adapter folder.
 
-    `base_model` is where the base is: a folder (best relative to `folder`) or a name that PEFT's users know.
+    `base_model` is where the base is: a folder, looked for beside `folder` and from where the user stands and written
+    as an absolute path, or a name of the hub.
     Raises InputError where the model has no adapter, or one that PEFT's files cannot hold.
     """
     found, prompt = dict(adapters(model)), model.prompt
@@ -74,12 +67,13 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     }
     row_tensors, row_options = peft_rows.write(model, layers)
     tensors |= row_tensors
-    saved = _whole_tensors(model, whole)
+    saved, whole_options = peft_whole.write(model, whole)
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
+    folder = Path(folder)
     config: dict[str, Any] = {
-        "peft_type": PLAIN, "task_type": TASKS.get(model.config.head), "base_model_name_or_path": base_model,
-        "inference_mode": True, "modules_to_save": sorted({name.rpartition(".")[0] for name in saved}) or None,
-    } | row_options  # fmt: skip
+        "peft_type": PLAIN, "task_type": TASKS.get(model.config.head),
+        "base_model_name_or_path": written_base(folder, base_model), "inference_mode": True,
+    } | whole_options | row_options  # fmt: skip
     if prompt is not None:
         config |= peft_prompts.options(model, prompt)
         tensors[peft_prompts.TENSOR] = peft_prompts.rows_of(model, prompt)
@@ -90,7 +84,6 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
         config |= _options(found, grouped, written, every)
     from safetensors.torch import save
 
-    folder = Path(folder)
     write_json(folder / ADAPTER_CONFIG, config)
     if model.config.labels:
         write_json(folder / LABELS, {"labels": list(model.config.labels), "problem": model.config.problem})
@@ -145,19 +138,6 @@ def _options(
     return options
 
 
-def _whole_tensors(model: Model, names: list[str]) -> dict[str, Tensor]:
-    """The family's tensors of weights that have learned whole; of a fused one, all parts."""
-    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    wanted, tensors = set(names), dict[str, Tensor]()
-    for operation in family(model.config.family).weights(model.config):
-        if isinstance(operation, Rename | Split) and wanted & set(operation.targets):
-            tensors |= dict(operation.write(state.__getitem__))
-            wanted -= set(operation.targets)
-    if wanted:
-        raise InputError("These weights have no name in the family's files:", sorted(wanted))
-    return tensors
-
-
 def _with_pattern(key: str, pattern: str, values: dict[str, Any]) -> dict[str, Any]:
     """The commonest value, and the layers that differ from it by name."""
     common = Counter(values.values()).most_common(1)[0][0]
@@ -179,47 +159,6 @@ def _short_names(targeted: set[str], every: set[str]) -> list[str]:
     return sorted(short)
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `adapter_config.json` of an adapter folder. Raises InputError, every option that is not known at once."""
-    path = Path(folder) / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no {ADAPTER_CONFIG} in it, so this is no adapter folder.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}). Fetch or write the adapter again.") from error
-    problems, known = [], sorted({*TYPES.values(), *peft_prompts.TYPES.values(), PLAIN})
-    kind = config.get("peft_type")
-    if kind not in known:
-        problems.append(f"peft_type: {kind!r} is an adapter that Quatrain does not know; known: {', '.join(known)}")
-    problems += [
-        f"{key}: {config[key]!r} is an option of PEFT that Quatrain does not know; it reads {value!r}"
-        for key, value in UNSUPPORTED.items()
-        if key in config and config[key] != value and config[key] not in (None, False, [], {})
-    ]
-    needed = {"LORA": ("r", "lora_alpha"), "LOHA": ("r", "alpha"), "LOKR": ("r", "alpha")}.get(kind, ())
-    problems += [f"{key}: missing" for key in needed if key not in config and not problems]
-    if problems:
-        raise InputError(f"{path}: this adapter cannot be used:", problems)
-    return config
-
-
-def base_folder(folder: str | Path) -> Path:
-    """Where the base model of an adapter is: beside the adapter first, then from where the user stands.
-
-    Raises InputError where the adapter does not say, or no such folder is there.
-    """
-    folder = Path(folder)
-    name = read_config(folder).get("base_model_name_or_path")
-    if not name:
-        raise InputError(f"{folder}: {ADAPTER_CONFIG} does not say its base model; set base_model_name_or_path in it.")
-    places = [(folder / name).resolve(), Path(name), folder / BASE]
-    for place in places:
-        if (place / "config.json").is_file():
-            return place
-    raise InputError(f"{folder}: its base model {name!r} is no model folder here (looked in {places[0]} and {name}).")
-
-
 def head_of(folder: str | Path) -> dict[str, Any]:
     """The head that an adapter was taught with, its labels and problem, as `hub.load` takes them; {} for the base's.
 
@@ -231,24 +170,28 @@ def head_of(folder: str | Path) -> dict[str, Any]:
     if head is None or head in ("causal", "seq2seq"):
         return {}
     if (folder / LABELS).is_file():
-        return {"head": head, **json.loads((folder / LABELS).read_text(encoding="utf-8"))}
+        return {"head": head, **read_json(folder / LABELS, _Labels).model_dump()}
     if head not in ("sequence_classification", "token_classification"):
         return {"head": head}
-    saved = [tensor for name, tensor in _read_tensors(folder / WEIGHTS).items() if _is_of_scores(name)]
+    saved = [
+        tensor
+        for name, tensor in _read_tensors(folder / WEIGHTS).items()
+        if _is_of_scores(name) and tensor.dim() == 2 and len(tensor)
+    ]
     return {"head": head} | ({"labels": [str(number) for number in range(saved[0].shape[0])]} if saved else {})
+
+
+class _Labels(BaseModel):
+    """The file of labels beside an adapter."""
+
+    labels: Annotated[list[str], Field(min_length=1)]
+    problem: Literal["single", "several", "regression"] | None = None
 
 
 def _is_of_scores(name: str) -> bool:
     words = name.removesuffix(".weight").split(".")
     ends = words[-1] in ("score", "classifier") or words[-2:] == ["classifier", "out_proj"]
     return ends and name.endswith(".weight")
-
-
-def method_of(config: Mapping[str, Any]) -> str:
-    """Our name of the method that a configuration means."""
-    if config["peft_type"] == "LORA":
-        return "dora" if config.get("use_dora") else "lora"
-    return next((name for name, kind in TYPES.items() if kind == config["peft_type"]), "")
 
 
 @dataclass
@@ -260,7 +203,7 @@ class Found:
     layers: dict[str, Adapted]
     rows: LearnedRows | None
     prompt: Any
-    whole: dict[str, Tensor]
+    whole: peft_whole.Whole
     vocab_size: int
 
 
@@ -271,10 +214,9 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     """
     found = read_adapter(model, folder)
     model.requires_grad_(False)
-    state = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in found.whole.items():
-            state[name].requires_grad_(True).copy_(tensor)
+    if found.whole.unties:
+        untie(model)
+    peft_whole.place(model, found.whole)
     if found.rows is not None:
         model.token_rows = found.rows.requires_grad_(True)
     if found.prompt is not None:
@@ -298,32 +240,43 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
     tensors = _read_tensors(folder / WEIGHTS)
     if not tensors:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
-    ids_rows = peft_rows.take(config, layers, tensors)
+    tied = is_tied(model) or model.untied
+    ids_rows = peft_rows.take(config, layers, tensors, tied=tied)
+    still = peft_whole.rename_copies(model.config, tensors)
     size, needed = model.config.vocab_size, peft_rows.needed(layers, ids_rows, tensors)
+    if needed > size + MORE_TOKENS:
+        raise InputError(
+            f"{folder}: the adapter is of at least {needed:,} tokens, the model has {size:,}; at most {MORE_TOKENS:,} "
+            "more are added. Is it of another base?"
+        )
     resize_vocabulary(model, max(size, needed))
-    problems: list[str] = []
+    problems = _of_other_layers(model, config, layers, tensors)
+    whole = peft_whole.take(model, config, tensors, still, problems)
     rows = None
     if ids_rows is not None:
+        shared = tied and "embed_tokens" in ids_rows[1]
+        whole.unties |= tied and not shared
         try:
-            rows = make_rows(model, *ids_rows).requires_grad_(False)
+            rows = make_rows(model, *ids_rows, tied=shared).requires_grad_(False)
         except InputError as error:
             problems.append(error.message)
-    whole = _take_whole(model, tensors, problems)
     prompt = peft_prompts.take(model, config, tensors, problems)
     if prompt is not None:
         prompts.check(model, prompt.method)
     made: dict[str, Adapted] = {}
+    hows = _hows(config, list(layers))
     for path, found in _by_layer(layers, tensors, problems).items():
         bases = [model.get_submodule(name) for name in layers[path].parts]
         if not all(is_linear(base) for base in bases):
             problems.append(f"{path}: the model has no linear layer of this name without an adapter")
             continue
         out = sum(int(base.out_features) for base in bases)  # type: ignore[arg-type, misc]
-        if fault := peft_layers.shapes(method, found, int(bases[0].in_features), out):  # type: ignore[arg-type]
+        fault = peft_layers.shapes(method, found, int(bases[0].in_features), out)  # type: ignore[arg-type]
+        if fault := fault or _wrong_rank(config, method, found, hows[path]):
             problems.append(f"{PREFIX}{path}: {fault}")
             continue
         try:
-            made |= peft_layers.read(layers[path], method, found, bases, _how(config, path, found))
+            made |= peft_layers.read(layers[path], method, found, bases, hows[path])
         except InputError as error:
             problems.append(f"{path}: {error.message}")
     if problems:
@@ -332,18 +285,29 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
     return Found(made, rows, prompt, whole, needed)
 
 
-def _take_whole(model: Model, tensors: dict[str, Tensor], problems: list[str]) -> dict[str, Tensor]:
-    """The weights that were learned whole, by our names, taken out of `tensors`."""
-    state, found = dict(model.named_parameters()), dict[str, Tensor]()
-    for operation in family(model.config.family).weights(model.config):
-        if not isinstance(operation, Rename | Split) or f"{PREFIX}{operation.theirs}" not in tensors:
-            continue
-        for name, tensor in operation.read(lambda theirs: tensors[f"{PREFIX}{theirs}"]):
-            if name not in state or state[name].shape != tensor.shape:
-                problems.append(f"{PREFIX}{operation.theirs}: of another shape than the model's")
-            found[name] = tensor
-        del tensors[f"{PREFIX}{operation.theirs}"]
-    return found
+def _of_other_layers(
+    model: Model, config: Mapping[str, Any], layers: Mapping[str, FileLayer], tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """Layers that the adapter's weights hold and its configuration does not choose, or the other way round."""
+    modules = dict(model.named_modules())
+    linear = [
+        path for path, layer in layers.items() if all(is_linear(modules.get(part, model)) for part in layer.parts)
+    ]
+    chosen = peft_patterns.targeted(config, linear)
+    if chosen is None or config["peft_type"] not in TYPES.values():
+        return []
+    inside = {name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)}
+    held = {path for path in linear if any(name.startswith(f"{path}.") for name in inside)}
+    held -= {path for path in linear if f"{path}.weight" in inside or f"{path}.bias" in inside}
+    if str(config["target_modules"]).lower() == peft_patterns.ALL_LINEAR:
+        chosen = {path for path in chosen if path in held or not is_of_head(layers[path].parts[0])}
+    told = [
+        f"{path}: its weights are here, but target_modules and the options beside it leave it out"
+        for path in linear
+        if path in held - chosen
+    ]
+    lacking = [path for path in linear if path in chosen - held]
+    return told + [f"{path}: target_modules names it, but its weights are missing" for path in lacking]
 
 
 def _by_layer(
@@ -361,27 +325,34 @@ def _by_layer(
     return found
 
 
-def _how(config: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Scaling, rank and dropout of a layer: alpha over the rank, or over its root with rank-stabilised LoRA."""
+def _hows(config: Mapping[str, Any], paths: list[str]) -> dict[str, dict[str, Any]]:
+    """Scaling, rank and dropout of each layer: alpha over the rank, or over its root with rank-stabilised LoRA."""
     kind = config["peft_type"]
-    if kind in ("IA3", BOTTLENECK):
-        return {}
-    rank = int(_by_pattern(config, "rank_pattern", path, config["r"]))
-    if kind == "LORA":
-        rank = tensors["lora_A.weight"].shape[0]
-    alpha = float(_by_pattern(config, "alpha_pattern", path, config["lora_alpha" if kind == "LORA" else "alpha"]))
+    if kind not in ("LORA", "LOHA", "LOKR"):
+        return {path: {} for path in paths}
+    usual = config["lora_alpha" if kind == "LORA" else "alpha"]
+    ranks = peft_patterns.first_matching(config.get("rank_pattern"), paths, config["r"])
+    alphas = peft_patterns.first_matching(config.get("alpha_pattern"), paths, usual)
     return {
-        "rank": rank,
-        "scaling": alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
-        "dropout": float(config.get("lora_dropout", 0.0)),
-        "factor": int(config.get("decompose_factor") or -1),
-        "both": bool(config.get("decompose_both")),
+        path: {
+            "rank": ranks[path],
+            "scaling": alphas[path] / (math.sqrt(ranks[path]) if config.get("use_rslora") else ranks[path]),
+            "dropout": float(config.get("lora_dropout") or 0.0),
+            "factor": int(config.get("decompose_factor") or -1),
+            "both": bool(config.get("decompose_both")),
+        }
+        for path in paths
     }
 
 
-def _by_pattern(config: Mapping[str, Any], key: str, path: str, usual: Any) -> Any:
-    patterns = (config.get(key) or {}).items()
-    return next((value for end, value in patterns if path == end or path.endswith(f".{end}")), usual)
+def _wrong_rank(
+    config: Mapping[str, Any], method: str, tensors: Mapping[str, Tensor], how: Mapping[str, Any]
+) -> str | None:
+    """What is wrong where the tensors of a layer have another rank than the configuration says."""
+    inner = {"lora": "lora_A.weight", "dora": "lora_A.weight", "loha": "hada_w1_b"}.get(method)
+    if inner is None or len(tensors[inner]) == how["rank"]:
+        return None
+    return f"{inner} has the rank {len(tensors[inner])}; r and rank_pattern say {how['rank']}"
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -391,8 +362,15 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: missing. An adapter needs its weights in safetensors; pickled ones are not read.")
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}). Fetch or write the adapter again."
         ) from error
+    problems = [f"{name}: {tensor.dtype}; must be floating point" for name, tensor in tensors.items()
+                if not tensor.is_floating_point()]  # fmt: skip
+    problems += [f"{name}: has numbers that are not finite" for name, tensor in tensors.items()
+                 if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()]  # fmt: skip
+    if problems:
+        raise InputError(f"{path}: these weights cannot be used:", problems)
+    return tensors

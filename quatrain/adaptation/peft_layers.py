@@ -185,6 +185,8 @@ def _write_ia3(layer: FileLayer, found: Mapping[str, Adapted], base: Callable[[s
 def shapes(method: str, tensors: Mapping[str, Tensor], in_features: int, out_features: int) -> str | None:
     """What is wrong with the tensors of a layer of the files, which maps so many features; None where they fit."""
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if empty := [name for name, tensor in tensors.items() if tensor.dim() == 0 or not tensor.numel()]:
+        return f"{', '.join(sorted(empty))}: empty, or a single number"
     if method in ("lora", "dora"):
         rank = found.get("lora_A.weight", (0,))[0]
         wanted: dict[str, tuple[int, ...]]

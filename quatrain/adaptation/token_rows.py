@@ -35,12 +35,16 @@ def learn_rows(model: Model, ids: Sequence[int]) -> None:
         model.token_rows = make_rows(model, rows, frozen)
 
 
-def make_rows(model: Model, ids: Sequence[int], tables: Mapping[str, Tensor]) -> LearnedRows:
+def make_rows(
+    model: Model, ids: Sequence[int], tables: Mapping[str, Tensor], *, tied: bool | None = None
+) -> LearnedRows:
     """Rows (len(ids), hidden_size) for `embed_tokens` and `lm_head` of a model, which does not change.
 
+    `tied`: whether the head says by the embedding's rows; unless given, where it is tied to the embedding.
     Raises InputError where they do not fit.
     """
-    matrices = _matrices(model)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    matrices = {part: own[f"{part}.weight"] for part in PARTS if f"{part}.weight" in own}
     for part, values in tables.items():
         matrix = matrices.get(part)
         if (
@@ -50,7 +54,8 @@ def make_rows(model: Model, ids: Sequence[int], tables: Mapping[str, Tensor]) ->
         ):
             shape = None if matrix is None else tuple(matrix.shape)
             raise InputError(f"learned rows {tuple(values.shape)} of {part} for ids {list(ids)} do not fit {shape}")
-    return LearnedRows(ids, tables, tied=model.config.tie_word_embeddings, device=model.device)
+    tied = model.config.tie_word_embeddings if tied is None else tied
+    return LearnedRows(ids, tables, tied=tied, device=model.device)
 
 
 def _matrices(model: Model) -> dict[str, nn.Parameter]:
@@ -69,7 +74,9 @@ def stop_learning_rows(model: Model) -> None:
     """Ends it: the rows are written into their matrices as they are now, and learn no more."""
     rows = learned_rows(model)
     if rows is not None:
-        for part, table in rows.tables().items():
-            matrix = _matrices(model)[part]
-            matrix[list(rows.ids)] = table.to(matrix)
+        matrices, tables = _matrices(model), dict(rows.tables())
+        if rows.tied and "lm_head" in matrices:  # untied since
+            tables["lm_head"] = tables["embed_tokens"]
+        for part, table in tables.items():
+            matrices[part][list(rows.ids)] = table.to(matrices[part])
         model.token_rows = None

@@ -34,7 +34,8 @@ def load_model(
         Mixture.load(network, each)
         return network.eval(), load_tokenizer(folder)
     if (folder / ADAPTER_CONFIG).is_file():
-        from quatrain.adaptation.peft_files import base_folder, head_of, load_adapter
+        from quatrain.adaptation.peft_config import base_folder
+        from quatrain.adaptation.peft_files import head_of, load_adapter
 
         base = base_folder(folder)
         network = load_weights(base, dtype=dtype, device=device, quantize=quantize, **head_of(folder))

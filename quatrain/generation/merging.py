@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quatrain.adaptation.apply import merge_all, unmergeable
-from quatrain.adaptation.peft_files import base_folder
+from quatrain.adaptation.peft_config import base_folder
 from quatrain.compression import methods
 from quatrain.errors import InputError
 from quatrain.generation.loading import load_model

@@ -55,6 +55,8 @@ class Model(Stack):
         self.token_rows: TokenRows | None = None
         self.mixture: Any = None
         """Several adapters that the rows of a batch choose from (`quatrain.adaptation.mixture`)."""
+        self.untied = False
+        """Whether the head was given a matrix of its own that the model's files do not have."""
         self.fresh: list[str] = []
         self.added: list[int] = []
         """Ids of tokens that were added to the vocabulary and have not learned yet."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.errors import InputError
+from quatrain.models.families import family
 from quatrain.models.stack import Model
 
 
@@ -40,6 +41,35 @@ def resize_vocabulary(model: Model, size: int) -> list[int]:
         model.logits_bias = _rows(bias[0], size)[None]
     model.config = model.config.with_(vocab_size=size)
     return list(range(before, size))
+
+
+def is_tied(model: Model) -> bool:
+    """Whether the head has no matrix of its own but says by the embedding."""
+    return model.lm_head is not None and model.config.tie_word_embeddings
+
+
+def cannot_untie(model: Model) -> str | None:
+    """Why the head of a tied model cannot get a matrix of its own; None where it can, or has one."""
+    kind = family(model.config.family)
+    if not is_tied(model) or (model.encoder is None and "tie_word_embeddings" not in {**kind.fixed, **kind.must}):
+        return None
+    return f"a {kind.name} ties the embedding and the head in its files, so that neither can learn without the other"
+
+
+@torch.no_grad()
+def untie(model: Model) -> None:
+    """Gives the head of a tied model a matrix of its own, a copy of the embedding's; one that has it stays as it is.
+
+    Raises InputError for a family whose files cannot say so.
+    """
+    if not is_tied(model):
+        return
+    if reason := cannot_untie(model):
+        raise InputError(f"The embedding and the head cannot be two: {reason}.")
+    head: Any = getattr(model.lm_head, "base", model.lm_head)  # an adapter may be over it
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    model.config = model.config.with_(tie_word_embeddings=False)
+    model.untied = True
 
 
 def _resized(parameter: Tensor, size: int) -> nn.Parameter:

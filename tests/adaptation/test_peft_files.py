@@ -122,12 +122,12 @@ def test_short_target_names(adapter):
 
 
 def test_options_that_are_not_known_are_refused_by_name(adapter):
-    change(adapter, bias="all", use_qalora=True, exclude_modules=["o_proj"])
+    change(adapter, bias="all", use_qalora=True, layer_replication=[[0, 1]], exclude_modules=["o_proj"])
     with pytest.raises(InputError) as caught:
         load_model(adapter)
     assert sorted(problem.split(":")[0] for problem in caught.value.problems) == [
         "bias",
-        "exclude_modules",
+        "layer_replication",
         "use_qalora",
     ]
     change(adapter, peft_type="ADALORA")

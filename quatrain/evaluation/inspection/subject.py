@@ -60,7 +60,7 @@ class Subject:
         """The folder of the weights: that of the base model where the folder is an adapter."""
         if not self.is_adapter:
             return self.folder
-        from quatrain.adaptation.peft_files import base_folder
+        from quatrain.adaptation.peft_config import base_folder
 
         return base_folder(self.folder)
 
