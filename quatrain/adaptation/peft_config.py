@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from quatrain.adaptation import peft_patterns, peft_prompts
-from quatrain.errors import InputError
+from quatrain.errors import InputError, QuatrainError
 from quatrain.models.repository import ADAPTER_CONFIG, BASE, is_hub_id, resolve
 from quatrain.reading import read_json, shown, user_path
 
@@ -65,6 +65,7 @@ HONOURED: dict[str, Any] = {
     "num_transformer_submodules": Annotated[int, Field(ge=1, le=2)] | None,
     "token_dim": Count | None,
     "num_layers": Count | None,
+    "num_attention_heads": Count | None,
 }
 """Keys that the model is built by, or that are compared with what the adapter's weights hold; their types."""
 
@@ -88,7 +89,6 @@ HARMLESS: dict[str, tuple[Any, str]] = {
     "rank_dropout_scale": (bool | None, "acts while PEFT trains, not in the result"),
     "module_dropout": (Share | None, "acts while PEFT trains, not in the result"),
     "use_effective_conv2d": (bool | None, "for convolutions, which no family here has"),
-    "num_attention_heads": (Count | None, "heads of the base, which config.json says; token_dim is compared"),
     "prompt_tuning_init": (str | None, "where training began"),
     "prompt_tuning_init_text": (str | None, "where training began"),
     "tokenizer_name_or_path": (str | None, "read for prompt_tuning_init alone"),
@@ -230,13 +230,14 @@ def base_folder(folder: str | Path) -> Path:
     for place in (*places, folder / BASE, folder.resolve().parent.parent / BASE):
         if (place / "config.json").is_file():
             return place
+    looked = " and ".join(dict.fromkeys(str(place) for place in places))
+    message = f"{folder}: its base model {shown(name)} is no model folder here (looked in {looked})"
     if not given.is_absolute() and is_hub_id(name):
-        return resolve(name, revision=config.get("revision"))
-    looked = " and ".join(str(place) for place in places)
-    raise InputError(
-        f"{folder}: its base model {shown(name)} is no model folder here (looked in {looked}). Correct "
-        f"base_model_name_or_path in {ADAPTER_CONFIG}."
-    )
+        try:
+            return resolve(name, revision=config.get("revision"))
+        except QuatrainError as error:
+            raise InputError(f"{message}, and not to be had from the hub:", [error.message, *error.problems]) from error
+    raise InputError(f"{message}. Correct base_model_name_or_path in {ADAPTER_CONFIG}.")
 
 
 def written_base(folder: Path, base: str | None) -> str | None:

@@ -297,8 +297,8 @@ def _of_other_layers(
     if chosen is None or config["peft_type"] not in TYPES.values():
         return []
     inside = {name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)}
-    held = {path for path in linear if any(name.startswith(f"{path}.") for name in inside)}
-    held -= {path for path in linear if f"{path}.weight" in inside or f"{path}.bias" in inside}
+    own = {name for name in inside if not name.endswith((".weight", ".bias")) or ".lora_" in name}
+    held = {path for path in linear if any(name.startswith(f"{path}.") for name in own)}
     if str(config["target_modules"]).lower() == peft_patterns.ALL_LINEAR:
         chosen = {path for path in chosen if path in held or not is_of_head(layers[path].parts[0])}
     told = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,8 +50,11 @@ def take(model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], pr
     if rows is None:
         problems.append(f"{TENSOR}: missing")
         return None
+    problems += (wrong := list(_disagreeing(model, kind, config, rows)))
+    if wrong:
+        return None
     if model.encoder is not None:
-        rows = rows[: int(config.get("num_virtual_tokens") or len(rows) // 2)]
+        rows = rows[: config["num_virtual_tokens"]]
     found: Any
     if kind == "prefix":
         found = prompts.PrefixTuning(len(rows), model.config, device=model.device)
@@ -63,3 +66,22 @@ def take(model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], pr
     with torch.no_grad():
         found.rows.copy_(rows)
     return found
+
+
+def _disagreeing(model: Model, kind: str, config: Mapping[str, Any], rows: Tensor) -> Iterator[str]:
+    """Where the configuration says another shape than the weights have, or than the model needs."""
+    if rows.dim() != 2 or not rows.numel():
+        yield f"{TENSOR}: has shape {tuple(rows.shape)}; must be a table of numbers"
+        return
+    parts = config.get("num_transformer_submodules") or (1 if model.encoder is None else 2)
+    said = {"num_virtual_tokens": (config["num_virtual_tokens"] * parts, len(rows))}
+    if kind == "prefix":
+        layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
+        said["num_layers"] = config.get("num_layers") or layers, layers
+        said["num_attention_heads"] = config.get("num_attention_heads") or heads, heads
+        said["token_dim"] = config.get("token_dim") or heads * model.config.head_dim, heads * model.config.head_dim
+    else:
+        said["token_dim"] = config.get("token_dim") or rows.shape[1], rows.shape[1]
+    for key, (first, second) in said.items():
+        if first != second:
+            yield f"{key}: {first:,}; the weights and the model have {second:,}"

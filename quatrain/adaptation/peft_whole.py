@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quatrain.adaptation.peft_config import PLAIN
 from quatrain.adaptation.peft_layers import PREFIX
 from quatrain.adaptation.token_rows import learned_rows
 from quatrain.errors import InputError
@@ -91,7 +92,8 @@ def take(
             continue
         found.tensors |= read
         found.still |= set(read) if name in still else set()
-    problems += _missing(model, config, found.tensors)
+    if config["peft_type"] != PLAIN:  # ours, whose parts may have learned their biases alone
+        problems += _missing(model, config, found.tensors)
     _tie(model, config, found, problems)
     return found
 
@@ -158,6 +160,7 @@ def write(model: Model, names: list[str]) -> tuple[dict[str, Tensor], dict[str, 
     if not tied:
         return tensors, {"modules_to_save": saved}
     head = [each.theirs.removesuffix(".weight") for each in operations(model.config) if HEAD in each.targets]
+    tensors |= {f"{name}.weight": tensors[f"{name}.weight"].clone() for name in head}  # files share no memory
     return tensors, {
         "modules_to_save": [name for name in saved or () if name not in head],
         "ensure_weight_tying": True,
