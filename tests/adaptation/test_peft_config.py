@@ -239,6 +239,7 @@ def test_random_patterns_give_pefts_logits(
     targets: Any,
 ) -> None:  # fmt: skip
     folder = tmp_path_factory.mktemp("adapter")
+    alphas, ranks = dict(sorted(alphas.items())), dict(sorted(ranks.items()))  # as PEFT writes them; the first counts
     model = made_by_peft(
         base, folder, alpha_pattern=alphas, rank_pattern=ranks, use_rslora=root, target_modules=targets
     )
