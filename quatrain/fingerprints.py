@@ -10,7 +10,7 @@ from typing import Any
 
 from quatrain.recipe import UNMARKED_KEYS, Recipe, to_dict
 
-DATA_VERSION = 1
+DATA_VERSION = 2
 """Counted up when what the package generates, its templates or a stage change, so that older results are redone."""
 
 

@@ -11,6 +11,7 @@ from quatrain.alignment.dpo import PreferenceExample
 from quatrain.errors import InputError
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
+from quatrain.text.records import Messages
 
 Judge = Callable[[int, str], bool]
 """Whether a text is a right answer to the prompt of this number."""
@@ -125,7 +126,8 @@ def from_chat(
     """
     from quatrain.text.chat import render
 
-    first, second = (render(tokenizer, [*messages, _turn(answer)], mask=True) for answer in (chosen, rejected))
+    before = messages if isinstance(messages, Messages) else Messages(map(dict, messages))
+    first, second = (render(tokenizer, before + [_turn(answer)], mask=True) for answer in (chosen, rejected))
     start = _last_turn(first.assistant_mask)
     if first.ids[:start] != second.ids[:start] or start != _last_turn(second.assistant_mask):
         raise InputError("The chat template renders the conversation before the two answers differently.")
@@ -138,13 +140,13 @@ def from_chat(
     return PreferenceExample(first.ids[:start], better, worse)
 
 
-def _turn(answer: Answer) -> Mapping[str, Any]:
+def _turn(answer: Answer) -> dict[str, Any]:
     if isinstance(answer, str):
         return {"role": "assistant", "content": answer}
     if len(answer) != 1 or answer[0].get("role") != "assistant":
         roles = ", ".join(str(message.get("role")) for message in answer) or "none"
         raise InputError(f"An answer must be one message of the assistant; this one has {len(answer)} ({roles}).")
-    return answer[0]
+    return dict(answer[0])
 
 
 def _last_turn(mask: Sequence[bool]) -> int:

@@ -157,7 +157,10 @@ class Engine:
         batch_size: int = 64,
         adapters: Choice = None,
     ) -> list[Completion]:
-        """The assistant's next turn in each conversation, a list of {"role", "content"} messages."""
+        """The assistant's next turn in each conversation, a list of {"role", "content"} messages.
+
+        `tools` are those of all conversations; `quatrain.text.records.Messages` bring their own.
+        """
         own = self._adapters(adapters, len(conversations))
         prompts = [self.render(messages, tools, each) for messages, each in zip(conversations, own, strict=True)]
         return self.generate(prompts, params, batch_size=batch_size, adapters=own)
@@ -172,12 +175,12 @@ class Engine:
         from quatrain.text.chat import render
 
         tokenizer: Any = self._tokenizer_of(adapter)
-        if getattr(tokenizer, "chat_template", None) is None:
+        if not getattr(tokenizer, "chat_templates", None):
             raise InputError(
                 "This model's tokenizer has no chat template, so it cannot take turns. Fine-tune it on chats first, or "
                 "generate from a plain prompt."
             )
-        return render(tokenizer, list(messages), add_generation_prompt=True, tools=tools).ids
+        return render(tokenizer, messages, add_generation_prompt=True, tools=tools).ids
 
     def _adapters(self, adapters: Choice, count: int) -> list[str | None]:
         """The adapter of each prompt. Raises InputError, with near names, for those that the model has not."""
@@ -217,11 +220,16 @@ class Engine:
         return self._pieces(stream, *self._stops(params))
 
     def stream_chat(
-        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, *, adapter: str | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        adapter: str | None = None,
     ) -> Iterator[Piece]:
         """`stream` for the assistant's next turn in a conversation."""
         (adapter,) = self._adapters(adapter, 1)
-        return self.stream(self.render(messages, adapter=adapter), params, adapter=adapter)
+        return self.stream(self.render(messages, tools, adapter), params, adapter=adapter)
 
     def encode(self, prompt: str | Sequence[int], adapter: str | None = None) -> list[int]:
         """The ids the model is given for a prompt: text with the tokenizer's own beginning, and its end for an encoder.

@@ -21,6 +21,7 @@ from quatrain.stages.chats import ANSWERED, Chat, conversations, encode_chats, s
 from quatrain.stages.material import questions_of
 from quatrain.text.batches import TaskExample
 from quatrain.text.corpus import Corpus
+from quatrain.text.messages import content_text, has_calls
 from quatrain.text.settings import DataSettings
 from quatrain.text.sources import parts
 
@@ -168,13 +169,13 @@ def _chats(
     shown = [(turns[:-1], turns[-1]) for _, turns in chats if turns[-1]["role"] == "assistant"]
     shown = [each for each in shown if len(engine.render(each[0])) < limit]
     params = SamplingParams(max_new_tokens=wanted.max_new_tokens)
-    if shown and all(len(answer["content"].split()) <= SHORT for _, answer in shown):
+    if shown and all(len(content_text(a).split()) <= SHORT and not has_calls(a) for _, a in shown):
         texts = said.of(engine, [asked for asked, _ in shown], params)
-        right = [text.strip() == answer["content"].strip() for text, (_, answer) in zip(texts, shown, strict=True)]
+        right = [text.strip() == content_text(answer).strip() for text, (_, answer) in zip(texts, shown, strict=True)]
         scores["exact"] = sum(right) / len(right)
     texts = said.of(engine, [asked for asked, _ in spread(shown, SHOWN)], params)
     samples = [
-        {"set": name, "prompt": asked[-1]["content"], "reference": answer["content"], "output": text}
+        {"set": name, "prompt": content_text(asked[-1]), "reference": content_text(answer), "output": text}
         for (asked, answer), text in zip(spread(shown, SHOWN), texts, strict=True)
     ]
     return scores, samples, [note for note in notes if "left out" in note]
@@ -201,9 +202,9 @@ def look(settings: Settings, context: Context, engine: Engine) -> list[dict[str,
         known = data is not None and _kind(getattr(data, part), data) is not None
         chats = held_out_chats(part, data, settings, context) if data is not None and known else []
         chats = [chat for chat in spread(chats, LOOKS) if chat[1][-1]["role"] == "assistant"] if chats else []
-        turns, references = [chat[:-1] for _, chat in chats], [chat[-1]["content"] for _, chat in chats]
+        turns, references = [chat[:-1] for _, chat in chats], [content_text(chat[-1]) for _, chat in chats]
     said = engine.chat(turns, params) if turns else []
     return [
-        {"set": name, "prompt": asked[-1]["content"], "output": answer.text} | ({"reference": right} if right else {})
+        {"set": name, "prompt": content_text(asked[-1]), "output": answer.text} | ({"reference": right} if right else {})
         for asked, answer, right in zip(turns, said, references, strict=False)
     ]

@@ -39,7 +39,7 @@ def with_template(tokenizer: Tokenizer, context: Context) -> Tokenizer:
     That of a public model seldom does: unless the recipe names one, that whose tokens the tokenizer knows takes its
     place, or `plain`. Raises InputError for a template of the recipe's that does not mark them.
     """
-    if tokenizer.chat_template is not None and has_marks(tokenizer.chat_template):
+    if any(map(has_marks, tokenizer.chat_templates.values())):
         return tokenizer
     if context.recipe.tokenizer.chat_template is not None:
         raise InputError(
@@ -48,7 +48,7 @@ def with_template(tokenizer: Tokenizer, context: Context) -> Tokenizer:
         )
     known = (name for name, tokens in TEMPLATE_TOKENS.items() if tokens and not _unknown(tokenizer, name))
     name = next(known, "plain")
-    has = "does not mark the assistant's words" if tokenizer.chat_template is not None else "is not there"
+    has = "does not mark the assistant's words" if tokenizer.chat_templates else "is not there"
     context.reporter.info(f'The model\'s own chat template {has}; "{name}" is taught in its place.')
     tokenizer.chat_template = TEMPLATES.get(name, name)
     return tokenizer
@@ -83,7 +83,7 @@ def chat_examples(
         "data": marks,
         "share": None if data.dev is not None else [data.validation, context.seed],
         "tokenizer": tokenizer.fingerprint,
-        "template": tokenizer.chat_template,
+        "template": tokenizer.chat_templates,
         "limit": limit,
     }
     learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), (TokenExample,))

@@ -14,6 +14,7 @@ from quatrain.stages.base import Context
 from quatrain.text.corpus import Corpus
 from quatrain.text.files import Piece, read_pieces
 from quatrain.text.huggingface import is_dataset
+from quatrain.text.messages import content_text
 from quatrain.text.records import (
     AnyRecord,
     Choice,
@@ -162,9 +163,9 @@ def texts_of(record: AnyRecord) -> list[str]:
     if isinstance(record, Text):
         return [record.text]
     if isinstance(record, Conversation):
-        return [str(message["content"]) for message in record.messages]
+        return [content_text(message) for message in record.messages]
     if isinstance(record, Preference):
-        return [str(message["content"]) for part in vars(record).values() for message in part]
+        return [content_text(message) for part in vars(record).values() for message in part]
     if isinstance(record, LabelledText):
         return [record.text, *([record.other] if record.other else [])]
     if isinstance(record, TaggedTokens):

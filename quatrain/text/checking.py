@@ -16,6 +16,7 @@ from typing import Any
 from quatrain.errors import InputError
 from quatrain.text.corpus import Corpus, Files
 from quatrain.text.decoding import explain_byte, read_blocks, read_text, suffix_of
+from quatrain.text.messages import content_text
 from quatrain.text.records import (
     AnyRecord,
     Choice,
@@ -202,13 +203,13 @@ def parts_of(record: AnyRecord) -> Iterator[tuple[str, str]]:
     if isinstance(record, Text):
         yield "text", record.text
     elif isinstance(record, Conversation):
-        yield "conversation", "\n".join(each["content"] for each in record.messages)
-        said = [each["content"] for each in record.messages if each["role"] == "assistant"]
+        yield "conversation", "\n".join(content_text(each) for each in record.messages)
+        said = [content_text(each) for each in record.messages if each["role"] == "assistant"]
         if said:
             yield "assistant", "\n".join(said)
     elif isinstance(record, Preference):
         for name in ("prompt", "chosen", "rejected"):
-            yield name, "\n".join(each["content"] for each in getattr(record, name))
+            yield name, "\n".join(content_text(each) for each in getattr(record, name))
     elif isinstance(record, LabelledText):
         yield "text", record.text
         if record.other is not None:

@@ -13,24 +13,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from quatrain.errors import InputError
+from quatrain.reading import parse_json
 from quatrain.text.formats import CHAT_PAIRS
-from quatrain.text.records import Fault, Message, Preference, raise_together
+from quatrain.text.messages import ABOUT, ROLES, content_fault, weight_fault
+from quatrain.text.records import Conversation, Fault, Message, Messages, Preference, raise_together
 
+# The roles of data sets that are none of a template's. Those of the conversation formats stay as they are.
 _ROLES = {
-    "system": "system",
-    "developer": "developer",
-    "user": "user",
+    **{role: role for role in ROLES},
     "human": "user",
     "prompter": "user",
-    "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "function_call": "assistant",
-    "tool": "tool",
     "observation": "tool",
-    "function": "tool",
     "function_response": "tool",
 }
 _FORMATS = (
@@ -44,13 +43,63 @@ _PREFERENCE_FORMATS = (
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def to_conversations(fields: dict[str, Any]) -> list[list[Message]]:
+_BESIDE = (("tools", "functions"), ("documents",))
+"""What a template gets beside the messages, under the names that data sets have for it."""
+
+
+BESIDE = ("tools", "functions", "documents", "chat_template_kwargs")
+"""Fields of a row that reach the chat template whatever columns hold the conversation."""
+
+
+def to_conversations(fields: dict[str, Any]) -> list[Conversation]:
     """The conversations in the fields of a row: one, or as many as a seed task has instances (Self-Instruct, Wang et
     al. 2022, arXiv 2212.10560). Raises Fault with all that is wrong.
     """
     if "instances" in fields and "instruction" in fields and "output" not in fields:
-        return _instances(fields)
-    return [_conversation(fields)]
+        return [Conversation(messages) for messages in _instances(fields)]
+    faults: list[Fault] = []
+    messages: list[Message] = []
+    try:
+        messages = _conversation(fields)
+    except Fault as fault:
+        faults.append(fault)
+    beside = _beside(fields, faults)
+    raise_together(faults)
+    return [Conversation(messages, **beside)]
+
+
+def _beside(fields: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
+    """A row's tools, documents and chat_template_kwargs, which may be JSON text; what is wrong is added to `faults`."""
+    found: dict[str, Any] = {}
+    for names in _BESIDE:
+        name = next((name for name in names if fields.get(name) not in (None, "")), None)
+        if name is None:
+            continue
+        try:
+            value = _from_json(fields[name], name, list)
+            if not all(isinstance(each, dict) for each in value):
+                raise Fault(f"field {name!r}: must be a list of objects")
+            found[names[0]] = value
+        except Fault as fault:
+            faults.append(fault)
+    if fields.get("chat_template_kwargs") not in (None, ""):
+        try:
+            found["variables"] = _from_json(fields["chat_template_kwargs"], "chat_template_kwargs", dict)
+        except Fault as fault:
+            faults.append(fault)
+    return found
+
+
+def _from_json(value: Any, name: str, kind: type) -> Any:
+    """A list or object, which a table may hold as JSON text."""
+    if isinstance(value, str):
+        try:
+            return parse_json(value, f"field {name!r}", kind)
+        except InputError as error:
+            raise Fault(error.message, name) from error
+    if not isinstance(value, kind):
+        raise Fault(f"field {name!r} is {kind_of(value)}, must be {'a list' if kind is list else 'an object'}")
+    return value
 
 
 def to_prompts(fields: dict[str, Any]) -> list[list[Message]]:
@@ -69,7 +118,11 @@ def to_preferences(fields: dict[str, Any]) -> list[Preference]:
     """The preference in the fields of a row; none where two answers were judged equal. Raises Fault."""
     if {"output_1", "output_2", "preference"} <= fields.keys() and "chosen" not in fields:
         return _judged(fields)
-    return [_preference(fields)]
+    found = _preference(fields)
+    faults: list[Fault] = []
+    beside = _beside(fields, faults)
+    raise_together(faults)
+    return [Preference(Messages(found.prompt, **beside), found.chosen, found.rejected)]
 
 
 def _instances(fields: dict[str, Any]) -> list[list[Message]]:
@@ -264,19 +317,22 @@ def _message(value: Any, place: str) -> Message:
         allowed = "user, assistant, tool" if role_name == "role" else "human, gpt, function_call, observation"
         raise Fault(f"field '{place}.{role_name}' is {said!r}; allowed are system, {allowed}")
     content = value.get(content_name)
-    extra = {key: value[key] for key in ("tool_calls", "tool_call_id", "name") if value.get(key) is not None}
-    if isinstance(said, str) and said.lower() == "function_call":
-        return {"role": role, "content": "", "tool_calls": [_call(content, f"{place}.{content_name}")]}
-    if content is None and extra.get("tool_calls"):
-        return {"role": role, "content": "", **extra}
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-        content = "".join(part["text"] for part in content)
-    if content_name not in value:
+    rest = {key: each for key, each in value.items() if key not in (role_name, content_name)}
+    if isinstance(said, str) and said.lower() == "function_call" and "function_call" not in value:
+        return {"role": role, "content": "", "tool_calls": [_call(content, f"{place}.{content_name}")], **rest}
+    if fault := weight_fault(value):
+        raise Fault(f"field '{place}.weight': {fault}")
+    says = {key for key, each in rest.items() if each is not None} - ABOUT
+    if content_name not in value and not says:
         raise Fault(f"field {place!r}: no {content_name!r} beside {_names(value)}; add it")
-    if not isinstance(content, str):
-        raise Fault(f"field '{place}.{content_name}' is {kind_of(content)}, must be text")
-    _check_characters(content, f"{place}.{content_name}")
-    return {"role": role, "content": content, **extra}
+    if content is None and not says:
+        raise Fault(f"field '{place}.{content_name}' is null, must be text")
+    if content is not None and (fault := content_fault(content, role)):
+        raise Fault(f"field '{place}.{content_name}' is {kind_of(content)}, {fault}")
+    for text in [content] if not isinstance(content, list) else [part.get("text") for part in content]:
+        if isinstance(text, str):
+            _check_characters(text, f"{place}.{content_name}")
+    return {"role": role, **({"content": content} if content_name in value else {}), **rest}
 
 
 def _call(content: Any, place: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quatrain.text.conversations import kind_of, to_conversations, to_preferences, to_prompts
+from quatrain.text.conversations import BESIDE, kind_of, to_conversations, to_preferences, to_prompts
 from quatrain.text.formats import Layout, as_number
 from quatrain.text.records import (
     AnyRecord,
@@ -328,7 +328,7 @@ def _sql(row: Row) -> list[AnyRecord]:
 
 
 def _chat(row: Row) -> list[AnyRecord]:
-    return [Conversation(messages) for messages in to_conversations(_renamed(row))]
+    return list(to_conversations(_renamed(row)))
 
 
 def _prompts(row: Row) -> list[AnyRecord]:
@@ -344,7 +344,8 @@ def _renamed(row: Row) -> dict[str, Any]:
     parts = row.layout.parts
     if all(part == column for part, column in parts.items()):
         return dict(row.value)
-    return {part: row.raw(part) for part in parts}
+    beside = {name: row.value[name] for name in BESIDE if name in row.value and name not in parts.values()}
+    return beside | {part: row.raw(part) for part in parts}
 
 
 _CONVERTERS: dict[str, Callable[[Row], list[AnyRecord]]] = {

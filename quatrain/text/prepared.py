@@ -28,7 +28,7 @@ from quatrain.errors import QuatrainError
 from quatrain.text.catalog import cache_folder
 from quatrain.text.download import sha256_of
 
-VERSION = 1
+VERSION = 2
 """Counted up when what is prepared changes though its key would not say so."""
 
 MOST = 10 << 30

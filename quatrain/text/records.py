@@ -7,14 +7,14 @@ A `Record` is a row as a file has it, with its place. What it means for a task i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, SupportsIndex, overload
 
 from quatrain.errors import InputError
 
 Message = dict[str, Any]
-"""One turn: {"role": …, "content": …}, and what belongs to tool calls."""
+"""One turn: {"role": …, "content": …}, and every other field that its file has, such as `tool_calls`."""
 
 _FIELD = re.compile(r"\bfield '([^']+)'")
 
@@ -46,11 +46,61 @@ class Text:
         return {"text": self.text}
 
 
+class Messages(list[Message]):
+    """The messages of a chat with what its template gets beside them. A slice keeps that.
+
+    `tools` and `documents` are None where the row has none; `variables` are its `chat_template_kwargs`.
+    """
+
+    def __init__(
+        self,
+        messages: Iterable[Message] = (),
+        *,
+        tools: list[Any] | None = None,
+        documents: list[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(messages)
+        self.tools, self.documents, self.variables = tools, documents, dict(variables or {})
+
+    def of(self, messages: Iterable[Message]) -> Messages:
+        """Other messages with the same tools, documents and variables."""
+        return Messages(messages, tools=self.tools, documents=self.documents, variables=self.variables)
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Message: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Messages: ...
+
+    def __getitem__(self, place: SupportsIndex | slice) -> Message | Messages:
+        if isinstance(place, slice):
+            return self.of(super().__getitem__(place))
+        return super().__getitem__(place)
+
+    def __add__(self, others: Iterable[Message]) -> Messages:  # type: ignore[override]
+        return self.of([*self, *others])
+
+
 @dataclass(frozen=True)
 class Conversation:
-    """A chat, each message {"role": …, "content": …}; of a set of prompts, it ends with the user's."""
+    """A chat, each message {"role": …, "content": …}; of a set of prompts, it ends with the user's.
+
+    `tools`, `documents` and `variables` (chat_template_kwargs) reach the chat template; `messages` carries them along.
+    """
 
     messages: list[Message]
+    tools: list[Any] | None = None
+    documents: list[Any] | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        held = self.messages
+        for name in ("tools", "documents", "variables"):
+            if not getattr(self, name) and getattr(held, name, None):
+                object.__setattr__(self, name, getattr(held, name))
+        more = {"tools": self.tools, "documents": self.documents, "variables": self.variables}
+        object.__setattr__(self, "messages", Messages(held, **more))  # type: ignore[arg-type]
 
     def fields(self) -> dict[str, Any]:
         """The record as an objective takes it: {"messages"}."""

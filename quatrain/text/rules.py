@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+from quatrain.text.messages import has_calls, is_learned, says_nothing
 from quatrain.text.records import (
     AnyRecord,
     Choice,
@@ -61,13 +62,16 @@ def check_turns(messages: list[Message], value: Any = None) -> Iterator[tuple[st
     before = ""
     for number, message in enumerate(messages):
         role, place = message["role"], f"{name}[{number - shift}]" if isinstance(written, list) else "the answer"
-        calls = bool(message.get("tool_calls"))
+        calls = has_calls(message)
         fault = _order(role, before, first=number == 0)
         if fault is not None:
             yield f"field '{place}': {fault}", place
-        if role == "assistant" and not calls and not message["content"].strip():
+        if role == "assistant" and says_nothing(message):
             yield f"field '{place}': the assistant says nothing; write its answer or remove the turn", place
         before = "call" if calls else role
+    said = [each for each in messages if each["role"] == "assistant"]
+    if said and not any(map(is_learned, said)):
+        yield f"field '{name}': each turn of the assistant has the weight 0, so nothing is learned; remove the row", name
     if messages and messages[-1]["role"] != "assistant" and any(each["role"] == "assistant" for each in messages):
         place = f"{name}[{len(messages) - 1 - shift}]"
         yield f"field '{place}': the last turn is the {messages[-1]['role']}'s, nobody answers; remove it", place
@@ -77,11 +81,11 @@ def _order(role: str, before: str, *, first: bool) -> str | None:
     """What is wrong with a turn of this role after one of the role `before` ("call": an assistant's call of a tool)."""
     if role == "system" and not first:
         return "the system speaks after the beginning; put its message first"
-    if role == "assistant" and before in ("", "system"):
+    if role == "assistant" and before in ("", "system", "developer"):
         return "the assistant speaks first; put the user's turn before it"
     if role == before and role in ("user", "assistant"):
         return f"two turns of the {role} in a row; join them, or write the one between"
-    if role == "tool" and before not in ("call", "tool"):
+    if role in ("tool", "function") and before not in ("call", "tool", "function"):
         return "a tool answers that was not called; put the assistant's call before it"
     if role == "user" and before == "call":
         return "the user speaks before the tool that was called has answered; put its answer before"
@@ -95,7 +99,7 @@ def _check_preference(row: Record, record: Preference) -> Iterator[Finding]:
         said = [each for each in messages if each["role"] == "assistant"]
         if not said:
             yield Finding(row.place, f"field {name!r}: nothing is said by the assistant; write its answer", name)
-        elif any(not each["content"].strip() and not each.get("tool_calls") for each in said):
+        elif any(says_nothing(each) for each in said):
             # Saying nothing may be what was rejected.
             text = f"field {name!r}: the assistant says nothing; write its answer or remove the row"
             yield Finding(row.place, text, name, warning=name == "rejected")

@@ -5,8 +5,8 @@ model learns to stop. The line break after the end-of-turn token is outside: no 
 leading white space is dropped, so that a rendered prompt is always the beginning of the rendered conversation,
 token by token.
 
-Formats: ChatML as in OpenAI's chat markup with Qwen 2.5's tool format, Llama 2 (Touvron et al. 2023, arXiv
-2307.09288), Llama 3 and 3.1 with its calls of functions (Dubey et al. 2024, arXiv 2407.21783), Gemma (Gemma Team 2024,
+Formats: ChatML as in OpenAI's chat markup with Qwen 2.5's tool format and Qwen 3's for reasoning, Llama 2 (Touvron et
+al. 2023, arXiv 2307.09288), Llama 3 and 3.1 with its calls of functions (Dubey et al. 2024, arXiv 2407.21783), Gemma (Gemma Team 2024,
 arXiv 2403.08295; a system message stands before the first turn, as Gemma 3's does), Phi-3 (Abdin et al. 2024, arXiv
 2404.14219), Alpaca (Taori et al. 2023), and a plain one that needs no token of its own. What a checkpoint brings with
 it goes first.
@@ -17,7 +17,7 @@ from __future__ import annotations
 CHATML = """\
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
-    {%- if messages[0]['role'] == 'system' %}
+    {%- if messages[0]['role'] in ['system', 'developer'] %}
         {{- messages[0]['content'] + '\\n\\n' }}
     {%- endif %}
     {{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' }}
@@ -30,10 +30,13 @@ CHATML = """\
     {{- '{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call><|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {%- if message['role'] == 'system' and tools and loop.first %}
+    {%- if message['role'] in ['system', 'developer'] and tools and loop.first %}
     {%- elif message['role'] == 'assistant' %}
         {{- '<|im_start|>assistant\\n' }}
         {%- generation %}
+        {%- if message['reasoning_content'] is string %}
+            {{- '<think>\\n' + message['reasoning_content'].strip() + '\\n</think>\\n\\n' }}
+        {%- endif %}
         {%- if message['content'] %}
             {{- message['content'].lstrip() }}
         {%- endif %}
@@ -49,16 +52,19 @@ CHATML = """\
         {{- '<|im_end|>' }}
         {%- endgeneration %}
         {{- '\\n' }}
-    {%- elif message['role'] == 'tool' %}
-        {%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}
+    {%- elif message['role'] in ['tool', 'function'] %}
+        {%- if loop.first or messages[loop.index0 - 1]['role'] not in ['tool', 'function'] %}
             {{- '<|im_start|>user' }}
         {%- endif %}
-        {{- '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' }}
-        {%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}
+        {{- '\\n<tool_response>\\n' }}
+        {{- (message['content'] | tojson) if message['content'] is mapping else message['content'] }}
+        {{- '\\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1]['role'] not in ['tool', 'function'] %}
             {{- '<|im_end|>\\n' }}
         {%- endif %}
-    {%- elif message['role'] in ['system', 'user'] %}
-        {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+    {%- elif message['role'] in ['system', 'developer', 'user'] %}
+        {{- '<|im_start|>' + ('user' if message['role'] == 'user' else 'system') + '\\n' }}
+        {{- message['content'] + '<|im_end|>\\n' }}
     {%- else %}
         {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant, tool') }}
     {%- endif %}
@@ -71,7 +77,7 @@ CHATML = """\
 LLAMA_3 = """\
 {{- bos_token }}
 {%- set system = '' %}
-{%- if messages[0]['role'] == 'system' %}
+{%- if messages[0]['role'] in ['system', 'developer'] %}
     {%- set system = messages[0]['content'].strip() %}
     {%- set messages = messages[1:] %}
     {%- set told = true %}
@@ -92,10 +98,10 @@ LLAMA_3 = """\
     {{- '<|eot_id|>' }}
 {%- endif %}
 {%- for message in messages %}
-    {%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}
+    {%- set role = {'developer': 'system', 'tool': 'ipython', 'function': 'ipython'}[message['role']] or message['role'] %}
+    {%- if role not in ['system', 'user', 'assistant', 'ipython'] %}
         {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant, tool') }}
     {%- endif %}
-    {%- set role = 'ipython' if message['role'] == 'tool' else message['role'] %}
     {{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' }}
     {%- if message['role'] == 'assistant' %}
         {%- generation %}
@@ -114,7 +120,8 @@ LLAMA_3 = """\
         {{- '<|eot_id|>' }}
         {%- endgeneration %}
     {%- else %}
-        {{- message['content'].strip() + '<|eot_id|>' }}
+        {{- (message['content'] | tojson) if message['content'] is mapping else message['content'].strip() }}
+        {{- '<|eot_id|>' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -124,7 +131,7 @@ LLAMA_3 = """\
 
 LLAMA_2 = """\
 {%- set system = '' %}
-{%- if messages[0]['role'] == 'system' %}
+{%- if messages[0]['role'] in ['system', 'developer'] %}
     {%- set system = '<<SYS>>\\n' + messages[0]['content'].strip() + '\\n<</SYS>>\\n\\n' %}
     {%- set messages = messages[1:] %}
 {%- endif %}
@@ -143,7 +150,7 @@ LLAMA_2 = """\
 GEMMA = """\
 {{- bos_token }}
 {%- set system = '' %}
-{%- if messages[0]['role'] == 'system' %}
+{%- if messages[0]['role'] in ['system', 'developer'] %}
     {%- set system = messages[0]['content'].strip() + '\\n\\n' %}
     {%- set messages = messages[1:] %}
 {%- endif %}
@@ -167,10 +174,10 @@ GEMMA = """\
 
 PHI_3 = """\
 {%- for message in messages %}
-    {%- if message['role'] not in ['system', 'user', 'assistant'] %}
+    {%- if message['role'] not in ['system', 'developer', 'user', 'assistant'] %}
         {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
     {%- endif %}
-    {{- '<|' + message['role'] + '|>\\n' }}
+    {{- '<|' + ('system' if message['role'] == 'developer' else message['role']) + '|>\\n' }}
     {%- if message['role'] == 'assistant' %}
         {%- generation %}{{- message['content'].lstrip() + '<|end|>' }}{%- endgeneration %}
         {{- '\\n' }}
@@ -185,7 +192,7 @@ PHI_3 = """\
 
 ALPACA = """\
 {%- for message in messages %}
-    {%- if message['role'] == 'system' %}
+    {%- if message['role'] in ['system', 'developer'] %}
         {{- message['content'] + '\\n\\n' }}
     {%- elif message['role'] == 'user' %}
         {%- if loop.first %}
@@ -208,7 +215,7 @@ ALPACA = """\
 
 PLAIN = """\
 {%- for message in messages %}
-    {%- if message['role'] == 'system' %}
+    {%- if message['role'] in ['system', 'developer'] %}
         {{- message['content'] + '\\n\\n' }}
     {%- elif message['role'] == 'user' %}
         {{- 'User: ' + message['content'] + '\\n' }}

@@ -20,7 +20,15 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.atomic import write_json, write_text
 from quatrain.errors import InputError
-from quatrain.text.templates import END_OF_TURN_TOKENS, TEMPLATE_TOKENS, TEMPLATES
+from quatrain.text.named_templates import (
+    DEFAULT,
+    TEMPLATE_FILE,
+    TEMPLATE_FOLDER,
+    named_templates,
+    source_of,
+    template_for,
+)
+from quatrain.text.templates import END_OF_TURN_TOKENS, TEMPLATE_TOKENS
 from quatrain.text.tokenizer_files import ROLES, content_of, read, roles_by_name
 from quatrain.text.tokenizer_training import UNSET, train_backend
 
@@ -45,7 +53,8 @@ class EncodedPair:
 class Tokenizer:
     """Text <-> ids. Made by `Tokenizer.train` or `Tokenizer.load`; the same text gives the same ids everywhere.
 
-    `chat_template` is the Jinja source of the chat format, or None. Ids are 0 … `vocab_size` - 1.
+    `chat_templates` are the Jinja sources of the chat formats by their names: "default", and of some models "tool_use"
+    and others; `chat_template` is the default one, or None. Ids are 0 … `vocab_size` - 1.
     """
 
     def __init__(self, backend: Backend, config: dict[str, Any] | None = None):
@@ -55,8 +64,7 @@ class Tokenizer:
         backend.no_padding()
         self.backend = backend
         self.config: dict[str, Any] = dict(config) if config is not None else roles_by_name(backend)
-        template = self.config.pop("chat_template", None)
-        self.chat_template: str | None = _default_template(template)
+        self.chat_templates: dict[str, str] = named_templates(self.config.pop("chat_template", None))
 
     @classmethod
     def train(
@@ -83,7 +91,8 @@ class Tokenizer:
         `special_tokens` come on top of `eos` (default "<|endoftext|>", which is also BOS and parts documents) and
         `pad` (default "<|pad|>"); None leaves one out. "char" has only those that are asked for, "wordpiece" has
         BERT's [PAD] [UNK] [CLS] [SEP] [MASK] instead.
-        `chat_template` is a name of `quatrain.text.templates.TEMPLATES`, whose tokens are added, or Jinja source.
+        `chat_template` is a name of `quatrain.text.templates.TEMPLATES`, whose tokens are added, or Jinja source;
+        anything else is refused.
         `split_digits` makes every digit a token of its own, so that numbers are copied digit by digit. With `spaces`
         "free" (for "bpe") the space before a capitalised word or a digit is a token of its own, so that a name is the
         same tokens in a sentence, in quotes and in code, and a small model learns much sooner to copy it.
@@ -91,6 +100,7 @@ class Tokenizer:
 
         Raises InputError for an unknown kind, a vocabulary too small for the kind, or texts without a character.
         """
+        template = source_of(chat_template) if chat_template is not None else None
         backend, config = train_backend(
             texts,
             kind=kind,
@@ -103,7 +113,6 @@ class Tokenizer:
             spaces=spaces,
             lowercase=lowercase,
         )
-        template = TEMPLATES.get(chat_template, chat_template) if chat_template is not None else None
         config |= {"model_max_length": max_length or NO_LIMIT, "chat_template": template}
         return cls(backend, config)
 
@@ -125,15 +134,31 @@ class Tokenizer:
 
         `chat_template` is as for `train`; the tokens that it needs are added too. Itself where it has all of it.
         """
-        template = self.chat_template if chat_template is None else TEMPLATES.get(chat_template, chat_template)
+        templates = self.chat_templates if chat_template is None else {DEFAULT: source_of(chat_template)}
         wanted = (*tokens, *TEMPLATE_TOKENS.get(chat_template or "", ()))
         missing = [token for token in dict.fromkeys(wanted) if self.backend.token_to_id(token) is None]
-        if not missing and template == self.chat_template:
+        if not missing and templates == self.chat_templates:
             return self
         backend = Backend.from_str(self._serialized)
         if missing:
             backend.add_special_tokens(missing)
-        return Tokenizer(backend, {**self.config, "chat_template": template})
+        return Tokenizer(backend, {**self.config, "chat_template": templates})
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the default chat format, None where there is none. Setting it replaces all templates."""
+        return self.chat_templates.get(DEFAULT)
+
+    @chat_template.setter
+    def chat_template(self, source: str | None) -> None:
+        self.chat_templates = {} if source is None else {DEFAULT: source_of(source)}
+
+    def template_for(self, name: str | None = None, *, tools: bool = False) -> str:
+        """The chat template that transformers takes: the one named, "tool_use" with `tools`, or "default".
+
+        Raises InputError where there is none.
+        """
+        return template_for(self.chat_templates, name, tools=tools)
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into `folder`, as transformers reads them."""
@@ -146,11 +171,14 @@ class Tokenizer:
             **self.config,
         }
         config.pop("added_tokens_decoder", None)
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
+        if set(self.chat_templates) == {DEFAULT}:
+            config["chat_template"] = self.chat_templates[DEFAULT]
+        elif self.chat_templates:
+            config["chat_template"] = [{"name": name, "template": own} for name, own in self.chat_templates.items()]
         write_json(folder / "tokenizer_config.json", config)
-        # A template file of an older tokenizer in the same folder would win over the one just written.
-        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        # Template files of an older tokenizer in the same folder would win over those just written.
+        for path in (folder / TEMPLATE_FILE, *(folder / TEMPLATE_FOLDER).glob("*.jinja")):
+            path.unlink(missing_ok=True)
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """The ids of `text`. A special token written out in the text becomes its id, as everywhere in the field.
@@ -381,11 +409,3 @@ def _not_text(text: object) -> InputError:
             f"{error.start}; remove it or read the text again with the right encoding"
         )
     return InputError("the text could not be tokenized")
-
-
-def _default_template(template: object) -> str | None:
-    """The chat template of a tokenizer_config.json: a text, or a list of named ones with a default among them."""
-    if isinstance(template, list):
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default", next(iter(named.values()), None))
-    return template if isinstance(template, str) else None

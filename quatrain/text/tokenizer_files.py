@@ -18,6 +18,7 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from quatrain.errors import InputError
+from quatrain.text.named_templates import template_files
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 TARGET_FOLDER = "target_tokenizer"
@@ -271,14 +272,12 @@ def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json with the roles of special_tokens_map.json and the chat template of its own file added."""
+    """tokenizer_config.json with the roles of special_tokens_map.json; chat templates in files go before its own."""
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         config |= read_json(folder / name, required=False)
-    template = folder / "chat_template.jinja"
-    if template.exists():
-        config["chat_template"] = template.read_text("utf-8")
-    return config
+    templates = template_files(folder)
+    return config | ({"chat_template": templates} if templates else {})
 
 
 def _with_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:

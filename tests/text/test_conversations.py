@@ -55,7 +55,7 @@ RECORDS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"prompt": [user("a")], "completion": [assistant("b")]}, [user("a"), assistant("b")]),
     ({"question": "a", "answer": "b"}, [user("a"), assistant("b")]),
     ({"messages": [user("a"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
-     [user("a"), {"role": "assistant", "content": "", "tool_calls": [CALL]}]),
+     [user("a"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]),
     (
         {"conversations": [
             {"from": "human", "value": "a"},
