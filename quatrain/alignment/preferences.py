@@ -127,7 +127,8 @@ def from_chat(
     from quatrain.text.chat import render
 
     before = messages if isinstance(messages, Messages) else Messages(map(dict, messages))
-    first, second = (render(tokenizer, before + [_turn(answer)], mask=True) for answer in (chosen, rejected))
+    whole = (before.of([*before, _turn(answer)]) for answer in (chosen, rejected))
+    first, second = (render(tokenizer, each, mask=True) for each in whole)
     start = _last_turn(first.assistant_mask)
     if first.ids[:start] != second.ids[:start] or start != _last_turn(second.assistant_mask):
         raise InputError("The chat template renders the conversation before the two answers differently.")

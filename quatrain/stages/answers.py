@@ -205,6 +205,7 @@ def look(settings: Settings, context: Context, engine: Engine) -> list[dict[str,
         turns, references = [chat[:-1] for _, chat in chats], [content_text(chat[-1]) for _, chat in chats]
     said = engine.chat(turns, params) if turns else []
     return [
-        {"set": name, "prompt": content_text(asked[-1]), "output": answer.text} | ({"reference": right} if right else {})
+        {"set": name, "prompt": content_text(asked[-1]), "output": answer.text}
+        | ({"reference": right} if right else {})
         for asked, answer, right in zip(turns, said, references, strict=False)
     ]

@@ -82,8 +82,7 @@ def render(
     """
     tools = tools if tools is not None else getattr(messages, "tools", None)
     documents = documents if documents is not None else getattr(messages, "documents", None)
-    if isinstance(tools, str):
-        tools = parse_json(tools, "tools", list)
+    schemas = parse_json(tools, "tools", list) if isinstance(tools, str) else tools
     source = tokenizer.template_for(template, tools=tools is not None)
     if (not add_generation_prompt if mask is None else mask) and not has_marks(source):
         raise InputError(
@@ -95,7 +94,7 @@ def render(
         source,
         messages,
         add_generation_prompt=add_generation_prompt,
-        tools=tools,
+        tools=schemas,
         documents=documents,
         variables={**tokenizer.special_tokens_map, **getattr(messages, "variables", {}), **variables},
     )
@@ -115,7 +114,7 @@ def render_text(
     """The text of a conversation and the assistant's spans [start, end) in it, without any tokenizer."""
     conversation = check_messages(messages, template)
     if taken := sorted({"messages", "tools", "documents", "add_generation_prompt"} & set(variables or {})):
-        raise InputError(f"variables of the chat template cannot be named {', '.join(taken)}; they have their own place")
+        raise InputError(f"variables of a chat template cannot be named {', '.join(taken)}, which have their own place")
     given = {
         "tools": _list_of_objects(tools, "tools"),
         "documents": _list_of_objects(documents, "documents"),
@@ -166,10 +165,10 @@ def _rendered(
 ) -> tuple[str, list[tuple[int, int]]]:
     """One run of a template."""
     tracker = _Tracker(conversation)
-    size = sum(len(str(message)) for message in conversation)
+    size = sum(len(str(each)) for each in (*conversation, given))
     token = _TRACKER.set(tracker)
     try:
-        with metered(size) as meter:
+        with metered(size, len(conversation)) as meter:
             try:
                 for block in _compiled(template).generate(messages=tracker.messages, **given):
                     tracker.add(block)
@@ -231,7 +230,9 @@ class _Turn(dict[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """As of a dict."""
-        return self[key] if key in self else default
+        if key in _SAID:
+            self.tracker.read.append(self.number)
+        return super().get(key, default)
 
 
 _SAID = frozenset(("content", "tool_calls", "function_call", "refusal", *REASONING))

@@ -17,7 +17,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """The roles of the conversation formats. A template may name others."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Fields that hold what the assistant thought before it spoke. Templates read the first, those of gpt-oss the second."""
+"""Fields for what the assistant thought before it spoke. Templates read the first, those of gpt-oss the second."""
 
 MAX_DEPTH = 100
 """Lists and objects within each other in a message."""
@@ -80,7 +80,7 @@ def content_fault(content: Any, role: Any) -> str | None:
     if isinstance(content, list):
         for number, part in enumerate(content):
             if not isinstance(part, Mapping) or not ({"type", "text"} & part.keys()):
-                return f'part {number} is {shown(part, 40)}, must be {{"type": …}}, such as {{"type": "text", "text": …}}'
+                return f'part {number} is {shown(part, 40)}, must be such as {{"type": "text", "text": …}}'
             if part.get("type", "text") == "text" and not isinstance(part.get("text"), str):
                 return f"part {number} has no text"
         return None

@@ -16,11 +16,14 @@ from jinja2.utils import Namespace
 
 from quatrain.errors import InputError
 
-MAX_SOURCE = 500_000
+MAX_SOURCE = 100_000
 """Characters of a template. The largest published ones have 30,000."""
 
-MAX_STEPS = 3_000_000
+MAX_STEPS = 1_000_000
 """Turns of loops, calls, and elements that are looked at. A chat of 1,000 turns needs some 50,000."""
+
+MORE_STEPS = 3_000
+"""Further ones for each message, for templates that look at all messages in each turn."""
 
 MAX_CHARACTERS = 200_000_000
 """Characters that all operations together may make or copy."""
@@ -34,7 +37,7 @@ MAX_BITS = 16_000
 MAX_NESTED_CALLS = 100
 """Macros, blocks and recursive loops within each other."""
 
-MAX_SECONDS = 10.0
+MAX_SECONDS = 5.0
 """Processor time of the rendering thread."""
 
 
@@ -45,11 +48,11 @@ class TemplateLimitError(InputError):
 class Meter:
     """What one rendering may still spend. Once a limit is hit, every further payment fails too."""
 
-    def __init__(self, given: int = 0):
+    def __init__(self, given: int = 0, messages: int = 0):
         """`given`: characters of the conversation, which a template may copy as a matter of course."""
-        self.steps = MAX_STEPS
+        self.most = self.steps = MAX_STEPS + MORE_STEPS * messages
         self.characters = MAX_CHARACTERS + 20 * given
-        self.longest = MAX_TEXT + 4 * given
+        self.longest = MAX_TEXT + 6 * given
         self.depth = 0
         self.ends = time.thread_time() + MAX_SECONDS
         self.failed: TemplateLimitError | None = None
@@ -57,8 +60,7 @@ class Meter:
     def fail(self, limit: str) -> TemplateLimitError:
         """The error of a limit; the same one ever after."""
         self.failed = self.failed or TemplateLimitError(
-            f"the chat template was stopped: {limit}. A template of this kind does not end in time or fills the memory; "
-            "take another one"
+            f"the chat template was stopped: {limit}. It takes too much time or memory; take another template"
         )
         return self.failed
 
@@ -67,7 +69,7 @@ class Meter:
         before = self.steps
         self.steps = before - count
         if self.steps < 0:
-            raise self.fail(f"more than {MAX_STEPS:,} steps (loops, calls, elements)")
+            raise self.fail(f"more than {self.most:,} steps (loops, calls, elements)")
         if (before ^ self.steps) >> 10 and time.thread_time() > self.ends:
             raise self.fail(f"more than {MAX_SECONDS:g} seconds")
         if self.failed is not None:
@@ -114,6 +116,8 @@ class Meter:
             elif isinstance(each, list | tuple | KeysView | ValuesView | ItemsView):
                 self.step(len(each) >> 3)
                 waiting += each
+            elif isinstance(each, range):
+                self.step(len(each) >> 3)
             elif isinstance(each, Namespace):
                 waiting.append(object.__getattribute__(each, "_Namespace__attrs"))
             else:
@@ -157,9 +161,9 @@ def meter() -> Meter:
 
 
 @contextmanager
-def metered(given: int = 0) -> Iterator[Meter]:
+def metered(given: int = 0, messages: int = 0) -> Iterator[Meter]:
     """A meter for all that a block of code renders."""
-    own = Meter(given)
+    own = Meter(given, messages)
     token = _METER.set(own)
     try:
         yield own

@@ -1,7 +1,7 @@
 """The chat templates of a tokenizer by their names, in each form that model folders have them, and which one is taken.
 
-As in transformers: `tokenizer_config.json` has one template or a list of named ones; the files `chat_template.jinja` (the
-default) and `additional_chat_templates/NAME.jinja` take the place of all of these.
+As in transformers: `tokenizer_config.json` has one template or a list of named ones; the files `chat_template.jinja`
+(the default) and `additional_chat_templates/NAME.jinja` take the place of all of these.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def check_turns(messages: list[Message], value: Any = None) -> Iterator[tuple[st
         before = "call" if calls else role
     said = [each for each in messages if each["role"] == "assistant"]
     if said and not any(map(is_learned, said)):
-        yield f"field '{name}': each turn of the assistant has the weight 0, so nothing is learned; remove the row", name
+        yield f"field '{name}': every turn of the assistant has the weight 0, nothing is learned; remove the row", name
     if messages and messages[-1]["role"] != "assistant" and any(each["role"] == "assistant" for each in messages):
         place = f"{name}[{len(messages) - 1 - shift}]"
         yield f"field '{place}': the last turn is the {messages[-1]['role']}'s, nobody answers; remove it", place

@@ -10,7 +10,7 @@ and a compiled template is shared by threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import jinja2.ext
@@ -74,7 +74,7 @@ _HOOKS: dict[str, Callable[..., Any]] = {
 
 
 def _hook(name: str, node: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None).set_lineno(node.lineno or 1)
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno or 1)
 
 
 def _plain(node: nodes.Node) -> bool:
@@ -167,7 +167,7 @@ class TemplateNamespace(Namespace):
     @staticmethod
     def _check(name: Any) -> None:
         if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}: its name begins with an underscore")
+            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}, which begins with an underscore")
 
 
 class _Formatter(SandboxedFormatter):
@@ -206,7 +206,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             self.filters[name] = paying(name, function)
         for name in ("eq", "==", "equalto", "ne", "!=", "in", "lt", "<", "lessthan", "le", "<=", "gt", ">", "ge", ">=",
                      "greaterthan"):  # fmt: skip
-            self.tests[name] = paying(name, self.tests[name])
+            self.tests[name] = paying(name, cast("Callable[..., Any]", self.tests[name]))
         self.filters.update(_HOOKS)
         self.globals |= {
             "range": _range,
@@ -225,9 +225,9 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         bounds.check_operation(meter(), operator, left, right)
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         own = meter()
-        own.step()
+        own.step(4)
         if isinstance(__obj, Macro | LoopContext):
             # References are passed. A tuple can be a key, and hashing it goes through all of it.
             for each in args:
@@ -251,7 +251,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
 
         def formatted(*args: Any, **kwargs: Any) -> str:
             if takes_map:
-                args, kwargs = (), args[0]
+                return type(text)(_Formatter(self).vformat(text, (), args[0]))
             return type(text)(_Formatter(self).vformat(text, args, kwargs))
 
         return formatted

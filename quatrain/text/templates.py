@@ -6,10 +6,10 @@ leading white space is dropped, so that a rendered prompt is always the beginnin
 token by token.
 
 Formats: ChatML as in OpenAI's chat markup with Qwen 2.5's tool format and Qwen 3's for reasoning, Llama 2 (Touvron et
-al. 2023, arXiv 2307.09288), Llama 3 and 3.1 with its calls of functions (Dubey et al. 2024, arXiv 2407.21783), Gemma (Gemma Team 2024,
-arXiv 2403.08295; a system message stands before the first turn, as Gemma 3's does), Phi-3 (Abdin et al. 2024, arXiv
-2404.14219), Alpaca (Taori et al. 2023), and a plain one that needs no token of its own. What a checkpoint brings with
-it goes first.
+al. 2023, arXiv 2307.09288), Llama 3 and 3.1 with its calls of functions (Dubey et al. 2024, arXiv 2407.21783), Gemma
+(Gemma Team 2024, arXiv 2403.08295; a system message stands before the first turn, as Gemma 3's does), Phi-3 (Abdin et
+al. 2024, arXiv 2404.14219), Alpaca (Taori et al. 2023), and a plain one that needs no token of its own. What a
+checkpoint brings with it goes first.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ LLAMA_3 = """\
     {{- '<|eot_id|>' }}
 {%- endif %}
 {%- for message in messages %}
-    {%- set role = {'developer': 'system', 'tool': 'ipython', 'function': 'ipython'}[message['role']] or message['role'] %}
+    {%- set names = {'developer': 'system', 'tool': 'ipython', 'function': 'ipython'} %}
+    {%- set role = names[message['role']] or message['role'] %}
     {%- if role not in ['system', 'user', 'assistant', 'ipython'] %}
         {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant, tool') }}
     {%- endif %}

@@ -67,7 +67,7 @@ RECORDS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
          {"role": "tool", "content": "1"}, assistant("one")],
     ),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, assistant("b")]},
-     [user("a"), assistant("b")]),
+     [{"role": "user", "content": [{"type": "text", "text": "a"}]}, assistant("b")]),
 ]  # fmt: skip
 
 
