@@ -20,24 +20,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     The exit code is the same with `--debug`, which adds the traceback of an error.
     """
-    if arguments is None:
-        from quatrain.cli.process import prepare
+    from quatrain.cli.process import prepare, safe_streams
 
+    if arguments is None:
         prepare()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = words[: words.index("--")] if "--" in words else words
     debug = DEBUG_FLAG in options
     if debug:
         words.remove(DEBUG_FLAG)
-        _show_own_log()
-    try:
-        code = _dispatch(words)
-        sys.stdout.flush()
-        return code
-    except BaseException as error:
-        if isinstance(error, SystemExit | GeneratorExit):
-            raise
-        return _failed(error, debug=debug)
+    with safe_streams():
+        if debug:
+            _show_own_log()
+        try:
+            code = _dispatch(words)
+            sys.stdout.flush()
+            return code
+        except (Exception, KeyboardInterrupt) as error:
+            return _failed(error, debug=debug)
 
 
 def _failed(error: BaseException, *, debug: bool) -> int:

@@ -1,7 +1,7 @@
 """What the command line finds in its process: streams that may be closed or full, arguments, the environment.
 
-`prepare` runs once, before anything else of a command. What is wrong with a stream or a variable is raised where it is
-used, as an error with an exit code.
+`prepare` runs before anything else of a process, `safe_streams` around each command. What is wrong with a stream is
+raised where it is used, as an error with an exit code; wrong variables are refused before the verb begins.
 """
 
 from __future__ import annotations
@@ -36,21 +36,27 @@ class OutputError(QuatrainError):
 
 
 def prepare() -> None:
-    """Make the streams safe to use. May start the interpreter anew, where it could not open files by their names."""
+    """Make the process ready; may start the interpreter anew, where it could not open files by their names."""
     _use_utf8()
+    if any(action == "error" for action, *_ in warnings.filters):
+        # PYTHONWARNINGS=error is for tests of a program; a warning of a library must not end one that works.
+        warnings.simplefilter("default")
+
+
+@contextlib.contextmanager
+def safe_streams() -> Iterator[None]:
+    """Streams that can be written without a look at them, whatever the process was started with."""
     for name in ("COLUMNS", "LINES"):
         if not _is_number(os.environ.get(name, "1"), MAX_COLUMNS):
             del os.environ[name]  # libraries read it too, some of them without a check
     _occupy_closed_descriptors()
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
-    sys.stdout = _guarded(sys.stdout)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if any(action == "error" for action, *_ in warnings.filters):
-        # PYTHONWARNINGS=error is for tests of a program; a warning of a library must not end one that works.
-        warnings.simplefilter("default")
+    before = sys.stdout, sys.stderr
+    sys.stdout = _guarded(sys.stdout, _GuardedOutput, _ClosedOutput)
+    sys.stderr = _guarded(sys.stderr, _LossyOutput, _LostOutput)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def check_arguments(words: Sequence[str]) -> None:
@@ -185,14 +191,33 @@ class _ClosedOutput(io.RawIOBase):
         raise OutputError("standard output is closed; send it to a file, to a program, or to /dev/null")
 
 
-def _guarded(stream: Any) -> Any:
-    """Standard output whose failures are OutputError; unchanged where it is no plain descriptor (Windows' console)."""
+class _LossyOutput(io.FileIO):
+    """A descriptor for messages: where one cannot be written there is no place to tell of it."""
+
+    def write(self, data: Any, /) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+class _LostOutput(io.RawIOBase):
+    """Standard error that was closed before the start."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        return len(data)
+
+
+def _guarded(stream: Any, open_: type[io.FileIO], closed: type[io.RawIOBase]) -> Any:
+    """A stream over the given kinds of descriptor; unchanged where it has no plain one (Windows' console)."""
     if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(_ClosedOutput()), encoding="utf-8", errors="backslashreplace")
+        return io.TextIOWrapper(io.BufferedWriter(closed()), encoding="utf-8", errors="backslashreplace")
     raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
     if type(raw) is not io.FileIO:
         return stream
-    guarded = io.BufferedWriter(_GuardedOutput(raw.fileno(), "w", closefd=False))
+    guarded = io.BufferedWriter(open_(raw.fileno(), "w", closefd=False))
     return io.TextIOWrapper(
         guarded, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering
     )
