@@ -15,11 +15,9 @@ from rich.text import Text
 from quatrain.progress import Task, _Clock
 from quatrain.wording import format_duration, format_metric, format_metrics, printable
 
-BAR = 24
-"""Columns of the bar; it is left out where the terminal has no room for it and the words."""
-
-BAR_FROM = 72
-"""The narrowest terminal that gets a bar."""
+def _bar(width: int) -> int:
+    """Columns of the bar in a terminal of `width`: none where the words need them all."""
+    return 24 if width >= 100 else 8 if width >= 72 else 0
 
 
 def _text(text: object, style: str = "") -> Text:
@@ -78,8 +76,8 @@ class _Words(ProgressColumn):
 
     def render(self, task: Any) -> Text:
         console = self.work.reporter.console
-        bar = BAR + 1 if console.width >= BAR_FROM else 0
-        return Text(self.work.words(console.width - 2 - bar))
+        bar = _bar(console.width)
+        return Text(self.work.words(console.width - 2 - (bar + 1 if bar else 0)))
 
 
 class _LiveTask:
@@ -90,8 +88,8 @@ class _LiveTask:
         self.clock = _Clock(total)
         self.metrics: dict[str, float] = {}
         columns: list[ProgressColumn] = [SpinnerColumn()]
-        if reporter.console.width >= BAR_FROM:
-            columns.append(BarColumn(bar_width=BAR))
+        if bar := _bar(reporter.console.width):
+            columns.append(BarColumn(bar_width=bar))
         self.progress = Progress(
             *columns, _Words(self), console=reporter.console, transient=True, refresh_per_second=8
         )
@@ -108,33 +106,25 @@ class _LiveTask:
     def words(self, room: int) -> str:
         """The name, the steps, the metrics and the times, in so many columns.
 
-        Where not all has room, the time left and the steps stay longest, then the name, the metrics, the elapsed time.
+        Where not all has room, the time left and the steps stay longest, then the loss, the name, the other metrics.
         """
         clock = self.clock
         total = f"/{clock.total:,}" if clock.total is not None else ""
         steps = f"{clock.step:,}{total}" if clock.step or total else ""
         left = f"{format_duration(clock.remaining)} left" if clock.remaining is not None else ""
         heading = f"{self.reporter.heading} {self.name}" if self.reporter.heading else self.name
-        parts = {
-            "name": heading,
-            "steps": steps,
-            "metrics": format_metrics(self.metrics) if self.metrics else "",
-            "elapsed": format_duration(clock.elapsed),
-            "left": left,
-        }
-        chosen: set[str] = set()
-        for name in ("left", "steps", "name", "metrics", "elapsed"):
-            if parts[name] and cell_len(_joined(parts, chosen | {name})) <= room:
-                chosen.add(name)
-        if not chosen:
-            return set_cell_size(left or steps or heading, max(1, room))
-        if "metrics" not in chosen and self.metrics:
-            first = dict(list(self.metrics.items())[:1])  # the loss
-            parts["metrics"] = format_metrics(first)
-            without = chosen - {"elapsed"}
-            if cell_len(_joined(parts, without | {"metrics"})) <= room:
-                chosen = without | {"metrics"}
-        return _joined(parts, chosen)
+        names = list(self.metrics)
+        counts = range(1, len(names) + 1)
+        metrics = [format_metrics({name: self.metrics[name] for name in names[:count]}) for count in counts]
+        chosen = dict.fromkeys(("name", "steps", "metrics", "elapsed", "left"), "")
+        # The first metric, which is the loss, matters more than the rest of them.
+        wanted = [("left", left), ("steps", steps), ("metrics", "".join(metrics[:1])), ("name", heading)]
+        wanted += [("metrics", text) for text in metrics[1:]] + [("elapsed", format_duration(clock.elapsed))]
+        for name, text in wanted:
+            tried = chosen | {name: text}
+            if text and cell_len(_joined(tried)) <= room:
+                chosen = tried
+        return _joined(chosen) or set_cell_size(left or steps or heading, max(1, room))
 
     def __enter__(self) -> _LiveTask:
         self.progress.start()
@@ -150,6 +140,6 @@ class _LiveTask:
             self.reporter.console.print(_text(line))
 
 
-def _joined(parts: Mapping[str, str], chosen: set[str]) -> str:
-    """The chosen parts in their order."""
-    return " · ".join(text for name, text in parts.items() if name in chosen)
+def _joined(parts: Mapping[str, str]) -> str:
+    """The parts that say something, in their order."""
+    return " · ".join(text for text in parts.values() if text)

@@ -53,7 +53,10 @@ UNMARKED_TABLES = ("name", "description", "next", "tracking")
 
 
 class Recipe(Settings):
-    """Everything that a run does. `next` holds what to try afterwards; `{run}` in it is the run's folder."""
+    """Everything that a run does.
+
+    `next` holds what to try afterwards; `{run}` in it is the run's folder, `{database}` the database of its questions.
+    """
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$",

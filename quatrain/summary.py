@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from quatrain.atomic import write_text
 from quatrain.progress import Reporter
+from quatrain.recipe import load, recipe_names
+from quatrain.runfolder import free_name
 from quatrain.wording import format_bytes, format_duration, format_metric
 
 if TYPE_CHECKING:
@@ -84,19 +86,60 @@ def _scores(run: Run, reporter: Reporter) -> None:
 
 
 def _next(run: Run, reporter: Reporter) -> None:
-    if run.recipe.next:
-        folder = shlex.quote(str(run.folder))
+    hints = next_hints(run)
+    if hints:
         reporter.info("What to try next:")
-        for text in run.recipe.next:
-            reporter.info("  " + _fill(text, folder))
+        for text in hints:
+            reporter.info("  " + text)
 
 
-def _fill(text: str, folder: str) -> str:
-    """`{run}/model` with the folder in place; where its name needs quotes they close after the whole path."""
-    if not folder.startswith("'"):
-        return text.replace("{run}", folder)
-    words = [f"'{folder[1:-1]}{word[5:]}'" if word.startswith("{run}") else word for word in text.split(" ")]
-    return " ".join(words)
+def next_hints(run: Run) -> list[str]:
+    """The recipe's hints that fit this run, its own paths filled in.
+
+    Left out are those that name a file which the run has not made, and those that suggest data of one's own where the
+    run has read such already.
+    """
+    hints = []
+    for text in run.recipe.next:
+        words = text.split(" ")
+        named = [run.folder / word[6:] for word in words if word.startswith("{run}/")]
+        if "{database}" in words and _database(run) is None:
+            continue
+        if all(path.exists() for path in named) and not _done_already(run, words):
+            hints.append(" ".join(_filled(run, word) for word in words))
+    return hints
+
+
+def _database(run: Run) -> Path | None:
+    """The database that the run's questions are about: the user's, or the one that the run has made."""
+    named = run.recipe.data.database
+    path = Path(named).expanduser() if named not in (None, "shop") else run.folder / "shop.sqlite"
+    return path if path.is_file() else None
+
+
+def _done_already(run: Run, words: Sequence[str]) -> bool:
+    """Whether a hint is to run a shipped recipe over data of one's own, and this run has done so."""
+    if words[:2] != ["quatrain", "run"] or len(words) < 3 or words[2] not in recipe_names():
+        return False
+    shipped = load(words[2])
+    if [stage.kind for stage in shipped.stage] != [stage.kind for stage in run.recipe.stage]:
+        return False  # another recipe than the run's own
+    keys = {word.partition("=")[0] for word in words[3:]} & {"data.source", "data.database"}
+    return any(getattr(shipped.data, key[5:]) != getattr(run.recipe.data, key[5:]) for key in keys)
+
+
+def _filled(run: Run, word: str) -> str:
+    """A word of a hint with the run's own paths and a name that is free, quoted for a shell where that is needed."""
+    if word.startswith("{run}"):
+        return shlex.quote(f"{run.folder}{word[5:]}")
+    if "={run}" in word:
+        key, _, rest = word.partition("={run}")
+        return f"{key}={shlex.quote(f'{run.folder}{rest}')}"
+    if word == "{database}":
+        return shlex.quote(str(_database(run)))
+    if word.startswith("name=") and (run.folder.parent / word[5:]).exists():
+        return f"name={free_name(run.folder.with_name(word[5:]))}"
+    return word.replace("{run}", str(run.folder))
 
 
 def _samples(run: Run, reporter: Reporter) -> None:

@@ -169,7 +169,8 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
         )
     elif measure and not found.problems:
         del learning
-        _measure(work, index, result)
+        with reporter.task(f"{context.name}: measuring"):
+            _measure(work, index, result)
     return result
 
 
