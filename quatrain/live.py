@@ -15,6 +15,7 @@ from rich.text import Text
 from quatrain.progress import Task, _Clock
 from quatrain.wording import format_duration, format_metric, format_metrics, printable
 
+
 def _bar(width: int) -> int:
     """Columns of the bar in a terminal of `width`: none where the words need them all."""
     return 24 if width >= 100 else 8 if width >= 72 else 0
@@ -115,7 +116,7 @@ class _LiveTask:
         heading = f"{self.reporter.heading} {self.name}" if self.reporter.heading else self.name
         names = list(self.metrics)
         counts = range(1, len(names) + 1)
-        metrics = [format_metrics({name: self.metrics[name] for name in names[:count]}) for count in counts]
+        metrics = [printable(format_metrics({name: self.metrics[name] for name in names[:n]})) for n in counts]
         chosen = dict.fromkeys(("name", "steps", "metrics", "elapsed", "left"), "")
         # The first metric, which is the loss, matters more than the rest of them.
         wanted = [("left", left), ("steps", steps), ("metrics", "".join(metrics[:1])), ("name", heading)]

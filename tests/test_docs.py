@@ -114,3 +114,14 @@ def test_settings_that_are_shown_are_known():
             load(words[2], [word for word in words[3:] if not word.startswith("--")])
             checked += 1
     assert checked > 3
+
+
+def test_every_shipped_recipe_and_verb_is_in_the_docs():
+    from quatrain.cli.app import build_app
+    from quatrain.recipe import recipe_names
+
+    recipes = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert [name for name in recipe_names() if f"`{name}`" not in recipes] == []
+    page = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
+    verbs = [name for name in build_app() if not name.startswith("-")]
+    assert [verb for verb in verbs if f"`{verb}" not in page] == []
