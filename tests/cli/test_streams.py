@@ -179,8 +179,8 @@ def test_standard_input_is_bounded(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_a_message_shows_control_characters_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["run", EVIL], ["data", "get", EVIL], ["tokenize", EVIL, "x"], [EVIL],
-                  ["run", "quickstart", f"{EVIL}=1"], ["check", "quickstart", f"seed={EVIL}"], ["data", "check", EVIL]):  # fmt: skip
+    lines = [["run", EVIL], ["data", "get", EVIL], ["tokenize", EVIL, "x"], [EVIL], ["data", "check", EVIL]]
+    for words in [*lines, ["run", "quickstart", f"{EVIL}=1"], ["check", "quickstart", f"seed={EVIL}"]]:
         assert main(words) == 2, words
         error = capsys.readouterr().err
         assert "title" in error and not {"\x1b", "\x07", "\x9b"} & set(error), words
