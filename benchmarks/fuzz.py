@@ -7,9 +7,9 @@
 Every input is a command line in a folder of its own: with model folders, tokenizers, adapters, data, databases, recipes
 or runs that are broken somewhere, with flags and sizes, kinds of files, streams and variables. A process that has
 imported everything forks one child for each, which calls the command line; some begin an interpreter of their own. A
-fault is an internal error, a traceback, more seconds or memory than the limits, and an exit code that cannot be right
-(0 for what cannot be valid, 1 for a mistake of the user's). Faults are printed with what repeats them. Ends with a JSON
-line, and with 1 where there were faults.
+fault is an internal error, a traceback, more seconds or memory than the limits, an exit code that cannot be right (0
+for what cannot be valid, 1 for a mistake of the user's, 2 without a word), and a terminal escape of a file's that is
+printed as it is. Faults are printed with what repeats them. Ends with a JSON line, and with 1 where there were faults.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ from fuzzing.materials import Materials  # noqa: E402
 KINDS: dict[str, tuple[Callable[[Bench], Case], float]] = (
     folders.KINDS | tables.KINDS | commands.KINDS | surroundings.KINDS
 )
-FAULTS = ("internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2gb")
+FAULTS = ("internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2gb", "escapes")
+SAYING = ("generate", "chat")
+"""Verbs whose output is what a model says, as it says it."""
 PEAK = 2 * 1024**3
 ADDRESSES = 12 * 1024**3
 """What a child may ask the system for: beyond it an allocation fails, before the machine does."""
@@ -127,10 +129,12 @@ class Child:
         if failed.exists():
             raise SystemExit(f"input {self.number} could not be made:\n{failed.read_text()}")
         described = json.loads((self.folder / "case.json").read_text())
-        output = "".join(_tail(self.folder / name) for name in ("out", "err"))
+        out, err = (_tail(self.folder / name) for name in ("out", "err"))
         code = os.waitstatus_to_exitcode(status)
         debug = _is_debug(described["words"])
-        faults = dict(_judged(code, described["codes"], output, self.killed, peak, debug))
+        faults = dict(_judged(code, described["codes"], out + err, self.killed, peak, debug))
+        if not faults and not described["odd"]:
+            faults = dict(_judged_words(code, out, err, described["words"][:1]))
         return Outcome(
             self.number, described["kind"], described["words"], described["about"], faults, output, seconds, peak
         )
@@ -180,6 +184,14 @@ def _judged(code: int, right: list[int], output: str, hung: bool, peak: int, deb
     yield ("internal_errors" if code < 0 else "wrong_exit_codes"), said
 
 
+def _judged_words(code: int, out: str, err: str, verb: list[str]) -> Iterator[tuple[str, str]]:
+    """Faults of what was printed by an input whose streams are as usual."""
+    if code > 0 and not out.strip() and not err.strip():
+        yield "wrong_exit_codes", f"ended with {code} without a word"
+    if "\x1b" in err or ("\x1b" in out and verb[0] not in SAYING):
+        yield "escapes", "a terminal would obey what a file says"
+
+
 def _work(number: int, seed: int, kinds: list[str], materials: Materials, folder: Path) -> int:
     """The child's side: makes the input, and calls the command line with it."""
     os.setsid()
@@ -188,6 +200,7 @@ def _work(number: int, seed: int, kinds: list[str], materials: Materials, folder
     kind = draw.choices(kinds, [KINDS[name][1] for name in kinds])[0]
     case = KINDS[kind][0](Bench(draw, materials))
     described = {"kind": kind, "words": list(case.words), "about": case.about, "codes": sorted(case.codes)}
+    described["odd"] = case.before is not None or bool(case.environment)
     (folder / "case.json").write_text(json.dumps(described))
     (folder / "in").write_bytes(case.stdin)
     for name, number_, flags in (("in", 0, os.O_RDONLY), ("out", 1, os.O_WRONLY), ("err", 2, os.O_WRONLY)):
