@@ -134,10 +134,9 @@ class Child:
         debug = _is_debug(described["words"])
         faults = dict(_judged(code, described["codes"], out + err, self.killed, peak, debug))
         if not faults and not described["odd"]:
-            faults = dict(_judged_words(code, out, err, described["words"][:1]))
-        return Outcome(
-            self.number, described["kind"], described["words"], described["about"], faults, output, seconds, peak
-        )
+            faults = dict(_judged_words(code, out, err, described["words"]))
+        words, about = described["words"], described["about"]
+        return Outcome(self.number, described["kind"], words, about, faults, out + err, seconds, peak)
 
 
 def _processor_seconds(pid: int) -> float:
@@ -184,11 +183,11 @@ def _judged(code: int, right: list[int], output: str, hung: bool, peak: int, deb
     yield ("internal_errors" if code < 0 else "wrong_exit_codes"), said
 
 
-def _judged_words(code: int, out: str, err: str, verb: list[str]) -> Iterator[tuple[str, str]]:
+def _judged_words(code: int, out: str, err: str, words: list[str]) -> Iterator[tuple[str, str]]:
     """Faults of what was printed by an input whose streams are as usual."""
     if code > 0 and not out.strip() and not err.strip():
         yield "wrong_exit_codes", f"ended with {code} without a word"
-    if "\x1b" in err or ("\x1b" in out and verb[0] not in SAYING):
+    if "\x1b" in err or ("\x1b" in out and words[0] not in SAYING):
         yield "escapes", "a terminal would obey what a file says"
 
 
