@@ -127,7 +127,8 @@ class Child:
         seconds, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
         failed = self.folder / "failed"
         if failed.exists():
-            raise SystemExit(f"input {self.number} could not be made:\n{failed.read_text()}")
+            words = failed.read_text().splitlines()[-12:]
+            return Outcome(self.number, "unmade", [], "", {"unmade": words[-1]}, "\n".join(words), seconds, peak)
         described = json.loads((self.folder / "case.json").read_text())
         out, err = (_tail(self.folder / name) for name in ("out", "err"))
         code = os.waitstatus_to_exitcode(status)
@@ -398,9 +399,11 @@ def main(argv: list[str] | None = None) -> int:
     print(f"seconds of the processors: {sum(busy.values()):.0f}; an input of {means}", file=sys.stderr)
     print(f"the slowest: {'; '.join(f'{each[0]:.1f} s {each[2]} {each[1]}' for each in slowest)}", file=sys.stderr)
     line: dict[str, Any] = {"benchmark": "fuzz", "inputs": counts["inputs"]} | {name: counts[name] for name in FAULTS}
+    if counts["unmade"]:
+        line["unmade"] = counts["unmade"]  # a fault of this program
     line |= {"seconds": round(time.monotonic() - started, 1), "seed": given.seed, "kinds": dict(sorted(kinds.items()))}
     print(json.dumps(line))
-    return int(any(counts[name] for name in FAULTS))
+    return int(any(counts[name] for name in (*FAULTS, "unmade")))
 
 
 def _print(outcome: Outcome, given: argparse.Namespace, *, again: bool) -> None:

@@ -22,7 +22,7 @@ def _flat(value: Any) -> Any:
     """A cell of a table."""
     if isinstance(value, Raw):
         return value.text
-    return json.dumps(value) if isinstance(value, dict | list) else value
+    return dump(value).decode("utf-8", "surrogatepass") if isinstance(value, dict | list) else value
 
 
 def write(path: Path, rows: Sequence[Any], *, delimiter: str | None = None) -> None:
@@ -98,7 +98,7 @@ def records(bench: Bench) -> Case:
     path = Path(f"{name}{bench.draw.choice(ENDINGS)}")
     try:
         write(path, rows)
-    except (ValueError, AttributeError):
+    except ValueError:
         path = path.with_suffix(".jsonl")
         write(path, rows)
     if bench.chance(0.15):
