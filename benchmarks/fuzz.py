@@ -176,7 +176,7 @@ def _judged(code: int, right: list[int], output: str, hung: bool, peak: int, deb
     if "Traceback (most recent call last)" in output and not debug:
         yield "tracebacks", "a traceback"
         return
-    if code in (130, *right) or (debug and code == 1):
+    if code in (130, *right):
         return
     if code == 1 and ("forbids the network" in output or "cannot be reached" in output):
         return  # a name that may be that of a model on the hub
@@ -238,20 +238,19 @@ def _called(words: list[str]) -> int:
         setattr(sys, f"__{name}__", stream)
     from quatrain.cli import main
 
+    sys.argv = ["quatrain", *words]
     try:
-        code = main(words)
+        code = main()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         if sys.stderr is not None:
             traceback.print_exc()
         code = 1
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            code = 120  # as the interpreter ends
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        code = 120  # as the interpreter ends
     return code
 
 

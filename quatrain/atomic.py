@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from quatrain.errors import QuatrainError
+from quatrain.errors import InputError, QuatrainError
 from quatrain.wording import format_bytes
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
@@ -28,7 +28,7 @@ def free_bytes(path: str | Path) -> int | None:
     """Bytes free on the disk that holds `path` (which need not exist yet); None where the system does not say."""
     place = Path(path).absolute()
     for folder in (place, *place.parents):
-        if folder.exists():
+        if os.path.exists(folder):  # False, not an error, for a name that is too long
             with contextlib.suppress(OSError):
                 return shutil.disk_usage(folder).free
             return None
@@ -54,6 +54,8 @@ def disk_error(error: OSError, path: str | Path) -> QuatrainError:
             f"cannot write {path}: {error.strerror}. "
             "Something of that name is in the way; move it or choose another place."
         )
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return InputError(f"cannot write {path}: {error.strerror}. Choose another name.")
     return QuatrainError(f"cannot write {path}: {error.strerror or error}{room}.")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from quatrain import atomic
-from quatrain.errors import QuatrainError
+from quatrain.errors import InputError, QuatrainError
 
 
 def test_a_write_replaces_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -66,6 +66,11 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(QuatrainError, match="in the way"):
         atomic.write_text(tmp_path / "runs" / "a.txt", "x")
+
+
+def test_a_name_that_no_file_can_have_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write .*Choose another name"):
+        atomic.write_text(tmp_path / ("x" * 300) / "a.txt", "x")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")

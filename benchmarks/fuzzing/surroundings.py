@@ -41,7 +41,7 @@ def _odd(path: Path, kind: str) -> None:
         path.write_bytes(b"")
     elif kind == "a sparse file":
         with path.open("wb") as file:
-            file.truncate(2**40)
+            file.truncate(2**32)
     elif kind == "an unreadable file":
         path.write_bytes(b"x")
         path.chmod(0)
