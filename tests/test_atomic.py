@@ -69,7 +69,7 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
 
 
 def test_a_name_that_no_file_can_have_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write .*Choose another name"):
+    with pytest.raises(InputError, match=r"cannot write .*Choose another name"):
         atomic.write_text(tmp_path / ("x" * 300) / "a.txt", "x")
 
 
