@@ -133,10 +133,19 @@ def said(
         examples, _ = objective.prepare([record])
         batch = collate(objective, examples, 0)
         text = said_of(objective, examples, objective.predict(model, batch.to(model.device)))
-        prompt, reference = asked(record.value)
+        prompt, reference = asked(_in_names(objective, record.value))
         found.append({"set": name, "prompt": prompt, "reference": reference, "output": text}
                      | ({"correct": text == reference} if isinstance(objective, RIGHT_OR_WRONG) else {}))  # fmt: skip
     return found
+
+
+def _in_names(objective: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """A record with its labels by the names that the model has for them."""
+    if isinstance(objective, SequenceClassification) and objective.problem == "single":
+        return fields | {"label": objective.name_of(fields["label"])}
+    if isinstance(objective, TokenClassification):
+        return fields | {"tags": [objective.name_of(tag) for tag in fields["tags"]]}
+    return fields
 
 
 def said_as(record: Record, text: str, name: str) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def prepare(
         "tokenizer": objective.tokenizer.fingerprint,
         "settings": {name: getattr(settings, name) for name in named} | {"limit": limit},
         "labels": list(getattr(objective, "labels", ())),
+        "label reading": 2,
         "share": None if data.dev is not None else [data.validation, context.seed],
     }
     if corpus.mark is None or dev is None:

@@ -131,7 +131,14 @@ def _text(row: Row) -> list[AnyRecord]:
 def _labelled(row: Row) -> list[AnyRecord]:
     text = row.text("text")
     other = row.text("other") if "other" in row.layout.parts else None
-    return [LabelledText(text, other, _label(row))]
+    return [LabelledText(text, other, _label(row), _is_number(row))]
+
+
+def _is_number(row: Row) -> bool:
+    """Whether a class is written as a whole number: 1, or 1.0 as data frames write it."""
+    value = _at(row.value, row.column("label"))[0]
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return whole and not isinstance(value, bool) and not row.layout.scores and not row.faults
 
 
 def _label(row: Row) -> str | float:
@@ -173,7 +180,8 @@ def _tagged(row: Row) -> list[AnyRecord]:
     for number, tag in enumerate(tags):
         whole = isinstance(tag, int) and not isinstance(tag, bool)
         read.append(str(tag) if whole else row.checked("tags", tag, at=f"[{number}]"))
-    return [TaggedTokens(list(words), read)]
+    numbers = bool(tags) and all(isinstance(tag, int) and not isinstance(tag, bool) for tag in tags)
+    return [TaggedTokens(list(words), read, numbers)]
 
 
 def _question(row: Row) -> list[AnyRecord]:

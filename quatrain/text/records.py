@@ -122,27 +122,33 @@ class Preference:
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text, or a pair of texts, with the name of its class, or with a number that is to be foretold."""
+    """A text, or a pair of texts, with the name of its class, or with a number that is to be foretold.
+
+    `number`: the class was written as a whole number, not as text, so that it may be a place among a model's classes.
+    """
 
     text: str
     other: str | None
     label: str | float
+    number: bool = field(default=False, compare=False)
 
     def fields(self) -> dict[str, Any]:
         """The record as an objective takes it: {"text", "text_pair", "label"}."""
-        return {"text": self.text, "text_pair": self.other, "label": self.label}
+        label = int(self.label) if self.number else self.label
+        return {"text": self.text, "text_pair": self.other, "label": label}
 
 
 @dataclass(frozen=True)
 class TaggedTokens:
-    """The words of a sentence, each with its tag."""
+    """The words of a sentence, each with its tag; `numbers`: the tags were written as whole numbers, not as texts."""
 
     words: list[str]
     tags: list[str]
+    numbers: bool = field(default=False, compare=False)
 
     def fields(self) -> dict[str, Any]:
         """The record as an objective takes it: {"words", "tags"}."""
-        return {"words": self.words, "tags": self.tags}
+        return {"words": self.words, "tags": list(map(int, self.tags)) if self.numbers else self.tags}
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def task_of_model(config: ModelConfig, *, prefix: str = "") -> FinetuneStage:
         if config.problem != "regression" or len(config.labels) != 1:
             raise InputError("The model foretells several labels or numbers at once, which is not measured here.")
         kind = "regress"
-    labels = tuple(config.labels) if kind in ("classify", "tag") else ()
-    return FinetuneStage(objective=kind, labels=labels, prefix=prefix, train=TrainSettings(steps=1, warmup=0))
+    # the labels are the model's own: `labels` of a stage would say what numbers in the data stand for
+    return FinetuneStage(objective=kind, prefix=prefix, train=TrainSettings(steps=1, warmup=0))
 
 
 def make_objective(
@@ -69,9 +69,11 @@ def make_objective(
     kind = settings.objective
     if kind in ("classify", "regress"):
         problem = "single" if kind == "classify" else "regression"
-        return SequenceClassification(tokenizer, labels, problem=problem, max_length=limit)
+        numbered = bool(settings.labels)
+        return SequenceClassification(tokenizer, labels, problem=problem, max_length=limit, numbered=numbered)
     if kind == "tag":
-        return TokenClassification(tokenizer, labels, max_length=limit, stride=settings.stride or 0)
+        stride, numbered = settings.stride or 0, bool(settings.labels)
+        return TokenClassification(tokenizer, labels, max_length=limit, stride=stride, numbered=numbered)
     if kind == "answer":
         stride = min(STRIDE, limit // 3) if settings.stride is None else settings.stride
         return ExtractiveQA(tokenizer, max_length=limit, stride=stride)

@@ -72,20 +72,44 @@ def test_frames_of_tokenizers():
 
 def test_what_is_cut_is_said():
     objective = o.SequenceClassification(WORDPIECE, LABELS, max_length=12)
-    _, notes = objective.prepare([{"text": text, "label": 0} for text in [*setup.TEXTS, "the fox"]])
+    _, notes = objective.prepare([{"text": text, "label": "no"} for text in [*setup.TEXTS, "the fox"]])
     assert notes[0].startswith("6 of 7 examples are longer than 12 tokens and were cut: ")
-    assert o.SequenceClassification(WORDPIECE, LABELS).prepare([{"text": setup.TEXTS[0], "label": 0}])[1] == []
+    assert o.SequenceClassification(WORDPIECE, LABELS).prepare([{"text": setup.TEXTS[0], "label": "no"}])[1] == []
 
 
 def test_labels_by_name_number_and_text():
     objective = o.SequenceClassification(WORDPIECE, LABELS)
-    made = objective.collate([{"text": "a fox", "label": label} for label in ("yes", 1, "0", "2")])
-    assert made.labels.tolist() == [2, 1, 0, 2]
+    made = objective.collate([{"text": "a fox", "label": label} for label in ("yes", "no")])
+    assert made.labels.tolist() == [2, 0]
+    assert objective.collate([{"text": "a fox", "label": label} for label in (2, 0)]).labels.tolist() == [2, 0]
+    numbered = o.SequenceClassification(WORDPIECE, LABELS, numbered=True)
+    assert numbered.collate([{"text": "a fox", "label": label} for label in ("2", "0")]).labels.tolist() == [2, 0]
     several = o.SequenceClassification(WORDPIECE, LABELS, problem="several")
-    made = several.collate([{"text": "a fox", "labels": labels} for labels in ([], ["no", 2], ["perhaps"])])
+    made = several.collate([{"text": "a fox", "labels": labels} for labels in ([], ["no", "yes"], ["perhaps"])])
     assert made.labels.tolist() == [[0, 0, 0], [1, 0, 1], [0, 1, 0]]
     numbers = o.SequenceClassification(WORDPIECE, ["x", "y"], problem="regression")
     assert numbers.collate([{"text": "a fox", "label": [0.5, "2"]}]).labels.tolist() == [[0.5, 2.0]]
+
+
+def test_numbers_are_places_only_where_the_data_says_so():
+    rows = [{"text": "a fox", "label": label} for label in (0, 2)]
+    assert o.SequenceClassification(WORDPIECE, LABELS).prepare(rows)[1] == [
+        "the labels of the data are numbers, taken as places among the model's: 0 is no, 2 is yes"
+    ]
+    stars = o.SequenceClassification(WORDPIECE, ["1", "2", "3"])
+    assert stars.collate([{"text": "a fox", "label": label} for label in (1, "3")]).labels.tolist() == [0, 2]
+    default = o.SequenceClassification(WORDPIECE, ["LABEL_0", "LABEL_1"])
+    assert default.prepare([{"text": "a fox", "label": "1"}, {"text": "a fox", "label": 0}])[1] == []
+    for objective, labels, said in [
+        (o.SequenceClassification(WORDPIECE, LABELS), ("0", "2"), "data are 0, 2; the model's are no, perhaps, yes"),
+        (o.SequenceClassification(WORDPIECE, LABELS), (0, "yes"), "some labels are names and some are numbers"),
+        (o.SequenceClassification(WORDPIECE, LABELS), (0, 3), "the data are 0, 3; the model's"),
+        (stars, (0, 1), "the data are 0, 1; the model's are 1, 2, 3"),
+        (o.TokenClassification(WORDPIECE, LABELS), ("0", "1"), "write the names in place of the numbers"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            objective.prepare([{"text": "a fox", "label": each, "words": ["a"], "tags": [each]} for each in labels])
+        assert said in caught.value.message
 
 
 def test_typed_records_and_places_are_read():

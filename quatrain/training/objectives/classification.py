@@ -5,7 +5,7 @@ Devlin et al. 2018 (arXiv 1810.04805), section 4: a linear layer on the pooled s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from quatrain.models.heads import label_loss
 from quatrain.text.batches import TokenBatch
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, labels_tensor
-from quatrain.training.objectives.texts import Fields, Text, TextObjective, label_index, label_names, refuse, shown
+from quatrain.training.objectives.labels import check_set, label_index, values_of, with_labels
+from quatrain.training.objectives.texts import Fields, Text, TextObjective, label_names, refuse, shown
 
 PROBLEMS = ("single", "several", "regression")
 
@@ -25,8 +26,10 @@ PROBLEMS = ("single", "several", "regression")
 class SequenceClassification(TextObjective):
     """Texts, or pairs of texts, with a label; `labels` are the model's, in its order.
 
-    A record has `text`, for a pair also `text_pair`, and `label`: with the problem `single` a name or number, with
+    A record has `text`, for a pair also `text_pair`, and `label`: with the problem `single` a name, with
     `several` `labels`, a list of those that hold (it may be empty), with `regression` a number, or one for each output.
+    Whole numbers are places of labels where none is called so (`quatrain.training.objectives.labels`); with `numbered`,
+    numbers written as text are too.
     The loss is the cross-entropy, the mean of the binary ones, or the squared error; its weight the number of texts.
     """
 
@@ -39,8 +42,10 @@ class SequenceClassification(TextObjective):
         *,
         problem: str = "single",
         max_length: int | None = None,
+        numbered: bool = False,
     ):
         super().__init__(tokenizer, max_length=max_length)
+        self.numbered = numbered
         if problem not in PROBLEMS:
             refuse([f"problem: {problem!r}; must be one of {', '.join(PROBLEMS)}"], "SequenceClassification")
         self.labels, self.problem = label_names(labels, "SequenceClassification"), problem
@@ -53,11 +58,25 @@ class SequenceClassification(TextObjective):
         fields.check()
         return [replace(self.read(text, other), label=label)]
 
+    def prepare(self, records: Iterable[Any]) -> tuple[list[Any], list[str]]:
+        """As of every objective; the labels of all records are looked at together, and named where some are unknown."""
+        kept = list(records)
+        if self.problem == "regression":
+            return super().prepare(kept)
+        name = "label" if self.problem == "single" else "labels"
+        found = check_set((values_of(record, name) for record in kept), self.labels, self.numbered)
+        return with_labels(lambda: super(SequenceClassification, self).prepare(kept), found)
+
+    def name_of(self, value: Any) -> str:
+        """The model's name of a record's label."""
+        place = label_index(value, self.labels, numbered=self.numbered)
+        return str(value) if isinstance(place, str) else self.labels[place]
+
     def _one(self, fields: Fields) -> int:
         value = fields.raw("label")
         if value is None:
             return 0
-        found = label_index(value, self.labels)
+        found = label_index(value, self.labels, numbered=self.numbered)
         if isinstance(found, str):
             fields.fault(f"label: {found}")
             return 0
@@ -72,7 +91,7 @@ class SequenceClassification(TextObjective):
             fields.fault(f"labels: {shown(value)}; must be a list of those that hold")
             return held
         for each in value:
-            found = label_index(each, self.labels)
+            found = label_index(each, self.labels, numbered=self.numbered)
             if isinstance(found, str):
                 fields.fault(f"labels: {found}")
             else:

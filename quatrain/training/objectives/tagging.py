@@ -15,12 +15,12 @@ from quatrain.errors import InputError
 from quatrain.text.batches import IGNORE, TokenBatch, stack
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, learned_accuracy
+from quatrain.training.objectives.labels import check_set, label_index, values_of, with_labels
 from quatrain.training.objectives.texts import (
     Fields,
     Text,
     TextObjective,
     frame,
-    label_index,
     label_names,
     refuse,
 )
@@ -48,20 +48,40 @@ class TaggedText:
 class TokenClassification(TextObjective):
     """Sentences of words with a label each; `labels` are the model's, in its order.
 
-    A record has `words` (or `tokens`) and `tags`, a name or number for each. The words are read as a text, with a space
-    between. A sentence longer than `max_length` becomes several stretches that share `stride` tokens; every word
-    counts in the first that holds it, so none is lost and none counts twice.
+    A record has `words` (or `tokens`) and `tags`, a name for each (whole numbers as for `SequenceClassification`). The
+    words are read as a text, with a space between. A sentence longer than `max_length` becomes several stretches that
+    share `stride` tokens; every word counts in the first that holds it, so none is lost and none counts twice.
     """
 
     head = "token_classification"
 
-    def __init__(self, tokenizer: Tokenizer, labels: Sequence[str], *, max_length: int | None = None, stride: int = 0):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        labels: Sequence[str],
+        *,
+        max_length: int | None = None,
+        stride: int = 0,
+        numbered: bool = False,
+    ):
         super().__init__(tokenizer, max_length=max_length)
+        self.numbered = numbered
         self.labels, self.stride = label_names(labels, "TokenClassification"), stride
         room = None if max_length is None else max_length - sum(map(len, frame(tokenizer)))
         if not isinstance(stride, int) or stride < 0 or (room is not None and stride >= room):
             below = "" if room is None else f" and below {room}, the tokens of a stretch"
             refuse([f"stride: {stride!r}; must be at least 0{below}"], "TokenClassification")
+
+    def prepare(self, records: Iterable[Any]) -> tuple[list[Any], list[str]]:
+        """As of every objective; the tags of all records are looked at together, and named where some are unknown."""
+        kept = list(records)
+        found = check_set((values_of(record, "tags") for record in kept), self.labels, self.numbered)
+        return with_labels(lambda: super(TokenClassification, self).prepare(kept), found)
+
+    def name_of(self, value: Any) -> str:
+        """The model's name of a record's tag."""
+        place = label_index(value, self.labels, numbered=self.numbered)
+        return str(value) if isinstance(place, str) else self.labels[place]
 
     def encode(self, record: Any, place: str = "this example") -> list[TaggedText]:
         """The stretches of a sentence. Raises InputError naming what is missing, unknown or of another length."""
@@ -75,7 +95,7 @@ class TokenClassification(TextObjective):
             fields.fault(f"tags: {len(tags)} for {len(words)} tokens; must be one for each")
         labels: list[int] = []
         for number, tag in enumerate(tags, 1):
-            found = label_index(tag, self.labels)
+            found = label_index(tag, self.labels, numbered=self.numbered)
             if isinstance(found, str):
                 fields.fault(f"tags: number {number}: {found}")
             else:

@@ -232,18 +232,6 @@ def shortened(pair: EncodedPair, limit: int) -> EncodedPair:
     return replace(pair, **columns)
 
 
-def label_index(value: Any, labels: Sequence[str]) -> int | str:
-    """The number of a label given by name or number; a text that says what is wrong where it is neither."""
-    if isinstance(value, str) and value in labels:
-        return list(labels).index(value)
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels):
-        return value
-    names = ", ".join(labels[:12]) + (f", … ({len(labels)})" if len(labels) > 12 else "")
-    return f"{shown(value)}; must be one of {names}, or a number from 0 to {len(labels) - 1}"
-
-
 def label_names(labels: Sequence[str], what: str) -> tuple[str, ...]:
     """The names of labels, checked. Raises InputError for none, for a name twice, or for what is no list of names."""
     problems = []
