@@ -106,10 +106,13 @@ class TokenClassification(TextObjective):
     def stretches(self, words: Sequence[str], labels: Sequence[int] | None = None) -> list[TaggedText]:
         """The stretches of a sentence of words, to learn or, without labels, to be tagged."""
         ids, owners = word_tokens(self.tokenizer, words)
-        labels = [0] * len(words) if labels is None else labels
+        return self.cut(ids, owners, [0] * len(words) if labels is None else labels)
+
+    def cut(self, ids: Sequence[int], owners: Sequence[int | None], labels: Sequence[int]) -> list[TaggedText]:
+        """The stretches of a text's ids; `owners` are the words that begin with them, or None, `labels` all words'."""
         before, after = frame(self.tokenizer)
         room = len(ids) if self.max_length is None else self.max_length - len(before) - len(after)
-        lost, found, start, counted = len(words) - len(set(owners) - {None}), list[TaggedText](), 0, set[int]()
+        lost, found, start, counted = len(labels) - len(set(owners) - {None}), list[TaggedText](), 0, set[int]()
         while start < len(ids) or not found:
             end = min(start + max(room, 1), len(ids))
             targets, numbers = list[int](), list[int]()
@@ -121,7 +124,7 @@ class TokenClassification(TextObjective):
                     counted.add(owner)
             row = [*before, *ids[start:end], *after]
             padded = [IGNORE] * len(before) + targets + [IGNORE] * len(after)
-            found.append(TaggedText(row, padded, numbers, len(words), not found, 0 if found else lost))
+            found.append(TaggedText(row, padded, numbers, len(labels), not found, 0 if found else lost))
             if end == len(ids):
                 break
             start = end - self.stride

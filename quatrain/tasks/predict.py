@@ -1,0 +1,275 @@
+"""What a model says of new inputs: classes with their probabilities, tags of words, answers, choices, texts, vectors.
+
+    predictor = Predictor.load("runs/sentiment/model")
+    for prediction in predictor.predict(["A fine film.", "Dull."]):
+        print(prediction.value["label"], prediction.value["score"])
+
+The head of the model tells the task. Labels and probabilities are those of transformers' pipelines.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quatrain.errors import InputError
+from quatrain.models.config import ModelConfig
+from quatrain.models.stack import Model
+from quatrain.text.tokenizer import Tokenizer
+from quatrain.training.objectives.answers import ExtractiveQA, best_answers
+from quatrain.training.objectives.base import call
+from quatrain.training.objectives.classification import MultipleChoice
+from quatrain.training.objectives.tagging import TokenClassification
+from quatrain.training.objectives.texts import Text, TextObjective
+from quatrain.training.tasks import STRIDE
+
+BATCH = 32
+"""Inputs that are read together."""
+
+TOP = 5
+"""Tokens that are named for a mask."""
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "sequence_classification": ("text", "text_pair?"),
+    "token_classification": ("text", "words?"),
+    "question_answering": ("context", "question"),
+    "multiple_choice": ("question", "choices"),
+    "seq2seq": ("text",),
+    "embedding": ("text",),
+    "masked": ("text",),
+}
+"""The heads that predict, and the fields of their inputs; those with a "?" may be absent."""
+
+Input = str | Mapping[str, Any]
+"""A text, or a table of the fields that the task has."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one input. `value` has JSON's types, by head:
+
+    sequence_classification: `label` and `score`, and `scores` of all labels; of several labels at once `labels`, and
+    of numbers `scores` alone. token_classification: `words`, each with `word`, `label`, `score`, `start`, `end`.
+    question_answering: `answer`, `score`. multiple_choice: `choice`, its `number` from 0, `scores`. seq2seq: `text`.
+    embedding: `vector`. masked: `masks`, the likeliest tokens of each.
+
+    `cut` counts the tokens that the model could not read.
+    """
+
+    value: dict[str, Any]
+    cut: int = 0
+
+
+class Predictor:
+    """A model with the head of a task, and its tokenizer."""
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer | None,
+        *,
+        engine: Callable[[], Any] | None = None,
+        prefix: str = "",
+        max_new_tokens: int = 120,
+    ):
+        """`engine` makes what answers for an encoder-decoder; `prefix` stands before each of its sources.
+
+        Raises InputError for a head that predicts nothing, or a model without a tokenizer.
+        """
+        head = model.config.head
+        if head not in FIELDS:
+            hint = "; `quatrain generate` goes on from a text, `quatrain chat` answers" if head == "causal" else ""
+            raise InputError(
+                f"The model has the head {head}, which predicts no labels{hint}. Heads: {', '.join(FIELDS)}."
+            )
+        if tokenizer is None:
+            raise InputError("The model has no tokenizer: a text cannot be read without its tokens.")
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.prefix, self.max_new_tokens = prefix, max_new_tokens
+        self._engine, self._answerer = engine, None
+        self._read: Callable[[Sequence[Mapping[str, Any]]], list[Prediction]] = getattr(self, f"_{head}")
+
+    @classmethod
+    def load(cls, model: str | Path, **options: Any) -> Predictor:
+        """The predictor of a model folder, an adapter, a run or a hub id; `options` as for the class."""
+        from quatrain.generation.engine import Engine
+        from quatrain.generation.loading import load_model
+
+        network, tokenizer = load_model(model)
+        return cls(network, tokenizer, engine=lambda: Engine.load(model), **options)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration of the model."""
+        return self.model.config
+
+    def predict(self, inputs: Iterable[Input], *, batch_size: int = BATCH) -> Iterator[Prediction]:
+        """A prediction of each input, in order, as they come. Raises InputError for an input that lacks a field."""
+        rows = (self._fields(each, number) for number, each in enumerate(inputs, 1))
+        while batch := list(itertools.islice(rows, batch_size)):
+            with torch.inference_mode():
+                yield from self._read(batch)
+
+    def _fields(self, given: Input, number: int) -> Mapping[str, Any]:
+        allowed = FIELDS[self.config.head]
+        fields: Mapping[str, Any] = {allowed[0]: given} if isinstance(given, str) else given
+        wanted = (
+            {"words"} if "words?" in allowed and "words" in fields else {name for name in allowed if name[-1] != "?"}
+        )
+        if missing := sorted(wanted - {name for name, value in fields.items() if value}):
+            raise InputError(
+                f"input {number}: {', '.join(missing)} missing or empty; the head {self.config.head} reads "
+                f"{', '.join(name.rstrip('?') for name in allowed)}"
+            )
+        return fields
+
+    def _limit(self) -> int:
+        return self.config.context_length
+
+    def _logits(self, objective: TextObjective, rows: Sequence[Text]) -> Tensor:
+        batch = objective.batch(rows, None).to(self.model.device)
+        logits: Tensor = call(self.model, batch)[0]
+        return logits.float().cpu()
+
+    def _sequence_classification(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        objective = TextObjective(self.tokenizer, max_length=self._limit())
+        rows = [objective.read(each["text"], each.get("text_pair")) for each in inputs]
+        logits = self._logits(objective, rows)
+        found = (self._classes(row) for row in logits)
+        return [Prediction(value, row.cut) for value, row in zip(found, rows, strict=True)]
+
+    def _classes(self, logits: Tensor) -> dict[str, Any]:
+        labels, problem = self.config.labels, self.config.problem
+        if problem == "regression":
+            return {"scores": dict(zip(labels, logits.tolist(), strict=True))}
+        if problem == "several":
+            scores = dict(zip(labels, logits.sigmoid().tolist(), strict=True))
+            return {"labels": [label for label, score in scores.items() if score > 0.5], "scores": scores}
+        scores = dict(zip(labels, logits.softmax(-1).tolist(), strict=True))
+        best = labels[int(logits.argmax())]
+        return {"label": best, "score": scores[best], "scores": scores}
+
+    def _token_classification(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        limit = self._limit()
+        objective = TokenClassification(self.tokenizer, self.config.labels, max_length=limit, stride=limit // 4)
+        read = [self._words(objective, each) for each in inputs]
+        rows = [row for _, stretches in read for row in stretches]
+        chances = self._logits(objective, [Text(row.ids) for row in rows]).softmax(-1)
+        found, start = [], 0
+        for words, stretches in read:
+            for row, each in zip(stretches, chances[start:], strict=False):
+                counted = [place for place, label in enumerate(row.labels) if label >= 0]
+                for word, place in zip(row.words, counted, strict=True):
+                    best = int(each[place].argmax())
+                    words[word] |= {"label": self.config.labels[best], "score": float(each[place, best])}
+            start += len(stretches)
+            # a word of which the tokenizer leaves nothing is outside of everything
+            outside = "O" if "O" in self.config.labels else None
+            whole = [{"word": each["word"], "label": each.get("label", outside)} | each for each in words]
+            found.append(Prediction({"words": whole}))
+        return found
+
+    def _words(
+        self, objective: TokenClassification, fields: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], list[Any]]:
+        """The words of an input with their places in the text, and the stretches that the model reads."""
+        if "words" in fields:
+            words = [str(word) for word in fields["words"]]
+            return [{"word": word} for word in words], objective.stretches(words)
+        text = fields["text"]
+        ids, offsets, owners = self.tokenizer.encode_with_words(text)
+        spans: dict[int, tuple[int, int]] = {}
+        for (begin, end), owner in zip(offsets, owners, strict=True):
+            if owner is not None and end > begin:
+                first, last = spans.get(owner, (begin, end))
+                spans[owner] = min(first, begin), max(last, end)
+        numbers = {owner: number for number, owner in enumerate(spans)}
+        placed = []
+        for begin, end in spans.values():
+            word = text[begin:end]
+            begin += len(word) - len(word.lstrip())
+            placed.append({"word": word.strip(), "start": begin, "end": begin + len(word.strip())})
+        seen: set[int] = set()
+        firsts: list[int | None] = []
+        for owner in owners:
+            new = owner in numbers and owner not in seen
+            firsts.append(numbers[owner] if new and owner is not None else None)
+            if owner is not None:
+                seen.add(owner)
+        return placed, objective.cut(ids, firsts, [0] * len(placed))
+
+    def _question_answering(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        limit = self._limit()
+        objective = ExtractiveQA(self.tokenizer, max_length=limit, stride=min(STRIDE, limit // 3))
+        found = []
+        for each in inputs:
+            windows = objective.windows(each["question"], each["context"])
+            logits = self._logits(objective, [Text(row.ids, row.token_types) for row in windows])
+            (ranked,) = best_answers(windows, list(logits))
+            best = ranked[0]
+            found.append(Prediction({"answer": best.text, "score": best.probability}))
+        return found
+
+    def _multiple_choice(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        objective = MultipleChoice(self.tokenizer, max_length=self._limit())
+        found = []
+        for each in inputs:
+            (example,) = objective.encode({"question": each["question"], "choices": each["choices"], "label": 0})
+            batch = objective.collate([example]).to(self.model.device)
+            scores = call(self.model, batch)[0].float().cpu()[0].softmax(-1)
+            best = int(scores.argmax())
+            value = {"choice": each["choices"][best], "number": best, "scores": scores.tolist()}
+            found.append(Prediction(value, example.cut))
+        return found
+
+    def _seq2seq(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        from quatrain.generation.engine import Engine
+        from quatrain.generation.logits import SamplingParams
+
+        if self._answerer is None:
+            self._answerer = self._engine() if self._engine is not None else Engine(self.model, self.tokenizer)
+        params = SamplingParams(max_new_tokens=self.max_new_tokens)
+        prompts = [self.prefix + each["text"] for each in inputs]
+        return [Prediction({"text": each.text}) for each in self._answerer.generate(prompts, params)]
+
+    def _embedding(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        from quatrain.models.sentences import embed
+
+        texts = [each["text"] for each in inputs]
+        limit = min(self.config.max_text_length or self._limit(), self._limit())
+        lengths = [len(self.tokenizer.encode(text, special_tokens=True)) for text in texts]
+        vectors = embed(self.model, self.tokenizer, texts).float().cpu().tolist()
+        return [
+            Prediction({"vector": vector}, max(0, length - limit))
+            for vector, length in zip(vectors, lengths, strict=True)
+        ]
+
+    def _masked(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        mask = self.tokenizer.mask_id
+        if mask is None:
+            raise InputError("The tokenizer has no mask token, so there is nothing to fill.")
+        name = self.tokenizer.id_to_token(mask)
+        objective = TextObjective(self.tokenizer, max_length=self._limit())
+        rows = [objective.read(each["text"]) for each in inputs]
+        for each, row in zip(inputs, rows, strict=True):
+            if mask not in row.ids:
+                raise InputError(f"{each['text'][:60]!r}: write {name} where a token is to be filled in")
+        found = []
+        for row, logits in zip(rows, self._logits(objective, rows), strict=True):
+            masks = []
+            for place in (place for place, token in enumerate(row.ids) if token == mask):
+                best = logits[place].softmax(-1).topk(TOP)
+                masks.append(
+                    [
+                        {"token": self.tokenizer.token_text(token), "id": token, "score": score}
+                        for token, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                    ]
+                )
+            found.append(Prediction({"masks": masks}, row.cut))
+        return found
