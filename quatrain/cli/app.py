@@ -16,6 +16,7 @@ from quatrain.cli.generate import generate
 from quatrain.cli.inspect import inspect
 from quatrain.cli.merge import merge
 from quatrain.cli.plan import plan
+from quatrain.cli.predict import predict
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
 from quatrain.cli.texts import mistyped_option
@@ -45,7 +46,7 @@ def build_app() -> App:
         from rich.console import Console
 
         app.console = Console(width=LEAST_WIDTH)
-    for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, evaluate, merge, doctor):
+    for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, predict, evaluate, merge, doctor):
         app.command(verb)
     data = App(name="data", help="The catalog of named texts: list it, get one.")
     data.command(list_sources, name="list")
@@ -58,7 +59,7 @@ def build_app() -> App:
 def check_words(app: App, words: list[str]) -> None:
     """Raises InputError for a mistyped option of a verb that takes any text, where it would be taken for the text."""
     verb = next((word for word in words if not word.startswith("-")), None)
-    if verb not in ("generate", "tokenize", "inspect", "evaluate"):
+    if verb not in ("generate", "tokenize", "inspect", "predict", "evaluate"):
         return
     options = {"--help", "-h", "--version"}
     texts: set[str] = set()

@@ -92,7 +92,8 @@ class Predictor:
             raise InputError("The model has no tokenizer: a text cannot be read without its tokens.")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.prefix, self.max_new_tokens = prefix, max_new_tokens
-        self._engine, self._answerer = engine, None
+        self._engine = engine
+        self._answerer: Any = None
         self._read: Callable[[Sequence[Mapping[str, Any]]], list[Prediction]] = getattr(self, f"_{head}")
 
     @classmethod

@@ -290,6 +290,28 @@ def _pairs(names: list[str]) -> Iterator[Layout]:
         yield Layout("pair", {"source": languages[0], "target": languages[1]})
 
 
+def input_columns(names: Sequence[str], format: str) -> dict[str, str]:
+    """The columns of what a format asks, by its parts without the answer: the text of a label, the words of tags.
+
+    For `text`, a pair of texts is `text` and `other`, and an only column is the text. {} where the names tell nothing.
+    """
+    wanted: dict[str, tuple[dict[str, str], ...]] = {
+        "tagged": tuple({"words": name} for name in _WORDS),
+        "qa": tuple({"context": name, "question": "question"} for name in _CONTEXTS),
+        "choice": tuple({part: column for part, column in each.items() if part != "label"} for each in _CHOICES),
+        "pair": tuple({"source": source} for source, _ in _PAIRS),
+    }
+    texts = (*({"text": text, "other": other} for text, other in _TEXT_PAIRS), *({"text": name} for name in _TEXTS))
+    choices = (*wanted.get(format, ()), *(texts if format in ("text", "tagged") else ()))
+    known = {_plain_name(name): name for name in _EXACT}
+    for meaning in (str, _plain_name, _synonym):
+        exact = {known.get(plain, plain): name for name in names for plain in [meaning(name)]}
+        for parts in choices:
+            if all(each in exact for column in parts.values() for each in column.split(",")):
+                return {part: ",".join(exact[each] for each in column.split(",")) for part, column in parts.items()}
+    return {"text": names[0]} if format == "text" and len(names) == 1 else {}
+
+
 def check_columns(columns: Mapping[str, str], format: str | None = None) -> Layout:
     """The layout whose parts a user has given columns to. Raises InputError where there is none."""
     given = set(columns)

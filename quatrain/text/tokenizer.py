@@ -238,8 +238,7 @@ class Tokenizer:
         ids, offsets = self.encode_with_offsets(text)
         words = self.backend.encode(text, add_special_tokens=False).word_ids
         if len(text.split()) > 1 and len({word for word in words if word is not None}) < 2:
-            ends = [len(text[:end].split()) - 1 for _, end in offsets]
-            words = [None if text[begin:end].isspace() else word for (begin, end), word in zip(offsets, ends, strict=True)]
+            words = [None if text[begin:end].isspace() else len(text[:end].split()) - 1 for begin, end in offsets]
         return ids, offsets, words
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:

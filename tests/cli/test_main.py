@@ -17,7 +17,8 @@ from quatrain.errors import InputError
 
 FULL = Path(__file__).parent.parent / "recipes" / "full.toml"
 
-VERBS = ["chat", "check", "data", "doctor", "evaluate", "generate", "merge", "plan", "recipes", "run", "tokenize"]
+VERBS = ["chat", "check", "data", "doctor", "evaluate", "generate", "merge", "plan", "predict",
+         "recipes", "run", "tokenize"]
 
 
 def quatrain(*words: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -109,3 +109,27 @@ def test_hidden_words_spans_pairs_and_classes():
     one = classes.prepare([{"text": "the cat", "label": "yes"}] * 3)[0]
     (problem,) = look(classes, words, config("bert", words.vocab_size), examples=one).problems
     assert "every example has the label 'yes'" in problem
+
+
+def test_samples_show_what_is_learned_beside_the_tokens():
+    from quatrain.training import objectives as o
+
+    tokenizer = Tokenizer.train(TEXTS, kind="wordpiece", vocab_size=120)
+    text, labels = "the cat sat on the mat", ["bad", "good"]
+    cases = [
+        (o.SequenceClassification(tokenizer, labels), {"text": text, "label": "good"}, "label: good"),
+        (o.SequenceClassification(tokenizer, labels, problem="several"), {"text": text, "labels": ["bad", "good"]},
+         "labels: bad, good"),
+        (o.SequenceClassification(tokenizer, ["score"], problem="regression"), {"text": text, "label": 2.5},
+         "score: 2.5"),
+        (o.TokenClassification(tokenizer, ["O", "B-X"]), {"words": text.split(), "tags": ["O", "B-X", *["O"] * 4]},
+         "tags: O B-X O O O O"),
+        (o.MultipleChoice(tokenizer), {"question": text, "choices": ["a", "dog"], "label": 1}, "right: choice 2 of 2"),
+        (o.ExtractiveQA(tokenizer, max_length=60, stride=4),
+         {"context": text, "question": "who sat", "answers": {"text": ["cat"], "answer_start": [4]}}, "answer: cat"),
+        (o.CosineSimilarity(tokenizer), {"text": text, "text_pair": text, "score": 0.5}, "score: 0.5"),
+    ]  # fmt: skip
+    for objective, record, target in cases:
+        found = look(objective, tokenizer, config("bert", tokenizer.vocab_size), examples=objective.prepare([record])[0])
+        assert found.samples[0][0] == (target, True)
+        assert "cat" in "".join(piece for piece, _ in found.samples[0][2:])

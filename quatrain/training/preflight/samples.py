@@ -14,7 +14,11 @@ import numpy as np
 from quatrain.models.config import ModelConfig
 from quatrain.text.batches import IGNORE, TokenBatch, TokenExample
 from quatrain.text.tokenizer import Tokenizer
-from quatrain.training.objectives import Causal, Objective, collate
+from quatrain.training.objectives import Causal, CosineSimilarity, Objective, SequenceClassification, collate
+from quatrain.training.objectives.answers import Window
+from quatrain.training.objectives.classification import ChoiceText
+from quatrain.training.objectives.embedding import Related
+from quatrain.training.objectives.tagging import TaggedText
 from quatrain.training.streams import Stream
 
 LOOKED_AT = 20_000
@@ -93,6 +97,27 @@ def _sample(tokenizer: Tokenizer, rows: Sequence[Row]) -> list[tuple[str, bool]]
     return found
 
 
+def target_of(objective: Objective, example: Any) -> str:
+    """What is learned of an example beside its tokens: its label, its tags, the right choice, the answer, a number."""
+    labels = getattr(objective, "labels", ())
+    if isinstance(example, TaggedText):
+        return "tags: " + " ".join(labels[label] for label in example.labels if label != IGNORE)
+    if isinstance(example, ChoiceText):
+        return f"right: choice {example.label + 1} of {len(example.choices)}"
+    if isinstance(example, Window):
+        return f"answer: {example.answers[0]}" if example.answers else "no answer"
+    if isinstance(example, Related):
+        return f"score: {example.score:.4g}" if isinstance(objective, CosineSimilarity) else ""
+    if not isinstance(objective, SequenceClassification):
+        return ""
+    if objective.problem == "single":
+        return f"label: {labels[example.label]}"
+    if objective.problem == "several":
+        held = [label for label, value in zip(labels, example.label, strict=True) if value]
+        return f"labels: {', '.join(held) or 'none'}"
+    return ", ".join(f"{label}: {value:.4g}" for label, value in zip(labels, example.label, strict=True))
+
+
 def look(
     objective: Objective,
     tokenizer: Tokenizer,
@@ -114,7 +139,10 @@ def look(
         place = places[number] if places is not None and number < len(places) else f"example {number + 1:,}"
         counts.add(rows, place)
         if len(found.samples) < SHOWN:
-            found.samples.append(_sample(tokenizer, rows[:2]))
+            target = "" if examples is None else target_of(objective, examples[number])
+            # in front, so that no long text hides it
+            shown = [(target, True), ("\n", False)] if target else []
+            found.samples.append([*shown, *_sample(tokenizer, rows[:2])])
     counts.tell(found, objective)
     if examples is not None:
         found.labels = _labels(objective, examples)

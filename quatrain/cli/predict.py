@@ -1,0 +1,144 @@
+"""`quatrain predict`: what a trained model says of new texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from quatrain.cli.texts import Text
+
+if TYPE_CHECKING:
+    from quatrain.tasks.predict import Prediction
+
+
+def predict(
+    model: str,
+    text: Text,
+    *texts: Text,
+    pair: Text | None = None,
+    question: Text | None = None,
+    columns: str | None = None,
+    prefix: str = "",
+    max_new_tokens: int = 120,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Label new texts: classes, tags of words, answers, choices, translations and summaries, vectors, masked words.
+
+    The head of the model says which. A line of a text's result is its label, the probability and the text; tags come a
+    word a line.
+
+    Parameters
+    ----------
+    model
+        A model folder, an adapter, a run's folder or name, or an id of the Hugging Face hub.
+    text
+        A text, a file, or - for standard input. A file holds a text a line, or rows (.jsonl, .csv, …) with a column of
+        texts.
+    texts
+        More texts or files.
+    pair
+        The second text, for a model of pairs.
+    question
+        What an extractive model answers from the text.
+    columns
+        Which columns of a file hold its parts, such as text=review or context=passage,question=query.
+    prefix
+        What a model of texts out of texts was taught with before each source, such as "summarize: ".
+    max_new_tokens
+        The longest text that it says of a source, in tokens.
+    json_lines
+        Write one JSON object a text, with the probability of every label.
+    """
+    from quatrain.cli.data import _columns
+    from quatrain.cli.output import show, show_json
+    from quatrain.errors import InputError
+    from quatrain.tasks.predict import Predictor
+
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: must be at least 1")
+    predictor = Predictor.load(model, prefix=prefix, max_new_tokens=max_new_tokens)
+    head = predictor.config.head
+    more = {"text_pair": pair, "question": question}
+    if pair is not None and head != "sequence_classification":
+        raise InputError(f"--pair: the model has the head {head}, which reads no pairs")
+    if question is not None and head != "question_answering":
+        raise InputError(f"--question: the model has the head {head}, which answers none")
+    extra = {name: value for name, value in more.items() if value is not None}
+    for source in (text, *texts):
+        kept: list[tuple[str, Any]] = []
+        live = source == "-"
+        inputs = _inputs(source, head, _columns(columns), extra, kept)
+        for prediction in predictor.predict(inputs, batch_size=1 if live else 32):
+            place, given = kept.pop(0)
+            _warn(place, prediction)
+            if json_lines:
+                asked = {"source" if head == "seq2seq" else "text": given} if isinstance(given, str) else dict(given)
+                show_json(asked | prediction.value | ({"cut": prediction.cut} if prediction.cut else {}))
+            else:
+                show(_line(given, prediction))
+    return 0
+
+
+def _inputs(
+    source: str, head: str, columns: dict[str, str] | None, extra: dict[str, str], kept: list[tuple[str, Any]]
+) -> Iterator[Any]:
+    """The inputs of a source; each is put into `kept` with its place as it goes."""
+    from quatrain.cli.process import input_lines
+    from quatrain.errors import InputError
+    from quatrain.tasks.inputs import is_file, of_lines, read_inputs
+    from quatrain.tasks.predict import FIELDS
+
+    if source == "-":
+        found = of_lines(input_lines(), "standard input")
+    elif is_file(source):
+        found = read_inputs(source, head, columns)
+    elif not source.strip():
+        raise InputError("the text is empty; write one, name a file, or give - for standard input")
+    else:
+        found = iter([("the text", source)])
+    for place, given in found:
+        if extra:
+            given = ({FIELDS[head][0]: given} if isinstance(given, str) else dict(given)) | extra
+        kept.append((place, given))
+        yield given
+
+
+def _warn(place: str, prediction: Prediction) -> None:
+    import sys
+
+    from quatrain.wording import write_text
+
+    if prediction.cut:
+        write_text(
+            sys.stderr, f"{place}: {prediction.cut:,} tokens are beyond what the model reads, and do not count\n"
+        )
+
+
+def _line(given: Any, prediction: Prediction) -> str:
+    """A prediction as a person reads it."""
+    from quatrain.cli.output import shorten
+
+    value = prediction.value
+    asked = given if isinstance(given, str) else " | ".join(str(each) for each in given.values())
+    if "words" in value:
+        return "\n".join(f"{each['word']}\t{each['label']}" for each in value["words"]) + "\n"
+    if "masks" in value:
+        return "\n".join(
+            ", ".join(f"{each['token'].strip()} {each['score']:.4f}" for each in mask) for mask in value["masks"]
+        )
+    if "vector" in value:
+        return " ".join(f"{number:.6g}" for number in value["vector"])
+    if "choice" in value:
+        return f"{value['choice']}\t{value['scores'][value['number']]:.4f}"
+    if "answer" in value:
+        return f"{value['answer']}\t{value['score']:.4f}"
+    if "text" in value:
+        return str(value["text"])
+    if "labels" in value:
+        held = ", ".join(f"{label} {value['scores'][label]:.4f}" for label in value["labels"])
+        return f"{held or 'none'}\t{shorten(asked)}"
+    if "label" in value:
+        return f"{value['label']}\t{value['score']:.4f}\t{shorten(asked)}"
+    return "\t".join([*(f"{number:.4f}" for number in value["scores"].values()), str(shorten(asked))])
