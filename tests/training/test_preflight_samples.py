@@ -130,6 +130,7 @@ def test_samples_show_what_is_learned_beside_the_tokens():
         (o.CosineSimilarity(tokenizer), {"text": text, "text_pair": text, "score": 0.5}, "score: 0.5"),
     ]  # fmt: skip
     for objective, record, target in cases:
-        found = look(objective, tokenizer, config("bert", tokenizer.vocab_size), examples=objective.prepare([record])[0])
+        examples = objective.prepare([record])[0]
+        found = look(objective, tokenizer, config("bert", tokenizer.vocab_size), examples=examples)
         assert found.samples[0][0] == (target, True)
         assert "cat" in "".join(piece for piece, _ in found.samples[0][2:])
