@@ -1,7 +1,8 @@
 """Whether predicted SQL answers the question: both statements are run and their answers compared.
 
 Answers match when they hold the same rows as often (in the same order when the gold statement orders them), names of
-columns aside, numbers up to a small relative difference. An empty gold answer (no rows, or nothing but NULL and 0) is
+columns aside, numbers with decimals up to a small relative difference; whole numbers, texts and blobs only when they
+are equal. An empty gold answer (no rows, or nothing but NULL and 0) is
 also what most wrong values give, so there the two statements themselves must agree up to spacing, case of keywords and
 a final semicolon.
 """
@@ -20,6 +21,7 @@ _TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|[^\s'\"]+")
 _ORDERED = re.compile(r"\border\s+by\b", re.IGNORECASE)
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
 _GOLD_CACHE = 4096
+_GOLD_BYTES = 64_000_000
 _JUDGED_ROWS = 20_000
 
 
@@ -59,7 +61,7 @@ def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -
         return Verdict(False, f"the reference itself fails: {gold.error}")
     if same:
         return Verdict(True, "the same statement")
-    predicted = connection.execute(predicted_sql, rows=_JUDGED_ROWS)
+    predicted = connection.execute(predicted_sql, rows=_JUDGED_ROWS, exact=True)
     if predicted.error is not None:
         return Verdict(False, predicted.error)
     if is_empty(gold):
@@ -83,11 +85,13 @@ def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -
 def _gold(connection: Connection, sql: str) -> Result:
     kept = connection.gold.get(sql)
     if kept is None:
-        kept = connection.execute(sql, rows=_JUDGED_ROWS)
-        if len(connection.gold) >= _GOLD_CACHE:
+        kept = connection.execute(sql, rows=_JUDGED_ROWS, exact=True)
+        if len(connection.gold) >= _GOLD_CACHE or connection.gold_size > _GOLD_BYTES:
             connection.gold.clear()
+            connection.gold_size = 0
         if len(kept.rows) <= 1000:
             connection.gold[sql] = kept
+            connection.gold_size += kept.size + len(sql)
     return kept
 
 
@@ -107,15 +111,24 @@ def _counted(rows: tuple[tuple[Any, ...], ...]) -> Counter[tuple[Any, ...]]:
     return Counter(rows)
 
 
-def _rank(row: tuple[Any, ...]) -> tuple[tuple[int, Any], ...]:
-    # Rounded, so that sums added up in another order sort alike.
-    return tuple(
-        (0, 0) if cell is None else (1, float(f"{cell:.6g}")) if isinstance(cell, (int, float)) else (2, str(cell))
+def _rank(row: tuple[Any, ...]) -> tuple[tuple[tuple[int, Any], ...], tuple[tuple[int, Any], ...]]:
+    # Rounded first, so that sums added up in another order sort alike; then whole numbers as they are.
+    rounded = tuple(
+        (0, 0)
+        if cell is None
+        else (1, float(f"{cell:.6g}"))
+        if isinstance(cell, (int, float))
+        else (2, cell)
+        if isinstance(cell, str)
+        else (3, bytes(cell))
         for cell in row
     )
+    return rounded, tuple((1, cell) if isinstance(cell, int) else (0, 0) for cell in row)
 
 
 def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, (int, float)) and isinstance(second, (int, float)):
-        return math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-9)
-    return bool(first == second)
+    if isinstance(first, float) or isinstance(second, float):
+        numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
+        return numbers and math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-9)
+    # Two whole numbers are counts or keys: neighbours are different, however large. A text is no number.
+    return type(first) is type(second) and bool(first == second)

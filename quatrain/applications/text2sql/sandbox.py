@@ -1,10 +1,11 @@
-"""Running SQL that a model wrote: read-only, one SELECT, limited in time, rows and size.
+"""Running SQL that a model wrote: read-only, one SELECT, limited in time, rows, bytes and memory.
 
 Bad SQL gives a reason, no exception.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import sqlite3
@@ -24,45 +25,75 @@ _ALLOWED = frozenset(
     row_number rtrim sign sqrt strftime string_agg substr substring sum time timediff total trim trunc typeof
     unicode unixepoch upper""".split()
 )
+_LENGTH = 2_000_000
+_SQL_LENGTH = 20_000
 _LIMITS = (
-    (sqlite3.SQLITE_LIMIT_LENGTH, 2_000_000), (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 20_000),
+    (sqlite3.SQLITE_LIMIT_SQL_LENGTH, _SQL_LENGTH), (sqlite3.SQLITE_LIMIT_VDBE_OP, 100_000),
     (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 100), (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 20),
     (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100), (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
 )  # fmt: skip
-_STEPS = 5_000
+_STEPS = 1_000
+
+# Functions whose time grows with the product of two lengths; SQLite looks at the clock between steps, not within one.
+_SLOW = re.compile(r"instr|replace|trim|like|glob", re.IGNORECASE)
+_SEARCH = re.compile(r"instr|replace", re.IGNORECASE)
+_SEARCH_LENGTH = 200_000
+_TRIM = re.compile(r"trim", re.IGNORECASE)
+_TRIM_SPACES = re.compile(r"trim\s*\(\s*[\w.\"`\[\]]+\s*\)", re.IGNORECASE)
+_TRIM_LENGTH = 10_000
+_SLOW_STEPS = 50
+
+_ROW_BYTES = 256 * 1024 * 1024
+"""What one row may take before its cells are cut."""
+
+_HEAP = 384 * 1024 * 1024
+"""What SQLite may hold in this process. It is a setting of the library, not of one connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a statement gave: rows, or in `error` the reason why there are none. `seconds` is the time it took."""
+    """What a statement gave: rows, or in `error` the reason why there are none. `seconds` is the time it took,
+    `size` about how many bytes the rows take."""
 
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Any, ...], ...] = ()
     truncated: bool = False
     error: str | None = None
     seconds: float = 0.0
+    size: int = 0
 
 
 class Connection:
     """A read-only connection to one database for SQL that nobody has checked.
 
     Only one SELECT (or WITH ... SELECT, or VALUES) is run at a time, with a list of harmless functions; it is stopped
-    after `seconds`, its answer is cut after `rows` rows and cells after `cell` characters. May be used from several
-    threads.
+    after `seconds`, its answer is cut after `rows` rows or `size` bytes, and cells after `cell` characters. May be used
+    from several threads.
     """
 
-    def __init__(self, path: str | Path, *, seconds: float = 2.0, rows: int = 1000, cell: int = 2000):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        seconds: float = 2.0,
+        rows: int = 1000,
+        cell: int = 2000,
+        size: int = 32_000_000,
+    ):
         self.path = Path(path)
-        self.seconds, self.rows, self.cell = seconds, rows, cell
-        self.gold: dict[str, Any] = {}
+        self.seconds, self.rows, self.cell, self.size = seconds, rows, cell, size
+        self.gold: dict[str, Result] = {}
+        self.gold_size = 0
         self._lock = threading.Lock()
         self._deadline = math.inf
         self._denied = ""
+        self._exact = False
         self._raw = connect(self.path)
+        self._raw.execute(f"PRAGMA hard_heap_limit = {_HEAP}").fetchone()
+        self._raw.text_factory = self._text
         for limit, value in _LIMITS:
             self._raw.setlimit(limit, value)
         self._raw.set_authorizer(self._authorize)
-        self._raw.set_progress_handler(self._late, _STEPS)
 
     def __enter__(self) -> Connection:
         return self
@@ -74,34 +105,65 @@ class Connection:
         """Close the file; the connection cannot be used afterwards."""
         self._raw.close()
 
-    def execute(self, sql: str, *, rows: int | None = None) -> Result:
-        """Run one statement. Whatever is wrong with it is said in `Result.error`."""
-        limit = self.rows if rows is None else rows
+    def execute(self, sql: str, *, rows: int | None = None, exact: bool = False) -> Result:
+        """Run one statement. Whatever is wrong with it is said in `Result.error`.
+
+        Cells are for showing: long texts end in "…", blobs are "<3 bytes>". With `exact` they are for comparing:
+        blobs are bytes, and what is cut has a digest of the whole.
+        """
         start = time.perf_counter()
         refused = _refuse(sql)
         if refused:
             return Result(error=refused)
         with self._lock:
-            self._denied = ""
+            self._denied, self._exact = "", exact
             self._deadline = start + self.seconds
+            self._raw.set_progress_handler(self._late, _SLOW_STEPS if _SLOW.search(sql) else _STEPS)
             try:
-                cursor = self._raw.execute(sql)
-                fetched = cursor.fetchmany(limit + 1)
-                columns = tuple(str(entry[0]) for entry in cursor.description or ())
-                cursor.close()
-            except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
+                return self._run(sql, self.rows if rows is None else rows, start)
+            except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError, TimeoutError) as error:
                 return Result(error=self._reason(error), seconds=time.perf_counter() - start)
             finally:
                 self._deadline = math.inf
-        shown = tuple(tuple(self._cut(cell) for cell in row) for row in fetched[:limit])
-        return Result(columns, shown, len(fetched) > limit, None, time.perf_counter() - start)
 
-    def _cut(self, cell: Any) -> Any:
-        if isinstance(cell, str) and len(cell) > self.cell:
-            return cell[: self.cell] + "…"
-        if isinstance(cell, bytes):
-            return f"<{len(cell)} bytes>"
-        return cell
+    def _run(self, sql: str, limit: int, start: float) -> Result:
+        length = _length(sql)
+        self._raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, length)
+        cursor = self._raw.execute(sql)
+        try:
+            names = [str(entry[0]) for entry in cursor.description or ()]
+            if len(names) * length > _ROW_BYTES:
+                # Python would copy every cell of the row before one of them can be cut.
+                cursor.close()
+                self._raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES // len(names))
+                cursor = self._raw.execute(sql)
+            found: list[tuple[Any, ...]] = []
+            size, truncated = 0, False
+            for row in cursor:
+                if len(found) >= limit or size > self.size:
+                    truncated = True
+                    break
+                cells = tuple(self._blob(cell) if isinstance(cell, bytes) else cell for cell in row)
+                size += _size(cells)
+                found.append(cells)
+                if self._late():
+                    raise TimeoutError("interrupted")
+        finally:
+            cursor.close()
+        columns = tuple(name if len(name) <= self.cell else name[: self.cell] + "…" for name in names)
+        return Result(columns, tuple(found), truncated, None, time.perf_counter() - start, size)
+
+    def _text(self, data: bytes) -> str:
+        """A text cell. Cut while SQLite still holds it: the long ones of a row never stand side by side."""
+        text = data[: 4 * self.cell + 4].decode("utf-8", "surrogateescape" if self._exact else "replace")
+        if len(text) <= self.cell:
+            return text
+        return f"{text[: self.cell]}…{_digest(data)}" if self._exact else text[: self.cell] + "…"
+
+    def _blob(self, data: bytes) -> bytes | str:
+        if not self._exact:
+            return f"<{len(data)} bytes>"
+        return data if len(data) <= self.cell else data[: self.cell] + _digest(data).encode()
 
     def _late(self) -> int:
         return int(time.perf_counter() > self._deadline)
@@ -126,7 +188,7 @@ class Connection:
         text = str(error)
         if self._denied and ("not authorized" in text or "prohibited" in text):
             return self._denied
-        if text == "interrupted":
+        if "interrupted" in text:
             return f"stopped after {self.seconds:g} s, the limit for one statement"
         if "one statement" in text:
             return "only one statement is run at a time"
@@ -140,7 +202,24 @@ def answer(connection: Connection, sql: str) -> Result:
     return connection.execute(sql)
 
 
+def _length(sql: str) -> int:
+    """The longest value that a statement may handle: less where a function would take minutes over two long ones."""
+    if len(_TRIM.findall(sql)) > len(_TRIM_SPACES.findall(sql)):
+        return _TRIM_LENGTH
+    return _SEARCH_LENGTH if _SEARCH.search(sql) else _LENGTH
+
+
+def _size(row: tuple[Any, ...]) -> int:
+    return 40 * len(row) + sum(len(cell) for cell in row if isinstance(cell, str | bytes))
+
+
+def _digest(data: bytes) -> str:
+    return f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
+
+
 def _refuse(sql: str) -> str | None:
+    if len(sql) > _SQL_LENGTH:
+        return f"the statement is too large: {len(sql):,} characters; at most {_SQL_LENGTH:,} are run"
     rest = sql
     while found := _COMMENT.match(rest):
         rest = rest[found.end() :]

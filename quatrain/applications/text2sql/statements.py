@@ -26,14 +26,14 @@ def plain(connection: Connection, sql: str) -> str:
     written = " ".join(sql.strip().rstrip("; \n\t").split())
     small = _joined([_small(piece) for piece in _PIECE.findall(written)])
     quoted = _joined([_single(piece) for piece in _PIECE.findall(small)])
-    found = connection.execute(written)
+    found = connection.execute(written, exact=True)
     if found.error is not None:
         return written
     for text in (quoted, small.lower() if "'" not in small else small, small):
         for way, proven in ((_without_aliases(text), _named_once(text) or not is_empty(found)), (text, True)):
             if not proven:
                 continue
-            if connection.execute(way).rows == found.rows or execution_match(connection, written, way).correct:
+            if connection.execute(way, exact=True).rows == found.rows or execution_match(connection, written, way).correct:
                 return way
     return written
 
