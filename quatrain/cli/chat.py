@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from quatrain.applications.text2sql import Connection
     from quatrain.generation.engine import Engine, SamplingParams
 
+MOST_COLUMNS = 40
+"""Columns of an answer, or of a table, that are shown to a person."""
+
+MOST_TABLES = 100
+
+ANSWER_BYTES = 4_000_000
+"""What one answer may hold."""
+
 COMMANDS = ("/help", "/quit", "/reset", "/schema")
 
 
@@ -80,7 +88,7 @@ def _open(stack: contextlib.ExitStack, db: Path, rows: int) -> Connection:
 
     if rows < 1:
         raise InputError(f"--rows {rows}: must be at least 1")
-    return stack.enter_context(Connection(db, rows=rows))
+    return stack.enter_context(Connection(db, rows=rows, size=ANSWER_BYTES))
 
 
 class Talk(Protocol):
@@ -227,6 +235,7 @@ class DatabaseTalk:
         from quatrain.applications.text2sql.questions import prompt
         from quatrain.applications.text2sql.statements import statement_of
         from quatrain.cli.output import shorten, show, show_json, show_table
+        from quatrain.wording import printable
 
         asked = question if self.shown is None else prompt(self.shown, question)
         (completion,) = self.engine.chat([[{"role": "user", "content": asked}]], self.params)
@@ -241,7 +250,10 @@ class DatabaseTalk:
             show(f"This SQL failed: {result.error}. Try to put the question in other words.\n")
             return
         if result.rows:
-            show_table(result.columns, [[shorten(cell) for cell in row] for row in result.rows])
+            columns = [printable(str(shorten(name))) for name in result.columns[:MOST_COLUMNS]]
+            show_table(columns, [[_cell(cell) for cell in row[:MOST_COLUMNS]] for row in result.rows])
+            if len(result.columns) > MOST_COLUMNS:
+                show(f"({MOST_COLUMNS} of {len(result.columns):,} columns)")
         more = f" (the first {len(result.rows)}; there are more)" if result.truncated else ""
         count = "no rows" if not result.rows else "1 row" if len(result.rows) == 1 else f"{len(result.rows)} rows"
         show(f"{count}{more}, {result.seconds * 1000:.1f} ms\n")
@@ -250,7 +262,25 @@ class DatabaseTalk:
         """Nothing to forget: questions do not depend on each other."""
 
     def schema(self) -> str:
-        from quatrain.applications.text2sql import introspect
+        from quatrain.applications.text2sql.databases import tables_of
+        from quatrain.applications.text2sql.naming import named
 
-        tables = introspect(self.connection.path).tables
-        return "\n".join(f"{table.name}: {', '.join(column.name for column in table.columns)}" for table in tables)
+        tables = tables_of(self.connection.path)
+        lines = [_listed(named(name), [named(column) for column in columns]) for name, columns in tables[:MOST_TABLES]]
+        if len(tables) > MOST_TABLES:
+            lines.append(f"… and {len(tables) - MOST_TABLES:,} more tables")
+        return "\n".join(lines) or "This database has no tables."
+
+
+def _cell(value: object) -> object:
+    """A cell on one line, no longer than a table allows, with control characters as text."""
+    from quatrain.cli.output import shorten
+    from quatrain.wording import printable
+
+    short = shorten(value)
+    return printable(short) if isinstance(short, str) else short
+
+
+def _listed(table: str, columns: list[str]) -> str:
+    more = f", … and {len(columns) - MOST_COLUMNS:,} more" if len(columns) > MOST_COLUMNS else ""
+    return f"{table}: {', '.join(columns[:MOST_COLUMNS])}{more}"

@@ -44,8 +44,6 @@ def _questions(
     json_lines: bool,
 ) -> int:
     """How many answers give what the questions' own SQL gives, for each source of several."""
-    from itertools import islice
-
     from quatrain.applications.text2sql.questions import Questions, ask, databases_of, judge
     from quatrain.cli.output import show, show_json
     from quatrain.generation.engine import Engine, SamplingParams
@@ -60,11 +58,11 @@ def _questions(
     for name in parts(data):
         with databases_of(name, databases) as held:
             reader = Questions(held)
-            asked = list(islice(reader.read(Corpus(name, format="sql")), examples))
+            asked = reader.take(Corpus(name, format="sql"), examples)
             answers, long = ask(engine, asked, params)
             judged = judge(name, asked, [answer.text for answer in answers], held.connection)
         found[name] = judged.scores
-        notes += [f"{name}: {note}" for note in (*reader.notes, *long)]
+        notes += [f"{name}: {note}" for note in (*reader.notes, *long, *judged.notes)]
         samples += judged.samples[:3]
     if json_lines:
         show_json({"task": "sql", "scores": found, "notes": notes})

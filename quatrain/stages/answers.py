@@ -141,7 +141,7 @@ def _questions(
         said.add(answers, time.perf_counter() - started)
         task.update(len(answers))
         judged = judge(name, asked, [answer.text for answer in answers], databases.connection)
-    return judged.scores, judged.samples, [*reader.notes, *notes]
+    return judged.scores, judged.samples, [*reader.notes, *notes, *judged.notes]
 
 
 def held_out_questions(asked: list[Asked], part: str, data: DataSettings, context: Context) -> list[Asked]:

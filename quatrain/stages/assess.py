@@ -100,6 +100,7 @@ def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: 
             result.scores[name] = judged.scores
             context.reporter.score(name, judged.scores)
             result.samples += judged.samples
+            result.notes += [f"{name}: {note}" for note in judged.notes]
     result.generation_tokens_per_second = tokens / seconds if seconds else None
 
 

@@ -8,7 +8,7 @@ answers more of those, so that it never makes a model worse unnoticed. The held-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
 from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
@@ -25,6 +25,9 @@ from quatrain.text.chat import render
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.precision import Precision, working_dtype
+
+if TYPE_CHECKING:
+    from quatrain.applications.text2sql.examples import Example
 
 
 def run(settings: DPOStage, context: Context) -> StageResult:
@@ -96,7 +99,7 @@ def _own_pairs(
     from quatrain.applications.text2sql.sandbox import Connection
 
     task = task_of(context, settings)
-    questions = task.practice[: settings.prompts]
+    questions, failing = _runnable(settings, context, task.practice[: settings.prompts])
     engine = Engine(model, tokenizer)
     prompts, gold = [], []
     for example in questions:
@@ -132,9 +135,26 @@ def _own_pairs(
             total += statistics
             task_bar.update(min(start + portion, len(questions)), pairs=len(found))
     return found, [
+        *failing,
         f"{len(found):,} pairs from {total.samples:,} samples of {total.prompts:,} practice questions, "
         f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}"
     ]
+
+
+def _runnable(
+    settings: DPOStage, context: Context, questions: Sequence[Example]
+) -> tuple[list[Example], list[str]]:
+    """The questions whose own SQL runs, by which an answer can be judged, and a note on the others."""
+    from quatrain.applications.text2sql.judge import reference_error
+    from quatrain.applications.text2sql.sandbox import Connection
+
+    with Connection(database_path(context, settings)) as connection:
+        errors = [reference_error(connection, each.sql) for each in questions]
+    failed = [f"{each.sql}: {error}" for each, error in zip(questions, errors, strict=True) if error is not None]
+    if not failed:
+        return list(questions), []
+    kept = [each for each, error in zip(questions, errors, strict=True) if error is None]
+    return kept, [f"{len(failed):,} practice questions left out, whose own SQL fails, such as {failed[0]}"]
 
 
 def _given_pairs(
@@ -157,10 +177,11 @@ def _practice_accuracy(settings: DPOStage, context: Context, model: Model, token
 
     task = task_of(context, settings)
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
-    answers = Engine(model, tokenizer).chat([task.messages(example)[:-1] for example in task.development], params)
+    asked, _ = _runnable(settings, context, task.development)
+    answers = Engine(model, tokenizer).chat([task.messages(example)[:-1] for example in asked], params)
     with Connection(database_path(context, settings)) as connection:
         right = [
             execution_match(connection, example.sql, answer.text).correct
-            for example, answer in zip(task.development, answers, strict=True)
+            for example, answer in zip(asked, answers, strict=True)
         ]
     return sum(right) / max(1, len(right))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from quatrain.errors import InputError
 from quatrain.inputs import beginning
+from quatrain.reading import user_path
 from quatrain.settings import Settings
 from quatrain.stages.base import Context
 from quatrain.text.corpus import Corpus
@@ -216,7 +217,7 @@ def database_path(context: Context, stage: Settings) -> Path:
 
     database = context.recipe.data_of(stage).database
     if database != SHOP:
-        return Path(str(database)).expanduser()
+        return user_path(str(database), "data.database")
     path = context.folder / "shop.sqlite"
     if not path.exists():
         create_shop(path, seed=context.seed)

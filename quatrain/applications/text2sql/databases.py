@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import sqlite3
+import lzma
+import shutil
 import zipfile
-from collections.abc import Mapping
+import zlib
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from quatrain.applications.text2sql.introspection import connect, explain, table_names
 from quatrain.applications.text2sql.naming import quote
+from quatrain.applications.text2sql.opening import (
+    ERRORS,
+    columns_of,
+    connect,
+    explain,
+    table_names,
+)
 from quatrain.applications.text2sql.sandbox import Connection
 from quatrain.atomic import atomic_write
 from quatrain.errors import InputError
+from quatrain.reading import user_path
 from quatrain.text import catalog
 from quatrain.text.download import sha256_of
 from quatrain.text.sources import parts
@@ -31,6 +39,9 @@ SUFFIXES = (".sqlite", ".sqlite3", ".db")
 
 OPEN = 64
 """Connections that are held at once."""
+
+LARGEST = 8 * 1024**3
+"""Bytes of a database that is unpacked out of a zip file."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,22 @@ class Packed:
 
     def unpacked(self) -> Path:
         """Its file, in the cache."""
-        if not self.target.exists():
-            with zipfile.ZipFile(self.archive) as archive, atomic_write(self.target, "wb") as file:
-                file.write(archive.read(self.member))
+        if self.target.exists():
+            return self.target
+        try:
+            with zipfile.ZipFile(self.archive) as archive:
+                size = archive.getinfo(self.member).file_size
+                if size > LARGEST:
+                    raise InputError(
+                        f"{self.archive}: {self.member} has {size:,} bytes unpacked; at most {LARGEST:,} are; unpack "
+                        "it yourself and name the folder"
+                    )
+                with archive.open(self.member) as packed, atomic_write(self.target, "wb") as file:
+                    shutil.copyfileobj(packed, file)
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+            raise InputError(f"{self.archive}: {self.member} is damaged ({error}); get the file again") from error
+        except (RuntimeError, NotImplementedError) as error:  # a password, or a compression that Python lacks
+            raise InputError(f"{self.archive}: {self.member} cannot be unpacked: {error}") from error
         return self.target
 
 
@@ -58,8 +82,11 @@ class Databases:
     def __init__(self, source: str | Path):
         self.source = str(source)
         self._files: dict[str, Path | Packed] = {}
+        self._twice: dict[str, list[str]] = {}
         for name in parts(source):
-            self._files |= _files_of(name)
+            files, twice = _files_of(name)
+            self._files |= files
+            self._twice |= twice
         self._schemas: dict[str, str] = {}
         self._connections: dict[str, Connection] = {}
 
@@ -98,6 +125,11 @@ class Databases:
             near = difflib.get_close_matches(name.lower(), self._files, 1)
             hint = f"; did you mean {near[0]}?" if near else f", which has {len(self._files)} databases"
             raise InputError(f"there is no database {name or '(without a name)'} in {self.source}{hint}")
+        if key in self._twice:
+            raise InputError(
+                f"{self.source} has several databases called {name}; keep one of them, or name its folder",
+                self._twice[key][:8],
+            )
         found = self._files[key]
         return found if isinstance(found, Path) else found.unpacked()
 
@@ -121,6 +153,16 @@ class Databases:
         return name.lower() if name.lower() in self._files else None
 
 
+def tables_of(path: Path) -> list[tuple[str, list[str]]]:
+    """The tables of a database with their columns, whether or not they have rows."""
+    with closing(connect(path)) as connection:
+        try:
+            names = table_names(connection)
+            return [(name, [column for column, _, _ in columns_of(connection, name)]) for name in names]
+        except ERRORS as error:
+            raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
+
+
 def schema_text(path: Path) -> str:
     """What a database holds, as a model reads it: a line for each table with its columns, one for each foreign key.
 
@@ -132,13 +174,13 @@ def schema_text(path: Path) -> str:
             names = table_names(connection)
             lines, keys = [], []
             for name in names:
-                columns = [row[1] for row in connection.execute(f"PRAGMA table_info({quote(name)})")]
+                columns = [column for column, _, _ in columns_of(connection, name)]
                 lines.append(f"{_small(name)}: {', '.join(_small(column) for column in columns)}")
                 for row in connection.execute(f"PRAGMA foreign_key_list({quote(name)})"):
                     _, _, parent, column, target, *_ = row
                     if target is not None:
                         keys.append(f"{_small(name)}.{_small(column)} = {_small(parent)}.{_small(target)}")
-        except sqlite3.DatabaseError as error:
+        except ERRORS as error:
             raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
     if not names:
         raise InputError(f"{path} has no tables", [f"database: {path}; no tables; give a database with tables"])
@@ -149,25 +191,41 @@ def _small(name: str) -> str:
     return quote(name.lower())
 
 
-def _files_of(source: str) -> Mapping[str, Path | Packed]:
-    """The databases of one source by their names in small letters: files, or members of a zip file."""
+def _files_of(source: str) -> tuple[dict[str, Path | Packed], dict[str, list[str]]]:
+    """The databases of one source by their names in small letters, and the places of names that several have."""
     entry = catalog.find(source)
-    path = catalog.fetch(entry) if entry is not None else Path(source).expanduser()
+    path = catalog.fetch(entry) if entry is not None else user_path(source, "the databases")
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        return _some({file.stem.lower(): file for file in files}, path)
+        return _by_name([(PurePosixPath(file.as_posix()), file) for file in files], path)
     if path.is_file() and zipfile.is_zipfile(path):
         # The folder tells zip files of other content apart.
         folder = catalog.cache_folder() / "databases" / sha256_of(path)[:16]
-        with zipfile.ZipFile(path) as archive:
-            members = [PurePosixPath(name) for name in archive.namelist()]
-        packed = [each for each in members if each.suffix.lower() in SUFFIXES]
-        return _some({each.stem.lower(): Packed(path, str(each), folder / each.name) for each in packed}, path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [PurePosixPath(name) for name in archive.namelist()]
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise InputError(f"{path} is a damaged zip file ({error}); get it again") from error
+        packed = [each for each in members if each.suffix.lower() in SUFFIXES and each.name[:2] != "._"]
+        return _by_name([(each, Packed(path, str(each), folder / each.name)) for each in packed], path)
     connect(path).close()  # says what is wrong with it
-    return {path.stem.lower(): path}
+    return {path.stem.lower(): path}, {}
 
 
-def _some(found: dict[str, Any], path: Path) -> dict[str, Any]:
+def _by_name(
+    found: list[tuple[PurePosixPath, Any]], source: Path
+) -> tuple[dict[str, Path | Packed], dict[str, list[str]]]:
+    """Databases by their names. Of several with one name, that in a folder of this name is it, as Spider has them."""
     if not found:
-        raise InputError(f"{path} holds no database: files with the endings {' '.join(SUFFIXES)} are taken")
-    return found
+        raise InputError(f"{source} holds no database: files with the endings {' '.join(SUFFIXES)} are taken")
+    named: dict[str, list[tuple[PurePosixPath, Any]]] = {}
+    for place, file in found:
+        named.setdefault(place.stem.lower(), []).append((place, file))
+    files, twice = {}, {}
+    for name, each in named.items():
+        own = [(place, file) for place, file in each if place.parent.name.lower() == name]
+        chosen = own if len(own) == 1 else each
+        files[name] = chosen[-1][1]
+        if len(chosen) > 1:
+            twice[name] = [str(place) for place, _ in chosen]
+    return files, twice

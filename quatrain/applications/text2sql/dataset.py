@@ -26,6 +26,8 @@ from quatrain.applications.text2sql.examples import Example, messages, write, wr
 from quatrain.applications.text2sql.frames import FRAMES
 from quatrain.applications.text2sql.judge import is_empty
 from quatrain.applications.text2sql.material import Material
+from quatrain.applications.text2sql.naming import named
+from quatrain.applications.text2sql.opening import few
 from quatrain.applications.text2sql.phrases import Phrases
 from quatrain.applications.text2sql.sandbox import Connection
 from quatrain.applications.text2sql.schema import Schema, introspect
@@ -96,11 +98,11 @@ class Text2SQL:
         if sum(map(len, found.values())) < 3:
             raise InputError(
                 f"No questions can be asked of {schema.path}",
-                [
-                    f"table {table.name}: {len(table.columns)} columns; none with names, numbers or dates to ask for; "
-                    "use a database with at least one text, number or date column"
+                few(
+                    f"table {named(table.name)}: {len(table.columns)} columns; none with names, numbers or dates to "
+                    "ask for; use a database with at least one text, number or date column"
                     for table in schema.tables
-                ],
+                ),
             )
         opened, closed = split(found, skeletons, random.Random(f"split {seed}"), held_out_combinations)
         notes = [*schema.notes]

@@ -99,19 +99,20 @@ class Telling:
 
     def _fact(self, table: Table) -> str | None:
         row = self._rng.choice(self._material.rows[table.name])
+        cells = list(zip(table.columns, row, strict=True))
         told = [
             (column, value)
-            for column, value in zip(table.columns, row, strict=True)
+            for column, value in cells
             if column.role not in ("other", "reference")
             and column not in table.identity
             and column.asked
+            and column.holds(value)
             and usable(value)
         ]
-        if not told or not table.identity:
+        names = [(column, value) for column, value in cells if column in table.identity]
+        if not told or not names or not all(column.holds(value) for column, value in names):
             return None
-        name = " ".join(
-            _plain(value) for column, value in zip(table.columns, row, strict=True) if column in table.identity
-        )
+        name = " ".join(_plain(value) for _, value in names)
         chosen = self._rng.sample(told, min(len(told), 1 + int(self._rng.random() * 2)))
         facts = " and ".join(f"the {column.label} {_plain(value)}" for column, value in chosen)
         if self._rng.random() < 0.5:

@@ -1,20 +1,26 @@
-"""Reading a database's structure: opening it safely, giving every column a role, finding what points at what."""
+"""Reading a database's structure: giving every column a role, finding what points at what."""
 
 from __future__ import annotations
 
 import re
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from quatrain.applications.text2sql.naming import PLACES, label, quote, singular
-from quatrain.applications.text2sql.schema import Column, ForeignKey, Schema, Table
+from quatrain.applications.text2sql.naming import PLACES, label, named, quote, singular
+from quatrain.applications.text2sql.opening import ERRORS, columns_of, connect, explain, fatal, few, table_names
+from quatrain.applications.text2sql.schema import DATE, Column, ForeignKey, Schema, Table
 from quatrain.errors import InputError
 
 SAMPLE = 2000
-_HEADER = b"SQLite format 3\x00"
-_DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?)?\Z")
+
+MOST_COLUMNS = 100
+"""Columns of one table that questions are made of. Pairs and triples of more would be millions."""
+
+MOST_TABLES = 300
+
 _NUMERIC = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*\Z")
 _MONEY = frozenset("price prices cost costs amount total salary revenue budget fee payment wage income profit".split())
 _NOT_MEASURED = frozenset(
@@ -41,120 +47,78 @@ _BOOLEANS = (
 )
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A read-only connection to an existing SQLite file. Raises InputError saying why it cannot be read."""
-    remedy = "give the path of an SQLite 3 database file"
-    if not path.exists():
-        raise InputError(f"There is no database at {path}", [f"database: {path}; no such file; {remedy}"])
-    if not path.is_file():
-        raise InputError(f"{path} is not a database file", [f"database: {path}; a folder or a device; {remedy}"])
-    try:
-        with path.open("rb") as file:
-            header = file.read(len(_HEADER))
-    except OSError as error:
-        raise InputError(
-            f"Cannot read {path}", [f"database: {path}; {error.strerror}; check its permissions"]
-        ) from error
-    if not header:
-        raise InputError(f"{path} is empty", [f"database: {path}; 0 bytes, so no tables; {remedy}"])
-    if header != _HEADER:
-        raise InputError(
-            f"{path} is not an SQLite database",
-            [
-                f"database: {path}; begins with {header[:12]!r}, not with 'SQLite format 3': another kind of file, or "
-                f"encrypted; {remedy}"
-            ],
-        )
-    uri = path.resolve().as_uri()
-    try:
-        return _ready(uri + "?mode=ro")
-    except sqlite3.OperationalError as error:
-        # A database in WAL mode needs its -shm file, which cannot be made in a folder that is not writable.
-        if "unable to open" not in str(error) and "readonly" not in str(error):
-            raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
-    try:
-        return _ready(uri + "?mode=ro&immutable=1")
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
-
-
-def _ready(uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=True, timeout=2.0, check_same_thread=False)
-    connection.text_factory = lambda data: data.decode("utf-8", "replace")
-    try:
-        connection.execute("PRAGMA query_only = ON")
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def explain(path: Path, error: sqlite3.Error) -> str:
-    """One problem line for an SQLite error met while reading a database."""
-    text = str(error)
-    if "locked" in text or "busy" in text:
-        return f"database: {path}; locked by another program; close that program or copy the file"
-    if "malformed" in text or "not a database" in text or "encrypted" in text:
-        return f"database: {path}; damaged or encrypted ({text}); restore it from a copy, e.g. with sqlite3's .recover"
-    return f"database: {path}; {text}; check the file with sqlite3's PRAGMA integrity_check"
-
-
 def describe(path: Path) -> Schema:
     """The schema of the database at `path`; `quatrain.applications.text2sql.schema.introspect` has the contract."""
     connection = connect(path)
     try:
         return _describe(connection, path)
-    except sqlite3.DatabaseError as error:
+    except ERRORS as error:
         raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
     finally:
         connection.close()
 
 
-def table_names(connection: sqlite3.Connection) -> list[str]:
-    """The tables of a database in the order of their making, without the system's own."""
-    found = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
-    )
-    return [row[0] for row in found]
-
-
-def _describe(connection: sqlite3.Connection, path: Path) -> Schema:
+def _counted(connection: sqlite3.Connection, path: Path, notes: list[str]) -> dict[str, int]:
+    """The tables with rows and how many they have. Raises InputError where there are none."""
     names = table_names(connection)
+    notes += [
+        f"table {named(name)} left out: it is virtual, and answers are not run on those"
+        for name in table_names(connection, virtual=True)
+    ]
     problems: list[str] = []
-    notes: list[str] = []
     counts: dict[str, int] = {}
+    failed = 0
     for name in names:
         try:
             count = connection.execute(f"SELECT count(*) FROM {quote(name)}").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            if "malformed" in str(error) or "locked" in str(error):
-                problems.append(explain(path, error) + f" (table {name})")
+        except ERRORS as error:
+            failed += 1
+            if fatal(error):
+                problems.append(explain(path, error) + f" (table {named(name)})")
             else:
-                notes.append(f"table {name} left out: {error}")
+                notes.append(f"table {named(name)} left out: {error}")
             continue
         if count:
             counts[name] = count
         else:
-            notes.append(f"table {name} left out: it has no rows")
+            notes.append(f"table {named(name)} left out: it has no rows")
     if problems:
-        raise InputError(f"Cannot read {path}", problems)
+        raise InputError(f"Cannot read {path}", few(problems))
     if not names:
         raise InputError(
             f"{path} has no tables", [f"database: {path}; no tables; give a database with tables and rows"]
         )
+    if not counts and failed:
+        raise InputError(f"{path} has no table that can be read", few(notes))
     if not counts:
         raise InputError(
             f"{path} has no rows",
-            [f"table {name}: no rows; questions need values to ask for; fill at least one table" for name in names],
+            few(
+                f"table {named(name)}: no rows; questions need values to ask for; fill at least one table"
+                for name in names
+            ),
         )
+    return counts
+
+
+def _describe(connection: sqlite3.Connection, path: Path) -> Schema:
+    notes: list[str] = []
+    counts = _counted(connection, path, notes)
+    if len(counts) > MOST_TABLES:
+        notes.append(f"{len(counts) - MOST_TABLES:,} tables left out: questions are made of the first {MOST_TABLES}")
+        counts = dict(list(counts.items())[:MOST_TABLES])
     declared = _declared_keys(connection, counts, notes)
     tables: dict[str, Table] = {}
     for name, count in counts.items():
         references = {key.column for key in declared if key.table == name}
-        tables[name] = _table(connection, name, count, references)
+        try:
+            tables[name] = _table(connection, name, count, references, notes)
+        except ERRORS as error:
+            if fatal(error):
+                raise
+            notes.append(f"table {named(name)} left out: {error}")
+    if not tables:
+        raise InputError(f"{path} has no table that can be read", few(notes))
     declared = [key for key in declared if _resolves(key, tables)]
     keys = declared + _inferred_keys(connection, tables, {key.table for key in declared})
     things = {table.one for table in tables.values()} | PLACES
@@ -171,20 +135,21 @@ def _declared_keys(connection: sqlite3.Connection, counts: dict[str, int], notes
     for name in counts:
         rows = connection.execute(f"PRAGMA foreign_key_list({quote(name)})").fetchall()
         several = {number for number, count in Counter(row[0] for row in rows).items() if count > 1}
-        columns = {row[1].lower(): row[1] for row in connection.execute(f"PRAGMA table_info({quote(name)})")}
+        columns = {column.lower(): column for column, _, _ in columns_of(connection, name)}
         for number, _, parent, source, target, *_ in sorted(rows):
             real = by_lower.get(parent.lower())
             if number in several or real is None:
                 if number in several:
-                    notes.append(f"foreign key {name} -> {parent} left out: it spans several columns")
+                    notes.append(f"foreign key {named(name)} -> {named(parent)} left out: it spans several columns")
                 continue
-            info = connection.execute(f"PRAGMA table_info({quote(real)})").fetchall()
+            info = columns_of(connection, real)
             if target is None:
-                keyed = [row[1] for row in info if row[5]]
+                keyed = [column for column, _, place in info if place]
                 target = keyed[0] if len(keyed) == 1 else ""
-            parent_columns = {row[1].lower(): row[1] for row in info}
+            parent_columns = {column.lower(): column for column, _, _ in info}
             if source.lower() not in columns or target.lower() not in parent_columns:
-                notes.append(f"foreign key {name}.{source} -> {parent}.{target} left out: no such column")
+                key_text = f"{named(name)}.{named(source)} -> {named(parent)}.{named(target)}"
+                notes.append(f"foreign key {key_text} left out: no such column")
                 continue
             key = ForeignKey(name, columns[source.lower()], real, parent_columns[target.lower()], "")
             if not any((other.table, other.column) == (key.table, key.column) for other in found):
@@ -202,17 +167,33 @@ def _labelled(key: ForeignKey) -> ForeignKey:
 
 def _resolves(key: ForeignKey, tables: dict[str, Table]) -> bool:
     # SQLite accepts a reference to a column that repeats; joining through it would multiply rows.
-    return tables[key.parent].column(key.parent_column).unique
+    child, parent = tables.get(key.table), tables.get(key.parent)
+    if child is None or all(column.name != key.column for column in child.columns):
+        return False
+    return parent is not None and any(column.name == key.parent_column and column.unique for column in parent.columns)
 
 
-def _table(connection: sqlite3.Connection, name: str, count: int, references: set[str]) -> Table:
-    info = connection.execute(f"PRAGMA table_info({quote(name)})").fetchall()
-    keyed = [row[1] for row in info if row[5]]
-    rows = connection.execute(f"SELECT * FROM {quote(name)} LIMIT {SAMPLE}").fetchall()
+def _table(
+    connection: sqlite3.Connection, name: str, count: int, references: set[str], notes: list[str]
+) -> Table:
+    info = columns_of(connection, name)
+    keyed = [column for column, _, place in info if place]
+    if len(info) > MOST_COLUMNS:
+        notes.append(
+            f"table {named(name)}: {len(info) - MOST_COLUMNS:,} columns left out; questions are made of the first "
+            f"{MOST_COLUMNS}"
+        )
+        info = info[:MOST_COLUMNS]
+    # Blobs and long texts are not read: their kind is all that counts.
+    shortened = ", ".join(
+        f"CASE typeof({sql}) WHEN 'blob' THEN x'' WHEN 'text' THEN substr({sql}, 1, 60) ELSE {sql} END"
+        for sql in (quote(column) for column, _, _ in info)
+    )
+    rows = connection.execute(f"SELECT {shortened} FROM {quote(name)} LIMIT {SAMPLE}").fetchall()
     one = singular(label(name))
-    labels = [label(row[1]) for row in info]
+    labels = [label(column) for column, _, _ in info]
     columns = []
-    for position, (_, column, declared, *_) in enumerate(info):
+    for position, (column, declared, _) in enumerate(info):
         text = labels[position]
         if text.startswith(one + " ") and text[len(one) + 1 :] not in labels and not re.search(r"\b(id|date)$", text):
             text = text[len(one) + 1 :]
@@ -259,7 +240,7 @@ def _column(
         else:
             role = "money" if _MONEY & set(words) else "number"
     elif all(isinstance(cell, str) for cell in known):
-        dated = [cell for cell in known if _DATE.match(str(cell))]
+        dated = [cell for cell in known if DATE.match(str(cell))]
         if len(dated) >= 0.98 * len(known):
             role, stamp = "date", any(len(str(cell)) > 10 for cell in dated)
         else:
@@ -295,13 +276,20 @@ def _identity(columns: list[Column], key: Column | None, one: str) -> tuple[Colu
 
 def _inferred_keys(connection: sqlite3.Connection, tables: dict[str, Table], declaring: set[str]) -> list[ForeignKey]:
     found: list[ForeignKey] = []
+    by_name: dict[str, list[Column]] = defaultdict(list)
+    for table in tables.values():
+        for column in table.columns:
+            by_name[column.name.lower()].append(column)
+            if column.label == "id" and column.role == "key" and column.name.lower() != f"{singular(table.label)} id":
+                by_name[f"{singular(table.label)} id"].append(column)
     for table in tables.values():
         if table.name in declaring:
             continue
         for column in table.columns:
             if column.role in ("date", "boolean", "other", "money"):
                 continue
-            target = _target(connection, column, tables)
+            near = dict.fromkeys([*by_name[column.name.lower()], *by_name[label(column.name)]])
+            target = _target(connection, column, tables, list(near))
             if target is not None:
                 found.append(
                     _labelled(ForeignKey(table.name, column.name, target.table, target.name, "", declared=False))
@@ -309,21 +297,25 @@ def _inferred_keys(connection: sqlite3.Connection, tables: dict[str, Table], dec
     return found
 
 
-def _target(connection: sqlite3.Connection, column: Column, tables: dict[str, Table]) -> Column | None:
-    """The unique column of another table that holds every value of this one and shares its name, or None if unclear."""
+def _target(
+    connection: sqlite3.Connection, column: Column, tables: dict[str, Table], near: Sequence[Column]
+) -> Column | None:
+    """The unique column of another table that holds every value of this one and shares its name, or None if unclear.
+
+    `near` are those whose name could fit.
+    """
     candidates = []
     wanted = label(column.name)
-    for other in tables.values():
-        if other.name == column.table:
+    for target in near:
+        if target.table == column.table:
             continue
-        one = singular(other.label)
-        for target in other.columns:
-            named = wanted.startswith(one)
-            same = target.name.lower() == column.name.lower() and wanted not in _GENERIC
-            by_convention = wanted == f"{one} id" and target.label == "id" and target.role == "key"
-            if target.unique and not target.nulls and (same or by_convention) and (named or not column.unique):
-                candidates.append((named, target))
-    if any(named for named, _ in candidates):
+        one = singular(tables[target.table].label)
+        begins = wanted.startswith(one)
+        same = target.name.lower() == column.name.lower() and wanted not in _GENERIC
+        by_convention = wanted == f"{one} id" and target.label == "id" and target.role == "key"
+        if target.unique and not target.nulls and (same or by_convention) and (begins or not column.unique):
+            candidates.append((begins, target))
+    if any(begins for begins, _ in candidates):
         candidates = [candidate for candidate in candidates if candidate[0]]
     if wanted.startswith(tables[column.table].one) and column.unique:
         return None

@@ -2,9 +2,8 @@
 
 Answers match when they hold the same rows as often (in the same order when the gold statement orders them), names of
 columns aside, numbers with decimals up to a small relative difference; whole numbers, texts and blobs only when they
-are equal. An empty gold answer (no rows, or nothing but NULL and 0) is
-also what most wrong values give, so there the two statements themselves must agree up to spacing, case of keywords and
-a final semicolon.
+are equal. An empty gold answer (no rows, or nothing but NULL and 0) is also what most wrong values give, so there the
+two statements themselves must agree up to spacing, case of keywords and a final semicolon.
 """
 
 from __future__ import annotations
@@ -27,10 +26,14 @@ _JUDGED_ROWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the prediction is right, and in `detail` why it is or is not."""
+    """Whether the prediction is right, and in `detail` why it is or is not.
+
+    `judged` is False where the reference itself fails: then nothing is known about the prediction.
+    """
 
     correct: bool
     detail: str
+    judged: bool = True
 
 
 def normalise(sql: str) -> str:
@@ -58,7 +61,7 @@ def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -
     same = normalise(gold_sql) == normalise(predicted_sql)
     gold = _gold(connection, gold_sql)
     if gold.error is not None:
-        return Verdict(False, f"the reference itself fails: {gold.error}")
+        return Verdict(False, f"the reference itself fails: {gold.error}", judged=False)
     if same:
         return Verdict(True, "the same statement")
     predicted = connection.execute(predicted_sql, rows=_JUDGED_ROWS, exact=True)
@@ -80,6 +83,13 @@ def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -
     if ordered and _equal(gold.rows, predicted.rows, False):
         return Verdict(False, "the same rows in another order")
     return Verdict(False, "other values")
+
+
+def reference_error(connection: Connection, gold_sql: str) -> str | None:
+    """Why a reference cannot be run on this database; None where it can."""
+    return _gold(connection, gold_sql).error
+
+
 
 
 def _gold(connection: Connection, sql: str) -> Result:

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from quatrain.applications.text2sql.introspection import connect
 from quatrain.applications.text2sql.naming import quote
-from quatrain.applications.text2sql.schema import Column, ForeignKey, Schema
+from quatrain.applications.text2sql.opening import ERRORS, connect, explain
+from quatrain.applications.text2sql.schema import Column, ForeignKey, Schema, Table
 from quatrain.applications.text2sql.values import HeldOut, usable, written
+from quatrain.errors import InputError
 
 ROWS = 3000
 POOL = 1500
@@ -36,6 +37,8 @@ class Material:
         connection = connect(schema.path)
         try:
             self._load(connection)
+        except ERRORS as error:
+            raise InputError(f"Cannot read {schema.path}", [explain(schema.path, error)]) from error
         finally:
             connection.close()
         self._hold_out(set(lexicon))
@@ -50,7 +53,7 @@ class Material:
 
     def _load(self, connection: sqlite3.Connection) -> None:
         for table in self.schema.tables:
-            names = ", ".join(column.sql for column in table.columns)
+            names = self._selected(table)
             step = -(-table.rows // ROWS)
             statement = f"SELECT {names} FROM {table.sql}"
             rows: list[tuple[Any, ...]] = []
@@ -66,6 +69,17 @@ class Material:
             for key in self.schema.foreign_keys:
                 self._follow(connection, key)
 
+    def _selected(self, table: Table) -> str:
+        """The columns for a SELECT. Pictures stay where they are, unless rows are related by them."""
+        keys = {(key.table, key.column) for key in self.schema.foreign_keys}
+        keys |= {(key.parent, key.parent_column) for key in self.schema.foreign_keys}
+        return ", ".join(
+            column.sql
+            if (table.name, column.name) in keys
+            else f"CASE typeof({column.sql}) WHEN 'blob' THEN NULL ELSE {column.sql} END"
+            for column in table.columns
+        )
+
     def _follow(self, connection: sqlite3.Connection, key: ForeignKey) -> None:
         place = self._position[key.parent, key.parent_column]
         index = self._index.setdefault((key.parent, key.parent_column), {})
@@ -79,7 +93,7 @@ class Material:
         }
         missing = sorted((value for value in wanted if value is not None and value not in index), key=str)
         parent = self.schema.table(key.parent)
-        names = ", ".join(column.sql for column in parent.columns)
+        names = self._selected(parent)
         for start in range(0, len(missing), 400):
             part = missing[start : start + 400]
             marks = ", ".join("?" * len(part))
@@ -93,10 +107,14 @@ class Material:
         place = self._position[column.table, column.name]
         cells = {row[place] for row in self.rows[column.table]}
         if column.role == "date":
-            days = sorted({str(cell)[:10] for cell in cells if isinstance(cell, str) and len(cell) >= 10})
+            days = sorted({str(cell)[:10] for cell in cells if column.holds(cell)})
             return days[:: -(-len(days) // POOL)] if days else []
         kinds = (int, float) if column.is_number or column.role in ("key", "boolean") else str
-        good = sorted(cell for cell in cells if usable(cell) and (isinstance(cell, kinds) or column.role == "boolean"))
+        good = sorted(
+            cell
+            for cell in cells
+            if usable(cell) and column.holds(cell) and (isinstance(cell, kinds) or column.role == "boolean")
+        )
         return good[:: -(-len(good) // POOL)] if good else []
 
     def _hold_out(self, lexicon: set[str]) -> None:
@@ -133,13 +151,18 @@ class Material:
         return row
 
     def cell(self, row: tuple[Any, ...], place: Place) -> Any:
-        """The cell at a place, seen from a row of the first table; None where there is none. Days for dates."""
+        """The cell at a place, seen from a row of the first table; None where there is none of the column's kind.
+
+        Days for dates.
+        """
         path, column = place
         found = self.related(row, path) if path else row
         if found is None:
             return None
         value = found[self._position[column.table, column.name]]
-        return value[:10] if column.role == "date" and isinstance(value, str) else value
+        if not column.holds(value):
+            return None
+        return value[:10] if column.role == "date" else value
 
     def draw(self, rng: random.Random, table: str, places: Sequence[Place], held: bool) -> list[Any] | None:
         """Values that stand together in one row of `table` and its parents.

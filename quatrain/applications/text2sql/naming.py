@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from quatrain.reading import shown
+
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _HUMP = re.compile(r"(?<=[^\W\dA-Z_])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][^\W\dA-Z_])")
 _TAIL = re.compile(r"(?<=\w) (?:of|in|per|for|to|from|by|at|on|with) .+\Z")
@@ -114,6 +116,12 @@ def quote(identifier: str) -> str:
     if _PLAIN.match(identifier) and (lowered not in KEYWORDS or lowered in _HARMLESS):
         return identifier
     return '"' + identifier.replace('"', '""') + '"'
+
+
+def named(identifier: str) -> str:
+    """The identifier in a message: as it is, or in quotes with its control characters as text."""
+    plain = identifier.isprintable() and identifier.strip() and len(identifier) <= 80
+    return identifier if plain else shown(identifier)
 
 
 @lru_cache(maxsize=4096)

@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, cast
 
 from quatrain.applications.text2sql.databases import Databases
-from quatrain.applications.text2sql.judge import Verdict, execution_match
+from quatrain.applications.text2sql.judge import Verdict, execution_match, is_empty
 from quatrain.applications.text2sql.sandbox import Connection
 from quatrain.applications.text2sql.statements import plain, statement_of
 from quatrain.errors import InputError
@@ -100,31 +102,45 @@ class Questions:
         self.databases = databases
         self.notes: list[str] = []
 
-    def read(self, corpus: Corpus) -> Iterator[Asked]:
+    def read(self, corpus: Corpus) -> Generator[Asked, None, None]:
         """The questions of a corpus in order. Those without their database, or whose own SQL fails, are left out.
 
-        Raises InputError where none is left.
+        `notes` say so once the iterator ends or is closed. Raises InputError where none is left.
         """
         missing: Counter[str] = Counter()
         failed: list[str] = []
         count = 0
-        for place, found in corpus.placed():
-            record = cast(SQLQuestion, found)
-            if record.database not in self.databases:
-                missing[record.database or "(without a name)"] += 1
-                continue
-            connection = self.databases.connection(record.database)
-            error = connection.execute(record.query).error
-            if error is not None:
-                failed.append(f"{place}: {error}")
-                continue
-            count += 1
-            schema = self.databases.schema(record.database)
-            sql = plain(connection, record.query)
-            yield Asked(record.question, schema, sql, record.database, place)
-        self._note(missing, failed)
+        empty = 0
+        try:
+            for place, found in corpus.placed():
+                record = cast(SQLQuestion, found)
+                if record.database not in self.databases:
+                    missing[record.database or "(without a name)"] += 1
+                    continue
+                connection = self.databases.connection(record.database)
+                result = connection.execute(record.query)
+                if result.error is not None:
+                    failed.append(f"{place}: {result.error}")
+                    continue
+                count += 1
+                empty += is_empty(result)
+                schema = self.databases.schema(record.database)
+                sql = plain(connection, record.query)
+                yield Asked(record.question, schema, sql, record.database, place)
+        finally:
+            self._note(missing, failed)
+            if empty and empty == count:
+                self.notes.append(
+                    f"none of the {count:,} questions has an answer in {self.databases.source} (no rows, NULL or 0): "
+                    "only the same statement counts as right; are these the databases that the questions are about?"
+                )
         if not count:
             raise InputError(f"No question of {corpus.source} can be asked of {self.databases.source}", self.notes)
+
+    def take(self, corpus: Corpus, count: int | None) -> list[Asked]:
+        """The first `count` questions, or all; `notes` are complete then."""
+        with closing(self.read(corpus)) as questions:
+            return list(islice(questions, count))
 
     def _note(self, missing: Counter[str], failed: Sequence[str]) -> None:
         if missing:
@@ -154,10 +170,11 @@ def ask(engine: Engine, asked: Sequence[Asked], params: SamplingParams) -> tuple
 
 @dataclass
 class Judged:
-    """Scores and samples of a set of questions."""
+    """Scores and samples of a set of questions; `notes` say which of them could not be judged."""
 
     scores: dict[str, float]
     samples: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
 
 
 def judge(
@@ -167,13 +184,26 @@ def judge(
 
     `execution_accuracy`: the share that gives what the question's own statement gives (`judge.execution_match`).
     `exact_match`: the share that is that statement letter by letter. The samples are the same ones each time.
+    A question whose own statement fails is not counted; raises InputError where that is true of all.
     """
     said = [statement_of(answer) for answer in answers]
     pairs = list(zip(asked, said, strict=True))
-    verdicts = [_verdict(connect(each.database), each.sql, sql) for each, sql in pairs]
+    judged = [(pair, _verdict(connect(pair[0].database), pair[0].sql, pair[1])) for pair in pairs]
+    failed = [(each.sql, verdict.detail) for (each, _), verdict in judged if not verdict.judged]
+    if pairs and len(failed) == len(pairs):
+        raise InputError(
+            f"{name}: nothing can be judged, for none of the {len(pairs):,} questions' own statements runs",
+            [f"{sql}: {detail}" for sql, detail in failed[:NAMED]],
+        )
+    notes = []
+    if failed:
+        sql, detail = failed[0]
+        notes.append(f"{len(failed):,} questions are not counted, whose own SQL fails, such as {sql}: {detail}")
+    pairs = [pair for pair, verdict in judged if verdict.judged]
+    verdicts = [verdict for _, verdict in judged if verdict.judged]
     scores = {
-        "execution_accuracy": sum(verdict.correct for verdict in verdicts) / len(pairs),
-        "exact_match": sum(sql == each.sql for each, sql in pairs) / len(pairs),
+        "execution_accuracy": sum(verdict.correct for verdict in verdicts) / max(1, len(pairs)),
+        "exact_match": sum(sql == each.sql for each, sql in pairs) / max(1, len(pairs)),
         "count": len(pairs),
     }
     samples = [
@@ -187,12 +217,12 @@ def judge(
         }
         for (each, sql), verdict in zip(pairs, verdicts, strict=True)
     ]
-    return Judged(scores, samples[:: max(1, len(samples) // SHOWN)][:SHOWN])
+    return Judged(scores, samples[:: max(1, len(samples) // SHOWN)][:SHOWN], notes)
 
 
 def _verdict(connection: Connection, gold: str, said: str) -> Verdict:
     """Whether a statement is right; where the answer says nothing, one that differs in its writing alone is."""
     verdict = execution_match(connection, gold, said)
-    if not verdict.correct and plain(connection, said) == gold:
+    if verdict.judged and not verdict.correct and plain(connection, said) == gold:
         return Verdict(True, "the same statement in other words")
     return verdict

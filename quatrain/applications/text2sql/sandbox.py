@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quatrain.applications.text2sql.introspection import connect
+from quatrain.applications.text2sql.opening import connect
 
 _COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/", re.DOTALL)
 _ALLOWED = frozenset(

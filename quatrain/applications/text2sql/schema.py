@@ -7,10 +7,17 @@ left out with a note.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from quatrain.applications.text2sql.naming import plural, plural_label, quote, singular
+
+DATE = re.compile(
+    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?)?\Z", re.ASCII
+)
+"""A day, or a day with a time, as SQLite's date functions read it."""
 
 #: Roles of a column. `text`, `category` and `boolean` are asked for by value, `number`, `money` and `date` by
 #: comparison, `key` and `reference` join tables, `other` (pictures, mixed types) takes no part in questions.
@@ -54,6 +61,18 @@ class Column:
     def is_number(self) -> bool:
         """Whether it is compared as a number."""
         return self.role in ("number", "money")
+
+    def holds(self, value: object) -> bool:
+        """Whether a cell is of the kind that the column's role says. SQLite keeps any value in any column."""
+        if value is None or isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
+            return False
+        if self.role == "date":
+            return isinstance(value, str) and DATE.match(value) is not None
+        if self.role in ("boolean", "key"):
+            return isinstance(value, str) == isinstance(self.low, str)
+        if self.role in ("text", "category"):
+            return isinstance(value, str)
+        return not self.is_number or isinstance(value, int | float)
 
     @property
     def is_choice(self) -> bool:

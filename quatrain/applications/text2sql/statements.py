@@ -33,7 +33,8 @@ def plain(connection: Connection, sql: str) -> str:
         for way, proven in ((_without_aliases(text), _named_once(text) or not is_empty(found)), (text, True)):
             if not proven:
                 continue
-            if connection.execute(way, exact=True).rows == found.rows or execution_match(connection, written, way).correct:
+            same = connection.execute(way, exact=True).rows == found.rows
+            if same or execution_match(connection, written, way).correct:
                 return way
     return written
 

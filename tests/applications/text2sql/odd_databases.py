@@ -10,9 +10,10 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 NAMES = (
-    "name", "id", "title", "select", "order", "Group", "it's", 'say "x"', "line\nbreak", "tab\there", "größe", "😀", "日本",
-    "", " ", "a b", "%s{v}", "{0}", "\\1", "x" * 200, "\x1b[31mred", "unit_price", "total", "created_at", "year", "email",
-    "_", "--", ";", "123", "rowid", "OrderID", "values", "null", "is_open", "person_id", "s", "country name", "\u202eabc",
+    "name", "id", "title", "select", "order", "Group", "it's", 'say "x"', "line\nbreak", "tab\there", "größe", "😀",
+    "", " ", "a b", "%s{v}", "{0}", "\\1", "x" * 200, "\x1b[31mred", "unit_price", "total", "created_at",
+    "year", "email", "日本", "_", "--", ";", "123", "rowid", "OrderID", "values", "null", "is_open", "person_id", "s",
+    "country name", "\u202eabc",
 )  # fmt: skip
 TYPES = ("", "INTEGER", "TEXT", "REAL", "BLOB", "DATE", "VARCHAR(255)", "BOOLEAN", "JSON", "DECIMAL(10, 2)", "no such")
 TEXTS = (
