@@ -158,6 +158,25 @@ def test_a_database_is_questioned_line_by_line(
         assert connection.execute("SELECT count(*) FROM city").fetchone() == (30,)
 
 
+def test_answers_of_any_width_stay_readable(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2,000 columns, long texts, escapes in names and cells."""
+    path = tmp_path / "wide.sqlite"
+    columns = ", ".join([*(f"c{number} TEXT" for number in range(1999)), '"\x1b[31mred\n"'])
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"CREATE TABLE wide ({columns})")
+        connection.execute(f"INSERT INTO wide VALUES ({', '.join('?' * 2000)})", ["\x1b[2J" + "x" * 9_000] * 2000)
+    connection.close()
+    answers(monkeypatch, "SELECT * FROM wide", 'SELECT "\x1b[31mred\n" FROM wide')
+    lines(monkeypatch, "all", "one", "/schema")
+    assert main(["chat", str(folder), "--db", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "(40 of 2,000 columns)" in out and "… and 1,960 more" in out
+    assert "\\x1b[31mred" in out and "\\x1b[2J" in out
+    assert max(map(len, out.splitlines())) < 40 * 70
+
+
 def test_a_database_is_questioned_by_a_program(
     folder: Path, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

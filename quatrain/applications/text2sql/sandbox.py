@@ -46,8 +46,8 @@ _SLOW_STEPS = 50
 _ROW_BYTES = 256 * 1024 * 1024
 """What one row may take before its cells are cut."""
 
-_HEAP = 384 * 1024 * 1024
-"""What SQLite may hold in this process. It is a setting of the library, not of one connection."""
+_HEAP = 512 * 1024 * 1024
+"""What SQLite may hold. This is a setting of the library: it holds for all connections of the process, and stays."""
 
 
 @dataclass(frozen=True, slots=True)

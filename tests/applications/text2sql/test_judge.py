@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import math
+import random
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quatrain.applications.text2sql import Connection, execution_match
-from quatrain.applications.text2sql.judge import normalise
+from quatrain.applications.text2sql.judge import normalise, reference_error
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +102,75 @@ def test_gold_answers_are_run_once(shop: Path, monkeypatch: pytest.MonkeyPatch) 
         for _ in range(3):
             execution_match(connection, "SELECT COUNT(*) FROM orders", "SELECT COUNT(*) FROM products")
         assert ran.count("SELECT COUNT(*) FROM orders") == 1
+
+
+def select(rows: list[tuple[object, ...]]) -> str:
+    """A statement that answers with these rows."""
+
+    def literal(cell: object) -> str:
+        if cell is None:
+            return "NULL"
+        if isinstance(cell, bytes):
+            return f"x'{cell.hex()}'"
+        if isinstance(cell, str):
+            return "'" + cell.replace("'", "''") + "'"
+        if isinstance(cell, float) and math.isinf(cell):
+            return "9e999" if cell > 0 else "-9e999"
+        return repr(cell)
+
+    return "VALUES " + ", ".join("(" + ", ".join(map(literal, row)) + ")" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("gold", "said", "right"),
+    [
+        (b"\x01\x02", b"\x01\x03", False),  # blobs of one length
+        (b"\x01\x02", b"\x01\x02", True),
+        (b"a", "a", False),
+        ("x" * 5000 + "a", "x" * 5000 + "b", False),  # alike as far as they are shown
+        ("<2 bytes>", b"ab", False),
+        (12345678, 12345679, False),  # keys, not measurements
+        (12345678, 12345678.0, True),
+        (0.1 + 0.2, 0.3, True),
+        (math.inf, math.inf, True),
+        (math.inf, -math.inf, False),
+        (math.inf, 1.7e308, False),
+        (2**63 - 1, 2**63 - 2, False),
+        ("1", 1, False),
+        (None, "", False),
+    ],
+)
+def test_cells_are_compared_as_what_they_are(connection: Connection, gold: object, said: object, right: bool) -> None:
+    verdict = execution_match(connection, select([(gold, 1), (7, 2)]), select([(7, 2), (said, 1)]) + " ")
+    assert verdict.correct == right, verdict.detail
+
+
+CELLS = (
+    st.none()
+    | st.integers(-(2**62), 2**62)
+    | st.integers(0, 3)
+    | st.floats(allow_nan=False)
+    | st.text("ab'é", max_size=3)
+    | st.binary(max_size=2)
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_rows_in_another_order_are_the_same_answer(
+    connection: Connection, rows: list[tuple[object, object]], rng: random.Random
+) -> None:
+    other = list(rows)
+    rng.shuffle(other)
+    gold = select(list(rows))
+    if any(cell not in (None, 0) for row in rows for cell in row):
+        assert execution_match(connection, gold, select(list(other)) + "\n").correct
+        wrong = [*other[1:], ("no such cell", 1)]
+        assert not execution_match(connection, gold, select(list(wrong))).correct
+
+
+def test_a_reference_that_fails_judges_nothing(connection: Connection) -> None:
+    verdict = execution_match(connection, "SELECT * FROM nowhere", "SELECT 1")
+    assert not verdict.correct and not verdict.judged
+    assert reference_error(connection, "SELECT * FROM nowhere") == "no such table: nowhere"
+    assert reference_error(connection, "SELECT 1") is None

@@ -11,7 +11,7 @@ import pytest
 
 from quatrain.applications.text2sql import Connection
 from quatrain.applications.text2sql.databases import Databases, schema_text
-from quatrain.applications.text2sql.questions import Questions, asks_sql, databases_of, judge
+from quatrain.applications.text2sql.questions import Asked, Questions, asks_sql, databases_of, judge
 from quatrain.applications.text2sql.statements import plain, statement_of
 from quatrain.errors import InputError
 from quatrain.text.corpus import Corpus
@@ -146,6 +146,43 @@ def test_what_cannot_be_asked_is_left_out_and_told(folder: Path, tmp_path: Path)
         ]  # fmt: skip
     with Databases(folder / "pets.db") as one, pytest.raises(InputError, match=r"No question of .* can be asked"):
         list(Questions(one).read(Corpus(questions(tmp_path / "other.jsonl", ("gone", "Who?", "SELECT 1")))))
+
+
+def test_notes_are_complete_though_only_some_questions_are_taken(folder: Path, tmp_path: Path) -> None:
+    rows = [("pets", "a", "SELECT * FROM nowhere"), ("pets", "b", "SELECT count(*) FROM pets")] * 3
+    source = questions(tmp_path / "q.jsonl", *rows)
+    with Databases(folder) as databases:
+        reader = Questions(databases)
+        assert len(reader.take(Corpus(source, format="sql"), 1)) == 1
+        assert "1 questions left out, whose own SQL fails" in reader.notes[0]
+
+
+def test_databases_without_the_tables_or_the_rows(folder: Path, make: Make, tmp_path: Path) -> None:
+    rows = [("pets", "a", "SELECT count(*) FROM pets"), ("pets", "b", "SELECT name FROM pets")]
+    source = questions(tmp_path / "q.jsonl", *rows)
+    other = tmp_path / "other"
+    other.mkdir()
+    make(other / "pets.sqlite", "CREATE TABLE houses (a)")
+    with Databases(other) as databases, pytest.raises(InputError, match="No question of") as raised:
+        Questions(databases).take(Corpus(source, format="sql"), None)
+    assert "no such table: pets" in raised.value.problems[0]
+    empty = make(tmp_path / "pets.sqlite", "CREATE TABLE pets (name, age)")
+    with Databases(empty) as databases:
+        reader = Questions(databases)
+        assert len(reader.take(Corpus(source, format="sql"), None)) == 2
+        assert "none of the 2 questions has an answer" in reader.notes[0]
+
+
+def test_a_question_whose_own_sql_fails_is_not_scored(folder: Path) -> None:
+    good = Asked("how many?", "", "select count(*) from pets", "pets", "")
+    bad = Asked("who?", "", "select name from nowhere", "pets", "")
+    with Databases(folder) as databases:
+        judged = judge("x", [good, bad], ["SELECT 2", "SELECT 1"], databases.connection)
+        assert judged.scores == {"execution_accuracy": 1.0, "exact_match": 0.0, "count": 1}
+        assert len(judged.samples) == 1
+        assert "1 questions are not counted" in judged.notes[0] and "no such table: nowhere" in judged.notes[0]
+        with pytest.raises(InputError, match="nothing can be judged"):
+            judge("x", [bad], ["SELECT 1"], databases.connection)
 
 
 def test_spider_and_geoquery(shared: Path) -> None:

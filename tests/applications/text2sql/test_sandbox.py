@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,6 +79,84 @@ def test_long_answers_are_cut(connection: Connection) -> None:
     assert len(row[0]) == 21
     assert row[0].endswith("…")
     assert connection.execute("SELECT x'0011'").rows == (("<2 bytes>",),)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, make: Callable[..., Path]) -> Path:
+    """Twenty rows of long texts and pictures."""
+    fill = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 19)"
+    return make(
+        tmp_path_factory.mktemp("large") / "large.sqlite",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, body TEXT, picture BLOB)",
+        f"INSERT INTO t {fill} SELECT i, 'n' || i, printf('%.*c', 1900000, 'x'), zeroblob(1900000) FROM n",
+    )
+
+
+NESTED = ", ".join(f"a{n} AS (SELECT * FROM a{n - 1} UNION ALL SELECT * FROM a{n - 1})" for n in range(1, 30))
+BOMBS = {
+    "many texts in a row": "SELECT " + ",".join(["body"] * 1900) + " FROM t",
+    "many blobs in a row": "SELECT " + ",".join(["picture"] * 1900) + " FROM t",
+    "blobs of texts": "WITH q AS (SELECT body b FROM t) SELECT " + ",".join(["CAST(b AS BLOB)"] * 1200) + " FROM q",
+    "functions": "SELECT " + ",".join(f"upper(substr(body, {n}))" for n in range(800)) + " FROM t",
+    "search": "SELECT instr(body, substr(body, 1, 900000) || 'b') FROM t",
+    "trim": "SELECT trim(name || substr(hex(char(1,2,3)), 1), substr(body, 1, 90000)) FROM t",
+    "patterns": "SELECT count(*) FROM t a, t b WHERE a.body GLOB '*[a-z]?[!b]*[a-z]?[a-z]*[a-z]*[a-z]*[a-z]*b'",
+    "nested": f"WITH a0 AS (SELECT 1 x), {NESTED} SELECT count(*) FROM a29",
+    "union": "WITH RECURSIVE n(x, y) AS (SELECT 1, 'a' UNION SELECT x + 1, y || y FROM n) SELECT * FROM n",
+    "concatenation": "SELECT group_concat(body) FROM t",
+    "all columns": "SELECT * FROM " + ", ".join(f"t a{n}" for n in range(60)),
+}
+
+BOMB_SCRIPT = """
+import json, resource, sys, time
+from quatrain.applications.text2sql import Connection
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+start = time.perf_counter()
+with Connection(sys.argv[1], seconds=1.0) as connection:
+    result = connection.execute(sys.argv[2])
+    connection.seconds = 60
+    assert connection.execute("SELECT 1").rows == ((1,),)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([result.error, time.perf_counter() - start, peak]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ru_maxrss in the unit of Linux")
+@pytest.mark.parametrize("sql", BOMBS.values(), ids=BOMBS)
+def test_bombs_end_soon_and_small(large: Path, sql: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB_SCRIPT, str(large), sql], capture_output=True, text=True, timeout=120, check=True
+    )
+    error, seconds, peak = json.loads(done.stdout)
+    assert error is not None
+    assert seconds < 30, "the machine may be busy; without a limit it is minutes"
+    assert peak < 1_200_000_000
+
+
+def test_answers_are_bounded_by_bytes(large: Path) -> None:
+    with Connection(large, size=50_000) as connection:
+        result = connection.execute("SELECT * FROM t")
+        assert result.error is None and len(result.rows) == 20
+        assert all(len(row[2]) == 2001 and row[3] == "<1900000 bytes>" for row in result.rows)
+        many = connection.execute("SELECT a.name, substr(a.body, 1, 1000) FROM t a, t b")
+        assert many.truncated and 40 < len(many.rows) < 60
+        assert many.size < 60_000
+        assert connection.execute("SELECT trim(name), upper(body) FROM t LIMIT 1").error is None
+
+
+def test_cells_are_compared_whole(large: Path) -> None:
+    with Connection(large) as connection:
+        first, second = (
+            connection.execute(f"SELECT substr(body, 1, 5000) || '{end}' FROM t LIMIT 1", exact=True).rows
+            for end in ("01", "02")
+        )
+        assert first != second and len(first[0][0]) < 2100
+        assert first == connection.execute("SELECT substr(body, 9, 5000) || '01' FROM t LIMIT 1", exact=True).rows
+        assert connection.execute("SELECT x'0001'", exact=True).rows == ((b"\x00\x01",),)
+        broken, other = (
+            connection.execute(f"SELECT CAST(x'41{byte}' AS TEXT)", exact=True).rows for byte in ("FE", "FF")
+        )
+        assert broken != other
 
 
 def test_what_the_questions_need_is_allowed(connection: Connection) -> None:
