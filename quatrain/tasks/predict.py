@@ -184,7 +184,7 @@ class Predictor:
             words = [str(word) for word in fields["words"]]
             return [{"word": word} for word in words], objective.stretches(words)
         text = fields["text"]
-        ids, offsets, owners = self.tokenizer.encode_with_words(text)
+        ids, offsets, owners = with_words(self.tokenizer, text)
         spans: dict[int, tuple[int, int]] = {}
         for (begin, end), owner in zip(offsets, owners, strict=True):
             if owner is not None and end > begin:
@@ -274,3 +274,15 @@ class Predictor:
                 )
             found.append(Prediction({"masks": masks}, row.cut))
         return found
+
+
+def with_words(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]], list[int | None]]:
+    """Ids, the span of characters of each, and the number of the word that each belongs to.
+
+    Words are what the tokenizer cuts a text into before anything else; where it does not, what spaces part.
+    """
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    words: list[int | None] = tokenizer.backend.encode(text, add_special_tokens=False).word_ids
+    if len(text.split()) > 1 and len({word for word in words if word is not None}) < 2:
+        words = [None if text[begin:end].isspace() else len(text[:end].split()) - 1 for begin, end in offsets]
+    return ids, offsets, words

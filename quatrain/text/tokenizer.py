@@ -230,17 +230,6 @@ class Tokenizer:
             raise _not_text(text) from error
         return encoding.ids, encoding.offsets
 
-    def encode_with_words(self, text: str) -> tuple[list[int], list[tuple[int, int]], list[int | None]]:
-        """Ids, their spans as of `encode_with_offsets`, and the number of the word that each belongs to.
-
-        Words are what the tokenizer cuts a text into before anything else; where it does not, what spaces part.
-        """
-        ids, offsets = self.encode_with_offsets(text)
-        words = self.backend.encode(text, add_special_tokens=False).word_ids
-        if len(text.split()) > 1 and len({word for word in words if word is not None}) < 2:
-            words = [None if text[begin:end].isspace() else len(text[:end].split()) - 1 for begin, end in offsets]
-        return ids, offsets, words
-
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`. Bytes that are no whole character come out as U+FFFD."""
         return self.backend.decode([int(each) for each in ids], skip_special_tokens=skip_special_tokens)
