@@ -61,6 +61,7 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     or parts that match nothing.
     """
     saved = parts(model, settings.modules_to_save)
+    _check_floats(model, saved)
     if set(settings.modules_to_save) & set(PARTS):
         # As PEFT has it: the embedding or the head learns, and the other stays what it was.
         if reason := cannot_untie(model):
@@ -76,6 +77,7 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     elif settings.method == "bitfit":
         changed = biases(model)
     elif settings.method == "last-layers":
+        _check_floats(model, [f"layers.{number}" for number in range(len(model.layers))][-settings.layers :])
         changed = last_layers(model, settings.layers)
     else:
         usual: str | tuple[str, ...] = USUAL.get(settings.method, ALL_LINEAR)
@@ -123,7 +125,7 @@ def parts(model: Model, wanted: Sequence[str]) -> list[str]:
 
     Raises InputError with near names for what names no part.
     """
-    known = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
+    known = [name for name, module in model.named_modules() if name and _has_weights(module)]
     found = dict.fromkeys(name.rpartition(".")[0] for name in getattr(model, "fresh", ()))
     problems = []
     for want in wanted:
@@ -134,6 +136,21 @@ def parts(model: Model, wanted: Sequence[str]) -> list[str]:
     if problems:
         raise InputError("This adapter cannot be applied:", problems)
     return list(found)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(isinstance(each, QuantizedLinear) for each in module.modules())
+
+
+def _check_floats(model: Model, whole: Sequence[str]) -> None:
+    """Raises InputError where parts that are to learn whole hold layers in few bits, which cannot."""
+    held = [
+        f"{name}: is held in {layer.method} and cannot learn; take an adapter over it, or a base in floats"
+        for name, layer in model.named_modules()
+        if isinstance(layer, QuantizedLinear) and any(f"{name}.".startswith(f"{part}.") for part in whole)
+    ]
+    if held:
+        raise InputError("This adapter cannot be applied:", held[:10])
 
 
 def learned_whole(model: Model) -> list[str]:

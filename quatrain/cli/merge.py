@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -16,14 +16,14 @@ def merge(
     out: Path,
     weights: tuple[float, ...] = (),
     probe: str | None = None,
-    tolerance: float = 0.001,
+    tolerance: float | None = None,
     quantize: str | None = None,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Merge adapters into their base, and write a plain model folder.
 
-    What the model says of a probe is compared before and after: one adapter that is merged whole must say the same, but
-    for rounding. Beyond the tolerance nothing is written.
+    What the model says of a probe is compared before and after: it must say what the adapters over their base say, each
+    by its weight, but for rounding. Beyond the tolerance, or where numbers are not finite, nothing is written.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def merge(
     probe
         A text file whose beginning the model is compared on; random tokens unless given.
     tolerance
-        The largest change of the logits that is allowed, as a share of the largest logit. It is checked where one
-        adapter is merged whole.
+        The largest change of the logits that is allowed, as a share of the largest logit: 0.001 unless given, and after
+        --quantize what rounding to so many bits may change, 0.2 for int8 and 1 for int4 and nf4.
     quantize
         Write the merged model in int8, int4 or nf4.
     json_lines
@@ -47,45 +47,64 @@ def merge(
 
     from quatrain.atomic import disk_errors
     from quatrain.cli.output import show, show_json
+    from quatrain.compression import methods
     from quatrain.errors import InputError
     from quatrain.generation.loading import load_model
-    from quatrain.generation.merging import change
+    from quatrain.generation.merging import OF_BITS, ROUNDING_ERROR, argument_problems, change
     from quatrain.generation.merging import merge as merged_of
+    from quatrain.generation.together import together
     from quatrain.models import hub
-    from quatrain.text.files import read_documents
 
-    problems = [] if adapters else ["no adapter is named: quatrain merge ADAPTER --out FOLDER"]
+    problems = argument_problems(adapters, weights, quantize, tolerance)
     with disk_errors(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             problems.append(f"--out {out}: is there already; name a new folder")
     if problems:
         raise InputError("Nothing is merged:", problems)
-    model = merged_of(adapters, weights, quantize=quantize)
-    before, tokenizer = load_model(adapters[0])
-    length = min(PROBE, before.config.context_length)
-    if probe is not None and tokenizer is not None:
-        ids = tokenizer.encode(next(iter(read_documents(probe)))[: 20 * PROBE])[:length]
-    else:
-        draw = torch.Generator().manual_seed(0)
-        ids = torch.randint(before.config.vocab_size, (length,), generator=draw).tolist()
-    inputs = torch.tensor([ids])
-    found = change(before, model, inputs)
+    model = merged_of(adapters, weights)
     whole = len(adapters) == 1 and not any(weight != 1 for weight in weights)
-    if whole:
-        found.check(tolerance)
+    first, tokenizer = load_model(adapters[0])
+    before = first if whole else together(adapters, weights or [1.0] * len(adapters))
+    inputs = torch.tensor([_probe_ids(probe, tokenizer, first.config)])
+    found = change(before, model, inputs)
+    found.check(ROUNDING_ERROR if tolerance is None else tolerance)
+    if quantize is not None:
+        methods.quantize(model, quantize)
+        found = change(before, model, inputs)
+        found.check(OF_BITS[quantize] if tolerance is None else tolerance, f"Rounding to {quantize}")
     hub.save(model, out)
     if tokenizer is not None:
         tokenizer.save(out)
     if json_lines:
         show_json({"out": str(out), **vars(found)})
         return 0
-    than = "its adapter over its base" if whole else "the first adapter alone"
+    than = "its adapter over its base" if whole else "the adapters over their base, by their weights"
     show(f"logits      at most {found.largest:.3g} apart from those of {than}, {found.share:.3%} of the largest")
     if found.loss_before is not None and found.loss_after is not None:
         on = probe or "random tokens"
         show(f"perplexity  {_perplexity(found.loss_before)} before, {_perplexity(found.loss_after)} after, on {on}")
     show(f"written     {out}")
     return 0
+
+
+def _probe_ids(probe: str | None, tokenizer: Any, config: Any) -> list[int]:
+    """The tokens on which the models are compared: the beginning of a text, or random ones."""
+    import torch
+
+    from quatrain.errors import InputError
+    from quatrain.text.files import read_documents
+
+    length = min(PROBE, config.context_length)
+    if probe is None:
+        draw = torch.Generator().manual_seed(0)
+        return torch.randint(config.vocab_size, (length,), generator=draw).tolist()
+    if tokenizer is None:
+        raise InputError(f"--probe {probe}: neither the adapter nor its base has a tokenizer to read it; leave it out")
+    text = next(iter(read_documents(probe)), "")
+    ids: list[int] = tokenizer.encode(text[: 20 * PROBE])[:length]
+    if not ids:
+        raise InputError(f"--probe {probe}: holds no text; name another file, or leave it out for random tokens")
+    return ids
 
 
 def _perplexity(loss: float) -> str:

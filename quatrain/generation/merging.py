@@ -6,6 +6,7 @@ arithmetic, Ilharco et al. 2022, arXiv 2212.04089). All of it is done in full pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,13 @@ from quatrain.errors import InputError
 from quatrain.generation.loading import load_model
 from quatrain.models.repository import resolve
 from quatrain.models.stack import Model
-from quatrain.models.vocabulary import resize_vocabulary
+from quatrain.models.vocabulary import resize_vocabulary, untie
+from quatrain.reading import shown
+
+ROUNDING_ERROR = 0.001
+"""The share of the largest logit by which a merged model may differ from its adapters over their base: arithmetic."""
+OF_BITS = {"int8": 0.2, "int4": 1.0, "nf4": 1.0}
+"""The same for weights that are rounded at the end, several times what rounding to so many bits usually changes."""
 
 
 @dataclass
@@ -34,51 +41,88 @@ class Change:
     loss_before: float | None = None
     loss_after: float | None = None
 
-    def check(self, tolerance: float) -> None:
-        """Raises InputError where the logits changed by more than this share."""
+    def check(self, tolerance: float, what: str = "Merging") -> None:
+        """Raises InputError where the logits changed by more than this share, or are not finite."""
+        if not math.isfinite(self.largest):
+            raise InputError(f"{what} makes logits that are not finite. Nothing is written. Take smaller --weights.")
         if not self.share <= tolerance:
             raise InputError(
-                f"Merging changes the logits by {self.share:.2%} of the largest, {self.largest:.3g}; at most "
+                f"{what} changes the logits by {self.share:.2%} of the largest, {self.largest:.3g}; at most "
                 f"{tolerance:.2%} is allowed. Nothing is written. Keep more bits, or allow more with --tolerance."
             )
+
+
+def argument_problems(
+    folders: Sequence[str | Path], weights: Sequence[float], quantize: str | None, tolerance: float | None = None
+) -> list[str]:
+    """What is wrong with the arguments of a merge."""
+    problems = [] if folders else ["no adapter is named: quatrain merge ADAPTER --out FOLDER"]
+    if weights and len(weights) != len(folders):
+        problems.append(f"weights: {len(weights)}; must be as many as adapters, {len(folders)}")
+    problems += [f"weights: {weight}; must be a finite number" for weight in weights if not math.isfinite(weight)]
+    if weights and not any(weights):
+        problems.append("weights: all are 0, so that nothing would be merged")
+    if quantize is not None and quantize not in methods.METHODS:
+        problems.append(f"quantize: {shown(quantize)}; must be one of {', '.join(methods.METHODS)}")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        problems.append(f"tolerance: {tolerance}; must be a finite number, at least 0")
+    return problems
 
 
 def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quantize: str | None = None) -> Model:
     """The model of one base with adapters merged into it, each by its weight (1 unless given), perhaps quantized again.
 
-    Raises InputError for folders that are no adapters, of several bases, or with what is no weight: soft prompts and
-    bottlenecks.
+    Raises InputError for folders that are no adapters, of several bases or heads, or with what is no weight (soft
+    prompts and bottlenecks), for weights that are no finite numbers, and where the sums are not finite.
     """
-    problems = []
-    weights = weights or [1.0] * len(folders)
-    if len(weights) != len(folders):
-        problems.append(f"weights: {len(weights)}; must be as many as adapters, {len(folders)}")
-    if quantize is not None and quantize not in methods.METHODS:
-        problems.append(f"quantize: {quantize!r}; must be one of {', '.join(methods.METHODS)}")
+    problems = argument_problems(folders, weights, quantize)
     bases = {str(base_folder(resolve(folder)).resolve()) for folder in folders}
-    if len(bases) != 1:
+    if len(bases) > 1:
         problems.append(f"the adapters are of {len(bases)} bases: {', '.join(sorted(bases))}; must be of one")
     if problems:
         raise InputError("These adapters cannot be merged:", problems)
+    weights = weights or [1.0] * len(folders)
     merged, start = _merged(folders[0])
     if len(folders) > 1 or weights[0] != 1:
         sums = {name: tensor.clone() for name, tensor in start.items()}
         for number, (folder, weight) in enumerate(zip(folders, weights, strict=True)):
             one = merged if number == 0 else _merged(folder)[0]
-            if one.config.vocab_size != merged.config.vocab_size:
-                raise InputError(
-                    f"{folder}: its vocabulary has {one.config.vocab_size:,} tokens, the first one's "
-                    f"{merged.config.vocab_size:,}; only adapters with the same new tokens can be merged."
-                )
+            _check_alike(folder, one, merged)
+            if one.untied and not merged.untied:
+                untie(merged)
             for name, tensor in one.state_dict().items():
-                if name in sums and sums[name].shape == tensor.shape and tensor.is_floating_point():
+                if name in sums and tensor.is_floating_point():
                     sums[name] += weight * (tensor.float() - start[name])
         for name, tensor in merged.state_dict().items():
             if name in sums and tensor.is_floating_point():
                 tensor.copy_(sums[name])
+    check_finite(merged)
     if quantize is not None:
         methods.quantize(merged, quantize)
     return merged.eval()
+
+
+def check_finite(model: Model) -> None:
+    """Raises InputError with the weights that hold numbers that are not finite."""
+    wrong = [
+        f"{name}: has numbers that are not finite"
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if wrong:
+        raise InputError("The merged model cannot be used, and nothing is written. Take smaller --weights:", wrong[:10])
+
+
+def _check_alike(folder: str | Path, one: Model, first: Model) -> None:
+    """Raises InputError where the models of two adapters have not the same parts."""
+    if one.config.vocab_size != first.config.vocab_size:
+        raise InputError(
+            f"{folder}: its vocabulary has {one.config.vocab_size:,} tokens, the first one's "
+            f"{first.config.vocab_size:,}; only adapters with the same new tokens can be merged."
+        )
+    if one.config.head != first.config.head or tuple(one.config.labels) != tuple(first.config.labels):
+        other, own = (f"{each.config.head} ({', '.join(each.config.labels) or 'no labels'})" for each in (first, one))
+        raise InputError(f"{folder}: its head is {own}, the first one's {other}; only like heads can be merged.")
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from quatrain.adaptation.peft_layers import file_layers
 from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.adaptation.token_rows import learn_rows
 from quatrain.compression import methods
+from quatrain.compression.layer import QuantizedLinear
 from quatrain.errors import InputError
 from quatrain.models import hub
 from quatrain.models.repository import BASE
@@ -34,7 +35,7 @@ from quatrain.progress import MetricsLog, Reporter
 from quatrain.recipe import to_dict
 from quatrain.stages import together
 from quatrain.stages.base import Context, StageResult
-from quatrain.stages.material import model_folder_of, with_rules, write_mixture, write_model
+from quatrain.stages.material import base_name_of, model_folder_of, with_rules, write_mixture, write_model
 from quatrain.text.tokenizer import Tokenizer
 from quatrain.tracking import Trackers
 from quatrain.training import checkpoints
@@ -98,7 +99,7 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
         before = learning.validate(model).get("validation_loss")
     trained, result = train(learning, context, save=save, load=load)
     if learning.adapter is not None and not learning.tasks:
-        save_adapter(model, context.stage_folder / "adapter", base_model=str(model_folder_of(context) or ""))
+        save_adapter(model, context.stage_folder / "adapter", base_model=base_name_of(context))
         tokenizer.save(context.stage_folder / "adapter")
         merges = unmergeable(model) is None
         if merges:
@@ -129,11 +130,24 @@ def attach(learning: Learning, context: Context) -> tuple[Callable[[Path], None]
     """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
     model, adapter = learning.model, learning.adapter
     if adapter is None:
+        check_learns_whole(model, context.name)
         return partial(hub.save, model), partial(load_weights, model)
     adapt(model, adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
     trainable, total, percent = trainable_report(model)
     context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
     return partial(state.save, model), partial(state.load, model)
+
+
+def check_learns_whole(model: Model, name: str) -> None:
+    """Raises InputError for a model that is held in few bits, most of which could not learn."""
+    if not (layers := [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]):
+        return
+    trainable, total, percent = trainable_report(model)
+    raise InputError(
+        f"{name}: every weight is to learn, but the model is held in {layers[0].method}: of its {total:,} weights only "
+        f"{trainable:,} ({percent:.0f} %) could, the linear layers not. Give the stage an adapter, which learns beside "
+        "them (adapter = { rank = 16 }), or begin from the model in floats."
+    )
 
 
 def adapt(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quatrain.errors import InputError
-from quatrain.inputs import beginning
+from quatrain.inputs import beginning, is_of_hub
 from quatrain.reading import user_path
 from quatrain.settings import Settings
 from quatrain.stages.base import Context
@@ -69,6 +69,14 @@ def _stored_tokenizer(context: Context) -> Tokenizer:
 def model_folder_of(context: Context) -> Path | None:
     """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh."""
     return context.previous_model or beginning(context.recipe)
+
+
+def base_name_of(context: Context) -> str:
+    """Where an adapter's base is, as its configuration names it: an id of the hub, or a folder; empty where neither."""
+    folder = context.recipe.model.folder
+    if context.previous_model is None and folder is not None and is_of_hub(folder):
+        return folder
+    return str(model_folder_of(context) or "")
 
 
 def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:
@@ -242,11 +250,11 @@ def write_mixture(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
 
     mixture = model.mixture
     shutil.rmtree(folder, ignore_errors=True)
+    with mixture.off():
+        size = write_model(model, tokenizer, folder / BASE)
     for name in mixture.members:
         with mixture.alone(name):
             save_adapter(model, folder / ADAPTERS / name, base_model=f"../../{BASE}")
         tokenizer.save(folder / ADAPTERS / name)
-    with mixture.off():
-        size = write_model(model, tokenizer, folder / BASE)
     tokenizer.save(folder)
     return size

@@ -25,7 +25,7 @@ from quatrain.planning.machine import available_memory, choose_device, free_disk
 from quatrain.progress import Reporter, SilentReporter
 from quatrain.recipe import Recipe, dumps
 from quatrain.stages.base import Context, stage_function, stage_name
-from quatrain.stages.learning import Learning, adapt, fresh_model
+from quatrain.stages.learning import Learning, adapt, check_learns_whole, fresh_model
 from quatrain.stages.together import context_of, trains_together
 from quatrain.training.memory import tensor_bytes
 from quatrain.training.preflight.samples import Found, look
@@ -145,6 +145,8 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
     found = look_at(learning, chats=settings.kind == "finetune" and settings.objective == "chat")
     if learning.adapter is not None:
         adapt(learning.model, learning.adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
+    else:
+        check_learns_whole(learning.model, context.name)
     trained, total, _ = trainable_report(learning.model)
     states = _states(learning)
     result = StagePreflight(

@@ -337,6 +337,18 @@ def test_parts_and_layers_that_are_not_there(tmp_path: Path) -> None:
     assert "learns whole, and would have an adapter too" in caught.value.problems[0]
 
 
+def test_layers_in_few_bits_do_not_learn_whole(tmp_path: Path) -> None:
+    from quatrain.compression import methods
+
+    ways: list[dict[str, Any]] = [{"method": "last-layers"}, {"modules_to_save": ("layers.1.mlp.up_proj",)}]
+    for how in [*ways, {"modules_to_save": ("mlp",)}]:
+        model = hub.load(base_of("llama", tmp_path / "base"))
+        methods.quantize(model, "int8")
+        with pytest.raises(InputError, match="cannot be applied") as caught:
+            apply(model, AdapterSettings(**how))
+        assert "is held in int8 and cannot learn" in caught.value.problems[0]
+
+
 def test_counts(tmp_path: Path) -> None:
     model = hub.load(base_of("llama", tmp_path / "base"))
     whole = trainable_report(model)[1]

@@ -15,6 +15,7 @@ from quatrain.adaptation.layer import adapters
 from quatrain.adaptation.settings import AdapterSettings
 from quatrain.cli import main
 from quatrain.generation.loading import load_model
+from quatrain.generation.together import together
 from quatrain.models import hub
 
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
@@ -72,12 +73,76 @@ def test_a_change_beyond_the_tolerance_is_refused_and_nothing_written(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["merge", str(folder / "one"), "--quantize", "nf4", "--out", str(folder / "out")]
-    assert main(words) == 2
+    assert main([*words, "--tolerance", "0.001"]) == 2
     assert "--tolerance" in capsys.readouterr().err and not (folder / "out").exists()
     assert main([*words, "--tolerance", "0.5", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert 0.001 < told["share"] < 0.5
     assert (folder / "out" / "config.json").read_text().count("nf4") == 1
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4"])
+@pytest.mark.parametrize("several", [False, True])
+def test_rounding_is_allowed_what_its_bits_change(
+    method: str, several: bool, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(folder / name) for name in ("one", "two")[: 1 + several]]
+    assert main(["merge", *names, "--quantize", method, "--out", str(folder / "out")]) == 0
+    assert "% of the largest" in capsys.readouterr().out
+
+
+def test_several_adapters_are_compared_with_themselves_over_their_base(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["merge", str(folder / "one"), str(folder / "two"), "--weights", "0.25", "--weights", "-2"]
+    assert main([*words, "--out", str(folder / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["share"] < 1e-5
+    over = together([folder / "one", folder / "two"], [0.25, -2])
+    with torch.no_grad():
+        torch.testing.assert_close(over(IDS)[0], logits(folder / "out"), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(over(IDS)[0], logits(folder / "one"), atol=1e-2)
+    assert main([*words, "--out", str(folder / "none"), "--tolerance", "0"]) == 2
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--weights", "nan"], "must be a finite number"),
+        (["--weights", "inf"], "must be a finite number"),
+        (["--weights=-inf"], "must be a finite number"),
+        (["--weights", "0"], "nothing would be merged"),
+        (["--weights", "1e39"], "not finite"),
+        (["--weights", "1", "--weights", "1"], "as many as adapters"),
+        (["--tolerance", "nan"], "tolerance"),
+        (["--tolerance=-1"], "tolerance"),
+        (["--probe", "no-such-file.txt"], "no-such-file"),
+    ],
+)
+def test_numbers_that_make_no_model_are_refused(
+    words: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", str(folder / "one"), *words, "--out", str(folder / "out")]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told and not (folder / "out").exists(), told
+
+
+def test_adapters_of_a_tied_base_are_merged_untied(folder: Path) -> None:
+    """One adapter that leaves the embedding tied and one that has the embedding learn alone."""
+    hub.save(random_model(llama(tie_word_embeddings=True), scale=0.1), folder / "tied")
+    for number, parts in enumerate([(), ("embed_tokens",)]):
+        model = hub.load(folder / "tied")
+        apply(model, AdapterSettings(rank=2, modules_to_save=parts), seed=number)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+        peft_files.save_adapter(model, folder / f"tied-{number}", base_model=str(folder / "tied"))
+    names = [str(folder / f"tied-{number}") for number in (0, 1)]
+    assert main(["merge", *names, "--out", str(folder / "out")]) == 0
+    merged, base = hub.load(folder / "out"), hub.load(folder / "tied")
+    assert merged.lm_head is not None and torch.equal(merged.lm_head.weight, base.embed_tokens.weight)
+    assert not torch.equal(merged.embed_tokens.weight, base.embed_tokens.weight)
 
 
 def test_what_cannot_be_merged_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -422,6 +422,10 @@ def test_a_stage_quantizes(method: str, data: dict[str, str], tmp_path: Path) ->
     assert any(f"linear layers in {method}" in note for note in run.results[-1]["notes"])
     names = {module.method for module in quatrain.load(run.model).modules() if hasattr(module, "dequantize")}
     assert names == {method}
+    head = f"name = 'on'\n[data]\nsource = '{data['text']}'\n[model]\nfolder = '{run.model}'\n"
+    again = loads(head + stage("pretrain", 4, objective='"masked"'))
+    with pytest.raises(InputError, match=f"held in {method}.*Give the stage an adapter"):
+        quatrain.run(again, runs_dir=tmp_path, reporter=SilentReporter())
     with pytest.raises(InputError) as caught:
         go(tmp_path, stage("tokenizer"), stage("quantize", method='"int8"', group="64"), data="source = 'x'")
     assert any("group: 64; only method" in problem for problem in caught.value.problems)
