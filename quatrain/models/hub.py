@@ -81,7 +81,10 @@ def load(
     folder = resolve(model)
     raw = read_config(folder)
     if raw.get("quantization_config") and prepare is None:
-        raise InputError(f"{folder}: a quantized model; read it with quatrain.generation.loading.load_model.")
+        raise InputError(
+            f"{folder}: a quantized model; read it with quatrain.generation.loading.load_model. To learn every weight, "
+            "begin from the model in floats; a finetune stage may put an adapter over this one."
+        )
     kind = family(raw.get("model_type"))
     pooled = sentences.read(folder)
     if head is None and pooled is not None:

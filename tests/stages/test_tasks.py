@@ -424,11 +424,26 @@ def test_a_stage_quantizes(method: str, data: dict[str, str], tmp_path: Path) ->
     assert names == {method}
     head = f"name = 'on'\n[data]\nsource = '{data['text']}'\n[model]\nfolder = '{run.model}'\n"
     again = loads(head + stage("pretrain", 4, objective='"masked"'))
-    with pytest.raises(InputError, match=f"held in {method}.*Give the stage an adapter"):
+    with pytest.raises(InputError, match=r"a quantized model.*begin from the model in floats"):
         quatrain.run(again, runs_dir=tmp_path, reporter=SilentReporter())
     with pytest.raises(InputError) as caught:
         go(tmp_path, stage("tokenizer"), stage("quantize", method='"int8"', group="64"), data="source = 'x'")
     assert any("group: 64; only method" in problem for problem in caught.value.problems)
+
+
+def test_a_model_in_few_bits_is_not_taught_whole(data: dict[str, str], tmp_path: Path) -> None:
+    """Its linear layers could not learn: most of it would stay as it is, and nobody would know."""
+    run = go(
+        tmp_path / "first",
+        stage("tokenizer", data=f"{{ source = '{data['text']}' }}"),
+        stage("pretrain", 4, data=f"{{ source = '{data['text']}' }}"),
+        stage("quantize", method='"int8"'),
+        data=f"source = '{data['text']}'\nvalidation = 0.2", family="llama", tokenizer="bpe", vocab=400,
+    )  # fmt: skip
+    source = f"source = '{data['classify']}'\nvalidation = 0.2\n[model]\nfolder = '{run.model}'\n"
+    recipe = f"name = 'on'\n[data]\n{source}" + stage("finetune", 4, objective='"classify"')
+    with pytest.raises(InputError, match=r"held in int8.*\(\d+ %\) could, .*Give the stage an adapter"):
+        quatrain.run(loads(recipe), runs_dir=tmp_path, reporter=SilentReporter())
 
 
 def test_an_adapter_over_fresh_weights_is_refused(data: dict[str, str], tmp_path: Path) -> None:
