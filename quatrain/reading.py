@@ -150,9 +150,9 @@ def parse_json(text: str, where: str, schema: Any = dict) -> Any:
     try:
         value = json.loads(text, parse_int=_whole_number)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
+        raise InputError(f"{where}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON that can be used: {error}") from error
+        raise InputError(f"{where}: not valid JSON: {error}") from error
     return typed(value, where, schema)
 
 

@@ -15,11 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from quatrain.atomic import write_json, write_text
 from quatrain.errors import InputError
+from quatrain.text.added_tokens import ROLES, content_of
+from quatrain.text.encodings import is_text, not_text, once
 from quatrain.text.named_templates import (
     DEFAULT,
     TEMPLATE_FILE,
@@ -28,12 +30,14 @@ from quatrain.text.named_templates import (
     source_of,
     template_for,
 )
+from quatrain.text.settled import cleaned_beginning, cleaned_up, is_byte_token
 from quatrain.text.templates import END_OF_TURN_TOKENS, TEMPLATE_TOKENS
-from quatrain.text.tokenizer_files import ROLES, content_of, read, roles_by_name
+from quatrain.text.tokenizer_files import read, roles_by_name
 from quatrain.text.tokenizer_training import UNSET, train_backend
 
 #: What transformers writes for "no limit known".
 NO_LIMIT = int(1e30)
+_INSISTS = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
+        backend.encode_special_tokens = bool((config or {}).get("split_special_tokens"))
         self.config: dict[str, Any] = dict(config) if config is not None else roles_by_name(backend)
         self.chat_templates: dict[str, str] = named_templates(self.config.pop("chat_template", None))
 
@@ -170,14 +175,14 @@ class Tokenizer:
             "model_max_length": NO_LIMIT,
             **self.config,
         }
-        config.pop("added_tokens_decoder", None)
         if set(self.chat_templates) == {DEFAULT}:
             config["chat_template"] = self.chat_templates[DEFAULT]
         elif self.chat_templates:
             config["chat_template"] = [{"name": name, "template": own} for name, own in self.chat_templates.items()]
         write_json(folder / "tokenizer_config.json", config)
-        # Template files of an older tokenizer in the same folder would win over those just written.
-        for path in (folder / TEMPLATE_FILE, *(folder / TEMPLATE_FOLDER).glob("*.jinja")):
+        # Files of an older tokenizer in the same folder would win over what was just written.
+        stale = (folder / name for name in (TEMPLATE_FILE, "special_tokens_map.json", "added_tokens.json"))
+        for path in (*stale, *(folder / TEMPLATE_FOLDER).glob("*.jinja")):
             path.unlink(missing_ok=True)
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
@@ -191,8 +196,8 @@ class Tokenizer:
         try:
             encoding = self.backend.encode(text, add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
-            raise _not_text(text) from error
-        return encoding.ids[_once(encoding)] if special_tokens else encoding.ids
+            raise not_text(text) from error
+        return encoding.ids[once(encoding)] if special_tokens else encoding.ids
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
         """The ids of several texts, on all cores; equal to `encode` of each."""
@@ -203,8 +208,8 @@ class Tokenizer:
         try:
             found = encode(texts, add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
-            raise next((_not_text(text) for text in texts if not _is_text(text)), _not_text(texts)) from error
-        return [each.ids[_once(each)] if special_tokens else each.ids for each in found]
+            raise next((not_text(text) for text in texts if not is_text(text)), not_text(texts)) from error
+        return [each.ids[once(each)] if special_tokens else each.ids for each in found]
 
     def encode_pair(self, text: str, other: str, *, special_tokens: bool = True) -> EncodedPair:
         """Two texts as one input, parted as the tokenizer's post-processor says: [CLS] text [SEP] other [SEP] for BERT.
@@ -217,8 +222,8 @@ class Tokenizer:
         try:
             found = self.backend.encode(text, other, add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
-            raise next((_not_text(each) for each in (text, other) if not _is_text(each)), _not_text(text)) from error
-        kept = _once(found) if special_tokens else slice(None)
+            raise next((not_text(each) for each in (text, other) if not is_text(each)), not_text(text)) from error
+        kept = once(found) if special_tokens else slice(None)
         return EncodedPair(found.ids[kept], found.type_ids[kept], found.sequence_ids[kept], found.offsets[kept])
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -227,12 +232,42 @@ class Tokenizer:
         try:
             encoding = self.backend.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
-            raise _not_text(text) from error
+            raise not_text(text) from error
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of `ids`. Bytes that are no whole character come out as U+FFFD."""
-        return self.backend.decode([int(each) for each in ids], skip_special_tokens=skip_special_tokens)
+        """The text of `ids`. Bytes that are no whole character come out as U+FFFD.
+
+        Where the configuration has `clean_up_tokenization_spaces`, spaces before punctuation and English contractions
+        go, as in transformers (of a BPE only where it insists).
+        """
+        text = self.backend.decode([int(each) for each in ids], skip_special_tokens=skip_special_tokens)
+        return cleaned_up(text) if self._cleans_up else text
+
+    def settled(self, ids: Sequence[int]) -> str:
+        """The beginning of the text of `ids` that no further ids change: a beginning of `decode` of them and more.
+
+        Half a character at the end (U+FFFD) is in it all the same where the tokenizer goes by bytes alone.
+        """
+        end = len(ids)
+        while end and (ids[end - 1] in self.byte_ids or ids[end - 1] in self.special_ids):
+            end -= 1
+        text = self.backend.decode([int(each) for each in ids[:end]])
+        return cleaned_beginning(text) if self._cleans_up else text
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids of tokens that are one byte each, which only a run of them makes a text; none in a byte-level BPE."""
+        if "ByteFallback" not in str(self._description["decoder"]):
+            return frozenset()
+        return frozenset(i for token, i in self.backend.get_vocab().items() if is_byte_token(token))
+
+    @property
+    def _cleans_up(self) -> bool:
+        """Whether decoding removes spaces before punctuation."""
+        if not self.config.get("clean_up_tokenization_spaces"):
+            return False
+        return not isinstance(self.backend.model, models.BPE) or bool(self.config.get(_INSISTS))
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token by its written form, None where there is none."""
@@ -311,7 +346,7 @@ class Tokenizer:
     @property
     def max_length(self) -> int | None:
         """The longest text in tokens that the model takes; None where it is not known."""
-        length = self.config.get("model_max_length")
+        length = self.config.get("model_max_length", self.config.get("max_len"))
         return int(length) if isinstance(length, int | float) and length < 1e15 else None
 
     @max_length.setter
@@ -374,38 +409,3 @@ class Tokenizer:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
 
 
-def _once(encoding: Encoding) -> slice:
-    """What to keep of an encoding, so that what a text begins or ends with already is not there twice."""
-    added, ids = encoding.special_tokens_mask, encoding.ids
-    own = [number for number, special in enumerate(added) if not special]
-    if not own:
-        return slice(None)
-    start, end = own[0], own[-1] + 1
-    before, after = ids[:start], ids[end:]
-    doubled = bool(before) and ids[start : start + len(before)] == before and not any(added[start : 2 * start])
-    # A token is counted once, as the beginning or as the end.
-    rest = ids[start + len(before) * doubled : end]
-    return slice(start if doubled else 0, end if after and rest[-len(after) :] == after else None)
-
-
-def _is_text(text: object) -> bool:
-    if not isinstance(text, str):
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _not_text(text: object) -> InputError:
-    if not isinstance(text, str):
-        return InputError(f"only text can be tokenized, not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return InputError(
-            f"the text holds half of a character (a lone surrogate, U+{ord(text[error.start]):04X}) at character "
-            f"{error.start}; remove it or read the text again with the right encoding"
-        )
-    return InputError("the text could not be tokenized")

@@ -8,19 +8,32 @@ before `tokenizer.json` do not say by themselves how text is cut, so the family 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from quatrain.errors import InputError
-from quatrain.text.named_templates import template_files
+from quatrain import reading
+from quatrain.errors import InputError, QuatrainError
+from quatrain.text.added_tokens import (
+    MAX_TOKENIZER_BYTES,
+    ROLES,
+    Beside,
+    content_of,
+    exists,
+    is_own_name,
+    optional_json,
+    read_beside,
+    settled_roles,
+    tokens_beside,
+    without_defaults,
+)
 
-ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 TARGET_FOLDER = "target_tokenizer"
 """Where a model folder keeps the tokenizer of what its decoder says, if that is another than the encoder's."""
 
@@ -84,7 +97,7 @@ class Parts:
 def has_tokenizer(folder: str | Path) -> bool:
     """Whether a folder holds any file that a tokenizer is read from; says nothing about whether it is whole."""
     names = ("tokenizer.json", *_SENTENCEPIECE, "source.spm", "target.spm", "vocab.json", "vocab.txt")
-    return any((Path(folder) / name).is_file() for name in names)
+    return any(exists(Path(folder) / name) for name in names)
 
 
 def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
@@ -100,9 +113,8 @@ def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
         if (folder / "target.spm").is_file():
             return _read_older(folder, target=True)
     file = folder / "tokenizer.json" if path.is_dir() else path
-    if file.is_file() and file.suffix == ".json" and file.name != "vocab.json":
-        backend = read_json_backend(file)
-        return backend, _with_roles(_read_config(folder), backend)
+    if exists(file) and file.suffix == ".json" and file.name != "vocab.json":
+        return _read_whole(file, folder)
     if path.is_dir():
         return _read_older(folder, target=False)
     if path.is_file():
@@ -112,19 +124,86 @@ def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
 
 def read_json_backend(file: Path) -> Backend:
     """The tokenizer of a tokenizer.json. Raises InputError where that file is not whole."""
+    text = reading.read_text(file, MAX_TOKENIZER_BYTES)
+    with refusing(f"cannot read the tokenizer {file}", "It is not a whole tokenizer.json"):
+        return Backend.from_str(text)
+
+
+@contextmanager
+def refusing(what: str, then: str) -> Iterator[None]:
+    """Raise InputError for whatever the `tokenizers` library says of a file of the user's.
+
+    The library raises bare Exception for it, and panics of its Rust part are no Exception at all.
+    """
     try:
-        return Backend.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
-        raise InputError(f"cannot read the tokenizer {file}: {error}. It is not a whole tokenizer.json") from error
+        yield
+    except (QuatrainError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())}. {then}") from error
+
+
+def _read_whole(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:
+    """A tokenizer.json with the tokens and settings that stand beside it."""
+    backend = read_json_backend(file)
+    beside = read_beside(folder)
+    with refusing(f"the tokens beside {file} cannot be added", "The files are of different tokenizers"):
+        backend.add_tokens(tokens_beside(beside, backend))
+    _warn_of_moved(beside, backend, folder)
+    _apply_settings(backend, beside.config)
+    return backend, _with_roles(settled_roles(beside.config, backend), backend)
+
+
+def _warn_of_moved(beside: Beside, backend: Backend, folder: Path) -> None:
+    """Say which tokens have another id in the tokenizer than their files write: the tokenizer's one holds."""
+    written = {token.content: number for number, token in (beside.tokens or {}).items()} | beside.added
+    moved = [
+        f"{content!r} is written with id {number} and has id {found}"
+        for content, number in written.items()
+        if (found := backend.token_to_id(content)) is not None and found != number
+    ]
+    if moved:
+        shown = "; ".join(moved[:3]) + (f"; and {len(moved) - 3} more" if len(moved) > 3 else "")
+        warnings.warn(
+            f"{folder}: the added tokens' ids are not those of tokenizer.json, which are used, as by transformers: "
+            f"{shown}. Were the files made for another vocabulary?",
+            stacklevel=2,
+        )
+
+
+def _apply_settings(backend: Backend, config: dict[str, Any]) -> None:
+    """Follow the settings by which transformers' classes build a tokenizer anew, whatever its tokenizer.json has."""
+    kind = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
+    rules = _OF_CLASS.get(kind)
+    prefix = config.get("add_prefix_space")
+    if rules in ("gpt2", "roberta", "gpt_neox") and isinstance(prefix, bool):
+        step: Any = backend.pre_tokenizer
+        if isinstance(step, pre_tokenizers.ByteLevel) and step.add_prefix_space != prefix:
+            step.add_prefix_space = prefix
+            backend.pre_tokenizer = step
+    normalizer: Any = backend.normalizer
+    if rules == "bert" and isinstance(normalizer, normalizers.BertNormalizer):
+        for key, name in _OF_BERT.items():
+            if key in config:
+                setattr(normalizer, name, config[key])
+        backend.normalizer = normalizer
+
+
+_OF_BERT = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+"""Keys of tokenizer_config.json and the settings of `tokenizers` that they mean."""
 
 
 def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]:
     """A tokenizer of a folder without tokenizer.json."""
-    config = _read_config(folder)
+    config = without_defaults(read_beside(folder).config)
     family = _family(folder, config)
-    spm = [name for name in ("source.spm", "target.spm") if (folder / name).is_file()]
-    models = [name for name in _SENTENCEPIECE if (folder / name).is_file()]
-    lists = [name for name in _LISTS if (folder / name).is_file()]
+    spm = [name for name in ("source.spm", "target.spm") if exists(folder / name)]
+    models = [name for name in _SENTENCEPIECE if exists(folder / name)]
+    lists = [name for name in _LISTS if exists(folder / name)]
     if spm:
         from quatrain.text.sentencepiece import read_marian
 
@@ -176,10 +255,10 @@ def _read_file(file: Path) -> tuple[Backend, dict[str, Any]]:
             return _read_older(file.parent, target=file.name == "target.spm")
         from quatrain.text.tokenizer_vocabularies import read_wordpiece
 
-        config = _read_config(file.parent)
+        config = without_defaults(read_beside(file.parent).config)
         return _finished(read_wordpiece(file, config), file.parent, config)
     if file.suffix in (".model", ".spm"):
-        config = _read_config(file.parent)
+        config = without_defaults(read_beside(file.parent).config)
         return _read_model(file, _family(file.parent, config), config)
     from quatrain.text import tiktoken
 
@@ -204,6 +283,7 @@ def _finished(parts: Parts, folder: Path, config: dict[str, Any]) -> tuple[Backe
     others = list(config.get("additional_special_tokens") or [])
     extra = config.get("extra_special_tokens") or []
     others += extra.values() if isinstance(extra, dict) else extra
+    others += [value for key, value in config.items() if is_own_name(key, value)]
     for token in (*(config.get(f"{role}_token") for role in ROLES), *others):
         content = content_of(token)
         if content and content not in {each.content for each in parts.tokens}:
@@ -214,13 +294,14 @@ def _finished(parts: Parts, folder: Path, config: dict[str, Any]) -> tuple[Backe
     around = parts.around(backend, config)
     if around is not None:
         backend.post_processor = around
-    return backend, {key: value for key, value in config.items() if key not in _OF_THE_OLDER_FILES}
+    described = {key: value for key, value in settled_roles(config, backend).items() if key not in _OF_THE_OLDER_FILES}
+    return backend, described
 
 
 def _add_numbered(backend: Backend, folder: Path, config: dict[str, Any]) -> None:
     """Add the tokens of added_tokens.json and of `added_tokens_decoder`, each at the id that is written for it."""
     numbered = {int(number): token for number, token in (config.get("added_tokens_decoder") or {}).items()}
-    for token, number in read_json(folder / "added_tokens.json", required=False).items():
+    for token, number in optional_json(folder / "added_tokens.json").items():
         numbered.setdefault(int(number), {"content": token, "special": False})
     # Where a space is put before every text, a normalized token would only be found behind one.
     prepends = backend.normalizer is not None and len(backend.normalizer.normalize_str("a")) > 1
@@ -251,33 +332,17 @@ def _added_token(written: Any, *, normalized: bool = True) -> AddedToken:
 
 def _family(folder: Path, config: dict[str, Any]) -> str | None:
     """The rules by which a folder's older files are read, as far as its configurations say it."""
-    model_type = read_json(folder / "config.json", required=False).get("model_type")
+    model_type = optional_json(folder / "config.json").get("model_type")
     named = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
     return _OF_MODEL_TYPE.get(str(model_type)) or _OF_CLASS.get(named)
 
 
-def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
-    """The object of a JSON file, {} for an absent one that is not `required`. Raises InputError for anything else."""
-    if not required and not file.is_file():
-        return {}
-    try:
-        read = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"cannot read {file}: not valid JSON ({error})") from error
+def read_json(file: Path) -> dict[str, Any]:
+    """The object of a vocabulary's JSON file. Raises InputError for anything else."""
+    read = reading.read_json(file, Any, max_bytes=MAX_TOKENIZER_BYTES)
     if not isinstance(read, dict):
         raise InputError(f"cannot read {file}: expected a JSON object, found {type(read).__name__}")
     return read
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json with the roles of special_tokens_map.json; chat templates in files go before its own."""
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        config |= read_json(folder / name, required=False)
-    templates = template_files(folder)
-    return config | ({"chat_template": templates} if templates else {})
 
 
 def _with_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:
@@ -292,10 +357,3 @@ def roles_by_name(backend: Backend) -> dict[str, Any]:
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     found = {role: next((name for name in names if name in special), None) for role, names in _USUAL_NAMES.items()}
     return {f"{role}_token": name for role, name in found.items() if name is not None}
-
-
-def content_of(token: object) -> str | None:
-    """A special token as tokenizer_config.json writes it: the text, or an object with its `content`."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
