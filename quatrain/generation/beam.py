@@ -14,10 +14,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quatrain.errors import QuatrainError
+from quatrain.errors import InputError, QuatrainError
 from quatrain.generation.constraints import Constraint, Said
-from quatrain.generation.decoding import BROKEN, SHRINK_AT, Stream, adapters_of
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.decoding import SHRINK_AT, Stream, adapters_of
+from quatrain.generation.logits import BROKEN, NOTHING_LEFT, SamplingParams
 from quatrain.generation.reader import Reader
 from quatrain.models.stack import Model
 
@@ -148,6 +148,8 @@ class BeamSearch:
         # Enough that `width` go on even where every beam may end in each of the ways it can.
         count = min(max(2, 1 + len(self.end_ids)) * self.width, sums.shape[1])
         best, places = sums.topk(count, dim=1)
+        if bool((best[:, :1].isneginf() & self.open).any()):
+            raise InputError(NOTHING_LEFT)
         beams, tokens = places // vocabulary, places % vocabulary
         found = self.beams.take(beams)
         found.scores = best

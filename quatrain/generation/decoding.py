@@ -12,19 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from quatrain.errors import QuatrainError
+from quatrain.errors import InputError, QuatrainError
 from quatrain.generation.constraints import Constraint, Said
-from quatrain.generation.logits import SamplingParams, draw, processors
+from quatrain.generation.logits import BROKEN, NOTHING_LEFT, SamplingParams, draw, processors
 from quatrain.generation.reader import Reader
 from quatrain.models.stack import Model
 
 SHRINK_AT = 0.75
 """The batch is cut down to its unfinished rows once they are at most this share of it."""
-
-BROKEN = (
-    "The model gave logits that are not finite (NaN or infinite), so nothing can be generated from it. "
-    "Its weights are broken or its training diverged: use another one."
-)
 
 
 @dataclass
@@ -109,11 +104,15 @@ class Decoding:
         """Adds one token to every unfinished sequence and returns those sequences.
 
         A sequence ends ("stop") with an end token, which is its last id, or ("length") at its limit.
-        Raises QuatrainError where the model gives a logit that is not finite.
+        Raises QuatrainError where the model gives a logit that is not finite, InputError where every token is ruled
+        out.
         """
         if self.pending is not None:
             self.reader.read(self._shrink(self.pending))
         logits = self.reader.logits.float()
+        total = logits.logsumexp(dim=-1)
+        if not bool(torch.isfinite(total).all()):
+            raise QuatrainError(BROKEN)
         allowed = self._constrained(logits)
         if self.noise is None:
             tokens = allowed.argmax(dim=-1)
@@ -121,7 +120,7 @@ class Decoding:
             for process in self.processors:
                 allowed = process(allowed)
             tokens = draw(allowed, self.noise[:, self.steps])
-        logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        logprobs = logits.gather(-1, tokens[:, None])[:, 0] - total
         if not bool(torch.isfinite(logprobs).all()):
             raise QuatrainError(BROKEN)
         ended = [] if self.params.ignore_eos else torch.isin(tokens, self.end_ids).tolist()
@@ -135,9 +134,17 @@ class Decoding:
         if not self.constraints:
             return logits
         said = Said(torch.cat([self.reader.said, self.tokens], dim=1), self.reader.start, self.limits, self.steps)
+        allowed = logits
         for constrain in self.constraints:
-            logits = constrain(logits, said)
-        return logits
+            allowed = constrain(allowed, said)
+        empty = allowed.isneginf().all(dim=-1)
+        if bool(empty.any()):
+            finished = torch.tensor([row.finished is not None for row in self.rows], device=self.device)
+            if bool((empty & ~finished).any()):
+                raise InputError(NOTHING_LEFT)
+            # what a finished row would say next is not looked at
+            allowed = torch.where(empty[:, None], logits, allowed)
+        return allowed
 
     def _record(self, tokens: list[int], logprobs: list[float], ended: list[bool]) -> list[Stream]:
         grown = []

@@ -1,20 +1,42 @@
-"""From logits to the next token: temperature, top-k, top-p, min-p, and a draw whose noise the caller owns.
+"""From logits to the next token: temperature and filters, and a draw whose noise the caller owns.
 
 Temperature and top-k as in Fan et al. 2018 (arXiv 1805.04833), top-p in Holtzman et al. 2020 (arXiv 1904.09751),
-min-p in Nguyen et al. 2024 (arXiv 2407.01082). Order and ties follow transformers: temperature, top-k, top-p, min-p,
-each on what the one before has left; a token that is out has the logit -inf.
+min-p in Nguyen et al. 2024 (arXiv 2407.01082), locally typical sampling in Meister et al. 2022 (arXiv 2202.00666),
+epsilon and eta in Hewitt et al. 2022 (arXiv 2210.15191), top-h in Baghaei Potraghloo et al. 2025 (arXiv 2509.02510).
+Order and ties follow transformers: temperature, top-h, top-k, top-p, min-p, typical, epsilon, eta, each on what the one
+before has left; a token that is out has the logit -inf.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError
+from quatrain.errors import InputError, QuatrainError
+from quatrain.reading import shown
+
+LEAST_PENALTY = 1e-6
+"""A repetition penalty below it, or above its inverse, would drive logits out of float32."""
+
+NOTHING_LEFT = (
+    "Every token of the vocabulary is ruled out, so nothing can be generated: suppress_tokens, bad_words_ids, "
+    "no_repeat_ngram_size and min_new_tokens leave none. Take some of them out."
+)
+
+BROKEN = (
+    "The model gave logits that are not finite (NaN or infinite), so nothing can be generated from it. "
+    "Its weights are broken or its training diverged: use another one."
+)
+
+_SHARES = {
+    **{"top_p": False, "min_p": True, "typical_p": False},
+    **{"epsilon_cutoff": True, "eta_cutoff": True, "top_h": False},
+}
+"""Filters that keep a share between 0 and 1, and whether 0 is allowed."""
 
 Processor = Callable[[Tensor], Tensor]
 """Logits (B, V) in float32 to logits (B, V)."""
@@ -34,7 +56,7 @@ class SamplingParams:
     min_p: float | None = None
     """Keep the tokens at least min_p times as likely as the likeliest."""
     stop: tuple[str, ...] = ()
-    """Strings that end a completion; they are not part of its text."""
+    """Strings that end a completion; they are not part of its text. Empty: those of the model's own settings."""
     seed: int | None = None
     """Same seed and prompt, same completion, whatever else is in the batch. None draws a new seed each call."""
     ignore_eos: bool = False
@@ -54,32 +76,48 @@ class SamplingParams:
     """No sequence of so many tokens is said twice, the prompt's included (encoder-decoders: without it); 0: any may."""
     repetition_penalty: float | None = None
     """Above 1, tokens that were said before become less likely (their logit is divided by it); 1 changes nothing."""
+    max_length: int | None = None
+    """The most tokens of a decoder's prompt and completion together; the lower of it and max_new_tokens holds."""
+    typical_p: float | None = None
+    """Keep the tokens whose information is nearest to the distribution's entropy, until they have this probability."""
+    epsilon_cutoff: float | None = None
+    """Keep the tokens of at least this probability; 0 keeps every token."""
+    eta_cutoff: float | None = None
+    """Keep the tokens of at least min(eta, √eta · e^-entropy) probability; 0 keeps every token."""
+    top_h: float | None = None
+    """Keep the likeliest tokens (of 100) until they have this share of the entropy."""
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        given: Any = self.stop
+        stop = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else (given,)
         object.__setattr__(self, "stop", stop)
-        problems = [*self._beam_problems(), *self._constraint_problems()]
-        if self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens: {self.max_new_tokens}; must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature: {self.temperature}; must be 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k: {self.top_k}; must be at least 1; leave it out to keep every token")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            problems.append(f"top_p: {self.top_p}; must be above 0 and at most 1; leave it out to keep every token")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            problems.append(f"min_p: {self.min_p}; must be between 0 and 1; leave it out to keep every token")
-        if any(not text for text in stop):
+        problems = [*self._beam_problems(), *self._constraint_problems(), *self._filter_problems()]
+        if not _whole(self.max_new_tokens, 1):
+            problems.append(f"max_new_tokens: {shown(self.max_new_tokens)}; must be at least 1, a whole number")
+        if not _number(self.temperature) or not 0 <= self.temperature < float("inf"):
+            problems.append(f"temperature: {shown(self.temperature)}; must be 0 (greedy) or a positive number")
+        if any(text == "" for text in stop):
             problems.append("stop: an empty string would end every completion at once; remove it")
+        problems += [f"stop: {shown(text)}; must be a text" for text in stop if not isinstance(text, str)]
         if problems:
             raise InputError("These sampling parameters cannot be used:", problems)
 
+    def _filter_problems(self) -> Iterator[str]:
+        if self.top_k is not None and not _whole(self.top_k, 1):
+            yield f"top_k: {shown(self.top_k)}; must be at least 1, a whole number; leave it out to keep every token"
+        for name, includes_0 in _SHARES.items():
+            value = getattr(self, name)
+            if value is None or (_number(value) and (0 < value <= 1 or (includes_0 and value == 0))):
+                continue
+            bounds = "between 0 and 1" if includes_0 else "above 0 and at most 1"
+            yield f"{name}: {shown(value)}; must be {bounds}; leave it out to keep every token"
+
     def _beam_problems(self) -> Iterator[str]:
         if not _whole(self.num_beams, 1):
-            yield f"num_beams: {self.num_beams!r}; must be a whole number of at least 1"
+            yield f"num_beams: {shown(self.num_beams)}; must be a whole number of at least 1"
         elif self.num_beams > 1:
             asked = {"temperature": self.temperature or None, "top_k": self.top_k}
-            asked |= {"top_p": self.top_p, "min_p": self.min_p}
+            asked |= {name: getattr(self, name) for name in _SHARES}
             for name, value in asked.items():
                 if value is not None:
                     yield (
@@ -101,13 +139,22 @@ class SamplingParams:
     def _constraint_problems(self) -> Iterator[str]:
         if self.min_new_tokens is not None and not _whole(self.min_new_tokens, 0):
             yield f"min_new_tokens: {self.min_new_tokens!r}; must be a whole number of at least 0"
-        elif self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+        elif (
+            self.min_new_tokens is not None
+            and _whole(self.max_new_tokens, 1)
+            and self.min_new_tokens > self.max_new_tokens
+        ):
             yield f"min_new_tokens: {self.min_new_tokens}; must be at most max_new_tokens ({self.max_new_tokens})"
         if self.no_repeat_ngram_size is not None and not _whole(self.no_repeat_ngram_size, 0):
             yield f"no_repeat_ngram_size: {self.no_repeat_ngram_size!r}; must be a whole number of at least 0"
+        if self.max_length is not None and not _whole(self.max_length, 2):
+            yield f"max_length: {shown(self.max_length)}; must be a whole number of at least 2: a prompt and an answer"
         penalty = self.repetition_penalty
-        if penalty is not None and not (_number(penalty) and 0 < penalty < float("inf")):
-            yield f"repetition_penalty: {penalty!r}; must be a positive number; 1 changes nothing"
+        if penalty is not None and not (_number(penalty) and LEAST_PENALTY <= penalty <= 1 / LEAST_PENALTY):
+            yield (
+                f"repetition_penalty: {shown(penalty)}; must be a positive number from {LEAST_PENALTY:g} to "
+                f"{1 / LEAST_PENALTY:g}; 1 changes nothing"
+            )
 
 
 def _whole(value: object, least: int) -> bool:
@@ -119,8 +166,17 @@ def _number(value: object) -> bool:
 
 
 def temperature(value: float) -> Processor:
-    """Divides the logits: below 1 sharpens, above 1 flattens."""
-    return lambda logits: logits / value
+    """Divides the logits: below 1 sharpens, above 1 flattens. One next to 0 leaves the likeliest tokens alone."""
+
+    def process(logits: Tensor) -> Tensor:
+        scaled = logits / value
+        if torch.equal(scaled.isfinite(), logits.isfinite()) and not bool(scaled.isnan().any()):
+            return scaled
+        # Too small or too large a value for this dtype: in float64, and relative to the likeliest, nothing overflows.
+        top = logits.amax(dim=-1, keepdim=True)
+        return ((logits.double() - top) / value).to(logits.dtype)
+
+    return process
 
 
 def top_k(count: int) -> Processor:
@@ -155,6 +211,59 @@ def min_p(share: float) -> Processor:
     return process
 
 
+def typical(mass: float) -> Processor:
+    """Drops what is least typical: tokens whose surprise is far from the entropy, once the others have `mass`."""
+
+    def process(logits: Tensor) -> Tensor:
+        logprobs = logits.log_softmax(dim=-1)
+        entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
+        distance, order = torch.sort((-logprobs - entropy).abs(), dim=-1)
+        reached = (logits.gather(-1, order).softmax(dim=-1).cumsum(dim=-1) < mass).sum(dim=-1, keepdim=True)
+        out = distance > distance.gather(-1, reached.clamp(max=logits.shape[-1] - 1))
+        out[..., 0] = False
+        return logits.masked_fill(out.scatter(-1, order, out), float("-inf"))
+
+    return process
+
+
+def epsilon(cutoff: float) -> Processor:
+    """Drops every token of less than `cutoff` probability, the likeliest apart."""
+
+    def process(logits: Tensor) -> Tensor:
+        out = (logits.softmax(dim=-1) < cutoff) & (logits < logits.amax(dim=-1, keepdim=True))
+        return logits.masked_fill(out, float("-inf"))
+
+    return process
+
+
+def eta(cutoff: float) -> Processor:
+    """Drops tokens below `cutoff`, or below √cutoff · e^-entropy where that is less, the likeliest apart."""
+
+    def process(logits: Tensor) -> Tensor:
+        bound = torch.tensor(cutoff, device=logits.device)
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        least = torch.min(bound, bound.sqrt() * torch.exp(-entropy))[..., None]
+        out = (logits.softmax(dim=-1) < least) & (logits < logits.amax(dim=-1, keepdim=True))
+        return logits.masked_fill(out, float("-inf"))
+
+    return process
+
+
+def top_h(share: float) -> Processor:
+    """Keeps the likeliest of the first 100 tokens whose entropy terms sum to at most `share` of their entropy."""
+
+    def process(logits: Tensor) -> Tensor:
+        likeliest, places = torch.topk(logits, min(100, logits.shape[-1]), dim=-1)
+        found = torch.distributions.Categorical(logits=likeliest)
+        terms = (-found.probs * found.probs.log()).nan_to_num(0.0)  # 0 · log 0 of a token that is out
+        keep = terms.cumsum(dim=-1) <= (found.entropy() * share).unsqueeze(-1)
+        keep[..., 0] = True
+        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, places, keep)
+        return logits.masked_fill(~kept, float("-inf"))
+
+    return process
+
+
 def processors(params: SamplingParams) -> list[Processor]:
     """The processors that these parameters ask for, in transformers' order; none for greedy decoding."""
     if params.temperature == 0:
@@ -162,21 +271,34 @@ def processors(params: SamplingParams) -> list[Processor]:
     chain: list[Processor] = []
     if params.temperature != 1:
         chain.append(temperature(params.temperature))
+    if params.top_h is not None:
+        chain.append(top_h(params.top_h))
     if params.top_k is not None:
         chain.append(top_k(params.top_k))
     if params.top_p is not None and params.top_p < 1:
         chain.append(top_p(params.top_p))
     if params.min_p:
         chain.append(min_p(params.min_p))
+    if params.typical_p is not None and params.typical_p < 1:
+        chain.append(typical(params.typical_p))
+    if params.epsilon_cutoff and params.epsilon_cutoff < 1:
+        chain.append(epsilon(params.epsilon_cutoff))
+    if params.eta_cutoff and params.eta_cutoff < 1:
+        chain.append(eta(params.eta_cutoff))
     return chain
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """One token per row, by inverting the cumulative distribution: logits (B, V), uniform (B,) in [0, 1) -> (B,).
 
-    One number of noise decides one row, so that a row's draw depends on its own noise alone.
+    One number of noise decides one row, so that a row's draw depends on its own noise alone. Raises InputError where a
+    row has no token left, QuatrainError for logits that are NaN or +inf.
     """
     cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    if not bool(cumulative[:, -1].isfinite().all()):
+        if bool(logits.isneginf().all(dim=-1).any()):
+            raise InputError(NOTHING_LEFT)
+        raise QuatrainError(BROKEN)
     target = uniform.to(torch.float64)[:, None] * cumulative[:, -1:]
     # right=True: the first token whose cumulative probability exceeds the target, which thus has probability > 0.
     tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]

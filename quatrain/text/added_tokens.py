@@ -86,6 +86,8 @@ def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]
         tokens, added = {int(number): added_token(token) for number, token in decoder.items()}, {}
         roles = {}
     _take_names(config, names)
+    specific = config.pop("model_specific_special_tokens", None) or {}
+    names |= {} if names or own else specific
     for key, value in roles.items():
         if key == "extra_special_tokens" and isinstance(value, list):
             there = list(config.get(key) or [])
@@ -95,8 +97,8 @@ def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]
     _take_names(config, names)
     own |= {key: value for key, value in roles.items() if is_own_name(key, value)}
     late = "extra_special_tokens" not in config
-    unnamed = config.pop("extra_special_tokens", None) or []
-    unnamed = config.pop("additional_special_tokens", None) or [] if late else unnamed
+    additional, unnamed = (config.pop(key, None) for key in ("additional_special_tokens", "extra_special_tokens"))
+    unnamed = (additional if late else unnamed) or []
     named = {key: _token(value) for key, value in (own | names).items() if content_of(value)}
     extra = [_token(each, special=False) for each in unnamed if content_of(each)]
     config |= {"extra_special_tokens": names} if names else {}
@@ -238,10 +240,10 @@ def _token_problems(config: dict[str, Any]) -> Iterator[str]:
             for number, token in enumerate(value):
                 yield from _one_problem(f"{key}[{number}]", token)
         elif isinstance(value, Mapping) and key == "extra_special_tokens":
-            for name, token in value.items():
-                yield from _one_problem(f"{key}.{name}", token)
+            yield from _table_problems(key, value)
         elif value is not None:
             yield f"{key}: {shown(value)}; must be a list of tokens, not {kind_of(value)}"
+    yield from _table_problems("model_specific_special_tokens", config.get("model_specific_special_tokens"))
     decoder = config.get("added_tokens_decoder")
     if decoder is not None and not isinstance(decoder, Mapping):
         yield f"added_tokens_decoder: {shown(decoder)}; must be a table of ids and tokens, not {kind_of(decoder)}"
@@ -250,6 +252,14 @@ def _token_problems(config: dict[str, Any]) -> Iterator[str]:
             if not _is_id(number):
                 yield f"added_tokens_decoder: {shown(number)}; must be a token id, a whole number from 0 to 2³¹ - 1"
             yield from _one_problem(f"added_tokens_decoder.{number}", token)
+
+
+def _table_problems(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, token in value.items():
+            yield from _one_problem(f"{key}.{name}", token)
+    elif value is not None:
+        yield f"{key}: {shown(value)}; must be a table of names and tokens, not {kind_of(value)}"
 
 
 def _one_problem(where: str, token: Any) -> Iterator[str]:
@@ -267,10 +277,15 @@ def _one_problem(where: str, token: Any) -> Iterator[str]:
 
 
 def _number_problems(added: dict[str, Any]) -> Iterator[str]:
+    owner: dict[int, str] = {}
     for token, number in added.items():
         yield from _one_problem("a token", token)
         if not isinstance(number, int) or isinstance(number, bool) or not _is_id(str(number)):
             yield f"{shown(token)}: {shown(number)}; must be a token id, a whole number from 0 to 2³¹ - 1"
+        else:
+            first = owner.setdefault(number, token)
+            if first != token:
+                yield f"{shown(token)}: id {number} is also that of {shown(first)}"
 
 
 def _is_id(text: str) -> bool:

@@ -32,7 +32,9 @@ class DataSettings(Settings):
     dev_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
     test: str | None = Field(default=None, min_length=1, description="a source that the scores are measured on")
     test_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
-    streaming: bool = Field(default=False, description="read as it is needed, hold no more than a block")
+    streaming: bool = Field(
+        default=False, description="read as it is needed, hold no more than a block"
+    )
     database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
     databases: str | None = Field(
         default=None, min_length=1, description="of questions with SQL: a folder, a .zip or a file of SQLite databases"

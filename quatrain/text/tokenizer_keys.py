@@ -1,4 +1,4 @@
-"""Keys of `tokenizer_config.json`: which are honoured, which change nothing here and why, which are refused.
+"""Keys of `tokenizer_config.json`: which are honoured, and which change nothing here and why.
 
 A test takes the keys that transformers knows from its classes, so that one of a new release shows up.
 """
@@ -45,6 +45,7 @@ HARMLESS: dict[str, str] = {
     **dict.fromkeys(("backend", "files_loaded", "init_inputs", "tokenizer_object", "tokenizer"), _LOADING),
     **dict.fromkeys(("_spm_precompiled_charsmap", "post_processor", "unk_id"), "read from the tokenizer's file itself"),
     **dict.fromkeys(("sp_model_kwargs", "separate_vocabs"), "sampling of SentencePiece is off; its file says the rest"),
+    "errors": "bytes that are no character come out as U+FFFD, as from transformers' backend, which does not ask it",
     "auto_map": "code of others is never run; the tokenizer's file says how text is cut",
     "model_input_names": "names of arguments of transformers' models",
     "processor_class": "of models that read pictures or sound",
@@ -63,11 +64,6 @@ HARMLESS: dict[str, str] = {
     "transformers_version": "who wrote the file",
 }
 """What changes neither ids nor texts here, and why."""
-
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "errors": (("replace", None), "bytes that are no character come out as U+FFFD (replace)"),
-}
-"""What would change ids or texts and is not offered: the values that are the same as here, and what is done."""
 
 _SWITCHES = (
     *("clean_up_tokenization_spaces", "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"),
@@ -104,7 +100,7 @@ DEFAULT_ROLES: dict[str, dict[str, str]] = {
 
 
 def key_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the values of a tokenizer_config.json, its tokens apart; refused keys are among it."""
+    """What is wrong with the values of a tokenizer_config.json, its tokens apart."""
     for name in _SWITCHES:
         if config.get(name) is not None and not isinstance(config[name], bool):
             yield f"{name}: {shown(config[name])}; must be true or false"
@@ -123,9 +119,6 @@ def key_problems(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(config.get("chat_template"), str | list | dict | None):
         kind = kind_of(config["chat_template"])
         yield f"chat_template: must be a text or a list of named ones, not {kind}"
-    for name, (same, done) in REFUSED.items():
-        if name in config and config[name] not in same:
-            yield f"{name}: {shown(config[name])}; not offered here: {done}; take it out to go on without"
 
 
 def _is_length(value: Any) -> bool:
