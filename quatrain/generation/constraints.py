@@ -8,6 +8,7 @@ row gets the same completion alone and in a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,12 @@ class Rules:
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    """What is added to the logit of the token that would complete a sequence."""
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    """From so many new tokens on, end tokens become likelier: |logit| · (factor ** tokens since - 1) is added."""
+    stop_strings: tuple[str, ...] = ()
+    """Strings that end a completion unless the caller gives others."""
     renormalize_logits: bool = False
     """Whether beams count log-probabilities among the allowed tokens only."""
 
@@ -87,6 +94,40 @@ def no_repeat_ngram(size: int) -> Constraint:
         return scores.masked_fill(_mark(scores, windows[..., -1].masked_fill(~again, PADDING)), OUT)
 
     return process
+
+
+def sequence_bias(biases: Sequence[tuple[Sequence[int], float]]) -> Constraint:
+    """Adds a number to the logit of the token that would complete each sequence."""
+
+    def process(scores: Tensor, said: Said) -> Tensor:
+        bias = torch.zeros_like(scores)
+        for (*before, last), number in biases:
+            if len(before) <= said.ids.shape[1]:
+                tail = said.ids[:, said.ids.shape[1] - len(before) :]
+                follows = (tail == torch.tensor(before, device=scores.device, dtype=torch.long)).all(dim=-1)
+                bias[:, last] += follows * number
+        return scores + bias
+
+    return process
+
+
+def exponential_decay(start: int, factor: float, ends: Tensor) -> Constraint:
+    """Makes end tokens likelier (a factor above 1) with every new token from number `start` on."""
+
+    def process(scores: Tensor, said: Said) -> Tensor:
+        if said.new <= start:
+            return scores
+        there = ends[ends < scores.shape[-1]]
+        grown = _power(factor, said.new - start)
+        own = scores[:, there]
+        return scores.index_add(1, there, (own.abs() * grown).masked_fill(~own.isfinite(), 0.0))
+
+    return process
+
+
+def _power(factor: float, times: int) -> float:
+    """factor ** times - 1, no more than float32 holds with any logit: nothing but an end is possible by then."""
+    return math.exp(min(times * math.log(factor), 60.0)) - 1
 
 
 def bad_words(sequences: Sequence[Sequence[int]], ends: Tensor) -> Constraint:
@@ -145,6 +186,8 @@ def constraints(rules: Rules, params: SamplingParams, ends: Tensor, *, encoder_d
     if params.min_new_tokens is not None:
         total, new = 0, params.min_new_tokens
     chain: list[Constraint] = []
+    if rules.sequence_bias:
+        chain.append(sequence_bias(rules.sequence_bias))
     if penalty != 1:
         chain.append(repetition_penalty(penalty))
     if ngram:
@@ -157,6 +200,8 @@ def constraints(rules: Rules, params: SamplingParams, ends: Tensor, *, encoder_d
         chain.append(forced_first(rules.forced_bos_token_id))
     if rules.forced_eos_token_id and not params.ignore_eos:
         chain.append(forced_last(rules.forced_eos_token_id))
+    if rules.exponential_decay_length_penalty is not None and len(ends):
+        chain.append(exponential_decay(*rules.exponential_decay_length_penalty, ends))
     if rules.suppress_tokens:
         chain.append(suppress(rules.suppress_tokens))
     if rules.begin_suppress_tokens:

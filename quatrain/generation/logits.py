@@ -76,8 +76,6 @@ class SamplingParams:
     """No sequence of so many tokens is said twice, the prompt's included (encoder-decoders: without it); 0: any may."""
     repetition_penalty: float | None = None
     """Above 1, tokens that were said before become less likely (their logit is divided by it); 1 changes nothing."""
-    max_length: int | None = None
-    """The most tokens of a decoder's prompt and completion together; the lower of it and max_new_tokens holds."""
     typical_p: float | None = None
     """Keep the tokens whose information is nearest to the distribution's entropy, until they have this probability."""
     epsilon_cutoff: float | None = None
@@ -147,8 +145,6 @@ class SamplingParams:
             yield f"min_new_tokens: {self.min_new_tokens}; must be at most max_new_tokens ({self.max_new_tokens})"
         if self.no_repeat_ngram_size is not None and not _whole(self.no_repeat_ngram_size, 0):
             yield f"no_repeat_ngram_size: {self.no_repeat_ngram_size!r}; must be a whole number of at least 0"
-        if self.max_length is not None and not _whole(self.max_length, 2):
-            yield f"max_length: {shown(self.max_length)}; must be a whole number of at least 2: a prompt and an answer"
         penalty = self.repetition_penalty
         if penalty is not None and not (_number(penalty) and LEAST_PENALTY <= penalty <= 1 / LEAST_PENALTY):
             yield (

@@ -1,47 +1,70 @@
 """A model's own generation settings: the rules it always needs, and the way of decoding that its makers recommend.
 
 They stand in `generation_config.json`, or among older checkpoints in `config.json` itself. Names and meaning are those
-of transformers' GenerationConfig. A setting that would change the ids and is not known here is refused by name.
+of transformers' GenerationConfig. A setting that would change the ids and is not known here is refused by name; a test
+takes the keys from transformers, so that one of a new release shows up.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.errors import InputError
 from quatrain.generation.constraints import Rules
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.logits import LEAST_PENALTY, SamplingParams
 from quatrain.generation.reader import encodes
 from quatrain.models.stack import Model
+from quatrain.reading import kind_of, shown
 
 REFUSED = "This model's generation_config.json (or config.json) asks for what cannot be generated:"
 
-UNKNOWN = {
+UNKNOWN: dict[str, tuple[Any, ...]] = {
     "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1, 1.0),
-    "exponential_decay_length_penalty": (),
-    "sequence_bias": (),
-    "guidance_scale": (1, 1.0),
-    "penalty_alpha": (0, 0.0),
+    "encoder_repetition_penalty": (1,),
+    "guidance_scale": (1,),
+    "penalty_alpha": (0,),
     "num_beam_groups": (1,),
-    "diversity_penalty": (0, 0.0),
-    "constraints": (),
-    "force_words_ids": (),
+    "diversity_penalty": (0,),
+    "constraints": ([],),
+    "force_words_ids": ([],),
     "watermarking_config": (),
     "dola_layers": (),
     "remove_invalid_values": (False,),
+    "token_healing": (False,),
+    "max_time": (),
+    "cache_implementation": ("dynamic", "static", "hybrid", "sliding_window", "offloaded", "offloaded_static"),
+    "cache_config": ({},),
 }
 """What changes the ids in transformers and is not offered here, with the values that change nothing (null too)."""
-UNKNOWN_WARPERS = {
-    "typical_p": (1, 1.0),
-    "epsilon_cutoff": (0, 0.0),
-    "eta_cutoff": (0, 0.0),
-    "top_h": (),
-    "num_beams": (1,),
+
+_SAME_IDS = "makes transformers faster or smaller; the ids are the same"
+_RETURNED = "what transformers' generate returns beside the ids"
+_ASSISTED = "of decoding with the help of a second model or of the prompt, which gives the same ids"
+HARMLESS: dict[str, str] = {
+    **dict.fromkeys(("use_cache", "max_cache_len", "compile_config", "disable_compile", "low_memory"), _SAME_IDS),
+    **dict.fromkeys(("prefill_chunk_size", "continuous_batching_config"), _SAME_IDS),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores", "output_logits"), _RETURNED),
+    "return_dict_in_generate": _RETURNED,
+    **dict.fromkeys(("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"), _ASSISTED),
+    **dict.fromkeys(
+        ("assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size"), _ASSISTED
+    ),
+    **dict.fromkeys(("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"), _ASSISTED),
+    **dict.fromkeys(("assistant_ensemble_weight", "speculation_type", "use_mtp"), _ASSISTED),
+    "pad_token_id": "finished rows leave the batch, so none is filled up",
+    "_from_model_config": "who wrote the file",
+    "transformers_version": "who wrote the file",
 }
-"""The same where tokens are drawn; beams that draw are among them."""
+"""What changes no ids here, and why."""
+
+RECOMMENDED = ("num_beams", "length_penalty", "early_stopping", "max_new_tokens", "num_return_sequences")
+SAMPLED = (
+    *("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"),
+)
+"""What holds where no parameters are given: without and with `do_sample`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,10 @@ class Settings:
     rules: Rules = field(default_factory=Rules)
     recommended: SamplingParams = field(default_factory=SamplingParams)
     """What is used where no parameters are given."""
+    max_length: int | None = None
+    """The most tokens of a decoder's prompt and completion together where no parameters are given."""
+    bos_token_id: int | None = None
+    """What begins an empty prompt where the tokenizer says nothing else."""
 
 
 def read_settings(model: Model) -> Settings:
@@ -60,14 +87,9 @@ def read_settings(model: Model) -> Settings:
     """
     config = model.config
     raw: Mapping[str, Any] = config.extra if model.generation is None else model.generation
-    unknown = UNKNOWN | UNKNOWN_WARPERS if raw.get("do_sample") else UNKNOWN
-    problems = [
-        f"{name}: {raw[name]!r}; not offered here; take it out to generate without it"
-        for name, neutral in unknown.items()
-        if raw.get(name) is not None and raw[name] not in neutral
-    ]
+    problems = list(_unknown(raw))
     values: dict[str, Any] = {}
-    for name, (convert, _) in RULES.items():
+    for name, (convert, wanted) in RULES.items():
         value = raw.get(name)
         if value is None and name == "decoder_start_token_id":
             value = config.decoder_start_token_id
@@ -75,43 +97,92 @@ def read_settings(model: Model) -> Settings:
             continue
         try:
             values[name] = convert(value)
-        except (TypeError, ValueError):
-            problems.append(f"{name}: {value!r}; must be {RULES[name][1]}")
+        except (TypeError, ValueError, OverflowError):
+            problems.append(f"{name}: {shown(value)}; must be {wanted}")
             continue
-        if RULES[name][1].endswith(("token id", "of them", "token ids")):
+        if (
+            wanted.endswith(("token id", "of them", "token ids", "a number"))
+            and name != "exponential_decay_length_penalty"
+        ):
             problems += [
                 f"{name}: token {token} is not in the model's vocabulary of {config.vocab_size}"
                 for token in sorted(set(_flat(values[name])))
                 if token >= config.vocab_size
             ]
-    if values.get("decoder_start_token_id") is None and config.bos_token_id is not None:
-        values["decoder_start_token_id"] = config.bos_token_id
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        problems += _end_problems(name, raw.get(name))
+    bos = raw.get("bos_token_id")
+    bos = config.bos_token_id if not _is_count(bos) else bos
+    if values.get("decoder_start_token_id") is None and bos is not None:
+        values["decoder_start_token_id"] = bos
+    recommended = _recommended(raw, problems, encoder_decoder=encodes(config))
     if problems:
         raise InputError(REFUSED, problems)
-    return Settings(Rules(**values), _recommended(raw, encoder_decoder=encodes(config)))
+    length = None if encodes(config) or raw.get("max_new_tokens") is not None else raw.get("max_length")
+    return Settings(Rules(**values), recommended, length, bos)
 
 
-def _recommended(raw: Mapping[str, Any], *, encoder_decoder: bool) -> SamplingParams:
-    names = ["num_beams", "length_penalty", "early_stopping", "max_new_tokens"]
-    if raw.get("do_sample"):
-        names = ["temperature", "top_k", "top_p", "min_p", "max_new_tokens"]
-    values = {name: raw[name] for name in names if raw.get(name) is not None}
-    if raw.get("do_sample"):
+def _unknown(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What is refused by name, and what is of the wrong kind."""
+    for name, neutral in UNKNOWN.items():
+        value = raw.get(name)
+        if value is not None and not any(
+            value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
+        ):
+            yield f"{name}: {shown(value)}; not offered here; take it out to generate without it"
+    sampled = raw.get("do_sample")
+    if sampled is not None and not isinstance(sampled, bool):
+        yield f"do_sample: {shown(sampled)}; must be true or false"
+    beams = raw.get("num_beams")
+    if sampled and beams is not None and beams != 1:
+        yield f"num_beams: {shown(beams)}; not offered here together with do_sample; take one of them out"
+    count = raw.get("num_return_sequences")
+    if count is not None and count != 1 and (sampled or not _is_count(beams) or not _is_count(count) or count > beams):
+        yield (
+            f"num_return_sequences: {shown(count)}; not offered here beyond num_beams; take it out and give the prompt "
+            "several times"
+        )
+
+
+def _recommended(raw: Mapping[str, Any], problems: list[str], *, encoder_decoder: bool) -> SamplingParams:
+    sampled = raw.get("do_sample") is True
+    values = {name: raw[name] for name in (SAMPLED if sampled else RECOMMENDED) if raw.get(name) is not None}
+    length = raw.get("max_length")
+    if sampled:
         values.setdefault("temperature", 1.0)
-        values["top_k"] = values.get("top_k") or None
-    elif encoder_decoder and raw.get("max_length") is not None:
+        values["top_k"] = None if values.get("top_k") == 0 else values.get("top_k")
+    if length is not None and not _is_count(length):
+        problems.append(f"max_length: {shown(length)}; must be a whole number of at least 1")
+    elif length is not None and encoder_decoder:
         # The decoder's start token counts in max_length.
-        values.setdefault("max_new_tokens", max(raw["max_length"] - 1, 1))
+        values.setdefault("max_new_tokens", max(length - 1, 1))
     try:
         return SamplingParams(**values)
     except InputError as error:
-        raise InputError(REFUSED, error.problems) from error
+        known = {problem.partition(":")[0] for problem in problems}
+        problems += [problem for problem in error.problems if problem.partition(":")[0] not in known]
+    return SamplingParams()
+
+
+def _end_problems(name: str, value: Any) -> Iterator[str]:
+    """Ids past the vocabulary are no fault here: they are never said."""
+    listed = value if isinstance(value, list) and name == "eos_token_id" else [value]
+    for token in listed:
+        # -1 is how some checkpoints write that there is none
+        if token is not None and not _is_count(token) and not (token == -1 and not isinstance(token, bool | float)):
+            yield f"{name}: {shown(token)}; must be a token id" + (
+                " or a list of them" if name == "eos_token_id" else ""
+            )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not _is_count(value):
         raise ValueError(value)
-    return value
+    return int(value)
 
 
 def _ids(value: Any) -> tuple[int, ...]:
@@ -119,36 +190,79 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def _sequences(value: Any) -> tuple[tuple[int, ...], ...]:
-    if any(not isinstance(words, list | tuple) or not words for words in value):
+    if not isinstance(value, list | tuple) or any(not isinstance(words, list | tuple) or not words for words in value):
         raise ValueError(value)
     return tuple(_ids(words) for words in value)
+
+
+def _biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """Pairs of a sequence and a number, of which the last of each sequence counts, as transformers makes a dict."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(value)
+    found: dict[tuple[int, ...], float] = {}
+    for sequence, bias in value:
+        if not isinstance(sequence, list | tuple) or not sequence:
+            raise ValueError(value)
+        found[_ids(sequence)] = _finite(bias)
+    return tuple(found.items())
+
+
+def _decay(value: Any) -> tuple[int, float]:
+    start, factor = value
+    factor = _finite(factor)
+    if not 0 < factor <= 1000:
+        raise ValueError(value)
+    return _count(start), factor
 
 
 def _flat(value: Any) -> Iterator[int]:
     if isinstance(value, tuple):
         for part in value:
             yield from _flat(part)
-    else:
+    elif isinstance(value, int):
         yield value
 
 
-def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not 0 < value < float("inf"):
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(value)
     return float(value)
 
 
+def _penalty(value: Any) -> float:
+    if not LEAST_PENALTY <= _finite(value) <= 1 / LEAST_PENALTY:
+        raise ValueError(value)
+    return float(value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)
+    return value
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or any(not isinstance(text, str) or not text for text in listed):
+        raise ValueError(kind_of(value))
+    return tuple(listed)
+
+
+_COUNT = "a whole number of at least 0"
 RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "decoder_start_token_id": (_count, "a token id"),
     "forced_bos_token_id": (_count, "a token id"),
     "forced_eos_token_id": (_ids, "a token id or a list of them"),
+    "sequence_bias": (_biases, "a list of pairs, each of a list of token ids and a number"),
     "bad_words_ids": (_sequences, "a list of lists of token ids"),
     "suppress_tokens": (_ids, "a list of token ids"),
     "begin_suppress_tokens": (_ids, "a list of token ids"),
-    "min_length": (_count, "a whole number of at least 0"),
-    "min_new_tokens": (_count, "a whole number of at least 0"),
-    "no_repeat_ngram_size": (_count, "a whole number of at least 0"),
-    "repetition_penalty": (_positive, "a positive number"),
-    "renormalize_logits": (bool, "true or false"),
+    "min_length": (_count, _COUNT),
+    "min_new_tokens": (_count, _COUNT),
+    "no_repeat_ngram_size": (_count, _COUNT),
+    "repetition_penalty": (_penalty, f"a positive number from {LEAST_PENALTY:g} to {1 / LEAST_PENALTY:g}"),
+    "exponential_decay_length_penalty": (_decay, "a pair of a whole number and a factor above 0 and at most 1000"),
+    "renormalize_logits": (_switch, "true or false"),
+    "stop_strings": (_strings, "a text or a list of texts, none of them empty"),
 }
 """How each rule is read, and what it must be."""

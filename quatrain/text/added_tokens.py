@@ -7,9 +7,11 @@ the backend gets, in which order. Ids, flags and precedence follow transformers'
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from quatrain.text.tokenizer_keys import DEFAULT_ROLES, key_problems
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 _IN_ORDER = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The order in which transformers adds the tokens of roles."""
+CONFIG = "tokenizer_config.json"
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 MAX_TOKENIZER_BYTES = 512 * 1024 * 1024
 """A tokenizer.json of 262,144 tokens with its merges has 35 MB."""
@@ -61,11 +64,12 @@ def optional_json(file: Path) -> dict[str, Any]:
 
 def read_beside(folder: Path) -> Beside:
     """Read the files beside a tokenizer. Raises InputError, all problems of a file at once."""
-    config = optional_json(folder / "tokenizer_config.json")
-    _check(key_problems(config), folder / "tokenizer_config.json")
-    _check(_token_problems(config), folder / "tokenizer_config.json")
+    config = optional_json(folder / CONFIG)
+    _check(chain(_plain_problems(config), key_problems(config), _token_problems(config)), folder / CONFIG)
     roles = optional_json(folder / "special_tokens_map.json")
-    _check(_token_problems(roles), folder / "special_tokens_map.json")
+    _check(
+        chain(_plain_problems(roles), key_problems(roles), _token_problems(roles)), folder / "special_tokens_map.json"
+    )
     added = optional_json(folder / "added_tokens.json")
     _check(_number_problems(added), folder / "added_tokens.json")
     templates = template_files(folder)
@@ -99,7 +103,7 @@ def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]
     late = "extra_special_tokens" not in config
     additional, unnamed = (config.pop(key, None) for key in ("additional_special_tokens", "extra_special_tokens"))
     unnamed = (additional if late else unnamed) or []
-    named = {key: _token(value) for key, value in (own | names).items() if content_of(value)}
+    named = {key: _token(value, special=False) for key, value in (own | names).items() if content_of(value)}
     extra = [_token(each, special=False) for each in unnamed if content_of(each)]
     config |= {"extra_special_tokens": names} if names else {}
     config |= {"additional_special_tokens": unnamed} if unnamed else {}
@@ -139,7 +143,7 @@ def tokens_beside(beside: Beside, backend: Backend) -> list[AddedToken]:
     for role in _IN_ORDER:
         content = content_of(config.get(role))
         if content and (not isinstance(config.get(role), Default) or backend.token_to_id(content) is not None):
-            roles.append(by_name.get(content) or _token(config[role]))
+            roles.append(by_name.get(content) or _token(config[role], special=False))
     roles += beside.named.values()
     found: list[AddedToken] = [decoder[number] for number in sorted(decoder)]
     names = {token.content for token in mine.values()} | {token.content for token in found}
@@ -226,6 +230,21 @@ def _check(problems: Iterator[str], file: Path) -> None:
         raise InputError(f"{file} cannot be used:", found)
 
 
+def _plain_problems(value: Any, where: str = "") -> Iterator[str]:
+    """Values that no JSON file can hold again: NaN, infinity, and texts with half of a character."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _plain_problems(key, "a key")
+            yield from _plain_problems(each, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _plain_problems(each, f"{where}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{shown(where)}: {value}; must be a finite number"
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        yield f"{shown(where)}: {shown(value)}; holds half of a character (a lone surrogate)"
+
+
 def _token_problems(config: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the tokens that a tokenizer_config.json or special_tokens_map.json names."""
     for role in _IN_ORDER:
@@ -272,14 +291,12 @@ def _one_problem(where: str, token: Any) -> Iterator[str]:
         token = token.get("content") if isinstance(token.get("content"), str) else ""
     if not isinstance(token, str):
         yield f"{where}: {shown(token)}; must be a text or a table with its content, not {kind_of(token)}"
-    elif any("\ud800" <= character <= "\udfff" for character in token):
-        yield f"{where}: {shown(token)}; holds half of a character (a lone surrogate)"
 
 
 def _number_problems(added: dict[str, Any]) -> Iterator[str]:
     owner: dict[int, str] = {}
+    yield from _plain_problems(added)
     for token, number in added.items():
-        yield from _one_problem("a token", token)
         if not isinstance(number, int) or isinstance(number, bool) or not _is_id(str(number)):
             yield f"{shown(token)}: {shown(number)}; must be a token id, a whole number from 0 to 2³¹ - 1"
         else:

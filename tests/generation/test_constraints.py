@@ -25,6 +25,14 @@ THEIRS = {
     "forced_eos_token_id": ((2, 5), lambda start: generation.ForcedEOSTokenLogitsProcessor(start + LIMIT, [2, 5])),
     "suppress_tokens": ((1, 9), lambda start: generation.SuppressTokensLogitsProcessor([1, 9])),
     "begin_suppress_tokens": ((1, 9), lambda start: generation.SuppressTokensAtBeginLogitsProcessor([1, 9], start)),
+    "sequence_bias": (
+        (((3,), 1.5), ((4, 7), -2.0), ((5, 7), 0.5), ((1, 1, 6), 9.0)),
+        lambda start: generation.SequenceBiasLogitsProcessor([[[3], 1.5], [[4, 7], -2.0], [[5, 7], 0.5], [[1, 1, 6], 9.0]]),
+    ),
+    "exponential_decay_length_penalty": (
+        (2, 1.4),
+        lambda start: generation.logits_process.ExponentialDecayLengthPenalty((2, 1.4), ENDS, start),
+    ),
     "renormalize_logits": (True, lambda start: generation.LogitNormalization()),
 }
 TOKENS = st.integers(0, 7)

@@ -289,3 +289,17 @@ def test_a_model_that_does_not_say_the_next_token_is_refused(head):
     family = "llama" if head == "value" else "bert"
     with pytest.raises(InputError, match=f"head {head}, which does not say the next token"):
         Engine(Model(fresh_config(family, sizes, head=head)))
+
+
+def test_stop_strings_of_the_model_end_a_completion():
+    script = [4 + byte for byte in b"?abc STOP def"]
+    model = Scripted([*script, 2])
+    model.generation = {"stop_strings": ["STOP"]}
+    engine = Engine(model, Bytes())
+    (done,) = engine.generate([script[:1]], SamplingParams(20))
+    assert (done.text, done.finish_reason) == ("abc ", "stop") and done.ids == script[1:9]
+    assert engine.generate([script[:1]], SamplingParams(20, stop="c"))[0].text == "ab", "the caller's go before"
+    assert engine.generate([script[:1]], SamplingParams(12, ignore_eos=True))[0].text == "abc STOP def"
+    assert "".join(engine.stream(script[:1], SamplingParams(20))) == "abc "
+    with pytest.raises(InputError, match="stop_strings"):
+        Engine(model).generate([script[:1]])

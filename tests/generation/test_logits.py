@@ -1,11 +1,13 @@
 """The processors keep what transformers' warpers keep, and a draw follows the distribution it inverts."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError
+from quatrain.errors import InputError, QuatrainError
 from quatrain.generation.logits import SamplingParams, draw, processors
 
 
@@ -15,12 +17,20 @@ def reference(logits, params):
     chain = []
     if params.temperature != 1:
         chain.append(theirs.TemperatureLogitsWarper(params.temperature))
+    if params.top_h is not None:
+        chain.append(theirs.TopHLogitsWarper(params.top_h))
     if params.top_k is not None:
         chain.append(theirs.TopKLogitsWarper(params.top_k))
     if params.top_p is not None and params.top_p < 1:
         chain.append(theirs.TopPLogitsWarper(params.top_p))
     if params.min_p:
         chain.append(theirs.MinPLogitsWarper(params.min_p))
+    if params.typical_p is not None and params.typical_p < 1:
+        chain.append(theirs.TypicalLogitsWarper(params.typical_p))
+    if params.epsilon_cutoff:
+        chain.append(theirs.EpsilonLogitsWarper(params.epsilon_cutoff))
+    if params.eta_cutoff:
+        chain.append(theirs.EtaLogitsWarper(params.eta_cutoff))
     for warper in chain:
         logits = warper(None, logits)
     return logits
@@ -45,6 +55,77 @@ def test_warped_distribution_equals_transformers(temperature, top_k, top_p, min_
     assert torch.equal(torch.isinf(ours), torch.isinf(theirs))
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-6, rtol=0)
     assert torch.isfinite(ours).any(dim=-1).all(), "every row keeps a token"
+
+
+@given(
+    name=st.sampled_from(["typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"]),
+    value=st.sampled_from([1e-4, 0.02, 0.3, 0.9, 0.999]),
+    temperature=st.sampled_from([0.5, 1.0]),
+    scale=st.sampled_from([0.0, 0.5, 3.0, 30.0]),
+    seed=st.integers(0, 10_000),
+)
+@settings(max_examples=100, deadline=None)
+def test_rarer_filters_equal_transformers(name, value, temperature, scale, seed):
+    params = SamplingParams(temperature=temperature, **{name: value})
+    logits = torch.randn(4, 150, generator=torch.Generator().manual_seed(seed)) * scale
+    ours = logits
+    for process in processors(params):
+        ours = process(ours)
+    assert torch.equal(ours, reference(logits, params))
+
+
+FILTERS = {
+    "top_k": [1, 10**30],
+    "top_p": [1e-38, 1e-300, 1.0],
+    "min_p": [0.0, 1e-38, 1.0],
+    "typical_p": [1e-38, 1.0],
+    "epsilon_cutoff": [0.0, 1e-38, 1.0],
+    "eta_cutoff": [0.0, 1e-38, 1.0],
+    "top_h": [1e-38, 1.0],
+}
+
+
+@given(
+    temperature=st.sampled_from([1e-320, 1e-46, 1e-38, 1e-30, 1.0, 1e30, 1e38, 1e300]),
+    filters=st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in FILTERS.items()}),
+    scale=st.sampled_from([0.0, 1.0, 1e4, 1e30]),
+    edge=st.sampled_from([0.0, 0.5, 1 - 2**-53]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=200, deadline=None)
+def test_parameters_at_their_ends_keep_a_token(temperature, filters, scale, edge, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, 30, generator=generator) * scale
+    logits = logits.masked_fill(torch.rand(5, 30, generator=generator) < 0.5, float("-inf"))
+    logits[:, 7] = torch.arange(5) * scale
+    ours = logits
+    for process in processors(SamplingParams(temperature=temperature, **filters)):
+        ours = process(ours)
+    tokens = draw(ours, torch.full((5,), edge, dtype=torch.float64))[:, None]
+    assert torch.isfinite(logits.gather(1, tokens)).all(), "no token that is out"
+    if temperature < 1e-29 and scale >= 1:
+        assert torch.equal(tokens[:, 0], logits.argmax(dim=-1))
+
+
+def test_nothing_left_and_broken_logits_are_refused():
+    half = torch.tensor([0.5])
+    with pytest.raises(InputError, match="Every token of the vocabulary is ruled out"):
+        draw(torch.full((1, 4), float("-inf")), half)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(QuatrainError, match="not finite"):
+            draw(torch.tensor([[0.0, wrong, 1.0]]), half)
+
+
+WRONG = [True, -1, -1e-300, float("nan"), float("inf"), float("-inf"), "1", [], {}, [1], object()]
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(SamplingParams)])
+def test_wrong_values_are_refused_by_name(name):
+    for value in WRONG:
+        try:
+            SamplingParams(**{name: value})
+        except InputError as error:
+            assert all(name in problem for problem in error.problems), (value, error)
 
 
 def test_greedy_has_no_processors():

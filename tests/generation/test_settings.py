@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from quatrain.errors import InputError
 from quatrain.generation.constraints import Rules
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.generation.settings import read_settings
+from quatrain.generation.settings import HARMLESS, RECOMMENDED, RULES, SAMPLED, UNKNOWN, read_settings
 from quatrain.models import hub
 from quatrain.models.stack import Model
 
@@ -91,16 +91,18 @@ def test_all_problems_at_once():
                 "min_length": -1,
                 "forced_eos_token_id": [60000],
                 "typical_p": 0.9,
+                "guidance_scale": 1.5,
             }
         )
     assert [problem.partition(":")[0] for problem in caught.value.problems] == [
         "encoder_no_repeat_ngram_size",
+        "guidance_scale",
         "num_beam_groups",
         "forced_eos_token_id",
         "bad_words_ids",
         "min_length",
     ]
-    for values in ({"do_sample": True, "typical_p": 0.9}, {"do_sample": True, "num_beams": 4}):
+    for values in ({"do_sample": True, "typical_p": 9}, {"do_sample": True, "num_beams": 4}):
         with pytest.raises(InputError, match=list(values)[1]):
             settings_of(values)
     with pytest.raises(InputError, match="length_penalty"):
@@ -117,3 +119,55 @@ def test_without_parameters_the_models_own_settings_decide(tmp_path):
     assert len(own.ids) == 5 and own.score is not None
     drawn = engine.generate([[4, 4]], SamplingParams(30, temperature=3.0, seed=0))[0].ids
     assert not set(drawn) & set(range(4, 20)) and set(drawn) - {2}
+
+
+def test_every_key_of_transformers_is_honoured_harmless_or_refused():
+    keys = set(GenerationConfig().to_dict())
+    groups = [{*RULES, *RECOMMENDED, *SAMPLED, "do_sample", "max_length", "eos_token_id", "bos_token_id"}, {*HARMLESS}, {*UNKNOWN}]
+    assert keys <= set().union(*groups)
+    assert sum(map(len, groups)) == len(set().union(*groups)), "each has one place"
+    for name in UNKNOWN:
+        with pytest.raises(InputError, match=name):
+            settings_of({name: "something else"})
+
+
+def test_recommended_sampling_is_read():
+    read = settings_of(
+        {"do_sample": True, "top_k": 0, "typical_p": 0.9, "epsilon_cutoff": 0.01, "eta_cutoff": 0.0, "top_h": 0.5}
+    ).recommended
+    assert read == SamplingParams(temperature=1.0, typical_p=0.9, epsilon_cutoff=0.01, eta_cutoff=0.0, top_h=0.5)
+    rules = settings_of(
+        {"sequence_bias": [[[4, 5], 1.5], [[6], -2]], "exponential_decay_length_penalty": [3, 1.2], "stop_strings": "x"}
+    ).rules
+    assert rules == Rules(
+        sequence_bias=(((4, 5), 1.5), ((6,), -2.0)), exponential_decay_length_penalty=(3, 1.2), stop_strings=("x",)
+    )
+    assert settings_of({"max_length": 9}).max_length == 9
+    both = settings_of({"max_length": 9, "max_new_tokens": 3})
+    assert (both.recommended.max_new_tokens, both.max_length) == (3, None)
+
+
+WRONG = [True, -1, 10**30, float("nan"), float("inf"), 1.5, "x", "", [], [1], [None], [[]], [[[]]], {}, {"a": 1}, [[1], 2]]
+KEYS = sorted({*GenerationConfig().to_dict()} - {"_from_model_config", "transformers_version"})
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_wrong_types_are_refused_by_name_or_mean_nothing(key):
+    for value in WRONG:
+        for more in ({}, {"do_sample": True}):
+            try:
+                read = settings_of({**more, key: value})
+            except InputError as error:
+                assert key in str(error), (key, value)
+            else:
+                assert isinstance(read.recommended, SamplingParams)
+
+
+def test_max_length_counts_the_prompt():
+    model = Model(CONFIG.with_(vocab_size=40)).initialize(3)
+    model.generation = {"max_length": 6, "eos_token_id": []}
+    engine = Engine(model, end_ids=[])
+    assert [len(done.ids) for done in engine.generate([[5, 6], [5, 6, 7, 8]])] == [4, 2]
+    assert len(engine.generate([[5] * 6], SamplingParams(9))[0].ids) == 9, "the caller's parameters go before"
+    with pytest.raises(InputError, match="max_length"):
+        engine.generate([[5] * 6])
