@@ -228,6 +228,7 @@ class BeamSearch:
                 hypothesis.ids = self.finished.ids[index, beam, :length].tolist()
                 hypothesis.logprobs = self.finished.logprobs[index, beam, :length].tolist()
                 hypothesis.score = float(self.finished.scores[index, beam])
+                hypothesis.ended = bool(torch.isin(self.finished.ids[index, beam, length - 1], self.end_ids))
                 hypothesis.finished = "stop" if bool(self.finished.stopped[index, beam]) else "length"
                 found.append(hypothesis)
         row.finished = row.finished or "length"

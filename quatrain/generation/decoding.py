@@ -33,6 +33,8 @@ class Stream:
     logprobs: list[float] = field(default_factory=list)
     """Of each chosen token under the model itself, before temperature and the other processors; in nats."""
     finished: str | None = None
+    ended: bool = False
+    """Whether the last id is an end token, which is no part of the text."""
     adapter: str | None = None
     """The adapter of a mixture that it goes through."""
     score: float | None = None
@@ -154,7 +156,7 @@ class Decoding:
             row.ids.append(tokens[index])
             row.logprobs.append(logprobs[index])
             if ended and ended[index]:
-                row.finished = "stop"
+                row.finished, row.ended = "stop", True
             elif len(row.ids) >= row.limit:
                 row.finished = "length"
             grown.append(row)

@@ -17,9 +17,11 @@ from quatrain.generation.decoding import Decoding, Stream, row_seeds
 from quatrain.generation.logits import SamplingParams
 from quatrain.generation.reader import context, encodes
 from quatrain.generation.settings import Settings, read_settings
-from quatrain.generation.text import Codec, find_stop, stable_length, stopped
+from quatrain.generation.sizes import check_memory
+from quatrain.generation.text import Codec, Growing, find_stop, special_id, stopped, whole_ids
 from quatrain.models.rotary_scaling import depends_on_length
 from quatrain.models.stack import Model
+from quatrain.reading import shown
 
 if TYPE_CHECKING:
     from quatrain.adaptation.mixture import Choice
@@ -82,7 +84,7 @@ class Engine:
         self.model, self.adapter = model.eval(), adapter
         self.encodes = encodes(model.config)
         settings = settings or read_settings(model)
-        self.rules, self.recommended = settings.rules, settings.recommended
+        self.settings, self.rules, self.recommended = settings, settings.rules, settings.recommended
         if self.encodes and self.rules.decoder_start_token_id is None:
             raise InputError(
                 "This encoder-decoder names no decoder_start_token_id and no bos_token_id, so its decoder cannot "
@@ -133,18 +135,25 @@ class Engine:
     ) -> list[Completion]:
         """A completion for each prompt, in their order. Prompts are texts or token ids.
 
-        Without `params`, the model's own settings decide. Prompts are run in batches of similar length, `batch_size`
-        rows of the model at once (each beam is one). `truncate` cuts prompts that are too long (`fitting`).
+        Without `params`, the model's own settings decide. A completion ends where the model's context is full, however
+        many tokens `max_new_tokens` still allows (`room` says how many there are). Prompts are run in batches of
+        similar length, `batch_size` rows of the model at once (each beam is one). `truncate` cuts prompts that are too
+        long (`fitting`).
         `adapters`: of a model with several (`load`), the one of all prompts or of each; None is the base alone.
-        Raises InputError, with the counts, where prompts leave no room in the model's context; QuatrainError where the
-        model's logits are not finite.
+        Raises InputError, with the counts, where prompts leave no room in the model's context or a batch none in the
+        machine's memory; QuatrainError where the model's logits are not finite.
         """
         params = params or self.recommended
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise InputError(f"batch_size: {shown(batch_size)}; must be a whole number of at least 1")
         own = self._adapters(adapters, len(prompts))
         encoded = [self.encode(prompt, adapter) for prompt, adapter in zip(prompts, own, strict=True)]
         streams = self._streams([self.fitting(ids, params) for ids in encoded] if truncate else encoded, params, own)
         params, end_ids = self._stops(params)
-        for batch in self._batches(streams, max(batch_size // params.num_beams, 1)):
+        batches = list(self._batches(streams, max(batch_size // params.num_beams, 1)))
+        for batch in batches:
+            check_memory(self.model, batch, params.num_beams)
+        for batch in batches:
             self._run(batch, params, end_ids)
         return [self._completion(stream, params) for stream in streams]
 
@@ -217,7 +226,9 @@ class Engine:
         own = self._adapters(adapter, 1)
         ids = self.encode(prompt, own[0])
         (stream,) = self._streams([self.fitting(ids, params) if truncate else ids], params, own)
-        return self._pieces(stream, *self._stops(params))
+        params, end_ids = self._stops(params)
+        check_memory(self.model, [stream], params.num_beams)
+        return self._pieces(stream, params, end_ids)
 
     def stream_chat(
         self,
@@ -238,7 +249,7 @@ class Engine:
         """
         tokenizer = self._tokenizer_of(adapter)
         if not isinstance(prompt, str):
-            ids = [int(token) for token in prompt]
+            ids = whole_ids(prompt)
         elif tokenizer is None:
             raise InputError("A text prompt needs a tokenizer, and this engine has none. Give token ids instead.")
         else:
@@ -250,6 +261,7 @@ class Engine:
             return ids
         for token in (
             getattr(tokenizer, "bos_id", None),
+            self.settings.bos_token_id,
             self.model.config.bos_token_id,
             getattr(tokenizer, "eos_id", None),
         ):
@@ -274,6 +286,11 @@ class Engine:
         kept = 1 if room > 1 and ids[0] in (config.bos_token_id, getattr(self.tokenizer, "bos_id", None)) else 0
         return ids[:kept] + ids[len(ids) - room + kept :]
 
+    def room(self, ids: Sequence[int]) -> int | None:
+        """How many new tokens the model's context has room for after a prompt's ids; None where it has no end."""
+        limit = context(self.model)
+        return None if limit is None else max(limit - (1 if self.encodes else len(ids)), 0)
+
     def _streams(
         self, prompts: list[list[int]], params: SamplingParams, adapters: Sequence[str | None]
     ) -> list[Stream]:
@@ -290,18 +307,23 @@ class Engine:
             for number, ids in enumerate(prompts, 1)
             if max(ids) >= vocabulary or min(ids) < 0
         ]
+        longest = self.settings.max_length if params is self.recommended else None
+        problems += [
+            f"prompt {number}: {len(ids)} tokens; the model's settings allow max_length {longest}, its answer included"
+            for number, ids in enumerate(prompts, 1)
+            if longest is not None and len(ids) >= longest
+        ]
         if problems:
             raise InputError("These prompts cannot be read by the model:", problems)
         seed = params.seed if params.seed is not None else torch.Generator().seed()
-        most = params.max_new_tokens
+        rooms = [
+            [params.max_new_tokens if longest is None else longest - len(ids), *([] if room is None else [room])]
+            for ids in prompts
+            for room in [self.room(ids)]
+        ]
         return [
-            Stream(
-                ids,
-                most if limit is None else min(most, limit - (1 if self.encodes else len(ids))),
-                row_seed,
-                adapter=adapter,
-            )
-            for ids, row_seed, adapter in zip(prompts, row_seeds(prompts, seed), adapters, strict=True)
+            Stream(ids, min(room), row_seed, adapter=adapter)
+            for ids, room, row_seed, adapter in zip(prompts, rooms, row_seeds(prompts, seed), adapters, strict=True)
         ]
 
     def _batches(self, streams: list[Stream], count: int) -> Iterator[list[Stream]]:
@@ -315,12 +337,14 @@ class Engine:
                 yield group[start : start + count]
 
     def _stops(self, params: SamplingParams) -> tuple[SamplingParams, torch.Tensor]:
-        """The parameters and end ids, a stop string that is a special token moved from the first to the second."""
+        """The parameters with all stop strings, and the end ids; a string that is a special token is one of those."""
         ends, strings = list(self.end_ids), []
-        if params.stop and self.target_tokenizer is None:
-            raise InputError("Stop strings need a tokenizer, and this engine has none.")
-        for string in params.stop:
-            special = _special_id(self.target_tokenizer, string) if self.target_tokenizer is not None else None
+        stop = params.stop or (() if params.ignore_eos else self.rules.stop_strings)
+        if stop and self.target_tokenizer is None:
+            whose = "" if params.stop else " (stop_strings of the model's own settings)"
+            raise InputError(f"Stop strings{whose} need a tokenizer, and this engine has none.")
+        for string in stop:
+            special = special_id(self.target_tokenizer, string) if self.target_tokenizer is not None else None
             strings += [string] if special is None else []
             ends += [] if special is None else [special]
         return replace(params, stop=tuple(strings)), torch.tensor(ends, dtype=torch.long, device=self.model.device)
@@ -356,7 +380,8 @@ class Engine:
                     stream.finished = "stop"
 
     def _completion(self, stream: Stream, params: SamplingParams) -> Completion:
-        text = self.target_tokenizer.decode(stream.ids) if self.target_tokenizer is not None else ""
+        said = stream.ids[:-1] if stream.ended else stream.ids
+        text = self.target_tokenizer.decode(said) if self.target_tokenizer is not None else ""
         return Completion(
             text[: find_stop(text, params.stop)],
             stream.ids,
@@ -367,34 +392,20 @@ class Engine:
         )
 
     def _pieces(self, stream: Stream, params: SamplingParams, end_ids: torch.Tensor) -> Iterator[Piece]:
-        shown = 0
+        growing = Growing(self.target_tokenizer, params.stop)
         if params.num_beams > 1:
             self._run([stream], params, end_ids)
         else:
-            for text in self._growing(stream, params, end_ids):
-                safe = stable_length(text, params.stop)
-                if safe > shown:
-                    yield Piece(text[shown:safe])
-                    shown = safe
+            with torch.inference_mode():
+                decoding = Decoding(self.model, [stream], params, end_ids, **self._rules(params, end_ids))
+            while stream.finished is None:
+                self._step(decoding, params)
+                if stream.finished is None and (more := growing.more(stream.ids)):
+                    yield Piece(more)
         completion = self._completion(stream, params)
-        last = Piece(completion.text[shown:])
+        last = Piece(completion.text[growing.shown :])
         last.completion = completion
         yield last
-
-    def _growing(self, stream: Stream, params: SamplingParams, end_ids: torch.Tensor) -> Iterator[str]:
-        """The text of a completion after each token that does not end it."""
-        with torch.inference_mode():
-            decoding = Decoding(self.model, [stream], params, end_ids, **self._rules(params, end_ids))
-        while stream.finished is None:
-            self._step(decoding, params)
-            if stream.finished is None and self.target_tokenizer is not None:
-                yield self.target_tokenizer.decode(stream.ids)
-
-
-def _special_id(tokenizer: Codec, text: str) -> int | None:
-    """The id of a text that is one of the tokenizer's special tokens."""
-    token = tokenizer.token_to_id(text)
-    return token if token in tokenizer.special_ids else None
 
 
 def _end_ids(model: Model, tokenizer: Codec | None) -> list[int]:
@@ -402,4 +413,4 @@ def _end_ids(model: Model, tokenizer: Codec | None) -> list[int]:
     for configured in (model.config.eos_token_id, (model.generation or {}).get("eos_token_id")):
         if configured is not None:
             found |= set(configured) if isinstance(configured, list) else {configured}
-    return sorted(found)
+    return sorted(token for token in found if token is not None and token >= 0)

@@ -94,6 +94,10 @@ class SamplingParams:
             problems.append(f"max_new_tokens: {shown(self.max_new_tokens)}; must be at least 1, a whole number")
         if not _number(self.temperature) or not 0 <= self.temperature < float("inf"):
             problems.append(f"temperature: {shown(self.temperature)}; must be 0 (greedy) or a positive number")
+        if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
+            problems.append(f"seed: {shown(self.seed)}; must be a whole number")
+        if not isinstance(self.ignore_eos, bool):
+            problems.append(f"ignore_eos: {shown(self.ignore_eos)}; must be true or false")
         if any(text == "" for text in stop):
             problems.append("stop: an empty string would end every completion at once; remove it")
         problems += [f"stop: {shown(text)}; must be a text" for text in stop if not isinstance(text, str)]

@@ -141,9 +141,9 @@ def tokens_beside(beside: Beside, backend: Backend) -> list[AddedToken]:
     by_name = {token.content: token for token in decoder.values()}
     roles: list[str | AddedToken] = []
     for role in _IN_ORDER:
-        content = content_of(config.get(role))
-        if content and (not isinstance(config.get(role), Default) or backend.token_to_id(content) is not None):
-            roles.append(by_name.get(content) or _token(config[role], special=False))
+        named = content_of(config.get(role))
+        if named and (not isinstance(config.get(role), Default) or backend.token_to_id(named) is not None):
+            roles.append(by_name.get(named) or _token(config[role], special=False))
     roles += beside.named.values()
     found: list[AddedToken] = [decoder[number] for number in sorted(decoder)]
     names = {token.content for token in mine.values()} | {token.content for token in found}

@@ -249,8 +249,8 @@ class Tokenizer:
 
         Half a character at the end (U+FFFD) is in it all the same where the tokenizer goes by bytes alone.
         """
-        end = len(ids)
-        while end and (ids[end - 1] in self.byte_ids or ids[end - 1] in self.special_ids):
+        end, silent = len(ids), self.byte_ids | self.special_ids
+        while end and (ids[end - 1] in silent or self.backend.id_to_token(int(ids[end - 1])) is None):
             end -= 1
         text = self.backend.decode([int(each) for each in ids[:end]])
         return cleaned_beginning(text) if self._cleans_up else text

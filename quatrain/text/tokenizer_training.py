@@ -12,15 +12,19 @@ import re
 import string
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from quatrain.errors import InputError
+from quatrain.reading import shown
 from quatrain.text.templates import TEMPLATE_TOKENS
 
 KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
+MOST = 4_000_000
+"""The largest vocabulary; the trainers reserve memory for all of it. Published ones have up to 262,144 tokens."""
 #: Marks "not said" where None means "none, please".
 UNSET: Any = object()
 
@@ -58,7 +62,7 @@ def train_backend(
     _check_room(kind, vocab_size, len(specials))
     if spaces not in ("attached", "free") or (spaces == "free" and kind != "bpe"):
         raise InputError(f"spaces {spaces!r}: allowed are attached, and free for kind bpe")
-    counted = _Counted(texts)
+    counted = _Counted(texts, alphabet=kind == "unigram")
     if kind == "char":
         backend = _train_char(counted, specials)
     elif kind == "wordpiece":
@@ -67,7 +71,8 @@ def train_backend(
         backend, trainer = _untrained(kind, vocab_size, specials, split_digits, lowercase)
         if spaces == "free":
             backend.pre_tokenizer = _free_spaces()
-        _train(backend, trainer, counted)
+        with _enough_for_characters(counted, vocab_size, len(specials)):
+            _train(backend, trainer, counted)
     if counted.characters == 0:
         raise _no_text()
     if kind == "unigram":
@@ -87,8 +92,8 @@ def _check(kind: str, vocab_size: int, special_tokens: Sequence[str]) -> None:
         near = difflib.get_close_matches(str(kind), KINDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         problems.append(f"kind {kind!r}: allowed are {', '.join(KINDS)}{hint}")
-    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or vocab_size < 1:
-        problems.append(f"vocab_size {vocab_size!r}: must be a whole number of at least 1")
+    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or not 1 <= vocab_size <= MOST:
+        problems.append(f"vocab_size {shown(vocab_size)}: must be a whole number of at least 1 and at most {MOST:,}")
     problems.extend(
         f"special token {token!r}: must be a text that is neither empty nor begins or ends with white space"
         for token in special_tokens
@@ -184,6 +189,10 @@ def _train_wordpiece(
             )
             _train(backend, trainer, spool)
             inside = sorted(each for each in backend.get_vocab() if len(each) == 3 and each.startswith("##"))
+    least = backend.get_vocab_size()
+    if least > vocab_size and texts.characters:
+        of = f"{len(specials)} special tokens and {least - len(specials)} characters, within words counted apart"
+        raise _too_small("wordpiece", vocab_size, least, of)
     description = json.loads(backend.to_str())
     description["added_tokens"] = [each for each in description["added_tokens"] if each["content"] in specials]
     backend = Backend.from_str(json.dumps(description))
@@ -201,6 +210,24 @@ def _train(backend: Backend, trainer: Any, texts: Iterable[str]) -> None:
         if isinstance(texts, _Counted) and texts.ended and texts.characters == 0:
             raise _no_text() from error
         raise
+
+
+@contextmanager
+def _enough_for_characters(texts: _Counted, vocab_size: int, special: int) -> Iterator[None]:
+    """Raise InputError with the least size where a unigram vocabulary has no room for every character of its texts."""
+    try:
+        yield
+    except Exception as error:  # the trainer raises bare Exception
+        if texts.alphabet is None or "not large enough to contain all chars" not in str(error):
+            raise
+        characters = len({*_ASCII, *(character if character != " " else "▁" for character in texts.alphabet)})
+        least = special + 256 + characters
+        of = f"{special} special tokens, 256 bytes and {characters} characters of the texts"
+        raise _too_small("unigram", vocab_size, least, of) from error
+
+
+def _too_small(kind: str, vocab_size: int, least: int, of: str) -> InputError:
+    return InputError(f"vocab_size {vocab_size}: too small for kind {kind} and these texts; the least is {least} ({of})")
 
 
 def _finished_unigram(backend: Backend) -> Backend:
@@ -243,14 +270,18 @@ def _no_text() -> InputError:
 class _Counted:
     """Passes texts on and counts their characters; `ended` says that there were no more, not that reading failed."""
 
-    def __init__(self, texts: Iterable[str]):
+    def __init__(self, texts: Iterable[str], *, alphabet: bool = False):
         self.texts = texts
         self.characters = 0
         self.ended = False
+        self.alphabet: set[str] | None = set() if alphabet else None
+        """The characters that came up, where they are asked for."""
 
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             self.characters += len(text)
+            if self.alphabet is not None:
+                self.alphabet.update(text)
             yield text
         self.ended = True
 

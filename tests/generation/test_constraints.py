@@ -26,8 +26,8 @@ THEIRS = {
     "suppress_tokens": ((1, 9), lambda start: generation.SuppressTokensLogitsProcessor([1, 9])),
     "begin_suppress_tokens": ((1, 9), lambda start: generation.SuppressTokensAtBeginLogitsProcessor([1, 9], start)),
     "sequence_bias": (
-        (((3,), 1.5), ((4, 7), -2.0), ((5, 7), 0.5), ((1, 1, 6), 9.0)),
-        lambda start: generation.SequenceBiasLogitsProcessor([[[3], 1.5], [[4, 7], -2.0], [[5, 7], 0.5], [[1, 1, 6], 9.0]]),
+        (BIASES := (((3,), 1.5), ((4, 7), -2.0), ((5, 7), 0.5), ((1, 1, 6), 9.0))),
+        lambda start: generation.SequenceBiasLogitsProcessor([[list(words), bias] for words, bias in BIASES]),
     ),
     "exponential_decay_length_penalty": (
         (2, 1.4),

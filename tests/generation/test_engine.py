@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import gpt2, llama, random_model, save_random
+from tiny_models import bloom, gpt2, llama, random_model, save_random
 
 from quatrain.errors import InputError, QuatrainError
 from quatrain.generation.engine import Engine, SamplingParams
@@ -297,9 +297,58 @@ def test_stop_strings_of_the_model_end_a_completion():
     model.generation = {"stop_strings": ["STOP"]}
     engine = Engine(model, Bytes())
     (done,) = engine.generate([script[:1]], SamplingParams(20))
-    assert (done.text, done.finish_reason) == ("abc ", "stop") and done.ids == script[1:9]
-    assert engine.generate([script[:1]], SamplingParams(20, stop="c"))[0].text == "ab", "the caller's go before"
-    assert engine.generate([script[:1]], SamplingParams(12, ignore_eos=True))[0].text == "abc STOP def"
-    assert "".join(engine.stream(script[:1], SamplingParams(20))) == "abc "
+    assert (done.text, done.finish_reason) == ("?abc ", "stop") and done.ids == script[:9]
+    assert engine.generate([script[:1]], SamplingParams(20, stop="c"))[0].text == "?ab", "the caller's go before"
+    assert engine.generate([script[:1]], SamplingParams(13, ignore_eos=True))[0].text == "?abc STOP def"
+    assert "".join(engine.stream(script[:1], SamplingParams(20))) == "?abc "
     with pytest.raises(InputError, match="stop_strings"):
         Engine(model).generate([script[:1]])
+
+
+class Unflagged(Bytes):
+    """A tokenizer that shows every token, the end token too."""
+
+    special_ids = frozenset()
+
+    def decode(self, ids, *, skip_special_tokens=True):
+        return "".join(f"<{i}>" for i in ids)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_end_token_that_is_not_flagged_special_is_no_text(beams):
+    model = random_model(LLAMA)
+    (free,) = Engine(model, Unflagged(), end_ids=[]).generate([[5]], SamplingParams(4, num_beams=beams))
+    engine = Engine(model, Unflagged(), end_ids=free.ids[3:])
+    params = SamplingParams(4, num_beams=beams)
+    (done,) = engine.generate([[5]], params)
+    assert done.finish_reason == "stop" and done.ids[-1] in engine.end_ids
+    assert done.text == "".join(engine.stream([5], params)) == Unflagged().decode(done.ids[:-1])
+
+
+def test_a_vocabulary_that_is_all_banned_is_refused():
+    model = Scripted([5] * 9)
+    model.generation = {"suppress_tokens": list(range(260))}
+    engine = Engine(model, Bytes())
+    for params in (SamplingParams(3), SamplingParams(3, temperature=1.0), SamplingParams(3, num_beams=2)):
+        with pytest.raises(InputError, match="Every token of the vocabulary is ruled out"):
+            engine.generate([[5]], params)
+
+
+@pytest.mark.parametrize("params", [{"num_beams": 10**9}, {"num_beams": 10**30}, {"max_new_tokens": 10**12}])
+def test_sizes_that_no_machine_holds_are_refused_at_once(params):
+    engine = Engine(Model(bloom(vocab_size=120)).initialize(0), Bytes())
+    for run in (lambda p: engine.generate([[5]], p), lambda p: engine.stream([5], p)):
+        with pytest.raises(InputError, match="lower max_new_tokens, num_beams"):
+            run(SamplingParams(**params))
+
+
+def test_a_context_bounds_new_tokens():
+    engine = Engine(Model(LLAMA).initialize(0), Bytes())
+    (done,) = engine.generate([[5] * 60], SamplingParams(10**30, ignore_eos=True))
+    assert len(done.ids) == engine.room([5] * 60) == 4
+
+
+@pytest.mark.parametrize("prompt", [None, 5, [1.5], [None], ["a"], {"a": 1}, [[5]]])
+def test_prompts_of_wrong_types(prompt):
+    with pytest.raises(InputError, match="must be a text or a list of token ids"):
+        Engine(Scripted([5] * 3), Bytes()).generate([prompt])

@@ -379,3 +379,26 @@ def test_no_text_is_said(kind: str) -> None:
     for texts in ([], [""]):
         with pytest.raises(InputError, match="there is no text to train a tokenizer on"):
             Tokenizer.train(texts, kind=kind, vocab_size=400)
+
+
+@given(
+    text=st.text("abcé日 \n☃x1▁,", min_size=1, max_size=30).filter(str.strip),
+    kind=st.sampled_from(["unigram", "wordpiece"]),
+    digits=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_least_vocabulary_is_said_and_is_enough(text: str, kind: str, digits: bool) -> None:
+    texts, smallest = [text, "a cat"] * 3, {"unigram": 260, "wordpiece": 6}[kind]
+    with pytest.raises(InputError, match="the least is") as caught:
+        Tokenizer.train(texts, kind=kind, vocab_size=smallest, split_digits=digits)
+    least = int(str(caught.value).partition("the least is ")[2].partition(" ")[0])
+    assert Tokenizer.train(texts, kind=kind, vocab_size=least, split_digits=digits).vocab_size <= least
+    with pytest.raises(InputError, match=f"the least is {least} "):
+        Tokenizer.train(texts, kind=kind, vocab_size=least - 1, split_digits=digits)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "word"])
+@pytest.mark.parametrize("size", [10**9, 10**12, 10**30, 0, -1, True, 1.5, "8", None, float("nan")])
+def test_sizes_out_of_bounds(kind: str, size: Any) -> None:
+    with pytest.raises(InputError, match="vocab_size"):
+        Tokenizer.train(["the cat"], kind=kind, vocab_size=size)
