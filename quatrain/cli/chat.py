@@ -180,12 +180,18 @@ class PlainTalk:
     def __init__(self, engine: Engine, params: SamplingParams, json_lines: bool):
         self.engine, self.params, self.json_lines = engine, params, json_lines
         self.messages: list[dict[str, Any]] = []
+        self.noted = False
 
     def answer(self, question: str) -> None:
-        from quatrain.cli.output import show_json, show_text
+        from quatrain.cli import complain
+        from quatrain.cli.output import shortened, show_json, show_text
 
         messages = self._fitting([*self.messages, {"role": "user", "content": question}])
         text = ""
+        note = None if self.noted else shortened(self.engine, self.engine.render(messages), self.params)
+        if note is not None:
+            self.noted = True
+            complain(note)
         for piece in self.engine.stream_chat(messages, self.params):
             text += piece
             if not self.json_lines:
@@ -234,11 +240,17 @@ class DatabaseTalk:
         from quatrain.applications.text2sql import answer
         from quatrain.applications.text2sql.questions import prompt
         from quatrain.applications.text2sql.statements import statement_of
+        from quatrain.cli import complain
         from quatrain.cli.output import shorten, show, show_json, show_table
         from quatrain.wording import printable
 
         asked = question if self.shown is None else prompt(self.shown, question)
         (completion,) = self.engine.chat([[{"role": "user", "content": asked}]], self.params)
+        if completion.finish_reason == "length" and 0 < len(completion.ids) < self.params.max_new_tokens:
+            complain(
+                f"Note: the answer was cut after {len(completion.ids):,} tokens, where the model's context is full "
+                f"(max_new_tokens is {self.params.max_new_tokens:,})."
+            )
         sql = statement_of(completion.text)
         result = answer(self.connection, sql)
         if self.json_lines:

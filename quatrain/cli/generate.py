@@ -62,7 +62,8 @@ def generate(
     json_lines
         Write one JSON object with the text, its tokens and why it ended.
     """
-    from quatrain.cli.output import show_json, show_text
+    from quatrain.cli import complain
+    from quatrain.cli.output import shortened, show_json, show_text
     from quatrain.generation.engine import Engine, SamplingParams
 
     params = SamplingParams(
@@ -78,6 +79,9 @@ def generate(
     )
     prompt = read_text_argument(prompt)
     engine = Engine.load(model, adapter=adapter)
+    note = shortened(engine, engine.encode(prompt, adapter), params, truncate=truncate)
+    if note is not None:
+        complain(note)
     if json_lines or not stream:
         (completion,) = engine.generate([prompt], params, truncate=truncate)
         if json_lines:

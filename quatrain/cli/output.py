@@ -10,9 +10,12 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quatrain.wording import json_line, printable, text_table, write_text
+
+if TYPE_CHECKING:
+    from quatrain.generation.engine import Engine, SamplingParams
 
 MAX_CELL = 60
 
@@ -55,3 +58,15 @@ def shorten(value: object) -> object:
         return value
     text = " ".join(value.split()) if isinstance(value, str) else f"{len(value):,} bytes"
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
+
+
+def shortened(engine: Engine, ids: Sequence[int], params: SamplingParams, *, truncate: bool = False) -> str | None:
+    """What to say where the model's context has no room for all the new tokens that are asked for; else None."""
+    ids = engine.fitting(list(ids), params) if truncate else ids
+    room = engine.room(ids)
+    if room is None or not 0 < room < params.max_new_tokens:
+        return None
+    return (
+        f"Note: the model's context has room for {room:,} new tokens after the {len(ids):,} of the prompt, so "
+        f"max_new_tokens {params.max_new_tokens:,} is cut to {room:,}."
+    )

@@ -6,6 +6,7 @@ As in transformers: `tokenizer_config.json` has one template or a list of named 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def named_templates(written: Any) -> dict[str, str]:
 def template_files(folder: Path) -> dict[str, str]:
     """The templates that a model folder has as files. Raises InputError for a file that cannot be read."""
     found = {}
-    if (folder / TEMPLATE_FILE).exists():
+    if os.path.lexists(folder / TEMPLATE_FILE):
         found[DEFAULT] = read_text(folder / TEMPLATE_FILE, 4 * MAX_SOURCE)
     for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
         found[path.name.removesuffix(".jinja")] = read_text(path, 4 * MAX_SOURCE)

@@ -214,20 +214,30 @@ def _train(backend: Backend, trainer: Any, texts: Iterable[str]) -> None:
 
 @contextmanager
 def _enough_for_characters(texts: _Counted, vocab_size: int, special: int) -> Iterator[None]:
-    """Raise InputError with the least size where a unigram vocabulary has no room for every character of its texts."""
+    """Raise InputError with the least size where a unigram vocabulary has no room for every character of its texts.
+
+    The trainer refuses that, too, but takes all the pieces that it knows where the characters just fill the vocabulary:
+    there must be room for one more.
+    """
+    failure: Exception | None = None
     try:
         yield
     except Exception as error:  # the trainer raises bare Exception
-        if texts.alphabet is None or "not large enough to contain all chars" not in str(error):
+        if "not large enough to contain all chars" not in str(error):
             raise
+        failure = error
+    if texts.alphabet is not None and texts.characters:
         characters = len({*_ASCII, *(character if character != " " else "▁" for character in texts.alphabet)})
-        least = special + 256 + characters
-        of = f"{special} special tokens, 256 bytes and {characters} characters of the texts"
-        raise _too_small("unigram", vocab_size, least, of) from error
+        least = special + 256 + characters + 1
+        if vocab_size < least:
+            of = f"{special} special tokens, 256 bytes, {characters} characters of ASCII and of the texts, and a piece"
+            raise _too_small("unigram", vocab_size, least, of) from failure
+    if failure is not None:
+        raise failure
 
 
 def _too_small(kind: str, vocab_size: int, least: int, of: str) -> InputError:
-    return InputError(f"vocab_size {vocab_size}: too small for kind {kind} and these texts; the least is {least} ({of})")
+    return InputError(f"vocab_size {vocab_size}: too small for kind {kind} and its texts; the least is {least} ({of})")
 
 
 def _finished_unigram(backend: Backend) -> Backend:

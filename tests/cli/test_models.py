@@ -76,6 +76,16 @@ def test_generate_streams_what_it_returns_whole(folder: Path, capsys: pytest.Cap
     assert found["finish_reason"] in ("stop", "length") and 1 <= len(found["ids"]) <= 12
 
 
+def test_new_tokens_beyond_the_context_are_said_to_be_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(folder), "The ", "--max-new-tokens", "4321", "--json"]) == 0
+    written = capsys.readouterr()
+    length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    assert "4,321" in written.err and f"cut to {length - 4:,}" in written.err and written.err.count("\n") == 1
+    assert len(json.loads(written.out)["ids"]) <= length - 4
+    assert main(["generate", str(folder), "The ", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_generate_refuses_flags_out_of_range(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(folder), "x", "--temperature", "-1"]) == 2
     assert "temperature" in capsys.readouterr().err
