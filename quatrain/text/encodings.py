@@ -44,3 +44,12 @@ def not_text(text: object) -> InputError:
             f"{error.start}; remove it or read the text again with the right encoding"
         )
     return InputError("the text could not be tokenized")
+
+
+def unknown_characters(unknown: set[str], known: int) -> InputError:
+    """The error of characters that a character tokenizer of `known` ones would lose."""
+    shown = ", ".join(f"{each!r} (U+{ord(each):04X})" for each in sorted(unknown)[:8])
+    return InputError(
+        f"characters that this character tokenizer does not know: {shown}. It knows the {known} characters of its "
+        "training text; remove them, or train a tokenizer of kind bpe, which takes any text"
+    )

@@ -19,9 +19,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
 from quatrain.atomic import write_json, write_text
-from quatrain.errors import InputError
 from quatrain.text.added_tokens import ROLES, content_of
-from quatrain.text.encodings import is_text, not_text, once
+from quatrain.text.encodings import is_text, not_text, once, unknown_characters
 from quatrain.text.named_templates import (
     DEFAULT,
     TEMPLATE_FILE,
@@ -392,11 +391,7 @@ class Tokenizer:
             written_out = "".join(sorted(set("".join(self._added))))
             unknown -= set(written_out) if any(token in text for token in self._added) else set()
         if unknown:
-            shown = ", ".join(f"{each!r} (U+{ord(each):04X})" for each in sorted(unknown)[:8])
-            raise InputError(
-                f"characters that this character tokenizer does not know: {shown}. It knows the {len(self._alphabet)} "
-                "characters of its training text; remove them, or train a tokenizer of kind bpe, which takes any text"
-            )
+            raise unknown_characters(unknown, len(self._alphabet))
 
     @cached_property
     def _added(self) -> list[str]:
