@@ -255,7 +255,8 @@ def top_h(share: float) -> Processor:
     def process(logits: Tensor) -> Tensor:
         likeliest, places = torch.topk(logits, min(100, logits.shape[-1]), dim=-1)
         found = torch.distributions.Categorical(logits=likeliest)
-        terms = (-found.probs * found.probs.log()).nan_to_num(0.0)  # 0 · log 0 of a token that is out
+        # From the first token without any probability on the terms are NaN, and NaN <= x keeps none.
+        terms = -found.probs * found.probs.log()
         keep = terms.cumsum(dim=-1) <= (found.entropy() * share).unsqueeze(-1)
         keep[..., 0] = True
         kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, places, keep)
