@@ -240,6 +240,7 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
     tensors = _read_tensors(folder / WEIGHTS)
     if not tensors:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
+    names = {path: path for path in layers} | peft_whole.rename_aliases(model.config, tensors)
     tied = is_tied(model) or model.untied
     ids_rows = peft_rows.take(config, layers, tensors, tied=tied)
     still = peft_whole.rename_copies(model.config, tensors)
@@ -250,7 +251,7 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
             "more are added. Is it of another base?"
         )
     resize_vocabulary(model, max(size, needed))
-    problems = _of_other_layers(model, config, layers, tensors)
+    problems = _of_other_layers(model, config, layers, names, tensors)
     whole = peft_whole.take(model, config, tensors, still, problems)
     rows = None
     if ids_rows is not None:
@@ -264,7 +265,7 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
     if prompt is not None:
         prompts.check(model, prompt.method)
     made: dict[str, Adapted] = {}
-    hows = _hows(config, list(layers))
+    hows = _hows(config, names)
     for path, found in _by_layer(layers, tensors, problems).items():
         bases = [model.get_submodule(name) for name in layers[path].parts]
         if not all(is_linear(base) for base in bases):
@@ -286,16 +287,20 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
 
 
 def _of_other_layers(
-    model: Model, config: Mapping[str, Any], layers: Mapping[str, FileLayer], tensors: Mapping[str, Tensor]
-) -> list[str]:
-    """Layers that the adapter's weights hold and its configuration does not choose, or the other way round."""
+    model: Model, config: Mapping[str, Any], layers: Mapping[str, FileLayer], names: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+) -> list[str]:  # fmt: skip
+    """Layers that the adapter's weights hold and its configuration does not choose, or the other way round. `names` are
+    those that the adapter knows the layers by.
+    """
     modules = dict(model.named_modules())
     linear = [
         path for path, layer in layers.items() if all(is_linear(modules.get(part, model)) for part in layer.parts)
     ]
-    chosen = peft_patterns.targeted(config, linear)
-    if chosen is None or config["peft_type"] not in TYPES.values():
+    named = peft_patterns.targeted(config, [names[path] for path in linear])
+    if named is None or config["peft_type"] not in TYPES.values():
         return []
+    chosen = {path for path in linear if names[path] in named}
     inside = {name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)}
     own = {name for name in inside if not name.endswith((".weight", ".bias")) or ".lora_" in name}
     held = {path for path in linear if any(name.startswith(f"{path}.") for name in own)}
@@ -325,23 +330,23 @@ def _by_layer(
     return found
 
 
-def _hows(config: Mapping[str, Any], paths: list[str]) -> dict[str, dict[str, Any]]:
+def _hows(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Scaling, rank and dropout of each layer: alpha over the rank, or over its root with rank-stabilised LoRA."""
     kind = config["peft_type"]
     if kind not in ("LORA", "LOHA", "LOKR"):
-        return {path: {} for path in paths}
+        return {path: {} for path in names}
     usual = config["lora_alpha" if kind == "LORA" else "alpha"]
-    ranks = peft_patterns.first_matching(config.get("rank_pattern"), paths, config["r"])
-    alphas = peft_patterns.first_matching(config.get("alpha_pattern"), paths, usual)
+    ranks = peft_patterns.first_matching(config.get("rank_pattern"), list(names.values()), config["r"])
+    alphas = peft_patterns.first_matching(config.get("alpha_pattern"), list(names.values()), usual)
     return {
         path: {
-            "rank": ranks[path],
-            "scaling": alphas[path] / (math.sqrt(ranks[path]) if config.get("use_rslora") else ranks[path]),
+            "rank": ranks[name],
+            "scaling": alphas[name] / (math.sqrt(ranks[name]) if config.get("use_rslora") else ranks[name]),
             "dropout": float(config.get("lora_dropout") or 0.0),
             "factor": int(config.get("decompose_factor") or -1),
             "both": bool(config.get("decompose_both")),
         }
-        for path in paths
+        for path, name in names.items()
     }
 
 

@@ -19,7 +19,7 @@ from quatrain.adaptation.peft_layers import PREFIX
 from quatrain.adaptation.token_rows import learned_rows
 from quatrain.errors import InputError
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.models.families import family
+from quatrain.models.families import Family, family
 from quatrain.models.families.weights import Rename, Split
 from quatrain.models.stack import Model
 from quatrain.models.vocabulary import cannot_untie, is_tied
@@ -52,6 +52,27 @@ def operations(config: ModelConfig) -> list[Rename | Split]:
         untied = kind.weights(config.with_(tie_word_embeddings=False))
         found += [each for each in untied if isinstance(each, Rename | Split) and each.theirs not in known]
     return found
+
+
+def rename_aliases(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Gives a head under the name that newer files have the family's own, in place; returns the path that each renamed
+    one had.
+    """
+    renamed = {}
+    for alias, name in _head_aliases(family(config.family), operations(config)).items():
+        before, after = (f"{PREFIX}{each.removesuffix('.weight')}." for each in (alias, name))
+        if any(each.startswith(after) for each in tensors):
+            continue
+        for each in [each for each in tensors if each.startswith(before)]:
+            tensors[after + each.removeprefix(before)] = tensors.pop(each)
+            renamed[name.removesuffix(".weight")] = alias.removesuffix(".weight")
+    return renamed
+
+
+def _head_aliases(kind: Family, known: list[Rename | Split]) -> dict[str, str]:
+    """Other names of the head's matrix; those of an embedding may mean one of several copies that PEFT tells apart."""
+    heads = {each.theirs for each in known if each.targets == [HEAD]}
+    return {alias: name for alias, name in kind.aliases.items() if name in heads}
 
 
 def rename_copies(config: ModelConfig, tensors: dict[str, Tensor]) -> set[str]:
@@ -103,7 +124,8 @@ def _tie(model: Model, config: Mapping[str, Any], found: Whole, problems: list[s
     given = {name: found.tensors[name] for name in (EMBEDDING, HEAD) if name in found.tensors}
     if not given or not (is_tied(model) or model.untied):
         return
-    saved = any(_names(config, each) for each in operations(model.config) if given.keys() & set(each.targets))
+    kind = family(model.config.family)
+    saved = any(_names(kind, config, each) for each in operations(model.config) if given.keys() & set(each.targets))
     both = len(given) == 2
     alike = both and torch.equal(given[EMBEDDING], given[HEAD])
     if config.get("ensure_weight_tying") or not saved:
@@ -121,20 +143,23 @@ def _tie(model: Model, config: Mapping[str, Any], found: Whole, problems: list[s
         problems.append(f"modules_to_save: {reason}")
 
 
-def _names(config: Mapping[str, Any], operation: Rename | Split) -> bool:
+def _names(kind: Family, config: Mapping[str, Any], operation: Rename | Split) -> bool:
     """Whether `modules_to_save` names the module of an operation, by its path's end."""
-    path = operation.theirs.removesuffix(".weight")
-    return any(path == name or path.endswith(f".{name}") for name in config.get("modules_to_save") or ())
+    own = operation.theirs
+    aliases = [alias for alias, name in _head_aliases(kind, [operation]).items() if name == own]
+    paths = [each.removesuffix(".weight") for each in (own, *aliases)]
+    saved = config.get("modules_to_save") or ()
+    return any(path == name or path.endswith(f".{name}") for path in paths for name in saved)
 
 
 def _missing(model: Model, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
     """The weights of parts in `modules_to_save` that the adapter lacks; PEFT names heads that the model has not."""
-    state = dict(model.named_parameters(remove_duplicate=False))
+    state, kind = dict(model.named_parameters(remove_duplicate=False)), family(model.config.family)
     return [
         f"{PREFIX}{operation.theirs}: missing, and modules_to_save names it"
-        for operation in family(model.config.family).weights(model.config)
+        for operation in kind.weights(model.config)
         if isinstance(operation, Rename | Split)
-        and _names(config, operation)
+        and _names(kind, config, operation)
         and set(operation.targets) <= state.keys()
         and not set(operation.targets) <= tensors.keys()
     ]

@@ -229,6 +229,21 @@ def test_options_over_layers_give_pefts_logits(base: Path, options: dict[str, An
         torch.testing.assert_close(ours(IDS)[0], model(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [
+    {"target_modules": ["query_key_value", "lm_head"], "alpha_pattern": {"lm_head": 64}},
+    {"target_modules": ["query_key_value"], "modules_to_save": ["lm_head"]},
+], ids=["adapter", "whole"])  # fmt: skip
+def test_a_head_under_its_newer_name_is_read(options: dict[str, Any], tmp_path: Path) -> None:
+    config = transformers.GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "base")
+    model = made_by_peft(tmp_path / "base", tmp_path / "adapter", **options)
+    ours, _ = load_model(tmp_path / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IDS)[0], model(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.dictionaries(GOOD, st.integers(1, 60), max_size=3), st.dictionaries(GOOD, st.integers(1, 6), max_size=3),
