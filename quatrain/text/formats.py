@@ -47,6 +47,9 @@ WORDS = {
     "sql": "questions with SQL",
 }
 
+CHAT_BESIDE = ("system", "tools", "functions", "documents")
+"""Columns that belong to a conversation beside its messages."""
+
 CHAT_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
 
 _WORDS = ("tokens", "words", "form")
@@ -242,12 +245,12 @@ def _in_their_words(layout: Layout, exact: Mapping[str, str]) -> Layout:
     """A layout with the columns as they are written; `exact` has those of the names that are known."""
     parts = dict(layout.parts)
     if layout.format == "chat":
-        parts = {name: name for name in ("messages", "instruction", "input", "output", "system") if name in exact}
+        parts = {name: name for name in ("messages", "instruction", "input", "output", *CHAT_BESIDE) if name in exact}
         pair = next((pair for pair in CHAT_PAIRS if {*pair} <= set(exact)), None)
         if "conversations" in exact:
-            parts = {"messages": "conversations"}
+            parts = {name: name for name in parts if name in CHAT_BESIDE} | {"messages": "conversations"}
         elif pair is not None and not {"messages", "instruction"} & set(parts):
-            parts = {name: name for name in parts if name == "system"} | {"prompt": pair[0], "completion": pair[1]}
+            parts = {name: name for name in parts if name in CHAT_BESIDE} | {"prompt": pair[0], "completion": pair[1]}
     elif layout.format == "preference":
         parts = {name: name for name in PARTS["preference"] if name in exact}
     written = {part: ",".join(exact[each] for each in column.split(",")) for part, column in parts.items()}

@@ -43,7 +43,8 @@ def label_index(value: Any, labels: Sequence[str], *, numbered: bool = False) ->
         number = int(value)
     if number is not None and places and 0 <= number < len(labels):
         return number
-    rest = f", or a number from 0 to {len(labels) - 1}" if places else ""
+    as_text = isinstance(value, str) and value.strip().isdecimal()
+    rest = f", or a number from 0 to {len(labels) - 1}" if places and not as_text else ""
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '…'}; must be one of {listed(labels)}{rest}"
 
