@@ -292,3 +292,20 @@ def test_bad_input_is_named(
     (tmp_path / "empty.jsonl").write_text("\n")
     assert main(["predict", str(judge), *(word.replace("{tmp}", str(tmp_path)) for word in words)]) == 2
     assert part in capsys.readouterr().err
+
+
+def test_digits_are_no_places_of_named_classes(judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = tmp_path / "digits.csv"
+    digits.write_text("text,label\n" + "".join(f'"{text}",{number}\n' for number, text in enumerate(TEXTS)))
+    assert main(["evaluate", str(judge), str(digits)]) == 2
+    assert "the labels of the data are 0, 1, 2; the model's are bad, good, so-so" in capsys.readouterr().err
+    whole, names = tmp_path / "whole.jsonl", tmp_path / "names.jsonl"
+    whole.write_text("".join(json.dumps({"text": text, "label": n}) + "\n" for n, text in enumerate(TEXTS)))
+    names.write_text("".join(json.dumps({"text": text, "label": LABELS[n]}) + "\n" for n, text in enumerate(TEXTS)))
+    found = []
+    for path in (whole, names):
+        assert main(["evaluate", str(judge), str(path), "--json"]) == 0
+        (told,) = said(capsys)
+        found.append(told)
+    assert found[0]["scores"] == found[1]["scores"]
+    assert "0 is bad, 1 is good, 2 is so-so" in found[0]["notes"][0] and not found[1]["notes"]
