@@ -53,6 +53,8 @@ FAULTS = ("internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2g
 SAYING = ("generate", "chat")
 """Verbs whose output is what a model says, as it says it."""
 PEAK = 2 * 1024**3
+FREE = 1024**3
+"""What the package is told that the machine has left."""
 ADDRESSES = 12 * 1024**3
 """What a child may ask the system for: beyond it an allocation fails, before the machine does."""
 WRITTEN = 256 * 1024**2
@@ -248,7 +250,8 @@ def _called(words: list[str]) -> int:
             traceback.print_exc()
         code = 1
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (OSError, ValueError):
         code = 120  # as the interpreter ends
     return code
@@ -259,7 +262,10 @@ def _imported() -> None:
     import pyarrow.parquet  # noqa: F401
 
     import quatrain
+    from quatrain.planning import machine
 
+    # The machine of the inputs: what would fill it is to be refused before it is allocated.
+    machine.available_memory = lambda device="cpu": FREE  # type: ignore[assignment]
     for module in pkgutil.walk_packages(quatrain.__path__, "quatrain."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

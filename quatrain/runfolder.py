@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from quatrain import reading
 from quatrain.atomic import disk_error, disk_errors, write_json
 from quatrain.errors import InputError
 from quatrain.fingerprints import Mark
@@ -18,10 +18,10 @@ from quatrain.fingerprints import Mark
 def read_json(path: Path) -> dict[str, Any] | None:
     """The table in a JSON file; None where there is no file or it is not whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content: dict[str, Any] = reading.read_json(path)
+    except InputError:
         return None
-    return content if isinstance(content, dict) else None
+    return content
 
 
 def free_name(folder: Path) -> str:

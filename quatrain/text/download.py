@@ -213,7 +213,7 @@ def _starts_at(response: Any, start: int) -> bool:
 def _read_note(note: Path) -> dict[str, str]:
     try:
         read = json.loads(note.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
 

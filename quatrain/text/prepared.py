@@ -96,7 +96,7 @@ def _is_whole(place: Path, key: str) -> bool:
     try:
         about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
         return about["key"] == key and all(sha256_of(place / name) == about["sha256"][name] for name in (LINES, INDEX))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -242,7 +242,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         unfinished = (folder / TOKENS).exists()
         what = "was not finished; build it again" if unfinished else "is not there; build it first"
         raise InputError(f"the token file {folder} {what} (no {ABOUT})") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}. Remove {folder} and build it again") from error
     needed = {"dtype": str, "tokens": int, "documents": int, "vocab_size": int, "tokenizer": str, "sha256": str}
     wrong = not isinstance(about, dict) or any(not isinstance(about.get(key), kind) for key, kind in needed.items())

@@ -119,7 +119,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
         text = (checkpoint / MANIFEST).read_bytes().decode("utf-8")
         files: dict[str, dict[str, Any]] = json.loads(text)["files"]
         whole = text == _manifest_text(files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise QuatrainError(f"{checkpoint}: {MANIFEST} is missing or unreadable ({error}).") from error
     if not whole:
         raise QuatrainError(f"{checkpoint}: {MANIFEST} is damaged: its SHA-256 is not the one it was written with.")
