@@ -55,7 +55,10 @@ def inspect(
     """
     from quatrain.cli.output import show_json
     from quatrain.evaluation.inspection import open_subject
+    from quatrain.reading import user_path
 
+    if attention is not None:
+        attention = user_path(attention, "--attention")
     _check(text, next_tokens, attention, answer, top)
     asks_model = next_tokens or attention is not None or neighbours is not None
     need = "everything" if asks_model else "tokens" if text is not None else "architecture"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quatrain.errors import InputError
+from quatrain.reading import shown
 from quatrain.evaluation.inspection.tokens import Token, check_ids, token, tokens
 from quatrain.models.stack import Model
 
@@ -55,16 +56,17 @@ def find_token(tokenizer: Tokenizer, text: str) -> Token:
         if len(ids) == 1 and ids[0] != tokenizer.unk_id:
             return token(tokenizer, ids[0])
         pieces = pieces or ids
-    if re.fullmatch(r"#\d+", text):
-        return _by_id(tokenizer, int(text[1:]))
+    if re.fullmatch(r"#[0-9]+", text):
+        return _by_id(tokenizer, text[1:])
     hints = _hints(tokenizer, text, pieces)
-    raise InputError(f"{text!r} is no token of this vocabulary of {tokenizer.vocab_size:,}.", hints)
+    raise InputError(f"{shown(text)} is no token of this vocabulary of {tokenizer.vocab_size:,}.", hints)
 
 
-def _by_id(tokenizer: Tokenizer, token_id: int) -> Token:
-    if tokenizer.id_to_token(token_id) is None:
-        raise InputError(f"#{token_id}: no token has this id; ids go from 0 to {tokenizer.vocab_size - 1}.")
-    return token(tokenizer, token_id)
+def _by_id(tokenizer: Tokenizer, digits: str) -> Token:
+    number = digits.lstrip("0") or "0"
+    if len(number) > 9 or tokenizer.id_to_token(int(number)) is None:
+        raise InputError(f"#{digits[:40]}: no token has this id; ids go from 0 to {tokenizer.vocab_size - 1}.")
+    return token(tokenizer, int(number))
 
 
 def _hints(tokenizer: Tokenizer, text: str, pieces: list[int]) -> list[str]:

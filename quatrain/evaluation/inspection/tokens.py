@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quatrain.errors import InputError
 from quatrain.models.config import ModelConfig
+from quatrain.reading import shown
 from quatrain.text.tokenizer_fit import check_fits
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def text_ids(
     if ended and config is not None and config.architecture == "decoder":
         ids = ids[:-1]
     if not ids:
-        raise InputError(f"The {what} {text!r} has no tokens: this tokenizer leaves out all of it.")
+        raise InputError(f"The {what} {shown(text)} has no tokens: this tokenizer leaves out all of it.")
     return ids
 
 

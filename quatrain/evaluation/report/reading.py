@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,10 @@ from typing import Any
 
 from quatrain.errors import InputError
 from quatrain.evaluation.charts import finite
+from quatrain.reading import parse_toml, read_bytes
+
+MOST_BYTES = 256 * 1024 * 1024
+"""Of one stage's result."""
 
 _NO_CURVE = frozenset({"stage", "step", "tokens", "seconds", "epoch", "time"})
 
@@ -127,16 +130,12 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def _read_recipe(run: RunRecord, path: Path) -> None:
-    try:
-        run.recipe = path.read_bytes().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return
-    except OSError:
-        run.damaged.append(path.name)
+    if not path.exists():
         return
     try:
-        recipe = tomllib.loads(run.recipe)
-    except tomllib.TOMLDecodeError:
+        run.recipe = read_bytes(path).decode("utf-8", "replace")
+        recipe = parse_toml(run.recipe, path.name)
+    except InputError:
         run.damaged.append(path.name)
         return
     run.name = str(recipe.get("name") or run.name)
@@ -156,12 +155,12 @@ def _read_stages(run: RunRecord, folder: Path) -> float:
         stage = StageRecord(place.name, place.name.partition("-")[2] or place.name)
         run.stages.append(stage)
         path = place / "result.json"
-        try:
-            result = json.loads(path.read_bytes())
-            newest = max(newest, path.stat().st_mtime)
-        except FileNotFoundError:
+        if not path.exists():
             continue
-        except (OSError, ValueError, RecursionError):
+        try:
+            result = json.loads(read_bytes(path, MOST_BYTES))
+            newest = max(newest, path.stat().st_mtime)
+        except (InputError, OSError, ValueError, RecursionError):
             result = None
         if not isinstance(result, dict):
             run.damaged.append(f"stages/{place.name}/result.json")
@@ -177,6 +176,9 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
     columns: dict[str, dict[str, dict[float, float | None]]] = {}
     looks: dict[str, dict[float, list[dict[str, Any]]]] = {}
     bad_lines = 0
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        run.damaged.append(path.name)
+        return
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             for line in lines:
