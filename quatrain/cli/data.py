@@ -64,6 +64,7 @@ def check_data(
     columns: str | None = None,
     subset: str | None = None,
     split: str | None = None,
+    databases: str | None = None,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Check a data file: every fault with its line, field and fix, then what the data is.
@@ -81,6 +82,9 @@ def check_data(
         Of a data set of Hugging Face.
     split
         Of a data set of Hugging Face.
+    databases
+        What questions with SQL are asked of: a folder, a .zip or a file of SQLite databases. Each question's own SQL is
+        run there.
     json_lines
         Write one JSON object, for programs.
     """
@@ -88,11 +92,34 @@ def check_data(
     from quatrain.text.checking import check as check_file
 
     report = check_file(source, format=format, columns=_columns(columns), subset=subset, split=split)
+    if databases is not None:
+        _ask(report, databases, _columns(columns), subset, split)
     if json_lines:
         show_json(report.to_dict())
     else:
         _tell(report)
     return 0 if report.ok else 2
+
+
+def _ask(
+    report: Report, databases: str, columns: dict[str, str] | None, subset: str | None, split: str | None
+) -> None:
+    """Add to a report on questions with SQL which of them cannot be asked of their databases."""
+    from quatrain.applications.text2sql.databases import Databases
+    from quatrain.applications.text2sql.questions import Questions
+    from quatrain.errors import InputError
+    from quatrain.text.checking import Finding
+    from quatrain.text.corpus import Corpus
+
+    if report.format != "sql":
+        what = f"{report.source} is {report.described}"
+        raise InputError(f"--databases: is for questions with SQL; {what}. Leave it out.")
+    if not report.ok:
+        return  # rows that are no questions come first
+    with Databases(databases) as found:
+        corpus = Corpus(report.source, format="sql", columns=columns, subset=subset, split=split)
+        for place, field, text in Questions(found).faults(corpus):
+            report.add(Finding(place, text, field))
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

@@ -262,6 +262,8 @@ def test_unwritable_output(decoder: Path, tmp_path: Path, capsys: pytest.Capture
     file.write_text("x")
     assert "cannot write" in refused(capsys, decoder, "--text", "the fox", "--attention", file / "maps")
     assert "must be a folder" in refused(capsys, decoder, "--text", "the fox", "--attention", file)
+    assert "NUL" in refused(capsys, decoder, "--text", "the fox", "--attention", "a\0.html")
+    assert "no token has this id" in refused(capsys, decoder, "--neighbours", "#" + "9" * 30)
     assert file.read_text() == "x"
 
 

@@ -468,7 +468,7 @@ def test_a_token_is_found_by_its_text_and_its_id():
         find_token(tokenizer, "helo")
     assert any("near it: hello (#" in problem for problem in caught.value.problems)
     assert any("cut into" in problem for problem in caught.value.problems)
-    for wrong in ("", "#99999"):
+    for wrong in ("", "#99999", "#-1", "#" + "9" * 20, "#" + "9" * 5000, "#٣"):
         with pytest.raises(InputError):
             find_token(tokenizer, wrong)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -243,6 +244,20 @@ def test_damaged_files_are_named(run):
     (run / "metrics.jsonl").write_text("[]\nnot json\n{}\n", encoding="utf-8")
     text = page(run).text
     assert "recipe.toml, stages/02-pretrain/result.json, metrics.jsonl (3 lines)" in text
+
+
+@pytest.mark.parametrize("recipe", ["x = " + "[" * 5000, "a = 1" + "0" * 5000, "\0"])
+def test_recipes_that_no_parser_likes(run, recipe):
+    (run / "recipe.toml").write_text(recipe, encoding="utf-8")
+    assert "left out: recipe.toml" in page(run).text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_pipes_are_not_waited_for(run):
+    for name in ("recipe.toml", "metrics.jsonl", "stages/02-pretrain/result.json"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    assert "left out: recipe.toml, stages/02-pretrain/result.json, metrics.jsonl" in page(run).text
 
 
 def test_losses_that_are_not_finite(run):

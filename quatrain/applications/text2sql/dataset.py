@@ -37,6 +37,9 @@ from quatrain.applications.text2sql.values import HeldOut
 from quatrain.errors import InputError
 
 SETS = ("new combinations", "new values", "new phrasings")
+MOST_MISSES = 50_000
+"""Draws in a row that come to nothing, after which a database has no more texts to give."""
+
 _COMMON = frozenset(
     "with that have whose and the not over under above below from before after between other than".split()
 )
@@ -134,8 +137,9 @@ class Text2SQL:
         drill = texts.Drill(Draw(rng, self._material, self._phrases, made_up=0.9))
         names = list(self._open)
         kept = {example.question for example in (*self.practice, *self.development)}
-        made = 0
-        while made < count:
+        made = misses = 0
+        while made < count and misses < MOST_MISSES:
+            misses += 1
             chance = rng.random()
             text = telling.text() if chance < texts.TELLING_SHARE else None
             if chance > 1 - texts.DRILL_SHARE:
@@ -147,7 +151,7 @@ class Text2SQL:
                 if text is None:
                     continue
             if self.held_out_values.found(text) is None:
-                made += 1
+                made, misses = made + 1, 0
                 yield text
 
     @staticmethod

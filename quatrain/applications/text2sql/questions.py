@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +22,7 @@ from quatrain.applications.text2sql.sandbox import Connection
 from quatrain.applications.text2sql.statements import plain, statement_of
 from quatrain.errors import InputError
 from quatrain.generation.engine import Completion, Engine, SamplingParams
+from quatrain.reading import shown
 from quatrain.text import catalog
 from quatrain.text.corpus import Corpus
 from quatrain.text.huggingface import is_dataset
@@ -136,6 +137,19 @@ class Questions:
                 )
         if not count:
             raise InputError(f"No question of {corpus.source} can be asked of {self.databases.source}", self.notes)
+
+    def faults(self, corpus: Corpus) -> Iterator[tuple[str, str, str]]:
+        """Place, field and reason of each question that cannot be asked: no such database, or SQL that fails on it."""
+        for place, found in corpus.placed():
+            record = cast(SQLQuestion, found)
+            if record.database not in self.databases:
+                name = shown(record.database) if record.database else "(without a name)"
+                text = f"there is no database {name} in {self.databases.source}; add it, or name another"
+                yield place, "database", text
+                continue
+            error = self.databases.connection(record.database).execute(record.query).error
+            if error is not None:
+                yield place, "query", f"its own SQL fails on the database {record.database}: {error}; mend it"
 
     def take(self, corpus: Corpus, count: int | None) -> list[Asked]:
         """The first `count` questions, or all; `notes` are complete then."""

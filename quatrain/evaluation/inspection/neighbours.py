@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quatrain.errors import InputError
-from quatrain.reading import shown
 from quatrain.evaluation.inspection.tokens import Token, check_ids, token, tokens
 from quatrain.models.stack import Model
+from quatrain.reading import shown
 
 if TYPE_CHECKING:
     from quatrain.text.tokenizer import Tokenizer

@@ -173,6 +173,35 @@ def test_databases_without_the_tables_or_the_rows(folder: Path, make: Make, tmp_
         assert "none of the 2 questions has an answer" in reader.notes[0]
 
 
+def test_preferences_come_from_questions_that_can_be_judged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quatrain.applications.text2sql import Example
+    from quatrain.stages import dpo
+
+    monkeypatch.setattr(dpo, "database_path", lambda *_: folder / "pets.db")
+    statements = ("SELECT count(*) FROM pets", "SELECT * FROM gone")
+    asked = [Example("q", sql, "count", "practice", "", (), ()) for sql in statements]
+    kept, notes = dpo._runnable(None, None, asked)  # type: ignore[arg-type]
+    assert kept == asked[:1]
+    assert "1 practice questions left out" in notes[0] and "no such table: gone" in notes[0]
+
+
+def test_data_check_runs_each_question(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from quatrain.cli import main
+
+    good, fails, elsewhere = "SELECT count(*) FROM pets", "SELECT * FROM nowhere", "SELECT 1"
+    rows = [("pets", "a", good), ("pets", "b", fails), ("zoo", "c", elsewhere)]
+    source = questions(tmp_path / "q.jsonl", *rows)
+    assert main(["data", "check", str(source)]) == 0
+    capsys.readouterr()
+    assert main(["data", "check", str(source), "--databases", str(folder)]) == 2
+    out = capsys.readouterr().out
+    assert "q.jsonl:2: its own SQL fails on the database pets: no such table: nowhere" in out
+    assert "q.jsonl:3: there is no database" in out and "2 faults" in out
+    (tmp_path / "text.txt").write_text("nothing to ask", encoding="utf-8")
+    assert main(["data", "check", str(tmp_path / "text.txt"), "--databases", str(folder)]) == 2
+    assert "--databases: is for questions with SQL" in capsys.readouterr().err
+
+
 def test_a_question_whose_own_sql_fails_is_not_scored(folder: Path) -> None:
     good = Asked("how many?", "", "select count(*) from pets", "pets", "")
     bad = Asked("who?", "", "select name from nowhere", "pets", "")
