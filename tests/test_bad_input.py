@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import quatrain
+from quatrain.cli import main
 
 try:
     import resource
@@ -273,3 +275,37 @@ def test_killed_at_a_random_moment_the_next_run_goes_on(made: Place, place: Plac
     assert process.returncode or "nothing to do" in out, seconds
     weights = "runs/tiny/model/model.safetensors"
     assert (place.folder / weights).read_bytes() == (made.folder / weights).read_bytes(), seconds
+
+
+@pytest.mark.parametrize("name", ["tiny", "runs/tiny", "./runs/tiny/"])
+def test_every_verb_takes_a_run_for_its_model(
+    made: Place, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made.folder)
+
+    def says(verb: str, model: str, *words: str) -> str:
+        assert main([verb, model, *words, "--json"]) == 0, capsys.readouterr().err
+        out = capsys.readouterr().out
+        return out.replace(model, "MODEL")
+
+    for verb, *words in (["generate", "the cat", "--max-new-tokens", "3"], ["tokenize", "the cat"],
+                         ["plan", "--method", "lora"], ["evaluate", str(made.text)],
+                         ["inspect", "--text", "the cat"]):  # fmt: skip
+        assert says(verb, name, *words) == says(verb, "runs/tiny/model", *words)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n"))
+    assert "the cat" in says("chat", name, "--max-new-tokens", "2")
+    assert main(["merge", name, "--out", "merged"]) == 2
+    assert "no adapter_config.json" in capsys.readouterr().err
+    assert main(["check", str(made.recipe), f"model.folder={made.folder}/runs/tiny", "model=none", "--toml"]) == 2
+
+
+def test_a_run_without_a_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/half").mkdir(parents=True)
+    (tmp_path / "runs/half/recipe.toml").touch()
+    (tmp_path / "runs/half/run.json").touch()
+    for words in (["generate", "half", "x"], ["tokenize", "runs/half", "x"], ["inspect", "half"], ["plan", "half"]):
+        assert main(words) == 1
+        assert "has made no" in capsys.readouterr().err

@@ -7,12 +7,19 @@ Nothing heavy is imported before a verb needs it, so that `quatrain --help` answ
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Sequence
 
 from quatrain.errors import QuatrainError
 
 DEBUG_FLAG = "--debug"
+
+_WRONG_PATHS = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO,
+}  # fmt: skip
+"""What is wrong with a path that the user gave; all else, such as a full disk, is work that failed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +73,7 @@ def _failed(error: BaseException, *, debug: bool) -> int:
         return 2
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         complain(f"{error.filename}: {error.strerror}", "error: ")
-        return 1
+        return 2 if error.errno in _WRONG_PATHS else 1
     complain(
         f"{type(error).__name__}: {error}\nThis is a bug in quatrain, not a mistake of yours. Run the same "
         "command with --debug to see where it happened, and report it with that.",

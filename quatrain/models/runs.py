@@ -22,7 +22,8 @@ def run_folder(name: str | Path) -> Path | None:
     places = [text] if text else []
     if text and not os.path.exists(text) and os.path.basename(text) == text:
         places = [os.path.join(RUNS, text)]
-    found = (place for place in places if os.path.isfile(os.path.join(place, "recipe.toml")))
+    # A run's final model has its recipe beside it too, but neither a state nor stages.
+    found = (place for place in places if _has(place, ("recipe.toml",)) and _has(place, ("run.json", "stages")))
     return next((Path(place) for place in found if not _has(place, MODEL)), None)
 
 

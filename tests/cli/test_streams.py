@@ -224,3 +224,18 @@ def test_a_terminal_of_20_columns(folder: Path) -> None:
     lines = out.decode().splitlines()
     assert lines[0] == r"\x1b]0;title\x07\x9b2J" and max(map(len, lines[1:])) <= 20
     assert "quickstart" in lines
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "~nosuch/x", "book.txt/x"])
+def test_a_path_that_cannot_be_is_wrong_input(
+    folder: Path, path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for words in (["run", path], ["check", path], ["run", "small.toml", "--runs-dir", path], ["data", "check", path],
+                  ["tokenize", path, "x"], ["merge", path, "--out", path], ["plan", path],
+                  ["evaluate", path, path]):  # fmt: skip
+        if path.startswith("~") and "--runs-dir" in words:
+            continue  # a folder of that name
+        assert main(words) in (2, 1 if words[0] in ("plan", "evaluate", "merge") else 2), words  # an id of the hub
+        error = capsys.readouterr().err
+        assert error.startswith("error: "), error

@@ -488,6 +488,7 @@ def test_a_subject_knows_its_files(tmp_path, read):
     assert torch.equal(subject.model.embed_tokens.weight, model.embed_tokens.weight)
     assert subject.tokenizer.vocab_size == VOCABULARY and subject.title.endswith("/model")
     (tmp_path / "recipe.toml").write_text("name = 'x'\n")
+    (tmp_path / "run.json").write_text("{}")
     assert open_subject(tmp_path).folder == tmp_path / "model"
     (tmp_path / "model").rename(tmp_path / "gone")
     with pytest.raises(Exception, match="has made no model yet"):
