@@ -65,6 +65,7 @@ def check_data(
     subset: str | None = None,
     split: str | None = None,
     databases: str | None = None,
+    template: str | None = None,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Check a data file: every fault with its line, field and fix, then what the data is.
@@ -85,13 +86,16 @@ def check_data(
     databases
         What questions with SQL are asked of: a folder, a .zip or a file of SQLite databases. Each question's own SQL is
         run there.
+    template
+        What chats are rendered with, to see which fields are read: a name such as chatml (the default), a Jinja file,
+        or the folder of a model.
     json_lines
         Write one JSON object, for programs.
     """
     from quatrain.cli.output import show_json
     from quatrain.text.checking import check as check_file
 
-    report = check_file(source, format=format, columns=_columns(columns), subset=subset, split=split)
+    report = check_file(source, format=format, columns=_columns(columns), subset=subset, split=split, template=template)
     if databases is not None:
         _ask(report, databases, _columns(columns), subset, split)
     if json_lines:

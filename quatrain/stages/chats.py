@@ -29,6 +29,8 @@ Chat = tuple[str, list[dict[str, Any]]]
 
 ANSWERED = ("labelled", "pair")
 """Formats whose records are a text and what is answered to it."""
+LEFT = "left out"
+"""What notes say of chats that nothing learns from."""
 NAMED = 3
 """Chats that are left out and named; the others are counted."""
 
@@ -77,7 +79,9 @@ def chat_examples(
 
     marks = [None if data.database is not None else mark_of(data, part) for part in ("source", "dev")]
     if None in marks:
-        return (*made(0), made(1)[0])
+        learned, notes = made(0)
+        held_out, others = made(1)
+        return learned, _told(notes, others, context), held_out
     key = {
         "objective": "chat",
         "data": marks,
@@ -87,8 +91,17 @@ def chat_examples(
         "limit": limit,
     }
     learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), (TokenExample,))
-    held_out, _, _ = prepared(key | {"part": "held out"}, lambda: made(1), (TokenExample,))
-    return learned, notes, held_out
+    held_out, others, _ = prepared(key | {"part": "held out"}, lambda: made(1), (TokenExample,))
+    return learned, _told(notes, others, context), held_out
+
+
+def _told(notes: list[str], of_validations: list[str], context: Context) -> list[str]:
+    """The notes of a stage, with what validations leave out; what is left out is said at once."""
+    notes = [*notes, *(f"validations: {note}" for note in of_validations if LEFT in note)]
+    for note in notes:
+        if LEFT in note:
+            context.reporter.warn(note)
+    return notes
 
 
 def mark_of(data: DataSettings, part: str) -> str | None:
@@ -172,7 +185,7 @@ class LeftOut:
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.long = self.empty = 0
+        self.long = self.empty = self.all = 0
         self.first: dict[str, list[str]] = {"long": [], "empty": []}
         self.notes: list[str] = []
 
@@ -180,8 +193,10 @@ class LeftOut:
         self, chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer
     ) -> Iterator[TokenExample]:
         """The examples that chats are, of those that are any. What an earlier, longer reading counted stays."""
-        long = empty = 0
+        long = empty = count = 0
         for place, messages in chats:
+            count += 1
+            self.all = max(self.all, count)
             rendered = render(tokenizer, messages)
             example = TokenExample(rendered.ids, rendered.assistant_mask)
             if len(example) - 1 > self.limit:
@@ -194,6 +209,7 @@ class LeftOut:
                 yield example
                 continue
             self._note(long, empty)
+        self._note(long, empty)
 
     def _name(self, why: str, place: str, number: int) -> None:
         if len(self.first[why]) < number <= NAMED:
@@ -203,8 +219,8 @@ class LeftOut:
         self.long, self.empty = max(long, self.long), max(empty, self.empty)
         self.notes.clear()
         for why, count, what in (
-            ("long", self.long, f"chats longer than {self.limit} tokens left out"),
-            ("empty", self.empty, "chats without an assistant's token left out"),
+            ("long", self.long, f"of {self.all:,} chats are longer than {self.limit:,} tokens and {LEFT}"),
+            ("empty", self.empty, f"of {self.all:,} chats have no token of the assistant to learn and are {LEFT}"),
         ):
             if count:
                 more = ", …" if count > NAMED else ""

@@ -17,6 +17,7 @@ from quatrain.errors import InputError
 from quatrain.text.corpus import Corpus, Files
 from quatrain.text.decoding import explain_byte, read_blocks, read_text, suffix_of
 from quatrain.text.messages import content_text
+from quatrain.text.named_templates import templates_at
 from quatrain.text.records import (
     AnyRecord,
     Choice,
@@ -32,9 +33,13 @@ from quatrain.text.records import (
 )
 from quatrain.text.rules import Finding, Repetitions, Tags, check_record
 from quatrain.text.sources import left_out
+from quatrain.text.unread import UnreadFields
 
 #: This many faults and this many warnings are shown, all are counted.
 LIMIT = 100
+
+#: The chat template that a recipe gives a new tokenizer.
+DEFAULT_TEMPLATE = "chatml"
 
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
@@ -91,12 +96,16 @@ def check(
     columns: Mapping[str, str] | None = None,
     count: Callable[[str], int] = len,
     unit: str = "characters",
+    template: str | None = None,
     **options: Any,
 ) -> Report:
     """Read all of `source` and report what is wrong with it. `count` measures a text, in `unit`.
 
-    `options` are those of `Corpus`. Raises InputError where nothing can be read: no file, no known format.
+    Chats are rendered with `template`, a name such as "chatml" (the default), a Jinja file or the folder of a model:
+    fields that change nothing are named. `options` are those of `Corpus`. Raises InputError where nothing can be read:
+    no file, no known format, no such template.
     """
+    templates = templates_at(template or DEFAULT_TEMPLATE)
     corpus = Corpus(source, format=format, columns=columns, reader=read_anyway, **options)
     report = Report(corpus.source, corpus.format, corpus.layout.describe(), unit=unit)
     left = left_out(source)
@@ -108,7 +117,16 @@ def check(
         for path in corpus.origin.files:
             for finding in wrong_bytes(path):
                 report.add(finding)
-    _Check(corpus, report, count).run()
+    unread = None
+    if corpus.format in ("chat", "preference"):
+        unread = UnreadFields(templates, template or DEFAULT_TEMPLATE, corpus.convert)
+    _Check(corpus, report, count, unread).run()
+    if unread is not None:
+        if unread.refusal is not None:
+            place, text = unread.refusal
+            report.add(Finding(place, f"{text} ({unread.refused:,} rows)", None, template is None))
+        for place, name, text in unread.findings():
+            report.add(Finding(place, text, name, True))
     order = {str(path): number for number, path in enumerate(getattr(corpus.origin, "files", []))}
     report.faults.sort(key=lambda each: _position(each.place, order))
     report.warnings.sort(key=lambda each: _position(each.place, order))
@@ -124,8 +142,8 @@ def _position(place: str, order: Mapping[str, int]) -> tuple[int, int]:
 class _Check:
     """Goes over the rows of a corpus and fills a report."""
 
-    def __init__(self, corpus: Corpus, report: Report, count: Callable[[str], int]):
-        self.corpus, self.report, self.count = corpus, report, count
+    def __init__(self, corpus: Corpus, report: Report, count: Callable[[str], int], unread: UnreadFields | None):
+        self.corpus, self.report, self.count, self.unread = corpus, report, count, unread
         self.tags = Tags(LIMIT)
         self.repeated = Repetitions()
         self.lengths: dict[str, array.array[int]] = {}
@@ -143,6 +161,8 @@ class _Check:
                     for each in fault.all:
                         self.report.add(Finding(row.place, str(each), each.field))
                     continue
+                if self.unread is not None:
+                    self.unread.add(row, records)
                 for record in records:
                     self.report.records += 1
                     self._look_at(row, record)

@@ -75,6 +75,8 @@ def _beside(fields: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
         name = next((name for name in names if fields.get(name) not in (None, "")), None)
         if name is None:
             continue
+        if name == "documents" and not _are_objects(fields[name]):
+            continue  # a column of another meaning, which no template reads: `data check` says so
         try:
             value = _from_json(fields[name], name, list)
             if not all(isinstance(each, dict) for each in value):
@@ -88,6 +90,13 @@ def _beside(fields: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
         except Fault as fault:
             faults.append(fault)
     return found
+
+
+def _are_objects(value: Any) -> bool:
+    """Whether a value is a list of objects, perhaps as JSON text."""
+    if isinstance(value, str):
+        return value.lstrip()[:1] == "["
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _from_json(value: Any, name: str, kind: type) -> Any:

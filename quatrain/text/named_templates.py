@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.errors import InputError
-from quatrain.reading import read_text, shown
+from quatrain.reading import read_json, read_text, shown, user_path
 from quatrain.settings import did_you_mean
 from quatrain.text.metering import MAX_SOURCE
 from quatrain.text.templates import TEMPLATES
@@ -57,6 +57,26 @@ def template_files(folder: Path) -> dict[str, str]:
     for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
         found[path.name.removesuffix(".jinja")] = read_text(path, 4 * MAX_SOURCE)
     return found
+
+
+def templates_at(written: str) -> dict[str, str]:
+    """The chat templates that a user names: one of `TEMPLATES`, a Jinja file, or the folder of a model.
+
+    Raises InputError where there is none.
+    """
+    if written in TEMPLATES:
+        return {DEFAULT: TEMPLATES[written]}
+    path = user_path(written, "the chat template")
+    if path.is_dir():
+        config = path / "tokenizer_config.json"
+        own = read_json(config, dict).get("chat_template") if config.exists() else None
+        found = template_files(path) or named_templates(own)
+        if not found:
+            raise InputError(f"{path} has no chat template: neither tokenizer_config.json nor {TEMPLATE_FILE} has one")
+        return found
+    if path.exists():
+        return {DEFAULT: source_of(read_text(path, 4 * MAX_SOURCE))}
+    return {DEFAULT: source_of(written)}
 
 
 def template_for(templates: Mapping[str, str], name: str | None, *, tools: bool) -> str:

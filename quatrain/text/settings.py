@@ -10,6 +10,7 @@ from pydantic import Field
 from quatrain.errors import InputError
 from quatrain.settings import Listing, Problem, Settings
 from quatrain.text.formats import check_columns
+from quatrain.text.named_templates import source_of
 
 
 class DataSettings(Settings):
@@ -79,6 +80,11 @@ class TokenizerSettings(Settings):
     def conflicts(self) -> Iterator[Problem]:
         if self.spaces == "free" and self.kind != "bpe":
             yield Problem(("spaces",), f'"free"; only kind = "bpe" has it, not "{self.kind}"', (("kind",),))
+        if self.chat_template is not None:
+            try:
+                source_of(self.chat_template)
+            except InputError as error:
+                yield Problem(("chat_template",), error.message.removeprefix("chat_template "))
         if self.lowercase and self.kind not in ("wordpiece", "word"):
             text = f'true; only kind = "wordpiece" or "word" has it, not "{self.kind}"'
             yield Problem(("lowercase",), text, (("kind",),))
