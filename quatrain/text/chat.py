@@ -24,7 +24,8 @@ import jinja2.nodes
 from quatrain.errors import InputError
 from quatrain.reading import parse_json, shown
 from quatrain.text.messages import REASONING, ROLES, check_messages, is_learned, joined, plain
-from quatrain.text.metering import MAX_SOURCE, TemplateLimitError, metered
+from quatrain.text.metering import TemplateLimitError, metered
+from quatrain.text.named_templates import MAX_SOURCE
 from quatrain.text.sandbox import MeteredEnvironment
 from quatrain.text.templates import CHATML, TEMPLATES
 from quatrain.wording import printable

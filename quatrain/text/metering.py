@@ -16,9 +16,6 @@ from jinja2.utils import Namespace
 
 from quatrain.errors import InputError
 
-MAX_SOURCE = 100_000
-"""Characters of a template. The largest published ones have 30,000."""
-
 MAX_STEPS = 1_000_000
 """Turns of loops, calls, and elements that are looked at. A chat of 1,000 turns needs some 50,000."""
 

@@ -14,8 +14,10 @@ from typing import Any
 from quatrain.errors import InputError
 from quatrain.reading import read_json, read_text, shown, user_path
 from quatrain.settings import did_you_mean
-from quatrain.text.metering import MAX_SOURCE
 from quatrain.text.templates import TEMPLATES
+
+MAX_SOURCE = 100_000
+"""Characters of a template. The largest published ones have 30,000."""
 
 DEFAULT = "default"
 TOOL_USE = "tool_use"
