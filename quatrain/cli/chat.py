@@ -74,7 +74,7 @@ def chat(
         params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         engine = Engine.load(model, adapter=adapter)
         # A chat template that cannot be used would fail at each line: it is one error, before the first.
-        engine.render([{"role": "user", "content": "Hello"}], adapter=adapter)
+        engine.check_chat(adapter)
         talk: Talk
         if connection is not None:
             talk = DatabaseTalk(engine, params, connection, json_lines, shows_schema=schema)

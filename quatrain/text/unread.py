@@ -6,20 +6,21 @@ field and without it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from quatrain.errors import InputError
-from quatrain.reading import parse_json
 from quatrain.text.chat import render_text
-from quatrain.text.messages import ROLES
+from quatrain.text.messages import ABOUT
 from quatrain.text.named_templates import template_for
-from quatrain.text.records import AnyRecord, Conversation, Fault, Messages, Preference, Record
+from quatrain.text.records import AnyRecord, Conversation, Fault, Message, Messages, Preference, Record
 
 TRIES = 30
 """Rows on which a field is tried before it is said to change nothing."""
+
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""Values of a field that is as good as absent."""
 
 _TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
@@ -50,7 +51,8 @@ class UnreadFields:
         """Looks at a row and the records that it became."""
         if not isinstance(row.value, Mapping) or not records:
             return
-        found = list(_fields(row.value))
+        chats = [chat for record in records for chat in _chats(record)]
+        found = [("", name) for name, held in row.value.items() if held not in EMPTY] + list(_fields(chats))
         for key in found:
             field = self.fields.setdefault(key, _Field(row.place))
             field.rows += 1
@@ -58,7 +60,7 @@ class UnreadFields:
         if not open_ones and self.refusal is None:
             return
         try:
-            whole = self._rendered(records)
+            whole = self._rendered(chats)
         except InputError as error:
             self.refused += 1
             self.refusal = self.refusal or (row.place, " ".join([error.message, *error.problems[:1]]))
@@ -66,26 +68,30 @@ class UnreadFields:
         for key in open_ones:
             field = self.fields[key]
             field.tries += 1
-            field.changes = self._changed(row, key, whole)
+            field.changes = self._changed(row, chats, key, whole)
 
-    def _changed(self, row: Record, key: tuple[str, str], whole: list[Any]) -> bool:
+    def _changed(self, row: Record, chats: list[Messages], key: tuple[str, str], whole: list[Any]) -> bool:
         """Whether a row without a field is rendered otherwise, or is none."""
+        role, name = key
         try:
-            return self._rendered(self.convert(Record(row.place, _without(row.value, key)))) != whole
+            if role:
+                rest = [chat.of(_without(message, role, name) for message in chat) for chat in chats]
+            else:
+                value = {each: held for each, held in row.value.items() if each != name}
+                rest = [chat for record in self.convert(Record(row.place, value)) for chat in _chats(record)]
+            return self._rendered(rest) != whole
         except (Fault, InputError):
             return True
 
-    def _rendered(self, records: list[AnyRecord]) -> list[Any]:
+    def _rendered(self, chats: list[Messages]) -> list[Any]:
         found = []
-        for record in records:
-            for messages in _chats(record):
-                source = template_for(self.templates, None, tools=messages.tools is not None)
-                variables = {**_TOKENS, **messages.variables}
-                prompt = messages[-1]["role"] != "assistant"
-                found.append(
-                    render_text(source, messages, add_generation_prompt=prompt, tools=messages.tools,
-                                documents=messages.documents, variables=variables)
-                )  # fmt: skip
+        for chat in chats:
+            source = template_for(self.templates, None, tools=chat.tools is not None)
+            prompt = chat[-1]["role"] != "assistant"
+            found.append(
+                render_text(source, chat, add_generation_prompt=prompt, tools=chat.tools, documents=chat.documents,
+                            variables={**_TOKENS, **chat.variables})
+            )  # fmt: skip
         return found
 
     def findings(self) -> Iterator[tuple[str, str, str]]:
@@ -109,54 +115,24 @@ def _chats(record: AnyRecord) -> Iterator[Messages]:
             yield prompt + answer
 
 
-def _is_turn(value: Any) -> bool:
-    return isinstance(value, Mapping) and ("role" in value or "from" in value)
+def _fields(chats: list[Messages]) -> Iterator[tuple[str, str]]:
+    """The fields of messages, as (role, name), that have a value.
 
-
-def _role_of(message: Mapping[str, Any]) -> str:
-    role = message.get("role", message.get("from"))
-    return role if isinstance(role, str) and (role in ROLES or len(role) < 20) else "others"
-
-
-def _turns(value: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """The fields of a row that hold messages."""
-    for name, held in value.items():
-        turns = held
-        if isinstance(held, str) and held.startswith("[{"):  # in a table
-            with contextlib.suppress(InputError):
-                turns = parse_json(held, name, list)
-        if isinstance(turns, list) and turns and all(map(_is_turn, turns)):
-            yield name, turns
-
-
-def _fields(value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The fields of a row, as ("", name), and those of its messages, as (role, name); those without a value left out.
-
-    A weight is always understood: it says whether the assistant's turn is learned.
+    The weight of an assistant's turn is always understood: it says whether the turn is learned.
     """
-    yield from (("", name) for name, held in value.items() if held not in (None, "", [], {}))
     found = dict.fromkeys(
-        (_role_of(message), name)
-        for _, turns in _turns(value)
-        for message in turns
+        (str(message["role"]), name)
+        for chat in chats
+        for message in chat
         for name, held in message.items()
-        if name not in ("role", "from", "content", "value") and held not in (None, "", [], {})
+        if name not in ("role", "content") and held not in EMPTY
     )
-    yield from (key for key in found if key != ("assistant", "weight") and key != ("gpt", "weight"))
+    yield from (key for key in found if key != ("assistant", "weight"))
 
 
-def _without(value: Mapping[str, Any], key: tuple[str, str]) -> dict[str, Any]:
-    """A row without one of its fields."""
-    role, name = key
-    if not role:
-        return {each: held for each, held in value.items() if each != name}
-    return {
-        **value,
-        **{
-            field: [
-                {each: held for each, held in message.items() if each != name or _role_of(message) != role}
-                for message in turns
-            ]
-            for field, turns in _turns(value)
-        },
-    }
+def _without(message: Message, role: str, name: str) -> Message:
+    """A message of a role without one of its fields; what then says nothing has an empty text."""
+    if message["role"] != role or name not in message:
+        return message
+    rest = {each: held for each, held in message.items() if each != name and held is not None}
+    return rest if set(rest) - ABOUT or "content" in rest else {**rest, "content": ""}

@@ -125,6 +125,32 @@ def test_plan_counts_a_recipe_without_making_it(capsys: pytest.CaptureFixture[st
     assert "parameters" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "no chat template"),
+        ("{% if %}", "no valid Jinja"),
+        ("{{ raise_exception('no') }}", "refuses this conversation: no"),
+        ("{% for a in range(10**9) %}{% endfor %}", "the chat template was stopped"),
+        ([{"name": "rag", "template": "{{ messages }}"}], 'none named "default"'),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--db"]])
+def test_chat_without_a_usable_template_is_one_error(
+    folder: Path, tmp_path: Path, database: Path, template: object, words: str, more: list[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config = {**config, "chat_template": template} if template else {k: v for k, v in config.items() if k[:4] != "chat"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    lines(monkeypatch, "one", "two", "three")
+    assert main(["chat", str(tmp_path), *more, *([str(database)] if more else [])]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.count("error:") == 1 and not captured.out
+
+
 def test_chat_goes_on_after_what_fails(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a template stays on one line)
 """Conversations with every field, through templates as models have them: as transformers' `apply_chat_template`."""
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ TOOL = {"type": "function", "function": {"name": "rain", "parameters": {"type": 
 
 LLAMA = """\
 {{- bos_token }}{%- set tools = tools if tools is defined else none %}
-{%- if messages[0].role in ['system', 'developer'] %}{%- set told = messages[0].content %}{%- set messages = messages[1:] %}
+{%- if messages[0].role in ['system', 'developer'] %}{%- set told = messages[0].content %}
+  {%- set messages = messages[1:] %}
 {%- else %}{%- set told = '' %}{%- endif %}
 {{- '<|system|>' + (told if told is string else '') }}
-{%- if tools is not none %}{{- 'Environment: ipython\\n' }}{%- for t in tools %}{{- t | tojson(indent=4) }}{%- endfor %}{%- endif %}
+{%- if tools is not none %}{{- 'Environment: ipython\\n' }}{%- for t in tools %}
+  {{- t | tojson(indent=4) }}{%- endfor %}{%- endif %}
 {%- for message in messages %}
   {%- if not (message.role in ['ipython', 'tool'] or 'tool_calls' in message) %}
     {{- '<|' + message.role + '|>\\n' }}{%- if message.role == 'assistant' %}
-      {%- generation %}{{- (message.content | trim if message.content is string else 'parts') + '<|eot|>' }}{%- endgeneration %}
+      {%- generation %}
+        {{- (message.content | trim if message.content is string else 'parts') + '<|eot|>' }}{%- endgeneration %}
     {%- else %}{{- message['content'] | trim if message.content is string else 'parts' }}{%- endif %}
   {%- elif 'tool_calls' in message %}
     {%- if message.content is defined and message.content is none %}{{- 'NONE' }}{%- endif %}
@@ -48,14 +52,19 @@ LLAMA = """\
 {%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"""
 
 QWEN = """\
-{%- macro text_of(content) %}{%- if content is string %}{{- content }}{%- elif content is iterable and content is not mapping %}
-{%- for item in content %}{%- if item.type == 'image' or 'image' in item %}{{- '<|image|>' }}{%- elif 'text' in item %}{{- item.text }}
-{%- endif %}{%- endfor %}{%- elif content is none or content is undefined %}{{- '' }}{%- else %}{{- raise_exception('no text') }}
+{%- macro text_of(content) %}{%- if content is string %}
+  {{- content }}{%- elif content is iterable and content is not mapping %}
+{%- for item in content %}{%- if item.type == 'image' or 'image' in item %}
+  {{- '<|image|>' }}{%- elif 'text' in item %}{{- item.text }}
+{%- endif %}{%- endfor %}{%- elif content is none or content is undefined %}{{- '' }}{%- else %}
+  {{- raise_exception('no text') }}
 {%- endif %}{%- endmacro %}
-{%- if tools %}{{- '<tools>' }}{%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{%- endfor %}{{- '\\n</tools>' }}{%- endif %}
+{%- if tools %}{{- '<tools>' }}{%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{%- endfor %}
+  {{- '\\n</tools>' }}{%- endif %}
 {%- set ns = namespace(last=messages|length - 1, open=true) %}
 {%- for message in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}
-{%- if ns.open and message.role == 'user' %}{%- set ns.open = false %}{%- set ns.last = index %}{%- endif %}{%- endfor %}
+{%- if ns.open and message.role == 'user' %}{%- set ns.open = false %}{%- set ns.last = index %}{%- endif %}
+  {%- endfor %}
 {%- for message in messages %}{%- set content = text_of(message.content) | trim %}
   {%- if message.role == 'assistant' %}
     {%- set reasoning = '' %}
@@ -65,12 +74,16 @@ QWEN = """\
     {{- '<|im_start|>assistant\\n' }}{%- generation %}
     {%- if loop.index0 > ns.last and (loop.last or reasoning) and enable_thinking is not false %}
       {{- '<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' }}{%- endif %}{{- content }}
-    {%- for tool_call in message.tool_calls or [] %}{%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}
+    {%- for tool_call in message.tool_calls or [] %}{%- if tool_call.function %}
+      {%- set tool_call = tool_call.function %}{%- endif %}
       {{- '\\n<tool_call>' + tool_call.name }}
-      {%- if tool_call.arguments is mapping %}{%- for k, v in tool_call.arguments | items %}{{- k ~ '=' ~ (v | string) }}{%- endfor %}
-      {%- else %}{{- tool_call.arguments }}{%- endif %}{%- endfor %}{{- '<|im_end|>' }}{%- endgeneration %}{{- '\\n' }}
+      {%- if tool_call.arguments is mapping %}{%- for k, v in tool_call.arguments | items %}
+        {{- k ~ '=' ~ (v | string) }}{%- endfor %}
+      {%- else %}{{- tool_call.arguments }}{%- endif %}{%- endfor %}{{- '<|im_end|>' }}{%- endgeneration %}
+        {{- '\\n' }}
   {%- elif message.role == 'tool' %}
-    {%- if loop.previtem and loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}{{- '\\n<r>' + content + '</r>' }}
+    {%- if loop.previtem and loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+      {{- '\\n<r>' + content + '</r>' }}
     {%- if not loop.last and loop.nextitem.role != 'tool' %}{{- '<|im_end|>\\n' }}{%- endif %}
   {%- else %}{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}{%- endif %}
 {%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
@@ -85,10 +98,12 @@ MISTRAL = """\
       {{- ', ' if not loop.last }}{%- endfor %}{{- '][/AVAILABLE_TOOLS]' }}{%- endif %}
     {{- '[INST] ' ~ message.content ~ '[/INST]' }}
   {%- elif message.tool_calls is defined and message.tool_calls is not none %}
-    {%- generation %}{{- '[TOOL_CALLS] [' }}{%- for call in message.tool_calls %}{%- set out = call.function | tojson %}
+    {%- generation %}{{- '[TOOL_CALLS] [' }}{%- for call in message.tool_calls %}
+      {%- set out = call.function | tojson %}
     {{- out[:-1] }}{{- ', "id": "' ~ call.id ~ '"}' }}{%- endfor %}{{- ']' + eos_token }}{%- endgeneration %}
   {%- elif message.role == 'assistant' %}{%- generation %}{{- ' ' ~ message.content ~ eos_token }}{%- endgeneration %}
-  {%- elif message.role in ['tool', 'tool_results'] %}{{- '[TOOL_RESULTS] {"content": ' ~ message.content ~ ', "call_id": "' ~
+  {%- elif message.role in ['tool', 'tool_results'] %}
+    {{- '[TOOL_RESULTS] {"content": ' ~ message.content ~ ', "call_id": "' ~
     message.tool_call_id ~ '"}' }}
   {%- else %}{{- message | tojson(sort_keys=true) }}{%- endif %}
 {%- endfor %}{%- if documents %}{%- for d in documents %}{{- d.title ~ ': ' ~ d.text }}{%- endfor %}{%- endif %}
@@ -98,10 +113,12 @@ PARTS = """\
 {%- for message in messages %}{{- '<' ~ message['role'] ~ '>' }}
 {%- for part in message['content'] %}
   {%- if part is string %}{{- part }}
-  {%- elif part['type'] == 'text' %}{%- if message['role'] == 'assistant' %}{%- generation %}{{- part['text'] }}{%- endgeneration %}
+  {%- elif part['type'] == 'text' %}{%- if message['role'] == 'assistant' %}{%- generation %}
+    {{- part['text'] }}{%- endgeneration %}
   {%- else %}{{- part['text'] }}{%- endif %}
   {%- else %}{{- '[' ~ part['type'] ~ ']' }}{%- endif %}
-{%- endfor %}{{- message.thinking or '' }}{{- message.refusal or '' }}{{- message.weight if message.weight is defined }}
+{%- endfor %}
+  {{- message.thinking or '' }}{{- message.refusal or '' }}{{- message.weight if message.weight is defined }}
 {%- endfor %}"""
 
 MODELS = {"chatml": TEMPLATES["chatml"], "llama": LLAMA, "qwen": QWEN, "mistral": MISTRAL, "parts": PARTS}

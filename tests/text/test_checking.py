@@ -141,3 +141,75 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "must look like text=review" in capsys.readouterr().err
     assert main(["data", "check", str(tmp_path / "absent.csv")]) == 2
     assert "absent.csv" in capsys.readouterr().err
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RICH = [
+    {"id": 7, "tools": [{"type": "function", "function": {"name": "f"}}], "messages": [
+        USER | {"name": "Bo"}, {"role": "assistant", "content": None, "refusal": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "7"},
+        {"role": "assistant", "reasoning_content": "hm", "content": "4", "weight": 1}]},
+    {"messages": [USER, SAYS | {"weight": 0}, USER, SAYS | {"thinking": "x", "annotations": [1]}], "lang": "en"},
+    {"messages": [USER, SAYS | {"reasoning": "y"}], "documents": [{"title": "t", "text": "x"}],
+     "chat_template_kwargs": {"day": 1}},
+]  # fmt: skip
+
+
+def unread(report: object) -> set[str]:
+    return {each.text.split(" changes nothing")[0] for each in report.warnings if "changes nothing" in each.text}
+
+
+def test_fields_of_chats_that_change_nothing_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", RICH)
+    report = check(path)
+    assert report.ok, report.faults
+    common = {"field 'id'", "field 'lang'", "field 'name' of the user's turns", "field 'documents'",
+              "field 'tool_call_id' of the tool's turns", "field 'annotations' of the assistant's turns", "field 'chat_template_kwargs'"}
+    assert unread(report) == common
+    plain = tmp_path / "plain.jinja"
+    plain.write_text("{% for m in messages %}{{ m.content or '' }}{{ m.name }}{% endfor %}{{ day }}")
+    report = check(path, template=str(plain))
+    assert unread(report) == common - {"field 'name' of the user's turns", "field 'chat_template_kwargs'"} | {
+        "field 'tools'", "field 'tool_calls' of the assistant's turns",
+        "field 'reasoning_content' of the assistant's turns", "field 'thinking' of the assistant's turns", "field 'reasoning' of the assistant's turns"}  # fmt: skip
+
+
+def test_the_template_of_a_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, "a.jsonl", [{"messages": [USER, SAYS]}])
+    assert main(["data", "check", str(path), "--template", "chatlm"]) == 2
+    assert "did you mean chatml" in capsys.readouterr().err
+    (tmp_path / "t.jinja").write_text("{{ raise_exception('never') }}")
+    assert main(["data", "check", str(path), "--template", str(tmp_path / "t.jinja")]) == 2
+    assert "a.jsonl:1: the chat template refuses this conversation: never (1 rows)" in capsys.readouterr().out
+    from quatrain.text.tokenizer import Tokenizer
+
+    Tokenizer.train(["abc"], vocab_size=300, chat_template="plain").save(tmp_path / "model")
+    assert main(["data", "check", str(path), "--template", str(tmp_path / "model")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [USER, SAYS | {"weight": 0}]}, "every turn of the assistant has the weight 0"),
+        ({"messages": [USER, SAYS | {"weight": 0.5}]}, "field 'messages[1].weight': the weight 0.5: allowed are 0"),
+        ({"messages": [USER, SAYS], "tools": "[{"}, "field 'tools'"),
+        ({"messages": [USER, SAYS], "tools": {"name": "f"}}, "field 'tools' is an object, must be a list"),
+        ({"messages": [USER, SAYS], "tools": ["f"]}, "field 'tools': must be a list of objects"),
+        ({"messages": [USER, SAYS], "chat_template_kwargs": [1]}, "field 'chat_template_kwargs'"),
+        ({"messages": [USER | {"content": [1]}, SAYS]}, "part 0 is 1"),
+        ({"messages": [USER | {"content": [{"type": "text"}]}, SAYS]}, "part 0 has no text"),
+    ],
+)
+def test_fields_of_chats_that_cannot_be_understood(tmp_path: Path, row: dict, words: str) -> None:
+    report = check(written(tmp_path, "a.jsonl", [{"messages": [USER, SAYS | {"content": "other"}]}, row]))
+    assert [words in each.text for each in report.faults] == [True], report.faults
+
+
+def test_fields_of_preferences_and_of_other_formats(tmp_path: Path) -> None:
+    mood = "field 'mood' of the assistant's turns"
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "score": 3, "system": "s"},
+            {"conversations": [{"from": "human", "value": "p"}], "tools": "[]", "chosen": {"from": "gpt", "value": "a"},
+             "rejected": {"from": "gpt", "value": "b", "mood": "x"}}]  # fmt: skip
+    assert unread(check(written(tmp_path, "a.jsonl", rows))) == {"field 'score'", "field 'tools'", mood}
+    rows = [{"instruction": "p", "input": "q", "output": "a", "text": "all", "system": "s", "history": [["x", "y"]]}]
+    assert unread(check(written(tmp_path, "b.jsonl", rows))) == {"field 'text'"}

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a template stays on one line)
 """Chat templates of strangers end in time, in little memory, and with the limit that they hit."""
 
 from __future__ import annotations
