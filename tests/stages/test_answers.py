@@ -70,6 +70,36 @@ def test_evaluate_measures_answers_of_chats(done: Run, materials: Path, capsys: 
     assert "bits per character" in capsys.readouterr().out
 
 
+def test_chats_that_are_left_out_are_said_with_their_number(done: Run, tmp_path: Path) -> None:
+    said = [{"role": "assistant", "content": "cat"}]
+    short = [[{"role": "user", "content": "say cat"}, *said]] * 6
+    long = [[{"role": "user", "content": "the cat sat " * 200}, *said]] * 3
+    silent = [[{"role": "user", "content": "say"}, {**said[0], "weight": 0}]]
+    for name, rows in (("a", short + long + silent), ("b", short[:2] + long[:1])):
+        rows_of = (json.dumps({"messages": messages}) + "\n" for messages in rows)
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows_of), encoding="utf-8")
+    text = (
+        f"name = 'left'\n[data]\nsource = '{tmp_path / 'a.jsonl'}'\ndev = '{tmp_path / 'b.jsonl'}'\n[model]\n"
+        f"folder = '{done.model}'\n[[stage]]\nkind = 'finetune'\n"
+        "train = { steps = 2, batch_tokens = 192, warmup = 1 }\n"
+    )
+
+    class Heard(SilentReporter):
+        lines: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.lines.append(text)
+
+    run = quatrain.run(loads(text), runs_dir=tmp_path, reporter=Heard())
+    expected = [("3 of 10 chats are longer than", "a.jsonl:7"), ("1 of 10 chats have no token", "a.jsonl:10"),
+                ("validations: 1 of 3 chats are longer than", "b.jsonl:3")]  # fmt: skip
+    for lines in (Heard.lines, run.results[-1]["notes"]):
+        left = [line for line in lines if "left out" in line]
+        for line, (words, place) in zip(left, expected, strict=False):
+            assert words in line and place in line
+        assert len(left) >= 3
+
+
 def test_a_model_without_turns_is_given_a_template(done: Run, materials: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
