@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -183,24 +183,16 @@ class Engine:
         """The ids of a conversation up to where the assistant speaks, through the one chat renderer."""
         from quatrain.text.chat import render
 
-        return render(self._chat_tokenizer(adapter), messages, add_generation_prompt=True, tools=tools).ids
-
-    def check_chat(self, adapter: str | None = None) -> None:
-        """Raises InputError where the chat template is missing, or cannot write a conversation that a user begins."""
-        from quatrain.text.chat import render_text
-
-        tokenizer = self._chat_tokenizer(adapter)
-        turn, variables = {"role": "user", "content": "Hello"}, tokenizer.special_tokens_map
-        render_text(tokenizer.template_for(), [turn], add_generation_prompt=True, variables=variables)
-
-    def _chat_tokenizer(self, adapter: str | None) -> Any:
         tokenizer: Any = self._tokenizer_of(adapter)
         if not getattr(tokenizer, "chat_templates", None):
-            raise InputError(
-                "This model's tokenizer has no chat template, so it cannot take turns. Fine-tune it on chats first, or "
-                "generate from a plain prompt."
-            )
-        return tokenizer
+            raise InputError("This model's tokenizer has no chat template: fine-tune it on chats, or give texts.")
+        return render(tokenizer, messages, add_generation_prompt=True, tools=tools).ids
+
+    def check_chat(self, adapter: str | None = None) -> None:
+        """Raises InputError where the chat template is missing, or cannot write what a user says."""
+        from quatrain.text.chat import check_template
+
+        check_template(cast(Any, self._tokenizer_of(adapter)))
 
     def _adapters(self, adapters: Choice, count: int) -> list[str | None]:
         """The adapter of each prompt. Raises InputError, with near names, for those that the model has not."""

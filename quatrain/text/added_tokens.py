@@ -225,6 +225,13 @@ def is_own_name(key: str, value: Any) -> bool:
     return key.endswith("_token") and key not in _IN_ORDER and content_of(value) is not None
 
 
+def own_names(config: dict[str, Any]) -> dict[str, Any]:
+    """The tokens under names of the model's own, such as {"image_token": …}, which a chat template may read."""
+    named = {key: value for key, value in config.items() if is_own_name(key, value)}
+    extra = config.get("extra_special_tokens")
+    return named | (extra if isinstance(extra, dict) else {})
+
+
 def _check(problems: Iterator[str], file: Path) -> None:
     if found := list(problems):
         raise InputError(f"{file} cannot be used:", found)

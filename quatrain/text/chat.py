@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from quatrain.text.tokenizer import Tokenizer
 
-__all__ = ["CHATML", "ROLES", "TEMPLATES", "Rendered", "has_marks", "render", "render_text"]
+__all__ = ["CHATML", "ROLES", "TEMPLATES", "Rendered", "check_template", "has_marks", "render", "render_text"]
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
@@ -101,6 +101,12 @@ def render(
     )
     ids, offsets = tokenizer.encode_with_offsets(text)
     return Rendered(text, ids, _mask(offsets, spans), spans)
+
+
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raises InputError where a chat template is missing, or cannot write a conversation that a user begins."""
+    turn, variables = {"role": "user", "content": "Hello"}, tokenizer.special_tokens_map
+    render_text(tokenizer.template_for(), [turn], add_generation_prompt=True, variables=variables)
 
 
 def render_text(

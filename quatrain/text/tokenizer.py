@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
 from quatrain.atomic import write_json, write_text
-from quatrain.text.added_tokens import ROLES, content_of
+from quatrain.text.added_tokens import ROLES, content_of, own_names
 from quatrain.text.encodings import is_text, not_text, once, unknown_characters
 from quatrain.text.named_templates import (
     DEFAULT,
@@ -289,9 +289,10 @@ class Tokenizer:
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Role -> token, in the form that chat templates get: {"eos_token": "<|endoftext|>", …}."""
+        """Name -> token, in the form that chat templates get: {"eos_token": "<|endoftext|>", …}."""
         named = {f"{role}_token": self.special_token(role) for role in ROLES}
-        return {role: token for role, token in named.items() if token is not None}
+        named |= {name: content_of(value) for name, value in own_names(self.config).items()}
+        return {name: token for name, token in named.items() if token is not None}
 
     def _role_id(self, *roles: str) -> int | None:
         for role in roles:

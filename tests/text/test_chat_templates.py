@@ -336,6 +336,27 @@ def test_named_templates_are_chosen_and_kept_as_transformers_does(tmp_path: Path
     assert again.chat_template == theirs.chat_template
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"extra_special_tokens": {"image_token": "<image>"}},
+        {"boi_token": "<boi>"},
+        {"additional_special_tokens": ["<boi>"]},
+        {"extra_special_tokens": ["<boi>"], "image_token": "<image>"},
+        {"bos_token": None},
+        {"eos_token": "<boi>", "pad_token": "<image>"},
+    ],
+)
+def test_tokens_reach_a_template_under_the_names_of_transformers(tmp_path: Path, written: dict[str, Any]) -> None:
+    template = "{{ image_token }}|{{ boi_token }}|{{ extra_special_tokens }}|{{ bos_token }}|{{ eos_token }}|{{ pad_token }}"
+    Tokenizer.train(["abc"], vocab_size=300, special_tokens=["<image>", "<boi>"], chat_template=template).save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | written))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    expected = theirs.apply_chat_template(TALK, tokenize=False)
+    assert render(Tokenizer.load(tmp_path), TALK, mask=False).text == expected
+
+
 def test_setting_a_template_replaces_all(tmp_path: Path) -> None:
     Tokenizer.train(["abc"], vocab_size=300).save(tmp_path)
     write_templates(tmp_path, "list")
