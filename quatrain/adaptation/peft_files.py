@@ -82,6 +82,7 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
         config["target_modules"] = _short_names(set(grouped), every)
         config["fan_in_fan_out"] = any(layers[path].transposed for path in grouped)
         config |= _options(found, grouped, written, every)
+    peft_whole.write_aliases(model, config, tensors)
     from safetensors.torch import save
 
     write_json(folder / ADAPTER_CONFIG, config)

@@ -61,12 +61,36 @@ def rename_aliases(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
     renamed = {}
     for alias, name in _head_aliases(family(config.family), operations(config)).items():
         before, after = (f"{PREFIX}{each.removesuffix('.weight')}." for each in (alias, name))
-        if any(each.startswith(after) for each in tensors):
+        if any(each.startswith(after) for each in tensors):  # written under both names
+            for each in [each for each in tensors if each.startswith(before)]:
+                del tensors[each]
             continue
         for each in [each for each in tensors if each.startswith(before)]:
             tensors[after + each.removeprefix(before)] = tensors.pop(each)
             renamed[name.removesuffix(".weight")] = alias.removesuffix(".weight")
     return renamed
+
+
+def write_aliases(model: Model, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Adds the head's tensors under its other names, and those names to the configuration, in place.
+
+    GPT-NeoX's head is `embed_out` in older releases of transformers and `lm_head` in newer ones; PEFT passes over the
+    name that the model at hand does not have.
+    """
+    for alias, name in _head_aliases(family(model.config.family), operations(model.config)).items():
+        old, new = name.removesuffix(".weight"), alias.removesuffix(".weight")
+        copies = {
+            f"{PREFIX}{new}.{each.removeprefix(f'{PREFIX}{old}.')}": tensor.clone()
+            for each, tensor in tensors.items()
+            if each.startswith(f"{PREFIX}{old}.")
+        }
+        tensors |= copies
+        for key in ("modules_to_save", "target_modules"):
+            if copies and old in (config.get(key) or ()):
+                config[key] = sorted({*config[key], new})
+        for key in ("rank_pattern", "alpha_pattern", "trainable_token_indices"):
+            if copies and isinstance(config.get(key), dict) and old in config[key]:
+                config[key] = config[key] | {new: config[key][old]}
 
 
 def _head_aliases(kind: Family, known: list[Rename | Split]) -> dict[str, str]:

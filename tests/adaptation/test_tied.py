@@ -181,3 +181,27 @@ def test_any_parts_are_read_as_peft_has_them(
     model, _ = load_model(folder)
     close(model, reference)
     assert list(adapters(model))
+
+
+@pytest.mark.parametrize("learned", [{"modules_to_save": ["lm_head"]}, {"targets": ["q_proj", "lm_head"]}], ids=str)
+def test_a_head_under_two_names_is_written_under_both(learned: dict[str, Any], tmp_path: Path) -> None:
+    """GPT-NeoX's head is `embed_out` or `lm_head`, by the release of transformers."""
+    torch.manual_seed(0)
+    config = transformers.GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        initializer_range=0.3,
+    )  # fmt: skip
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "base")
+    model = hub.load(tmp_path / "base")
+    apply(model, AdapterSettings(**{"rank": 4, "targets": ["q_proj"], **learned}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    peft_files.save_adapter(model.eval(), tmp_path / "ours", base_model=str(tmp_path / "base"))
+    base = transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path / "base")
+    reference = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(reference(ids).logits, model(ids)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(load_model(tmp_path / "ours")[0](ids)[0], model(ids)[0], atol=1e-5, rtol=1e-5)
