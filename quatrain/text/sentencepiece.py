@@ -21,6 +21,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from quatrain.errors import InputError
+from quatrain.reading import read_bytes
+from quatrain.text.added_tokens import MAX_TOKENIZER_BYTES
 from quatrain.text.tokenizer_files import Parts, content_of, read_json
 
 SPACE = "▁"
@@ -128,12 +130,10 @@ def read_model(file: Path) -> Any:
             f"{file} is a SentencePiece model, and the installed sentencepiece and protobuf do not fit together "
             f"({error}). Install both anew: pip install -U sentencepiece protobuf"
         ) from error
+    data = read_bytes(file, MAX_TOKENIZER_BYTES)
     try:
-        data = file.read_bytes()
         model = getattr(schema, "ModelProto").FromString(data)  # noqa: B009 - made when the module is imported
         pieces = len([piece.piece for piece in model.pieces])
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from error
     except Exception as error:  # protobuf's DecodeError, or UnicodeDecodeError of a piece
         raise InputError(f"cannot read {file}: it is no whole SentencePiece model ({error}). Get it again") from error
     if not pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):

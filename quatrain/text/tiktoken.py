@@ -14,6 +14,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as Backend
 
 from quatrain.errors import InputError
+from quatrain.reading import read_bytes
+from quatrain.text.added_tokens import MAX_TOKENIZER_BYTES
 from quatrain.text.decoding import read_blocks
 from quatrain.text.tokenizer_files import Parts
 from quatrain.text.tokenizer_vocabularies import begins_with
@@ -36,9 +38,8 @@ _GPT_2_RANKS = (50_256, 50_257)
 def holds_ranks(file: Path) -> bool:
     """Whether a file begins with a line of tiktoken's, whatever its name: Llama 3's is called tokenizer.model."""
     try:
-        with open(file, "rb") as handle:
-            _rank(handle.readline(4096))
-    except (OSError, ValueError):
+        _rank(read_bytes(file, MAX_TOKENIZER_BYTES)[:4096].partition(b"\n")[0])
+    except ValueError:
         return False
     return True
 

@@ -34,6 +34,8 @@ from quatrain.text.added_tokens import (
     without_defaults,
 )
 
+LARGEST_ID = 2**24
+"""An embedding has a row for each id up to the largest one; no published vocabulary comes near."""
 TARGET_FOLDER = "target_tokenizer"
 """Where a model folder keeps the tokenizer of what its decoder says, if that is another than the encoder's."""
 
@@ -126,7 +128,15 @@ def read_json_backend(file: Path) -> Backend:
     """The tokenizer of a tokenizer.json. Raises InputError where that file is not whole."""
     text = reading.read_text(file, MAX_TOKENIZER_BYTES)
     with refusing(f"cannot read the tokenizer {file}", "It is not a whole tokenizer.json"):
-        return Backend.from_str(text)
+        backend = Backend.from_str(text)
+        backend.encode("a", "a")  # a post-processor without its tokens is noticed only by its first use
+    token, number = max(backend.get_vocab().items(), key=lambda each: each[1], default=("", 0))
+    if number > LARGEST_ID:
+        raise InputError(
+            f"cannot read the tokenizer {file}: {reading.shown(token)} has id {number:,}, and ids go up to "
+            f"{LARGEST_ID:,} at most. It is not a whole tokenizer.json"
+        )
+    return backend
 
 
 @contextmanager
@@ -207,7 +217,8 @@ def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]
     if spm:
         from quatrain.text.sentencepiece import read_marian
 
-        return _finished(read_marian(folder, config, target=target), folder, config)
+        with refusing(f"cannot read the tokenizer at {folder}", "Get its files again"):
+            return _finished(read_marian(folder, config, target=target), folder, config)
     if models:
         return _read_model(folder / models[0], family, config)
     if "vocab.json" in lists and "merges.txt" in lists:
@@ -245,7 +256,8 @@ def _read_model(file: Path, family: str | None, config: dict[str, Any]) -> tuple
         )
     if family is None and file.name == "spiece.model":
         family = "t5"
-    return _finished(read_sentencepiece(file, family, config), file.parent, config)
+    with refusing(f"cannot read {file}", "Get it again"):
+        return _finished(read_sentencepiece(file, family, config), file.parent, config)
 
 
 def _read_file(file: Path) -> tuple[Backend, dict[str, Any]]:

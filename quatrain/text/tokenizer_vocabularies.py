@@ -15,7 +15,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from quatrain.errors import InputError
-from quatrain.text.tokenizer_files import Parts, content_of, read_json
+from quatrain.reading import read_bytes
+from quatrain.text.added_tokens import MAX_TOKENIZER_BYTES
+from quatrain.text.tokenizer_files import LARGEST_ID, Parts, content_of, read_json
 
 #: How Qwen2 and Qwen3 cut a text into words; digits stand alone.
 QWEN_WORDS = (
@@ -126,9 +128,9 @@ def _read_vocabulary(file: Path) -> dict[str, int]:
     """Token -> id of a vocab.json."""
     read = read_json(file)
     problems = [
-        f"{token!r}: id {number!r} is no whole number of at least 0"
+        f"{token!r}: id {number!r:.40} is no whole number of at least 0 and at most {LARGEST_ID:,}"
         for token, number in read.items()
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= LARGEST_ID
     ]
     if not problems and len(set(read.values())) < len(read):
         first: dict[int, str] = {}
@@ -205,11 +207,9 @@ def read_wordpiece(file: Path, config: dict[str, Any]) -> Parts:
 
 def _lines(file: Path) -> list[str]:
     """The lines of a UTF-8 file; only line feeds part them, since vocabularies hold other separators as tokens."""
+    data = read_bytes(file, MAX_TOKENIZER_BYTES)
     try:
-        data = file.read_bytes()
         text = data.decode("utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(

@@ -233,3 +233,46 @@ def test_a_byte_order_mark_is_no_fault(base: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + (base / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_bytes(b'\xef\xbb\xbf{"eos_token": "</s>"}')
     assert Tokenizer.load(tmp_path).special_token("eos") == "</s>"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model", "vocab.txt", "vocab.json", "source.spm"])
+def test_older_files_of_another_kind_do_not_hang(name: str, tmp_path: Path) -> None:
+    links = (lambda p: p.symlink_to(p), lambda p: p.symlink_to("/dev/zero"))
+    for number, put in enumerate((lambda p: p.mkdir(), os.mkfifo, *links)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        put(folder / name)
+        with pytest.raises(InputError):
+            Tokenizer.load(folder)
+
+
+def changed(whole: Any, data: st.DataObject) -> Any:
+    """A copy of a JSON value with one place of it changed to something else."""
+    copy = json.loads(json.dumps(whole))
+    place, at = None, copy
+    for _ in range(data.draw(st.integers(1, 4))):
+        if not isinstance(at, dict | list) or not at:
+            break
+        place = (at, data.draw(st.sampled_from(list(at)[:30] if isinstance(at, dict) else range(min(len(at), 5)))))
+        at = at[place[1]]
+    assert place is not None
+    place[0][place[1]] = data.draw(st.sampled_from([*WRONG, "\0", 2**32 - 1, 2**31]))
+    return copy
+
+
+@given(data=st.data(), kind=st.sampled_from(["bpe", "unigram", "wordpiece", "word"]))
+@settings(max_examples=80, deadline=None)
+def test_a_changed_tokenizer_json_is_read_or_refused(
+    data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    size = {"unigram": 400, "word": 30}.get(kind, 300)
+    whole = json.loads(Tokenizer.train(["the cat sat é日"] * 9, kind=kind, vocab_size=size).backend.to_str())
+    folder = tmp_path_factory.mktemp("changed")
+    write(folder, tokenizer=changed(whole, data))
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except InputError:
+        return
+    assert isinstance(tokenizer.encode("the cat é日 <x>", special_tokens=True), list)
+    assert isinstance(tokenizer.decode(range(20)), str) and isinstance(tokenizer.settled([1, 2]), str)
+    assert tokenizer.kind and tokenizer.fingerprint and tokenizer.vocab_size >= 0
