@@ -353,5 +353,7 @@ def _compiled(template: str) -> jinja2.Template:
     except jinja2.TemplateSyntaxError as error:
         where = f"(its line {error.lineno})"
         raise InputError(f"the chat template is no valid Jinja: {_said(error.message)} {where}") from error
-    except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
+    except (RecursionError, MemoryError) as error:
+        raise InputError("the chat template is nested too deeply to be run") from error
+    except (SyntaxError, ValueError, OverflowError) as error:
         raise InputError(f"the chat template is no Jinja that can be run: {_said(error)}") from error

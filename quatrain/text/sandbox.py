@@ -221,6 +221,11 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         tree.set_environment(self)
         return tree
 
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            meter().value(argument)  # as a key it is hashed as a whole
+        return super().getitem(obj, argument)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         bounds.check_operation(meter(), operator, left, right)
         return super().call_binop(context, operator, left, right)

@@ -181,6 +181,8 @@ def check_filter(meter: Meter, name: str, args: _Args, kwargs: _Named) -> None:
             raise meter.fail(f"{size:,} characters for the filter {name}; at most {MAX_SLOW:,} are allowed")
     if name in _LISTING and isinstance(value, str | bytes):
         meter.step(len(value))
+    elif name in ("title", "wordcount") and isinstance(value, str):
+        meter.step(len(value) >> 2)
     for each in (*args[1:], *kwargs.values()):
         meter.value(each)
     if name in _FILTERS:

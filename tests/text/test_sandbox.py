@@ -95,6 +95,8 @@ VALUES = {
     "deep tuples as keys": NS + "{% for i in range(99999) %}{% set ns.t = (ns.t,) %}{% endfor %}{{ {ns.t: 1} }}",
     "deep tuples of arguments": NS + "{% macro m() %}{% set ns.t = varargs %}{% endmacro %}{% for i in range(99999) %}"
                                      "{{ m(ns.t) }}{% endfor %}{{ {ns.t: 1} }}",
+    "tuples as keys": NS + "{% for i in range(15) %}{% set ns.t = (ns.t, ns.t) %}{% endfor %}{% for i in range(9999) %}"
+                      "{% set x = {'a': 1}[ns.t] %}{% endfor %}",
     "deep lists": NS + "{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
 }  # fmt: skip
 SOURCES = {
