@@ -88,6 +88,7 @@ def chat_examples(
         "share": None if data.dev is not None else [data.validation, context.seed],
         "tokenizer": tokenizer.fingerprint,
         "template": tokenizer.chat_templates,
+        "tokens": tokenizer.special_tokens_map,
         "limit": limit,
     }
     learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), (TokenExample,))
@@ -197,7 +198,10 @@ class LeftOut:
         for place, messages in chats:
             count += 1
             self.all = max(self.all, count)
-            rendered = render(tokenizer, messages)
+            try:
+                rendered = render(tokenizer, messages)
+            except InputError as error:
+                raise InputError(f"{place}: {error.message}", error.problems) from error
             example = TokenExample(rendered.ids, rendered.assistant_mask)
             if len(example) - 1 > self.limit:
                 long += 1

@@ -13,6 +13,7 @@ from quatrain.errors import InputError
 from quatrain.progress import SilentReporter
 from quatrain.recipe import loads
 from quatrain.run import Run
+from quatrain.stages.chats import encode_chats
 from quatrain.text.tokenizer import Tokenizer
 
 TINY = (Path(__file__).parents[1] / "recipes" / "tiny.toml").read_text(encoding="utf-8")
@@ -68,6 +69,14 @@ def test_evaluate_measures_answers_of_chats(done: Run, materials: Path, capsys: 
     assert found["task"] == "chat" and found["chats"] == 40 and found["loss"] > 0
     assert main(["evaluate", str(done.model), str(materials / "text.txt")]) == 0
     assert "bits per character" in capsys.readouterr().out
+
+
+def test_a_chat_that_the_template_refuses_is_named_with_its_place() -> None:
+    template = "{% generation %}{{ raise_exception('never') if messages[0].content == 'b' }}{% endgeneration %}"
+    tokenizer = Tokenizer.train(["abc"], vocab_size=300, chat_template=template)
+    chats = [(f"a.jsonl:{n}", [{"role": "user", "content": text}]) for n, text in enumerate("aab", 1)]
+    with pytest.raises(InputError, match="a.jsonl:3: the chat template refuses this conversation: never"):
+        encode_chats(chats, tokenizer, 100)
 
 
 def test_chats_that_are_left_out_are_said_with_their_number(done: Run, tmp_path: Path) -> None:
