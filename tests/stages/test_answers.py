@@ -75,7 +75,7 @@ def test_a_chat_that_the_template_refuses_is_named_with_its_place() -> None:
     template = "{% generation %}{{ raise_exception('never') if messages[0].content == 'b' }}{% endgeneration %}"
     tokenizer = Tokenizer.train(["abc"], vocab_size=300, chat_template=template)
     chats = [(f"a.jsonl:{n}", [{"role": "user", "content": text}]) for n, text in enumerate("aab", 1)]
-    with pytest.raises(InputError, match="a.jsonl:3: the chat template refuses this conversation: never"):
+    with pytest.raises(InputError, match=r"a\.jsonl:3: the chat template refuses this conversation: never"):
         encode_chats(chats, tokenizer, 100)
 
 
