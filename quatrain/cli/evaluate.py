@@ -56,6 +56,8 @@ def evaluate(
     json_lines
         Write one JSON object, for programs.
     """
+    import sys
+
     from quatrain.errors import InputError
     from quatrain.generation.loading import load_model
 
@@ -67,6 +69,7 @@ def evaluate(
         raise InputError(f"--context {context}: must be from 1 to the model's longest, {longest}")
     if examples is not None and examples < 1:
         raise InputError(f"--examples {examples}: must be at least 1")
+    examples = None if examples is None else min(examples, sys.maxsize)
     if network.config.head in SCORED:
         from quatrain.cli.evaluate_answers import measure
 

@@ -7,7 +7,6 @@ Four formats of conversations are told apart by their fields: `messages` (OpenAI
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -109,6 +108,14 @@ def _from_json(value: Any, name: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise Fault(f"field {name!r} is {kind_of(value)}, must be {'a list' if kind is list else 'an object'}")
     return value
+
+
+def parsed(text: str, name: str) -> Any:
+    """The value of the field `name`, which holds JSON as text. Raises Fault for what is no JSON or too deep."""
+    try:
+        return parse_json(text, "the text", Any)
+    except InputError as error:
+        raise Fault(f"field {name!r}: not valid JSON ({error.message})", name) from error
 
 
 def to_prompts(fields: dict[str, Any]) -> list[list[Message]]:
@@ -297,10 +304,7 @@ def _alpaca_prompt(fields: dict[str, Any]) -> list[Message]:
 
 def _messages(value: Any, name: str) -> list[Message]:
     if isinstance(value, str) and value[:1] == "[":  # CSV and Parquet files may hold the list as JSON
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise Fault(f"field {name!r}: not valid JSON ({error.msg})") from error
+        value = parsed(value, name)
     if not isinstance(value, list) or not value:
         kind = "an empty list" if value == [] else kind_of(value)
         raise Fault(f"field {name!r} is {kind}, must be a list of messages")
@@ -346,10 +350,7 @@ def _message(value: Any, place: str) -> Message:
 
 def _call(content: Any, place: str) -> dict[str, Any]:
     """A ShareGPT function call, {"name": …, "arguments": …} as JSON text, in the form of OpenAI's tool calls."""
-    try:
-        call = json.loads(content) if isinstance(content, str) else content
-    except json.JSONDecodeError as error:
-        raise Fault(f"field {place!r}: not valid JSON ({error.msg})") from error
+    call = parsed(content, place) if isinstance(content, str) else content
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
         raise Fault(f'field {place!r}: must be {{"name": …, "arguments": …}}')
     return {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quatrain.text.conversations import BESIDE, kind_of, to_conversations, to_preferences, to_prompts
+from quatrain.text.conversations import BESIDE, kind_of, parsed, to_conversations, to_preferences, to_prompts
 from quatrain.text.formats import Layout, as_number
 from quatrain.text.records import (
     AnyRecord,
@@ -101,9 +100,9 @@ class Row:
         value = self.raw(part)
         if isinstance(value, str) and value[:1] == "[":
             try:
-                value = json.loads(value)
-            except (json.JSONDecodeError, RecursionError) as error:
-                self.fault(part, f"not valid JSON ({error}); write a list")
+                value = parsed(value, part)
+            except Fault as error:
+                self.fault(part, str(error).partition(": ")[2] + "; write a list")
                 return []
         if value is not None and not isinstance(value, list):
             self.fault(part, f"is {kind_of(value)}, must be a list; write […]")

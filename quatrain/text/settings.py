@@ -41,7 +41,9 @@ class DataSettings(Settings):
         default=None, min_length=1, description="of questions with SQL: a folder, a .zip or a file of SQLite databases"
     )
     preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
-    examples: int = Field(default=20_000, ge=1, description="training questions that are generated for a database")
+    examples: int = Field(
+        default=20_000, ge=1, lt=2**63, description="training questions that are generated for a database"
+    )
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data that is never learned")
 
     def conflicts(self) -> Iterator[Problem]:

@@ -45,6 +45,8 @@ FAULTS = {
     "nothing said": ("x.jsonl", chats(USER, SAYS | {"content": " "}), 2, "messages[1]", "write its answer"),
     "nobody answers": ("x.jsonl", chats(USER, SAYS, USER), 2, "messages[2]", "remove it"),
     "JSON cut in two": ("x.jsonl", [{"messages": [USER, SAYS]}, '{"messages": ['], 2, None, "not valid JSON"),
+    "a list of too many digits": (
+        "x.csv", 'tokens,tags\n"[""a""]","[""b""]"\n"[' + "1" * 5000 + ']","[""a""]"\n', 3, None, "not valid JSON"),
     "a row of another kind": ("x.jsonl", [{"messages": [USER, SAYS]}, {"text": "x"}], 2, None, "messages"),
     "chosen and rejected the same": (
         "x.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}],

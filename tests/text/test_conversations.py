@@ -185,6 +185,8 @@ FAULTS = [
     ({"messages": [user("a")]}, "nothing is said by the assistant"),
     ({"conversations": [{"from": "elf", "value": "a"}]}, "'conversations[0].from' is 'elf'; allowed are system, human"),
     ({"conversations": [{"from": "function_call", "value": "{"}]}, "'conversations[0].value': not valid JSON"),
+    ({"conversations": [{"from": "function_call", "value": "1" * 5000}]}, "a number of 5,000 digits"),
+    ({"messages": "[" * 5000}, "field 'messages': not valid JSON"),
     ({"conversations": [{"from": "function_call", "value": "{}"}]}, 'must be {"name"'),
     ({"instruction": "a"}, "no field 'output' beside 'instruction'"),
     ({"instruction": "a", "output": None}, "field 'output' is null, must be text"),
