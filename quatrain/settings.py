@@ -33,6 +33,10 @@ Listing = Annotated[tuple[Item, ...], Strict(False)]
 """A list in TOML, kept as a tuple so that settings cannot change."""
 
 
+LARGEST_WHOLE = 2**63 - 1
+"""What a file of ours and every library below can count."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something wrong at `place`; `also` names other places that took part in the judgement."""
@@ -63,6 +67,8 @@ class Settings(BaseModel):
         yield from self.conflicts()
         for name in type(self).model_fields:
             value = getattr(self, name)
+            if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+                yield Problem((name,), f"{quote(value)}; must be at most {LARGEST_WHOLE:,}")
             if isinstance(value, Settings):
                 yield from (problem.under((name,)) for problem in value.all_conflicts())
             elif isinstance(value, tuple | dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from quatrain.models.prompts import SoftPrompt
 from quatrain.models.stack import Model
 from quatrain.models.token_rows import PARTS
 from quatrain.models.vocabulary import cannot_untie, untie
+from quatrain.planning.room import check_bytes
 from quatrain.text.tokenizer import Tokenizer
 
 INNER = "down_proj"
@@ -88,6 +90,7 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
                 "This adapter cannot be applied:",
                 [f"modules_to_save: {name} learns whole, and would have an adapter too; remove it" for name in under],
             )
+        _check_room(model, settings, changed)
         for name in changed:
             layer = OVER_LINEAR[settings.method](name, model.get_submodule(name), settings)
             layer.draw(generator)
@@ -99,11 +102,33 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     return changed
 
 
+def _check_room(model: Model, settings: AdapterSettings, changed: Sequence[str]) -> None:
+    """Refuse ranks and widths whose matrices beside the layers cannot be held."""
+    layers: list[Any] = [model.get_submodule(name) for name in changed]
+    sides = sum(layer.in_features + layer.out_features for layer in layers if hasattr(layer, "in_features"))
+    width = {"lora": settings.rank, "dora": settings.rank, "loha": 2 * settings.rank, "bottleneck": settings.hidden}
+    size = 4 * width.get(settings.method, 0) * sides
+    name = "hidden" if settings.method == "bottleneck" else "rank"
+    check_bytes(size, f"An adapter of {name} {getattr(settings, name):,}", SMALLER, model.device)
+
+
+SMALLER = "make it smaller"
+
+
 def _prompt(
     model: Model, settings: AdapterSettings, generator: torch.Generator, tokenizer: Tokenizer | None
 ) -> SoftPrompt:
     """The soft prompt that the settings ask for."""
     width, device = model.embed_tokens.embedding_dim, model.device
+    hidden, config = settings.hidden, model.config
+    wide = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    elements = {
+        "prefix": settings.length * wide + hidden * wide,
+        "p-tuning": (hidden or width) * (2 * width + (hidden or width)),
+        "prompt": settings.length * width,
+    }[settings.method]
+    asked = f"A {settings.method} of length {settings.length:,} and hidden {hidden:,}"
+    check_bytes(4 * elements, asked, SMALLER, device)
     if settings.method == "prefix":
         prefix = prompts.PrefixTuning(settings.length, model.config, settings.hidden, device)
         prefix.draw(generator)

@@ -36,15 +36,19 @@ class AdapterSettings(Settings):
     method: Literal[
         "lora", "dora", "loha", "lokr", "ia3", "bottleneck", "bitfit", "last-layers", "prompt", "p-tuning", "prefix"
     ] = "lora"  # fmt: skip
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
+    rank: int = Field(default=16, ge=1, le=1_000_000)
+    alpha: float = Field(default=32.0, gt=0, le=1e18)
     stabilized: bool = Field(default=False, description="alpha over the rank's root: rsLoRA (lora, dora)")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's input (lora, dora)")
-    factor: int = Field(default=-1, ge=-1, description="sides of the small factor, -1 for about the root (lokr)")
+    factor: int = Field(
+        default=-1, ge=-1, le=1_000_000, description="sides of the small factor, -1 for about the root (lokr)"
+    )
     both: bool = Field(default=False, description="the small factor is of low rank too (lokr)")
     length: int = Field(default=20, ge=1, le=65_536, description="slots that are read before a text (prompts)")
     text: str | None = Field(default=None, min_length=1, description="whose tokens the slots begin as (prompt)")
-    hidden: int = Field(default=0, ge=0, description="width of the network (p-tuning, prefix, bottleneck); 0: as usual")
+    hidden: int = Field(
+        default=0, ge=0, le=1_000_000, description="width of the network (p-tuning, prefix, bottleneck); 0: as usual"
+    )
     layers: int = Field(default=1, ge=1, description="blocks that learn (last-layers)")
     targets: str | Annotated[tuple[str, ...], Strict(False)] | None = None
     base: Literal["float", "nf4", "int8", "int4"] = Field(

@@ -22,8 +22,8 @@ class DPOStage(Settings):
 
     kind: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)
-    prompts: int = Field(default=2000, ge=1, lt=2**63)
-    samples: int = Field(default=4, ge=2, lt=2**63)
+    prompts: int = Field(default=2000, ge=1, le=10_000_000)
+    samples: int = Field(default=4, ge=2, le=10_000)
     temperature: float = Field(default=1.0, gt=0, le=10)
     sft_weight: float = Field(default=0.0, ge=0)
     context: int | None = Field(default=None, ge=2)

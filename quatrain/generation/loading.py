@@ -62,7 +62,8 @@ def load_weights(
     if not (folder / "config.json").is_file() and any((folder / name).exists() for name in (ADAPTER_CONFIG, ADAPTERS)):
         return load_model(folder, dtype=dtype, device=device, quantize=quantize)[0]
     prepare = methods.preparing(quantize)
-    return methods.filled(hub.load(model, dtype=dtype, device=device, prepare=prepare, **head))
+    bits = 4 if quantize else None
+    return methods.filled(hub.load(model, dtype=dtype, device=device, prepare=prepare, bits=bits, **head))
 
 
 def load_tokenizer(folder: str | Path, *, target: bool = False) -> Any:

@@ -17,8 +17,8 @@ from quatrain.reading import shown
 LARGEST = 2**31 - 1
 """The largest size or id: what an index of 32 bits can name."""
 
-MAX_LAYERS = 10_000
-"""Layers of one stack; the deepest networks that were published have 2,500."""
+MAX_LAYERS = 2_000
+"""Layers of one stack; the deepest transformer that was published has 1,000 (Wang et al. 2022, arXiv 2203.00555)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": ("decoder", "encoder", "encoder-decoder"),

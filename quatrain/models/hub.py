@@ -26,6 +26,7 @@ from quatrain.models.repository import CONFIG, resolve
 from quatrain.models.stack import Model
 from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
 from quatrain.models.writing import write_safetensors
+from quatrain.planning.room import check_weights, least_parameters
 from quatrain.reading import read_json, shown, user_path
 
 GENERATION_CONFIG = "generation_config.json"
@@ -68,6 +69,7 @@ def load(
     problem: str | None = None,
     seed: int = 0,
     prepare: Callable[[Model, dict[str, Any]], None] | None = None,
+    bits: int | None = None,
 ) -> Model:
     """The model of a folder or a hub id, in evaluation mode, its weights in `dtype` on `device`.
 
@@ -76,7 +78,9 @@ def load(
     are drawn fresh from `seed`; their names are in the model's `fresh`. A folder of Sentence Transformers has the head
     `embedding`, pooled as it says.
     `prepare(model, config_json)` may replace modules before the weights are read (quantized linears do); a tensor
-    of an integer dtype keeps it. Raises InputError naming every missing, unexpected or misshapen tensor.
+    of an integer dtype keeps it. `bits` is how many a weight then takes, where these are fewer than those of `dtype`.
+    Raises InputError naming every missing, unexpected or misshapen tensor, and for a model that this machine cannot
+    hold.
     """
     folder = resolve(model)
     raw = read_config(folder)
@@ -93,7 +97,9 @@ def load(
     if config.head == "embedding" and pooled is not None:
         config = config.with_(**pooled)
     of_files = kind.heads[kind.head_of(raw)]
+    check_weights(config, bits or (4 if raw.get("quantization_config") else 8 * dtype.itemsize), device)
     with large_apart(), Tensors(folder) as tensors:
+        _check_size(config, tensors)
         strict = labels is None and kind.heads[config.head] == of_files
         names = Names(kind, of_files, tensors, strict=strict, ignored=kind.heads[config.head].ignored)
         config = _without_absent(config, kind.heads[config.head], names)
@@ -105,6 +111,17 @@ def load(
         network.fresh = fill(network, names, dtype, torch.device(device), seed)
     network.generation = _generation(folder, raw)
     return network.eval()
+
+
+def _check_size(config: ModelConfig, tensors: Tensors) -> None:
+    """Refuse at once a config.json of another model: no file holds a weight in less than a bit."""
+    described, held = least_parameters(config), tensors.nbytes
+    if described > 8 * held:
+        raise InputError(
+            f"{tensors.folder}: config.json describes at least {described:,} weights (num_hidden_layers "
+            f"{config.num_hidden_layers:,}, hidden_size {config.hidden_size:,}, vocab_size {config.vocab_size:,}), and "
+            f"the files hold {held:,} bytes of them; one of the two is of another model."
+        )
 
 
 def config_of(

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.models.config import LARGEST, MAX_LAYERS, ModelConfig
 from quatrain.settings import Problem, Settings
 
 DecoderFamily = Literal[
@@ -101,13 +101,13 @@ class ModelSettings(Settings):
 
     family: Family = "llama"
     hidden_size: int = Field(default=256, ge=1, le=1_000_000)
-    num_hidden_layers: int = Field(default=4, ge=1, le=10_000)
-    num_attention_heads: int = Field(default=4, ge=1)
-    num_key_value_heads: int | None = Field(default=None, ge=1)
-    intermediate_size: int | None = Field(default=None, ge=1)
-    max_position_embeddings: int = Field(default=256, ge=2)
+    num_hidden_layers: int = Field(default=4, ge=1, le=MAX_LAYERS)
+    num_attention_heads: int = Field(default=4, ge=1, le=1_000_000)
+    num_key_value_heads: int | None = Field(default=None, ge=1, le=1_000_000)
+    intermediate_size: int | None = Field(default=None, ge=1, le=LARGEST)
+    max_position_embeddings: int = Field(default=256, ge=2, le=LARGEST)
     tie_word_embeddings: bool = True
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=0, le=1e18)
     folder: str | None = Field(
         default=None, min_length=1, description="a model folder, or owner/name of the hub, to start from"
     )

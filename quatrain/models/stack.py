@@ -24,6 +24,7 @@ from quatrain.models.positions import positions_of_tokens
 from quatrain.models.prompts import Read, SoftPrompt
 from quatrain.models.sight import Trace
 from quatrain.models.token_rows import TokenRows
+from quatrain.planning.room import check_weights
 
 __all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
 
@@ -37,6 +38,7 @@ class Model(Stack):
     """
 
     def __init__(self, config: ModelConfig):
+        check_weights(config, 8 * torch.get_default_dtype().itemsize, torch.get_default_device())
         super().__init__(config)
         width = config.embedding_size or config.hidden_size
         unread = config.pad_token_id if config.padding_row == "fixed" and (config.pad_token_id or 0) >= 0 else None

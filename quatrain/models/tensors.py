@@ -99,6 +99,11 @@ class Tensors:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.size for entry in self._entries.values())
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor. Raises InputError for an unknown name."""
         return self._entry(name).shape

@@ -6,7 +6,8 @@ Operations follow Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B) and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,16 +44,43 @@ def built(config: ModelConfig) -> Model:
         return Model(config)
 
 
+def _counted(config: ModelConfig, count: Callable[[Model], int]) -> int:
+    """A count over the built model, from those of one and two layers: every further layer is like the second."""
+
+    def of(layers: int, encoder_layers: int) -> int:
+        kinds = config.layer_types[:layers]
+        few = replace(config, num_hidden_layers=layers, layer_types=kinds, num_encoder_layers=encoder_layers)
+        return count(built(few))
+
+    layers, encoder_layers = config.num_hidden_layers, config.num_encoder_layers
+    least = min(encoder_layers, 1)
+    total = start = of(1, least)
+    if layers > 1:
+        total += (layers - 1) * (of(2, least) - start)
+    if encoder_layers > 1:
+        total += (encoder_layers - 1) * (of(1, 2) - start)
+    return total
+
+
+def _tables(model: Model) -> int:
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
+
+
+def _multiplied(model: Model) -> int:
+    tied = model.lm_head is not None and model.config.tie_word_embeddings
+    return model.num_parameters() - _tables(model) + (model.embed_tokens.weight.numel() if tied else 0)
+
+
 def parameters(config: ModelConfig) -> int:
     """Elements of all weights; a tied head counts once. Equal to the built model's."""
-    return built(config).num_parameters()
+    return _counted(config, lambda model: model.num_parameters())
 
 
 def embedding_parameters(config: ModelConfig) -> int:
     """Elements of the tables that are looked up, not multiplied: tokens, learned positions, types, relative
     distances.
     """
-    return sum(module.weight.numel() for module in built(config).modules() if isinstance(module, nn.Embedding))
+    return _counted(config, _tables)
 
 
 def matmul_parameters(config: ModelConfig) -> int:
@@ -60,10 +88,7 @@ def matmul_parameters(config: ModelConfig) -> int:
 
     An encoder-decoder's encoder and decoder count together: for one token read and one said.
     """
-    model = built(config)
-    tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
-    tied = model.lm_head is not None and config.tie_word_embeddings
-    return model.num_parameters() - tables + (model.embed_tokens.weight.numel() if tied else 0)
+    return _counted(config, _multiplied)
 
 
 def flops_per_token(config: ModelConfig, context: int, training: bool = True, *, frozen: bool = False) -> float:

@@ -22,6 +22,7 @@ from quatrain.atomic import write_text
 from quatrain.errors import InputError
 from quatrain.planning.counts import state_bytes
 from quatrain.planning.machine import available_memory, choose_device, free_disk
+from quatrain.planning.room import check_step
 from quatrain.progress import Reporter, SilentReporter
 from quatrain.recipe import Recipe, dumps
 from quatrain.stages.base import Context, stage_function, stage_name
@@ -160,20 +161,36 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
         learning.steps,
         disk=4 * (total + CHECKPOINTS * (total if trained == total else trained)) + CHECKPOINTS * states,
     )
-    held = tensor_bytes([*learning.model.parameters(), *learning.model.buffers()]) + 4 * trained
-    if not (learning.settings.paged and choose_device(learning.settings.device).type == "cuda"):
-        held += states
-    free = available_memory(learning.model.device)
-    if free is not None and held > free:
-        result.problems.append(
-            f"weights, gradients and the optimizer's state take {held:,} bytes, and {free:,} are free; make the model "
-            "smaller, or train an adapter"
-        )
+    if problem := _too_large(learning):
+        result.problems.append(problem)
     elif measure and not found.problems:
         del learning
         with reporter.task(f"{context.name}: measuring"):
             _measure(work, index, result)
     return result
+
+
+def _too_large(learning: Learning) -> str | None:
+    """What of a training cannot be held, reckoned before it begins; None where nothing is known to be too much."""
+    trained = sum(each.numel() for each in learning.model.parameters() if each.requires_grad)
+    held = tensor_bytes([*learning.model.parameters(), *learning.model.buffers()]) + 4 * trained
+    device = choose_device(learning.settings.device)
+    if not (learning.settings.paged and device.type == "cuda"):
+        held += _states(learning)
+    free = available_memory(device)
+    if free is not None and held > free:
+        return (
+            f"weights, gradients and the optimizer's state take {held:,} bytes, and {free:,} are free; make the model "
+            "smaller, or train an adapter"
+        )
+    tokens = learning.settings.batch_tokens // learning.settings.accumulation
+    if learning.examples is not None:
+        tokens = min(tokens, sum(map(len, learning.examples)))
+    try:
+        check_step(learning.model.config, tokens, device)
+    except InputError as error:
+        return error.message
+    return None
 
 
 def _states(learning: Learning) -> int:
@@ -223,6 +240,8 @@ def before_run(learning: Learning, context: Context, settings: Any) -> None:
     if settings.kind not in ("pretrain", "finetune") or not context.is_main:
         return
     chats = settings.kind == "finetune" and settings.objective == "chat"
+    if learning.adapter is None and (problem := _too_large(learning)):
+        raise InputError(f"{context.name}: {problem}")
     if learning.examples is None:
         return
     found = look_at(learning, chats=chats)

@@ -42,7 +42,7 @@ class DataSettings(Settings):
     )
     preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
     examples: int = Field(
-        default=20_000, ge=1, lt=2**63, description="training questions that are generated for a database"
+        default=20_000, ge=1, le=10_000_000, description="training questions that are generated for a database"
     )
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data that is never learned")
 

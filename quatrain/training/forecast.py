@@ -26,8 +26,10 @@ from quatrain.adaptation.token_rows import learn_rows
 from quatrain.allocation import keeps
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear, in_strips
+from quatrain.errors import InputError
 from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.stack import Model
+from quatrain.planning.room import estimating, least_parameters
 from quatrain.training import adamw8bit, memory
 from quatrain.training.acceleration import activation_checkpointing
 from quatrain.training.chunked_loss import chunking, summed_language_loss
@@ -35,6 +37,12 @@ from quatrain.training.optimizers import Muon, make_optimizers
 from quatrain.training.paged import Paged
 from quatrain.training.precision import DTYPES, Precision
 from quatrain.training.settings import TrainSettings
+
+MOST_LAYERS = 500
+"""Layers of a model that is gone through; the largest published ones have some 130."""
+
+LARGEST_TENSOR = 2**60
+"""Elements; bytes are counted in 64 bits."""
 
 STEPS = 3
 """Steps that are gone through: by the third what is kept fits what comes."""
@@ -87,7 +95,13 @@ def forecast(
     """
     device = torch.device(device)
     # The generator of torch is as it was: nothing is drawn.
-    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live, torch.random.fork_rng(devices=[]):
+    _check_countable(config, rows, length)
+    with (
+        estimating(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        _Live() as live,
+        torch.random.fork_rng(devices=[]),
+    ):
         model = _model(config, adapter, device, special)
         trainable, total, _ = trainable_report(model)
         own = 0 if adapter is None else trainable
@@ -120,6 +134,21 @@ def forecast(
     }
     parts["workspace"] = max(0, live.peak - sum(parts.values()))
     return Forecast(trainable, total, parts, max(live.peak, begun), paged)
+
+
+def _check_countable(config: ModelConfig, rows: int, length: int) -> None:
+    """Refuse shapes whose step would take long to go through, or whose tensors have sizes beyond 64 bits."""
+    if config.num_hidden_layers > MOST_LAYERS:
+        raise InputError(
+            f"num_hidden_layers: {config.num_hidden_layers:,}; a step is gone through layer by layer, {MOST_LAYERS:,} "
+            "at most: plan a model of fewer layers, and multiply"
+        )
+    wide = max(config.vocab_size, config.intermediate_size, config.num_attention_heads * max(config.head_dim, length))
+    if max(rows * length, least_parameters(config)) * wide >= LARGEST_TENSOR:
+        raise InputError(
+            f"{rows:,} rows of {length:,} tokens for a model with at least {least_parameters(config):,} weights: too "
+            "large to be reckoned; make train.batch_tokens, context or the model smaller"
+        )
 
 
 def _model(

@@ -15,7 +15,12 @@ import numpy as np
 import torch
 
 from quatrain.errors import InputError
+<<<<<<< HEAD
 from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, fill_rows, pack_rows, windows
+=======
+from quatrain.planning.room import check_tokens
+from quatrain.text.batches import IGNORE, Batch, TokenExample, fill_rows, pack_rows, windows
+>>>>>>> 32da866 (Sizes are held against the machine's memory before anything is allocated; counts take no time for any number of layers)
 
 
 class Stream(Protocol):
@@ -134,6 +139,7 @@ class WindowStream(_Epochs):
                 f"The training text has {len(tokens)} tokens, fewer than one context of {length} + 1. "
                 "Use a longer text or a smaller context."
             )
+        check_tokens(rows, length, "A batch")
         super().__init__(seed)
         self.tokens, self.length, self.rows, self.stride = tokens, length, rows, stride or length
         if not 1 <= self.stride <= length:
@@ -345,6 +351,7 @@ class CopyStream:
     """
 
     def __init__(self, tokens: Sequence[int], separator: int, *, length: int, rows: int, seed: int):
+        check_tokens(rows, length, "A batch")
         self.tokens, self.separator = np.asarray(tokens, dtype=np.int64), separator
         self.length, self.rows, self.seed = length, rows, seed
         self.index = 0
