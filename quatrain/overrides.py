@@ -10,35 +10,40 @@ from __future__ import annotations
 
 import copy
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quatrain.errors import InputError
+from quatrain.reading import parse_toml
 from quatrain.settings import Place, Settings, annotation_at, did_you_mean, format_place, quote
 
-_PART = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
+_PART = re.compile(r"([^.\[\]]+)|\[(-?[0-9]{1,9})\]")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+MOST_PARTS = 16
+"""Parts of a key; those of a recipe have at most five."""
 
 
 def apply_overrides(
     cls: type[Settings], raw: Mapping[str, Any], overrides: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """A copy of a raw recipe with the overrides in it, and what is wrong with those that are left out."""
+) -> tuple[dict[str, Any], list[str], list[Place]]:
+    """A copy of a raw recipe with the overrides in it, what is wrong with those that are left out, and the places of
+    the others.
+    """
     changed = copy.deepcopy(dict(raw))
-    problems = []
+    problems, places = [], []
     for override in overrides:
         try:
-            _apply(cls, changed, override)
+            places.append(_apply(cls, changed, override))
         except InputError as error:
             problems.append(str(error))
-    return changed, problems
+    return changed, problems, places
 
 
 def read_value(text: str, annotation: Any) -> Any:
     """A value as TOML; text where it is none, or where the key can only hold text."""
     try:
-        value = tomllib.loads(f"value = {text}\n")
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}\n", "the value")
+    except InputError:
         return text
     if set(value) != {"value"}:
         return text
@@ -46,7 +51,8 @@ def read_value(text: str, annotation: Any) -> Any:
     return text if annotation is str and not isinstance(found, str) else found
 
 
-def _apply(cls: type[Settings], raw: dict[str, Any], override: str) -> None:
+def _apply(cls: type[Settings], raw: dict[str, Any], override: str) -> Place:
+    """Puts an override into a raw recipe; returns its place."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -71,11 +77,12 @@ def _apply(cls: type[Settings], raw: dict[str, Any], override: str) -> None:
                 f"{quote(override)}: a whole stage cannot be replaced; name a key of it, or take it out with none"
             )
         del target[int(place[-1])]
-        return
+        return place
     if value is None:
         target.pop(place[-1], None)
     else:
         target[str(place[-1])] = value
+    return place
 
 
 def _split(key: str, override: str) -> list[str | int]:
@@ -91,6 +98,8 @@ def _split(key: str, override: str) -> list[str | int]:
             position += 1
             if position == len(key):
                 raise InputError(f"{quote(override)}: {quote(key)} ends with a dot")
+    if len(parts) > MOST_PARTS:
+        raise InputError(f"{quote(override)}: a key of {len(parts):,} parts; none has more than {MOST_PARTS}")
     return parts
 
 
@@ -111,7 +120,7 @@ def _resolve(raw: Mapping[str, Any], parts: Sequence[str | int], override: str) 
 def _item(items: Sequence[Any], part: str | int, name: str, override: str) -> int:
     kinds = [str(item.get("kind")) if isinstance(item, Mapping) else "" for item in items]
     numbered = ", ".join(f"{index} ({kind})" for index, kind in enumerate(kinds))
-    if isinstance(part, str) and not part.isdigit():
+    if isinstance(part, str) and not _NUMBER.fullmatch(part):
         found = [index for index, kind in enumerate(kinds) if kind == part]
         if len(found) == 1:
             return found[0]

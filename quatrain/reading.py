@@ -211,7 +211,10 @@ def kind_of(value: Any) -> str:
 
 def shown(value: Any, limit: int = 80) -> str:
     """A user's value within a message: one line, control characters as text, cut to `limit` characters."""
-    text = repr(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text = repr(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except ValueError:  # digits beyond what Python writes
+        text = f"a {type(value).__name__} with a number of too many digits"
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,17 +20,23 @@ from pydantic import Field
 
 from quatrain.alignment.settings import DPOStage
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES, QuantizeStage
+from quatrain.dependent import adapt
 from quatrain.errors import InputError
 from quatrain.evaluation.settings import EvaluateSettings, EvaluateStage
 from quatrain.models.settings import ModelSettings, families_of
 from quatrain.overrides import apply_overrides
+from quatrain.reading import MAX_DEPTH, depth_of, parse_toml, read_text, user_path
 from quatrain.settings import Listing, Problem, Settings, did_you_mean, parse, quote, suggest
 from quatrain.text.settings import DataSettings, TokenizerSettings, TokenizerStage
 from quatrain.training.settings import TASKS, FinetuneStage, PretrainStage
+from quatrain.wording import printable
 
 RECIPES = Path(__file__).parent / "recipes"
 
 MAX_RECIPE_BYTES = 1_000_000
+
+MOST_SHOWN = 200
+"""Characters of a line of TOML that a message shows."""
 
 Stage = Annotated[
     TokenizerStage | PretrainStage | FinetuneStage | DPOStage | QuantizeStage | EvaluateStage,
@@ -198,16 +204,26 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+def load(
+    name_or_path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    *,
+    say: Callable[[str], None] | None = None,
+) -> Recipe:
     """Read a recipe and check it.
 
     `name_or_path` is the name of a shipped recipe or the path of a TOML file (anything with a folder or
-    the ending `.toml`); `overrides` are `a.b=c` texts. Raises InputError with every problem at once.
+    the ending `.toml`); `overrides` are `a.b=c` texts. What they say wins over what the recipe itself says: keys that
+    depend on it are adapted (`quatrain.dependent`), and `say` is given a line for each. Raises InputError with every
+    problem at once.
     """
     path = _find(name_or_path)
     raw = _read(path)
     raw.setdefault("name", path.stem)
-    raw, problems = apply_overrides(Recipe, raw, list(overrides))
+    raw, problems, places = apply_overrides(Recipe, raw, list(overrides))
+    for line in adapt(raw, places):
+        if say is not None:
+            say(line)
     return parse(Recipe, raw, what=f"the recipe {_shown(name_or_path)}", more=problems)
 
 
@@ -281,9 +297,9 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
     names = recipe_names()
     if text in names:
         return RECIPES / f"{text}.toml"
-    path = Path(text).expanduser()
-    if path.is_file():
-        return path
+    path = user_path(text, "the recipe")
+    if path.exists() and not path.is_dir():
+        return path  # a pipe or a device is refused where it is read
     if path.is_dir():
         message = f"{_shown(text)} is a folder; must be the name of a recipe or the path of a TOML file"
         if (path / "recipe.toml").is_file():
@@ -302,29 +318,28 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        size = path.stat().st_size
-        if size > MAX_RECIPE_BYTES:
-            raise InputError(f"{path}: {size:,} bytes; must be a recipe in TOML of at most {MAX_RECIPE_BYTES:,} bytes")
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: no UTF-8 text; must be a recipe in TOML, saved as UTF-8") from error
+        text = read_text(path, MAX_RECIPE_BYTES)
+    except InputError as error:
+        raise InputError(f"{error.message}; it must be a recipe in TOML, saved as UTF-8, of at most 1 MB") from error
     return _toml(text, str(path))
 
 
 def _toml(text: str, what: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        value = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         line = _error_line(message, text)
-        shown = text.splitlines()[line - 1].strip() if text.splitlines() else ""
-        hint = f"\n    {shown}" if shown else ""
-        raise InputError(f"{what}:{line}: no valid TOML: {message}{hint}") from error
+        lines = text.splitlines()
+        found = printable(lines[line - 1].strip())[:MOST_SHOWN] if lines else ""
+        hint = f"\n    {found}" if found else ""
+        raise InputError(f"{what}:{line}: no valid TOML: {printable(message)[:MOST_SHOWN]}{hint}") from error
+    except (RecursionError, ValueError):
+        # nested too deeply, or a number with more digits than are read; said without a line
+        return parse_toml(text, what)
+    if depth_of(value) > MAX_DEPTH:
+        raise InputError(f"{what}: nested {depth_of(value):,} levels deep; at most {MAX_DEPTH} are read")
+    return value
 
 
 def _error_line(message: str, text: str) -> int:
@@ -332,7 +347,7 @@ def _error_line(message: str, text: str) -> int:
     _, found, rest = message.rpartition("at line ")
     number = rest.split(",")[0] if found else ""
     lines = max(1, len(text.splitlines()))
-    return min(int(number), lines) if number.isdigit() else lines
+    return min(int(number), lines) if number.isdecimal() and len(number) < 10 else lines
 
 
 __all__: Sequence[str] = ["Recipe", "changes", "dumps", "load", "loads", "recipe_names", "to_dict"]

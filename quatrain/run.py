@@ -82,7 +82,7 @@ def run(
     for Ctrl-C and SIGTERM; what was finished stays on the disk in every case.
     """
     if not isinstance(recipe, Recipe):
-        recipe = load(recipe, overrides)
+        recipe = load(recipe, overrides, say=(reporter or create_reporter()).info)
     elif list(overrides):
         raise InputError("overrides go with the name or path of a recipe, not with a Recipe")
     folder = Path(runs_dir) / recipe.name

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
 from quatrain.errors import InputError
+from quatrain.wording import printable
 
 Place = tuple[str | int, ...]
 
@@ -32,6 +33,9 @@ Item = TypeVar("Item")
 Listing = Annotated[tuple[Item, ...], Strict(False)]
 """A list in TOML, kept as a tuple so that settings cannot change."""
 
+
+MOST_BITS = 1_000
+"""Of whole numbers that are written out."""
 
 LARGEST_WHOLE = 2**63 - 1
 """What a file of ours and every library below can count."""
@@ -145,7 +149,9 @@ def quote(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return '"' + _shorten(value.replace("\n", "\\n")) + '"'
+        return '"' + _shorten(printable(value.replace("\n", "\\n"))) + '"'
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return f"a whole number of {value.bit_length():,} bits"
     if isinstance(value, Mapping):
         return _shorten("{" + ", ".join(f"{key} = {quote(item)}" for key, item in value.items()) + "}")
     if isinstance(value, list | tuple):

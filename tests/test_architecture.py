@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quatrain"
 FLOORS = [
-    {"errors", "atomic", "settings", "overrides", "wording", "progress", "live", "locks", "memory", "allocation",
-     "failures", "offline", "processes", "reading", "tracking"},
+    {"errors", "atomic", "settings", "overrides", "dependent", "wording", "progress", "live", "locks", "memory",
+     "allocation", "failures", "offline", "processes", "reading", "tracking"},
     {"text", "models", "planning"},
     {"adaptation", "compression", "generation"},
     {"training", "tasks"},

@@ -105,6 +105,7 @@ def test_all_problems_come_at_once_those_between_keys_too() -> None:
         "stage.pretrain.train.learning_rate=-1",
         "data.source=abc.txt",
         "model.num_attention_heads=3",
+        "stage.1.train.steps=300",
         "stage.1.train.epochs=2",
         "stage.9.train.steps=3",
         "nonsense",
@@ -128,7 +129,10 @@ def test_all_problems_come_at_once_those_between_keys_too() -> None:
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["stage.1.train.epochs=2"], "stage[1].train: steps = 300 and epochs = 2.0; must have exactly one"),
+        (
+            ["stage.1.train.steps=300", "stage.1.train.epochs=2"],
+            "stage[1].train: steps = 300 and epochs = 2.0; must have exactly one",
+        ),
         (["stage.1.train.steps=none"], "stage[1].train: has neither steps nor epochs"),
         (["data.database=none"], "data: has neither source nor database, which stage[0] (tokenizer) needs"),
         (["data.source=a.txt", "data.database=none"], "stage[3]: dpo needs data.database"),
@@ -243,8 +247,9 @@ def test_the_name_of_a_recipe_is_that_of_its_file_unless_given(tmp_path: Path) -
         (b'name = "x"\n[data\n', "bad.toml:2: no valid TOML"),
         (b'name = """x', "bad.toml:1: no valid TOML"),
         (b'name = "x"\nname = "y"\n', "bad.toml:2: no valid TOML"),
-        (b"\xff\xfe\x00", "bad.toml:1: no UTF-8 text"),
-        (b"x = 1\n" * 300_000, "must be a recipe in TOML of at most"),
+        (b"\xff\xfe\x00", "begins like UTF-16 but is not"),
+        (b"name = \"x\"\nseed = \xe4", "line 2: byte 0xe4 at 18 is not UTF-8"),
+        (b"x = 1\n" * 300_000, "it must be a recipe in TOML, saved as UTF-8, of at most 1 MB"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, part: str) -> None:

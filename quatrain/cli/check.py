@@ -47,7 +47,8 @@ def check(
     from quatrain.progress import SilentReporter, create_reporter
     from quatrain.recipe import dumps, load, to_dict
 
-    loaded = load(recipe, overrides)
+    silent = SilentReporter()
+    loaded = load(recipe, overrides, say=(silent if json_lines or toml else create_reporter()).info)
     check_inputs(loaded)
     if toml:
         if json_lines:
@@ -57,7 +58,7 @@ def check(
         return 0
     from quatrain.stages.preflight import preflight
 
-    reporter = SilentReporter() if json_lines else create_reporter()
+    reporter = silent if json_lines else create_reporter()
     told = preflight(loaded, folder=Path(runs_dir) / loaded.name, measure=not no_measure, reporter=reporter)
     left = left_out(loaded)
     if json_lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,6 +100,7 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
     from quatrain.errors import InputError
     from quatrain.models.hub import load_config, stored_dtype
     from quatrain.models.runs import run_folder
+    from quatrain.progress import create_reporter
     from quatrain.recipe import load, recipe_names
 
     of_run = model not in recipe_names() and run_folder(model) is not None
@@ -107,7 +109,7 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
         if overrides:
             raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a model")
         return load_config(model), None, stored_dtype(model)
-    recipe = load(model, overrides)
+    recipe = load(model, overrides, say=create_reporter(stream=sys.stderr).info)
     if recipe.model.folder is not None:
         return load_config(recipe.model.folder), recipe, stored_dtype(recipe.model.folder)
     return recipe.model.config(recipe.tokenizer.vocab_size), recipe, "float32"

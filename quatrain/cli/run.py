@@ -52,8 +52,8 @@ def run(
         raise InputError(f"run needs a recipe: one of {', '.join(recipe_names())}, or the path of your own")
     if restart and reuse:
         raise InputError("--restart and --reuse: must be at most one of them")
-    loaded = load(recipe, overrides)
     reporter = create_reporter(json_lines=json_lines, quiet=quiet)
+    loaded = load(recipe, overrides, say=reporter.info)
     from quatrain.run import run as run_recipe
 
     done = run_recipe(loaded, runs_dir=runs_dir, restart=restart, reuse=reuse, reporter=reporter)

@@ -154,7 +154,7 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
         context.name,
         settings.objective,
         found,
-        learning.notes,
+        [*learning.notes, *_without_effect(learning)],
         (learning.tokenizer.vocab_size, learning.model.config.vocab_size),
         trained,
         total,
@@ -191,6 +191,22 @@ def _too_large(learning: Learning) -> str | None:
     except InputError as error:
         return error.message
     return None
+
+
+def _without_effect(learning: Learning) -> Iterator[str]:
+    """A warm-up that is longer than the training, and choices by validations where there are none."""
+    wanted = learning.settings
+    if learning.validate is None and (wanted.keep == "best" or wanted.patience):
+        asked = 'keep = "best"' if wanted.keep == "best" else f"patience = {wanted.patience}"
+        yield (
+            f"train: {asked} goes by validations, and no data is held out for them (data.validation, data.dev): the "
+            "last weights are kept."
+        )
+    if learning.settings.warmup >= learning.steps > 1:
+        yield (
+            f"train.warmup: {learning.settings.warmup:,} steps of {learning.steps:,}; the learning rate never reaches "
+            f"{learning.settings.learning_rate:g}. Make it shorter, or train for longer."
+        )
 
 
 def _states(learning: Learning) -> int:
@@ -242,6 +258,8 @@ def before_run(learning: Learning, context: Context, settings: Any) -> None:
     chats = settings.kind == "finetune" and settings.objective == "chat"
     if learning.adapter is None and (problem := _too_large(learning)):
         raise InputError(f"{context.name}: {problem}")
+    for warning in _without_effect(learning):
+        context.reporter.warn(warning)
     if learning.examples is None:
         return
     found = look_at(learning, chats=chats)

@@ -11,6 +11,7 @@ from pydantic import Field
 from quatrain.adaptation.settings import PROMPTS, AdapterSettings
 from quatrain.settings import Listing, Problem, Settings, quote
 from quatrain.text.settings import DataSettings
+from quatrain.training.schedules import share
 
 
 class TrainSettings(Settings):
@@ -69,6 +70,20 @@ class TrainSettings(Settings):
     parallel: Literal["auto", "ddp", "zero1", "zero2", "zero3", "hybrid"] = "auto"
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
 
+    def rates(self, steps: int) -> list[float]:
+        """Shares of the peak learning rate at the first two of so many steps: both are 0 where every rate is."""
+        return [
+            share(
+                step,
+                steps=steps,
+                schedule=self.schedule,
+                warmup=self.warmup,
+                minimum=self.min_learning_rate,
+                decay=self.decay,
+            )
+            for step in range(min(2, steps))
+        ]
+
     def conflicts(self) -> Iterator[Problem]:
         both = (("steps",), ("epochs",))
         if self.steps is not None and self.epochs is not None:
@@ -79,6 +94,10 @@ class TrainSettings(Settings):
         if self.steps is not None and self.warmup > self.steps:
             text = f"{self.warmup}; must be at most steps = {self.steps}"
             yield Problem(("warmup",), text, (("steps",),))
+        if self.steps is not None and not any(self.rates(self.steps)):
+            text = f"{quote(self.schedule)}; its only step has the rate 0, and nothing would be learned: take "
+            text += '"constant", min_learning_rate above 0, or more steps'
+            yield Problem(("schedule",), text, (("steps",), ("warmup",), ("min_learning_rate",)))
         if self.spike and self.spike <= 1:
             yield Problem(("spike",), f"{self.spike}; must be above 1 (3 is usual), or 0 for none")
         if self.paged and self.optimizer == "muon":

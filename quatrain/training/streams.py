@@ -15,12 +15,8 @@ import numpy as np
 import torch
 
 from quatrain.errors import InputError
-<<<<<<< HEAD
-from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, fill_rows, pack_rows, windows
-=======
 from quatrain.planning.room import check_tokens
-from quatrain.text.batches import IGNORE, Batch, TokenExample, fill_rows, pack_rows, windows
->>>>>>> 32da866 (Sizes are held against the machine's memory before anything is allocated; counts take no time for any number of layers)
+from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, fill_rows, pack_rows, windows
 
 
 class Stream(Protocol):

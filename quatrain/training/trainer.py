@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.allocation import freed_memory_kept
-from quatrain.errors import QuatrainError
+from quatrain.errors import InputError, QuatrainError
 from quatrain.training import guards, memory, saving
 from quatrain.training.acceleration import Compiled, activation_checkpointing
 from quatrain.training.chunked_loss import chunking
@@ -129,7 +129,7 @@ class Trainer:
         """Runs to the last step, from the newest whole checkpoint if there is one. Leaves the model in evaluation mode.
 
         Raises QuatrainError at a bad step (`guards.Guard`), or where the memory does not suffice; the last checkpoint
-        stays.
+        stays. Raises InputError where every learning rate is 0.
         """
         with self.ready():
             self._loop()
@@ -155,6 +155,11 @@ class Trainer:
 
         At its end the weights have the dtype that they had before, and the model is in evaluation mode.
         """
+        if not any(self.settings.rates(self.steps)):
+            raise InputError(
+                f'train.schedule: "{self.settings.schedule}" ends at the rate 0, and the only step of this training '
+                'has it: nothing would be learned; take "constant", min_learning_rate above 0, or more steps or epochs'
+            )
         state, tensors = saving.find(self)
         self.weights = Precision(self.model, self.parallel.shard(self.gradients.whole_way, self.dtype))
         self.scaler = self._make_scaler(state)

@@ -49,6 +49,40 @@ def test_each_stage_is_told_and_measured(text: str, tmp_path: Path) -> None:
             stage.parameters, stage.trained, stage.steps)  # fmt: skip
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_training_of_few_steps_is_measured(text: str, steps: int) -> None:
+    short = text[: text.index('[[stage]]\nkind = "finetune"')].replace("steps = 40", f"steps = {steps}")
+    told = preflight(loads(short.replace("warmup = 2", 'warmup = 0, schedule = "constant"')))
+    assert not told.problems and told.stages[0].seconds > 0
+
+
+def test_sizes_that_this_machine_cannot_hold_are_refused_by_check_and_by_run(text: str, tmp_path: Path) -> None:
+    short = text[: text.index('[[stage]]\nkind = "finetune"')]
+    large = [
+        short.replace("hidden_size = 16", "hidden_size = 1000000"),
+        short.replace("batch_tokens = 192", "batch_tokens = 1000000000000000"),
+        short.replace("batch_tokens = 192", "batch_tokens = 10000000000000000000000000000000"),
+        short.replace("num_hidden_layers = 2", "num_hidden_layers = 100000"),
+    ]
+    for number, wanted in enumerate(large):
+        assert wanted != short, number
+        with pytest.raises(InputError):
+            told = preflight(loads(wanted), measure=False)
+            raise InputError("told", told.problems) if told.problems else AssertionError(wanted)
+        with pytest.raises(InputError):
+            quatrain.run(loads(wanted), runs_dir=tmp_path / str(number), reporter=SilentReporter())
+
+
+def test_what_goes_by_validations_that_there_are_not_is_told(text: str) -> None:
+    short = text[: text.index('[[stage]]\nkind = "finetune"')].replace(
+        "evaluate_every = 20", 'evaluate_every = 20, keep = "best"'
+    )
+    told = preflight(loads(short.replace("[data]", "[data]\nvalidation = 0", 1)), measure=False)
+    assert any("the last weights are kept" in note for note in told.stages[0].notes)
+    told = preflight(loads(short.replace("warmup = 2", "warmup = 40")), measure=False)
+    assert any("never reaches" in note for note in told.stages[0].notes)
+
+
 def test_without_steps_it_says_nothing_of_time(text: str) -> None:
     told = preflight(loads(text), measure=False)
     assert told.seconds is None and all(stage.seconds is None and not stage.memory for stage in told.stages)

@@ -207,7 +207,7 @@ def test_a_compiler_that_fails_costs_a_warning_only(monkeypatch):
         model,
         Causal(),
         FixedStream(shares(ragged(), 2)),
-        settings(steps=1, warmup=0, accumulation=2, clip=0.0, compile=True),
+        settings(steps=1, warmup=0, schedule="constant", accumulation=2, clip=0.0, compile=True),
         steps=1,
         hooks=Hooks(warn=warned.append),
     )
@@ -257,7 +257,7 @@ def run_process(parts, parallel):
         Model(CONFIG).initialize(0),
         Causal(),
         FixedStream(parts),
-        settings(steps=1, warmup=0, accumulation=4, clip=0.0),
+        settings(steps=1, warmup=0, schedule="constant", accumulation=4, clip=0.0),
         steps=1,
         hooks=Hooks(log=found.append),
         parallel=parallel,
