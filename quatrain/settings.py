@@ -34,6 +34,9 @@ Listing = Annotated[tuple[Item, ...], Strict(False)]
 """A list in TOML, kept as a tuple so that settings cannot change."""
 
 
+MOST_SHOWN = 1_000
+"""Characters of a problem that are shown."""
+
 MOST_BITS = 1_000
 """Of whole numbers that are written out."""
 
@@ -54,7 +57,8 @@ class Problem:
         return Problem(prefix + self.place, self.text, tuple(prefix + place for place in self.also))
 
     def __str__(self) -> str:
-        return f"{format_place(self.place)}: {self.text}" if self.place else self.text
+        text = f"{format_place(self.place)}: {self.text}" if self.place else self.text
+        return _shorten(printable(text), MOST_SHOWN)
 
 
 class Settings(BaseModel):
@@ -71,8 +75,6 @@ class Settings(BaseModel):
         yield from self.conflicts()
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
-                yield Problem((name,), f"{quote(value)}; must be at most {LARGEST_WHOLE:,}")
             if isinstance(value, Settings):
                 yield from (problem.under((name,)) for problem in value.all_conflicts())
             elif isinstance(value, tuple | dict):
@@ -86,6 +88,8 @@ S = TypeVar("S", bound=Settings)
 
 def parse(cls: type[S], data: Mapping[str, Any], *, what: str = "the settings", more: Iterable[str] = ()) -> S:
     """Check `data` against a settings class; raise InputError with every problem at once, `more` among them."""
+    if large := list(_too_large(data)):
+        raise InputError(f"{what} has numbers that are too large:", problems=[*more, *map(str, large)])
     problems: list[Problem] = []
     value: S | None = None
     try:
@@ -102,6 +106,15 @@ def parse(cls: type[S], data: Mapping[str, Any], *, what: str = "the settings", 
         count = "a problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise InputError(f"{what} has {count}:", problems=lines)
     return value
+
+
+def _too_large(data: Any, place: Place = ()) -> Iterator[Problem]:
+    """Whole numbers that nothing below can count with."""
+    if isinstance(data, int) and abs(data) > LARGEST_WHOLE:
+        yield Problem(place, f"{quote(data)}; must be at most {LARGEST_WHOLE:,}")
+    items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield from _too_large(value, (*place, key))
 
 
 def format_place(place: Iterable[str | int]) -> str:
