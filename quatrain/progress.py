@@ -329,6 +329,6 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict):
+            if isinstance(record, dict) and isinstance(record.get("step", 0), int):
                 records.append(record)
     return records

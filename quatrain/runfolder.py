@@ -14,14 +14,28 @@ from quatrain.atomic import disk_error, disk_errors, write_json
 from quatrain.errors import InputError
 from quatrain.fingerprints import Mark
 
+MOST_BYTES = 256 * 2**20
+"""Of a file of a run; samples and scores take some megabytes."""
+
+NUMBER = (int, float)
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "finished": bool, "has_model": bool, "stages": list, "inputs": dict, "seconds": NUMBER, "work": str,
+    "fingerprint": str, "kind": str, "name": str, "scores": dict, "samples": list, "notes": list, "perplexity": NUMBER,
+    "validation_loss": NUMBER, "tokens": NUMBER, "flops": NUMBER, "parameters": NUMBER, "trainable_parameters": NUMBER,
+    "model_bytes": NUMBER, "peak_memory_bytes": NUMBER,
+}  # fmt: skip
+"""Keys of the files that a run writes, and what they hold where they are not null."""
+
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The table in a JSON file; None where there is no file or it is not whole."""
+    """The table in a JSON file; None where there is no file, or it holds what no run writes."""
     try:
-        content: dict[str, Any] = reading.read_json(path)
+        content: dict[str, Any] = reading.read_json(path, max_bytes=MOST_BYTES)
     except InputError:
         return None
-    return content
+    whole = all(content.get(key) is None or isinstance(content[key], kind) for key, kind in TYPES.items())
+    return content if whole else None
 
 
 def free_name(folder: Path) -> str:

@@ -344,7 +344,6 @@ def test_what_a_dead_process_left_is_no_lock(tmp_path: Path) -> None:
         assert not holder.exists()
 
 
-
 def test_the_package_root_is_callable_by_its_name(tmp_path: Path, stages: Stages) -> None:
     done = quatrain.run(load(FULL), runs_dir=tmp_path, reporter=SilentReporter())
     assert isinstance(done, Run)
@@ -403,3 +402,29 @@ sys.exit(main(["run", {str(FULL)!r}, "--runs-dir", {str(tmp_path)!r}]))
     second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     assert "02-pretrain, finished before" in second.stdout
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"null", b'"x"', b"[" * 10_000, b"\xff\xfe", b'{"seconds": "x"}', b'{"inputs": []}',
+        b'{"stages": 5}', b'{"perplexity": []}', b'{"scores": 5}', b'{"fingerprint": []}', b'{"a": ' + b"9" * 5_000 + b"}",
+    ],
+)  # fmt: skip
+def test_a_file_of_a_run_that_no_run_wrote_is_none(tmp_path: Path, content: bytes) -> None:
+    from quatrain.runfolder import read_json
+
+    (tmp_path / "run.json").write_bytes(content)
+    assert read_json(tmp_path / "run.json") is None
+
+
+def test_lines_of_metrics_that_no_run_wrote_are_left_out(tmp_path: Path) -> None:
+    from quatrain.progress import drop_metrics, read_metrics
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"stage": "a", "step": null}\n{"stage": 5, "step": "x"}\n5\n' + "[" * 9_000 + '\n{"stage": "a", "step": 1}\n'
+    )
+    assert read_metrics(path) == [{"stage": "a", "step": 1}]
+    drop_metrics(path, "a", after=0)
+    assert path.read_text() == ""
