@@ -408,7 +408,8 @@ sys.exit(main(["run", {str(FULL)!r}, "--runs-dir", {str(tmp_path)!r}]))
     "content",
     [
         b"", b"[]", b"null", b'"x"', b"[" * 10_000, b"\xff\xfe", b'{"seconds": "x"}', b'{"inputs": []}',
-        b'{"stages": 5}', b'{"perplexity": []}', b'{"scores": 5}', b'{"fingerprint": []}', b'{"a": ' + b"9" * 5_000 + b"}",
+        b'{"stages": 5}', b'{"perplexity": []}', b'{"scores": 5}', b'{"fingerprint": []}',
+        b'{"a": ' + b"9" * 5_000 + b"}",
     ],
 )  # fmt: skip
 def test_a_file_of_a_run_that_no_run_wrote_is_none(tmp_path: Path, content: bytes) -> None:
