@@ -89,6 +89,11 @@ S = TypeVar("S", bound=Settings)
 def parse(cls: type[S], data: Mapping[str, Any], *, what: str = "the settings", more: Iterable[str] = ()) -> S:
     """Check `data` against a settings class; raise InputError with every problem at once, `more` among them."""
     if large := list(_too_large(data)):
+        places = {problem.place for problem in large}
+        try:
+            cls.model_validate(data)
+        except ValidationError as error:
+            large += [problem for problem in _translate(cls, error, data)[0] if problem.place not in places]
         raise InputError(f"{what} has numbers that are too large:", problems=[*more, *map(str, large)])
     problems: list[Problem] = []
     value: S | None = None
