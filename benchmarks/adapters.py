@@ -38,25 +38,25 @@ def write(name: str, folder: Path) -> None:
     """`base` with fresh weights of a shape, and `adapter`, a LoRA over all its linear layers."""
     import torch
 
-    from quatrain.adaptation.apply import apply
-    from quatrain.adaptation.peft_files import save_adapter
-    from quatrain.adaptation.settings import AdapterSettings
-    from quatrain.models import hub
+    from quatrain.adapters.apply import apply
+    from quatrain.adapters.peft_files import save_adapter
+    from quatrain.adapters.settings import AdapterSettings
     from quatrain.models.families.fresh import fresh_config
-    from quatrain.models.stack import Model
+    from quatrain.models.io import model_folder
+    from quatrain.models.transformer.stack import Model
 
     model, generator = Model(fresh_config("llama", SHAPES[name])), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             parameter.copy_(("norm" in key) + 0.02 * torch.randn(parameter.shape, generator=generator))
-    hub.save(model, folder / "base")
+    model_folder.save(model, folder / "base")
     apply(model, AdapterSettings.model_validate(ADAPTER), seed=0)
     save_adapter(model, folder / "adapter", base_model=str(folder / "base"))
 
 
 def ours(folder: Path, method: str) -> Any:
     """Our model under the adapter."""
-    from quatrain.generation.loading import load_model
+    from quatrain.loading.model import load_model
 
     model, _ = load_model(folder / "adapter", quantize="nf4" if method == "qlora" else None)
     return model
@@ -89,7 +89,7 @@ def work(side: str, folder: Path, chosen: Any) -> None:
     method, precision = chosen.methods[0], chosen.precisions[0]
 
     def measure() -> dict[str, Any]:
-        from quatrain.memory import peak_memory
+        from quatrain.core.process_memory import peak_memory
 
         steps = WARM + chosen.steps
         if side == "quatrain":

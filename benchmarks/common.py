@@ -162,7 +162,7 @@ class Worker:
 
 def serve(measure: Callable[[], Mapping[str, Any]]) -> None:
     """The worker's side: a measurement for each line that comes. A mistake of the user's ends it with its message."""
-    from quatrain.errors import QuatrainError
+    from quatrain.core.errors import QuatrainError
 
     for _ in sys.stdin:
         try:

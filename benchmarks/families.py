@@ -92,9 +92,9 @@ def batch(vocabulary: int, device: str, quick: bool) -> tuple[Any, Any]:
 
 def ours(folder: Path, dtype: Any, device: str) -> tuple[Any, Callable[[Any, Any], Any]]:
     """Our model, and its mean loss on ids and labels."""
-    from quatrain.models import hub
+    from quatrain.models.io import model_folder
 
-    model = hub.load(folder, dtype=dtype, device=device)
+    model = model_folder.load(folder, dtype=dtype, device=device)
     return model, lambda ids, labels: model(ids, labels)[1].mean()
 
 
@@ -130,7 +130,7 @@ def work(name: str, side: str, folder: Path, dtype_name: str, device: str, *, qu
 
     import torch
 
-    from quatrain.memory import peak_memory, reset_peak_memory
+    from quatrain.core.process_memory import peak_memory, reset_peak_memory
     from quatrain.planning.machine import matmul_flops_per_second
 
     dtype = getattr(torch, dtype_name)

@@ -33,9 +33,9 @@ OURS, PEER = "quatrain", "transformers"
 def write_models(folder: Path, overrides: list[str]) -> dict[str, Path]:
     """Random weights of the quickstart recipe's shape, as float32 and as int8 model folders."""
     from quatrain.compression import methods
-    from quatrain.models import hub
-    from quatrain.models.stack import Model
-    from quatrain.recipe import load
+    from quatrain.models.io import model_folder
+    from quatrain.models.transformer.stack import Model
+    from quatrain.runs.recipe import load
 
     recipe = load("quickstart", overrides)
     model = Model(recipe.model.config(recipe.tokenizer.vocab_size))
@@ -46,9 +46,9 @@ def write_models(folder: Path, overrides: list[str]) -> dict[str, Path]:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)
             else:
                 parameter.fill_(1.0)
-    hub.save(model, folder / "float32")
+    model_folder.save(model, folder / "float32")
     methods.quantize(model, "int8")
-    hub.save(model, folder / "int8")
+    model_folder.save(model, folder / "int8")
     return {name: folder / name for name in ("float32", "int8")}
 
 

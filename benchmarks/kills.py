@@ -42,9 +42,9 @@ class Setup:
         """Trains and returns the SHA-256 of the weights, the steps and the metrics."""
         import torch
 
-        from quatrain.models import hub
-        from quatrain.models.config import ModelConfig
-        from quatrain.models.stack import Model
+        from quatrain.models.io import model_folder
+        from quatrain.models.transformer.config import ModelConfig
+        from quatrain.models.transformer.stack import Model
         from quatrain.training.objectives import Causal
         from quatrain.training.settings import TrainSettings
         from quatrain.training.streams import StreamedExamples
@@ -82,7 +82,7 @@ class Setup:
 
         def save(place: Path) -> None:
             note("checkpoint")
-            hub.save(model, place)
+            model_folder.save(model, place)
 
         def validate(current: Model) -> dict[str, float]:
             note("evaluation")
@@ -91,7 +91,7 @@ class Setup:
 
         hooks = Hooks(
             save=save,
-            load=lambda place: model.load_state_dict(hub.load(place).state_dict()),
+            load=lambda place: model.load_state_dict(model_folder.load(place).state_dict()),
             validate=validate,
             progress=lambda step, **metrics: note("step"),
         )
@@ -118,7 +118,7 @@ def _examples(count: int, *, seed: int, length: int | None = None) -> list[Any]:
     """Noisy cycles of ragged lengths with ragged masks."""
     import numpy as np
 
-    from quatrain.text.batches import TokenExample
+    from quatrain.data.batches import TokenExample
 
     generator = np.random.default_rng(seed)
     found = []

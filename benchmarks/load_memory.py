@@ -68,9 +68,9 @@ def load(who: str, folder: str, dtype: str) -> Any:
     import torch
 
     if who == "ours":
-        from quatrain.models import hub
+        from quatrain.models.io import model_folder
 
-        return hub.load(folder, dtype=getattr(torch, dtype))
+        return model_folder.load(folder, dtype=getattr(torch, dtype))
     return require("transformers").AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 
 
@@ -78,7 +78,7 @@ def measure(who: str, warm: str, folder: str, dtype: str, report: str) -> None:
     """What a child does: a tiny load, then the one that counts; its figures go to a file."""
     import torch
 
-    from quatrain.memory import peak_memory, reset_peak_memory
+    from quatrain.core.process_memory import peak_memory, reset_peak_memory
 
     load(who, warm, dtype)
     reset_peak_memory()

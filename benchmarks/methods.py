@@ -77,8 +77,8 @@ examples = 2000
 def make_base(folder: Path, *, quick: bool) -> Path:
     """The folder of the base, made where it is not there yet."""
     import quatrain
-    from quatrain.progress import SilentReporter
-    from quatrain.recipe import loads
+    from quatrain.core.progress import SilentReporter
+    from quatrain.runs.recipe import loads
 
     shape = {"width": 32, "vocabulary": 400, "steps": 2, "warmup": 0}
     if not quick:
@@ -92,8 +92,8 @@ def make_base(folder: Path, *, quick: bool) -> Path:
 def teach(base: Path, method: str, rate: float, steps: int) -> dict[str, Any]:
     """One training; what it took and the scores of both sets."""
     import quatrain
-    from quatrain.progress import SilentReporter
-    from quatrain.recipe import loads
+    from quatrain.core.progress import SilentReporter
+    from quatrain.runs.recipe import loads
 
     shape = {"steps": steps, "rate": rate, "every": max(1, steps // 4), "warmup": steps // 20}
     text = STAGE.format(base=json.dumps(str(base)), **shape)

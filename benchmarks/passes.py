@@ -1,4 +1,4 @@
-"""The hand-written passes of `quatrain.models.kernels` beside PyTorch's: forward and backward, float32 and bfloat16.
+"""The hand-written passes of `quatrain.models.kernels.cpu` beside PyTorch's: forward and backward, both precisions.
 
 Attention is measured as the stack calls it, from the projections' layout to the output projection's, with and without
 rotary positions; RMSNorm and SwiGLU are beside `rms_norm` and `silu(gate) * up`. Sizes are those of the module's
@@ -29,10 +29,10 @@ AGREE = {torch.float32: 2e-4, torch.bfloat16: 6e-2}
 
 def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pass, list[tuple[int, ...]]]]:
     """Name to (ours, PyTorch's, shapes of the inputs that have gradients)."""
-    from quatrain.models import kernels
-    from quatrain.models.config import ModelConfig
-    from quatrain.models.positions import Rotary, rotate
-    from quatrain.models.sight import View
+    from quatrain.models.kernels import cpu
+    from quatrain.models.transformer.config import ModelConfig
+    from quatrain.models.transformer.context import View
+    from quatrain.models.transformer.positions import Rotary, rotate
 
     batch, length, heads, width = (size[name] for name in ("batch", "length", "heads", "width"))
     hidden = heads * width
@@ -52,7 +52,7 @@ def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pas
         return run
 
     def by_hand(*tables: Tensor | None) -> Pass:
-        return lambda query, key, value: kernels.AttentionFunction.apply(
+        return lambda query, key, value: cpu.AttentionFunction.apply(
             query, key, value, *tables, bias, width**-0.5, None, True
         )
 
@@ -61,12 +61,12 @@ def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pas
         "attention, rotary": (by_hand(half_cos, half_sin), attention(True), [projected] * 3),
         "attention": (by_hand(None, None), attention(False), [projected] * 3),
         "RMSNorm": (
-            lambda x, weight: kernels.RMSNormFunction.apply(x, weight, 1e-5),
+            lambda x, weight: cpu.RMSNormFunction.apply(x, weight, 1e-5),
             lambda x, weight: F.rms_norm(x, (hidden,), weight, 1e-5),
             [tokens, (hidden,)],
         ),
         "SwiGLU": (
-            lambda gate, up: kernels.SwiGLUFunction.apply(gate, up),
+            lambda gate, up: cpu.SwiGLUFunction.apply(gate, up),
             lambda gate, up: F.silu(gate) * up,
             [wide, wide],
         ),

@@ -71,15 +71,15 @@ def write(name: str, folder: Path, stored: str = "float32") -> None:
     """A model folder with weights of a shape, drawn at random, in the dtype of its files."""
     import torch
 
-    from quatrain.models import hub
     from quatrain.models.families.fresh import fresh_config
-    from quatrain.models.stack import Model
+    from quatrain.models.io import model_folder
+    from quatrain.models.transformer.stack import Model
 
     model, generator = Model(fresh_config(*SHAPES[name])).initialize(0), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():  # fresh ones are zero in places, over which DoRA divides
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    hub.save(model.to(getattr(torch, stored)), folder)
+    model_folder.save(model.to(getattr(torch, stored)), folder)
 
 
 def steps(model: Any, settings: Any, rows: int, length: int) -> None:
@@ -93,11 +93,11 @@ def steps(model: Any, settings: Any, rows: int, length: int) -> None:
 
 def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """The bytes by which this process grows while it reads a model and trains it."""
-    from quatrain.adaptation.apply import apply
-    from quatrain.adaptation.settings import AdapterSettings
-    from quatrain.adaptation.token_rows import learn_rows
-    from quatrain.generation.loading import load_model
-    from quatrain.memory import peak_memory, reset_peak_memory, resident_memory
+    from quatrain.adapters.apply import apply
+    from quatrain.adapters.settings import AdapterSettings
+    from quatrain.adapters.token_rows import learn_rows
+    from quatrain.core.process_memory import peak_memory, reset_peak_memory, resident_memory
+    from quatrain.loading.model import load_model
     from quatrain.training.settings import TrainSettings
 
     # Once through, so that everything is imported, bitsandbytes' kernel too.

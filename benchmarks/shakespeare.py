@@ -38,8 +38,8 @@ PEER = "nanoGPT's configuration"
 
 def ours(folder: Path, overrides: list[str], seed: int) -> dict[str, Any]:
     """One run of the recipe; its time, loss and curve from the files that every run writes."""
-    from quatrain.progress import SilentReporter, read_metrics
-    from quatrain.run import run
+    from quatrain.core.progress import SilentReporter, read_metrics
+    from quatrain.runs.runner import run
 
     changes = [f"seed={seed}", f"name=seed-{seed}", "stage.pretrain.evaluate=false", *overrides]
     done = run("shakespeare-char", changes, runs_dir=folder, reporter=SilentReporter())
@@ -69,8 +69,8 @@ def nanogpt(source: str, seed: int, steps: int, evaluate_every: int) -> dict[str
     from torch.nn.functional import cross_entropy
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from quatrain.text.batches import windows
-    from quatrain.text.files import read_documents
+    from quatrain.data.batches import windows
+    from quatrain.data.documents import read_documents
 
     text = "".join(read_documents(source))
     table = {character: index for index, character in enumerate(sorted(set(text)))}

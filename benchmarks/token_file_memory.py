@@ -51,9 +51,9 @@ def peak_bytes() -> int:
 
 def build(text: Path, tokenizer: Path, folder: Path) -> None:
     """What is measured: one line of JSON with what was made and the peak."""
-    from quatrain.text.files import read_pieces
-    from quatrain.text.tokenfile import build as build_tokens
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.data.documents import read_pieces
+    from quatrain.data.token_file import build as build_tokens
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
     start = time.perf_counter()
     file = build_tokens(read_pieces(text), Tokenizer.load(tokenizer), folder)
@@ -89,7 +89,8 @@ def main() -> None:
         folder = Path(name)
         write_text(folder / "sample.txt", 2 * MEGABYTE)
         train = (
-            "import sys; from quatrain.text.tokenizer import Tokenizer; from quatrain.text.files import read_pieces; "
+            "import sys; from quatrain.tokenizers.tokenizer import Tokenizer; "
+            "from quatrain.data.documents import read_pieces; "
             "Tokenizer.train((p.text for p in read_pieces(sys.argv[1])), vocab_size=8192).save(sys.argv[2])"
         )
         subprocess.run([sys.executable, "-c", train, str(folder / "sample.txt"), str(folder / "tokenizer")], check=True)

@@ -81,9 +81,9 @@ def ours(
     folder: Path, precision: str, rows: int, length: int, steps: int, device: str, *, compiled: bool = False
 ) -> dict[str, Any]:
     """Trains with our Trainer; returns the time at the end of each step, and each loss."""
-    from quatrain.models import hub
+    from quatrain.models.io import model_folder
 
-    return train_ours(hub.load(folder, device=device), precision, rows, length, steps, compiled=compiled)
+    return train_ours(model_folder.load(folder, device=device), precision, rows, length, steps, compiled=compiled)
 
 
 def train_ours(
@@ -188,11 +188,11 @@ def products(folder: Path, precision: str, rows: int, length: int, device: str) 
     import torch
     from torch import nn
 
-    from quatrain.models import hub
-    from quatrain.models.stack import Model
+    from quatrain.models.io import model_folder
+    from quatrain.models.transformer.stack import Model
     from quatrain.planning.machine import matmul_flops_per_second
 
-    dtype, config = getattr(torch, precision), hub.load_config(folder)
+    dtype, config = getattr(torch, precision), model_folder.load_config(folder)
     with torch.device("meta"):
         model = Model(config)
     linears = Counter((part.in_features, part.out_features) for part in model.modules() if isinstance(part, nn.Linear))
@@ -276,7 +276,7 @@ def work(side: str, folder: Path, chosen: Any) -> None:
     def measure() -> dict[str, Any]:
         import torch
 
-        from quatrain.memory import peak_memory
+        from quatrain.core.process_memory import peak_memory
 
         if side == LIMIT:
             return products(folder, *shape, chosen.device)
@@ -320,7 +320,7 @@ def beside(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
 
 def compare(name: str, precision: str, chosen: Any, folder: Path) -> dict[str, Any]:
     """Turns of both sides and of the limit for one model and precision; prints what they say."""
-    from quatrain.models import hub
+    from quatrain.models.io import model_folder
     from quatrain.planning.counts import flops_per_token
 
     shape = ["--precisions", precision, "--rows", str(chosen.rows), "--length", str(chosen.length)]
@@ -339,7 +339,7 @@ def compare(name: str, precision: str, chosen: Any, folder: Path) -> dict[str, A
     limits["fastest_seconds"] = min(run["fastest_seconds"] for run in found[LIMIT])
     limits["large_flops_per_second"] = max(run["large_flops_per_second"] for run in found[LIMIT])
     tokens = chosen.rows * chosen.length
-    flops = tokens * flops_per_token(hub.load_config(folder), chosen.length)
+    flops = tokens * flops_per_token(model_folder.load_config(folder), chosen.length)
     sides = {side: summary(found[side], limits, tokens, flops) for side in sides_run}
     for side, said in sides.items():
         rate = said["tokens_per_second"]
@@ -368,16 +368,16 @@ def write(name: str, folder: Path) -> None:
     """A folder with fresh weights of this shape, drawn as transformers does, which both sides read."""
     import torch
 
-    from quatrain.models import hub
     from quatrain.models.families.fresh import fresh_config
-    from quatrain.models.stack import Model
+    from quatrain.models.io import model_folder
+    from quatrain.models.transformer.stack import Model
 
     family, sizes = SHAPES[name]
     transformers = require("transformers")
     with torch.device("meta"):
         shape = Model(fresh_config(family, sizes, head="causal"))
     shape.to_empty(device="cpu")
-    hub.save(shape, folder)
+    model_folder.save(shape, folder)
     torch.manual_seed(0)
     fresh = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
     fresh.save_pretrained(folder)

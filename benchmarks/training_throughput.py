@@ -41,7 +41,7 @@ class Case:
     """The quickstart recipe under a shape: its model, its pretraining, its batch of `rows` x `length` tokens."""
 
     def __init__(self, name: str):
-        from quatrain.recipe import load
+        from quatrain.runs.recipe import load
 
         recipe = load("quickstart", [f"{key}={value}" for key, value in SHAPES.get(name, {}).items()])
         stage = next(stage for stage in recipe.stage if stage.kind == "pretrain")
@@ -63,11 +63,11 @@ class Case:
 
 def ours(case: Case, way: str, folder: Path) -> Callable[[int], tuple[float, float, str]]:
     """What trains a number of steps with the Trainer, and returns seconds after warming up, loss, precision."""
-    from quatrain.models import hub
+    from quatrain.models.io import model_folder
     from quatrain.training.objectives import Causal
     from quatrain.training.trainer import Hooks, Trainer
 
-    model, stream = hub.load(folder), case.batches()
+    model, stream = model_folder.load(folder), case.batches()
     like_for_like = LIKE_FOR_LIKE | {"precision": "float32", "optimizer": "adamw"}
     settings = case.train if way == OURS else case.train.model_copy(update=like_for_like)
 
@@ -123,14 +123,14 @@ def work(name: str, way: str, folder: Path, steps: int) -> None:
     """A worker's side: trains `steps` steps a turn."""
     import torch
 
-    from quatrain.memory import peak_memory, reset_peak_memory
-    from quatrain.models import hub
+    from quatrain.core.process_memory import peak_memory, reset_peak_memory
+    from quatrain.models.io import model_folder
     from quatrain.planning.counts import flops_per_token
     from quatrain.planning.machine import matmul_flops_per_second
 
     case = Case(name)
     train = (theirs if way.startswith("transformers") else ours)(case, way, folder)
-    flops = flops_per_token(hub.load_config(folder), case.length)
+    flops = flops_per_token(model_folder.load_config(folder), case.length)
 
     def measure() -> dict[str, Any]:
         reset_peak_memory()
@@ -153,11 +153,11 @@ def work(name: str, way: str, folder: Path, steps: int) -> None:
 @contextlib.contextmanager
 def weights(case: Case) -> Iterator[Path]:
     """A folder with fresh weights of a case's shape."""
-    from quatrain.models import hub
-    from quatrain.models.stack import Model
+    from quatrain.models.io import model_folder
+    from quatrain.models.transformer.stack import Model
 
     with tempfile.TemporaryDirectory() as folder:
-        hub.save(Model(case.model.config(case.vocabulary)).initialize(0), folder)
+        model_folder.save(Model(case.model.config(case.vocabulary)).initialize(0), folder)
         yield Path(folder)
 
 

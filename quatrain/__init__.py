@@ -29,28 +29,27 @@ __all__ = [
 
 _LAZY = {
     "Engine": "quatrain.generation.engine:Engine",
-    "InputError": "quatrain.errors:InputError",
-    "QuatrainError": "quatrain.errors:QuatrainError",
-    "Recipe": "quatrain.recipe:Recipe",
+    "InputError": "quatrain.core.errors:InputError",
+    "QuatrainError": "quatrain.core.errors:QuatrainError",
+    "Recipe": "quatrain.runs.recipe:Recipe",
     "SamplingParams": "quatrain.generation.engine:SamplingParams",
-    "Tokenizer": "quatrain.text.tokenizer:Tokenizer",
-    "load": "quatrain.generation.loading:load_weights",
-    "load_recipe": "quatrain.recipe:load",
+    "Tokenizer": "quatrain.tokenizers.tokenizer:Tokenizer",
+    "load": "quatrain.loading.model:load_weights",
+    "load_recipe": "quatrain.runs.recipe:load",
+    "run": "quatrain.runs.runner:run",
 }
 
 if TYPE_CHECKING:
-    from quatrain.errors import InputError, QuatrainError
+    from quatrain.core.errors import InputError, QuatrainError
     from quatrain.generation.engine import Engine, SamplingParams
-    from quatrain.generation.loading import load_weights as load
-    from quatrain.recipe import Recipe
-    from quatrain.recipe import load as load_recipe
-    from quatrain.run import run
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.loading.model import load_weights as load
+    from quatrain.runs.recipe import Recipe
+    from quatrain.runs.recipe import load as load_recipe
+    from quatrain.runs.runner import run
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 
 def __getattr__(name: str) -> Any:
-    if name == "run":  # the module itself is callable, so that quatrain.run(...) and quatrain.run.status(...) both hold
-        return import_module("quatrain.run")
     if name not in _LAZY:
         raise AttributeError(f"module 'quatrain' has no attribute {name!r}")
     module, attribute = _LAZY[name].split(":")

@@ -14,18 +14,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quatrain"
-FLOORS = [
-    {"errors", "atomic", "settings", "overrides", "dependent", "wording", "progress", "live", "locks", "memory",
-     "allocation", "failures", "offline", "processes", "reading", "tracking"},
-    {"text", "models", "planning"},
-    {"adaptation", "compression", "generation"},
+LAYERS = [
+    {"core"},
+    {"data", "tokenizers", "models", "planning"},
+    {"adapters", "compression"},
+    {"loading", "generation"},
     {"training", "tasks"},
-    {"classic", "evaluation", "alignment", "applications"},
-    {"serving"},
-    {"recipe", "recipes", "stages", "run", "runfolder", "fingerprints", "inputs", "summary"},
+    {"evaluation", "alignment"},
+    {"runs"},
     {"cli", "__main__"},
 ]
-"""From the ground up. A part imports parts of its own floor and of those below."""
+"""From the ground up. A part imports parts of its own layer and of those below."""
 
 COMES_WITH = {"markupsafe": "jinja2"}
 IMPORTED_AS = {"scikit-learn": "sklearn", "lingua-language-detector": "lingua", "rouge-score": "rouge_score"}
@@ -33,13 +32,13 @@ LONGEST_FILE = 420
 
 
 def part_of(path: Path) -> str:
-    """`text` for quatrain/text/chat.py, `run` for quatrain/run.py."""
+    """`data` for quatrain/data/corpus.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def floor_of(part: str) -> int:
-    found = [number for number, floor in enumerate(FLOORS) if part in floor]
-    assert found, f"quatrain.{part} has no floor yet: add it to FLOORS here and to docs/architecture.md"
+def layer_of(part: str) -> int:
+    found = [number for number, layer in enumerate(LAYERS) if part in layer]
+    assert found, f"quatrain.{part} has no layer yet: add it to LAYERS here and to docs/architecture.md"
     return found[0]
 
 
@@ -53,7 +52,7 @@ def of_part(part: str) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def imports(tree: ast.AST, path: Path) -> Iterator[tuple[str, int]]:
-    """Every module that a file imports anywhere, with its line; `from quatrain import run` counts as quatrain.run."""
+    """Every module that a file imports anywhere, with its line; `from quatrain import x` counts as quatrain.x."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -83,22 +82,22 @@ def when_loaded(tree: ast.Module) -> ast.Module:
 
 
 def test_there_is_something_to_check():
-    assert len(SOURCES) > 50 and {"text", "models", "training", "cli"} <= set(PARTS)
+    assert len(SOURCES) > 50 and {"data", "models", "training", "cli"} <= set(PARTS)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_imports_run_downwards(part):
-    height = floor_of(part)
+    height = layer_of(part)
     upwards = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path, tree in of_part(part)
         for name, line in imports(tree, path)
-        if name.startswith("quatrain.") and floor_of(name.split(".")[1]) > height
+        if name.startswith("quatrain.") and layer_of(name.split(".")[1]) > height
     ]
     assert not upwards, "\n".join(upwards)
 
 
-@pytest.mark.parametrize(("part", "never"), [("models", {"text", "training"}), ("text", {"models", "training"})])
+@pytest.mark.parametrize(("part", "never"), [("models", {"data", "tokenizers", "training"}), ("tokenizers", {"models", "training"}), ("data", {"models", "training"})])
 def test_models_and_text_know_nothing_of_each_other(part, never):
     names = {
         name.split(".")[1] for path, tree in of_part(part) for name, _ in imports(tree, path) if "quatrain." in name
@@ -109,7 +108,7 @@ def test_models_and_text_know_nothing_of_each_other(part, never):
 def test_text_needs_no_torch_but_for_batches():
     heavy = [
         path.name
-        for path, tree in of_part("text")
+        for path, tree in [*of_part("data"), *of_part("tokenizers")]
         if any(name.split(".")[0] == "torch" for name, _ in imports(when_loaded(tree), path)) and path.stem != "batches"
     ]
     assert heavy == []
@@ -271,7 +270,7 @@ def test_the_wheel_has_all_that_is_read_at_run_time():
     """The wheel holds whatever lies in quatrain/; a rule that leaves files out must not catch one that is needed."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
     assert settings["wheel"] == {"packages": ["quatrain"]}
-    needed = ["py.typed", "recipes/quickstart.toml", "evaluation/report/style.css", "evaluation/report/page.html.jinja"]
+    needed = ["py.typed", "runs/recipes/quickstart.toml", "evaluation/report/style.css", "evaluation/report/page.html.jinja"]
     assert [name for name in needed if not (PACKAGE / name).is_file()] == []
     ignored = subprocess.run(
         ["git", "check-ignore", *(f"quatrain/{name}" for name in needed)], capture_output=True, text=True, cwd=ROOT

@@ -26,7 +26,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 PACKAGE = str(Path(quatrain.__file__).parents[1])
-HEAD = (Path(__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf-8")
+HEAD = (Path(__file__).parent / "runs" / "recipes" / "tiny.toml").read_text(encoding="utf-8")
 TRAIN = """
 [[stage]]
 kind = "pretrain"

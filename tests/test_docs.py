@@ -23,7 +23,7 @@ RUN_ELSEWHERE = {
     **dict.fromkeys(
         ("models", "generation", "adaptation", "alignment", "compression"), "tests/generation/test_pages.py"
     ),
-    "text": "tests/text/test_guide.py",
+    "text": "tests/data/test_guide.py",
 }
 
 
@@ -106,7 +106,7 @@ def test_commands_that_are_shown_exist():
 
 def test_settings_that_are_shown_are_known():
     """Overrides in the guide are right: the recipes take them."""
-    from quatrain.recipe import load
+    from quatrain.runs.recipe import load
 
     checked = 0
     for _, words in commands():
@@ -118,7 +118,7 @@ def test_settings_that_are_shown_are_known():
 
 def test_every_shipped_recipe_and_verb_is_in_the_docs():
     from quatrain.cli.app import build_app
-    from quatrain.recipe import recipe_names
+    from quatrain.runs.recipe import recipe_names
 
     recipes = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     assert [name for name in recipe_names() if f"`{name}`" not in recipes] == []

@@ -116,7 +116,7 @@ def flags(bench: Bench) -> Case:
 
 
 def _shipped() -> list[Path]:
-    from quatrain.recipe import RECIPES
+    from quatrain.runs.recipe import RECIPES
 
     return sorted(RECIPES.glob("*.toml"))
 
@@ -138,7 +138,7 @@ def _toml(tree: dict[str, Any]) -> bytes:
 
 def _full(name_or_path: str | Path) -> dict[str, Any]:
     """A recipe with every key filled in."""
-    from quatrain.recipe import load, to_dict
+    from quatrain.runs.recipe import load, to_dict
 
     return to_dict(load(name_or_path))
 

@@ -166,15 +166,15 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
     """The heads of the models and of the adapters that were written."""
     import torch
 
-    from quatrain.adaptation.apply import apply
-    from quatrain.adaptation.peft_files import save_adapter
-    from quatrain.adaptation.settings import AdapterSettings
+    from quatrain.adapters.apply import apply
+    from quatrain.adapters.peft_files import save_adapter
+    from quatrain.adapters.settings import AdapterSettings
     from quatrain.compression.methods import quantize
-    from quatrain.models import hub
     from quatrain.models.families.fresh import fresh_config
-    from quatrain.models.settings import DECODERS, ENCODERS, Family
-    from quatrain.models.stack import Model
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.models.io import model_folder
+    from quatrain.models.transformer.settings import DECODERS, ENCODERS, Family
+    from quatrain.models.transformer.stack import Model
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
     kinds = {"bpe": "decoder", "wordpiece": "encoder", "unigram": "encoder-decoder"}
     trained = {
@@ -196,7 +196,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
         return model.eval(), tokenizer
 
     def save(name: str, model: Model, tokenizer: Tokenizer, **more: Any) -> None:
-        hub.save(model, folder / name, **more)
+        model_folder.save(model, folder / name, **more)
         tokenizer.save(folder / name)
         heads[name] = model.config.head
 

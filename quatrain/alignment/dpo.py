@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quatrain.errors import InputError
-from quatrain.models.stack import Model
-from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, pad
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, pad
+from quatrain.models.transformer.stack import Model
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quatrain.alignment.dpo import PreferenceExample
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.data.records import Messages
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
-from quatrain.text.records import Messages
 
 Judge = Callable[[int, str], bool]
 """Whether a text is a right answer to the prompt of this number."""
@@ -124,7 +124,7 @@ def from_chat(
     An answer is a text or the one message that `read_preferences` gives. Raises InputError where it is neither, where
     the two renderings share no prompt, or where an answer has no token of its own.
     """
-    from quatrain.text.chat import render
+    from quatrain.tokenizers.chat import render
 
     before = messages if isinstance(messages, Messages) else Messages(map(dict, messages))
     whole = (before.of([*before, _turn(answer)]) for answer in (chosen, rejected))

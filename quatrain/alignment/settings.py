@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from quatrain.adaptation.settings import AdapterSettings
-from quatrain.settings import Settings
-from quatrain.text.settings import DataSettings
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.core.settings import Settings
+from quatrain.data.settings import DataSettings
 from quatrain.training.settings import TrainSettings
 
 

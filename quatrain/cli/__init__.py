@@ -11,7 +11,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from quatrain.errors import QuatrainError
+from quatrain.core.errors import QuatrainError
 
 DEBUG_FLAG = "--debug"
 
@@ -104,7 +104,7 @@ def _show_own_log() -> None:
 
 def complain(text: str, prefix: str = "") -> None:
     """Write a message to standard error: nothing in it is read as markup, and control characters show as text."""
-    from quatrain.wording import printable, write_text
+    from quatrain.core.wording import printable, write_text
 
     with contextlib.suppress(OSError, ValueError, QuatrainError):
         sys.stdout.flush()
@@ -127,7 +127,7 @@ def _dispatch(words: list[str]) -> int:
         check_words(app, words)
         result = app(words, print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
-        from quatrain.errors import InputError
+        from quatrain.core.errors import InputError
 
         raise InputError(f"{error}\n`quatrain --help` and `quatrain VERB --help` show what there is.") from error
     return result if isinstance(result, int) else 0

@@ -21,7 +21,7 @@ from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
 from quatrain.cli.texts import mistyped_option
 from quatrain.cli.tokenize import tokenize
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 
 LEAST_WIDTH = 20
 """Columns that the help needs; a narrower terminal breaks its lines itself."""

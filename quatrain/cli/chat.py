@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from quatrain.applications.text2sql import Connection
     from quatrain.generation.engine import Engine, SamplingParams
+    from quatrain.tasks.text2sql import Connection
 
 MOST_COLUMNS = 40
 """Columns of an answer, or of a table, that are shown to a person."""
@@ -64,7 +64,7 @@ def chat(
         Write one JSON object an answer, for programs.
     """
     if schema and db is None:
-        from quatrain.errors import InputError
+        from quatrain.core.errors import InputError
 
         raise InputError("--schema: there is no database whose tables could be shown; give one with --db FILE")
     with contextlib.ExitStack() as stack:
@@ -85,8 +85,8 @@ def chat(
 
 def _open(stack: contextlib.ExitStack, db: Path, rows: int) -> Connection:
     """The database, refused before the model is loaded if it is none."""
-    from quatrain.applications.text2sql import Connection
-    from quatrain.errors import InputError
+    from quatrain.core.errors import InputError
+    from quatrain.tasks.text2sql import Connection
 
     if rows < 1:
         raise InputError(f"--rows {rows}: must be at least 1")
@@ -113,7 +113,7 @@ def converse(talk: Talk) -> int:
     from quatrain.cli import complain
     from quatrain.cli.output import show
     from quatrain.cli.process import OutputError, input_is_terminal
-    from quatrain.errors import QuatrainError
+    from quatrain.core.errors import QuatrainError
 
     if input_is_terminal():
         show("Ask away; /help shows what else there is, /quit or Ctrl-D leaves.")
@@ -157,7 +157,7 @@ def _lines(prompt: str) -> Iterator[str]:
 def _command(text: str, talk: Talk) -> bool:
     """Do a command; False leaves the conversation."""
     from quatrain.cli.output import show
-    from quatrain.settings import did_you_mean
+    from quatrain.core.settings import did_you_mean
 
     word = text.split()[0]
     if word in ("/quit", "/exit"):
@@ -233,18 +233,18 @@ class DatabaseTalk:
         *,
         shows_schema: bool = False,
     ):
-        from quatrain.applications.text2sql.databases import schema_text
+        from quatrain.tasks.text2sql.databases import schema_text
 
         self.engine, self.params, self.connection, self.json_lines = engine, params, connection, json_lines
         self.shown = schema_text(connection.path) if shows_schema else None
 
     def answer(self, question: str) -> None:
-        from quatrain.applications.text2sql import answer
-        from quatrain.applications.text2sql.questions import prompt
-        from quatrain.applications.text2sql.statements import statement_of
         from quatrain.cli import complain
         from quatrain.cli.output import shorten, show, show_json, show_table
-        from quatrain.wording import printable
+        from quatrain.core.wording import printable
+        from quatrain.tasks.text2sql import answer
+        from quatrain.tasks.text2sql.questions import prompt
+        from quatrain.tasks.text2sql.statements import statement_of
 
         asked = question if self.shown is None else prompt(self.shown, question)
         (completion,) = self.engine.chat([[{"role": "user", "content": asked}]], self.params)
@@ -276,8 +276,8 @@ class DatabaseTalk:
         """Nothing to forget: questions do not depend on each other."""
 
     def schema(self) -> str:
-        from quatrain.applications.text2sql.databases import tables_of
-        from quatrain.applications.text2sql.naming import named
+        from quatrain.tasks.text2sql.databases import tables_of
+        from quatrain.tasks.text2sql.naming import named
 
         tables = tables_of(self.connection.path)
         lines = [_listed(named(name), [named(column) for column in columns]) for name, columns in tables[:MOST_TABLES]]
@@ -289,7 +289,7 @@ class DatabaseTalk:
 def _cell(value: object) -> object:
     """A cell on one line, no longer than a table allows, with control characters as text."""
     from quatrain.cli.output import shorten
-    from quatrain.wording import printable
+    from quatrain.core.wording import printable
 
     short = shorten(value)
     return printable(short) if isinstance(short, str) else short

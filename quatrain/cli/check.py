@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from quatrain.stages.preflight import Preflight
+    from quatrain.runs.preflight import Preflight
 
 WIDTH = 1200
 """Characters of a sample that are shown."""
@@ -43,9 +43,9 @@ def check(
     from pathlib import Path
 
     from quatrain.cli.output import show_json, show_text
-    from quatrain.inputs import check_inputs, left_out
-    from quatrain.progress import SilentReporter, create_reporter
-    from quatrain.recipe import dumps, load, to_dict
+    from quatrain.core.progress import SilentReporter, create_reporter
+    from quatrain.runs.inputs import check_inputs, left_out
+    from quatrain.runs.recipe import dumps, load, to_dict
 
     silent = SilentReporter()
     loaded = load(recipe, overrides, say=(silent if json_lines or toml else create_reporter()).info)
@@ -56,7 +56,7 @@ def check(
         else:
             show_text(dumps(loaded).rstrip())
         return 0
-    from quatrain.stages.preflight import preflight
+    from quatrain.runs.preflight import preflight
 
     reporter = silent if json_lines else create_reporter()
     told = preflight(loaded, folder=Path(runs_dir) / loaded.name, measure=not no_measure, reporter=reporter)
@@ -73,8 +73,8 @@ def _show(told: Preflight, left: list[str]) -> None:
     from rich.text import Text
 
     from quatrain.cli.output import show
-    from quatrain.stages.preflight import rows_for_table
-    from quatrain.wording import format_bytes, format_duration
+    from quatrain.core.wording import format_bytes, format_duration
+    from quatrain.runs.preflight import rows_for_table
 
     console = Console(highlight=False, soft_wrap=True)
     for stage in told.stages:
@@ -106,7 +106,7 @@ def _sample(parts: list[tuple[str, bool]], colour: bool):  # type: ignore[no-unt
     """A sample with what is learned in green, or between brackets."""
     from rich.text import Text
 
-    from quatrain.wording import printable
+    from quatrain.core.wording import printable
 
     text, left = Text(), WIDTH
     for piece, learned in parts:

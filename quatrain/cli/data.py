@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from quatrain.text.catalog import Source
-    from quatrain.text.checking import Report
+    from quatrain.data.catalog import Source
+    from quatrain.data.checking import Report
 
 
 def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
@@ -20,8 +20,8 @@ def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = Fals
         Write one JSON object a line, for programs.
     """
     from quatrain.cli.output import show, show_table
-    from quatrain.text.catalog import CATALOG, cache_folder, data_folder
-    from quatrain.wording import format_bytes
+    from quatrain.core.wording import format_bytes
+    from quatrain.data.catalog import CATALOG, cache_folder, data_folder
 
     data_folder(), cache_folder()  # wrong settings of theirs would show every source as damaged
     rows = []
@@ -47,8 +47,8 @@ def get_source(name: str) -> int:
     import sys
 
     from quatrain.cli.output import show
-    from quatrain.progress import create_reporter
-    from quatrain.text.catalog import fetch, get
+    from quatrain.core.progress import create_reporter
+    from quatrain.data.catalog import fetch, get
 
     source = get(name)
     with create_reporter(stream=sys.stderr).task(source.name, total=source.size, unit="byte") as task:
@@ -93,7 +93,7 @@ def check_data(
         Write one JSON object, for programs.
     """
     from quatrain.cli.output import show_json
-    from quatrain.text.checking import check as check_file
+    from quatrain.data.checking import check as check_file
 
     report = check_file(source, format=format, columns=_columns(columns), subset=subset, split=split, template=template)
     if databases is not None:
@@ -109,11 +109,11 @@ def _ask(
     report: Report, databases: str, columns: dict[str, str] | None, subset: str | None, split: str | None
 ) -> None:
     """Add to a report on questions with SQL which of them cannot be asked of their databases."""
-    from quatrain.applications.text2sql.databases import Databases
-    from quatrain.applications.text2sql.questions import Questions
-    from quatrain.errors import InputError
-    from quatrain.text.checking import Finding
-    from quatrain.text.corpus import Corpus
+    from quatrain.core.errors import InputError
+    from quatrain.data.checking import Finding
+    from quatrain.data.corpus import Corpus
+    from quatrain.tasks.text2sql.databases import Databases
+    from quatrain.tasks.text2sql.questions import Questions
 
     if report.format != "sql":
         what = f"{report.source} is {report.described}"
@@ -128,7 +128,7 @@ def _ask(
 
 def _columns(text: str | None) -> dict[str, str] | None:
     """`text=review,label=stars` as a dictionary."""
-    from quatrain.errors import InputError
+    from quatrain.core.errors import InputError
 
     if text is None:
         return None
@@ -173,8 +173,8 @@ def _tell(report: Report) -> None:
 
 def _where(source: Source) -> str:
     """Whether a source is on this machine, can be downloaded, or has to be put in place by hand."""
-    from quatrain.errors import QuatrainError
-    from quatrain.text.catalog import locate
+    from quatrain.core.errors import QuatrainError
+    from quatrain.data.catalog import locate
 
     try:
         if locate(source) is not None:

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from quatrain.cli.texts import Text
 
 if TYPE_CHECKING:
-    from quatrain.models.stack import Model
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.models.transformer.stack import Model
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 SCORED = ("causal",)
 """The heads whose models are measured by perplexity."""
@@ -58,8 +58,8 @@ def evaluate(
     """
     import sys
 
-    from quatrain.errors import InputError
-    from quatrain.generation.loading import load_model
+    from quatrain.core.errors import InputError
+    from quatrain.loading.model import load_model
 
     network, tokenizer = load_model(model)
     if tokenizer is None:
@@ -88,8 +88,8 @@ def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_li
     import numpy as np
 
     from quatrain.cli.output import show, show_json
+    from quatrain.data.documents import read_documents
     from quatrain.evaluation.perplexity import text_loss
-    from quatrain.text.files import read_documents
 
     documents = list(read_documents(data))
     ids = [token for document in documents for token in tokenizer.encode(document)]
@@ -113,8 +113,8 @@ def _records(
     """The task of the model, the format of its data, and the records."""
     from itertools import islice
 
+    from quatrain.data.corpus import Corpus
     from quatrain.evaluation.tasks import placed
-    from quatrain.text.corpus import Corpus
     from quatrain.training.tasks import FORMATS, task_of_model
 
     task = task_of_model(network.config, prefix=prefix)
@@ -133,10 +133,10 @@ def _task(
 ) -> int:
     """The metrics of a task, by label where there are labels, and some samples."""
     from quatrain.cli.output import show, show_json
+    from quatrain.core.progress import SilentReporter, create_reporter
+    from quatrain.core.wording import text_table
     from quatrain.evaluation.tasks import score
-    from quatrain.progress import SilentReporter, create_reporter
     from quatrain.training.tasks import SCORE, make_objective
-    from quatrain.wording import text_table
 
     task, format, records = found
     labels = SCORE if task.objective == "regress" else tuple(network.config.labels)

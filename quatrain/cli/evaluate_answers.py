@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quatrain.models.stack import Model
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.models.transformer.stack import Model
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 
 def measure(
@@ -21,9 +21,9 @@ def measure(
     json_lines: bool,
 ) -> int | None:
     """The exit code, after the scores have been shown; None where the data are neither questions with SQL nor chats."""
-    from quatrain.applications.text2sql.questions import asks_sql
-    from quatrain.errors import InputError
-    from quatrain.text.files import detect
+    from quatrain.core.errors import InputError
+    from quatrain.data.documents import detect
+    from quatrain.tasks.text2sql.questions import asks_sql
 
     if asks_sql(data, databases=databases):
         return _questions(network, tokenizer, data, databases, examples, max_new_tokens, json_lines)
@@ -44,13 +44,13 @@ def _questions(
     json_lines: bool,
 ) -> int:
     """How many answers give what the questions' own SQL gives, for each source of several."""
-    from quatrain.applications.text2sql.questions import Questions, ask, databases_of, judge
     from quatrain.cli.output import show, show_json
+    from quatrain.core.progress import SilentReporter, create_reporter
+    from quatrain.core.wording import format_metric, text_table
+    from quatrain.data.corpus import Corpus
+    from quatrain.data.sources import parts
     from quatrain.generation.engine import Engine, SamplingParams
-    from quatrain.progress import SilentReporter, create_reporter
-    from quatrain.text.corpus import Corpus
-    from quatrain.text.sources import parts
-    from quatrain.wording import format_metric, text_table
+    from quatrain.tasks.text2sql.questions import Questions, ask, databases_of, judge
 
     engine, params = Engine(network, tokenizer), SamplingParams(max_new_tokens=max_new_tokens)
     reporter = SilentReporter() if json_lines else create_reporter()
@@ -85,10 +85,10 @@ def _chats(
     from itertools import islice
 
     from quatrain.cli.output import show, show_json
+    from quatrain.data.batches import TokenExample
+    from quatrain.data.documents import read_conversations
     from quatrain.evaluation.perplexity import examples_loss
-    from quatrain.text.batches import TokenExample
-    from quatrain.text.chat import render
-    from quatrain.text.files import read_conversations
+    from quatrain.tokenizers.chat import render
 
     rendered = (render(tokenizer, messages) for messages in islice(read_conversations(data), examples))
     chats = [TokenExample(each.ids, each.assistant_mask) for each in rendered]

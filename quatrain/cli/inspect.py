@@ -54,8 +54,8 @@ def inspect(
         Write one JSON object, for programs.
     """
     from quatrain.cli.output import show_json
+    from quatrain.core.reading import user_path
     from quatrain.evaluation.inspection import open_subject
-    from quatrain.reading import user_path
 
     if attention is not None:
         attention = user_path(attention, "--attention")
@@ -78,7 +78,7 @@ def inspect(
 
 def _check(text: str | None, next_tokens: bool, attention: Path | None, answer: str | None, top: int | None) -> None:
     """Refuses, all at once, flags that cannot be."""
-    from quatrain.errors import InputError
+    from quatrain.core.errors import InputError
 
     needing = {"--next": next_tokens, "--attention": attention is not None, "--answer": answer is not None}
     problems = [f"{flag}: needs a text; add --text TEXT" for flag, given in needing.items() if given and text is None]
@@ -180,7 +180,7 @@ class _Look:
 
     def _answer(self, answer: str | None, limit: int | None) -> list[int]:
         """The ids of what the decoder of an encoder-decoder says."""
-        from quatrain.errors import InputError
+        from quatrain.core.errors import InputError
         from quatrain.evaluation.inspection import read_ids
 
         if answer is None:
@@ -215,9 +215,9 @@ class _Look:
         return {"predictions": found.as_dict()}
 
     def _attention(self, ids: list[int], answer: list[int], out: Path) -> dict[str, Any]:
-        from quatrain.atomic import atomic_write, write_text
         from quatrain.cli import complain
-        from quatrain.errors import InputError
+        from quatrain.core.atomic import atomic_write, write_text
+        from quatrain.core.errors import InputError
         from quatrain.evaluation.inspection import attention_maps, attention_page, attention_picture
         from quatrain.evaluation.inspection.attention_picture import require_matplotlib
 

@@ -45,15 +45,15 @@ def merge(
     """
     import torch
 
-    from quatrain.atomic import disk_errors
     from quatrain.cli.output import show, show_json
     from quatrain.compression import methods
-    from quatrain.errors import InputError
-    from quatrain.generation.loading import load_model
-    from quatrain.generation.merging import OF_BITS, ROUNDING_ERROR, argument_problems, change
-    from quatrain.generation.merging import merge as merged_of
-    from quatrain.generation.together import together
-    from quatrain.models import hub
+    from quatrain.core.atomic import disk_errors
+    from quatrain.core.errors import InputError
+    from quatrain.loading.combined import together
+    from quatrain.loading.merging import OF_BITS, ROUNDING_ERROR, argument_problems, change
+    from quatrain.loading.merging import merge as merged_of
+    from quatrain.loading.model import load_model
+    from quatrain.models.io import model_folder
 
     problems = argument_problems(adapters, weights, quantize, tolerance)
     with disk_errors(out):
@@ -72,7 +72,7 @@ def merge(
         methods.quantize(model, quantize)
         found = change(before, model, inputs)
         found.check(OF_BITS[quantize] if tolerance is None else tolerance, f"Rounding to {quantize}")
-    hub.save(model, out)
+    model_folder.save(model, out)
     if tokenizer is not None:
         tokenizer.save(out)
     if json_lines:
@@ -91,8 +91,8 @@ def _probe_ids(probe: str | None, tokenizer: Any, config: Any) -> list[int]:
     """The tokens on which the models are compared: the beginning of a text, or random ones."""
     import torch
 
-    from quatrain.errors import InputError
-    from quatrain.text.files import read_documents
+    from quatrain.core.errors import InputError
+    from quatrain.data.documents import read_documents
 
     length = min(PROBE, config.context_length)
     if probe is None:

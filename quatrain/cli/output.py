@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from quatrain.wording import json_line, printable, text_table, write_text
+from quatrain.core.wording import json_line, printable, text_table, write_text
 
 if TYPE_CHECKING:
     from quatrain.generation.engine import Engine, SamplingParams

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from quatrain.models.config import ModelConfig
-    from quatrain.recipe import Recipe
+    from quatrain.models.transformer.config import ModelConfig
+    from quatrain.runs.recipe import Recipe
 
 
 def plan(
@@ -65,8 +65,8 @@ def plan(
         Write one JSON object, for programs.
     """
     from quatrain.cli.output import show_json, show_table
-    from quatrain.errors import InputError
-    from quatrain.stages.planned import planned
+    from quatrain.core.errors import InputError
+    from quatrain.runs.planned import planned
 
     train = {"batch_tokens": batch_tokens, "accumulation": accumulation, "optimizer": optimizer, "precision": precision}
     given = {name: value for name, value in train.items() if value is not None} | ({"paged": True} if paged else {})
@@ -97,11 +97,11 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
     """The configuration of a model in a folder or on the hub, or that of a recipe's with the recipe; the dtype of the
     files that training begins from.
     """
-    from quatrain.errors import InputError
-    from quatrain.models.hub import load_config, stored_dtype
+    from quatrain.core.errors import InputError
+    from quatrain.core.progress import create_reporter
+    from quatrain.models.io.model_folder import load_config, stored_dtype
     from quatrain.models.runs import run_folder
-    from quatrain.progress import create_reporter
-    from quatrain.recipe import load, recipe_names
+    from quatrain.runs.recipe import load, recipe_names
 
     of_run = model not in recipe_names() and run_folder(model) is not None
     of_hub = model.count("/") == 1 and not model.endswith(".toml") and not Path(model).exists()
@@ -117,7 +117,7 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
 
 def _special(model: str) -> list[int]:
     """The special tokens of a model folder, where it has a tokenizer."""
-    from quatrain.generation.loading import load_tokenizer
+    from quatrain.loading.model import load_tokenizer
     from quatrain.models.runs import model_of_run
 
     folder = model_of_run(model) or Path(model)
@@ -157,7 +157,7 @@ def _figures(config: ModelConfig, recipe: Recipe | None, stored: str) -> dict[st
 
 
 def _rows(config: ModelConfig, figures: dict[str, Any]) -> list[list[object]]:
-    from quatrain.wording import format_bytes
+    from quatrain.core.wording import format_bytes
 
     rows: list[list[object]] = [["parameters", f"{figures['parameters']:,}"]]
     rows += [[f"weights in {name}", format_bytes(count)] for name, count in figures["weights"].items()]

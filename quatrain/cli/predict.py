@@ -53,7 +53,7 @@ def predict(
     """
     from quatrain.cli.data import _columns
     from quatrain.cli.output import show, show_json
-    from quatrain.errors import InputError
+    from quatrain.core.errors import InputError
     from quatrain.tasks.predict import Predictor
 
     if max_new_tokens < 1:
@@ -86,7 +86,7 @@ def _inputs(
 ) -> Iterator[Any]:
     """The inputs of a source; each is put into `kept` with its place as it goes."""
     from quatrain.cli.process import input_lines
-    from quatrain.errors import InputError
+    from quatrain.core.errors import InputError
     from quatrain.tasks.inputs import is_file, of_lines, read_inputs
     from quatrain.tasks.predict import FIELDS
 
@@ -108,7 +108,7 @@ def _inputs(
 def _warn(place: str, prediction: Prediction) -> None:
     import sys
 
-    from quatrain.wording import write_text
+    from quatrain.core.wording import write_text
 
     if prediction.cut:
         write_text(

@@ -15,9 +15,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from quatrain.errors import InputError, QuatrainError
-from quatrain.processes import RANGES, environment_number
-from quatrain.reading import decode, shown
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.processes import RANGES, environment_number
+from quatrain.core.reading import decode, shown
 
 MAX_INPUT_BYTES = 64 * 1024 * 1024
 """The most that is read of standard input, and of one line of it."""

@@ -16,7 +16,7 @@ def recipes(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) ->
         Write one JSON object a line, for programs.
     """
     from quatrain.cli.output import show_table
-    from quatrain.recipe import load, recipe_names
+    from quatrain.runs.recipe import load, recipe_names
 
     loaded = [load(name) for name in recipe_names()]
     rows = [[recipe.name, " > ".join(stage.kind for stage in recipe.stage), recipe.description] for recipe in loaded]

@@ -39,10 +39,10 @@ def run(
     list_recipes
         List the shipped recipes and stop.
     """
-    from quatrain.errors import InputError
-    from quatrain.processes import process_number
-    from quatrain.progress import create_reporter
-    from quatrain.recipe import load, recipe_names
+    from quatrain.core.errors import InputError
+    from quatrain.core.processes import process_number
+    from quatrain.core.progress import create_reporter
+    from quatrain.runs.recipe import load, recipe_names
 
     if list_recipes:
         from quatrain.cli.recipes import recipes
@@ -54,7 +54,7 @@ def run(
         raise InputError("--restart and --reuse: must be at most one of them")
     reporter = create_reporter(json_lines=json_lines, quiet=quiet)
     loaded = load(recipe, overrides, say=reporter.info)
-    from quatrain.run import run as run_recipe
+    from quatrain.runs.runner import run as run_recipe
 
     done = run_recipe(loaded, runs_dir=runs_dir, restart=restart, reuse=reuse, reporter=reporter)
     if json_lines and not process_number()[0]:

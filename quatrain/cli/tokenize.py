@@ -38,7 +38,7 @@ def tokenize(
     """
     from quatrain.cli.output import show, show_json, show_table
     from quatrain.models.runs import tokenizer_of_run
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(tokenizer_of_run(model) or model, target=target)
     text = read_text_argument(text)

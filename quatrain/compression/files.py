@@ -18,12 +18,12 @@ from quatrain.compression import nf4_files
 from quatrain.compression.int4 import GROUPS, Int4Linear
 from quatrain.compression.int8 import Int8Linear
 from quatrain.compression.nf4 import NF4Linear
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
 from quatrain.models.families import family
 from quatrain.models.families.kinds import TEXTS
 from quatrain.models.families.weights import Rename
-from quatrain.models.stack import Model
-from quatrain.reading import shown
+from quatrain.models.transformer.stack import Model
 
 METHOD = "compressed-tensors"
 FORMAT = "pack-quantized"
@@ -135,8 +135,8 @@ def prepare(model: Model, config: dict[str, Any]) -> None:
 
     Raises InputError, every point at once, for a quantization that is not known here.
     """
-    from quatrain.adaptation.layer import replace_module
-    from quatrain.adaptation.targets import is_of_head
+    from quatrain.adapters.layer import replace_module
+    from quatrain.adapters.targets import is_of_head
 
     wanted = config.get("quantization_config")
     if not wanted:

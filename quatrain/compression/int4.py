@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quatrain.compression.int4_kernels import Kernel, kernel_of
 from quatrain.compression.layer import QuantizedLinear, bucket, check_finite, in_strips, is_faster, looked_up
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 
 LOWEST, HIGHEST = -8, 7
 """The whole numbers of a weight."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 
 
 class QuantizedLinear(nn.Module):

@@ -12,8 +12,8 @@ from quatrain.compression.int4 import Int4Linear
 from quatrain.compression.int8 import Int8Linear
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.compression.nf4 import NF4Linear
-from quatrain.errors import InputError
-from quatrain.models.stack import Model
+from quatrain.core.errors import InputError
+from quatrain.models.transformer.stack import Model
 
 METHODS: dict[str, type[QuantizedLinear]] = {kind.method: kind for kind in (Int8Linear, Int4Linear, NF4Linear)}
 
@@ -31,7 +31,7 @@ def _chosen(model: Model, kind: type[QuantizedLinear], wanted: dict[str, Any]) -
     The head stays: its rounding reaches every prediction undamped, and a tied head is the embedding. Raises InputError
     where there are none.
     """
-    from quatrain.adaptation.targets import is_of_head
+    from quatrain.adapters.targets import is_of_head
 
     linears = {
         name: module
@@ -52,7 +52,7 @@ def quantize(model: Model, method: str, **options: Any) -> list[str]:
     Options are `double` for nf4, and `group` for int4, which leaves layers as they are whose inputs it does not divide.
     Raises InputError for unmerged adapters, and where nothing is left to quantize.
     """
-    from quatrain.adaptation.layer import adapters, replace_module
+    from quatrain.adapters.layer import adapters, replace_module
 
     kind = kind_of(method)
     if adapted := [name for name, _ in adapters(model)]:
@@ -67,7 +67,7 @@ def quantize(model: Model, method: str, **options: Any) -> list[str]:
 
 def dequantize(model: nn.Module) -> list[str]:
     """Turns quantized layers back into plain ones, in place; returns their paths."""
-    from quatrain.adaptation.layer import replace_module
+    from quatrain.adapters.layer import replace_module
 
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
     for name, module in found:
@@ -84,7 +84,7 @@ def preparing(method: str | None) -> Callable[[Model, dict[str, Any]], None]:
     kind = None if method is None else kind_of(method)
 
     def prepare(model: Model, config: dict[str, Any]) -> None:
-        from quatrain.adaptation.layer import replace_module
+        from quatrain.adapters.layer import replace_module
 
         files.prepare(model, config)
         if kind is None or config.get("quantization_config"):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from quatrain.compression import nf4
 from quatrain.compression.blockwise import dynamic_code
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.reading import decode, parse_json, shown
 from quatrain.models.families.weights import Rename
-from quatrain.models.stack import Model
-from quatrain.reading import decode, parse_json, shown
+from quatrain.models.transformer.stack import Model
 
 if TYPE_CHECKING:
     from quatrain.compression.nf4 import NF4Linear

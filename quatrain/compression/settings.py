@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from quatrain.settings import Problem, Settings
+from quatrain.core.settings import Problem, Settings
 
 FLOAT_ONLY_FAMILIES = ("gpt2", "phi3", "bloom", "gpt_neox")
 """Families whose files fuse or transpose linear layers, for which the formats of quantized folders have no place."""

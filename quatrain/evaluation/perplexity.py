@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError
-from quatrain.models.stack import Model
-from quatrain.text.batches import TokenExample, pad, windows
+from quatrain.core.errors import InputError
+from quatrain.data.batches import TokenExample, pad, windows
+from quatrain.models.transformer.stack import Model
 
 
 @dataclass(frozen=True)

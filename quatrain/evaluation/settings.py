@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quatrain.settings import Listing, Settings
-from quatrain.text.settings import DataSettings
+from quatrain.core.settings import Listing, Settings
+from quatrain.data.settings import DataSettings
 
 
 class EvaluateSettings(Settings):

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.progress import Reporter
+from quatrain.data.corpus import Corpus
+from quatrain.data.records import Fault, Pair, Record
 from quatrain.evaluation.metrics.objectives import judge
 from quatrain.evaluation.metrics.texts import AUTO, bleu, chrf, rouge
 from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
-from quatrain.models.stack import Model
-from quatrain.progress import Reporter
-from quatrain.text.corpus import Corpus
-from quatrain.text.records import Fault, Pair, Record
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.models.transformer.stack import Model
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import (
     ExtractiveQA,
     MultipleChoice,

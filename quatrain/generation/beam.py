@@ -14,12 +14,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError, QuatrainError
+from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.constraints import Constraint, Said
 from quatrain.generation.decoding import SHRINK_AT, Stream, adapters_of
 from quatrain.generation.logits import BROKEN, NOTHING_LEFT, SamplingParams
 from quatrain.generation.reader import Reader
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 
 NEVER = -1.0e9
 """The score of what must not win, finite so that sums and comparisons stay so."""

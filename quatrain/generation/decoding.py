@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError, QuatrainError
+from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.constraints import Constraint, Said
 from quatrain.generation.logits import BROKEN, NOTHING_LEFT, SamplingParams, draw, processors
 from quatrain.generation.reader import Reader
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 
 SHRINK_AT = 0.75
 """The batch is cut down to its unfinished rows once they are at most this share of it."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
 from quatrain.generation.beam import BeamSearch
 from quatrain.generation.constraints import Constraint, constraints
 from quatrain.generation.decoding import Decoding, Stream, row_seeds
@@ -19,12 +20,11 @@ from quatrain.generation.reader import context, encodes
 from quatrain.generation.settings import Settings, read_settings
 from quatrain.generation.sizes import check_memory
 from quatrain.generation.text import Codec, Growing, find_stop, special_id, stopped, whole_ids
-from quatrain.models.rotary_scaling import depends_on_length
-from quatrain.models.stack import Model
-from quatrain.reading import shown
+from quatrain.models.transformer.rotary_scaling import depends_on_length
+from quatrain.models.transformer.stack import Model
 
 if TYPE_CHECKING:
-    from quatrain.adaptation.mixture import Choice
+    from quatrain.adapters.adapter_set import Choice
 
 __all__ = ["Completion", "Engine", "Piece", "SamplingParams"]
 
@@ -110,13 +110,13 @@ class Engine:
         `adapters` are folders of adapters over the model, by names that prompts choose from; `adapter` is the one of
         prompts that name none. `quantize` as for `load_model`.
         """
-        from quatrain.generation.loading import load_model, load_tokenizer
-        from quatrain.models.repository import resolve
+        from quatrain.loading.model import load_model, load_tokenizer
+        from quatrain.models.hub import resolve
 
         folder = resolve(model)
         network, tokenizer = load_model(folder, dtype=dtype, device=device, quantize=quantize)
         if adapters:
-            from quatrain.adaptation.mixture import Mixture
+            from quatrain.adapters.adapter_set import Mixture
 
             tokenizer = Mixture.load(network, adapters).tokenizer or tokenizer
         target = load_tokenizer(folder, target=True) if encodes(network.config) else None
@@ -168,7 +168,7 @@ class Engine:
     ) -> list[Completion]:
         """The assistant's next turn in each conversation, a list of {"role", "content"} messages.
 
-        `tools` are those of all conversations; `quatrain.text.records.Messages` bring their own.
+        `tools` are those of all conversations; `quatrain.data.records.Messages` bring their own.
         """
         own = self._adapters(adapters, len(conversations))
         prompts = [self.render(messages, tools, each) for messages, each in zip(conversations, own, strict=True)]
@@ -181,7 +181,7 @@ class Engine:
         adapter: str | None = None,
     ) -> list[int]:
         """The ids of a conversation up to where the assistant speaks, through the one chat renderer."""
-        from quatrain.text.chat import render
+        from quatrain.tokenizers.chat import render
 
         tokenizer: Any = self._tokenizer_of(adapter)
         if not getattr(tokenizer, "chat_templates", None):
@@ -190,7 +190,7 @@ class Engine:
 
     def check_chat(self, adapter: str | None = None) -> None:
         """Raises InputError where the chat template is missing, or cannot write what a user says."""
-        from quatrain.text.chat import check_template
+        from quatrain.tokenizers.chat import check_template
 
         check_template(cast(Any, self._tokenizer_of(adapter)))
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError, QuatrainError
-from quatrain.reading import shown
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.reading import shown
 
 LEAST_PENALTY = 1e-6
 """A repetition penalty below it, or above its inverse, would drive logits out of float32."""

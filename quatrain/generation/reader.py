@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from quatrain.generation.constraints import PADDING
-from quatrain.models.cache import KVCache
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.stack import Model
 
 
 def encodes(config: ModelConfig) -> bool:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.reading import kind_of, shown
 from quatrain.generation.constraints import Rules
 from quatrain.generation.logits import LEAST_PENALTY, SamplingParams
 from quatrain.generation.reader import encodes
-from quatrain.models.stack import Model
-from quatrain.reading import kind_of, shown
+from quatrain.models.transformer.stack import Model
 
 REFUSED = "This model's generation_config.json (or config.json) asks for what cannot be generated:"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.wording import format_bytes
 from quatrain.generation.decoding import Stream
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 from quatrain.planning.machine import available_memory
-from quatrain.wording import format_bytes
 
 UNASKED = 64 * 1024 * 1024
 """Bytes that are taken without looking at what the machine has left."""

@@ -6,8 +6,8 @@ import operator
 from collections.abc import Sequence
 from typing import Protocol
 
-from quatrain.errors import InputError
-from quatrain.reading import shown
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
 
 REPLACEMENT = "\ufffd"
 """What a decoder shows for bytes that are no whole UTF-8 character, perhaps not yet."""

@@ -1,277 +1,281 @@
-"""Reads and writes model folders in Hugging Face's layout: `config.json` and safetensors, sharded or not.
+"""Finds the folder of a model: one on this machine, or a repository of the Hugging Face hub by its id.
 
-Weights go from the memory-mapped file straight into place, one tensor at a time. Keys are strict both ways:
-each missing or unexpected name is shown. Nothing is ever unpickled.
+The hub is read through huggingface_hub and its cache (`HF_HOME`), which other tools share. What the cache has whole is
+used without touching the network; `QUATRAIN_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid it. Of a repository only what a
+model needs is fetched: settings, tokenizer and safetensors, each once; no code, no pickles, no copies in other formats.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+from quatrain.core.atomic import disk_error
+from quatrain.core.errors import InputError, OfflineError, QuatrainError
+from quatrain.core.offline import offline
+from quatrain.models.io.tensors import CONVERT, INDEX, WEIGHTS, pickled_weights, weight_files
+from quatrain.models.runs import model_of_run
 
-from quatrain.allocation import large_apart
-from quatrain.atomic import atomic_write, write_json
-from quatrain.errors import InputError, QuatrainError
-from quatrain.models import sentences
-from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.models.families import Head, family
-from quatrain.models.families.mapping import GENERATION, LABELLED
-from quatrain.models.filling import Names, fill, operations_of
-from quatrain.models.repository import CONFIG, resolve
-from quatrain.models.stack import Model
-from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
-from quatrain.models.writing import write_safetensors
-from quatrain.planning.room import check_weights, least_parameters
-from quatrain.reading import read_json, shown, user_path
-
-GENERATION_CONFIG = "generation_config.json"
-SHARD_BYTES = 5_000_000_000
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `config.json` of a model folder. Raises InputError where it is absent or no JSON."""
-    path = user_path(folder, "the model") / "config.json"
-    if not os.path.lexists(path):
-        if not path.parent.exists():
-            raise InputError(f"{folder}: there is no such model folder.")
-        raise InputError(f"{folder}: no config.json in it, so this is no model folder.")
-    found: dict[str, Any] = read_json(path)
-    return found
+ADAPTER_CONFIG, ADAPTERS, BASE = "adapter_config.json", "adapters", "base"
+"""What makes a folder that of an adapter; the folder of several, and that of their base, or of one's that was moved."""
+CONFIG = ("config.json", "generation_config.json", ADAPTER_CONFIG)
+MODEL = ("config.json", ADAPTER_CONFIG)
+"""A repository of a model has one of these."""
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "target_vocab.json", "*.model", "*.spm", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)  # fmt: skip
+SENTENCES = (
+    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*/*.json",
+    "[0-9]_*/*.safetensors",
+)  # fmt: skip
+"""What Sentence Transformers say of the pooling behind an encoder."""
+TENSORS = (WEIGHTS, INDEX, "*-of-*.safetensors", "adapter_model.safetensors")
+EVERYTHING = (*CONFIG, *TOKENIZER, *SENTENCES, *TENSORS)
 
 
-def load_config(model: str | Path) -> ModelConfig:
-    """The configuration of a model folder or hub id, without its weights."""
-    config = read_config(resolve(model, files=CONFIG))
-    return family(config.get("model_type")).from_hf(config)
+def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[str] = EVERYTHING) -> Path:
+    """The folder of `model`: an existing folder is taken as it is, a hub id ("name" or "org/name") from the cache.
 
+    A run's folder, or the name of a run in `runs`, stands for its final model or that of its newest stage.
 
-def stored_dtype(model: str | Path) -> str:
-    """The dtype of the weights in a model's files as its config.json names it; float32 where it does not."""
-    config = read_config(resolve(model, files=CONFIG))
-    said = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if not isinstance(said, str):
-        raise InputError(f"dtype: {shown(said)}; must be a text such as float32")
-    return said.removeprefix("torch.")
+    Where the cache lacks it, it is fetched: those of its files that match a pattern of `files` (`CONFIG` alone costs
+    no weights). `revision` is a branch, tag or commit of the hub; a `Path` is never taken for a hub id.
 
-
-def load(
-    model: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    head: str | None = None,
-    labels: Sequence[str] | None = None,
-    problem: str | None = None,
-    seed: int = 0,
-    prepare: Callable[[Model, dict[str, Any]], None] | None = None,
-    bits: int | None = None,
-) -> Model:
-    """The model of a folder or a hub id, in evaluation mode, its weights in `dtype` on `device`.
-
-    `head` names another head than that of the files, `labels` what it tells apart, and `problem` how: `single`,
-    `several` at once, or `regression`. Weights of the head that the files lack, or have for another number of labels,
-    are drawn fresh from `seed`; their names are in the model's `fresh`. A folder of Sentence Transformers has the head
-    `embedding`, pooled as it says.
-    `prepare(model, config_json)` may replace modules before the weights are read (quantized linears do); a tensor
-    of an integer dtype keeps it. `bits` is how many a weight then takes, where these are fewer than those of `dtype`.
-    Raises InputError naming every missing, unexpected or misshapen tensor, and for a model that this machine cannot
-    hold.
+    Raises InputError for what is neither, for a repository without safetensors and for one that needs a login;
+    OfflineError where the network is needed and forbidden or not there.
     """
-    folder = resolve(model)
-    raw = read_config(folder)
-    if raw.get("quantization_config") and prepare is None:
-        raise InputError(
-            f"{folder}: a quantized model; read it with quatrain.generation.loading.load_model. To learn every weight, "
-            "begin from the model in floats; a finetune stage may put an adapter over this one."
+    folder = model_of_run(model) or Path(os.path.expanduser(model))
+    if str(model) and os.path.isdir(folder):
+        if revision is not None:
+            raise InputError(
+                f"{model}: a folder has no revision {revision!r}; that is for ids of the hub. Leave it out."
+            )
+        return folder
+    if isinstance(model, Path) or not is_hub_id(model):
+        raise _no_folder(str(model), folder)
+    cached = _in_cache(model, revision)
+    if cached is not None and not _lacking(cached, files) and _has_tokenizer(cached, files):
+        return cached
+    if variable := _forbidden():
+        if cached is not None and not _lacking(cached, files):
+            return cached  # a tokenizer may not be there at all; only the hub could say
+        raise _not_cached(model, revision, cached, files, f"{variable} forbids the network.", f", or unset {variable}")
+    return _fetched(model, revision, files, cached)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be that of a repository of the hub: "name" or "owner/name"."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _no_folder(name: str, folder: Path) -> InputError:
+    if os.path.isfile(folder):
+        return InputError(f"{name}: a file. Name the model's folder, which holds it and its config.json.")
+    allowed = "Allowed are a folder of this machine, and an id of the Hugging Face hub such as org/name."
+    return InputError(f"{name}: there is no such model folder. {allowed}", _near(name))
+
+
+def _forbidden() -> str | None:
+    """The environment variable that forbids the network."""
+    from huggingface_hub import constants
+
+    if offline():
+        return "QUATRAIN_OFFLINE"
+    return "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else None
+
+
+def _in_cache(name: str, revision: str | None) -> Path | None:
+    """The snapshot of a revision that the cache has, whole or not."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    try:
+        # Its own check of completeness is kept to what every snapshot has: it cannot know which files were left out.
+        found = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=constants.HF_HUB_CACHE,
+            local_files_only=True,
+            allow_patterns=list(MODEL),
         )
-    kind = family(raw.get("model_type"))
-    pooled = sentences.read(folder)
-    if head is None and pooled is not None:
-        head = "embedding"
-    config = config_of(raw, head=head, labels=labels, problem=problem)
-    if config.head == "embedding" and pooled is not None:
-        config = config.with_(**pooled)
-    of_files = kind.heads[kind.head_of(raw)]
-    check_weights(config, bits or (4 if raw.get("quantization_config") else 8 * dtype.itemsize), device)
-    with large_apart(), Tensors(folder) as tensors:
-        _check_size(config, tensors)
-        strict = labels is None and kind.heads[config.head] == of_files
-        names = Names(kind, of_files, tensors, strict=strict, ignored=kind.heads[config.head].ignored)
-        config = _without_absent(config, kind.heads[config.head], names)
-        config = _tied_as_in_files(config, names)
-        with torch.device("meta"):
-            network = Model(config)
-            if prepare is not None:
-                prepare(network, raw)
-        network.fresh = fill(network, names, dtype, torch.device(device), seed)
-    network.generation = _generation(folder, raw)
-    return network.eval()
+    except LocalEntryNotFoundError:
+        return None
+    return Path(found)
 
 
-def _check_size(config: ModelConfig, tensors: Tensors) -> None:
-    """Refuse at once a config.json of another model: no file holds a weight in less than a bit."""
-    described, held = least_parameters(config), tensors.nbytes
-    if described > 8 * held:
-        raise InputError(
-            f"{tensors.folder}: config.json describes at least {described:,} weights (num_hidden_layers "
-            f"{config.num_hidden_layers:,}, hidden_size {config.hidden_size:,}, vocab_size {config.vocab_size:,}), and "
-            f"the files hold {held:,} bytes of them; one of the two is of another model."
+def _lacking(folder: Path, files: Sequence[str]) -> list[str]:
+    """What a snapshot lacks of that which every model has."""
+    problems = []
+    if "config.json" in files and not any((folder / name).is_file() for name in MODEL):
+        problems.append("config.json: missing")
+    if WEIGHTS in files and not (folder / "adapter_model.safetensors").is_file():
+        try:
+            problems += [f"{path.name}: its file is gone" for path in weight_files(folder) if not path.is_file()]
+        except InputError as error:
+            names = [path.name for path in folder.iterdir()]
+            pickled = ", ".join(pickled_weights(names))
+            problems += error.problems or [f"{WEIGHTS}: missing{f', there is only {pickled}' if pickled else ''}"]
+    return problems
+
+
+def _has_tokenizer(folder: Path, files: Sequence[str]) -> bool:
+    """Whether a snapshot has a tokenizer, where one is asked for: other tools fetch a model without it."""
+    asked = [name for name in TOKENIZER if name in files]
+    return not asked or bool(_matching((path.name for path in folder.iterdir()), asked))
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match a pattern; a star does not reach into another folder."""
+    return [
+        name
+        for name in names
+        if any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+    ]
+
+
+def _fetched(name: str, revision: str | None, files: Sequence[str], cached: Path | None) -> Path:
+    """Fetches what is wanted of a repository and the cache lacks."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    try:
+        # One request, and no pauses between tries: whoever has no network should hear of it soon.
+        listing = [each.rfilename for each in HfApi().model_info(name, revision=revision, timeout=30).siblings or []]
+        patterns = [glob.escape(each) for each in _chosen(name, listing, files)]
+        folder = Path(
+            snapshot_download(name, revision=revision, cache_dir=constants.HF_HUB_CACHE, allow_patterns=patterns)
         )
+    except QuatrainError:
+        raise
+    except Exception as error:
+        if cached is not None and not _lacking(cached, files) and _is_of_the_network(error):
+            return cached
+        told = _told(error, name, revision, cached, files)
+        if told is None:
+            raise
+        raise told from error
+    if lacking := _lacking(folder, files):
+        raise InputError(f"{name}: its repository is not whole; tell its authors, or name another revision:", lacking)
+    return folder
 
 
-def config_of(
-    raw: dict[str, Any], *, head: str | None = None, labels: Sequence[str] | None = None, problem: str | None = None
-) -> ModelConfig:
-    """The configuration that a config.json means under a head, with labels and problem as `load` takes them.
-
-    Raises InputError for a head that the family has not, and for labels that cannot be.
-    """
-    kind = family(raw.get("model_type"))
-    raw = {key: value for key, value in raw.items() if key != "quantization_config"}
-    if head is not None and head not in kind.heads:
-        raise InputError(f"head: {head!r} is none of {kind.name}; must be one of {', '.join(kind.heads)}")
-    if labels is not None:
-        problems = list(_label_problems(labels, head or kind.head_of(raw)))
-        if problems:
-            raise InputError("These labels cannot be used:", problems)
-        raw["id2label"] = {str(number): label for number, label in enumerate(labels)}
-    config = kind.from_hf(raw, head=head)
-    return config if problem is None else config.with_(problem=problem)
-
-
-def _label_problems(labels: Sequence[str], head: str) -> Iterator[str]:
-    if head not in LABELLED:
-        yield f"labels: the head {head} names none; must be left out, or the head one of {', '.join(LABELLED)}"
-    if not labels or isinstance(labels, str):
-        yield f"labels: {labels!r}; must be a list of at least one name"
-    elif twice := sorted({str(label) for label in labels if list(labels).count(label) > 1}):
-        yield f"labels: {', '.join(twice)} more than once; each must have a name of its own"
+def _chosen(name: str, listing: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Those of a repository's files that are fetched. Raises InputError where it holds no model that can be read."""
+    chosen = _matching(listing, files)
+    there = ", ".join(sorted(listing)[:6]) or "nothing"
+    if not set(MODEL) & set(listing):
+        raise InputError(f"{name}: no config.json in this repository, so it holds no model. It has: {there}.")
+    if not chosen:
+        raise InputError(f"{name}: none of {', '.join(files)} in this repository. It has: {there}.")
+    shards = _matching(chosen, ["*-of-*.safetensors"])
+    unwanted = set(shards)
+    if INDEX in chosen and WEIGHTS not in chosen:
+        # Some repositories hold the same weights twice, for another program and under another name.
+        unwanted -= set(_matching(shards, ["model-*"]) or shards)
+    elif WEIGHTS in chosen:
+        unwanted.add(INDEX)
+    if WEIGHTS in files and not {WEIGHTS, INDEX, "adapter_model.safetensors"} & set(chosen):
+        if pickled := pickled_weights(listing):
+            raise InputError(f"{name}: this repository has only pickled weights ({', '.join(pickled)}). {CONVERT}")
+        raise InputError(f"{name}: no {WEIGHTS} in this repository. It has: {there}.")
+    return [each for each in chosen if each not in unwanted]
 
 
-def _without_absent(config: ModelConfig, head: Head, names: Names) -> ModelConfig:
-    """The configuration without the parts that some files of this head lack, as these do."""
-    for name, fields in head.absent.items():
-        if names.find(name) is None:
-            config = config.with_(**fields)
-    return config
+def _is_of_the_network(error: Exception) -> bool:
+    """Whether the hub could not be reached, or failed itself."""
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
+
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else 0
+        return status >= 500 or status in (0, 408, 429)
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, LocalEntryNotFoundError | ConnectionError | TimeoutError) or library in (
+        "httpx", "httpcore", "httpx2", "requests", "urllib3",
+    )  # fmt: skip
 
 
-def _tied_as_in_files(config: ModelConfig, names: Names) -> ModelConfig:
-    """The configuration, untied where the files hold a head that is not the embedding, as transformers reads them.
+def _told(
+    error: Exception, name: str, revision: str | None, cached: Path | None, files: Sequence[str]
+) -> QuatrainError | None:
+    """The message for a failure of the hub; None for one that is none of the user's."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    Newer T5 files say that it is tied and mean it only where they hold no head. Of two tied names one is enough.
-    """
-    if config.head not in LANGUAGE_HEADS or not config.tie_word_embeddings:
-        return config
-    sources = {name: operation.sources[0] for operation in names.kind.weights(config) for name in operation.targets}
-    embedding, head = sources["embed_tokens.weight"], sources.get("lm_head.weight")
-    if head is None:
-        return config
-    places = names.find(embedding), names.find(head)
-    can_untie = "tie_word_embeddings" not in {**names.kind.fixed, **names.kind.must}
-    if can_untie and places[0] and places[1] and not names.tensors.equal(places[0], places[1]):
-        return config.with_(tie_word_embeddings=False)
-    names.others.setdefault(names.bare(embedding), []).append(head)
-    return config
-
-
-def _generation(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """How the files say to generate: in a file of its own, or in the config.json of older ones."""
-    if os.path.lexists(folder / GENERATION_CONFIG):
-        found = read_json(folder / GENERATION_CONFIG)
-    else:
-        found = {key: raw[key] for key in sorted(GENERATION & raw.keys())}
-        if raw.get("force_bos_token_to_be_generated") and raw.get("bos_token_id") is not None:
-            found["forced_bos_token_id"] = raw["bos_token_id"]  # what old files of BART call it
-    return {key: value for key, value in found.items() if key not in ("transformers_version", "_from_model_config")}
-
-
-def state_dict_for_files(model: Model) -> dict[str, Tensor]:
-    """The model's tensors under the family's own names, as its files hold them.
-
-    Raises QuatrainError where a tensor has no such name (adapters that are not merged): a file would lack it.
-    """
-    ours = model.state_dict()
-    if model.lm_head is not None and model.config.tie_word_embeddings:
-        ours.pop("lm_head.weight")
-    theirs: dict[str, Tensor] = {}
-    covered: set[str] = set()
-    for operation in operations_of(family(model.config.family), model):
-        if all(name in ours for name in operation.targets):
-            theirs.update(operation.write(ours.__getitem__))
-            covered.update(operation.targets)
-    if lost := sorted(set(ours) - covered):
-        raise QuatrainError(
-            f"These tensors have no place in a {model.config.family} model folder; merge adapters first, "
-            "or write them with quatrain.adaptation.peft_files.save_adapter:",
-            lost,
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        page = f"{constants.ENDPOINT}/{name}"
+        return InputError(f"{name}: a gated model. Accept its terms at {page}, then {login}.")
+    if isinstance(error, RepositoryNotFoundError):
+        return InputError(
+            f"{name}: neither a folder of this machine nor a model of the hub ({constants.ENDPOINT}). Look up its id; "
+            f"if it is private, {login}.",
+            _near(name),
         )
-    return theirs
+    if isinstance(error, RevisionNotFoundError):
+        return InputError(f"{name}: no revision {revision!r}. Allowed are its branches, tags and full commit hashes.")
+    if _is_of_the_network(error):
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        again = f"The hub ({constants.ENDPOINT}) cannot be reached: {reason}."
+        return _not_cached(name, revision, cached, files, again, ", or try again")
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else "nothing"
+        return InputError(f"{name}: the hub refuses it (it answered {status}). If it is private, {login}.")
+    if isinstance(error, OSError) and error.errno is not None:
+        return disk_error(error, constants.HF_HUB_CACHE)
+    return None
 
 
-def save(
-    model: Model, folder: str | Path, *, extra_config: dict[str, Any] | None = None, shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Writes `config.json`, `generation_config.json` and the weights, each whole or not at all.
+def _not_cached(
+    name: str, revision: str | None, cached: Path | None, files: Sequence[str], why: str, remedy: str
+) -> OfflineError:
+    """What to do where the network is needed and not there."""
+    from huggingface_hub import constants
 
-    Shards past `shard_bytes`, with an index. Raises QuatrainError on a full or unwritable disk.
-    """
-    folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict_for_files(model).items()}
-    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config = family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
-    for module in model.modules():
-        entries: Any = getattr(module, "config_entries", None)  # what a replaced module has to say of the files
-        if entries is not None:
-            config |= entries(model)
-            break
-    write_json(folder / "config.json", config)
-    if model.config.head == "embedding":
-        sentences.write(folder, model.config)
-    asked = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
-    legacy = {key: model.config.extra[key] for key in sorted(GENERATION & model.config.extra.keys())}
-    asked |= legacy if model.generation is None else model.generation
-    write_json(folder / GENERATION_CONFIG, {key: value for key, value in asked.items() if value is not None})
-    shards = _shards(tensors, shard_bytes)
-    if len(shards) == 1:
-        _write_tensors(folder / WEIGHTS, tensors)
-        (folder / INDEX).unlink(missing_ok=True)
-        _remove_shards(folder, keep=())
-        return
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        _write_tensors(folder / name, {key: tensors[key] for key in shard})
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    (folder / WEIGHTS).unlink(missing_ok=True)
-    _remove_shards(folder, keep=names)
+    of = f" --revision {revision}" if revision else ""
+    fetch = f"Fetch it where there is a network (`hf download {name}{of}` fills this cache){remedy}."
+    if cached is not None:
+        return OfflineError(f"{name}: the cache has a part of it only. {why} {fetch}", _lacking(cached, files))
+    what = f"revision {revision!r} of it" if revision else "it"
+    known = sorted(path.name for path in Path(constants.HF_HUB_CACHE, _cache_name(name), "refs").glob("*"))
+    others = [f"revisions in the cache: {', '.join(known)}"] if known else []
+    return OfflineError(
+        f"{name}: no such folder on this machine, and {constants.HF_HUB_CACHE} does not have {what}. {why} {fetch}",
+        [*others, *_near(name)],
+    )
 
 
-def _remove_shards(folder: Path, keep: Sequence[str]) -> None:
-    """Removes the shards of an earlier model in the same folder."""
-    for path in folder.glob("model-*-of-*.safetensors"):
-        if path.name not in keep:
-            path.unlink()
+def _cache_name(name: str) -> str:
+    return "--".join(["models", *name.split("/")])
 
 
-def _shards(tensors: dict[str, Tensor], limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += tensor.nbytes
-    return shards
+def _near(name: str) -> list[str]:
+    """What is near by name: folders beside the one that is not there, and models of the cache."""
+    from huggingface_hub import constants
 
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with atomic_write(path, "wb") as file:
-        write_safetensors(file, tensors, {"format": "pt"})
+    folder = Path(os.path.expanduser(name))
+    beside: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+    folders = [str(folder.parent / each) for each in difflib.get_close_matches(folder.name, beside, n=3)]
+    cached = [
+        path.name.removeprefix("models--").replace("--", "/")
+        for path in sorted(Path(constants.HF_HUB_CACHE).glob("models--*"))
+        if (path / "snapshots").is_dir() and path.name != _cache_name(name)
+    ]
+    by_name = {each.rpartition("/")[2].lower(): each for each in cached} | {each.lower(): each for each in cached}
+    words = [name.lower(), name.rpartition("/")[2].lower()]
+    models = dict.fromkeys(by_name[each] for word in words for each in difflib.get_close_matches(word, by_name, n=3))
+    said = {"folders near it by name": folders, "models of the cache near it by name": list(models)[:3]}
+    return [f"{what}: {', '.join(found)}" for what, found in said.items() if found]

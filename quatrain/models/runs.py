@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from quatrain.errors import QuatrainError
+from quatrain.core.errors import QuatrainError
 
 RUNS = "runs"
 """The folder in which `quatrain run` keeps runs unless told otherwise; a bare name is looked for in it."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 
 if TYPE_CHECKING:
-    from quatrain.models.stack import Model
+    from quatrain.models.transformer.stack import Model
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Bytes of one element."""
@@ -38,7 +38,7 @@ def state_bytes(elements: int, optimizer: str = "adamw") -> int:
 
 def built(config: ModelConfig) -> Model:
     """The network of a configuration on the meta device: every shape, no weight."""
-    from quatrain.models.stack import Model
+    from quatrain.models.transformer.stack import Model
 
     with torch.device("meta"):
         return Model(config)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from quatrain.errors import InputError
-from quatrain.processes import environment_number
+from quatrain.core.errors import InputError
+from quatrain.core.processes import environment_number
 
 _CONTROL_GROUPS = (
     ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.max"),

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.wording import format_bytes
 from quatrain.planning.machine import available_memory
-from quatrain.wording import format_bytes
 
 if TYPE_CHECKING:
-    from quatrain.models.config import ModelConfig
+    from quatrain.models.transformer.config import ModelConfig
 
 LARGEST_MODEL = 2**58
 """Weights whose bytes are counted in 64 bits with room to spare: a million terabytes."""

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.reading import exists, shown, user_path
+from quatrain.core.errors import InputError
+from quatrain.core.reading import exists, shown, user_path
+from quatrain.data.decoding import check_head, lines_of, read_text, suffix_of
+from quatrain.data.formats import input_columns
+from quatrain.data.rows import RECORD_SUFFIXES, read_records
+from quatrain.data.sources import TEXT_SUFFIXES, is_record_file
 from quatrain.tasks.predict import FIELDS, Input
-from quatrain.text.decoding import check_head, lines_of, read_text, suffix_of
-from quatrain.text.formats import input_columns
-from quatrain.text.rows import RECORD_SUFFIXES, read_records
-from quatrain.text.sources import TEXT_SUFFIXES, is_record_file
 
 PART_OF = {
     "sequence_classification": {"text": "text", "other": "text_pair"},

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.stack import Model
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.answers import ExtractiveQA, best_answers
 from quatrain.training.objectives.base import call
 from quatrain.training.objectives.classification import MultipleChoice
@@ -100,7 +100,7 @@ class Predictor:
     def load(cls, model: str | Path, **options: Any) -> Predictor:
         """The predictor of a model folder, an adapter, a run or a hub id; `options` as for the class."""
         from quatrain.generation.engine import Engine
-        from quatrain.generation.loading import load_model
+        from quatrain.loading.model import load_model
 
         network, tokenizer = load_model(model)
         return cls(network, tokenizer, engine=lambda: Engine.load(model), **options)
@@ -240,7 +240,7 @@ class Predictor:
         return [Prediction({"text": each.text}) for each in self._answerer.generate(prompts, params)]
 
     def _embedding(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
-        from quatrain.models.sentences import embed
+        from quatrain.models.io.sentence_transformers import embed
 
         texts = [each["text"] for each in inputs]
         limit = min(self.config.max_text_length or self._limit(), self._limit())

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from quatrain.atomic import atomic_write, disk_errors, sync_folder, write_json, write_text
-from quatrain.errors import QuatrainError
-from quatrain.models.writing import write_safetensors
+from quatrain.core.atomic import atomic_write, disk_errors, sync_folder, write_json, write_text
+from quatrain.core.errors import QuatrainError
+from quatrain.models.io.writing import write_safetensors
 
 STATE, TENSORS, MANIFEST = "training_state/state.json", "training_state/optimizer.safetensors", "manifest.json"
 

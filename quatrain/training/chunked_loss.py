@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from quatrain.models.cross_entropy import PORTION, portions
-from quatrain.models.heads import IGNORE, check_token_labels, token_loss
-from quatrain.models.stack import Model
-from quatrain.models.token_rows import LearnedRows
+from quatrain.models.transformer.cross_entropy import PORTION, portions
+from quatrain.models.transformer.heads import IGNORE, check_token_labels, token_loss
+from quatrain.models.transformer.stack import Model
+from quatrain.models.transformer.token_rows import LearnedRows
 
 Mode = bool | Literal["auto"]
 

@@ -20,15 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from quatrain.adaptation.apply import apply, trainable_report
-from quatrain.adaptation.settings import AdapterSettings
-from quatrain.adaptation.token_rows import learn_rows
-from quatrain.allocation import keeps
+from quatrain.adapters.apply import apply, trainable_report
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.adapters.token_rows import learn_rows
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear, in_strips
-from quatrain.errors import InputError
-from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.models.stack import Model
+from quatrain.core.allocation import keeps
+from quatrain.core.errors import InputError
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.stack import Model
 from quatrain.planning.room import estimating, least_parameters
 from quatrain.training import adamw8bit, memory
 from quatrain.training.acceleration import activation_checkpointing

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quatrain.errors import InputError, QuatrainError
-from quatrain.text.batches import Batch
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.data.batches import Batch
 from quatrain.training import memory
 from quatrain.training.acceleration import Compiled
+from quatrain.training.distributed import Losses, Parallel, device_of
 from quatrain.training.guards import GradientWatch
 from quatrain.training.objectives import Objective, collate
-from quatrain.training.parallel import Losses, Parallel, device_of
 from quatrain.training.precision import LossScaler, Precision
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import Stream, micro_seeds, of_process

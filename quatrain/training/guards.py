@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quatrain.atomic import atomic_write, write_json
-from quatrain.errors import QuatrainError
-from quatrain.text.batches import Batch
+from quatrain.core.atomic import atomic_write, write_json
+from quatrain.core.errors import QuatrainError
+from quatrain.data.batches import Batch
 from quatrain.training.settings import TrainSettings
 
 ENOUGH = 10

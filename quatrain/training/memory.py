@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quatrain.errors import QuatrainError
-from quatrain.memory import peak_memory
-from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.core.errors import QuatrainError
+from quatrain.core.process_memory import peak_memory
+from quatrain.core.wording import format_bytes
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.planning.counts import BYTES, activation_bytes, state_bytes
 from quatrain.training import chunked_loss
 from quatrain.training.acceleration import blocks
@@ -19,7 +20,6 @@ from quatrain.training.adamw8bit import AdamW8bit
 from quatrain.training.optimizers import Muon, part_of
 from quatrain.training.paged import Paged
 from quatrain.training.settings import TrainSettings
-from quatrain.wording import format_bytes
 
 _REFUSED = ("out of memory", "can't allocate memory", "not enough memory", "defaultcpuallocator", "bad_alloc")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quatrain.allocation import large_apart
+from quatrain.core.allocation import large_apart
 from quatrain.planning.machine import fastest_precision
 from quatrain.training.settings import TrainSettings
 

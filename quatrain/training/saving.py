@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from quatrain.atomic import disk_errors
-from quatrain.errors import QuatrainError
+from quatrain.core.atomic import disk_errors
+from quatrain.core.errors import QuatrainError
 from quatrain.training import checkpoints
 from quatrain.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from quatrain.training.precision import DTYPES, dtype_name
@@ -116,7 +116,7 @@ def load_best(trainer: Trainer) -> None:
         trainer.hooks.warn(f"{error} The last weights are kept instead of the best, of step {best}.")
         return
     if checkpoints.read_state(checkpoint)[0].get("sharded"):
-        from quatrain.training.parallel import shards
+        from quatrain.training.distributed import shards
 
         written = set(shards.names(checkpoint / shards.FOLDER))
         own = {name: parameter.detach() for name, parameter in trainer.model.named_parameters() if name in written}
@@ -127,7 +127,7 @@ def load_best(trainer: Trainer) -> None:
 
 def _write_shards(trainer: Trainer, folder: Path, tensors: dict[str, Tensor]) -> Callable[[Path], None]:
     """Every process writes its parts of weights and optimizer; returns what moves them into a checkpoint."""
-    from quatrain.training.parallel import shards
+    from quatrain.training.distributed import shards
 
     waiting = folder / ".shards"
     if trainer.parallel.is_main:
@@ -144,7 +144,7 @@ def _write_shards(trainer: Trainer, folder: Path, tensors: dict[str, Tensor]) ->
 @torch.no_grad()
 def _load_shards(trainer: Trainer, checkpoint: Path) -> None:
     """Weights and optimizer from the parts that any number of processes wrote."""
-    from quatrain.training.parallel import shards
+    from quatrain.training.distributed import shards
 
     masters = trainer.weights.masters
     found = dict[str, Tensor]()

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from quatrain.adaptation.settings import PROMPTS, AdapterSettings
-from quatrain.settings import Listing, Problem, Settings, quote
-from quatrain.text.settings import DataSettings
+from quatrain.adapters.settings import PROMPTS, AdapterSettings
+from quatrain.core.settings import Listing, Problem, Settings, quote
+from quatrain.data.settings import DataSettings
 from quatrain.training.schedules import share
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.training.settings import TrainSettings
 
 LOWER = ("loss", "perplexity", "error", "bits_per_byte", "bits_per_character")

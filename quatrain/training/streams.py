@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, fill_rows, pack_rows, windows
 from quatrain.planning.room import check_tokens
-from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, fill_rows, pack_rows, windows
 
 
 class Stream(Protocol):

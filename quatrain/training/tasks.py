@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import (
     Contrastive,
     CosineSimilarity,

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quatrain.allocation import freed_memory_kept
-from quatrain.errors import InputError, QuatrainError
+from quatrain.core.allocation import freed_memory_kept
+from quatrain.core.errors import InputError, QuatrainError
 from quatrain.training import guards, memory, saving
 from quatrain.training.acceleration import Compiled, activation_checkpointing
 from quatrain.training.chunked_loss import chunking
+from quatrain.training.distributed import Parallel, Single, device_of
 from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
 from quatrain.training.optimizers import make_optimizers, set_learning_rate
-from quatrain.training.parallel import Parallel, Single, device_of
 from quatrain.training.precision import DTYPES, LossScaler, Precision, dtype_name, working_dtype
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny_models import llama, random_model, save_random
 
 from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
-from quatrain.errors import InputError
-from quatrain.models import hub
+from quatrain.core.errors import InputError
+from quatrain.models.io import model_folder
 
 
 def examples(count, seed=0):
@@ -126,7 +126,7 @@ def test_equals_trl(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
     Tokenizer.train(["count the apples in the basket now"] * 3, vocab_size=300).save(tmp_path / "policy")
     Tokenizer.load(tmp_path / "policy").save(tmp_path / "reference")
@@ -146,10 +146,10 @@ def test_equals_trl(tmp_path):
     read = [trainer.train_dataset[index] for index in range(3)]
     expected = float(trainer.compute_loss(trainer.model, trainer.data_collator(read)).detach())
     pairs = [PreferenceExample(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in read]
-    pairs = reference_logprobs(hub.load(tmp_path / "reference"), pairs)
+    pairs = reference_logprobs(model_folder.load(tmp_path / "reference"), pairs)
     objective = DPO(beta=0.3)
     with torch.no_grad():
-        total, weight, _ = objective.loss(hub.load(tmp_path / "policy"), objective.collate(pairs))
+        total, weight, _ = objective.loss(model_folder.load(tmp_path / "policy"), objective.collate(pairs))
     assert abs(expected - math.log(2)) > 0.01
     assert float(total) / weight == pytest.approx(expected, abs=1e-5)
 

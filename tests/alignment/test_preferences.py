@@ -5,7 +5,7 @@ import torch
 from tiny_models import llama, random_model
 
 from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.generation.engine import Completion, Engine
 
 
@@ -98,8 +98,8 @@ def test_with_the_real_engine():
 
 
 def test_from_chat():
-    from quatrain.text.chat import render
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.chat import render
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train(["who is there? nobody. somebody is."] * 3, vocab_size=300, chat_template="chatml")
     messages = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"},

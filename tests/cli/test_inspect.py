@@ -11,9 +11,9 @@ import torch
 from tiny_models import llama
 
 from quatrain.cli import main
-from quatrain.models import hub
-from quatrain.models.stack import Model
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 
@@ -26,7 +26,7 @@ def make(place: Path, *, kind: str = "bpe", **changes: object) -> Path:
         "eos_token_id": tokenizer.eos_id,
     }  # fmt: skip
     tokenizer.save(place)
-    hub.save(Model(llama(**(settings | changes))).initialize(seed=0), place)
+    model_folder.save(Model(llama(**(settings | changes))).initialize(seed=0), place)
     return place
 
 
@@ -84,7 +84,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def test_the_tree(decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(decoder) == 0
     text = capsys.readouterr().out
-    parameters = hub.load(decoder).num_parameters()
+    parameters = model_folder.load(decoder).num_parameters()
     for part in (f"{parameters:,} parameters, float32", "layers (2 ×)", "q_proj", "= embed_tokens", "rotary", "SwiGLU"):
         assert part in text
     told = found(capsys, decoder)
@@ -193,16 +193,16 @@ def test_runs_adapters_and_quantized_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "140")
-    from quatrain.adaptation import peft_files
-    from quatrain.adaptation.apply import apply
-    from quatrain.adaptation.settings import AdapterSettings
+    from quatrain.adapters import peft_files
+    from quatrain.adapters.apply import apply
+    from quatrain.adapters.settings import AdapterSettings
     from quatrain.compression import methods
 
     run_folder = tmp_path / "run"
     base = make(run_folder / "stages" / "01-pretrain" / "model")
     (run_folder / "recipe.toml").write_text("name = 'run'\n")
-    assert found(capsys, run_folder)["parameters"] == hub.load(base).num_parameters()
-    adapted = hub.load(base)
+    assert found(capsys, run_folder)["parameters"] == model_folder.load(base).num_parameters()
+    adapted = model_folder.load(base)
     apply(adapted, AdapterSettings(rank=4, alpha=8.0, dropout=0.0, targets=["q_proj", "v_proj"]))
     peft_files.save_adapter(adapted, tmp_path / "adapter", base_model=str(base))
     assert run(tmp_path / "adapter") == 0
@@ -210,13 +210,13 @@ def test_runs_adapters_and_quantized_models(
     assert "lora_A 4 × 32, lora_B 32 × 4" in text and "With the adapter" in text
     assert found(capsys, tmp_path / "adapter", "--text", "the fox", "--next")["predictions"]
     for method in methods.METHODS:
-        small = hub.load(base)
+        small = model_folder.load(base)
         methods.quantize(small, method)
-        hub.save(small, tmp_path / method)
+        model_folder.save(small, tmp_path / method)
         assert run(tmp_path / method) == 0
         text = capsys.readouterr().out
         assert f" parameters, float32 and {method}, " in text and f"32 → 32, {method}" in text
-        assert found(capsys, tmp_path / method)["parameters"] == hub.load(base).num_parameters()
+        assert found(capsys, tmp_path / method)["parameters"] == model_folder.load(base).num_parameters()
 
 
 def test_flags_that_cannot_be_are_told_at_once(decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:

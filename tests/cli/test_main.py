@@ -13,9 +13,9 @@ from typing import NoReturn
 import pytest
 
 from quatrain.cli import main
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 
-FULL = Path(__file__).parent.parent / "recipes" / "full.toml"
+FULL = Path(__file__).parents[1] / "runs" / "recipes" / "full.toml"
 
 VERBS = ["chat", "check", "data", "doctor", "evaluate", "generate", "merge", "plan", "predict",
          "recipes", "run", "tokenize"]
@@ -102,7 +102,7 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*args: object, **options: object) -> NoReturn:
         raise error
 
-    import quatrain.run as module
+    import quatrain.runs.runner as module
 
     monkeypatch.setattr(module, "run", run)
 
@@ -162,7 +162,7 @@ def test_recipes_lists_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_prints_a_recipe_that_loads_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from quatrain.recipe import load
+    from quatrain.runs.recipe import load
 
     assert main(["check", str(FULL), "seed=7", "--toml"]) == 0
     path = tmp_path / "resolved.toml"

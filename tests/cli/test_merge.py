@@ -9,14 +9,14 @@ import pytest
 import torch
 from tiny_models import llama, random_model
 
-from quatrain.adaptation import peft_files
-from quatrain.adaptation.apply import apply
-from quatrain.adaptation.layer import adapters
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adapters import peft_files
+from quatrain.adapters.apply import apply
+from quatrain.adapters.layer import adapters
+from quatrain.adapters.settings import AdapterSettings
 from quatrain.cli import main
-from quatrain.generation.loading import load_model
-from quatrain.generation.together import together
-from quatrain.models import hub
+from quatrain.loading.combined import together
+from quatrain.loading.model import load_model
+from quatrain.models.io import model_folder
 
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 
@@ -24,13 +24,13 @@ IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """base, and the adapters one (LoRA) and two (IA3, with a part that learned whole) over it."""
-    hub.save(random_model(llama(), scale=0.1), tmp_path / "base")
+    model_folder.save(random_model(llama(), scale=0.1), tmp_path / "base")
     for number, (name, how) in enumerate({
         "one": AdapterSettings(rank=4, alpha=8.0),
         "two": AdapterSettings(method="ia3", modules_to_save=("layers.1.input_layernorm",)),
         "soft": AdapterSettings(method="prompt", length=3),
     }.items()):  # fmt: skip
-        model = hub.load(tmp_path / "base")
+        model = model_folder.load(tmp_path / "base")
         apply(model, how, seed=number)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -59,10 +59,10 @@ def test_one_adapter_says_the_same_merged(name: str, folder: Path, capsys: pytes
 def test_by_weights_each_adds_its_share(folder: Path) -> None:
     words = ["merge", str(folder / "one"), str(folder / "two"), "--weights", "0.25", "--weights", "2"]
     assert main([*words, "--out", str(folder / "out")]) == 0
-    start, found = (hub.load(folder / name).state_dict() for name in ("base", "out"))
+    start, found = (model_folder.load(folder / name).state_dict() for name in ("base", "out"))
     for name in ("one", "two"):
         assert main(["merge", str(folder / name), "--out", str(folder / f"{name}-merged")]) == 0
-    one, two = (hub.load(folder / f"{name}-merged").state_dict() for name in ("one", "two"))
+    one, two = (model_folder.load(folder / f"{name}-merged").state_dict() for name in ("one", "two"))
     for name, tensor in found.items():
         expected = start[name] + 0.25 * (one[name] - start[name]) + 2 * (two[name] - start[name])
         torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-5)
@@ -129,9 +129,9 @@ def test_numbers_that_make_no_model_are_refused(
 
 def test_adapters_of_a_tied_base_are_merged_untied(folder: Path) -> None:
     """One adapter that leaves the embedding tied and one that has the embedding learn alone."""
-    hub.save(random_model(llama(tie_word_embeddings=True), scale=0.1), folder / "tied")
+    model_folder.save(random_model(llama(tie_word_embeddings=True), scale=0.1), folder / "tied")
     for number, parts in enumerate([(), ("embed_tokens",)]):
-        model = hub.load(folder / "tied")
+        model = model_folder.load(folder / "tied")
         apply(model, AdapterSettings(rank=2, modules_to_save=parts), seed=number)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -140,7 +140,7 @@ def test_adapters_of_a_tied_base_are_merged_untied(folder: Path) -> None:
         peft_files.save_adapter(model, folder / f"tied-{number}", base_model=str(folder / "tied"))
     names = [str(folder / f"tied-{number}") for number in (0, 1)]
     assert main(["merge", *names, "--out", str(folder / "out")]) == 0
-    merged, base = hub.load(folder / "out"), hub.load(folder / "tied")
+    merged, base = model_folder.load(folder / "out"), model_folder.load(folder / "tied")
     assert merged.lm_head is not None and torch.equal(merged.lm_head.weight, base.embed_tokens.weight)
     assert not torch.equal(merged.embed_tokens.weight, base.embed_tokens.weight)
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_merged_is_said(folder: Path, capsys: pytest.CaptureFixtu
         assert main(["merge", *words, "--out", str(folder / "out")]) == 2, text
         said = capsys.readouterr().err
         assert text in said and "Traceback" not in said, said
-    hub.save(hub.load(folder / "base"), folder / "other")
+    model_folder.save(model_folder.load(folder / "base"), folder / "other")
     place = folder / "two" / peft_files.ADAPTER_CONFIG
     place.write_text(json.dumps(json.loads(place.read_text()) | {"base_model_name_or_path": "../other"}))
     assert main(["merge", str(folder / "one"), str(folder / "two"), "--out", str(folder / "out")]) == 2

@@ -12,10 +12,10 @@ import torch
 from tiny_models import llama
 
 from quatrain.cli import main
-from quatrain.models import hub
-from quatrain.models.stack import Model
-from quatrain.text.templates import CHATML
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
+from quatrain.tokenizers.templates import CHATML
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=tokenizer.eos_id, bos_token_id=tokenizer.bos_id,
     )  # fmt: skip
     tokenizer.save(place)
-    hub.save(Model(config), place)
+    model_folder.save(Model(config), place)
     return place
 
 
@@ -105,13 +105,13 @@ def test_evaluate_measures_a_text(folder: Path, tmp_path: Path, capsys: pytest.C
 def test_plan_counts_what_the_model_has(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(folder), "--json"]) == 0
     counted = json.loads(capsys.readouterr().out)["parameters"]
-    assert counted == hub.load(folder).num_parameters()
+    assert counted == model_folder.load(folder).num_parameters()
 
 
 def test_plan_counts_a_recipe_without_making_it(capsys: pytest.CaptureFixture[str]) -> None:
-    from quatrain.recipe import load
+    from quatrain.runs.recipe import load
 
-    full = str(Path(__file__).parent.parent / "recipes" / "full.toml")
+    full = str(Path(__file__).parents[1] / "runs" / "recipes" / "full.toml")
     # GPT-2 has no int8 layers yet, and the full recipe quantizes.
     for recipe, family in ((full, "llama"), ("sherlock", "gpt2")):
         change = f"model.family={family}"
@@ -244,7 +244,7 @@ def test_evaluate_runs_the_sql_that_a_model_says(
     texts = ["Answer with one SQLite statement. select count(*) from pets where age > 3"] * 9
     tokenizer = Tokenizer.train(texts, kind="bpe", vocab_size=330, chat_template="chatml")
     config = llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
-    hub.save(Model(config).initialize(0), chats)
+    model_folder.save(Model(config).initialize(0), chats)
     tokenizer.save(chats)
     with sqlite3.connect(tmp_path / "zoo.sqlite") as database:
         database.executescript("CREATE TABLE pets (name TEXT, age INT); INSERT INTO pets VALUES ('Rex', 3), ('Tom', 5)")

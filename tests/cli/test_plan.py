@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from quatrain.cli import main
-from quatrain.models import hub
 from quatrain.models.families.fresh import fresh_config
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
 
 SIZES = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "max_position_embeddings": 128}  # fmt: skip
@@ -23,7 +23,7 @@ SMALL = ["--batch-tokens", "64", "--context", "32", "--precision", "float32"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder without its weights: a plan reads the configuration alone."""
     folder = tmp_path_factory.mktemp("plan") / "model"
-    hub.save(Model(fresh_config("llama", SIZES)).initialize(0), folder)
+    model_folder.save(Model(fresh_config("llama", SIZES)).initialize(0), folder)
     (folder / "model.safetensors").unlink()
     return folder
 

@@ -154,7 +154,7 @@ def test_a_text_may_begin_with_a_hyphen(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\r\n".encode())))
     assert main(["tokenize", "small", text, "--json"]) == 0
     ids = json.loads(capsys.readouterr().out)["ids"]
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load("runs/small/stages/01-tokenizer/tokenizer")
     assert ids == tokenizer.encode("é\n" if text == "-" else text)
@@ -174,7 +174,7 @@ def test_standard_input_is_bounded(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert main(["tokenize", "nowhere", "-"]) == 2
     for content, said in ((b"12345678901\n", "longer"), (b"a\n\xff\n", "line 2: byte 0xff at 0 is not UTF-8")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        with pytest.raises(quatrain.errors.InputError, match=said):
+        with pytest.raises(quatrain.core.errors.InputError, match=said):
             list(process_module.input_lines())
 
 

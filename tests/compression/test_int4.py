@@ -15,9 +15,9 @@ from torch import nn
 
 from quatrain.compression import files, int4, int4_kernels, methods
 from quatrain.compression.int4 import GROUPS, Int4Linear
-from quatrain.errors import InputError
-from quatrain.generation.loading import load_model
-from quatrain.models import hub
+from quatrain.core.errors import InputError
+from quatrain.loading.model import load_model
+from quatrain.models.io import model_folder
 
 CONFIG = llama(hidden_size=128, intermediate_size=192)
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
@@ -172,14 +172,14 @@ def test_the_group_is_the_largest_that_fits_and_others_stay(tmp_path: Path) -> N
     some = random_model(CONFIG)
     names = methods.quantize(some, "int4", group=128)
     assert len(names) == 12 and type(some.layers[0].mlp.down_proj) is nn.Linear
-    hub.save(some, tmp_path)
+    model_folder.save(some, tmp_path)
     again, _ = load_model(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(IDS)[0], some(IDS)[0])
     odd = random_model(llama(hidden_size=48, intermediate_size=80))
     with pytest.raises(InputError, match="none is of a size"):
         methods.quantize(odd, "int4")
-    hub.save(odd, tmp_path / "odd")
+    model_folder.save(odd, tmp_path / "odd")
     with pytest.raises(InputError, match="none is of a size"):
         load_model(tmp_path / "odd", quantize="int4")
     with pytest.raises(InputError, match="group: 128, for a layer of 96 inputs"):
@@ -189,7 +189,7 @@ def test_the_group_is_the_largest_that_fits_and_others_stay(tmp_path: Path) -> N
 def test_a_folder_written_while_the_kernel_holds_the_weight_is_the_same(tmp_path: Path, taken: None) -> None:
     model = random_model(CONFIG)
     methods.quantize(model, "int4")
-    hub.save(model, tmp_path / "before")
+    model_folder.save(model, tmp_path / "before")
     with torch.inference_mode():
         model.bfloat16()(IDS)
     model.float()
@@ -205,7 +205,7 @@ def test_a_folder_written_while_the_kernel_holds_the_weight_is_the_same(tmp_path
 def test_other_groups_are_refused_by_name(tmp_path: Path) -> None:
     model = random_model(CONFIG)
     methods.quantize(model, "int4")
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert config["config_groups"]["group_0"]["weights"]["group_size"] == 64
     for change, part in [

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from tiny_models import gpt2, llama, random_model
 from torch import nn
 
-from quatrain.adaptation.apply import apply
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adapters.apply import apply
+from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import files, int8, methods
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.models import hub
-from quatrain.models.settings import DecoderFamily, ModelSettings
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.settings import DecoderFamily, ModelSettings
+from quatrain.models.transformer.stack import Model
 
 CONFIG = llama(hidden_size=64, intermediate_size=90)
 IDS = torch.randint(0, 60, (2, 13), generator=torch.Generator().manual_seed(0))
@@ -112,7 +112,7 @@ def test_packing_equals_compressed_tensors(out, columns, seed):
 def test_engine_speaks_int8(tmp_path):
     small = random_model(CONFIG)
     methods.quantize(small, "int8")
-    hub.save(small, tmp_path)
+    model_folder.save(small, tmp_path)
     engine = Engine.load(tmp_path)
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
     expected = [each.ids for each in Engine(small).generate(prompts, SamplingParams(12))]
@@ -126,9 +126,9 @@ def test_the_families_that_a_recipe_refuses_are_those_without_int8_files(name, t
     methods.quantize(small, "int8")
     if name in FLOAT_ONLY_FAMILIES:
         with pytest.raises(InputError, match="has no place for that"):
-            hub.save(small, tmp_path)
+            model_folder.save(small, tmp_path)
     else:
-        hub.save(small, tmp_path)
+        model_folder.save(small, tmp_path)
 
 
 def test_dequantized_model_says_the_same():
@@ -166,17 +166,17 @@ def test_what_cannot_be_quantized_is_told(tmp_path):
     fused = random_model(gpt2())
     methods.quantize(fused, "int8")
     with pytest.raises(InputError, match="no place for that"):
-        hub.save(fused, tmp_path)
-    assert not (tmp_path / hub.WEIGHTS).exists()
+        model_folder.save(fused, tmp_path)
+    assert not (tmp_path / model_folder.WEIGHTS).exists()
 
 
 def test_other_quantizations_are_refused_by_name(tmp_path):
     small = random_model(CONFIG)
     methods.quantize(small, "int8")
-    hub.save(small, tmp_path)
+    model_folder.save(small, tmp_path)
     with pytest.raises(InputError, match="loading"):
-        hub.load(tmp_path)
-    config = hub.read_config(tmp_path)
+        model_folder.load(tmp_path)
+    config = model_folder.read_config(tmp_path)
     wanted = config["quantization_config"]
     for change, part in [
         ({"quant_method": "gptq"}, "gptq"),

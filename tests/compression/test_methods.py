@@ -10,16 +10,16 @@ import torch
 from tiny_models import gpt2, llama, random_model, save_random
 from torch import nn
 
-from quatrain.adaptation.apply import apply, merge_all, trainable_report
-from quatrain.adaptation.layer import plain
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adapters.apply import apply, merge_all, trainable_report
+from quatrain.adapters.layer import plain
+from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import layer as layers
 from quatrain.compression import methods
 from quatrain.compression.methods import METHODS
-from quatrain.errors import InputError
-from quatrain.generation.loading import load_model
-from quatrain.models import hub
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
+from quatrain.loading.model import load_model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.config import ModelConfig
 
 CONFIG = llama(hidden_size=64, intermediate_size=128)
 GPT2 = gpt2(hidden_size=64)
@@ -126,16 +126,16 @@ def test_gradients_of_a_lora_are_those_over_the_plain_weights(method: str) -> No
 @pytest.mark.parametrize("config", [CONFIG, GPT2], ids=["llama", "gpt2"])
 def test_floats_are_read_straight_into_it(config: ModelConfig, method: str, tmp_path: Path) -> None:
     """The same as quantizing what was read; GPT-2's files fuse and transpose what is quantized."""
-    hub.save(random_model(config), tmp_path, shard_bytes=50_000)
+    model_folder.save(random_model(config), tmp_path, shard_bytes=50_000)
     straight, _ = load_model(tmp_path, quantize=method)
-    after = hub.load(tmp_path)
+    after = model_folder.load(tmp_path)
     methods.quantize(after, method)
     assert straight.state_dict().keys() == after.state_dict().keys()
     for name, tensor in after.state_dict().items():
         assert torch.equal(straight.state_dict()[name], tensor), name
         assert straight.state_dict()[name].dtype == tensor.dtype, name
     if config is CONFIG:
-        hub.save(straight, tmp_path / "again")
+        model_folder.save(straight, tmp_path / "again")
         with torch.no_grad():
             assert torch.equal(load_model(tmp_path / "again")[0](IDS)[0], after(IDS)[0])
             # What is quantized already is as it is.
@@ -143,7 +143,7 @@ def test_floats_are_read_straight_into_it(config: ModelConfig, method: str, tmp_
             assert torch.equal(load_model(tmp_path / "again", quantize=other)[0](IDS)[0], after(IDS)[0])
     else:
         with pytest.raises(InputError, match="fuses or transposes"):
-            hub.save(straight, tmp_path / "again")
+            model_folder.save(straight, tmp_path / "again")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -185,7 +185,7 @@ def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(
     transformers = pytest.importorskip("transformers")
     model = random_model(CONFIG.with_(**changes))
     methods.quantize(model, method)
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
     again, _ = load_model(tmp_path)
     ours, read = model.state_dict(), again.state_dict()
     assert set(ours) == set(read) and all(torch.equal(ours[name], read[name]) for name in ours)
@@ -195,8 +195,8 @@ def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(
         expected = model(IDS)[0]
         torch.testing.assert_close(again(IDS)[0], expected, atol=0, rtol=0)
         torch.testing.assert_close(theirs(IDS).logits.float(), expected, atol=2e-5, rtol=1e-4)
-    hub.save(again, tmp_path / "second")
-    assert (tmp_path / "second" / hub.WEIGHTS).read_bytes() == (tmp_path / hub.WEIGHTS).read_bytes()
+    model_folder.save(again, tmp_path / "second")
+    assert (tmp_path / "second" / model_folder.WEIGHTS).read_bytes() == (tmp_path / model_folder.WEIGHTS).read_bytes()
 
 
 def test_one_disturbed_turn_does_not_decide_which_way_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:

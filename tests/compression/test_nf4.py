@@ -18,9 +18,9 @@ from quatrain.compression import layer as layers
 from quatrain.compression import methods, nf4, nf4_kernels
 from quatrain.compression.blockwise import dynamic_code
 from quatrain.compression.nf4 import NF4Linear, dequantized, quantized, scales_of
-from quatrain.errors import InputError
-from quatrain.generation.loading import load_model
-from quatrain.models import hub
+from quatrain.core.errors import InputError
+from quatrain.loading.model import load_model
+from quatrain.models.io import model_folder
 
 CONFIG = llama(hidden_size=64, intermediate_size=128)
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ def test_saved_and_loaded_bit_for_bit(double: bool, tmp_path: Path) -> None:
     model = random_model(CONFIG)
     names = methods.quantize(model, "nf4", double=double)
     assert len(names) == 14 and isinstance(model.lm_head, nn.Linear)
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
     again, _ = load_model(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
@@ -172,7 +172,7 @@ def test_transformers_reads_our_folder(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     model = random_model(CONFIG, scale=0.1)
     methods.quantize(model, "nf4")
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
     layer = theirs.model.layers[1].mlp.up_proj
     plain = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -209,7 +209,7 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
 def test_another_way_to_quantize_is_named(tmp_path: Path) -> None:
     model = random_model(CONFIG)
     methods.quantize(model, "nf4")
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"]["bnb_4bit_quant_type"] = "fp4"

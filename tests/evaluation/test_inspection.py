@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
-from quatrain.adaptation.token_rows import learn_rows
-from quatrain.errors import InputError
+from quatrain.adapters.token_rows import learn_rows
+from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection import (
     architecture,
     attention_maps,
@@ -39,12 +39,12 @@ from quatrain.evaluation.inspection.attention import AttentionMaps, drawable
 from quatrain.evaluation.inspection.attention_page import png
 from quatrain.evaluation.inspection.tokens import Token, visible
 from quatrain.evaluation.inspection.wording import architecture_lines, prediction_lines, token_lines
-from quatrain.models import hub
-from quatrain.models.config import CHOICES, ModelConfig
 from quatrain.models.families import family
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.config import CHOICES, ModelConfig
+from quatrain.models.transformer.stack import Model
 from quatrain.planning.counts import built
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 CASES = {case.name: case for case in all_cases()}
 LLAMA, BERT, T5 = (
@@ -478,12 +478,12 @@ def test_a_token_is_found_by_its_text_and_its_id():
 
 def test_a_subject_knows_its_files(tmp_path, read):
     model = read(LLAMA)
-    hub.save(model, tmp_path / "model")
+    model_folder.save(model, tmp_path / "model")
     words().save(tmp_path / "model")
     subject = open_subject(tmp_path / "model")
     assert subject.config == model.config and subject.dtype == "float32" and not subject.weights.problem
     assert subject.weights.dtypes == (
-        ("float32", sum(tensor.numel() for tensor in hub.state_dict_for_files(model).values())),
+        ("float32", sum(tensor.numel() for tensor in model_folder.state_dict_for_files(model).values())),
     )
     assert torch.equal(subject.model.embed_tokens.weight, model.embed_tokens.weight)
     assert subject.tokenizer.vocab_size == VOCABULARY and subject.title.endswith("/model")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.report import write_report
 from quatrain.evaluation.report.reading import read_run
 from quatrain.evaluation.report.wording import amount, duration, interval, metric, shown, sql_markup

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError, QuatrainError
+from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.models import hub
+from quatrain.models.io import model_folder
 
 VOCABULARY, CONTEXT, NEW = 40, 48, 14
 PAD = VOCABULARY - 1
@@ -48,7 +48,7 @@ def pair(tmp_path_factory):
             folder = tmp_path_factory.mktemp(f"{kind}{seed}")
             theirs = reference(kind, seed)
             theirs.save_pretrained(folder)
-            made[kind, seed] = theirs, hub.load(folder)
+            made[kind, seed] = theirs, model_folder.load(folder)
         return made[kind, seed]
 
     return make
@@ -162,7 +162,7 @@ def test_every_beam_of_the_tree_finds_the_likeliest(pair):
 
 def hub_cut(model, vocabulary):
     """The model with its first tokens only."""
-    from quatrain.models.stack import Model
+    from quatrain.models.transformer.stack import Model
 
     cut = Model(model.config.with_(vocab_size=vocabulary, eos_token_id=None, bos_token_id=None, pad_token_id=None))
     whole = model.state_dict()

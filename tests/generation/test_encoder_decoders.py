@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 
 VOCABULARY, CONTEXT = 40, 32
 SIZES = {

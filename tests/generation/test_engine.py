@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import bloom, gpt2, llama, random_model, save_random
 
-from quatrain.errors import InputError, QuatrainError
+from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.text import stable_length
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 
 LLAMA, GPT2 = llama(vocab_size=120), gpt2(vocab_size=120)
 
@@ -105,11 +105,11 @@ def test_cached_equals_uncached_and_logprobs_are_the_models_own(config):
 def test_greedy_equals_transformers_generate(config, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from quatrain.models import hub
+    from quatrain.models.io import model_folder
 
     save_random(config, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    ours = Engine(hub.load(tmp_path), end_ids=[9, 10])
+    ours = Engine(model_folder.load(tmp_path), end_ids=[9, 10])
     for prompt in prompts(6, seed=4):
         expected = theirs.generate(
             torch.tensor([prompt]),

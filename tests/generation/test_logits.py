@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError, QuatrainError
+from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.logits import SamplingParams, draw, processors
 
 

@@ -6,12 +6,12 @@ import pytest
 from tiny_models import llama
 from transformers import GenerationConfig
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.generation.constraints import Rules
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.settings import HARMLESS, RECOMMENDED, RULES, SAMPLED, UNKNOWN, read_settings
-from quatrain.models import hub
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
 
 CONFIG = llama(vocab_size=60000, hidden_size=8)
 TINY = Model(CONFIG)
@@ -110,7 +110,7 @@ def test_all_problems_at_once():
 
 
 def test_without_parameters_the_models_own_settings_decide(tmp_path):
-    hub.save(Model(CONFIG.with_(vocab_size=40)).initialize(3), tmp_path)
+    model_folder.save(Model(CONFIG.with_(vocab_size=40)).initialize(3), tmp_path)
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({"num_beams": 3, "max_new_tokens": 5, "suppress_tokens": list(range(4, 20))}))
     engine = Engine.load(tmp_path)

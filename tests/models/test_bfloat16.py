@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from quatrain.models import hub
+from quatrain.models.io import model_folder
 
 CASES = [case for case in battery.all_cases() if case.model.endswith(("ForCausalLM", "LMHeadModel"))]
 
@@ -13,7 +13,7 @@ CASES = [case for case in battery.all_cases() if case.model.endswith(("ForCausal
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_as_near_to_float32_as_theirs(case, tmp_path):
     battery.theirs(case).save_pretrained(tmp_path)
-    ours = hub.load(tmp_path, dtype=torch.bfloat16)
+    ours = model_folder.load(tmp_path, dtype=torch.bfloat16)
     theirs = getattr(transformers, case.model).from_pretrained(
         tmp_path, dtype=torch.bfloat16, attn_implementation="eager"
     )

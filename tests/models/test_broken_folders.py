@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from tiny_configs import tiny
 
 from quatrain.compression import files
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection import open_subject
-from quatrain.models import hub, sentences
 from quatrain.models.families import family
-from quatrain.models.stack import Model
-from quatrain.models.tensors import INDEX, WEIGHTS, Tensors
+from quatrain.models.io import model_folder, sentence_transformers
+from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
+from quatrain.models.transformer.stack import Model
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -53,7 +53,7 @@ VALUES: tuple[Any, ...] = (
 def folder(tmp_path: Path) -> Path:
     """A tiny model in two shards."""
     model = Model(family("llama").from_hf(tiny("llama"))).initialize(0)
-    hub.save(model, tmp_path, shard_bytes=3_000)
+    model_folder.save(model, tmp_path, shard_bytes=3_000)
     assert (tmp_path / INDEX).is_file()
     return tmp_path
 
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 def refused(folder: Path) -> str:
     """What is said of a broken folder; `inspect` says it too."""
     with pytest.raises(InputError) as caught:
-        hub.load(folder)
+        model_folder.load(folder)
     with pytest.raises(InputError):
         _ = open_subject(folder).weights
         _ = open_subject(folder).config
@@ -160,7 +160,7 @@ def test_numbers_that_are_none(whole: Path) -> None:
     tensors["model.norm.weight"][3] = math.nan
     save_file(tensors, whole / WEIGHTS)
     with pytest.raises(InputError, match="hold NaN") as caught:
-        hub.load(whole)
+        model_folder.load(whole)
     assert caught.value.problems == ["model.norm.weight: holds NaN"]
 
 
@@ -169,14 +169,14 @@ def test_large_numbers_are_none_of_these(whole: Path, dtype: torch.dtype) -> Non
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(whole / WEIGHTS).items()}
     tensors["model.norm.weight"][:] = torch.finfo(torch.float16).max
     save_file(tensors, whole / WEIGHTS)
-    assert hub.load(whole).norm.weight[0] > 60_000
+    assert model_folder.load(whole).norm.weight[0] > 60_000
 
 
 def test_many_layers_that_the_files_lack_are_counted(whole: Path) -> None:
     config = json.loads((whole / "config.json").read_text())
     (whole / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 40}))
     with pytest.raises(InputError, match=r"and \d+ more") as caught:
-        hub.load(whole)
+        model_folder.load(whole)
     assert len(caught.value.problems) == 51
 
 
@@ -186,7 +186,7 @@ def test_what_is_no_file(folder: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     try:
-        hub.load(folder)
+        model_folder.load(folder)
     except InputError:
         pass
     else:
@@ -197,9 +197,9 @@ def test_what_is_no_file(folder: Path, name: str) -> None:
 def test_a_config_that_is_no_table(whole: Path, text: str) -> None:
     (whole / "config.json").write_text(text)
     with pytest.raises(InputError):
-        hub.load(whole)
+        model_folder.load(whole)
     with pytest.raises(InputError):
-        hub.load_config(whole)
+        model_folder.load_config(whole)
 
 
 MODULES = [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -214,19 +214,19 @@ def test_folders_of_sentences_are_read_or_refused(tmp_path: Path, data: st.DataO
         module | data.draw(st.dictionaries(st.sampled_from(["path", "type"]), values)) for module in MODULES
     ]
     modules = data.draw(st.just(modules) | values)
-    keys = [*sentences.FLAGS, "pooling_mode", "include_prompt", "word_embedding_dimension"]
+    keys = [*sentence_transformers.FLAGS, "pooling_mode", "include_prompt", "word_embedding_dimension"]
     pooling = {"pooling_mode_mean_tokens": True} | data.draw(st.dictionaries(st.sampled_from(keys), values))
     (tmp_path / "1_Pooling").mkdir(exist_ok=True)
-    (tmp_path / sentences.MODULES).write_text(json.dumps(modules))
-    (tmp_path / sentences.POOLING).write_text(json.dumps(data.draw(st.just(pooling) | values)))
-    (tmp_path / sentences.LENGTH).write_text(json.dumps({"max_seq_length": data.draw(values)}))
-    (tmp_path / sentences.TOKENIZER).write_text(json.dumps({"model_max_length": data.draw(values)}))
-    (tmp_path / sentences.SETTINGS).write_text(json.dumps({"default_prompt_name": data.draw(values)}))
+    (tmp_path / sentence_transformers.MODULES).write_text(json.dumps(modules))
+    (tmp_path / sentence_transformers.POOLING).write_text(json.dumps(data.draw(st.just(pooling) | values)))
+    (tmp_path / sentence_transformers.LENGTH).write_text(json.dumps({"max_seq_length": data.draw(values)}))
+    (tmp_path / sentence_transformers.TOKENIZER).write_text(json.dumps({"model_max_length": data.draw(values)}))
+    (tmp_path / sentence_transformers.SETTINGS).write_text(json.dumps({"default_prompt_name": data.draw(values)}))
     try:
-        found = sentences.read(tmp_path)
+        found = sentence_transformers.read(tmp_path)
     except InputError:
         return
-    assert found is not None and found["pooling"] in sentences.POOLINGS.values()
+    assert found is not None and found["pooling"] in sentence_transformers.POOLINGS.values()
 
 
 GROUP = {"targets": ["Linear"], "weights": files.WEIGHTS[4] | {"group_size": 32}}

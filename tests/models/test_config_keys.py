@@ -9,7 +9,7 @@ import pytest
 from tiny_configs import tiny
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.models.families import families, family
 from quatrain.models.families.harmless import WHY
 from quatrain.models.families.kinds import COMMON as TYPED

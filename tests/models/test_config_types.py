@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_configs import tiny
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families import families
 from quatrain.models.families.kinds import FIELDS, READ
 from quatrain.models.families.mapping import COMMON
-from quatrain.models.stack import Model
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.stack import Model
 from quatrain.planning.counts import parameters
 
 ROPES: tuple[dict[str, Any], ...] = (

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from quatrain.models import cross_entropy, heads
-from quatrain.models.cross_entropy import CrossEntropyFunction
+from quatrain.models.transformer import cross_entropy, heads
+from quatrain.models.transformer.cross_entropy import CrossEntropyFunction
 
 
 @given(st.integers(1, 40), st.integers(2, 300), st.integers(0, 2**31), st.sampled_from([1, 7, 64, 1 << 18]))

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from quatrain.errors import InputError
-from quatrain.models import hub
-from quatrain.models.cache import KVCache
-from quatrain.models.sight import Trace
+from quatrain.core.errors import InputError
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.context import Trace
+from quatrain.models.transformer.kv_cache import KVCache
 
 transformers = pytest.importorskip("transformers")
 
@@ -57,10 +57,10 @@ def ids(*shape, seed=1):
 def edit(folder, change=None, **settings):
     """Changes a folder's tensors and its config.json."""
     if change is not None:
-        tensors = load_file(folder / hub.WEIGHTS)
+        tensors = load_file(folder / model_folder.WEIGHTS)
         change(tensors)
-        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / hub.WEIGHTS,
-                  metadata={"format": "pt"})  # fmt: skip
+        copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        save_file(copies, folder / model_folder.WEIGHTS, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text()) | settings
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -94,7 +94,7 @@ def test_a_t5_with_a_head_of_its_own_is_the_same_model(layout, tmp_path):
         (tmp_path / "files" / "config.json").write_text(json.dumps(config))
     reference = type(battery.theirs(CASES[name])).from_pretrained(tmp_path / "files").eval()
     assert not torch.equal(reference.lm_head.weight, reference.shared.weight)
-    model = hub.load(tmp_path / "files")
+    model = model_folder.load(tmp_path / "files")
     assert not model.config.tie_word_embeddings
     assert (model.config.logit_scale != 1.0) == (layout == "scaled")
     text, labels = ids(3, 11), ids(3, 7, seed=2)
@@ -106,32 +106,32 @@ def test_a_t5_with_a_head_of_its_own_is_the_same_model(layout, tmp_path):
     loss.mean().backward()
     for ours, theirs in ((model.lm_head, reference.lm_head), (model.embed_tokens, reference.shared)):
         torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, atol=1e-5, rtol=1e-4)
-    hub.save(model, tmp_path / "ours")
+    model_folder.save(model, tmp_path / "ours")
     back = type(reference).from_pretrained(tmp_path / "ours")
     assert equal(back.state_dict(), reference.state_dict())
     assert getattr(back.config, "scale_decoder_outputs", False) == (layout == "scaled")
-    again = hub.load(tmp_path / "ours")
+    again = model_folder.load(tmp_path / "ours")
     assert again.config == model.config and equal(again.state_dict(), model.state_dict())
     reference.save_pretrained(tmp_path / "theirs again")
-    assert equal(hub.load(tmp_path / "theirs again").state_dict(), model.state_dict())
+    assert equal(model_folder.load(tmp_path / "theirs again").state_dict(), model.state_dict())
 
 
 def test_an_untied_t5_without_its_head_is_told(tmp_path):
     with_own_head(tmp_path, tie_word_embeddings=False)
     edit(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(InputError) as caught:
-        hub.load(tmp_path)
+        model_folder.load(tmp_path)
     assert caught.value.problems == ["lm_head.weight: missing"]
 
 
 def test_transformers_warns_of_nothing_but_the_untied_heads_that_it_ties(models, tmp_path):
     for name in [*ENCODER_DECODERS, "mt5 plain", "marian body", "bart body", "bart classifier", "t5 tagger"]:
-        hub.save(models(name), tmp_path / name)
+        model_folder.save(models(name), tmp_path / name)
         with transformers_log() as lines:
             type(battery.theirs(CASES[name])).from_pretrained(tmp_path / name)
         assert lines == [], name
     with_own_head(tmp_path / "untied", tie_word_embeddings=False)
-    hub.save(hub.load(tmp_path / "untied"), tmp_path / "ours")
+    model_folder.save(model_folder.load(tmp_path / "untied"), tmp_path / "ours")
     with transformers_log() as lines:
         transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours")
     assert len(lines) == 1 and "we will NOT tie them" in lines[0]
@@ -164,10 +164,10 @@ TIED = pytest.mark.parametrize("name", SHARED)
 
 @TIED
 def test_the_shared_embedding_written_again_is_accepted(name, models, tmp_path):
-    hub.save(models(name), tmp_path)
+    model_folder.save(models(name), tmp_path)
     shared, others = SHARED[name]
     edit(tmp_path, lambda tensors: tensors.update({other: tensors[shared] for other in others}))
-    again = hub.load(tmp_path)
+    again = model_folder.load(tmp_path)
     assert again.config == models(name).config and equal(again.state_dict(), models(name).state_dict())
     for kept in others:  # files that hold it once, by any of its names
 
@@ -177,21 +177,21 @@ def test_the_shared_embedding_written_again_is_accepted(name, models, tmp_path):
                 if other != kept:
                     tensors.pop(other, None)
 
-        hub.save(models(name), tmp_path)
+        model_folder.save(models(name), tmp_path)
         edit(tmp_path, rename)
-        assert equal(hub.load(tmp_path).state_dict(), models(name).state_dict()), kept
+        assert equal(model_folder.load(tmp_path).state_dict(), models(name).state_dict()), kept
 
 
 @TIED
 def test_an_embedding_of_its_own_is_told_not_dropped(name, models, tmp_path):
-    hub.save(models(name), tmp_path)
+    model_folder.save(models(name), tmp_path)
     shared, others = SHARED[name]
     for other in others:
         if (name, other) == ("t5 plain", "lm_head.weight"):
             continue  # a head of its own, which T5 may have
         edit(tmp_path, lambda tensors, other=other: tensors.update({other: tensors[shared] + 1e-3}))
         with pytest.raises(InputError) as caught:
-            hub.load(tmp_path)
+            model_folder.load(tmp_path)
         assert caught.value.problems == [f"{other}: differs from {shared}, which config.json ties it to"]
         edit(tmp_path, lambda tensors, other=other: tensors.pop(other))
 
@@ -199,14 +199,14 @@ def test_an_embedding_of_its_own_is_told_not_dropped(name, models, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_computed_positions_of_marian_may_be_in_the_files(dtype, models, tmp_path):
     model = models("marian plain")
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
     table = battery.theirs(CASES["marian plain"]).model.encoder.embed_positions.weight.detach()
     names = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
     edit(tmp_path, lambda tensors: tensors.update(dict.fromkeys(names, table.to(dtype))))
-    assert equal(hub.load(tmp_path).state_dict(), model.state_dict())
+    assert equal(model_folder.load(tmp_path).state_dict(), model.state_dict())
     edit(tmp_path, lambda tensors: tensors.update({names[0]: table.flip(1).to(dtype), names[1]: table[:-1].to(dtype)}))
     with pytest.raises(InputError) as caught:
-        hub.load(tmp_path)
+        model_folder.load(tmp_path)
     assert sorted(problem.split(":")[0] for problem in caught.value.problems) == sorted(names)
 
 
@@ -216,13 +216,13 @@ def test_files_without_the_bias_of_the_vocabulary(name, tmp_path):
     reference.save_pretrained(tmp_path / "files")
     edit(tmp_path / "files", lambda tensors: tensors.pop("final_logits_bias"))
     without = type(reference).from_pretrained(tmp_path / "files").eval()
-    model = hub.load(tmp_path / "files")
+    model = model_folder.load(tmp_path / "files")
     assert model.logits_bias is None and model.config.head_bias == "none"
     text, read = ids(2, 9), ids(2, 5, seed=2)
     with torch.no_grad():
         expected = without(input_ids=text, decoder_input_ids=read).logits
         torch.testing.assert_close(model(text, decoder_input_ids=read)[0], expected, atol=1e-5, rtol=1e-5)
-    hub.save(model, tmp_path / "ours")
+    model_folder.save(model, tmp_path / "ours")
     with transformers_log() as lines:
         back = type(reference).from_pretrained(tmp_path / "ours")
     assert lines == [] and equal(back.state_dict(), without.state_dict())
@@ -239,8 +239,8 @@ def test_the_bias_of_the_vocabulary_is_kept_and_never_trained(models):
 
 def test_the_body_of_bart_becomes_a_writer_and_a_classifier(models, tmp_path):
     body = models("bart body")
-    hub.save(body, tmp_path / "body")
-    writer = hub.load(tmp_path / "body", head="seq2seq")
+    model_folder.save(body, tmp_path / "body")
+    writer = model_folder.load(tmp_path / "body", head="seq2seq")
     assert writer.fresh == [] and writer.lm_head.weight is writer.embed_tokens.weight
     text = ids(2, 9)
     text[:, -1] = END
@@ -248,10 +248,10 @@ def test_the_body_of_bart_becomes_a_writer_and_a_classifier(models, tmp_path):
         hidden = body(text)[0]
         read = torch.cat((torch.full((2, 1), body.config.decoder_start_token_id), text[:, :-1]), 1)
         torch.testing.assert_close(writer.hidden_states(text, decoder_input_ids=read), hidden)
-    judge = hub.load(tmp_path / "body", head="sequence_classification", labels=["no", "yes"])
+    judge = model_folder.load(tmp_path / "body", head="sequence_classification", labels=["no", "yes"])
     assert judge.fresh == ["pooler.dense.bias", "pooler.dense.weight", "score.bias", "score.weight"]
     assert judge(text)[0].shape == (2, 2) and judge.config.labels == ("no", "yes")
-    hub.save(judge, tmp_path / "judge")
+    model_folder.save(judge, tmp_path / "judge")
     back = transformers.BartForSequenceClassification.from_pretrained(tmp_path / "judge").eval()
     with torch.no_grad():
         torch.testing.assert_close(judge(text)[0], back(input_ids=text).logits, atol=1e-5, rtol=1e-5)
@@ -259,8 +259,8 @@ def test_the_body_of_bart_becomes_a_writer_and_a_classifier(models, tmp_path):
 
 @pytest.mark.parametrize("head", ["sequence_classification", "token_classification", "question_answering"])
 def test_a_t5_writer_gets_another_head(head, models, tmp_path):
-    hub.save(models("t5 plain"), tmp_path)
-    model = hub.load(tmp_path, head=head, labels=None if head == "question_answering" else ["a", "b", "c"])
+    model_folder.save(models("t5 plain"), tmp_path)
+    model = model_folder.load(tmp_path, head=head, labels=None if head == "question_answering" else ["a", "b", "c"])
     assert model.fresh and all(name.startswith(("pooler.", "score.")) for name in model.fresh)
     body = model.encoder if model.encoder is not None else model
     assert torch.equal(body.layers[0].mlp.up_proj.weight, models("t5 plain").encoder.layers[0].mlp.up_proj.weight)
@@ -271,11 +271,11 @@ def test_a_t5_writer_gets_another_head(head, models, tmp_path):
 def test_the_encoder_of_t5_alone_embeds_texts(name, models, tmp_path):
     reference = battery.theirs(CASES[name])
     kind = getattr(transformers, "MT5EncoderModel" if name.startswith("mt5") else "T5EncoderModel")
-    hub.save(models(name), tmp_path / "whole")
+    model_folder.save(models(name), tmp_path / "whole")
     encoder = kind.from_pretrained(tmp_path / "whole").eval()
     encoder.save_pretrained(tmp_path / "alone")
     text, mask = battery.batch(CASES[name], "left")
-    for model in (hub.load(tmp_path / "alone"), hub.load(tmp_path / "whole", head="embedding")):
+    for model in (model_folder.load(tmp_path / "alone"), model_folder.load(tmp_path / "whole", head="embedding")):
         trace = Trace()
         with torch.no_grad():
             expected = encoder(input_ids=text, attention_mask=mask).last_hidden_state
@@ -285,7 +285,7 @@ def test_the_encoder_of_t5_alone_embeds_texts(name, models, tmp_path):
         mean = (expected * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         torch.testing.assert_close(pooled, torch.nn.functional.normalize(mean, dim=-1), atol=1e-5, rtol=1e-5)
         assert model.encoder is None and model.num_parameters() == encoder.num_parameters()
-        hub.save(model, tmp_path / "ours")
+        model_folder.save(model, tmp_path / "ours")
         with transformers_log() as lines:
             back = kind.from_pretrained(tmp_path / "ours")
         assert lines == [] and equal(back.state_dict(), encoder.state_dict())
@@ -471,14 +471,14 @@ def test_t5_reads_texts_of_any_length(models):
 @EACH
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
 def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_path):
-    from quatrain.adaptation import peft_files
-    from quatrain.adaptation.apply import apply
-    from quatrain.adaptation.layer import adapters
-    from quatrain.adaptation.settings import AdapterSettings
+    from quatrain.adapters import peft_files
+    from quatrain.adapters.apply import apply
+    from quatrain.adapters.layer import adapters
+    from quatrain.adapters.settings import AdapterSettings
 
     peft = pytest.importorskip("peft")
-    hub.save(models(name), tmp_path / "base")
-    model = hub.load(tmp_path / "base")
+    model_folder.save(models(name), tmp_path / "base")
+    model = model_folder.load(tmp_path / "base")
     changed = apply(model, AdapterSettings(rank=2, alpha=4.0, dropout=0.0, targets=targets), seed=1)
     assert {part for name in changed for part in name.split(".")} >= {"encoder", "self_attn", "cross_attn"}
     with torch.no_grad():
@@ -488,7 +488,7 @@ def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_pat
     base = type(battery.theirs(CASES[name])).from_pretrained(tmp_path / "base").eval()
     reference = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     assert type(reference).__name__ == "PeftModelForSeq2SeqLM"
-    again = hub.load(tmp_path / "base")
+    again = model_folder.load(tmp_path / "base")
     peft_files.load_adapter(again, tmp_path / "adapter")
     text, read = ids(2, 9), ids(2, 5, seed=2)
     with torch.no_grad():
@@ -503,12 +503,12 @@ def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_pat
 
 
 def test_the_settings_of_generation_move_to_their_file(models, tmp_path):
-    hub.save(models("marian plain"), tmp_path / "files")
+    model_folder.save(models("marian plain"), tmp_path / "files")
     (tmp_path / "files" / "generation_config.json").unlink()
     asked = {"num_beams": 6, "max_length": 12, "bad_words_ids": [[0]], "forced_eos_token_id": END}
     edit(tmp_path / "files", **asked)
-    model = hub.load(tmp_path / "files")
-    hub.save(model, tmp_path / "ours")
+    model = model_folder.load(tmp_path / "files")
+    model_folder.save(model, tmp_path / "ours")
     written = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
     tokens = {"bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0, "decoder_start_token_id": 0}
     assert written == asked | tokens
@@ -525,12 +525,12 @@ def test_the_settings_of_generation_move_to_their_file(models, tmp_path):
 
 
 def test_a_generation_config_of_the_files_is_written_back(models, tmp_path):
-    hub.save(models("bart plain"), tmp_path / "files")
+    model_folder.save(models("bart plain"), tmp_path / "files")
     asked = {"decoder_start_token_id": 5, "eos_token_id": [2, 3], "forced_bos_token_id": 7, "num_beams": 2}
     (tmp_path / "files" / "generation_config.json").write_text(json.dumps(asked | {"transformers_version": "4.30.0"}))
-    hub.save(hub.load(tmp_path / "files"), tmp_path / "ours")
+    model_folder.save(model_folder.load(tmp_path / "files"), tmp_path / "ours")
     written = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
     assert written == {"bos_token_id": 1, "pad_token_id": 0, **asked}
     (tmp_path / "files" / "generation_config.json").write_text("{")
     with pytest.raises(InputError, match=r"generation_config\.json: not readable"):
-        hub.load(tmp_path / "files")
+        model_folder.load(tmp_path / "files")

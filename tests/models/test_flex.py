@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quatrain.models import flex
+from quatrain.models.kernels import flex
 
 
 def plain(query, key, value, scale, softcap, added, mask, causal):

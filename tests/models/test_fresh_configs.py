@@ -5,12 +5,12 @@ from typing import get_args
 import pytest
 import torch
 
-from quatrain.errors import InputError
-from quatrain.models import settings
+from quatrain.core.errors import InputError
 from quatrain.models.families import families, family
 from quatrain.models.families.fresh import fresh_config
-from quatrain.models.settings import ModelSettings
-from quatrain.models.stack import Model
+from quatrain.models.transformer import settings
+from quatrain.models.transformer.settings import ModelSettings
+from quatrain.models.transformer.stack import Model
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3,
          "num_attention_heads": 4, "max_position_embeddings": 24}  # fmt: skip

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from quatrain.errors import InputError
-from quatrain.models import heads, hub
+from quatrain.core.errors import InputError
 from quatrain.models.families import families
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer import heads
+from quatrain.models.transformer.stack import Model
 
 transformers = pytest.importorskip("transformers")
 
@@ -54,7 +55,7 @@ SWITCHES = [
 @pytest.mark.parametrize(("name", "head"), SWITCHES)
 def test_a_body_takes_another_head(folders, tmp_path, name, head):
     given = LABELS if head.endswith("classification") else None
-    before, model = hub.load(folders / name), hub.load(folders / name, head=head, labels=given)
+    before, model = model_folder.load(folders / name), model_folder.load(folders / name, head=head, labels=given)
     assert model.config.head == head and not model.training
     assert same(body(model), body(before))
     named = set(model.fresh)
@@ -66,23 +67,23 @@ def test_a_body_takes_another_head(folders, tmp_path, name, head):
         assert not named
     if given:
         assert model.config.labels == tuple(LABELS)
-    again, other = (hub.load(folders / name, head=head, labels=given, seed=seed) for seed in (0, 1))
+    again, other = (model_folder.load(folders / name, head=head, labels=given, seed=seed) for seed in (0, 1))
     assert same(again.state_dict(), model.state_dict())
     if "score.weight" in named:
         weights = model.score.weight
         assert 0 < weights.std() < 0.1 and not torch.equal(other.score.weight, weights)
-    hub.save(model, tmp_path)
-    returned = hub.load(tmp_path, head=head)
+    model_folder.save(model, tmp_path)
+    returned = model_folder.load(tmp_path, head=head)
     assert returned.fresh == [] and returned.config == model.config
     assert same(returned.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("name", ENCODERS | DECODERS)
 def test_a_switched_classifier_is_one_of_transformers(folders, tmp_path, name):
-    model = hub.load(folders / name, head="sequence_classification", labels=LABELS)
+    model = model_folder.load(folders / name, head="sequence_classification", labels=LABELS)
     with torch.no_grad():
         model.score.weight.mul_(20)
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert theirs.config.id2label == dict(enumerate(LABELS))
     case = (ENCODERS | DECODERS)[name]
@@ -98,24 +99,24 @@ def test_what_the_head_does_not_replace_is_read_strictly(folders, tmp_path, name
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "config.json").write_text((folders / name / "config.json").read_text())
-    tensors = load_file(folders / name / hub.WEIGHTS)
+    tensors = load_file(folders / name / model_folder.WEIGHTS)
     lost = next(key for key in tensors if "1." in key and key.endswith("weight"))
     del tensors[lost]
     tensors["strange.weight"] = torch.zeros(2)
-    save_file(tensors, folder / hub.WEIGHTS)
+    save_file(tensors, folder / model_folder.WEIGHTS)
     with pytest.raises(InputError) as caught:
-        hub.load(folder, head="sequence_classification", labels=LABELS)
+        model_folder.load(folder, head="sequence_classification", labels=LABELS)
     assert sorted(caught.value.problems) == sorted([f"{lost}: missing", "strange.weight: unexpected"])
 
 
 @pytest.mark.parametrize("name", ENCODERS | DECODERS)
 def test_labels_of_another_number_or_name(folders, tmp_path, name):
-    hub.save(hub.load(folders / name, head="sequence_classification", labels=LABELS), tmp_path)
-    before = hub.load(tmp_path)
-    renamed = hub.load(tmp_path, labels=["a", "b", "c"])
+    model_folder.save(model_folder.load(folders / name, head="sequence_classification", labels=LABELS), tmp_path)
+    before = model_folder.load(tmp_path)
+    renamed = model_folder.load(tmp_path, labels=["a", "b", "c"])
     assert renamed.fresh == [] and renamed.config.labels == ("a", "b", "c")
     assert same(renamed.state_dict(), before.state_dict())
-    more = hub.load(tmp_path, labels=["a", "b", "c", "d"])
+    more = model_folder.load(tmp_path, labels=["a", "b", "c", "d"])
     assert more.score.weight.shape[0] == 4 and set(more.fresh) == {key for key in head_tensors(more) if "score" in key}
     if more.pooler is not None:
         assert torch.equal(more.pooler.dense.weight, before.pooler.dense.weight)
@@ -123,7 +124,7 @@ def test_labels_of_another_number_or_name(folders, tmp_path, name):
 
 def test_a_head_that_is_not_there_is_named_with_the_others(folders):
     with pytest.raises(InputError, match=r"head: 'value' is none of bert; must be one of masked, pretraining"):
-        hub.load(folders / "bert", head="value")
+        model_folder.load(folders / "bert", head="value")
     for head, labels, told in (
         ("sequence_classification", [], "at least one name"),
         ("sequence_classification", "yes", "must be a list"),
@@ -132,16 +133,16 @@ def test_a_head_that_is_not_there_is_named_with_the_others(folders):
         (None, ["a", "b"], "the head masked names none"),
     ):
         with pytest.raises(InputError, match=told):
-            hub.load(folders / "bert", head=head, labels=labels)
+            model_folder.load(folders / "bert", head=head, labels=labels)
     with pytest.raises(InputError, match="problem: 'multi'; must be one of single, several, regression"):
-        hub.load(folders / "bert", head="sequence_classification", labels=LABELS, problem="multi")
+        model_folder.load(folders / "bert", head="sequence_classification", labels=LABELS, problem="multi")
 
 
 @pytest.mark.parametrize("problem", ["several", "regression"])
 def test_what_labels_are_is_written_and_read(folders, tmp_path, problem):
-    model = hub.load(folders / "distilbert", head="sequence_classification", labels=LABELS, problem=problem)
-    hub.save(model, tmp_path)
-    assert hub.load(tmp_path).config.problem == model.config.problem == problem
+    model = model_folder.load(folders / "distilbert", head="sequence_classification", labels=LABELS, problem=problem)
+    model_folder.save(model, tmp_path)
+    assert model_folder.load(tmp_path).config.problem == model.config.problem == problem
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     ids, mask = battery.batch(ENCODERS["distilbert"], "right")
     wanted = torch.rand(3, 3, generator=torch.Generator().manual_seed(0)).round()
@@ -151,11 +152,11 @@ def test_what_labels_are_is_written_and_read(folders, tmp_path, problem):
 
 @pytest.mark.parametrize("name", [name for name in DECODERS if "value" in families()[name].heads])
 def test_a_reward_model_scores_its_last_token_as_transformers_does(folders, tmp_path, name):
-    model = hub.load(folders / name, head="value", seed=3)
+    model = model_folder.load(folders / name, head="value", seed=3)
     assert model.fresh == ["score.weight"] and model.config.num_labels == 1
     with torch.no_grad():
         model.score.weight.mul_(30)
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"][0].endswith("ForSequenceClassification") and len(config["id2label"]) == 1
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
@@ -166,12 +167,12 @@ def test_a_reward_model_scores_its_last_token_as_transformers_does(folders, tmp_
         scores = theirs(input_ids=ids, attention_mask=mask).logits[:, 0]
     assert values.shape == ids.shape and scores.std() > 0.01
     torch.testing.assert_close(values[torch.arange(3), last], scores, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(hub.load(tmp_path, head="value")(ids, segments=mask)[0], values)
-    torch.testing.assert_close(hub.load(tmp_path)(ids, segments=mask)[0][:, 0], scores, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model_folder.load(tmp_path, head="value")(ids, segments=mask)[0], values)
+    torch.testing.assert_close(model_folder.load(tmp_path)(ids, segments=mask)[0][:, 0], scores, atol=1e-5, rtol=1e-5)
 
 
 def test_values_learn_where_they_are_known(folders):
-    model = hub.load(folders / "llama", head="value", seed=3)
+    model = model_folder.load(folders / "llama", head="value", seed=3)
     ids, mask = battery.batch(DECODERS["llama"], "right")
     wanted = torch.full(ids.shape, float("nan"))
     wanted[0, -1], wanted[2, 5] = 1.5, -2.0
@@ -221,7 +222,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("head", "labels", "told"), WRONG.values(), ids=WRONG)
 def test_wrong_labels_are_named_before_a_kernel_fails(folders, head, labels, told):
-    model = hub.load(folders / "bert", head=head, labels=LABELS if head.endswith("classification") else None)
+    model = model_folder.load(folders / "bert", head=head, labels=LABELS if head.endswith("classification") else None)
     ids, mask = battery.batch(ENCODERS["bert"], "none")
     with pytest.raises(InputError, match=told):
         model(ids, labels(ids), segments=mask)
@@ -243,7 +244,8 @@ def test_wrong_numbers_are_named(problem, labels, told):
 
 def test_wrong_types_of_tokens_are_named(folders):
     ids = battery.batch(ENCODERS["bert"], "none")[0]
-    bert, distilbert = hub.load(folders / "bert", head="none"), hub.load(folders / "distilbert", head="none")
+    bert = model_folder.load(folders / "bert", head="none")
+    distilbert = model_folder.load(folders / "distilbert", head="none")
     assert not torch.equal(bert(ids, token_types=torch.ones_like(ids))[0], bert(ids)[0])
     assert torch.equal(distilbert(ids, token_types=torch.zeros_like(ids))[0], distilbert(ids)[0])
     for model, types, told in (
@@ -257,7 +259,7 @@ def test_wrong_types_of_tokens_are_named(folders):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_positions_past_the_model_are_named(folders, name):
-    model = hub.load(folders / name, head="none")
+    model = model_folder.load(folders / name, head="none")
     limit, ids = model.config.max_position_embeddings, torch.full((1, 3), 5)
     assert torch.isfinite(model(ids, positions=torch.tensor([[0, 1, limit - 1]]))[0]).all()
     for place in (limit, -5):
@@ -266,21 +268,21 @@ def test_positions_past_the_model_are_named(folders, name):
 
 
 def test_wrong_choices_and_values_are_named(folders):
-    model = hub.load(folders / "bert", head="multiple_choice")
+    model = model_folder.load(folders / "bert", head="multiple_choice")
     ids = torch.randint(3, 97, (2, 3, 7), generator=torch.Generator().manual_seed(0))
     assert model(ids, torch.tensor([2, 0]))[1].shape == (2,)
     with pytest.raises(InputError, match="must be 0 to 2"):
         model(ids, torch.tensor([3, 0]))
     with pytest.raises(InputError, match=r"must be \(B, choices, T\)"):
         model(ids[0])
-    values = hub.load(folders / "llama", head="value")
+    values = model_folder.load(folders / "llama", head="value")
     with pytest.raises(InputError, match="a value for each token"):
         values(ids[:, 0], torch.zeros(2))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_nothing_leaks_from_padding_or_another_segment(folders, name):
-    model = hub.load(folders / name, head="none")
+    model = model_folder.load(folders / name, head="none")
     ids, mask = battery.batch(ENCODERS[name], "right")
     padded = model(ids, segments=mask)[0]
     changed = model(torch.where(mask.bool(), ids, 50), segments=mask)[0]
@@ -293,7 +295,7 @@ def test_nothing_leaks_from_padding_or_another_segment(folders, name):
 
 def test_roberta_counts_the_tokens_that_are_no_padding(folders):
     """Without a mask too, and where a padding token stands in the text, transformers' positions are ours."""
-    theirs, model = battery.theirs(ENCODERS["roberta"]), hub.load(folders / "roberta")
+    theirs, model = battery.theirs(ENCODERS["roberta"]), model_folder.load(folders / "roberta")
     ids = battery.batch(ENCODERS["roberta"], "none")[0]
     ids[0, 4], ids[1, :3], ids[2, -2:] = 1, 1, 1
     with torch.no_grad():
@@ -304,7 +306,7 @@ def test_roberta_counts_the_tokens_that_are_no_padding(folders):
 
 def test_an_old_checkpoint_of_pretraining_loads_as_its_config_says(folders, tmp_path):
     """bert-base-uncased: norms called gamma and beta, a pooler and a head of next sentences that its config lacks."""
-    tensors = load_file(folders / "bert" / hub.WEIGHTS)
+    tensors = load_file(folders / "bert" / model_folder.WEIGHTS)
     tensors = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
         for name, tensor in tensors.items()
@@ -314,12 +316,12 @@ def test_an_old_checkpoint_of_pretraining_loads_as_its_config_says(folders, tmp_
             "cls.seq_relationship.bias": (2,), "bert.embeddings.position_ids": (1, 40)}  # fmt: skip
     tensors |= {name: torch.randn(shape, generator=torch.Generator().manual_seed(1)) for name, shape in more.items()}
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
-    save_file(tensors, tmp_path / hub.WEIGHTS)
+    save_file(tensors, tmp_path / model_folder.WEIGHTS)
     (tmp_path / "config.json").write_text((folders / "bert" / "config.json").read_text())
-    assert same(hub.load(tmp_path).state_dict(), hub.load(folders / "bert").state_dict())
-    whole = hub.load(tmp_path, head="pretraining")
+    assert same(model_folder.load(tmp_path).state_dict(), model_folder.load(folders / "bert").state_dict())
+    whole = model_folder.load(tmp_path, head="pretraining")
     assert whole.fresh == [] and torch.equal(whole.pooler.dense.weight, tensors["bert.pooler.dense.weight"])
-    assert hub.load(tmp_path, head="none").pooler is not None
+    assert model_folder.load(tmp_path, head="none").pooler is not None
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
@@ -329,21 +331,21 @@ def test_a_body_without_pooler_stays_without(folders, tmp_path, name):
         battery.theirs(ENCODERS[name]).config, add_pooling_layer=False
     ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    model = hub.load(tmp_path / "theirs")
+    model = model_folder.load(tmp_path / "theirs")
     assert model.pooler is None and model.fresh == []
     assert model.num_parameters() == theirs.num_parameters()
     ids, mask = battery.batch(ENCODERS[name], "right")
     with torch.no_grad():
         expected = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
         battery.compare(ENCODERS[name], model(ids, segments=mask)[0], expected, mask)
-    hub.save(model, tmp_path / "ours")
-    back = load_file(tmp_path / "ours" / hub.WEIGHTS)
-    assert same(back, load_file(tmp_path / "theirs" / hub.WEIGHTS))
-    assert isinstance(hub.load(tmp_path / "ours"), Model)
+    model_folder.save(model, tmp_path / "ours")
+    back = load_file(tmp_path / "ours" / model_folder.WEIGHTS)
+    assert same(back, load_file(tmp_path / "theirs" / model_folder.WEIGHTS))
+    assert isinstance(model_folder.load(tmp_path / "ours"), Model)
 
 
 def test_a_mean_in_bfloat16_counts_every_token(folders):
-    config = hub.load(folders / "bert", head="embedding").config
+    config = model_folder.load(folders / "bert", head="embedding").config
     ids = torch.zeros(1, 1001, dtype=torch.long)
     hidden = torch.ones(1, 1001, 8)
     assert torch.equal(heads.pool(hidden.bfloat16(), config, ids, None), torch.ones(1, 8, dtype=torch.bfloat16))

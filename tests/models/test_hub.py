@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import gpt2, llama, random_model, save_random
 
-from quatrain.errors import InputError, QuatrainError
-from quatrain.models import hub
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.models.io import model_folder
 
 TOKENS = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
 LLAMA, GPT2 = llama(**TOKENS), gpt2(**TOKENS)
@@ -26,14 +26,14 @@ def change(folder, **values):
 
 
 def rewrite(folder, edit):
-    tensors = load_file(folder / hub.WEIGHTS)
+    tensors = load_file(folder / model_folder.WEIGHTS)
     edit(tensors)
-    save_file(tensors, folder / hub.WEIGHTS)
+    save_file(tensors, folder / model_folder.WEIGHTS)
 
 
 def problems_of(folder):
     with pytest.raises(InputError) as caught:
-        hub.load(folder)
+        model_folder.load(folder)
     return caught.value
 
 
@@ -42,8 +42,8 @@ def problems_of(folder):
 @pytest.mark.parametrize("shard_bytes", [10**9, 9000])
 def test_bit_for_bit(config, tied, shard_bytes, tmp_path):
     model = random_model(config.with_(tie_word_embeddings=tied))
-    hub.save(model, tmp_path, shard_bytes=shard_bytes)
-    again = hub.load(tmp_path)
+    model_folder.save(model, tmp_path, shard_bytes=shard_bytes)
+    again = model_folder.load(tmp_path)
     assert again.config == model.config and not again.training
     ours, read = model.state_dict(), again.state_dict()
     assert set(ours) == set(read) and all(torch.equal(ours[name], read[name]) for name in ours)
@@ -56,38 +56,38 @@ def test_bit_for_bit(config, tied, shard_bytes, tmp_path):
 def test_sharded_folders_load_in_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     model = random_model(LLAMA)
-    hub.save(model, tmp_path, shard_bytes=9000)
+    model_folder.save(model, tmp_path, shard_bytes=9000)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.arange(20)[None]
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model(ids)[0], atol=1e-5, rtol=1e-5)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="9KB")
-    assert (tmp_path / "theirs" / hub.INDEX).exists()
-    again = hub.load(tmp_path / "theirs").state_dict()
+    assert (tmp_path / "theirs" / model_folder.INDEX).exists()
+    again = model_folder.load(tmp_path / "theirs").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
 
 def test_whole_after_sharded_and_back(tmp_path):
     first, second = random_model(LLAMA), random_model(LLAMA, 1)
-    hub.save(first, tmp_path, shard_bytes=9000)
-    hub.save(second, tmp_path)
-    assert torch.equal(hub.load(tmp_path).lm_head.weight, second.lm_head.weight)
-    hub.save(first, tmp_path, shard_bytes=9000)
-    assert torch.equal(hub.load(tmp_path).lm_head.weight, first.lm_head.weight)
-    hub.save(first, tmp_path, shard_bytes=20000)
-    index = json.loads((tmp_path / hub.INDEX).read_text())
+    model_folder.save(first, tmp_path, shard_bytes=9000)
+    model_folder.save(second, tmp_path)
+    assert torch.equal(model_folder.load(tmp_path).lm_head.weight, second.lm_head.weight)
+    model_folder.save(first, tmp_path, shard_bytes=9000)
+    assert torch.equal(model_folder.load(tmp_path).lm_head.weight, first.lm_head.weight)
+    model_folder.save(first, tmp_path, shard_bytes=20000)
+    index = json.loads((tmp_path / model_folder.INDEX).read_text())
     assert {path.name for path in tmp_path.glob("*.safetensors")} == set(index["weight_map"].values())
 
 
 def test_loaded_weights_outlive_the_file(folder):
-    model = hub.load(folder)
+    model = model_folder.load(folder)
     before = model.lm_head.weight.clone()
-    (folder / hub.WEIGHTS).write_bytes(b"\0" * (folder / hub.WEIGHTS).stat().st_size)
+    (folder / model_folder.WEIGHTS).write_bytes(b"\0" * (folder / model_folder.WEIGHTS).stat().st_size)
     assert torch.equal(model.lm_head.weight, before)
 
 
 def test_special_token_ids_are_kept(folder):
-    config = hub.load_config(folder)
+    config = model_folder.load_config(folder)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, [2, 3], 0)
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 3]
 
@@ -117,13 +117,13 @@ def test_every_wrong_name_and_shape_is_told(folder):
 
 @pytest.mark.parametrize("keep", [0, 5, 200, 0.5, 0.99])
 def test_truncated_weights(folder, keep):
-    data = (folder / hub.WEIGHTS).read_bytes()
-    (folder / hub.WEIGHTS).write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    data = (folder / model_folder.WEIGHTS).read_bytes()
+    (folder / model_folder.WEIGHTS).write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
     assert "not a whole safetensors file" in problems_of(folder).message
 
 
 def test_missing_shard(tmp_path):
-    hub.save(random_model(LLAMA), tmp_path, shard_bytes=9000)
+    model_folder.save(random_model(LLAMA), tmp_path, shard_bytes=9000)
     lost = sorted(tmp_path.glob("model-*.safetensors"))[1:3]
     for path in lost:
         path.unlink()
@@ -134,13 +134,13 @@ def test_missing_shard(tmp_path):
     "text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../x.safetensors"}}']
 )
 def test_broken_index(tmp_path, text):
-    hub.save(random_model(LLAMA), tmp_path, shard_bytes=9000)
-    (tmp_path / hub.INDEX).write_text(text)
-    assert hub.INDEX in str(problems_of(tmp_path))
+    model_folder.save(random_model(LLAMA), tmp_path, shard_bytes=9000)
+    (tmp_path / model_folder.INDEX).write_text(text)
+    assert model_folder.INDEX in str(problems_of(tmp_path))
 
 
 def test_pickled_weights_are_refused(folder):
-    (folder / hub.WEIGHTS).rename(folder / "pytorch_model.bin")
+    (folder / model_folder.WEIGHTS).rename(folder / "pytorch_model.bin")
     assert "pickled" in problems_of(folder).message and "pytorch_model.bin" in problems_of(folder).message
 
 
@@ -154,7 +154,7 @@ def test_what_is_no_model_folder(tmp_path):
     assert "no such model folder" in problems_of(tmp_path / "nothing").message
     assert "no config.json" in problems_of(tmp_path).message
     save_random(LLAMA, tmp_path)
-    (tmp_path / hub.WEIGHTS).unlink()
+    (tmp_path / model_folder.WEIGHTS).unlink()
     assert "no model.safetensors" in problems_of(tmp_path).message
 
 
@@ -183,7 +183,7 @@ def test_an_unknown_family_is_told_with_the_nearest_first(folder, name, nearest)
 
 def test_gpt2_files_without_prefix_and_with_old_buffers(tmp_path):
     model = random_model(GPT2)
-    hub.save(model, tmp_path)
+    model_folder.save(model, tmp_path)
 
     def edit(tensors):
         for name in list(tensors):
@@ -192,12 +192,12 @@ def test_gpt2_files_without_prefix_and_with_old_buffers(tmp_path):
         tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
 
     rewrite(tmp_path, edit)
-    again = hub.load(tmp_path).state_dict()
+    again = model_folder.load(tmp_path).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_failed_save_leaves_the_old_folder_whole(folder, monkeypatch):
-    before = (folder / hub.WEIGHTS).read_bytes()
+    before = (folder / model_folder.WEIGHTS).read_bytes()
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -206,6 +206,6 @@ def test_a_failed_save_leaves_the_old_folder_whole(folder, monkeypatch):
     with pytest.raises(QuatrainError, match="disk is full"):
         save_random(LLAMA, folder, seed=1)
     monkeypatch.undo()
-    assert (folder / hub.WEIGHTS).read_bytes() == before
-    hub.load(folder)
-    assert {path.name for path in folder.iterdir()} == {"config.json", "generation_config.json", hub.WEIGHTS}
+    assert (folder / model_folder.WEIGHTS).read_bytes() == before
+    model_folder.load(folder)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "generation_config.json", model_folder.WEIGHTS}

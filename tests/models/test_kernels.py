@@ -5,9 +5,9 @@ import torch
 from tiny_models import llama
 from torch.nn import functional as F
 
-from quatrain.models import kernels
-from quatrain.models.positions import rotate
-from quatrain.models.stack import Model
+from quatrain.models.kernels import cpu
+from quatrain.models.transformer.positions import rotate
+from quatrain.models.transformer.stack import Model
 
 
 def leaves(*tensors):
@@ -30,15 +30,15 @@ def test_rms_norm():
     torch.manual_seed(0)
     inputs = torch.randn(3, 5, 16) * 3, torch.rand(16) + 0.5
     compare(
-        lambda x, w: kernels.RMSNormFunction.apply(x, w, 1e-5), lambda x, w: F.rms_norm(x, (16,), w, 1e-5), inputs, 1e-5
+        lambda x, w: cpu.RMSNormFunction.apply(x, w, 1e-5), lambda x, w: F.rms_norm(x, (16,), w, 1e-5), inputs, 1e-5
     )
 
 
 def test_swiglu():
     torch.manual_seed(0)
     inputs = torch.randn(3, 5, 16), torch.randn(3, 5, 16)
-    compare(kernels.SwiGLUFunction.apply, lambda gate, up: F.silu(gate) * up, inputs, 1e-6)
-    assert torch.autograd.gradcheck(kernels.SwiGLUFunction.apply, leaves(*(tensor.double() for tensor in inputs)))
+    compare(cpu.SwiGLUFunction.apply, lambda gate, up: F.silu(gate) * up, inputs, 1e-6)
+    assert torch.autograd.gradcheck(cpu.SwiGLUFunction.apply, leaves(*(tensor.double() for tensor in inputs)))
 
 
 @pytest.mark.parametrize("of_rows", [False, True])
@@ -51,7 +51,7 @@ def test_rotating_by_hand(of_rows, width, direction):
         source, target = torch.randn(2, 9, *heads, width), torch.empty(2, 9, *heads, width)
         spread = angles.view(*angles.shape[:-1], *(1 for _ in heads), 4)
         cos, sin = spread.cos(), spread.sin()
-        kernels._rotate(source, target, cos, sin, direction)
+        cpu._rotate(source, target, cos, sin, direction)
         first, second = source[..., :4], source[..., 4:8]
         expected = first * cos - direction * second * sin, second * cos + direction * first * sin
         torch.testing.assert_close(target[..., :8], torch.cat(expected, dim=-1))
@@ -86,7 +86,7 @@ def test_attention(packed, turned, slots, learned, softcap):
         return bias.masked_fill(~mask[:, None], float("-inf"))
 
     def ours(query, key, value, *bias):
-        return kernels.AttentionFunction.apply(query, key, value, *tables, added(bias), scale, softcap)
+        return cpu.AttentionFunction.apply(query, key, value, *tables, added(bias), scale, softcap)
 
     def theirs(query, key, value, *bias):
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
@@ -106,7 +106,7 @@ def test_attention(packed, turned, slots, learned, softcap):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_causal_attention_by_blocks(length, learned, softcap, monkeypatch):
     """Blocks of queries over the keys up to their last: the same as over all keys, also with a learned bias."""
-    monkeypatch.setattr(kernels, "BLOCK", 4)
+    monkeypatch.setattr(cpu, "BLOCK", 4)
     torch.manual_seed(0)
     inputs = [torch.randn(2, length, 3, 8) for _ in range(3)]
     inputs += [] if learned is None else [torch.randn(*learned, length, length)]
@@ -117,7 +117,7 @@ def test_causal_attention_by_blocks(length, learned, softcap, monkeypatch):
         def run(query, key, value, *bias):
             added = (bias[0] if bias else torch.zeros(1, 1, length, length)).masked_fill(later, float("-inf"))
             tables = angles.cos(), angles.sin()
-            return kernels.AttentionFunction.apply(query, key, value, *tables, added, 0.7, softcap, causal)
+            return cpu.AttentionFunction.apply(query, key, value, *tables, added, 0.7, softcap, causal)
 
         return run
 
@@ -125,12 +125,12 @@ def test_causal_attention_by_blocks(length, learned, softcap, monkeypatch):
     if learned is None:
 
         def alone(query, key, value):
-            return kernels.AttentionFunction.apply(
+            return cpu.AttentionFunction.apply(
                 query, key, value, angles.cos(), angles.sin(), None, 0.7, softcap, True
             )
 
         compare(alone, attention(False), inputs, 1e-5)
-    assert len(kernels._blocks(9, 9, True)) == 3 and len(kernels._blocks(9, 9, False)) == 1
+    assert len(cpu._blocks(9, 9, True)) == 3 and len(cpu._blocks(9, 9, False)) == 1
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
@@ -139,7 +139,7 @@ def test_causal_attention_by_blocks(length, learned, softcap, monkeypatch):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_queries_that_share_a_head_of_keys(groups, rows, causal, softcap, monkeypatch):
     """As if each query had its own, whose gradients are added up: no key is repeated."""
-    monkeypatch.setattr(kernels, "BLOCK", 4)
+    monkeypatch.setattr(cpu, "BLOCK", 4)
     torch.manual_seed(0)
     length, heads = 9, 6
     inputs = [torch.randn(2, length, count, 8) for count in (heads, groups, groups)]
@@ -153,7 +153,7 @@ def test_queries_that_share_a_head_of_keys(groups, rows, causal, softcap, monkey
         if alone:
             key, value = (x.repeat_interleave(heads // groups, dim=2) for x in (key, value))
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
-            return kernels.AttentionFunction.apply(query, key, value, *tables, added, 0.7, softcap, causal)
+            return cpu.AttentionFunction.apply(query, key, value, *tables, added, 0.7, softcap, causal)
 
     compare(run, lambda *given: run(*given, alone=True), inputs, 1e-5)
     assert kept[1] == kept[2] == (2, groups, length, 8)
@@ -167,7 +167,7 @@ def test_a_bias_by_the_head_has_keys_of_every_head():
     mine = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "suits", lambda x: False)
+        patch.setattr(cpu, "suits", lambda x: False)
         model(ids, ids)[1].sum().backward()
     for one, parameter in zip(mine, model.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, atol=2e-4, rtol=1e-4)
@@ -177,10 +177,10 @@ def test_blocks_of_causal_attention_compute_no_later_keys(monkeypatch):
     """What is kept for the backward pass shrinks to the blocks on and below the diagonal."""
     query = torch.randn(1, 16, 1, 8, requires_grad=True)
     added = torch.zeros(1, 1, 16, 16).masked_fill(torch.ones(16, 16, dtype=torch.bool).triu(1), float("-inf"))
-    monkeypatch.setattr(kernels, "BLOCK", 4)
+    monkeypatch.setattr(cpu, "BLOCK", 4)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
-        kernels.AttentionFunction.apply(query, query, query, None, None, added, 1.0, None, True)
+        cpu.AttentionFunction.apply(query, query, query, None, None, added, 1.0, None, True)
     assert [shape[-2:] for shape in kept if len(shape) == 3] == [(4, 4), (4, 8), (4, 12), (4, 16)]
 
 
@@ -189,7 +189,7 @@ def test_the_stack_gives_the_same_with_and_without_them(monkeypatch):
     found = []
     for own in (True, False):
         if not own:
-            monkeypatch.setattr(kernels, "suits", lambda x: False)
+            monkeypatch.setattr(cpu, "suits", lambda x: False)
         model = Model(llama(num_hidden_layers=3)).initialize(1)
         logits, loss = model(ids, labels)
         loss.sum().backward()
@@ -212,7 +212,7 @@ def test_long_texts_take_the_path_that_keeps_no_scores():
 def test_soft_cap():
     torch.manual_seed(0)
     inputs = (torch.randn(3, 5, 16) * 40,)
-    compare(lambda x: kernels.SoftCapFunction.apply(x, 30.0), lambda x: torch.tanh(x / 30.0) * 30.0, inputs, 1e-5)
+    compare(lambda x: cpu.SoftCapFunction.apply(x, 30.0), lambda x: torch.tanh(x / 30.0) * 30.0, inputs, 1e-5)
     assert torch.autograd.gradcheck(
-        lambda x: kernels.SoftCapFunction.apply(x, 3.0), leaves(*(tensor.double() for tensor in inputs))
+        lambda x: cpu.SoftCapFunction.apply(x, 3.0), leaves(*(tensor.double() for tensor in inputs))
     )

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError
-from quatrain.models.cache import KVCache
-from quatrain.models.config import CHOICES, ModelConfig, RotaryScaling
-from quatrain.models.stack import Model
+from quatrain.core.errors import InputError
+from quatrain.models.transformer.config import CHOICES, ModelConfig, RotaryScaling
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.stack import Model
 
 VOCABULARY, PADDING, END = 23, 0, 2
 SCALINGS = [None, RotaryScaling("linear", (("factor", 4.0),)), RotaryScaling("dynamic", (("factor", 2.0),))]

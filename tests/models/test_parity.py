@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_models import llama
 
-from quatrain.models import hub
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
 
 transformers = pytest.importorskip("transformers")
 
@@ -64,11 +64,11 @@ def reference(family, changes):
 def test_theirs_to_ours_and_back(family, changes, tmp_path):
     theirs = reference(family, changes)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = hub.load(tmp_path / "theirs")
+    ours = model_folder.load(tmp_path / "theirs")
     with torch.no_grad():
         expected = theirs(IDS).logits
         torch.testing.assert_close(ours(IDS)[0], expected, atol=1e-5, rtol=1e-5)
-    hub.save(ours, tmp_path / "ours")
+    model_folder.save(ours, tmp_path / "ours")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         back, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -84,7 +84,7 @@ def test_theirs_to_ours_and_back(family, changes, tmp_path):
 def test_gradients(family, changes, tmp_path):
     theirs = reference(family, changes)
     theirs.save_pretrained(tmp_path)
-    ours = hub.load(tmp_path)
+    ours = model_folder.load(tmp_path)
     logits = theirs(IDS).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), LABELS.flatten()).backward()
     ours(IDS, LABELS)[1].mean().backward()
@@ -108,11 +108,11 @@ def test_gradients(family, changes, tmp_path):
 def test_dtype_of_the_folder(family, dtype, tmp_path):
     theirs = reference(family, {}).to(dtype)
     theirs.save_pretrained(tmp_path)
-    ours = hub.load(tmp_path, dtype=dtype)
+    ours = model_folder.load(tmp_path, dtype=dtype)
     assert {parameter.dtype for parameter in ours.parameters()} == {dtype}
-    hub.save(ours, tmp_path / "again")
-    assert hub.read_config(tmp_path / "again")["dtype"] == str(dtype).removeprefix("torch.")
-    again = hub.load(tmp_path / "again", dtype=dtype).state_dict()
+    model_folder.save(ours, tmp_path / "again")
+    assert model_folder.read_config(tmp_path / "again")["dtype"] == str(dtype).removeprefix("torch.")
+    again = model_folder.load(tmp_path / "again", dtype=dtype).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in ours.state_dict().items())
 
 

@@ -9,9 +9,9 @@ import transformers
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.models.families import families, family
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 from quatrain.planning import counts
 
 HEADS = (1, 2, 3, 4, 6)

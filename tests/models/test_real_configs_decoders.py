@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers
 
-from quatrain.errors import InputError
-from quatrain.models import hub
+from quatrain.core.errors import InputError
 from quatrain.models.families import family
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
 
 LLAMA2 = {
     "_name_or_path": "meta-llama/Llama-2-7b-hf", "architectures": ["LlamaForCausalLM"], "bos_token_id": 1,
@@ -290,13 +290,13 @@ def test_its_files_are_read_and_written_as_a_text_model(tmp_path):
         transformers.Gemma3Config(text_config=text, vision_config=image, mm_tokens_per_image=4, image_token_index=96)
     ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = hub.load(tmp_path / "theirs")
+    ours = model_folder.load(tmp_path / "theirs")
     ids = torch.randint(0, 90, (2, 19))
     with torch.no_grad():
         expected = theirs(ids).logits
         torch.testing.assert_close(ours(ids)[0], expected, atol=1e-5, rtol=1e-5)
-        hub.save(ours, tmp_path / "ours")
+        model_folder.save(ours, tmp_path / "ours")
         back = transformers.Gemma3ForCausalLM.from_pretrained(tmp_path / "ours").eval()
         torch.testing.assert_close(back(ids).logits, expected, atol=1e-5, rtol=1e-5)
-    classifier = hub.load(tmp_path / "theirs", head="sequence_classification", labels=["no", "yes"])
+    classifier = model_folder.load(tmp_path / "theirs", head="sequence_classification", labels=["no", "yes"])
     assert classifier.config.labels == ("no", "yes") and classifier.fresh == ["score.weight"]

@@ -8,9 +8,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.models.families import families, family
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 
 BERT = {
     "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": False,

@@ -7,10 +7,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from quatrain.errors import InputError
-from quatrain.models import hub
+from quatrain.core.errors import InputError
 from quatrain.models.families import family
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
 
 GPT2 = {
     "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
@@ -267,19 +267,19 @@ def test_old_files(kind, tmp_path):
             parameter.add_(torch.randn_like(parameter) * 0.1)
     reference.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(base))
-    tensors = load_file(tmp_path / hub.WEIGHTS)
+    tensors = load_file(tmp_path / model_folder.WEIGHTS)
     if kind == "gpt_neox":
         written = "embed_out.weight" if "embed_out.weight" in tensors else "lm_head.weight"
         tensors["embed_out.weight"] = tensors.pop(written)
     else:
         tensors = {name.removeprefix(PREFIXES[kind]): tensor for name, tensor in tensors.items()}
-    save_file(tensors | _leftovers(kind), tmp_path / hub.WEIGHTS)
-    model, ids = hub.load(tmp_path), torch.randint(3, 61, (2, 17))
+    save_file(tensors | _leftovers(kind), tmp_path / model_folder.WEIGHTS)
+    model, ids = model_folder.load(tmp_path), torch.randint(3, 61, (2, 17))
     with torch.no_grad():
         torch.testing.assert_close(model(ids)[0], reference(ids).logits, atol=1e-5, rtol=1e-5)
-    save_file(tensors | {"h.0.attn.scale": torch.ones(1)}, tmp_path / hub.WEIGHTS)
+    save_file(tensors | {"h.0.attn.scale": torch.ones(1)}, tmp_path / model_folder.WEIGHTS)
     with pytest.raises(InputError, match=r"h\.0\.attn\.scale: unexpected"):
-        hub.load(tmp_path)
+        model_folder.load(tmp_path)
 
 
 def test_gpt2_scores_choices(tmp_path):
@@ -288,7 +288,7 @@ def test_gpt2_scores_choices(tmp_path):
     torch.manual_seed(0)
     reference = transformers.GPT2DoubleHeadsModel(transformers.GPT2Config(**tiny, pad_token_id=0)).eval()
     reference.save_pretrained(tmp_path / "theirs")
-    model = hub.load(tmp_path / "theirs")
+    model = model_folder.load(tmp_path / "theirs")
     assert model.config.head == "multiple_choice" and model.fresh == []
     ids, mask = torch.randint(3, 61, (3, 2, 15)), torch.ones(3, 2, 15, dtype=torch.long)
     mask[1, :, 11:] = 0
@@ -297,11 +297,12 @@ def test_gpt2_scores_choices(tmp_path):
     logits, losses = model(ids, torch.tensor([0, 1, 0]), segments=mask)
     torch.testing.assert_close(logits, expected.mc_logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(losses.mean(), expected.mc_loss, atol=1e-5, rtol=1e-5)
-    hub.save(model, tmp_path / "ours")
+    model_folder.save(model, tmp_path / "ours")
     back, info = transformers.GPT2DoubleHeadsModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values())
     returned = back.state_dict()
     assert all(torch.equal(tensor, returned[name]) for name, tensor in reference.state_dict().items())
     flat = ids.flatten(0, 1)
     expected = reference(ids).logits.flatten(0, 1)
-    torch.testing.assert_close(hub.load(tmp_path / "theirs", head="causal")(flat)[0], expected, atol=1e-5, rtol=1e-5)
+    mine = model_folder.load(tmp_path / "theirs", head="causal")(flat)[0]
+    torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.models.families import family
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import llama, random_model
 
-from quatrain.errors import InputError
-from quatrain.models import hub
-from quatrain.models.cache import KVCache
-from quatrain.models.config import RotaryScaling
+from quatrain.core.errors import InputError
 from quatrain.models.families import family, rope
-from quatrain.models.rotary_scaling import inverse_frequency
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.config import RotaryScaling
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.rotary_scaling import inverse_frequency
+from quatrain.models.transformer.stack import Model
 
 transformers = pytest.importorskip("transformers")
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
@@ -201,7 +201,7 @@ def pair(theirs, folder):
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.4)
     theirs.save_pretrained(folder)
-    return theirs.eval(), hub.load(folder)
+    return theirs.eval(), model_folder.load(folder)
 
 
 def test_a_dynamic_base_grows_with_the_text_as_theirs_does(tmp_path):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from quatrain.errors import InputError
-from quatrain.models import hub, sentences
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.models.io import model_folder, sentence_transformers
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -66,15 +66,15 @@ def their_embeddings(folder, texts):
 
 @pytest.mark.xdist_group("minilm")
 def test_minilm_gives_what_its_own_pipeline_gives(minilm, real):
-    model, tokenizer = hub.load(minilm), Tokenizer.load(minilm)
+    model, tokenizer = model_folder.load(minilm), Tokenizer.load(minilm)
     assert (model.config.head, model.config.pooling, model.config.embedding_vector) == ("embedding", "mean", "unit")
     assert model.config.max_text_length == 256 and model.num_parameters() == 22_713_216 and model.fresh == []
-    ours = sentences.embed(model, tokenizer, real, batch_size=16)
+    ours = sentence_transformers.embed(model, tokenizer, real, batch_size=16)
     torch.testing.assert_close(ours, their_embeddings(minilm, real), atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.norm(dim=1), torch.ones(len(real)))
-    one_by_one = torch.cat([sentences.embed(model, tokenizer, [text]) for text in real[:10]])
+    one_by_one = torch.cat([sentence_transformers.embed(model, tokenizer, [text]) for text in real[:10]])
     torch.testing.assert_close(ours[:10], one_by_one, atol=1e-5, rtol=0)
-    near = sentences.embed(model, tokenizer, TEXTS[2:4])
+    near = sentence_transformers.embed(model, tokenizer, TEXTS[2:4])
     assert near[0] @ near[1] > 0.7 > ours[2] @ ours[5]
 
 
@@ -82,9 +82,9 @@ def test_minilm_gives_what_its_own_pipeline_gives(minilm, real):
 def test_minilm_gives_what_sentence_transformers_give(minilm, real, tmp_path):
     package = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     expected = package.SentenceTransformer(str(minilm), device="cpu").encode(real, convert_to_tensor=True)
-    model, tokenizer = hub.load(minilm), Tokenizer.load(minilm)
-    torch.testing.assert_close(sentences.embed(model, tokenizer, real), expected, atol=1e-5, rtol=0)
-    hub.save(model, tmp_path)
+    model, tokenizer = model_folder.load(minilm), Tokenizer.load(minilm)
+    torch.testing.assert_close(sentence_transformers.embed(model, tokenizer, real), expected, atol=1e-5, rtol=0)
+    model_folder.save(model, tmp_path)
     tokenizer.save(tmp_path)
     back = package.SentenceTransformer(str(tmp_path), device="cpu").encode(real, convert_to_tensor=True)
     torch.testing.assert_close(back, expected, atol=1e-6, rtol=0)
@@ -92,9 +92,9 @@ def test_minilm_gives_what_sentence_transformers_give(minilm, real, tmp_path):
 
 @pytest.mark.xdist_group("minilm")
 def test_minilm_is_written_whole(minilm, tmp_path):
-    model = hub.load(minilm)
-    hub.save(model, tmp_path)
-    again = hub.load(tmp_path)
+    model = model_folder.load(minilm)
+    model_folder.save(model, tmp_path)
+    again = model_folder.load(tmp_path)
     assert again.config == model.config
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
     info = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)[1]
@@ -154,11 +154,11 @@ def test_every_pooling(folder, tmp_path, mode, unit):
     name["pooling_mode"] = "mean_sqrt_len_tokens" if mode == "mean_sqrt_len_tokens" else name["pooling_mode"]
     for pooling, names in (({"word_embedding_dimension": 48, **flags}, None), (name | {"include_prompt": True}, NEW)):
         describe(folder, pooling, kinds, names)
-        model = hub.load(folder)
-        assert model.config.head == "embedding" and model.config == hub.load(folder, head="embedding").config
+        model = model_folder.load(folder)
+        assert model.config.head == "embedding" and model.config == model_folder.load(folder, head="embedding").config
         torch.testing.assert_close(model(ids, segments=mask)[0], expected, atol=1e-5, rtol=1e-5)
-    hub.save(model, tmp_path / "ours")
-    again = hub.load(tmp_path / "ours")
+    model_folder.save(model, tmp_path / "ours")
+    again = model_folder.load(tmp_path / "ours")
     assert again.config == model.config
     torch.testing.assert_close(again(ids, segments=mask)[0], expected, atol=1e-5, rtol=1e-5)
     if mode != "cls_token":  # padding on the left is no text either
@@ -167,11 +167,11 @@ def test_every_pooling(folder, tmp_path, mode, unit):
 
 
 def test_other_heads_leave_the_pooling_alone(folder):
-    assert hub.load(folder, head="none").config.head == "none"
-    assert hub.load(folder, head="masked").config.head == "masked"
+    assert model_folder.load(folder, head="none").config.head == "none"
+    assert model_folder.load(folder, head="masked").config.head == "masked"
     (folder / "modules.json").unlink()
-    assert hub.load(folder).config.head == "none"
-    plain = hub.load(folder, head="embedding").config
+    assert model_folder.load(folder).config.head == "none"
+    plain = model_folder.load(folder, head="embedding").config
     assert (plain.pooling, plain.embedding_vector, plain.max_text_length) == ("mean", "unit", 0)
 
 
@@ -194,7 +194,7 @@ def test_other_heads_leave_the_pooling_alone(folder):
 def test_what_is_not_known_is_refused_by_name(folder, kinds, pooling, length, told):
     describe(folder, pooling, kinds, length=length)
     with pytest.raises(InputError) as caught:
-        hub.load(folder)
+        model_folder.load(folder)
     assert all(words in str(caught.value) for words in told), caught.value
 
 
@@ -203,7 +203,7 @@ def test_a_prompt_before_every_text_is_refused(folder):
         '{"prompts": {"q": "query: "}, "default_prompt_name": "q"}'
     )
     with pytest.raises(InputError, match="default_prompt_name = \"q\""):
-        hub.load(folder)
+        model_folder.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -214,17 +214,17 @@ def test_broken_files_are_named(folder, file, text):
     if text is not None:
         (folder / file).write_text(text)
     with pytest.raises(InputError, match=file):
-        hub.load(folder)
+        model_folder.load(folder)
 
 
 def test_the_length_of_texts_is_that_of_the_folder(folder):
-    assert hub.load(folder).config.max_text_length == 0
+    assert model_folder.load(folder).config.max_text_length == 0
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 7}')
-    assert hub.load(folder).config.max_text_length == 7
+    assert model_folder.load(folder).config.max_text_length == 7
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
-    assert hub.load(folder).config.max_text_length == 0
+    assert model_folder.load(folder).config.max_text_length == 0
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 5, "do_lower_case": false}')
-    assert hub.load(folder).config.max_text_length == 5
+    assert model_folder.load(folder).config.max_text_length == 5
 
 
 def test_long_texts_are_cut_between_their_special_tokens(folder):
@@ -235,26 +235,26 @@ def test_long_texts_are_cut_between_their_special_tokens(folder):
             ids = [ord(letter) - 90 for letter in text]
             return [1, *ids, 2] if special_tokens else ids
 
-    model = hub.load(folder)
-    whole = sentences.embed(model, Letters(), ["abc", "defgh", ""], batch_size=2)
+    model = model_folder.load(folder)
+    whole = sentence_transformers.embed(model, Letters(), ["abc", "defgh", ""], batch_size=2)
     describe(folder, {"pooling_mode": "mean"}, length={"max_seq_length": 5})
-    short = hub.load(folder)
-    cut = sentences.embed(short, Letters(), ["abc", "defgh", "abcdef"], batch_size=2)
+    short = model_folder.load(folder)
+    cut = sentence_transformers.embed(short, Letters(), ["abc", "defgh", "abcdef"], batch_size=2)
     torch.testing.assert_close(cut[0], whole[0])
     torch.testing.assert_close(cut[2], whole[0])
-    torch.testing.assert_close(cut[1], sentences.embed(model, Letters(), ["def"])[0])
-    assert sentences.embed(model, Letters(), []).shape == (0, 48)
+    torch.testing.assert_close(cut[1], sentence_transformers.embed(model, Letters(), ["def"])[0])
+    assert sentence_transformers.embed(model, Letters(), []).shape == (0, 48)
     with pytest.raises(InputError, match="head='embedding'"):
-        sentences.embed(hub.load(folder, head="none"), Letters(), ["abc"])
+        sentence_transformers.embed(model_folder.load(folder, head="none"), Letters(), ["abc"])
 
 
 def test_a_folder_without_its_pooler(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "bare")
     from safetensors.torch import load_file, save_file
 
-    tensors = {name: value for name, value in load_file(folder / hub.WEIGHTS).items() if "pooler" not in name}
-    save_file(tensors, tmp_path / "bare" / hub.WEIGHTS)
-    model = hub.load(tmp_path / "bare")
+    tensors = {name: value for name, value in load_file(folder / model_folder.WEIGHTS).items() if "pooler" not in name}
+    save_file(tensors, tmp_path / "bare" / model_folder.WEIGHTS)
+    model = model_folder.load(tmp_path / "bare")
     assert model.pooler is None and model.fresh == [] and model.config.head == "embedding"
 
 
@@ -266,7 +266,7 @@ def test_a_decoder_embeds_by_its_last_token(tmp_path):
     describe(tmp_path, {"pooling_mode": "lasttoken"}, ("Transformer", "Pooling", "Normalize"), NEW)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
-    model = hub.load(tmp_path)
+    model = model_folder.load(tmp_path)
     assert (model.config.head, model.config.pooling, model.fresh) == ("embedding", "last", [])
     ids, mask = battery.batch(case, "right")
     with torch.no_grad():

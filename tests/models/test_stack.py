@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import gpt2, llama, random_model
 
-from quatrain.errors import InputError
-from quatrain.models.cache import KVCache
+from quatrain.core.errors import InputError
+from quatrain.models.transformer.kv_cache import KVCache
 
 LLAMA, GPT2 = llama(max_position_embeddings=48), gpt2(max_position_embeddings=48)
 MODELS = {config.family: random_model(config) for config in (LLAMA, GPT2)}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.stack import Model
 
 DATA = os.environ.get("QUATRAIN_DATA")
 FOLDER = Path(DATA or ".") / "models" / "stories260K"
@@ -96,8 +96,8 @@ def model():
 
 def test_greedy_story(model, tmp_path):
     expected = (FOLDER / "greedy_200.txt").read_text(encoding="utf-8")
-    hub.save(model, tmp_path)
-    for network in (model, hub.load(tmp_path)):
+    model_folder.save(model, tmp_path)
+    for network in (model, model_folder.load(tmp_path)):
         engine = Engine(network, Pieces())
         (story,) = engine.generate([""], SamplingParams(max_new_tokens=200))
         assert story.text.startswith(expected) and len(story.text) - len(expected) < 12

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from quatrain.errors import InputError
-from quatrain.models import tensors as module
-from quatrain.models.tensors import INDEX, WEIGHTS, Tensors, pickled_weights
+from quatrain.core.errors import InputError
+from quatrain.models.io import tensors as module
+from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors, pickled_weights
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 WHOLE_NUMBERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.bool]

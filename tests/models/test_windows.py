@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import llama, random_model
 
-from quatrain.models.cache import KVCache
+from quatrain.models.transformer.kv_cache import KVCache
 
 LENGTH = 23
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import llama
 
-from quatrain.models.cache import KVCache
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.stack import Model
 from quatrain.planning import counts
 
 LLAMA = llama(vocab_size=300, hidden_size=64, intermediate_size=172, num_hidden_layers=3)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tiny_configs import tiny
 
-from quatrain.adaptation.apply import apply
-from quatrain.adaptation.settings import AdapterSettings
-from quatrain.errors import InputError
-from quatrain.models import hub
-from quatrain.models.config import ModelConfig
+from quatrain.adapters.apply import apply
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.core.errors import InputError
 from quatrain.models.families import families, family
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.stack import Model
 from quatrain.planning import counts, room
 from quatrain.training.forecast import forecast
 from quatrain.training.settings import TrainSettings
@@ -44,21 +44,21 @@ def soon() -> Iterator[None]:
 
 @pytest.mark.parametrize("sizes", LARGE, ids=str)
 def test_models_that_nothing_holds(sizes: dict[str, Any], tmp_path: Path) -> None:
-    hub.save(Model(family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
+    model_folder.save(Model(family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | sizes))
     with pytest.raises(InputError):
-        hub.load(tmp_path)
+        model_folder.load(tmp_path)
     with pytest.raises(InputError):
         Model(family("llama").from_hf(tiny("llama") | sizes))
 
 
 def test_layers_that_fit_the_memory_and_not_the_files(tmp_path: Path) -> None:
-    hub.save(Model(family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
+    model_folder.save(Model(family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1_900}))
     with pytest.raises(InputError, match=r"num_hidden_layers 1,900.*one of the two is of another model"):
-        hub.load(tmp_path)
+        model_folder.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(families()))

@@ -16,11 +16,11 @@ import cases
 import torch
 import transformers
 
-from quatrain.models import hub
-from quatrain.models.cache import KVCache
 from quatrain.models.families import family
-from quatrain.models.sight import Trace
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.context import Trace
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.stack import Model
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 VOCABULARY = 97
@@ -92,7 +92,7 @@ Case.__hash__ = lambda self: hash((self.name, self.model))  # type: ignore[metho
 def ours(case: Case, folder: Path) -> Model:
     """The same model, read by us from the folder that transformers wrote."""
     theirs(case).save_pretrained(folder)
-    return hub.load(folder, head=case.head)
+    return model_folder.load(folder, head=case.head)
 
 
 def batch(case: Case, padding: str = "none", rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,7 +293,7 @@ def check_round_trip(case: Case, folder: Path) -> None:
     configuration.
     """
     model = ours(case, folder / "theirs")
-    hub.save(model, folder / "ours")
+    model_folder.save(model, folder / "ours")
     reference = theirs(case)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -304,7 +304,7 @@ def check_round_trip(case: Case, folder: Path) -> None:
     }
     returned = back.state_dict()
     assert all(torch.equal(tensor, returned[name]) for name, tensor in reference.state_dict().items())
-    again = hub.load(folder / "ours", head=case.head)
+    again = model_folder.load(folder / "ours", head=case.head)
     assert again.config == model.config
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
     ids, mask = batch(case, "right")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from quatrain.models import hub
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.models.io import model_folder
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
@@ -82,7 +82,7 @@ def pair_of_models(folder: Path, name: str, tokenizer: Tokenizer, *, head: str |
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.15)
     theirs.save_pretrained(folder)
-    return theirs, hub.load(folder, head=head)
+    return theirs, model_folder.load(folder, head=head)
 
 
 def their_inputs(batch: Any) -> dict[str, Any]:

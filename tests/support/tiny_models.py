@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from quatrain.models import hub
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.stack import Model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -48,5 +48,5 @@ def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> Mode
 
 def save_random(config: ModelConfig, folder: Path, seed: int = 0) -> Path:
     """Writes such a model; returns the folder."""
-    hub.save(random_model(config, seed), folder)
+    model_folder.save(random_model(config, seed), folder)
     return folder

@@ -3,8 +3,8 @@
 import numpy as np
 from tiny_models import llama
 
-from quatrain.models import hub
-from quatrain.text.batches import TokenExample
+from quatrain.data.batches import TokenExample
+from quatrain.models.io import model_folder
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import WindowStream
 from quatrain.training.trainer import Hooks
@@ -36,8 +36,8 @@ def windows(seed=0, rows=4):
 
 def hooks_of(model, **more):
     return Hooks(
-        save=lambda place: hub.save(model, place),
-        load=lambda place: model.load_state_dict(hub.load(place).state_dict()),
+        save=lambda place: model_folder.save(model, place),
+        load=lambda place: model.load_state_dict(model_folder.load(place).state_dict()),
         **more,
     )
 

@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from tiny_training import CONFIG, hooks_of, ragged, settings
 from torch import nn
 
-from quatrain.adaptation.apply import apply
-from quatrain.adaptation.settings import AdapterSettings
-from quatrain.adaptation.token_rows import learn_rows
+from quatrain.adapters.apply import apply
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.adapters.token_rows import learn_rows
+from quatrain.data.batches import pad
 from quatrain.models.families.fresh import fresh_config
-from quatrain.models.stack import Model
-from quatrain.text.batches import pad
+from quatrain.models.transformer.stack import Model
+from quatrain.training.distributed import make_parallel
+from quatrain.training.distributed.group import leave
 from quatrain.training.objectives import Causal
-from quatrain.training.parallel import make_parallel
-from quatrain.training.parallel.group import leave
 from quatrain.training.streams import ExampleStream
 from quatrain.training.trainer import Trainer
 

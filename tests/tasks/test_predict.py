@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from quatrain.cli import main
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.tasks import Predictor
 
 transformers = pytest.importorskip("transformers")

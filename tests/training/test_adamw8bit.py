@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny_training import CONFIG, settings, windows
 
 from quatrain.compression.blockwise import dequantize, dynamic_code, quantize
-from quatrain.errors import InputError
-from quatrain.models.stack import Model
+from quatrain.core.errors import InputError
+from quatrain.models.transformer.stack import Model
 from quatrain.planning.counts import state_bytes
 from quatrain.training import adamw8bit, memory
 from quatrain.training.adamw8bit import AdamW8bit
@@ -210,7 +210,7 @@ def test_on_a_cpu_paged_changes_nothing_and_says_so():
 
 
 def test_what_does_not_go_together_is_refused_all_at_once():
-    from quatrain.recipe import loads
+    from quatrain.runs.recipe import loads
 
     with pytest.raises(InputError) as raised:
         loads(

@@ -10,8 +10,8 @@ from tiny_training import settings
 from torch import nn
 from torch.nn import functional as F
 
-from quatrain.errors import QuatrainError
-from quatrain.text.batches import Batch
+from quatrain.core.errors import QuatrainError
+from quatrain.data.batches import Batch
 from quatrain.training.objectives.base import generators
 from quatrain.training.streams import ShuffledStream
 from quatrain.training.trainer import Hooks, Trainer

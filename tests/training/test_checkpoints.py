@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tiny_models import llama
 from tiny_training import CONFIG
 
-from quatrain import atomic
-from quatrain.errors import QuatrainError
-from quatrain.models import hub
-from quatrain.models.stack import Model
+from quatrain.core import atomic
+from quatrain.core.errors import QuatrainError
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
 from quatrain.training import checkpoints
 
 TINY = llama(vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, tie_word_embeddings=True)
@@ -28,7 +28,7 @@ def write(folder, step, config=TINY, **more):
     tensors = {name: torch.full_like(tensor, step) for name, tensor in model.state_dict().items()}
     state = {"step": step, "recent": [0.1 * step]}
     return checkpoints.write(
-        folder, step, weights=lambda place: hub.save(model, place), tensors=tensors, state=state, **more
+        folder, step, weights=lambda place: model_folder.save(model, place), tensors=tensors, state=state, **more
     )
 
 

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import llama
 
-from quatrain.adaptation.apply import apply
-from quatrain.adaptation.settings import AdapterSettings
-from quatrain.adaptation.token_rows import learn_rows
-from quatrain.errors import InputError
+from quatrain.adapters.apply import apply
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.adapters.token_rows import learn_rows
+from quatrain.core.errors import InputError
 from quatrain.models.families.fresh import fresh_config
-from quatrain.models.heads import token_loss
-from quatrain.models.stack import Model
+from quatrain.models.transformer.heads import token_loss
+from quatrain.models.transformer.stack import Model
 from quatrain.training import chunked_loss
 from quatrain.training.chunked_loss import chunking, language_loss, summed_language_loss
 from quatrain.training.precision import Precision

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from tiny_models import llama
 
-from quatrain.models.stack import Model
-from quatrain.text.batches import IGNORE
+from quatrain.data.batches import IGNORE
+from quatrain.models.transformer.stack import Model
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import CopyStream, InTurn, WindowStream

@@ -12,14 +12,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tiny_training import CONFIG, FixedStream, ragged, settings, weights, windows
 
+from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, pack, pad
 from quatrain.models.families.fresh import fresh_config
-from quatrain.models.stack import Model
-from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, pack, pad
+from quatrain.models.transformer.stack import Model
 from quatrain.training import chunked_loss
 from quatrain.training.acceleration import activation_checkpointing, blocks
 from quatrain.training.chunked_loss import chunking, summed_language_loss
+from quatrain.training.distributed import Single
 from quatrain.training.objectives import Causal
-from quatrain.training.parallel import Single
 from quatrain.training.precision import LossScaler
 from quatrain.training.streams import PackedStream, of_process
 from quatrain.training.trainer import Hooks, Trainer
@@ -196,7 +196,7 @@ def test_the_scale_grows_after_good_steps_and_comes_back():
 
 def test_a_compiler_that_fails_costs_a_warning_only(monkeypatch):
     expected = one_step([ragged()])
-    from quatrain.models.stack import Block
+    from quatrain.models.transformer.stack import Block
 
     def broken(*given, **named):
         raise RuntimeError("no C++ compiler was found")

@@ -7,13 +7,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tiny_training import CONFIG, settings
 
-from quatrain.adaptation.apply import apply, trainable_report
-from quatrain.adaptation.settings import AdapterSettings
+from quatrain.adapters.apply import apply, trainable_report
+from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import methods
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.data.batches import TokenBatch
 from quatrain.models.families.fresh import fresh_config
-from quatrain.models.stack import Model
-from quatrain.text.batches import TokenBatch
+from quatrain.models.transformer.stack import Model
 from quatrain.training import forecast as forecasts
 from quatrain.training.forecast import Heap, forecast
 from quatrain.training.objectives import Causal

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import CONFIG, FixedStream, hooks_of, ragged, settings, weights, windows
 
-from quatrain.errors import QuatrainError
-from quatrain.models.stack import Model
-from quatrain.settings import parse
+from quatrain.core.errors import QuatrainError
+from quatrain.core.settings import parse
+from quatrain.models.transformer.stack import Model
 from quatrain.training import memory
 from quatrain.training.guards import ENOUGH, MOST_SKIPPED, Guard
 from quatrain.training.objectives import Causal

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from quatrain.errors import InputError
-from quatrain.models import hub
-from quatrain.text.batches import IGNORE
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE
+from quatrain.models.io import model_folder
 from quatrain.training import objectives as o
 from quatrain.training.chunked_loss import chunking
 from quatrain.training.objectives.pairs import FOLLOWS, RANDOM
@@ -159,7 +159,7 @@ def test_the_loss_of_pretraining_is_that_of_transformers(tmp_path):
 
 def embedding_model(folder):
     setup.pair_of_models(folder, "BertForMaskedLM", setup.wordpiece())
-    return hub.load(folder, head="embedding")
+    return model_folder.load(folder, head="embedding")
 
 
 RELATED = [{"anchor": TEXTS[n], "positive": TEXTS[-n - 1], "negative": TEXTS[(n + 2) % 6][:40]} for n in range(4)]

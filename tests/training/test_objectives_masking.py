@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, TokenExample, windows
-from quatrain.text.rows import Record
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE, TokenExample, windows
+from quatrain.data.rows import Record
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import objectives as o
 from quatrain.training.objectives.base import generators
 from quatrain.training.objectives.corruption import shifted_right

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE
-from quatrain.text.rows import Record
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE
+from quatrain.data.rows import Record
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import objectives as o
 from quatrain.training.objectives.answers import Window
 from quatrain.training.objectives.tagging import word_tokens
@@ -113,7 +113,7 @@ def test_numbers_are_places_only_where_the_data_says_so():
 
 
 def test_typed_records_and_places_are_read():
-    from quatrain.text import records
+    from quatrain.data import records
 
     objective = o.SequenceClassification(WORDPIECE, LABELS)
     typed = records.LabelledText("a fox", None, "yes")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_models import llama
 
 from quatrain.models.families.fresh import fresh_config
-from quatrain.models.stack import Model
+from quatrain.models.transformer.stack import Model
 from quatrain.training.optimizers import Muon, make_optimizers, orthogonalize
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings

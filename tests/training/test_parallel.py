@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import CONFIG
 
-from quatrain.atomic import disk_errors
-from quatrain.errors import InputError, QuatrainError
-from quatrain.models.stack import Model
-from quatrain.training.parallel import Single, make_parallel, shards
+from quatrain.core.atomic import disk_errors
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.models.transformer.stack import Model
+from quatrain.training.distributed import Single, make_parallel, shards
 
 MODES = ("ddp", "zero1", "zero2", "zero3", "hybrid")
 VARIANTS = {

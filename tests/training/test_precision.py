@@ -7,10 +7,10 @@ import torch
 from tiny_models import llama
 from torch import Tensor
 
-from quatrain.adaptation.apply import apply
-from quatrain.adaptation.settings import AdapterSettings
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
+from quatrain.adapters.apply import apply
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.stack import Model
 from quatrain.training.forecast import forecast
 from quatrain.training.objectives import Causal
 from quatrain.training.precision import Precision

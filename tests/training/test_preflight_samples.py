@@ -3,12 +3,12 @@
 import pytest
 from tiny_training import windows
 
+from quatrain.data.batches import TokenExample
 from quatrain.models.families.fresh import fresh_config
-from quatrain.text.batches import TokenExample
-from quatrain.text.chat import render
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.tokenizers.chat import render
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import Causal, Masked, Seq2Seq, SequenceClassification, SpanCorruption
-from quatrain.training.preflight.samples import look
+from quatrain.training.preflight import look
 
 TEXTS = ["the cat sat on the mat and saw a dog", "no dog was in the old town by the sea"] * 20
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

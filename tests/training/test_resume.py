@@ -16,9 +16,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tiny_training import CONFIG, hooks_of, ragged, settings, weights, windows
 
-from quatrain.errors import InputError, QuatrainError
-from quatrain.models.stack import Model
-from quatrain.text.batches import TokenExample
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.data.batches import TokenExample
+from quatrain.models.transformer.stack import Model
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.stopping import Best

@@ -15,10 +15,10 @@ import pytest
 import torch
 from tiny_training import CONFIG, FixedStream, hooks_of, ragged, settings, weights, windows
 
-from quatrain.errors import InputError, QuatrainError
-from quatrain.models import hub
-from quatrain.models.stack import Model
-from quatrain.text.batches import TokenExample
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.data.batches import TokenExample
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.streams import ExampleStream, WindowStream
@@ -186,7 +186,7 @@ def test_sigkill_at_random_moments_loses_nothing(tmp_path):
         if process.wait(timeout=300) == 0:
             break
     assert kills >= 1
-    expected, found = hub.load(tmp_path / "whole" / "model"), hub.load(tmp_path / "cut" / "model")
+    expected, found = model_folder.load(tmp_path / "whole" / "model"), model_folder.load(tmp_path / "cut" / "model")
     for (name, tensor), other in zip(expected.state_dict().items(), found.state_dict().values(), strict=True):
         assert torch.equal(tensor, other), name
 
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_used(tmp_path):
 def test_every_kind_of_damage_is_refused_by_name(tmp_path, damage):
     model = Model(CONFIG).initialize(0)
     place = checkpoints.write(
-        tmp_path, 3, weights=lambda folder: hub.save(model, folder), tensors={}, state={"step": 3}
+        tmp_path, 3, weights=lambda folder: model_folder.save(model, folder), tensors={}, state={"step": 3}
     )
     checkpoints.check(place)
     name = "config.json"
@@ -254,7 +254,7 @@ def test_every_kind_of_damage_is_refused_by_name(tmp_path, damage):
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
     model = Model(CONFIG).initialize(0)
     first = checkpoints.write(
-        tmp_path, 1, weights=lambda folder: hub.save(model, folder), tensors={}, state={"step": 1}
+        tmp_path, 1, weights=lambda folder: model_folder.save(model, folder), tensors={}, state={"step": 1}
     )
 
     def full(folder):

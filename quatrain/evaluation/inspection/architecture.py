@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.compression.layer import QuantizedLinear
-from quatrain.models.attention import Attention
-from quatrain.models.blocks import Block, Stack
-from quatrain.models.config import ModelConfig
-from quatrain.models.feed_forward import FeedForward
-from quatrain.models.stack import Model
+from quatrain.models.transformer.attention import Attention
+from quatrain.models.transformer.blocks import Block, Stack
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.feed_forward import FeedForward
+from quatrain.models.transformer.stack import Model
 from quatrain.planning.counts import built
 
 ORDER = (

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection.predictions import decoder_start
 from quatrain.evaluation.inspection.tokens import Token, check_ids, tokens
-from quatrain.models.config import ModelConfig
-from quatrain.models.sight import Trace
-from quatrain.models.stack import Model
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.context import Trace
+from quatrain.models.transformer.stack import Model
 
 if TYPE_CHECKING:
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 MOST_CELLS = 12_000_000
 """Weights of all maps together that a page may hold."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection.attention import AttentionMaps
 
 if TYPE_CHECKING:

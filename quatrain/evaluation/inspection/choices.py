@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 
 HEADS = {
     "causal": "the next token at every position",

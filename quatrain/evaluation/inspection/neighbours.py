@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
 from quatrain.evaluation.inspection.tokens import Token, check_ids, token, tokens
-from quatrain.models.stack import Model
-from quatrain.reading import shown
+from quatrain.models.transformer.stack import Model
 
 if TYPE_CHECKING:
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 ROWS = 8192
 """Rows of the embedding that are compared at a time."""

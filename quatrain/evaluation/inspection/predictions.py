@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection.choices import HEADS
 from quatrain.evaluation.inspection.tokens import Token, check_ids, token, tokens
-from quatrain.models.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.models.stack import Model
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.stack import Model
 
 if TYPE_CHECKING:
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 ROWS = 64
 """Positions whose logits exist at a time: a vocabulary is large."""

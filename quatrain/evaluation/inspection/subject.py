@@ -9,23 +9,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quatrain.errors import InputError
-from quatrain.generation.loading import load_model, load_weights
-from quatrain.models import repository, sentences
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
+from quatrain.loading.model import load_model, load_weights
+from quatrain.models import hub
 from quatrain.models.families import family
-from quatrain.models.hub import config_of, read_config
-from quatrain.models.repository import ADAPTER_CONFIG
-from quatrain.models.stack import Model
-from quatrain.models.tensors import INDEX, WEIGHTS, Tensors, weight_files
+from quatrain.models.hub import ADAPTER_CONFIG
+from quatrain.models.io import sentence_transformers
+from quatrain.models.io.model_folder import config_of, read_config
+from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors, weight_files
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.stack import Model
 
 if TYPE_CHECKING:
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 PARTS = {
-    "architecture": repository.CONFIG,
-    "tokens": (*repository.CONFIG, *repository.TOKENIZER),
-    "everything": repository.EVERYTHING,
+    "architecture": hub.CONFIG,
+    "tokens": (*hub.CONFIG, *hub.TOKENIZER),
+    "everything": hub.EVERYTHING,
 }
 """What of a hub repository each kind of inspection needs."""
 
@@ -60,7 +61,7 @@ class Subject:
         """The folder of the weights: that of the base model where the folder is an adapter."""
         if not self.is_adapter:
             return self.folder
-        from quatrain.adaptation.peft_config import base_folder
+        from quatrain.adapters.peft_config import base_folder
 
         return base_folder(self.folder)
 
@@ -78,9 +79,9 @@ class Subject:
     def config(self) -> ModelConfig:
         """The configuration, with the head that the model is read with. Raises InputError for what is not known."""
         raw = {key: value for key, value in self.raw_config.items() if key != "quantization_config"}
-        pooled = sentences.read(self.base)
+        pooled = sentence_transformers.read(self.base)
         if self.is_adapter:
-            from quatrain.adaptation.peft_files import head_of
+            from quatrain.adapters.peft_files import head_of
 
             if taught := head_of(self.folder):
                 labels = tuple(taught.get("labels", ()))
@@ -94,7 +95,7 @@ class Subject:
 
         prepare(model, self.raw_config)
         if self.is_adapter:
-            from quatrain.adaptation.peft_files import load_adapter
+            from quatrain.adapters.peft_files import load_adapter
 
             load_adapter(model, self.folder)
 
@@ -137,8 +138,8 @@ class Subject:
         return self._tokenizer(target=True)
 
     def _tokenizer(self, *, target: bool) -> Tokenizer:
-        from quatrain.text.tokenizer import Tokenizer
-        from quatrain.text.tokenizer_files import has_tokenizer
+        from quatrain.tokenizers.files import has_tokenizer
+        from quatrain.tokenizers.tokenizer import Tokenizer
 
         for folder in dict.fromkeys((self.folder, self.base)):
             if has_tokenizer(folder):
@@ -168,4 +169,4 @@ def open_subject(model: str | Path, need: str = "everything") -> Subject:
 
     `need`: "architecture", "tokens" or "everything" says what is fetched of a hub repository that is not in the cache.
     """
-    return Subject(str(model), repository.resolve(model, files=PARTS[need]))
+    return Subject(str(model), hub.resolve(model, files=PARTS[need]))

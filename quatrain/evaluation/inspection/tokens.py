@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
-from quatrain.reading import shown
-from quatrain.text.tokenizer_fit import check_fits
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.tokenizers.fit import check_fits
 
 if TYPE_CHECKING:
-    from quatrain.text.tokenizer import Tokenizer
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 SPACE = "␣"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from quatrain.core.wording import format_bytes
 from quatrain.evaluation.inspection.architecture import Architecture, Part
 from quatrain.evaluation.inspection.choices import choices
 from quatrain.evaluation.inspection.neighbours import Neighbour
 from quatrain.evaluation.inspection.predictions import Prediction, Predictions
 from quatrain.evaluation.inspection.tokens import Token
-from quatrain.wording import format_bytes
 
 NARROWEST = 50
 KINDS = {

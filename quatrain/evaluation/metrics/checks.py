@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 
 
 def check_lengths(predictions: Sequence[Any], references: Sequence[Any], metric: str) -> None:

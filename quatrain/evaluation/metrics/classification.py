@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.metrics.checks import check_lengths
 
 AVERAGES = ("macro", "micro", "weighted", "binary")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.metrics.checks import check_lengths
 
 Span = tuple[str, int, int]

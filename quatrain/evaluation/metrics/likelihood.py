@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 
 
 def perplexity(nats: float, tokens: int) -> float:

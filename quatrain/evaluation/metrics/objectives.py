@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.metrics.answers import squad
 from quatrain.evaluation.metrics.classification import accuracy, by_label, confusion, f1, matthews, pearson, spearman
 from quatrain.evaluation.metrics.entities import PREFIXES, by_type, entity_f1

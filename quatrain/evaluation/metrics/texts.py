@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
 from quatrain.evaluation.metrics.checks import check_lengths, check_texts, library, reference_lists
 from quatrain.evaluation.metrics.words import bleu_tokenizer, words
 

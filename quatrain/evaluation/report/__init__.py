@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quatrain.atomic import write_text
+from quatrain.core.atomic import write_text
 from quatrain.evaluation.report.reading import read_run
 from quatrain.evaluation.report.sections import page
 from quatrain.evaluation.report.wording import shown

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.reading import parse_toml, read_bytes
 from quatrain.evaluation.charts import finite
-from quatrain.reading import parse_toml, read_bytes
 
 MOST_BYTES = 256 * 1024 * 1024
 """Of one stage's result."""

@@ -6,8 +6,8 @@ import math
 import re
 from typing import Any
 
+from quatrain.core.wording import format_bytes
 from quatrain.evaluation.charts import short
-from quatrain.wording import format_bytes
 
 _LONGEST_TEXT = 4000
 _INVISIBLE = {

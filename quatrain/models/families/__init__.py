@@ -7,9 +7,9 @@ import importlib
 import pkgutil
 from functools import cache
 
-from quatrain.errors import InputError
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
 from quatrain.models.families.mapping import Family, Head, Key
-from quatrain.reading import shown
 
 __all__ = ["Family", "Head", "Key", "families", "family"]
 

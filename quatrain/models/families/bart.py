@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
+from quatrain.models.transformer.config import ModelConfig
 
 
 def layers(theirs: str, ours: str, mark: str) -> list[Operation]:

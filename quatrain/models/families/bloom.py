@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families.llama import REWARD
 from quatrain.models.families.mapping import Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, Split, renames
+from quatrain.models.transformer.config import ModelConfig
 
 
 def fused(theirs: str, leaf: str) -> Split:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families import family
 from quatrain.models.families.mapping import COMMON_KEYS
+from quatrain.models.transformer.config import ModelConfig
 
 
 def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None) -> ModelConfig:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.models.config import ModelConfig
 from quatrain.models.families import rope
 from quatrain.models.families.llama import BODY, SIZES, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.mistral import key_value_heads
 from quatrain.models.families.qwen import layer_types, written_layer_types
 from quatrain.models.families.weights import Operation, Rename
+from quatrain.models.transformer.config import ModelConfig
 
 NORMS = {
     "post_attention_layernorm": "attention_output_layernorm",

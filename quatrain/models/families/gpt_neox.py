@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families import rope
 from quatrain.models.families.bloom import fused
 from quatrain.models.families.llama import REWARD
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
+from quatrain.models.transformer.config import ModelConfig
 
 BODY: list[Operation] = [
     Rename("embed_in.weight", "embed_tokens.weight"),

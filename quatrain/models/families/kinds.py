@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quatrain.models.config import LARGEST, MAX_LAYERS
-from quatrain.reading import shown
+from quatrain.core.reading import shown
+from quatrain.models.transformer.config import LARGEST, MAX_LAYERS
 
 MOST_LABELS = 1_000_000
 

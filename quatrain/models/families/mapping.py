@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
+from quatrain.core.wording import printable
 from quatrain.models.families.kinds import COMMON as COMMON_KINDS
 from quatrain.models.families.kinds import (
     FIELDS,
@@ -26,8 +27,7 @@ from quatrain.models.families.kinds import (
     wrong_types,
 )
 from quatrain.models.families.weights import Operation, expand
-from quatrain.reading import shown
-from quatrain.wording import printable
+from quatrain.models.transformer.config import ModelConfig
 
 NEEDED: Any = ...
 """The default of a key that a config.json must have."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families import bart
 from quatrain.models.families.mapping import Family, Head
 from quatrain.models.families.weights import Computed, Operation, Rename
-from quatrain.models.positions import sinusoidal_table
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.positions import sinusoidal_table
 
 
 def _table(config: ModelConfig) -> Tensor:

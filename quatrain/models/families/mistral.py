@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.models.config import ModelConfig
 from quatrain.models.families import rope
 from quatrain.models.families.llama import BODY, SIZES, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Key
+from quatrain.models.transformer.config import ModelConfig
 
 
 def key_value_heads(config: dict[str, Any], default: int | None = None) -> int:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families import rope
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, Split, renames
+from quatrain.models.transformer.config import ModelConfig
 
 LAYERS = {"full_attention": "full", "sliding_attention": "sliding"}
 GLOBAL_THETA, LOCAL_THETA = 160_000.0, 10_000.0

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.models.config import ModelConfig
 from quatrain.models.families import rope
 from quatrain.models.families.llama import heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
+from quatrain.models.transformer.config import ModelConfig
 
 BODY: list[Operation] = [
     Rename("embed_tokens.weight", "embed_tokens.weight"),

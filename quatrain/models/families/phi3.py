@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families import rope
 from quatrain.models.families.llama import SIZES, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Key
 from quatrain.models.families.mistral import key_value_heads
 from quatrain.models.families.weights import Rename, Split
+from quatrain.models.transformer.config import ModelConfig
 
 ORIGINAL_LENGTH = 4096
 """Tokens of a text of pretraining, where config.json does not say."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families import rope
 from quatrain.models.families.llama import BODY, SIZES, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Key
 from quatrain.models.families.mistral import key_value_heads
 from quatrain.models.families.weights import Rename
+from quatrain.models.transformer.config import ModelConfig
 
 LAYERS = dict(zip(rope.LAYER_TYPES, ("full", "sliding"), strict=True))
 """transformers' names of the types of layers, and ours."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
+from quatrain.core.errors import InputError
 from quatrain.models.families import bert
 from quatrain.models.families.mapping import Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
+from quatrain.models.transformer.config import ModelConfig
 
 MASKED: list[Operation] = [
     *renames("lm_head.dense", "transform.dense"),

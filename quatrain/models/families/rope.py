@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.models.config import LARGEST, ModelConfig, RotaryScaling
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
+from quatrain.core.wording import printable
 from quatrain.models.families.kinds import POSITIVE, SHARE
-from quatrain.reading import shown
-from quatrain.wording import printable
+from quatrain.models.transformer.config import LARGEST, ModelConfig, RotaryScaling
 
 KEYS = frozenset(
     {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quatrain.models.config import ModelConfig
+from quatrain.models.transformer.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError
-from quatrain.text.batches import TokenBatch
-from quatrain.text.tokenizer import EncodedPair, Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.data.batches import TokenBatch
+from quatrain.tokenizers.tokenizer import EncodedPair, Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, whole_number
 from quatrain.training.objectives.texts import Fields, Text, TextObjective, refuse, shown
 

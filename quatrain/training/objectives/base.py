@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError
-from quatrain.models.config import ModelConfig
-from quatrain.models.stack import Model
-from quatrain.text.batches import IGNORE, Batch, TokenBatch, TokenExample, pad
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE, Batch, TokenBatch, TokenExample, pad
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.stack import Model
 from quatrain.training.chunked_loss import summed_language_loss
 
 Loss = tuple[Tensor, int, dict[str, float | Tensor]]

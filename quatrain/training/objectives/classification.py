@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.errors import InputError
-from quatrain.models.heads import label_loss
-from quatrain.text.batches import TokenBatch
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.data.batches import TokenBatch
+from quatrain.models.transformer.heads import label_loss
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, labels_tensor
 from quatrain.training.objectives.labels import check_set, label_index, values_of, with_labels
 from quatrain.training.objectives.texts import Fields, Text, TextObjective, label_names, refuse, shown

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, TokenBatch, TokenExample, stack, text_segments
-from quatrain.text.records import Record
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, stack, text_segments
+from quatrain.data.records import Record
 from quatrain.training.chunked_loss import summed_language_loss
 from quatrain.training.objectives.base import Loss, Seeds, check_head, generators
 from quatrain.training.objectives.texts import Fields, Text, TextObjective, frame

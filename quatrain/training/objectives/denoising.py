@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import share
 from quatrain.training.objectives.corruption import Mending
 from quatrain.training.objectives.texts import refuse

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quatrain.text.batches import TokenBatch
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.data.batches import TokenBatch
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, labels_tensor
 from quatrain.training.objectives.texts import Fields, Text, TextObjective, refuse, shown
 

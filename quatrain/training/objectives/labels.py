@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.text.records import Record
+from quatrain.core.errors import InputError
+from quatrain.data.records import Record
 
 Prepared = tuple[list[Any], list[str]]
 """Examples, and notes for the reader."""

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quatrain.models.heads import label_loss, pool
-from quatrain.text.batches import IGNORE, TokenBatch, stack
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.data.batches import IGNORE, TokenBatch, stack
+from quatrain.models.transformer.heads import label_loss, pool
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, Seeds, check_head, config_of, generators, share
 from quatrain.training.objectives.corruption import Corruption, language_loss
 from quatrain.training.objectives.pairs import sentence_pairs

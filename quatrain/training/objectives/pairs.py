@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from quatrain.errors import InputError
-from quatrain.text.records import Problems, Record
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.data.records import Problems, Record
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.texts import Fields, Text, frame, plain
 
 FOLLOWS, RANDOM = 0, 1

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, TokenBatch
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE, TokenBatch
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss
 from quatrain.training.objectives.corruption import decoder_states, source_and_target, target_loss
 from quatrain.training.objectives.texts import Fields, TextObjective, cut_to, frame, refuse

@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from quatrain.errors import InputError
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import share
 from quatrain.training.objectives.corruption import Mending
 from quatrain.training.objectives.texts import refuse

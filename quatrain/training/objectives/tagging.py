@@ -11,19 +11,12 @@ from typing import Any
 
 import torch
 
-from quatrain.errors import InputError
-from quatrain.text.batches import IGNORE, TokenBatch, stack
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.data.batches import IGNORE, TokenBatch, stack
+from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, learned_accuracy
 from quatrain.training.objectives.labels import check_set, label_index, values_of, with_labels
-from quatrain.training.objectives.texts import (
-    Fields,
-    Text,
-    TextObjective,
-    frame,
-    label_names,
-    refuse,
-)
+from quatrain.training.objectives.texts import Fields, Text, TextObjective, frame, label_names, refuse
 
 
 @dataclass(frozen=True)

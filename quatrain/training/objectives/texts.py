@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from quatrain.errors import InputError
-from quatrain.text.batches import TokenBatch, stack, text_segments
-from quatrain.text.records import Problems, Record
-from quatrain.text.tokenizer import EncodedPair, Tokenizer
+from quatrain.core.errors import InputError
+from quatrain.data.batches import TokenBatch, stack, text_segments
+from quatrain.data.records import Problems, Record
+from quatrain.tokenizers.tokenizer import EncodedPair, Tokenizer
 from quatrain.training.objectives.base import whole_number
 
 
@@ -246,7 +246,7 @@ def label_names(labels: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def plain(record: Any) -> Any:
-    """A typed record (`quatrain.text.records`) as a dictionary of its fields; anything else as it is."""
+    """A typed record (`quatrain.data.records`) as a dictionary of its fields; anything else as it is."""
     return record.fields() if callable(getattr(record, "fields", None)) else record
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 BYTE_SPACES = {"Ġ": " ", "Ċ": "\n", "ĉ": "\t", "č": "\r"}
 """White space in the alphabet of byte-level tokens (GPT-2's)."""

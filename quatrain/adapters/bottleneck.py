@@ -1,0 +1,56 @@
+"""Bottleneck adapters: a small network and a residual behind a frozen layer (Houlsby et al. 2019, arXiv 1902.00751)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quatrain.adapters.layer import Adapted, draw_uniform
+from quatrain.core.errors import InputError
+
+TARGETS = ("o_proj", "down_proj")
+"""Behind which projections the paper puts them: those out of attention and out of the feed-forward part."""
+REDUCTION = 16
+"""How many times thinner than the layer the network is, unless its width is given."""
+
+
+class BottleneckLinear(Adapted):
+    """y + up gelu(down y + b) + c for y = base(x); down (hidden, out_features), up (out_features, hidden).
+
+    up and c start at zero, so that the layer starts as its base.
+    """
+
+    method: ClassVar[str] = "bottleneck"
+    merges: ClassVar[bool] = False
+
+    def __init__(self, base: nn.Module, hidden: int = 0):
+        super().__init__(base)
+        self.hidden = hidden or max(1, self.out_features // REDUCTION)
+        self.down: Tensor
+        self.down_bias: Tensor
+        self.up: Tensor
+        self.up_bias: Tensor
+        self.learn("down", self.hidden, self.out_features)
+        self.learn("down_bias", self.hidden)
+        self.learn("up", self.out_features, self.hidden)
+        self.learn("up_bias", self.out_features)
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        draw_uniform(self.down, generator)
+        with torch.no_grad():
+            for parameter in (self.down_bias, self.up, self.up_bias):
+                parameter.zero_()
+
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
+        inside = F.gelu(F.linear(self.inputs(result), self.down, self.down_bias))
+        return (result + F.linear(inside, self.up, self.up_bias)).to(result.dtype)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        """Raises InputError: what is not linear is no weight."""
+        raise InputError("A bottleneck is no weight and cannot be merged; use the adapter's folder as it is.")
+
+    def extra_repr(self) -> str:
+        return f"hidden={self.hidden}"

@@ -1,0 +1,55 @@
+"""DoRA: LoRA on the direction of each row of a weight, beside a trained length (Liu et al. 2024, arXiv 2402.09353)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quatrain.adapters.layer import plain
+from quatrain.adapters.lora import LoRALinear
+
+
+class DoRALinear(LoRALinear):
+    """m (W + scaling * B A) / |W + scaling * B A| x + b, with a length m (out_features,) for each row.
+
+    The norm counts as a constant in the gradient (the paper's section 4.3). With dropout, what the adapter changes is
+    computed of the dropped input, as PEFT does: W x + b is not touched by it.
+    """
+
+    method: ClassVar[str] = "dora"
+    only_adds: ClassVar[bool] = False
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, *, stabilized: bool = False):
+        super().__init__(base, rank, alpha, dropout, stabilized=stabilized)
+        self.magnitude: Tensor
+        self.learn("magnitude", self.out_features)
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        super().draw(generator)
+        with torch.no_grad():
+            self.magnitude.copy_(self.norm())
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """The length of each row of the weight with the adapter in it (out_features,), float32."""
+        return torch.linalg.vector_norm(plain(self.base).weight.float() + self.delta(), dim=1)
+
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
+        factor = self.magnitude / self.norm()
+        inputs = self.inputs(x)
+        linear = plain(self.base)
+        if self.dropout and self.training:
+            inputs = F.dropout(inputs, self.dropout)
+            own = F.linear(inputs, linear.weight.to(inputs.dtype))
+        else:
+            own = result.to(inputs.dtype) if linear.bias is None else result.to(inputs.dtype) - linear.bias
+        thin = F.linear(inputs, self.lora_A) * self.scaling
+        added = (factor - 1) * own + factor * F.linear(thin, self.lora_B.to(thin.dtype))
+        return (result + added).to(result.dtype)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        weight = plain(self.base).weight.float() + self.delta()
+        return (self.magnitude / torch.linalg.vector_norm(weight, dim=1))[:, None] * weight, None

@@ -1,0 +1,45 @@
+"""IA³: keys, values and inner states, each times a trained vector (Liu et al. 2022, arXiv 2205.05638)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quatrain.adapters.layer import Adapted, plain
+
+TARGETS = ("k_proj", "v_proj", "down_proj")
+"""What the paper scales."""
+
+
+class IA3Linear(Adapted):
+    """base(x) ∘ l, or with `inner`, for the projection out of a feed-forward part, base(x ∘ l). l starts at one."""
+
+    method: ClassVar[str] = "ia3"
+
+    def __init__(self, base: nn.Module, *, inner: bool = False):
+        super().__init__(base)
+        self.inner = inner
+        self.scale: Tensor
+        self.learn("scale", self.in_features if inner else self.out_features)
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        with torch.no_grad():
+            self.scale.fill_(1)
+
+    def before(self, x: Tensor) -> Tensor:
+        return (x * self.scale).to(x.dtype) if self.inner else x
+
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
+        return result if self.inner else (result * self.scale).to(result.dtype)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        linear = plain(self.base)
+        if self.inner:
+            return linear.weight.float() * self.scale, None
+        bias = None if linear.bias is None else linear.bias.float() * self.scale
+        return linear.weight.float() * self.scale[:, None], bias
+
+    def extra_repr(self) -> str:
+        return f"inner={self.inner}"

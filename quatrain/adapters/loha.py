@@ -1,0 +1,48 @@
+"""LoHa: the Hadamard product of two low-rank products, of rank up to r² (Hyeon-Woo et al. 2021, arXiv 2108.06098)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quatrain.adapters.layer import Adapted, draw_uniform, plain
+
+
+class LoHaLinear(Adapted):
+    """base(x) + alpha / rank * ((a1 b1) ∘ (a2 b2)) x; a1, a2 (out_features, rank), b1, b2 (rank, in_features)."""
+
+    method: ClassVar[str] = "loha"
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float):
+        super().__init__(base)
+        self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
+        self.a1: Tensor
+        self.b1: Tensor
+        self.a2: Tensor
+        self.b2: Tensor
+        for number in (1, 2):
+            self.learn(f"a{number}", self.out_features, rank)
+            self.learn(f"b{number}", rank, self.in_features)
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        for parameter in (self.a1, self.b1, self.a2):
+            draw_uniform(parameter, generator)
+        with torch.no_grad():
+            self.b2.zero_()
+
+    def delta(self) -> Tensor:
+        """What the adapter adds to the weight (out_features, in_features), in float32."""
+        return self.scaling * (self.a1 @ self.b1) * (self.a2 @ self.b2)
+
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
+        inputs = self.inputs(x)
+        return (result + F.linear(inputs, self.delta().to(inputs.dtype))).to(result.dtype)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        return plain(self.base).weight.float() + self.delta(), None
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, alpha={self.alpha}"

@@ -1,0 +1,79 @@
+"""LoKr: a Kronecker product as the change of a weight (Edalati et al. 2022, arXiv 2212.10650; LyCORIS, 2309.14859)."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quatrain.adapters.layer import Adapted, draw_uniform, plain
+
+
+class LoKrLinear(Adapted):
+    """base(x) + alpha / rank * (w1 ⊗ w2) x.
+
+    w1 is the small factor, w2 the large one, whose shapes `factors` gives; w2 is itself a product w2_a w2_b of this
+    rank where that is smaller, and with `both` w1 too. `factor` is the wish for the small factor's sides.
+    """
+
+    method: ClassVar[str] = "lokr"
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, *, factor: int = -1, both: bool = False):
+        super().__init__(base)
+        self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
+        self.factor, self.both = factor, both
+        (in1, in2), (out1, out2) = factors(self.in_features, factor), factors(self.out_features, factor)
+        if both and rank < max(out1, in1) / 2:
+            self.learn("w1_a", out1, rank)
+            self.learn("w1_b", rank, in1)
+        else:
+            self.learn("w1", out1, in1)
+        if rank < max(out2, in2) / 2:
+            self.learn("w2_a", out2, rank)
+            self.learn("w2_b", rank, in2)
+        else:
+            self.learn("w2", out2, in2)
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        for name, parameter in self.own().items():
+            if name in ("w1", "w1_a"):  # the layer begins as its base
+                with torch.no_grad():
+                    parameter.zero_()
+            else:
+                draw_uniform(parameter, generator)
+
+    def _factor(self, name: str) -> Tensor:
+        own = self.own()
+        return own[name] if name in own else own[f"{name}_a"] @ own[f"{name}_b"]
+
+    def delta(self) -> Tensor:
+        """What the adapter adds to the weight (out_features, in_features), in float32."""
+        return self.scaling * torch.kron(self._factor("w1"), self._factor("w2"))
+
+    def after(self, x: Tensor, result: Tensor) -> Tensor:
+        inputs = self.inputs(x)
+        first, second = (self._factor(name).to(inputs.dtype) for name in ("w1", "w2"))
+        # (w1 ⊗ w2) x without the product: x as a matrix (in1, in2) goes through w2 by rows and w1 by columns.
+        rows = F.linear(inputs.unflatten(-1, (first.shape[1], second.shape[1])), second)
+        added = torch.einsum("oi,...ik->...ok", first, rows).flatten(-2)
+        return (result + self.scaling * added).to(result.dtype)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        return plain(self.base).weight.float() + self.delta(), None
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, alpha={self.alpha}"
+
+
+def factors(size: int, factor: int = -1) -> tuple[int, int]:
+    """Two numbers whose product is a size: `factor` first where it divides the size; otherwise the first is the largest
+    divisor that is at most `factor`, if one is given, and at most the size's root. As LyCORIS takes them.
+    """
+    if factor > 0 and size % factor == 0:
+        return factor, size // factor
+    most = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    small = next(number for number in range(max(1, most), 0, -1) if size % number == 0)
+    return small, size // small

@@ -1,0 +1,253 @@
+"""`adapter_config.json` of PEFT: every key has a type, and is honoured, harmless, or refused by name.
+
+A key that is in none of the three tables may only have a value that switches nothing on. The tests take the keys from
+PEFT's own classes, so that those of a new release are seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from quatrain.adapters import peft_patterns, peft_prompts
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.reading import read_json, shown, user_path
+from quatrain.models.hub import ADAPTER_CONFIG, BASE, is_hub_id, resolve
+
+PLAIN, BOTTLENECK = "QUATRAIN_WEIGHTS", "QUATRAIN_BOTTLENECK"
+"""Our own types: nothing but weights of the model that have learned; networks behind layers."""
+TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3", "bottleneck": BOTTLENECK}
+TASKS = {
+    "causal": "CAUSAL_LM",
+    "seq2seq": "SEQ_2_SEQ_LM",
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+    "embedding": "FEATURE_EXTRACTION",
+}
+LARGEST_RANK, LARGEST_ALPHA, LARGEST_TOKEN = 65_536, 1e6, 2**31 - 1
+
+Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
+Alpha = Annotated[float, Field(ge=-LARGEST_ALPHA, le=LARGEST_ALPHA, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=LARGEST_TOKEN)]
+Index = Annotated[int, Field(ge=0, le=LARGEST_TOKEN)]
+Name = Annotated[str, Field(min_length=1)]
+Names = list[Name] | Name | None
+
+HONOURED: dict[str, Any] = {
+    "peft_type": str,
+    "task_type": Literal[tuple(TASKS.values())] | None,
+    "base_model_name_or_path": str | None,
+    "revision": str | None,
+    "r": Rank,
+    "lora_alpha": Alpha,
+    "alpha": Alpha,
+    "rank_pattern": dict[Name, Rank] | None,
+    "alpha_pattern": dict[Name, Alpha] | None,
+    "use_rslora": bool | None,
+    "use_dora": bool | None,
+    "lora_dropout": Share | None,
+    "target_modules": list[Name] | str | None,
+    "exclude_modules": Names,
+    "layers_to_transform": list[Index] | Index | None,
+    "layers_pattern": Names,
+    "modules_to_save": list[Name] | None,
+    "trainable_token_indices": list[Index] | dict[Name, list[Index]] | None,
+    "ensure_weight_tying": bool | None,
+    "decompose_both": bool | None,
+    "decompose_factor": Annotated[int, Field(ge=-1, le=LARGEST_TOKEN)] | None,
+    "num_virtual_tokens": Annotated[int, Field(ge=1, le=65_536)] | None,
+    "num_transformer_submodules": Annotated[int, Field(ge=1, le=2)] | None,
+    "token_dim": Count | None,
+    "num_layers": Count | None,
+    "num_attention_heads": Count | None,
+}
+"""Keys that the model is built by, or that are compared with what the adapter's weights hold; their types."""
+
+HARMLESS: dict[str, tuple[Any, str]] = {
+    "auto_mapping": (dict[str, Any] | None, "which class of transformers the base had; config.json says ours"),
+    "peft_version": (str | None, "who wrote the folder"),
+    "inference_mode": (bool | None, "what PEFT freezes at loading"),
+    "fan_in_fan_out": (bool | None, "how the base's files keep a weight, which its family says; PEFT corrects it too"),
+    "feedforward_modules": (Names, "the shape of each vector says whether it scales what goes in or comes out"),
+    "init_ia3_weights": (bool | None, "where training began; the base stays"),
+    "init_weights": (bool | Literal["zero"] | None, "where training began; the base stays"),
+    "loftq_config": (dict[str, Any] | None, "read for init_lora_weights, which is refused where it changed the base"),
+    "eva_config": (dict[str, Any] | None, "where training began; the base stays"),
+    "corda_config": (dict[str, Any] | None, "read for init_lora_weights, which is refused where it changed the base"),
+    "lora_ga_config": (dict[str, Any] | None, "read for init_lora_weights, refused where it changed the base"),
+    "velora_config": (dict[str, Any] | None, "how PEFT keeps activations for the way back; the result is LoRA's"),
+    "qalora_group_size": (int | None, "read with use_qalora alone, which is refused"),
+    "megatron_core": (str | None, "read with megatron_config alone, which is refused"),
+    "runtime_config": (dict[str, Any] | None, "where PEFT computes; it is no part of an adapter"),
+    "rank_dropout": (Share | None, "acts while PEFT trains, not in the result"),
+    "rank_dropout_scale": (bool | None, "acts while PEFT trains, not in the result"),
+    "module_dropout": (Share | None, "acts while PEFT trains, not in the result"),
+    "use_effective_conv2d": (bool | None, "for convolutions, which no family here has"),
+    "prompt_tuning_init": (str | None, "where training began"),
+    "prompt_tuning_init_text": (str | None, "where training began"),
+    "tokenizer_name_or_path": (str | None, "read for prompt_tuning_init alone"),
+    "tokenizer_kwargs": (dict[str, Any] | None, "read for prompt_tuning_init alone"),
+    "encoder_reparameterization_type": (str | None, "the files hold what the network behind a prompt says"),
+    "encoder_hidden_size": (Count | None, "the files hold what the network behind a prompt says"),
+    "encoder_num_layers": (Count | None, "the files hold what the network behind a prompt says"),
+    "encoder_dropout": (Share | None, "the files hold what the network behind a prompt says"),
+    "prefix_projection": (bool | None, "the files hold what the network behind a prefix says"),
+}  # fmt: skip
+"""Keys that change nothing that is computed of a loaded adapter: their types, and why."""
+
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "bias": (("none",), "biases of the base that learn"),
+    "lora_bias": ((False, None), "a bias of its own behind LoRA"),
+    "layer_replication": ((None, []), "layers of the base that are repeated"),
+    "target_parameters": ((None, []), "adapters over parameters that are no linear layer"),
+    "alora_invocation_tokens": ((None,), "an adapter that acts behind certain tokens only (aLoRA)"),
+    "use_qalora": ((False, None), "an adapter over pooled inputs (QALoRA)"),
+    "use_bdlora": ((None, False), "block-diagonal matrices (BD-LoRA)"),
+    "arrow_config": ((None,), "a router over several adapters (Arrow)"),
+    "kasa_config": ((None,), "a base without its smallest singular values (KaSA)"),
+    "monteclora_config": ((None,), "weights that are sampled (MonteCLoRA)"),
+    "megatron_config": ((None, {}), "layers of Megatron"),
+}
+"""Keys that change what is computed in a way that Quatrain does not: the values at which they do not, and what."""
+
+HARMLESS_BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` that leave the base as it is; all others subtract something from it."""
+
+NEEDED = {
+    "LORA": ("r", "lora_alpha"), "LOHA": ("r", "alpha"), "LOKR": ("r", "alpha"),
+    "PROMPT_TUNING": ("num_virtual_tokens",), "P_TUNING": ("num_virtual_tokens",),
+    "PREFIX_TUNING": ("num_virtual_tokens",),
+}  # fmt: skip
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `adapter_config.json` of an adapter folder.
+
+    Raises InputError that names every key at once whose value has a wrong type, is out of range, or asks for something
+    that Quatrain does not do.
+    """
+    path = user_path(folder, "the adapter") / ADAPTER_CONFIG
+    if not path.exists():
+        raise InputError(f"{folder}: no {ADAPTER_CONFIG} in it, so this is no adapter folder.")
+    config: dict[str, Any] = read_json(path, dict)
+    problems = list(problems_of(config))
+    if problems:
+        raise InputError(f"{path}: this adapter cannot be used:", problems)
+    return config
+
+
+def problems_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a configuration, each with its key."""
+    kind = config.get("peft_type")
+    known = sorted({*TYPES.values(), *peft_prompts.TYPES.values(), PLAIN})
+    if kind not in known:
+        yield f"peft_type: {shown(kind)} is an adapter that Quatrain does not know; known: {', '.join(known)}"
+        return
+    schemas = HONOURED | {key: schema for key, (schema, _) in HARMLESS.items()}
+    sound = set()
+    for key, value in config.items():
+        if key in schemas:
+            wrong = list(_wrong(key, value, schemas[key]))
+            yield from wrong
+            sound |= set() if wrong else {key}
+        elif key == "init_lora_weights":
+            yield from _wrong_beginning(value)
+        elif key in REFUSED:
+            inert, what = REFUSED[key]
+            if not any(value == each and type(value) is type(each) for each in inert):
+                yield f"{key}: {shown(value)}: {what}, which Quatrain does not do; it reads {shown(inert[0])} only"
+        elif value not in (None, False, "") and value != [] and value != {}:
+            yield f"{shown(key)}: {shown(value)} is an option that Quatrain does not know, and may change the result"
+    for key in NEEDED.get(str(kind), ()):
+        if config.get(key) is None and (key in sound or key not in config):
+            yield f"{key}: missing"
+    yield from _contradictions(config, sound)
+
+
+def _wrong(key: str, value: Any, schema: Any) -> Iterator[str]:
+    """What of a value has a wrong type or is out of range."""
+    try:
+        TypeAdapter(schema).validate_python(value, strict=True)
+    except ValidationError as error:
+        said = dict.fromkeys(each["msg"] for each in error.errors(include_url=False, include_input=False))
+        yield f"{key}: {shown(value)}; {'; or '.join(list(said)[:3])}"
+        return
+    if isinstance(value, int | float) and not isinstance(value, bool) and not math.isfinite(value):
+        yield f"{key}: {shown(value)}; must be finite"
+
+
+def _wrong_beginning(value: Any) -> Iterator[str]:
+    if value is None or isinstance(value, bool):
+        return
+    if not isinstance(value, str):
+        yield f"init_lora_weights: {shown(value)}; must be true, false or a name"
+    elif value.lower() not in HARMLESS_BEGINNINGS:
+        yield (
+            f"init_lora_weights: {shown(value)} changes the weights of the base, which these files do not hold; write "
+            "the adapter with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+        )
+
+
+def _contradictions(config: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
+    """Options that PEFT refuses together, and patterns that are no regular expressions; of keys of the right type."""
+    targets = config.get("target_modules") if "target_modules" in sound else None
+    for key in ("layers_to_transform", "layers_pattern"):
+        if isinstance(targets, str) and key in sound and config[key] is not None:
+            yield f"{key}: {shown(config[key])}; PEFT reads it with a list of target_modules only"
+    if config.get("layers_pattern") and config.get("layers_to_transform") is None:
+        yield "layers_pattern: is read with layers_to_transform only, which is missing"
+    for key, pattern in peft_patterns.expressions({key: config[key] for key in sound}):
+        if fault := peft_patterns.fault(pattern):
+            yield f"{key}: {shown(pattern)} is no regular expression: {fault}"
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """Our name of the method that a configuration means."""
+    if config["peft_type"] == "LORA":
+        return "dora" if config.get("use_dora") else "lora"
+    return next((name for name, kind in TYPES.items() if kind == config["peft_type"]), "")
+
+
+def base_folder(folder: str | Path) -> Path:
+    """Where the base model of an adapter is: an absolute path; else beside the adapter, from where the user stands,
+    within the adapter's folder, or in the cache of the hub, in this order.
+
+    Raises InputError where the adapter does not say, or no such model is there.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise InputError(f"{folder}: {ADAPTER_CONFIG} does not say its base model; set base_model_name_or_path in it.")
+    given = user_path(name, "base_model_name_or_path")
+    places = [given] if given.is_absolute() else [user_path(folder / given).resolve(), given]
+    for place in (*places, folder / BASE, folder.resolve().parent.parent / BASE):
+        if (place / "config.json").is_file():
+            return place
+    looked = " and ".join(dict.fromkeys(str(place) for place in places))
+    message = f"{folder}: its base model {shown(name)} is no model folder here (looked in {looked})"
+    if not given.is_absolute() and is_hub_id(name):
+        try:
+            return resolve(name, revision=config.get("revision"))
+        except QuatrainError as error:
+            raise InputError(f"{message}, and not to be had from the hub:", [error.message, *error.problems]) from error
+    raise InputError(f"{message}. Correct base_model_name_or_path in {ADAPTER_CONFIG}.")
+
+
+def written_base(folder: Path, base: str | None) -> str | None:
+    """How `base_model_name_or_path` is written: a folder as an absolute path, so that it is found from anywhere; a name
+    of the hub as it is. A relative folder is looked for beside the adapter first, then from where the user stands.
+    """
+    if not base:
+        return None
+    given = user_path(base, "the base model")
+    for place in (folder / given, given):
+        if (place / "config.json").is_file():
+            return str(place.resolve())
+    return str(base)

@@ -1,0 +1,375 @@
+"""Adapter folders in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, written and read.
+
+What PEFT has no format for (BitFit, last layers, bottlenecks) is written in the same two files, with the names of the
+family's tensors and a `peft_type` of its own, which PEFT refuses and Quatrain reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from quatrain.adapters import peft_layers, peft_patterns, peft_prompts, peft_rows, peft_whole, prompts
+from quatrain.adapters.apply import learned_whole
+from quatrain.adapters.ia3 import IA3Linear
+from quatrain.adapters.layer import Adapted, adapters, is_linear, replace_module
+from quatrain.adapters.lokr import LoKrLinear
+from quatrain.adapters.lora import LoRALinear
+from quatrain.adapters.peft_config import PLAIN, TASKS, TYPES, method_of, read_config, written_base  # fmt: skip
+from quatrain.adapters.peft_layers import PREFIX, FileLayer, Written, file_layers
+from quatrain.adapters.targets import is_of_head, linear_names
+from quatrain.adapters.token_rows import make_rows
+from quatrain.core.atomic import atomic_write, write_json
+from quatrain.core.errors import InputError
+from quatrain.core.reading import read_json
+from quatrain.models.hub import ADAPTER_CONFIG
+from quatrain.models.transformer.stack import Model
+from quatrain.models.transformer.token_rows import LearnedRows
+from quatrain.models.transformer.vocabulary import is_tied, resize_vocabulary, untie
+
+WEIGHTS, LABELS = "adapter_model.safetensors", "labels.json"
+MORE_TOKENS = 65_536
+"""How many tokens an adapter may add to the vocabulary of its base."""
+
+
+def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = None) -> None:
+    """Writes what a model has learned beside its base as a PEFT adapter folder.
+
+    `base_model` is where the base is: a folder, looked for beside `folder` and from where the user stands and written
+    as an absolute path, or a name of the hub.
+    Raises InputError where the model has no adapter, or one that PEFT's files cannot hold.
+    """
+    found, prompt = dict(adapters(model)), model.prompt
+    whole = [name for name in learned_whole(model) if not name.startswith("prompt.")]
+    if not found and prompt is None and not (whole and len(whole) < len(list(model.parameters()))):
+        raise InputError("This model has no adapter to write.")
+    layers = file_layers(model.config)
+    grouped = group(layers, found)
+    check_writable(layers, grouped)
+    written = {path: peft_layers.write(layers[path], each, model.get_submodule) for path, each in grouped.items()}
+    tensors = {
+        f"{PREFIX}{path}.{end}": tensor for path, each in written.items() for end, tensor in each.tensors.items()
+    }
+    row_tensors, row_options = peft_rows.write(model, layers)
+    tensors |= row_tensors
+    saved, whole_options = peft_whole.write(model, whole)
+    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
+    folder = Path(folder)
+    config: dict[str, Any] = {
+        "peft_type": PLAIN, "task_type": TASKS.get(model.config.head),
+        "base_model_name_or_path": written_base(folder, base_model), "inference_mode": True,
+    } | whole_options | row_options  # fmt: skip
+    if prompt is not None:
+        config |= peft_prompts.options(model, prompt)
+        tensors[peft_prompts.TENSOR] = peft_prompts.rows_of(model, prompt)
+    if found:
+        every = {path for name in (*found, *linear_names(model)) for path in [_path_of(layers, name)] if path}
+        config["target_modules"] = _short_names(set(grouped), every)
+        config["fan_in_fan_out"] = any(layers[path].transposed for path in grouped)
+        config |= _options(found, grouped, written, every)
+    peft_whole.write_aliases(model, config, tensors)
+    from safetensors.torch import save
+
+    write_json(folder / ADAPTER_CONFIG, config)
+    if model.config.labels:
+        write_json(folder / LABELS, {"labels": list(model.config.labels), "problem": model.config.problem})
+    with atomic_write(folder / WEIGHTS, "wb") as file:
+        file.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
+
+
+def group(layers: Mapping[str, FileLayer], found: Mapping[str, Adapted]) -> dict[str, dict[str, Adapted]]:
+    """The adapters by the layer of the files that they are part of."""
+    paths = {part: path for path, layer in layers.items() for part in layer.parts}
+    grouped: dict[str, dict[str, Adapted]] = defaultdict(dict)
+    for name, layer in found.items():
+        grouped[paths[name]][name] = layer
+    return grouped
+
+
+def check_writable(layers: Mapping[str, FileLayer], grouped: Mapping[str, Mapping[str, Adapted]]) -> None:
+    """Raises InputError with every layer whose adapter PEFT's files cannot hold."""
+    reasons = (peft_layers.check_writable(layers[path], next(iter(each.values())).method)
+               for path, each in grouped.items())  # fmt: skip
+    problems = list(dict.fromkeys(reason for reason in reasons if reason))
+    if problems:
+        raise InputError("This adapter cannot be written for PEFT:", problems)
+
+
+def _path_of(layers: Mapping[str, FileLayer], name: str) -> str | None:
+    return next((path for path, layer in layers.items() if name in layer.parts), None)
+
+
+def _options(
+    found: Mapping[str, Adapted], grouped: Mapping[str, Mapping[str, Adapted]], written: Mapping[str, Written],
+    every: set[str],
+) -> dict[str, Any]:  # fmt: skip
+    """What the configuration says of the method."""
+    first = next(iter(found.values()))
+    options: dict[str, Any] = {"peft_type": TYPES[first.method]}
+    if isinstance(first, IA3Linear):
+        inner = {path for path, each in grouped.items() if any(getattr(one, "inner", False) for one in each.values())}
+        names = [_short_names(paths, every) for paths in (inner, set(grouped) - inner)]
+        return options | {"feedforward_modules": names[0], "target_modules": sorted({*names[0], *names[1]})}
+    if first.method == "bottleneck":
+        return options
+    alpha = "lora_alpha" if isinstance(first, LoRALinear) else "alpha"
+    options |= _with_pattern("r", "rank_pattern", {path: each.rank for path, each in written.items()})
+    options |= _with_pattern(alpha, "alpha_pattern", {path: each.alpha for path, each in written.items()})
+    if isinstance(first, LoRALinear):
+        dropout = max(getattr(layer, "dropout", 0.0) for layer in found.values())
+        options |= {"bias": "none", "lora_dropout": dropout, "use_rslora": first.stabilized}
+        options["use_dora"] = first.method == "dora"
+    elif isinstance(first, LoKrLinear):
+        options |= {"decompose_factor": first.factor, "decompose_both": first.both}
+    return options
+
+
+def _with_pattern(key: str, pattern: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The commonest value, and the layers that differ from it by name."""
+    common = Counter(values.values()).most_common(1)[0][0]
+    written = {name: _whole(value) for name, value in values.items() if value != common}
+    return {key: _whole(common), pattern: written}
+
+
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def _short_names(targeted: set[str], every: set[str]) -> list[str]:
+    """The shortest ends of paths that name the targeted layers and no other."""
+    short: set[str] = set()
+    for name in targeted:
+        words = name.split(".")
+        ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
+        short.add(next(end for end in ends if all(o in targeted for o in every if o == end or o.endswith(f".{end}"))))
+    return sorted(short)
+
+
+def head_of(folder: str | Path) -> dict[str, Any]:
+    """The head that an adapter was taught with, its labels and problem, as `hub.load` takes them; {} for the base's.
+
+    PEFT's folders do not name labels: they are then numbers, as many as the head has rows.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    head = next((name for name, task in TASKS.items() if task == config.get("task_type")), None)
+    if head is None or head in ("causal", "seq2seq"):
+        return {}
+    if (folder / LABELS).is_file():
+        return {"head": head, **read_json(folder / LABELS, _Labels).model_dump()}
+    if head not in ("sequence_classification", "token_classification"):
+        return {"head": head}
+    saved = [
+        tensor
+        for name, tensor in _read_tensors(folder / WEIGHTS).items()
+        if _is_of_scores(name) and tensor.dim() == 2 and len(tensor)
+    ]
+    return {"head": head} | ({"labels": [str(number) for number in range(saved[0].shape[0])]} if saved else {})
+
+
+class _Labels(BaseModel):
+    """The file of labels beside an adapter."""
+
+    labels: Annotated[list[str], Field(min_length=1)]
+    problem: Literal["single", "several", "regression"] | None = None
+
+
+def _is_of_scores(name: str) -> bool:
+    words = name.removesuffix(".weight").split(".")
+    ends = words[-1] in ("score", "classifier") or words[-2:] == ["classifier", "out_proj"]
+    return ends and name.endswith(".weight")
+
+
+@dataclass
+class Found:
+    """What an adapter folder holds for a model: layers by path, rows of tokens, a prompt, weights by our names, and how
+    many tokens it knows.
+    """
+
+    layers: dict[str, Adapted]
+    rows: LearnedRows | None
+    prompt: Any
+    whole: peft_whole.Whole
+    vocab_size: int
+
+
+def load_adapter(model: Model, folder: str | Path) -> list[str]:
+    """Puts a PEFT adapter over the layers of `model`, which is frozen; returns the layers' paths.
+
+    Raises InputError as `read_adapter` does; the model is then as before.
+    """
+    found = read_adapter(model, folder)
+    model.requires_grad_(False)
+    if found.whole.unties:
+        untie(model)
+    peft_whole.place(model, found.whole)
+    if found.rows is not None:
+        model.token_rows = found.rows.requires_grad_(True)
+    if found.prompt is not None:
+        model.prompt = found.prompt.train(model.training)
+    for name, layer in found.layers.items():
+        for parameter in layer.own().values():
+            parameter.requires_grad_(True)
+        replace_module(model, name, layer)
+    return list(found.layers)
+
+
+def read_adapter(model: Model, folder: str | Path) -> Found:
+    """What a PEFT adapter folder holds for a model, its layers over those of the model, which does not change.
+
+    A vocabulary that was extended for it is extended here. Raises InputError naming each tensor that is missing,
+    unexpected or of the wrong shape; the model is then as before.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    layers, method = file_layers(model.config), method_of(config)
+    tensors = _read_tensors(folder / WEIGHTS)
+    if not tensors:
+        raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
+    names = {path: path for path in layers} | peft_whole.rename_aliases(model.config, tensors)
+    tied = is_tied(model) or model.untied
+    ids_rows = peft_rows.take(config, layers, tensors, tied=tied)
+    still = peft_whole.rename_copies(model.config, tensors)
+    size, needed = model.config.vocab_size, peft_rows.needed(layers, ids_rows, tensors)
+    if needed > size + MORE_TOKENS:
+        raise InputError(
+            f"{folder}: the adapter is of at least {needed:,} tokens, the model has {size:,}; at most {MORE_TOKENS:,} "
+            "more are added. Is it of another base?"
+        )
+    resize_vocabulary(model, max(size, needed))
+    problems = _of_other_layers(model, config, layers, names, tensors)
+    whole = peft_whole.take(model, config, tensors, still, problems)
+    rows = None
+    if ids_rows is not None:
+        shared = tied and "embed_tokens" in ids_rows[1]
+        whole.unties |= tied and not shared
+        try:
+            rows = make_rows(model, *ids_rows, tied=shared).requires_grad_(False)
+        except InputError as error:
+            problems.append(error.message)
+    prompt = peft_prompts.take(model, config, tensors, problems)
+    if prompt is not None:
+        prompts.check(model, prompt.method)
+    made: dict[str, Adapted] = {}
+    hows = _hows(config, names)
+    for path, found in _by_layer(layers, tensors, problems).items():
+        bases = [model.get_submodule(name) for name in layers[path].parts]
+        if not all(is_linear(base) for base in bases):
+            problems.append(f"{path}: the model has no linear layer of this name without an adapter")
+            continue
+        out = sum(int(base.out_features) for base in bases)  # type: ignore[arg-type, misc]
+        fault = peft_layers.shapes(method, found, int(bases[0].in_features), out)  # type: ignore[arg-type]
+        if fault := fault or _wrong_rank(config, method, found, hows[path]):
+            problems.append(f"{PREFIX}{path}: {fault}")
+            continue
+        try:
+            made |= peft_layers.read(layers[path], method, found, bases, hows[path])
+        except InputError as error:
+            problems.append(f"{path}: {error.message}")
+    if problems:
+        resize_vocabulary(model, size)
+        raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", problems)
+    return Found(made, rows, prompt, whole, needed)
+
+
+def _of_other_layers(
+    model: Model, config: Mapping[str, Any], layers: Mapping[str, FileLayer], names: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+) -> list[str]:  # fmt: skip
+    """Layers that the adapter's weights hold and its configuration does not choose, or the other way round. `names` are
+    those that the adapter knows the layers by.
+    """
+    modules = dict(model.named_modules())
+    linear = [
+        path for path, layer in layers.items() if all(is_linear(modules.get(part, model)) for part in layer.parts)
+    ]
+    named = peft_patterns.targeted(config, [names[path] for path in linear])
+    if named is None or config["peft_type"] not in TYPES.values():
+        return []
+    chosen = {path for path in linear if names[path] in named}
+    inside = {name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)}
+    own = {name for name in inside if not name.endswith((".weight", ".bias")) or ".lora_" in name}
+    held = {path for path in linear if any(name.startswith(f"{path}.") for name in own)}
+    if str(config["target_modules"]).lower() == peft_patterns.ALL_LINEAR:
+        chosen = {path for path in chosen if path in held or not is_of_head(layers[path].parts[0])}
+    told = [
+        f"{path}: its weights are here, but target_modules and the options beside it leave it out"
+        for path in linear
+        if path in held - chosen
+    ]
+    lacking = [path for path in linear if path in chosen - held]
+    return told + [f"{path}: target_modules names it, but its weights are missing" for path in lacking]
+
+
+def _by_layer(
+    layers: Mapping[str, FileLayer], tensors: Mapping[str, Tensor], problems: list[str]
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each layer of the files, by the ends of their names."""
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        inside = name.removeprefix(PREFIX)
+        path = next((path for path in layers if inside.startswith(f"{path}.")), None)
+        if not name.startswith(PREFIX) or path is None:
+            problems.append(f"{name}: unexpected")
+        else:
+            found[path][inside.removeprefix(f"{path}.")] = tensor
+    return found
+
+
+def _hows(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Scaling, rank and dropout of each layer: alpha over the rank, or over its root with rank-stabilised LoRA."""
+    kind = config["peft_type"]
+    if kind not in ("LORA", "LOHA", "LOKR"):
+        return {path: {} for path in names}
+    usual = config["lora_alpha" if kind == "LORA" else "alpha"]
+    ranks = peft_patterns.first_matching(config.get("rank_pattern"), list(names.values()), config["r"])
+    alphas = peft_patterns.first_matching(config.get("alpha_pattern"), list(names.values()), usual)
+    return {
+        path: {
+            "rank": ranks[name],
+            "scaling": alphas[name] / (math.sqrt(ranks[name]) if config.get("use_rslora") else ranks[name]),
+            "dropout": float(config.get("lora_dropout") or 0.0),
+            "factor": int(config.get("decompose_factor") or -1),
+            "both": bool(config.get("decompose_both")),
+        }
+        for path, name in names.items()
+    }
+
+
+def _wrong_rank(
+    config: Mapping[str, Any], method: str, tensors: Mapping[str, Tensor], how: Mapping[str, Any]
+) -> str | None:
+    """What is wrong where the tensors of a layer have another rank than the configuration says."""
+    inner = {"lora": "lora_A.weight", "dora": "lora_A.weight", "loha": "hada_w1_b"}.get(method)
+    if inner is None or len(tensors[inner]) == how["rank"]:
+        return None
+    return f"{inner} has the rank {len(tensors[inner])}; r and rank_pattern say {how['rank']}"
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"{path}: missing. An adapter needs its weights in safetensors; pickled ones are not read.")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}). Fetch or write the adapter again."
+        ) from error
+    problems = [f"{name}: {tensor.dtype}; must be floating point" for name, tensor in tensors.items()
+                if not tensor.is_floating_point()]  # fmt: skip
+    problems += [f"{name}: has numbers that are not finite" for name, tensor in tensors.items()
+                 if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()]  # fmt: skip
+    if problems:
+        raise InputError(f"{path}: these weights cannot be used:", problems)
+    return tensors

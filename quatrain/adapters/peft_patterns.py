@@ -1,0 +1,158 @@
+"""Which layers PEFT's patterns name: its rules for `target_modules`, `rank_pattern` and what goes with them.
+
+Patterns come from strangers, and a regular expression may take longer than anybody waits. One that could is matched in
+a process of its own, which is stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
+
+SECONDS = 10
+"""How long all patterns of an adapter may take."""
+LONGEST = 200_000
+"""Characters of one pattern."""
+ALL_LINEAR = "all-linear"
+
+Wanted = tuple[str, bool]
+"""A regular expression, and whether it must match the whole path or only its beginning."""
+
+_CHILD = """
+import json, re, sys
+wanted, paths = json.load(sys.stdin)
+found = []
+for pattern, whole in wanted:
+    match = getattr(re.compile(pattern), "fullmatch" if whole else "match")
+    each = {path: match(path) for path in paths}
+    found.append({path: m.groupdict().get("idx") or "" for path, m in each.items() if m})
+json.dump(found, sys.stdout)
+"""
+
+
+def expressions(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The regular expressions of a configuration, each with its key, as PEFT puts them together."""
+    for key in ("target_modules", "exclude_modules"):
+        value = config.get(key)
+        if isinstance(value, str) and value.lower() != ALL_LINEAR:
+            yield key, value
+    for key in ("rank_pattern", "alpha_pattern"):
+        yield from ((key, _ending(pattern)) for pattern in config.get(key) or {})
+    yield from (("modules_to_save", _saved(name)) for name in config.get("modules_to_save") or ())
+    yield from (("layers_pattern", _numbered(pattern)) for pattern in _listed(config.get("layers_pattern")))
+
+
+def fault(pattern: str) -> str | None:
+    """Why a text is no regular expression that is used; None where it is one."""
+    if len(pattern) > LONGEST:
+        return f"{len(pattern):,} characters; at most {LONGEST:,} are read"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def first_matching(patterns: Mapping[str, Any] | None, paths: Sequence[str], usual: Any) -> dict[str, Any]:
+    """The value of each path: that of the first pattern, a regular expression of the path's end; else `usual`."""
+    patterns = patterns or {}
+    found = _matches([(_ending(pattern), False) for pattern in patterns], paths)
+    return {
+        path: next((value for value, those in zip(patterns.values(), found, strict=True) if path in those),
+                   patterns.get(path, usual))
+        for path in paths
+    }  # fmt: skip
+
+
+def targeted(config: Mapping[str, Any], paths: Sequence[str]) -> set[str] | None:
+    """Which of these paths the options of a configuration choose, as PEFT does; None where it chooses by the family.
+
+    Raises InputError for patterns that take too long.
+    """
+    targets = config.get("target_modules")
+    if targets is None:
+        return None
+    excluded = config.get("exclude_modules") or ()
+    out = _ended(excluded, paths) if not isinstance(excluded, str) else set(_matches([(excluded, True)], paths)[0])
+    for saved in _matches([(_saved(name), False) for name in config.get("modules_to_save") or ()], paths):
+        out |= set(saved)
+    left = [path for path in paths if path not in out]
+    if isinstance(targets, str):
+        return set(left) if targets.lower() == ALL_LINEAR else set(_matches([(targets, True)], left)[0])
+    exact = {path for path in left if path in set(targets)}
+    return exact | _of_layers(config, _ended(targets, left) - exact)
+
+
+def _of_layers(config: Mapping[str, Any], paths: set[str]) -> set[str]:
+    """Those of the paths that are in the layers of `layers_to_transform`."""
+    wanted = config.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return paths
+    numbers = {wanted} if isinstance(wanted, int) else set(wanted)
+    patterns = _listed(config.get("layers_pattern"))
+    tried = [(_numbered(pattern), False) for pattern in patterns] or [(r".*?\.[^.]*\.(?P<idx>\d+)\.", False)]
+    found = _matches(tried, sorted(paths))
+    first = {path: next((each[path] for each in found if path in each), "") for path in paths}
+    return {path for path, number in first.items() if number and int(number) in numbers}
+
+
+def _ended(names: Iterable[str], paths: Sequence[str]) -> set[str]:
+    """The paths that are one of these names, or end with a dot and one."""
+    known = set(names)
+    ends = ((path, (path[place + 1 :] for place, letter in enumerate(path) if letter == ".")) for path in paths)
+    return {path for path, parts in ends if path in known or any(part in known for part in parts)}
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
+
+
+def _ending(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
+
+
+def _saved(name: str) -> str:
+    return rf"(^|.*\.){name}($|\..*)"
+
+
+def _numbered(pattern: str) -> str:
+    return rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
+
+
+def _matches(wanted: Sequence[Wanted], paths: Sequence[str]) -> list[dict[str, str]]:
+    """For each expression the paths that it matches, with the text of its group `idx`."""
+    if not any(_may_be_slow(pattern) for pattern, _ in wanted):
+        found = []
+        for pattern, whole in wanted:
+            compiled = re.compile(pattern)
+            each = ((path, compiled.fullmatch(path) if whole else compiled.match(path)) for path in paths)
+            found.append({path: (match.groupdict().get("idx") or "") for path, match in each if match})
+        return found
+    try:
+        child = subprocess.run(
+            [sys.executable, "-I", "-S", "-W", "ignore", "-c", _CHILD],
+            input=json.dumps([wanted, paths]), capture_output=True, text=True, timeout=SECONDS, check=True,
+        )  # fmt: skip
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        slow = [shown(pattern) for pattern, _ in wanted if _may_be_slow(pattern)]
+        raise InputError(
+            f"The patterns of {'adapter_config.json'} are not matched within {SECONDS} seconds; write them without "
+            "repetitions within each other, or name the layers in full:",
+            slow[:5],
+        ) from error
+    answer: list[dict[str, str]] = json.loads(child.stdout)
+    return answer
+
+
+def _may_be_slow(pattern: str) -> bool:
+    """Whether a pattern repeats a group, refers back, or has more than three repetitions of any length."""
+    return bool(re.search(r"\)[*+{]|\(\?P=|\\[1-9]", pattern)) or len(re.findall(r"[*+{]", pattern)) > 4

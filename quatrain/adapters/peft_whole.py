@@ -1,0 +1,254 @@
+"""Weights of the model itself in PEFT's adapter folders: `modules_to_save`, resized embeddings, tied ones.
+
+PEFT wraps each module of `modules_to_save` in a copy that learns. Of a model whose head is tied to the embedding, the
+copy of one is no longer the other: the model is untied. Only `ensure_weight_tying`, or an embedding that was resized
+and is saved with its head, keeps them one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quatrain.adapters.peft_config import PLAIN
+from quatrain.adapters.peft_layers import PREFIX
+from quatrain.adapters.token_rows import learned_rows
+from quatrain.core.errors import InputError
+from quatrain.models.families import Family, family
+from quatrain.models.families.weights import Rename, Split
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.stack import Model
+from quatrain.models.transformer.vocabulary import cannot_untie, is_tied
+
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+COPIES = (
+    ".modules_to_save.weight", ".token_adapter.base_layer.weight", ".base_layer.weight", ".original_module.weight",
+)  # fmt: skip
+"""Names under which PEFT writes an embedding or a head beside or instead of its own, when it saves a resized one or an
+adapter over one; the first that is there counts."""
+
+
+@dataclass
+class Whole:
+    """Weights by our names; those of `still` stand for the base's and do not learn. `unties` tells whether the model's
+    head and embedding are then two.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    still: set[str] = field(default_factory=set)
+    unties: bool = False
+
+
+def operations(config: ModelConfig) -> list[Rename | Split]:
+    """How each weight of the family's files becomes ours, a tied head among them."""
+    kind = family(config.family)
+    found = [each for each in kind.weights(config) if isinstance(each, Rename | Split)]
+    if config.tie_word_embeddings and config.head in LANGUAGE_HEADS:
+        known = {each.theirs for each in found}
+        untied = kind.weights(config.with_(tie_word_embeddings=False))
+        found += [each for each in untied if isinstance(each, Rename | Split) and each.theirs not in known]
+    return found
+
+
+def rename_aliases(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Gives a head under the name that newer files have the family's own, in place; returns the path that each renamed
+    one had.
+    """
+    renamed = {}
+    for alias, name in _head_aliases(family(config.family), operations(config)).items():
+        before, after = (f"{PREFIX}{each.removesuffix('.weight')}." for each in (alias, name))
+        if any(each.startswith(after) for each in tensors):  # written under both names
+            for each in [each for each in tensors if each.startswith(before)]:
+                del tensors[each]
+            continue
+        for each in [each for each in tensors if each.startswith(before)]:
+            tensors[after + each.removeprefix(before)] = tensors.pop(each)
+            renamed[name.removesuffix(".weight")] = alias.removesuffix(".weight")
+    return renamed
+
+
+def write_aliases(model: Model, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Adds the head's tensors under its other names, and those names to the configuration, in place.
+
+    GPT-NeoX's head is `embed_out` in older releases of transformers and `lm_head` in newer ones; PEFT passes over the
+    name that the model at hand does not have.
+    """
+    for alias, name in _head_aliases(family(model.config.family), operations(model.config)).items():
+        old, new = name.removesuffix(".weight"), alias.removesuffix(".weight")
+        copies = {
+            f"{PREFIX}{new}.{each.removeprefix(f'{PREFIX}{old}.')}": tensor.clone()
+            for each, tensor in tensors.items()
+            if each.startswith(f"{PREFIX}{old}.")
+        }
+        tensors |= copies
+        for key in ("modules_to_save", "target_modules"):
+            if copies and old in (config.get(key) or ()):
+                config[key] = sorted({*config[key], new})
+        for key in ("rank_pattern", "alpha_pattern", "trainable_token_indices"):
+            if copies and isinstance(config.get(key), dict) and old in config[key]:
+                config[key] = config[key] | {new: config[key][old]}
+
+
+def _head_aliases(kind: Family, known: list[Rename | Split]) -> dict[str, str]:
+    """Other names of the head's matrix; those of an embedding may mean one of several copies that PEFT tells apart."""
+    heads = {each.theirs for each in known if each.targets == [HEAD]}
+    return {alias: name for alias, name in kind.aliases.items() if name in heads}
+
+
+def rename_copies(config: ModelConfig, tensors: dict[str, Tensor]) -> set[str]:
+    """Gives what PEFT wrote of an embedding or a head under other names its own, in place; returns the names of those
+    that are the base's under an adapter.
+    """
+    still = set()
+    for operation in operations(config):
+        if operation.targets not in ([EMBEDDING], [HEAD]):
+            continue
+        own = f"{PREFIX}{operation.theirs}"
+        for end in COPIES:
+            copy = tensors.pop(own.removesuffix(".weight") + end, None)
+            if copy is not None and own not in tensors:
+                tensors[own] = copy
+                still |= {own} if end == ".base_layer.weight" else set()
+    return still
+
+
+def take(
+    model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], still: set[str], problems: list[str]
+) -> Whole:
+    """The whole weights of an adapter folder, taken out of `tensors`; the model does not change. `still` is what
+    `rename_copies` gave.
+    """
+    found, state = Whole(), dict(model.named_parameters(remove_duplicate=False))
+    for operation in operations(model.config):
+        name = f"{PREFIX}{operation.theirs}"
+        if name not in tensors:
+            continue
+        tensor = tensors.pop(name)
+        try:
+            read = dict(operation.read(lambda theirs, tensor=tensor: tensor))  # type: ignore[misc]
+        except (RuntimeError, IndexError, ValueError):
+            read = {}
+        if not read or any(own not in state or state[own].shape != each.shape for own, each in read.items()):
+            problems.append(f"{name}: of another shape than the model's: {tuple(tensor.shape)}")
+            continue
+        found.tensors |= read
+        found.still |= set(read) if name in still else set()
+    if config["peft_type"] != PLAIN:  # ours, whose parts may have learned their biases alone
+        problems += _missing(model, config, found.tensors)
+    _tie(model, config, found, problems)
+    return found
+
+
+def _tie(model: Model, config: Mapping[str, Any], found: Whole, problems: list[str]) -> None:
+    """Settles whether a tied model stays so, and gives both names their tensor where it does."""
+    given = {name: found.tensors[name] for name in (EMBEDDING, HEAD) if name in found.tensors}
+    if not given or not (is_tied(model) or model.untied):
+        return
+    kind = family(model.config.family)
+    saved = any(_names(kind, config, each) for each in operations(model.config) if given.keys() & set(each.targets))
+    both = len(given) == 2
+    alike = both and torch.equal(given[EMBEDDING], given[HEAD])
+    if config.get("ensure_weight_tying") or not saved:
+        if both and not alike:
+            problems.append(
+                "the embedding and the head, which the model ties, differ in the adapter's weights, and "
+                "modules_to_save names neither"
+            )
+        one = next(iter(given.values()))
+        if EMBEDDING in given or not found.still:
+            found.tensors |= {EMBEDDING: one, HEAD: one}
+        return
+    found.unties = True
+    if reason := cannot_untie(model):
+        problems.append(f"modules_to_save: {reason}")
+
+
+def _names(kind: Family, config: Mapping[str, Any], operation: Rename | Split) -> bool:
+    """Whether `modules_to_save` names the module of an operation, by its path's end."""
+    own = operation.theirs
+    aliases = [alias for alias, name in _head_aliases(kind, [operation]).items() if name == own]
+    paths = [each.removesuffix(".weight") for each in (own, *aliases)]
+    saved = config.get("modules_to_save") or ()
+    return any(path == name or path.endswith(f".{name}") for path in paths for name in saved)
+
+
+def _missing(model: Model, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
+    """The weights of parts in `modules_to_save` that the adapter lacks; PEFT names heads that the model has not."""
+    state, kind = dict(model.named_parameters(remove_duplicate=False)), family(model.config.family)
+    return [
+        f"{PREFIX}{operation.theirs}: missing, and modules_to_save names it"
+        for operation in kind.weights(model.config)
+        if isinstance(operation, Rename | Split)
+        and _names(kind, config, operation)
+        and set(operation.targets) <= state.keys()
+        and not set(operation.targets) <= tensors.keys()
+    ]
+
+
+def write(model: Model, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The family's tensors of weights that have learned whole, of a fused one all parts, by the names of the files; and
+    what the configuration says of them.
+    """
+    state = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    wanted, tensors = set(names), dict[str, Tensor]()
+    tied = is_tied(model) and bool(wanted & {EMBEDDING, HEAD})
+    if tied:
+        wanted |= {EMBEDDING, HEAD}
+    state |= _with_rows(model, state, wanted)
+    for operation in operations(model.config):
+        if wanted & set(operation.targets):
+            tensors |= dict(operation.write(state.__getitem__))
+            wanted -= set(operation.targets)
+    if wanted - ({HEAD} if tied else set()):
+        raise InputError("These weights have no name in the family's files:", sorted(wanted))
+    saved = sorted({name.rpartition(".")[0] for name in tensors}) or None
+    if not tied:
+        return tensors, {"modules_to_save": saved}
+    head = [each.theirs.removesuffix(".weight") for each in operations(model.config) if HEAD in each.targets]
+    tensors |= {f"{name}.weight": tensors[f"{name}.weight"].clone() for name in head}  # files share no memory
+    return tensors, {
+        "modules_to_save": [name for name in saved or () if name not in head],
+        "ensure_weight_tying": True,
+    }
+
+
+def _with_rows(model: Model, state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Matrices with the rows of single tokens in them, where PEFT cannot hold both; added to `wanted`.
+
+    PEFT lets no module learn whole and by rows, and of a base that ties them shares the embedding's rows with the head.
+    """
+    rows = learned_rows(model)
+    if rows is None or not folds_rows(model, wanted):
+        return {}
+    tables = {f"{part}.weight": table for part, table in rows.tables().items()}
+    if rows.tied and EMBEDDING in tables:
+        tables[HEAD] = tables[EMBEDDING]
+    folded = {}
+    for name, table in tables.items():
+        folded[name] = state[name].clone()
+        folded[name][list(rows.ids)] = table.detach().to(folded[name])
+    wanted |= set(folded)
+    return folded
+
+
+def folds_rows(model: Model, whole: set[str]) -> bool:
+    """Whether the rows of single tokens are written within the whole embedding or head."""
+    rows = learned_rows(model)
+    if rows is None:
+        return False
+    names = {f"{part}.weight" for part in rows.tables()}
+    return bool(names & whole) or (model.untied and HEAD in whole and EMBEDDING in names)
+
+
+def place(model: Model, whole: Whole) -> None:
+    """Puts the weights into a frozen model; those that are not `still` learn."""
+    state = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, tensor in whole.tensors.items():
+            if name in state:
+                state[name].requires_grad_(name not in whole.still).copy_(tensor)
+

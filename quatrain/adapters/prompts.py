@@ -1,0 +1,137 @@
+"""Prompts that are learned, over a model that is frozen whole: soft prompts, p-tuning, prefixes.
+
+Lester et al. 2021 (prompt tuning, arXiv 2104.08691), Liu et al. 2021 (p-tuning, arXiv 2103.10385), Li and Liang 2021
+(prefix tuning, arXiv 2101.00190).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quatrain.core.errors import InputError
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.context import Prefix
+from quatrain.models.transformer.soft_prompts import SoftPrompt
+from quatrain.models.transformer.stack import Model
+
+
+class PromptTuning(SoftPrompt):
+    """`length` embeddings, drawn at random or begun as those of a text's tokens."""
+
+    method: ClassVar[str] = "prompt"
+
+    def __init__(self, length: int, width: int, device: torch.device | str = "cpu"):
+        super().__init__()
+        self.length = length
+        self.rows = nn.Parameter(torch.zeros(length, width, device=device))
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Standard normal, as an embedding is drawn."""
+        with torch.no_grad():
+            self.rows.copy_(torch.randn(self.rows.shape, generator=generator))
+
+    def begin_as(self, embedding: Tensor, ids: Sequence[int]) -> None:
+        """Begins as the embeddings of these tokens, over and over where they are fewer than the slots."""
+        if not ids:
+            raise InputError("text: empty; a soft prompt begins as the tokens of a text, or leave it out.")
+        chosen = [ids[place % len(ids)] for place in range(self.length)]
+        with torch.no_grad():
+            self.rows.copy_(embedding[chosen])
+
+    def embeddings(self) -> Tensor:
+        return self.rows
+
+    def plain(self) -> Tensor:
+        """What a file holds: the embeddings (length, width)."""
+        return self.embeddings().detach()
+
+
+class PTuning(PromptTuning):
+    """Embeddings behind a small network of three layers, by which they depend on each other while they are learned."""
+
+    method: ClassVar[str] = "p-tuning"
+
+    def __init__(self, length: int, width: int, hidden: int, device: torch.device | str = "cpu"):
+        super().__init__(length, width, device)
+        self.network = nn.Sequential(
+            nn.Linear(width, hidden, device=device), nn.ReLU(),
+            nn.Linear(hidden, hidden, device=device), nn.ReLU(),
+            nn.Linear(hidden, width, device=device),
+        )  # fmt: skip
+
+    def draw(self, generator: torch.Generator) -> None:
+        super().draw(generator)
+        from quatrain.adapters.layer import draw_uniform
+
+        for layer in self.network:
+            if isinstance(layer, nn.Linear):
+                draw_uniform(layer.weight, generator)
+                with torch.no_grad():
+                    layer.bias.zero_()
+
+    def embeddings(self) -> Tensor:
+        found: Tensor = self.network(self.rows)
+        return found
+
+
+class PrefixTuning(SoftPrompt):
+    """Keys and values of `length` slots in every layer. `rows` (length, layers * 2 * num_key_value_heads * head_dim).
+
+    With `hidden`, rows are embeddings behind a small network of two layers, as the paper found steadier to learn.
+    """
+
+    method: ClassVar[str] = "prefix"
+
+    def __init__(self, length: int, config: ModelConfig, hidden: int = 0, device: torch.device | str = "cpu"):
+        super().__init__()
+        self.length, self.layers = length, config.num_hidden_layers
+        self.heads, self.width = config.num_key_value_heads, config.head_dim
+        size = self.heads * self.width
+        whole = self.layers * 2 * size
+        self.rows = nn.Parameter(torch.zeros(length, size if hidden else whole, device=device))
+        self.network: nn.Sequential | None = None
+        if hidden:
+            self.network = nn.Sequential(
+                nn.Linear(size, hidden, device=device), nn.Tanh(), nn.Linear(hidden, whole, device=device)
+            )
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Standard normal, as an embedding is drawn; the network as linear layers are."""
+        from quatrain.adapters.layer import draw_uniform
+
+        with torch.no_grad():
+            self.rows.copy_(torch.randn(self.rows.shape, generator=generator))
+        for layer in self.network or ():
+            if isinstance(layer, nn.Linear):
+                draw_uniform(layer.weight, generator)
+                with torch.no_grad():
+                    layer.bias.zero_()
+
+    def embeddings(self) -> None:
+        return None
+
+    def _whole(self) -> Tensor:
+        return self.rows if self.network is None else self.network(self.rows)
+
+    def keys_values(self) -> Prefix:
+        found = self._whole().view(self.length, self.layers, 2, self.heads, self.width).permute(1, 2, 3, 0, 4)
+        return Prefix([(keys, values) for keys, values in found])
+
+    def plain(self) -> Tensor:
+        """What a file holds: keys and values of all layers (length, layers * 2 * heads * head_dim)."""
+        return self._whole().detach()
+
+
+def check(model: Model, method: str) -> None:
+    """Raises InputError where no prompt can stand before what a model reads."""
+    problems = []
+    if model.encoder is not None and method == "prefix":
+        problems.append(f"method: prefix; a {model.config.family} has an encoder, of which prompt and p-tuning are")
+    if model.prompt is not None:
+        problems.append("method: the model has a soft prompt already")
+    if problems:
+        raise InputError("This adapter cannot be applied:", problems)

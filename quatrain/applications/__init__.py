@@ -1,1 +1,0 @@
-"""What trained models are used for: questions to a database, and whatever follows."""

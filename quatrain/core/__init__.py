@@ -1,0 +1,1 @@
+"""What every layer may use: errors, typed settings, atomic files, progress, facts about the process."""

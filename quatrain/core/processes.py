@@ -1,0 +1,35 @@
+"""Which of several processes this is, as torchrun's environment says, without importing torch."""
+
+from __future__ import annotations
+
+import os
+
+from quatrain.core.errors import InputError
+
+RANGES = {
+    "RANK": (0, 2**20),
+    "WORLD_SIZE": (1, 2**20),
+    "LOCAL_RANK": (0, 2**20),
+    "LOCAL_WORLD_SIZE": (1, 2**20),
+    "MASTER_PORT": (0, 65535),
+}
+"""The numbers that torchrun puts into the environment, with the least and the largest value of each."""
+
+
+def environment_number(name: str, default: int = 0) -> int:
+    """A number of torchrun's; `default` where it is not set. Raises InputError for a value that is none."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    least, largest = RANGES[name]
+    if text.isascii() and text.isdigit() and least <= int(text[:18]) <= largest:
+        return int(text)
+    raise InputError(
+        f"{name}={text[:40]!r}: must be a whole number from {least} to {largest:,}; torchrun sets it, unset it where "
+        "one process works alone"
+    )
+
+
+def process_number() -> tuple[int, int]:
+    """(rank, size): the number of this process and how many there are; (0, 1) alone."""
+    return environment_number("RANK"), environment_number("WORLD_SIZE", 1)

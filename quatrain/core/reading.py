@@ -1,0 +1,268 @@
+"""The one way in for the user's files: a path is looked at before it is opened, and bytes become typed values.
+
+Every JSON, TOML and safetensors header that a person or another library wrote is read here. A file that cannot be used
+raises InputError, which names the file, the place in it, what was expected, and what to do. Limits on size and nesting
+hold before anything is built from the content, so that no file hangs or fills the memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+from quatrain.core.errors import InputError
+
+MAX_DEPTH = 64
+"""Lists and tables within each other. Real configurations and tool schemas stay below 20."""
+
+MAX_DIGITS = 300
+"""Digits of one whole number; float64 ends at 309."""
+
+MAX_JSON_BYTES = 16 * 1024 * 1024
+"""A configuration, a manifest, a file of labels. A tokenizer's file is larger and says so where it is read."""
+
+_KINDS = {
+    stat.S_ISDIR: "a folder, not a file",
+    stat.S_ISFIFO: "a pipe; write its content to a file first",
+    stat.S_ISSOCK: "a socket, not a file",
+    stat.S_ISCHR: "a device, not a file",
+    stat.S_ISBLK: "a device, not a file",
+}
+
+
+def user_path(text: str | Path, what: str = "the path") -> Path:
+    """A path that a user wrote, with `~` replaced. Raises InputError for one that no system can open.
+
+    Covers NUL bytes, names that are too long, symbolic links in a circle and the home of an unknown user.
+    """
+    text = str(text)
+    if "\0" in text:
+        raise InputError(f"{what} {shown(text)} contains a NUL character, which no file name can have")
+    if not text:
+        raise InputError(f"{what} is empty; give a file or folder")
+    path = Path(text)
+    try:
+        path = path.expanduser()
+        path.stat()
+    except RuntimeError as error:  # ~nosuch, or no HOME
+        raise InputError(f"{what} {shown(text)}: the home folder of {path.parts[0]} is not known") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise InputError(f"{what} {shown(text)} cannot be opened: {_reason(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{what} {shown(text)} cannot be opened: {error}") from error
+    return path
+
+
+def exists(text: str | Path) -> bool:
+    """Whether there is something at a path that a user wrote; False for one that no system can open or look at."""
+    try:
+        return user_path(text).exists()
+    except (InputError, OSError):
+        return False
+
+
+def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The content of a regular file of at most `max_bytes`.
+
+    Raises InputError for a file that does not exist, is no regular file (a pipe is not waited for), cannot be read, or
+    is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise InputError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read of such a file")
+        try:
+            content = file.read(max_bytes + 1)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {_reason(error)}") from error
+    if len(content) > max_bytes:
+        raise InputError(f"{path} has more than the {max_bytes:,} bytes that are read of such a file")
+    return content
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """A regular file, open for reading its bytes: for files of any size, which are read in blocks.
+
+    Raises InputError for one that does not exist, cannot be read, or is a folder, a pipe, a socket or a device.
+    """
+    path = user_path(path)
+    try:
+        # a pipe without a writer would block at opening
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, not a file") from error
+        raise InputError(f"{path} cannot be read: {_reason(error)}") from error
+    about = os.fstat(handle)
+    for is_kind, said in _KINDS.items():
+        if is_kind(about.st_mode):
+            os.close(handle)
+            raise InputError(f"{path} is {said}")
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> str:
+    """The text of a UTF-8 file, a byte order mark removed. Raises InputError with the place of the first wrong byte."""
+    return decode(read_bytes(path, max_bytes), str(path))
+
+
+def decode(content: bytes, where: str) -> str:
+    """Bytes as UTF-8 text; UTF-16 is read where it has a byte order mark. `where` names the file in messages."""
+    for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if content.startswith(mark):
+            try:
+                return content.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where} begins like UTF-16 but is not: {error.reason}") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{where}, line {line}: byte 0x{content[error.start]:02x} at {error.start:,} is not UTF-8; save the file "
+            "as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise InputError(f"{where}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL character; is it text?")
+    return text
+
+
+def read_json(path: str | Path, schema: Any = dict, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """The value of a JSON file, checked against `schema`: `dict`, `list`, or any type that pydantic knows.
+
+    Raises InputError for everything that `parse_json` refuses.
+    """
+    return parse_json(read_text(path, max_bytes), str(path), schema)
+
+
+def parse_json(text: str, where: str, schema: Any = dict) -> Any:
+    """The value of a JSON text. `where` names it in messages; `schema` is as in `read_json`.
+
+    Raises InputError for a syntax error with line and column, nesting beyond `MAX_DEPTH`, numbers beyond `MAX_DIGITS`,
+    text behind the value, and a value of another type, all wrong places at once.
+    """
+    _check_depth(text, where)
+    try:
+        value = json.loads(text, parse_int=_whole_number)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from error
+    return typed(value, where, schema)
+
+
+def read_toml(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The table of a TOML file. Raises InputError as `parse_toml` does."""
+    return parse_toml(read_text(path, max_bytes), str(path))
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The table of a TOML text. Raises InputError for a syntax error, deep nesting and numbers beyond `MAX_DIGITS`."""
+    import tomllib
+
+    try:
+        value = tomllib.loads(text.replace("\r\n", "\n"))
+    except RecursionError as error:
+        raise InputError(f"{where}: nested too deeply; at most {MAX_DEPTH} levels are read") from error
+    except ValueError as error:  # TOMLDecodeError, and numbers with more digits than Python reads
+        raise InputError(f"{where}: not TOML: {error}") from error
+    if depth_of(value) > MAX_DEPTH:
+        raise InputError(f"{where}: nested {depth_of(value)} levels deep; at most {MAX_DEPTH} are read")
+    return value
+
+
+def typed(value: Any, where: str, schema: Any) -> Any:
+    """`value` as the type `schema`; raises InputError that names every wrong place."""
+    if schema is Any:
+        return value
+    if schema in (dict, list, str):
+        if not isinstance(value, schema):
+            names = {dict: "a table {…}", list: "a list […]", str: "a text"}
+            raise InputError(f"{where}: must be {names[schema]}, not {kind_of(value)}")
+        return value
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(schema).validate_python(value, strict=True)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {shown(problem['input'])}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise InputError(f"{where} cannot be used:", problems) from error
+
+
+def kind_of(value: Any) -> str:
+    """The JSON kind of a value in words: "a list", "a number"."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    for kind, said in ((int | float, "a number"), (str, "a text"), (list, "a list"), (dict, "a table")):
+        if isinstance(value, kind):
+            return said
+    return type(value).__name__
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A user's value within a message: one line, control characters as text, cut to `limit` characters."""
+    try:
+        text = repr(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except ValueError:  # digits beyond what Python writes
+        text = f"a {type(value).__name__} with a number of too many digits"
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def depth_of(value: Any) -> int:
+    """How deep lists and tables are nested in a value; 0 for a plain one. Does not recurse."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _check_depth(text: str, where: str) -> None:
+    """Refuse deep nesting before the parser recurses into it; brackets within strings do not count."""
+    depth, in_string, escaped = 0, False, False
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    for character in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                in_string = False
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise InputError(f"{where}: nested deeper than the {MAX_DEPTH} levels that are read")
+        elif character in "]}":
+            depth -= 1
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits; at most {MAX_DIGITS} are read")
+    return int(digits)
+
+
+def _reason(error: OSError) -> str:
+    return {
+        errno.ENOENT: "it does not exist",
+        errno.EACCES: "you have no permission",
+        errno.EPERM: "you have no permission",
+        errno.ELOOP: "its symbolic links go in a circle",
+        errno.ENAMETOOLONG: "the name is too long",
+        errno.ENXIO: "it is a socket or a pipe without a writer",
+    }.get(error.errno or 0, error.strerror or str(error))

@@ -1,0 +1,156 @@
+"""Trackers: what `metrics.jsonl` holds, shown by TensorBoard, trackio or Weights & Biases as well.
+
+Each writes into the run's folder or its own usual place, without a network: W&B runs offline unless it is logged in and
+QUATRAIN_OFFLINE is not set. A tracker that fails says so once and is left; training goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from quatrain.core.offline import offline
+
+LIBRARIES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
+"""The library that each tracker needs."""
+
+
+class Tracker(Protocol):
+    """Takes the numbers of a step."""
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """The values of a step of a stage."""
+        ...
+
+    def close(self) -> None:
+        """Ends the stage's part."""
+        ...
+
+
+def missing(names: Sequence[str]) -> list[str]:
+    """What to install for these trackers, a line each."""
+    return [
+        f'tracking: "{name}" needs the library {LIBRARIES[name]}; install it with: pip install {LIBRARIES[name]}'
+        for name in names
+        if importlib.util.find_spec(LIBRARIES[name]) is None
+    ]
+
+
+class TensorBoard:
+    """Event files below RUN/tensorboard/STAGE; what an interrupted attempt wrote after the resumed step is purged."""
+
+    def __init__(self, folder: Path, run: str, stage: str, config: Mapping[str, Any], resume_step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=resume_step + 1)
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """A scalar for each value."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self.writer.close()
+
+
+class Trackio:
+    """A run of the project quatrain in trackio's local database."""
+
+    def __init__(self, folder: Path, run: str, stage: str, config: Mapping[str, Any], resume_step: int):
+        import trackio
+
+        self.library: Any = trackio
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints, where a run has lines or JSON of its own
+            trackio.init(project="quatrain", name=f"{run}-{stage}", config=dict(config), resume="allow")
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """The values of a step."""
+        self.library.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Ends the run."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.library.finish()
+
+
+class WandB:
+    """A run of the project quatrain at Weights & Biases; offline, below RUN/wandb."""
+
+    def __init__(self, folder: Path, run: str, stage: str, config: Mapping[str, Any], resume_step: int):
+        import wandb
+
+        known = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").is_file()
+        mode: Any = "online" if known and not offline() else "offline"
+        settings = wandb.Settings(console="off", silent=True)
+        self.run: Any = wandb.init(project="quatrain", name=f"{run}-{stage}", dir=str(folder), mode=mode,
+                                   config=dict(config), resume="allow", settings=settings)  # fmt: skip
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """The values of a step."""
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self.run.finish()
+
+
+TRACKERS: dict[str, Callable[[Path, str, str, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": WandB,
+}
+
+
+class Trackers:
+    """Several trackers of one stage as one; a context, closed at its end whatever happens."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        *,
+        run: str,
+        stage: str,
+        config: Mapping[str, Any],
+        resume_step: int,
+        warn: Callable[[str], None],
+    ):
+        self.stage, self.warn = stage, warn
+        self.open: dict[str, Tracker] = {}
+        for name in names:
+            self._try(name, partial(self._start, name, folder, run, config, resume_step))
+
+    def _start(self, name: str, folder: Path, run: str, config: Mapping[str, Any], resume_step: int) -> None:
+        self.open[name] = TRACKERS[name](folder, run, self.stage, config, resume_step)
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """A line of `metrics.jsonl`: its numbers go to every tracker."""
+        values = {
+            name: float(value)
+            for name, value in entry.items()
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for name, tracker in list(self.open.items()):
+            self._try(name, partial(tracker.log, self.stage, int(entry["step"]), values))
+
+    def _try(self, name: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self.open.pop(name, None)
+            self.warn(f"tracking: {name} failed and is left ({type(error).__name__}: {error}); metrics.jsonl goes on.")
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for name, tracker in list(self.open.items()):
+            self._try(name, tracker.close)
+        self.open.clear()

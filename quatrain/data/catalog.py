@@ -1,0 +1,219 @@
+"""Named sources of text: where each comes from, its checksum and its licence.
+
+The sources are listed in `catalog.toml`. One is looked for in the folder that QUATRAIN_DATA names, then in the cache,
+and downloaded only then. Any book of Project Gutenberg has a name: `gutenberg:` and its number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from quatrain.core.errors import InputError, OfflineError, QuatrainError
+from quatrain.core.offline import offline
+from quatrain.core.reading import shown, user_path
+from quatrain.data.download import Progress, download, sha256_of
+
+_GUTENBERG = re.compile(r"gutenberg:0*([1-9]\d{0,6})$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One file that holds a source: its path below QUATRAIN_DATA or the cache, its checksum and size in bytes, and the
+    address that it is downloaded from (without one it is found on disk or not at all)."""
+
+    path: str
+    sha256: str | None = None
+    size: int | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named text. `format` is how it is read: text, jsonl, alpaca, a format of `quatrain.data.formats`, or sqlite for
+    databases. All copies hold the same content.
+
+    `where` takes those rows alone whose columns have these values; `databases` is the source that questions ask.
+    """
+
+    name: str
+    description: str
+    licence: str
+    format: str
+    copies: tuple[Copy, ...]
+    where: tuple[tuple[str, str], ...] = ()
+    databases: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Where its first copy is below QUATRAIN_DATA."""
+        return self.copies[0].path
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of its first copy, None where not known."""
+        return self.copies[0].size
+
+    @property
+    def sha256(self) -> str | None:
+        """Checksum of its first copy, None where not known."""
+        return self.copies[0].sha256
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses it can be downloaded from."""
+        return tuple(copy.url for copy in self.copies if copy.url is not None)
+
+
+def _read_catalog() -> dict[str, Source]:
+    with Path(__file__).with_name("catalog.toml").open("rb") as file:
+        tables = tomllib.load(file)
+    return {
+        name: Source(
+            name,
+            **table
+            | {
+                "copies": tuple(Copy(**copy) for copy in table["copies"]),
+                "where": tuple(table.get("where", {}).items()),
+            },
+        )
+        for name, table in tables.items()
+    }
+
+
+CATALOG: dict[str, Source] = _read_catalog()
+
+
+def find(name: str) -> Source | None:
+    """The source of that name, or any Gutenberg book's `gutenberg:N`; None where there is none."""
+    if name in CATALOG:
+        return CATALOG[name]
+    if found := _GUTENBERG.match(name):
+        number = found[1]
+        known = f"gutenberg:{number}"
+        if known in CATALOG:
+            return CATALOG[known]
+        url = f"https://www.gutenberg.org/cache/epub/{number}/pg{number}.txt"
+        return Source(
+            known,
+            f"Project Gutenberg's book {number}",
+            "as the book's Project Gutenberg licence says; most are public domain in the USA",
+            "text",
+            (Copy(f"text/gutenberg/pg{number}.txt", url=url),),
+        )
+    return None
+
+
+def get(name: str) -> Source:
+    """The source of that name; raises InputError with the nearest names where there is none."""
+    source = find(name)
+    if source is None:
+        near = difflib.get_close_matches(name.lower(), CATALOG, 3, 0.5)
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(
+            f"{name!r} is no name of the catalog. {hint}Known are {', '.join(CATALOG)}, and gutenberg:N for any book "
+            "of Project Gutenberg"
+        )
+    return source
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: QUATRAIN_CACHE, or the place that the system has for it.
+
+    Raises InputError where QUATRAIN_CACHE cannot be a folder, or no home folder is known.
+    """
+    if chosen := os.environ.get("QUATRAIN_CACHE"):
+        folder = user_path(chosen, "QUATRAIN_CACHE")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"QUATRAIN_CACHE={shown(chosen)}: must be a folder, which is made where it is missing")
+        return folder
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "quatrain" / "Cache"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "quatrain"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quatrain"
+    except RuntimeError as error:
+        raise InputError("the home folder is not known; set HOME, or QUATRAIN_CACHE for the downloads") from error
+
+
+def data_folder() -> Path | None:
+    """The folder that QUATRAIN_DATA names, None where it is not set. Raises InputError where it is no folder."""
+    chosen = os.environ.get("QUATRAIN_DATA")
+    if not chosen:
+        return None
+    folder = user_path(chosen, "QUATRAIN_DATA")
+    if not folder.is_dir():
+        raise InputError(f"QUATRAIN_DATA={shown(chosen)}: must be a folder that is there; unset it to do without")
+    return folder
+
+
+def _folders() -> list[Path]:
+    data = data_folder()
+    return [*([data] if data is not None else []), cache_folder() / "data"]
+
+
+def locate(source: Source | str) -> Path | None:
+    """The file of a source that is already on this machine, its checksum verified; None where there is none.
+
+    Raises QuatrainError for a file that is there but is not the one expected.
+    """
+    source = get(source) if isinstance(source, str) else source
+    for folder in _folders():
+        for copy in source.copies:
+            path = folder / copy.path
+            if path.is_file():
+                _verify(path, copy, source)
+                return path
+    return None
+
+
+def fetch(source: Source | str, *, progress: Progress | None = None, tries: int = 4) -> Path:
+    """The verified file of a source: from QUATRAIN_DATA, from the cache, or downloaded into the cache.
+
+    Raises InputError for an unknown name, OfflineError, with where to put the file, when the network is needed and
+    forbidden or out of reach, QuatrainError for a file that is not the one expected.
+    """
+    source = get(source) if isinstance(source, str) else source
+    found = locate(source)
+    if found is not None:
+        return found
+    remedy = _remedy(source)
+    for copy in source.copies:
+        if copy.url is not None:
+            target = cache_folder() / "data" / copy.path
+            return download(
+                copy.url, target, sha256=copy.sha256, size=copy.size, progress=progress, tries=tries, remedy=remedy
+            )
+    forbidden = " (and QUATRAIN_OFFLINE forbids the network)" if offline() else ""
+    raise OfflineError(
+        f"{source.name} is not on this machine and has no address to download it from{forbidden}. {remedy}."
+    )
+
+
+def _remedy(source: Source) -> str:
+    """Where to put the file by hand."""
+    data, copy = data_folder(), source.copies[0]
+    if data is not None:
+        place = f"Put the file at {data / copy.path} (QUATRAIN_DATA)"
+    else:
+        place = f"Set QUATRAIN_DATA to a folder that holds it as {copy.path}"
+    return f"{place}, or at {cache_folder() / 'data' / copy.path}"
+
+
+def _verify(path: Path, copy: Copy, source: Source) -> None:
+    if copy.size is not None and path.stat().st_size != copy.size:
+        found, expected = f"{path.stat().st_size:,} bytes", f"{copy.size:,} bytes"
+    elif copy.sha256 is not None and (digest := sha256_of(path)) != copy.sha256:
+        found, expected = f"SHA-256 {digest}", f"SHA-256 {copy.sha256}"
+    else:
+        return
+    raise QuatrainError(
+        f"{path} is not {source.name} as the catalog knows it: found {found}, expected {expected}. Put the right file "
+        "there or remove this one; to use it as it is, give its path instead of the name"
+    )

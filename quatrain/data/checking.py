@@ -1,0 +1,298 @@
+"""A data file checked before anything is learned from it: every fault with its place, field and fix, all at once.
+
+The report also says what was found: format, rows, labels and lengths.
+"""
+
+from __future__ import annotations
+
+import array
+import codecs
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quatrain.core.errors import InputError
+from quatrain.data.corpus import Corpus, Files
+from quatrain.data.decoding import explain_byte, read_blocks, read_text, suffix_of
+from quatrain.data.messages import content_text
+from quatrain.data.records import (
+    AnyRecord,
+    Choice,
+    Conversation,
+    Fault,
+    LabelledText,
+    Pair,
+    Preference,
+    Question,
+    SQLQuestion,
+    TaggedTokens,
+    Text,
+)
+from quatrain.data.rules import Finding, Repetitions, Tags, check_record
+from quatrain.data.sources import left_out
+from quatrain.data.unread import UnreadFields
+from quatrain.tokenizers.named_templates import templates_at
+
+#: This many faults and this many warnings are shown, all are counted.
+LIMIT = 100
+
+#: The chat template that a recipe gives a new tokenizer.
+DEFAULT_TEMPLATE = "chatml"
+
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+
+QUANTILES = (("least", 0.0), ("quarter", 0.25), ("median", 0.5), ("three quarters", 0.75), ("95 %", 0.95),
+             ("99 %", 0.99), ("most", 1.0))  # fmt: skip
+
+
+@dataclass
+class Report:
+    """What a check found: the first faults and warnings, the counts of all, and what the data looks like."""
+
+    source: str
+    format: str
+    described: str
+    rows: int = 0
+    records: int = 0
+    faults: list[Finding] = field(default_factory=list)
+    fault_count: int = 0
+    warnings: list[Finding] = field(default_factory=list)
+    warning_count: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    scheme: str | None = None
+    unit: str = "characters"
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    left_out_count: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no fault. Warnings do not count."""
+        return not self.fault_count
+
+    def add(self, finding: Finding) -> None:
+        """Notes a fault or a warning."""
+        if finding.warning:
+            self.warning_count += 1
+            if len(self.warnings) < LIMIT:
+                self.warnings.append(finding)
+        else:
+            self.fault_count += 1
+            if len(self.faults) < LIMIT:
+                self.faults.append(finding)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for programs."""
+        told = asdict(self)
+        return {"ok": self.ok, **told}
+
+
+def check(
+    source: str | Path,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    count: Callable[[str], int] = len,
+    unit: str = "characters",
+    template: str | None = None,
+    **options: Any,
+) -> Report:
+    """Read all of `source` and report what is wrong with it. `count` measures a text, in `unit`.
+
+    Chats are rendered with `template`, a name such as "chatml" (the default), a Jinja file or the folder of a model:
+    fields that change nothing are named. `options` are those of `Corpus`. Raises InputError where nothing can be read:
+    no file, no known format, no such template.
+    """
+    templates = templates_at(template or DEFAULT_TEMPLATE)
+    corpus = Corpus(source, format=format, columns=columns, reader=read_anyway, **options)
+    report = Report(corpus.source, corpus.format, corpus.layout.describe(), unit=unit)
+    left = left_out(source)
+    report.left_out, report.left_out_count = left.lines(source), left.count
+    if left.count > left.read:
+        text = f"{left.count:,} files are left out and {left.read:,} read; name those that hold the data"
+        report.add(Finding(str(source), text))
+    if isinstance(corpus.origin, Files):
+        for path in corpus.origin.files:
+            for finding in wrong_bytes(path):
+                report.add(finding)
+    unread = None
+    if corpus.format in ("chat", "preference"):
+        unread = UnreadFields(templates, template or DEFAULT_TEMPLATE, corpus.convert)
+    _Check(corpus, report, count, unread).run()
+    if unread is not None:
+        if unread.refusal is not None:
+            place, text = unread.refusal
+            report.add(Finding(place, f"{text} ({unread.refused:,} rows)", None, template is None))
+        for place, name, text in unread.findings():
+            report.add(Finding(place, text, name, True))
+    order = {str(path): number for number, path in enumerate(getattr(corpus.origin, "files", []))}
+    report.faults.sort(key=lambda each: _position(each.place, order))
+    report.warnings.sort(key=lambda each: _position(each.place, order))
+    return report
+
+
+def _position(place: str, order: Mapping[str, int]) -> tuple[int, int]:
+    path, _, line = place.rpartition(":")
+    number = line.removeprefix("row ")
+    return order.get(path, 0), int(number) if number.isdigit() else 0
+
+
+class _Check:
+    """Goes over the rows of a corpus and fills a report."""
+
+    def __init__(self, corpus: Corpus, report: Report, count: Callable[[str], int], unread: UnreadFields | None):
+        self.corpus, self.report, self.count, self.unread = corpus, report, count, unread
+        self.tags = Tags(LIMIT)
+        self.repeated = Repetitions()
+        self.lengths: dict[str, array.array[int]] = {}
+        self.labels = Counter[str]()
+        self.firsts: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Everything there is to find."""
+        try:
+            for row in self.corpus.rows():
+                self.report.rows += 1
+                try:
+                    records = self.corpus.convert(row)
+                except Fault as fault:
+                    for each in fault.all:
+                        self.report.add(Finding(row.place, str(each), each.field))
+                    continue
+                if self.unread is not None:
+                    self.unread.add(row, records)
+                for record in records:
+                    self.report.records += 1
+                    self._look_at(row, record)
+        except InputError as error:
+            self.report.add(Finding(self.corpus.origin.name, error.message))
+        if not self.report.records and not self.report.fault_count:
+            self.report.add(Finding(self.corpus.origin.name, "there is nothing in it; write at least one row"))
+        self._labels()
+        for name, values in self.lengths.items():
+            self.report.lengths[name] = quantiles(values)
+
+    def _look_at(self, row: Any, record: AnyRecord) -> None:
+        for finding in check_record(row, record):
+            self.report.add(finding)
+        again = self.repeated.add(row, record)
+        if again is not None:
+            self.report.add(again)
+        if isinstance(record, TaggedTokens):
+            self.tags.add(row, record)
+        elif (isinstance(record, LabelledText) and not self.corpus.layout.scores) or isinstance(record, Choice):
+            self._label(str(record.label), row.place)
+        for name, text in parts_of(record):
+            self.lengths.setdefault(name, array.array("q")).append(self.count(text))
+
+    def _label(self, label: str, place: str) -> None:
+        self.labels[label] += 1
+        self.firsts.setdefault(label, place)
+
+    def _labels(self) -> None:
+        """Labels that are rare or alike, and tags that do not follow each other."""
+        report = self.report
+        found, all_of_them = self.tags.findings()
+        for finding in found:
+            report.add(finding)
+        report.fault_count += all_of_them - len(found)
+        report.scheme = self.tags.scheme
+        counts, firsts = (self.tags.count, self.tags.firsts) if self.tags.count else (self.labels, self.firsts)
+        report.labels = dict(counts.most_common())
+        word = "tag" if self.tags.count else "label"
+        if self.corpus.format not in ("labelled", "tagged"):
+            return
+        alike: dict[str, str] = {}
+        for label, count in counts.items():
+            if count == 1 and sum(counts.values()) > len(counts):
+                text = f"the {word} {label!r} is there once, too rare to be learned; give it more examples or mend it"
+                report.add(Finding(firsts[label], text, word, True))
+            other = alike.setdefault("".join(label.casefold().split()), label)
+            if other != label:
+                text = f"the {word}s {label!r} and {other!r} differ in case or spaces alone; write one of them"
+                report.add(Finding(firsts[label], text, word, True))
+        if len(counts) == 1 and sum(counts.values()) > 1:
+            only = next(iter(counts))
+            report.add(Finding(firsts[only], f"{only!r} is the only {word}, so nothing can be learned", word, True))
+
+
+def parts_of(record: AnyRecord) -> Iterator[tuple[str, str]]:
+    """The texts of a record, each with the name of its part, whose lengths are worth knowing."""
+    if isinstance(record, Text):
+        yield "text", record.text
+    elif isinstance(record, Conversation):
+        yield "conversation", "\n".join(content_text(each) for each in record.messages)
+        said = [content_text(each) for each in record.messages if each["role"] == "assistant"]
+        if said:
+            yield "assistant", "\n".join(said)
+    elif isinstance(record, Preference):
+        for name in ("prompt", "chosen", "rejected"):
+            yield name, "\n".join(content_text(each) for each in getattr(record, name))
+    elif isinstance(record, LabelledText):
+        yield "text", record.text
+        if record.other is not None:
+            yield "other", record.other
+    elif isinstance(record, TaggedTokens):
+        yield "sentence", " ".join(record.words)
+    elif isinstance(record, Question):
+        yield "context", record.context
+        yield "question", record.question
+        yield from (("answer", answer) for answer in record.answers[:1])
+    elif isinstance(record, Choice):
+        yield "question", record.question
+        yield "longest choice", max(record.choices, key=len)
+    elif isinstance(record, Pair):
+        yield "source", record.source
+        yield "target", record.target
+    elif isinstance(record, SQLQuestion):
+        yield "question", record.question
+        yield "query", record.query
+
+
+def quantiles(values: array.array[int]) -> dict[str, int]:
+    """Some quantiles, each a value that occurs (the nearest rank)."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {name: ordered[round(share * last)] for name, share in QUANTILES}
+
+
+def read_anyway(path: Path) -> Iterator[str]:
+    """A file's text in pieces, with "�" for what is not UTF-8, so that the rest can be checked too."""
+    head = next(read_blocks(path), b"")
+    if head.startswith(_OTHER_MARKS):
+        yield from read_text(path)
+        return
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+    held = ""
+    for block in read_blocks(path):
+        text = held + decoder.decode(block)
+        # "\r\n" over two blocks is one line end
+        held = "\r" if text.endswith("\r") else ""
+        yield text[: len(text) - len(held)].replace("\r\n", "\n").replace("\r", "\n")
+    yield (held + decoder.decode(b"", True)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def wrong_bytes(path: Path) -> Iterator[Finding]:
+    """The lines of a file that are not UTF-8, each with its first wrong byte and the byte's offset in the file."""
+    if suffix_of(path) == ".parquet":
+        return
+    offset = 0
+    for number, line in enumerate(_byte_lines(path), 1):
+        if number == 1 and line.startswith(_OTHER_MARKS):
+            return
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield Finding(f"{path}:{number}", explain_byte(path, error, "utf-8", offset + error.start))
+        offset += len(line)
+
+
+def _byte_lines(path: Path) -> Iterator[bytes]:
+    held = b""
+    for block in read_blocks(path):
+        *whole, held = (held + block).split(b"\n")
+        yield from (line + b"\n" for line in whole)
+    if held:
+        yield held

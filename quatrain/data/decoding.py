@@ -1,0 +1,205 @@
+"""Files become text: unpacked, decoded and read in blocks, with an exact complaint where a file is no text.
+
+UTF-8, with or without byte order mark, and UTF-16 or UTF-32 with one; line ends become "\\n", as everywhere in Python.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import open_regular
+from quatrain.data.packed import packing_of, unpacked
+
+#: Bytes read at a time.
+BLOCK = 1 << 20
+
+#: Characters of a line, and of a field of a table.
+MAX_LINE = 128 * 1024 * 1024
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the mark of UTF-16, so it stands before it
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_MAGIC = (
+    (b"%PDF-", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive (or a Word, Excel or EPUB file)"),
+    (b"\x1f\x8b", "a gzip file; give it the ending .gz"),
+    (b"BZh91AY&SY", "a bzip2 file; give it the ending .bz2"),
+    (b"\xfd7zXZ\x00", "an xz file; give it the ending .xz"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file; unpack it first"),
+    (b"SQLite format 3\x00", "a SQLite database; name it with data.database"),
+    (b"PAR1\x15", "a Parquet file; give it the ending .parquet"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF89a", "a GIF image"),
+    (b"\x7fELF", "a program"),
+    (b"MZ\x90", "a program"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document"),
+)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file's name says that it is compressed as a whole: .gz, .bz2 or .xz."""
+    return packing_of(path) is not None
+
+
+def suffix_of(path: Path) -> str:
+    """The ending that says the format, lower-case, `.gz`, `.bz2` and `.xz` not counted: ".jsonl" for `a.jsonl.gz`."""
+    return (Path(path.stem).suffix if is_packed(path) else path.suffix).lower()
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """A file's bytes in blocks, unpacked. Raises InputError for a broken archive or an unreadable disk."""
+    packing = packing_of(path)
+    with open_regular(path) as handle:
+        if packing is not None:
+            yield from unpacked(handle, path, packing, BLOCK)
+            return
+        while True:
+            try:
+                block = handle.read(BLOCK)
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+            if not block:
+                return
+            yield block
+
+
+def check_head(path: Path) -> None:
+    """Raise InputError for a file whose beginning already shows that it is no text: absent, empty, binary."""
+    head = next(read_blocks(path), b"")
+    if not head:
+        raise InputError(f"{path} is empty")
+    encoding, mark = _encoding(head)
+    if encoding == "utf-8" and suffix_of(path) != ".parquet":
+        _refuse_binary(path, head[len(mark) : len(mark) + 65536])
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """A file's text in pieces, never the whole in memory.
+
+    Raises InputError with the byte, the line and what to do where it is not text in a known encoding.
+    """
+    decoder: codecs.IncrementalDecoder | None = None
+    encoding = "utf-8"
+    place = _Place()
+    # "\r\n" over two blocks is one line end
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    for block in read_blocks(path):
+        if decoder is None:
+            encoding, mark = _encoding(block)
+            if encoding == "utf-8":
+                _refuse_binary(path, block[len(mark) : len(mark) + 65536])
+            decoder = codecs.getincrementaldecoder(encoding)("strict")
+            place.byte = len(mark)
+            block = block[len(mark) :]
+        yield newlines.decode(_decoded(path, decoder, encoding, block, place))
+    if decoder is not None:
+        yield newlines.decode(_decoded(path, decoder, encoding, b"", place, final=True), final=True)
+
+
+class _Place:
+    """How far a file has been decoded."""
+
+    def __init__(self) -> None:
+        self.byte = 0
+        self.line = 1
+
+
+def _decoded(
+    path: Path, decoder: codecs.IncrementalDecoder, encoding: str, block: bytes, place: _Place, *, final: bool = False
+) -> str:
+    waiting = decoder.getstate()[0]
+    try:
+        text = decoder.decode(block, final)
+    except UnicodeDecodeError as error:
+        at = place.byte - len(waiting) + error.start
+        good = error.object[: error.start].decode(encoding, "ignore")
+        raise InputError(_wrong_encoding(path, error, encoding, at, place.line + good.count("\n"))) from error
+    place.byte += len(block)
+    place.line += text.count("\n")
+    if "\x00" in text:
+        raise InputError(f"{path} is binary, not text: it holds zero bytes")
+    return text
+
+
+def _encoding(head: bytes) -> tuple[str, bytes]:
+    """The encoding that the byte order mark says, and the mark; UTF-8 where there is none."""
+    return next(((name, mark) for mark, name in _MARKS if head.startswith(mark)), ("utf-8", b""))
+
+
+def _refuse_binary(path: Path, head: bytes) -> None:
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            raise InputError(f"{path} is no text: it looks like {name}")
+    zeros = head.count(0)
+    if not zeros:
+        control = sum(head.count(byte) for byte in range(32) if byte not in (7, 8, 9, 10, 12, 13, 27))
+        if control * 10 > max(len(head), 100):
+            raise InputError(f"{path} is binary, not text")
+        return
+    for name, odd in (("UTF-16LE", 1), ("UTF-16BE", 0)):
+        if head[odd::2].count(0) * 5 > len(head[odd::2]) * 2 and head[1 - odd :: 2].count(0) * 20 < len(head):
+            raise InputError(f"{path} looks like {name} without a byte order mark. Convert it: {_convert(path, name)}")
+    raise InputError(f"{path} is binary, not text: it holds zero bytes")
+
+
+def _wrong_encoding(path: Path, error: UnicodeDecodeError, encoding: str, at: int, line: int) -> str:
+    return f"{path}:{line}: {explain_byte(path, error, encoding, at)}"
+
+
+def explain_byte(path: Path, error: UnicodeDecodeError, encoding: str, at: int) -> str:
+    """What is wrong with the byte at offset `at`, which encoding the file may have, and how it is converted."""
+    data = error.object
+    where = f"byte 0x{data[error.start]:02x} at offset {at:,} is not valid {encoding.upper()}"
+    if encoding != "utf-8":
+        return f"{where} ({error.reason}). Save the file as UTF-8"
+    if error.reason == "unexpected end of data":
+        return f"{where}: the file ends in the middle of a character. Get it again"
+    high = [byte for byte in data if byte >= 0x80]
+    # Latin-1 has no printable characters from 0x80 to 0x9F, Windows' code page 1252 has.
+    guess = "cp1252" if any(byte < 0xA0 for byte in high) else "latin-1"
+    shown = data[max(error.start - 12, 0) : error.start + 12].decode(guess, "replace")
+    shown = " ".join(shown.split())
+    return f"{where}. It looks like {guess} (“…{shown}…”). Convert it: {_convert(path, guess)}"
+
+
+def _convert(path: Path, encoding: str) -> str:
+    name = {"cp1252": "WINDOWS-1252", "latin-1": "ISO-8859-1"}.get(encoding, encoding)
+    plain = path.with_suffix("") if is_packed(path) else path
+    return f"iconv -f {name} -t UTF-8 {plain.name} > {plain.stem}.utf8{plain.suffix}"
+
+
+def lines_of(pieces: Iterable[str], path: Path | None = None) -> Iterator[str]:
+    """Pieces of text as whole lines, their line ends kept; only "\\n" ends a line.
+
+    Raises InputError, with the line of `path`, for one longer than `MAX_LINE`.
+    """
+    held: list[str] = []
+    number = size = 0
+    for piece in pieces:
+        if "\n" not in piece:
+            held.append(piece)
+            size += len(piece)
+            if size > MAX_LINE:
+                raise InputError(
+                    f"{path or 'the text'}:{number + 1}: a line of more than {MAX_LINE:,} characters; break it up"
+                )
+            continue
+        first, *rest = piece.split("\n")
+        yield "".join([*held, first, "\n"])
+        number += len(rest)
+        for line in rest[:-1]:
+            yield line + "\n"
+        held, size = [rest[-1]], len(rest[-1])
+    last = "".join(held)
+    if last:
+        yield last

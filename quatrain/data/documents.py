@@ -1,0 +1,193 @@
+"""Documents out of files and folders, streaming: a file of any size passes through a constant amount of memory.
+
+A plain text file is one document, however long, and comes in pieces; a record of JSON lines, CSV, TSV or Parquet is
+one document. Every other kind of data is read by `quatrain.data.corpus.Corpus`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from quatrain.core.errors import InputError
+from quatrain.data.corpus import Corpus
+from quatrain.data.decoding import read_text
+from quatrain.data.download import Progress
+from quatrain.data.gutenberg import strip_pieces
+from quatrain.data.huggingface import HuggingFace, is_dataset
+from quatrain.data.records import Conversation, Message, Preference, Problems, Record
+from quatrain.data.rows import read_records
+from quatrain.data.sources import Skipped, find_files, is_record_file
+
+__all__ = [
+    "Piece",
+    "Preference",
+    "detect",
+    "read_conversations",
+    "read_documents",
+    "read_pieces",
+    "read_preferences",
+]
+
+
+class Piece(NamedTuple):
+    """A part of a document; `last` is True for its last one, where the next document begins."""
+
+    text: str
+    last: bool
+
+
+def read_pieces(
+    source: str | Path, *, column: str = "text", skipped: Skipped | None = None, progress: Progress | None = None
+) -> Iterator[Piece]:
+    """The text of `source` (a catalog name, a file, a folder, a data set) in pieces of about a megabyte, with document
+    ends.
+
+    `column` is the field of records that holds the text. Project Gutenberg's header and footer are taken off.
+    `skipped` hears of the files of a folder that are left out, `progress` of a download.
+    Raises InputError for what cannot be read, with all faults of all files at once.
+    """
+    if is_dataset(source):
+        rows = HuggingFace(str(source)).rows()
+        return _of_rows(rows, column, f"{source} cannot be read as documents")
+    files = find_files(source, skipped=skipped, progress=progress)
+    return _pieces(files, column)
+
+
+def read_documents(
+    source: str | Path, *, column: str = "text", skipped: Skipped | None = None, progress: Progress | None = None
+) -> Iterator[str]:
+    """`read_pieces` with each document whole: for documents that fit into memory one at a time."""
+    held: list[str] = []
+    for piece in read_pieces(source, column=column, skipped=skipped, progress=progress):
+        held.append(piece.text)
+        if piece.last:
+            yield "".join(held)
+            held = []
+
+
+def read_conversations(
+    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
+) -> Iterator[list[Message]]:
+    """The conversations of a source, each a list of {"role": …, "content": …}; a row's fields tell its format.
+
+    Raises InputError with the first 20 faults and the count of all, each with file and line.
+    """
+    corpus = Corpus(source, format="chat", skipped=skipped, progress=progress)
+    return (cast(Conversation, record).messages for record in corpus)
+
+
+def read_preferences(
+    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
+) -> Iterator[Preference]:
+    """The preference pairs of a source; formats and errors as for `read_conversations`.
+
+    Two whole dialogues are parted where they begin to differ, at the start of a message.
+    """
+    corpus = Corpus(source, format="preference", skipped=skipped, progress=progress)
+    return (cast(Preference, record) for record in corpus)
+
+
+def detect(source: str | Path, *, progress: Progress | None = None) -> str:
+    """What `source` holds, one of `quatrain.data.formats.FORMATS`, told by its first rows."""
+    return Corpus(source, progress=progress).format
+
+
+def _pieces(files: list[Path], column: str) -> Iterator[Piece]:
+    found = False
+    for number, path in enumerate(files):
+        try:
+            for piece in _of_file(path, column):
+                found = True
+                yield piece
+        except InputError as error:
+            raise _with_the_others(error, files[number + 1 :], column) from error
+    if not found:
+        names = files[0] if len(files) == 1 else f"all {len(files)} files"
+        raise InputError(f"there is no text in {names}: nothing but white space")
+
+
+def _of_file(path: Path, column: str) -> Iterator[Piece]:
+    if is_record_file(path):
+        yield from _of_records(path, column)
+    else:
+        yield from _one_document(strip_pieces(read_text(path)))
+
+
+def _one_document(pieces: Iterator[str]) -> Iterator[Piece]:
+    """Mark the last piece of a document; one of white space alone is none."""
+    held = ""
+    begun = False
+    for piece in pieces:
+        if not begun:
+            held += piece
+            begun = bool(held.strip())
+        elif piece:
+            yield Piece(held, False)
+            held = piece
+    if begun:
+        yield Piece(held, True)
+
+
+def _of_records(path: Path, column: str) -> Iterator[Piece]:
+    yield from _of_rows(read_records(path, column=column), column, f"{path} cannot be read as documents")
+
+
+def _of_rows(rows: Iterator[Record], column: str, wrong: str) -> Iterator[Piece]:
+    problems = Problems()
+    for record in rows:
+        text, fault = _text(record, column)
+        if fault is not None:
+            problems.add(f"{record.place}: {fault}")
+        elif text and not problems:
+            yield Piece(text, True)
+    if problems:
+        raise problems.error(wrong)
+
+
+def _text(record: Record, column: str) -> tuple[str, str | None]:
+    """The text of a record, or its fault. Nothing there (null, white space) is no fault, and no document."""
+    value: Any = record.value
+    if record.fault is not None:
+        return "", record.fault
+    if isinstance(value, dict):
+        if column not in value:
+            names = ", ".join(repr(name) for name in list(value)[:12]) or "none"
+            chat = {"messages", "conversations", "instruction", "prompt", "chosen"} & set(value)
+            hint = " (this looks like a file of chats: teach it in a finetune stage)" if chat else ""
+            return "", f"no field {column!r}; the fields are {names}{hint}"
+        value = value[column]
+    if value is None:
+        return "", None
+    if not isinstance(value, str):
+        return "", f"field {column!r} is {type(value).__name__}, must be text"
+    if (half := half_character(value)) is not None:
+        return "", f"field {column!r}: {half}"
+    return (value, None) if value.strip() else ("", None)
+
+
+def half_character(text: str) -> str | None:
+    """A complaint about a lone surrogate, which JSON can write (\\ud83d) and no encoding can; None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a character (\\u{ord(text[error.start]):04x}) at character {error.start}; remove it"
+    return None
+
+
+def _with_the_others(error: InputError, rest: list[Path], column: str) -> InputError:
+    """A fault of one file together with those of the files after it, so that all can be mended at once."""
+    faults = [error]
+    for path in rest:
+        try:
+            for _ in _of_file(path, column):
+                pass
+        except InputError as another:
+            faults.append(another)
+    if len(faults) == 1:
+        return error
+    return InputError(
+        f"{len(faults)} files cannot be read",
+        [line for fault in faults for line in (fault.message, *fault.problems)],
+    )

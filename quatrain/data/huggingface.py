@@ -1,0 +1,201 @@
+"""Data sets of Hugging Face: by their name on the hub (`hf:owner/name`) or in a folder that `save_to_disk` wrote.
+
+Names of classes take the place of their numbers. The library `datasets` (Lhoest et al. 2021, arXiv 2109.02846) does
+the work; without the network it reads what it has downloaded before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from quatrain.core.errors import InputError, OfflineError
+from quatrain.core.offline import offline
+from quatrain.core.reading import exists, user_path
+from quatrain.data.formats import WORDS, Layout, find_layout
+from quatrain.data.records import Record
+
+PREFIX = "hf:"
+_SAMPLE = 200
+
+
+def is_dataset(source: str | Path) -> bool:
+    """Whether a source is a data set on the hub, or a folder of `save_to_disk`."""
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return True
+    if not exists(source):
+        return False
+    path = user_path(source)
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    )
+
+
+class HuggingFace:
+    """The rows of one split of a data set; streaming, they come without being downloaded first."""
+
+    def __init__(self, source: str, *, subset: str | None = None, split: str | None = None, streaming: bool = False):
+        """Open a data set. The split is `train` where there is one, or the only one.
+
+        Raises InputError where it, its subset or its split is not there, OfflineError where the network is needed.
+        """
+        self.name, self.streaming = source, streaming
+        if source.startswith(PREFIX):
+            name, _, revision = source.removeprefix(PREFIX).partition("@")
+            data = _load(name, subset, split, revision or None, streaming)
+        else:
+            if subset is not None:
+                raise InputError(f"{source}: a saved data set has no subsets; take subset = {subset!r} out")
+            data = _saved(source)
+            if streaming and not isinstance(data, Mapping):
+                data = data.to_iterable_dataset()
+        self.data = _split(source, data, split)
+
+    @property
+    def mark(self) -> str | None:
+        """The fingerprint that the library keeps of a data set's content and of what was done to it."""
+        fingerprint = None if self.streaming else getattr(self.data, "_fingerprint", None)
+        return hashlib.sha256(f"datasets:{fingerprint}".encode()).hexdigest() if fingerprint else None
+
+    def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
+        """What the columns are. Raises InputError where they tell of no format."""
+        sample = [record.value for record in islice(self.rows(), _SAMPLE)]
+        found = find_layout(sample, columns=columns, format=format)
+        if found is not None:
+            return found
+        if format in ("chat", "preference", "prompts"):
+            return Layout(format)
+        names = ", ".join(map(repr, sample[0])) if sample else "(none)"
+        what = f"do not say which are {WORDS[format]}" if format else "are those of no format that is known"
+        raise InputError(
+            f"{self.name}: the columns {names} {what}. Name them, such as data.columns = "
+            '{text = "…", label = "…"}; docs/data.md lists the parts of each format'
+        )
+
+    def layout_of(self, record: Record) -> Layout | None:
+        """All rows have one layout."""
+        return None
+
+    def rows(self) -> Iterator[Record]:
+        """Each row with its number, classes by their names."""
+        names = _class_names(self.data)
+        try:
+            for number, row in enumerate(self.data, 1):
+                for column, classes in names.items():
+                    row[column] = _named(row[column], classes)
+                yield Record(f"{self.name}:row {number}", row)
+        except _network_errors() as error:
+            raise _unreachable(self.name, error) from error
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            "data sets of Hugging Face need the library datasets, which is not installed. "
+            "Install it with: pip install 'quatrain[data]'"
+        ) from error
+    return datasets
+
+
+@contextlib.contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """The library without its progress bars, and without the network where QUATRAIN_OFFLINE forbids it."""
+    import huggingface_hub.constants
+
+    bars = library.utils.is_progress_bar_enabled()
+    before = (library.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE)
+    library.disable_progress_bars()
+    if offline():
+        library.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        library.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+        if bars:
+            library.enable_progress_bars()
+
+
+def _load(name: str, subset: str | None, split: str | None, revision: str | None, streaming: bool) -> Any:
+    library = _library()
+    try:
+        with _quiet(library):
+            return library.load_dataset(name, subset, revision=revision, streaming=streaming)
+    except _network_errors() as error:
+        raise _unreachable(PREFIX + name, error) from error
+    except library.exceptions.DatasetNotFoundError as error:
+        if offline() or library.config.HF_HUB_OFFLINE:
+            raise _unreachable(PREFIX + name, error) from error
+        hint = "Look for its name on huggingface.co/datasets"
+        raise InputError(f"{PREFIX}{name}: {_first_line(error)}. {hint}") from error
+    except (ValueError, RuntimeError, FileNotFoundError, library.exceptions.DatasetsError) as error:
+        if offline() and "offline" in str(error).lower():
+            raise _unreachable(PREFIX + name, error) from error
+        raise InputError(f"{PREFIX}{name} cannot be read: {_first_line(error)}") from error
+
+
+def _saved(source: str) -> Any:
+    library = _library()
+    try:
+        with _quiet(library):
+            return library.load_from_disk(str(Path(source).expanduser()))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{source} is no whole data set: {_first_line(error)}. Save it again") from error
+
+
+def _split(source: str, data: Any, split: str | None) -> Any:
+    """One split of what was loaded."""
+    if not isinstance(data, Mapping):
+        if split not in (None, str(getattr(data, "split", None)), "train"):
+            raise InputError(f"{source}: split = {split!r}; it has no splits, take that out")
+        return data
+    if split is None:
+        split = "train" if "train" in data else next(iter(data)) if len(data) == 1 else None
+    if split not in data:
+        wrong = f"split = {split!r}; " if split else ""
+        raise InputError(f"{source}: {wrong}its splits are {', '.join(map(str, data))}; choose one with data.split")
+    return data[split]
+
+
+def _class_names(data: Any) -> dict[str, list[str]]:
+    """Columns that hold numbers of classes, alone or in lists, with the names of the classes."""
+    found = {}
+    for column, feature in (getattr(data, "features", None) or {}).items():
+        inner = getattr(feature, "feature", feature)
+        names = getattr(inner, "names", None)
+        if names:
+            found[column] = list(names)
+    return found
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """Numbers of classes as names; -1, which stands for no label, as None."""
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    if not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What is raised where the hub cannot be reached or may not be."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return (ConnectionError, TimeoutError, OfflineModeIsEnabled)
+
+
+def _unreachable(source: str, error: Exception) -> OfflineError:
+    why = "QUATRAIN_OFFLINE forbids the network" if offline() else f"the hub cannot be reached ({_first_line(error)})"
+    return OfflineError(
+        f"{source} is not on this machine, and {why}. Get it once where there is a network, then save it with "
+        'datasets.load_dataset(…).save_to_disk("FOLDER") and give that folder as the source'
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

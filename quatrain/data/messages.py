@@ -1,0 +1,172 @@
+"""Messages of conversations, as a chat template sees them: plain values, every field kept, faults named.
+
+The rules are those of transformers' `apply_chat_template`: fields that are None are left out; reasoning is found under
+each of its names; a template gets JSON's types and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+"""The roles of the conversation formats. A template may name others."""
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Fields for what the assistant thought before it spoke. Templates read the first, those of gpt-oss the second."""
+
+MAX_DEPTH = 100
+"""Lists and objects within each other in a message."""
+
+_MEANT = {
+    "human": "user",
+    "prompter": "user",
+    "instruction": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
+    "function_call": "assistant, with tool_calls",
+    "observation": "tool",
+}
+ABOUT = frozenset(("role", "content", "name", "weight", "tool_call_id", "id", "type"))
+"""Fields that say nothing themselves."""
+
+
+def content_text(message: Mapping[str, Any]) -> str:
+    """What a message says as one text: the texts of its parts joined, "" where there is none."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, Mapping))
+        return "".join(text for text in texts if isinstance(text, str))
+    return "" if content is None else str(content)
+
+
+def says_nothing(message: Mapping[str, Any]) -> bool:
+    """Whether a message has neither content nor anything in its place, such as calls of tools."""
+    return not content_text(message).strip() and not any(message.get(key) for key in message if key not in ABOUT)
+
+
+def has_calls(message: Mapping[str, Any]) -> bool:
+    """Whether the assistant calls a tool in this message, in OpenAI's present or former form."""
+    return bool(message.get("tool_calls") or message.get("function_call"))
+
+
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether a turn of the assistant is to be learned: everything but `"weight": 0`."""
+    weight = message.get("weight")
+    return weight is None or bool(weight)
+
+
+def weight_fault(message: Mapping[str, Any]) -> str | None:
+    """What is wrong with the weight of a turn; None where nothing is."""
+    weight = message.get("weight")
+    if weight is None or (isinstance(weight, bool | int | float) and weight in (0, 1)):
+        return None
+    return f"the weight {shown(weight)}: allowed are 0 (the turn is not learned) and 1"
+
+
+def content_fault(content: Any, role: Any) -> str | None:
+    """What is wrong with a message's content, which is text or a list of parts; a tool may answer with an object."""
+    if isinstance(content, str) or (isinstance(content, Mapping) and role in ("tool", "function")):
+        return None
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            if not isinstance(part, Mapping) or not ({"type", "text"} & part.keys()):
+                return f'part {number} is {shown(part, 40)}, must be such as {{"type": "text", "text": …}}'
+            if part.get("type", "text") == "text" and not isinstance(part.get("text"), str):
+                return f"part {number} has no text"
+        return None
+    return "must be text"
+
+
+def joined(message: dict[str, Any]) -> dict[str, Any] | None:
+    """A message with the texts of its parts joined; None where a part is not text."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    if not all(isinstance(part.get("text"), str) and part.get("type", "text") == "text" for part in content):
+        return None
+    return {**message, "content": content_text(message)}
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> list[dict[str, Any]]:
+    """The messages as a template gets them. Raises InputError with every fault found."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise InputError('a conversation is a list of at least one message, each {"role": …, "content": …}')
+    problems: list[str] = []
+    checked = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            problems.append(f'message {number}: {shown(message)} is no message; write {{"role": …, "content": …}}')
+            continue
+        kept = plain({key: value for key, value in message.items() if value is not None}, f"message {number}")
+        faults = [_role_fault(kept, template), _missing(kept), weight_fault(kept)]
+        problems += [f"message {number}: {fault}" for fault in faults if fault]
+        checked.append(_with_reasoning(kept))
+    if problems:
+        raise InputError("the conversation cannot be rendered", problems)
+    return checked
+
+
+def _role_fault(message: Mapping[str, Any], template: str) -> str | None:
+    if "role" not in message:
+        return f'no "role"; allowed are {", ".join(ROLES)}'
+    role = message["role"]
+    if isinstance(role, str) and (role in ROLES or f"'{role}'" in template or f'"{role}"' in template):
+        return None
+    meant = _MEANT.get(role.lower()) if isinstance(role, str) else None
+    hint = f"; did you mean {meant}?" if meant else ""
+    return f"role {shown(role)}: allowed are {', '.join(ROLES)}{hint}"
+
+
+def _missing(message: Mapping[str, Any]) -> str | None:
+    if "content" in message:
+        fault = content_fault(message["content"], message.get("role"))
+        return fault and f"content is {type(message['content']).__name__}, {fault}"
+    if set(message) <= ABOUT:
+        return 'no "content"; write the text that was said ("" where nothing was)'
+    return None
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its reasoning under the names that templates read."""
+    reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def plain(value: Any, where: str, depth: int = 0) -> Any:
+    """A value out of JSON's types alone, so that no method of anything else is within a template's reach.
+
+    Raises InputError for one that is nested too deeply.
+    """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if depth > MAX_DEPTH:
+        raise InputError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {plain(key, where, depth + 1): plain(item, where, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [plain(item, where, depth + 1) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return plain(value.item(), where, depth + 1)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        return plain(found, where, depth + 1)
+    if callable(dump := getattr(value, "model_dump", None)):
+        return plain(dump(), where, depth + 1)
+    return f"<{type(value).__name__}>"

@@ -1,0 +1,293 @@
+"""Rows of data files, one at a time and each with its place: JSON lines, JSON, CSV, TSV, Parquet and CoNLL columns.
+
+A row of a table is a dictionary of its columns; a table without a header has the columns "1", "2", …. A sentence of a
+CoNLL file is one row whose columns are lists. A question of a SQuAD file is one row with its paragraph.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import MAX_DEPTH, MAX_DIGITS, depth_of
+from quatrain.data.decoding import is_packed, lines_of, read_text, suffix_of
+from quatrain.data.formats import tells_format
+from quatrain.data.parquet import read_parquet
+from quatrain.data.records import Record
+from quatrain.data.tables import read_table
+
+#: Endings of files whose sentences are columns of words and tags.
+TAGGED_SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio")
+
+#: Endings of files that hold records; each may be followed by .gz, .bz2 or .xz, Parquet excepted.
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TAGGED_SUFFIXES)
+
+#: The columns of CoNLL-U (https://universaldependencies.org/format.html).
+CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+
+_TOO_DEEP = "nested too deep"
+
+#: Characters of a JSON document, which is read whole; JSON lines have no such limit.
+MAX_DOCUMENT = 1024 * 1024 * 1024
+
+
+def read_records(
+    path: Path,
+    *,
+    column: str | None = None,
+    header: bool | None = None,
+    suffix: str | None = None,
+    pieces: Iterable[str] | None = None,
+) -> Iterator[Record]:
+    """The rows of a file of one of RECORD_SUFFIXES. A line that is no row comes as a Record with a `fault`.
+
+    `column` says the one that is wanted, so that Parquet need not read the others; `header` whether a table has one
+    (None: its first row tells); `suffix` the ending whose format it has, if its own does not say; `pieces` its text
+    where that has been read already. Raises InputError for a file that cannot be read at all.
+    """
+    suffix = suffix or suffix_of(path)
+    if suffix == ".parquet":
+        if is_packed(path):
+            raise InputError(f"{path}: Parquet files are compressed inside; unpack this one")
+        return read_parquet(path, column)
+    text = read_text(path) if pieces is None else pieces
+    if suffix in (".jsonl", ".ndjson"):
+        return _json_lines(path, text)
+    if suffix == ".json":
+        return _json(path, text)
+    if suffix in (".csv", ".tsv"):
+        return read_table(path, text, tabs=suffix == ".tsv", header=header, known=tells_format)
+    if suffix in TAGGED_SUFFIXES:
+        return _sentences(path, text, universal=suffix == ".conllu")
+    raise InputError(f"{path}: records are read from {', '.join(RECORD_SUFFIXES)} files, not {suffix or 'this'}")
+
+
+lines = lines_of
+
+
+def _json_lines(path: Path, text: Iterable[str]) -> Iterator[Record]:
+    for number, line in enumerate(lines_of(text, path), 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            yield Record(place, _checked(_DECODER.decode(line), line))
+        except json.JSONDecodeError as error:
+            yield Record(place, fault=_json_fault(error, line.strip()))
+        except (ValueError, RecursionError) as error:
+            yield Record(place, fault=f"not valid JSON ({_reason(error)})")
+
+
+def _json_fault(error: json.JSONDecodeError, text: str) -> str:
+    shown = text if len(text) <= 60 else text[:57] + "…"
+    return f"not valid JSON ({error.msg} at column {error.colno}): {shown}"
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits; at most {MAX_DIGITS} are read")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole_number)
+
+
+def _checked(value: Any, text: str) -> Any:
+    """A value that was read from `text`, if it is not nested too deep."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
+        raise ValueError(f"{_TOO_DEEP}; at most {MAX_DEPTH} levels are read")
+    return value
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at a place, and where it ends."""
+    value, end = _DECODER.raw_decode(text, at)
+    if end - at > 2 * MAX_DEPTH and depth_of(value) > MAX_DEPTH:
+        raise ValueError(f"{_TOO_DEEP}; at most {MAX_DEPTH} levels are read")
+    return value, end
+
+
+def _json(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
+    """The items of a JSON list, or of the list "data" in an object, each with the line on which it begins.
+
+    Any other object is a list of one.
+    """
+    text = _document(path, pieces)
+    at = _skip(text, 0)
+    line = _Line(text)
+    if text[at : at + 1] == "[":
+        end = yield from _json_list(path, text, at)
+        yield from _behind(path, text, end, line)
+        return
+    try:
+        value, end = _value(text, at)
+    except (ValueError, RecursionError) as error:
+        hint = "; for one object a line, give the file the ending .jsonl"
+        yield Record(f"{path}:{line(at)}", fault=f"not valid JSON ({_reason(error)}){hint}")
+        return
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        start = next(start for key, start, _ in _children(text, at) if key == "data")
+        articles = any(isinstance(each, dict) and "paragraphs" in each for each in value["data"])
+        yield from _squad(path, text, start, line) if articles else _json_list(path, text, start)
+    else:
+        yield Record(f"{path}:{line(at)}", value)
+    yield from _behind(path, text, end, line)
+
+
+def _document(path: Path, pieces: Iterable[str]) -> str:
+    held, size = [], 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size > MAX_DOCUMENT:
+            raise InputError(
+                f"{path} has more than {MAX_DOCUMENT:,} characters, and JSON is read whole; write one object a line "
+                "(.jsonl), which may have any size"
+            )
+    return "".join(held)
+
+
+def _behind(path: Path, text: str, end: int | None, line: _Line) -> Iterator[Record]:
+    """The fault of text behind a JSON value; nothing where there is none, or where the value has no end."""
+    if end is None or (at := _skip(text, end)) == len(text):
+        return
+    rest = " ".join(text[at : at + 40].split())
+    is_value = text[at] in '{["'
+    fault = (
+        "more than one JSON value; give the file the ending .jsonl" if is_value else "not valid JSON (text behind it)"
+    )
+    yield Record(f"{path}:{line(at)}", fault=f"{fault}: {rest}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, line {error.lineno}"
+    return _TOO_DEEP if isinstance(error, RecursionError) else str(error)
+
+
+class _Line:
+    """The line of a place in a text; each place asked for lies behind the one before."""
+
+    def __init__(self, text: str):
+        self.text, self.line, self.counted = text, 1, 0
+
+    def __call__(self, at: int) -> int:
+        self.line += self.text.count("\n", self.counted, at)
+        self.counted = at
+        return self.line
+
+
+def _json_list(path: Path, text: str, at: int) -> Generator[Record, None, int | None]:
+    """The items of the list that begins at `at`; returns where it ends, None where it does not."""
+    line = _Line(text)
+    at = _skip(text, at + 1)
+    while text[at : at + 1] != "]":
+        place = f"{path}:{line(at)}"
+        try:
+            value, end = _value(text, at)
+        except (ValueError, RecursionError) as error:
+            closed = "" if at < len(text) else "; the list is not closed"
+            yield Record(place, fault=f"not valid JSON ({_reason(error)}){closed}")
+            return None
+        yield Record(place, value)
+        at = _skip(text, end)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != "]":
+            fault = "not valid JSON (the list is not closed, or a comma is missing)"
+            yield Record(f"{path}:{line(at)}", fault=fault)
+            return None
+    return at + 1
+
+
+def _children(text: str, at: int) -> Iterator[tuple[str | int, int, Any]]:
+    """The values of a valid JSON list or object at `at`: key or number, where the value begins, the value."""
+    is_list, number = text[at] == "[", 0
+    at = _skip(text, at + 1)
+    while text[at] not in "]}":
+        key: str | int = number
+        if not is_list:
+            key, at = _DECODER.raw_decode(text, at)
+            at = _skip(text, _skip(text, at) + 1)
+        value, end = _DECODER.raw_decode(text, at)
+        yield key, at, value
+        number += 1
+        at = _skip(text, end)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+
+
+def _squad(path: Path, text: str, at: int, line: _Line) -> Iterator[Record]:
+    """The questions of SQuAD's files (Rajpurkar et al. 2016, arXiv 1606.05250), each with its paragraph."""
+    for _, article_at, article in _children(text, at):
+        place = f"{path}:{line(article_at)}"
+        if not isinstance(article, dict) or not isinstance(article.get("paragraphs"), list):
+            yield Record(place, fault="field 'paragraphs' is missing or no list; write one for every article")
+            continue
+        start = next(start for key, start, _ in _children(text, article_at) if key == "paragraphs")
+        for _, paragraph_at, paragraph in _children(text, start):
+            if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
+                place = f"{path}:{line(paragraph_at)}"
+                yield Record(place, fault="field 'qas' is missing or no list; write one for every paragraph")
+                continue
+            rest = {key: value for key, value in paragraph.items() if key != "qas"}
+            rest |= {"title": article["title"]} if "title" in article else {}
+            start = next(start for key, start, _ in _children(text, paragraph_at) if key == "qas")
+            for _, question_at, question in _children(text, start):
+                value = rest | question if isinstance(question, dict) else question
+                yield Record(f"{path}:{line(question_at)}", value)
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\n\r":
+        at += 1
+    return at
+
+
+def _sentences(path: Path, text: Iterable[str], *, universal: bool) -> Iterator[Record]:
+    """The sentences of a file with a word a line, its columns parted by tabs or spaces, and empty lines between them.
+
+    In CoNLL-U words of several tokens and empty nodes are left out: their tokens are there by themselves.
+    """
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    whole, said = True, ""
+    for number, line in enumerate(_with_an_end(lines_of(text, path)), 1):
+        line = line.rstrip("\n")
+        if not line.strip():
+            if rows and whole:
+                names = CONLLU if universal else [str(each) for each in range(1, len(rows[0]) + 1)]
+                value: dict[str, Any] = {name: list(cells) for name, cells in zip(names, zip(*rows, strict=True),
+                                                                                  strict=True)}  # fmt: skip
+                yield Record(f"{path}:{numbers[0]}", value | ({"text": said} if said else {}), lines=tuple(numbers))
+            rows, numbers, whole, said = [], [], True, ""
+            continue
+        if universal and line.startswith("#"):
+            said = line.removeprefix("# text = ") if line.startswith("# text = ") else said
+            continue
+        cells = line.split("\t") if "\t" in line else line.split()
+        if cells[0] == "-DOCSTART-":
+            continue
+        wanted = len(CONLLU) if universal else len(rows[0]) if rows else max(2, len(cells))
+        if len(cells) != wanted or not all(cell.strip() for cell in cells):
+            whole = False
+            yield Record(f"{path}:{number}", fault=_column_fault(cells, wanted))
+        elif not (universal and not cells[0].isdigit()):
+            rows.append(cells)
+            numbers.append(number)
+
+
+def _column_fault(cells: list[str], wanted: int) -> str:
+    if len(cells) != wanted:
+        found = f"{len(cells)} column{'s' if len(cells) > 1 else ''}"
+        return f"{found}, must be {wanted}, parted by one tab or by spaces; write the missing or join the others"
+    empty = next(number for number, cell in enumerate(cells, 1) if not cell.strip())
+    return f"column {empty} is empty; write a word or a tag"
+
+
+def _with_an_end(text: Iterator[str]) -> Iterator[str]:
+    yield from text
+    yield ""

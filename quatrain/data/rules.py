@@ -1,0 +1,215 @@
+"""What may be wrong with records that can be read: turns out of order, tags that do not follow each other, repetitions.
+
+Faults make data that teaches the wrong thing; warnings are what a person may have meant so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from quatrain.data.messages import has_calls, is_learned, says_nothing
+from quatrain.data.records import (
+    AnyRecord,
+    Choice,
+    Conversation,
+    LabelledText,
+    Message,
+    Preference,
+    Question,
+    Record,
+    TaggedTokens,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: where ("file:line"), in which field, what it is and how it is mended."""
+
+    place: str
+    text: str
+    field: str | None = None
+    warning: bool = False
+
+
+def check_record(row: Record, record: AnyRecord) -> Iterator[Finding]:
+    """What is wrong within one record."""
+    if isinstance(record, Conversation):
+        yield from (Finding(row.place, *each) for each in check_turns(record.messages, row.value))
+    elif isinstance(record, Preference):
+        yield from _check_preference(row, record)
+    elif isinstance(record, Choice) and len(set(record.choices)) < len(record.choices):
+        yield Finding(row.place, "two choices are the same; write different ones", "choices", True)
+    elif isinstance(record, Question) and not record.answers and _is_plain(row.value):
+        yield Finding(row.place, "field 'answers' is empty: the question has no answer; write one, or "
+                      "\"is_impossible\": true where the text has none", "answers", True)  # fmt: skip
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, dict) and "is_impossible" not in value
+
+
+def check_turns(messages: list[Message], value: Any = None) -> Iterator[tuple[str, str]]:
+    """Turns out of order and empty answers, as texts with their fields. `value` is the row as it was written."""
+    name = next(
+        (each for each in ("messages", "conversations") if isinstance(value, dict) and each in value), "messages"
+    )
+    written = value.get(name) if isinstance(value, dict) else None
+    shift = len(messages) - len(written) if isinstance(written, list) else 0
+    before = ""
+    for number, message in enumerate(messages):
+        role, place = message["role"], f"{name}[{number - shift}]" if isinstance(written, list) else "the answer"
+        calls = has_calls(message)
+        fault = _order(role, before, first=number == 0)
+        if fault is not None:
+            yield f"field '{place}': {fault}", place
+        if role == "assistant" and says_nothing(message):
+            yield f"field '{place}': the assistant says nothing; write its answer or remove the turn", place
+        before = "call" if calls else role
+    said = [each for each in messages if each["role"] == "assistant"]
+    if said and not any(map(is_learned, said)):
+        yield f"field '{name}': every turn of the assistant has the weight 0, nothing is learned; remove the row", name
+    if messages and messages[-1]["role"] != "assistant" and any(each["role"] == "assistant" for each in messages):
+        place = f"{name}[{len(messages) - 1 - shift}]"
+        yield f"field '{place}': the last turn is the {messages[-1]['role']}'s, nobody answers; remove it", place
+
+
+def _order(role: str, before: str, *, first: bool) -> str | None:
+    """What is wrong with a turn of this role after one of the role `before` ("call": an assistant's call of a tool)."""
+    if role == "system" and not first:
+        return "the system speaks after the beginning; put its message first"
+    if role == "assistant" and before in ("", "system", "developer"):
+        return "the assistant speaks first; put the user's turn before it"
+    if role == before and role in ("user", "assistant"):
+        return f"two turns of the {role} in a row; join them, or write the one between"
+    if role in ("tool", "function") and before not in ("call", "tool", "function"):
+        return "a tool answers that was not called; put the assistant's call before it"
+    if role == "user" and before == "call":
+        return "the user speaks before the tool that was called has answered; put its answer before"
+    return None
+
+
+def _check_preference(row: Record, record: Preference) -> Iterator[Finding]:
+    if record.chosen == record.rejected:
+        yield Finding(row.place, "chosen and rejected are the same; remove the row", "chosen")
+    for name, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
+        said = [each for each in messages if each["role"] == "assistant"]
+        if not said:
+            yield Finding(row.place, f"field {name!r}: nothing is said by the assistant; write its answer", name)
+        elif any(says_nothing(each) for each in said):
+            # Saying nothing may be what was rejected.
+            text = f"field {name!r}: the assistant says nothing; write its answer or remove the row"
+            yield Finding(row.place, text, name, warning=name == "rejected")
+
+
+class Tags:
+    """Whether tags of entities follow each other as their scheme has it.
+
+    Schemes: IOB2 (every entity begins with B-), IOB1 (B- only where two entities of a type touch, Ramshaw and Marcus
+    1995), IO (I- alone), IOBES and BILOU (single and last words marked too, Ratinov and Roth 2009).
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.count = Counter[str]()
+        self.firsts: dict[str, str] = {}
+        self.faults: list[Finding] = []
+        self.begun_apart = False
+        self._bad = 0
+
+    def add(self, row: Record, record: TaggedTokens) -> None:
+        """Notes a sentence."""
+        path = row.place.rpartition(":")[0]
+        before = "O"
+        for number, tag in enumerate(record.tags):
+            at = f"{path}:{row.lines[number]}" if row.lines else row.place
+            if tag not in self.count:
+                self.firsts[tag] = at
+            self.count[tag] += 1
+            field = None if row.lines else f"tags[{number}]"
+            self.begun_apart |= tag[:2] == "B-" and before[2:] != tag[2:]
+            fault = _follows(tag, before)
+            if fault is not None:
+                self._bad += 1
+                if len(self.faults) < self.limit:
+                    where = f"field '{field}': " if field else ""
+                    self.faults.append(Finding(at, f"{where}{fault}", field))
+            before = tag
+
+    @property
+    def scheme(self) -> str | None:
+        """The scheme's name, None where tags are not those of entities."""
+        heads = {tag[:2] for tag in self.count if tag != "O"}
+        if not heads or not all(head[1:] == "-" and head[0] in "BIESLU" for head in heads):
+            return None
+        if heads & {"E-", "S-"}:
+            return "IOBES"
+        if heads & {"L-", "U-"}:
+            return "BILOU"
+        if "B-" not in heads:
+            return "IO"
+        return "IOB2" if self.begun_apart or not self._bad else "IOB1"
+
+    def findings(self) -> tuple[list[Finding], int]:
+        """The first faults, and the count of all."""
+        if self.scheme in ("IOB2", "IOBES", "BILOU"):
+            return self.faults, self._bad
+        if self.scheme is None and "O" in self.count:
+            return self._odd()
+        return [], 0
+
+    def _odd(self) -> tuple[list[Finding], int]:
+        """Tags that are none of a scheme, among others that are."""
+        right = {tag for tag in self.count if tag[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") and len(tag) > 2}
+        odd = [tag for tag in self.count if tag not in right and tag != "O"]
+        if not right or len(odd) > len(right):
+            return [], 0
+        found = [
+            Finding(
+                self.firsts[tag], f"the tag {tag!r} ({self.count[tag]:,} times) is neither O nor B-… nor I-…; mend it"
+            )
+            for tag in odd
+        ]
+        return [*self.faults, *found][: self.limit], self._bad + len(odd)
+
+
+def _follows(tag: str, before: str) -> str | None:
+    """What is wrong with a tag after another, in the schemes that mark beginnings."""
+    head, kind = tag[:2], tag[2:]
+    inside = before[:2] in ("B-", "I-") and before[2:] == kind
+    if head in ("I-", "E-", "L-") and not inside:
+        after = f"after {before}" if before != "O" else "where no entity goes on"
+        return f"{tag} {after}; write {'B' if head == 'I-' else 'S' if head == 'E-' else 'U'}-{kind}"
+    return None
+
+
+class Repetitions:
+    """Rows that were there before, and equal texts with different labels. Keeps eight bytes and a place of each."""
+
+    def __init__(self) -> None:
+        self.seen: dict[bytes, str] = {}
+        self.labels: dict[bytes, tuple[str, Any]] = {}
+
+    def add(self, row: Record, record: AnyRecord) -> Finding | None:
+        """What is to be said of a record that was there before."""
+        key = _digest(record)
+        first = self.seen.setdefault(key, row.place)
+        if first != row.place:
+            return Finding(row.place, f"the same as {first}; remove one", None, True)
+        if isinstance(record, LabelledText):
+            text = _digest((record.text, record.other))
+            before, label = self.labels.setdefault(text, (row.place, record.label))
+            if label != record.label:
+                said = f"labelled {record.label!r}, the same text at {before} {label!r}; decide for one"
+                return Finding(row.place, said, "label", True)
+        return None
+
+
+def _digest(value: Any) -> bytes:
+    told = value
+    if not isinstance(value, tuple):
+        told = [getattr(value, each.name) for each in fields(value) if each.name != "id"]
+    return hashlib.blake2b(repr(told).encode("utf-8", "surrogatepass"), digest_size=8).digest()

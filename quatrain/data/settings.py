@@ -1,0 +1,99 @@
+"""Settings of what is read: data, tokenizer, and the stage that trains a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from quatrain.core.errors import InputError
+from quatrain.core.settings import Listing, Problem, Settings
+from quatrain.data.formats import check_columns
+from quatrain.tokenizers.named_templates import source_of
+
+
+class DataSettings(Settings):
+    """What a recipe learns from: exactly one of `source` and `database` (the recipe checks that it is there).
+
+    `dev` is what validations read, where it is not a share of the source; `test` is what scores are measured on, in the
+    end. Both are sources of the same format and columns.
+    """
+
+    source: str | None = Field(
+        default=None, min_length=1, description="a catalog name, a file, a folder, or hf:owner/name"
+    )
+    format: Literal[
+        "text", "lines", "chat", "prompts", "preference", "labelled", "tagged", "qa", "choice", "pair", "sql"
+    ] | None = Field(default=None, description="what the data is, where its columns do not tell")  # fmt: skip
+    columns: dict[str, str] = Field(default={}, description='parts and the columns they are in: {text = "review"}')
+    subset: str | None = Field(default=None, min_length=1, description="of a data set hf:owner/name, such as sst2")
+    split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face, such as train")
+    dev: str | None = Field(default=None, min_length=1, description="a source that validations read")
+    dev_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
+    test: str | None = Field(default=None, min_length=1, description="a source that the scores are measured on")
+    test_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
+    streaming: bool = Field(
+        default=False, description="read as it is needed, hold no more than a block"
+    )
+    database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
+    databases: str | None = Field(
+        default=None, min_length=1, description="of questions with SQL: a folder, a .zip or a file of SQLite databases"
+    )
+    preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
+    examples: int = Field(
+        default=20_000, ge=1, le=10_000_000, description="training questions that are generated for a database"
+    )
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data that is never learned")
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.source is not None and self.database is not None:
+            yield Problem(
+                (),
+                f'source = "{self.source}" and database = "{self.database}"; must have exactly one of source and '
+                "database: remove one (on the command line data.source=none or data.database=none)",
+                (("source",), ("database",)),
+            )
+        if self.columns:
+            try:
+                check_columns(self.columns, self.format)
+            except InputError as error:
+                for problem in error.problems:
+                    yield Problem(("columns",), problem.removeprefix("columns: "), (("format",),))
+
+
+class TokenizerSettings(Settings):
+    """The tokenizer to train, or the one to use as it is (`path`).
+
+    `special_tokens` and the tokens of `chat_template` are added to the one of `model.folder` too, where it has them
+    not: the model gets a row for each, which learns.
+    """
+
+    kind: Literal["bpe", "wordpiece", "unigram", "word", "char"] = "bpe"
+    vocab_size: int = Field(default=8192, ge=2, le=2_000_000)
+    path: str | None = Field(default=None, min_length=1, description="a tokenizer.json or the folder of one")
+    spaces: Literal["attached", "free"] = Field(
+        default="attached", description="free: a name is the same tokens after a space, in quotes and in code (bpe)"
+    )
+    lowercase: bool = Field(default=False, description="read capitals as small letters (wordpiece, word)")
+    special_tokens: Listing[str] = Field(default=(), description="more tokens, each one id wherever it stands")
+    chat_template: str | None = Field(default=None, min_length=1, description="a chat template, such as chatml")
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.spaces == "free" and self.kind != "bpe":
+            yield Problem(("spaces",), f'"free"; only kind = "bpe" has it, not "{self.kind}"', (("kind",),))
+        if self.chat_template is not None:
+            try:
+                source_of(self.chat_template)
+            except InputError as error:
+                yield Problem(("chat_template",), error.message.removeprefix("chat_template "))
+        if self.lowercase and self.kind not in ("wordpiece", "word"):
+            text = f'true; only kind = "wordpiece" or "word" has it, not "{self.kind}"'
+            yield Problem(("lowercase",), text, (("kind",),))
+
+
+class TokenizerStage(Settings):
+    """Trains the recipe's tokenizer on its data, or takes over the one at `tokenizer.path`."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    data: DataSettings | None = None

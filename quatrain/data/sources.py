@@ -1,0 +1,225 @@
+"""From what a user names to the files that are read: a catalog name, a file, a folder, or files that go line by line.
+
+`train.{en,de}` names two files whose lines belong together: the shell's way to write `train.en` and `train.de`.
+`mine.jsonl + spider-train` names several sources that are read one after the other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import exists, user_path
+from quatrain.data import catalog
+from quatrain.data.decoding import check_head, suffix_of
+from quatrain.data.download import Progress
+from quatrain.data.huggingface import is_dataset
+from quatrain.data.packed import PACKED
+from quatrain.data.rows import RECORD_SUFFIXES
+
+#: Endings that are read as plain text. A file named by itself is, whatever its ending.
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
+
+JOINED = " + "
+"""Between the names of several sources."""
+
+_BRACES = re.compile(r"\{([^{},]*),([^{},]*)\}")
+
+#: Told what of a folder is left out, and why.
+Skipped = Callable[[Path, str], None]
+
+
+def find_files(source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None) -> list[Path]:
+    """The files of `source`, each one checked at its beginning: a catalog name (fetched where needed), a file, or a
+    folder, whose files come sorted, subfolders too; hidden files are left out, and `skipped` hears of every other one.
+    Of several sources joined by " + ", those of all.
+
+    Raises InputError with every file that is absent, empty or no text.
+    """
+    names = parts(source)
+    if len(names) > 1:
+        found = (file for name in names for file in find_files(name, skipped=skipped, progress=progress))
+        return list(dict.fromkeys(found))
+    entry = catalog.find(str(source)) if isinstance(source, str) else None
+    if entry is not None:
+        return [catalog.fetch(entry, progress=progress)]
+    path = user_path(source, "the source")
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if is_folder:
+        return _of_folder(path, skipped or (lambda path, reason: None))
+    if not is_there:
+        raise _absent(source, path)
+    check_head(path)
+    return [path]
+
+
+def parts(source: str | Path) -> tuple[str, ...]:
+    """The names in `a.jsonl + b.jsonl`; the source itself where it names no several."""
+    if JOINED not in str(source) or exists(source):
+        return (str(source),)
+    return tuple(name for each in str(source).split(JOINED) if (name := each.strip()))
+
+
+def wanted_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
+    """The files of which the catalog takes some rows alone, with the values that those have in their columns."""
+    found: dict[Path, list[dict[str, str]]] = {}
+    for name in parts(source):
+        entry = catalog.find(name)
+        if entry is not None and entry.where:
+            found.setdefault(catalog.fetch(entry), []).append(dict(entry.where))
+    return found
+
+
+def parallel(source: str | Path) -> tuple[str, str] | None:
+    """The two names in `train.{en,de}.gz`, whose lines belong together; None where a source names no two."""
+    found = _BRACES.search(str(source))
+    if found is None or exists(source):
+        return None
+    before, after = str(source)[: found.start()], str(source)[found.end() :]
+    return f"{before}{found[1]}{after}", f"{before}{found[2]}{after}"
+
+
+def is_record_file(path: Path) -> bool:
+    """Whether a file's ending says that it holds records (JSON, CSV, TSV, Parquet) and not plain text."""
+    return suffix_of(path) in RECORD_SUFFIXES
+
+
+def _of_folder(folder: Path, skipped: Skipped) -> list[Path]:
+    known, problems = [], []
+    left = LeftOut()
+
+    def leave(path: Path, reason: str) -> None:
+        left.add(path, reason)
+        skipped(path, reason)
+
+    for path in _walk(folder, leave):
+        reason = _unusable(path)
+        if reason is not None:
+            leave(path, reason)
+            continue
+        try:
+            check_head(path)
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            known.append(path)
+    if problems:
+        count = f"{len(problems)} file{'s' if len(problems) > 1 else ''}"
+        raise InputError(f"{count} of {folder} cannot be read; mend or remove them", problems)
+    if not known:
+        endings = " ".join((*TEXT_SUFFIXES, *RECORD_SUFFIXES))
+        raise InputError(
+            f"{folder} holds no text: files with the endings {endings} (or those and {' '.join(PACKED)}) are read",
+            left.lines(folder),
+        )
+    return known
+
+
+def _unusable(path: Path) -> str | None:
+    """Why a file of a folder is left out; None for one that is to be read."""
+    if suffix_of(path) not in (*TEXT_SUFFIXES, *RECORD_SUFFIXES):
+        return f"its ending {path.suffix or '(none)'} is not one of text"
+    try:
+        about = path.stat()
+    except OSError as error:
+        return "a link that leads nowhere" if path.is_symlink() else f"it cannot be read: {error.strerror}"
+    if not stat.S_ISREG(about.st_mode):
+        return "no regular file"
+    return "it is empty" if about.st_size == 0 else None
+
+
+def _walk(folder: Path, skipped: Skipped) -> Iterator[Path]:
+    """The files below a folder; links to folders and folders that cannot be read are left out, hidden ones unsaid."""
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        skipped(Path(error.filename), f"a folder that cannot be read: {error.strerror}")
+
+    for place, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if Path(place, name).is_symlink():
+                skipped(Path(place, name), "a link to a folder")
+        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+class LeftOut:
+    """What was left out of folders, by reason: how often, and the first names; `read` counts the other files."""
+
+    FIRST = 3
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.kinds: dict[str, tuple[int, list[Path]]] = {}
+
+    def add(self, path: Path, reason: str) -> None:
+        """Note one file or folder; has the form of `Skipped`."""
+        count, names = self.kinds.get(reason, (0, []))
+        self.kinds[reason] = count + 1, [*names, path][: self.FIRST]
+
+    @property
+    def count(self) -> int:
+        """All that were left out."""
+        return sum(count for count, _ in self.kinds.values())
+
+    def lines(self, folder: str | Path = "") -> list[str]:
+        """A line for each reason, the most frequent first: "left out (it is empty): 12: a.txt, b.txt, c.txt, …"."""
+        found = []
+        for reason, (count, names) in sorted(self.kinds.items(), key=lambda kind: -kind[1][0]):
+            shown = ", ".join(_short_name(path, folder) for path in names) + (", …" if count > len(names) else "")
+            found.append(f"left out ({reason}): {count:,}: {shown}")
+        return found
+
+
+def left_out(source: str | Path) -> LeftOut:
+    """What of a source's folders is not read. Looks at names and sizes, opens nothing."""
+    found = LeftOut()
+    for name in (name for each in parts(source) for name in parallel(each) or (each,)):
+        if is_dataset(name) or (catalog.find(name) is not None and not exists(name)):
+            continue
+        folder = user_path(name, "the source")
+        if folder.is_dir():
+            for path in _walk(folder, found.add):
+                reason = _unusable(path)
+                if reason is not None:
+                    found.add(path, reason)
+                else:
+                    found.read += 1
+    return found
+
+
+def _short_name(path: Path, folder: str | Path) -> str:
+    try:
+        return str(path.relative_to(folder))
+    except ValueError:
+        return str(path)
+
+
+def _absent(source: str | Path, path: Path) -> InputError:
+    """What is said of something that is neither there nor in the catalog."""
+    if path.is_symlink():
+        return InputError(f"{path} is a link that leads nowhere: {os.readlink(path)} does not exist")
+    hints = []
+    if path.parent.is_dir() and os.access(path.parent, os.R_OK):
+        names = [each.name for each in path.parent.iterdir() if not each.name.startswith(".")]
+        near = difflib.get_close_matches(path.name, names, 2, 0.6)
+        hints += [str(path.parent / name) for name in near]
+    elif str(path.parent) != ".":
+        return InputError(f"{path} does not exist: there is no folder {path.parent}")
+    if isinstance(source, str) and len(path.parts) == 1:
+        hints += difflib.get_close_matches(source.lower(), catalog.CATALOG, 2, 0.5)
+    hint = f". Did you mean {' or '.join(hints)}?" if hints else ""
+    known = ", ".join(catalog.CATALOG)
+    return InputError(
+        f"{str(source)!r} is neither a file, a folder, nor a name of the catalog{hint}"
+        + ("" if hints else f". The catalog knows {known}, and gutenberg:N for any book of Project Gutenberg")
+    )

@@ -1,0 +1,138 @@
+"""Fields of chats that change nothing: neither in the rendered text nor in what of it is learned.
+
+A template reads some fields and passes over others without a word. Which ones follows from rendering a row with each
+field and without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quatrain.core.errors import InputError
+from quatrain.data.messages import ABOUT
+from quatrain.data.records import AnyRecord, Conversation, Fault, Message, Messages, Preference, Record
+from quatrain.tokenizers.chat import render_text
+from quatrain.tokenizers.named_templates import template_for
+
+TRIES = 30
+"""Rows on which a field is tried before it is said to change nothing."""
+
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""Values of a field that is as good as absent."""
+
+_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+Convert = Callable[[Record], list[AnyRecord]]
+
+
+@dataclass
+class _Field:
+    """A field that a row has, or the messages of one role: how often, where first, and whether it changed anything."""
+
+    first: str
+    rows: int = 0
+    tries: int = 0
+    changes: bool = False
+
+
+class UnreadFields:
+    """Finds the fields of chats that a tokenizer's templates do not read."""
+
+    def __init__(self, templates: Mapping[str, str], named: str, convert: Convert):
+        """`named` is what messages call the templates; `convert` makes records of a row."""
+        self.templates, self.named, self.convert = templates, named, convert
+        self.fields: dict[tuple[str, str], _Field] = {}
+        self.refused = 0
+        self.refusal: tuple[str, str] | None = None
+
+    def add(self, row: Record, records: list[AnyRecord]) -> None:
+        """Looks at a row and the records that it became."""
+        if not isinstance(row.value, Mapping) or not records:
+            return
+        chats = [chat for record in records for chat in _chats(record)]
+        found = [("", name) for name, held in row.value.items() if held not in EMPTY] + list(_fields(chats))
+        for key in found:
+            field = self.fields.setdefault(key, _Field(row.place))
+            field.rows += 1
+        open_ones = [key for key in found if not self.fields[key].changes and self.fields[key].tries < TRIES]
+        if not open_ones and self.refusal is None:
+            return
+        try:
+            whole = self._rendered(chats)
+        except InputError as error:
+            self.refused += 1
+            self.refusal = self.refusal or (row.place, " ".join([error.message, *error.problems[:1]]))
+            return
+        for key in open_ones:
+            field = self.fields[key]
+            field.tries += 1
+            field.changes = self._changed(row, chats, key, whole)
+
+    def _changed(self, row: Record, chats: list[Messages], key: tuple[str, str], whole: list[Any]) -> bool:
+        """Whether a row without a field is rendered otherwise, or is none."""
+        role, name = key
+        try:
+            if role:
+                rest = [chat.of(_without(message, role, name) for message in chat) for chat in chats]
+            else:
+                value = {each: held for each, held in row.value.items() if each != name}
+                rest = [chat for record in self.convert(Record(row.place, value)) for chat in _chats(record)]
+            return self._rendered(rest) != whole
+        except (Fault, InputError):
+            return True
+
+    def _rendered(self, chats: list[Messages]) -> list[Any]:
+        found = []
+        for chat in chats:
+            source = template_for(self.templates, None, tools=chat.tools is not None)
+            prompt = chat[-1]["role"] != "assistant"
+            found.append(
+                render_text(source, chat, add_generation_prompt=prompt, tools=chat.tools, documents=chat.documents,
+                            variables={**_TOKENS, **chat.variables})
+            )  # fmt: skip
+        return found
+
+    def findings(self) -> Iterator[tuple[str, str, str]]:
+        """Each field that changes nothing: where it stands first, its name, and what is to be said."""
+        for (role, name), field in self.fields.items():
+            if field.changes or not field.tries:
+                continue
+            where = f"field {name!r}" + (f" of the {role}'s turns" if role else "")
+            count = f"{field.rows:,} rows have it" if field.rows > 1 else "1 row has it"
+            text = f"{where} changes nothing in the chat as the template {self.named} renders it; {count}"
+            yield field.first, name, text
+
+
+def _chats(record: AnyRecord) -> Iterator[Messages]:
+    if isinstance(record, Conversation):
+        messages = record.messages
+        yield messages if isinstance(messages, Messages) else Messages(messages)
+    elif isinstance(record, Preference):
+        prompt = record.prompt if isinstance(record.prompt, Messages) else Messages(record.prompt)
+        for answer in (record.chosen, record.rejected):
+            yield prompt + answer
+
+
+def _fields(chats: list[Messages]) -> Iterator[tuple[str, str]]:
+    """The fields of messages, as (role, name), that have a value.
+
+    The weight of an assistant's turn is always understood: it says whether the turn is learned.
+    """
+    found = dict.fromkeys(
+        (str(message["role"]), name)
+        for chat in chats
+        for message in chat
+        for name, held in message.items()
+        if name not in ("role", "content") and held not in EMPTY
+    )
+    yield from (key for key in found if key != ("assistant", "weight"))
+
+
+def _without(message: Message, role: str, name: str) -> Message:
+    """A message of a role without one of its fields; what then says nothing has an empty text."""
+    if message["role"] != role or name not in message:
+        return message
+    rest = {each: held for each, held in message.items() if each != name and held is not None}
+    return rest if set(rest) - ABOUT or "content" in rest else {**rest, "content": ""}

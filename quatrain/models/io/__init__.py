@@ -1,0 +1,1 @@
+"""Model folders: reading and writing safetensors and `config.json`."""

@@ -1,0 +1,277 @@
+"""Reads and writes model folders in Hugging Face's layout: `config.json` and safetensors, sharded or not.
+
+Weights go from the memory-mapped file straight into place, one tensor at a time. Keys are strict both ways:
+each missing or unexpected name is shown. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quatrain.core.allocation import large_apart
+from quatrain.core.atomic import atomic_write, write_json
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.reading import read_json, shown, user_path
+from quatrain.models.families import Head, family
+from quatrain.models.families.mapping import GENERATION, LABELLED
+from quatrain.models.hub import CONFIG, resolve
+from quatrain.models.io import sentence_transformers
+from quatrain.models.io.filling import Names, fill, operations_of
+from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
+from quatrain.models.io.writing import write_safetensors
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.stack import Model
+from quatrain.planning.room import check_weights, least_parameters
+
+GENERATION_CONFIG = "generation_config.json"
+SHARD_BYTES = 5_000_000_000
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `config.json` of a model folder. Raises InputError where it is absent or no JSON."""
+    path = user_path(folder, "the model") / "config.json"
+    if not os.path.lexists(path):
+        if not path.parent.exists():
+            raise InputError(f"{folder}: there is no such model folder.")
+        raise InputError(f"{folder}: no config.json in it, so this is no model folder.")
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
+def load_config(model: str | Path) -> ModelConfig:
+    """The configuration of a model folder or hub id, without its weights."""
+    config = read_config(resolve(model, files=CONFIG))
+    return family(config.get("model_type")).from_hf(config)
+
+
+def stored_dtype(model: str | Path) -> str:
+    """The dtype of the weights in a model's files as its config.json names it; float32 where it does not."""
+    config = read_config(resolve(model, files=CONFIG))
+    said = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if not isinstance(said, str):
+        raise InputError(f"dtype: {shown(said)}; must be a text such as float32")
+    return said.removeprefix("torch.")
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    head: str | None = None,
+    labels: Sequence[str] | None = None,
+    problem: str | None = None,
+    seed: int = 0,
+    prepare: Callable[[Model, dict[str, Any]], None] | None = None,
+    bits: int | None = None,
+) -> Model:
+    """The model of a folder or a hub id, in evaluation mode, its weights in `dtype` on `device`.
+
+    `head` names another head than that of the files, `labels` what it tells apart, and `problem` how: `single`,
+    `several` at once, or `regression`. Weights of the head that the files lack, or have for another number of labels,
+    are drawn fresh from `seed`; their names are in the model's `fresh`. A folder of Sentence Transformers has the head
+    `embedding`, pooled as it says.
+    `prepare(model, config_json)` may replace modules before the weights are read (quantized linears do); a tensor
+    of an integer dtype keeps it. `bits` is how many a weight then takes, where these are fewer than those of `dtype`.
+    Raises InputError naming every missing, unexpected or misshapen tensor, and for a model that this machine cannot
+    hold.
+    """
+    folder = resolve(model)
+    raw = read_config(folder)
+    if raw.get("quantization_config") and prepare is None:
+        raise InputError(
+            f"{folder}: a quantized model; read it with quatrain.loading.model.load_model. To learn every weight, "
+            "begin from the model in floats; a finetune stage may put an adapter over this one."
+        )
+    kind = family(raw.get("model_type"))
+    pooled = sentence_transformers.read(folder)
+    if head is None and pooled is not None:
+        head = "embedding"
+    config = config_of(raw, head=head, labels=labels, problem=problem)
+    if config.head == "embedding" and pooled is not None:
+        config = config.with_(**pooled)
+    of_files = kind.heads[kind.head_of(raw)]
+    check_weights(config, bits or (4 if raw.get("quantization_config") else 8 * dtype.itemsize), device)
+    with large_apart(), Tensors(folder) as tensors:
+        _check_size(config, tensors)
+        strict = labels is None and kind.heads[config.head] == of_files
+        names = Names(kind, of_files, tensors, strict=strict, ignored=kind.heads[config.head].ignored)
+        config = _without_absent(config, kind.heads[config.head], names)
+        config = _tied_as_in_files(config, names)
+        with torch.device("meta"):
+            network = Model(config)
+            if prepare is not None:
+                prepare(network, raw)
+        network.fresh = fill(network, names, dtype, torch.device(device), seed)
+    network.generation = _generation(folder, raw)
+    return network.eval()
+
+
+def _check_size(config: ModelConfig, tensors: Tensors) -> None:
+    """Refuse at once a config.json of another model: no file holds a weight in less than a bit."""
+    described, held = least_parameters(config), tensors.nbytes
+    if described > 8 * held:
+        raise InputError(
+            f"{tensors.folder}: config.json describes at least {described:,} weights (num_hidden_layers "
+            f"{config.num_hidden_layers:,}, hidden_size {config.hidden_size:,}, vocab_size {config.vocab_size:,}), and "
+            f"the files hold {held:,} bytes of them; one of the two is of another model."
+        )
+
+
+def config_of(
+    raw: dict[str, Any], *, head: str | None = None, labels: Sequence[str] | None = None, problem: str | None = None
+) -> ModelConfig:
+    """The configuration that a config.json means under a head, with labels and problem as `load` takes them.
+
+    Raises InputError for a head that the family has not, and for labels that cannot be.
+    """
+    kind = family(raw.get("model_type"))
+    raw = {key: value for key, value in raw.items() if key != "quantization_config"}
+    if head is not None and head not in kind.heads:
+        raise InputError(f"head: {head!r} is none of {kind.name}; must be one of {', '.join(kind.heads)}")
+    if labels is not None:
+        problems = list(_label_problems(labels, head or kind.head_of(raw)))
+        if problems:
+            raise InputError("These labels cannot be used:", problems)
+        raw["id2label"] = {str(number): label for number, label in enumerate(labels)}
+    config = kind.from_hf(raw, head=head)
+    return config if problem is None else config.with_(problem=problem)
+
+
+def _label_problems(labels: Sequence[str], head: str) -> Iterator[str]:
+    if head not in LABELLED:
+        yield f"labels: the head {head} names none; must be left out, or the head one of {', '.join(LABELLED)}"
+    if not labels or isinstance(labels, str):
+        yield f"labels: {labels!r}; must be a list of at least one name"
+    elif twice := sorted({str(label) for label in labels if list(labels).count(label) > 1}):
+        yield f"labels: {', '.join(twice)} more than once; each must have a name of its own"
+
+
+def _without_absent(config: ModelConfig, head: Head, names: Names) -> ModelConfig:
+    """The configuration without the parts that some files of this head lack, as these do."""
+    for name, fields in head.absent.items():
+        if names.find(name) is None:
+            config = config.with_(**fields)
+    return config
+
+
+def _tied_as_in_files(config: ModelConfig, names: Names) -> ModelConfig:
+    """The configuration, untied where the files hold a head that is not the embedding, as transformers reads them.
+
+    Newer T5 files say that it is tied and mean it only where they hold no head. Of two tied names one is enough.
+    """
+    if config.head not in LANGUAGE_HEADS or not config.tie_word_embeddings:
+        return config
+    sources = {name: operation.sources[0] for operation in names.kind.weights(config) for name in operation.targets}
+    embedding, head = sources["embed_tokens.weight"], sources.get("lm_head.weight")
+    if head is None:
+        return config
+    places = names.find(embedding), names.find(head)
+    can_untie = "tie_word_embeddings" not in {**names.kind.fixed, **names.kind.must}
+    if can_untie and places[0] and places[1] and not names.tensors.equal(places[0], places[1]):
+        return config.with_(tie_word_embeddings=False)
+    names.others.setdefault(names.bare(embedding), []).append(head)
+    return config
+
+
+def _generation(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """How the files say to generate: in a file of its own, or in the config.json of older ones."""
+    if os.path.lexists(folder / GENERATION_CONFIG):
+        found = read_json(folder / GENERATION_CONFIG)
+    else:
+        found = {key: raw[key] for key in sorted(GENERATION & raw.keys())}
+        if raw.get("force_bos_token_to_be_generated") and raw.get("bos_token_id") is not None:
+            found["forced_bos_token_id"] = raw["bos_token_id"]  # what old files of BART call it
+    return {key: value for key, value in found.items() if key not in ("transformers_version", "_from_model_config")}
+
+
+def state_dict_for_files(model: Model) -> dict[str, Tensor]:
+    """The model's tensors under the family's own names, as its files hold them.
+
+    Raises QuatrainError where a tensor has no such name (adapters that are not merged): a file would lack it.
+    """
+    ours = model.state_dict()
+    if model.lm_head is not None and model.config.tie_word_embeddings:
+        ours.pop("lm_head.weight")
+    theirs: dict[str, Tensor] = {}
+    covered: set[str] = set()
+    for operation in operations_of(family(model.config.family), model):
+        if all(name in ours for name in operation.targets):
+            theirs.update(operation.write(ours.__getitem__))
+            covered.update(operation.targets)
+    if lost := sorted(set(ours) - covered):
+        raise QuatrainError(
+            f"These tensors have no place in a {model.config.family} model folder; merge adapters first, "
+            "or write them with quatrain.adapters.peft_files.save_adapter:",
+            lost,
+        )
+    return theirs
+
+
+def save(
+    model: Model, folder: str | Path, *, extra_config: dict[str, Any] | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes `config.json`, `generation_config.json` and the weights, each whole or not at all.
+
+    Shards past `shard_bytes`, with an index. Raises QuatrainError on a full or unwritable disk.
+    """
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict_for_files(model).items()}
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    config = family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
+    for module in model.modules():
+        entries: Any = getattr(module, "config_entries", None)  # what a replaced module has to say of the files
+        if entries is not None:
+            config |= entries(model)
+            break
+    write_json(folder / "config.json", config)
+    if model.config.head == "embedding":
+        sentence_transformers.write(folder, model.config)
+    asked = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
+    legacy = {key: model.config.extra[key] for key in sorted(GENERATION & model.config.extra.keys())}
+    asked |= legacy if model.generation is None else model.generation
+    write_json(folder / GENERATION_CONFIG, {key: value for key, value in asked.items() if value is not None})
+    shards = _shards(tensors, shard_bytes)
+    if len(shards) == 1:
+        _write_tensors(folder / WEIGHTS, tensors)
+        (folder / INDEX).unlink(missing_ok=True)
+        _remove_shards(folder, keep=())
+        return
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _write_tensors(folder / name, {key: tensors[key] for key in shard})
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    _remove_shards(folder, keep=names)
+
+
+def _remove_shards(folder: Path, keep: Sequence[str]) -> None:
+    """Removes the shards of an earlier model in the same folder."""
+    for path in folder.glob("model-*-of-*.safetensors"):
+        if path.name not in keep:
+            path.unlink()
+
+
+def _shards(tensors: dict[str, Tensor], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with atomic_write(path, "wb") as file:
+        write_safetensors(file, tensors, {"format": "pt"})

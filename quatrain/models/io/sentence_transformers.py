@@ -1,0 +1,244 @@
+"""Folders of Sentence Transformers: how an encoder's states become one vector for a text.
+
+Reimers & Gurevych 2019 (arXiv 1908.10084).
+`modules.json` lists what a text goes through: the encoder, a pooling, perhaps a division by the length. A part or a
+pooling that is not known is refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quatrain.core.atomic import write_json
+from quatrain.core.errors import InputError
+from quatrain.core.reading import read_json, shown, user_path
+from quatrain.core.wording import printable
+from quatrain.models.families.kinds import TEXTS
+from quatrain.models.transformer.config import ModelConfig, is_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quatrain.models.transformer.stack import Model
+
+MODULES = "modules.json"
+POOLING = "1_Pooling/config.json"
+LENGTH = "sentence_bert_config.json"
+TOKENIZER = "tokenizer_config.json"
+SETTINGS = "config_sentence_transformers.json"
+
+POOLINGS = {
+    "cls": "first",
+    "lasttoken": "last",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt",
+    "weightedmean": "weighted_mean",
+    "max": "max",
+}
+"""Their names of poolings, and ours."""
+
+FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_max_tokens": "max",
+}
+"""The keys of the older layout, one of which is true."""
+
+LONGEST = 1_000_000
+"""Above it a tokenizer's length means none."""
+
+WIDTHS = ("word_embedding_dimension", "embedding_dimension")
+
+
+class Tokenizes(Protocol):
+    """What is asked of a tokenizer: `quatrain.tokenizers.tokenizer.Tokenizer` is one."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id of padding."""
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """The ids of a text, with what belongs around it where asked."""
+
+
+def read(folder: str | Path) -> dict[str, Any] | None:
+    """The fields of a configuration that a folder's pooling decides; None where it is not of Sentence Transformers.
+
+    Raises InputError naming every part, pooling and option that is not known.
+    """
+    folder = Path(folder)
+    if not os.path.lexists(folder / MODULES):
+        return None
+    modules = _json(folder / MODULES, list)
+    problems = [
+        f"{MODULES}: path: {shown(module['path'])}; must be the name of a folder in this one"
+        for module in modules
+        if isinstance(module, dict) and not _is_inside(module.get("path", ""))
+    ]
+    kinds = [_kind(module) for module in modules]
+    problems += [
+        f"{MODULES}: {shown(module.get('type') if isinstance(module, dict) else module)} is a part that Quatrain does "
+        "not know; known: Transformer, Pooling, Normalize"
+        for module, kind in zip(modules, kinds, strict=True)
+        if kind not in ("Transformer", "Pooling", "Normalize")
+    ]
+    if not problems and kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        problems.append(
+            f"{MODULES}: {', '.join(kinds)}; must be Transformer, Pooling and perhaps Normalize, in this order"
+        )
+    fields: dict[str, Any] = {"embedding_vector": "unit" if kinds[-1:] == ["Normalize"] else "plain"}
+    if not problems:
+        fields["pooling"] = _pooling(folder / modules[1].get("path", "") / "config.json", problems)
+        fields["max_text_length"] = _length(folder / modules[0].get("path", ""), problems)
+        _refuse_prompt(folder / SETTINGS, problems)
+    if problems:
+        raise InputError(f"{folder}: this sentence embedding cannot be used:", problems)
+    return fields
+
+
+def write(folder: str | Path, config: ModelConfig) -> None:
+    """Writes `modules.json` and what belongs to it beside a model whose head is `embedding`.
+
+    Raises InputError for a pooling that Sentence Transformers do not have.
+    """
+    folder = Path(folder)
+    name = next((theirs for theirs, ours in POOLINGS.items() if ours == config.pooling), None)
+    if name is None:
+        raise InputError(f"pooling: {config.pooling!r} has no name in a folder of Sentence Transformers.")
+    parts = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    if config.embedding_vector == "unit":
+        parts.append(("Normalize", "2_Normalize"))
+    pooling = {
+        WIDTHS[0]: config.output_size,
+        **{key: mode == name for key, mode in FLAGS.items()},
+        "include_prompt": True,
+    }
+    (folder / POOLING).parent.mkdir(parents=True, exist_ok=True)
+    write_json(folder / POOLING, pooling)
+    write_json(folder / LENGTH, {"max_seq_length": config.max_text_length or None, "do_lower_case": False})
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(parts)
+    ]
+    write_json(folder / MODULES, modules)
+
+
+def embed(model: Model, tokenizer: Tokenizes, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
+    """The vectors (N, hidden_size) of texts by a model with the head `embedding`, on the model's device.
+
+    Texts are cut to the model's `max_text_length`, special tokens kept, and read in batches of about the same length.
+    """
+    import torch
+
+    config = model.config
+    if config.head != "embedding":
+        raise InputError(f"This model has the head {config.head}; load it with head='embedding'.")
+    limit = min(config.max_text_length or config.context_length, config.context_length)
+    ids = [_cut(tokenizer, text, limit) for text in texts]
+    padding = tokenizer.pad_id if config.pad_token_id is None else config.pad_token_id
+    found = torch.empty(len(ids), config.output_size, dtype=model.embed_tokens.weight.dtype, device=model.device)
+    by_length = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+    for start in range(0, len(ids), batch_size):
+        rows = by_length[start : start + batch_size]
+        longest = len(ids[rows[0]])
+        batch = torch.full((len(rows), longest), padding or 0)
+        segments = torch.zeros(len(rows), longest, dtype=torch.long)
+        for place, row in enumerate(rows):
+            batch[place, : len(ids[row])] = torch.tensor(ids[row], dtype=torch.long)
+            segments[place, : len(ids[row])] = 1
+        with torch.inference_mode():
+            found[rows] = model(batch.to(model.device), segments=segments.to(model.device))[0]
+    return found
+
+
+def _cut(tokenizer: Tokenizes, text: str, limit: int) -> list[int]:
+    """The ids of a text, cut so that with its special tokens it has at most `limit`."""
+    ids = tokenizer.encode(text, special_tokens=True)
+    if len(ids) <= limit:
+        return ids
+    plain = tokenizer.encode(text)
+    around = len(ids) - len(plain)
+    start = next((place for place in range(around + 1) if ids[place : place + len(plain)] == plain), 0)
+    return [*ids[:start], *plain[: max(limit - around, 0)], *ids[start + len(plain) :]][:limit]
+
+
+def _kind(module: Any) -> str:
+    """The class of a part, whatever module of theirs it lives in."""
+    return str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else ""
+
+
+def _is_inside(path: Any) -> bool:
+    """Whether a part's path is a folder below its own."""
+    return isinstance(path, str) and "\0" not in path and not path.startswith(("/", "\\")) and ".." not in path
+
+
+def _pooling(path: Path, problems: list[str]) -> str:
+    config = _json(path, dict)
+    flags = {key: config[key] for key in (*FLAGS, "include_prompt") if config.get(key) is not None}
+    problems += [
+        f"{path.name}: {key} = {shown(value)}; must be true or false"
+        for key, value in flags.items()
+        if not isinstance(value, bool)
+    ]
+    named = config.get("pooling_mode")
+    if named is not None and not isinstance(named, str) and not TEXTS.fits(named):
+        problems.append(f"{path.name}: pooling_mode = {shown(named)}; must be a text or a list of texts")
+        return "mean"
+    named = [named] if isinstance(named, str) else list(named or [])
+    chosen = [*named, *(mode for key, mode in FLAGS.items() if config.get(key))]
+    known = {"pooling_mode", "include_prompt", *WIDTHS, *FLAGS}
+    problems += [
+        f"{path.name}: {printable(key)} = {shown(config[key])} is not known"
+        for key in config
+        if key not in known and config[key]
+    ]
+    if config.get("include_prompt") is False:
+        problems.append(f"{path.name}: include_prompt = false, so prompts stay out of the mean; must be true")
+    problems += [
+        f"pooling: {shown(mode)} is not known; must be one of {', '.join(POOLINGS)}"
+        for mode in named
+        if mode not in POOLINGS
+    ]
+    if len(set(chosen)) != 1:
+        problems.append(f"pooling: {', '.join(chosen) or 'none'}; must be exactly one of {', '.join(POOLINGS)}")
+    return POOLINGS.get(chosen[0], "mean") if chosen else "mean"
+
+
+def _length(folder: Path, problems: list[str]) -> int:
+    """Tokens that a text is cut to, 0 for the model's context: newer folders have it in the tokenizer's file."""
+    path = folder / LENGTH
+    config = _json(path, dict) if path.is_file() else {}
+    length = config.get("max_seq_length")
+    if length is None and (folder / TOKENIZER).is_file():
+        length = _json(folder / TOKENIZER, dict).get("model_max_length")
+        fits = isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < LONGEST
+        length = int(length) if fits else None
+    if config.get("do_lower_case"):
+        problems.append(
+            f"{path.name}: do_lower_case = true is not known; lowercase the texts yourself and set it to false"
+        )
+    if length is not None and not is_size(length):
+        problems.append(f"{path.name}: max_seq_length = {shown(length)}; must be a whole number of at least 1")
+        return 0
+    return length or 0
+
+
+def _refuse_prompt(path: Path, problems: list[str]) -> None:
+    name = _json(path, dict).get("default_prompt_name") if path.is_file() else None
+    if name is not None:
+        problems.append(
+            f"{path.name}: default_prompt_name = {shown(name)}, a prompt before every text, is not known; put it "
+            "before the texts yourself and set it to null"
+        )
+
+
+def _json(path: Path, kind: type) -> Any:
+    if not os.path.lexists(user_path(path)):
+        raise InputError(f"{path}: missing; {MODULES} names it.")
+    return read_json(path, kind)

@@ -1,0 +1,1 @@
+"""Hand-written passes: for the CPU in training, and FlexAttention on CUDA."""

@@ -1,0 +1,1 @@
+"""The transformer stack, from configuration to heads."""

@@ -1,0 +1,150 @@
+"""Multi-head attention: over a text itself or over another, with grouped keys and values, seen or fast.
+
+Vaswani et al. 2017 (arXiv 1706.03762), Ainslie et al. 2023 (arXiv 2305.13245). Four passes give the same: PyTorch's
+`scaled_dot_product_attention`; FlexAttention on CUDA where that has no fast one; a hand-written one for training on the
+CPU; and the plain one with weights to look at.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quatrain.models.kernels import cpu, flex
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.context import Sight, View
+from quatrain.models.transformer.norms import make_norm
+from quatrain.models.transformer.positions import rotate
+
+
+class Attention(nn.Module):
+    """Attention from (B, T, hidden_size) to the same, its projections unfused and named as in Hugging Face's Llama.
+
+    With `cross`, queries come from x and keys and values from the encoder's last hidden states.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, cross: bool = False):
+        super().__init__()
+        self.layer, self.cross = layer, cross
+        self.kind = config.layer_types[layer]
+        self.window = config.sliding_window if self.kind == "sliding" and not cross else None
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        if config.attention_scale_by_layer == "inverse":
+            self.scale /= layer + 1
+        self.softcap = config.attention_softcap
+        query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias != "none")
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias != "none")
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias != "none")
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias == "all")
+        normed = config.query_key_norm == "head"
+        self.q_norm = make_norm(config, self.head_dim) if normed else None
+        self.k_norm = make_norm(config, self.head_dim) if normed else None
+
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """x (B, T, hidden_size) to the same shape."""
+        query = self._heads(self.q_proj(x), self.num_heads, self.q_norm)
+        if self.cross:
+            mixed, blind = self._over_encoded(query, sight), sight.views["cross"].blind
+            return self.o_proj(mixed if blind is None else mixed.masked_fill(blind[..., None], 0.0))
+        key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
+        value = self._heads(self.v_proj(x), self.num_kv_heads)
+        view, rotary = sight.views[self.kind], sight.rotary.get(self.kind)
+        if view.by_hand and sight.prefix is None:
+            return self.o_proj(self._mix_by_hand(query, key, value, view, rotary))
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        if rotary is not None:
+            cos, sin = (table.unsqueeze(-3) for table in rotary)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if sight.prefix is not None:
+            keys, values = sight.prefix.layers[self.layer]
+            key, value = sight.prefix.put(key, keys), sight.prefix.put(value, values)
+        if sight.cache is not None:
+            key, value = sight.cache.append(self.layer, key, value)
+        seen = None if sight.trace is None else sight.trace.attentions
+        return self.o_proj(self._mix(query, key, value, view, seen))
+
+    def _heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
+        """A projection (B, T, H D) as (B, T, H, D), each head normalised where the family does so."""
+        x = x.view(*x.shape[:2], heads, self.head_dim)
+        return x if norm is None else norm(x)
+
+    def _over_encoded(self, query: Tensor, sight: Sight) -> Tensor:
+        """Attention over the encoder's states, whose keys and values a cache keeps from the first step on."""
+        view, kept = sight.views["cross"], None if sight.cache is None else sight.cache.cross(self.layer)
+        if kept is None:
+            encoded = sight.encoded
+            key = self._heads(self.k_proj(encoded), self.num_kv_heads, self.k_norm)
+            value = self._heads(self.v_proj(encoded), self.num_kv_heads)
+            if view.by_hand:
+                return self._mix_by_hand(query, key, value, view, None)
+            kept = key.transpose(1, 2), value.transpose(1, 2)
+            if sight.cache is not None:
+                sight.cache.keep_cross(self.layer, *kept)
+        seen = None if sight.trace is None else sight.trace.cross_attentions
+        return self._mix(query.transpose(1, 2), *kept, view, seen)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, view: View, seen: list[Tensor] | None) -> Tensor:
+        """Mixes the values (B, G, S, D) that each query (B, H, T, D) sees; gives (B, T, H D)."""
+        if seen is None and flex.suits(query, self.softcap, self.window, key.shape[2]):
+            mixed = flex.mix(
+                query,
+                key,
+                value,
+                scale=self.scale,
+                softcap=self.softcap,
+                added=view.bias,
+                mask=view.mask,
+                causal=view.causal,
+            )
+        elif seen is not None or self.softcap is not None:
+            mixed = self._mix_plainly(query, self._spread(key, 1), self._spread(value, 1), view, seen)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query,
+                self._spread(key, 1),
+                self._spread(value, 1),
+                attn_mask=view.for_sdpa(),
+                is_causal=view.plainly_causal,
+                scale=self.scale,
+            )
+        return mixed.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
+
+    def _mix_plainly(
+        self, query: Tensor, key: Tensor, value: Tensor, view: View, seen: list[Tensor] | None
+    ) -> Tensor:
+        """The pass whose weights (B, H, T, S) exist and can be kept."""
+        scores = query @ key.mT * self.scale
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        added = view.added(query.shape[2], key.shape[2], query)
+        scores = scores if added is None else scores + added
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        if seen is not None:
+            seen.append(weights)
+        return weights @ value
+
+    def _mix_by_hand(
+        self, query: Tensor, key: Tensor, value: Tensor, view: View, rotary: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """The hand-written pass over (B, T, H, D); gives (B, T, H D)."""
+        cos, sin = None, None
+        if rotary is not None:
+            cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(-2) for table in rotary)
+        plainly = view.plainly_causal and query.shape[1] == key.shape[1]
+        added = None if plainly else view.added(query.shape[1], key.shape[1], query)
+        if added is not None and (added.shape[1] > 1 or added.requires_grad):  # it differs by the head of the query
+            key, value = self._spread(key, 2), self._spread(value, 2)
+        return cpu.AttentionFunction.apply(
+            query, key, value, cos, sin, added, self.scale, self.softcap, view.causal
+        )
+
+    def _spread(self, x: Tensor, axis: int) -> Tensor:
+        """Repeats each group's head for the query heads that share it."""
+        if self.num_kv_heads == self.num_heads:
+            return x
+        return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=axis)

@@ -1,0 +1,248 @@
+"""Blocks of attention and feed-forward, and the stack of them between an embedding and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quatrain.core.errors import InputError
+from quatrain.models.kernels import cpu
+from quatrain.models.transformer.attention import Attention
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.context import Prefix, Sight, Trace, View, visible, visible_across
+from quatrain.models.transformer.feed_forward import FeedForward
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.norms import make_norm
+from quatrain.models.transformer.positions import (
+    alibi_slopes,
+    positions_of,
+    relative_buckets,
+    rotary_of,
+    sinusoidal_table,
+)
+
+
+class Block(nn.Module):
+    """Attention, attention over the encoded text in an encoder-decoder, and feed-forward, each with its residual and
+    norm.
+
+    A part's norm stands before it (pre), after its residual (post), or before it with a second one behind (sandwich).
+    """
+
+    is_block = True
+    """Activation checkpointing and torch.compile work on these."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.norm_position, self.residual, self.dropout = config.norm_position, config.residual, config.dropout
+        self.input_layernorm = make_norm(config) if config.first_norm or layer else nn.Identity()
+        self.self_attn = Attention(config, layer)
+        crossed = config.architecture == "encoder-decoder"
+        self.cross_attn_layernorm = make_norm(config) if crossed else None
+        self.cross_attn = Attention(config, layer, cross=True) if crossed else None
+        self.post_attention_layernorm = make_norm(config) if config.residual != "parallel_shared" else None
+        self.mlp = FeedForward(config)
+        sandwich = config.norm_position == "sandwich"
+        self.attention_output_layernorm = make_norm(config) if sandwich else None
+        self.feed_forward_output_layernorm = make_norm(config) if sandwich else None
+
+    def before_recomputing(self, x: Tensor, sight: Sight) -> None:
+        """Makes the attention biases that all blocks share, so that none of them belongs to a recomputed block."""
+        for view in sight.views.values():
+            if view.bias is not None:
+                view.added(view.bias.shape[-2], view.bias.shape[-1], x)
+
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """x (B, T, hidden_size) to the same shape."""
+        if self.residual != "sequential":
+            normed = self.input_layernorm(x)
+            other = normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
+            return x + self._drop(self.self_attn(normed, sight)) + self._drop(self.mlp(other))
+        x = self._add(
+            x, lambda h: self.self_attn(h, sight), self.input_layernorm, self.attention_output_layernorm
+        )
+        if self.cross_attn is not None and self.cross_attn_layernorm is not None:
+            cross = self.cross_attn
+            x = self._add(x, lambda h: cross(h, sight), self.cross_attn_layernorm)
+        return self._add(x, self.mlp, self.post_attention_layernorm, self.feed_forward_output_layernorm)
+
+    def _add(
+        self, x: Tensor, part: Callable[[Tensor], Tensor], norm: nn.Module | None, after: nn.Module | None = None
+    ) -> Tensor:
+        if norm is None:
+            return x + self._drop(part(x))
+        if self.norm_position == "post":
+            return norm(x + self._drop(part(x)))
+        out = part(norm(x))
+        return x + self._drop(out if after is None else after(out))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Stack(nn.Module):
+    """Positions, blocks and the final norm: from embedded tokens (B, T, embedding_size) to hidden states."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
+        rows = config.max_position_embeddings + config.position_offset
+        self.embed_positions = nn.Embedding(rows, hidden) if config.position == "learned" else None
+        self.embed_token_types = nn.Embedding(config.type_vocab_size, hidden) if config.type_vocab_size else None
+        self.project_in = nn.Linear(width, hidden, bias=False) if width != hidden else None
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.relative_bias = (
+            nn.Embedding(config.relative_buckets, config.num_attention_heads) if config.position == "relative" else None
+        )
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = make_norm(config) if config.final_norm and config.norm_position != "post" else None
+        self.project_out = nn.Linear(hidden, width, bias=False) if width != hidden else None
+        self._rotary = rotary_of(config)
+        self._table: Tensor | None = None
+
+    def run(
+        self,
+        embedded: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+        cache: KVCache | None = None,
+        trace: Trace | None = None,
+        encoded: Tensor | None = None,
+        encoder_segments: Tensor | None = None,
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """The last hidden states (B, T, hidden_size) of embedded tokens; see `Model.forward` for the rest.
+
+        `prefix` holds keys and values that slots have in place of those that a layer computes.
+        """
+        length, past = embedded.shape[1], cache.length if cache is not None else 0
+        self._check_length(positions, past, length)
+        slots = cache.write_segments(segments, length) if cache is not None else segments
+        if positions is None and slots is not None:
+            positions = positions_of(slots)[:, past:]
+        x = self._embed(embedded, positions, past, token_types)
+        rotary = {
+            kind: self._rotary[kind].at(positions, past, length, x, slots)
+            for kind in sorted(set(self.config.layer_types))
+            if self._rotary
+        }
+        views = self._views(slots, past, x, cache, trace)
+        if self.config.architecture == "encoder-decoder":
+            mask, blind = visible_across(segments, encoder_segments)
+            by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace, causal=False)
+            views["cross"] = View(mask, blind=blind, by_hand=by_hand)
+        sight = Sight(views, rotary, cache, trace, encoded, prefix)
+        for layer in self.layers:
+            if trace is not None:
+                trace.hidden_states.append(x)
+            x = layer(x, sight)
+        if cache is not None:
+            cache.advance(length)
+        x = x if self.norm is None else self.norm(x)
+        x = x if self.project_out is None else self.project_out(x)
+        if trace is not None:
+            trace.hidden_states.append(x)
+        return x
+
+    def _embed(self, x: Tensor, positions: Tensor | None, past: int, token_types: Tensor | None) -> Tensor:
+        """Adds what says where a token is and of which type, with the scale and norm that the family has."""
+        config, length = self.config, x.shape[1]
+        if config.embedding_scale != 1.0:
+            x = x * torch.tensor(config.embedding_scale, dtype=x.dtype).item()
+        x = x if self.project_in is None else self.project_in(x)
+        if config.position in ("learned", "sinusoidal"):
+            if positions is None:
+                positions = torch.arange(past, past + length, device=x.device)
+            x = x + self._position_rows(positions, x)
+        if token_types is not None:
+            self._check_types(token_types, x)
+        if self.embed_token_types is not None:
+            types = self.embed_token_types.weight[0] if token_types is None else self.embed_token_types(token_types)
+            x = x + types
+        x = x if self.embedding_norm is None else self.embedding_norm(x)
+        return F.dropout(x, config.dropout, self.training) if config.dropout else x
+
+    def _check_types(self, token_types: Tensor, x: Tensor) -> None:
+        """Raises InputError for token types that a model has not, of another shape, or past its table."""
+        rows = self.config.type_vocab_size
+        if token_types.shape != x.shape[:2]:
+            raise InputError(f"token_types: have shape {tuple(token_types.shape)}; must be {tuple(x.shape[:2])}.")
+        if token_types.device.type == "cpu" and token_types.numel():
+            low, high = (int(end) for end in torch.aminmax(token_types))
+            if low < 0 or high >= max(rows, 1):
+                known = f"0 to {rows - 1}" if rows else "0: this model tells none apart"
+                raise InputError(f"token_types: {high if low >= 0 else low}; must be {known}.")
+
+    def _position_rows(self, positions: Tensor, x: Tensor) -> Tensor:
+        if self.embed_positions is not None:
+            return self.embed_positions(positions + self.config.position_offset)
+        if self._table is None or self._table.device != x.device or self._table.dtype != x.dtype:
+            with torch.inference_mode(False):
+                table = sinusoidal_table(self.config.max_position_embeddings, self.config.hidden_size, x.device)
+                self._table = table.to(x.dtype)
+        return self._table[positions]
+
+    def _check_length(self, positions: Tensor | None, past: int, length: int) -> None:
+        """Raises InputError where a text is longer than the positions of the model, or given ones are past them."""
+        limit = self.config.context_length
+        if not self.config.bounded:
+            return
+        if positions is not None:
+            if positions.device.type == "cpu" and positions.numel():
+                low, high = (int(end) for end in torch.aminmax(positions))
+                if low < -self.config.position_offset or high >= limit:
+                    raise InputError(f"positions: {low if high < limit else high}; must be 0 to {limit - 1}.")
+            return
+        if past + length <= limit:
+            return
+        raise InputError(
+            f"This text has {past + length} tokens ({past} before, {length} new); the model reads {limit}. "
+            "Shorten the text, ask for truncation, or use a model with a longer context."
+        )
+
+    def _views(
+        self, slots: Tensor | None, past: int, x: Tensor, cache: KVCache | None, trace: Trace | None
+    ) -> dict[str, View]:
+        """What each type of layer sees."""
+        length, views = x.shape[1], {}
+        by_hand = self._by_hand(x, length, cache, trace, causal=self.config.is_causal)
+        for kind in sorted(set(self.config.layer_types)):
+            window = self.config.sliding_window if kind == "sliding" else None
+            keys = length if cache is None else cache.reach(window, length)
+            first = past + length - keys
+            mask = visible(self.config, kind, slots, length, keys, first, x.device)
+            bias = self._position_bias(length, keys, x)
+            views[kind] = View(mask, self.config.is_causal and length > 1, bias, by_hand=by_hand)
+        return views
+
+    def _position_bias(self, queries: int, keys: int, x: Tensor) -> Tensor | None:
+        """What ALiBi or a relative bias adds to the scores: (1, H, queries, keys)."""
+        config = self.config
+        if config.position not in ("alibi", "relative"):
+            return None
+        slots = torch.arange(keys, device=x.device)
+        distance = slots[None, :] - slots[keys - queries :, None]
+        if self.relative_bias is None:
+            slopes = alibi_slopes(config.num_attention_heads).to(x.device)
+            return (slopes[:, None, None] * -distance.abs())[None].to(x.dtype)
+        buckets = relative_buckets(distance, config.relative_buckets, config.relative_max_distance, config.is_causal)
+        return self.relative_bias(buckets).permute(2, 0, 1)[None]
+
+    def _by_hand(self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None, *, causal: bool) -> bool:
+        """Whether the hand-written attention is taken: training on the CPU, of scores that fit."""
+        if cache is not None or trace is not None:
+            return False
+        alone = self.relative_bias is not None or self.config.attention_softcap is not None
+        return cpu.suits_attention(x, self.config.num_attention_heads, keys, alone=alone, causal=causal)
+
+    @staticmethod
+    def _slots_across(encoded: Tensor | None, cache: KVCache | None) -> int:
+        if encoded is not None:
+            return encoded.shape[1]
+        return next(iter(cache.crossed.values()))[0].shape[2] if cache is not None and cache.crossed else 0

@@ -1,0 +1,401 @@
+"""Everything that shapes a network, as named choices.
+
+A family (`quatrain.models.families`) turns a Hugging Face `config.json` into a `ModelConfig` and back;
+the stack (`quatrain.models.transformer.stack`) reads nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import shown
+
+LARGEST = 2**31 - 1
+"""The largest size or id: what an index of 32 bits can name."""
+
+MAX_LAYERS = 2_000
+"""Layers of one stack; the deepest transformer that was published has 1,000 (Wang et al. 2022, arXiv 2203.00555)."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "architecture": ("decoder", "encoder", "encoder-decoder"),
+    "head": (
+        "causal",
+        "masked",
+        "pretraining",
+        "next_sentence",
+        "seq2seq",
+        "sequence_classification",
+        "token_classification",
+        "question_answering",
+        "multiple_choice",
+        "embedding",
+        "value",
+        "none",
+    ),
+    "position": ("rotary", "learned", "sinusoidal", "alibi", "relative", "none"),
+    "position_counting": ("slots", "tokens"),
+    "norm": ("rms", "rms_offset", "layer", "layer_without_bias", "layer_without_parameters"),
+    "norm_position": ("pre", "post", "sandwich"),
+    "residual": ("sequential", "parallel", "parallel_shared"),
+    "feed_forward": ("gated", "plain"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "tanh"),
+    "attention_bias": ("none", "qkv", "all"),
+    "attention_scale_by_layer": ("constant", "inverse"),
+    "query_key_norm": ("none", "head"),
+    "pooling": ("first", "last", "mean", "mean_sqrt", "weighted_mean", "max", "end"),
+    "embedding_vector": ("unit", "plain"),
+    "problem": ("single", "several", "regression"),
+    "head_bias": ("none", "learned", "fixed"),
+    "padding_row": ("learned", "fixed"),
+}
+"""What every named choice may be. Most explain themselves; these need a word:
+
+position_counting: `tokens` counts only those that are no padding token, and puts padding before the first (RoBERTa).
+norm: `rms_offset` multiplies by 1 + weight (Gemma). norm_position: `pre` x + f(norm(x)), `post` norm(x + f(x)),
+`sandwich` x + norm(f(norm(x))). residual: `parallel` adds attention and feed-forward of the same x, `parallel_shared`
+behind one norm. attention_bias: `qkv` leaves the output projection without. attention_scale_by_layer: `inverse`
+divides the scale by the layer's number, counted from 1. query_key_norm: `head` normalises each head's queries and
+keys. pooling: `mean_sqrt` is the sum over the root of the count, `weighted_mean` weighs a token by its place from 1,
+`end` is the last end token of a text. embedding_vector: `unit` divides by the length. problem: `several` labels may
+hold at once. head_bias: `fixed` is not trained. padding_row: the embedding of the padding token is `fixed` where
+reading it teaches it nothing.
+"""
+
+CLASSIFIERS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
+"""Heads with a `score` layer whose outputs are labels."""
+
+LANGUAGE_HEADS = ("causal", "masked", "pretraining", "seq2seq")
+"""Heads that say a token of the vocabulary at every position."""
+
+
+@dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary frequencies change for texts longer than those of pretraining.
+
+    kind: `linear` (Chen et al. 2023, arXiv 2306.15595), `dynamic` (NTK-aware), `yarn` (Peng et al. 2023, arXiv
+    2309.00071), `longrope` (Ding et al. 2024, arXiv 2402.13753), `llama3` (Llama 3.1). `values` holds the kind's own
+    numbers under the names of `rope_scaling` in config.json.
+    """
+
+    kind: str
+    values: tuple[tuple[str, Any], ...] = ()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """One of the kind's numbers."""
+        return dict(self.values).get(name, default)
+
+    def context_length(self, max_position_embeddings: int) -> int:
+        """Tokens that a model of so many positions reads: more where the scaling stretches those of pretraining."""
+        factor, original = self.get("factor") or 1, self.get("original_max_position_embeddings")
+        if self.kind in ("linear", "dynamic"):
+            original = max_position_embeddings
+        elif self.kind != "yarn" or original is None:
+            return max_position_embeddings
+        return max(max_position_embeddings, int(factor * original))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a transformer. Sizes count elements; rates are shares between 0 and 1; 0 or None is "not there".
+
+    In an encoder-decoder, the plain fields are the decoder's; the `encoder_` ones say where its encoder differs.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    head_dim: int = 0
+    """Width of one head; 0 means hidden_size / num_attention_heads."""
+    architecture: str = "decoder"
+    head: str = "causal"
+
+    position: str = "rotary"
+    position_offset: int = 0
+    """Rows of the learned table before that of the first position."""
+    position_counting: str = "slots"
+    rope_theta: float = 10000.0
+    local_rope_theta: float | None = None
+    """The base of the sliding layers, unscaled, where it is another."""
+    rotary_dim: int = 0
+    """Channels of a head that turn; 0 means all."""
+    rope_scaling: RotaryScaling | None = None
+    local_rope_scaling: RotaryScaling | None = None
+    """The scaling of the sliding layers, where they have their own base."""
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+
+    embedding_size: int = 0
+    """Width of the token embedding; 0 means hidden_size. Another is projected in and out."""
+    embedding_scale: float = 1.0
+    embedding_norm: bool = False
+    padding_row: str = "learned"
+    type_vocab_size: int = 0
+    """Rows of the table of token types (sentence A, sentence B); 0: no such table."""
+
+    norm: str = "rms"
+    norm_eps: float = 1e-5
+    norm_position: str = "pre"
+    first_norm: bool = True
+    """Whether the first layer's attention has a norm before it."""
+    final_norm: bool = True
+    """Whether a norm follows the last layer, where norms stand before."""
+    residual: str = "sequential"
+
+    attention_bias: str = "none"
+    attention_scale: float | None = None
+    """What queries times keys are multiplied with; None means 1 / sqrt(head_dim)."""
+    attention_scale_by_layer: str = "constant"
+    attention_softcap: float | None = None
+    """c in c tanh(score / c)."""
+    query_key_norm: str = "none"
+    sliding_window: int | None = None
+    """Tokens that a sliding layer sees: in a decoder itself and those before, in an encoder half to either side."""
+    layer_types: tuple[str, ...] = ()
+    """"full" or "sliding" for each layer; empty: all sliding where there is a window, all full where there is none."""
+
+    feed_forward: str = "gated"
+    activation: str = "silu"
+    feed_forward_bias: bool = False
+
+    num_encoder_layers: int = 0
+    encoder_attention_heads: int = 0
+    encoder_intermediate_size: int = 0
+    decoder_start_token_id: int | None = None
+
+    tie_word_embeddings: bool = False
+    head_bias: str = "none"
+    head_transform: str = "none"
+    """Activation of the dense layer and norm between the last hidden state and a masked language head, or none."""
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    labels: tuple[str, ...] = ()
+    """Names of a classifier's outputs."""
+    problem: str = "single"
+    pooling: str = "last"
+    embedding_vector: str = "unit"
+    max_text_length: int = 0
+    """Tokens that a text of a sentence embedding is cut to; 0 means max_position_embeddings."""
+    pooler: str = "none"
+    """Activation of the dense layer between the pooled hidden state and the classifier, or none."""
+    pooler_bias: bool = True
+    pooler_norm: bool = False
+    """Whether a norm follows the pooler's activation."""
+    score_bias: bool = False
+
+    initializer_range: float = 0.02
+    dropout: float = 0.0
+    """Share of the embedding's and every residual branch's elements dropped in training."""
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Keys of the original `config.json` that shape nothing here and are written back as they were."""
+
+    def __post_init__(self) -> None:
+        uneven = []
+        if self.head_dim == 0 and is_size(self.num_attention_heads) and is_size(self.hidden_size):
+            if self.hidden_size % self.num_attention_heads:
+                heads, size = self.num_attention_heads, self.hidden_size
+                uneven = [f"num_attention_heads: {heads}; must divide hidden_size ({size})"]
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name in ("layer_types", "labels"):
+            if not isinstance(getattr(self, name), tuple):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        problems = [*uneven, *self._problems()]
+        if problems:
+            raise InputError("This model configuration cannot be built:", problems)
+        if not self.layer_types:
+            kind = "full" if self.sliding_window is None else "sliding"
+            object.__setattr__(self, "layer_types", (kind,) * self.num_hidden_layers)
+
+    def _problems(self) -> Iterator[str]:
+        sizes = [
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "head_dim",
+        ]
+        sizes += ["num_encoder_layers"] if self.architecture == "encoder-decoder" else []
+        sizes += ["sliding_window"] if self.sliding_window is not None else []
+        wrong = []
+        for name in sizes:
+            most = MAX_LAYERS if name in ("num_hidden_layers", "num_encoder_layers") else LARGEST
+            if not is_size(getattr(self, name), most):
+                wrong.append(name)
+                yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 1 to {most:,}"
+        for name in ("rotary_dim", "embedding_size", "type_vocab_size", "position_offset", "max_text_length"):
+            if getattr(self, name) != 0 and not is_size(getattr(self, name)):
+                wrong.append(name)
+                yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 0 to {LARGEST:,}"
+        for name, allowed in CHOICES.items():
+            yield from _choice(name, getattr(self, name), allowed)
+        for name in ("head_transform", "pooler"):
+            yield from _choice(name, getattr(self, name), (*CHOICES["activation"], "none"))
+        for name in ("norm_eps", "rope_theta", "embedding_scale", "logit_scale"):
+            yield from _number(name, getattr(self, name))
+        if self.initializer_range != 0:
+            yield from _number("initializer_range", self.initializer_range)
+        for name in ("local_rope_theta", "attention_scale", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None:
+                yield from _number(name, getattr(self, name))
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            yield f"dropout: {shown(self.dropout)}; must be at least 0 and below 1"
+        if self.layer_types and not wrong:
+            yield from self._layer_problems()
+        if not wrong:
+            yield from self._contradictions()
+
+    def _layer_problems(self) -> Iterator[str]:
+        if len(self.layer_types) != self.num_hidden_layers:
+            yield f"layer_types: {len(self.layer_types)} of them; must be num_hidden_layers = {self.num_hidden_layers}"
+        for kind in sorted(set(self.layer_types) - {"full", "sliding"}):
+            yield f"layer_types: {kind!r}; must be full or sliding"
+        if "sliding" in self.layer_types and self.sliding_window is None:
+            yield "sliding_window: missing; layer_types has sliding layers, which need it"
+
+    def _contradictions(self) -> Iterator[str]:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if heads % groups:
+            yield f"num_key_value_heads: {groups}; must divide num_attention_heads ({heads})"
+        if self.position == "rotary":
+            if self.head_dim % 2:
+                yield f"head_dim: {self.head_dim}; rotary positions need an even width of each head"
+            if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+                yield f"rotary_dim: {self.rotary_dim}; must be even and at most head_dim ({self.head_dim})"
+            for base, scaling in (
+                (self.rope_theta, self.rope_scaling),
+                (self.local_rope_theta or self.rope_theta, self.local_rope_scaling),
+            ):
+                if scaling is not None and scaling.kind == "yarn" and base <= 1:
+                    yield f"rope_theta: {base}; must be above 1 with yarn scaling"
+            for name in ("short_factor", "long_factor"):
+                found = self.rope_scaling.get(name) if self.rope_scaling is not None else None
+                pairs = (self.rotary_dim or self.head_dim) // 2
+                if found is not None and len(found) != pairs:
+                    yield f"{name}: {len(found)} numbers; must be one for each of the {pairs} turning pairs"
+        if self.position == "relative":
+            yield from self._relative_problems()
+        if self.position == "sinusoidal" and self.hidden_size % 2:
+            yield f"hidden_size: {self.hidden_size}; sinusoidal positions need an even width"
+        both = self.architecture == "encoder-decoder"
+        if both and self.encoder_attention_heads and self.hidden_size % self.encoder_attention_heads:
+            wrong, size = self.encoder_attention_heads, self.hidden_size
+            yield f"encoder_attention_heads: {wrong}; must divide hidden_size ({size})"
+        yield from self._unbuildable_choices()
+        if self.head == "seq2seq" and not both:
+            yield f"head: 'seq2seq'; needs the architecture encoder-decoder, not {self.architecture}"
+        start = self.decoder_start_token_id
+        if start is not None and ((not is_size(start) and start != 0) or not 0 <= start < self.vocab_size):
+            yield f"decoder_start_token_id: {shown(start)}; must be a token of the vocabulary, below {self.vocab_size}"
+        if self.head == "causal" and self.architecture != "decoder":
+            yield f"head: 'causal'; needs the architecture decoder, not {self.architecture}"
+        pad = self.pad_token_id
+        if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool) or not -1 <= pad < self.vocab_size):
+            yield f"pad_token_id: {shown(pad)}; must be a token id below vocab_size ({self.vocab_size})"
+
+    def _relative_problems(self) -> Iterator[str]:
+        """Half of the buckets are for one direction in an encoder; half of these are exact, and the rest grow."""
+        if not is_size(self.relative_buckets) or self.relative_buckets < 4:
+            yield f"relative_buckets: {shown(self.relative_buckets)}; must be a whole number of at least 4"
+        elif not is_size(self.relative_max_distance) or self.relative_max_distance <= self.relative_buckets // 2:
+            yield (
+                f"relative_max_distance: {shown(self.relative_max_distance)}; must be a whole number above half of "
+                f"relative_buckets ({self.relative_buckets // 2})"
+            )
+
+    def _unbuildable_choices(self) -> Iterator[str]:
+        """Choices that are each known and that no stack has together."""
+        both = self.architecture == "encoder-decoder"
+        if self.residual != "sequential" and self.norm_position != "pre":
+            yield f"norm_position: {self.norm_position!r}; a {self.residual} residual needs 'pre'"
+        if self.residual != "sequential" and both:
+            yield f"residual: {self.residual!r}; an encoder-decoder needs 'sequential'"
+        if self.norm_position == "post" and not self.first_norm:
+            yield "first_norm: False; needs norms before the parts, and norm_position is 'post'"
+        if self.position_counting == "tokens" and self.architecture != "encoder":
+            yield f"position_counting: 'tokens'; needs the architecture encoder, not {self.architecture}"
+        if both and self.embedding_size not in (0, self.hidden_size):
+            yield f"embedding_size: {self.embedding_size}; an encoder-decoder needs hidden_size ({self.hidden_size})"
+
+    def with_(self, **changes: Any) -> ModelConfig:
+        """This configuration with some fields changed; the layer types follow the number of layers unless given."""
+        if "num_hidden_layers" in changes and len(set(self.layer_types)) == 1:
+            changes.setdefault("layer_types", ())
+        return replace(self, **changes)
+
+    @property
+    def encoder(self) -> ModelConfig:
+        """The encoder of an encoder-decoder, as a configuration of its own."""
+        heads = self.encoder_attention_heads or self.num_attention_heads
+        return replace(
+            self,
+            architecture="encoder",
+            head="none",
+            num_hidden_layers=self.num_encoder_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=self.hidden_size // heads if self.encoder_attention_heads else self.head_dim,
+            intermediate_size=self.encoder_intermediate_size or self.intermediate_size,
+            layer_types=(),
+            num_encoder_layers=0,
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the `score` layer: 2 for a span's start and end, 1 for a choice or a value, else the labels."""
+        if self.head in ("question_answering", "next_sentence", "pretraining"):
+            return 2
+        return 1 if self.head in ("multiple_choice", "value") else len(self.labels)
+
+    @property
+    def output_size(self) -> int:
+        """Width of the last hidden states: that of the embedding, to which they are projected where it has its own."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest text: max_position_embeddings, or what the rotary scaling makes of them."""
+        if self.position != "rotary" or self.rope_scaling is None:
+            return self.max_position_embeddings
+        return self.rope_scaling.context_length(self.max_position_embeddings)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether positions end at `context_length`, past which no text is read."""
+        return self.position not in ("alibi", "relative", "none")
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees none of those after it."""
+        return self.architecture != "encoder"
+
+
+def is_size(value: Any, most: int = LARGEST) -> bool:
+    """Whether a value can count something: a whole number from 1 to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _number(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        yield f"{name}: {shown(value)}; must be a number above 0"
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> Iterator[str]:
+    if not isinstance(value, str) or value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        yield f"{name}: {shown(value)}; must be one of {', '.join(allowed)}" + (
+            f"; did you mean {near[0]}?" if near else ""
+        )

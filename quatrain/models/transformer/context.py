@@ -1,0 +1,170 @@
+"""What the layers of one forward pass see: which token may look at which, where tokens are, and what is kept to look
+at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.kv_cache import KVCache
+
+
+@dataclass
+class Trace:
+    """Collects what one forward pass computes on its way, where it is given as `trace=`.
+
+    hidden_states: the embedding's output, then that of each layer, the last one behind the final norm: (B, T,
+    hidden_size). attentions: the weights of each layer (B, H, T, S). An encoder-decoder's encoder has its own, and
+    its decoder the weights over the encoded text in `cross_attentions`.
+    """
+
+    hidden_states: list[Tensor] = field(default_factory=list)
+    attentions: list[Tensor] = field(default_factory=list)
+    cross_attentions: list[Tensor] = field(default_factory=list)
+    encoder_hidden_states: list[Tensor] = field(default_factory=list)
+    encoder_attentions: list[Tensor] = field(default_factory=list)
+
+    def of_encoder(self) -> Trace:
+        """The trace that the encoder fills: its lists are this one's `encoder_` lists."""
+        return Trace(hidden_states=self.encoder_hidden_states, attentions=self.encoder_attentions)
+
+
+@dataclass
+class Prefix:
+    """Keys and values that slots of a row have, in place of those that a layer computes; positions are in them.
+
+    layers: for each layer (num_key_value_heads, S, head_dim), or of each row (B, …). places (B, S): the slots' places
+    in their rows; None: they are the first. holds (B, S): which of them it is so for; None: all.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    places: Tensor | None = None
+    holds: Tensor | None = None
+
+    def put(self, own: Tensor, learned: Tensor) -> Tensor:
+        """Keys or values (B, H, T, D) with the learned ones of a layer in their places."""
+        learned = learned.to(own.dtype).expand(own.shape[0], -1, -1, -1)
+        if self.places is None and self.holds is None:
+            return torch.cat((learned, own[:, :, learned.shape[2] :]), dim=2)
+        places = self.places
+        if places is None:
+            places = torch.arange(learned.shape[2], device=own.device).expand(own.shape[0], -1)
+        places = places[:, None, :, None].expand_as(learned)
+        if self.holds is not None:
+            learned = torch.where(self.holds[:, None, :, None], learned, own.gather(2, places))
+        return own.scatter(2, places, learned)
+
+
+@dataclass
+class View:
+    """Which keys a query may see in one type of layer, and what is added to its scores.
+
+    mask (B or 1, T, S): True where seen; None: all, or all but the later ones where `causal`. bias (1, H, T, S): what
+    the position adds to the scores (ALiBi, relative), else None. blind (B, T or 1): tokens that see no key, whose
+    attention is 0; None: there are none. by_hand: whether the hand-written pass is taken.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+    bias: Tensor | None = None
+    blind: Tensor | None = None
+    by_hand: bool = False
+    _added: Tensor | None = None
+
+    @property
+    def plainly_causal(self) -> bool:
+        """Whether "no later token" is all there is to say, which PyTorch's attention does by itself."""
+        return self.causal and self.mask is None and self.bias is None
+
+    def for_sdpa(self) -> Tensor | None:
+        """The mask (B or 1, 1, T, S), or the bias with it; None where there is nothing to add."""
+        if self.bias is None:
+            return None if self.mask is None else self.mask[:, None]
+        return self.added(self.bias.shape[-2], self.bias.shape[-1], self.bias)
+
+    def added(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
+        """What is added to the scores (B or 1, H or 1, queries, keys), -inf where nothing is seen; None for nothing."""
+        if self._added is None or self._added.dtype != like.dtype:
+            mask = self.mask
+            if mask is None and self.causal:
+                mask = torch.ones(1, queries, keys, dtype=torch.bool, device=like.device).tril_(keys - queries)
+            if mask is None:
+                return None if self.bias is None else self.bias.to(like.dtype)
+            if self.bias is not None:
+                self._added = self.bias.to(like.dtype).masked_fill(~mask[:, None], float("-inf"))
+            else:
+                zeros = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
+                self._added = zeros.masked_fill_(~mask, float("-inf"))[:, None]
+        return self._added
+
+
+@dataclass
+class Sight:
+    """What every layer of one forward pass sees alike.
+
+    views: by type of layer ("full", "sliding"), and "cross" for the encoded text. rotary: by type of layer, cosines
+    and sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's last hidden states, None once a cache
+    has their keys. prefix: keys and values that slots have.
+    """
+
+    views: dict[str, View]
+    rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    cache: KVCache | None = None
+    trace: Trace | None = None
+    encoded: Tensor | None = None
+    prefix: Prefix | None = None
+
+
+def visible(
+    config: ModelConfig,
+    kind: str,
+    segments: Tensor | None,
+    queries: int,
+    keys: int,
+    first_key: int,
+    device: torch.device,
+) -> Tensor | None:
+    """Which of the last `keys` slots each of the last `queries` slots sees: (B or 1, queries, keys), or None.
+
+    None means all keys where the architecture looks both ways or one query looks back, and all but the later ones where
+    it is causal. `segments` (B, all slots): a token sees its own segment only; padding (0) sees padding, so that no row
+    is empty. `first_key` is the slot of the first key.
+    """
+    total = first_key + keys
+    window = config.sliding_window if kind == "sliding" else None
+    reach = None if window is None else (window if config.is_causal else window // 2 + 1)
+    bounded = reach is not None and total > reach and not (config.is_causal and queries == 1 and keys <= reach)
+    if segments is None and not bounded and (not config.is_causal or queries == 1 or queries == total):
+        return None
+    slots = torch.arange(total, device=device)
+    distance = slots[first_key:][None, :] - slots[total - queries :, None]
+    seen = distance <= 0 if config.is_causal else torch.ones_like(distance, dtype=torch.bool)
+    if bounded and reach is not None:
+        seen = seen & (distance.abs() < reach)
+    if segments is None:
+        return seen[None]
+    own, theirs = segments[:, total - queries : total, None], segments[:, None, first_key:total]
+    return (own == theirs) & seen
+
+
+def visible_across(segments: Tensor | None, encoder_segments: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which encoded tokens each decoder token sees: (B, T or 1, S), or None for all; and which see none: (B, T or 1).
+
+    With segments on both sides, those of its own; a decoder's padding, or a decoder without segments, sees all text.
+    The row of a token that sees none is open, so that its weights are numbers, and what they give is to be dropped.
+    """
+    if encoder_segments is None:
+        return None, None
+    text = (encoder_segments != 0)[:, None, :]
+    seen = text
+    if segments is not None:
+        own = segments[:, :, None] == encoder_segments[:, None, :]
+        seen = torch.where((segments == 0)[:, :, None], text, own & text)
+    blind = ~seen.any(-1)
+    if seen.device.type == "cpu" and not bool(blind.any()):  # elsewhere looking would mean waiting
+        return seen, None
+    return seen | blind[..., None], blind

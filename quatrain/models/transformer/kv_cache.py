@@ -1,0 +1,177 @@
+"""Keys and values of the tokens seen so far, so that decoding reads each token once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.positions import positions_of
+from quatrain.models.transformer.rotary_scaling import original_length
+
+
+class KVCache:
+    """Keys and values of every layer, (B, num_key_value_heads, slots, head_dim) each.
+
+    `length` is the number of slots filled. A full layer has room for `max_length` of them; a sliding one keeps those
+    that its window still sees. An encoder-decoder's layers also keep the encoded text's, from the first step on.
+    `segments` (B, max_length), kept once a padded or packed batch is written, holds each slot's segment; 0 is padding.
+    `encoder_segments` (B, S) are those of the encoded text. `tokens` and `positions` (B, max_length) are kept where
+    all of a text may have to be read again (`reread`).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_length: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        self.windows = [
+            config.sliding_window if kind == "sliding" and config.sliding_window else None
+            for kind in config.layer_types
+        ]
+        # A window is moved to the front each time its room is full: twice the room halves the moving.
+        rooms = [max_length if window is None else min(max_length, 2 * window) for window in self.windows]
+        heads, width = config.num_key_value_heads, config.head_dim
+        self.keys = [torch.empty(batch_size, heads, room, width, dtype=dtype, device=device) for room in rooms]
+        self.values = [torch.empty_like(keys) for keys in self.keys]
+        self.starts = [0] * len(rooms)
+        self.crossed: dict[int, tuple[Tensor, Tensor]] = {}
+        self.max_length, self.length = max_length, 0
+        self.segments: Tensor | None = None
+        self.switch_length = _switch_length(config, max_length)
+        self.tokens: Tensor | None = None
+        self.positions: Tensor | None = None
+        self.encoder_segments: Tensor | None = None
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes that one more token of one sequence costs, as long as no window is full."""
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+    def reach(self, window: int | None, count: int) -> int:
+        """How many slots a layer gives for `count` new ones: all, or those that its window can see."""
+        total = self.length + count
+        return total if window is None else min(total, window - 1 + count)
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes T new slots of a layer, returns those that they may see (B, H, S, D); `advance` moves the length.
+
+        A full layer gives all of its length + T slots, a sliding one the last window - 1 + T.
+        """
+        count = key.shape[2]
+        seen = self.reach(self.windows[layer], count)
+        if self.windows[layer] is None:
+            return self._write(layer, self.length, key, value, seen)
+        room, start = self.keys[layer].shape[2], self.starts[layer]
+        end = self.length - start + count
+        if end > room:
+            kept = min(seen - count, self.length)
+            old = (tensor[layer][:, :, self.length - start - kept : self.length - start] for tensor in self._both)
+            old_key, old_value = (tensor.clone() for tensor in old)
+            if kept + count > room:
+                return self._overflow(layer, torch.cat((old_key, key), 2), torch.cat((old_value, value), 2), count)
+            self.starts[layer] = self.length - kept
+            self.keys[layer][:, :, :kept], self.values[layer][:, :, :kept] = old_key, old_value
+        return self._write(layer, self.length - self.starts[layer], key, value, seen)
+
+    @property
+    def _both(self) -> tuple[list[Tensor], list[Tensor]]:
+        return self.keys, self.values
+
+    def _write(self, layer: int, begin: int, key: Tensor, value: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        end = begin + key.shape[2]
+        self.keys[layer][:, :, begin:end], self.values[layer][:, :, begin:end] = key, value
+        return self.keys[layer][:, :, end - seen : end], self.values[layer][:, :, end - seen : end]
+
+    def _overflow(self, layer: int, key: Tensor, value: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """More slots at once than a sliding layer has room for: all are given, the last ones kept."""
+        kept = min(self.windows[layer] or 1, key.shape[2])
+        self.keys[layer][:, :, :kept], self.values[layer][:, :, :kept] = key[:, :, -kept:], value[:, :, -kept:]
+        self.starts[layer] = self.length + count - kept
+        return key, value
+
+    def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """The keys and values of the encoded text, once they are kept."""
+        return self.crossed.get(layer)
+
+    def keep_cross(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Keeps the keys and values (B, H, S, D) of the encoded text."""
+        self.crossed[layer] = key, value
+
+    def write_segments(self, segments: Tensor | None, count: int) -> Tensor | None:
+        """Notes the segments (B, count) of the slots about to be written; returns those of all slots, or None."""
+        if segments is None and self.segments is None:
+            return None
+        if self.segments is None:
+            batch_size = self.keys[0].shape[0]
+            self.segments = torch.ones(batch_size, self.max_length, dtype=torch.long, device=self.keys[0].device)
+        end = self.length + count
+        if segments is not None:
+            self.segments[:, self.length : end] = segments
+        return self.segments[:, :end]
+
+    def reread(
+        self, ids: Tensor, positions: Tensor | None, segments: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What must be read for the next tokens `ids` (B, T): they alone, or, rarely, all of the text again.
+
+        LongRoPE turns all tokens of a text by other frequencies once it is longer than those of pretraining. What is
+        kept is of no use when a text of the batch grows past that length: it is dropped, and the tokens, positions and
+        segments of all slots (B, length + T) are returned.
+        """
+        if self.switch_length is None:
+            return ids, positions, segments
+        end = self.length + ids.shape[1]
+        slots = self.write_segments(segments, ids.shape[1])
+        new = positions
+        if new is None:
+            every = torch.arange(end, device=ids.device)[None] if slots is None else positions_of(slots)
+            new = every[:, self.length :]
+        if self.tokens is None or self.positions is None:
+            self.tokens = ids.new_empty(ids.shape[0], self.max_length)
+            self.positions = torch.empty_like(self.tokens)
+        self.tokens[:, self.length : end], self.positions[:, self.length : end] = ids, new
+        if self.length == 0:
+            return ids, positions, segments
+        before, after = (places.amax(1) < self.switch_length for places in (self.positions[:, : self.length], new))
+        if not bool((before & ~after).any()):
+            return ids, positions, segments
+        self.length, self.starts = 0, [0] * len(self.starts)
+        return self.tokens[:, :end], self.positions[:, :end], slots
+
+    def advance(self, count: int) -> None:
+        """Counts `count` slots as filled, after every layer has written them."""
+        self.length += count
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps (and may repeat or reorder) rows of the batch: finished sequences leave, beams are copied."""
+        rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        self.keys = [self._selected(layer, key, rows) for layer, key in enumerate(self.keys)]
+        self.values = [self._selected(layer, value, rows) for layer, value in enumerate(self.values)]
+        self.crossed = {layer: (key[rows], value[rows]) for layer, (key, value) in self.crossed.items()}
+        if self.segments is not None:
+            self.segments = self.segments[rows]
+        if self.tokens is not None and self.positions is not None:
+            self.tokens, self.positions = self.tokens[rows], self.positions[rows]
+        if self.encoder_segments is not None:
+            self.encoder_segments = self.encoder_segments[rows]
+
+    def _selected(self, layer: int, kept: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a layer's keys or values, of which only the filled slots are copied."""
+        filled = self.length - self.starts[layer]
+        chosen = kept.new_empty(len(rows), *kept.shape[1:])
+        torch.index_select(kept[:, :, :filled], 0, rows, out=chosen[:, :, :filled])
+        return chosen
+
+
+def _switch_length(config: ModelConfig, max_length: int) -> int | None:
+    """The length past which a text is read by other frequencies (LongRoPE), where one of `max_length` gets there."""
+    scalings = [scaling for scaling in (config.rope_scaling, config.local_rope_scaling) if scaling is not None]
+    lengths = [
+        original_length(scaling, config.max_position_embeddings) for scaling in scalings if scaling.kind == "longrope"
+    ]
+    return min(lengths) if lengths and min(lengths) < max_length else None

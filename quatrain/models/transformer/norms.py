@@ -1,0 +1,36 @@
+"""Normalisation: LayerNorm (Ba et al. 2016, arXiv 1607.06450) and RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quatrain.models.kernels import cpu
+from quatrain.models.transformer.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (offset + weight) over the last axis, the statistics in float32 whatever the dtype of x."""
+
+    def __init__(self, size: int, eps: float, offset: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
+        self.eps, self.offset = eps, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.offset and x.dtype.itemsize < 4:  # 1 + weight has more digits than a narrow type holds
+            return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float() + self.offset, self.eps).to(x.dtype)
+        weight = (self.weight + self.offset if self.offset else self.weight).to(x.dtype)
+        if cpu.suits(x):
+            return cpu.RMSNormFunction.apply(x, weight, self.eps)
+        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+
+
+def make_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
+    """The norm that `config.norm` names, over `size` channels: hidden_size unless given."""
+    size = size or config.hidden_size
+    if config.norm.startswith("rms"):
+        return RMSNorm(size, config.norm_eps, 1.0 if config.norm == "rms_offset" else 0.0)
+    learned = config.norm != "layer_without_parameters"
+    return nn.LayerNorm(size, eps=config.norm_eps, elementwise_affine=learned, bias=config.norm == "layer")

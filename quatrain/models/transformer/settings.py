@@ -1,0 +1,202 @@
+"""Settings of a network: a public family and its shape, or a folder to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+
+from quatrain.core.errors import InputError
+from quatrain.core.settings import Problem, Settings
+from quatrain.models.transformer.config import LARGEST, MAX_LAYERS, ModelConfig
+
+DecoderFamily = Literal[
+    "llama",
+    "gpt2",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "opt",
+    "bloom",
+    "gpt_neox",
+]
+"""The families whose models say the next token."""
+
+EncoderFamily = Literal["bert", "roberta", "distilbert", "modernbert"]
+"""The families whose models read a text from both sides."""
+
+EncoderDecoderFamily = Literal["t5", "mt5", "bart", "marian"]
+"""The families whose models read one text and say another."""
+
+Family = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily]
+
+DECODERS, ENCODERS, ENCODER_DECODERS = map(get_args, (DecoderFamily, EncoderFamily, EncoderDecoderFamily))
+
+PLAIN = ("gpt2", "phi", "opt", "bloom", "gpt_neox", "bert", "roberta", "distilbert", "t5", "bart", "marian")
+"""Those whose feed-forward part is not gated."""
+
+UNGROUPED = ("gpt2", "opt", "bloom", "gpt_neox", *ENCODERS, *ENCODER_DECODERS)
+"""Those whose keys have as many heads as their queries."""
+
+UNTURNED = ("gpt2", "opt", "bloom", "bert", "roberta", "distilbert", *ENCODER_DECODERS)
+"""Those whose positions are not rotary."""
+
+LACKING = {
+    "multiple_choice": tuple(name for name in DECODERS if name != "gpt2") + ENCODER_DECODERS,
+    "token_classification": ("gemma3_text", "opt", "bart", "marian"),
+    "question_answering": ("gemma2", "gemma3_text", "phi", "phi3", "marian"),
+    "sequence_classification": ("marian",),
+    "embedding": ("bart", "marian"),
+}
+"""Heads that transformers has not, or we have not, for a family; a test compares it with the families."""
+
+HEADS = {
+    "causal": "causal",
+    "chat": "causal",
+    "dpo": "causal",
+    "masked": "masked",
+    "span": "seq2seq",
+    "denoise": "seq2seq",
+    "seq2seq": "seq2seq",
+    "classify": "sequence_classification",
+    "regress": "sequence_classification",
+    "tag": "token_classification",
+    "answer": "question_answering",
+    "choice": "multiple_choice",
+    "embed": "embedding",
+}
+"""The head that a recipe's objective trains."""
+
+
+def families_of(objective: str) -> tuple[str, ...]:
+    """The families that have the head of an objective."""
+    head = HEADS[objective]
+    language = {"causal": DECODERS, "masked": ENCODERS, "seq2seq": ENCODER_DECODERS}
+    every = language.get(head, (*ENCODERS, *DECODERS, *ENCODER_DECODERS))
+    return tuple(family for family in every if family not in LACKING.get(head, ()))
+
+
+class GenerationSettings(Settings):
+    """How the model speaks wherever nothing else is asked for, by the names of Hugging Face's `generation_config.json`,
+    into which it is written; what is not given stays as the model has it.
+    """
+
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, description="tokens in a row never said twice")
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=100, description="what logits of tokens said before are divided by"
+    )
+
+
+class ModelSettings(Settings):
+    """Names as in Hugging Face's `config.json`; the vocabulary comes from the tokenizer.
+
+    `num_key_value_heads` is `num_attention_heads` unless given, `intermediate_size` four times `hidden_size` for a
+    plain feed-forward part (GPT-2) and 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
+    """
+
+    family: Family = "llama"
+    hidden_size: int = Field(default=256, ge=1, le=1_000_000)
+    num_hidden_layers: int = Field(default=4, ge=1, le=MAX_LAYERS)
+    num_attention_heads: int = Field(default=4, ge=1, le=1_000_000)
+    num_key_value_heads: int | None = Field(default=None, ge=1, le=1_000_000)
+    intermediate_size: int | None = Field(default=None, ge=1, le=LARGEST)
+    max_position_embeddings: int = Field(default=256, ge=2, le=LARGEST)
+    tie_word_embeddings: bool = True
+    rope_theta: float = Field(default=10_000.0, gt=0, le=1e18)
+    folder: str | None = Field(
+        default=None, min_length=1, description="a model folder, or owner/name of the hub, to start from"
+    )
+    generation: GenerationSettings = GenerationSettings()
+
+    @property
+    def resolved_intermediate_size(self) -> int:
+        """Width of the feed-forward part, the family's usual one where none is given."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        if self.family in PLAIN:
+            return 4 * self.hidden_size
+        return -(-8 * self.hidden_size // 3 // 64) * 64
+
+    @property
+    def resolved_key_value_heads(self) -> int:
+        """Heads of keys and values: all of them unless grouped-query attention is asked for."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    def config(self, vocab_size: int, *, head: str | None = None, **more: Any) -> ModelConfig:
+        """The shape as a `ModelConfig` of its family; `more` sets what no recipe does, such as special ids and labels.
+
+        `head` is the family's language head unless given.
+
+        Raises InputError where `folder` has the shape.
+        """
+        if self.folder is not None:
+            raise InputError(f"the shape of the model is that of {self.folder}; read its config.json")
+        from quatrain.models.families.fresh import fresh_config
+
+        sizes: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.resolved_intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.resolved_key_value_heads,
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+        }
+        if self.family not in (*UNTURNED, "modernbert"):
+            sizes["rope_theta"] = self.rope_theta
+        if self.family == "llama":
+            sizes["norm_eps"] = 1e-5  # Llama 2's; the first Llama's, which its config.json defaults to, is a tenth
+        later = {name: more.pop(name) for name in ("labels", "problem") if name in more}
+        dropout = more.pop("dropout", 0.0)
+        return fresh_config(self.family, sizes | more, head=head).with_(dropout=dropout, **later)
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.folder is not None:
+            yield from self._shape_with_folder()
+            return
+        size, heads = self.hidden_size, self.num_attention_heads
+        if size % heads:
+            near = _near_multiple(size, heads)
+            yield Problem(
+                ("hidden_size",),
+                f"{size}; must be divisible by num_attention_heads = {heads}, such as {near}",
+                (("num_attention_heads",),),
+            )
+        elif self.family not in UNTURNED and (size // heads) % 2:
+            yield Problem(
+                ("hidden_size",),
+                f"{size}; with num_attention_heads = {heads} each head is {size // heads} wide, and rotary positions "
+                f"need an even width, such as hidden_size = {_near_multiple(size, 2 * heads)}",
+                (("num_attention_heads",), ("family",)),
+            )
+        groups = self.num_key_value_heads
+        if groups is not None and heads % groups:
+            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+            yield Problem(
+                ("num_key_value_heads",),
+                f"{groups}; must divide num_attention_heads = {heads}: one of {', '.join(map(str, divisors))}",
+                (("num_attention_heads",),),
+            )
+        if self.family in UNGROUPED and groups not in (None, heads):
+            yield Problem(
+                ("num_key_value_heads",),
+                f"{groups}; the {self.family} family has no grouped-query attention: leave it out or use "
+                "family = llama",
+                (("family",),),
+            )
+
+    def _shape_with_folder(self) -> Iterator[Problem]:
+        for name, field in type(self).model_fields.items():
+            if name not in ("folder", "family", "generation") and getattr(self, name) != field.default:
+                text = f'must be left out (model=none), because model.folder = "{self.folder}" has its own shape'
+                yield Problem((name,), f"{getattr(self, name)}; {text}", (("folder",),))
+
+
+def _near_multiple(value: int, factor: int) -> int:
+    return max(1, round(value / factor)) * factor

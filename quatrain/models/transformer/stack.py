@@ -1,0 +1,345 @@
+"""The one model: token embedding, stack of blocks, head; with an encoder of its own where the family has one.
+
+Every family is this model under another configuration (`quatrain.models.families`). Parameter names follow
+Hugging Face's Llama.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quatrain.core.errors import InputError
+from quatrain.models.kernels import cpu
+from quatrain.models.transformer import heads
+from quatrain.models.transformer.blocks import Block, Stack
+from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.context import Trace
+from quatrain.models.transformer.heads import IGNORE
+from quatrain.models.transformer.initialization import initialize
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.positions import positions_of_tokens
+from quatrain.models.transformer.soft_prompts import Read, SoftPrompt
+from quatrain.models.transformer.token_rows import TokenRows
+from quatrain.planning.room import check_weights
+
+__all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
+
+
+class Model(Stack):
+    """A transformer: `model(x, y) -> (logits, loss)`; for a language model logits (B, T, V), loss (B, T).
+
+    `labels[b, t]` is what a language model should say after reading `input_ids[b, : t + 1]`: labels come shifted,
+    with -100 where nothing is learned. The loss is unreduced, in nats, 0 where the label is -100. What the other heads
+    give and want is said at `forward`.
+    """
+
+    def __init__(self, config: ModelConfig):
+        check_weights(config, 8 * torch.get_default_dtype().itemsize, torch.get_default_device())
+        super().__init__(config)
+        width = config.embedding_size or config.hidden_size
+        unread = config.pad_token_id if config.padding_row == "fixed" and (config.pad_token_id or 0) >= 0 else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=unread)
+        self.encoder = Stack(config.encoder) if config.architecture == "encoder-decoder" else None
+        self.transform = heads.make_transform(config)
+        self.pooler = heads.make_pooler(config)
+        self.score = heads.make_score(config)
+        self.lm_head: nn.Linear | None = None
+        if config.head in LANGUAGE_HEADS:
+            self.lm_head = nn.Linear(width, config.vocab_size, bias=config.head_bias == "learned")
+            if config.tie_word_embeddings:
+                self.lm_head.weight = self.embed_tokens.weight
+        fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
+        self.prompt: SoftPrompt | None = None
+        self.token_rows: TokenRows | None = None
+        self.mixture: Any = None
+        """Several adapters that the rows of a batch choose from (`quatrain.adapters.adapter_set`)."""
+        self.untied = False
+        """Whether the head was given a matrix of its own that the model's files do not have."""
+        self.fresh: list[str] = []
+        self.added: list[int] = []
+        """Ids of tokens that were added to the vocabulary and have not learned yet."""
+        self.generation: dict[str, Any] | None = None
+        """How the files of a model that was loaded say to generate; written back with it."""
+        self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        labels: Any = None,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        trace: Trace | None = None,
+        adapters: Sequence[str | None] | None = None,
+    ) -> tuple[Any, Any]:
+        """Reads input_ids (B, T) and returns logits and, given labels, the loss.
+
+        positions (B, T): by default each token's place in its segment, going on after the cache. segments (B, T):
+        tokens of one segment see each other only; 0 is padding. token_types (B, T): 0 unless given. A cache is read and
+        extended, a trace filled. `adapters` are those that the rows go through, of a model with several.
+
+        An encoder-decoder's encoder reads input_ids (B, S), which may be None once the cache holds the encoded text;
+        `segments` and `positions` are the encoder's. Its decoder reads decoder_input_ids (B, T): the labels shifted
+        right unless given.
+
+        | head | logits | labels | loss |
+        |---|---|---|---|
+        | causal, masked, seq2seq | (B, T, V) | (B, T) | (B, T) |
+        | pretraining | (B, T, V) and (B, 2) | the pair (B, T), (B) | the pair (B, T), (B) |
+        | next_sentence | (B, 2) | (B) | (B) |
+        | sequence_classification | (B, L) | (B), for `several` and regressions (B, L) | (B) |
+        | token_classification | (B, T, L) | (B, T) | (B, T) |
+        | question_answering | (B, T, 2) | (B, 2): first and last token | (B) |
+        | multiple_choice, input_ids (B, C, T) | (B, C) | (B) | (B) |
+        | embedding | (B, hidden_size), pooled | | |
+        | value | (B, T) | (B, T), not a number where unknown | (B, T) |
+        | none | hidden states | | |
+
+        Raises InputError where the text is longer than the model's context or has ids past its vocabulary.
+        """
+        if self.config.head == "multiple_choice" and input_ids is not None:
+            return self._choose(input_ids, labels, segments, token_types)
+        if self.encoder is not None and decoder_input_ids is None:
+            if self.config.head != "seq2seq" and decoder_segments is None:
+                decoder_segments = segments
+            decoder_input_ids = self._shifted(labels, input_ids, decoder_segments)
+        hidden = self.hidden_states(
+            input_ids,
+            positions=positions,
+            segments=segments,
+            token_types=token_types,
+            decoder_input_ids=decoder_input_ids,
+            decoder_segments=decoder_segments,
+            cache=cache,
+            trace=trace,
+            adapters=adapters,
+        )
+        return self.head(hidden, labels, input_ids, segments)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor | None,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        trace: Trace | None = None,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Tensor:
+        """The last hidden states (B, T, hidden_size), after the final norm; of an encoder-decoder its decoder's."""
+        if adapters is not None:
+            self.mixture.choose(adapters)
+        if self.encoder is None:
+            read = ids = self._ids(input_ids)
+            positions = self._counted(ids, segments) if positions is None else positions
+            if cache is not None:
+                read, positions, segments = cache.reread(ids, positions, segments)
+            slots = Read(self.look_up(read), positions, segments, token_types)
+            if self.prompt is not None:
+                slots = self.prompt.before(slots, first=cache is None or cache.length == 0)
+            hidden = self.run(**vars(slots), cache=cache, trace=trace)
+            return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
+        encoded = None
+        if input_ids is not None:
+            encoded, segments = self._encode(input_ids, positions=positions, segments=segments, trace=trace)
+        elif cache is None or not cache.crossed:
+            raise InputError("An encoder-decoder needs input_ids until a cache holds the encoded text.")
+        if cache is not None:
+            cache.encoder_segments = segments if encoded is not None else cache.encoder_segments
+            segments = cache.encoder_segments
+        return self.run(
+            self.look_up(decoder_input_ids),
+            segments=decoder_segments,
+            cache=cache,
+            trace=trace,
+            encoded=encoded,
+            encoder_segments=segments,
+        )
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """What an encoder-decoder's encoder makes of input_ids (B, S): (B, S, hidden_size); a soft prompt's slots
+        come first.
+        """
+        return self._encode(input_ids, positions=positions, segments=segments, trace=trace)[0]
+
+    def _encode(
+        self, input_ids: Tensor, *, positions: Tensor | None, segments: Tensor | None, trace: Trace | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The encoded text, and the segments of what was read."""
+        if self.encoder is None:
+            raise InputError(f"A {self.config.family} model has no encoder of its own.")
+        read = Read(self.look_up(input_ids), positions, segments)
+        read = read if self.prompt is None else self.prompt.before(read, first=True)
+        return self.encoder.run(**vars(read), trace=None if trace is None else trace.of_encoder()), read.segments
+
+    def head(
+        self, hidden: Tensor, labels: Any = None, input_ids: Tensor | None = None, segments: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        """Logits and loss of hidden states (B, T, hidden_size), as `forward` says them."""
+        config = self.config
+        if labels is not None and config.head in ("none", "embedding"):
+            raise InputError(f"This model has the head {config.head}, which has no labels.")
+        if config.head == "none":
+            return hidden, None
+        if config.head in ("causal", "masked", "seq2seq"):
+            logits = self.say(hidden)
+            return logits, None if labels is None else heads.token_loss(logits, labels)
+        if config.head == "pretraining":
+            return self._pretrain(hidden, labels, input_ids, segments)
+        if config.head in ("token_classification", "question_answering", "value"):
+            return self._label_tokens(hidden, labels, segments)
+        pooled = heads.pool(hidden, config, self._ids(input_ids), segments)
+        if config.head == "embedding":
+            return F.normalize(pooled, dim=-1) if config.embedding_vector == "unit" else pooled, None
+        logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
+        return logits, None if labels is None else heads.label_loss(logits, labels, config.problem)
+
+    def say(self, hidden: Tensor, owners: Tensor | None = None) -> Tensor:
+        """The vocabulary's logits (…, V) for hidden states (…, hidden_size).
+
+        A mixture of adapters says each row of a batch (B, T, …) by its own; `owners` (N) are the rows that states
+        (N, hidden_size) are of.
+        """
+        if self.lm_head is None:
+            raise InputError(f"This model has the head {self.config.head}, which says no tokens.")
+        config = self.config
+        hidden = hidden if self.transform is None else self.transform(hidden)
+        if config.logit_scale != 1.0:
+            hidden = hidden * config.logit_scale
+        logits = self.lm_head(hidden)
+        if self.token_rows is not None:
+            logits = self.token_rows.say(hidden, logits, getattr(self.lm_head, "bias", None), owners)
+        if self.logits_bias is not None:
+            logits = logits + self.logits_bias.to(logits.dtype)  # training narrows weights, not buffers
+        if config.logit_softcap is not None:
+            logits = cpu.SoftCapFunction.apply(logits, config.logit_softcap)
+        return logits
+
+    def _score(self, x: Tensor) -> Tensor:
+        if self.score is None:
+            raise InputError(f"This model has the head {self.config.head}, which has no labels.")
+        return self.score(x)
+
+    def _label_tokens(
+        self, hidden: Tensor, labels: Tensor | None, segments: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = self._score(hidden if self.pooler is None else self.pooler(hidden))
+        if self.config.head == "question_answering" and segments is not None:
+            # no span begins or ends in padding
+            logits = logits.masked_fill((segments == 0)[..., None], torch.finfo(logits.dtype).min)
+        if self.config.head == "value":
+            values = logits[..., 0]
+            return values, None if labels is None else heads.value_loss(values, labels)
+        loss = heads.span_loss if self.config.head == "question_answering" else heads.token_loss
+        return logits, None if labels is None else loss(logits, labels)
+
+    def _pretrain(self, hidden: Tensor, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Any:
+        """Masked tokens and whether the second sentence follows the first (BERT's pretraining)."""
+        pooled = heads.pool(hidden, self.config, self._ids(input_ids), segments)
+        tokens = self.say(hidden)
+        follows = self._score(pooled if self.pooler is None else self.pooler(pooled))
+        if labels is None:
+            return (tokens, follows), None
+        if not isinstance(labels, tuple | list) or len(labels) != 2:
+            raise InputError("labels: this head wants two: masked tokens (B, T), and whether sentences follow (B).")
+        masked, sentence = labels
+        return (tokens, follows), (heads.token_loss(tokens, masked), heads.label_loss(follows, sentence, "single"))
+
+    def _choose(
+        self, input_ids: Tensor, labels: Tensor | None, segments: Tensor | None, token_types: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One score for each choice: input_ids (B, C, T) to logits (B, C)."""
+        if input_ids.dim() != 3:
+            raise InputError(f"multiple choice: input_ids have shape {tuple(input_ids.shape)}; must be (B, choices, T)")
+        flat, flat_segments, types = (
+            None if x is None else x.flatten(0, 1) for x in (input_ids, segments, token_types)
+        )
+        hidden = self.hidden_states(flat, segments=flat_segments, token_types=types)
+        pooled = heads.pool(hidden, self.config, self._ids(flat), flat_segments)
+        logits = self._score(pooled if self.pooler is None else self.pooler(pooled)).view(input_ids.shape[:2])
+        return logits, None if labels is None else heads.label_loss(logits, labels, "single")
+
+    def look_up(self, input_ids: Tensor | None) -> Tensor:
+        """The embedding (…, embedding_size) of tokens (…), with the rows that an adapter has for some of them.
+
+        Raises InputError for tokens past the vocabulary.
+        """
+        ids = self._ids(input_ids)
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = (int(end) for end in torch.aminmax(ids))
+            if low < 0 or high >= self.config.vocab_size:
+                raise InputError(
+                    f"Token {high if high >= self.config.vocab_size else low} is not in the model's vocabulary of "
+                    f"{self.config.vocab_size}: model and tokenizer do not fit."
+                )
+        embedded = self.embed_tokens(ids)
+        return embedded if self.token_rows is None else self.token_rows.embed(ids, embedded)
+
+    def _counted(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
+        """The positions (B, T) of a family that counts tokens, not slots; None for all others."""
+        if self.config.position_counting == "slots":
+            return None
+        ids = self._ids(input_ids)
+        self._check_length(None, 0, ids.shape[1])
+        padding = -1 if self.config.pad_token_id is None else self.config.pad_token_id
+        return positions_of_tokens(ids, padding, segments)
+
+    def _ids(self, ids: Tensor | None) -> Tensor:
+        if ids is None:
+            what = "input_ids" if self.encoder is None else "decoder_input_ids, or labels to make them of"
+            raise InputError(f"A {self.config.family} model needs {what}.")
+        return ids
+
+    def _shifted(self, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
+        """What the decoder reads to say `labels`: the start token, then the labels but the last, in each segment anew.
+
+        A classifier on an encoder-decoder lets its decoder read the text itself.
+        """
+        source = labels if self.config.head == "seq2seq" else input_ids
+        if source is None:
+            return None
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start is None:
+            raise InputError("decoder_start_token_id: missing in this model's configuration; give decoder_input_ids.")
+        shifted = torch.cat((torch.full_like(source[:, :1], start), source[:, :-1]), dim=1)
+        if segments is not None:
+            shifted[:, 1:].masked_fill_(segments[:, 1:] != segments[:, :-1], start)
+        return shifted.masked_fill(shifted == IGNORE, pad if pad is not None else start)
+
+    def initialize(self, seed: int = 0) -> Model:
+        """Draws fresh weights (`quatrain.models.transformer.initialization`)."""
+        initialize(self, self.config, seed)
+        return self
+
+    @property
+    def output_size(self) -> int:
+        """The last dimension of the logits over the vocabulary."""
+        return self.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding lives."""
+        return self.embed_tokens.weight.device
+
+    def num_parameters(self, *, trainable: bool = False) -> int:
+        """Elements of all distinct parameters (tied ones once), or of those that require a gradient."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)

@@ -1,0 +1,1 @@
+"""Recipes and their execution: the recipe, its stages, the runner, the run folder."""

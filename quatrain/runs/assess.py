@@ -1,0 +1,211 @@
+"""Measuring a model after a stage: execution accuracy on the held-out questions, samples of a text model, speed.
+
+Every stage is measured in the same way, so that the report can set them side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.settings import Settings, quote
+from quatrain.generation.engine import Completion, Engine
+from quatrain.generation.logits import SamplingParams
+from quatrain.models.transformer.stack import Model
+from quatrain.runs import answers as answering
+from quatrain.runs.material import database_path, task_of
+from quatrain.runs.stage import LOOKS, Context, StageResult
+from quatrain.tokenizers.tokenizer import Tokenizer
+
+MASK = "[MASK]"
+"""What stands for a hidden word in a recipe's prompts, whatever the tokenizer's own is."""
+
+OPENING = 20
+"""Characters of a text's beginning that stand in for prompts which the model cannot read."""
+
+
+def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:
+    """Adds scores, samples and generation speed to a stage's result."""
+    if not getattr(settings, "evaluate", True):
+        return
+    if model.config.head in ("masked", "pretraining"):
+        result.samples = _fillings(context, model, tokenizer)
+    elif model.config.head in ("causal", "seq2seq"):
+        engine = Engine(model, tokenizer)
+        data = context.recipe.data_of(settings)
+        if data.database is not None:
+            _questions(settings, context, engine, tokenizer, result)
+        elif answering.answers(settings, context):
+            answering.measure(settings, context, engine, result)
+        else:
+            _samples(settings, context, engine, result)
+
+
+def look(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """What a model that still learns says: a few samples, of the kind that `assess` takes in the end."""
+    if model.config.head in ("masked", "pretraining"):
+        return _fillings(context, model, tokenizer)
+    if model.config.head not in ("causal", "seq2seq"):
+        return []
+    engine = Engine(model, tokenizer)
+    params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens, seed=context.seed)
+    if context.recipe.data_of(settings).database is not None:
+        held_out = task_of(context, settings).held_out
+        few = [(name, example) for name, examples in held_out.items() for example in examples[:LOOKS]]
+        said = _answers(settings, engine, tokenizer, [example for _, example in few], params)
+        return [
+            {"set": name, "prompt": example.question, "reference": example.sql, "output": answer.text}
+            for (name, example), answer in zip(few, said, strict=True)
+        ]
+    if answering.answers(settings, context):
+        return answering.look(settings, context, engine)
+    prompts, _ = _readable_prompts(settings, context, engine)
+    if not prompts:
+        return []
+    params = replace(params, temperature=next(iter(context.recipe.evaluate.temperatures), 0.0))
+    said = engine.generate(prompts[:LOOKS], params)
+    return [
+        {"set": f"temperature {params.temperature}", "prompt": prompt, "output": answer.text}
+        for prompt, answer in zip(prompts, said, strict=False)
+    ]
+
+
+def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: Tokenizer, result: StageResult) -> None:
+    """Answers every held-out question greedily and judges the SQL by running it."""
+    from quatrain.tasks.text2sql.questions import Asked, judge
+    from quatrain.tasks.text2sql.sandbox import Connection
+
+    task = task_of(context, settings)
+    wanted = context.recipe.evaluate
+    params = SamplingParams(max_new_tokens=wanted.max_new_tokens)
+    result.scores, result.samples = {}, []
+    tokens = seconds = 0.0
+    with Connection(database_path(context, settings)) as connection:
+        for name, examples in task.held_out.items():
+            examples = examples[: wanted.examples]
+            if not examples:
+                result.notes.append(f"{name}: this database gives no question for this set")
+                continue
+            started = time.perf_counter()
+            answers = _answers(settings, engine, tokenizer, examples, params)
+            seconds += time.perf_counter() - started
+            tokens += sum(len(answer.ids) for answer in answers)
+            asked = [Asked(each.question, "", each.sql, "", "") for each in examples]
+            judged = judge(name, asked, [answer.text for answer in answers], lambda _: connection)
+            result.scores[name] = judged.scores
+            context.reporter.score(name, judged.scores)
+            result.samples += judged.samples
+            result.notes += [f"{name}: {note}" for note in judged.notes]
+    result.generation_tokens_per_second = tokens / seconds if seconds else None
+
+
+def _answers(
+    settings: Settings, engine: Engine, tokenizer: Tokenizer, examples: Sequence[Any], params: SamplingParams
+) -> list[Completion]:
+    """The model's SQL for each question: in the chat format, or, by a model that has only read, as a text goes on."""
+    from quatrain.tasks.text2sql.examples import messages
+
+    if getattr(settings, "kind", "") == "pretrain":
+        begin = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+        prompts = [begin + tokenizer.encode(f"Question: {example.question}\nSQL:") for example in examples]
+        return engine.generate(prompts, replace(params, stop=("\n",)))
+    return engine.chat([messages(example)[:-1] for example in examples], params)
+
+
+@torch.no_grad()
+def _fillings(context: Context, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """What the model thinks likeliest for each hidden word, [MASK], of the recipe's prompts."""
+    mask = tokenizer.mask_id
+    written = tokenizer.id_to_token(mask) if mask is not None else None
+    found = []
+    for prompt in context.recipe.evaluate.prompts:
+        if written is None or MASK not in prompt:
+            continue
+        ids = tokenizer.encode(prompt.replace(MASK, written), special_tokens=True)
+        if len(ids) > model.config.context_length:
+            continue
+        hidden = model.hidden_states(torch.tensor([ids], device=model.device))[0]
+        places = [place for place, token in enumerate(ids) if token == mask]
+        chances, best = model.say(hidden[places]).float().softmax(-1).topk(5)
+        words = [
+            ", ".join(
+                f"{tokenizer.decode([token]).strip() or tokenizer.id_to_token(token)} {chance:.0%}"
+                for token, chance in zip(*row, strict=True)
+            )
+            for row in zip(best.tolist(), chances.tolist(), strict=True)
+        ]
+        found.append({"set": "hidden words", "prompt": prompt, "output": " | ".join(words)})
+    return found
+
+
+def _samples(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
+    """A sample of each of the recipe's prompts at each of its temperatures."""
+    wanted = context.recipe.evaluate
+    prompts, notes = _readable_prompts(settings, context, engine)
+    for note in notes:
+        context.reporter.warn(note)
+    result.notes += notes
+    result.samples = []
+    tokens = seconds = 0.0
+    for temperature in wanted.temperatures:
+        if not prompts:
+            break
+        params = SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=temperature, seed=context.seed)
+        started = time.perf_counter()
+        answers = engine.generate(prompts, params)
+        seconds += time.perf_counter() - started
+        tokens += sum(len(answer.ids) for answer in answers)
+        result.samples += [
+            {"set": f"temperature {temperature}", "prompt": prompt, "output": answer.text, "temperature": temperature}
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+    result.generation_tokens_per_second = tokens / seconds if seconds else None
+
+
+def _readable_prompts(settings: Settings, context: Context, engine: Engine) -> tuple[list[str], list[str]]:
+    """The recipe's prompts that the model can read, and a note on each that it cannot.
+
+    A recipe's prompts are for its own text: another text may lack their characters, or its model be too short for
+    them. Where none is left the beginning of the text takes their place.
+    """
+    prompts, notes = [], []
+    for prompt in context.recipe.evaluate.prompts:
+        fault = _fault(engine, prompt)
+        if fault is None:
+            prompts.append(prompt)
+        else:
+            notes.append(f"evaluate.prompts: {quote(prompt)} left out: {fault}")
+    if not notes or prompts:
+        return prompts, notes
+    opening = _opening(settings, context)
+    if opening and _fault(engine, opening) is None:
+        return [opening], [*notes, f"the text's own beginning is the prompt instead: {quote(opening)}"]
+    return [], notes
+
+
+def _fault(engine: Engine, prompt: str) -> str | None:
+    """Why the model cannot go on from a prompt; None where it can."""
+    try:
+        count = len(engine.encode(prompt))
+    except InputError as error:
+        return error.message
+    limit = engine.model.config.max_position_embeddings
+    return None if count < limit else f"it has {count} tokens, and the model reads {limit}"
+
+
+def _opening(settings: Settings, context: Context) -> str:
+    """The first words of the text that a stage has learned, at most 20 characters; "" where they are not to be had."""
+    from quatrain.data.documents import read_pieces
+
+    source = context.recipe.data_of(settings).source
+    try:
+        text = next((piece.text for piece in read_pieces(source) if piece.text.strip()), "") if source else ""
+    except QuatrainError:
+        return ""
+    line = text.strip().splitlines()[0][:OPENING] if text.strip() else ""
+    return line if len(line) < OPENING else line.rpartition(" ")[0] or line

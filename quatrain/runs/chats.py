@@ -1,0 +1,253 @@
+"""The chats that a finetune stage learns from, as examples with the assistant's tokens marked.
+
+They are the conversations of a source, questions with SQL over the schema of their database, or the questions that are
+generated for one database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from quatrain.core.errors import InputError
+from quatrain.core.settings import Settings
+from quatrain.data.batches import TokenExample
+from quatrain.data.example_cache import prepared
+from quatrain.data.records import Conversation, LabelledText
+from quatrain.data.settings import DataSettings
+from quatrain.runs.material import corpus_of, questions_of, task_of
+from quatrain.runs.stage import Context
+from quatrain.tokenizers.chat import has_marks, render
+from quatrain.tokenizers.templates import TEMPLATE_TOKENS, TEMPLATES
+from quatrain.tokenizers.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Chat = tuple[str, list[dict[str, Any]]]
+"""A conversation with its place."""
+
+ANSWERED = ("labelled", "pair")
+"""Formats whose records are a text and what is answered to it."""
+LEFT = "left out"
+"""What notes say of chats that nothing learns from."""
+NAMED = 3
+"""Chats that are left out and named; the others are counted."""
+
+
+def with_template(tokenizer: Tokenizer, context: Context) -> Tokenizer:
+    """The tokenizer with a chat template that marks what the assistant says, without which nothing can be learned.
+
+    That of a public model seldom does: unless the recipe names one, that whose tokens the tokenizer knows takes its
+    place, or `plain`. Raises InputError for a template of the recipe's that does not mark them.
+    """
+    if any(map(has_marks, tokenizer.chat_templates.values())):
+        return tokenizer
+    if context.recipe.tokenizer.chat_template is not None:
+        raise InputError(
+            "tokenizer.chat_template: does not mark what the assistant says with {% generation %} … {% endgeneration "
+            f"%}}, so nothing can be learned from it; mark it, or name one of {', '.join(TEMPLATES)}."
+        )
+    known = (name for name, tokens in TEMPLATE_TOKENS.items() if tokens and not _unknown(tokenizer, name))
+    name = next(known, "plain")
+    has = "does not mark the assistant's words" if tokenizer.chat_templates else "is not there"
+    context.reporter.info(f'The model\'s own chat template {has}; "{name}" is taught in its place.')
+    tokenizer.chat_template = TEMPLATES.get(name, name)
+    return tokenizer
+
+
+def _unknown(tokenizer: Tokenizer, name: str) -> list[str]:
+    """The tokens of a template that the tokenizer does not know."""
+    return [token for token in TEMPLATE_TOKENS.get(name, ()) if tokenizer.token_to_id(token) is None]
+
+
+def chat_examples(
+    settings: Settings, context: Context, tokenizer: Tokenizer, limit: int
+) -> tuple[Sequence[TokenExample], list[str], Sequence[TokenExample]]:
+    """The chats to learn with their notes, and those of validations; from the cache where they were made before."""
+    data = context.recipe.data_of(settings)
+    both: list[list[Chat]] = []
+    said: list[str] = []
+
+    def made(part: int) -> tuple[Sequence[TokenExample], list[str]]:
+        if not both:
+            both.extend(_both(data, context, settings, said))
+        if part == 1 and not both[1]:
+            return [], []
+        examples, notes = encode_chats(both[part], tokenizer, limit)
+        return examples, [*said, *notes] if part == 0 else notes
+
+    marks = [None if data.database is not None else mark_of(data, part) for part in ("source", "dev")]
+    if None in marks:
+        learned, notes = made(0)
+        held_out, others = made(1)
+        return learned, _told(notes, others, context), held_out
+    key = {
+        "objective": "chat",
+        "data": marks,
+        "share": None if data.dev is not None else [data.validation, context.seed],
+        "tokenizer": tokenizer.fingerprint,
+        "template": tokenizer.chat_templates,
+        "tokens": tokenizer.special_tokens_map,
+        "limit": limit,
+    }
+    learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), (TokenExample,))
+    held_out, others, _ = prepared(key | {"part": "held out"}, lambda: made(1), (TokenExample,))
+    return learned, _told(notes, others, context), held_out
+
+
+def _told(notes: list[str], of_validations: list[str], context: Context) -> list[str]:
+    """The notes of a stage, with what validations leave out; what is left out is said at once."""
+    notes = [*notes, *(f"validations: {note}" for note in of_validations if LEFT in note)]
+    for note in notes:
+        if LEFT in note:
+            context.reporter.warn(note)
+    return notes
+
+
+def mark_of(data: DataSettings, part: str) -> str | None:
+    """What identifies the content of a part of the data, "" where there is none; None where only reading it could."""
+    if getattr(data, part) is None:
+        return ""
+    found = questions_of(data, part)
+    if found is None:
+        return corpus_of(data, part, format=asked_format(data, part)).mark
+    reader, corpus = found
+    return None if corpus.mark is None else f"{corpus.mark} {reader.databases.mark}"
+
+
+def _both(
+    data: DataSettings, context: Context, settings: Settings, notes: list[str]
+) -> tuple[list[Chat], list[Chat]]:
+    """The chats to learn, and those of validations: of `data.dev`, or a random share of the source."""
+    learned = list(conversations(data, context, settings, notes))
+    if data.database is not None:
+        return learned, []
+    if data.dev is not None:
+        return learned, list(conversations(data, context, settings, [], "dev"))
+    return split(learned, data.validation, context.seed)
+
+
+def split(found: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """What is learned, and a random share that is held out; all is learned where the share is less than one of them."""
+    count = round(share * len(found))
+    if not 0 < count < len(found):
+        return list(found), []
+    chosen = set(np.random.default_rng(seed).permutation(len(found))[:count].tolist())
+    kept = [each for number, each in enumerate(found) if number not in chosen]
+    return kept, [found[number] for number in sorted(chosen)]
+
+
+def conversations(
+    data: DataSettings, context: Context, settings: Settings, notes: list[str], part: str = "source"
+) -> Iterator[Chat]:
+    """The chats of a part of the data: the database's questions with their SQL, or those of the source.
+
+    `notes` get what was left out of it.
+    """
+    if data.database is not None:
+        task = task_of(context, settings)
+        yield from ((example.question, task.messages(example)) for example in task.train)
+        return
+    found = questions_of(data, part)
+    if found is None:
+        own = corpus_of(data, part, format=asked_format(data, part))
+        for place, record in own.placed():
+            yield place, record.messages if isinstance(record, Conversation) else turns_of(record)
+        return
+    reader, corpus = found
+    with reader.databases:
+        yield from ((asked.place, asked.messages) for asked in reader.read(corpus))
+    notes += reader.notes
+
+
+def asked_format(data: DataSettings, part: str) -> str:
+    """How a part of the data is read as chats: as what it is, where a text and its answer are in it, or as "chat"."""
+    if data.format is not None:
+        return data.format
+    try:
+        found = corpus_of(data, part).format
+    except InputError:
+        return "chat"
+    return found if found in ANSWERED else "chat"
+
+
+def turns_of(record: Any) -> list[dict[str, Any]]:
+    """A labelled text or a pair as two turns: the text is asked, the label or the target answered."""
+    if isinstance(record, LabelledText):
+        asked, answer = record.text if record.other is None else f"{record.text}\n{record.other}", record.label
+    else:
+        asked, answer = record.source, record.target
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": str(answer)}]
+
+
+class LeftOut:
+    """The chats that are no examples: too long, or nothing to learn. `notes` name the first, as they are found."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.long = self.empty = self.all = 0
+        self.first: dict[str, list[str]] = {"long": [], "empty": []}
+        self.notes: list[str] = []
+
+    def out_of(
+        self, chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer
+    ) -> Iterator[TokenExample]:
+        """The examples that chats are, of those that are any. What an earlier, longer reading counted stays."""
+        long = empty = count = 0
+        for place, messages in chats:
+            count += 1
+            self.all = max(self.all, count)
+            try:
+                rendered = render(tokenizer, messages)
+            except InputError as error:
+                raise InputError(f"{place}: {error.message}", error.problems) from error
+            example = TokenExample(rendered.ids, rendered.assistant_mask)
+            if len(example) - 1 > self.limit:
+                long += 1
+                self._name("long", place, long)
+            elif example.num_labels == 0:
+                empty += 1
+                self._name("empty", place, empty)
+            else:
+                yield example
+                continue
+            self._note(long, empty)
+        self._note(long, empty)
+
+    def _name(self, why: str, place: str, number: int) -> None:
+        if len(self.first[why]) < number <= NAMED:
+            self.first[why].append(place)
+
+    def _note(self, long: int, empty: int) -> None:
+        self.long, self.empty = max(long, self.long), max(empty, self.empty)
+        self.notes.clear()
+        for why, count, what in (
+            ("long", self.long, f"of {self.all:,} chats are longer than {self.limit:,} tokens and {LEFT}"),
+            ("empty", self.empty, f"of {self.all:,} chats have no token of the assistant to learn and are {LEFT}"),
+        ):
+            if count:
+                more = ", …" if count > NAMED else ""
+                self.notes.append(f"{count:,} {what}: {', '.join(self.first[why])}{more}")
+
+
+def encode_chats(
+    chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer, limit: int
+) -> tuple[list[TokenExample], list[str]]:
+    """Chats, each with its place, as examples with the assistant's tokens marked. Those longer than `limit` tokens are
+    left out, counted, and the first of them named.
+
+    Raises InputError where no chat is left, or none has a token to learn.
+    """
+    left = LeftOut(limit)
+    examples = list(left.out_of(chats, tokenizer))
+    if not examples:
+        raise InputError(
+            f"No chat is left to learn from: {left.long} are longer than {limit} tokens, {left.empty} have no "
+            "assistant token. Give a longer context, or check the data with `quatrain data check`."
+        )
+    notes = list(left.notes)
+    learned = sum(example.num_labels for example in examples)
+    total = sum(map(len, examples))
+    notes.append(f"{len(examples):,} chats, {total:,} tokens, {learned / total:.0%} of them learned")
+    return examples, notes

@@ -1,0 +1,115 @@
+"""The folder of a run: making it, making a stage's folder ready, and the final model in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from quatrain.core import reading
+from quatrain.core.atomic import disk_error, disk_errors, write_json
+from quatrain.core.errors import InputError
+from quatrain.runs.fingerprints import Mark
+
+MOST_BYTES = 256 * 2**20
+"""Of a file of a run; samples and scores take some megabytes."""
+
+NUMBER = (int, float)
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "finished": bool, "has_model": bool, "stages": list, "inputs": dict, "seconds": NUMBER, "work": str,
+    "fingerprint": str, "kind": str, "name": str, "scores": dict, "samples": list, "notes": list, "perplexity": NUMBER,
+    "validation_loss": NUMBER, "tokens": NUMBER, "flops": NUMBER, "parameters": NUMBER, "trainable_parameters": NUMBER,
+    "model_bytes": NUMBER, "peak_memory_bytes": NUMBER,
+}  # fmt: skip
+"""Keys of the files that a run writes, and what they hold where they are not null."""
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The table in a JSON file; None where there is no file, or it holds what no run writes."""
+    try:
+        content: dict[str, Any] = reading.read_json(path, max_bytes=MOST_BYTES)
+    except InputError:
+        return None
+    whole = all(content.get(key) is None or isinstance(content[key], kind) for key, kind in TYPES.items())
+    return content if whole else None
+
+
+def free_name(folder: Path) -> str:
+    """A name for another run beside this one: `quickstart-2`."""
+    number = 2
+    while (folder.parent / f"{folder.name}-{number}").exists():
+        number += 1
+    return f"{folder.name}-{number}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run's folder, or raise InputError that says why it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{folder}: a file is in the way of this folder; move it, or use --runs-dir or name="
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_error(error, folder) from error
+        raise InputError(
+            f"{folder} cannot be written to ({error.strerror}); change its permissions, or give another "
+            "folder with --runs-dir"
+        ) from error
+
+
+def prepare(folder: Path, mark: Mark) -> bool:
+    """Make a stage's folder ready; True where an interrupted attempt of the same work is there to go on with."""
+    begun = read_json(folder / "started.json")
+    with disk_errors(folder):
+        if begun and begun.get("work") == mark.work:
+            _remove_unfinished(folder)
+            write_json(folder / "started.json", {"work": mark.work})
+            return True
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    write_json(folder / "started.json", {"work": mark.work})
+    return False
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What a stage may have written by halves; checkpoints and what else it keeps stay."""
+    finished = (folder / "result.json").exists()
+    (folder / "result.json").unlink(missing_ok=True)
+    for name in () if finished else ("model", "tokenizer"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def made(stage_folder: Path, name: str) -> Path | None:
+    """What a stage has left under this name, or None."""
+    path = stage_folder / name
+    return path if path.is_dir() else None
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Make `target` a copy of `source` in which large files are hard links where the file system can."""
+    fresh, old = target.with_name(".model.new"), target.with_name(".model.old")
+    for path in (fresh, old):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(source, fresh, copy_function=_link_or_copy)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if os.path.getsize(source) > 1_000_000:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)

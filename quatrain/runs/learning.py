@@ -1,0 +1,350 @@
+"""What the stages that train have in common: what is learned by whom, the trainer with its hooks, and the result.
+
+A stage sets up a `Learning`, from which the preflight tells what the run will be, and `learn` does it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from quatrain.adapters import state
+from quatrain.adapters.adapter_set import Mixture
+from quatrain.adapters.apply import apply, merge_all, taken_off, trainable_report, unmergeable
+from quatrain.adapters.layer import adapters
+from quatrain.adapters.peft_files import check_writable, group, save_adapter
+from quatrain.adapters.peft_layers import file_layers
+from quatrain.adapters.settings import PROMPTS, AdapterSettings
+from quatrain.adapters.token_rows import learn_rows
+from quatrain.compression import methods
+from quatrain.compression.layer import QuantizedLinear
+from quatrain.core.errors import InputError
+from quatrain.core.processes import process_number
+from quatrain.core.progress import MetricsLog, Reporter
+from quatrain.core.tracking import Trackers
+from quatrain.models.hub import BASE
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Block, Model
+from quatrain.planning.counts import flops_per_token
+from quatrain.planning.machine import choose_device
+from quatrain.runs import together
+from quatrain.runs.material import base_name_of, model_folder_of, with_rules, write_mixture, write_model
+from quatrain.runs.recipe import to_dict
+from quatrain.runs.stage import Context, StageResult
+from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.training import checkpoints
+from quatrain.training.distributed import Single, make_parallel
+from quatrain.training.memory import transformer_activations
+from quatrain.training.objectives import Objective
+from quatrain.training.settings import TrainSettings
+from quatrain.training.streams import ExampleStream, PackedStream, Stream
+from quatrain.training.trainer import Hooks, Trainer, TrainResult
+
+Validate = Callable[[Model], dict[str, float]]
+Sample = Callable[[Model], list[dict[str, Any]]]
+
+SAID = 160
+"""Characters of a sample that the reader sees while the model learns."""
+
+
+@dataclass
+class Learning:
+    """Everything that a stage's training follows from.
+
+    `examples` are what the stream shows, where they can be counted (None for windows of a running text); `length` is
+    the usual length of a row in tokens, `limit` the longest that the model is to read; `held_out` are the examples of
+    validations. `validate` measures a model on them, also before the training where it is to `compare`. `notes` are
+    for the reader. `sample` is what the model says by now, for `train.sample_every`. `tasks` names those that learn
+    together, each by an adapter of its own.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    objective: Objective
+    stream: Stream
+    settings: TrainSettings
+    steps: int
+    length: int
+    limit: int
+    examples: Sequence[Any] | None = None
+    held_out: Sequence[Any] = ()
+    validate: Validate | None = None
+    sample: Sample | None = None
+    adapter: AdapterSettings | None = None
+    compare: bool = False
+    notes: list[str] = field(default_factory=list)
+    tasks: tuple[str, ...] = ()
+
+
+def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResult]:
+    """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`)."""
+    model, tokenizer = learning.model, learning.tokenizer
+    from quatrain.runs.preflight import before_run
+
+    if learning.adapter is not None and model_folder_of(context) is None:
+        raise InputError(
+            f"{context.name}: adapter: there is no model that has learned; put a pretrain stage before it, or set "
+            "model.folder. Fresh weights learn whole: leave the adapter out."
+        )
+    before_run(learning, context, context.recipe.stage[context.index])
+    save, load = attach(learning, context)
+    before, merges = None, True
+    if learning.compare and learning.validate is not None:
+        before = learning.validate(model).get("validation_loss")
+    trained, result = train(learning, context, save=save, load=load)
+    if learning.adapter is not None and not learning.tasks:
+        save_adapter(model, context.stage_folder / "adapter", base_model=base_name_of(context))
+        tokenizer.save(context.stage_folder / "adapter")
+        merges = unmergeable(model) is None
+        if merges:
+            merge_all(model)
+        methods.dequantize(model)
+    folder = context.model_folder
+    if learning.tasks:
+        result.model_bytes = write_mixture(model, tokenizer, folder)
+    elif merges:
+        result.model_bytes = write_model(model, tokenizer, folder)
+    else:
+        # The adapter is no weight of the model: the folder is one of an adapter, with its base in it.
+        shutil.rmtree(folder, ignore_errors=True)
+        with taken_off(model):
+            result.model_bytes = write_model(model, tokenizer, folder / BASE)
+        save_adapter(model.requires_grad_(False), folder, base_model=str((folder / BASE).resolve()))
+        tokenizer.save(folder)
+    result.notes += learning.notes
+    if "validation_loss" in trained.metrics:
+        result.validation_loss = trained.metrics["validation_loss"]
+        if before is not None:
+            result.extra["validation_loss_before"] = before
+            result.notes.append(f"loss on the text held out: {before:.3f} before, {result.validation_loss:.3f} after")
+    return trained, result
+
+
+def attach(learning: Learning, context: Context) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
+    """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
+    model, adapter = learning.model, learning.adapter
+    if adapter is None:
+        check_learns_whole(model, context.name)
+        return partial(model_folder.save, model), partial(load_weights, model)
+    adapt(model, adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
+    trainable, total, percent = trainable_report(model)
+    context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
+    return partial(state.save, model), partial(state.load, model)
+
+
+def check_learns_whole(model: Model, name: str) -> None:
+    """Raises InputError for a model that is held in few bits, most of which could not learn."""
+    if not (layers := [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]):
+        return
+    trainable, total, percent = trainable_report(model)
+    raise InputError(
+        f"{name}: every weight is to learn, but the model is held in {layers[0].method}: of its {total:,} weights only "
+        f"{trainable:,} ({percent:.0f} %) could, the linear layers not. Give the stage an adapter, which learns beside "
+        "them (adapter = { rank = 16 }), or begin from the model in floats."
+    )
+
+
+def adapt(
+    model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed: int = 0, tasks: Sequence[str] = ()
+) -> None:
+    """Freezes a model but for an adapter that is put on it, or one for each of several tasks.
+
+    Raises InputError where it cannot be put there, or could not be written for PEFT.
+    """
+    if model.added and adapter.method in PROMPTS:
+        shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
+        raise InputError(
+            f"adapter.method: {adapter.method} leaves the embedding as it is, and the new tokens {shown} could never "
+            "learn; take another method in a stage before, or leave the tokens out."
+        )
+    learned = set(model.added)
+    if adapter.learns_special_tokens(model.config.head):
+        learned |= tokenizer.special_ids
+    if tasks:
+        Mixture.begin(model, tasks, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
+        return
+    apply(model, adapter, seed=seed, tokenizer=tokenizer)
+    layers = file_layers(model.config)
+    check_writable(layers, group(layers, dict(adapters(model))))
+    learn_rows(model, sorted(learned))
+
+
+def load_weights(model: Model, checkpoint: Path) -> None:
+    """Puts the weights of a checkpoint into the model."""
+    model.load_state_dict(model_folder.load(checkpoint, head=model.config.head).state_dict())
+
+
+def train(
+    learning: Learning, context: Context, *, save: Callable[[Path], None], load: Callable[[Path], None]
+) -> tuple[TrainResult, StageResult]:
+    """Trains with progress, `metrics.jsonl` and checkpoints, from the newest whole checkpoint if there is one.
+
+    `save` and `load` write and read the weights of a checkpoint.
+    """
+    model, steps, settings = learning.model, learning.steps, learning.settings
+    size = process_number()[1] if together.trains_together(context.recipe.stage[context.index]) else 1
+    device = choose_device(settings.device)
+    if size > 1 and context.is_main:
+        together.announce(context.index)
+    parallel = make_parallel(settings.parallel, device) if size > 1 else Single()
+    model.to(device)
+    newest = checkpoints.newest_whole(context.checkpoints, context.reporter.warn)
+    resume_step = int(newest.name.removeprefix("step-")) if newest else 0
+    with (
+        metrics_log(context, resume_step) as log,
+        trackers(context, resume_step) as tracked,
+        context.reporter.task(context.name, total=steps) as task,
+    ):
+        hooks = Hooks(
+            save=save,
+            load=load,
+            validate=learning.validate,
+            sample=learning.sample,
+            log=log_to(log, tracked, context.reporter),
+            progress=task.update,
+            resumed=lambda step: context.reporter.info(f"{context.name} goes on from step {step:,} of {steps:,}."),
+            warn=context.reporter.warn,
+            describe=partial(decoded, learning.tokenizer),
+            estimate=lambda shape, precision: transformer_activations(model.config, settings, shape, precision, device),
+        )
+        trainer = Trainer(
+            model,
+            learning.objective,
+            learning.stream,
+            learning.settings,
+            steps=steps,
+            seed=context.seed,
+            folder=context.checkpoints,
+            hooks=hooks,
+            parallel=parallel,
+        )
+        began = time.perf_counter()
+        result = trainer.train()
+        elapsed = time.perf_counter() - began
+    trainable, total, _ = trainable_report(model)
+    flops = flops_per_token(model.config, learning.length, training=True) * result.size
+    return result, StageResult(
+        tokens=result.size,
+        flops=flops,
+        parameters=total,
+        trainable_parameters=trainable,
+        extra={
+            "training_seconds": result.seconds,
+            "elapsed_seconds": elapsed,
+            "loss": result.loss,
+            "precision": result.precision,
+            "steps": result.steps,
+            "memory": result.memory,
+            "metrics": result.metrics,
+        },
+    )
+
+
+def metrics_log(context: Context, resume_step: int) -> AbstractContextManager[MetricsLog | None]:
+    """The run's `metrics.jsonl`, which the first process alone writes."""
+    if not context.is_main:
+        return nullcontext()
+    return MetricsLog(context.metrics_path, context.name, resume_step=resume_step)
+
+
+def trackers(context: Context, resume_step: int) -> Trackers:
+    """The recipe's trackers, of the first process alone."""
+    recipe = context.recipe
+    return Trackers(
+        recipe.tracking if context.is_main else (),
+        context.folder,
+        run=recipe.name,
+        stage=context.name,
+        config=to_dict(recipe),
+        resume_step=resume_step,
+        warn=context.reporter.warn,
+    )
+
+
+def log_to(log: MetricsLog | None, tracked: Trackers, reporter: Reporter) -> Callable[[dict[str, Any]], None]:
+    """What takes the trainer's entries: `metrics.jsonl` first, then the trackers; the reader sees a sample."""
+
+    def write(entry: dict[str, Any]) -> None:
+        if entry.get("samples"):
+            first = entry["samples"][0]
+            said = " ".join(f"{first['prompt']} → {first['output']}".split())
+            reporter.info(f"step {entry['step']:,}: {said if len(said) <= SAID else said[:SAID] + ' …'}")
+        if log is not None:
+            log.write(**entry)
+            tracked.log(entry)
+
+    return write
+
+
+def decoded(tokenizer: Tokenizer, batch: Any) -> list[str]:
+    """The rows of a batch as a person reads them, special tokens and padding written out."""
+    return [tokenizer.decode(row, skip_special_tokens=False) for row in batch.input_ids.flatten(0, -2).tolist()]
+
+
+def example_stream(
+    settings: Any, context: Context, examples: Sequence[Any], *, length: int = 0, pad_id: int = 0
+) -> tuple[ExampleStream | PackedStream, int]:
+    """Shuffled batches of examples, and the number of the optimizer's steps. `length` is that of a packed row."""
+    wanted = settings.train
+    tokens = max(1, wanted.batch_tokens // wanted.accumulation)
+    stream: ExampleStream | PackedStream
+    if wanted.packing:
+        rows = max(1, tokens // length)
+        stream = PackedStream(examples, length=length, rows=rows, pad_id=pad_id, seed=context.seed)
+    else:
+        stream = ExampleStream(examples, batch_tokens=tokens, seed=context.seed)
+    return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
+
+
+def longest(model: Model, settings: Any, usual: int) -> int:
+    """The longest row that a stage learns from: its `context`, or what is usual, and no more than a soft prompt leaves.
+
+    Raises InputError where that is nothing.
+    """
+    limit: int = settings.context or usual
+    slots = 0 if settings.adapter is None else settings.adapter.slots
+    if not slots or not model.config.bounded:
+        return limit
+    room = model.config.context_length - slots
+    if room < 2:
+        raise InputError(
+            f"adapter.length: {slots} slots; the model reads {model.config.context_length} tokens, "
+            "and a text has to fit behind them."
+        )
+    return min(limit, room)
+
+
+def mean_length(examples: Sequence[Any]) -> int:
+    """The usual length of an example, in tokens."""
+    return max(1, round(sum(map(len, examples)) / len(examples)))
+
+
+def with_dropout(model: Model, dropout: float) -> Model:
+    """The same model with this share of dropout in training."""
+    model.config = model.config.with_(dropout=dropout)
+    for layer in model.modules():
+        if isinstance(layer, Block):
+            layer.dropout = dropout
+    return model
+
+
+def fresh_model(context: Context, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> Model:
+    """A model of the recipe's shape and the tokenizer's vocabulary, with weights drawn from the recipe's seed.
+
+    `more` are fields of its configuration such as `labels`.
+    """
+    config = context.recipe.model.config(
+        tokenizer.vocab_size,
+        head=head,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        **more,
+    )
+    return with_rules(Model(config).initialize(context.seed), context)

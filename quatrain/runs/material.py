@@ -1,0 +1,260 @@
+"""What the stages of a run share: the tokenizer, the model so far, the text or the database that they learn from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import user_path
+from quatrain.core.settings import Settings
+from quatrain.data.corpus import Corpus
+from quatrain.data.documents import Piece, read_pieces
+from quatrain.data.huggingface import is_dataset
+from quatrain.data.messages import content_text
+from quatrain.data.records import (
+    AnyRecord,
+    Choice,
+    Conversation,
+    LabelledText,
+    Preference,
+    Question,
+    SQLQuestion,
+    TaggedTokens,
+    Text,
+)
+from quatrain.data.settings import DataSettings
+from quatrain.runs.inputs import beginning, is_of_hub
+from quatrain.runs.stage import Context
+from quatrain.tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from quatrain.adapters.settings import AdapterSettings
+    from quatrain.models.transformer.stack import Model
+    from quatrain.tasks.text2sql.dataset import Text2SQL
+    from quatrain.tasks.text2sql.questions import Questions
+
+SHOP = "shop"
+CHAT_TEMPLATE = "chatml"
+MADE_UP = 0.5
+"""Share of the training questions' values that are invented: values must be copied, not remembered."""
+MAX_HELD = 8_000_000
+"""Characters of a text without a space that are kept together."""
+
+
+def tokenizer_of(context: Context) -> Tokenizer:
+    """The run's tokenizer: that of the model so far, of the tokenizer stage, or of `tokenizer.path`.
+
+    It has the special tokens and the chat template that the recipe asks for.
+    """
+    return _as_wanted(_stored_tokenizer(context), context)
+
+
+def _as_wanted(tokenizer: Tokenizer, context: Context) -> Tokenizer:
+    """A tokenizer with what the recipe adds to it."""
+    wanted = context.recipe.tokenizer
+    return tokenizer.extended(wanted.special_tokens, chat_template=wanted.chat_template)
+
+
+def _stored_tokenizer(context: Context) -> Tokenizer:
+    """The run's tokenizer as its files have it."""
+    for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path, beginning(context.recipe)):
+        if place is not None:
+            return Tokenizer.load(place)
+    raise InputError('No tokenizer: put a stage of kind = "tokenizer" first, or set tokenizer.path.')
+
+
+def model_folder_of(context: Context) -> Path | None:
+    """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh."""
+    return context.previous_model or beginning(context.recipe)
+
+
+def base_name_of(context: Context) -> str:
+    """Where an adapter's base is, as its configuration names it: an id of the hub, or a folder; empty where neither."""
+    folder = context.recipe.model.folder
+    if context.previous_model is None and folder is not None and is_of_hub(folder):
+        return folder
+    return str(model_folder_of(context) or "")
+
+
+def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:
+    """The model as the stages before have left it, or the one in `model.folder`, held as an adapter wants it."""
+    from quatrain.loading.model import load_model
+
+    folder = model_folder_of(context)
+    if folder is None:
+        raise InputError(f"{context.name} needs a model; put a pretrain stage before it, or set model.folder.")
+    return as_wanted(load_model(folder, quantize=quantize_of(adapter))[0], context)
+
+
+def as_wanted(model: Model, context: Context) -> Model:
+    """The model with the recipe's rules of speaking, and a row for each token that the recipe adds to its tokenizer;
+    which those are is told once.
+    """
+    from quatrain.models.transformer.vocabulary import resize_vocabulary
+
+    model = with_rules(model, context)
+    if context.recipe.tokenizer.special_tokens or context.recipe.tokenizer.chat_template:
+        stored = _stored_tokenizer(context)
+        tokenizer = _as_wanted(stored, context)
+        model.added = sorted(tokenizer.special_ids - stored.special_ids)
+        if model.added:
+            # Some models have rows to spare.
+            resize_vocabulary(model, max(model.config.vocab_size, tokenizer.vocab_size))
+            shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
+            context.reporter.info(f"New tokens, each with a row that learns: {shown}.")
+    return model
+
+
+def with_rules(model: Model, context: Context) -> Model:
+    """The model with the recipe's rules of speaking beside its own."""
+    if rules := context.recipe.model.generation.model_dump(exclude_none=True):
+        model.generation = {**(model.generation or {}), **rules}
+    return model
+
+
+def quantize_of(adapter: AdapterSettings | None) -> str | None:
+    """How an adapter wants the frozen layers to be held, as `load_model` takes it."""
+    return adapter.base if adapter is not None and adapter.base != "float" else None
+
+
+def pieces(context: Context, stage: Settings, part: str = "source") -> Iterator[Piece]:
+    """The texts that a stage learns from, the source's or those that the database's questions bring; or those of `dev`.
+
+    A large document comes in several pieces, so that no more of it is in memory than a piece.
+    """
+    data = context.recipe.data_of(stage)
+    if data.database is not None and part == "source":
+        yield from (Piece(text, True) for text in task_of(context, stage).documents())
+        return
+    asked = questions_of(data, part)
+    if asked is not None:
+        reader, corpus = asked
+        with reader.databases:
+            yield from (Piece(each.text, True) for each in reader.read(corpus))
+        return
+    corpus = corpus_of(data, part)
+    chats = corpus.format in ("chat", "preference") and stage.kind != "tokenizer"  # type: ignore[attr-defined]
+    plain = data.format is None and not data.columns and not is_dataset(corpus.source)
+    if chats or (corpus.format == "text" and plain):
+        # Documents of any size come in pieces; chats are refused there, with a word about finetuning.
+        yield from read_pieces(corpus.source)
+    else:
+        yield from (Piece(text, True) for record in corpus for text in texts_of(record) if text.strip())
+
+
+def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = None) -> Corpus:
+    """The records of a part of the data: `source`, `dev` or `test`."""
+    return Corpus(
+        str(getattr(data, part)),
+        format=format or data.format,
+        columns=data.columns or None,
+        subset=data.subset,
+        split=data.split if part == "source" else getattr(data, f"{part}_split"),
+        streaming=data.streaming,
+    )
+
+
+def questions_of(data: DataSettings, part: str = "source") -> tuple[Questions, Corpus] | None:
+    """What reads a part of the data as questions with SQL, with their databases open; None where it holds none."""
+    from quatrain.tasks.text2sql.questions import Questions, asks_sql, databases_of
+
+    source = getattr(data, part)
+    if not asks_sql(source, format=data.format, databases=data.databases):
+        return None
+    return Questions(databases_of(source, data.databases)), corpus_of(data, part, format="sql")
+
+
+def texts_of(record: AnyRecord) -> list[str]:
+    """The texts that a record holds, whatever it is for."""
+    if isinstance(record, Text):
+        return [record.text]
+    if isinstance(record, Conversation):
+        return [content_text(message) for message in record.messages]
+    if isinstance(record, Preference):
+        return [content_text(message) for part in vars(record).values() for message in part]
+    if isinstance(record, LabelledText):
+        return [record.text, *([record.other] if record.other else [])]
+    if isinstance(record, TaggedTokens):
+        return [" ".join(record.words)]
+    if isinstance(record, Question):
+        return [record.question, record.context]
+    if isinstance(record, Choice):
+        return [record.question, *record.choices]
+    if isinstance(record, SQLQuestion):
+        return [record.question, record.query]
+    return [record.source, record.target, *record.references]
+
+
+def texts(parts: Iterable[Piece]) -> Iterator[str]:
+    """Pieces as texts of their own, for counting words: none is cut but where a space is, if there is one."""
+    held = ""
+    for piece in parts:
+        text = held + piece.text
+        end = len(text) if piece.last or len(text) > MAX_HELD else max(0, text.rfind(" "))
+        if end:
+            yield text[:end]
+        held = text[end:]
+
+
+def task_of(context: Context, stage: Settings) -> Text2SQL:
+    """The questions about the stage's database, built once a process; the shop is made where it is absent."""
+    from quatrain.tasks.text2sql.dataset import Text2SQL
+
+    data = context.recipe.data_of(stage)
+    key = f"text2sql:{data.database}:{data.examples}"
+    if key not in context.shared:
+        context.shared[key] = Text2SQL.build(
+            database_path(context, stage),
+            seed=context.seed,
+            examples=data.examples,
+            held_out=context.recipe.evaluate.examples,
+            made_up=MADE_UP,
+        )
+        for note in context.shared[key].notes:
+            context.reporter.info(note)
+    task: Text2SQL = context.shared[key]
+    return task
+
+
+def database_path(context: Context, stage: Settings) -> Path:
+    """The SQLite file: the user's, or `shop.sqlite` in the run folder, made on the first call."""
+    from quatrain.tasks.text2sql.shop import create_shop
+
+    database = context.recipe.data_of(stage).database
+    if database != SHOP:
+        return user_path(str(database), "data.database")
+    path = context.folder / "shop.sqlite"
+    if not path.exists():
+        create_shop(path, seed=context.seed)
+    return path
+
+
+def write_model(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
+    """Writes a whole model folder and returns the bytes of its weights."""
+    from quatrain.models.io import model_folder
+
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer.max_length = model.config.max_position_embeddings
+    tokenizer.save(folder)
+    model_folder.save(model, folder)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def write_mixture(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
+    """Writes a folder with a mixture's base and a folder for each adapter; returns the bytes of the base's weights."""
+    from quatrain.adapters.peft_files import save_adapter
+    from quatrain.models.hub import ADAPTERS, BASE
+
+    mixture = model.mixture
+    shutil.rmtree(folder, ignore_errors=True)
+    with mixture.off():
+        size = write_model(model, tokenizer, folder / BASE)
+    for name in mixture.members:
+        with mixture.alone(name):
+            save_adapter(model, folder / ADAPTERS / name, base_model=f"../../{BASE}")
+        tokenizer.save(folder / ADAPTERS / name)
+    tokenizer.save(folder)
+    return size

@@ -1,0 +1,354 @@
+"""Runs a recipe's stages into a run folder, and goes on where a run was interrupted.
+
+A stage is finished when its `result.json` is there, which is written last. It holds a fingerprint of all that
+the result follows from: the stage's settings, the recipe's settings that it reads, the content of the user's
+files, and the fingerprint of the stage before. So a finished run is recognised without importing torch,
+and a changed recipe is told which of its stages are still valid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quatrain.core.atomic import disk_errors, write_json, write_text
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.failures import failures_explained, stoppable
+from quatrain.core.locks import LOCK_NAME, FolderLock
+from quatrain.core.process_memory import peak_memory, reset_peak_memory
+from quatrain.core.processes import process_number
+from quatrain.core.progress import Reporter, create_reporter, drop_metrics
+from quatrain.runs.fingerprints import stage_marks
+from quatrain.runs.folder import free_name, link_folder, made, make_folder, prepare, read_json
+from quatrain.runs.inputs import beginning, check_inputs, input_marks, left_out
+from quatrain.runs.recipe import Recipe, changes, dumps, load, loads
+from quatrain.runs.stage import Context, StageResult, stage_function, stage_name
+from quatrain.runs.together import dismiss, divided, follow, losses_explained
+
+RECIPE_FILE = "recipe.toml"
+STATE_FILE = "run.json"
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""One of these is in every model's folder."""
+MADE = (RECIPE_FILE, STATE_FILE, "metrics.jsonl", "report.html", "stages", "model", "shop.sqlite")
+"""What a run writes, and a restart removes; any other file in the folder is the user's."""
+
+
+@dataclass
+class Run:
+    """A finished run. `done_before` says that there was nothing to do."""
+
+    folder: Path
+    recipe: Recipe
+    results: list[dict[str, Any]] = field(default_factory=list)
+    done_before: bool = False
+
+    @property
+    def model(self) -> Path | None:
+        """The final model's folder, where a stage has made one."""
+        path = self.folder / "model"
+        return path if path.is_dir() else None
+
+    @property
+    def report(self) -> Path | None:
+        """The report, one HTML file."""
+        path = self.folder / "report.html"
+        return path if path.is_file() else None
+
+
+def run(
+    recipe: Recipe | str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    *,
+    runs_dir: str | os.PathLike[str] = "runs",
+    restart: bool = False,
+    reuse: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Run a recipe, or go on with a run that was interrupted.
+
+    `recipe` is a Recipe, the name of a shipped one or the path of a file; `overrides` are `a.b=c` texts.
+    A run that exists and was made by a recipe that differs is refused, unless `reuse` (keep the finished
+    stages that are still valid) or `restart` (throw away what was made) says what to do.
+
+    Raises InputError for what the user can put right, QuatrainError for work that failed, InterruptedRun
+    for Ctrl-C and SIGTERM; what was finished stays on the disk in every case.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load(recipe, overrides, say=(reporter or create_reporter()).info)
+    elif list(overrides):
+        raise InputError("overrides go with the name or path of a recipe, not with a Recipe")
+    folder = Path(runs_dir) / recipe.name
+    if process_number()[1] > 1:
+        # Before torch is loaded: DDP writes a line of every process where all weights have a use.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if process_number()[0]:
+        with losses_explained():
+            follow(recipe, folder)
+        return Run(folder, recipe)
+    reporter = reporter or create_reporter()
+    if not restart:
+        done = finished_run(folder, recipe)
+        if done is not None:
+            from quatrain.runs.summary import report_done_before
+
+            report_done_before(done, reporter)
+            dismiss()
+            return done
+    check_inputs(recipe)
+    for line in left_out(recipe):
+        reporter.warn(line)
+    make_folder(folder)
+    with FolderLock(folder), stoppable(), losses_explained():
+        found = _Runner(folder, recipe, reporter).run(restart=restart, reuse=reuse)
+    dismiss()
+    return found
+
+
+def finished_run(folder: Path, recipe: Recipe) -> Run | None:
+    """The run in this folder if exactly this recipe has finished there, else None. Reads a few small files."""
+    state = read_json(folder / STATE_FILE)
+    if not state or not state.get("finished"):
+        return None
+    marks = stage_marks(recipe, input_marks(recipe, state.get("inputs")))
+    names = [stage_name(index, stage) for index, stage in enumerate(recipe.stage)]
+    results = [read_result(folder, name) for name in names]
+    whole = all(
+        result is not None and result.get("fingerprint") == mark.fingerprint
+        for result, mark in zip(results, marks, strict=True)
+    )
+    if not whole or state.get("stages") != names:
+        return None
+    if state.get("has_model") and not any((folder / "model" / name).is_file() for name in MODEL_FILES):
+        return None
+    return Run(folder, recipe, [result for result in results if result], done_before=True)
+
+
+def read_result(folder: Path, name: str) -> dict[str, Any] | None:
+    """A finished stage's `result.json`, or None."""
+    result = read_json(folder / "stages" / name / "result.json")
+    return result if result and result.get("finished") else None
+
+
+class _Runner:
+    """One call of `run`, in a folder that is locked."""
+
+    def __init__(self, folder: Path, recipe: Recipe, reporter: Reporter):
+        self.folder, self.recipe, self.reporter = folder, recipe, reporter
+        state = read_json(folder / STATE_FILE) or {}
+        self.inputs = input_marks(recipe, state.get("inputs"))
+        self.inputs_before: dict[str, str] = state.get("inputs") or {}
+        self.marks = stage_marks(recipe, self.inputs)
+        self.names = [stage_name(index, stage) for index, stage in enumerate(recipe.stage)]
+        self.started = time.monotonic()
+        self.seconds_before: float = state.get("seconds") or 0.0
+
+    def run(self, *, restart: bool, reuse: bool) -> Run:
+        if restart:
+            self._clear()
+        else:
+            self._compare(reuse)
+        self._write_state(finished=False)
+        self._remove_stages_of_no_recipe()
+        try:
+            results = self._stages()
+        except BaseException:
+            with contextlib.suppress(QuatrainError):
+                self._write_state(finished=False)
+            raise
+        done = Run(self.folder, self.recipe, results)
+        self._finalize(done)
+        return done
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, by earlier calls that were interrupted too."""
+        return round(self.seconds_before + time.monotonic() - self.started, 1)
+
+    def _clear(self) -> None:
+        self._refuse_foreign_folder()
+        self.seconds_before = 0.0
+        for name in MADE:
+            path = self.folder / name
+            with disk_errors(path):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+    def _refuse_foreign_folder(self) -> None:
+        """A folder with files in it that no run has made is not ours to write into, let alone to clear."""
+        names = {path.name for path in self.folder.iterdir() if not path.name.startswith(LOCK_NAME)}
+        if names and not names & {RECIPE_FILE, STATE_FILE}:
+            raise InputError(
+                f"{self.folder} holds files and is no run ({', '.join(sorted(names)[:3])}); give this run another "
+                f"name, such as name={free_name(self.folder)}"
+            )
+
+    def _compare(self, reuse: bool) -> None:
+        """Raise InputError where the folder holds something that this recipe would not have made."""
+        self._refuse_foreign_folder()
+        path = self.folder / RECIPE_FILE
+        if not path.exists():
+            return
+        differences = self._differences(path)
+        if not differences:
+            return
+        finished, valid = self._finished_stages(), self._valid_stages()
+        if not valid and (reuse or not (finished or self._has_checkpoints())):
+            self._clear()
+        elif not reuse:
+            raise InputError(_changed_message(self.folder, finished, valid, len(differences)), differences)
+
+    def _differences(self, path: Path) -> list[str]:
+        try:
+            before = loads(path.read_text(encoding="utf-8"))
+        except (InputError, OSError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[-1].strip(" -")
+            return [f"{path} cannot be read as a recipe of this version: {reason}"]
+        lines = changes(before, self.recipe)
+        for key, mark in self.inputs.items():
+            known = self.inputs_before.get(key)
+            if known is not None and known != mark and not any(line.startswith(f"{key}:") for line in lines):
+                lines.append(f"{key}: the content has changed since the run")
+        if not lines and not self._same_version():
+            lines.append("quatrain: the run was made by a version whose data or stages differ")
+        return lines
+
+    def _same_version(self) -> bool:
+        """Whether every finished stage is as this package makes it: with equal recipes only that can differ."""
+        results = [read_result(self.folder, name) for name in self.names]
+        pairs = zip(results, self.marks, strict=True)
+        return all(result is None or result.get("fingerprint") == mark.fingerprint for result, mark in pairs)
+
+    def _finished_stages(self) -> list[str]:
+        folder = self.folder / "stages"
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return [name for name in names if read_result(self.folder, name)]
+
+    def _valid_stages(self) -> list[str]:
+        """Finished stages that this recipe would make alike, from the first on without a gap."""
+        valid = []
+        for name, mark in zip(self.names, self.marks, strict=True):
+            result = read_result(self.folder, name)
+            if result is None or result.get("fingerprint") != mark.fingerprint:
+                break
+            valid.append(name)
+        return valid
+
+    def _has_checkpoints(self) -> bool:
+        return any(True for _ in (self.folder / "stages").glob("*/checkpoints/*"))
+
+    def _write_state(self, *, finished: bool, **more: Any) -> None:
+        write_text(self.folder / RECIPE_FILE, dumps(self.recipe))
+        state = {"finished": finished, "stages": self.names, "inputs": self.inputs, "seconds": self.seconds} | more
+        write_json(self.folder / STATE_FILE, state)
+
+    def _remove_stages_of_no_recipe(self) -> None:
+        folder = self.folder / "stages"
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_dir() and path.name not in self.names:
+                with disk_errors(path):
+                    shutil.rmtree(path)
+
+    def _stages(self) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = []
+        model = beginning(self.recipe)
+        tokenizer = Path(self.recipe.tokenizer.path) if self.recipe.tokenizer.path else model
+        shared: dict[str, Any] = {}
+        redo = False
+        for index, name in enumerate(self.names):
+            stage_folder = self.folder / "stages" / name
+            result = read_result(self.folder, name)
+            if redo or result is None or result.get("fingerprint") != self.marks[index].fingerprint:
+                redo = True
+                seed = self.recipe.seed
+                context = Context(
+                    self.recipe, self.folder, stage_folder, index, name, model, tokenizer, seed, self.reporter, shared
+                )
+                result = self._stage(context)
+            else:
+                self.reporter.stage(index + 1, len(self.names), name, "finished before")
+            results.append(result)
+            if path := made(stage_folder, "tokenizer"):
+                tokenizer = path
+            if path := made(stage_folder, "model"):
+                model = path
+        return results
+
+    def _stage(self, context: Context) -> dict[str, Any]:
+        index, name, mark = context.index, context.name, self.marks[context.index]
+        resumed = prepare(context.stage_folder, mark)
+        if not resumed:
+            drop_metrics(context.metrics_path, name, after=-1)
+        self.reporter.stage(index + 1, len(self.names), name, "going on" if resumed else "")
+        settings: Any = divided(self.recipe.stage[index], process_number()[1])
+        reset_peak_memory()
+        begun = time.monotonic()
+        with failures_explained(name, context.stage_folder):
+            result = stage_function(settings.kind)(settings, context)
+        if not isinstance(result, StageResult):
+            raise TypeError(f"the {settings.kind} stage returned {type(result).__name__}, not a StageResult")
+        values = result.as_dict()
+        values.setdefault("seconds", round(time.monotonic() - begun, 3))
+        values.setdefault("peak_memory_bytes", peak_memory())
+        record = {"kind": settings.kind, "name": name, "fingerprint": mark.fingerprint, "finished": True} | values
+        write_json(context.stage_folder / "result.json", _finite(record))
+        return record
+
+    def _finalize(self, done: Run) -> None:
+        from quatrain.runs.summary import report_finished, write_card
+
+        models = [path for name in self.names if (path := made(self.folder / "stages" / name, "model"))]
+        if models:
+            with disk_errors(self.folder / "model"):
+                link_folder(models[-1], self.folder / "model")
+            write_text(self.folder / "model" / RECIPE_FILE, dumps(self.recipe))
+            write_card(done)
+        self._write_report()
+        self._write_state(finished=True, has_model=bool(models))
+        report_finished(done, self.reporter, self.seconds)
+
+    def _write_report(self) -> None:
+        """The report says what the files hold; a fault in it must not cost the run."""
+        from quatrain.evaluation.report import write_report
+
+        try:
+            write_report(self.folder)
+        except (QuatrainError, OSError) as error:
+            self.reporter.warn(f"no report was written: {error}")
+        except Exception as error:
+            import logging
+
+            logging.getLogger("quatrain").debug("the report failed", exc_info=True)
+            self.reporter.warn(
+                f"no report was written ({type(error).__name__}: {error}). This is a bug in quatrain; all else is "
+                "made. Run it again with --restart --debug to see where it happened, and report it with that."
+            )
+
+
+def _changed_message(folder: Path, finished: list[str], valid: list[str], count: int) -> str:
+    redo = [name for name in finished if name not in valid]
+    settings = "a setting" if count == 1 else f"{count} settings"
+    other = f"name={free_name(folder)}"
+    ways = [("--restart", "throw away what was made, and start over"), (other, "leave it, and make a new run")]
+    if valid:
+        again = f", redo {', '.join(redo)}" if redo else ""
+        ways.insert(0, ("--reuse", f"keep {', '.join(valid)}, which stay valid{again}, and run the rest"))
+    elif finished:
+        ways[0] = ("--restart", "throw away what was made (no finished stage is still valid), and start over")
+    width = max(len(flag) for flag, _ in ways)
+    lines = [f"  {flag.ljust(width)}  {text}" for flag, text in ways]
+    head = f"{folder} was made by a recipe that differs in {settings}. Nothing was touched; run again with one of"
+    return "\n".join([head, *lines, "What changed:"])
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities and no NaN: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0 else value

@@ -1,0 +1,85 @@
+"""The finetune stage: chats with loss on the assistant's tokens only, or a task of typed records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quatrain.data.batches import TokenExample
+from quatrain.evaluation.perplexity import examples_loss
+from quatrain.models.transformer.stack import Model
+from quatrain.runs import several, tasks
+from quatrain.runs.assess import assess, look
+from quatrain.runs.chats import LeftOut, chat_examples, conversations, with_template
+from quatrain.runs.learning import Learning, example_stream, learn, longest, mean_length, with_dropout
+from quatrain.runs.material import model_of, tokenizer_of
+from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.streaming import Make, Streamed, streamed
+from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.training import checkpoints
+from quatrain.training.objectives import Causal
+from quatrain.training.settings import FinetuneStage
+from quatrain.training.streams import Stream
+
+
+def run(settings: FinetuneStage, context: Context) -> StageResult:
+    """Prepares the examples, trains all weights or an adapter, writes `model/` (and `adapter/`) and measures it."""
+    learning = setup(settings, context)
+    _, result = learn(learning, context)
+    if settings.tasks:
+        if settings.evaluate:
+            several.measure(settings, context, learning, result)
+    elif settings.objective == "chat":
+        assess(settings, context, learning.model, learning.tokenizer, result)
+    elif settings.evaluate:
+        tasks.measure(settings, context, learning.objective, learning.model, learning.tokenizer, result)
+    checkpoints.remove(context.checkpoints)
+    return result
+
+
+def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
+    """What the stage learns. `model` takes the place of the one that the stages before have left."""
+    if settings.tasks:
+        return several.setup(settings, context, model, lambda task, shared: setup(task, context, shared))
+    if settings.objective != "chat":
+        return tasks.setup(settings, context, model)
+    tokenizer = with_template(tokenizer_of(context), context)
+    model = with_dropout(model or model_of(context, settings.adapter), settings.train.dropout)
+    limit = longest(model, settings, model.config.max_position_embeddings)
+    pad_id = tokenizer.pad_id or 0
+    stream: Stream
+    held_out: Sequence[TokenExample]
+    if context.recipe.data_of(settings).streaming:
+        left = LeftOut(limit)
+        found = streamed_chats(settings, context, left, tokenizer)
+        stream, steps, examples, notes, held_out = found.stream, found.steps, found.examples, left.notes, found.held_out
+    else:
+        examples, notes, held_out = chat_examples(settings, context, tokenizer, limit)
+        stream, steps = example_stream(settings, context, examples, length=limit, pad_id=pad_id)
+    return Learning(
+        model,
+        tokenizer,
+        Causal(pad_id, multiple=settings.train.pad_to_multiple_of),
+        stream,
+        settings.train,
+        steps,
+        length=mean_length(examples),
+        limit=limit,
+        examples=examples,
+        held_out=held_out,
+        validate=(lambda model: {"validation_loss": examples_loss(model, held_out).loss}) if len(held_out) else None,
+        adapter=settings.adapter,
+        notes=notes,
+        sample=lambda model: look(settings, context, model, tokenizer),
+    )
+
+
+def streamed_chats(settings: FinetuneStage, context: Context, left: LeftOut, tokenizer: Tokenizer) -> Streamed:
+    """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
+    data = context.recipe.data_of(settings)
+
+    def make(part: str) -> Make:
+        return lambda: left.out_of(conversations(data, context, settings, [], part), tokenizer)
+
+    dev = make("dev") if data.dev is not None else None
+    held = context.recipe.evaluate.examples if dev is not None or data.validation else 0
+    return streamed(settings, context, make("source"), dev=dev, held=held)

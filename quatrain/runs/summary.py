@@ -1,0 +1,196 @@
+"""What a run says at its end: what was made, what it scored, what it cost, what to try next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quatrain.core.atomic import write_text
+from quatrain.core.progress import Reporter
+from quatrain.core.wording import format_bytes, format_duration, format_metric
+from quatrain.runs.folder import free_name
+from quatrain.runs.recipe import load, recipe_names
+
+if TYPE_CHECKING:
+    from quatrain.runs.runner import Run
+
+_COLUMNS = {"validation_loss": "validation loss", "perplexity": "perplexity"}
+
+
+def report_done_before(run: Run, reporter: Reporter) -> None:
+    """Say that a run is finished and where its results are."""
+    reporter.info(f"{run.folder} is finished: nothing to do. (--restart runs it anew, name=other makes another.)")
+    _made(run, reporter)
+    _scores(run, reporter)
+    _next(run, reporter)
+
+
+def report_finished(run: Run, reporter: Reporter, seconds: float) -> None:
+    """The closing summary of a run that has just finished; `seconds` is all that it took."""
+    _samples(run, reporter)
+    peak = max((result.get("peak_memory_bytes") or 0 for result in run.results), default=0)
+    memory = f", peak memory {format_bytes(peak)}" if peak else ""
+    reporter.info("")
+    reporter.info(f"Finished in {format_duration(seconds)}{memory}.")
+    _made(run, reporter)
+    _scores(run, reporter)
+    _next(run, reporter)
+
+
+def write_card(run: Run) -> None:
+    """The final model's `README.md`: what it was trained on, how, and what it scored."""
+    if run.model is not None:
+        write_text(run.model / "README.md", _card(run))
+
+
+def score_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the scores after each stage, one column a set; rows without a score are left out."""
+    sets = list(dict.fromkeys(name for result in results for name in result.get("scores") or {}))
+    extra = [key for key in _COLUMNS if any(result.get(key) is not None for result in results)]
+    rows = []
+    for result in results:
+        scores = result.get("scores") or {}
+        cells = [_score(scores.get(name)) for name in sets]
+        cells += [format_metric(key, result[key]) if result.get(key) is not None else "" for key in extra]
+        if any(cells):
+            rows.append([str(result.get("name")), *cells])
+    return ["after", *sets, *(_COLUMNS[key] for key in extra)], rows
+
+
+def _score(metrics: Mapping[str, float] | None) -> str:
+    """The first metric of a set that is no count: the one that its task is judged by."""
+    for name, value in (metrics or {}).items():
+        if name != "count" and value is not None:
+            return format_metric(name, value)
+    return ""
+
+
+def _made(run: Run, reporter: Reporter) -> None:
+    rows = []
+    if run.model is not None:
+        rows.append([str(run.model), format_bytes(_size(run.model)), "the model, a Hugging Face folder"])
+    if run.report is not None:
+        rows.append([str(run.report), format_bytes(_size(run.report)), "curves, scores, samples and costs"])
+    for path in sorted(run.folder.glob("*.sqlite")):
+        rows.append([str(path), format_bytes(_size(path)), "the database"])
+    if rows:
+        reporter.table("Made", ["path", "size", "what it is"], rows)
+
+
+def _scores(run: Run, reporter: Reporter) -> None:
+    columns, rows = score_table(run.results)
+    if rows:
+        reporter.table("Scores", columns, rows)
+
+
+def _next(run: Run, reporter: Reporter) -> None:
+    hints = next_hints(run)
+    if hints:
+        reporter.info("What to try next:")
+        for text in hints:
+            reporter.info("  " + text)
+
+
+def next_hints(run: Run) -> list[str]:
+    """The recipe's hints that fit this run, its own paths filled in.
+
+    Left out are those that name a file which the run has not made, and those that suggest data of one's own where the
+    run has read such already.
+    """
+    hints = []
+    for text in run.recipe.next:
+        words = text.split(" ")
+        named = [run.folder / word[6:] for word in words if word.startswith("{run}/")]
+        if "{database}" in words and _database(run) is None:
+            continue
+        if all(path.exists() for path in named) and not _done_already(run, words):
+            hints.append(" ".join(_filled(run, word) for word in words))
+    return hints
+
+
+def _database(run: Run) -> Path | None:
+    """The database that the run's questions are about: the user's, or the one that the run has made."""
+    named = run.recipe.data.database
+    path = Path(named).expanduser() if named not in (None, "shop") else run.folder / "shop.sqlite"
+    return path if path.is_file() else None
+
+
+def _done_already(run: Run, words: Sequence[str]) -> bool:
+    """Whether a hint is to run a shipped recipe over data of one's own, and this run has done so."""
+    if words[:2] != ["quatrain", "run"] or len(words) < 3 or words[2] not in recipe_names():
+        return False
+    shipped = load(words[2])
+    if [stage.kind for stage in shipped.stage] != [stage.kind for stage in run.recipe.stage]:
+        return False  # another recipe than the run's own
+    keys = {word.partition("=")[0] for word in words[3:]} & {"data.source", "data.database"}
+    return any(getattr(shipped.data, key[5:]) != getattr(run.recipe.data, key[5:]) for key in keys)
+
+
+def _filled(run: Run, word: str) -> str:
+    """A word of a hint with the run's own paths and a name that is free, quoted for a shell where that is needed."""
+    if word.startswith("{run}"):
+        return shlex.quote(f"{run.folder}{word[5:]}")
+    if "={run}" in word:
+        key, _, rest = word.partition("={run}")
+        return f"{key}={shlex.quote(f'{run.folder}{rest}')}"
+    if word == "{database}":
+        return shlex.quote(str(_database(run)))
+    if word.startswith("name=") and (run.folder.parent / word[5:]).exists():
+        return f"name={free_name(run.folder.with_name(word[5:]))}"
+    return word.replace("{run}", str(run.folder))
+
+
+def _samples(run: Run, reporter: Reporter) -> None:
+    """What the last stage that wrote free text has written."""
+    for sample in _free_samples(run.results):
+        temperature = sample.get("temperature")
+        reporter.info("")
+        reporter.info(f"Sample at temperature {temperature}:")
+        between = "\n→ " if sample.get("turns") else ""
+        reporter.info(f"{sample.get('prompt', '')}{between}{sample.get('output', '')}")
+
+
+def _free_samples(results: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for result in reversed(results):
+        free = [
+            sample
+            for sample in result.get("samples") or ()
+            if sample.get("temperature") is not None and not sample.get("reference")
+        ]
+        if free:
+            yield from free
+            return
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+
+
+def _card(run: Run) -> str:
+    recipe = run.recipe
+    source = recipe.data.source or recipe.data.database or "the data of its stages"
+    shape = recipe.model.folder or (
+        f"{recipe.model.family} family, {recipe.model.num_hidden_layers} layers, {recipe.model.hidden_size} wide"
+    )
+    parameters = next((result["parameters"] for result in reversed(run.results) if result.get("parameters")), None)
+    size = f", {parameters:,} parameters" if parameters else ""
+    lines = ["---", "library_name: quatrain", "tags: [quatrain]", "---", "", f"# {recipe.name}", ""]
+    if recipe.description:
+        lines += [f"{recipe.description}.", ""]
+    lines += [
+        f"- Model: {shape}{size}",
+        f"- Data: `{source}`",
+        f"- Stages: {', '.join(stage.kind for stage in recipe.stage)} (seed {recipe.seed})",
+        "- Recipe: `recipe.toml` in this folder; `quatrain run recipe.toml` makes it again",
+        "",
+    ]
+    columns, rows = score_table(run.results)
+    if rows:
+        lines += ["## Scores", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines.append("")
+    return "\n".join(lines)

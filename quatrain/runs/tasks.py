@@ -1,0 +1,253 @@
+"""Tasks of typed records: classes, numbers, tags, answers, choices, texts out of texts, sentence embeddings.
+
+Each objective reads one format of data (`quatrain.data.formats`); its labels are those of the data or of the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from quatrain.adapters.targets import is_of_head
+from quatrain.core.errors import InputError
+from quatrain.data.corpus import Corpus
+from quatrain.data.example_cache import prepared
+from quatrain.data.records import Record
+from quatrain.data.settings import DataSettings
+from quatrain.evaluation.metrics.objectives import evaluate
+from quatrain.evaluation.tasks import placed, said, score, spread
+from quatrain.loading.model import load_weights
+from quatrain.models.hub import ADAPTER_CONFIG
+from quatrain.models.transformer.settings import HEADS
+from quatrain.models.transformer.stack import Model
+from quatrain.runs import streaming
+from quatrain.runs.chats import split as split_share
+from quatrain.runs.learning import (
+    Learning,
+    Sample,
+    Validate,
+    example_stream,
+    fresh_model,
+    longest,
+    mean_length,
+    with_dropout,
+)
+from quatrain.runs.material import as_wanted, corpus_of, model_folder_of, quantize_of, tokenizer_of
+from quatrain.runs.stage import LOOKS, Context, StageResult
+from quatrain.runs.streaming import Make, Streamed
+from quatrain.tokenizers.fit import check_fits
+from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.training.objectives.answers import Window
+from quatrain.training.objectives.classification import ChoiceText
+from quatrain.training.objectives.embedding import Related
+from quatrain.training.objectives.seq2seq import SourceTarget
+from quatrain.training.objectives.tagging import TaggedText
+from quatrain.training.objectives.texts import Text
+from quatrain.training.settings import FinetuneStage
+from quatrain.training.streams import Stream
+from quatrain.training.tasks import FORMATS, SCORE, make_objective
+
+KINDS = (Text, TaggedText, Window, ChoiceText, SourceTarget, Related)
+"""What examples of tasks are."""
+
+
+def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
+    """What the stage learns. `model` takes the place of the one that the stages before have left."""
+    data = context.recipe.data_of(settings)
+    tokenizer = tokenizer_of(context)
+    if data.streaming:
+        streaming.check(settings, data)
+    corpus = open_corpus(settings, data)
+    labels = labels_of(settings, corpus)
+    model = with_dropout(
+        model or starting_model(settings, context, tokenizer, labels), settings.train.dropout
+    )
+    limit = longest(model, settings, model.config.context_length)
+    objective = make_objective(settings, tokenizer, corpus.format, labels, limit)
+    objective.multiple = settings.train.pad_to_multiple_of
+    stream: Stream
+    if data.streaming:
+        read = streamed_examples(settings, context, corpus, objective)
+        stream, steps, examples, held_out = read.stream, read.steps, read.examples, read.held_out
+        notes = [f"of the first {len(examples):,} examples: {note}" for note in objective.notes(examples)]
+    else:
+        examples, notes, held_out = prepare(settings, context, corpus, objective, limit)
+        stream, steps = example_stream(settings, context, examples)
+    found = Learning(
+        model,
+        tokenizer,
+        objective,
+        stream,
+        settings.train,
+        steps,
+        length=mean_length(examples),
+        limit=limit,
+        examples=examples,
+        notes=notes,
+        held_out=held_out,
+        adapter=settings.adapter,
+    )
+    found.validate = validation(found)
+    found.sample = sampling(settings, context, found)
+    return found
+
+
+def prepare(
+    settings: FinetuneStage, context: Context, corpus: Corpus, objective: Any, limit: int
+) -> tuple[Sequence[Any], list[str], Sequence[Any]]:
+    """The examples to learn with their notes, and those of validations; from the cache where they were made before."""
+    data = context.recipe.data_of(settings)
+    both: list[list[Record]] = []
+
+    def made(part: int) -> tuple[Sequence[Any], list[str]]:
+        if not both:
+            both.extend(split(settings, context, corpus))
+        if not both[part]:
+            return [], []
+        try:
+            examples, notes = objective.prepare(both[part])
+        except InputError as error:
+            source = corpus.source if part == 0 else data.dev or corpus.source
+            hint = f"`quatrain data check {source}` names every fault"
+            raise InputError(f"{error.message.rstrip(':.')}; {hint}:", error.problems) from error
+        return examples, [*notes, f"{len(both[part]):,} records, {len(examples):,} examples"]
+
+    dev = open_corpus(settings, data, "dev").mark if data.dev is not None else ""
+    named = ("objective", "labels", "stride", "prefix", "max_target_length")
+    key = {
+        "data": corpus.mark,
+        "dev": dev,
+        "tokenizer": objective.tokenizer.fingerprint,
+        "settings": {name: getattr(settings, name) for name in named} | {"limit": limit},
+        "labels": list(getattr(objective, "labels", ())),
+        "label reading": 2,
+        "share": None if data.dev is not None else [data.validation, context.seed],
+    }
+    if corpus.mark is None or dev is None:
+        (learned, notes), held_out = made(0), made(1)[0]
+    else:
+        learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), KINDS)
+        held_out, _, _ = prepared(key | {"part": "held out"}, lambda: made(1), KINDS)
+    return learned, notes, held_out
+
+
+def streamed_examples(settings: FinetuneStage, context: Context, corpus: Corpus, objective: Any) -> Streamed:
+    """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
+    data, embed = context.recipe.data_of(settings), settings.objective == "embed"
+
+    def make(part: str) -> Make:
+        source = corpus if part == "source" else open_corpus(settings, data, part)
+        return lambda: streaming.of_records(objective, placed(source, related=embed), source.source)
+
+    dev = make("dev") if data.dev is not None else None
+    held = context.recipe.evaluate.examples if dev is not None or data.validation else 0
+    return streaming.streamed(settings, context, make("source"), dev=dev, held=held)
+
+
+def open_corpus(settings: FinetuneStage, data: DataSettings, part: str = "source") -> Corpus:
+    """The records of a part of the data: `source`, `dev` or `test`."""
+    wanted = FORMATS.get(settings.objective)
+    if data.format is not None and wanted is not None and data.format != wanted:
+        raise InputError(f"data.format: {data.format}; objective {settings.objective} reads {wanted}. Leave it out.")
+    return corpus_of(data, part, format=wanted)
+
+
+def labels_of(settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
+    """The names of classes or tags, in their order."""
+    if settings.objective == "regress":
+        return SCORE
+    if settings.objective not in ("classify", "tag"):
+        return ()
+    return tuple(settings.labels) or tuple(corpus.labels())
+
+
+def split(settings: FinetuneStage, context: Context, corpus: Corpus) -> tuple[list[Record], list[Record]]:
+    """The records to learn, and those of validations: of `data.dev`, or a random share of the source."""
+    data = context.recipe.data_of(settings)
+    embed = settings.objective == "embed"
+    learned = list(placed(corpus, related=embed))
+    if data.dev is not None:
+        return learned, list(placed(open_corpus(settings, data, "dev"), related=embed))
+    return split_share(learned, data.validation, context.seed)
+
+
+def starting_model(
+    settings: FinetuneStage, context: Context, tokenizer: Tokenizer, labels: Sequence[str]
+) -> Model:
+    """The model so far under the task's head, or fresh weights of the recipe's shape."""
+    head = HEADS[settings.objective]
+    folder = model_folder_of(context)
+    more: dict[str, Any] = {"labels": tuple(labels)} if labels else {}
+    if head == "sequence_classification":
+        more["problem"] = "regression" if settings.objective == "regress" else "single"
+    if folder is None:
+        model = fresh_model(context, tokenizer, head=head, **more)
+        model.fresh = [name for name, _ in model.named_parameters() if is_of_head(name)]
+        return model
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{folder}: this is an adapter that cannot be merged, such as a soft prompt; a task is taught on a model."
+        )
+    model = load_weights(folder, quantize=quantize_of(settings.adapter), head=head, seed=context.seed, **more)
+    model = as_wanted(model, context)
+    check_fits(tokenizer, model.config.vocab_size)
+    if model.fresh:
+        context.reporter.info(f"fresh weights of the head: {', '.join(model.fresh)}")
+    return model
+
+
+def validation(learning: Learning) -> Validate | None:
+    """What measures a model on the examples held out."""
+    if not learning.held_out:
+        return None
+
+    def validate(model: Model) -> dict[str, float]:
+        found = evaluate(learning.objective, model, learning.held_out)
+        return {f"validation_{name}": value for name, value in found.items()}
+
+    return validate
+
+
+def sampling(settings: FinetuneStage, context: Context, learning: Learning) -> Sample:
+    """What shows the model's answers to a few records, the same ones every time; they are read at the first look."""
+    known: list[tuple[str, list[Record]]] = []
+    longest = context.recipe.evaluate.max_new_tokens
+
+    def sample(model: Model) -> list[dict[str, Any]]:
+        if not known:
+            name, records = records_to_score(settings, context)
+            known.append((name, spread(records, LOOKS)))
+        name, records = known[0]
+        return said(learning.objective, model, learning.tokenizer, records, name=name, max_new_tokens=longest)
+
+    return sample
+
+
+def measure(
+    settings: FinetuneStage, context: Context, objective: Any, model: Model, tokenizer: Tokenizer, result: StageResult
+) -> None:
+    """Scores and samples of the model on `data.test`, or where there is none on the examples held out."""
+    name, records = records_to_score(settings, context)
+    if not records:
+        result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
+        return
+    longest = context.recipe.evaluate.max_new_tokens
+    found = score(objective, model, tokenizer, records, context.reporter, name=name, max_new_tokens=longest)
+    result.scores, result.samples = {name: found.scores}, found.samples
+    result.extra |= found.details
+    context.reporter.score(name, found.scores)
+
+
+def records_to_score(settings: FinetuneStage, context: Context) -> tuple[str, list[Record]]:
+    """The set that scores are measured on, by its name, and at most `evaluate.examples` of its records."""
+    data, limit = context.recipe.data_of(settings), context.recipe.evaluate.examples
+    for name in ("test", "dev"):
+        if getattr(data, name) is not None:
+            corpus = open_corpus(settings, data, name)
+            return name, list(islice(placed(corpus, related=settings.objective == "embed"), limit))
+    if data.streaming:
+        corpus = open_corpus(settings, data)
+        count = limit if data.validation else 0
+        return "held out", list(islice(placed(corpus, related=settings.objective == "embed"), count))
+    return "held out", split(settings, context, open_corpus(settings, data))[1][:limit]

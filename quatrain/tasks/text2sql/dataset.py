@@ -1,0 +1,280 @@
+"""Questions for one database, divided for pretraining, finetuning, practice, development and judging.
+
+What is held out, for one seed:
+
+- **new combinations**: a shape with tables and columns that no stage has seen together, nor the same SQL with other
+  values from another shape. The shape, every column in its use and every join occur in training.
+- **new values**: at least one value of the question is a value of the database that stands in no text of any stage. The
+  combination and the phrasing occur in training.
+- **new phrasings**: a sentence frame that no stage has rendered. The combination and every value occur in training.
+
+Everything is drawn from `random.Random` instances of the seed, so one database and one seed give one dataset.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import cycle
+from pathlib import Path
+
+from quatrain.core.errors import InputError
+from quatrain.tasks.text2sql import documents as texts
+from quatrain.tasks.text2sql.conditions import MONTHS, Draw
+from quatrain.tasks.text2sql.examples import Example, messages, write, write_part
+from quatrain.tasks.text2sql.frames import FRAMES
+from quatrain.tasks.text2sql.judge import is_empty
+from quatrain.tasks.text2sql.material import Material
+from quatrain.tasks.text2sql.naming import named
+from quatrain.tasks.text2sql.opening import few
+from quatrain.tasks.text2sql.phrases import Phrases
+from quatrain.tasks.text2sql.sandbox import Connection
+from quatrain.tasks.text2sql.schema import Schema, introspect
+from quatrain.tasks.text2sql.shapes import SHAPES, Combination, Shape
+from quatrain.tasks.text2sql.splits import identify, split, usable_combinations
+from quatrain.tasks.text2sql.values import HeldOut
+
+SETS = ("new combinations", "new values", "new phrasings")
+MOST_MISSES = 50_000
+"""Draws in a row that come to nothing, after which a database has no more texts to give."""
+
+_COMMON = frozenset(
+    "with that have whose and the not over under above below from before after between other than".split()
+)
+
+
+@dataclass
+class Text2SQL:
+    """The data of one text-to-SQL task. Made by `Text2SQL.build`."""
+
+    schema: Schema
+    seed: int
+    train: list[Example]
+    practice: list[Example]
+    development: list[Example]
+    held_out: dict[str, list[Example]]
+    held_out_values: HeldOut
+    notes: list[str]
+    _material: Material = field(repr=False)
+    _phrases: Phrases = field(repr=False)
+    _open: dict[str, list[Combination]] = field(repr=False)
+    _weights: list[float] = field(repr=False)
+
+    messages = staticmethod(messages)
+
+    @classmethod
+    def build(
+        cls,
+        database: str | Path,
+        *,
+        seed: int = 0,
+        examples: int = 20000,
+        held_out: int = 200,
+        practice: int = 2000,
+        development: int = 200,
+        made_up: float = 0.2,
+        held_out_values: float = 0.1,
+        held_out_combinations: float = 0.12,
+        shapes: Sequence[str] | None = None,
+    ) -> Text2SQL:
+        """Read the database; make `examples` training questions, `held_out` questions for each held-out set, and so on.
+
+        `made_up` is the share of values in training and practice questions that are inventions (their answers are
+        empty; they teach copying), the two shares after it say how much is held out; `shapes` limits the questions to
+        some shapes. Sets come out smaller where the database does not allow more; `notes` says so. Raises InputError
+        for numbers out of range, unknown shapes, and a database nothing can be asked of.
+        """
+        _check(
+            {"examples": examples, "held_out": held_out, "practice": practice, "development": development},
+            {"made_up": made_up, "held_out_values": held_out_values, "held_out_combinations": held_out_combinations},
+            shapes,
+        )
+        chosen = {name: shape for name, shape in SHAPES.items() if shapes is None or name in shapes}
+        schema = introspect(database)
+        held = HeldOut(seed, held_out_values)
+        material = Material(schema, held, _lexicon(schema))
+        phrases = Phrases(schema)
+        draw = Draw(random.Random(f"combinations {seed}"), material, phrases)
+        found, skeletons, unfit = usable_combinations(chosen, schema, draw)
+        if sum(map(len, found.values())) < 3:
+            raise InputError(
+                f"No questions can be asked of {schema.path}",
+                few(
+                    f"table {named(table.name)}: {len(table.columns)} columns; none with names, numbers or dates to "
+                    "ask for; use a database with at least one text, number or date column"
+                    for table in schema.tables
+                ),
+            )
+        opened, closed = split(found, skeletons, random.Random(f"split {seed}"), held_out_combinations)
+        notes = [*schema.notes]
+        if unfit:
+            notes.append(f"{len(unfit)} of {len(chosen)} shapes do not fit this database: {', '.join(unfit)}")
+        weights = [min(1.0, len(opened[name]) * 12 * len(opened) / max(examples, 1)) for name in opened]
+        made = cls(schema, seed, [], [], [], {}, held, notes, material, phrases, opened, weights)
+        taken: set[str] = set()
+        made.train = made._open_examples("train", examples, taken, made_up)
+        made.practice = made._open_examples("practice", practice, taken, made_up)
+        made.development = made._open_examples("development", development, taken, 0.0)
+        made._fill_held_out(held_out, closed, taken)
+        for name, wanted in (("train", examples), ("practice", practice), ("development", development)):
+            got = len(getattr(made, name))
+            if got < wanted:
+                notes.append(f"{name}: {got} different questions instead of {wanted}, all this database gives")
+        return made
+
+    def documents(self, count: int | None = None) -> Iterator[str]:
+        """Texts for pretraining, the same ones every time: `count` of them, or twice as many as training questions.
+
+        None holds a question of `practice`, `development` or the held-out sets.
+        Most are questions with their SQL, many with made-up values; the others tell the schema and what the rows hold.
+        """
+        count = 2 * len(self.train) if count is None else count
+        rng = random.Random(f"documents {self.seed}")
+        draw = Draw(rng, self._material, self._phrases, made_up=0.6)
+        telling = texts.Telling(self._material, rng)
+        drill = texts.Drill(Draw(rng, self._material, self._phrases, made_up=0.9))
+        names = list(self._open)
+        kept = {example.question for example in (*self.practice, *self.development)}
+        made = misses = 0
+        while made < count and misses < MOST_MISSES:
+            misses += 1
+            chance = rng.random()
+            text = telling.text() if chance < texts.TELLING_SHARE else None
+            if chance > 1 - texts.DRILL_SHARE:
+                text = drill.text()
+            if text is None:
+                name = rng.choices(names, self._weights)[0]
+                draw.made_up = 0.85 if rng.random() < 0.85 else 0.0
+                text = self._question_text(SHAPES[name], draw.choose(self._open[name]), draw, kept)
+                if text is None:
+                    continue
+            if self.held_out_values.found(text) is None:
+                made, misses = made + 1, 0
+                yield text
+
+    @staticmethod
+    def _question_text(shape: Shape, combination: Combination, draw: Draw, kept: set[str]) -> str | None:
+        if draw.rng.random() < texts.PART_SHARE:
+            part = write_part(shape, combination, draw)
+            if part is not None:
+                return "\n".join(part)
+        example = write(shape, combination, draw, "documents")
+        return None if example is None or example.question in kept else texts.pair(example, draw.rng)
+
+    def combinations(self) -> dict[str, int]:
+        """How many open combinations every shape that fits has."""
+        return {name: len(combinations) for name, combinations in self._open.items()}
+
+    def _open_examples(self, name: str, count: int, taken: set[str], made_up: float) -> list[Example]:
+        rng = random.Random(f"{name} {self.seed}")
+        draw = Draw(rng, self._material, self._phrases)
+        names = list(self._open)
+        result: list[Example] = []
+        misses = 0
+        while len(result) < count and misses < 2000 + count // 4:
+            chosen = rng.choices(names, self._weights)[0]
+            draw.made_up = 0.8 if made_up and rng.random() < made_up / 0.8 else 0.0
+            example = write(SHAPES[chosen], draw.choose(self._open[chosen]), draw, name)
+            if example is None or example.question in taken or self.held_out_values.found(example.question):
+                misses += 1
+                continue
+            misses = 0
+            taken.add(example.question)
+            result.append(example)
+        return result
+
+    def _fill_held_out(self, count: int, closed: dict[str, list[Combination]], taken: set[str]) -> None:
+        seen_values = {value for example in self.train for value in example.values}
+        seen = {example.combination for example in self.train}
+        seen_frames = {(example.phrasing, example.shape) for example in self.train}
+        known = {
+            name: [combination for combination in combinations if identify(combination) in seen]
+            for name, combinations in self._open.items()
+        }
+
+        def familiar(example: Example) -> bool:
+            return seen_values.issuperset(example.values) and self.held_out_values.found(example.question) is None
+
+        def unfamiliar(example: Example) -> bool:
+            new = any(value in self.held_out_values for value in example.values)
+            return new and (example.phrasing, example.shape) in seen_frames
+
+        with Connection(self.schema.path, rows=3) as connection:
+            for name, choices, accept in (
+                ("new combinations", closed, familiar),
+                ("new values", known, unfamiliar),
+                ("new phrasings", known, familiar),
+            ):  # fmt: skip
+                found = self._held_out_set(name, count, choices, accept, taken, connection)
+                self.held_out[name] = found
+                if len(found) < count:
+                    self.notes.append(f"{name}: {len(found)} questions instead of {count}, all this database gives")
+
+    def _held_out_set(
+        self,
+        name: str,
+        count: int,
+        choices: dict[str, list[Combination]],
+        accept: Callable[[Example], bool],
+        taken: set[str],
+        connection: Connection,
+    ) -> list[Example]:
+        """Questions in turn from every shape, with an answer each."""
+        draw = Draw(random.Random(f"{name} {self.seed}"), self._material, self._phrases, held=name == "new values")
+        names = sorted(shape for shape, combinations in choices.items() if combinations)
+        draw.rng.shuffle(names)
+        failures = dict.fromkeys(names, 0)
+        result: list[Example] = []
+        for shape in cycle(names):
+            if len(result) >= count or all(number >= 60 for number in failures.values()):
+                break
+            if failures[shape] >= 60:
+                continue
+            example = write(
+                SHAPES[shape], draw.choose(choices[shape]), draw, name, held_out_frames=name == "new phrasings"
+            )
+            if example is None or example.question in taken or not accept(example):
+                failures[shape] += 1
+                continue
+            if is_empty(connection.execute(example.sql)):
+                failures[shape] += 5
+                continue
+            taken.add(example.question)
+            result.append(example)
+        return result
+
+
+def _check(counts: dict[str, int], shares: dict[str, float], shapes: Sequence[str] | None) -> None:
+    problems = [
+        f"{name}: {value}; allowed are whole numbers from 0; raise it" for name, value in counts.items() if value < 0
+    ]
+    problems += [
+        f"{name}: {value}; allowed are shares from 0 to 0.5; lower it"
+        for name, value in shares.items()
+        if not 0 <= value <= 0.5
+    ]
+    for name in shapes or ():
+        if name not in SHAPES:
+            near = ", ".join(get_close_matches(name, SHAPES, 3)) or "see quatrain.tasks.text2sql.shapes.SHAPES"
+            problems.append(f"shapes: {name!r} is unknown; did you mean {near}?")
+    if problems:
+        raise InputError("The questions cannot be made", problems)
+
+
+def _lexicon(schema: Schema) -> set[str]:
+    """Words and labels that questions need, which therefore cannot be held out as values."""
+    words = set(_COMMON) | {month.lower() for month in MONTHS}
+    for family in FRAMES.values():
+        for frame in family.train + family.held_out:
+            words.update(frame.lower().rstrip(".?").split())
+    for table in schema.tables:
+        for text in (
+            table.one,
+            table.many,
+            *(text for column in table.columns for text in (column.label, column.labels)),
+        ):
+            words.add(text)
+            words.update(text.split())
+    return words

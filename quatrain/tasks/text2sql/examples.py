@@ -1,0 +1,85 @@
+"""One question and its SQL, and the writer that makes them from shapes, combinations, frames and values."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quatrain.tasks.text2sql.conditions import Draw
+from quatrain.tasks.text2sql.frames import FRAMES
+from quatrain.tasks.text2sql.naming import is_plural
+from quatrain.tasks.text2sql.shapes import Combination, Shape
+from quatrain.tasks.text2sql.shapes.queries import OUTPUTS
+from quatrain.tasks.text2sql.splits import identify
+
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question and the SQL that answers it.
+
+    `split` is "train", "practice", "development" or the name of a held-out set; `phrasing` names the frame
+    ("count/3", held-out frames "count/held out 1"); `combination` is shape, tables and columns; `values` are the values
+    in the SQL as text.
+    """
+
+    question: str
+    sql: str
+    shape: str
+    split: str
+    phrasing: str
+    combination: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+def messages(example: Example) -> list[dict[str, str]]:
+    """The example as a conversation of one turn each."""
+    return [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.sql}]
+
+
+def write(
+    shape: Shape, combination: Combination, draw: Draw, split: str, *, held_out_frames: bool = False
+) -> Example | None:
+    """Fill the combination and say it in one of its family's frames; None when the draw came to nothing."""
+    filled = shape.fill(combination, draw)
+    if filled is None:
+        return None
+    family = FRAMES[shape.family]
+    frames: Sequence[str] = family.held_out if held_out_frames else family.train
+    number = int(draw.wording.random() * len(frames))
+    phrasing = f"{shape.family}/{'held out ' if held_out_frames else ''}{number + 1}"
+    words = filled.words
+    words["be"] = "are" if is_plural(words.get("col", "")) else "is"
+    question = _SLOT.sub(lambda match: words[match.group(1)], frames[number])
+    if question[0].islower():
+        question = question[0].upper() + question[1:]
+    return Example(
+        _loosely(question, draw.wording), filled.sql, shape.name, split, phrasing, identify(combination), filled.values
+    )
+
+
+def write_part(shape: Shape, combination: Combination, draw: Draw) -> list[str] | None:
+    """What the rows are, in English twice and as `FROM ... WHERE ...`; None for shapes that do more than select."""
+    if shape.family not in OUTPUTS or not getattr(shape, "wanted", ()):
+        return None
+    state = draw.rng.getstate()
+    filled = shape.fill(combination, draw)
+    if filled is None:
+        return None
+    draw.rng.setstate(state)
+    again = shape.fill(combination, draw)
+    said = [filled.words["np"]] if again is None else list(dict.fromkeys((filled.words["np"], again.words["np"])))
+    return [*said, filled.sql[filled.sql.index("FROM ") :]]
+
+
+def _loosely(question: str, rng: random.Random) -> str:
+    """The question as people type it: now and then without its mark or its capital."""
+    chance = rng.random()
+    if chance < 0.1:
+        question = question[:-1]
+    if 0.05 < chance < 0.15 and question[1:2].islower():
+        question = question[0].lower() + question[1:]
+    return question

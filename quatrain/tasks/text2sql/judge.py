@@ -1,0 +1,144 @@
+"""Whether predicted SQL answers the question: both statements are run and their answers compared.
+
+Answers match when they hold the same rows as often (in the same order when the gold statement orders them), names of
+columns aside, numbers with decimals up to a small relative difference; whole numbers, texts and blobs only when they
+are equal. An empty gold answer (no rows, or nothing but NULL and 0) is also what most wrong values give, so there the
+two statements themselves must agree up to spacing, case of keywords and a final semicolon.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from quatrain.tasks.text2sql.sandbox import Connection, Result
+
+_TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|[^\s'\"]+")
+_ORDERED = re.compile(r"\border\s+by\b", re.IGNORECASE)
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
+_GOLD_CACHE = 4096
+_GOLD_BYTES = 64_000_000
+_JUDGED_ROWS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the prediction is right, and in `detail` why it is or is not.
+
+    `judged` is False where the reference itself fails: then nothing is known about the prediction.
+    """
+
+    correct: bool
+    detail: str
+    judged: bool = True
+
+
+def normalise(sql: str) -> str:
+    """The statement without differences that cannot matter: spacing, case outside quotes, the final semicolon."""
+    pieces = [
+        piece if piece[0] in "'\"" else piece.lower() for piece in _TOKEN.findall(sql.strip().rstrip(";").rstrip())
+    ]
+    text = " ".join(pieces)
+    return re.sub(r"\s*([(),=<>!]+)\s*", r" \1 ", text) if "'" not in text and '"' not in text else _spaced(pieces)
+
+
+def _spaced(pieces: list[str]) -> str:
+    return " ".join(
+        piece if piece[0] in "'\"" else " ".join(re.sub(r"([(),]|[=<>!]+)", r" \1 ", piece).split()) for piece in pieces
+    )
+
+
+def is_empty(result: Result) -> bool:
+    """Whether an answer says nothing: an error, no rows, or only NULL and 0."""
+    return result.error is not None or all(cell is None or cell == 0 for row in result.rows for cell in row)
+
+
+def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -> Verdict:
+    """Judge `predicted_sql` by what it and `gold_sql` answer on this database. Gold answers are kept."""
+    same = normalise(gold_sql) == normalise(predicted_sql)
+    gold = _gold(connection, gold_sql)
+    if gold.error is not None:
+        return Verdict(False, f"the reference itself fails: {gold.error}", judged=False)
+    if same:
+        return Verdict(True, "the same statement")
+    predicted = connection.execute(predicted_sql, rows=_JUDGED_ROWS, exact=True)
+    if predicted.error is not None:
+        return Verdict(False, predicted.error)
+    if is_empty(gold):
+        return Verdict(False, "the reference answers nothing, and the statement differs")
+    if gold.truncated or predicted.truncated:
+        if gold.truncated != predicted.truncated:
+            return Verdict(False, "one answer has far more rows")
+        return Verdict(False, "both answers are too long to compare, and the statements differ")
+    if len(gold.rows) != len(predicted.rows):
+        return Verdict(False, f"{len(predicted.rows)} rows instead of {len(gold.rows)}")
+    if gold.rows and len(gold.rows[0]) != len(predicted.rows[0]):
+        return Verdict(False, f"{len(predicted.rows[0])} columns instead of {len(gold.rows[0])}")
+    ordered = _ORDERED.search(_QUOTED.sub("''", gold_sql)) is not None
+    if _equal(gold.rows, predicted.rows, ordered):
+        return Verdict(True, "the same answer")
+    if ordered and _equal(gold.rows, predicted.rows, False):
+        return Verdict(False, "the same rows in another order")
+    return Verdict(False, "other values")
+
+
+def reference_error(connection: Connection, gold_sql: str) -> str | None:
+    """Why a reference cannot be run on this database; None where it can."""
+    return _gold(connection, gold_sql).error
+
+
+
+
+def _gold(connection: Connection, sql: str) -> Result:
+    kept = connection.gold.get(sql)
+    if kept is None:
+        kept = connection.execute(sql, rows=_JUDGED_ROWS, exact=True)
+        if len(connection.gold) >= _GOLD_CACHE or connection.gold_size > _GOLD_BYTES:
+            connection.gold.clear()
+            connection.gold_size = 0
+        if len(kept.rows) <= 1000:
+            connection.gold[sql] = kept
+            connection.gold_size += kept.size + len(sql)
+    return kept
+
+
+def _equal(gold: tuple[tuple[Any, ...], ...], predicted: tuple[tuple[Any, ...], ...], ordered: bool) -> bool:
+    if gold == predicted or (not ordered and _counted(gold) == _counted(predicted)):
+        return True
+    if not ordered:
+        gold, predicted = tuple(sorted(gold, key=_rank)), tuple(sorted(predicted, key=_rank))
+    return all(
+        _same(first, second)
+        for left, right in zip(gold, predicted, strict=True)
+        for first, second in zip(left, right, strict=True)
+    )
+
+
+def _counted(rows: tuple[tuple[Any, ...], ...]) -> Counter[tuple[Any, ...]]:
+    return Counter(rows)
+
+
+def _rank(row: tuple[Any, ...]) -> tuple[tuple[tuple[int, Any], ...], tuple[tuple[int, Any], ...]]:
+    # Rounded first, so that sums added up in another order sort alike; then whole numbers as they are.
+    rounded = tuple(
+        (0, 0)
+        if cell is None
+        else (1, float(f"{cell:.6g}"))
+        if isinstance(cell, (int, float))
+        else (2, cell)
+        if isinstance(cell, str)
+        else (3, bytes(cell))
+        for cell in row
+    )
+    return rounded, tuple((1, cell) if isinstance(cell, int) else (0, 0) for cell in row)
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, float) or isinstance(second, float):
+        numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
+        return numbers and math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-9)
+    # Two whole numbers are counts or keys: neighbours are different, however large. A text is no number.
+    return type(first) is type(second) and bool(first == second)

@@ -1,0 +1,81 @@
+"""SQL as it is taught and as it is said: one way to write a statement, and the statement in what a model answers.
+
+Sets of questions write SQL in as many ways as they had writers. Taught in one way, models of all sizes answer better
+(RESDSQL, Li et al. 2023, arXiv 2302.05965, does the same): small letters, one space, single quotes around texts, and no
+other names for tables that are named once.
+"""
+
+from __future__ import annotations
+
+import re
+
+from quatrain.tasks.text2sql.judge import execution_match, is_empty
+from quatrain.tasks.text2sql.sandbox import Connection
+
+_PIECE = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|[\w.]+|<>|[<>!=]=|\|\||\S")
+_ALIAS = re.compile(r"(?<![\w.])(\w+) as (\w+)(?![\w(])")
+_FENCE = re.compile(r"```(?:\w+\n|\n)?(.*?)(?:```|\Z)", re.DOTALL)
+
+
+def plain(connection: Connection, sql: str) -> str:
+    """The statement as it is taught, the first of some ways to write it that gives the same answer on the database.
+
+    Where a table has two aliases, its own name may mean another query: an answer that says nothing is no proof then.
+    A statement that fails, or whose answer no other way gives, comes back with its white space alone made one space.
+    """
+    written = " ".join(sql.strip().rstrip("; \n\t").split())
+    small = _joined([_small(piece) for piece in _PIECE.findall(written)])
+    quoted = _joined([_single(piece) for piece in _PIECE.findall(small)])
+    found = connection.execute(written, exact=True)
+    if found.error is not None:
+        return written
+    for text in (quoted, small.lower() if "'" not in small else small, small):
+        for way, proven in ((_without_aliases(text), _named_once(text) or not is_empty(found)), (text, True)):
+            if not proven:
+                continue
+            same = connection.execute(way, exact=True).rows == found.rows
+            if same or execution_match(connection, written, way).correct:
+                return way
+    return written
+
+
+def statement_of(answer: str) -> str:
+    """The SQL in what a model says: that between its first ``` and the next, or all of it."""
+    fenced = _FENCE.search(answer)
+    return (fenced[1] if fenced else answer).strip()
+
+
+def _small(piece: str) -> str:
+    return piece if piece[0] in "'\"" else piece.lower()
+
+
+def _single(piece: str) -> str:
+    """A text in double quotes, which SQLite forgives, in single ones."""
+    if piece[0] != '"':
+        return piece
+    return "'" + piece[1:-1].replace('""', '"').replace("'", "''") + "'"
+
+
+def _joined(pieces: list[str]) -> str:
+    text = " ".join(pieces)
+    text = re.sub(r" ([,)])", r"\1", text)
+    text = re.sub(r"\( ", "(", text)
+    return re.sub(r"\b(count|sum|avg|min|max|abs|round|length|lower|upper|substr|distinct) \(", r"\1(", text)
+
+
+def _named_once(sql: str) -> bool:
+    """Whether no table has two aliases."""
+    pairs = set(_ALIAS.findall(sql))
+    return len({table for table, _ in pairs}) == len(pairs)
+
+
+def _without_aliases(sql: str) -> str:
+    """The statement with tables by their own names: `t1.name` becomes `singer.name`."""
+    known = {alias: table for table, alias in _ALIAS.findall(sql)}
+    if len(known) < len(set(_ALIAS.findall(sql))):
+        return sql
+    pieces = []
+    for piece in _PIECE.findall(_ALIAS.sub(r"\1", sql)):
+        before, dot, after = piece.partition(".")
+        pieces.append(f"{known[before]}.{after}" if dot and before in known else piece)
+    return _joined(pieces)

@@ -1,0 +1,1 @@
+"""Tokenizers: training, loading, chat templates, and the one chat renderer."""

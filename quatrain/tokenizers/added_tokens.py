@@ -1,0 +1,316 @@
+"""Special and added tokens that stand beside a tokenizer's vocabulary, read as transformers reads them.
+
+`tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` name tokens that `tokenizer.json` may lack,
+and flags that it may have otherwise. `read_beside` reads and checks the three files, `tokens_beside` says which tokens
+the backend gets, in which order. Ids, flags and precedence follow transformers' `_from_pretrained` (5.x).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import kind_of, read_json, shown
+from quatrain.tokenizers.keys import DEFAULT_ROLES, key_problems
+from quatrain.tokenizers.named_templates import template_files
+
+ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+_IN_ORDER = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The order in which transformers adds the tokens of roles."""
+CONFIG = "tokenizer_config.json"
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+MAX_TOKENIZER_BYTES = 512 * 1024 * 1024
+"""A tokenizer.json of 262,144 tokens with its merges has 35 MB."""
+
+
+@dataclass
+class Beside:
+    """What stands beside a tokenizer's vocabulary.
+
+    `config` is tokenizer_config.json with the roles of special_tokens_map.json and the chat template of its own file;
+    `added` are the tokens of added_tokens.json and their ids. `tokens` maps ids to what `added_tokens_decoder` says of
+    their tokens, None where the configuration has none. `named` are tokens under names of the model's own
+    ("image_token"), `extra` those without a name.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)
+    tokens: dict[int, AddedToken] | None = None
+    named: dict[str, str | AddedToken] = field(default_factory=dict)
+    extra: list[str | AddedToken] = field(default_factory=list)
+    late: bool = False
+    """Whether `extra` does not say which of `added` are special, as transformers reads the map's list."""
+
+
+def exists(file: Path) -> bool:
+    """Whether something stands at a path, be it a folder, a pipe or a broken link: it is not passed over then."""
+    return os.path.lexists(file)
+
+
+def optional_json(file: Path) -> dict[str, Any]:
+    """The object of a JSON file, {} where there is none."""
+    read: dict[str, Any] = read_json(file) if exists(file) else {}
+    return read
+
+
+def read_beside(folder: Path) -> Beside:
+    """Read the files beside a tokenizer. Raises InputError, all problems of a file at once."""
+    config = optional_json(folder / CONFIG)
+    _check(chain(_plain_problems(config), key_problems(config), _token_problems(config)), folder / CONFIG)
+    roles = optional_json(folder / "special_tokens_map.json")
+    _check(
+        chain(_plain_problems(roles), key_problems(roles), _token_problems(roles)), folder / "special_tokens_map.json"
+    )
+    added = optional_json(folder / "added_tokens.json")
+    _check(_number_problems(added), folder / "added_tokens.json")
+    templates = template_files(folder)
+    config |= {"chat_template": templates} if templates else {}
+    return _merged(config, roles, added)
+
+
+def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]) -> Beside:
+    """One description of the three files: `added_tokens_decoder` alone if it is there, else the map's roles win."""
+    config = dict(config)
+    if "additional_special_tokens" in config and not config.get("extra_special_tokens"):
+        config["extra_special_tokens"] = config.pop("additional_special_tokens")
+    own = {key: value for key, value in config.items() if is_own_name(key, value)}
+    names: dict[str, Any] = {}
+    tokens = None
+    if config.get("added_tokens_decoder") is not None:
+        decoder = config["added_tokens_decoder"]
+        tokens, added = {int(number): added_token(token) for number, token in decoder.items()}, {}
+        roles = {}
+    _take_names(config, names)
+    specific = config.pop("model_specific_special_tokens", None) or {}
+    names |= {} if names or own else specific
+    for key, value in roles.items():
+        if key == "extra_special_tokens" and isinstance(value, list):
+            there = list(config.get(key) or [])
+            config[key] = [*there, *(token for token in value if token not in there)]
+        else:
+            config[key] = _token(value) if isinstance(value, Mapping) and key.endswith("_token") else value
+    _take_names(config, names)
+    own |= {key: value for key, value in roles.items() if is_own_name(key, value)}
+    late = "extra_special_tokens" not in config
+    additional, unnamed = (config.pop(key, None) for key in ("additional_special_tokens", "extra_special_tokens"))
+    unnamed = (additional if late else unnamed) or []
+    named = {key: _token(value, special=False) for key, value in (own | names).items() if content_of(value)}
+    extra = [_token(each, special=False) for each in unnamed if content_of(each)]
+    config |= {"extra_special_tokens": names} if names else {}
+    config |= {"additional_special_tokens": unnamed} if unnamed else {}
+    beside = Beside(config, added, tokens, named, extra, late)
+    for role, token in DEFAULT_ROLES.get(_bare_class(config), {}).items():
+        config.setdefault(role, Default(token))
+    return beside
+
+
+def _take_names(config: dict[str, Any], names: dict[str, Any]) -> None:
+    """Move special tokens that have names of their own out of the list of those that have none."""
+    if isinstance(config.get("extra_special_tokens"), Mapping):
+        names |= config.pop("extra_special_tokens")
+
+
+class Default(str):
+    """A role that the tokenizer's class names, not its files; it holds where the vocabulary has the token."""
+
+
+def tokens_beside(beside: Beside, backend: Backend) -> list[AddedToken]:
+    """The tokens that transformers adds to a tokenizer.json with these files beside it, in its order.
+
+    Tokens that the backend already has are among them where their flags may change.
+    """
+    mine = backend.get_added_tokens_decoder()
+    decoder = dict(beside.tokens or {})
+    config = beside.config
+    if beside.tokens is None:
+        special = {content_of(config.get(role)) for role in _IN_ORDER if not isinstance(config.get(role), dict)}
+        special |= set() if beside.late else {_content(token) for token in beside.extra}
+        for content, number in beside.added.items():
+            is_special = content in special
+            decoder[number] = AddedToken(content, special=is_special, normalized=not is_special)
+        decoder |= mine
+    by_name = {token.content: token for token in decoder.values()}
+    roles: list[str | AddedToken] = []
+    for role in _IN_ORDER:
+        named = content_of(config.get(role))
+        if named and (not isinstance(config.get(role), Default) or backend.token_to_id(named) is not None):
+            roles.append(by_name.get(named) or _token(config[role], special=False))
+    roles += beside.named.values()
+    found: list[AddedToken] = [decoder[number] for number in sorted(decoder)]
+    names = {token.content for token in mine.values()} | {token.content for token in found}
+    contents = {_content(token) for token in roles}
+    waiting: list[str | AddedToken] = []
+    for token in (*roles, *beside.extra):
+        if _content(token) not in names and token not in waiting:
+            waiting.append(token)
+    found += [AddedToken(token, special=True) if isinstance(token, str) else token for token in waiting]
+    for token in found:
+        # set, not given anew: whether it is normalized depends on it unless the file says so
+        token.special = token.special or token.content in contents
+    return [token for token in found if token.content]
+
+
+def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with what the files themselves say."""
+    return {key: value for key, value in config.items() if not isinstance(value, Default)}
+
+
+def settled_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:
+    """The configuration with tokens as plain texts; ids and flags are the backend's from now on.
+
+    A list of special tokens is called `additional_special_tokens`, which every version of transformers reads.
+    """
+    settled: dict[str, Any] = {}
+    for key, value in config.items():
+        if key == "added_tokens_decoder" or (isinstance(value, Default) and backend.token_to_id(value) is None):
+            continue
+        if key in _IN_ORDER or is_own_name(key, value):
+            value = content_of(value)
+        elif key == "additional_special_tokens":
+            value = [content_of(each) for each in value]
+        elif key == "extra_special_tokens":
+            value = {name: content_of(each) for name, each in value.items()}
+        settled[key] = value
+    return settled
+
+
+def content_of(token: object) -> str | None:
+    """A special token as the files write it: the text, or an object with its `content`; None for an empty one."""
+    if isinstance(token, AddedToken):
+        token = token.content
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return str(token) if isinstance(token, str) and token else None
+
+
+def added_token(written: Any) -> AddedToken:
+    """A token as `added_tokens_decoder` writes it, with the defaults of `tokenizers`."""
+    if isinstance(written, str):
+        return AddedToken(written, special=True, normalized=False)
+    flags = {name: bool(written[name]) for name in _FLAGS if written.get(name) is not None}
+    return AddedToken(str(written["content"]), **flags)
+
+
+def _token(written: Any, *, special: bool = True) -> str | AddedToken:
+    """A token of a role, or an extra one; `special` makes it so whatever its object says."""
+    if isinstance(written, str):
+        return str(written)
+    if isinstance(written, AddedToken):
+        return written
+    token = added_token(written)
+    if special or ("__type" not in written and "special" not in written):
+        token.special = True
+    return token
+
+
+def _content(token: str | AddedToken) -> str:
+    return token if isinstance(token, str) else token.content
+
+
+def _bare_class(config: dict[str, Any]) -> str:
+    return str(config.get("tokenizer_class") or "").removesuffix("Fast")
+
+
+def is_own_name(key: str, value: Any) -> bool:
+    """Whether a key names a special token of the model's own, such as "image_token"."""
+    return key.endswith("_token") and key not in _IN_ORDER and content_of(value) is not None
+
+
+def own_names(config: dict[str, Any]) -> dict[str, Any]:
+    """The tokens under names of the model's own, such as {"image_token": …}, which a chat template may read."""
+    named = {key: value for key, value in config.items() if is_own_name(key, value)}
+    extra = config.get("extra_special_tokens")
+    return named | (extra if isinstance(extra, dict) else {})
+
+
+def _check(problems: Iterator[str], file: Path) -> None:
+    if found := list(problems):
+        raise InputError(f"{file} cannot be used:", found)
+
+
+def _plain_problems(value: Any, where: str = "") -> Iterator[str]:
+    """Values that no JSON file can hold again: NaN, infinity, and texts with half of a character."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _plain_problems(key, "a key")
+            yield from _plain_problems(each, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _plain_problems(each, f"{where}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{shown(where)}: {value}; must be a finite number"
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        yield f"{shown(where)}: {shown(value)}; holds half of a character (a lone surrogate)"
+
+
+def _token_problems(config: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the tokens that a tokenizer_config.json or special_tokens_map.json names."""
+    for role in _IN_ORDER:
+        if config.get(role) is not None:
+            yield from _one_problem(role, config[role])
+    for key, value in config.items():
+        if key.endswith("_token") and key not in _IN_ORDER and isinstance(value, Mapping):
+            yield from _one_problem(key, value)
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        value = config.get(key)
+        if isinstance(value, list):
+            for number, token in enumerate(value):
+                yield from _one_problem(f"{key}[{number}]", token)
+        elif isinstance(value, Mapping) and key == "extra_special_tokens":
+            yield from _table_problems(key, value)
+        elif value is not None:
+            yield f"{key}: {shown(value)}; must be a list of tokens, not {kind_of(value)}"
+    yield from _table_problems("model_specific_special_tokens", config.get("model_specific_special_tokens"))
+    decoder = config.get("added_tokens_decoder")
+    if decoder is not None and not isinstance(decoder, Mapping):
+        yield f"added_tokens_decoder: {shown(decoder)}; must be a table of ids and tokens, not {kind_of(decoder)}"
+    elif decoder is not None:
+        for number, token in decoder.items():
+            if not _is_id(number):
+                yield f"added_tokens_decoder: {shown(number)}; must be a token id, a whole number from 0 to 2³¹ - 1"
+            yield from _one_problem(f"added_tokens_decoder.{number}", token)
+
+
+def _table_problems(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, token in value.items():
+            yield from _one_problem(f"{key}.{name}", token)
+    elif value is not None:
+        yield f"{key}: {shown(value)}; must be a table of names and tokens, not {kind_of(value)}"
+
+
+def _one_problem(where: str, token: Any) -> Iterator[str]:
+    if isinstance(token, Mapping):
+        if not isinstance(token.get("content"), str):
+            yield f"{where}.content: {shown(token.get('content'))}; must be the token's text"
+        for name in _FLAGS:
+            if token.get(name) is not None and not isinstance(token[name], bool):
+                yield f"{where}.{name}: {shown(token[name])}; must be true or false"
+        token = token.get("content") if isinstance(token.get("content"), str) else ""
+    if not isinstance(token, str):
+        yield f"{where}: {shown(token)}; must be a text or a table with its content, not {kind_of(token)}"
+
+
+def _number_problems(added: dict[str, Any]) -> Iterator[str]:
+    owner: dict[int, str] = {}
+    yield from _plain_problems(added)
+    for token, number in added.items():
+        if not isinstance(number, int) or isinstance(number, bool) or not _is_id(str(number)):
+            yield f"{shown(token)}: {shown(number)}; must be a token id, a whole number from 0 to 2³¹ - 1"
+        else:
+            first = owner.setdefault(number, token)
+            if first != token:
+                yield f"{shown(token)}: id {number} is also that of {shown(first)}"
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**31

@@ -1,0 +1,359 @@
+"""The one chat renderer: messages become text, ids and the mask of what the assistant says.
+
+Templates are Jinja in the Hugging Face format, run with the same settings, filters and globals as transformers'
+`apply_chat_template`, so that training, evaluation, the server and an exported model give the same ids. They may come
+from strangers: `quatrain.tokenizers.sandbox` limits their time, memory and output. `{% generation %}` blocks mark the
+assistant's part; everything of a template outside them is not learned.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import parse_json, shown
+from quatrain.core.wording import printable
+from quatrain.data.messages import REASONING, ROLES, check_messages, is_learned, joined, plain
+from quatrain.tokenizers.metering import TemplateLimitError, metered
+from quatrain.tokenizers.named_templates import MAX_SOURCE
+from quatrain.tokenizers.sandbox import MeteredEnvironment
+from quatrain.tokenizers.templates import CHATML, TEMPLATES
+
+if TYPE_CHECKING:
+    from jinja2.parser import Parser
+
+    from quatrain.tokenizers.tokenizer import Tokenizer
+
+__all__ = ["CHATML", "ROLES", "TEMPLATES", "Rendered", "check_template", "has_marks", "render", "render_text"]
+
+_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+Message = Mapping[str, Any]
+
+
+@dataclass
+class Rendered:
+    """A conversation in a model's format. `assistant_mask[i]` is True where `ids[i]` is the assistant's to say, the
+    end-of-turn token included, and its turn has not the weight 0; `ids` and `assistant_mask` have the same length.
+    `spans` are these parts of `text`, as (start, end) in characters."""
+
+    text: str
+    ids: list[int]
+    assistant_mask: list[bool]
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | str | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    template: str | None = None,
+    mask: bool | None = None,
+    **variables: Any,
+) -> Rendered:
+    """Render `messages` ({"role": …, "content": …}) with the tokenizer's chat template.
+
+    `add_generation_prompt` opens the assistant's turn at the end; `tools` are JSON schemas of functions, as a list or
+    as JSON text, and `documents` texts to answer from; `variables` reach the template. What a data file says of these
+    comes with its `Messages`, unless it is given here. `template` is the name of one of the tokenizer's templates; by
+    default it is "tool_use" where there are tools and such a template, else "default". The ids equal those of
+    transformers' `apply_chat_template`; BOS comes from the template alone, never twice. `mask=True` demands marks in
+    the template; the default demands them for whole conversations and not for prompts. Where they are not demanded and
+    absent, the mask is all False. A turn of the assistant whose `weight` is 0 is rendered, and not in the mask.
+
+    A template that reads content as text gets the texts of content in parts joined.
+
+    Raises InputError, with all faults at once, for messages that are no conversation, a tokenizer without a chat
+    template, a template that refuses the conversation, or one without marks where a mask is demanded;
+    TemplateLimitError for a template that takes too much time or memory.
+    """
+    tools = tools if tools is not None else getattr(messages, "tools", None)
+    documents = documents if documents is not None else getattr(messages, "documents", None)
+    schemas = parse_json(tools, "tools", list) if isinstance(tools, str) else tools
+    source = tokenizer.template_for(template, tools=tools is not None)
+    if (not add_generation_prompt if mask is None else mask) and not has_marks(source):
+        raise InputError(
+            "the chat template does not mark what the assistant says, so it cannot be told what to learn. Put "
+            "{% generation %} before and {% endgeneration %} after the assistant's content and end-of-turn token in "
+            f"the template, or take one of {', '.join(sorted(TEMPLATES))}"
+        )
+    text, spans = render_text(
+        source,
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        tools=schemas,
+        documents=documents,
+        variables={**tokenizer.special_tokens_map, **getattr(messages, "variables", {}), **variables},
+    )
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    return Rendered(text, ids, _mask(offsets, spans), spans)
+
+
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raises InputError where a chat template is missing, or cannot write a conversation that a user begins."""
+    turn, variables = {"role": "user", "content": "Hello"}, tokenizer.special_tokens_map
+    render_text(tokenizer.template_for(), [turn], add_generation_prompt=True, variables=variables)
+
+
+def render_text(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation and the assistant's spans [start, end) in it, without any tokenizer."""
+    conversation = check_messages(messages, template)
+    if taken := sorted({"messages", "tools", "documents", "add_generation_prompt"} & set(variables or {})):
+        raise InputError(f"variables of a chat template cannot be named {', '.join(taken)}, which have their own place")
+    given = {
+        "tools": _list_of_objects(tools, "tools"),
+        "documents": _list_of_objects(documents, "documents"),
+        "add_generation_prompt": add_generation_prompt,
+        **plain(dict(variables or {}), "variables"),
+    }
+    in_parts = any(isinstance(message.get("content"), list) for message in conversation)
+    if not in_parts:
+        return _rendered(template, conversation, given)
+    texts = [joined(message) for message in conversation]
+    try:
+        text, spans = _rendered(template, conversation, given)
+    except TemplateLimitError:
+        raise
+    except InputError:
+        if None in texts:
+            raise
+        return _rendered(template, texts, given)  # type: ignore[arg-type]
+    # A template that reads content as text prints the list as Python writes it, which no model was trained on.
+    written = [str(message["content"]) for message in conversation if isinstance(message.get("content"), list)]
+    if any(each in text for each in written if each != "[]"):
+        if None in texts:
+            raise InputError(
+                "the chat template takes content as text; the conversation has parts that are no text: take these "
+                "out, or take a template that goes over the parts of a message"
+            )
+        return _rendered(template, texts, given)  # type: ignore[arg-type]
+    return text, spans
+
+
+def _list_of_objects(values: Any, name: str) -> list[dict[str, Any]] | None:
+    if values is None:
+        return None
+    if isinstance(values, str | Mapping) or not isinstance(values, Sequence):
+        raise InputError(f"{name} must be a list of objects, not {shown(values)}")
+    wrong = [
+        f"{name}[{number}] is {shown(each)}, must be an object"
+        for number, each in enumerate(values)
+        if not isinstance(each, Mapping)
+    ]
+    if wrong:
+        raise InputError(f"{name} cannot be rendered", wrong)
+    return plain(list(values), name)
+
+
+def _rendered(
+    template: str, conversation: list[dict[str, Any]], given: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    """One run of a template."""
+    tracker = _Tracker(conversation)
+    size = sum(len(str(each)) for each in (*conversation, given))
+    token = _TRACKER.set(tracker)
+    try:
+        with metered(size, len(conversation)) as meter:
+            try:
+                for block in _compiled(template).generate(messages=tracker.messages, **given):
+                    tracker.add(block)
+                    if tracker.length > meter.longest:
+                        raise meter.fail(f"an output of more than {meter.longest:,} characters")
+            except InputError:
+                raise
+            except jinja2.TemplateError as error:
+                raise InputError(f"the chat template refuses this conversation: {_said(error.message)}") from error
+            except RecursionError as error:
+                raise meter.fail("macros, blocks or values nested too deeply") from error
+            except MemoryError as error:
+                raise meter.fail("more memory than there is") from error
+            except Exception as error:  # whatever a stranger's template does wrong
+                raise InputError(f"the chat template fails on this conversation: {_said(error)}") from error
+            if meter.failed is not None:
+                raise meter.failed
+    finally:
+        _TRACKER.reset(token)
+    return "".join(tracker.blocks), tracker.learned()
+
+
+def _said(error: object) -> str:
+    text = printable(str(error))
+    return text if len(text) <= 400 else text[:399] + "…"
+
+
+def has_marks(template: str) -> bool:
+    """Whether a template marks the assistant's part with `{% generation %}`."""
+    return _MARKS.search(template) is not None
+
+
+def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """True for each token that shares a character with a span; both are in order of the text."""
+    mask = [False] * len(offsets)
+    at = 0
+    for start, end in spans:
+        while at < len(offsets) and offsets[at][1] <= start:
+            at += 1
+        here = at
+        while here < len(offsets) and offsets[here][0] < end:
+            mask[here] = offsets[here][1] > offsets[here][0]
+            here += 1
+        # A token may reach over the end of one span into the next.
+        at = max(at, here - 1)
+    return mask
+
+
+class _Turn(dict[str, Any]):
+    """A message that tells a tracker when the template reads what was said in it."""
+
+    tracker: _Tracker
+    number: int
+
+    def __getitem__(self, key: str) -> Any:
+        if key in _SAID:
+            self.tracker.read.append(self.number)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a dict."""
+        if key in _SAID:
+            self.tracker.read.append(self.number)
+        return super().get(key, default)
+
+
+_SAID = frozenset(("content", "tool_calls", "function_call", "refusal", *REASONING))
+
+
+class _Tracker:
+    """What has been rendered so far, where in it the assistant spoke, and in which of its turns.
+
+    Only where a turn has the weight 0 do spans have to be told apart by turns.
+    """
+
+    def __init__(self, conversation: list[dict[str, Any]]) -> None:
+        self.blocks: list[str] = []
+        self.spans: list[tuple[int, int]] = []
+        self.owners: list[int | None] = []
+        self.length = 0
+        self.read: list[int] = []
+        self.answers = [number for number, each in enumerate(conversation) if each.get("role") == "assistant"]
+        self.unlearned = {number for number in self.answers if not is_learned(conversation[number])}
+        self.messages: list[dict[str, Any]] = conversation
+        if self.unlearned:
+            self.messages = [self._turn(number, each) for number, each in enumerate(conversation)]
+
+    def _turn(self, number: int, message: dict[str, Any]) -> _Turn:
+        turn = _Turn(message)
+        turn.tracker, turn.number = self, number
+        return turn
+
+    def add(self, block: str) -> None:
+        """A part of the text outside of any block of the assistant's, or one whole block."""
+        self.blocks.append(block)
+        self.length += len(block)
+
+    def spoke(self, caller: Callable[[], str]) -> str:
+        """Renders the assistant's part and notes where it stands and whose turn it is."""
+        before = [number for number in self.read if number in self.answers][-1:]
+        self.read.clear()
+        said = caller()
+        inside = {number for number in self.read if number in self.answers}
+        if said:
+            self.spans.append((self.length, self.length + len(said)))
+            owner = inside or set(before)
+            self.owners.append(owner.pop() if len(owner) == 1 else None)
+        self.read[:0] = before
+        return said
+
+    def learned(self) -> list[tuple[int, int]]:
+        """The spans of the turns that are learned. Raises InputError where a turn of weight 0 cannot be told apart."""
+        if not self.unlearned:
+            return self.spans
+        owners: list[int | None] = self.owners
+        if None in owners and len(owners) == len(self.answers):
+            owners = list(self.answers)
+        if None in owners:
+            raise InputError(
+                "a turn has the weight 0, and the chat template marks several turns of the assistant as one, so that "
+                "it cannot be left out of what is learned; take another template, or remove the weight"
+            )
+        return [span for span, owner in zip(self.spans, owners, strict=True) if owner not in self.unlearned]
+
+
+# Jinja's compiled templates are shared by threads; each rendering has a tracker of its own.
+_TRACKER: ContextVar[_Tracker | None] = ContextVar("tracker", default=None)
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """The `{% generation %}` tag: renders its body and notes where it stands."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
+
+    def _note(self, caller: Callable[[], str]) -> str:
+        tracker = _TRACKER.get()
+        return caller() if tracker is None else tracker.spoke(caller)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes for HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format[:1000])
+
+
+@lru_cache(maxsize=64)
+def _compiled(template: str) -> jinja2.Template:
+    if len(template) > MAX_SOURCE:
+        raise InputError(f"the chat template has {len(template):,} characters; at most {MAX_SOURCE:,} are allowed")
+    environment = MeteredEnvironment(
+        [_GenerationBlock],
+        filters={"tojson": _tojson},
+        functions={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
+    )
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateSyntaxError as error:
+        where = f"(its line {error.lineno})"
+        raise InputError(f"the chat template is no valid Jinja: {_said(error.message)} {where}") from error
+    except (RecursionError, MemoryError) as error:
+        raise InputError("the chat template is nested too deeply to be run") from error
+    except (SyntaxError, ValueError, OverflowError) as error:
+        raise InputError(f"the chat template is no Jinja that can be run: {_said(error)}") from error

@@ -1,0 +1,371 @@
+"""Which files a tokenizer is read from, and what its configuration says about the roles of its special tokens.
+
+In this order: `tokenizer.json`; Marian's `source.spm`, `target.spm` and `vocab.json`; a SentencePiece model
+(`tokenizer.model`, `spiece.model`); `vocab.json` with `merges.txt`; `vocab.txt`; a `.tiktoken` file. The layouts of
+before `tokenizer.json` do not say by themselves how text is cut, so the family is read off `tokenizer_config.json` or
+`config.json`, and where neither says it, off the vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from quatrain.core import reading
+from quatrain.core.errors import InputError, QuatrainError
+from quatrain.tokenizers.added_tokens import (
+    MAX_TOKENIZER_BYTES,
+    ROLES,
+    Beside,
+    content_of,
+    exists,
+    is_own_name,
+    optional_json,
+    read_beside,
+    settled_roles,
+    tokens_beside,
+    without_defaults,
+)
+
+LARGEST_ID = 2**24
+"""An embedding has a row for each id up to the largest one; no published vocabulary comes near."""
+TARGET_FOLDER = "target_tokenizer"
+"""Where a model folder keeps the tokenizer of what its decoder says, if that is another than the encoder's."""
+
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model")
+_LISTS = ("vocab.json", "merges.txt", "vocab.txt")
+#: Where no tokenizer_config.json says it, the role of a special token is read off its public name.
+_USUAL_NAMES = {
+    "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>"),
+    "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"),
+    "pad": ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
+    "unk": ("<unk>", "<|unk|>", "[UNK]"),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+    "mask": ("[MASK]", "<mask>"),
+}
+#: `model_type` of config.json -> the rules by which its older files are read.
+_OF_MODEL_TYPE = {
+    **dict.fromkeys(("gpt2", "phi", "codegen", "gptj", "gpt_neo", "bloom", "whisper"), "gpt2"),
+    **dict.fromkeys(("roberta", "bart", "longformer", "xlm-roberta"), "roberta"),
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "qwen2"),
+    **dict.fromkeys(("bert", "distilbert", "modernbert", "mobilebert", "electra"), "bert"),
+    **dict.fromkeys(("t5", "mt5", "umt5"), "t5"),
+    **dict.fromkeys(("llama", "mistral", "mixtral", "phi3", "gemma", "gemma2", "gemma3", "gemma3_text"), "llama"),
+    "gpt_neox": "gpt_neox",
+    "opt": "opt",
+    "marian": "marian",
+}
+#: `tokenizer_class` of tokenizer_config.json, less "Tokenizer" and "Fast" -> the same rules.
+_OF_CLASS = {
+    **dict.fromkeys(("GPT2", "CodeGen", "Whisper"), "gpt2"),
+    **dict.fromkeys(("Roberta", "Bart", "Longformer"), "roberta"),
+    **dict.fromkeys(("Bert", "DistilBert", "Electra"), "bert"),
+    **dict.fromkeys(("T5", "MT5"), "t5"),
+    **dict.fromkeys(("Llama", "Gemma", "CodeLlama"), "llama"),
+    "Qwen2": "qwen2",
+    "GPTNeoX": "gpt_neox",
+    "Marian": "marian",
+}
+#: Of a tokenizer's configuration, what described the older files; it would mislead a reader of the tokenizer.json.
+_OF_THE_OLDER_FILES = (
+    *("tokenizer_class", "legacy", "sp_model_kwargs", "extra_ids", "vocab_file", "merges_file", "tokenizer_file"),
+    *("add_prefix_space", "source_lang", "target_lang", "separate_vocabs", "name_or_path", "special_tokens_map_file"),
+    *("spaces_between_special_tokens", "extra_special_tokens"),
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tokenizer of older files, not yet with the tokens that the configuration adds.
+
+    `roles` are the family's own special tokens by role ("bos_token": …), `tokens` those that it adds, which the
+    configuration may describe otherwise; `around` makes what is put around a text once all tokens have their ids.
+    """
+
+    backend: Backend
+    roles: dict[str, str]
+    tokens: list[AddedToken]
+    around: Callable[[Backend, dict[str, Any]], processors.PostProcessor | None]
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder holds any file that a tokenizer is read from; says nothing about whether it is whole."""
+    names = ("tokenizer.json", *_SENTENCEPIECE, "source.spm", "target.spm", "vocab.json", "vocab.txt")
+    return any(exists(Path(folder) / name) for name in names)
+
+
+def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
+    """The tokenizer at `path`, a folder or one file, and its configuration with the roles of its special tokens.
+
+    `target` asks for the tokenizer of what an encoder-decoder's decoder says. Raises InputError with what is missing or
+    broken.
+    """
+    folder = path if path.is_dir() else path.parent
+    if target and path.is_dir():
+        if (folder / TARGET_FOLDER).is_dir() and not (folder / "target.spm").is_file():
+            return read(folder / TARGET_FOLDER)
+        if (folder / "target.spm").is_file():
+            return _read_older(folder, target=True)
+    file = folder / "tokenizer.json" if path.is_dir() else path
+    if exists(file) and file.suffix == ".json" and file.name != "vocab.json":
+        return _read_whole(file, folder)
+    if path.is_dir():
+        return _read_older(folder, target=False)
+    if path.is_file():
+        return _read_file(path)
+    raise InputError(f"no tokenizer at {path}: expected a tokenizer.json or a folder that holds one")
+
+
+def read_json_backend(file: Path) -> Backend:
+    """The tokenizer of a tokenizer.json. Raises InputError where that file is not whole."""
+    text = reading.read_text(file, MAX_TOKENIZER_BYTES)
+    with refusing(f"cannot read the tokenizer {file}", "It is not a whole tokenizer.json"):
+        backend = Backend.from_str(text)
+        backend.encode("a", "a")  # a post-processor without its tokens is noticed only by its first use
+    token, number = max(backend.get_vocab().items(), key=lambda each: each[1], default=("", 0))
+    if number > LARGEST_ID:
+        raise InputError(
+            f"cannot read the tokenizer {file}: {reading.shown(token)} has id {number:,}, and ids go up to "
+            f"{LARGEST_ID:,} at most. It is not a whole tokenizer.json"
+        )
+    return backend
+
+
+@contextmanager
+def refusing(what: str, then: str) -> Iterator[None]:
+    """Raise InputError for whatever the `tokenizers` library says of a file of the user's.
+
+    The library raises bare Exception for it, and panics of its Rust part are no Exception at all.
+    """
+    try:
+        yield
+    except (QuatrainError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())}. {then}") from error
+
+
+def _read_whole(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:
+    """A tokenizer.json with the tokens and settings that stand beside it."""
+    backend = read_json_backend(file)
+    beside = read_beside(folder)
+    with refusing(f"the tokens beside {file} cannot be added", "The files are of different tokenizers"):
+        backend.add_tokens(tokens_beside(beside, backend))
+    _warn_of_moved(beside, backend, folder)
+    _apply_settings(backend, beside.config)
+    return backend, _with_roles(settled_roles(beside.config, backend), backend)
+
+
+def _warn_of_moved(beside: Beside, backend: Backend, folder: Path) -> None:
+    """Say which tokens have another id in the tokenizer than their files write: the tokenizer's one holds."""
+    written = {token.content: number for number, token in (beside.tokens or {}).items()} | beside.added
+    moved = [
+        f"{content!r} is written with id {number} and has id {found}"
+        for content, number in written.items()
+        if (found := backend.token_to_id(content)) is not None and found != number
+    ]
+    if moved:
+        shown = "; ".join(moved[:3]) + (f"; and {len(moved) - 3} more" if len(moved) > 3 else "")
+        warnings.warn(
+            f"{folder}: the added tokens' ids are not those of tokenizer.json, which are used, as by transformers: "
+            f"{shown}. Were the files made for another vocabulary?",
+            stacklevel=2,
+        )
+
+
+def _apply_settings(backend: Backend, config: dict[str, Any]) -> None:
+    """Follow the settings by which transformers' classes build a tokenizer anew, whatever its tokenizer.json has."""
+    kind = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
+    rules = _OF_CLASS.get(kind)
+    prefix = config.get("add_prefix_space")
+    if rules in ("gpt2", "roberta", "gpt_neox") and isinstance(prefix, bool):
+        step: Any = backend.pre_tokenizer
+        if isinstance(step, pre_tokenizers.ByteLevel) and step.add_prefix_space != prefix:
+            step.add_prefix_space = prefix
+            backend.pre_tokenizer = step
+    normalizer: Any = backend.normalizer
+    if rules == "bert" and isinstance(normalizer, normalizers.BertNormalizer):
+        for key, name in _OF_BERT.items():
+            if key in config:
+                setattr(normalizer, name, config[key])
+        backend.normalizer = normalizer
+
+
+_OF_BERT = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+"""Keys of tokenizer_config.json and the settings of `tokenizers` that they mean."""
+
+
+def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]:
+    """A tokenizer of a folder without tokenizer.json."""
+    config = without_defaults(read_beside(folder).config)
+    family = _family(folder, config)
+    spm = [name for name in ("source.spm", "target.spm") if exists(folder / name)]
+    models = [name for name in _SENTENCEPIECE if exists(folder / name)]
+    lists = [name for name in _LISTS if exists(folder / name)]
+    if spm:
+        from quatrain.tokenizers.sentencepiece import read_marian
+
+        with refusing(f"cannot read the tokenizer at {folder}", "Get its files again"):
+            return _finished(read_marian(folder, config, target=target), folder, config)
+    if models:
+        return _read_model(folder / models[0], family, config)
+    if "vocab.json" in lists and "merges.txt" in lists:
+        from quatrain.tokenizers.vocabularies import read_byte_level
+
+        return _finished(read_byte_level(folder, family, config), folder, config)
+    if "vocab.txt" in lists:
+        from quatrain.tokenizers.vocabularies import read_wordpiece
+
+        return _finished(read_wordpiece(folder / "vocab.txt", config), folder, config)
+    if lists:
+        other = {"vocab.json": "merges.txt", "merges.txt": "vocab.json"}[lists[0]]
+        raise InputError(
+            f"no whole tokenizer at {folder}: {lists[0]} is there and {other} is not; byte-level BPE needs both. "
+            f"Get {other} from where {lists[0]} came from, or a tokenizer.json, which holds both"
+        )
+    raise InputError(
+        f"no tokenizer at {folder}: expected a tokenizer.json, or the older files of a family: vocab.json with "
+        "merges.txt, vocab.txt, tokenizer.model, spiece.model, or source.spm and target.spm with vocab.json"
+    )
+
+
+def _read_model(file: Path, family: str | None, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
+    """A `tokenizer.model` or `spiece.model`: SentencePiece's, or tiktoken's ranks under the same name (Llama 3)."""
+    from quatrain.tokenizers import tiktoken
+
+    if tiktoken.holds_ranks(file):
+        return _finished(tiktoken.read_tiktoken(file), file.parent, config)
+    from quatrain.tokenizers.sentencepiece import read_sentencepiece
+
+    if file.name == "sentencepiece.bpe.model":
+        raise InputError(
+            f"cannot read {file}: XLM-RoBERTa numbers the pieces of its SentencePiece model anew, which only its "
+            "tokenizer.json says. Get the tokenizer.json that is published beside it"
+        )
+    if family is None and file.name == "spiece.model":
+        family = "t5"
+    with refusing(f"cannot read {file}", "Get it again"):
+        return _finished(read_sentencepiece(file, family, config), file.parent, config)
+
+
+def _read_file(file: Path) -> tuple[Backend, dict[str, Any]]:
+    """A tokenizer that was named by one of its files."""
+    if file.name in _LISTS or file.name in ("source.spm", "target.spm"):
+        if file.name != "vocab.txt":
+            return _read_older(file.parent, target=file.name == "target.spm")
+        from quatrain.tokenizers.vocabularies import read_wordpiece
+
+        config = without_defaults(read_beside(file.parent).config)
+        return _finished(read_wordpiece(file, config), file.parent, config)
+    if file.suffix in (".model", ".spm"):
+        config = without_defaults(read_beside(file.parent).config)
+        return _read_model(file, _family(file.parent, config), config)
+    from quatrain.tokenizers import tiktoken
+
+    if ".tiktoken" in file.suffixes:
+        return _finished(tiktoken.read_tiktoken(file), file.parent, {})
+    if file.suffix == ".txt":
+        from quatrain.tokenizers.vocabularies import read_wordpiece
+
+        return _finished(read_wordpiece(file, {}), file.parent, {})
+    raise InputError(
+        f"{file} is no tokenizer file: allowed are .json (tokenizer.json), .model and .spm (SentencePiece), "
+        ".tiktoken, vocab.txt, vocab.json and merges.txt"
+    )
+
+
+def _finished(parts: Parts, folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
+    """The tokenizer of older files with the tokens that were added to it, and its configuration without what only
+    described those files. The family's own roles are kept where the vocabulary has them and the file says nothing."""
+    config = {**parts.roles, **config}
+    backend = parts.backend
+    _add_numbered(backend, folder, config)
+    others = list(config.get("additional_special_tokens") or [])
+    extra = config.get("extra_special_tokens") or []
+    others += extra.values() if isinstance(extra, dict) else extra
+    others += [value for key, value in config.items() if is_own_name(key, value)]
+    for token in (*(config.get(f"{role}_token") for role in ROLES), *others):
+        content = content_of(token)
+        if content and content not in {each.content for each in parts.tokens}:
+            written = dict(token) if isinstance(token, dict) else {"content": content}
+            parts.tokens.append(_added_token(written | {"special": True}))
+    for token in parts.tokens:
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    around = parts.around(backend, config)
+    if around is not None:
+        backend.post_processor = around
+    described = {key: value for key, value in settled_roles(config, backend).items() if key not in _OF_THE_OLDER_FILES}
+    return backend, described
+
+
+def _add_numbered(backend: Backend, folder: Path, config: dict[str, Any]) -> None:
+    """Add the tokens of added_tokens.json and of `added_tokens_decoder`, each at the id that is written for it."""
+    numbered = {int(number): token for number, token in (config.get("added_tokens_decoder") or {}).items()}
+    for token, number in optional_json(folder / "added_tokens.json").items():
+        numbered.setdefault(int(number), {"content": token, "special": False})
+    # Where a space is put before every text, a normalized token would only be found behind one.
+    prepends = backend.normalizer is not None and len(backend.normalizer.normalize_str("a")) > 1
+    problems = []
+    for number, token in sorted(numbered.items()):
+        added = _added_token(token, normalized=not prepends)
+        found, end = backend.token_to_id(added.content), backend.get_vocab_size(with_added_tokens=True)
+        if found == number or (found is None and number == end):
+            (backend.add_special_tokens if added.special else backend.add_tokens)([added])
+        elif found is not None:
+            problems.append(f"{added.content!r} is to have id {number}, but has id {found} in the vocabulary")
+        else:
+            problems.append(f"{added.content!r} is to have id {number}, but the next free id is {end}")
+    if problems:
+        raise InputError(
+            f"the added tokens of {folder} do not fit its vocabulary; the files are of different tokenizers", problems
+        )
+
+
+def _added_token(written: Any, *, normalized: bool = True) -> AddedToken:
+    if not isinstance(written, dict):
+        written = {"content": str(written), "special": True}
+    special = bool(written.get("special", True))
+    flags = {name: bool(written.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
+    normalized = normalized and bool(written.get("normalized", not special))
+    return AddedToken(str(written.get("content")), special=special, normalized=normalized, **flags)
+
+
+def _family(folder: Path, config: dict[str, Any]) -> str | None:
+    """The rules by which a folder's older files are read, as far as its configurations say it."""
+    model_type = optional_json(folder / "config.json").get("model_type")
+    named = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
+    return _OF_MODEL_TYPE.get(str(model_type)) or _OF_CLASS.get(named)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object of a vocabulary's JSON file. Raises InputError for anything else."""
+    read = reading.read_json(file, Any, max_bytes=MAX_TOKENIZER_BYTES)
+    if not isinstance(read, dict):
+        raise InputError(f"cannot read {file}: expected a JSON object, found {type(read).__name__}")
+    return read
+
+
+def _with_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:
+    """The configuration, with roles read off the tokens' names where it names none at all, as many published ones."""
+    if any(f"{role}_token" in config for role in ROLES):
+        return config
+    return roles_by_name(backend) | config
+
+
+def roles_by_name(backend: Backend) -> dict[str, Any]:
+    """The roles of a tokenizer's special tokens, read off their usual names."""
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    found = {role: next((name for name in names if name in special), None) for role, names in _USUAL_NAMES.items()}
+    return {f"{role}_token": name for role, name in found.items() if name is not None}

@@ -1,0 +1,40 @@
+"""Whether a tokenizer and a model belong together, said before an id is looked up in a row that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from quatrain.core.errors import InputError
+
+if TYPE_CHECKING:
+    from quatrain.tokenizers.tokenizer import Tokenizer
+
+_SHOWN = 5
+
+
+def check_fits(tokenizer: Tokenizer, vocab_size: int, *, model: str = "the model") -> None:
+    """Raise InputError where the tokenizer has ids past the `vocab_size` rows of a model's embedding.
+
+    Rows without a token are usual (embeddings are padded to a round size) and no fault. `model` is how the message
+    calls the model. The message has both counts, the tokens that have no row, and the remedy.
+    """
+    if tokenizer.vocab_size <= vocab_size:
+        return
+    beyond = range(vocab_size, tokenizer.vocab_size)
+    shown = [f"{name!r} ({each:,})" for each in beyond[:_SHOWN] if (name := tokenizer.id_to_token(each)) is not None]
+    more = f" and {len(beyond) - len(shown):,} more" if len(beyond) > len(shown) else ""
+    raise InputError(
+        f"the tokenizer has {tokenizer.vocab_size:,} tokens, the embedding of {model} {vocab_size:,} rows: model and "
+        f"tokenizer do not fit. Without a row: {', '.join(shown)}{more}. Use the tokenizer that came with the model"
+    )
+
+
+def check_ids(ids: Iterable[int], vocab_size: int, *, what: str = "the text") -> None:
+    """Raise InputError where one of `ids` has no row in an embedding of `vocab_size`; `what` names their source."""
+    wrong = next(((place, each) for place, each in enumerate(ids) if not 0 <= each < vocab_size), None)
+    if wrong is not None:
+        raise InputError(
+            f"{what}: token {wrong[0]} has id {wrong[1]:,}, the model's embedding rows 0 to {vocab_size - 1:,}; model "
+            "and tokenizer do not fit. Use the tokenizer that came with the model"
+        )

@@ -1,0 +1,118 @@
+"""The chat templates of a tokenizer by their names, in each form that model folders have them, and which one is taken.
+
+As in transformers: `tokenizer_config.json` has one template or a list of named ones; the files `chat_template.jinja`
+(the default) and `additional_chat_templates/NAME.jinja` take the place of all of these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quatrain.core.errors import InputError
+from quatrain.core.reading import read_json, read_text, shown, user_path
+from quatrain.core.settings import did_you_mean
+from quatrain.tokenizers.templates import TEMPLATES
+
+MAX_SOURCE = 100_000
+"""Characters of a template. The largest published ones have 30,000."""
+
+DEFAULT = "default"
+TOOL_USE = "tool_use"
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
+
+
+def named_templates(written: Any) -> dict[str, str]:
+    """Name -> source, out of a `chat_template` of tokenizer_config.json: a text, or a list or table of named ones.
+
+    Raises InputError for anything else.
+    """
+    if written is None:
+        return {}
+    if isinstance(written, str):
+        return {DEFAULT: written}
+    if isinstance(written, Mapping):
+        found = list(written.items())
+    elif isinstance(written, list):
+        found = [(each.get("name"), each.get("template")) if isinstance(each, dict) else (None, each)
+                 for each in written]  # fmt: skip
+    else:
+        raise InputError(f"chat_template is {shown(written)}; must be a text, or a list of named templates")
+    problems = [
+        f"number {number}: must be {{\"name\": a text, \"template\": a text}}, not {shown(source)} named {shown(name)}"
+        for number, (name, source) in enumerate(found)
+        if not isinstance(name, str) or not isinstance(source, str)
+    ]
+    if problems:
+        raise InputError("chat_template has templates that cannot be used", problems)
+    return dict(found)
+
+
+def template_files(folder: Path) -> dict[str, str]:
+    """The templates that a model folder has as files. Raises InputError for a file that cannot be read."""
+    found = {}
+    if os.path.lexists(folder / TEMPLATE_FILE):
+        found[DEFAULT] = read_text(folder / TEMPLATE_FILE, 4 * MAX_SOURCE)
+    for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
+        found[path.name.removesuffix(".jinja")] = read_text(path, 4 * MAX_SOURCE)
+    return found
+
+
+def templates_at(written: str) -> dict[str, str]:
+    """The chat templates that a user names: one of `TEMPLATES`, a Jinja file, or the folder of a model.
+
+    Raises InputError where there is none.
+    """
+    if written in TEMPLATES:
+        return {DEFAULT: TEMPLATES[written]}
+    path = user_path(written, "the chat template")
+    if path.is_dir():
+        config = path / "tokenizer_config.json"
+        own = read_json(config, dict).get("chat_template") if config.exists() else None
+        found = template_files(path) or named_templates(own)
+        if not found:
+            raise InputError(f"{path} has no chat template: neither tokenizer_config.json nor {TEMPLATE_FILE} has one")
+        return found
+    if path.exists():
+        return {DEFAULT: source_of(read_text(path, 4 * MAX_SOURCE))}
+    return {DEFAULT: source_of(written)}
+
+
+def template_for(templates: Mapping[str, str], name: str | None, *, tools: bool) -> str:
+    """One of a tokenizer's templates: the one named, "tool_use" where there are tools, or "default"."""
+    if not templates:
+        raise InputError(
+            "the tokenizer has no chat template, so there is no way to write a conversation for its model. Set one: "
+            f"tokenizer.chat_template = TEMPLATES[name], with a name of {', '.join(sorted(TEMPLATES))}"
+        )
+    if name is None:
+        name = TOOL_USE if tools and TOOL_USE in templates else DEFAULT
+        if name not in templates:
+            raise InputError(
+                f"the tokenizer has the chat templates {', '.join(map(shown, sorted(templates)))} and none named "
+                f'"{DEFAULT}"; choose one of them by its name'
+            )
+    if name not in templates:
+        raise InputError(
+            f"the tokenizer has no chat template {shown(name)}{did_you_mean(name, list(templates))}; it has "
+            f"{', '.join(map(shown, sorted(templates)))}"
+        )
+    return templates[name]
+
+
+def source_of(written: str) -> str:
+    """The Jinja source of a template: one of `TEMPLATES` by its name, or the source itself.
+
+    Raises InputError for a name that there is not.
+    """
+    if written in TEMPLATES:
+        return TEMPLATES[written]
+    if isinstance(written, str) and ("{{" in written or "{%" in written):
+        return written
+    raise InputError(
+        f"chat_template {shown(written)} is neither Jinja source ({{{{ … }}}}, {{% … %}}) nor a known name"
+        f"{did_you_mean(str(written), list(TEMPLATES))}; the names are {', '.join(sorted(TEMPLATES))}"
+    )

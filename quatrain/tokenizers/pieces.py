@@ -1,0 +1,98 @@
+"""Long texts cut where it changes no token: the ids of the pieces, one after the other, are the ids of the whole.
+
+Every common pre-tokenizer ends a word before white space, whatever follows (GPT-2's pattern and its successors look
+ahead only behind white space). So a cut between a character that is no white space and a white space that follows it
+is exact, unless a tokenizer changes the beginning of a text (SentencePiece's leading space) or has tokens that reach
+over white space; such texts stay whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from quatrain.tokenizers.training import FREE_SPACES
+
+if TYPE_CHECKING:
+    from quatrain.tokenizers.tokenizer import Tokenizer
+
+#: Characters of a piece: large enough that the calls cost nothing, small enough that their results do not fill memory.
+PIECE = 16_384
+
+_ANY_SPACE = re.compile(r"(?<=\S)[ \n\t\r]")
+# Newer patterns keep line ends with the punctuation before them, so only a space is sure.
+_SPACE = re.compile(r"(?<=\S) ")
+_ANYWHERE = re.compile(r"(?s).")
+
+_LOCAL_NORMALIZERS = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
+_SPLITTING = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer"}
+_NEUTRAL = {"Digits", "Punctuation", "UnicodeScripts"}
+
+
+def cut_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Matches where a text may be cut for this tokenizer (before the match); None where it must stay whole."""
+    description = json.loads(tokenizer.backend.to_str())
+    added = description.get("added_tokens") or []
+    for token in added:
+        if token["lstrip"] or token["rstrip"] or token["single_word"] or any(map(str.isspace, token["content"])):
+            return None
+    if not all(each["type"] in _LOCAL_NORMALIZERS for each in _steps(description["normalizer"], "normalizers")):
+        return None
+    model = description["model"]
+    steps = _steps(description["pre_tokenizer"], "pretokenizers")
+    if not steps:
+        characters = model["type"] == "BPE" and not model["merges"] and not model.get("ignore_merges")
+        return (_ANY_SPACE if added else _ANYWHERE) if characters else None
+    patterns = [_pattern(step) for step in steps]
+    if None in patterns or not any(patterns):
+        return None
+    return _SPACE if _SPACE in patterns else _ANY_SPACE
+
+
+def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as the list of its steps."""
+    if part is None:
+        return []
+    return [step for each in part[name] for step in _steps(each, name)] if part["type"] == "Sequence" else [part]
+
+
+def _pattern(step: dict[str, Any]) -> re.Pattern[str] | bool | None:
+    """Where a step of a pre-tokenizer allows a cut: a pattern; False where it does not matter; None: nowhere."""
+    kind = step["type"]
+    if kind in _SPLITTING:
+        return _ANY_SPACE
+    if kind in _NEUTRAL:
+        return False
+    if kind == "ByteLevel" and not step["add_prefix_space"]:
+        return _ANY_SPACE if step["use_regex"] else False
+    if kind == "Metaspace" and step.get("prepend_scheme") == "never" and step.get("split", True):
+        return _SPACE
+    if kind == "Split":
+        written = step["pattern"].get("Regex") or ""
+        if written == r"\n":
+            return False
+        if written == FREE_SPACES:
+            return _ANY_SPACE
+        return _SPACE if r"\s+(?!\S)" in written else None
+    return None
+
+
+def cut(pieces: Iterable[str], pattern: re.Pattern[str] | None, size: int = PIECE) -> Iterator[str]:
+    """One document, given in any pieces, in pieces of about `size` characters cut only where `pattern` allows."""
+    held: list[str] = []
+    length = 0
+    for piece in pieces:
+        held.append(piece)
+        length += len(piece)
+        if pattern is None or length < size:
+            continue
+        text, held, length = "".join(held), [], 0
+        start = 0
+        while len(text) - start > size and (found := pattern.search(text, start + size)):
+            yield text[start : found.start()]
+            start = found.start()
+        held, length = [text[start:]], 0
+    if rest := "".join(held):
+        yield rest

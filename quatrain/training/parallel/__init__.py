@@ -1,9 +1,0 @@
-"""Training by several processes, started by torchrun: copies of the model (DDP) or parts of it (FSDP2, ZeRO).
-
-Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), Zhao et al. 2023 (FSDP, arXiv 2304.11277).
-"""
-
-from quatrain.training.parallel.base import Losses, Parallel, Single, device_of
-from quatrain.training.parallel.group import make_parallel
-
-__all__ = ["Losses", "Parallel", "Single", "device_of", "make_parallel"]

@@ -1,1 +1,0 @@
-"""What a training run will read and learn, and what cannot work, before it begins."""
