@@ -95,7 +95,7 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """The bytes by which this process grows while it reads a model and trains it."""
     from quatrain.adapters.apply import apply
     from quatrain.adapters.settings import AdapterSettings
-    from quatrain.adapters.token_rows import learn_rows
+    from quatrain.adapters.trainable_tokens import train_tokens
     from quatrain.core.process_memory import peak_memory, reset_peak_memory, resident_memory
     from quatrain.loading.model import load_model
     from quatrain.training.settings import TrainSettings
@@ -121,7 +121,7 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         given = {"method": "lora", "base": "nf4"} if method == "qlora" else {"method": method}
         apply(model, AdapterSettings.model_validate(given | ({"rank": case["rank"]} if "rank" in case else {})))
         if case.get("tokens") == "special":
-            learn_rows(model, [0, 1])
+            train_tokens(model, [0, 1])
     loaded = peak_memory() - before
     steps(model, settings, case["rows"], case["length"])
     return {"peak_bytes": peak_memory() - before, "loaded_bytes": loaded}

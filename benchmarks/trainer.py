@@ -45,7 +45,7 @@ COMPILED = "compiled"
 LIMIT = "matrix products"
 WARM = 2
 """Steps of a turn that are not counted."""
-COMMON = {"learning_rate": 6e-4, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "clip": 1.0}
+COMMON = {"learning_rate": 6e-4, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "max_grad_norm": 1.0}
 WARMUP = 2
 NO_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}

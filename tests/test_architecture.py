@@ -28,7 +28,8 @@ LAYERS = [
 
 COMES_WITH = {"markupsafe": "jinja2"}
 IMPORTED_AS = {"scikit-learn": "sklearn", "lingua-language-detector": "lingua", "rouge-score": "rouge_score"}
-LONGEST_FILE = 420
+LONGEST_FUNCTION = 90
+MOST_PARAMETERS = 13
 
 
 def part_of(path: Path) -> str:
@@ -97,7 +98,14 @@ def test_imports_run_downwards(part):
     assert not upwards, "\n".join(upwards)
 
 
-@pytest.mark.parametrize(("part", "never"), [("models", {"data", "tokenizers", "training"}), ("tokenizers", {"models", "training"}), ("data", {"models", "training"})])
+@pytest.mark.parametrize(
+    ("part", "never"),
+    [
+        ("models", {"data", "tokenizers", "training"}),
+        ("tokenizers", {"models", "training"}),
+        ("data", {"models", "training"}),
+    ],
+)
 def test_models_and_text_know_nothing_of_each_other(part, never):
     names = {
         name.split(".")[1] for path, tree in of_part(part) for name, _ in imports(tree, path) if "quatrain." in name
@@ -212,9 +220,20 @@ def test_no_error_is_swallowed_whole():
     assert found == []
 
 
-def test_files_are_about_one_subject():
-    long = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    assert {name: count for name, count in long.items() if count > LONGEST_FILE} == {}
+def test_functions_are_short_and_take_few_parameters():
+    found = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            parameters = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+            if lines > LONGEST_FUNCTION:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {lines} lines")
+            # A verb of the command line has a parameter for each of its options.
+            if parameters > MOST_PARAMETERS and part_of(path) != "cli":
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {parameters} parameters")
+    assert found == []
 
 
 def test_what_is_public_is_described():
@@ -270,7 +289,8 @@ def test_the_wheel_has_all_that_is_read_at_run_time():
     """The wheel holds whatever lies in quatrain/; a rule that leaves files out must not catch one that is needed."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
     assert settings["wheel"] == {"packages": ["quatrain"]}
-    needed = ["py.typed", "runs/recipes/quickstart.toml", "evaluation/report/style.css", "evaluation/report/page.html.jinja"]
+    report = ("evaluation/report/style.css", "evaluation/report/page.html.jinja")
+    needed = ["py.typed", "runs/recipes/quickstart.toml", "data/catalog.toml", "tasks/text2sql/frames.toml", *report]
     assert [name for name in needed if not (PACKAGE / name).is_file()] == []
     ignored = subprocess.run(
         ["git", "check-ignore", *(f"quatrain/{name}" for name in needed)], capture_output=True, text=True, cwd=ROOT

@@ -19,12 +19,12 @@ from quatrain.adapters.apply import apply
 from quatrain.adapters.layer import Adapted, adapters, replace_module
 from quatrain.adapters.peft_files import read_adapter
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.token_rows import learn_rows, learned_rows
+from quatrain.adapters.trainable_tokens import learned_rows, train_tokens
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.context import Prefix
 from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.token_rows import LearnedRows, TokenRows
+from quatrain.models.transformer.trainable_tokens import LearnedRows, TrainableTokens
 from quatrain.models.transformer.vocabulary import untie
 from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ class Rows:
     of: dict[str, Tensor | None] = field(default_factory=dict)
 
 
-class Mixture:
+class AdapterSet:
     """The adapters of a model by name. `choose` says which the next passes go through; at first the base alone.
 
     An adapter that has learned weights of the model itself (a head, biases, layers) is switched for the whole batch.
@@ -72,17 +72,17 @@ class Mixture:
             replace_module(model, path, MixedLinear(self, own))
         if any(member.prompt is not None for member in self.members.values()):
             model.prompt = MixedPrompt(self)
-        model.token_rows = MixedRows(self)
-        model.mixture = self
+        model.trainable_tokens = MixedTrainableTokens(self)
+        model.adapter_set = self
         self.choose(None)
 
     @classmethod
-    def load(cls, model: Model, folders: Mapping[str, str | Path]) -> Mixture:
+    def load(cls, model: Model, folders: Mapping[str, str | Path]) -> AdapterSet:
         """The adapters of these folders over their base, as they were learned.
 
         Raises InputError for folders that are no adapters of it, or whose tokenizers disagree on what an id means.
         """
-        from quatrain.loading.model import load_tokenizer
+        from quatrain.tokenizers.tokenizer import Tokenizer
 
         if not folders:
             raise InputError("No adapter is named: give at least one, by a name and its folder.")
@@ -90,7 +90,7 @@ class Mixture:
         size, members = model.config.vocab_size, dict[str, Member]()
         for name, folder in folders.items():
             found = read_adapter(model, folder)
-            known = max(size, found.vocab_size), load_tokenizer(folder)
+            known = max(size, found.vocab_size), Tokenizer.find(folder)
             members[name] = Member(found.layers, found.prompt, *known, found.rows, found.whole.tensors)
             if found.whole.unties:
                 untie(model)
@@ -107,19 +107,19 @@ class Mixture:
         seed: int = 0,
         tokenizer: Tokenizer | None = None,
         ids: Sequence[int] = (),
-    ) -> Mixture:
+    ) -> AdapterSet:
         """Fresh adapters of one kind, which learn, with the rows of these ids. Raises InputError as `apply` and
-        `learn_rows` do.
+        `train_tokens` do.
         """
         _check_bare(model)
         members = dict[str, Member]()
         for number, name in enumerate(names):
             apply(model, settings, seed + number, tokenizer=tokenizer)
-            learn_rows(model, ids)
+            train_tokens(model, ids)
             members[name] = Member(
                 dict(adapters(model)), model.prompt, model.config.vocab_size, tokenizer, learned_rows(model)
             )
-            model.prompt, model.token_rows = None, None
+            model.prompt, model.trainable_tokens = None, None
             for path, layer in members[name].layers.items():
                 replace_module(model, path, layer.base)
         return cls(model, members)
@@ -129,7 +129,7 @@ class Mixture:
         """The model with one of the adapters and no other, as it is written into a folder."""
         member = self.members[name]
         with self.off():
-            self.model.prompt, self.model.token_rows = member.prompt, member.rows
+            self.model.prompt, self.model.trainable_tokens = member.prompt, member.rows
             for path, layer in member.layers.items():
                 replace_module(self.model, path, layer)
             try:
@@ -141,18 +141,18 @@ class Mixture:
     @contextmanager
     def off(self) -> Iterator[Model]:
         """The base alone, without what adapters put in it."""
-        prompt, rows, mixed = self.model.prompt, self.model.token_rows, self._take_off()
+        prompt, rows, mixed = self.model.prompt, self.model.trainable_tokens, self._take_off()
         try:
             yield self.model
         finally:
-            self.model.prompt, self.model.token_rows, self.model.mixture = prompt, rows, self
+            self.model.prompt, self.model.trainable_tokens, self.model.adapter_set = prompt, rows, self
             for path, module in mixed.items():
                 replace_module(self.model, path, module)
 
     def _take_off(self) -> dict[str, nn.Module]:
         """Leaves the base alone in the model; returns the layers that were in place of its own."""
         self.choose(None)
-        self.model.prompt, self.model.token_rows, self.model.mixture = None, None, None
+        self.model.prompt, self.model.trainable_tokens, self.model.adapter_set = None, None, None
         mixed: dict[str, Any] = {path: self.model.get_submodule(path) for path in self._paths}
         for path, module in mixed.items():
             replace_module(self.model, path, module.base)
@@ -236,15 +236,15 @@ class Mixture:
 class MixedLinear(nn.Module):
     """A frozen linear layer with the adapters that go over it; x (B, …, in_features) to (B, …, out_features)."""
 
-    def __init__(self, mixture: Mixture, layers: Mapping[str, Adapted]):
+    def __init__(self, adapter_set: AdapterSet, layers: Mapping[str, Adapted]):
         super().__init__()
         self.base = next(iter(layers.values())).base
         self.names = list(layers)
         self.layers = nn.ModuleList(layers.values())
-        self._mixture = [mixture]  # no module of ours
+        self._adapter_set = [adapter_set]  # no module of ours
 
     def forward(self, x: Tensor) -> Tensor:
-        chosen = self._mixture[0].rows.of
+        chosen = self._adapter_set[0].rows.of
         own: list[tuple[Any, Tensor | None]]
         own = [(layer, chosen[name]) for name, layer in zip(self.names, self.layers, strict=True) if name in chosen]
         read = x
@@ -263,10 +263,10 @@ class MixedPrompt(SoftPrompt):
 
     method: ClassVar[str] = "mixture"
 
-    def __init__(self, mixture: Mixture):
+    def __init__(self, adapter_set: AdapterSet):
         super().__init__()
-        self.prompts = nn.ModuleList(each.prompt for each in mixture.members.values() if each.prompt is not None)
-        self._mixture = [mixture]
+        self.prompts = nn.ModuleList(each.prompt for each in adapter_set.members.values() if each.prompt is not None)
+        self._adapter_set = [adapter_set]
 
     @property
     def length(self) -> int:  # type: ignore[override]
@@ -274,15 +274,15 @@ class MixedPrompt(SoftPrompt):
         return max(self._slots())
 
     def _slots(self) -> list[int]:
-        return [0 if prompt is None else prompt.length for prompt in self._mixture[0].prompts()]
+        return [0 if prompt is None else prompt.length for prompt in self._adapter_set[0].prompts()]
 
     def lengths(self) -> Tensor | None:
         found = self._slots()
-        return None if len(set(found)) == 1 else torch.tensor(found, device=self._mixture[0].model.device)
+        return None if len(set(found)) == 1 else torch.tensor(found, device=self._adapter_set[0].model.device)
 
     def _rows(self, said: Callable[[SoftPrompt], Made | None]) -> tuple[list[Made | None], Made | None]:
         """What each row's prompt says, each prompt being asked once, and the first of it that there is."""
-        prompts = self._mixture[0].prompts()
+        prompts = self._adapter_set[0].prompts()
         made = {prompt: said(prompt) for prompt in dict.fromkeys(prompts) if prompt is not None}
         rows = [None if prompt is None else made[prompt] for prompt in prompts]
         return rows, next((row for row in rows if row is not None), None)
@@ -313,35 +313,35 @@ class MixedPrompt(SoftPrompt):
         return empty if own is None else torch.cat((empty, own), dim=axis)
 
 
-class MixedRows(TokenRows):
+class MixedTrainableTokens(TrainableTokens):
     """What each row of a batch reads and says by its own adapter's rows; tokens that an adapter lacks are not said."""
 
-    def __init__(self, mixture: Mixture):
+    def __init__(self, adapter_set: AdapterSet):
         super().__init__()
-        self.members = nn.ModuleList(each.rows for each in mixture.members.values() if each.rows is not None)
-        self._mixture = [mixture]
+        self.members = nn.ModuleList(each.rows for each in adapter_set.members.values() if each.rows is not None)
+        self._adapter_set = [adapter_set]
 
     def embed(self, tokens: Tensor, embedded: Tensor) -> Tensor:
-        mixture = self._mixture[0]
-        mixture.fits(tokens.shape[0])
-        for name, rows in mixture.rows.of.items():
-            own = mixture.members[name].rows
+        adapter_set = self._adapter_set[0]
+        adapter_set.fits(tokens.shape[0])
+        for name, rows in adapter_set.rows.of.items():
+            own = adapter_set.members[name].rows
             if own is not None:
                 learned = own.embed(_of(tokens, rows), _of(embedded, rows))
                 embedded = learned if rows is None else embedded.index_copy(0, rows, learned)
         return embedded
 
-    def say(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
-        mixture = self._mixture[0]
-        for name, rows in mixture.rows.of.items():
+    def lm_logits(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
+        adapter_set = self._adapter_set[0]
+        for name, rows in adapter_set.rows.of.items():
             if rows is not None and owners is not None:
                 rows = torch.isin(owners, rows).nonzero()[:, 0]
-            member = mixture.members[name]
+            member = adapter_set.members[name]
             if member.rows is None and member.vocab_size >= logits.shape[-1]:
                 continue
             said = _of(logits, rows)
             if member.rows is not None:
-                said = member.rows.say(_of(hidden, rows), said, bias)
+                said = member.rows.lm_logits(_of(hidden, rows), said, bias)
             said[..., member.vocab_size :] = torch.finfo(said.dtype).min
             logits = said if rows is None else logits.index_copy(0, rows, said)
         return logits
@@ -359,7 +359,7 @@ def _base_name(state: Mapping[str, Any], name: str) -> str:
 
 def _check_bare(model: Model) -> None:
     """Raises InputError for a model that has adapters."""
-    if model.mixture is not None or model.prompt is not None or any(True for _ in adapters(model)):
+    if model.adapter_set is not None or model.prompt is not None or any(True for _ in adapters(model)):
         raise InputError("This model has adapters already; several are put over a base without any.")
 
 

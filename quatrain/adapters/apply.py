@@ -21,12 +21,12 @@ from quatrain.adapters.lokr import LoKrLinear
 from quatrain.adapters.lora import LoRALinear
 from quatrain.adapters.settings import PROMPTS, AdapterSettings
 from quatrain.adapters.targets import ALL_LINEAR, find_targets, near
-from quatrain.adapters.token_rows import stop_learning_rows
+from quatrain.adapters.trainable_tokens import stop_learning_rows
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.token_rows import PARTS
+from quatrain.models.transformer.trainable_tokens import PARTS
 from quatrain.models.transformer.vocabulary import cannot_untie, untie
 from quatrain.planning.room import check_bytes
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ def parts(model: Model, wanted: Sequence[str]) -> list[str]:
     Raises InputError with near names for what names no part.
     """
     known = [name for name, module in model.named_modules() if name and _has_weights(module)]
-    found = dict.fromkeys(name.rpartition(".")[0] for name in getattr(model, "fresh", ()))
+    found = dict.fromkeys(name.rpartition(".")[0] for name in getattr(model, "newly_initialized", ()))
     problems = []
     for want in wanted:
         matching = [name for name in known if name == want or name.endswith(f".{want}")]
@@ -181,8 +181,8 @@ def _check_floats(model: Model, whole: Sequence[str]) -> None:
 def learned_whole(model: Model) -> list[str]:
     """The names of the model's own weights that learn, beside adapters and single rows of an embedding."""
     own = {f"{name}.{each}" for name, layer in adapters(model) for each in layer.own()}
-    if model.token_rows is not None:
-        own |= {f"token_rows.{name}" for name, _ in model.token_rows.named_parameters()}
+    if model.trainable_tokens is not None:
+        own |= {f"trainable_tokens.{name}" for name, _ in model.trainable_tokens.named_parameters()}
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in own]
 
 
@@ -201,7 +201,7 @@ def taken_off(model: Model) -> Iterator[Model]:
     of it.
     """
     prompt, model.prompt = model.prompt, None
-    rows, model.token_rows = model.token_rows, None
+    rows, model.trainable_tokens = model.trainable_tokens, None
     found = list(adapters(model))
     for name, layer in found:
         layer.base = plain(layer.base)
@@ -209,7 +209,7 @@ def taken_off(model: Model) -> Iterator[Model]:
     try:
         yield model
     finally:
-        model.prompt, model.token_rows = prompt, rows
+        model.prompt, model.trainable_tokens = prompt, rows
         for name, layer in found:
             replace_module(model, name, layer)
 

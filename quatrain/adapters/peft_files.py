@@ -26,13 +26,13 @@ from quatrain.adapters.lora import LoRALinear
 from quatrain.adapters.peft_config import PLAIN, TASKS, TYPES, method_of, read_config, written_base  # fmt: skip
 from quatrain.adapters.peft_layers import PREFIX, FileLayer, Written, file_layers
 from quatrain.adapters.targets import is_of_head, linear_names
-from quatrain.adapters.token_rows import make_rows
+from quatrain.adapters.trainable_tokens import make_rows
 from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.token_rows import LearnedRows
+from quatrain.models.transformer.trainable_tokens import LearnedRows
 from quatrain.models.transformer.vocabulary import is_tied, resize_vocabulary, untie
 
 WEIGHTS, LABELS = "adapter_model.safetensors", "labels.json"
@@ -212,7 +212,7 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
         untie(model)
     peft_whole.place(model, found.whole)
     if found.rows is not None:
-        model.token_rows = found.rows.requires_grad_(True)
+        model.trainable_tokens = found.rows.requires_grad_(True)
     if found.prompt is not None:
         model.prompt = found.prompt.train(model.training)
     for name, layer in found.layers.items():

@@ -11,10 +11,10 @@ from torch import Tensor
 from quatrain.adapters import peft_whole
 from quatrain.adapters.apply import learned_whole
 from quatrain.adapters.peft_layers import PREFIX, FileLayer
-from quatrain.adapters.token_rows import learned_rows
+from quatrain.adapters.trainable_tokens import learned_rows
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.token_rows import PARTS
+from quatrain.models.transformer.trainable_tokens import PARTS
 
 Rows = tuple[list[int], dict[str, Tensor]]
 """Ids, and by our names of the parts the rows of these ids."""

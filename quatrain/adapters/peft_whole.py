@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quatrain.adapters.peft_config import PLAIN
 from quatrain.adapters.peft_layers import PREFIX
-from quatrain.adapters.token_rows import learned_rows
+from quatrain.adapters.trainable_tokens import learned_rows
 from quatrain.core.errors import InputError
 from quatrain.models.families import Family, family
 from quatrain.models.families.weights import Rename, Split

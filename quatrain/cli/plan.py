@@ -117,11 +117,11 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
 
 def _special(model: str) -> list[int]:
     """The special tokens of a model folder, where it has a tokenizer."""
-    from quatrain.loading.model import load_tokenizer
     from quatrain.models.runs import model_of_run
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
     folder = model_of_run(model) or Path(model)
-    tokenizer = load_tokenizer(folder) if folder.is_dir() else None
+    tokenizer = Tokenizer.find(folder) if folder.is_dir() else None
     return sorted(tokenizer.special_ids) if tokenizer is not None else []
 
 

@@ -61,7 +61,7 @@ def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
 
 def adapters_of(model: Model, streams: Sequence[Stream]) -> list[str | None] | None:
     """The adapter of each completion, where the model has several to choose from."""
-    return None if model.mixture is None else [stream.adapter for stream in streams]
+    return None if model.adapter_set is None else [stream.adapter for stream in streams]
 
 
 class Decoding:

@@ -110,16 +110,17 @@ class Engine:
         `adapters` are folders of adapters over the model, by names that prompts choose from; `adapter` is the one of
         prompts that name none. `quantize` as for `load_model`.
         """
-        from quatrain.loading.model import load_model, load_tokenizer
+        from quatrain.loading.model import load_model
         from quatrain.models.hub import resolve
+        from quatrain.tokenizers.tokenizer import Tokenizer
 
         folder = resolve(model)
         network, tokenizer = load_model(folder, dtype=dtype, device=device, quantize=quantize)
         if adapters:
-            from quatrain.adapters.adapter_set import Mixture
+            from quatrain.adapters.adapter_set import AdapterSet
 
-            tokenizer = Mixture.load(network, adapters).tokenizer or tokenizer
-        target = load_tokenizer(folder, target=True) if encodes(network.config) else None
+            tokenizer = AdapterSet.load(network, adapters).tokenizer or tokenizer
+        target = Tokenizer.find(folder, target=True) if encodes(network.config) else None
         engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter)
         engine._adapters(None, 1)
         return engine
@@ -200,15 +201,15 @@ class Engine:
         own = [adapters] * count if adapters is None or isinstance(adapters, str) else list(adapters)
         if len(own) != count:
             raise InputError(f"adapters: {len(own)} for {count} prompts; give one, or one for each.")
-        if self.model.mixture is not None:
-            self.model.mixture.check(own)
+        if self.model.adapter_set is not None:
+            self.model.adapter_set.check(own)
         elif any(name is not None for name in own):
             raise InputError("adapters: this model has none to choose from; load it with Engine.load(…, adapters=…).")
         return own
 
     def _tokenizer_of(self, adapter: str | None) -> Codec | None:
         """The tokenizer that an adapter was taught with, its chat template above all."""
-        member = None if adapter is None else self.model.mixture.members[adapter]
+        member = None if adapter is None else self.model.adapter_set.members[adapter]
         return self.tokenizer if member is None or member.tokenizer is None else member.tokenizer
 
     def stream(

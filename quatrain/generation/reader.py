@@ -50,7 +50,7 @@ class Reader:
         self.model, self.device = model, model.device
         self.encodes, self.adapters = encodes(model.config), None if adapters is None else list(adapters)
         if self.adapters is not None:
-            model.mixture.choose(self.adapters)
+            model.adapter_set.choose(self.adapters)
         self.positions: Tensor | None = None
         """Position of each row's next token (B, 1); None while no row is padded."""
         if self.encodes:
@@ -85,7 +85,7 @@ class Reader:
         if self.adapters is not None:
             named["adapters"] = self.adapters
         hidden = self.model.hidden_states(input_ids, cache=self.cache, **named)
-        return self.model.say(hidden[:, -1])
+        return self.model.lm_logits(hidden[:, -1])
 
     def read(self, tokens: Tensor) -> None:
         """Reads one token per row, (B,); `logits` become those after it."""

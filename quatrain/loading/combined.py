@@ -63,8 +63,9 @@ def _move(model: Model, found: Sequence[Found], weights: Sequence[float]) -> Non
     """Moves the model's own weights by what adapters have learned of them, whole or by rows."""
     state = dict(model.named_parameters())
     # what a head that the base does not have was drawn as is no beginning
-    start = {name: torch.zeros_like(each) if name in model.fresh else each.clone() for name, each in state.items()}
-    for name in {name for name in model.fresh if name in state}:
+    new = set(model.newly_initialized)
+    start = {name: torch.zeros_like(each) if name in new else each.clone() for name, each in state.items()}
+    for name in {name for name in model.newly_initialized if name in state}:
         state[name].zero_()
     for each, weight in zip(found, weights, strict=True):
         changed = {name: tensor.float() for name, tensor in each.whole.tensors.items() if name in state}

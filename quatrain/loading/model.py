@@ -10,6 +10,7 @@ import torch
 from quatrain.models.hub import ADAPTER_CONFIG, ADAPTERS, BASE, resolve
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 
 def load_model(
@@ -22,17 +23,17 @@ def load_model(
     """The model of a folder or hub id, and its tokenizer (None where it has none).
 
     An adapter folder names its base model; a relative name is looked up beside the adapter first. One with several
-    holds their base, and `model.mixture` chooses. `quantize` = "int8", "int4" or "nf4" reads the base's linear layers
-    straight into that. Raises InputError.
+    holds their base, and `model.adapter_set` chooses. `quantize` = "int8", "int4" or "nf4" reads the base's linear
+    layers straight into that. Raises InputError.
     """
     folder = resolve(model)
     if (folder / ADAPTERS).is_dir() and not (folder / "config.json").is_file():
-        from quatrain.adapters.adapter_set import Mixture
+        from quatrain.adapters.adapter_set import AdapterSet
 
         network = load_weights(folder / BASE, dtype=dtype, device=device, quantize=quantize)
         each = {place.name: place for place in sorted((folder / ADAPTERS).iterdir()) if place.is_dir()}
-        Mixture.load(network, each)
-        return network.eval(), load_tokenizer(folder)
+        AdapterSet.load(network, each)
+        return network.eval(), Tokenizer.find(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         from quatrain.adapters.peft_config import base_folder
         from quatrain.adapters.peft_files import head_of, load_adapter
@@ -40,8 +41,8 @@ def load_model(
         base = base_folder(folder)
         network = load_weights(base, dtype=dtype, device=device, quantize=quantize, **head_of(folder))
         load_adapter(network, folder)
-        return network.eval(), load_tokenizer(folder) or load_tokenizer(base)
-    return load_weights(folder, dtype=dtype, device=device, quantize=quantize), load_tokenizer(folder)
+        return network.eval(), Tokenizer.find(folder) or Tokenizer.find(base)
+    return load_weights(folder, dtype=dtype, device=device, quantize=quantize), Tokenizer.find(folder)
 
 
 def load_weights(
@@ -64,14 +65,3 @@ def load_weights(
     prepare = methods.preparing(quantize)
     bits = 4 if quantize else None
     return methods.filled(model_folder.load(model, dtype=dtype, device=device, prepare=prepare, bits=bits, **head))
-
-
-def load_tokenizer(folder: str | Path, *, target: bool = False) -> Any:
-    """The tokenizer of a model folder, or None where it has no tokenizer file.
-
-    `target`: that of what an encoder-decoder says, where it is another than that of what it reads (Marian).
-    """
-    from quatrain.tokenizers.files import has_tokenizer
-    from quatrain.tokenizers.tokenizer import Tokenizer
-
-    return Tokenizer.load(folder, target=target) if has_tokenizer(folder) else None

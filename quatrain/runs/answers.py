@@ -163,7 +163,9 @@ def _chats(
         examples, notes = encode_chats(chats, engine.tokenizer, limit)  # type: ignore[arg-type]
     except InputError as error:
         return {}, [], [error.message]
-    own = examples if engine.model.mixture is None else [TaskExample(e.ids, e.mask, engine.adapter) for e in examples]
+    own = examples
+    if engine.model.adapter_set is not None:
+        own = [TaskExample(each.ids, each.mask, engine.adapter) for each in examples]
     measured = examples_loss(engine.model, own)
     scores = {"loss": measured.loss, "perplexity": measured.perplexity, "count": len(examples)}
     shown = [(turns[:-1], turns[-1]) for _, turns in chats if turns[-1]["role"] == "assistant"]

@@ -131,7 +131,7 @@ def _fillings(context: Context, model: Model, tokenizer: Tokenizer) -> list[dict
             continue
         hidden = model.hidden_states(torch.tensor([ids], device=model.device))[0]
         places = [place for place, token in enumerate(ids) if token == mask]
-        chances, best = model.say(hidden[places]).float().softmax(-1).topk(5)
+        chances, best = model.lm_logits(hidden[places]).float().softmax(-1).topk(5)
         words = [
             ", ".join(
                 f"{tokenizer.decode([token]).strip() or tokenizer.id_to_token(token)} {chance:.0%}"

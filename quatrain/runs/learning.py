@@ -1,6 +1,6 @@
 """What the stages that train have in common: what is learned by whom, the trainer with its hooks, and the result.
 
-A stage sets up a `Learning`, from which the preflight tells what the run will be, and `learn` does it.
+A stage sets up a `TrainingJob`, from which the preflight tells what the run will be, and `learn` does it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.adapters import state
-from quatrain.adapters.adapter_set import Mixture
+from quatrain.adapters.adapter_set import AdapterSet
 from quatrain.adapters.apply import apply, merge_all, taken_off, trainable_report, unmergeable
 from quatrain.adapters.layer import adapters
 from quatrain.adapters.peft_files import check_writable, group, save_adapter
 from quatrain.adapters.peft_layers import file_layers
 from quatrain.adapters.settings import PROMPTS, AdapterSettings
-from quatrain.adapters.token_rows import learn_rows
+from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
@@ -33,7 +33,7 @@ from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.planning.machine import choose_device
-from quatrain.runs import together
+from quatrain.runs import distributed
 from quatrain.runs.material import base_name_of, model_folder_of, with_rules, write_mixture, write_model
 from quatrain.runs.recipe import to_dict
 from quatrain.runs.stage import Context, StageResult
@@ -54,7 +54,7 @@ SAID = 160
 
 
 @dataclass
-class Learning:
+class TrainingJob:
     """Everything that a stage's training follows from.
 
     `examples` are what the stream shows, where they can be counted (None for windows of a running text); `length` is
@@ -82,7 +82,7 @@ class Learning:
     tasks: tuple[str, ...] = ()
 
 
-def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResult]:
+def learn(learning: TrainingJob, context: Context) -> tuple[TrainResult, StageResult]:
     """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`)."""
     model, tokenizer = learning.model, learning.tokenizer
     from quatrain.runs.preflight import before_run
@@ -126,7 +126,7 @@ def learn(learning: Learning, context: Context) -> tuple[TrainResult, StageResul
     return trained, result
 
 
-def attach(learning: Learning, context: Context) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
+def attach(learning: TrainingJob, context: Context) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
     model, adapter = learning.model, learning.adapter
     if adapter is None:
@@ -167,12 +167,12 @@ def adapt(
     if adapter.learns_special_tokens(model.config.head):
         learned |= tokenizer.special_ids
     if tasks:
-        Mixture.begin(model, tasks, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
+        AdapterSet.begin(model, tasks, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
         return
     apply(model, adapter, seed=seed, tokenizer=tokenizer)
     layers = file_layers(model.config)
     check_writable(layers, group(layers, dict(adapters(model))))
-    learn_rows(model, sorted(learned))
+    train_tokens(model, sorted(learned))
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:
@@ -181,17 +181,17 @@ def load_weights(model: Model, checkpoint: Path) -> None:
 
 
 def train(
-    learning: Learning, context: Context, *, save: Callable[[Path], None], load: Callable[[Path], None]
+    learning: TrainingJob, context: Context, *, save: Callable[[Path], None], load: Callable[[Path], None]
 ) -> tuple[TrainResult, StageResult]:
     """Trains with progress, `metrics.jsonl` and checkpoints, from the newest whole checkpoint if there is one.
 
     `save` and `load` write and read the weights of a checkpoint.
     """
     model, steps, settings = learning.model, learning.steps, learning.settings
-    size = process_number()[1] if together.trains_together(context.recipe.stage[context.index]) else 1
+    size = process_number()[1] if distributed.trains_together(context.recipe.stage[context.index]) else 1
     device = choose_device(settings.device)
     if size > 1 and context.is_main:
-        together.announce(context.index)
+        distributed.announce(context.index)
     parallel = make_parallel(settings.parallel, device) if size > 1 else Single()
     model.to(device)
     newest = checkpoints.newest_whole(context.checkpoints, context.reporter.warn)

@@ -248,12 +248,12 @@ def write_mixture(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
     from quatrain.adapters.peft_files import save_adapter
     from quatrain.models.hub import ADAPTERS, BASE
 
-    mixture = model.mixture
+    adapter_set = model.adapter_set
     shutil.rmtree(folder, ignore_errors=True)
-    with mixture.off():
+    with adapter_set.off():
         size = write_model(model, tokenizer, folder / BASE)
-    for name in mixture.members:
-        with mixture.alone(name):
+    for name in adapter_set.members:
+        with adapter_set.alone(name):
             save_adapter(model, folder / ADAPTERS / name, base_model=f"../../{BASE}")
         tokenizer.save(folder / ADAPTERS / name)
     tokenizer.save(folder)

@@ -24,10 +24,10 @@ from quatrain.core.progress import Reporter, SilentReporter
 from quatrain.planning.counts import state_bytes
 from quatrain.planning.machine import available_memory, choose_device, free_disk
 from quatrain.planning.room import check_step
-from quatrain.runs.learning import Learning, adapt, check_learns_whole, fresh_model
+from quatrain.runs.distributed import context_of, trains_together
+from quatrain.runs.learning import TrainingJob, adapt, check_learns_whole, fresh_model
 from quatrain.runs.recipe import Recipe, dumps
 from quatrain.runs.stage import Context, stage_function, stage_name
-from quatrain.runs.together import context_of, trains_together
 from quatrain.training.memory import tensor_bytes
 from quatrain.training.preflight import Found, look
 
@@ -123,7 +123,7 @@ def _make_tokenizer(recipe: Recipe, work: Path, index: int, reporter: Reporter) 
     stage_function("tokenizer")(recipe.stage[index], context)
 
 
-def learning_of(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> tuple[Learning, Context]:
+def learning_of(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> tuple[TrainingJob, Context]:
     """What a stage learns. Where no stage has made a model yet, fresh weights of the recipe's shape stand in."""
     from quatrain.runs.material import model_folder_of, tokenizer_of
     from quatrain.runs.stages import finetune, pretrain
@@ -170,7 +170,7 @@ def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Repo
     return result
 
 
-def _too_large(learning: Learning) -> str | None:
+def _too_large(learning: TrainingJob) -> str | None:
     """What of a training cannot be held, reckoned before it begins; None where nothing is known to be too much."""
     trained = sum(each.numel() for each in learning.model.parameters() if each.requires_grad)
     held = tensor_bytes([*learning.model.parameters(), *learning.model.buffers()]) + 4 * trained
@@ -193,7 +193,7 @@ def _too_large(learning: Learning) -> str | None:
     return None
 
 
-def _without_effect(learning: Learning) -> Iterator[str]:
+def _without_effect(learning: TrainingJob) -> Iterator[str]:
     """A warm-up that is longer than the training, and choices by validations where there are none."""
     wanted = learning.settings
     if learning.validate is None and (wanted.keep == "best" or wanted.patience):
@@ -209,13 +209,13 @@ def _without_effect(learning: Learning) -> Iterator[str]:
         )
 
 
-def _states(learning: Learning) -> int:
+def _states(learning: TrainingJob) -> int:
     """Bytes of the optimizer's states; of Muon's as if AdamW had them, which is the most."""
     kind = "adamw8bit" if learning.settings.optimizer == "adamw8bit" else "adamw"
     return sum(state_bytes(each.numel(), kind) for each in learning.model.parameters() if each.requires_grad)
 
 
-def look_at(learning: Learning, *, chats: bool) -> Found:
+def look_at(learning: TrainingJob, *, chats: bool) -> Found:
     """The samples and counts of a stage's examples."""
     stream = learning.stream if learning.examples is None else None
     return look(
@@ -251,7 +251,7 @@ def _measure(work: Path, index: int, result: StagePreflight) -> None:
     result.tokens_per_second, result.precision = told["tokens_per_second"], told["precision"]
 
 
-def before_run(learning: Learning, context: Context, settings: Any) -> None:
+def before_run(learning: TrainingJob, context: Context, settings: Any) -> None:
     """The short form, before a stage of a run trains. Raises InputError for what cannot work."""
     if settings.kind not in ("pretrain", "finetune") or not context.is_main:
         return

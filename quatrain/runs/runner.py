@@ -24,12 +24,12 @@ from quatrain.core.locks import LOCK_NAME, FolderLock
 from quatrain.core.process_memory import peak_memory, reset_peak_memory
 from quatrain.core.processes import process_number
 from quatrain.core.progress import Reporter, create_reporter, drop_metrics
+from quatrain.runs.distributed import dismiss, divided, follow, losses_explained
 from quatrain.runs.fingerprints import stage_marks
 from quatrain.runs.folder import free_name, link_folder, made, make_folder, prepare, read_json
 from quatrain.runs.inputs import beginning, check_inputs, input_marks, left_out
 from quatrain.runs.recipe import Recipe, changes, dumps, load, loads
 from quatrain.runs.stage import Context, StageResult, stage_function, stage_name
-from quatrain.runs.together import dismiss, divided, follow, losses_explained
 
 RECIPE_FILE = "recipe.toml"
 STATE_FILE = "run.json"

@@ -24,8 +24,8 @@ from quatrain.models.transformer.stack import Model
 from quatrain.runs import streaming
 from quatrain.runs.chats import split as split_share
 from quatrain.runs.learning import (
-    Learning,
     Sample,
+    TrainingJob,
     Validate,
     example_stream,
     fresh_model,
@@ -52,7 +52,7 @@ KINDS = (Text, TaggedText, Window, ChoiceText, SourceTarget, Related)
 """What examples of tasks are."""
 
 
-def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
+def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> TrainingJob:
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     data = context.recipe.data_of(settings)
     tokenizer = tokenizer_of(context)
@@ -74,7 +74,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     else:
         examples, notes, held_out = prepare(settings, context, corpus, objective, limit)
         stream, steps = example_stream(settings, context, examples)
-    found = Learning(
+    found = TrainingJob(
         model,
         tokenizer,
         objective,
@@ -183,7 +183,7 @@ def starting_model(
         more["problem"] = "regression" if settings.objective == "regress" else "single"
     if folder is None:
         model = fresh_model(context, tokenizer, head=head, **more)
-        model.fresh = [name for name, _ in model.named_parameters() if is_of_head(name)]
+        model.newly_initialized = [name for name, _ in model.named_parameters() if is_of_head(name)]
         return model
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
@@ -192,12 +192,12 @@ def starting_model(
     model = load_weights(folder, quantize=quantize_of(settings.adapter), head=head, seed=context.seed, **more)
     model = as_wanted(model, context)
     check_fits(tokenizer, model.config.vocab_size)
-    if model.fresh:
-        context.reporter.info(f"fresh weights of the head: {', '.join(model.fresh)}")
+    if model.newly_initialized:
+        context.reporter.info(f"fresh weights of the head: {', '.join(model.newly_initialized)}")
     return model
 
 
-def validation(learning: Learning) -> Validate | None:
+def validation(learning: TrainingJob) -> Validate | None:
     """What measures a model on the examples held out."""
     if not learning.held_out:
         return None
@@ -209,7 +209,7 @@ def validation(learning: Learning) -> Validate | None:
     return validate
 
 
-def sampling(settings: FinetuneStage, context: Context, learning: Learning) -> Sample:
+def sampling(settings: FinetuneStage, context: Context, learning: TrainingJob) -> Sample:
     """What shows the model's answers to a few records, the same ones every time; they are read at the first look."""
     known: list[tuple[str, list[Record]]] = []
     longest = context.recipe.evaluate.max_new_tokens

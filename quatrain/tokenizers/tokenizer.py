@@ -21,7 +21,7 @@ from tokenizers import models
 from quatrain.core.atomic import write_json, write_text
 from quatrain.tokenizers.added_tokens import ROLES, content_of, own_names
 from quatrain.tokenizers.encodings import is_text, not_text, once, unknown_characters
-from quatrain.tokenizers.files import read, roles_by_name
+from quatrain.tokenizers.files import has_tokenizer, read, roles_by_name
 from quatrain.tokenizers.named_templates import (
     DEFAULT,
     TEMPLATE_FILE,
@@ -119,6 +119,11 @@ class Tokenizer:
         )
         config |= {"model_max_length": max_length or NO_LIMIT, "chat_template": template}
         return cls(backend, config)
+
+    @classmethod
+    def find(cls, folder: str | Path, *, target: bool = False) -> Tokenizer | None:
+        """The tokenizer of a model folder, or None where the folder has no tokenizer file; `target` as for `load`."""
+        return cls.load(folder, target=target) if has_tokenizer(folder) else None
 
     @classmethod
     def load(cls, path: str | Path, *, target: bool = False) -> Tokenizer:

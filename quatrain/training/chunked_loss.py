@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from quatrain.models.transformer.cross_entropy import PORTION, portions
 from quatrain.models.transformer.heads import IGNORE, check_token_labels, token_loss
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.token_rows import LearnedRows
+from quatrain.models.transformer.trainable_tokens import LearnedRows
 
 Mode = bool | Literal["auto"]
 
@@ -74,14 +74,14 @@ def summed_language_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor
 def _loss(model: Model, hidden: Tensor, labels: Tensor, *, summed: bool) -> Tensor:
     vocabulary = model.config.vocab_size
     if not chunked(labels.numel() * vocabulary):
-        loss = token_loss(model.say(hidden), labels)
+        loss = token_loss(model.lm_logits(hidden), labels)
         return loss.sum() if summed else loss
     check_token_labels(labels, (*hidden.shape[:-1], vocabulary))
     rows = (labels.reshape(-1) != IGNORE).nonzero()[:, 0]
     states, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).long()
     if len(rows) < len(wanted):
         states, wanted = states[rows], wanted[rows]
-    if type(model.lm_head) is not nn.Linear or not isinstance(model.token_rows, LearnedRows | None):
+    if type(model.lm_head) is not nn.Linear or not isinstance(model.trainable_tokens, LearnedRows | None):
         owners = rows // labels.shape[-1] if labels.dim() == 2 else None
         losses = _by_parts(model, states, wanted, owners)
     else:
@@ -123,7 +123,7 @@ class _Head:
         if isinstance(model.logits_bias, Tensor):
             fixed = model.logits_bias[0].to(states.dtype)
             bias = fixed if bias is None else bias + fixed
-        rows = model.token_rows
+        rows = model.trainable_tokens
         table: Tensor | None = None
         index: Tensor | None = None
         if isinstance(rows, LearnedRows) and rows.said is not None:
@@ -135,7 +135,7 @@ def _by_parts(model: Model, states: Tensor, labels: Tensor, owners: Tensor | Non
     """Losses (N) under any head at all (adapted, quantized): each part is said anew for the backward pass."""
 
     def said(rows: slice) -> Tensor:
-        return token_loss(model.say(states[rows], None if owners is None else owners[rows]), labels[rows])
+        return token_loss(model.lm_logits(states[rows], None if owners is None else owners[rows]), labels[rows])
 
     slices = _slices(len(labels), model.config.vocab_size, states.device)
     parts = [checkpoint(said, rows, use_reentrant=False) for rows in slices]

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from quatrain.adapters.apply import apply, trainable_report
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.token_rows import learn_rows
+from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear, in_strips
 from quatrain.core.allocation import keeps
@@ -167,7 +167,7 @@ def _model(
                         layer.product = partial(_empty_product, layer)  # type: ignore[method-assign]
             apply(model, adapter)
             if adapter.learns_special_tokens(config.head):
-                learn_rows(model, special or (0,))
+                train_tokens(model, special or (0,))
     return model.train()
 
 

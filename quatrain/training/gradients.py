@@ -159,8 +159,8 @@ class Gradients:
         divisor = weight * scale / self.parallel.gradient_factor
         gradients = [master.grad for master in self.weights.masters.values() if master.grad is not None]
         norm = self.parallel.norm(gradients) / divisor
-        clip = self.settings.clip
-        factor = min(1.0, clip / norm) if clip and norm > 0 else 1.0
+        largest = self.settings.max_grad_norm
+        factor = min(1.0, largest / norm) if largest and norm > 0 else 1.0
         torch._foreach_mul_(gradients, factor / divisor)
         return norm
 

@@ -49,7 +49,7 @@ class TrainSettings(Settings):
     weight_decay: float = Field(default=0.1, ge=0, le=10)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 for none")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 for none")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     packing: bool = Field(default=False, description="several examples a row, none seen by another (chats, documents)")
     pad_to_multiple_of: int = Field(default=8, ge=1, le=65_536, description="row lengths are multiples of this")

@@ -14,10 +14,10 @@ from tiny_models import bloom, gpt2, llama, save_random
 from torch import Tensor
 
 from quatrain.adapters import peft_files
-from quatrain.adapters.adapter_set import Mixture
+from quatrain.adapters.adapter_set import AdapterSet
 from quatrain.adapters.apply import apply
 from quatrain.adapters.settings import PROMPTS, AdapterSettings
-from quatrain.adapters.token_rows import learn_rows
+from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
@@ -51,7 +51,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         if name == "new":
             resize_vocabulary(model, 62)
         apply(model, AdapterSettings(**{"method": name} | how), seed=1)
-        learn_rows(model, {"rows": [3, 9], "new": [60, 61, 4]}.get(name, []))
+        train_tokens(model, {"rows": [3, 9], "new": [60, 61, 4]}.get(name, []))
         with torch.no_grad():
             for key, parameter in sorted(model.named_parameters()):
                 rows = slice(None)
@@ -70,8 +70,8 @@ def alone(folders: Path, name: str | None, ids: Sequence[int]) -> Tensor:
     return logits[0]
 
 
-def mixed(folders: Path, names: Sequence[str] = tuple(METHODS)) -> Mixture:
-    return Mixture.load(model_folder.load(folders / "base").eval(), {name: folders / name for name in names})
+def mixed(folders: Path, names: Sequence[str] = tuple(METHODS)) -> AdapterSet:
+    return AdapterSet.load(model_folder.load(folders / "base").eval(), {name: folders / name for name in names})
 
 
 def close(mine: Tensor, theirs: Tensor) -> None:
@@ -87,14 +87,14 @@ def rows_of(count: int, *, ragged: bool = False) -> list[list[int]]:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=6), ragged=st.booleans())
 def test_every_row_goes_through_its_own(folders: Path, names: list[str | None], ragged: bool) -> None:
-    mixture, rows = mixed(folders), rows_of(len(names), ragged=ragged)
-    mixture.model.double()  # a norm makes much of float32's last digits
+    adapter_set, rows = mixed(folders), rows_of(len(names), ragged=ragged)
+    adapter_set.model.double()  # a norm makes much of float32's last digits
     width = max(map(len, rows))
     padded = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     segments = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    mixture.choose(names)
+    adapter_set.choose(names)
     with torch.no_grad():
-        together = mixture.model(padded, segments=segments if ragged else None)[0]
+        together = adapter_set.model(padded, segments=segments if ragged else None)[0]
     for row, name, found in zip(rows, names, together, strict=True):
         expected = alone(folders, name, row)
         known = expected.shape[-1]
@@ -124,40 +124,40 @@ def test_switching_and_taking_off(folders: Path) -> None:
     names = [name for name in (*METHODS, *WHOLE) if (folders / name).exists()]
     model = model_folder.load(folders / "base").eval().double()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    mixture = Mixture.load(model, {name: folders / name for name in names})
+    adapter_set = AdapterSet.load(model, {name: folders / name for name in names})
     batch = torch.tensor([ids, ids, ids])
     model.double()
     for name in [*names, None, *reversed(names)]:
-        mixture.choose(name)
+        adapter_set.choose(name)
         expected = alone(folders, name, ids)
         with torch.no_grad():
             for found in model(batch)[0]:
                 close(found[:, : expected.shape[-1]], expected)
-    assert mixture.close() is model and model.prompt is None and model.mixture is None
+    assert adapter_set.close() is model and model.prompt is None and model.adapter_set is None
     now = model.state_dict()
     assert now.keys() == state.keys()
     assert all(torch.equal(now[name][: len(tensor)], tensor) for name, tensor in state.items())
 
 
 def test_what_cannot_be_mixed_is_said(folders: Path) -> None:
-    mixture = mixed(folders, ("lora", "saved"))
+    adapter_set = mixed(folders, ("lora", "saved"))
     with pytest.raises(InputError) as caught:
-        mixture.choose(["lora", "saved", "lra"])
+        adapter_set.choose(["lora", "saved", "lra"])
     assert "'lra': no adapter of this model; they are lora, saved" in caught.value.problems[0]
     with pytest.raises(InputError) as caught:
-        mixture.choose(["lora", "saved"])
+        adapter_set.choose(["lora", "saved"])
     assert "saved: it has learned weights of the model itself (norm.weight" in caught.value.problems[0]
-    mixture.choose(["saved", "saved"])
+    adapter_set.choose(["saved", "saved"])
     with pytest.raises(InputError, match="chosen for 2 rows; the batch has 3"):
-        mixture.model(torch.ones(3, 4, dtype=torch.long))
+        adapter_set.model(torch.ones(3, 4, dtype=torch.long))
     with pytest.raises(InputError, match="has adapters already"):
-        Mixture.load(mixture.model, {"lora": folders / "lora"})
+        AdapterSet.load(adapter_set.model, {"lora": folders / "lora"})
     with pytest.raises(InputError, match="at least one"):
-        Mixture.load(model_folder.load(folders / "base"), {})
+        AdapterSet.load(model_folder.load(folders / "base"), {})
     with pytest.raises(InputError, match="none to choose from"):
         Engine.load(folders / "base").generate([[1, 2]], adapters="lora")
     with pytest.raises(InputError, match="2 for 1 prompts"):
-        Engine(mixture.model).generate([[1, 2]], adapters=["lora", "lora"])
+        Engine(adapter_set.model).generate([[1, 2]], adapters=["lora", "lora"])
 
 
 def test_tokenizers_must_agree(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_tokenizers_must_agree(tmp_path: Path) -> None:
         peft_files.save_adapter(adapted, tmp_path / name, base_model="../base")
         known.extended([token]).save(tmp_path / name)
     with pytest.raises(InputError, match="added other tokens") as caught:
-        Mixture.load(model, {name: tmp_path / name for name in ("one", "other")})
+        AdapterSet.load(model, {name: tmp_path / name for name in ("one", "other")})
     assert "'<sql>' for one and '<tool>' for other" in caught.value.problems[0]
 
 
@@ -180,7 +180,7 @@ def test_gradients_of_a_mixed_batch_are_those_of_each_alone(method: str, chunks:
     how = AdapterSettings(**{"method": method} | ({"length": 4} if method in PROMPTS else {}))  # type: ignore[arg-type]
     model = model_folder.load(folders / "base")
     ids = () if method in PROMPTS else (3, 9, 11)
-    mixture = Mixture.begin(model, ("one", "other"), how, seed=3, ids=ids)
+    adapter_set = AdapterSet.begin(model, ("one", "other"), how, seed=3, ids=ids)
     rows, names = torch.tensor(rows_of(4)), ["one", "other", None, "one"]
     labels = torch.tensor(rows_of(5)[:4])
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -192,14 +192,14 @@ def test_gradients_of_a_mixed_batch_are_those_of_each_alone(method: str, chunks:
 
     learn(rows, labels, names)
     for name in ("one", "other"):
-        with mixture.alone(name):
+        with adapter_set.alone(name):
             own = {key: each for key, each in model.named_parameters() if each.requires_grad}
         kept = [None if each.grad is None else each.grad.clone() for each in own.values()]
         assert any(each is not None and each.abs().max() > 0 for each in kept)
         for parameter in own.values():
             parameter.grad = None
         chosen = [number for number, each in enumerate(names) if each == name]
-        with mixture.alone(name):
+        with adapter_set.alone(name):
             learn(rows[chosen], labels[chosen], None)
         for before, parameter in zip(kept, own.values(), strict=True):
             assert (before is None) == (parameter.grad is None)

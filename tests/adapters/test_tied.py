@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tiny_models import gpt2, llama, random_model, save_random
 
 from quatrain.adapters import peft_files
-from quatrain.adapters.adapter_set import Mixture
+from quatrain.adapters.adapter_set import AdapterSet
 from quatrain.adapters.apply import apply, learned_whole, merge_all
 from quatrain.adapters.layer import adapters
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.token_rows import learn_rows
+from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder
@@ -82,12 +82,12 @@ def test_what_peft_writes_is_read_written_again_and_merged(case: dict[str, Any],
     close(load_model(tmp_path / "again")[0], reference)
     close(model, peft.PeftModel.from_pretrained(theirs(tied, size), tmp_path / "again").eval())
     folders = {"one": tmp_path / "adapter", "plain": plain(tied, tmp_path / "plain")}
-    mixture = Mixture.load(model_folder.load(tied), folders)
+    adapter_set = AdapterSet.load(model_folder.load(tied), folders)
     for name, place in (("one", "adapter"), ("plain", "plain"), ("one", "adapter")):
-        mixture.choose(name)
+        adapter_set.choose(name)
         with torch.no_grad():
             alone, _ = load_model(tmp_path / place)
-            said = mixture.model(IDS)[0][..., : alone.config.vocab_size]
+            said = adapter_set.model(IDS)[0][..., : alone.config.vocab_size]
             torch.testing.assert_close(said, alone(IDS)[0], atol=1e-5, rtol=1e-5)
     merge_all(model)
     close(model, reference)
@@ -110,7 +110,7 @@ def test_what_learns_here_is_read_by_peft(family: str, rows: Any, parts: tuple[s
     model_folder.save(base, tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
     apply(model, AdapterSettings(rank=4, targets=("q_proj",), modules_to_save=parts))
-    learn_rows(model, rows)
+    train_tokens(model, rows)
     learning = {name for name in learned_whole(model)}
     assert learning == {f"{part}.weight" for part in parts}
     torch.manual_seed(1)

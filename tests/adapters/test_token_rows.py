@@ -7,7 +7,7 @@ from tiny_models import gpt2, llama, random_model
 from quatrain.adapters import peft_files
 from quatrain.adapters.apply import apply, merge_all, trainable_report
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.token_rows import learn_rows, learned_rows, stop_learning_rows
+from quatrain.adapters.trainable_tokens import learned_rows, stop_learning_rows, train_tokens
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenExample, pad
 from quatrain.models.io import model_folder
@@ -26,7 +26,7 @@ def base_of(family="llama", tied=True):
 
 def trained(model, precision="float32"):
     apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
-    learn_rows(model, IDS)
+    train_tokens(model, IDS)
     examples = [TokenExample([i % 30, *IDS, (i + 5) % 30, 3], [True] * 5) for i in range(24)]
     settings = TrainSettings(
         steps=3, batch_tokens=64, learning_rate=1e-2, warmup=0, precision=precision, weight_decay=0.3
@@ -63,7 +63,7 @@ def test_a_row_learns_as_it_would_in_a_matrix_that_learns_whole(tied, chunks):
     """The gradients are those of the rows of the whole matrices, and nothing else has one."""
     whole, model = base_of(tied=tied), base_of(tied=tied)
     model.requires_grad_(False)
-    learn_rows(model, IDS)
+    train_tokens(model, IDS)
     ids = torch.tensor([[1, 3, 17, 5, 3], [3, 3, 29, 17, 2]])
     batch = pad([TokenExample(row, [True] * 5) for row in ids.tolist()], 0)
     for each in (whole, model):
@@ -73,14 +73,14 @@ def test_a_row_learns_as_it_would_in_a_matrix_that_learns_whole(tied, chunks):
         wanted = getattr(whole, part).weight.grad[list(IDS)]
         torch.testing.assert_close(table.grad, wanted, atol=1e-5, rtol=1e-5)
     assert {name for name, each in model.named_parameters() if each.grad is not None} == {
-        f"token_rows.{part}" for part in learned_rows(model).tables()
+        f"trainable_tokens.{part}" for part in learned_rows(model).tables()
     }
 
 
 def test_what_learns_whole_is_left_to_it():
     model = base_of(tied=False)
     apply(model, AdapterSettings(rank=4, modules_to_save=("lm_head",)), seed=0)
-    learn_rows(model, IDS)
+    train_tokens(model, IDS)
     assert set(learned_rows(model).tables()) == {"embed_tokens"}
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
     assert model.lm_head.weight.grad[4].abs().sum() > 0
@@ -90,7 +90,7 @@ def test_the_report_counts_the_rows_alone():
     model = base_of()
     apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
     without, *_ = trainable_report(model)
-    learn_rows(model, IDS)
+    train_tokens(model, IDS)
     assert trainable_report(model)[0] == without + len(IDS) * 32
 
 
@@ -124,4 +124,4 @@ def test_saved_and_loaded_bit_for_bit_and_by_peft(tmp_path, family, tied):
 
 def test_ids_past_the_embedding_are_refused():
     with pytest.raises(InputError, match="0 to 59"):
-        learn_rows(base_of(), [60])
+        train_tokens(base_of(), [60])

@@ -12,8 +12,8 @@ from quatrain.core.allocation import freed_memory_kept
 glibc = pytest.mark.skipif(allocation._glibc() is None, reason="the allocator of this system is not glibc's")
 TRIAL = """
 import sys, torch
-from quatrain.memory import resident_memory
-from quatrain.allocation import freed_memory_kept
+from quatrain.core.process_memory import resident_memory
+from quatrain.core.allocation import freed_memory_kept
 def freed():
     torch.ones(50_000_000)
     return resident_memory()
@@ -24,8 +24,8 @@ print(bool(kept), within - before > 190e6, freed() - before < 10e6)
 """
 HOLES = """
 import contextlib, torch
-from quatrain.memory import resident_memory
-from quatrain.allocation import large_apart
+from quatrain.core.process_memory import resident_memory
+from quatrain.core.allocation import large_apart
 def made():
     passing, kept = [], []
     for _ in range(20):

@@ -195,6 +195,7 @@ def test_values_that_json_lacks_become_null(tmp_path: Path) -> None:
 
 
 def test_progress_is_imported_without_rich() -> None:
-    code = "import sys, quatrain.core.progress, quatrain.runs.runner\n" "print({'rich', 'torch', 'numpy'} & set(sys.modules))"
+    imports = "import sys, quatrain.core.progress, quatrain.runs.runner; "
+    code = imports + "print({'rich', 'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr

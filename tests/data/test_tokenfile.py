@@ -227,8 +227,8 @@ def test_gpt2_counts_the_verdict(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from quatrain.text.tokenizer import Tokenizer
-from quatrain.text.tokenfile import build
+from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.data.token_file import build
 def documents():
     for i in range(100000):
         if i == 5000:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
-from quatrain.adapters.token_rows import learn_rows
+from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection import (
     architecture,
@@ -451,9 +451,9 @@ def test_neighbours_are_those_of_the_cosine(read):
     assert [each.similarity for each in found] == pytest.approx([wanted[row] for row in order[:5]], abs=1e-5)
     assert len(neighbours(model, words(50), 7, top=1000)) == 49, "rows without a token are left out"
     model = copy.deepcopy(model).requires_grad_(False)
-    learn_rows(model, [3, 7])
+    train_tokens(model, [3, 7])
     with torch.no_grad():
-        model.token_rows.embed_tokens[1] = model.token_rows.embed_tokens[0] = table[11]
+        model.trainable_tokens.embed_tokens[1] = model.trainable_tokens.embed_tokens[0] = table[11]
     near = neighbours(model, tokenizer, 7, top=2)
     assert {each.token.id for each in near} == {3, 11}, "rows that an adapter has learned stand for their tokens"
 

@@ -241,7 +241,7 @@ def test_the_body_of_bart_becomes_a_writer_and_a_classifier(models, tmp_path):
     body = models("bart body")
     model_folder.save(body, tmp_path / "body")
     writer = model_folder.load(tmp_path / "body", head="seq2seq")
-    assert writer.fresh == [] and writer.lm_head.weight is writer.embed_tokens.weight
+    assert writer.newly_initialized == [] and writer.lm_head.weight is writer.embed_tokens.weight
     text = ids(2, 9)
     text[:, -1] = END
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_the_body_of_bart_becomes_a_writer_and_a_classifier(models, tmp_path):
         read = torch.cat((torch.full((2, 1), body.config.decoder_start_token_id), text[:, :-1]), 1)
         torch.testing.assert_close(writer.hidden_states(text, decoder_input_ids=read), hidden)
     judge = model_folder.load(tmp_path / "body", head="sequence_classification", labels=["no", "yes"])
-    assert judge.fresh == ["pooler.dense.bias", "pooler.dense.weight", "score.bias", "score.weight"]
+    assert judge.newly_initialized == ["pooler.dense.bias", "pooler.dense.weight", "score.bias", "score.weight"]
     assert judge(text)[0].shape == (2, 2) and judge.config.labels == ("no", "yes")
     model_folder.save(judge, tmp_path / "judge")
     back = transformers.BartForSequenceClassification.from_pretrained(tmp_path / "judge").eval()
@@ -261,7 +261,7 @@ def test_the_body_of_bart_becomes_a_writer_and_a_classifier(models, tmp_path):
 def test_a_t5_writer_gets_another_head(head, models, tmp_path):
     model_folder.save(models("t5 plain"), tmp_path)
     model = model_folder.load(tmp_path, head=head, labels=None if head == "question_answering" else ["a", "b", "c"])
-    assert model.fresh and all(name.startswith(("pooler.", "score.")) for name in model.fresh)
+    assert model.newly_initialized and all(name.startswith(("pooler.", "score.")) for name in model.newly_initialized)
     body = model.encoder if model.encoder is not None else model
     assert torch.equal(body.layers[0].mlp.up_proj.weight, models("t5 plain").encoder.layers[0].mlp.up_proj.weight)
     assert torch.isfinite(model(torch.cat((ids(2, 5), torch.full((2, 1), END)), 1))[0]).all()

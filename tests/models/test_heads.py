@@ -58,7 +58,7 @@ def test_a_body_takes_another_head(folders, tmp_path, name, head):
     before, model = model_folder.load(folders / name), model_folder.load(folders / name, head=head, labels=given)
     assert model.config.head == head and not model.training
     assert same(body(model), body(before))
-    named = set(model.fresh)
+    named = set(model.newly_initialized)
     assert named <= head_tensors(model)
     assert {tensor for tensor in named if tensor.startswith("score")} == {
         tensor for tensor in head_tensors(model) if tensor.startswith("score")
@@ -74,7 +74,7 @@ def test_a_body_takes_another_head(folders, tmp_path, name, head):
         assert 0 < weights.std() < 0.1 and not torch.equal(other.score.weight, weights)
     model_folder.save(model, tmp_path)
     returned = model_folder.load(tmp_path, head=head)
-    assert returned.fresh == [] and returned.config == model.config
+    assert returned.newly_initialized == [] and returned.config == model.config
     assert same(returned.state_dict(), model.state_dict())
 
 
@@ -114,10 +114,11 @@ def test_labels_of_another_number_or_name(folders, tmp_path, name):
     model_folder.save(model_folder.load(folders / name, head="sequence_classification", labels=LABELS), tmp_path)
     before = model_folder.load(tmp_path)
     renamed = model_folder.load(tmp_path, labels=["a", "b", "c"])
-    assert renamed.fresh == [] and renamed.config.labels == ("a", "b", "c")
+    assert renamed.newly_initialized == [] and renamed.config.labels == ("a", "b", "c")
     assert same(renamed.state_dict(), before.state_dict())
     more = model_folder.load(tmp_path, labels=["a", "b", "c", "d"])
-    assert more.score.weight.shape[0] == 4 and set(more.fresh) == {key for key in head_tensors(more) if "score" in key}
+    assert more.score.weight.shape[0] == 4
+    assert set(more.newly_initialized) == {key for key in head_tensors(more) if "score" in key}
     if more.pooler is not None:
         assert torch.equal(more.pooler.dense.weight, before.pooler.dense.weight)
 
@@ -153,7 +154,7 @@ def test_what_labels_are_is_written_and_read(folders, tmp_path, problem):
 @pytest.mark.parametrize("name", [name for name in DECODERS if "value" in families()[name].heads])
 def test_a_reward_model_scores_its_last_token_as_transformers_does(folders, tmp_path, name):
     model = model_folder.load(folders / name, head="value", seed=3)
-    assert model.fresh == ["score.weight"] and model.config.num_labels == 1
+    assert model.newly_initialized == ["score.weight"] and model.config.num_labels == 1
     with torch.no_grad():
         model.score.weight.mul_(30)
     model_folder.save(model, tmp_path)
@@ -320,7 +321,7 @@ def test_an_old_checkpoint_of_pretraining_loads_as_its_config_says(folders, tmp_
     (tmp_path / "config.json").write_text((folders / "bert" / "config.json").read_text())
     assert same(model_folder.load(tmp_path).state_dict(), model_folder.load(folders / "bert").state_dict())
     whole = model_folder.load(tmp_path, head="pretraining")
-    assert whole.fresh == [] and torch.equal(whole.pooler.dense.weight, tensors["bert.pooler.dense.weight"])
+    assert whole.newly_initialized == [] and torch.equal(whole.pooler.dense.weight, tensors["bert.pooler.dense.weight"])
     assert model_folder.load(tmp_path, head="none").pooler is not None
 
 
@@ -332,7 +333,7 @@ def test_a_body_without_pooler_stays_without(folders, tmp_path, name):
     ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     model = model_folder.load(tmp_path / "theirs")
-    assert model.pooler is None and model.fresh == []
+    assert model.pooler is None and model.newly_initialized == []
     assert model.num_parameters() == theirs.num_parameters()
     ids, mask = battery.batch(ENCODERS[name], "right")
     with torch.no_grad():

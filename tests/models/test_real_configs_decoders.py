@@ -299,4 +299,4 @@ def test_its_files_are_read_and_written_as_a_text_model(tmp_path):
         back = transformers.Gemma3ForCausalLM.from_pretrained(tmp_path / "ours").eval()
         torch.testing.assert_close(back(ids).logits, expected, atol=1e-5, rtol=1e-5)
     classifier = model_folder.load(tmp_path / "theirs", head="sequence_classification", labels=["no", "yes"])
-    assert classifier.config.labels == ("no", "yes") and classifier.fresh == ["score.weight"]
+    assert classifier.config.labels == ("no", "yes") and classifier.newly_initialized == ["score.weight"]

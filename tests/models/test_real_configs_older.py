@@ -289,7 +289,7 @@ def test_gpt2_scores_choices(tmp_path):
     reference = transformers.GPT2DoubleHeadsModel(transformers.GPT2Config(**tiny, pad_token_id=0)).eval()
     reference.save_pretrained(tmp_path / "theirs")
     model = model_folder.load(tmp_path / "theirs")
-    assert model.config.head == "multiple_choice" and model.fresh == []
+    assert model.config.head == "multiple_choice" and model.newly_initialized == []
     ids, mask = torch.randint(3, 61, (3, 2, 15)), torch.ones(3, 2, 15, dtype=torch.long)
     mask[1, :, 11:] = 0
     ids, ends = ids.masked_fill(mask == 0, 0), mask.sum(-1) - 1

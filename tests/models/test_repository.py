@@ -23,7 +23,6 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from quatrain.core.errors import InputError, OfflineError
-from quatrain.models import hub as model_hub
 from quatrain.models.hub import CONFIG, EVERYTHING, TOKENIZER, resolve
 from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
 
@@ -219,8 +218,8 @@ import socket, sys
 def refuse(*arguments, **settings):
     raise SystemExit("the network was touched")
 socket.socket.connect = socket.getaddrinfo = refuse
-from quatrain.errors import OfflineError
-from quatrain.models.repository import resolve
+from quatrain.core.errors import OfflineError
+from quatrain.models.hub import resolve
 print(resolve("org/tiny"))
 try:
     resolve("org/tony")

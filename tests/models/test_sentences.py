@@ -68,7 +68,8 @@ def their_embeddings(folder, texts):
 def test_minilm_gives_what_its_own_pipeline_gives(minilm, real):
     model, tokenizer = model_folder.load(minilm), Tokenizer.load(minilm)
     assert (model.config.head, model.config.pooling, model.config.embedding_vector) == ("embedding", "mean", "unit")
-    assert model.config.max_text_length == 256 and model.num_parameters() == 22_713_216 and model.fresh == []
+    assert model.config.max_text_length == 256 and model.num_parameters() == 22_713_216
+    assert model.newly_initialized == []
     ours = sentence_transformers.embed(model, tokenizer, real, batch_size=16)
     torch.testing.assert_close(ours, their_embeddings(minilm, real), atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.norm(dim=1), torch.ones(len(real)))
@@ -255,7 +256,7 @@ def test_a_folder_without_its_pooler(folder, tmp_path):
     tensors = {name: value for name, value in load_file(folder / model_folder.WEIGHTS).items() if "pooler" not in name}
     save_file(tensors, tmp_path / "bare" / model_folder.WEIGHTS)
     model = model_folder.load(tmp_path / "bare")
-    assert model.pooler is None and model.fresh == [] and model.config.head == "embedding"
+    assert model.pooler is None and model.newly_initialized == [] and model.config.head == "embedding"
 
 
 def test_a_decoder_embeds_by_its_last_token(tmp_path):
@@ -267,7 +268,7 @@ def test_a_decoder_embeds_by_its_last_token(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
     model = model_folder.load(tmp_path)
-    assert (model.config.head, model.config.pooling, model.fresh) == ("embedding", "last", [])
+    assert (model.config.head, model.config.pooling, model.newly_initialized) == ("embedding", "last", [])
     ids, mask = battery.batch(case, "right")
     with torch.no_grad():
         hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state

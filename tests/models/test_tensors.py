@@ -329,8 +329,8 @@ ROWS, WIDTH, LAYERS = 24_000, 1024, 16
 MEASURE = """
 import json, os, sys
 import torch
-from quatrain.memory import peak_memory, reset_peak_memory
-from quatrain.models.tensors import Tensors
+from quatrain.core.process_memory import peak_memory, reset_peak_memory
+from quatrain.models.io.tensors import Tensors
 
 def read(folder, dtype):
     with Tensors(folder) as tensors:

@@ -128,7 +128,7 @@ def test_tasks_teach_new_tokens_each_by_rows_of_its_own(tied: bool, tmp_path: Pa
     run = quatrain.run(loads(text), runs_dir=tmp_path / "runs", reporter=SilentReporter())
     model, tokenizer = load_model(run.model)
     assert tokenizer.token_to_id("<sql>") is not None
-    rows = [model.mixture.members[name].rows for name in names]
+    rows = [model.adapter_set.members[name].rows for name in names]
     assert set(tokenizer.special_ids) <= set(rows[0].ids)
     assert set(rows[0].tables()) == ({"embed_tokens"} if tied else {"embed_tokens", "lm_head"})
     for one, other in zip(*(each.tables().values() for each in rows), strict=True):

@@ -305,7 +305,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         optional={
             "optimizer": st.sampled_from(["adamw", "adamw8bit", "muon"]),
             "schedule": st.sampled_from(["constant", "linear", "cosine", "wsd"]),
-            "clip": st.floats(0, 1e308),
+            "max_grad_norm": st.floats(0, 1e308),
             "weight_decay": st.integers(0, 10),
             "batch_tokens": st.integers(4096, 2**62),
         },

@@ -375,8 +375,8 @@ def test_sigterm_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(Path(quatrain.__file__).parent.parent)!r})
-from quatrain.stages import base
-from quatrain.stages.base import StageResult
+from quatrain.runs.stages import base
+from quatrain.runs.stage import StageResult
 def stage(settings, context):
     folder = context.tokenizer_folder if settings.kind == "tokenizer" else context.model_folder
     folder.mkdir(); (folder / "config.json").write_text("{{}}")

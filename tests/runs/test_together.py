@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import quatrain
 from quatrain.core.progress import SilentReporter, read_metrics
+from quatrain.runs.distributed import divided
 from quatrain.runs.recipe import loads
-from quatrain.runs.together import divided
 
 HEAD = (Path(__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf-8")
 LEARN = """

@@ -19,7 +19,7 @@ from torch import nn
 
 from quatrain.adapters.apply import apply
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.token_rows import learn_rows
+from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.data.batches import pad
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.stack import Model
@@ -62,7 +62,7 @@ def llama(case):
     if case.get("adapter"):
         apply(model, AdapterSettings(rank=2, alpha=4.0))
     if case.get("rows"):
-        learn_rows(model, case["rows"])
+        train_tokens(model, case["rows"])
     if case.get("kind") == "spare":
         torch.manual_seed(0)
         model.spare = Spare(3, 3)

@@ -127,7 +127,7 @@ def test_wordpiece_is_laid_out_like_bert(trained: dict[str, Tokenizer]) -> None:
 
 SCRIPT = """
 import sys
-from quatrain.text.tokenizer import Tokenizer
+from quatrain.tokenizers.tokenizer import Tokenizer
 text = open(sys.argv[1], encoding="utf-8").read()
 print(*(Tokenizer.train([text], kind=kind, vocab_size=500).fingerprint for kind in sys.argv[2:]))
 """

@@ -8,7 +8,7 @@ from tiny_models import llama
 
 from quatrain.adapters.apply import apply
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.token_rows import learn_rows
+from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.heads import token_loss
@@ -85,7 +85,7 @@ def test_the_sum_and_its_gradients_are_the_plain_ones(kind, logits, monkeypatch)
     small_chunks(monkeypatch, logits)
     model = ready(HEADS[kind]())
     hidden, labels = drawn(model)
-    plain = token_loss(model.say(hidden), labels).sum()
+    plain = token_loss(model.lm_logits(hidden), labels).sum()
     expected = head_gradients(model, hidden, plain)
     with chunking(True):
         found = summed_language_loss(model, hidden, labels)
@@ -99,7 +99,7 @@ def test_losses_per_token_and_their_weighted_gradients(kind, monkeypatch):
     model = ready(HEADS[kind](), seed=1)
     hidden, labels = drawn(model, seed=1)
     weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
-    plain = token_loss(model.say(hidden), labels)
+    plain = token_loss(model.lm_logits(hidden), labels)
     expected = head_gradients(model, hidden, (plain * weights).sum())
     with chunking(True):
         found = language_loss(model, hidden, labels)
@@ -119,7 +119,7 @@ def test_losses_per_token_and_their_weighted_gradients(kind, monkeypatch):
 def test_any_shape_mask_and_chunk(rows, length, share, factor, logits):
     model = ready(Model(plain_config()))
     hidden, labels = drawn(model, rows=rows, length=length, share=share, seed=rows * length)
-    plain = token_loss(model.say(hidden), labels).sum()
+    plain = token_loss(model.lm_logits(hidden), labels).sum()
     expected = head_gradients(model, hidden, plain * factor)
     with pytest.MonkeyPatch.context() as patch, chunking(True):
         small_chunks(patch, logits)
@@ -136,7 +136,7 @@ def test_an_adapted_head_is_said_in_parts(monkeypatch):
         if name.endswith("_B"):
             torch.nn.init.normal_(parameter)
     hidden, labels = drawn(model)
-    plain = token_loss(model.say(hidden), labels).sum()
+    plain = token_loss(model.lm_logits(hidden), labels).sum()
     expected = head_gradients(model, hidden, plain)
     assert any("lora" in name for name in expected)
     with chunking(True):
@@ -152,15 +152,15 @@ def test_rows_that_learn_get_what_the_whole_matrix_would(kind, way, monkeypatch)
     whole, model = ready(HEADS[kind]()), ready(HEADS[kind]())
     ids = [3, 50, 100]
     model.requires_grad_(False)
-    learn_rows(model, ids)
-    rows = model.token_rows.said
+    train_tokens(model, ids)
+    rows = model.trainable_tokens.said
     with torch.no_grad():
         rows.normal_(generator=torch.Generator().manual_seed(7))
         whole.lm_head.weight[ids] = rows
     hidden, labels = drawn(model, share=0.8)
     weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
     outer = torch.ones_like(weights) if way == "summed" else weights
-    plain = (token_loss(whole.say(hidden), labels) * outer).sum()
+    plain = (token_loss(whole.lm_logits(hidden), labels) * outer).sum()
     expected = head_gradients(whole, hidden, plain)
     with chunking(way != "plain"):
         compute = summed_language_loss if way == "summed" else lambda *of: (language_loss(*of) * outer).sum()
@@ -168,7 +168,7 @@ def test_rows_that_learn_get_what_the_whole_matrix_would(kind, way, monkeypatch)
     assert found.item() == pytest.approx(plain.item(), rel=1e-6)
     own = "embed_tokens" if kind in ("tied", "bias", "scale and softcap and bias", "bart's fixed bias") else "lm_head"
     matrix = "embed_tokens.weight" if own == "embed_tokens" else "lm_head.weight"
-    wanted = {"hidden": expected["hidden"], f"token_rows.{own}": expected[matrix][ids]}
+    wanted = {"hidden": expected["hidden"], f"trainable_tokens.{own}": expected[matrix][ids]}
     assert_same(head_gradients(model, hidden, found), wanted)
 
 
@@ -185,7 +185,7 @@ def test_narrow_types_are_as_near_to_float32_as_plain_ones(monkeypatch):
     small_chunks(monkeypatch, 8 * 101)
     exact = ready(Model(plain_config()))
     hidden, labels = drawn(exact, rows=8, length=30)
-    expected = head_gradients(exact, hidden, token_loss(exact.say(hidden), labels).sum())
+    expected = head_gradients(exact, hidden, token_loss(exact.lm_logits(hidden), labels).sum())
     for dtype in (torch.bfloat16, torch.float16):
         model = ready(Model(plain_config())).to(dtype)
         narrow = hidden.detach().to(dtype).requires_grad_()
@@ -203,11 +203,11 @@ def test_a_fixed_bias_is_as_narrow_as_the_weights_that_train(summed):
     """The trainer narrows parameters; a buffer stays in float32."""
     model = ready(HEADS["bart's fixed bias"]())
     hidden, labels = drawn(model)
-    exact = token_loss(model.say(hidden), labels).sum()
+    exact = token_loss(model.lm_logits(hidden), labels).sum()
     weights = Precision(model, torch.bfloat16)
     assert model.logits_bias.dtype == torch.float32
     narrow = hidden.detach().bfloat16().requires_grad_()
-    assert model.say(narrow).dtype == torch.bfloat16
+    assert model.lm_logits(narrow).dtype == torch.bfloat16
     with chunking(True):
         found = summed_language_loss(model, narrow, labels) if summed else language_loss(model, narrow, labels).sum()
     found.backward()
@@ -221,7 +221,7 @@ def test_without_gradients_nothing_is_kept():
     with chunking(True), torch.no_grad():
         loss = summed_language_loss(model, hidden, labels)
     assert not loss.requires_grad
-    assert loss.item() == pytest.approx(token_loss(model.say(hidden), labels).sum().item(), rel=1e-6)
+    assert loss.item() == pytest.approx(token_loss(model.lm_logits(hidden), labels).sum().item(), rel=1e-6)
 
 
 def test_the_logits_never_exist_at_once(monkeypatch):

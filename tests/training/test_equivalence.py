@@ -41,7 +41,7 @@ def one_step(parts, objective=None, *, model=None, **changes):
         model,
         objective or Causal(),
         FixedStream(parts),
-        settings(**({"steps": 1, "warmup": 0, "accumulation": len(parts), "clip": 0.0} | changes)),
+        settings(**({"steps": 1, "warmup": 0, "accumulation": len(parts), "max_grad_norm": 0.0} | changes)),
         steps=1,
         hooks=Hooks(log=logged.append),
     )
@@ -207,7 +207,7 @@ def test_a_compiler_that_fails_costs_a_warning_only(monkeypatch):
         model,
         Causal(),
         FixedStream(shares(ragged(), 2)),
-        settings(steps=1, warmup=0, schedule="constant", accumulation=2, clip=0.0, compile=True),
+        settings(steps=1, warmup=0, schedule="constant", accumulation=2, max_grad_norm=0.0, compile=True),
         steps=1,
         hooks=Hooks(warn=warned.append),
     )
@@ -257,7 +257,7 @@ def run_process(parts, parallel):
         Model(CONFIG).initialize(0),
         Causal(),
         FixedStream(parts),
-        settings(steps=1, warmup=0, schedule="constant", accumulation=4, clip=0.0),
+        settings(steps=1, warmup=0, schedule="constant", accumulation=4, max_grad_norm=0.0),
         steps=1,
         hooks=Hooks(log=found.append),
         parallel=parallel,

@@ -149,7 +149,7 @@ def test_a_tensor_that_does_not_change_is_named_by_step_two():
         model,
         Causal(),
         windows(),
-        settings(weight_decay=0.0, clip=0.0),
+        settings(weight_decay=0.0, max_grad_norm=0.0),
         steps=3,
         hooks=Hooks(warn=warned.append),
     ).train()

@@ -102,7 +102,7 @@ def test_clipping_bounds_the_gradient():
     norms = {}
     for clip in (0.0, 0.05):
         model = Model(CONFIG).initialize(0)
-        wanted = settings(steps=1, warmup=0, schedule="constant", clip=clip)
+        wanted = settings(steps=1, warmup=0, schedule="constant", max_grad_norm=clip)
         trainer = Trainer(model, Causal(), windows(), wanted, steps=1)
         trainer.train()
         gradients = [master.grad for master in trainer.weights.masters.values()]
@@ -147,8 +147,8 @@ sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
 from tiny_training import CONFIG, hooks_of, settings, windows
-from quatrain.models import hub
-from quatrain.models.stack import Model
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
 from quatrain.training.objectives import Causal
 from quatrain.training.trainer import Trainer
 folder = Path(sys.argv[1])
@@ -158,7 +158,7 @@ wanted = settings(steps=steps, optimizer="muon", checkpoint_every=2)
 hooks = hooks_of(model, progress=lambda step, **m: print(step, flush=True))
 trainer = Trainer(model, Causal(), windows(), wanted, steps=steps, folder=folder / "checkpoints", hooks=hooks)
 trainer.train()
-hub.save(model, folder / "model")
+model_folder.save(model, folder / "model")
 """
 
 

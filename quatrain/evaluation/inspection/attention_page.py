@@ -56,7 +56,7 @@ def _part(maps: AttentionMaps, hover: Hover) -> dict[str, Any]:
     """One kind of maps as the template wants it."""
     cell, font = _sizes(len(maps.queries), len(maps.keys))
     frame = _Frame(maps, cell, font)
-    views = [
+    masks = [
         {
             "id": f"{maps.kind}-{layer}-{head}",
             "layer": layer,
@@ -73,8 +73,8 @@ def _part(maps: AttentionMaps, hover: Hover) -> dict[str, Any]:
         "kind": maps.kind,
         "name": maps.name,
         "defs": "".join(frame.definitions()),
-        "layers": [views[layer * maps.heads : (layer + 1) * maps.heads] for layer in range(maps.layers)],
-        "views": views,
+        "layers": [masks[layer * maps.heads : (layer + 1) * maps.heads] for layer in range(maps.layers)],
+        "views": masks,
         "heads": maps.heads,
         "fine": max(len(maps.keys), len(maps.queries)) > FINE,
         "columns": _columns(maps.heads, 16),

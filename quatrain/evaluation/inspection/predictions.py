@@ -188,7 +188,7 @@ def _items(
     found: list[Prediction] = []
     for start in range(0, len(places), ROWS):
         with torch.no_grad():
-            logs = model.say(hidden[start : start + ROWS]).float().log_softmax(-1).cpu()
+            logs = model.lm_logits(hidden[start : start + ROWS]).float().log_softmax(-1).cpu()
         if bool(logs.isnan().any()):
             raise InputError("The model's logits are not numbers: its weights are broken. Fetch or train it again.")
         best = logs.topk(top, dim=-1)

@@ -108,7 +108,7 @@ def load(
             network = Model(config)
             if prepare is not None:
                 prepare(network, raw)
-        network.fresh = fill(network, names, dtype, torch.device(device), seed)
+        network.newly_initialized = fill(network, names, dtype, torch.device(device), seed)
     network.generation = _generation(folder, raw)
     return network.eval()
 

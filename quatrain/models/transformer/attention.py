@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from quatrain.models.kernels import cpu, flex
 from quatrain.models.transformer.config import ModelConfig
-from quatrain.models.transformer.context import Sight, View
+from quatrain.models.transformer.context import AttentionMask, ForwardContext
 from quatrain.models.transformer.norms import make_norm
 from quatrain.models.transformer.positions import rotate
 
@@ -45,27 +45,27 @@ class Attention(nn.Module):
         self.q_norm = make_norm(config, self.head_dim) if normed else None
         self.k_norm = make_norm(config, self.head_dim) if normed else None
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
         query = self._heads(self.q_proj(x), self.num_heads, self.q_norm)
         if self.cross:
-            mixed, blind = self._over_encoded(query, sight), sight.views["cross"].blind
+            mixed, blind = self._over_encoded(query, context), context.masks["cross"].blind
             return self.o_proj(mixed if blind is None else mixed.masked_fill(blind[..., None], 0.0))
         key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
-        view, rotary = sight.views[self.kind], sight.rotary.get(self.kind)
-        if view.by_hand and sight.prefix is None:
+        view, rotary = context.masks[self.kind], context.rotary.get(self.kind)
+        if view.by_hand and context.prefix is None:
             return self.o_proj(self._mix_by_hand(query, key, value, view, rotary))
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
             cos, sin = (table.unsqueeze(-3) for table in rotary)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if sight.prefix is not None:
-            keys, values = sight.prefix.layers[self.layer]
-            key, value = sight.prefix.put(key, keys), sight.prefix.put(value, values)
-        if sight.cache is not None:
-            key, value = sight.cache.append(self.layer, key, value)
-        seen = None if sight.trace is None else sight.trace.attentions
+        if context.prefix is not None:
+            keys, values = context.prefix.layers[self.layer]
+            key, value = context.prefix.put(key, keys), context.prefix.put(value, values)
+        if context.cache is not None:
+            key, value = context.cache.append(self.layer, key, value)
+        seen = None if context.trace is None else context.trace.attentions
         return self.o_proj(self._mix(query, key, value, view, seen))
 
     def _heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
@@ -73,22 +73,22 @@ class Attention(nn.Module):
         x = x.view(*x.shape[:2], heads, self.head_dim)
         return x if norm is None else norm(x)
 
-    def _over_encoded(self, query: Tensor, sight: Sight) -> Tensor:
+    def _over_encoded(self, query: Tensor, context: ForwardContext) -> Tensor:
         """Attention over the encoder's states, whose keys and values a cache keeps from the first step on."""
-        view, kept = sight.views["cross"], None if sight.cache is None else sight.cache.cross(self.layer)
+        view, kept = context.masks["cross"], None if context.cache is None else context.cache.cross(self.layer)
         if kept is None:
-            encoded = sight.encoded
+            encoded = context.encoded
             key = self._heads(self.k_proj(encoded), self.num_kv_heads, self.k_norm)
             value = self._heads(self.v_proj(encoded), self.num_kv_heads)
             if view.by_hand:
                 return self._mix_by_hand(query, key, value, view, None)
             kept = key.transpose(1, 2), value.transpose(1, 2)
-            if sight.cache is not None:
-                sight.cache.keep_cross(self.layer, *kept)
-        seen = None if sight.trace is None else sight.trace.cross_attentions
+            if context.cache is not None:
+                context.cache.keep_cross(self.layer, *kept)
+        seen = None if context.trace is None else context.trace.cross_attentions
         return self._mix(query.transpose(1, 2), *kept, view, seen)
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, view: View, seen: list[Tensor] | None) -> Tensor:
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, view: AttentionMask, seen: list[Tensor] | None) -> Tensor:
         """Mixes the values (B, G, S, D) that each query (B, H, T, D) sees; gives (B, T, H D)."""
         if seen is None and flex.suits(query, self.softcap, self.window, key.shape[2]):
             mixed = flex.mix(
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         return mixed.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
 
     def _mix_plainly(
-        self, query: Tensor, key: Tensor, value: Tensor, view: View, seen: list[Tensor] | None
+        self, query: Tensor, key: Tensor, value: Tensor, view: AttentionMask, seen: list[Tensor] | None
     ) -> Tensor:
         """The pass whose weights (B, H, T, S) exist and can be kept."""
         scores = query @ key.mT * self.scale
@@ -129,7 +129,7 @@ class Attention(nn.Module):
         return weights @ value
 
     def _mix_by_hand(
-        self, query: Tensor, key: Tensor, value: Tensor, view: View, rotary: tuple[Tensor, Tensor] | None
+        self, query: Tensor, key: Tensor, value: Tensor, view: AttentionMask, rotary: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """The hand-written pass over (B, T, H, D); gives (B, T, H D)."""
         cos, sin = None, None

@@ -12,7 +12,7 @@ from quatrain.core.errors import InputError
 from quatrain.models.kernels import cpu
 from quatrain.models.transformer.attention import Attention
 from quatrain.models.transformer.config import ModelConfig
-from quatrain.models.transformer.context import Prefix, Sight, Trace, View, visible, visible_across
+from quatrain.models.transformer.context import AttentionMask, ForwardContext, Prefix, Trace, visible, visible_across
 from quatrain.models.transformer.feed_forward import FeedForward
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.norms import make_norm
@@ -49,24 +49,24 @@ class Block(nn.Module):
         self.attention_output_layernorm = make_norm(config) if sandwich else None
         self.feed_forward_output_layernorm = make_norm(config) if sandwich else None
 
-    def before_recomputing(self, x: Tensor, sight: Sight) -> None:
+    def before_recomputing(self, x: Tensor, context: ForwardContext) -> None:
         """Makes the attention biases that all blocks share, so that none of them belongs to a recomputed block."""
-        for view in sight.views.values():
+        for view in context.masks.values():
             if view.bias is not None:
                 view.added(view.bias.shape[-2], view.bias.shape[-1], x)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
         if self.residual != "sequential":
             normed = self.input_layernorm(x)
             other = normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
-            return x + self._drop(self.self_attn(normed, sight)) + self._drop(self.mlp(other))
+            return x + self._drop(self.self_attn(normed, context)) + self._drop(self.mlp(other))
         x = self._add(
-            x, lambda h: self.self_attn(h, sight), self.input_layernorm, self.attention_output_layernorm
+            x, lambda h: self.self_attn(h, context), self.input_layernorm, self.attention_output_layernorm
         )
         if self.cross_attn is not None and self.cross_attn_layernorm is not None:
             cross = self.cross_attn
-            x = self._add(x, lambda h: cross(h, sight), self.cross_attn_layernorm)
+            x = self._add(x, lambda h: cross(h, context), self.cross_attn_layernorm)
         return self._add(x, self.mlp, self.post_attention_layernorm, self.feed_forward_output_layernorm)
 
     def _add(
@@ -132,16 +132,16 @@ class Stack(nn.Module):
             for kind in sorted(set(self.config.layer_types))
             if self._rotary
         }
-        views = self._views(slots, past, x, cache, trace)
+        masks = self._views(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
             mask, blind = visible_across(segments, encoder_segments)
             by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace, causal=False)
-            views["cross"] = View(mask, blind=blind, by_hand=by_hand)
-        sight = Sight(views, rotary, cache, trace, encoded, prefix)
+            masks["cross"] = AttentionMask(mask, blind=blind, by_hand=by_hand)
+        context = ForwardContext(masks, rotary, cache, trace, encoded, prefix)
         for layer in self.layers:
             if trace is not None:
                 trace.hidden_states.append(x)
-            x = layer(x, sight)
+            x = layer(x, context)
         if cache is not None:
             cache.advance(length)
         x = x if self.norm is None else self.norm(x)
@@ -208,9 +208,9 @@ class Stack(nn.Module):
 
     def _views(
         self, slots: Tensor | None, past: int, x: Tensor, cache: KVCache | None, trace: Trace | None
-    ) -> dict[str, View]:
+    ) -> dict[str, AttentionMask]:
         """What each type of layer sees."""
-        length, views = x.shape[1], {}
+        length, masks = x.shape[1], {}
         by_hand = self._by_hand(x, length, cache, trace, causal=self.config.is_causal)
         for kind in sorted(set(self.config.layer_types)):
             window = self.config.sliding_window if kind == "sliding" else None
@@ -218,8 +218,8 @@ class Stack(nn.Module):
             first = past + length - keys
             mask = visible(self.config, kind, slots, length, keys, first, x.device)
             bias = self._position_bias(length, keys, x)
-            views[kind] = View(mask, self.config.is_causal and length > 1, bias, by_hand=by_hand)
-        return views
+            masks[kind] = AttentionMask(mask, self.config.is_causal and length > 1, bias, by_hand=by_hand)
+        return masks
 
     def _position_bias(self, queries: int, keys: int, x: Tensor) -> Tensor | None:
         """What ALiBi or a relative bias adds to the scores: (1, H, queries, keys)."""

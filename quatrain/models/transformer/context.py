@@ -60,7 +60,7 @@ class Prefix:
 
 
 @dataclass
-class View:
+class AttentionMask:
     """Which keys a query may see in one type of layer, and what is added to its scores.
 
     mask (B or 1, T, S): True where seen; None: all, or all but the later ones where `causal`. bias (1, H, T, S): what
@@ -103,7 +103,7 @@ class View:
 
 
 @dataclass
-class Sight:
+class ForwardContext:
     """What every layer of one forward pass sees alike.
 
     views: by type of layer ("full", "sliding"), and "cross" for the encoded text. rotary: by type of layer, cosines
@@ -111,7 +111,7 @@ class Sight:
     has their keys. prefix: keys and values that slots have.
     """
 
-    views: dict[str, View]
+    masks: dict[str, AttentionMask]
     rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     cache: KVCache | None = None
     trace: Trace | None = None

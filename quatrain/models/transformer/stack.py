@@ -24,7 +24,7 @@ from quatrain.models.transformer.initialization import initialize
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.positions import positions_of_tokens
 from quatrain.models.transformer.soft_prompts import Read, SoftPrompt
-from quatrain.models.transformer.token_rows import TokenRows
+from quatrain.models.transformer.trainable_tokens import TrainableTokens
 from quatrain.planning.room import check_weights
 
 __all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
@@ -55,12 +55,12 @@ class Model(Stack):
                 self.lm_head.weight = self.embed_tokens.weight
         fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
         self.prompt: SoftPrompt | None = None
-        self.token_rows: TokenRows | None = None
-        self.mixture: Any = None
+        self.trainable_tokens: TrainableTokens | None = None
+        self.adapter_set: Any = None
         """Several adapters that the rows of a batch choose from (`quatrain.adapters.adapter_set`)."""
         self.untied = False
         """Whether the head was given a matrix of its own that the model's files do not have."""
-        self.fresh: list[str] = []
+        self.newly_initialized: list[str] = []
         self.added: list[int] = []
         """Ids of tokens that were added to the vocabulary and have not learned yet."""
         self.generation: dict[str, Any] | None = None
@@ -140,7 +140,7 @@ class Model(Stack):
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size), after the final norm; of an encoder-decoder its decoder's."""
         if adapters is not None:
-            self.mixture.choose(adapters)
+            self.adapter_set.choose(adapters)
         if self.encoder is None:
             read = ids = self._ids(input_ids)
             positions = self._counted(ids, segments) if positions is None else positions
@@ -201,7 +201,7 @@ class Model(Stack):
         if config.head == "none":
             return hidden, None
         if config.head in ("causal", "masked", "seq2seq"):
-            logits = self.say(hidden)
+            logits = self.lm_logits(hidden)
             return logits, None if labels is None else heads.token_loss(logits, labels)
         if config.head == "pretraining":
             return self._pretrain(hidden, labels, input_ids, segments)
@@ -213,7 +213,7 @@ class Model(Stack):
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
         return logits, None if labels is None else heads.label_loss(logits, labels, config.problem)
 
-    def say(self, hidden: Tensor, owners: Tensor | None = None) -> Tensor:
+    def lm_logits(self, hidden: Tensor, owners: Tensor | None = None) -> Tensor:
         """The vocabulary's logits (…, V) for hidden states (…, hidden_size).
 
         A mixture of adapters says each row of a batch (B, T, …) by its own; `owners` (N) are the rows that states
@@ -226,8 +226,8 @@ class Model(Stack):
         if config.logit_scale != 1.0:
             hidden = hidden * config.logit_scale
         logits = self.lm_head(hidden)
-        if self.token_rows is not None:
-            logits = self.token_rows.say(hidden, logits, getattr(self.lm_head, "bias", None), owners)
+        if self.trainable_tokens is not None:
+            logits = self.trainable_tokens.lm_logits(hidden, logits, getattr(self.lm_head, "bias", None), owners)
         if self.logits_bias is not None:
             logits = logits + self.logits_bias.to(logits.dtype)  # training narrows weights, not buffers
         if config.logit_softcap is not None:
@@ -255,7 +255,7 @@ class Model(Stack):
     def _pretrain(self, hidden: Tensor, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Any:
         """Masked tokens and whether the second sentence follows the first (BERT's pretraining)."""
         pooled = heads.pool(hidden, self.config, self._ids(input_ids), segments)
-        tokens = self.say(hidden)
+        tokens = self.lm_logits(hidden)
         follows = self._score(pooled if self.pooler is None else self.pooler(pooled))
         if labels is None:
             return (tokens, follows), None
@@ -292,7 +292,7 @@ class Model(Stack):
                     f"{self.config.vocab_size}: model and tokenizer do not fit."
                 )
         embedded = self.embed_tokens(ids)
-        return embedded if self.token_rows is None else self.token_rows.embed(ids, embedded)
+        return embedded if self.trainable_tokens is None else self.trainable_tokens.embed(ids, embedded)
 
     def _counted(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
         """The positions (B, T) of a family that counts tokens, not slots; None for all others."""

@@ -18,7 +18,7 @@ from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess
-from quatrain.runs.learning import Learning, example_stream, learn, mean_length, with_dropout
+from quatrain.runs.learning import TrainingJob, example_stream, learn, mean_length, with_dropout
 from quatrain.runs.material import database_path, model_of, task_of, tokenizer_of, write_model
 from quatrain.runs.stage import Context, StageResult
 from quatrain.tokenizers.chat import render
@@ -56,7 +56,7 @@ def run(settings: DPOStage, context: Context) -> StageResult:
         weights.close()
     objective = DPO(beta=settings.beta, sft_weight=settings.sft_weight, pad_id=pad_id)
     stream, steps = example_stream(settings, context, examples)
-    learning = Learning(
+    learning = TrainingJob(
         model,
         tokenizer,
         objective,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from quatrain.data.batches import TokenExample
 from quatrain.evaluation.perplexity import examples_loss
 from quatrain.models.transformer.stack import Model
-from quatrain.runs import several, tasks
+from quatrain.runs import multi_adapter, tasks
 from quatrain.runs.assess import assess, look
 from quatrain.runs.chats import LeftOut, chat_examples, conversations, with_template
-from quatrain.runs.learning import Learning, example_stream, learn, longest, mean_length, with_dropout
+from quatrain.runs.learning import TrainingJob, example_stream, learn, longest, mean_length, with_dropout
 from quatrain.runs.material import model_of, tokenizer_of
 from quatrain.runs.stage import Context, StageResult
 from quatrain.runs.streaming import Make, Streamed, streamed
@@ -27,7 +27,7 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
     _, result = learn(learning, context)
     if settings.tasks:
         if settings.evaluate:
-            several.measure(settings, context, learning, result)
+            multi_adapter.measure(settings, context, learning, result)
     elif settings.objective == "chat":
         assess(settings, context, learning.model, learning.tokenizer, result)
     elif settings.evaluate:
@@ -36,10 +36,10 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
     return result
 
 
-def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> Learning:
+def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> TrainingJob:
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     if settings.tasks:
-        return several.setup(settings, context, model, lambda task, shared: setup(task, context, shared))
+        return multi_adapter.setup(settings, context, model, lambda task, shared: setup(task, context, shared))
     if settings.objective != "chat":
         return tasks.setup(settings, context, model)
     tokenizer = with_template(tokenizer_of(context), context)
@@ -55,7 +55,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     else:
         examples, notes, held_out = chat_examples(settings, context, tokenizer, limit)
         stream, steps = example_stream(settings, context, examples, length=limit, pad_id=pad_id)
-    return Learning(
+    return TrainingJob(
         model,
         tokenizer,
         Causal(pad_id, multiple=settings.train.pad_to_multiple_of),

@@ -19,7 +19,7 @@ from quatrain.models.io import model_folder
 from quatrain.models.transformer.settings import HEADS
 from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess, look
-from quatrain.runs.learning import Learning, Validate, example_stream, fresh_model, learn, with_dropout
+from quatrain.runs.learning import TrainingJob, Validate, example_stream, fresh_model, learn, with_dropout
 from quatrain.runs.material import as_wanted, model_folder_of, pieces, tokenizer_of
 from quatrain.runs.stage import Context, StageResult
 from quatrain.runs.streaming import Make, of_texts, streamed
@@ -48,7 +48,7 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
     return result
 
 
-def setup(settings: PretrainStage, context: Context, model: Model | None = None) -> Learning:
+def setup(settings: PretrainStage, context: Context, model: Model | None = None) -> TrainingJob:
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     tokenizer = tokenizer_of(context)
     model = with_dropout(model or starting_model(settings, context, tokenizer), settings.train.dropout)
@@ -56,7 +56,7 @@ def setup(settings: PretrainStage, context: Context, model: Model | None = None)
     objective: Any = make_objective(settings, tokenizer, length)
     objective.multiple = settings.train.pad_to_multiple_of
     wanted = settings.train
-    learning = Learning(
+    learning = TrainingJob(
         model, tokenizer, objective, stream=None, settings=wanted, steps=0, length=length, limit=length  # type: ignore[arg-type]
     )
     learning.sample = lambda model: look(settings, context, model, tokenizer)
@@ -98,7 +98,7 @@ def row_length(objective: Objective, length: int) -> int:
     return (objective.row_length or length) if isinstance(objective, Corruption) else length
 
 
-def _stream(settings: PretrainStage, context: Context, learning: Learning) -> None:
+def _stream(settings: PretrainStage, context: Context, learning: TrainingJob) -> None:
     """The text as it is read: no token file is written. Its first tokens, or those of `data.dev`, are held out."""
     data, row = context.recipe.data_of(settings), row_length(learning.objective, learning.length)
     causal = settings.objective == "causal"
@@ -123,7 +123,7 @@ def _stream(settings: PretrainStage, context: Context, learning: Learning) -> No
         learning.stream = copy_first(settings, context, learning.tokenizer, learning.stream)
 
 
-def _pairs(settings: PretrainStage, context: Context, learning: Learning) -> None:
+def _pairs(settings: PretrainStage, context: Context, learning: TrainingJob) -> None:
     """Pairs of sentences, of documents that are held whole; those of the last documents are held out."""
     documents = [{"text": text} for text in whole_texts(pieces(context, settings))]
     share = context.recipe.data_of(settings).validation

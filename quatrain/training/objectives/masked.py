@@ -134,7 +134,7 @@ class Masked(Corruption):
     def predict(self, model: Any, batch: TokenBatch) -> list[int]:
         """The likeliest token for each hidden one, row by row, as `batch.labels` has them."""
         labels = batch.labels[0] if self.next_sentence else batch.labels
-        return model.say(_states(model, batch)[labels != IGNORE]).argmax(-1).tolist()
+        return model.lm_logits(_states(model, batch)[labels != IGNORE]).argmax(-1).tolist()
 
 
 def _states(model: Any, batch: TokenBatch) -> Tensor:

@@ -94,7 +94,7 @@ class Seq2Seq(TextObjective):
                 f"labels: {int(wanted.max())}; must be below the model's vocabulary of {model.config.vocab_size}: "
                 "model and target tokenizer do not fit."
             )
-        logits = model.say(decoder_states(model, batch)[learned]).float()
+        logits = model.lm_logits(decoder_states(model, batch)[learned]).float()
         chances = logits.log_softmax(-1)
         said = -chances.gather(-1, wanted[:, None])[:, 0]
         loss = (1 - self.label_smoothing) * said - self.label_smoothing * chances.mean(-1)

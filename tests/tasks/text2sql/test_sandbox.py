@@ -109,7 +109,7 @@ BOMBS = {
 
 BOMB_SCRIPT = """
 import json, resource, sys, time
-from quatrain.applications.text2sql import Connection
+from quatrain.tasks.text2sql import Connection
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 start = time.perf_counter()
 with Connection(sys.argv[1], seconds=1.0) as connection:

@@ -10,7 +10,7 @@ from quatrain.evaluation.perplexity import examples_loss
 from quatrain.generation.engine import Engine
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import answers
-from quatrain.runs.learning import Learning, example_stream, mean_length
+from quatrain.runs.learning import TrainingJob, example_stream, mean_length
 from quatrain.runs.stage import Context, StageResult
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.settings import FinetuneStage
@@ -25,10 +25,10 @@ def setup(
     settings: FinetuneStage,
     context: Context,
     model: Model | None,
-    one: Callable[[FinetuneStage, Model | None], Learning],
-) -> Learning:
+    one: Callable[[FinetuneStage, Model | None], TrainingJob],
+) -> TrainingJob:
     """What the stage learns: the examples of all tasks, each as `one` sets it up alone, shuffled together."""
-    parts: dict[str, Learning] = {}
+    parts: dict[str, TrainingJob] = {}
     for name in settings.tasks:
         parts[name] = one(of_task(settings, name), model)
         model = parts[name].model
@@ -71,7 +71,7 @@ def look(settings: FinetuneStage, context: Context, model: Model, tokenizer: Tok
     ]
 
 
-def measure(settings: FinetuneStage, context: Context, learning: Learning, result: StageResult) -> None:
+def measure(settings: FinetuneStage, context: Context, learning: TrainingJob, result: StageResult) -> None:
     """Scores of each task by its own adapter, and the loss of the frozen model without it."""
     scores: dict[str, dict[str, float]] = {}
     result.samples = []

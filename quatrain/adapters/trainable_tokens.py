@@ -3,7 +3,7 @@
 A low-rank adapter leaves the embedding as it is. Tokens that pretraining never saw, such as the end of a turn, then
 have no direction of their own to be said by: the model may rank the end first and still give it next to no probability.
 Where the head has a matrix of its own, its rows of these tokens learn too. Only the rows have a gradient and states of
-an optimizer (`quatrain.models.transformer.token_rows`).
+an optimizer (`quatrain.models.transformer.trainable_tokens`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.token_rows import PARTS, LearnedRows
+from quatrain.models.transformer.trainable_tokens import PARTS, LearnedRows
 
 
-def learn_rows(model: Model, ids: Sequence[int]) -> None:
+def train_tokens(model: Model, ids: Sequence[int]) -> None:
     """Lets the rows of these ids learn, the embedding's and those of a head that is not tied; all others stay, to the
     bit. A matrix that learns whole already, or is under an adapter, does so further.
 
@@ -32,7 +32,7 @@ def learn_rows(model: Model, ids: Sequence[int]) -> None:
     rows = sorted(set(ids))
     frozen = {part: matrix[rows] for part, matrix in _matrices(model).items() if not matrix.requires_grad}
     if rows and frozen:
-        model.token_rows = make_rows(model, rows, frozen)
+        model.trainable_tokens = make_rows(model, rows, frozen)
 
 
 def make_rows(
@@ -66,7 +66,7 @@ def _matrices(model: Model) -> dict[str, nn.Parameter]:
 
 def learned_rows(model: Model) -> LearnedRows | None:
     """The rows that learn beside an adapter; None where none was asked for."""
-    return model.token_rows if isinstance(model.token_rows, LearnedRows) else None
+    return model.trainable_tokens if isinstance(model.trainable_tokens, LearnedRows) else None
 
 
 @torch.no_grad()
@@ -79,4 +79,4 @@ def stop_learning_rows(model: Model) -> None:
             tables["lm_head"] = tables["embed_tokens"]
         for part, table in tables.items():
             matrices[part][list(rows.ids)] = table.to(matrices[part])
-        model.token_rows = None
+        model.trainable_tokens = None

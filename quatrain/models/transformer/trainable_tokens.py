@@ -16,21 +16,21 @@ PARTS = ("embed_tokens", "lm_head")
 """What has a row for each token."""
 
 
-class TokenRows(nn.Module):
+class TrainableTokens(nn.Module):
     """What a model reads and says of some tokens in place of its embedding's rows, and of its head's."""
 
     def embed(self, tokens: Tensor, embedded: Tensor) -> Tensor:
         """The embedding (B, T, C) of tokens (B, T), given what the model's own is."""
         raise NotImplementedError
 
-    def say(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
+    def lm_logits(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
         """The logits (…, V) of hidden states (…, C), given the model's own, which are used up, and its head's bias
         (V). `owners` (N) are the rows of the batch that states (N, C) are of.
         """
         raise NotImplementedError
 
 
-class LearnedRows(TokenRows):
+class LearnedRows(TrainableTokens):
     """A table (K, C) for the embedding, and one for a head that is not tied, of the tokens `ids`, in float32.
 
     Either may be missing: its matrix is then as it is. A head that is tied says by the embedding's table.
@@ -68,7 +68,7 @@ class LearnedRows(TokenRows):
         learned = F.embedding(place, self.embed_tokens).to(embedded.dtype)
         return torch.where((self.index[place] == tokens)[..., None], learned, embedded)
 
-    def say(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
+    def lm_logits(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
         if self.said is None:
             return logits
         said = F.linear(hidden, self.said.to(hidden.dtype), None if bias is None else bias[self.index])
