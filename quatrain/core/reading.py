@@ -137,7 +137,11 @@ def read_json(path: str | Path, schema: Any = dict, *, max_bytes: int = MAX_JSON
 
     Raises InputError for everything that `parse_json` refuses.
     """
-    return parse_json(read_text(path, max_bytes), str(path), schema)
+    text = read_text(path, max_bytes)
+    value = parse_json(text, str(path), schema)
+    if "\\ud" in text or "\\uD" in text:
+        _refuse_half_characters(value, str(path))
+    return value
 
 
 def parse_json(text: str, where: str, schema: Any = dict) -> Any:
@@ -169,8 +173,10 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         value = tomllib.loads(text.replace("\r\n", "\n"))
     except RecursionError as error:
         raise InputError(f"{where}: nested too deeply; at most {MAX_DEPTH} levels are read") from error
-    except ValueError as error:  # TOMLDecodeError, and numbers with more digits than Python reads
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where}: not TOML: {error}") from error
+    except ValueError as error:  # more digits than Python reads
+        raise InputError(f"{where}: a number has too many digits; at most {MAX_DIGITS} are read") from error
     if depth_of(value) > MAX_DEPTH:
         raise InputError(f"{where}: nested {depth_of(value)} levels deep; at most {MAX_DEPTH} are read")
     return value
@@ -249,6 +255,15 @@ def _check_depth(text: str, where: str) -> None:
                 raise InputError(f"{where}: nested deeper than the {MAX_DEPTH} levels that are read")
         elif character in "]}":
             depth -= 1
+
+
+def _refuse_half_characters(value: Any, where: str) -> None:
+    """Refuse escapes of one half of a character (a lone surrogate): no file and no tokenizer can hold such a text."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise InputError(f"{where}: \\u{code:04x} is one half of a character, without the other; remove it") from error
 
 
 def _whole_number(digits: str) -> int:

@@ -317,8 +317,7 @@ def _message(cls: type[Settings], place: Place, items: list[Any], data: Any) -> 
     if kind == "value_error":
         return f"{quote(value)}; {context.get('error', item['msg'])}"
     if kind in _LIMITS:
-        limits = {name: _plain_number(limit) for name, limit in context.items()}
-        return f"{quote(value)}; must be {_LIMITS[kind].format(**limits)}"
+        return f"{quote(value)}; must be {_LIMITS[kind].format(**context)}"
     if kind == "string_pattern_mismatch":
         owner = annotation_at(cls, place[:-1], data)
         field = owner.model_fields.get(place[-1]) if _is_settings(owner) else None
@@ -362,10 +361,10 @@ _TYPES = {
 }
 
 _LIMITS = {
-    "greater_than": "greater than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "string_too_short": "text of at least {min_length} characters",
@@ -373,11 +372,6 @@ _LIMITS = {
     "multiple_of": "a multiple of {multiple_of}",
     "finite_number": "a finite number",
 }
-
-
-def _plain_number(limit: Any) -> Any:
-    """A whole number with all its digits, whether it comes as a float or not."""
-    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
 def _value_or_none(data: Any, place: Place) -> Any:

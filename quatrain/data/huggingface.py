@@ -35,6 +35,18 @@ def is_dataset(source: str | Path) -> bool:
     )
 
 
+def _check_name(name: str) -> None:
+    """Refuse what can be no name of a repository; the library would look for it among files."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(
+            f"{PREFIX}{name}: no name of a data set; must look like hf:owner/name, or hf:owner/name@revision"
+        ) from error
+
+
 class HuggingFace:
     """The rows of one split of a data set; streaming, they come without being downloaded first."""
 
@@ -46,6 +58,7 @@ class HuggingFace:
         self.name, self.streaming = source, streaming
         if source.startswith(PREFIX):
             name, _, revision = source.removeprefix(PREFIX).partition("@")
+            _check_name(name)
             data = _load(name, subset, split, revision or None, streaming)
         else:
             if subset is not None:

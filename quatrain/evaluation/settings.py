@@ -13,7 +13,7 @@ from quatrain.data.settings import DataSettings
 class EvaluateSettings(Settings):
     """`examples` questions of each held-out set; a sample of each prompt at each temperature."""
 
-    examples: int = Field(default=200, ge=1, lt=2**63)
+    examples: int = Field(default=200, ge=1)
     prompts: Listing[str] = ()
     temperatures: Listing[Annotated[float, Field(ge=0, le=10)]] = (0.8,)
     max_new_tokens: int = Field(default=120, ge=1)
