@@ -7,7 +7,8 @@ and reports every problem at once, each with its place, its value, what is allow
     seed: "x" is text; must be a whole number
     model.family: "lama"; must be one of llama, gpt2, mistral, …; did you mean llama?
 
-A class whose keys must agree with each other overrides `Settings.conflicts`.
+A class whose keys must agree with each other overrides `Settings.conflicts`. A class that has renamed a key lists the
+old name in `Settings.renamed_keys`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
@@ -65,6 +66,8 @@ class Settings(BaseModel):
     """Base of every setting: unknown keys refused, types exact (a whole number passes for a float), frozen."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """Old names of keys and their new ones: an old key is refused like any unknown key, with the new one suggested."""
 
     def conflicts(self) -> Iterator[Problem]:
         """Problems between keys of this object, places relative to it."""
@@ -300,7 +303,8 @@ def _message(cls: type[Settings], place: Place, items: list[Any], data: Any) -> 
     if kind == "extra_forbidden":
         owner = annotation_at(cls, place[:-1], _value_or_none(data, ()))
         keys = list(owner.model_fields) if _is_settings(owner) else []
-        near = suggest(str(place[-1]), keys)
+        renamed = owner.renamed_keys if _is_settings(owner) else {}
+        near = renamed.get(str(place[-1])) or suggest(str(place[-1]), keys)
         return f"unknown; did you mean {near}?" if near else f"unknown; must be one of {', '.join(keys)}"
     if kind == "missing":
         owner = annotation_at(cls, place[:-1], data)

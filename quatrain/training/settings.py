@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,8 @@ class TrainSettings(Settings):
     (`ddp`: the whole model; `zero1`, `zero2`, `zero3`: parts of the optimizer's state, of gradients, of weights too;
     `hybrid`: parts within a machine, copies between machines). `device` is the GPU that is there unless said otherwise.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"clip": "max_grad_norm"}
 
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)

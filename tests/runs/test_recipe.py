@@ -60,6 +60,7 @@ def test_shipped_recipes_are_right_and_described(name: str) -> None:
     [
         ("stage[1].train.lerning_rate=1.0", "stage[1].train.lerning_rate: unknown; did you mean learning_rate?"),
         ("stage.pretrain.train.lerning_rate=1.0", "stage[1].train.lerning_rate: unknown; did you mean learning_rate?"),
+        ("stage.pretrain.train.clip=1.0", "stage[1].train.clip: unknown; did you mean max_grad_norm?"),
         ("tokenizer.chat_template=chatlm", 'tokenizer.chat_template: "chatlm" is neither Jinja source'),
         ("seed=x", 'seed: "x" is text; must be a whole number'),
         ("seed=1.5", "seed: 1.5 is a number; must be a whole number"),
