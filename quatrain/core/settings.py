@@ -35,11 +35,8 @@ Listing = Annotated[tuple[Item, ...], Strict(False)]
 """A list in TOML, kept as a tuple so that settings cannot change."""
 
 
-MOST_SHOWN = 1_000
-"""Characters of a problem that are shown."""
-
-MOST_BITS = 1_000
-"""Of whole numbers that are written out."""
+MOST_SHOWN = MOST_BITS = 1_000
+"""Characters of a problem that are shown; bits of whole numbers that are written out."""
 
 LARGEST_WHOLE = 2**63 - 1
 """What a file of ours and every library below can count."""

@@ -195,7 +195,7 @@ def test_chats_that_are_too_long_for_the_context_are_named(materials: Path, tmp_
     with pytest.raises(InputError, match="No chat is left to learn from: 36 are longer than 4 tokens"):
         go(
             HEAD.format(text=materials / "text.txt"),
-            stage("pretrain", "steps = 1", evaluate="false").replace("warmup = 2", "warmup = 0"),
+            stage("pretrain", "steps = 2", evaluate="false").replace("warmup = 2", "warmup = 0"),
             stage("finetune", "epochs = 1", context="4", data=data),
             folder=tmp_path,
         )

@@ -41,7 +41,9 @@ def one_step(parts, objective=None, *, model=None, **changes):
         model,
         objective or Causal(),
         FixedStream(parts),
-        settings(**({"steps": 1, "warmup": 0, "accumulation": len(parts), "max_grad_norm": 0.0} | changes)),
+        settings(
+            **({"steps": 1, "warmup": 0, "schedule": "constant", "accumulation": len(parts), "max_grad_norm": 0.0} | changes)
+        ),
         steps=1,
         hooks=Hooks(log=logged.append),
     )
