@@ -15,7 +15,7 @@ from quatrain.models import hub
 from quatrain.models.families import family
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.io import sentence_transformers
-from quatrain.models.io.model_folder import config_of, read_config
+from quatrain.models.io.model_folder import check_size, config_of, read_config
 from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors, weight_files
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
@@ -114,6 +114,7 @@ class Subject:
         try:
             paths = list(weight_files(self.base))
             with Tensors(self.base) as tensors:
+                check_size(self.config, tensors)
                 counts: Counter[str] = Counter()
                 for name in tensors.names:
                     elements = 1

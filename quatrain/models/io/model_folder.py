@@ -97,9 +97,9 @@ def load(
     if config.head == "embedding" and pooled is not None:
         config = config.with_(**pooled)
     of_files = kind.heads[kind.head_of(raw)]
-    check_weights(config, bits or (4 if raw.get("quantization_config") else 8 * dtype.itemsize), device)
     with large_apart(), Tensors(folder) as tensors:
-        _check_size(config, tensors)
+        check_weights(config, bits or (4 if raw.get("quantization_config") else 8 * dtype.itemsize), device)
+        check_size(config, tensors)
         strict = labels is None and kind.heads[config.head] == of_files
         names = Names(kind, of_files, tensors, strict=strict, ignored=kind.heads[config.head].ignored)
         config = _without_absent(config, kind.heads[config.head], names)
@@ -113,7 +113,7 @@ def load(
     return network.eval()
 
 
-def _check_size(config: ModelConfig, tensors: Tensors) -> None:
+def check_size(config: ModelConfig, tensors: Tensors) -> None:
     """Refuse at once a config.json of another model: no file holds a weight in less than a bit."""
     described, held = least_parameters(config), tensors.nbytes
     if described > 8 * held:
