@@ -37,13 +37,12 @@ def one_step(parts, objective=None, *, model=None, **changes):
     """Mean loss, and the gradient of it by name, of micro-batches that together are one step."""
     model = model or Model(CONFIG).initialize(0)
     logged = []
+    usual = {"steps": 1, "warmup": 0, "schedule": "constant", "accumulation": len(parts), "max_grad_norm": 0.0}
     trainer = Trainer(
         model,
         objective or Causal(),
         FixedStream(parts),
-        settings(
-            **({"steps": 1, "warmup": 0, "schedule": "constant", "accumulation": len(parts), "max_grad_norm": 0.0} | changes)
-        ),
+        settings(**(usual | changes)),
         steps=1,
         hooks=Hooks(log=logged.append),
     )
