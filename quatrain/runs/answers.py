@@ -22,14 +22,14 @@ from quatrain.generation.logits import SamplingParams
 from quatrain.runs.chats import ANSWERED, Chat, conversations, encode_chats, split
 from quatrain.runs.material import questions_of
 from quatrain.runs.recipe import LEARNING_KINDS
-from quatrain.runs.stage import LOOKS, Context, StageResult
+from quatrain.runs.stage import LOOKS, StageContext, StageResult
 from quatrain.tasks.text2sql.questions import SHOWN, Asked, ask, asks_sql, judge
 
 SHORT = 5
 """Words of an answer that is right only where it is the same."""
 
 
-def answers(settings: Settings, context: Context) -> bool:
+def answers(settings: Settings, context: StageContext) -> bool:
     """Whether the model takes turns by then: the stage that taught it last was one of chats, or its data are chats."""
     last = next((stage for stage in _before(context) if stage.kind in LEARNING_KINDS), None)
     if last is not None:
@@ -38,14 +38,14 @@ def answers(settings: Settings, context: Context) -> bool:
     return any(kind is not None and kind != "pairs" for kind in kinds)
 
 
-def data_measured(settings: Settings, context: Context) -> DataSettings:
+def data_measured(settings: Settings, context: StageContext) -> DataSettings:
     """The data that a stage is measured on: its own, or those of the stage that taught chats last, or the recipe's."""
     taught = [stage for stage in _before(context) if stage.kind == "finetune"]
     own = getattr(settings, "data", None) or next((stage.data for stage in taught if stage.data), None)
     return own or context.recipe.data
 
 
-def _before(context: Context) -> list[Any]:
+def _before(context: StageContext) -> list[Any]:
     """The stages up to this one, the last one first."""
     return list(context.recipe.stage[: context.index + 1])[::-1]
 
@@ -61,7 +61,7 @@ def _kind(source: str, data: DataSettings) -> str | None:
     return "pairs" if found in ANSWERED else "chat" if found == "chat" else None
 
 
-def measure(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
+def measure(settings: Settings, context: StageContext, engine: Engine, result: StageResult) -> None:
     """Adds scores of the sets held out, their samples, and answers to the recipe's prompts, asked as turns."""
     data, wanted = data_measured(settings, context), context.recipe.evaluate
     scores_of: dict[str, dict[str, float]] = {}
@@ -124,7 +124,7 @@ def sets(data: DataSettings) -> Iterator[tuple[str, str, DataSettings]]:
 
 
 def _questions(
-    name: str, part: str, data: DataSettings, context: Context, engine: Engine, said: _Said
+    name: str, part: str, data: DataSettings, context: StageContext, engine: Engine, said: _Said
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
     """Greedy answers, judged by running them."""
     wanted = context.recipe.evaluate
@@ -144,13 +144,13 @@ def _questions(
     return judged.scores, judged.samples, [*reader.notes, *notes, *judged.notes]
 
 
-def held_out_questions(asked: list[Asked], part: str, data: DataSettings, context: Context) -> list[Asked]:
+def held_out_questions(asked: list[Asked], part: str, data: DataSettings, context: StageContext) -> list[Asked]:
     """All questions of a part of their own, or the share of the source that was not learned."""
     return split(asked, data.validation, context.seed)[1] if part == "source" else asked
 
 
 def _chats(
-    name: str, part: str, data: DataSettings, settings: Settings, context: Context, engine: Engine, said: _Said
+    name: str, part: str, data: DataSettings, settings: Settings, context: StageContext, engine: Engine, said: _Said
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
     """The loss of the answers, and some of the model's own beside them; where they are short, the share that is right.
     """
@@ -183,7 +183,7 @@ def _chats(
     return scores, samples, [note for note in notes if "left out" in note]
 
 
-def held_out_chats(part: str, data: DataSettings, settings: Settings, context: Context) -> list[Chat]:
+def held_out_chats(part: str, data: DataSettings, settings: Settings, context: StageContext) -> list[Chat]:
     """All chats of a part of their own, or the share of the source that was not learned."""
     if data.streaming and part == "source":
         return list(islice(conversations(data, context, settings, []), context.recipe.evaluate.examples))
@@ -191,7 +191,7 @@ def held_out_chats(part: str, data: DataSettings, settings: Settings, context: C
     return split(found, data.validation, context.seed)[1] if part == "source" else found
 
 
-def look(settings: Settings, context: Context, engine: Engine) -> list[dict[str, Any]]:
+def look(settings: Settings, context: StageContext, engine: Engine) -> list[dict[str, Any]]:
     """A few answers of a model that still learns: to the recipe's prompts, or to chats held out."""
     wanted = context.recipe.evaluate
     params = SamplingParams(max_new_tokens=wanted.max_new_tokens, seed=context.seed)

@@ -19,7 +19,7 @@ from quatrain.generation.logits import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import answers as answering
 from quatrain.runs.material import database_path, task_of
-from quatrain.runs.stage import LOOKS, Context, StageResult
+from quatrain.runs.stage import LOOKS, StageContext, StageResult
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 MASK = "[MASK]"
@@ -29,7 +29,7 @@ OPENING = 20
 """Characters of a text's beginning that stand in for prompts which the model cannot read."""
 
 
-def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:
+def assess(settings: Settings, context: StageContext, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:
     """Adds scores, samples and generation speed to a stage's result."""
     if not getattr(settings, "evaluate", True):
         return
@@ -46,7 +46,7 @@ def assess(settings: Settings, context: Context, model: Model, tokenizer: Tokeni
             _samples(settings, context, engine, result)
 
 
-def look(settings: Settings, context: Context, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def look(settings: Settings, context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """What a model that still learns says: a few samples, of the kind that `assess` takes in the end."""
     if model.config.head in ("masked", "pretraining"):
         return _fillings(context, model, tokenizer)
@@ -75,7 +75,9 @@ def look(settings: Settings, context: Context, model: Model, tokenizer: Tokenize
     ]
 
 
-def _questions(settings: Settings, context: Context, engine: Engine, tokenizer: Tokenizer, result: StageResult) -> None:
+def _questions(
+    settings: Settings, context: StageContext, engine: Engine, tokenizer: Tokenizer, result: StageResult
+) -> None:
     """Answers every held-out question greedily and judges the SQL by running it."""
     from quatrain.tasks.text2sql.questions import Asked, judge
     from quatrain.tasks.text2sql.sandbox import Connection
@@ -118,7 +120,7 @@ def _answers(
 
 
 @torch.no_grad()
-def _fillings(context: Context, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _fillings(context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """What the model thinks likeliest for each hidden word, [MASK], of the recipe's prompts."""
     mask = tokenizer.mask_id
     written = tokenizer.id_to_token(mask) if mask is not None else None
@@ -143,7 +145,7 @@ def _fillings(context: Context, model: Model, tokenizer: Tokenizer) -> list[dict
     return found
 
 
-def _samples(settings: Settings, context: Context, engine: Engine, result: StageResult) -> None:
+def _samples(settings: Settings, context: StageContext, engine: Engine, result: StageResult) -> None:
     """A sample of each of the recipe's prompts at each of its temperatures."""
     wanted = context.recipe.evaluate
     prompts, notes = _readable_prompts(settings, context, engine)
@@ -167,7 +169,7 @@ def _samples(settings: Settings, context: Context, engine: Engine, result: Stage
     result.generation_tokens_per_second = tokens / seconds if seconds else None
 
 
-def _readable_prompts(settings: Settings, context: Context, engine: Engine) -> tuple[list[str], list[str]]:
+def _readable_prompts(settings: Settings, context: StageContext, engine: Engine) -> tuple[list[str], list[str]]:
     """The recipe's prompts that the model can read, and a note on each that it cannot.
 
     A recipe's prompts are for its own text: another text may lack their characters, or its model be too short for
@@ -198,7 +200,7 @@ def _fault(engine: Engine, prompt: str) -> str | None:
     return None if count < limit else f"it has {count} tokens, and the model reads {limit}"
 
 
-def _opening(settings: Settings, context: Context) -> str:
+def _opening(settings: Settings, context: StageContext) -> str:
     """The first words of the text that a stage has learned, at most 20 characters; "" where they are not to be had."""
     from quatrain.data.documents import read_pieces
 

@@ -18,7 +18,7 @@ from quatrain.data.example_cache import prepared
 from quatrain.data.records import Conversation, LabelledText
 from quatrain.data.settings import DataSettings
 from quatrain.runs.material import corpus_of, questions_of, task_of
-from quatrain.runs.stage import Context
+from quatrain.runs.stage import StageContext
 from quatrain.tokenizers.chat import has_marks, render
 from quatrain.tokenizers.templates import TEMPLATE_TOKENS, TEMPLATES
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ NAMED = 3
 """Chats that are left out and named; the others are counted."""
 
 
-def with_template(tokenizer: Tokenizer, context: Context) -> Tokenizer:
+def with_template(tokenizer: Tokenizer, context: StageContext) -> Tokenizer:
     """The tokenizer with a chat template that marks what the assistant says, without which nothing can be learned.
 
     That of a public model seldom does: unless the recipe names one, that whose tokens the tokenizer knows takes its
@@ -62,7 +62,7 @@ def _unknown(tokenizer: Tokenizer, name: str) -> list[str]:
 
 
 def chat_examples(
-    settings: Settings, context: Context, tokenizer: Tokenizer, limit: int
+    settings: Settings, context: StageContext, tokenizer: Tokenizer, limit: int
 ) -> tuple[Sequence[TokenExample], list[str], Sequence[TokenExample]]:
     """The chats to learn with their notes, and those of validations; from the cache where they were made before."""
     data = context.recipe.data_of(settings)
@@ -96,7 +96,7 @@ def chat_examples(
     return learned, _told(notes, others, context), held_out
 
 
-def _told(notes: list[str], of_validations: list[str], context: Context) -> list[str]:
+def _told(notes: list[str], of_validations: list[str], context: StageContext) -> list[str]:
     """The notes of a stage, with what validations leave out; what is left out is said at once."""
     notes = [*notes, *(f"validations: {note}" for note in of_validations if LEFT in note)]
     for note in notes:
@@ -117,7 +117,7 @@ def mark_of(data: DataSettings, part: str) -> str | None:
 
 
 def _both(
-    data: DataSettings, context: Context, settings: Settings, notes: list[str]
+    data: DataSettings, context: StageContext, settings: Settings, notes: list[str]
 ) -> tuple[list[Chat], list[Chat]]:
     """The chats to learn, and those of validations: of `data.dev`, or a random share of the source."""
     learned = list(conversations(data, context, settings, notes))
@@ -139,7 +139,7 @@ def split(found: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]
 
 
 def conversations(
-    data: DataSettings, context: Context, settings: Settings, notes: list[str], part: str = "source"
+    data: DataSettings, context: StageContext, settings: Settings, notes: list[str], part: str = "source"
 ) -> Iterator[Chat]:
     """The chats of a part of the data: the database's questions with their SQL, or those of the source.
 

@@ -17,7 +17,7 @@ from quatrain.core.settings import Settings
 from quatrain.runs.folder import made
 from quatrain.runs.inputs import beginning
 from quatrain.runs.recipe import Recipe
-from quatrain.runs.stage import Context, stage_name
+from quatrain.runs.stage import StageContext, stage_name
 
 END = -1
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
@@ -96,7 +96,7 @@ def follow(recipe: Recipe, folder: Path) -> None:
     leave()
 
 
-def context_of(recipe: Recipe, folder: Path, index: int) -> Context:
+def context_of(recipe: Recipe, folder: Path, index: int) -> StageContext:
     """The context of a stage, from what the stages before it have left on the disk."""
     model = beginning(recipe)
     tokenizer = Path(recipe.tokenizer.path) if recipe.tokenizer.path else model
@@ -107,6 +107,6 @@ def context_of(recipe: Recipe, folder: Path, index: int) -> Context:
         tokenizer = made(before, "tokenizer") or tokenizer
         model = made(before, "model") or model
     name = stage_name(index, recipe.stage[index])
-    return Context(
+    return StageContext(
         recipe, folder, folder / "stages" / name, index, name, model, tokenizer, recipe.seed, SilentReporter()
     )

@@ -36,7 +36,7 @@ from quatrain.planning.machine import choose_device
 from quatrain.runs import distributed
 from quatrain.runs.material import base_name_of, model_folder_of, with_rules, write_mixture, write_model
 from quatrain.runs.recipe import to_dict
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.distributed import Single, make_parallel
@@ -82,7 +82,7 @@ class TrainingJob:
     tasks: tuple[str, ...] = ()
 
 
-def learn(learning: TrainingJob, context: Context) -> tuple[TrainResult, StageResult]:
+def learn(learning: TrainingJob, context: StageContext) -> tuple[TrainResult, StageResult]:
     """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`)."""
     model, tokenizer = learning.model, learning.tokenizer
     from quatrain.runs.preflight import before_run
@@ -126,7 +126,7 @@ def learn(learning: TrainingJob, context: Context) -> tuple[TrainResult, StageRe
     return trained, result
 
 
-def attach(learning: TrainingJob, context: Context) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
+def attach(learning: TrainingJob, context: StageContext) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
     model, adapter = learning.model, learning.adapter
     if adapter is None:
@@ -181,7 +181,7 @@ def load_weights(model: Model, checkpoint: Path) -> None:
 
 
 def train(
-    learning: TrainingJob, context: Context, *, save: Callable[[Path], None], load: Callable[[Path], None]
+    learning: TrainingJob, context: StageContext, *, save: Callable[[Path], None], load: Callable[[Path], None]
 ) -> tuple[TrainResult, StageResult]:
     """Trains with progress, `metrics.jsonl` and checkpoints, from the newest whole checkpoint if there is one.
 
@@ -246,14 +246,14 @@ def train(
     )
 
 
-def metrics_log(context: Context, resume_step: int) -> AbstractContextManager[MetricsLog | None]:
+def metrics_log(context: StageContext, resume_step: int) -> AbstractContextManager[MetricsLog | None]:
     """The run's `metrics.jsonl`, which the first process alone writes."""
     if not context.is_main:
         return nullcontext()
     return MetricsLog(context.metrics_path, context.name, resume_step=resume_step)
 
 
-def trackers(context: Context, resume_step: int) -> Trackers:
+def trackers(context: StageContext, resume_step: int) -> Trackers:
     """The recipe's trackers, of the first process alone."""
     recipe = context.recipe
     return Trackers(
@@ -288,7 +288,7 @@ def decoded(tokenizer: Tokenizer, batch: Any) -> list[str]:
 
 
 def example_stream(
-    settings: Any, context: Context, examples: Sequence[Any], *, length: int = 0, pad_id: int = 0
+    settings: Any, context: StageContext, examples: Sequence[Any], *, length: int = 0, pad_id: int = 0
 ) -> tuple[ExampleStream | PackedStream, int]:
     """Shuffled batches of examples, and the number of the optimizer's steps. `length` is that of a packed row."""
     wanted = settings.train
@@ -334,7 +334,7 @@ def with_dropout(model: Model, dropout: float) -> Model:
     return model
 
 
-def fresh_model(context: Context, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> Model:
+def fresh_model(context: StageContext, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> Model:
     """A model of the recipe's shape and the tokenizer's vocabulary, with weights drawn from the recipe's seed.
 
     `more` are fields of its configuration such as `labels`.

@@ -27,7 +27,7 @@ from quatrain.data.records import (
 )
 from quatrain.data.settings import DataSettings
 from quatrain.runs.inputs import beginning, is_of_hub
-from quatrain.runs.stage import Context
+from quatrain.runs.stage import StageContext
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ MAX_HELD = 8_000_000
 """Characters of a text without a space that are kept together."""
 
 
-def tokenizer_of(context: Context) -> Tokenizer:
+def tokenizer_of(context: StageContext) -> Tokenizer:
     """The run's tokenizer: that of the model so far, of the tokenizer stage, or of `tokenizer.path`.
 
     It has the special tokens and the chat template that the recipe asks for.
@@ -52,13 +52,13 @@ def tokenizer_of(context: Context) -> Tokenizer:
     return _as_wanted(_stored_tokenizer(context), context)
 
 
-def _as_wanted(tokenizer: Tokenizer, context: Context) -> Tokenizer:
+def _as_wanted(tokenizer: Tokenizer, context: StageContext) -> Tokenizer:
     """A tokenizer with what the recipe adds to it."""
     wanted = context.recipe.tokenizer
     return tokenizer.extended(wanted.special_tokens, chat_template=wanted.chat_template)
 
 
-def _stored_tokenizer(context: Context) -> Tokenizer:
+def _stored_tokenizer(context: StageContext) -> Tokenizer:
     """The run's tokenizer as its files have it."""
     for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path, beginning(context.recipe)):
         if place is not None:
@@ -66,12 +66,12 @@ def _stored_tokenizer(context: Context) -> Tokenizer:
     raise InputError('No tokenizer: put a stage of kind = "tokenizer" first, or set tokenizer.path.')
 
 
-def model_folder_of(context: Context) -> Path | None:
+def model_folder_of(context: StageContext) -> Path | None:
     """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh."""
     return context.previous_model or beginning(context.recipe)
 
 
-def base_name_of(context: Context) -> str:
+def base_name_of(context: StageContext) -> str:
     """Where an adapter's base is, as its configuration names it: an id of the hub, or a folder; empty where neither."""
     folder = context.recipe.model.folder
     if context.previous_model is None and folder is not None and is_of_hub(folder):
@@ -79,7 +79,7 @@ def base_name_of(context: Context) -> str:
     return str(model_folder_of(context) or "")
 
 
-def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:
+def model_of(context: StageContext, adapter: AdapterSettings | None = None) -> Model:
     """The model as the stages before have left it, or the one in `model.folder`, held as an adapter wants it."""
     from quatrain.loading.model import load_model
 
@@ -89,7 +89,7 @@ def model_of(context: Context, adapter: AdapterSettings | None = None) -> Model:
     return as_wanted(load_model(folder, quantize=quantize_of(adapter))[0], context)
 
 
-def as_wanted(model: Model, context: Context) -> Model:
+def as_wanted(model: Model, context: StageContext) -> Model:
     """The model with the recipe's rules of speaking, and a row for each token that the recipe adds to its tokenizer;
     which those are is told once.
     """
@@ -108,7 +108,7 @@ def as_wanted(model: Model, context: Context) -> Model:
     return model
 
 
-def with_rules(model: Model, context: Context) -> Model:
+def with_rules(model: Model, context: StageContext) -> Model:
     """The model with the recipe's rules of speaking beside its own."""
     if rules := context.recipe.model.generation.model_dump(exclude_none=True):
         model.generation = {**(model.generation or {}), **rules}
@@ -120,7 +120,7 @@ def quantize_of(adapter: AdapterSettings | None) -> str | None:
     return adapter.base if adapter is not None and adapter.base != "float" else None
 
 
-def pieces(context: Context, stage: Settings, part: str = "source") -> Iterator[Piece]:
+def pieces(context: StageContext, stage: Settings, part: str = "source") -> Iterator[Piece]:
     """The texts that a stage learns from, the source's or those that the database's questions bring; or those of `dev`.
 
     A large document comes in several pieces, so that no more of it is in memory than a piece.
@@ -199,7 +199,7 @@ def texts(parts: Iterable[Piece]) -> Iterator[str]:
         held = text[end:]
 
 
-def task_of(context: Context, stage: Settings) -> Text2SQL:
+def task_of(context: StageContext, stage: Settings) -> Text2SQL:
     """The questions about the stage's database, built once a process; the shop is made where it is absent."""
     from quatrain.tasks.text2sql.dataset import Text2SQL
 
@@ -219,7 +219,7 @@ def task_of(context: Context, stage: Settings) -> Text2SQL:
     return task
 
 
-def database_path(context: Context, stage: Settings) -> Path:
+def database_path(context: StageContext, stage: Settings) -> Path:
     """The SQLite file: the user's, or `shop.sqlite` in the run folder, made on the first call."""
     from quatrain.tasks.text2sql.shop import create_shop
 

@@ -11,7 +11,7 @@ from quatrain.generation.engine import Engine
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import answers
 from quatrain.runs.learning import TrainingJob, example_stream, mean_length
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.settings import FinetuneStage
 
@@ -23,7 +23,7 @@ def of_task(settings: FinetuneStage, name: str) -> FinetuneStage:
 
 def setup(
     settings: FinetuneStage,
-    context: Context,
+    context: StageContext,
     model: Model | None,
     one: Callable[[FinetuneStage, Model | None], TrainingJob],
 ) -> TrainingJob:
@@ -62,7 +62,7 @@ def tagged(examples: Sequence[TokenExample], name: str | None) -> list[TaskExamp
     return [TaskExample(each.ids, each.mask, name) for each in examples]
 
 
-def look(settings: FinetuneStage, context: Context, model: Model, tokenizer: Tokenizer) -> list[dict[str, object]]:
+def look(settings: FinetuneStage, context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, object]]:
     """What the model says by each adapter by now."""
     return [
         {**sample, "set": f"{name}: {sample['set']}"}
@@ -71,7 +71,7 @@ def look(settings: FinetuneStage, context: Context, model: Model, tokenizer: Tok
     ]
 
 
-def measure(settings: FinetuneStage, context: Context, learning: TrainingJob, result: StageResult) -> None:
+def measure(settings: FinetuneStage, context: StageContext, learning: TrainingJob, result: StageResult) -> None:
     """Scores of each task by its own adapter, and the loss of the frozen model without it."""
     scores: dict[str, dict[str, float]] = {}
     result.samples = []

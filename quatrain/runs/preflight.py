@@ -27,7 +27,7 @@ from quatrain.planning.room import check_step
 from quatrain.runs.distributed import context_of, trains_together
 from quatrain.runs.learning import TrainingJob, adapt, check_learns_whole, fresh_model
 from quatrain.runs.recipe import Recipe, dumps
-from quatrain.runs.stage import Context, stage_function, stage_name
+from quatrain.runs.stage import StageContext, stage_function, stage_name
 from quatrain.training.memory import tensor_bytes
 from quatrain.training.preflight import Found, look
 
@@ -123,7 +123,7 @@ def _make_tokenizer(recipe: Recipe, work: Path, index: int, reporter: Reporter) 
     stage_function("tokenizer")(recipe.stage[index], context)
 
 
-def learning_of(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> tuple[TrainingJob, Context]:
+def learning_of(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> tuple[TrainingJob, StageContext]:
     """What a stage learns. Where no stage has made a model yet, fresh weights of the recipe's shape stand in."""
     from quatrain.runs.material import model_folder_of, tokenizer_of
     from quatrain.runs.stages import finetune, pretrain
@@ -251,7 +251,7 @@ def _measure(work: Path, index: int, result: StagePreflight) -> None:
     result.tokens_per_second, result.precision = told["tokens_per_second"], told["precision"]
 
 
-def before_run(learning: TrainingJob, context: Context, settings: Any) -> None:
+def before_run(learning: TrainingJob, context: StageContext, settings: Any) -> None:
     """The short form, before a stage of a run trains. Raises InputError for what cannot work."""
     if settings.kind not in ("pretrain", "finetune") or not context.is_main:
         return

@@ -29,7 +29,7 @@ from quatrain.runs.fingerprints import stage_marks
 from quatrain.runs.folder import free_name, link_folder, made, make_folder, prepare, read_json
 from quatrain.runs.inputs import beginning, check_inputs, input_marks, left_out
 from quatrain.runs.recipe import Recipe, changes, dumps, load, loads
-from quatrain.runs.stage import Context, StageResult, stage_function, stage_name
+from quatrain.runs.stage import StageContext, StageResult, stage_function, stage_name
 
 RECIPE_FILE = "recipe.toml"
 STATE_FILE = "run.json"
@@ -265,7 +265,7 @@ class _Runner:
             if redo or result is None or result.get("fingerprint") != self.marks[index].fingerprint:
                 redo = True
                 seed = self.recipe.seed
-                context = Context(
+                context = StageContext(
                     self.recipe, self.folder, stage_folder, index, name, model, tokenizer, seed, self.reporter, shared
                 )
                 result = self._stage(context)
@@ -278,7 +278,7 @@ class _Runner:
                 model = path
         return results
 
-    def _stage(self, context: Context) -> dict[str, Any]:
+    def _stage(self, context: StageContext) -> dict[str, Any]:
         index, name, mark = context.index, context.name, self.marks[context.index]
         resumed = prepare(context.stage_folder, mark)
         if not resumed:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from quatrain.core.settings import Settings
     from quatrain.runs.recipe import Recipe
 
-StageFunction = Callable[[Any, "Context"], "StageResult"]
+StageFunction = Callable[[Any, "StageContext"], "StageResult"]
 
 STAGES: dict[str, str] = {
     "tokenizer": "quatrain.runs.stages.tokenizer:run",
@@ -43,7 +43,7 @@ LOOKS = 3
 
 
 @dataclass
-class Context:
+class StageContext:
     """Where a stage works, and what the stages before it left.
 
     `seed` is the recipe's. `shared` lives as long as the process: stages keep there what is costly to

@@ -18,7 +18,7 @@ from quatrain.data.batches import TokenExample
 from quatrain.data.documents import Piece
 from quatrain.data.records import Record
 from quatrain.data.settings import DataSettings
-from quatrain.runs.stage import Context
+from quatrain.runs.stage import StageContext
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.streams import StreamedExamples
 
@@ -62,7 +62,7 @@ def check(settings: Any, data: DataSettings) -> None:
         raise InputError("data.streaming = true does not go with:", problems)
 
 
-def streamed(settings: Any, context: Context, make: Make, *, dev: Make | None = None, held: int) -> Streamed:
+def streamed(settings: Any, context: StageContext, make: Make, *, dev: Make | None = None, held: int) -> Streamed:
     """The stream of what `make` makes. `dev` makes the examples of validations, at most `held`; where it is None they
     are the first ones, and none of those is learned.
 

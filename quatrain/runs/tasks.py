@@ -34,7 +34,7 @@ from quatrain.runs.learning import (
     with_dropout,
 )
 from quatrain.runs.material import as_wanted, corpus_of, model_folder_of, quantize_of, tokenizer_of
-from quatrain.runs.stage import LOOKS, Context, StageResult
+from quatrain.runs.stage import LOOKS, StageContext, StageResult
 from quatrain.runs.streaming import Make, Streamed
 from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ KINDS = (Text, TaggedText, Window, ChoiceText, SourceTarget, Related)
 """What examples of tasks are."""
 
 
-def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> TrainingJob:
+def setup(settings: FinetuneStage, context: StageContext, model: Model | None = None) -> TrainingJob:
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     data = context.recipe.data_of(settings)
     tokenizer = tokenizer_of(context)
@@ -94,7 +94,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
 
 
 def prepare(
-    settings: FinetuneStage, context: Context, corpus: Corpus, objective: Any, limit: int
+    settings: FinetuneStage, context: StageContext, corpus: Corpus, objective: Any, limit: int
 ) -> tuple[Sequence[Any], list[str], Sequence[Any]]:
     """The examples to learn with their notes, and those of validations; from the cache where they were made before."""
     data = context.recipe.data_of(settings)
@@ -132,7 +132,7 @@ def prepare(
     return learned, notes, held_out
 
 
-def streamed_examples(settings: FinetuneStage, context: Context, corpus: Corpus, objective: Any) -> Streamed:
+def streamed_examples(settings: FinetuneStage, context: StageContext, corpus: Corpus, objective: Any) -> Streamed:
     """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
     data, embed = context.recipe.data_of(settings), settings.objective == "embed"
 
@@ -162,7 +162,7 @@ def labels_of(settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
     return tuple(settings.labels) or tuple(corpus.labels())
 
 
-def split(settings: FinetuneStage, context: Context, corpus: Corpus) -> tuple[list[Record], list[Record]]:
+def split(settings: FinetuneStage, context: StageContext, corpus: Corpus) -> tuple[list[Record], list[Record]]:
     """The records to learn, and those of validations: of `data.dev`, or a random share of the source."""
     data = context.recipe.data_of(settings)
     embed = settings.objective == "embed"
@@ -173,7 +173,7 @@ def split(settings: FinetuneStage, context: Context, corpus: Corpus) -> tuple[li
 
 
 def starting_model(
-    settings: FinetuneStage, context: Context, tokenizer: Tokenizer, labels: Sequence[str]
+    settings: FinetuneStage, context: StageContext, tokenizer: Tokenizer, labels: Sequence[str]
 ) -> Model:
     """The model so far under the task's head, or fresh weights of the recipe's shape."""
     head = HEADS[settings.objective]
@@ -209,7 +209,7 @@ def validation(learning: TrainingJob) -> Validate | None:
     return validate
 
 
-def sampling(settings: FinetuneStage, context: Context, learning: TrainingJob) -> Sample:
+def sampling(settings: FinetuneStage, context: StageContext, learning: TrainingJob) -> Sample:
     """What shows the model's answers to a few records, the same ones every time; they are read at the first look."""
     known: list[tuple[str, list[Record]]] = []
     longest = context.recipe.evaluate.max_new_tokens
@@ -225,7 +225,12 @@ def sampling(settings: FinetuneStage, context: Context, learning: TrainingJob) -
 
 
 def measure(
-    settings: FinetuneStage, context: Context, objective: Any, model: Model, tokenizer: Tokenizer, result: StageResult
+    settings: FinetuneStage,
+    context: StageContext,
+    objective: Any,
+    model: Model,
+    tokenizer: Tokenizer,
+    result: StageResult,
 ) -> None:
     """Scores and samples of the model on `data.test`, or where there is none on the examples held out."""
     name, records = records_to_score(settings, context)
@@ -239,7 +244,7 @@ def measure(
     context.reporter.score(name, found.scores)
 
 
-def records_to_score(settings: FinetuneStage, context: Context) -> tuple[str, list[Record]]:
+def records_to_score(settings: FinetuneStage, context: StageContext) -> tuple[str, list[Record]]:
     """The set that scores are measured on, by its name, and at most `evaluate.examples` of its records."""
     data, limit = context.recipe.data_of(settings), context.recipe.evaluate.examples
     for name in ("test", "dev"):

@@ -24,7 +24,7 @@ from quatrain.core.progress import MetricsLog, PlainReporter, SilentReporter, re
 from quatrain.runs import stage
 from quatrain.runs.recipe import Recipe, load, loads
 from quatrain.runs.runner import Run, run
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 
 FULL = Path(__file__).parent / "recipes" / "full.toml"
 
@@ -34,11 +34,11 @@ class Stages:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.contexts: dict[str, Context] = {}
+        self.contexts: dict[str, StageContext] = {}
         self.fail: dict[str, BaseException] = {}
         self.found_model: list[str] = []
 
-    def __call__(self, settings: object, context: Context) -> StageResult:
+    def __call__(self, settings: object, context: StageContext) -> StageResult:
         kind = settings.kind  # type: ignore[attr-defined]
         self.calls.append(context.name)
         self.contexts[context.name] = context

@@ -20,7 +20,7 @@ from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess
 from quatrain.runs.learning import TrainingJob, example_stream, learn, mean_length, with_dropout
 from quatrain.runs.material import database_path, model_of, task_of, tokenizer_of, write_model
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tokenizers.chat import render
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from quatrain.tasks.text2sql.examples import Example
 
 
-def run(settings: DPOStage, context: Context) -> StageResult:
+def run(settings: DPOStage, context: StageContext) -> StageResult:
     """Collects pairs, trains, keeps the better model by the questions kept apart, writes `model/` and measures it."""
     tokenizer = tokenizer_of(context)
     model = with_dropout(model_of(context), settings.train.dropout)
@@ -83,7 +83,7 @@ def run(settings: DPOStage, context: Context) -> StageResult:
 
 
 def _unchanged(
-    settings: DPOStage, context: Context, model: Model, tokenizer: Tokenizer, notes: list[str]
+    settings: DPOStage, context: StageContext, model: Model, tokenizer: Tokenizer, notes: list[str]
 ) -> StageResult:
     result = StageResult(parameters=model.num_parameters(), notes=notes)
     result.model_bytes = write_model(model, tokenizer, context.model_folder)
@@ -92,7 +92,7 @@ def _unchanged(
 
 
 def _own_pairs(
-    settings: DPOStage, context: Context, model: Model, tokenizer: Tokenizer
+    settings: DPOStage, context: StageContext, model: Model, tokenizer: Tokenizer
 ) -> tuple[list[PreferenceExample], list[str]]:
     """The model's own answers to practice questions, judged by running them; the reference where none is right."""
     from quatrain.tasks.text2sql.judge import execution_match
@@ -142,7 +142,7 @@ def _own_pairs(
 
 
 def _runnable(
-    settings: DPOStage, context: Context, questions: Sequence[Example]
+    settings: DPOStage, context: StageContext, questions: Sequence[Example]
 ) -> tuple[list[Example], list[str]]:
     """The questions whose own SQL runs, by which an answer can be judged, and a note on the others."""
     from quatrain.tasks.text2sql.judge import reference_error
@@ -158,7 +158,7 @@ def _runnable(
 
 
 def _given_pairs(
-    settings: DPOStage, context: Context, tokenizer: Tokenizer
+    settings: DPOStage, context: StageContext, tokenizer: Tokenizer
 ) -> tuple[list[PreferenceExample], list[str]]:
     """The pairs of a file of preferences."""
     from quatrain.data.documents import read_preferences
@@ -170,7 +170,7 @@ def _given_pairs(
     return pairs, [f"{len(pairs):,} pairs from {path}"]
 
 
-def _practice_accuracy(settings: DPOStage, context: Context, model: Model, tokenizer: Tokenizer) -> float:
+def _practice_accuracy(settings: DPOStage, context: StageContext, model: Model, tokenizer: Tokenizer) -> float:
     """Share of the questions kept apart for choosing that the model answers right, greedily."""
     from quatrain.tasks.text2sql.judge import execution_match
     from quatrain.tasks.text2sql.sandbox import Connection

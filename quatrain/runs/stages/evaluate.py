@@ -7,12 +7,12 @@ from quatrain.models.transformer.stack import Model
 from quatrain.runs import tasks
 from quatrain.runs.assess import assess
 from quatrain.runs.material import model_of, tokenizer_of
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 from quatrain.training.settings import TASKS, FinetuneStage
 from quatrain.training.tasks import OF_HEAD, SCORE, make_objective, task_of_model
 
 
-def run(settings: EvaluateStage, context: Context) -> StageResult:
+def run(settings: EvaluateStage, context: StageContext) -> StageResult:
     """Scores and samples; writes no model."""
     model = model_of(context)
     result = StageResult(parameters=model.num_parameters())
@@ -29,7 +29,7 @@ def run(settings: EvaluateStage, context: Context) -> StageResult:
     return result
 
 
-def task_of(settings: EvaluateStage, context: Context, model: Model) -> FinetuneStage | None:
+def task_of(settings: EvaluateStage, context: StageContext, model: Model) -> FinetuneStage | None:
     """The task that the model is measured by: the one that it learned last, or that its head tells; None for texts.
 
     The data are the evaluate stage's own, or those of the stage that taught it, or the recipe's.
@@ -44,6 +44,6 @@ def task_of(settings: EvaluateStage, context: Context, model: Model) -> Finetune
     return taught.model_copy(update={"data": settings.data or taught.data})
 
 
-def _is_pairs(settings: EvaluateStage, context: Context) -> bool:
+def _is_pairs(settings: EvaluateStage, context: StageContext) -> bool:
     data = context.recipe.data_of(settings)
     return data.source is not None and tasks.corpus_of(data).format == "pair"

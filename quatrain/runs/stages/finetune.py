@@ -12,7 +12,7 @@ from quatrain.runs.assess import assess, look
 from quatrain.runs.chats import LeftOut, chat_examples, conversations, with_template
 from quatrain.runs.learning import TrainingJob, example_stream, learn, longest, mean_length, with_dropout
 from quatrain.runs.material import model_of, tokenizer_of
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.streaming import Make, Streamed, streamed
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
@@ -21,7 +21,7 @@ from quatrain.training.settings import FinetuneStage
 from quatrain.training.streams import Stream
 
 
-def run(settings: FinetuneStage, context: Context) -> StageResult:
+def run(settings: FinetuneStage, context: StageContext) -> StageResult:
     """Prepares the examples, trains all weights or an adapter, writes `model/` (and `adapter/`) and measures it."""
     learning = setup(settings, context)
     _, result = learn(learning, context)
@@ -36,7 +36,7 @@ def run(settings: FinetuneStage, context: Context) -> StageResult:
     return result
 
 
-def setup(settings: FinetuneStage, context: Context, model: Model | None = None) -> TrainingJob:
+def setup(settings: FinetuneStage, context: StageContext, model: Model | None = None) -> TrainingJob:
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     if settings.tasks:
         return multi_adapter.setup(settings, context, model, lambda task, shared: setup(task, context, shared))
@@ -73,7 +73,7 @@ def setup(settings: FinetuneStage, context: Context, model: Model | None = None)
     )
 
 
-def streamed_chats(settings: FinetuneStage, context: Context, left: LeftOut, tokenizer: Tokenizer) -> Streamed:
+def streamed_chats(settings: FinetuneStage, context: StageContext, left: LeftOut, tokenizer: Tokenizer) -> Streamed:
     """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
     data = context.recipe.data_of(settings)
 

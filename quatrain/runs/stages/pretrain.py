@@ -21,7 +21,7 @@ from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess, look
 from quatrain.runs.learning import TrainingJob, Validate, example_stream, fresh_model, learn, with_dropout
 from quatrain.runs.material import as_wanted, model_folder_of, pieces, tokenizer_of
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.streaming import Make, of_texts, streamed
 from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ VALIDATION_TOKENS = 100_000
 """Of the text held out, as much is read at a validation of an objective that hides tokens."""
 
 
-def run(settings: PretrainStage, context: Context) -> StageResult:
+def run(settings: PretrainStage, context: StageContext) -> StageResult:
     """Tokenizes the text into a token file, trains, writes `model/` and measures it."""
     learning = setup(settings, context)
     _, result = learn(learning, context)
@@ -48,7 +48,7 @@ def run(settings: PretrainStage, context: Context) -> StageResult:
     return result
 
 
-def setup(settings: PretrainStage, context: Context, model: Model | None = None) -> TrainingJob:
+def setup(settings: PretrainStage, context: StageContext, model: Model | None = None) -> TrainingJob:
     """What the stage learns. `model` takes the place of the one that the stages before have left."""
     tokenizer = tokenizer_of(context)
     model = with_dropout(model or starting_model(settings, context, tokenizer), settings.train.dropout)
@@ -98,7 +98,7 @@ def row_length(objective: Objective, length: int) -> int:
     return (objective.row_length or length) if isinstance(objective, Corruption) else length
 
 
-def _stream(settings: PretrainStage, context: Context, learning: TrainingJob) -> None:
+def _stream(settings: PretrainStage, context: StageContext, learning: TrainingJob) -> None:
     """The text as it is read: no token file is written. Its first tokens, or those of `data.dev`, are held out."""
     data, row = context.recipe.data_of(settings), row_length(learning.objective, learning.length)
     causal = settings.objective == "causal"
@@ -123,7 +123,7 @@ def _stream(settings: PretrainStage, context: Context, learning: TrainingJob) ->
         learning.stream = copy_first(settings, context, learning.tokenizer, learning.stream)
 
 
-def _pairs(settings: PretrainStage, context: Context, learning: TrainingJob) -> None:
+def _pairs(settings: PretrainStage, context: StageContext, learning: TrainingJob) -> None:
     """Pairs of sentences, of documents that are held whole; those of the last documents are held out."""
     documents = [{"text": text} for text in whole_texts(pieces(context, settings))]
     share = context.recipe.data_of(settings).validation
@@ -154,7 +154,7 @@ def micro_tokens(settings: PretrainStage, length: int) -> int:
 
 
 def make_stream(
-    settings: PretrainStage, context: Context, objective: Objective, learned: TokenFile, length: int
+    settings: PretrainStage, context: StageContext, objective: Objective, learned: TokenFile, length: int
 ) -> tuple[Stream, int, list[TokenExample] | None]:
     """The order in which the text is learned, the number of optimizer steps, and the examples where they are known."""
     wanted = settings.train
@@ -171,7 +171,7 @@ def make_stream(
     return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens)), None
 
 
-def copy_first(settings: PretrainStage, context: Context, tokenizer: Tokenizer, stream: Stream) -> Stream:
+def copy_first(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer, stream: Stream) -> Stream:
     """The stream, after `copy_steps` steps of copying random tokens and with more of them in between."""
     wanted = settings.train
     tokens = [token for token in range(tokenizer.vocab_size) if token not in tokenizer.special_ids]
@@ -234,7 +234,7 @@ def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
     return examples
 
 
-def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> Model:
+def starting_model(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer) -> Model:
     """Fresh weights of the recipe's shape, or the model so far."""
     head = "pretraining" if settings.next_sentence else HEADS[settings.objective]
     folder = model_folder_of(context)
@@ -245,7 +245,7 @@ def starting_model(settings: PretrainStage, context: Context, tokenizer: Tokeniz
     return model
 
 
-def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:
+def split_tokens(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:
     """The ids to learn and the ids held out: those of `data.dev`, or the text's last `data.validation` share."""
     data = context.recipe.data_of(settings)
     whole = make_token_file(settings, context, tokenizer, "source")
@@ -254,7 +254,7 @@ def split_tokens(settings: PretrainStage, context: Context, tokenizer: Tokenizer
     return whole.split(data.validation)
 
 
-def make_token_file(settings: PretrainStage, context: Context, tokenizer: Tokenizer, part: str) -> TokenFile:
+def make_token_file(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer, part: str) -> TokenFile:
     """The ids of a part of the data, memory-mapped; made where they are not there yet."""
     folder = context.stage_folder / ("tokens" if part == "source" else f"tokens-{part}")
     if (folder / token_file.ABOUT).exists():

@@ -9,10 +9,10 @@ from quatrain.compression import methods
 from quatrain.compression.settings import QuantizeStage
 from quatrain.runs.assess import assess
 from quatrain.runs.material import model_of, tokenizer_of, write_model
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 
 
-def run(settings: QuantizeStage, context: Context) -> StageResult:
+def run(settings: QuantizeStage, context: StageContext) -> StageResult:
     """Quantizes the linear layers, writes `model/` and measures it as every other stage is measured."""
     tokenizer = tokenizer_of(context)
     model = model_of(context)

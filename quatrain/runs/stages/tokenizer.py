@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from quatrain.core.settings import Settings
 from quatrain.runs.material import CHAT_TEMPLATE, pieces, texts
 from quatrain.runs.recipe import Recipe
-from quatrain.runs.stage import Context, StageResult
+from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.streaming import CHARACTERS
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.settings import PretrainStage
@@ -27,7 +27,7 @@ def needed_tokens(recipe: Recipe) -> list[str]:
     return found
 
 
-def run(settings: Settings, context: Context) -> StageResult:
+def run(settings: Settings, context: StageContext) -> StageResult:
     """Writes `tokenizer/` and says how well it compresses its own text."""
     wanted = context.recipe.tokenizer
     if wanted.path is not None:
