@@ -7,7 +7,7 @@ likelihood of the chosen answers beside it (RPO, Pang et al. 2024, arXiv 2404.19
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,17 +44,14 @@ class PreferenceExample:
         return first, second
 
 
+@dataclass(frozen=True)
 class PreferenceBatch(TokenBatch):
     """B pairs as 2 B rows: `input_ids` and `labels` (2B, T), chosen rows first; `reference` (2B,) log-probabilities.
 
     Rows are padded on the right: attention is causal and padding has no label, so no mask is needed.
     """
 
-    def __init__(self, input_ids: Tensor, labels: Tensor, reference: Tensor):
-        super().__init__(input_ids, labels)
-        object.__setattr__(self, "reference", reference)
-
-    reference: Tensor
+    reference: Tensor = field(kw_only=True)
 
 
 class DPO:
@@ -83,7 +80,9 @@ class DPO:
         pairs = [example.rows() for example in examples]
         batch = pad([chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs], self.pad_id)
         references = [e.reference_chosen for e in examples] + [e.reference_rejected for e in examples]
-        return PreferenceBatch(batch.input_ids, batch.labels, torch.tensor(references, dtype=torch.float32))
+        return PreferenceBatch.of(
+            batch.input_ids, batch.labels, reference=torch.tensor(references, dtype=torch.float32)
+        )
 
     def loss(self, model: Model, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
         """The sum over the pairs, their number, and sums of accuracy, margin and the two rewards (beta times the gain).

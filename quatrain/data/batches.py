@@ -80,6 +80,7 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     return tuple(_moved(each, device) for each in value) if isinstance(value, tuple) else value
 
 
+@dataclass(frozen=True)
 class TokenBatch(Batch):
     """Texts: `input_ids` and `labels` (B, T), and for packed rows `positions` and `segments` (B, T).
 
@@ -89,21 +90,14 @@ class TokenBatch(Batch):
     it is given. `adapters` names the one that each row goes through, of a model with several.
     """
 
-    unit = "tokens"
+    unit: ClassVar[str] = "tokens"
 
-    def __init__(
-        self,
-        input_ids: Tensor,
-        labels: Any,
-        positions: Tensor | None = None,
-        segments: Tensor | None = None,
-        token_types: Tensor | None = None,
-        **more: Any,
-    ):
-        given = {
-            "input_ids": input_ids, "positions": positions, "segments": segments, "token_types": token_types, **more
-        }  # fmt: skip
-        super().__init__({name: value for name, value in given.items() if value is not None}, labels)
+    @classmethod
+    def of(cls, input_ids: Tensor, labels: Any, **more: Any) -> Self:
+        """A batch of these ids and labels; `more` are further inputs, and fields of a subclass. None leaves one out."""
+        own = {name for name in cls.__dataclass_fields__ if name not in Batch.__dataclass_fields__}
+        inputs = {name: value for name, value in more.items() if name not in own and value is not None}
+        return cls({"input_ids": input_ids, **inputs}, labels, **{name: more[name] for name in own if name in more})
 
     @property
     def input_ids(self) -> Tensor:
@@ -196,7 +190,7 @@ def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> 
         input_ids[number, : len(inputs)] = inputs
         labels[number, : len(targets)] = targets
     adapters = tuple(each.adapter for each in examples if isinstance(each, TaskExample))
-    return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(labels), adapters=adapters or None)
+    return TokenBatch.of(torch.from_numpy(input_ids), torch.from_numpy(labels), adapters=adapters or None)
 
 
 def pack(examples: Sequence[TokenExample], length: int, pad_id: int) -> TokenBatch:
@@ -245,7 +239,7 @@ def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) 
             positions[row, start:end], segments[row, start:end] = np.arange(end - start), number
             start = end
     read, learned, places, parts = map(torch.from_numpy, (input_ids, targets, positions, segments))
-    return TokenBatch(read, learned, positions=places, segments=parts)
+    return TokenBatch.of(read, learned, positions=places, segments=parts)
 
 
 def windows(tokens: np.ndarray, starts: Sequence[int] | np.ndarray, length: int) -> TokenBatch:
@@ -255,4 +249,4 @@ def windows(tokens: np.ndarray, starts: Sequence[int] | np.ndarray, length: int)
     """
     index = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(length + 1)
     taken = torch.from_numpy(np.asarray(tokens[index.ravel()], dtype=np.int64).reshape(index.shape))
-    return TokenBatch(taken[:, :-1].contiguous(), taken[:, 1:].contiguous())
+    return TokenBatch.of(taken[:, :-1].contiguous(), taken[:, 1:].contiguous())

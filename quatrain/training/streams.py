@@ -369,7 +369,7 @@ class CopyStream:
                 place += room
         inputs, labels = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
         labels[torch.from_numpy(~learned[:, 1:])] = IGNORE
-        return TokenBatch(inputs, labels)
+        return TokenBatch.of(inputs, labels)
 
     def state(self) -> dict[str, int]:
         """Batches already seen."""

@@ -532,5 +532,5 @@ def test_a_generation_config_of_the_files_is_written_back(models, tmp_path):
     written = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
     assert written == {"bos_token_id": 1, "pad_token_id": 0, **asked}
     (tmp_path / "files" / "generation_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"generation_config\.json: not readable"):
+    with pytest.raises(InputError, match=r"generation_config\.json, line 1, column 2: not valid JSON"):
         model_folder.load(tmp_path / "files")

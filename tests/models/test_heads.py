@@ -135,7 +135,7 @@ def test_a_head_that_is_not_there_is_named_with_the_others(folders):
     ):
         with pytest.raises(InputError, match=told):
             model_folder.load(folders / "bert", head=head, labels=labels)
-    with pytest.raises(InputError, match="problem: 'multi'; must be one of single, several, regression"):
+    with pytest.raises(InputError, match="problem: \"multi\"; must be one of single, several, regression"):
         model_folder.load(folders / "bert", head="sequence_classification", labels=LABELS, problem="multi")
 
 

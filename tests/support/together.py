@@ -116,7 +116,7 @@ def train(case, folder):
         "losses": [entry["loss"] for entry in logged if "loss" in entry],
         "norms": [entry["grad_norm"] for entry in logged if "loss" in entry],
         "validations": [entry["validation_loss"] for entry in logged if "validation_loss" in entry],
-        "tokens": result.tokens,
+        "tokens": result.size,
         "best": result.best_step,
         "skipped": result.skipped,
     }

@@ -287,7 +287,7 @@ def test_segments_that_are_packed_do_not_see_each_other():
 
 
 def test_a_micro_batch_without_any_label_counts_nothing():
-    empty = TokenBatch(torch.zeros(2, 8, dtype=torch.long), torch.full((2, 8), IGNORE))
+    empty = TokenBatch.of(torch.zeros(2, 8, dtype=torch.long), torch.full((2, 8), IGNORE))
     texts = pad(ragged(), 0)
     assert_same(one_step([texts, empty]), whole())
     found = one_step([empty])

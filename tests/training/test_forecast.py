@@ -27,7 +27,7 @@ class Same:
     """One batch for ever."""
 
     def __init__(self):
-        self.batch = TokenBatch(torch.arange(128).view(2, 64), torch.arange(1, 129).view(2, 64))
+        self.batch = TokenBatch.of(torch.arange(128).view(2, 64), torch.arange(1, 129).view(2, 64))
 
     def next(self):
         return self.batch

@@ -156,14 +156,11 @@ class ChoiceText:
         return len(self.choices) * max(map(len, self.choices))
 
 
+@dataclass(frozen=True)
 class ChoiceBatch(TokenBatch):
     """Questions with choices: `input_ids` (B, C, T); `absent` (B, C) is true where a question has fewer than C."""
 
-    absent: Tensor | None
-
-    def __init__(self, input_ids: Tensor, labels: Tensor, *, absent: Tensor | None, **more: Any):
-        super().__init__(input_ids, labels, **more)
-        object.__setattr__(self, "absent", absent)
+    absent: Tensor | None = None
 
 
 class MultipleChoice(TextObjective):
@@ -196,7 +193,7 @@ class MultipleChoice(TextObjective):
         flat = self.batch(rows, None)
         absent = torch.tensor([[place >= len(each.choices) for place in range(most)] for each in questions])
         shape = (len(questions), most, flat.input_ids.shape[1])
-        return ChoiceBatch(
+        return ChoiceBatch.of(
             flat.input_ids.view(shape),
             labels_tensor([each.label for each in questions]),
             segments=None if flat.segments is None else flat.segments.view(shape),

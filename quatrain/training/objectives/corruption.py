@@ -125,7 +125,7 @@ def source_and_target(
     """Sources (B, S) for an encoder and targets as labels (B, T), -100 where they are padded."""
     input_ids = stack(sources, pad_id, limit=limit, multiple=multiple)
     labels = stack(targets, IGNORE, multiple=multiple)
-    return TokenBatch(input_ids, labels, segments=text_segments(sources, input_ids.shape[1]))
+    return TokenBatch.of(input_ids, labels, segments=text_segments(sources, input_ids.shape[1]))
 
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:

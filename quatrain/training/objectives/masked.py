@@ -107,7 +107,7 @@ class Masked(Corruption):
         labels: Any = stack([row.tolist() for _, row in drawn], IGNORE, multiple=self.multiple, limit=self.max_length)
         if self.next_sentence:
             labels = (labels, torch.tensor([pair.label for pair in pairs]))
-        return TokenBatch(batch.input_ids, labels, segments=batch.segments, token_types=batch.token_types)
+        return TokenBatch.of(batch.input_ids, labels, segments=batch.segments, token_types=batch.token_types)
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """Cross-entropy in nats summed over the hidden tokens, and their number; with `next_sentence` as the class

@@ -161,7 +161,7 @@ class TextObjective:
         if any(row.token_types is not None for row in rows):
             types = stack([row.token_types or [0] * len(row) for row in rows], 0, multiple=self.multiple,
                           limit=self.max_length)  # fmt: skip
-        return TokenBatch(input_ids, labels, segments=text_segments(ids, input_ids.shape[1]), token_types=types)
+        return TokenBatch.of(input_ids, labels, segments=text_segments(ids, input_ids.shape[1]), token_types=types)
 
     def read(self, text: str, other: str | None = None) -> Text:
         """A text, or two as a pair, with its special tokens, cut to `max_length`: of a pair the longer text first."""
