@@ -6,11 +6,11 @@ Nothing heavy is imported before a verb needs it, so that `quatrain --help` answ
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sys
 from collections.abc import Sequence
 
+from quatrain.cli.output import complain
 from quatrain.core.errors import QuatrainError
 
 DEBUG_FLAG = "--debug"
@@ -100,17 +100,6 @@ def _show_own_log() -> None:
     logger.setLevel(logging.DEBUG)
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
-
-
-def complain(text: str, prefix: str = "") -> None:
-    """Write a message to standard error: nothing in it is read as markup, and control characters show as text."""
-    from quatrain.core.wording import printable, write_text
-
-    with contextlib.suppress(OSError, ValueError, QuatrainError):
-        sys.stdout.flush()
-    with contextlib.suppress(OSError, ValueError):
-        write_text(sys.stderr, printable(f"{prefix}{text}\n"))
-        sys.stderr.flush()
 
 
 def _dispatch(words: list[str]) -> int:

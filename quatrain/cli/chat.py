@@ -110,8 +110,7 @@ class Talk(Protocol):
 
 def converse(talk: Talk) -> int:
     """Read and answer lines until the input ends or the user leaves. What fails is said, and the talk goes on."""
-    from quatrain.cli import complain
-    from quatrain.cli.output import show
+    from quatrain.cli.output import complain, show
     from quatrain.cli.process import OutputError, input_is_terminal
     from quatrain.core.errors import QuatrainError
 
@@ -185,8 +184,7 @@ class PlainTalk:
         self.noted = False
 
     def answer(self, question: str) -> None:
-        from quatrain.cli import complain
-        from quatrain.cli.output import shortened, show_json, show_text
+        from quatrain.cli.output import complain, shortened, show_json, show_text
 
         messages = self._fitting([*self.messages, {"role": "user", "content": question}])
         text = ""
@@ -239,8 +237,7 @@ class DatabaseTalk:
         self.shown = schema_text(connection.path) if shows_schema else None
 
     def answer(self, question: str) -> None:
-        from quatrain.cli import complain
-        from quatrain.cli.output import shorten, show, show_json, show_table
+        from quatrain.cli.output import complain, shorten, show, show_json, show_table
         from quatrain.core.wording import printable
         from quatrain.tasks.text2sql import answer
         from quatrain.tasks.text2sql.questions import prompt

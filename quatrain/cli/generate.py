@@ -62,8 +62,7 @@ def generate(
     json_lines
         Write one JSON object with the text, its tokens and why it ended.
     """
-    from quatrain.cli import complain
-    from quatrain.cli.output import shortened, show_json, show_text
+    from quatrain.cli.output import complain, shortened, show_json, show_text
     from quatrain.generation.engine import Engine, SamplingParams
 
     params = SamplingParams(

@@ -215,7 +215,7 @@ class _Look:
         return {"predictions": found.as_dict()}
 
     def _attention(self, ids: list[int], answer: list[int], out: Path) -> dict[str, Any]:
-        from quatrain.cli import complain
+        from quatrain.cli.output import complain
         from quatrain.core.atomic import atomic_write, write_text
         from quatrain.core.errors import InputError
         from quatrain.evaluation.inspection import attention_maps, attention_page, attention_picture

@@ -7,11 +7,13 @@ characters as they are where the output is a file or a pipe, since the text itse
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from quatrain.core.errors import QuatrainError
 from quatrain.core.wording import json_line, printable, text_table, write_text
 
 if TYPE_CHECKING:
@@ -36,6 +38,15 @@ def show_json(value: Any) -> None:
     """Write one JSON object on a line."""
     write_text(sys.stdout, json_line(value, sys.stdout.encoding) + "\n")
     sys.stdout.flush()
+
+
+def complain(text: str, prefix: str = "") -> None:
+    """Write a message to standard error: nothing in it is read as markup, and control characters show as text."""
+    with contextlib.suppress(OSError, ValueError, QuatrainError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        write_text(sys.stderr, printable(f"{prefix}{text}\n"))
+        sys.stderr.flush()
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, json_lines: bool = False) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from quatrain.compression import packing
 from quatrain.compression.int4_kernels import Kernel, kernel_of
 from quatrain.compression.layer import QuantizedLinear, bucket, check_finite, in_strips, is_faster, looked_up
 from quatrain.core.errors import InputError
@@ -142,14 +143,10 @@ class Int4Linear(QuantizedLinear):
         super()._load_from_state_dict(*arguments)
 
     def files(self, operation: Any) -> Any:
-        from quatrain.compression.files import packed
-
-        return packed(operation, self)
+        return packing.packed(operation, self.method, 4, self.in_features)
 
     def folder_entries(self, model: Any) -> dict[str, Any]:
-        from quatrain.compression.files import quantization_config
-
-        return quantization_config(model)
+        return packing.quantization_config(model, packing.WEIGHTS[4] | {"group_size": self.group})
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, group={self.group}"

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from quatrain.compression import packing
 from quatrain.compression.layer import QuantizedLinear, bucket, check_finite, in_strips, is_faster
 
 LEVELS = 127
@@ -67,14 +68,10 @@ class Int8Linear(QuantizedLinear):
         return fastest_path(x.dtype, x.device.type, *sizes)(x, self.weight, self.scale)
 
     def files(self, operation: Any) -> Any:
-        from quatrain.compression.files import packed
-
-        return packed(operation, self)
+        return packing.packed(operation, self.method, 8, self.in_features)
 
     def folder_entries(self, model: Any) -> dict[str, Any]:
-        from quatrain.compression.files import quantization_config
-
-        return quantization_config(model)
+        return packing.quantization_config(model, packing.WEIGHTS[8])
 
 
 def dequantized(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

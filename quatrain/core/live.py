@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from quatrain.core.progress import Task, _Clock
+from quatrain.core.reporter import Clock, Task
 from quatrain.core.wording import format_duration, format_metric, format_metrics, printable
 
 
@@ -86,7 +86,7 @@ class _LiveTask:
 
     def __init__(self, reporter: LiveReporter, name: str, total: int | None, unit: str):
         self.reporter, self.name, self.unit = reporter, printable(name), unit
-        self.clock = _Clock(total)
+        self.clock = Clock(total)
         self.metrics: dict[str, float] = {}
         columns: list[ProgressColumn] = [SpinnerColumn()]
         if bar := _bar(reporter.console.width):

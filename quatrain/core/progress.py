@@ -21,50 +21,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, TextIO
+from typing import IO, Any, TextIO
 
+from quatrain.core.reporter import Clock, Reporter, Task
 from quatrain.core.wording import format_duration, format_metrics, json_line, printable, text_table, write_text
 
 PLAIN_INTERVAL = 5.0
 """Seconds between two lines of a task where the output is not a terminal."""
-
-
-class Task(Protocol):
-    """One piece of work with a known or unknown number of steps."""
-
-    def update(self, step: int, **metrics: float) -> None:
-        """Say that `step` steps of the total are done, with the latest metrics."""
-
-    def advance(self, steps: int = 1, **metrics: float) -> None:
-        """Say that so many more steps are done."""
-
-    def __enter__(self) -> Task: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Reporter(Protocol):
-    """Where a run tells what it does."""
-
-    def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
-        """A stage begins: `index` counts from one."""
-
-    def task(self, name: str, total: int | None = None, unit: str = "step") -> Task:
-        """A piece of work begins; use it as a context manager."""
-
-    def info(self, text: str) -> None:
-        """One line for the reader."""
-
-    def warn(self, text: str) -> None:
-        """One line that the reader should not miss."""
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A small table."""
-
-    def score(self, name: str, metrics: Mapping[str, float]) -> None:
-        """The scores on one set: `score("new values", {"execution_accuracy": 0.97, "count": 200})`."""
 
 
 def create_reporter(*, json_lines: bool = False, quiet: bool = False, stream: TextIO | None = None) -> Reporter:
@@ -81,42 +44,12 @@ def create_reporter(*, json_lines: bool = False, quiet: bool = False, stream: Te
     return PlainReporter(stream)
 
 
-class _Clock:
-    """Steps done, elapsed time and the time that is left, from the speed since the first update."""
-
-    def __init__(self, total: int | None):
-        self.total = total
-        self.step = 0
-        self.started = time.monotonic()
-        self._first: tuple[float, int] | None = None
-
-    def set(self, step: int) -> None:
-        self.step = step
-        if self._first is None:
-            self._first = (time.monotonic(), step)
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.started
-
-    @property
-    def remaining(self) -> float | None:
-        """Seconds left, or None while nothing is known of the speed."""
-        if self.total is None or self._first is None:
-            return None
-        first_time, first_step = self._first
-        done = self.step - first_step
-        if done <= 0:
-            return None
-        return (time.monotonic() - first_time) / done * max(0, self.total - self.step)
-
-
 class _LineTask:
     """A task that writes lines through a function `(clock, metrics, finished)`, not too often."""
 
     def __init__(self, reporter: PlainReporter | JsonReporter, name: str, total: int | None, unit: str):
         self.reporter, self.name, self.unit = reporter, name, unit
-        self.clock = _Clock(total)
+        self.clock = Clock(total)
         self.metrics: dict[str, float] = {}
         self._last = time.monotonic()
         self._written = -1

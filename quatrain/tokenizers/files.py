@@ -9,17 +9,15 @@ before `tokenizer.json` do not say by themselves how text is cut, so the family 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from quatrain.core import reading
-from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.errors import InputError
+from quatrain.tokenizers import tiktoken
 from quatrain.tokenizers.added_tokens import (
     MAX_TOKENIZER_BYTES,
     ROLES,
@@ -33,9 +31,10 @@ from quatrain.tokenizers.added_tokens import (
     tokens_beside,
     without_defaults,
 )
+from quatrain.tokenizers.older_files import LARGEST_ID, Parts, refusing
+from quatrain.tokenizers.sentencepiece import read_marian, read_sentencepiece
+from quatrain.tokenizers.vocabularies import read_byte_level, read_wordpiece
 
-LARGEST_ID = 2**24
-"""An embedding has a row for each id up to the largest one; no published vocabulary comes near."""
 TARGET_FOLDER = "target_tokenizer"
 """Where a model folder keeps the tokenizer of what its decoder says, if that is another than the encoder's."""
 
@@ -82,20 +81,6 @@ _OF_THE_OLDER_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A tokenizer of older files, not yet with the tokens that the configuration adds.
-
-    `roles` are the family's own special tokens by role ("bos_token": …), `tokens` those that it adds, which the
-    configuration may describe otherwise; `around` makes what is put around a text once all tokens have their ids.
-    """
-
-    backend: Backend
-    roles: dict[str, str]
-    tokens: list[AddedToken]
-    around: Callable[[Backend, dict[str, Any]], processors.PostProcessor | None]
-
-
 def has_tokenizer(folder: str | Path) -> bool:
     """Whether a folder holds any file that a tokenizer is read from; says nothing about whether it is whole."""
     names = ("tokenizer.json", *_SENTENCEPIECE, "source.spm", "target.spm", "vocab.json", "vocab.txt")
@@ -137,20 +122,6 @@ def read_json_backend(file: Path) -> Backend:
             f"{LARGEST_ID:,} at most. It is not a whole tokenizer.json"
         )
     return backend
-
-
-@contextmanager
-def refusing(what: str, then: str) -> Iterator[None]:
-    """Raise InputError for whatever the `tokenizers` library says of a file of the user's.
-
-    The library raises bare Exception for it, and panics of its Rust part are no Exception at all.
-    """
-    try:
-        yield
-    except (QuatrainError, KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise InputError(f"{what}: {' '.join(str(error).split())}. {then}") from error
 
 
 def _read_whole(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:
@@ -215,19 +186,13 @@ def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]
     models = [name for name in _SENTENCEPIECE if exists(folder / name)]
     lists = [name for name in _LISTS if exists(folder / name)]
     if spm:
-        from quatrain.tokenizers.sentencepiece import read_marian
-
         with refusing(f"cannot read the tokenizer at {folder}", "Get its files again"):
             return _finished(read_marian(folder, config, target=target), folder, config)
     if models:
         return _read_model(folder / models[0], family, config)
     if "vocab.json" in lists and "merges.txt" in lists:
-        from quatrain.tokenizers.vocabularies import read_byte_level
-
         return _finished(read_byte_level(folder, family, config), folder, config)
     if "vocab.txt" in lists:
-        from quatrain.tokenizers.vocabularies import read_wordpiece
-
         return _finished(read_wordpiece(folder / "vocab.txt", config), folder, config)
     if lists:
         other = {"vocab.json": "merges.txt", "merges.txt": "vocab.json"}[lists[0]]
@@ -243,12 +208,8 @@ def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]
 
 def _read_model(file: Path, family: str | None, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
     """A `tokenizer.model` or `spiece.model`: SentencePiece's, or tiktoken's ranks under the same name (Llama 3)."""
-    from quatrain.tokenizers import tiktoken
-
     if tiktoken.holds_ranks(file):
         return _finished(tiktoken.read_tiktoken(file), file.parent, config)
-    from quatrain.tokenizers.sentencepiece import read_sentencepiece
-
     if file.name == "sentencepiece.bpe.model":
         raise InputError(
             f"cannot read {file}: XLM-RoBERTa numbers the pieces of its SentencePiece model anew, which only its "
@@ -265,20 +226,14 @@ def _read_file(file: Path) -> tuple[Backend, dict[str, Any]]:
     if file.name in _LISTS or file.name in ("source.spm", "target.spm"):
         if file.name != "vocab.txt":
             return _read_older(file.parent, target=file.name == "target.spm")
-        from quatrain.tokenizers.vocabularies import read_wordpiece
-
         config = without_defaults(read_beside(file.parent).config)
         return _finished(read_wordpiece(file, config), file.parent, config)
     if file.suffix in (".model", ".spm"):
         config = without_defaults(read_beside(file.parent).config)
         return _read_model(file, _family(file.parent, config), config)
-    from quatrain.tokenizers import tiktoken
-
     if ".tiktoken" in file.suffixes:
         return _finished(tiktoken.read_tiktoken(file), file.parent, {})
     if file.suffix == ".txt":
-        from quatrain.tokenizers.vocabularies import read_wordpiece
-
         return _finished(read_wordpiece(file, {}), file.parent, {})
     raise InputError(
         f"{file} is no tokenizer file: allowed are .json (tokenizer.json), .model and .spm (SentencePiece), "
@@ -347,14 +302,6 @@ def _family(folder: Path, config: dict[str, Any]) -> str | None:
     model_type = optional_json(folder / "config.json").get("model_type")
     named = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
     return _OF_MODEL_TYPE.get(str(model_type)) or _OF_CLASS.get(named)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object of a vocabulary's JSON file. Raises InputError for anything else."""
-    read = reading.read_json(file, Any, max_bytes=MAX_TOKENIZER_BYTES)
-    if not isinstance(read, dict):
-        raise InputError(f"cannot read {file}: expected a JSON object, found {type(read).__name__}")
-    return read
 
 
 def _with_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:

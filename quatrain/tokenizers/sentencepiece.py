@@ -22,8 +22,8 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_bytes
-from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES
-from quatrain.tokenizers.files import Parts, content_of, read_json
+from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES, content_of
+from quatrain.tokenizers.older_files import Parts, read_json
 
 SPACE = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)

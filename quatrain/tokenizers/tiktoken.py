@@ -17,7 +17,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import read_bytes
 from quatrain.data.decoding import read_blocks
 from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES
-from quatrain.tokenizers.files import Parts
+from quatrain.tokenizers.older_files import Parts
 from quatrain.tokenizers.vocabularies import begins_with
 
 #: How Llama 3 cuts a text into words.

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_bytes
-from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES
-from quatrain.tokenizers.files import LARGEST_ID, Parts, content_of, read_json
+from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES, content_of
+from quatrain.tokenizers.older_files import LARGEST_ID, Parts, read_json
 
 #: How Qwen2 and Qwen3 cut a text into words; digits stand alone.
 QWEN_WORDS = (

@@ -9,6 +9,8 @@ from the checkpoint; what is drawn in a step follows from (seed, step) alone.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,14 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.core.allocation import freed_memory_kept
+from quatrain.core.atomic import disk_errors
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.training import guards, memory, saving
+from quatrain.training import checkpoints, guards, memory
 from quatrain.training.acceleration import Compiled, activation_checkpointing
 from quatrain.training.chunked_loss import chunking
 from quatrain.training.distributed import Parallel, Single, device_of
 from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
-from quatrain.training.optimizers import make_optimizers, set_learning_rate
+from quatrain.training.optimizers import (
+    load_optimizer_tensors,
+    make_optimizers,
+    optimizer_tensors,
+    set_learning_rate,
+)
 from quatrain.training.precision import DTYPES, LossScaler, Precision, dtype_name, working_dtype
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings
@@ -134,7 +142,7 @@ class Trainer:
         with self.ready():
             self._loop()
             self._put_best_weights()
-        saving.load_best(self)
+        self._load_best()
         if self.memory:
             self.memory["peak"] = memory.peak(self.device)
         return TrainResult(
@@ -160,7 +168,7 @@ class Trainer:
                 f'train.schedule: "{self.settings.schedule}" ends at the rate 0, and the only step of this training '
                 'has it: nothing would be learned; take "constant", min_learning_rate above 0, or more steps or epochs'
             )
-        state, tensors = saving.find(self)
+        state, tensors = self._find_checkpoint()
         self.weights = Precision(self.model, self.parallel.shard(self.gradients.whole_way, self.dtype))
         self.scaler = self._make_scaler(state)
         devices = [self.device] if self.device.type == "cuda" else []
@@ -171,7 +179,7 @@ class Trainer:
             self.gradients.start(self.weights, self.scaler, self.compiled, self.hooks.warn)
             self.optimizers = make_optimizers(self.weights.masters, self.settings, dtype=self.dtype)
             if state is not None:
-                saving.restore(self, state, tensors)
+                self._restore(state, tensors)
             with (
                 torch.random.fork_rng(devices=devices),
                 chunking(self.settings.chunked_loss),
@@ -385,4 +393,133 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Writes a checkpoint of this moment. Raises QuatrainError on a full disk, the one before stays whole."""
-        return saving.save(self)
+        if self.folder is None or self.hooks.save is None:
+            raise ValueError("a checkpoint needs a folder and a hook that saves the weights")
+        parallel = self.parallel
+        tensors = optimizer_tensors(self.weights.masters, self.optimizers)
+        weights = self.hooks.save
+        if parallel.shards:
+            weights, tensors = self._write_shards(self.folder, tensors), {}
+        if parallel.is_main:
+            best = self.best.step if self.keeps_best else None
+            with self.weights.full():
+                checkpoints.write(
+                    self.folder,
+                    self.steps_done,
+                    weights=weights,
+                    state=self._state(),
+                    tensors=tensors,
+                    protect=() if best is None else (best,),
+                )
+        parallel.barrier()
+        return checkpoints.place(self.folder, self.steps_done)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.steps_done,
+            "size": self.size,
+            "seconds": self.seconds,
+            "stream": self.stream.state(),
+            "seed": self.seed,
+            "precision": dtype_name(self.dtype),
+            "recent": list(self.recent),
+            "steps": self.steps,
+            "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
+            "guard": self.guard.state(),
+            "best": self.best.state(),
+            "scaler": None if self.scaler is None else self.scaler.state(),
+            "sharded": self.parallel.shards,
+            "accumulation": self.settings.accumulation,
+        }
+
+    def _find_checkpoint(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+        """Restores counters and unsharded weights from the newest whole checkpoint; returns its state and tensors."""
+        if self.folder is None or self.hooks.load is None:
+            return None, {}
+        # The first process chooses, so that all processes resume from the same checkpoint and its files are read once.
+        newest = checkpoints.newest_whole(self.folder, self.hooks.warn) if self.parallel.is_main else None
+        step = -1 if newest is None else int(newest.name.removeprefix("step-"))
+        step = int(self.parallel.agree([step])[0])
+        if step < 0:
+            return None, {}
+        checkpoint = checkpoints.place(self.folder, step)
+        state, tensors = checkpoints.read_state(checkpoint)
+        if state["accumulation"] != self.settings.accumulation:
+            raise QuatrainError(
+                f"{checkpoint}: was written with {state['accumulation']} micro-batches a step, and this run has "
+                f"{self.settings.accumulation}, so that its place in the data means another one. Set "
+                f"train.accumulation = {state['accumulation']} and start a number of processes that divides it, or "
+                "start over with --restart."
+            )
+        if not state.get("sharded"):
+            self.hooks.load(checkpoint)
+        self.steps_done, self.size, self.seconds = state["step"], state["size"], state["seconds"]
+        self.dtype = DTYPES[state["precision"]]
+        self.recent.extend(state["recent"])
+        self.stream.load_state(state["stream"])
+        self.metrics = state["metrics"]
+        self.guard.load_state(state["guard"])
+        self.best.load_state(state["best"])
+        self.hooks.resumed(self.steps_done)
+        return state, tensors
+
+    def _restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Restores the optimizers' states, and weights that were written as shards."""
+        if state.get("sharded"):
+            self._load_shards(checkpoints.place(self.folder, self.steps_done))  # type: ignore[arg-type]
+        else:
+            load_optimizer_tensors(self.weights.masters, self.optimizers, tensors)
+
+    def _load_best(self) -> None:
+        """Loads the best weights from the checkpoint of their step, where checkpoints are written."""
+        best = self.best.step
+        if not (self.keeps_best and self.saves) or best in (None, self.steps_done) or self.hooks.load is None:
+            return
+        checkpoint = checkpoints.place(self.folder, best)  # type: ignore[arg-type]
+        try:
+            checkpoints.check(checkpoint)
+        except QuatrainError as error:
+            self.hooks.warn(f"{error} The last weights are kept instead of the best, of step {best}.")
+            return
+        if checkpoints.read_state(checkpoint)[0].get("sharded"):
+            from quatrain.training.distributed import shards
+
+            written = set(shards.names(checkpoint / shards.FOLDER))
+            own = {name: parameter.detach() for name, parameter in self.model.named_parameters() if name in written}
+            shards.load(own, checkpoint / shards.FOLDER)
+        else:
+            self.hooks.load(checkpoint)
+
+    def _write_shards(self, folder: Path, tensors: dict[str, Tensor]) -> Callable[[Path], None]:
+        """Every process writes its shards of weights and optimizer states.
+
+        Returns a function that moves the shards into a checkpoint.
+        """
+        from quatrain.training.distributed import shards
+
+        waiting = folder / ".shards"
+        if self.parallel.is_main:
+            with disk_errors(waiting):
+                shutil.rmtree(waiting, ignore_errors=True)
+                waiting.mkdir(parents=True)
+        self.parallel.barrier()
+        with disk_errors(waiting):
+            shards.save({name: master.detach() for name, master in self.weights.masters.items()} | tensors, waiting)
+        self.parallel.barrier()
+        return lambda checkpoint: os.replace(waiting, checkpoint / shards.FOLDER)
+
+    @torch.no_grad()
+    def _load_shards(self, checkpoint: Path) -> None:
+        """Reads weights and optimizer states from shards that any number of processes wrote."""
+        from quatrain.training.distributed import shards
+
+        masters = self.weights.masters
+        found = dict[str, Tensor]()
+        for name in shards.names(checkpoint / shards.FOLDER):
+            owner, _, key = name.rpartition(":")
+            found[name] = torch.zeros(()) if key == "step" else torch.zeros_like(masters[owner or name].detach())
+        shards.load(found, checkpoint / shards.FOLDER)
+        for name, master in masters.items():
+            master.copy_(found[name])
+        self.weights.publish()
+        load_optimizer_tensors(masters, self.optimizers, {name: found[name] for name in found if ":" in name})

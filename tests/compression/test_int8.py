@@ -11,7 +11,7 @@ from torch import nn
 
 from quatrain.adapters.apply import apply
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.compression import files, int8, methods
+from quatrain.compression import files, int8, methods, packing
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
@@ -103,8 +103,8 @@ def test_quantized_model_is_near_and_smaller():
 @settings(max_examples=40, deadline=None)
 def test_packing_equals_compressed_tensors(out, columns, seed):
     weight = torch.randint(-128, 128, (out, columns), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
-    words = files.pack(weight)
-    assert torch.equal(files.unpack(words, columns), weight)
+    words = packing.pack(weight)
+    assert torch.equal(packing.unpack(words, columns), weight)
     helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
     assert torch.equal(words, helpers.pack_to_int32(weight, 8))
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from quatrain.tasks.text2sql.dataset import SETS, Text2SQL
 from quatrain.tasks.text2sql.examples import Example, messages
+from quatrain.tasks.text2sql.introspection import introspect
 from quatrain.tasks.text2sql.judge import Verdict, execution_match
 from quatrain.tasks.text2sql.sandbox import Connection, Result, answer
-from quatrain.tasks.text2sql.schema import Schema, introspect
+from quatrain.tasks.text2sql.schema import Schema
 from quatrain.tasks.text2sql.shop import create_shop
 
 __all__ = [

@@ -25,13 +25,14 @@ from quatrain.tasks.text2sql import documents as texts
 from quatrain.tasks.text2sql.conditions import MONTHS, Draw
 from quatrain.tasks.text2sql.examples import Example, messages, write, write_part
 from quatrain.tasks.text2sql.frames import FRAMES
+from quatrain.tasks.text2sql.introspection import introspect
 from quatrain.tasks.text2sql.judge import is_empty
 from quatrain.tasks.text2sql.material import Material
 from quatrain.tasks.text2sql.naming import named
 from quatrain.tasks.text2sql.opening import few
 from quatrain.tasks.text2sql.phrases import Phrases
 from quatrain.tasks.text2sql.sandbox import Connection
-from quatrain.tasks.text2sql.schema import Schema, introspect
+from quatrain.tasks.text2sql.schema import Schema
 from quatrain.tasks.text2sql.shapes import SHAPES, Combination, Shape
 from quatrain.tasks.text2sql.splits import identify, split, usable_combinations
 from quatrain.tasks.text2sql.values import HeldOut

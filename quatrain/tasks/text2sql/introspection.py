@@ -47,8 +47,13 @@ _BOOLEANS = (
 )
 
 
-def describe(path: Path) -> Schema:
-    """The schema of the database at `path`; `quatrain.tasks.text2sql.schema.introspect` has the contract."""
+def introspect(path: str | Path) -> Schema:
+    """Describe the database at `path`, opened read-only.
+
+    Raises InputError, with every problem found, when the file is missing, is no SQLite database, is encrypted, corrupt
+    or locked, or has no table with rows.
+    """
+    path = Path(path)
     connection = connect(path)
     try:
         return _describe(connection, path)

@@ -177,14 +177,3 @@ class Schema:
                 parts.append(" ".join(words))
             statements.append(f"CREATE TABLE {table.sql} ({', '.join(parts)})")
         return statements
-
-
-def introspect(path: str | Path) -> Schema:
-    """Describe the database at `path`, opened read-only.
-
-    Raises InputError, with every problem found, when the file is missing, is no SQLite database, is encrypted, corrupt
-    or locked, or has no table with rows.
-    """
-    from quatrain.tasks.text2sql.introspection import describe
-
-    return describe(Path(path))

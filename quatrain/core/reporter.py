@@ -1,0 +1,76 @@
+"""The protocol by which work reports its progress: `Reporter`, its `Task`, and the clock behind a progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One piece of work with a known or unknown number of steps."""
+
+    def update(self, step: int, **metrics: float) -> None:
+        """Say that `step` steps of the total are done, with the latest metrics."""
+
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        """Say that so many more steps are done."""
+
+    def __enter__(self) -> Task: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Reporter(Protocol):
+    """Where a run tells what it does."""
+
+    def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
+        """A stage begins: `index` counts from one."""
+
+    def task(self, name: str, total: int | None = None, unit: str = "step") -> Task:
+        """A piece of work begins; use it as a context manager."""
+
+    def info(self, text: str) -> None:
+        """One line for the reader."""
+
+    def warn(self, text: str) -> None:
+        """One line that the reader should not miss."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A small table."""
+
+    def score(self, name: str, metrics: Mapping[str, float]) -> None:
+        """The scores on one set: `score("new values", {"execution_accuracy": 0.97, "count": 200})`."""
+
+
+class Clock:
+    """Steps done, elapsed time and the time that is left, from the speed since the first update."""
+
+    def __init__(self, total: int | None):
+        self.total = total
+        self.step = 0
+        self.started = time.monotonic()
+        self._first: tuple[float, int] | None = None
+
+    def set(self, step: int) -> None:
+        self.step = step
+        if self._first is None:
+            self._first = (time.monotonic(), step)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left, or None while nothing is known of the speed."""
+        if self.total is None or self._first is None:
+            return None
+        first_time, first_step = self._first
+        done = self.step - first_step
+        if done <= 0:
+            return None
+        return (time.monotonic() - first_time) / done * max(0, self.total - self.step)
