@@ -68,7 +68,7 @@ class Setup:
             batch_tokens=256,
             accumulation=2,
             learning_rate=1e-2,
-            warmup=5,
+            warmup_steps=5,
             optimizer=self.optimizer,  # type: ignore[arg-type]
             precision=self.precision,  # type: ignore[arg-type]
             dropout=0.1,

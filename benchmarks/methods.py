@@ -52,9 +52,9 @@ data = {{ source = "movie-reviews" }}
 [[stage]]
 kind = "pretrain"
 objective = "masked"
-hidden = 0.3
+mask_ratio = 0.3
 data = {{ source = "movie-reviews", validation = 0.02 }}
-train = {{ steps = {steps}, batch_tokens = 4096, learning_rate = 0.006, warmup = {warmup}, optimizer = "muon", schedule = "wsd" }}
+train = {{ steps = {steps}, batch_tokens = 4096, learning_rate = 0.006, warmup_steps = {warmup_steps}, optimizer = "muon", schedule = "wsd" }}
 """  # noqa: E501 - a line of a recipe
 STAGE = """
 name = "task"
@@ -68,7 +68,7 @@ folder = {base}
 [[stage]]
 kind = "finetune"
 objective = "classify"
-train = {{ steps = {steps}, batch_tokens = 2048, learning_rate = {rate}, warmup = {warmup}, schedule = "linear", evaluate_every = {every}, keep = "best", metric = "validation_accuracy" }}
+train = {{ steps = {steps}, batch_tokens = 2048, learning_rate = {rate}, warmup_steps = {warmup_steps}, schedule = "linear", evaluate_every = {every}, keep = "best", metric = "validation_accuracy" }}
 [evaluate]
 examples = 2000
 """  # noqa: E501 - a line of a recipe
@@ -80,9 +80,9 @@ def make_base(folder: Path, *, quick: bool) -> Path:
     from quatrain.core.progress import SilentReporter
     from quatrain.runs.recipe import loads
 
-    shape = {"width": 32, "vocabulary": 400, "steps": 2, "warmup": 0}
+    shape = {"width": 32, "vocabulary": 400, "steps": 2, "warmup_steps": 0}
     if not quick:
-        shape = {"width": 192, "vocabulary": 8192, "steps": 1500, "warmup": 20}
+        shape = {"width": 192, "vocabulary": 8192, "steps": 1500, "warmup_steps": 20}
     if not (folder / "base" / "model" / "config.json").is_file():
         print("the base reads film reviews ...", flush=True)
         quatrain.run(loads(RECIPE.format(**shape)), runs_dir=folder, reporter=SilentReporter())
@@ -95,7 +95,7 @@ def teach(base: Path, method: str, rate: float, steps: int) -> dict[str, Any]:
     from quatrain.core.progress import SilentReporter
     from quatrain.runs.recipe import loads
 
-    shape = {"steps": steps, "rate": rate, "every": max(1, steps // 4), "warmup": steps // 20}
+    shape = {"steps": steps, "rate": rate, "every": max(1, steps // 4), "warmup_steps": steps // 20}
     text = STAGE.format(base=json.dumps(str(base)), **shape)
     adapter: dict[str, Any] = {"method": method} | ADAPTERS.get(method, {}) if method != "full" else {}
     if adapter:

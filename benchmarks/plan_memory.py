@@ -104,13 +104,20 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     tiny, _ = load_model(folder.parent / "tiny", quantize="nf4" if case["method"] == "qlora" else None)
     if case["method"] == "qlora":
         apply(tiny, AdapterSettings.model_validate({"method": "lora", "base": "nf4"}))
-    settings = TrainSettings.model_validate({"steps": 1, "warmup": 0, "batch_tokens": 32, "device": "cpu"})
+    settings = TrainSettings.model_validate({"steps": 1, "warmup_steps": 0, "batch_tokens": 32, "device": "cpu"})
     steps(tiny, settings, 2, 16)
     del tiny
     gc.collect()
     tokens = case["rows"] * case["length"]
     settings = TrainSettings.model_validate(
-        {**COMMON, "steps": STEPS, "warmup": 1, "batch_tokens": tokens, "precision": case["precision"], "device": "cpu"}
+        {
+            **COMMON,
+            "steps": STEPS,
+            "warmup_steps": 1,
+            "batch_tokens": tokens,
+            "precision": case["precision"],
+            "device": "cpu",
+        }
         | {"optimizer": case.get("optimizer", "adamw")}
     )
     before = resident_memory()

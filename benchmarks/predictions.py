@@ -42,7 +42,8 @@ kind = "tokenizer"
 kind = "pretrain"
 objective = "{objective}"
 evaluate = false
-train = {{ steps = {steps}, batch_tokens = {tokens}, warmup = 1, device = "cpu", precision = "{precision}", {more} }}
+train = {{ steps = {steps}, batch_tokens = {tokens}, warmup_steps = 1, device = "cpu", \
+precision = "{precision}", {more} }}
 """
 USUAL = {"tokenizer": "bpe", "vocabulary": 2048, "family": "llama", "hidden": 256, "layers": 4, "heads": 4,
          "length": 256, "objective": "causal", "precision": "float32", "tokens": 2048, "steps": 60,

@@ -29,8 +29,8 @@ GOALS = [  # stage, held-out set, least execution accuracy
 ]
 TINY = """data.examples=300 tokenizer.vocab_size=300
 model.hidden_size=32 model.intermediate_size=64 model.num_hidden_layers=1 model.num_attention_heads=2
-stage.pretrain.train.steps=3 stage.pretrain.train.warmup=1 stage.pretrain.train.batch_tokens=1024
-stage.finetune.train.warmup=1 stage.dpo.train.warmup=1 stage.dpo.prompts=8 stage.dpo.samples=2
+stage.pretrain.train.steps=3 stage.pretrain.train.warmup_steps=1 stage.pretrain.train.batch_tokens=1024
+stage.finetune.train.warmup_steps=1 stage.dpo.train.warmup_steps=1 stage.dpo.prompts=8 stage.dpo.samples=2
 evaluate.examples=4 evaluate.max_new_tokens=8""".split()
 
 KEPT = "kind seconds peak_memory_bytes tokens parameters model_bytes generation_tokens_per_second flops".split()

@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Each setting: the time allowed, the loss to reach in it, and how the recipe is changed."""
 TINY = """model.hidden_size=32 model.intermediate_size=64 model.num_hidden_layers=1 model.num_attention_heads=2
 stage.pretrain.train.batch_tokens=1024 stage.pretrain.train.accumulation=1
-stage.pretrain.train.steps=20 stage.pretrain.train.warmup=2 stage.pretrain.train.evaluate_every=10""".split()
+stage.pretrain.train.steps=20 stage.pretrain.train.warmup_steps=2 stage.pretrain.train.evaluate_every=10""".split()
 CONTEXT, ROWS, STEPS, WARMUP = 64, 12, 2000, 100
 PEER = "nanoGPT's configuration"
 

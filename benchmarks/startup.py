@@ -28,7 +28,7 @@ kind = "tokenizer"
 [[stage]]
 kind = "pretrain"
 evaluate = false
-train = { steps = 2, batch_tokens = 64, warmup = 0 }
+train = { steps = 2, batch_tokens = 64, warmup_steps = 0 }
 """
 TEXT = "A quatrain has four lines.\n" * 200
 HELP, PEER = "quatrain --help", "python -c 'import transformers'"

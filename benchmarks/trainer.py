@@ -96,7 +96,7 @@ def train_ours(
 
     stream = windows(model.config.vocab_size, rows, length)
     settings = TrainSettings.model_validate(
-        {**COMMON, "steps": steps, "batch_tokens": rows * length, "precision": precision, "warmup": WARMUP}
+        {**COMMON, "steps": steps, "batch_tokens": rows * length, "precision": precision, "warmup_steps": WARMUP}
         | {"schedule": "cosine", "log_every": 1, "compile": compiled}
     )
     times: list[float] = []
@@ -151,7 +151,7 @@ def train_theirs(model: Any, precision: str, rows: int, length: int, steps: int,
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: share(min(step, steps - 1), steps=steps, warmup=WARMUP)
+                optimizer or self.optimizer, lambda step: share(min(step, steps - 1), steps=steps, warmup_steps=WARMUP)
             )
             return self.lr_scheduler
 

@@ -34,7 +34,7 @@ WARM = 2
 OURS, OURS_ADAMW = "quatrain (recipe)", "quatrain AdamW float32"
 PEER, PEER_AUTOCAST = "transformers float32", "transformers bfloat16 autocast"
 WAYS = (OURS, OURS_ADAMW, PEER, PEER_AUTOCAST)
-LIKE_FOR_LIKE = {"learning_rate": 1e-3, "schedule": "constant", "warmup": 0, "weight_decay": 0.1, "beta2": 0.95}
+LIKE_FOR_LIKE = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.1, "beta2": 0.95}
 
 
 class Case:

@@ -32,7 +32,7 @@ TRAIN = """
 kind = "pretrain"
 [stage.train]
 steps = 6
-warmup = 1
+warmup_steps = 1
 batch_tokens = 192
 checkpoint_every = 2
 """

@@ -28,7 +28,7 @@ COMMANDS = [MAKE_RUN, *(shlex.split(line, comments=True) for line in SHELL if li
 PYTHON = [body for kind, body in BLOCKS if kind == "python"]
 
 MODEL = ["hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=64"]
-TINY = [*(f"model.{item}" for item in MODEL), "stage.pretrain.train.steps=4", "stage.pretrain.train.warmup=1"]
+TINY = [*(f"model.{item}" for item in MODEL), "stage.pretrain.train.steps=4", "stage.pretrain.train.warmup_steps=1"]
 TINY += ["stage.pretrain.train.batch_tokens=1024", "evaluate.max_new_tokens=24"]
 TINY_QUESTIONS = [
     *("data.examples=120", "evaluate.examples=4", "stage.dpo.prompts=8", "stage.dpo.samples=2"),

@@ -52,7 +52,7 @@ kind = "tokenizer"
 kind = "pretrain"
 [stage.train]
 steps = 2
-warmup = 1
+warmup_steps = 1
 batch_tokens = 192
 """
 

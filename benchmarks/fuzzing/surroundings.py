@@ -112,7 +112,7 @@ LARGE = ("1000000", "100000000", "1000000000", "1000000000000", str(2**31), str(
 SIZED = tuple(
     """model.hidden_size model.num_hidden_layers model.num_attention_heads model.intermediate_size seed
     model.max_position_embeddings tokenizer.vocab_size stage.pretrain.train.batch_tokens evaluate.max_new_tokens
-    stage.pretrain.context stage.pretrain.train.accumulation stage.pretrain.train.warmup data.examples
+    stage.pretrain.context stage.pretrain.train.accumulation stage.pretrain.train.warmup_steps data.examples
     stage.pretrain.train.log_every model.rope_theta stage.pretrain.train.learning_rate evaluate.examples""".split()
 )
 

@@ -24,7 +24,7 @@ def evaluate(
     examples: int | None = None,
     split: str | None = None,
     databases: str | None = None,
-    prefix: Text = "",
+    source_prefix: Text = "",
     max_new_tokens: int = 120,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
@@ -49,7 +49,7 @@ def evaluate(
     databases
         What questions with SQL are asked of: a folder, a .zip or a file of SQLite databases. The catalog knows those of
         its own questions.
-    prefix
+    source_prefix
         What a model of texts out of texts was taught with before each source, such as "summarize: ".
     max_new_tokens
         The longest text that it says of a source, in tokens.
@@ -77,7 +77,7 @@ def evaluate(
             network, tokenizer, data, databases, examples, context or longest, max_new_tokens, json_lines=json_lines
         )
         return _text(network, tokenizer, data, context or longest, json_lines) if found is None else found
-    records = _records(network, data, split, prefix, examples)
+    records = _records(network, data, split, source_prefix, examples)
     return _task(network, tokenizer, data, records, context or longest, max_new_tokens, json_lines)
 
 
@@ -108,7 +108,7 @@ def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_li
 
 
 def _records(
-    network: Model, data: str, split: str | None, prefix: str, examples: int | None
+    network: Model, data: str, split: str | None, source_prefix: str, examples: int | None
 ) -> tuple[Any, str, list[Any]]:
     """The task of the model, the format of its data, and the records."""
     from itertools import islice
@@ -117,7 +117,7 @@ def _records(
     from quatrain.evaluation.tasks import placed
     from quatrain.training.tasks import FORMATS, task_of_model
 
-    task = task_of_model(network.config, prefix=prefix)
+    task = task_of_model(network.config, source_prefix=source_prefix)
     corpus = Corpus(data, format=FORMATS.get(task.objective), split=split)
     return task, corpus.format, list(islice(placed(corpus, related=task.objective == "embed"), examples))
 

@@ -25,7 +25,7 @@ def plan(
     accumulation: int | None = None,
     optimizer: str | None = None,
     precision: str | None = None,
-    paged: bool = False,
+    paged_optimizer: bool = False,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Count the parameters of a model folder or of a recipe's model, its memory and its operations.
@@ -59,7 +59,7 @@ def plan(
         adamw, adamw8bit or muon.
     precision
         float32, bfloat16 or float16; the faster of the first two on this machine unless given.
-    paged
+    paged_optimizer
         Keep the optimizer's states in host memory.
     json_lines
         Write one JSON object, for programs.
@@ -69,7 +69,9 @@ def plan(
     from quatrain.runs.planned import planned
 
     train = {"batch_tokens": batch_tokens, "accumulation": accumulation, "optimizer": optimizer, "precision": precision}
-    given = {name: value for name, value in train.items() if value is not None} | ({"paged": True} if paged else {})
+    given = {name: value for name, value in train.items() if value is not None} | (
+        {"paged_optimizer": True} if paged_optimizer else {}
+    )
     config, recipe, stored = _config(model, overrides)
     asked = None
     if method is None:

@@ -20,7 +20,7 @@ def predict(
     pair: Text | None = None,
     question: Text | None = None,
     columns: str | None = None,
-    prefix: str = "",
+    source_prefix: str = "",
     max_new_tokens: int = 120,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
@@ -44,7 +44,7 @@ def predict(
         What an extractive model answers from the text.
     columns
         Which columns of a file hold its parts, such as text=review or context=passage,question=query.
-    prefix
+    source_prefix
         What a model of texts out of texts was taught with before each source, such as "summarize: ".
     max_new_tokens
         The longest text that it says of a source, in tokens.
@@ -58,7 +58,7 @@ def predict(
 
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {max_new_tokens}: must be at least 1")
-    predictor = Predictor.load(model, prefix=prefix, max_new_tokens=max_new_tokens)
+    predictor = Predictor.load(model, source_prefix=source_prefix, max_new_tokens=max_new_tokens)
     head = predictor.config.head
     more = {"text_pair": pair, "question": question}
     if pair is not None and head != "sequence_classification":

@@ -11,7 +11,7 @@ USUAL_WARMUP = 20
 """Steps of a warm-up that is not given."""
 
 FALLING = ("linear", "cosine", "wsd")
-"""Schedules that end at `min_learning_rate`."""
+"""Schedules that end at `min_learning_rate_ratio`."""
 
 
 def adapt(raw: dict[str, Any], places: Sequence[Place]) -> Iterator[str]:
@@ -41,14 +41,14 @@ def _length(train: dict[str, Any], given: set[str], place: Place) -> Iterator[st
     steps: Any = train.get("steps")
     if not _is_count(steps):
         return
-    warmup = train.get("warmup", USUAL_WARMUP)
-    follows = "steps" in given or "warmup" not in train
-    if follows and "warmup" not in given and _is_count(warmup) and warmup > steps:
-        train["warmup"] = steps // 10
-        yield _changed(place, "warmup", warmup, train["warmup"], f"steps = {steps}")
-    if "steps" in given and steps == 1 and not given & {"schedule", "warmup", "min_learning_rate"}:
-        falls = train.get("schedule", "cosine") in FALLING and not train.get("min_learning_rate")
-        if falls and train.get("warmup", USUAL_WARMUP) == 0:
+    warmup_steps = train.get("warmup_steps", USUAL_WARMUP)
+    follows = "steps" in given or "warmup_steps" not in train
+    if follows and "warmup_steps" not in given and _is_count(warmup_steps) and warmup_steps > steps:
+        train["warmup_steps"] = steps // 10
+        yield _changed(place, "warmup_steps", warmup_steps, train["warmup_steps"], f"steps = {steps}")
+    if "steps" in given and steps == 1 and not given & {"schedule", "warmup_steps", "min_learning_rate_ratio"}:
+        falls = train.get("schedule", "cosine") in FALLING and not train.get("min_learning_rate_ratio")
+        if falls and train.get("warmup_steps", USUAL_WARMUP) == 0:
             old, train["schedule"] = train.get("schedule", "cosine"), "constant"
             yield _changed(place, "schedule", old, "constant", "a single step would have the rate 0")
 

@@ -175,7 +175,7 @@ def _too_large(learning: TrainingJob) -> str | None:
     trained = sum(each.numel() for each in learning.model.parameters() if each.requires_grad)
     held = tensor_bytes([*learning.model.parameters(), *learning.model.buffers()]) + 4 * trained
     device = choose_device(learning.settings.device)
-    if not (learning.settings.paged and device.type == "cuda"):
+    if not (learning.settings.paged_optimizer and device.type == "cuda"):
         held += _states(learning)
     free = available_memory(device)
     if free is not None and held > free:
@@ -202,10 +202,10 @@ def _without_effect(learning: TrainingJob) -> Iterator[str]:
             f"train: {asked} goes by validations, and no data is held out for them (data.validation, data.dev): the "
             "last weights are kept."
         )
-    if learning.settings.warmup >= learning.steps > 1:
+    if learning.settings.warmup_steps >= learning.steps > 1:
         yield (
-            f"train.warmup: {learning.settings.warmup:,} steps of {learning.steps:,}; the learning rate never reaches "
-            f"{learning.settings.learning_rate:g}. Make it shorter, or train for longer."
+            f"train.warmup_steps: {learning.settings.warmup_steps:,} of {learning.steps:,} steps; "
+            f"the learning rate never reaches {learning.settings.learning_rate:g}. Lower it, or train for longer."
         )
 
 
@@ -302,4 +302,3 @@ def rows_for_table(stage: StagePreflight) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{format_bytes(stage.peak)}: {told}, the rest of the process {format_bytes(max(0, rest))}"
     yield "disk", f"{format_bytes(stage.disk)} at most while it trains"
     yield from (("note", note) for note in stage.notes)
-

@@ -52,8 +52,8 @@ def check(settings: Any, data: DataSettings) -> None:
         problems.append("train.packing: true; examples of a stream are not packed: leave it out")
     if getattr(settings, "kind", "") == "pretrain" and settings.stride is not None:
         problems.append(f"stride: {settings.stride}; windows of a stream do not overlap: leave it out")
-    if getattr(settings, "next_sentence", False):
-        problems.append("next_sentence: true; pairs of sentences need all documents at hand: leave it out")
+    if getattr(settings, "next_sentence_prediction", False):
+        problems.append("next_sentence_prediction: true; pairs of sentences need all documents at hand: leave it out")
     if getattr(settings, "objective", "") in ("classify", "tag") and not settings.labels:
         problems.append('labels: none; which there are shows only at the end: name them: labels = ["no", "yes"]')
     if data.database is not None:

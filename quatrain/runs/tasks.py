@@ -114,7 +114,7 @@ def prepare(
         return examples, [*notes, f"{len(both[part]):,} records, {len(examples):,} examples"]
 
     dev = open_corpus(settings, data, "dev").mark if data.dev is not None else ""
-    named = ("objective", "labels", "stride", "prefix", "max_target_length")
+    named = ("objective", "labels", "stride", "source_prefix", "max_target_length")
     key = {
         "data": corpus.mark,
         "dev": dev,

@@ -75,10 +75,10 @@ class Predictor:
         tokenizer: Tokenizer | None,
         *,
         engine: Callable[[], Any] | None = None,
-        prefix: str = "",
+        source_prefix: str = "",
         max_new_tokens: int = 120,
     ):
-        """`engine` makes what answers for an encoder-decoder; `prefix` stands before each of its sources.
+        """`engine` makes what answers for an encoder-decoder; `source_prefix` stands before each of its sources.
 
         Raises InputError for a head that predicts nothing, or a model without a tokenizer.
         """
@@ -91,7 +91,7 @@ class Predictor:
         if tokenizer is None:
             raise InputError("The model has no tokenizer: a text cannot be read without its tokens.")
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.prefix, self.max_new_tokens = prefix, max_new_tokens
+        self.source_prefix, self.max_new_tokens = source_prefix, max_new_tokens
         self._engine = engine
         self._answerer: Any = None
         self._read: Callable[[Sequence[Mapping[str, Any]]], list[Prediction]] = getattr(self, f"_{head}")
@@ -236,7 +236,7 @@ class Predictor:
         if self._answerer is None:
             self._answerer = self._engine() if self._engine is not None else Engine(self.model, self.tokenizer)
         params = SamplingParams(max_new_tokens=self.max_new_tokens)
-        prompts = [self.prefix + each["text"] for each in inputs]
+        prompts = [self.source_prefix + each["text"] for each in inputs]
         return [Prediction({"text": each.text}) for each in self._answerer.generate(prompts, params)]
 
     def _embedding(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:

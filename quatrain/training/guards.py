@@ -36,7 +36,7 @@ class Guard:
         """What is wrong with a step, given the losses of the last ones; None where nothing is."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"the loss is {loss} and the gradient's norm {norm}"
-        factor = self.settings.spike
+        factor = self.settings.loss_spike_factor
         if factor and len(recent) >= ENOUGH and (usual := median(recent)) > 0 and loss > factor * usual:
             return f"the loss of {loss:.4g} is {loss / usual:.1f} times the running median of {usual:.4g}"
         return None
@@ -58,8 +58,9 @@ class Guard:
         settings = self.settings
         calmer = "" if settings.on_bad_step == "skip" else ', or set train.on_bad_step = "skip" to leave such steps out'
         remedy = (
-            f"Lower train.learning_rate (now {settings.learning_rate}), lengthen train.warmup (now {settings.warmup}), "
-            f'set train.precision = "float32"{calmer}; the next run goes on from the last checkpoint.'
+            f"Lower train.learning_rate (now {settings.learning_rate}), raise train.warmup_steps "
+            f'(now {settings.warmup_steps}), set train.precision = "float32"{calmer}; '
+            "the next run resumes from the last checkpoint."
         )
         return QuatrainError(f"Step {step}: {reason}.{where}{many} Nothing after this can be right.{look} {remedy}")
 

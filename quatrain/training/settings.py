@@ -18,24 +18,32 @@ class TrainSettings(Settings):
     """One run of the trainer. Exactly one of `steps` and `epochs` says how long it is.
 
     `batch_tokens` counts the tokens of one optimizer step, all its `accumulation` micro-batches together.
-    `min_learning_rate` and `decay` are shares: of the peak learning rate, and of the steps (WSD only).
+    The learning rate rises for `warmup_steps` and then follows `schedule`. `min_learning_rate_ratio` is the final
+    learning rate as a fraction of the peak; `decay_ratio` is the fraction of steps in which WSD decays.
 
-    A bad step has a loss or gradient that is no number, or, where `spike` says so, a loss far above the last ones: the
-    run stops there, or leaves that step out; its batch is kept for a look. `metric` names what the validations measure;
-    "auto" takes losses, perplexities and errors as better when lower, all else when higher. `keep` = "best" ends with
-    the weights that were best at a validation.
+    A step is bad if its loss or gradient is NaN or infinite, or its loss exceeds `loss_spike_factor` times the running
+    median. `on_bad_step` stops the run or skips the update; the batch is saved for inspection. `metric` is the
+    validation metric that `patience` and `keep` use. `metric_direction` = "auto" treats losses, perplexities and errors
+    as lower-is-better and everything else as higher-is-better. `keep` = "best" restores the best validated weights.
 
-    To save memory: `chunked_loss` never holds all logits at once, `activation_checkpointing` keeps the input of each
-    block alone and computes the rest anew for a third more time; `optimizer` = "adamw8bit" holds AdamW's two moments in
-    eight bits, and `paged` keeps them off the GPU but for the tensor that is updated. `compile` lets torch.compile fuse
-    the blocks.
+    To save memory: `chunked_loss` never holds all logits at once; `activation_checkpointing` stores only each block's
+    input and recomputes the rest, for about a third more time; `optimizer` = "adamw8bit" stores AdamW's moments in 8
+    bits; `paged_optimizer` keeps optimizer states in host memory. `compile` compiles the blocks with torch.compile.
 
-    Several processes, which torchrun starts, share the micro-batches of a step: `parallel` says what each of them holds
-    (`ddp`: the whole model; `zero1`, `zero2`, `zero3`: parts of the optimizer's state, of gradients, of weights too;
-    `hybrid`: parts within a machine, copies between machines). `device` is the GPU that is there unless said otherwise.
+    With several processes (torchrun), `parallel` is the strategy: `ddp` replicates the model; `zero1`, `zero2` and
+    `zero3` shard the optimizer states, then also gradients, then also weights; `hybrid` shards within a machine and
+    replicates between machines. `device` = "auto" takes a GPU if there is one.
     """
 
-    renamed_keys: ClassVar[Mapping[str, str]] = {"clip": "max_grad_norm"}
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "clip": "max_grad_norm",
+        "warmup": "warmup_steps",
+        "min_learning_rate": "min_learning_rate_ratio",
+        "decay": "decay_ratio",
+        "spike": "loss_spike_factor",
+        "better": "metric_direction",
+        "paged": "paged_optimizer",
+    }
 
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
@@ -43,11 +51,11 @@ class TrainSettings(Settings):
     accumulation: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0, le=10)
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    paged: bool = Field(default=False, description="the optimizer's states in host memory, beside a GPU's")
+    paged_optimizer: bool = Field(default=False, description="the optimizer's states in host memory, beside a GPU's")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
-    warmup: int = Field(default=20, ge=0, description="steps in which the learning rate rises")
-    min_learning_rate: float = Field(default=0.0, ge=0, le=1)
-    decay: float = Field(default=0.4, gt=0, le=1)
+    warmup_steps: int = Field(default=20, ge=0, description="steps in which the learning rate rises")
+    min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    decay_ratio: float = Field(default=0.4, gt=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0, le=10)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -63,9 +71,11 @@ class TrainSettings(Settings):
     patience: int = Field(default=0, ge=0, description="validations without gain after which to stop; 0 for never")
     keep: Literal["last", "best"] = "last"
     metric: str = Field(default="validation_loss", description="what patience and keep go by")
-    better: Literal["auto", "lower", "higher"] = "auto"
+    metric_direction: Literal["auto", "lower", "higher"] = "auto"
     on_bad_step: Literal["stop", "skip"] = "stop"
-    spike: float = Field(default=0.0, ge=0, description="a loss this many times the running median is bad; 0 for none")
+    loss_spike_factor: float = Field(
+        default=0.0, ge=0, description="a loss this many times the running median is bad; 0 for none"
+    )
     chunked_loss: Literal["auto", True, False] = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
@@ -79,9 +89,9 @@ class TrainSettings(Settings):
                 step,
                 steps=steps,
                 schedule=self.schedule,
-                warmup=self.warmup,
-                minimum=self.min_learning_rate,
-                decay=self.decay,
+                warmup_steps=self.warmup_steps,
+                minimum=self.min_learning_rate_ratio,
+                decay_ratio=self.decay_ratio,
             )
             for step in range(min(2, steps))
         ]
@@ -93,26 +103,28 @@ class TrainSettings(Settings):
             yield Problem((), f"{have}; must have exactly one of steps and epochs: remove one", both)
         if self.steps is None and self.epochs is None:
             yield Problem((), "has neither steps nor epochs; must have exactly one, such as steps = 500", both)
-        if self.steps is not None and self.warmup > self.steps:
-            text = f"{self.warmup}; must be at most steps = {self.steps}"
-            yield Problem(("warmup",), text, (("steps",),))
+        if self.steps is not None and self.warmup_steps > self.steps:
+            text = f"{self.warmup_steps}; must be at most steps = {self.steps}"
+            yield Problem(("warmup_steps",), text, (("steps",),))
         if self.steps is not None and not any(self.rates(self.steps)):
             text = f"{quote(self.schedule)}; its only step has the rate 0, and nothing would be learned: take "
-            text += '"constant", min_learning_rate above 0, or more steps'
-            yield Problem(("schedule",), text, (("steps",), ("warmup",), ("min_learning_rate",)))
-        if self.spike and self.spike <= 1:
-            yield Problem(("spike",), f"{self.spike}; must be above 1 (3 is usual), or 0 for none")
-        if self.paged and self.optimizer == "muon":
+            text += '"constant", min_learning_rate_ratio above 0, or more steps'
+            yield Problem(("schedule",), text, (("steps",), ("warmup_steps",), ("min_learning_rate_ratio",)))
+        if self.loss_spike_factor and self.loss_spike_factor <= 1:
+            yield Problem(
+                ("loss_spike_factor",), f"{self.loss_spike_factor}; must be above 1 (3 is usual), or 0 for none"
+            )
+        if self.paged_optimizer and self.optimizer == "muon":
             text = 'true; "muon" updates the matrices of one shape together: take optimizer = "adamw" or "adamw8bit"'
-            yield Problem(("paged",), text, (("optimizer",),))
+            yield Problem(("paged_optimizer",), text, (("optimizer",),))
         if self.parallel not in ("auto", "ddp"):
             parts = f'parallel = "{self.parallel}" parts the states among the processes'
             if self.optimizer == "adamw8bit":
                 text = f'"adamw8bit"; {parts}, across its blocks: take optimizer = "adamw", or parallel = "ddp"'
                 yield Problem(("optimizer",), text, (("parallel",),))
-            if self.paged:
+            if self.paged_optimizer:
                 text = f'true; {parts}, on their GPUs: leave it out, or take parallel = "ddp"'
-                yield Problem(("paged",), text, (("parallel",),))
+                yield Problem(("paged_optimizer",), text, (("parallel",),))
         if (self.patience or self.keep == "best") and not self.evaluate_every:
             wish = f"patience = {self.patience}" if self.patience else 'keep = "best"'
             text = f"0; must be at least 1 for {wish}: there is nothing to compare without validations"
@@ -123,22 +135,31 @@ class PretrainStage(Settings):
     """Learns text from the start, or goes on from `model.folder`. `context` is the model's longest unless given.
 
     `objective` says how: every next token (`causal`), tokens that are hidden (`masked`: BERT), spans that are hidden
-    (`span`: T5), or a text out of a spoilt one (`denoise`: BART). `hidden` is the share of tokens that the last three
-    hide, theirs unless given: 0.15, 0.15, 0.3.
+    (`span`: T5), or a text out of a spoilt one (`denoise`: BART). `mask_ratio` is the fraction of tokens that the last
+    three hide; the defaults are 0.15, 0.15 and 0.3.
 
     `rows` says what a row of a batch is: a window of the running text, or, for corpora of short documents, one
     document, so that none is cut or seen beside another; longer ones are cut at `context`. With a `stride` smaller than
     `context` windows overlap, and an epoch has that many more.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "hidden": "mask_ratio",
+        "mean_span": "mean_span_length",
+        "whole_words": "whole_word_masking",
+        "next_sentence": "next_sentence_prediction",
+    }
+
     kind: Literal["pretrain"] = "pretrain"
     objective: Literal["causal", "masked", "span", "denoise"] = "causal"
     rows: Literal["windows", "documents"] = "windows"
-    hidden: float | None = Field(default=None, gt=0, le=0.9, description="share of the tokens that are hidden")
+    mask_ratio: float | None = Field(default=None, gt=0, le=0.9, description="share of the tokens that are hidden")
     stride: int | None = Field(default=None, ge=1, description="tokens between the beginnings of two windows")
-    mean_span: float = Field(default=3.0, ge=1, le=1000, description="tokens of a hidden span, on average")
-    whole_words: bool = Field(default=False, description="hide words whole (masked)")
-    next_sentence: bool = Field(default=False, description="learn also which sentences follow each other (masked)")
+    mean_span_length: float = Field(default=3.0, ge=1, le=1000, description="tokens of a hidden span, on average")
+    whole_word_masking: bool = Field(default=False, description="hide words whole (masked)")
+    next_sentence_prediction: bool = Field(
+        default=False, description="learn also which sentences follow each other (masked)"
+    )
     copy_steps: int = Field(default=0, ge=0)
     copy_every: int = Field(default=0, ge=0, description="0 for never again")
     context: int | None = Field(default=None, ge=2)
@@ -148,10 +169,10 @@ class PretrainStage(Settings):
 
     def conflicts(self) -> Iterator[Problem]:
         only = {
-            "hidden": ("masked", "span", "denoise"),
-            "mean_span": ("span", "denoise"),
-            "whole_words": ("masked",),
-            "next_sentence": ("masked",),
+            "mask_ratio": ("masked", "span", "denoise"),
+            "mean_span_length": ("span", "denoise"),
+            "whole_word_masking": ("masked",),
+            "next_sentence_prediction": ("masked",),
             "copy_steps": ("causal",),
             "copy_every": ("causal",),
         }
@@ -182,11 +203,13 @@ class FinetuneStage(Settings):
     and a batch holds rows of all of them. The embedding, which they share, stays as it is.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"prefix": "source_prefix"}
+
     kind: Literal["finetune"] = "finetune"
     objective: Literal["chat", "classify", "regress", "tag", "answer", "choice", "seq2seq", "embed"] = "chat"
     labels: Listing[str] = ()
     stride: int | None = Field(default=None, ge=0, description="tokens that windows of a long text share (tag, answer)")
-    prefix: str = Field(default="", description='put before each source, such as "summarize: " (seq2seq)')
+    source_prefix: str = Field(default="", description='put before each source, such as "summarize: " (seq2seq)')
     max_target_length: int | None = Field(default=None, ge=4, description="longest target in tokens (seq2seq)")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share that all tokens get alike (seq2seq)")
     temperature: float = Field(default=0.05, gt=0, le=100, description="what cosines are divided by (embed)")
@@ -202,7 +225,7 @@ class FinetuneStage(Settings):
             "tasks": ("chat",),
             "labels": ("classify", "tag"),
             "stride": ("tag", "answer"),
-            "prefix": ("seq2seq",),
+            "source_prefix": ("seq2seq",),
             "max_target_length": ("seq2seq",),
             "label_smoothing": ("seq2seq",),
             "temperature": ("embed",),
@@ -246,5 +269,5 @@ def _only(stage: PretrainStage | FinetuneStage, only: Mapping[str, tuple[str, ..
         value = getattr(stage, name)
         if value != type(stage).model_fields[name].default and stage.objective not in objectives:
             shown = list(value) if isinstance(value, tuple) else value
-            text = f'{quote(shown)}; only objective = {" or ".join(map(quote, objectives))} reads it: leave it out'
+            text = f"{quote(shown)}; only objective = {' or '.join(map(quote, objectives))} reads it: leave it out"
             yield Problem((name,), text, (("objective",),))

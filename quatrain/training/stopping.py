@@ -17,7 +17,9 @@ class Best:
 
     def __init__(self, settings: TrainSettings):
         self.metric, self.patience = settings.metric, settings.patience
-        lower = self.metric.endswith(LOWER) if settings.better == "auto" else settings.better == "lower"
+        lower = (
+            self.metric.endswith(LOWER) if settings.metric_direction == "auto" else settings.metric_direction == "lower"
+        )
         self._sign = -1.0 if lower else 1.0
         self.watched = bool(settings.patience) or settings.keep == "best"
         self.step: int | None = None

@@ -45,7 +45,7 @@ OF_HEAD = {
 }
 
 
-def task_of_model(config: ModelConfig, *, prefix: str = "") -> FinetuneStage:
+def task_of_model(config: ModelConfig, *, source_prefix: str = "") -> FinetuneStage:
     """The task that a model was made for, as its head and labels tell.
 
     Raises InputError where the head is of no task, or of one that a recipe does not have (several labels at once).
@@ -59,7 +59,7 @@ def task_of_model(config: ModelConfig, *, prefix: str = "") -> FinetuneStage:
             raise InputError("The model foretells several labels or numbers at once, which is not measured here.")
         kind = "regress"
     # the labels are the model's own: `labels` of a stage would say what numbers in the data stand for
-    return FinetuneStage(objective=kind, prefix=prefix, train=TrainSettings(steps=1, warmup=0))
+    return FinetuneStage(objective=kind, source_prefix=source_prefix, train=TrainSettings(steps=1, warmup_steps=0))
 
 
 def make_objective(
@@ -82,7 +82,7 @@ def make_objective(
     if kind == "seq2seq":
         return Seq2Seq(
             tokenizer,
-            prefix=settings.prefix,
+            source_prefix=settings.source_prefix,
             max_length=limit,
             max_target_length=settings.max_target_length,
             label_smoothing=settings.label_smoothing,

@@ -166,15 +166,18 @@ class Trainer:
         if not any(self.settings.rates(self.steps)):
             raise InputError(
                 f'train.schedule: "{self.settings.schedule}" ends at the rate 0, and the only step of this training '
-                'has it: nothing would be learned; take "constant", min_learning_rate above 0, or more steps or epochs'
+                'has it: nothing would be learned; take "constant", min_learning_rate_ratio above 0, or more steps '
+                "or epochs"
             )
         state, tensors = self._find_checkpoint()
         self.weights = Precision(self.model, self.parallel.shard(self.gradients.whole_way, self.dtype))
         self.scaler = self._make_scaler(state)
         devices = [self.device] if self.device.type == "cuda" else []
         self.compiled = Compiled(self.model, self.settings.compile)
-        if self.settings.paged and self.device.type == "cpu":
-            self.hooks.warn("train.paged changes nothing on a CPU: the optimizer's states are in its memory already.")
+        if self.settings.paged_optimizer and self.device.type == "cpu":
+            self.hooks.warn(
+                "train.paged_optimizer changes nothing on a CPU: the optimizer's states are in its memory already."
+            )
         try:
             self.gradients.start(self.weights, self.scaler, self.compiled, self.hooks.warn)
             self.optimizers = make_optimizers(self.weights.masters, self.settings, dtype=self.dtype)
@@ -270,9 +273,9 @@ class Trainer:
             self.steps_done,
             steps=self.steps,
             schedule=self.settings.schedule,
-            warmup=self.settings.warmup,
-            minimum=self.settings.min_learning_rate,
-            decay=self.settings.decay,
+            warmup_steps=self.settings.warmup_steps,
+            minimum=self.settings.min_learning_rate_ratio,
+            decay_ratio=self.settings.decay_ratio,
         )
         found = self.gradients.of(self.steps_done)
         if self.scaler is not None:

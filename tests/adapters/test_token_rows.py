@@ -29,7 +29,7 @@ def trained(model, precision="float32"):
     train_tokens(model, IDS)
     examples = [TokenExample([i % 30, *IDS, (i + 5) % 30, 3], [True] * 5) for i in range(24)]
     settings = TrainSettings(
-        steps=3, batch_tokens=64, learning_rate=1e-2, warmup=0, precision=precision, weight_decay=0.3
+        steps=3, batch_tokens=64, learning_rate=1e-2, warmup_steps=0, precision=precision, weight_decay=0.3
     )
     Trainer(model, Causal(), ExampleStream(examples, batch_tokens=64, seed=0), settings, steps=3).train()
     return model

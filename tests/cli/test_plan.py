@@ -95,7 +95,7 @@ context = 32
 adapter = {{ rank = 4, tokens = "none" }}
 {train}
 """
-TRAIN = 'train = { steps = 2, batch_tokens = 128, precision = "bfloat16", warmup = 0 }'
+TRAIN = 'train = { steps = 2, batch_tokens = 128, precision = "bfloat16", warmup_steps = 0 }'
 
 
 def test_frozen_weights_of_narrow_files_cost_less_where_training_begins_from_them(

@@ -117,7 +117,7 @@ def test_what_is_missing_is_said_before_the_run(tmp_path: Path, monkeypatch: pyt
 def test_a_run_is_tracked(tmp_path: Path) -> None:
     head = (Path(__file__).parents[1] / "runs" / "recipes" / "tiny.toml").read_text(encoding="utf-8")
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 200)
-    train = "train = { steps = 4, batch_tokens = 96, warmup = 1, log_every = 1, evaluate_every = 2 }"
+    train = "train = { steps = 4, batch_tokens = 96, warmup_steps = 1, log_every = 1, evaluate_every = 2 }"
     text = 'tracking = ["tensorboard"]\n' + head.format(text=tmp_path / "text.txt")
     text += f'[[stage]]\nkind = "pretrain"\n{train}\n'
     done = quatrain.run(loads(text), runs_dir=tmp_path / "runs", reporter=SilentReporter())

@@ -20,11 +20,11 @@ TINY = (Path(__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf
 ROAD = """
 [[stage]]
 kind = "pretrain"
-train = { steps = 4, batch_tokens = 192, warmup = 1 }
+train = { steps = 4, batch_tokens = 192, warmup_steps = 1 }
 [[stage]]
 kind = "finetune"
 data = { source = '{chats}', validation = 0.2 }
-train = { epochs = 2, batch_tokens = 192, warmup = 1, evaluate_every = 2, sample_every = 3, keep = "best" }
+train = { epochs = 2, batch_tokens = 192, warmup_steps = 1, evaluate_every = 2, sample_every = 3, keep = "best" }
 [[stage]]
 kind = "evaluate"
 data = { source = '{chats}', test = '{chats}' }
@@ -90,7 +90,7 @@ def test_chats_that_are_left_out_are_said_with_their_number(done: Run, tmp_path:
     text = (
         f"name = 'left'\n[data]\nsource = '{tmp_path / 'a.jsonl'}'\ndev = '{tmp_path / 'b.jsonl'}'\n[model]\n"
         f"folder = '{done.model}'\n[[stage]]\nkind = 'finetune'\n"
-        "train = { steps = 2, batch_tokens = 192, warmup = 1 }\n"
+        "train = { steps = 2, batch_tokens = 192, warmup_steps = 1 }\n"
     )
 
     class Heard(SilentReporter):
@@ -118,7 +118,7 @@ def test_a_model_without_turns_is_given_a_template(done: Run, materials: Path, t
     config = json.loads((base / "tokenizer_config.json").read_text())
     config.pop("chat_template", None)
     (base / "tokenizer_config.json").write_text(json.dumps(config))
-    stage = "[[stage]]\nkind = 'finetune'\ntrain = { steps = 2, batch_tokens = 192, warmup = 1 }\n"
+    stage = "[[stage]]\nkind = 'finetune'\ntrain = { steps = 2, batch_tokens = 192, warmup_steps = 1 }\n"
     text = f"name = 'over'\n[data]\nsource = '{materials / 'chats.jsonl'}'\n[model]\nfolder = '{base}'\n"
     # The tokens of chatml are there; without them it would be plain.
     over = quatrain.run(loads(text + stage), runs_dir=tmp_path, reporter=SilentReporter())

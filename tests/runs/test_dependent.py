@@ -34,15 +34,20 @@ def train(folder: Path, text: str, *overrides: str) -> tuple[TrainSettings, list
 @pytest.mark.parametrize(
     ("text", "overrides", "fields", "lines"),
     [
-        ("steps = 500", ["stage.pretrain.train.steps=5"], {"steps": 5, "warmup": 0}, 1),
-        ("steps = 500\nwarmup = 100", ["stage.pretrain.train.steps=50"], {"steps": 50, "warmup": 5}, 1),
-        ("steps = 500\nwarmup = 100", ["stage.pretrain.train.steps=200"], {"steps": 200, "warmup": 100}, 0),
+        ("steps = 500", ["stage.pretrain.train.steps=5"], {"steps": 5, "warmup_steps": 0}, 1),
+        ("steps = 500\nwarmup_steps = 100", ["stage.pretrain.train.steps=50"], {"steps": 50, "warmup_steps": 5}, 1),
+        ("steps = 500\nwarmup_steps = 100", ["stage.pretrain.train.steps=200"], {"steps": 200, "warmup_steps": 100}, 0),
         ("epochs = 2.0", ["stage.pretrain.train.steps=100"], {"steps": 100, "epochs": None}, 1),
-        ("epochs = 2.0\nwarmup = 200", ["stage.1.train.steps=100"], {"steps": 100, "epochs": None, "warmup": 10}, 2),
+        (
+            "epochs = 2.0\nwarmup_steps = 200",
+            ["stage.1.train.steps=100"],
+            {"steps": 100, "epochs": None, "warmup_steps": 10},
+            2,
+        ),
         ("steps = 500", ["stage.pretrain.train.epochs=2"], {"steps": None, "epochs": 2.0}, 1),
-        ("steps = 500", ["stage.1.train.steps=1"], {"steps": 1, "warmup": 0, "schedule": "constant"}, 2),
-        ("steps = 9", [], {"steps": 9, "warmup": 0}, 1),
-        ("steps = 100", [], {"steps": 100, "warmup": 20}, 0),
+        ("steps = 500", ["stage.1.train.steps=1"], {"steps": 1, "warmup_steps": 0, "schedule": "constant"}, 2),
+        ("steps = 9", [], {"steps": 9, "warmup_steps": 0}, 1),
+        ("steps = 100", [], {"steps": 100, "warmup_steps": 20}, 0),
         (
             'steps = 500\nevaluate_every = 50\nkeep = "best"\npatience = 3',
             ["stage.1.train.evaluate_every=0"],
@@ -68,12 +73,16 @@ def test_the_override_wins(tmp_path: Path, text: str, overrides: list[str], fiel
 @pytest.mark.parametrize(
     ("text", "overrides", "part"),
     [
-        ("steps = 500", ["stage.1.train.steps=5", "stage.1.train.warmup=9"], "warmup: 9; must be at most steps = 5"),
-        ("steps = 500", ["stage.1.train.warmup=900"], "warmup: 900; must be at most steps = 500"),
-        ("steps = 5\nwarmup = 9", [], "warmup: 9; must be at most steps = 5"),
+        (
+            "steps = 500",
+            ["stage.1.train.steps=5", "stage.1.train.warmup_steps=9"],
+            "warmup_steps: 9; must be at most steps = 5",
+        ),
+        ("steps = 500", ["stage.1.train.warmup_steps=900"], "warmup_steps: 900; must be at most steps = 500"),
+        ("steps = 5\nwarmup_steps = 9", [], "warmup_steps: 9; must be at most steps = 5"),
         ("steps = 5", ["stage.1.train.steps=5", "stage.1.train.epochs=5"], "exactly one of steps and epochs"),
         ("steps = 5", ['stage.1.train.keep="best"'], "evaluate_every: 0; must be at least 1"),
-        ("steps = 1\nwarmup = 0", [], 'schedule: "cosine"; its only step has the rate 0'),
+        ("steps = 1\nwarmup_steps = 0", [], 'schedule: "cosine"; its only step has the rate 0'),
         ("steps = 500", ["stage.1.train.steps=1", "stage.1.train.schedule=linear"], "its only step has the rate 0"),
     ],
 )

@@ -21,7 +21,7 @@ from quatrain.runs.recipe import loads
 from quatrain.runs.runner import Run
 from quatrain.tokenizers.tokenizer import Tokenizer
 
-TRAIN = "train = { steps = 2, batch_tokens = 64, learning_rate = 0.001, warmup = 0 }"
+TRAIN = "train = { steps = 2, batch_tokens = 64, learning_rate = 0.001, warmup_steps = 0 }"
 FRESH = """
 name = "fresh"
 [data]

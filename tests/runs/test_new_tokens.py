@@ -38,7 +38,7 @@ folder = "{base}"
 kind = "finetune"
 evaluate = false
 {adapter}
-train = {{ steps = {steps}, batch_tokens = 256, learning_rate = 0.02, warmup = 0 }}
+train = {{ steps = {steps}, batch_tokens = 256, learning_rate = 0.02, warmup_steps = 0 }}
 """
 
 

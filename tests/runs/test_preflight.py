@@ -17,12 +17,12 @@ HEAD = (Path(__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf
 TWO = """
 [[stage]]
 kind = "pretrain"
-train = { steps = 40, batch_tokens = 192, learning_rate = 3e-3, warmup = 2, evaluate_every = 20, device = "cpu" }
+train = { steps = 40, batch_tokens = 192, learning_rate = 3e-3, warmup_steps = 2, evaluate_every = 20, device = "cpu" }
 [[stage]]
 kind = "finetune"
 data = { source = 'CHATS' }
 adapter = { method = "lora", rank = 2, alpha = 4 }
-train = { epochs = 2, batch_tokens = 192, learning_rate = 3e-3, warmup = 2, device = "cpu" }
+train = { epochs = 2, batch_tokens = 192, learning_rate = 3e-3, warmup_steps = 2, device = "cpu" }
 """
 
 
@@ -52,7 +52,7 @@ def test_each_stage_is_told_and_measured(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_training_of_few_steps_is_measured(text: str, steps: int) -> None:
     short = text[: text.index('[[stage]]\nkind = "finetune"')].replace("steps = 40", f"steps = {steps}")
-    told = preflight(loads(short.replace("warmup = 2", 'warmup = 0, schedule = "constant"')))
+    told = preflight(loads(short.replace("warmup_steps = 2", 'warmup_steps = 0, schedule = "constant"')))
     assert not told.problems and told.stages[0].seconds > 0
 
 
@@ -79,7 +79,7 @@ def test_what_goes_by_validations_that_there_are_not_is_told(text: str) -> None:
     )
     told = preflight(loads(short.replace("[data]", "[data]\nvalidation = 0", 1)), measure=False)
     assert any("the last weights are kept" in note for note in told.stages[0].notes)
-    told = preflight(loads(short.replace("warmup = 2", "warmup = 40")), measure=False)
+    told = preflight(loads(short.replace("warmup_steps = 2", "warmup_steps = 40")), measure=False)
     assert any("never reaches" in note for note in told.stages[0].notes)
 
 

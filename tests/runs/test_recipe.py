@@ -29,7 +29,7 @@ source = "book.txt"
 kind = "tokenizer"
 [[stage]]
 kind = "pretrain"
-train = { steps = 10, warmup = 2 }
+train = { steps = 10, warmup_steps = 2 }
 """
 
 
@@ -61,6 +61,8 @@ def test_shipped_recipes_are_right_and_described(name: str) -> None:
         ("stage[1].train.lerning_rate=1.0", "stage[1].train.lerning_rate: unknown; did you mean learning_rate?"),
         ("stage.pretrain.train.lerning_rate=1.0", "stage[1].train.lerning_rate: unknown; did you mean learning_rate?"),
         ("stage.pretrain.train.clip=1.0", "stage[1].train.clip: unknown; did you mean max_grad_norm?"),
+        ("stage.pretrain.train.spike=3.0", "stage[1].train.spike: unknown; did you mean loss_spike_factor?"),
+        ("stage.pretrain.hidden=0.3", "stage[1].hidden: unknown; did you mean mask_ratio?"),
         ("tokenizer.chat_template=chatlm", 'tokenizer.chat_template: "chatlm" is neither Jinja source'),
         ("seed=x", 'seed: "x" is text; must be a whole number'),
         ("seed=1.5", "seed: 1.5 is a number; must be a whole number"),
@@ -140,8 +142,8 @@ def test_all_problems_come_at_once_those_between_keys_too() -> None:
         (["stage.1.context=1024"], "stage[1].context: 1024; must be at most model.max_position_embeddings = 256"),
         (["stage.1.train.batch_tokens=10"], "stage[1].train.batch_tokens: 10; must be at least 128"),
         (
-            ["stage.1.train.steps=300", "stage.1.train.warmup=301"],
-            "stage[1].train.warmup: 301; must be at most steps = 300",
+            ["stage.1.train.steps=300", "stage.1.train.warmup_steps=301"],
+            "stage[1].train.warmup_steps: 301; must be at most steps = 300",
         ),
         (["model.num_key_value_heads=3"], "model.num_key_value_heads: 3; must divide num_attention_heads = 4: one of"),
         (["model.hidden_size=12"], "need an even width, such as hidden_size = 16"),
@@ -190,7 +192,7 @@ def test_overrides_reach_any_depth() -> None:
         FULL,
         [
             "stage.pretrain.train.steps=10",
-            "stage[1].train.warmup=1",
+            "stage[1].train.warmup_steps=1",
             "stage.2.adapter.rank=4",
             "stage.dpo.adapter.rank=2",
             "data.database=none",
@@ -202,7 +204,7 @@ def test_overrides_reach_any_depth() -> None:
         ],
     )
     assert recipe.stage[1].train.steps == 10
-    assert recipe.stage[1].train.warmup == 1
+    assert recipe.stage[1].train.warmup_steps == 1
     assert recipe.stage[2].adapter.rank == 4
     assert recipe.stage[2].adapter.alpha == 8.0
     assert recipe.stage[3].adapter.rank == 2
@@ -231,7 +233,7 @@ def test_overrides_that_name_nothing(override: str, part: str) -> None:
 
 def test_a_kind_that_comes_twice_is_ambiguous(tmp_path: Path) -> None:
     path = tmp_path / "twice.toml"
-    path.write_text(MINIMAL + '[[stage]]\nkind = "pretrain"\ntrain = { steps = 10, warmup = 2 }\n')
+    path.write_text(MINIMAL + '[[stage]]\nkind = "pretrain"\ntrain = { steps = 10, warmup_steps = 2 }\n')
     assert "there are 2 pretrain stages" in problems("stage.pretrain.train.steps=5", recipe=str(path))[0]
 
 
@@ -249,7 +251,7 @@ def test_the_name_of_a_recipe_is_that_of_its_file_unless_given(tmp_path: Path) -
         (b'name = """x', "bad.toml:1: no valid TOML"),
         (b'name = "x"\nname = "y"\n', "bad.toml:2: no valid TOML"),
         (b"\xff\xfe\x00", "begins like UTF-16 but is not"),
-        (b"name = \"x\"\nseed = \xe4", "line 2: byte 0xe4 at 18 is not UTF-8"),
+        (b'name = "x"\nseed = \xe4', "line 2: byte 0xe4 at 18 is not UTF-8"),
         (b"x = 1\n" * 300_000, "it must be a recipe in TOML, saved as UTF-8, of at most 1 MB"),
     ],
 )
@@ -275,11 +277,13 @@ def test_an_unknown_recipe_lists_the_shipped_ones_nearest_first(tmp_path: Path) 
 def test_changes_name_each_key_that_matters() -> None:
     old = load(FULL)
     ignored = ["name=other", "description=x", "stage.1.train.log_every=1"]
-    new = load(FULL, ["seed=3", "stage.1.train.steps=7", "stage.1.train.warmup=1", "tokenizer.path=t.json", *ignored])
+    new = load(
+        FULL, ["seed=3", "stage.1.train.steps=7", "stage.1.train.warmup_steps=1", "tokenizer.path=t.json", *ignored]
+    )
     assert changes(old, new) == [
         "seed: 0 -> 3",
         "stage[1].train.steps: 300 -> 7",
-        "stage[1].train.warmup: 20 -> 1",
+        "stage[1].train.warmup_steps: 20 -> 1",
         'tokenizer.path: not set -> "t.json"',
     ]
     assert changes(old, old) == []

@@ -42,11 +42,11 @@ kind = "tokenizer"
 kind = "pretrain"
 rows = "documents"
 data = {{ source = "{folder}/text.jsonl" }}
-train = {{ steps = 40, batch_tokens = 512, learning_rate = 0.01, warmup = 0, optimizer = "muon" }}
+train = {{ steps = 40, batch_tokens = 512, learning_rate = 0.01, warmup_steps = 0, optimizer = "muon" }}
 [[stage]]
 kind = "finetune"
 adapter = {{ method = "{method}"{more} }}
-train = {{ steps = {steps}, batch_tokens = 512, learning_rate = {rate}, warmup = 0, evaluate_every = 20 }}
+train = {{ steps = {steps}, batch_tokens = 512, learning_rate = {rate}, warmup_steps = 0, evaluate_every = 20 }}
 [stage.tasks]
 praise = {{ source = "{folder}/praise.jsonl", validation = 0.2 }}
 blame = {{ source = "{folder}/blame.jsonl", validation = 0.2 }}

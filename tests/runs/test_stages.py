@@ -21,7 +21,7 @@ from quatrain.runs.runner import Run
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 HEAD = (Path(__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf-8")
-TRAIN = "train = {{ {size}, batch_tokens = 192, learning_rate = 3e-3, warmup = 2, log_every = 1{more} }}\n"
+TRAIN = "train = {{ {size}, batch_tokens = 192, learning_rate = 3e-3, warmup_steps = 2, log_every = 1{more} }}\n"
 
 
 def stage(kind: str, size: str = "", more: str = "", **keys: str) -> str:
@@ -195,7 +195,7 @@ def test_chats_that_are_too_long_for_the_context_are_named(materials: Path, tmp_
     with pytest.raises(InputError, match="No chat is left to learn from: 36 are longer than 4 tokens"):
         go(
             HEAD.format(text=materials / "text.txt"),
-            stage("pretrain", "steps = 2", evaluate="false").replace("warmup = 2", "warmup = 0"),
+            stage("pretrain", "steps = 2", evaluate="false").replace("warmup_steps = 2", "warmup_steps = 0"),
             stage("finetune", "epochs = 1", context="4", data=data),
             folder=tmp_path,
         )

@@ -46,7 +46,8 @@ max_new_tokens = 6
 [[stage]]
 kind = "tokenizer"
 """
-TRAIN = "train = { steps = 30, batch_tokens = 256, learning_rate = 1e-2, warmup = 2, log_every = 1, packing = false }\n"
+TRAIN = "train = { steps = 30, batch_tokens = 256, learning_rate = 1e-2, warmup_steps = 2, log_every = 1, "
+TRAIN += "packing = false }\n"
 WORDS = "the cat sat on a mat and saw no dog at all in the old town by the sea".split()
 
 
@@ -103,9 +104,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data") / "books.jsonl", rows)
 
 
-@pytest.mark.parametrize(
-    ("family", "objective"), [("llama", "causal"), ("bert", "masked"), ("bart", "denoise")]
-)
+@pytest.mark.parametrize(("family", "objective"), [("llama", "causal"), ("bert", "masked"), ("bart", "denoise")])
 def test_text_is_learned_as_it_is_read(
     family: str, objective: str, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

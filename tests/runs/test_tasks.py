@@ -43,7 +43,9 @@ max_position_embeddings = 48
 examples = 20
 max_new_tokens = 6
 """
-TRAIN = "train = {{ steps = {steps}, batch_tokens = 256, learning_rate = 1e-2, warmup = 2, log_every = 1{more} }}\n"
+TRAIN = (
+    "train = {{ steps = {steps}, batch_tokens = 256, learning_rate = 1e-2, warmup_steps = 2, log_every = 1{more} }}\n"
+)
 GOOD, BAD = "fine lovely great superb".split(), "dull awful poor dreadful".split()
 THINGS = "film story actor ending music scene".split()
 
@@ -109,7 +111,7 @@ def test_a_task_is_learned_from_fresh_weights(objective: str, data: dict[str, st
         data=f"source = '{data[objective]}'\nvalidation = 0.2",
     )
     result = run.results[-1]
-    (name, scores), = result["scores"].items()
+    ((name, scores),) = result["scores"].items()
     assert name == "held out" and scores["count"] == 20
     assert result["validation_loss"] > 0 and result["metrics"]["validation_loss"] == result["validation_loss"]
     if objective in LEARNED:
@@ -147,12 +149,12 @@ def test_a_task_is_learned_from_fresh_weights(objective: str, data: dict[str, st
 @pytest.mark.parametrize(
     ("family", "objective", "tokenizer", "more"),
     [
-        ("bert", "masked", "wordpiece", {"whole_words": "true"}),
-        ("bert", "masked", "wordpiece", {"next_sentence": "true"}),
+        ("bert", "masked", "wordpiece", {"whole_word_masking": "true"}),
+        ("bert", "masked", "wordpiece", {"next_sentence_prediction": "true"}),
         ("roberta", "masked", "bpe", {"rows": '"documents"'}),
         ("t5", "span", "unigram", {}),
-        ("t5", "span", "bpe", {"rows": '"documents"', "mean_span": "2.0"}),
-        ("bart", "denoise", "bpe", {"hidden": "0.2"}),
+        ("t5", "span", "bpe", {"rows": '"documents"', "mean_span_length": "2.0"}),
+        ("bart", "denoise", "bpe", {"mask_ratio": "0.2"}),
     ],
 )
 def test_text_is_learned_by_hiding_it(
@@ -174,7 +176,7 @@ def test_text_is_learned_by_hiding_it(
     assert result["validation_loss"] == losses[1]
     if objective == "masked":
         assert 0 < result["metrics"]["validation_accuracy"] <= 1
-    kind = "pretraining" if "next_sentence" in more else objective
+    kind = "pretraining" if "next_sentence_prediction" in more else objective
     auto = {"masked": transformers.AutoModelForMaskedLM, "pretraining": transformers.AutoModelForPreTraining}
     _, report = auto.get(kind, transformers.AutoModelForSeq2SeqLM).from_pretrained(run.model, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -205,7 +207,14 @@ def test_texts_are_said_and_compared_with_what_people_wrote(data: dict[str, str]
     run = go(
         tmp_path,
         stage("tokenizer"),
-        stage("finetune", 150, ', optimizer = "muon"', objective='"seq2seq"', prefix='"say: "', label_smoothing="0.1"),
+        stage(
+            "finetune",
+            150,
+            ', optimizer = "muon"',
+            objective='"seq2seq"',
+            source_prefix='"say: "',
+            label_smoothing="0.1",
+        ),
         data=f"source = '{data['seq2seq']}'\nvalidation = 0.2",
         family="t5",
         tokenizer="bpe",
@@ -256,11 +265,11 @@ def test_settings_that_say_nothing_are_refused_all_at_once() -> None:
         loads(
             text
             + stage("tokenizer")
-            + stage("pretrain", 5, objective='"masked"', copy_steps="3", mean_span="2.0")
-            + stage("finetune", 5, objective='"answer"', labels='["a"]', prefix='"x"')
+            + stage("pretrain", 5, objective='"masked"', copy_steps="3", mean_span_length="2.0")
+            + stage("finetune", 5, objective='"answer"', labels='["a"]', source_prefix='"x"')
         )
     places = {problem.partition(":")[0] for problem in caught.value.problems}
-    assert places == {"stage[1].copy_steps", "stage[1].mean_span", "stage[2].labels", "stage[2].prefix"}
+    assert places == {"stage[1].copy_steps", "stage[1].mean_span_length", "stage[2].labels", "stage[2].source_prefix"}
 
 
 def test_data_of_another_kind_is_refused_with_its_place(data: dict[str, str], tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ HEAD = (Path(__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf
 LEARN = """
 [[stage]]
 kind = "pretrain"
-train = { steps = 6, batch_tokens = 384, accumulation = 2, learning_rate = 3e-3, warmup = 2, log_every = 1,
+train = { steps = 6, batch_tokens = 384, accumulation = 2, learning_rate = 3e-3, warmup_steps = 2, log_every = 1,
           precision = "float32", optimizer = "muon", evaluate_every = 3, device = "cpu", parallel = "PARALLEL" }
 
 [[stage]]
 kind = "finetune"
 data = { source = "CHATS" }
 adapter = { method = "lora", rank = 2, alpha = 4 }
-train = { steps = 4, batch_tokens = 192, accumulation = 2, learning_rate = 3e-3, warmup = 1, log_every = 1,
+train = { steps = 4, batch_tokens = 192, accumulation = 2, learning_rate = 3e-3, warmup_steps = 1, log_every = 1,
           precision = "float32", device = "cpu" }
 """.replace(",\n         ", ",")
 

@@ -23,7 +23,7 @@ def settings(**changes):
         "steps": 12,
         "batch_tokens": 128,
         "learning_rate": 3e-3,
-        "warmup": 2,
+        "warmup_steps": 2,
         "precision": "float32",
         "log_every": 1,
     }

@@ -83,7 +83,7 @@ def train(case, folder):
     make, objective = KINDS[case.get("kind", "plain")]
     model = make(case)
     examples = ragged(count=48, seed=5)
-    changes = {"steps": 6, "accumulation": 2, "batch_tokens": 160, "warmup": 1} | case.get("settings", {})
+    changes = {"steps": 6, "accumulation": 2, "batch_tokens": 160, "warmup_steps": 1} | case.get("settings", {})
     wanted = settings(**changes)
     stream = ExampleStream(examples, batch_tokens=wanted.batch_tokens // wanted.accumulation, seed=1)
     held_out = pad(examples[:6], 0)

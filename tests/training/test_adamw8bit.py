@@ -58,6 +58,7 @@ def test_rounding_is_within_half_a_step_of_the_table(count, seed, size, signed):
 
 def reference(weight, gradients, *, lr, decay, betas, eps=1e-8):
     """The steps written out for a tensor of whole blocks, its states rounded to the nearest of the table by search."""
+
     def rounded(values, code):
         blocks = values.view(-1, 256)
         scales = blocks.abs().amax(1, keepdim=True)
@@ -203,10 +204,12 @@ def test_paged_states_give_the_same_bits_and_stay_where_they_are(paged, plain):
 def test_on_a_cpu_paged_changes_nothing_and_says_so():
     said = []
     model = Model(CONFIG).initialize(0)
-    trainer = Trainer(model, Causal(), windows(), settings(steps=2, paged=True), steps=2, hooks=Hooks(warn=said.append))
+    trainer = Trainer(
+        model, Causal(), windows(), settings(steps=2, paged_optimizer=True), steps=2, hooks=Hooks(warn=said.append)
+    )
     trainer.train()
     assert type(trainer.optimizers[0]) is torch.optim.AdamW
-    assert [text for text in said if "train.paged" in text and "changes nothing" in text]
+    assert [text for text in said if "train.paged_optimizer" in text and "changes nothing" in text]
 
 
 def test_what_does_not_go_together_is_refused_all_at_once():
@@ -215,9 +218,9 @@ def test_what_does_not_go_together_is_refused_all_at_once():
     with pytest.raises(InputError) as raised:
         loads(
             'name = "x"\n[data]\nsource = "y.txt"\n[[stage]]\nkind = "pretrain"\n'
-            'train = { steps = 1, warmup = 0, optimizer = "muon", paged = true, parallel = "zero2" }\n'
+            'train = { steps = 1, warmup_steps = 0, optimizer = "muon", paged_optimizer = true, parallel = "zero2" }\n'
             '[[stage]]\nkind = "pretrain"\n'
-            'train = { steps = 1, warmup = 0, optimizer = "adamw8bit", parallel = "zero3" }'
+            'train = { steps = 1, warmup_steps = 0, optimizer = "adamw8bit", parallel = "zero3" }'
         )
     text = str(raised.value)
     for words in ("updates the matrices of one shape together", "on their GPUs", "across its blocks"):

@@ -37,7 +37,7 @@ def one_step(parts, objective=None, *, model=None, **changes):
     """Mean loss, and the gradient of it by name, of micro-batches that together are one step."""
     model = model or Model(CONFIG).initialize(0)
     logged = []
-    usual = {"steps": 1, "warmup": 0, "schedule": "constant", "accumulation": len(parts), "max_grad_norm": 0.0}
+    usual = {"steps": 1, "warmup_steps": 0, "schedule": "constant", "accumulation": len(parts), "max_grad_norm": 0.0}
     trainer = Trainer(
         model,
         objective or Causal(),
@@ -208,7 +208,7 @@ def test_a_compiler_that_fails_costs_a_warning_only(monkeypatch):
         model,
         Causal(),
         FixedStream(shares(ragged(), 2)),
-        settings(steps=1, warmup=0, schedule="constant", accumulation=2, max_grad_norm=0.0, compile=True),
+        settings(steps=1, warmup_steps=0, schedule="constant", accumulation=2, max_grad_norm=0.0, compile=True),
         steps=1,
         hooks=Hooks(warn=warned.append),
     )
@@ -258,7 +258,7 @@ def run_process(parts, parallel):
         Model(CONFIG).initialize(0),
         Causal(),
         FixedStream(parts),
-        settings(steps=1, warmup=0, schedule="constant", accumulation=4, max_grad_norm=0.0),
+        settings(steps=1, warmup_steps=0, schedule="constant", accumulation=4, max_grad_norm=0.0),
         steps=1,
         hooks=Hooks(log=found.append),
         parallel=parallel,

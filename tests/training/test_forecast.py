@@ -140,7 +140,7 @@ def test_the_heap_never_gives_one_place_twice(events):
 
 
 def test_the_states_in_host_memory_are_outside_the_peak(monkeypatch):
-    wanted = settings(paged=True)
+    wanted = settings(paged_optimizer=True)
     monkeypatch.setattr(forecasts, "make_optimizers", lambda *a, **k: [forecasts_paged(a[0])])
     said = forecast(SHAPE, wanted, rows=1, length=8, precision="float32")
     plain = 8 * said.trainable

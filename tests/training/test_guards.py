@@ -41,7 +41,7 @@ def test_stop_names_step_and_micro_batch_and_keeps_the_batch(tmp_path):
         model,
         Spoiled({3: math.nan}),
         FixedStream(parts),
-        settings(steps=3, warmup=0, accumulation=2),
+        settings(steps=3, warmup_steps=0, accumulation=2),
         steps=3,
         folder=tmp_path / "checkpoints",
         hooks=hooks,
@@ -109,13 +109,13 @@ def test_skip_leaves_the_weights_and_goes_on(tmp_path):
 
 
 def test_a_spike_is_told_from_the_running_median():
-    result, _, warned, _ = run_spoiled({20: 5.0}, spike=3.0, on_bad_step="skip")
+    result, _, warned, _ = run_spoiled({20: 5.0}, loss_spike_factor=3.0, on_bad_step="skip")
     assert result.skipped == 1 and "5." in warned[0] and "times the running median" in warned[0]
     with pytest.raises(QuatrainError, match=r"Step 21: the loss of .* times the running median"):
-        run_spoiled({20: 5.0}, spike=3.0)
+        run_spoiled({20: 5.0}, loss_spike_factor=3.0)
     assert run_spoiled({20: 5.0})[0].skipped == 0
-    assert run_spoiled({20: 2.0}, spike=3.0)[0].skipped == 0
-    assert run_spoiled({ENOUGH - 1: 5.0}, spike=3.0)[0].skipped == 0  # too early to tell
+    assert run_spoiled({20: 2.0}, loss_spike_factor=3.0)[0].skipped == 0
+    assert run_spoiled({ENOUGH - 1: 5.0}, loss_spike_factor=3.0)[0].skipped == 0  # too early to tell
 
 
 def test_skipping_without_end_stops():
@@ -259,6 +259,6 @@ def test_memory_is_measured_by_part():
 
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(QuatrainError) as caught:
-        parse(TrainSettings, {"steps": 100, "spike": 0.5, "patience": 2, "on_bad_step": "wait"})
+        parse(TrainSettings, {"steps": 100, "loss_spike_factor": 0.5, "patience": 2, "on_bad_step": "wait"})
     text = str(caught.value)
-    assert "spike: 0.5" in text and "evaluate_every: 0" in text and "on_bad_step" in text
+    assert "loss_spike_factor: 0.5" in text and "evaluate_every: 0" in text and "on_bad_step" in text

@@ -51,7 +51,7 @@ CASES = {
     "masked bert": (
         "BertForMaskedLM", setup.wordpiece, lambda t: o.Masked(t, max_length=40), RECORDS, {}, None),
     "whole words roberta": (
-        "RobertaForMaskedLM", setup.byte_level, lambda t: o.Masked(t, whole_words=True), RECORDS, {}, None),
+        "RobertaForMaskedLM", setup.byte_level, lambda t: o.Masked(t, whole_word_masking=True), RECORDS, {}, None),
     "spans t5": (
         "T5ForConditionalGeneration", setup.with_sentinels, lambda t: o.SpanCorruption(t), RECORDS, {}, None),
     "denoising bart": (
@@ -134,7 +134,7 @@ def test_the_loss_of_pretraining_is_that_of_transformers(tmp_path):
     """Where all pairs hide equally many tokens the sum of both means; else each pair counts by its hidden tokens."""
     tokenizer = setup.wordpiece()
     theirs, model = setup.pair_of_models(tmp_path, "BertForPreTraining", tokenizer)
-    objective = o.Masked(tokenizer, next_sentence=True, max_length=48)
+    objective = o.Masked(tokenizer, next_sentence_prediction=True, max_length=48)
     batch, examples = batch_of(objective, DOCUMENTS)
     assert {example.label for example in examples} == {FOLLOWS, RANDOM}
     masked, follows = batch.labels

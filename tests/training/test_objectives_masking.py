@@ -39,7 +39,7 @@ seeds = st.integers(0, 2**32)
 @settings(deadline=None)
 @given(rows(WORDPIECE), seeds, st.booleans())
 def test_masks_hide_what_the_labels_say_and_nothing_special(row, seed, whole):
-    objective = o.Masked(WORDPIECE, whole_words=whole)
+    objective = o.Masked(WORDPIECE, whole_word_masking=whole)
     batch = objective.collate([row], seed=seed)
     before, after = [WORDPIECE.bos_id], [WORDPIECE.eos_id]
     original = torch.tensor([*before, *row, *after])
@@ -59,7 +59,7 @@ def test_masks_hide_what_the_labels_say_and_nothing_special(row, seed, whole):
 @settings(deadline=None)
 @given(rows(WORDPIECE, most=80), seeds)
 def test_whole_words_are_hidden_whole(row, seed):
-    objective = o.Masked(WORDPIECE, whole_words=True)
+    objective = o.Masked(WORDPIECE, whole_word_masking=True)
     _, labels = objective.hide(row, np.random.default_rng(seed))
     spans = objective.words.spans(row)
     assert [place for start, end in spans for place in range(start, end)] == list(range(len(row)))
@@ -138,18 +138,22 @@ def test_wrong_seeds_are_told(seed):
 
 @settings(deadline=None)
 @given(st.integers(2, 400), st.floats(0.05, 0.6), st.floats(1, 8), seeds)
-def test_noise_has_exactly_the_counts_of_t5(length, noise, mean_span, seed):
-    mask = noise_mask(length, np.random.default_rng(seed), noise, mean_span)
-    hidden, spans = counts(length, noise, mean_span)
+def test_noise_has_exactly_the_counts_of_t5(length, noise, mean_span_length, seed):
+    mask = noise_mask(length, np.random.default_rng(seed), noise, mean_span_length)
+    hidden, spans = counts(length, noise, mean_span_length)
     assert mask.sum() == hidden == min(max(round(length * noise), 1), length - 1)
     assert not mask[0] and mask[-1]
-    assert (np.diff(mask.astype(int)) == 1).sum() == spans == min(max(round(hidden / mean_span), 1), length - hidden)
+    assert (
+        (np.diff(mask.astype(int)) == 1).sum()
+        == spans
+        == min(max(round(hidden / mean_span_length), 1), length - hidden)
+    )
 
 
-def reference_noise_mask(length, generator, noise=0.15, mean_span=3.0):
+def reference_noise_mask(length, generator, noise=0.15, mean_span_length=3.0):
     """random_spans_noise_mask as text-to-text-transfer-transformer writes it, in NumPy."""
     hidden = min(max(int(np.round(length * noise)), 1), length - 1)
-    spans = max(int(np.round(hidden / mean_span)), 1)
+    spans = max(int(np.round(hidden / mean_span_length)), 1)
 
     def segmentation(items, segments):
         first = np.arange(items - 1) < segments - 1
@@ -333,7 +337,7 @@ def test_pairs_of_sentences_are_those_of_bert():
 
 
 def test_pretraining_batches_hold_two_kinds_of_labels():
-    objective = o.Masked(WORDPIECE, next_sentence=True, max_length=32)
+    objective = o.Masked(WORDPIECE, next_sentence_prediction=True, max_length=32)
     examples, _ = objective.prepare([{"sentences": setup.TEXTS[:3]}, {"text": " ".join(setup.TEXTS[3:])}], seed=4)
     batch = objective.collate(examples, seed=0)
     masked, follows = batch.to("cpu").labels
@@ -347,11 +351,11 @@ FAULTS = {
     "no sentinel": (lambda: o.SpanCorruption(WORDPIECE), "no sentinel <extra_id_0> token"),
     "share": (lambda: o.Masked(WORDPIECE, share=0), "share: 0; must be above 0 and at most 1"),
     "shares": (lambda: o.Masked(WORDPIECE, mask=0.8, random=0.3), r"mask \+ random: 0.8 \+ 0.3; must be at most 1"),
-    "span": (lambda: o.SpanCorruption(SENTINELS, mean_span=0), "mean_span: 0; must be at least 1"),
+    "span": (lambda: o.SpanCorruption(SENTINELS, mean_span_length=0), "mean_span_length: 0; must be at least 1"),
     "all": (lambda: o.SpanCorruption(SENTINELS, share=1.0), "must be at most 0.9"),
     "permute": (lambda: o.Denoising(BYTES, permute=-1), "permute: -1; must be at least 0"),
     "length": (lambda: o.Masked(WORDPIECE, max_length=2), "max_length: 2; must be a whole number of at least 4"),
-    "pairs": (lambda: o.Masked(WORDPIECE, next_sentence=True), "max_length: missing"),
+    "pairs": (lambda: o.Masked(WORDPIECE, next_sentence_prediction=True), "max_length: missing"),
     "one document": (lambda: sentence_pairs(WORDPIECE, [{"text": "a b. c d."}], max_length=20), "at least 2 documents"),
     "no batch": (lambda: o.Masked(WORDPIECE).collate([]), "at least one example"),
     "empty row": (lambda: o.Masked(WORDPIECE).collate([[]]), "row 1: 0 tokens; must be at least 1"),

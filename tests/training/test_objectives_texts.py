@@ -405,7 +405,7 @@ def test_wrong_settings_are_told(case):
 
 
 def test_targets_end_with_the_end_token_also_where_they_are_cut():
-    objective = o.Seq2Seq(SENTINELS, prefix="say: ", max_length=12, max_target_length=6)
+    objective = o.Seq2Seq(SENTINELS, source_prefix="say: ", max_length=12, max_target_length=6)
     examples, notes = objective.prepare([{"source": setup.TEXTS[0], "target": setup.TEXTS[1]}])
     (example,) = examples
     assert len(example.source) == 12 and len(example.target) == 6 and example.target[-1] == SENTINELS.eos_id

@@ -60,7 +60,7 @@ def test_blocks_go_to_muon_the_rest_to_adamw_and_only_matrices_decay():
     model = Model(llama())
     names = {parameter: name for name, parameter in model.named_parameters()}
     muon, adamw = make_optimizers(
-        dict(model.named_parameters()), TrainSettings(steps=1, warmup=0, optimizer="muon"), dtype=torch.float32
+        dict(model.named_parameters()), TrainSettings(steps=1, warmup_steps=0, optimizer="muon"), dtype=torch.float32
     )
     in_muon = {names[parameter] for group in muon.param_groups for parameter in group["params"]}
     assert in_muon == {name for name in names.values() if name.startswith("layers.") and "proj" in name}
@@ -82,7 +82,7 @@ def test_every_weight_is_in_one_group_and_biases_and_norms_never_decay(family, h
     model = Model(fresh_config(family, SIZES, head=head))
     trainable = dict(model.named_parameters())
     names = {parameter: name for name, parameter in trainable.items()}
-    wanted = TrainSettings(steps=1, warmup=0, optimizer=optimizer, weight_decay=0.3)
+    wanted = TrainSettings(steps=1, warmup_steps=0, optimizer=optimizer, weight_decay=0.3)
     optimizers = make_optimizers(trainable, wanted, dtype=torch.float32)
     seen = [
         (names[parameter], group["weight_decay"], type(each))
@@ -105,18 +105,20 @@ def test_every_weight_is_in_one_group_and_biases_and_norms_never_decay(family, h
 @given(
     st.integers(1, 500), st.integers(0, 50), st.sampled_from(["constant", "linear", "cosine", "wsd"]), st.floats(0, 1)
 )
-def test_schedules_rise_then_never_rise_again(steps, warmup, schedule, minimum):
-    warmup = min(warmup, steps)
-    shares = [share(step, steps=steps, schedule=schedule, warmup=warmup, minimum=minimum) for step in range(steps)]
+def test_schedules_rise_then_never_rise_again(steps, warmup_steps, schedule, minimum):
+    warmup_steps = min(warmup_steps, steps)
+    shares = [
+        share(step, steps=steps, schedule=schedule, warmup_steps=warmup_steps, minimum=minimum) for step in range(steps)
+    ]
     assert all(0 <= value <= 1 for value in shares)
-    assert shares[:warmup] == sorted(shares[:warmup])
-    assert all(a >= b - 1e-12 for a, b in zip(shares[warmup:], shares[warmup + 1 :], strict=False))
-    if schedule != "constant" and steps > warmup:
+    assert shares[:warmup_steps] == sorted(shares[:warmup_steps])
+    assert all(a >= b - 1e-12 for a, b in zip(shares[warmup_steps:], shares[warmup_steps + 1 :], strict=False))
+    if schedule != "constant" and steps > warmup_steps:
         assert shares[-1] == pytest.approx(minimum)
 
 
 def test_cosine_by_hand():
     assert [round(share(step, steps=4, schedule="cosine"), 4) for step in range(4)] == [0.8536, 0.5, 0.1464, 0.0]
     assert [
-        share(step, steps=10, schedule="wsd", decay=0.5, warmup=2) for step in (0, 1, 2, 4, 5, 7, 9)
+        share(step, steps=10, schedule="wsd", decay_ratio=0.5, warmup_steps=2) for step in (0, 1, 2, 4, 5, 7, 9)
     ] == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.8, 0.4, 0.0])

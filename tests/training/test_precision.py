@@ -60,7 +60,7 @@ def test_frozen_weights_are_held_once_where_the_narrow_dtype_has_them(rounded: b
 
 def test_holding_them_once_changes_no_bit_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TrainSettings.model_validate(
-        {"steps": 4, "batch_tokens": 64, "learning_rate": 0.01, "precision": "bfloat16", "warmup": 0}
+        {"steps": 4, "batch_tokens": 64, "learning_rate": 0.01, "precision": "bfloat16", "warmup_steps": 0}
     )
 
     def trained(model: Model) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def test_infinities_and_what_is_no_number_are_kept_as_they_are() -> None:
 
 
 def test_a_plan_knows_what_the_files_hold() -> None:
-    settings = TrainSettings.model_validate({"steps": 1, "batch_tokens": 32, "warmup": 0, "device": "cpu"})
+    settings = TrainSettings.model_validate({"steps": 1, "batch_tokens": 32, "warmup_steps": 0, "device": "cpu"})
 
     def said(stored: str, precision: str = "bfloat16") -> dict[str, int]:
         found = forecast(CONFIG, settings, rows=2, length=16, precision=precision, adapter=ADAPTER, stored=stored)

@@ -51,7 +51,7 @@ def test_accumulation_is_exact_with_ragged_masks():
         model = Model(CONFIG).initialize(0)
         share = len(examples) // parts
         stream = FixedStream([examples[i * share : (i + 1) * share] for i in range(parts)])
-        wanted = settings(steps=1, warmup=0, schedule="constant", accumulation=parts)
+        wanted = settings(steps=1, warmup_steps=0, schedule="constant", accumulation=parts)
         trainer = Trainer(model, Causal(), stream, wanted, steps=1)
         norms = []
         trainer.hooks.log = lambda entry, norms=norms: norms.append((entry["loss"], entry["grad_norm"]))
@@ -80,7 +80,7 @@ def test_the_loss_is_the_mean_over_learned_tokens_of_all_micro_batches():
         model,
         Causal(),
         FixedStream([examples[:3], examples[3:]]),
-        settings(steps=1, warmup=0, schedule="constant", accumulation=2),
+        settings(steps=1, warmup_steps=0, schedule="constant", accumulation=2),
         steps=1,
         hooks=Hooks(log=entries.append),
     ).train()
@@ -90,10 +90,10 @@ def test_the_loss_is_the_mean_over_learned_tokens_of_all_micro_batches():
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
 def test_a_training_whose_every_rate_is_zero_is_refused(schedule):
     # by epochs, whose number of steps is known late
-    wanted = settings(steps=None, epochs=1, warmup=0, schedule=schedule)
+    wanted = settings(steps=None, epochs=1, warmup_steps=0, schedule=schedule)
     with pytest.raises(InputError, match="only step"):
         Trainer(Model(CONFIG).initialize(0), Causal(), windows(), wanted, steps=1).train()
-    for steps, more in ((2, {}), (1, {"warmup": 1}), (1, {"min_learning_rate": 0.1})):
+    for steps, more in ((2, {}), (1, {"warmup_steps": 1}), (1, {"min_learning_rate_ratio": 0.1})):
         given = wanted.model_copy(update=more)
         assert any(given.rates(steps))
 
@@ -102,7 +102,7 @@ def test_clipping_bounds_the_gradient():
     norms = {}
     for clip in (0.0, 0.05):
         model = Model(CONFIG).initialize(0)
-        wanted = settings(steps=1, warmup=0, schedule="constant", max_grad_norm=clip)
+        wanted = settings(steps=1, warmup_steps=0, schedule="constant", max_grad_norm=clip)
         trainer = Trainer(model, Causal(), windows(), wanted, steps=1)
         trainer.train()
         gradients = [master.grad for master in trainer.weights.masters.values()]

@@ -75,7 +75,7 @@ def _run(
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value)
         if isinstance(objective, kinds.Masked):
-            labels = batch.labels[0] if objective.next_sentence else batch.labels
+            labels = batch.labels[0] if objective.next_sentence_prediction else batch.labels
             right = torch.tensor(objective.predict(model, batch)) == labels[labels != -100].cpu()
             sums["accuracy"] = sums.get("accuracy", 0.0) + float(right.sum())
         elif predicts:

@@ -63,7 +63,7 @@ def setup(settings: PretrainStage, context: StageContext, model: Model | None = 
     if context.recipe.data_of(settings).streaming:
         _stream(settings, context, learning)
         return learning
-    if settings.next_sentence:
+    if settings.next_sentence_prediction:
         _pairs(settings, context, learning)
         return learning
     learned, held_out = split_tokens(settings, context, tokenizer)
@@ -77,19 +77,19 @@ def setup(settings: PretrainStage, context: StageContext, model: Model | None = 
 
 def make_objective(settings: PretrainStage, tokenizer: Tokenizer, length: int) -> Objective:
     """The recipe's way to learn a text."""
-    hidden = {} if settings.hidden is None else {"share": settings.hidden}
+    hidden = {} if settings.mask_ratio is None else {"share": settings.mask_ratio}
     if settings.objective == "masked":
         return Masked(
             tokenizer,
-            whole_words=settings.whole_words,
-            next_sentence=settings.next_sentence,
+            whole_word_masking=settings.whole_word_masking,
+            next_sentence_prediction=settings.next_sentence_prediction,
             max_length=length,
             **hidden,
         )
     if settings.objective == "span":
-        return SpanCorruption(tokenizer, mean_span=settings.mean_span, max_length=length, **hidden)
+        return SpanCorruption(tokenizer, mean_span_length=settings.mean_span_length, max_length=length, **hidden)
     if settings.objective == "denoise":
-        return Denoising(tokenizer, mean_span=settings.mean_span, max_length=length, **hidden)
+        return Denoising(tokenizer, mean_span_length=settings.mean_span_length, max_length=length, **hidden)
     return Causal(tokenizer.pad_id or 0)
 
 
@@ -236,7 +236,7 @@ def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
 
 def starting_model(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer) -> Model:
     """Fresh weights of the recipe's shape, or the model so far."""
-    head = "pretraining" if settings.next_sentence else HEADS[settings.objective]
+    head = "pretraining" if settings.next_sentence_prediction else HEADS[settings.objective]
     folder = model_folder_of(context)
     if folder is None:
         return fresh_model(context, tokenizer, head=head)

@@ -19,9 +19,9 @@ from quatrain.training.objectives.texts import refuse
 class Denoising(Mending):
     """Spoils rows as BART does, and learns to say them whole.
 
-    `share` of a row's tokens are hidden, in spans of Poisson(`mean_span`) tokens; `permute` is the share of sentences
-    that change places among each other (BART's 1.0; 0 leaves the order). Special tokens within a row are never
-    hidden.
+    `share` of a row's tokens are hidden, in spans of Poisson(`mean_span_length`) tokens; `permute` is the share of
+    sentences that change places among each other (BART's 1.0; 0 leaves the order). Special tokens within a row are
+    never hidden.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class Denoising(Mending):
         tokenizer: Tokenizer,
         *,
         share: float = 0.3,
-        mean_span: float = 3.0,
+        mean_span_length: float = 3.0,
         permute: float = 1.0,
         max_length: int | None = None,
     ):
         super().__init__(tokenizer, max_length=max_length)
-        refuse(_problems(share, mean_span, permute), "Denoising")
-        self.share, self.mean_span, self.permute = share, mean_span, permute
+        refuse(_problems(share, mean_span_length, permute), "Denoising")
+        self.share, self.mean_span_length, self.permute = share, mean_span_length, permute
         self.mask_id = self.needed_token(tokenizer.mask_id, "mask")
 
     def permuted(self, ids: Sequence[int], generator: np.random.Generator) -> list[int]:
@@ -67,7 +67,7 @@ class Denoising(Mending):
         count = min(round(length * self.share), length - 1) if length > 1 else 0
         spans, inserted = list[int](), 0
         while sum(spans) < count:
-            drawn = int(generator.poisson(self.mean_span))
+            drawn = int(generator.poisson(self.mean_span_length))
             if drawn:
                 spans.append(min(drawn, count - sum(spans)))
             else:
@@ -92,8 +92,12 @@ class Denoising(Mending):
         return self.framed(self.infilled(self.permuted(row, generator), generator)), self.framed(row)
 
 
-def _problems(hidden: float, mean_span: float, permute: float) -> list[str]:
+def _problems(hidden: float, mean_span_length: float, permute: float) -> list[str]:
     problems = share("share", hidden) + share("permute", permute, above=False)
-    if isinstance(mean_span, bool) or not isinstance(mean_span, int | float) or not 0.1 <= mean_span < 1e6:
-        problems.append(f"mean_span: {mean_span!r}; must be at least 0.1")
+    if (
+        isinstance(mean_span_length, bool)
+        or not isinstance(mean_span_length, int | float)
+        or not 0.1 <= mean_span_length < 1e6
+    ):
+        problems.append(f"mean_span_length: {mean_span_length!r}; must be at least 0.1")
     return problems

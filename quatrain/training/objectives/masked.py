@@ -27,11 +27,11 @@ class Masked(Corruption):
 
     `share` of a row's tokens are chosen, at least one: exactly that many as BERT does, not on average. Of them `mask`
     become the mask token and `random` another token of the vocabulary that is not special; the rest stay. With
-    `whole_words` words are chosen whole. Special tokens and padding are never chosen.
+    `whole_word_masking` words are chosen whole. Special tokens and padding are never chosen.
 
-    With `next_sentence` examples are pairs made by `prepare` from records of documents, and the model has the head
-    `pretraining`. So that accumulation changes nothing, a pair's second loss counts as many times as it has hidden
-    tokens: where all have equally many, the loss is the sum of both means, BERT's.
+    With `next_sentence_prediction` examples are pairs made by `prepare` from records of documents, and the model has
+    the head `pretraining`. So that accumulation changes nothing, a pair's second loss counts as many times as it has
+    hidden tokens: where all have equally many, the loss is the sum of both means, BERT's.
     """
 
     def __init__(
@@ -41,27 +41,28 @@ class Masked(Corruption):
         share: float = 0.15,
         mask: float = 0.8,
         random: float = 0.1,
-        whole_words: bool = False,
-        next_sentence: bool = False,
+        whole_word_masking: bool = False,
+        next_sentence_prediction: bool = False,
         max_length: int | None = None,
     ):
         super().__init__(tokenizer, max_length=max_length)
         problems = _shares(share, mask, random)
-        if next_sentence and max_length is None:
+        if next_sentence_prediction and max_length is None:
             problems.append("max_length: missing; pairs of sentences are made to fill it")
         refuse(problems, "Masked")
         self.share, self.mask, self.random = share, mask, random
-        self.whole_words, self.next_sentence = whole_words, next_sentence
+        self.whole_word_masking, self.next_sentence_prediction = whole_word_masking, next_sentence_prediction
         self.mask_id = self.needed_token(tokenizer.mask_id, "mask")
         known = set(tokenizer.backend.get_vocab(with_added_tokens=True).values()) - tokenizer.special_ids
         self.choices = np.array(sorted(known), dtype=np.int64)
 
     def prepare(self, records: Iterable[Any], *, seed: int = 0) -> tuple[list[Any], list[str]]:
-        """Rows of the texts; with `next_sentence` pairs drawn from `seed`. Raises InputError naming every wrong record.
+        """Rows of the texts; with `next_sentence_prediction` pairs drawn from `seed`.
 
-        A document is a record with `text`, or with `sentences`, a list of texts.
+        A document is a record with `text`, or with `sentences`, a list of texts. Raises InputError naming every wrong
+        record.
         """
-        if not self.next_sentence:
+        if not self.next_sentence_prediction:
             return super().prepare(records)
         return sentence_pairs(self.tokenizer, records, max_length=self.max_length or 0, seed=seed)
 
@@ -83,7 +84,7 @@ class Masked(Corruption):
         count = max(1, round(len(free) * self.share))
         if not len(free):
             return free
-        if not self.whole_words:
+        if not self.whole_word_masking:
             return generator.permutation(free)[:count]
         words = [span for span in self.words.spans(ids) if not special[span[0]]]
         taken: list[int] = []
@@ -95,8 +96,8 @@ class Masked(Corruption):
         return np.array(taken, dtype=np.int64)
 
     def collate(self, examples: Any, *, seed: Seeds = 0) -> TokenBatch:
-        """Rows (B, T) with tokens hidden and labels (B, T), with `next_sentence` the pair (B, T), (B)."""
-        if self.next_sentence:
+        """Rows (B, T) with tokens hidden and labels (B, T), with `next_sentence_prediction` the pair (B, T), (B)."""
+        if self.next_sentence_prediction:
             pairs: list[Text] = self.encoded(examples)
         else:
             pairs = [Text(self.framed(row)) for row in self.rows(examples)]
@@ -105,17 +106,18 @@ class Masked(Corruption):
             [Text(row.tolist(), pair.token_types) for pair, (row, _) in zip(pairs, drawn, strict=True)], None
         )
         labels: Any = stack([row.tolist() for _, row in drawn], IGNORE, multiple=self.multiple, limit=self.max_length)
-        if self.next_sentence:
+        if self.next_sentence_prediction:
             labels = (labels, torch.tensor([pair.label for pair in pairs]))
         return TokenBatch.of(batch.input_ids, labels, segments=batch.segments, token_types=batch.token_types)
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
-        """Cross-entropy in nats summed over the hidden tokens, and their number; with `next_sentence` as the class
-        says.
+        """Cross-entropy in nats summed over the hidden tokens, and their number.
+
+        With `next_sentence_prediction`, the second loss is added as the class says.
         """
-        check_head(model, "pretraining" if self.next_sentence else "masked")
+        check_head(model, "pretraining" if self.next_sentence_prediction else "masked")
         hidden = _states(model, batch)
-        if not self.next_sentence:
+        if not self.next_sentence_prediction:
             return language_loss(model, hidden, batch.labels)
         masked, follows = batch.labels
         total, weight, _ = language_loss(model, hidden, masked)
@@ -133,7 +135,7 @@ class Masked(Corruption):
     @torch.no_grad()
     def predict(self, model: Any, batch: TokenBatch) -> list[int]:
         """The likeliest token for each hidden one, row by row, as `batch.labels` has them."""
-        labels = batch.labels[0] if self.next_sentence else batch.labels
+        labels = batch.labels[0] if self.next_sentence_prediction else batch.labels
         return model.lm_logits(_states(model, batch)[labels != IGNORE]).argmax(-1).tolist()
 
 

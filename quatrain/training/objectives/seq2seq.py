@@ -30,10 +30,10 @@ class SourceTarget:
 class Seq2Seq(TextObjective):
     """Pairs of a source and a target, for an encoder-decoder.
 
-    A record has `source` and `target`. `prefix` is put before each source ("translate English to French: " for T5).
-    `target_tokenizer` is the decoder's where it has its own (Marian's). Targets end with the end token, also those
-    that are cut to `max_target_length`. `label_smoothing` moves that share of each label to all tokens alike (Szegedy
-    et al. 2016).
+    A record has `source` and `target`. `source_prefix` is put before each source, such as "translate English to
+    French: " for T5. `target_tokenizer` is the decoder's where it has its own (Marian's). Targets end with the
+    end token, also those that are cut to `max_target_length`. `label_smoothing` moves that share of each label to all
+    tokens alike (Szegedy et al. 2016).
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Seq2Seq(TextObjective):
         tokenizer: Tokenizer,
         *,
         target_tokenizer: Tokenizer | None = None,
-        prefix: str = "",
+        source_prefix: str = "",
         max_length: int | None = None,
         max_target_length: int | None = None,
         label_smoothing: float = 0.0,
     ):
         super().__init__(tokenizer, max_length=max_length)
-        self.target_tokenizer, self.prefix = target_tokenizer or tokenizer, prefix
+        self.target_tokenizer, self.source_prefix = target_tokenizer or tokenizer, source_prefix
         self.max_target_length = max_length if max_target_length is None else max_target_length
         self.label_smoothing = label_smoothing
         problems = []
@@ -66,7 +66,7 @@ class Seq2Seq(TextObjective):
         fields = Fields(record, place)
         source, target = fields.text("source"), fields.text("target")
         fields.check()
-        read = self.read(self.prefix + source)
+        read = self.read(self.source_prefix + source)
         before, after = frame(self.target_tokenizer)
         end = self.target_tokenizer.eos_id
         if end is not None and after[-1:] != [end]:

@@ -19,7 +19,7 @@ from quatrain.training.objectives.texts import refuse
 
 
 class SpanCorruption(Mending):
-    """Hides `share` of a row's tokens in spans of `mean_span` tokens on average, and learns to say them.
+    """Hides `share` of a row's tokens in spans of `mean_span_length` tokens on average, and learns to say them.
 
     Spans are drawn exactly as T5's random_spans_noise_mask draws them; special tokens within a row are never hidden.
     The tokenizer has sentinels <extra_id_0>, <extra_id_1>, … and an end token. `max_length` is the source's; rows are
@@ -27,12 +27,12 @@ class SpanCorruption(Mending):
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, share: float = 0.15, mean_span: float = 3.0, max_length: int | None = None
+        self, tokenizer: Tokenizer, *, share: float = 0.15, mean_span_length: float = 3.0, max_length: int | None = None
     ):
         super().__init__(tokenizer, max_length=max_length)
-        problems = _problems(share, mean_span)
+        problems = _problems(share, mean_span_length)
         refuse(problems, "SpanCorruption")
-        self.share, self.mean_span = share, mean_span
+        self.share, self.mean_span_length = share, mean_span_length
         self.end_id = self.needed_token(tokenizer.eos_id, "end")
         self.sentinels: list[int] = []
         while (found := tokenizer.token_to_id(f"<extra_id_{len(self.sentinels)}>")) is not None:
@@ -43,11 +43,11 @@ class SpanCorruption(Mending):
     @cached_property
     def row_length(self) -> int | None:
         """The longest row whose source fits `max_length`."""
-        return None if self.max_length is None else lengths(self.max_length, self.share, self.mean_span)[0]
+        return None if self.max_length is None else lengths(self.max_length, self.share, self.mean_span_length)[0]
 
     def pair(self, row: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
         """Source and target of a row. Raises InputError where it needs more sentinels than there are."""
-        hidden = noise_mask(len(row), generator, self.share, self.mean_span)
+        hidden = noise_mask(len(row), generator, self.share, self.mean_span_length)
         special = self.special(row, self._unhidden)
         hidden &= ~special
         if not hidden.any() and not special.all():
@@ -61,7 +61,7 @@ class SpanCorruption(Mending):
                 if spans == len(self.sentinels):
                     raise InputError(
                         f"A row of {len(row)} tokens needs more than the tokenizer's {spans} sentinels. Make rows "
-                        "shorter (max_length), spans longer (mean_span) or the share smaller."
+                        "shorter (max_length), spans longer (mean_span_length) or the share smaller."
                     )
                 source.append(self.sentinels[spans])
                 target.append(self.sentinels[spans])
@@ -81,13 +81,15 @@ class SpanCorruption(Mending):
         return [each for token in source[:-1] for each in said.get(token, [token])]
 
 
-def counts(length: int, noise: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
+def counts(length: int, noise: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
     """How many tokens of a row are hidden, in how many spans (T5's counts)."""
     hidden = min(max(round(length * noise), 1), length - 1)
-    return hidden, min(max(round(hidden / mean_span), 1), length - hidden)
+    return hidden, min(max(round(hidden / mean_span_length), 1), length - hidden)
 
 
-def noise_mask(length: int, generator: np.random.Generator, noise: float = 0.15, mean_span: float = 3.0) -> np.ndarray:
+def noise_mask(
+    length: int, generator: np.random.Generator, noise: float = 0.15, mean_span_length: float = 3.0
+) -> np.ndarray:
     """Which tokens (length,) are hidden: T5's random_spans_noise_mask.
 
     Hidden and kept tokens are each cut at random into as many spans as there are, every cut equally likely; they take
@@ -95,7 +97,7 @@ def noise_mask(length: int, generator: np.random.Generator, noise: float = 0.15,
     """
     if length < 2:
         return np.zeros(length, dtype=bool)
-    hidden, spans = counts(length, noise, mean_span)
+    hidden, spans = counts(length, noise, mean_span_length)
     parts = np.stack([_cut(length - hidden, spans, generator), _cut(hidden, spans, generator)], axis=1).ravel()
     return np.repeat(np.arange(2 * spans) % 2 == 1, parts)
 
@@ -107,14 +109,14 @@ def _cut(items: int, parts: int, generator: np.random.Generator) -> np.ndarray:
     return np.bincount(np.cumsum(first), minlength=parts)
 
 
-def lengths(source: int, noise: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
+def lengths(source: int, noise: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
     """Tokens of the longest row whose source, end token included, has at most `source` tokens, and those of its target.
 
     T5's compute_input_and_target_lengths: 568 and 114 for 512.
     """
 
     def both(row: int) -> tuple[int, int]:
-        hidden, spans = counts(row, noise, mean_span)
+        hidden, spans = counts(row, noise, mean_span_length)
         return row - hidden + spans + 1, hidden + spans + 1
 
     row = 2
@@ -123,10 +125,14 @@ def lengths(source: int, noise: float = 0.15, mean_span: float = 3.0) -> tuple[i
     return row, both(row)[1]
 
 
-def _problems(noise: float, mean_span: float) -> list[str]:
+def _problems(noise: float, mean_span_length: float) -> list[str]:
     problems = share("share", noise)
     if not problems and noise > 0.9:
         problems.append(f"share: {noise}; must be at most 0.9, something must be left to read")
-    if isinstance(mean_span, bool) or not isinstance(mean_span, int | float) or not 1 <= mean_span < 1e6:
-        problems.append(f"mean_span: {mean_span!r}; must be at least 1")
+    if (
+        isinstance(mean_span_length, bool)
+        or not isinstance(mean_span_length, int | float)
+        or not 1 <= mean_span_length < 1e6
+    ):
+        problems.append(f"mean_span_length: {mean_span_length!r}; must be at least 1")
     return problems

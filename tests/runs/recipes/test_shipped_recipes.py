@@ -24,11 +24,11 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 
 needs_data = pytest.mark.skipif(not os.environ.get("QUATRAIN_DATA"), reason="QUATRAIN_DATA is not set: no shared data")
 
-SHORT = ["stage.pretrain.train.steps=2", "stage.pretrain.train.batch_tokens=512", "stage.pretrain.train.warmup=1",
+SHORT = ["stage.pretrain.train.steps=2", "stage.pretrain.train.batch_tokens=512", "stage.pretrain.train.warmup_steps=1",
          "stage.pretrain.train.evaluate_every=2"]  # fmt: skip
 STORY = ["data.source=the-verdict"]
 READS = ["stage.tokenizer.data.source=the-verdict", "stage.pretrain.data.source=the-verdict"]
-TUNED = ["stage.finetune.train.epochs=none", "stage.finetune.train.steps=2", "stage.finetune.train.warmup=1",
+TUNED = ["stage.finetune.train.epochs=none", "stage.finetune.train.steps=2", "stage.finetune.train.warmup_steps=1",
          "stage.finetune.train.keep=last", "stage.finetune.train.evaluate_every=0", "evaluate.examples=6"]  # fmt: skip
 TINY = ["model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2",
         "model.intermediate_size=32", "evaluate.max_new_tokens=4"]  # fmt: skip
@@ -47,7 +47,7 @@ CASES = {
     "summarize-lora": [*TINY, *SHORT, *TUNED, "tokenizer.vocab_size=1024"],
     "sql-finetune": [*TINY, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=1024", "stage.pretrain.data.examples=200"],
     "soft-prompt": [*TINY, *READS, *SHORT, "tokenizer.vocab_size=512", "data.source=instructions",
-                    *(f"stage.{number}.train.{key}" for number in (2, 3) for key in ("steps=2", "warmup=1")),
+                    *(f"stage.{number}.train.{key}" for number in (2, 3) for key in ("steps=2", "warmup_steps=1")),
                     "stage.2.train.epochs=none", "stage.3.train.evaluate_every=2", "evaluate.examples=6"],
     "instruct": [*TINY, *READS, *SHORT, *TUNED, *COPIES, "tokenizer.vocab_size=512", "data.source=instructions",
                  "evaluate.temperatures=[0.0]"],
