@@ -47,7 +47,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Part:
+class Slice:
     """A part of a whole: its name, its size and the size as text."""
 
     name: str
@@ -194,7 +194,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, 
     return _svg(label, width, height, body)
 
 
-def share_chart(parts: Sequence[Part], *, label: str, width: int = 960, height: int = 46) -> str:
+def share_chart(parts: Sequence[Slice], *, label: str, width: int = 960, height: int = 46) -> str:
     """One bar cut into parts, in order; parts too narrow for their name show it when hovered over."""
     parts = [part for part in parts if part.value > 0]
     whole, x, body = sum(part.value for part in parts), 0.0, []

@@ -62,10 +62,10 @@ def announce(index: int) -> None:
     import torch
 
     from quatrain.training.distributed.group import join
-    from quatrain.training.distributed.replicated import Group
+    from quatrain.training.distributed.replicated import MultiProcess
 
     join()
-    Group(torch.device("cpu")).agree([float(index)])
+    MultiProcess(torch.device("cpu")).agree([float(index)])
 
 
 def dismiss() -> None:
@@ -84,10 +84,10 @@ def follow(recipe: Recipe, folder: Path) -> None:
     from quatrain.runs.learning import attach, train
     from quatrain.runs.stages import finetune, pretrain
     from quatrain.training.distributed.group import join, leave
-    from quatrain.training.distributed.replicated import Group
+    from quatrain.training.distributed.replicated import MultiProcess
 
     join()
-    while (index := int(Group(torch.device("cpu")).agree([0.0])[0])) != END:
+    while (index := int(MultiProcess(torch.device("cpu")).agree([0.0])[0])) != END:
         context = context_of(recipe, folder, index)
         settings: Any = divided(recipe.stage[index], process_number()[1])
         learning = (pretrain if settings.kind == "pretrain" else finetune).setup(settings, context)

@@ -39,11 +39,11 @@ from quatrain.runs.recipe import to_dict
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
-from quatrain.training.distributed import Single, make_parallel
+from quatrain.training.distributed import SingleProcess, make_parallel
 from quatrain.training.memory import transformer_activations
 from quatrain.training.objectives import Objective
 from quatrain.training.settings import TrainSettings
-from quatrain.training.streams import ExampleStream, PackedStream, Stream
+from quatrain.training.streams import BatchStream, ExampleStream, PackedStream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
 
 Validate = Callable[[Model], dict[str, float]]
@@ -67,7 +67,7 @@ class TrainingJob:
     model: Model
     tokenizer: Tokenizer
     objective: Objective
-    stream: Stream
+    stream: BatchStream
     settings: TrainSettings
     steps: int
     length: int
@@ -192,7 +192,7 @@ def train(
     device = choose_device(settings.device)
     if size > 1 and context.is_main:
         distributed.announce(context.index)
-    parallel = make_parallel(settings.parallel, device) if size > 1 else Single()
+    parallel = make_parallel(settings.parallel, device) if size > 1 else SingleProcess()
     model.to(device)
     newest = checkpoints.newest_whole(context.checkpoints, context.reporter.warn)
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0

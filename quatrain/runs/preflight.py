@@ -29,7 +29,7 @@ from quatrain.runs.learning import TrainingJob, adapt, check_learns_whole, fresh
 from quatrain.runs.recipe import Recipe, dumps
 from quatrain.runs.stage import StageContext, stage_function, stage_name
 from quatrain.training.memory import tensor_bytes
-from quatrain.training.preflight import Found, look
+from quatrain.training.preflight import DataReport, look
 
 CHECKPOINTS = 3
 """Checkpoints that are on the disk at once, at most: two that are kept and the one that is being written."""
@@ -41,7 +41,7 @@ class StagePreflight:
 
     stage: str
     objective: str
-    found: Found
+    found: DataReport
     notes: list[str]
     vocabulary: tuple[int, int]
     trained: int
@@ -215,7 +215,7 @@ def _states(learning: TrainingJob) -> int:
     return sum(state_bytes(each.numel(), kind) for each in learning.model.parameters() if each.requires_grad)
 
 
-def look_at(learning: TrainingJob, *, chats: bool) -> Found:
+def look_at(learning: TrainingJob, *, chats: bool) -> DataReport:
     """The samples and counts of a stage's examples."""
     stream = learning.stream if learning.examples is None else None
     return look(

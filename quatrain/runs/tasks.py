@@ -38,17 +38,17 @@ from quatrain.runs.stage import LOOKS, StageContext, StageResult
 from quatrain.runs.streaming import Make, Streamed
 from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training.objectives.answers import Window
-from quatrain.training.objectives.classification import ChoiceText
-from quatrain.training.objectives.embedding import Related
-from quatrain.training.objectives.seq2seq import SourceTarget
-from quatrain.training.objectives.tagging import TaggedText
-from quatrain.training.objectives.texts import Text
+from quatrain.training.objectives.answers import ContextWindow
+from quatrain.training.objectives.classification import ChoiceExample
+from quatrain.training.objectives.embedding import EmbeddingExample
+from quatrain.training.objectives.seq2seq import Seq2SeqExample
+from quatrain.training.objectives.tagging import TaggedWindow
+from quatrain.training.objectives.texts import EncodedText
 from quatrain.training.settings import FinetuneStage
-from quatrain.training.streams import Stream
+from quatrain.training.streams import BatchStream
 from quatrain.training.tasks import FORMATS, SCORE, make_objective
 
-KINDS = (Text, TaggedText, Window, ChoiceText, SourceTarget, Related)
+KINDS = (EncodedText, TaggedWindow, ContextWindow, ChoiceExample, Seq2SeqExample, EmbeddingExample)
 """What examples of tasks are."""
 
 
@@ -66,7 +66,7 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
     limit = longest(model, settings, model.config.context_length)
     objective = make_objective(settings, tokenizer, corpus.format, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
-    stream: Stream
+    stream: BatchStream
     if data.streaming:
         read = streamed_examples(settings, context, corpus, objective)
         stream, steps, examples, held_out = read.stream, read.steps, read.examples, read.held_out

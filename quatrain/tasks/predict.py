@@ -26,7 +26,7 @@ from quatrain.training.objectives.answers import ExtractiveQA, best_answers
 from quatrain.training.objectives.base import call
 from quatrain.training.objectives.classification import MultipleChoice
 from quatrain.training.objectives.tagging import TokenClassification
-from quatrain.training.objectives.texts import Text, TextObjective
+from quatrain.training.objectives.texts import EncodedText, TextObjective
 from quatrain.training.tasks import STRIDE
 
 BATCH = 32
@@ -133,7 +133,7 @@ class Predictor:
     def _limit(self) -> int:
         return self.config.context_length
 
-    def _logits(self, objective: TextObjective, rows: Sequence[Text]) -> Tensor:
+    def _logits(self, objective: TextObjective, rows: Sequence[EncodedText]) -> Tensor:
         batch = objective.batch(rows, None).to(self.model.device)
         logits: Tensor = call(self.model, batch)[0]
         return logits.float().cpu()
@@ -161,7 +161,7 @@ class Predictor:
         objective = TokenClassification(self.tokenizer, self.config.labels, max_length=limit, stride=limit // 4)
         read = [self._words(objective, each) for each in inputs]
         rows = [row for _, stretches in read for row in stretches]
-        chances = self._logits(objective, [Text(row.ids) for row in rows]).softmax(-1)
+        chances = self._logits(objective, [EncodedText(row.ids) for row in rows]).softmax(-1)
         found, start = [], 0
         for words, stretches in read:
             for row, each in zip(stretches, chances[start:], strict=False):
@@ -211,7 +211,7 @@ class Predictor:
         found = []
         for each in inputs:
             windows = objective.windows(each["question"], each["context"])
-            logits = self._logits(objective, [Text(row.ids, row.token_types) for row in windows])
+            logits = self._logits(objective, [EncodedText(row.ids, row.token_types) for row in windows])
             (ranked,) = best_answers(windows, list(logits))
             best = ranked[0]
             found.append(Prediction({"answer": best.text, "score": best.probability}))

@@ -14,12 +14,12 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.data.batches import Batch
 from quatrain.training import memory
 from quatrain.training.acceleration import Compiled
-from quatrain.training.distributed import Losses, Parallel, device_of
+from quatrain.training.distributed import Losses, ParallelStrategy, device_of
 from quatrain.training.guards import GradientWatch
 from quatrain.training.objectives import Objective, collate
 from quatrain.training.precision import LossScaler, Precision
 from quatrain.training.settings import TrainSettings
-from quatrain.training.streams import Stream, micro_seeds, of_process
+from quatrain.training.streams import BatchStream, micro_seeds, of_process
 
 
 @dataclass
@@ -45,11 +45,11 @@ class Gradients:
         self,
         model: nn.Module,
         objective: Objective,
-        stream: Stream,
+        stream: BatchStream,
         settings: TrainSettings,
         *,
         seed: int,
-        parallel: Parallel,
+        parallel: ParallelStrategy,
     ):
         if settings.accumulation % parallel.size:
             raise InputError(

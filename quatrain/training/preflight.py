@@ -15,11 +15,11 @@ from quatrain.data.batches import IGNORE, TokenBatch, TokenExample
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import Causal, CosineSimilarity, Objective, SequenceClassification, collate
-from quatrain.training.objectives.answers import Window
-from quatrain.training.objectives.classification import ChoiceText
-from quatrain.training.objectives.embedding import Related
-from quatrain.training.objectives.tagging import TaggedText
-from quatrain.training.streams import Stream
+from quatrain.training.objectives.answers import ContextWindow
+from quatrain.training.objectives.classification import ChoiceExample
+from quatrain.training.objectives.embedding import EmbeddingExample
+from quatrain.training.objectives.tagging import TaggedWindow
+from quatrain.training.streams import BatchStream
 
 LOOKED_AT = 20_000
 """Examples that are counted, evenly spread, where there are more."""
@@ -29,7 +29,7 @@ QUANTILES = (("shortest", 0.0), ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), 
 
 
 @dataclass(frozen=True)
-class Row:
+class PreviewRow:
     """Ids that a model reads or says, and which of them are learned; `part` names them where there are two."""
 
     ids: list[int]
@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass
-class Found:
+class DataReport:
     """What the examples of a run are. `problems` cannot work, `warnings` may be meant."""
 
     samples: list[list[tuple[str, bool]]] = field(default_factory=list)
@@ -52,15 +52,15 @@ class Found:
     warnings: list[str] = field(default_factory=list)
 
 
-def rows_of(objective: Objective, example: Any, *, says: bool = False) -> list[Row]:
+def rows_of(objective: Objective, example: Any, *, says: bool = False) -> list[PreviewRow]:
     """What becomes of an example, as the objective's own batch has it; `says`: its labels are a text of their own."""
     if isinstance(example, TokenExample) and isinstance(objective, Causal):
-        return [Row(list(example.ids), [False, *example.mask[1:]])]
+        return [PreviewRow(list(example.ids), [False, *example.mask[1:]])]
     batch = collate(objective, [example], [(0, 0)])
     return rows_of_batch(batch, says=says)
 
 
-def rows_of_batch(batch: TokenBatch, *, says: bool = False) -> list[Row]:
+def rows_of_batch(batch: TokenBatch, *, says: bool = False) -> list[PreviewRow]:
     """The rows of a batch without their padding, and those that an encoder-decoder `says`."""
     ids = batch.input_ids.flatten(0, -2)
     segments = None if batch.segments is None else batch.segments.flatten(0, -2)
@@ -71,14 +71,14 @@ def rows_of_batch(batch: TokenBatch, *, says: bool = False) -> list[Row]:
     for number, row in enumerate(ids.tolist()):
         length = len(row) if segments is None else int((segments[number] > 0).sum())
         learned = [label != IGNORE for label in labels[number, :length].tolist()] if aligned else [False] * length
-        found.append(Row(row[:length], learned, "reads" if words and says else ""))
+        found.append(PreviewRow(row[:length], learned, "reads" if words and says else ""))
         if words and says:
             said = [token for token in labels[number].tolist() if token != IGNORE]
-            found.append(Row(said, [True] * len(said), "says"))
+            found.append(PreviewRow(said, [True] * len(said), "says"))
     return found
 
 
-def pieces(tokenizer: Tokenizer, row: Row) -> list[tuple[str, bool]]:
+def pieces(tokenizer: Tokenizer, row: PreviewRow) -> list[tuple[str, bool]]:
     """A row's text in stretches that are learned, or not, special tokens written out."""
     found: list[tuple[str, bool]] = []
     start = 0
@@ -89,7 +89,7 @@ def pieces(tokenizer: Tokenizer, row: Row) -> list[tuple[str, bool]]:
     return found
 
 
-def _sample(tokenizer: Tokenizer, rows: Sequence[Row]) -> list[tuple[str, bool]]:
+def _sample(tokenizer: Tokenizer, rows: Sequence[PreviewRow]) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     for row in rows:
         found += [(f"\n{row.part}: " if found else f"{row.part}: ", False)] if row.part else []
@@ -100,13 +100,13 @@ def _sample(tokenizer: Tokenizer, rows: Sequence[Row]) -> list[tuple[str, bool]]
 def target_of(objective: Objective, example: Any) -> str:
     """What is learned of an example beside its tokens: its label, its tags, the right choice, the answer, a number."""
     labels = getattr(objective, "labels", ())
-    if isinstance(example, TaggedText):
+    if isinstance(example, TaggedWindow):
         return "tags: " + " ".join(labels[label] for label in example.labels if label != IGNORE)
-    if isinstance(example, ChoiceText):
+    if isinstance(example, ChoiceExample):
         return f"right: choice {example.label + 1} of {len(example.choices)}"
-    if isinstance(example, Window):
+    if isinstance(example, ContextWindow):
         return f"answer: {example.answers[0]}" if example.answers else "no answer"
-    if isinstance(example, Related):
+    if isinstance(example, EmbeddingExample):
         return f"score: {example.score:.4g}" if isinstance(objective, CosineSimilarity) else ""
     if not isinstance(objective, SequenceClassification):
         return ""
@@ -124,15 +124,15 @@ def look(
     config: ModelConfig,
     *,
     examples: Sequence[Any] | None = None,
-    stream: Stream | None = None,
+    stream: BatchStream | None = None,
     chats: bool = False,
     places: Sequence[str] | None = None,
-) -> Found:
+) -> DataReport:
     """Looks at the examples, or where there are none at the first rows of a stream, whose cursor moves on.
 
     `chats`: these are conversations, of which only a part may be learned. `places` name examples in messages.
     """
-    found = Found(examples=None if examples is None else len(examples))
+    found = DataReport(examples=None if examples is None else len(examples))
     counts = _Counts(tokenizer, config, chats)
     says = config.architecture == "encoder-decoder" and config.head == "seq2seq"
     for number, rows in _rows(objective, examples, stream, says):
@@ -153,8 +153,8 @@ def look(
 
 
 def _rows(
-    objective: Objective, examples: Sequence[Any] | None, stream: Stream | None, says: bool
-) -> Iterator[tuple[int, list[Row]]]:
+    objective: Objective, examples: Sequence[Any] | None, stream: BatchStream | None, says: bool
+) -> Iterator[tuple[int, list[PreviewRow]]]:
     if examples is not None:
         for number in range(0, len(examples), max(1, len(examples) // LOOKED_AT)):
             yield number, rows_of(objective, examples[number], says=says)
@@ -186,7 +186,7 @@ class _Counts:
         self.read, self.said = Counter[int](), Counter[int]()
         self.wrong: dict[str, list[str]] = {}
 
-    def add(self, rows: Sequence[Row], place: str) -> None:
+    def add(self, rows: Sequence[PreviewRow], place: str) -> None:
         """One example."""
         self.lengths.append(sum(len(row.ids) for row in rows))
         learned = sum(sum(row.learned) for row in rows)
@@ -201,7 +201,7 @@ class _Counts:
         if self.chats and learned >= whole - 1 and whole > 1:
             self._note("every token of it is learned, the user's too", place)
 
-    def _look_at(self, row: Row, place: str) -> None:
+    def _look_at(self, row: PreviewRow, place: str) -> None:
         vocabulary, bos = self.config.vocab_size, self.tokenizer.bos_id
         if row.ids and max(row.ids) >= vocabulary:
             self._note(f"it has the token {max(row.ids)}, and the embedding {vocabulary} rows", place)
@@ -215,7 +215,7 @@ class _Counts:
     def _note(self, problem: str, place: str) -> None:
         self.wrong.setdefault(problem, []).append(place)
 
-    def tell(self, found: Found, objective: Objective) -> None:
+    def tell(self, found: DataReport, objective: Objective) -> None:
         """What was counted, in words."""
         found.tokens, found.learned = self.tokens, self.learned
         ordered = np.sort(np.array(self.lengths or [0]))

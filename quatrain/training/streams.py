@@ -19,7 +19,7 @@ from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, fill_rows, p
 from quatrain.planning.room import check_tokens
 
 
-class Stream(Protocol):
+class BatchStream(Protocol):
     """What the trainer asks of a stream."""
 
     def next(self) -> Any:
@@ -35,7 +35,7 @@ class Stream(Protocol):
         ...
 
 
-def micro_seeds(stream: Stream, seed: int, place: int) -> Any:
+def micro_seeds(stream: BatchStream, seed: int, place: int) -> Any:
     """What an objective that draws is to draw the stream's last micro-batch from: a seed for each of its examples.
 
     By example where the stream knows them, so that the draws do not depend on how examples are batched; otherwise one
@@ -45,15 +45,15 @@ def micro_seeds(stream: Stream, seed: int, place: int) -> Any:
     return own if own is not None else int(np.random.SeedSequence((abs(seed), place)).generate_state(1)[0])
 
 
-def of_process(stream: Stream, rank: int, size: int) -> Stream:
+def of_process(stream: BatchStream, rank: int, size: int) -> BatchStream:
     """The part of a stream that one of several processes reads: every `size`-th micro-batch, from `rank` on."""
-    return stream if size == 1 else _Part(stream, rank, size)
+    return stream if size == 1 else _ProcessStream(stream, rank, size)
 
 
-class _Part:
+class _ProcessStream:
     """Every process goes through the whole stream: its cursor is the same in all, and serves more or fewer of them."""
 
-    def __init__(self, stream: Stream, rank: int, size: int):
+    def __init__(self, stream: BatchStream, rank: int, size: int):
         self.stream, self.rank, self.size = stream, rank, size
         self.seeds: Any = None
 
@@ -380,10 +380,10 @@ class CopyStream:
         self.index = state["index"]
 
 
-class InTurn:
+class AlternatingStream:
     """One stream for its first `count` micro-batches, then another, with one of the first after each `every` - 1."""
 
-    def __init__(self, first: Stream, count: int, second: Stream, *, every: int = 0):
+    def __init__(self, first: BatchStream, count: int, second: BatchStream, *, every: int = 0):
         self.first, self.count, self.second, self.every = first, count, second, every
         self.seen = 0
         self.seeds: Any = None

@@ -28,7 +28,7 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.training import checkpoints, guards, memory
 from quatrain.training.acceleration import Compiled, activation_checkpointing
 from quatrain.training.chunked_loss import chunking
-from quatrain.training.distributed import Parallel, Single, device_of
+from quatrain.training.distributed import ParallelStrategy, SingleProcess, device_of
 from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
 from quatrain.training.optimizers import (
@@ -41,7 +41,7 @@ from quatrain.training.precision import DTYPES, LossScaler, Precision, dtype_nam
 from quatrain.training.schedules import share
 from quatrain.training.settings import TrainSettings
 from quatrain.training.stopping import Best
-from quatrain.training.streams import Stream
+from quatrain.training.streams import BatchStream
 
 CHECKPOINT_SECONDS = 60.0
 """Time between two checkpoints where `checkpoint_every` leaves it to time."""
@@ -105,7 +105,7 @@ class Trainer:
         self,
         model: nn.Module,
         objective: Objective,
-        stream: Stream,
+        stream: BatchStream,
         settings: TrainSettings,
         *,
         steps: int,
@@ -113,9 +113,9 @@ class Trainer:
         folder: Path | None = None,
         faults: Path | None = None,
         hooks: Hooks | None = None,
-        parallel: Parallel | None = None,
+        parallel: ParallelStrategy | None = None,
     ):
-        self.parallel: Parallel = parallel or Single()
+        self.parallel: ParallelStrategy = parallel or SingleProcess()
         self.model, self.settings = model, settings
         self.gradients = Gradients(model, objective, stream, settings, seed=seed, parallel=self.parallel)
         self.stream = self.gradients.stream

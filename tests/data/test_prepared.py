@@ -14,27 +14,27 @@ from hypothesis import strategies as st
 from quatrain.data import example_cache as files
 from quatrain.data.batches import TokenExample
 from quatrain.data.example_cache import prepared
-from quatrain.training.objectives.answers import Window
-from quatrain.training.objectives.classification import ChoiceText
-from quatrain.training.objectives.embedding import Related
-from quatrain.training.objectives.seq2seq import SourceTarget
-from quatrain.training.objectives.tagging import TaggedText
-from quatrain.training.objectives.texts import Text
+from quatrain.training.objectives.answers import ContextWindow
+from quatrain.training.objectives.classification import ChoiceExample
+from quatrain.training.objectives.embedding import EmbeddingExample
+from quatrain.training.objectives.seq2seq import Seq2SeqExample
+from quatrain.training.objectives.tagging import TaggedWindow
+from quatrain.training.objectives.texts import EncodedText
 
 ids = st.lists(st.integers(0, 70_000), min_size=1, max_size=6)
-texts = st.builds(Text, ids, st.none() | st.lists(st.integers(0, 1), max_size=3), st.just(2), st.integers(0, 5))
+texts = st.builds(EncodedText, ids, st.none() | st.lists(st.integers(0, 1), max_size=3), st.just(2), st.integers(0, 5))
 KINDS = {
     TokenExample: ids.map(lambda each: TokenExample(each, [bool(number % 2) for number in each])),
-    Text: texts,
-    TaggedText: st.builds(TaggedText, ids, ids, ids, st.integers(0, 9), st.booleans()),
-    Window: st.builds(
-        Window, ids, ids, st.lists(st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=4),
+    EncodedText: texts,
+    TaggedWindow: st.builds(TaggedWindow, ids, ids, ids, st.integers(0, 9), st.booleans()),
+    ContextWindow: st.builds(
+        ContextWindow, ids, ids, st.lists(st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=4),
         st.tuples(st.integers(0, 9), st.integers(0, 9)), st.integers(0, 3), st.text(max_size=4), st.text(max_size=4),
         st.lists(st.text(max_size=3), max_size=2).map(tuple), st.booleans(),
     ),
-    ChoiceText: st.builds(ChoiceText, st.lists(texts, min_size=2, max_size=3), st.integers(0, 1)),
-    SourceTarget: st.builds(SourceTarget, ids, ids),
-    Related: st.builds(Related, st.lists(texts, min_size=1, max_size=3), st.floats(-1, 1)),
+    ChoiceExample: st.builds(ChoiceExample, st.lists(texts, min_size=2, max_size=3), st.integers(0, 1)),
+    Seq2SeqExample: st.builds(Seq2SeqExample, ids, ids),
+    EmbeddingExample: st.builds(EmbeddingExample, st.lists(texts, min_size=1, max_size=3), st.floats(-1, 1)),
 }  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from quatrain.evaluation.charts import (
     Bar,
-    Part,
     Series,
+    Slice,
     bar_chart,
     finite,
     line_chart,
@@ -141,7 +141,7 @@ def test_bars_are_as_long_as_their_values():
 
 def test_shares_fill_the_width():
     tree = parsed(
-        share_chart([Part("a", 1, "1 s"), Part("b", 3, "3 s"), Part("gone", 0, "0 s")], label="time", width=100)
+        share_chart([Slice("a", 1, "1 s"), Slice("b", 3, "3 s"), Slice("gone", 0, "0 s")], label="time", width=100)
     )
     widths = [float(e.get("width")) for e in tree.iter(f"{SVG}rect")]
     assert widths == [23.0, 73.0]

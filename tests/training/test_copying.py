@@ -8,7 +8,7 @@ from quatrain.data.batches import IGNORE
 from quatrain.models.transformer.stack import Model
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import TrainSettings
-from quatrain.training.streams import CopyStream, InTurn, WindowStream
+from quatrain.training.streams import AlternatingStream, CopyStream, WindowStream
 from quatrain.training.trainer import Trainer
 
 
@@ -42,10 +42,10 @@ def test_batches_follow_from_seed_and_number():
 
 def test_turns_come_first_and_then_now_and_again():
     windows = WindowStream(np.arange(1000) % 50 + 100, length=32, rows=4, seed=0)
-    turns = InTurn(stream(), 3, windows, every=4)
+    turns = AlternatingStream(stream(), 3, windows, every=4)
     kinds = "".join("c" if turns.next().input_ids.max() < 100 else "w" for _ in range(12))
     assert kinds == "cccwwwcwwwcw"
-    again = InTurn(stream(), 3, WindowStream(np.arange(1000) % 50 + 100, length=32, rows=4, seed=0), every=4)
+    again = AlternatingStream(stream(), 3, WindowStream(np.arange(1000) % 50 + 100, length=32, rows=4, seed=0), every=4)
     again.load_state(turns.state())
     for _ in range(6):
         assert torch.equal(again.next().input_ids, turns.next().input_ids)

@@ -21,7 +21,7 @@ from quatrain.training.objectives.base import generators
 from quatrain.training.objectives.corruption import shifted_right
 from quatrain.training.objectives.pairs import FOLLOWS, RANDOM, sentence_pairs, split_sentences
 from quatrain.training.objectives.spans import counts, lengths, noise_mask
-from quatrain.training.objectives.words import Words
+from quatrain.training.objectives.words import WordBoundaries
 
 DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="QUATRAIN_DATA names no folder of shared data")
@@ -81,7 +81,7 @@ def test_whole_words_are_hidden_whole(row, seed):
 )
 def test_words_of_every_kind_of_tokenizer(tokenizer, text, words):
     ids = tokenizer.encode(text)
-    spans = Words(tokenizer).spans(ids)
+    spans = WordBoundaries(tokenizer).spans(ids)
     assert [tokenizer.decode(ids[start:end]).strip() for start, end in spans] == [word.strip() for word in words]
 
 

@@ -16,7 +16,7 @@ from quatrain.data.batches import IGNORE
 from quatrain.data.rows import Record
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import objectives as o
-from quatrain.training.objectives.answers import Window
+from quatrain.training.objectives.answers import ContextWindow
 from quatrain.training.objectives.tagging import word_tokens
 from quatrain.training.objectives.texts import frame, shortened
 
@@ -206,7 +206,7 @@ def test_windows_are_those_of_tokenizers_and_answers_come_back(words, limit, dat
             assert held >= 1
 
 
-def crowned(window: Window, span, high=10.0):
+def crowned(window: ContextWindow, span, high=10.0):
     logits = torch.zeros(len(window) + 3, 2)
     logits[span[0], 0] = logits[span[1], 1] = high
     return logits

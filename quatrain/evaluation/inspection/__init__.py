@@ -4,7 +4,7 @@ Every function takes a model, a tokenizer or a configuration and returns plain d
 `quatrain inspect`; `open_subject` finds them in a folder. The writers of the attention maps make a page and a picture.
 """
 
-from quatrain.evaluation.inspection.architecture import Architecture, Part, architecture
+from quatrain.evaluation.inspection.architecture import Architecture, ModulePart, architecture
 from quatrain.evaluation.inspection.attention import AttentionMaps, attention_maps
 from quatrain.evaluation.inspection.attention_page import attention_page
 from quatrain.evaluation.inspection.attention_picture import attention_picture
@@ -19,7 +19,7 @@ __all__ = [
     "AttentionMaps",
     "Candidate",
     "Neighbour",
-    "Part",
+    "ModulePart",
     "Prediction",
     "Predictions",
     "Subject",

@@ -44,7 +44,7 @@ BLOCK_ORDER["sandwich"] = BLOCK_ORDER["pre"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ModulePart:
     """A part of a network. What `count` parts have in common is said once: its numbers are those of one of them.
 
     tensors: name -> shape of its own tensors, children not among them. parameters: elements of one such part, its
@@ -63,9 +63,9 @@ class Part:
     dtype: str
     count: int = 1
     tied: str = ""
-    children: tuple[Part, ...] = ()
+    children: tuple[ModulePart, ...] = ()
 
-    def walk(self, depth: int = 0) -> Iterator[tuple[int, Part]]:
+    def walk(self, depth: int = 0) -> Iterator[tuple[int, ModulePart]]:
         """This part and all within, each with its depth."""
         yield depth, self
         for child in self.children:
@@ -85,7 +85,7 @@ class Architecture:
     """The whole tree: `root`, with all parameters (a tied tensor once) and their bytes in the dtypes of the parts."""
 
     config: ModelConfig
-    root: Part
+    root: ModulePart
 
     @property
     def parameters(self) -> int:
@@ -121,7 +121,7 @@ class _Reader:
     dtype: str
     met: dict[int, str] = field(default_factory=dict)
 
-    def part(self, name: str, path: str, module: nn.Module, times: int, count: int = 1) -> Part:
+    def part(self, name: str, path: str, module: nn.Module, times: int, count: int = 1) -> ModulePart:
         """A module that stands `count` times here, and `times` times in the whole model."""
         children = tuple(self._children(path, module, times))
         tensors, tied, own, size, dtypes = self._own(path, module)
@@ -129,7 +129,7 @@ class _Reader:
         size += sum(child.bytes for child in children) // times
         dtypes |= {child.dtype for child in children}
         kind = type(module).__name__
-        return Part(
+        return ModulePart(
             name, path, kind, _note(module, tensors), tensors, parameters, parameters * times, size * times,
             dtypes.pop() if len(dtypes) == 1 else "", count, tied, children,
         )  # fmt: skip
@@ -157,7 +157,7 @@ class _Reader:
             size += tensor.numel() * getattr(torch, dtype, torch.float32).itemsize
         return tensors, tied, elements, size, dtypes
 
-    def _children(self, path: str, module: nn.Module, times: int) -> Iterator[Part]:
+    def _children(self, path: str, module: nn.Module, times: int) -> Iterator[ModulePart]:
         for name, child in _in_order(module):
             where = f"{path}.{name}" if path else name
             if isinstance(child, nn.ModuleList):
@@ -165,7 +165,7 @@ class _Reader:
             else:
                 yield self.part(name, where, child, times)
 
-    def _layers(self, name: str, path: str, layers: nn.ModuleList, times: int) -> Iterator[Part]:
+    def _layers(self, name: str, path: str, layers: nn.ModuleList, times: int) -> Iterator[ModulePart]:
         """Runs of layers that are alike, each as one part."""
         numbered = list(enumerate(layers))
         for _, group in groupby(numbered, key=lambda item: _signature(item[1])):

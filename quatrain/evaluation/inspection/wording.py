@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from quatrain.core.wording import format_bytes
-from quatrain.evaluation.inspection.architecture import Architecture, Part
+from quatrain.evaluation.inspection.architecture import Architecture, ModulePart
 from quatrain.evaluation.inspection.choices import choices
 from quatrain.evaluation.inspection.neighbours import Neighbour
 from quatrain.evaluation.inspection.predictions import Prediction, Predictions
@@ -38,7 +38,7 @@ def architecture_lines(found: Architecture, *, width: int = 100) -> Iterator[str
         yield from (" " * margin + line for line in lines[1:])
 
 
-def _tree(root: Part, width: int, *, uniform: bool) -> Iterator[str]:
+def _tree(root: ModulePart, width: int, *, uniform: bool) -> Iterator[str]:
     rows = [("part", "shape", "parameters", "share")]
     rows += [
         (branch + _name(part), _shape(part, uniform), _count(part), _share(part, root.total))
@@ -54,7 +54,7 @@ def _tree(root: Part, width: int, *, uniform: bool) -> Iterator[str]:
         yield "Numbers inside a fold (N ×) are those of one layer, shares those of all of them."
 
 
-def _branches(part: Part, before: str, inner: str) -> Iterator[tuple[str, Part]]:
+def _branches(part: ModulePart, before: str, inner: str) -> Iterator[tuple[str, ModulePart]]:
     """Every part with the lines of the tree that lead to it."""
     yield before, part
     for number, child in enumerate(part.children):
@@ -62,11 +62,11 @@ def _branches(part: Part, before: str, inner: str) -> Iterator[tuple[str, Part]]
         yield from _branches(child, inner + ("└─ " if last else "├─ "), inner + ("   " if last else "│  "))
 
 
-def _name(part: Part) -> str:
+def _name(part: ModulePart) -> str:
     return f"{part.name} ({part.count} ×)" if part.count > 1 else part.name
 
 
-def _shape(part: Part, uniform: bool) -> str:
+def _shape(part: ModulePart, uniform: bool) -> str:
     words = [part.note] if part.note else []
     if part.tied:
         # Its shape is that of the other, turned round.
@@ -77,12 +77,12 @@ def _shape(part: Part, uniform: bool) -> str:
     return ", ".join(words)
 
 
-def _count(part: Part) -> str:
+def _count(part: ModulePart) -> str:
     elements = part.parameters * part.count
     return "tied" if part.tied and not elements else f"{elements:,}"
 
 
-def _share(part: Part, whole: int) -> str:
+def _share(part: ModulePart, whole: int) -> str:
     return "" if part.tied and not part.total else f"{part.total / max(1, whole):.1%}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quatrain.evaluation.charts import Part, finite, share_chart
+from quatrain.evaluation.charts import Slice, finite, share_chart
 from quatrain.evaluation.matrix import matrix_chart
 from quatrain.evaluation.report.reading import StageRecord
 from quatrain.evaluation.report.samples import text_of
@@ -83,10 +83,10 @@ def memory(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dict[st
         found = {key: finite(measured.get(key)) or 0.0 for key in (*_PARTS, "peak")}
         if found["peak"] <= 0:
             continue
-        parts = [Part(key, found[key], size(found[key])) for key in _PARTS if found[key] > 0]
+        parts = [Slice(key, found[key], size(found[key])) for key in _PARTS if found[key] > 0]
         rest = found["peak"] - sum(part.value for part in parts)
         if rest > 0:
-            parts.append(Part("the rest: code, data", rest, size(rest)))
+            parts.append(Slice("the rest: code, data", rest, size(rest)))
         words = ", ".join(f"{part.name} {part.text}" for part in parts)
         chart = share_chart(parts, label=f"Memory of {names[stage.name]} by part")
         sections.append({"name": names[stage.name], "peak": size(found["peak"]), "parts": words, "chart": chart})

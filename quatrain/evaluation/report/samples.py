@@ -25,7 +25,7 @@ GROUPS = {
 
 
 @dataclass
-class Row:
+class SampleRow:
     """A prompt, its reference, and the answer of each stage that met it."""
 
     held_out: str
@@ -62,13 +62,13 @@ def samples(stages: Sequence[StageRecord], names: dict[str, str]) -> dict[str, A
     return {"title": title, "groups": groups, "total": len(rows), "judged": len(rows) - counts["unjudged"]}
 
 
-def _rows(stages: Sequence[StageRecord]) -> Iterator[Row]:
+def _rows(stages: Sequence[StageRecord]) -> Iterator[SampleRow]:
     """One row for each prompt, in the order of their first appearance.
 
     A prompt that a stage answers at several temperatures has one row with an answer for each; one that it answers
     twice at the same has two rows.
     """
-    rows: dict[tuple[str, str, int], Row] = {}
+    rows: dict[tuple[str, str, int], SampleRow] = {}
     for stage in stages:
         asked: Counter[tuple[str, ...]] = Counter()
         for sample in stage.samples:
@@ -76,25 +76,25 @@ def _rows(stages: Sequence[StageRecord]) -> Iterator[Row]:
             held_out, prompt = "" if temperature else text_of(sample.get("set")), text_of(sample.get("prompt"))
             asked[held_out, prompt, temperature] += 1
             key = (held_out, prompt, asked[held_out, prompt, temperature])
-            row = rows.setdefault(key, Row(held_out, prompt))
+            row = rows.setdefault(key, SampleRow(held_out, prompt))
             row.reference = row.reference or text_of(sample.get("reference"))
             row.answers[stage.name, temperature] = sample
     yield from rows.values()
 
 
-def _choose(rows: list[Row], limit: int) -> list[Row]:
+def _choose(rows: list[SampleRow], limit: int) -> list[SampleRow]:
     """At most `limit` rows, the held-out sets in turn, those that most stages answered first."""
-    by_set: dict[str, list[Row]] = {}
+    by_set: dict[str, list[SampleRow]] = {}
     for row in sorted(rows, key=lambda row: -len(row.answers)):
         by_set.setdefault(row.held_out, []).append(row)
-    chosen: list[Row] = []
+    chosen: list[SampleRow] = []
     while len(chosen) < limit and any(by_set.values()):
         chosen.extend(queue.pop(0) for queue in by_set.values() if queue)
     place = {id(row): index for index, row in enumerate(rows)}
     return sorted(chosen[:limit], key=lambda row: place[id(row)])
 
 
-def _row(row: Row, stages: Sequence[StageRecord], names: dict[str, str]) -> dict[str, Any]:
+def _row(row: SampleRow, stages: Sequence[StageRecord], names: dict[str, str]) -> dict[str, Any]:
     outputs = [row.reference, *(text_of(answer.get("output")) for answer in row.answers.values())]
     code = any(is_sql(text) for text in outputs)
     temperatures = list(dict.fromkeys(temperature for _, temperature in row.answers))

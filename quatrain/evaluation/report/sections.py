@@ -10,8 +10,8 @@ from typing import Any
 
 from quatrain.evaluation.charts import (
     Bar,
-    Part,
     Series,
+    Slice,
     bar_chart,
     line_chart,
     ordered_mark,
@@ -316,7 +316,7 @@ def _cost(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
             }
         )
         if seconds:
-            parts.append(Part(names[stage.name], seconds, duration(seconds)))
+            parts.append(Slice(names[stage.name], seconds, duration(seconds)))
     total = {
         "name": "the whole run",
         "time": duration(_sum(run, "seconds")),

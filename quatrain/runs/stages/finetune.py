@@ -18,7 +18,7 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import FinetuneStage
-from quatrain.training.streams import Stream
+from quatrain.training.streams import BatchStream
 
 
 def run(settings: FinetuneStage, context: StageContext) -> StageResult:
@@ -46,7 +46,7 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
     model = with_dropout(model or model_of(context, settings.adapter), settings.train.dropout)
     limit = longest(model, settings, model.config.max_position_embeddings)
     pad_id = tokenizer.pad_id or 0
-    stream: Stream
+    stream: BatchStream
     held_out: Sequence[TokenExample]
     if context.recipe.data_of(settings).streaming:
         left = LeftOut(limit)

@@ -27,9 +27,9 @@ from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal, Denoising, Masked, Objective, SpanCorruption
-from quatrain.training.objectives.corruption import Corruption
+from quatrain.training.objectives.corruption import CorruptionObjective
 from quatrain.training.settings import PretrainStage
-from quatrain.training.streams import CopyStream, ExampleStream, InTurn, Stream, WindowStream
+from quatrain.training.streams import AlternatingStream, BatchStream, CopyStream, ExampleStream, WindowStream
 
 COPY_LENGTH = 64
 """Tokens of a row of the copying steps."""
@@ -95,7 +95,7 @@ def make_objective(settings: PretrainStage, tokenizer: Tokenizer, length: int) -
 
 def row_length(objective: Objective, length: int) -> int:
     """Tokens of text that a row takes, so that what the model reads has at most `length`."""
-    return (objective.row_length or length) if isinstance(objective, Corruption) else length
+    return (objective.row_length or length) if isinstance(objective, CorruptionObjective) else length
 
 
 def _stream(settings: PretrainStage, context: StageContext, learning: TrainingJob) -> None:
@@ -155,7 +155,7 @@ def micro_tokens(settings: PretrainStage, length: int) -> int:
 
 def make_stream(
     settings: PretrainStage, context: StageContext, objective: Objective, learned: TokenFile, length: int
-) -> tuple[Stream, int, list[TokenExample] | None]:
+) -> tuple[BatchStream, int, list[TokenExample] | None]:
     """The order in which the text is learned, the number of optimizer steps, and the examples where they are known."""
     wanted = settings.train
     row = row_length(objective, length)
@@ -171,14 +171,14 @@ def make_stream(
     return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens)), None
 
 
-def copy_first(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer, stream: Stream) -> Stream:
+def copy_first(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer, stream: BatchStream) -> BatchStream:
     """The stream, after `copy_steps` steps of copying random tokens and with more of them in between."""
     wanted = settings.train
     tokens = [token for token in range(tokenizer.vocab_size) if token not in tokenizer.special_ids]
     separator = tokenizer.eos_id if tokenizer.eos_id is not None else tokens.pop()
     rows = max(1, wanted.batch_tokens // wanted.accumulation // COPY_LENGTH)
     first = CopyStream(tokens, separator, length=COPY_LENGTH, rows=rows, seed=context.seed)
-    return InTurn(first, settings.copy_steps * wanted.accumulation, stream, every=settings.copy_every)
+    return AlternatingStream(first, settings.copy_steps * wanted.accumulation, stream, every=settings.copy_every)
 
 
 def make_validation(

@@ -29,7 +29,7 @@ class Losses(nn.Module):
         return self.objective.loss(self.model, batch)
 
 
-class Parallel(Protocol):
+class ParallelStrategy(Protocol):
     """What the trainer asks of the processes that train together.
 
     `gradient_factor` is what a synchronised gradient is multiplied by to be the sum over the processes: their number
@@ -84,7 +84,7 @@ class Parallel(Protocol):
         ...
 
 
-class Single:
+class SingleProcess:
     """One process: nothing to wrap, nothing to wait for."""
 
     rank = 0

@@ -10,7 +10,7 @@ from torch import distributed
 
 from quatrain.core.errors import InputError
 from quatrain.core.processes import environment_number, process_number
-from quatrain.training.distributed.base import Parallel, Single
+from quatrain.training.distributed.base import ParallelStrategy, SingleProcess
 
 MODES = ("auto", "ddp", "zero1", "zero2", "zero3", "hybrid")
 
@@ -40,7 +40,7 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> Parallel:
+def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> ParallelStrategy:
     """How this process trains with the others: alone where there is no other.
 
     `mode`: `ddp`, every process has the whole model and all exchange gradients; `zero1` to `zero3`, each holds a part
@@ -51,7 +51,7 @@ def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> Par
         raise InputError(f"parallel: {mode!r}; must be one of {', '.join(MODES)}.")
     _, size = process_number()
     if size == 1:
-        return Single()
+        return SingleProcess()
     device = torch.device(device)
     if device.type == "mps":
         raise InputError("Several processes train on CUDA or on the CPU, not on Apple's GPU; set train.device = cpu.")

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from quatrain.training.distributed.base import Losses, Single
+from quatrain.training.distributed.base import Losses, SingleProcess
 
 
-class Group(Single):
+class MultiProcess(SingleProcess):
     """What all processes of a group share, however the model is laid out."""
 
     def __init__(self, device: torch.device):
@@ -44,7 +44,7 @@ class Group(Single):
         distributed.barrier()
 
 
-class Replicated(Group):
+class Replicated(MultiProcess):
     """DDP. In float32 gradients are exchanged while the backward pass goes on; with masters, after it."""
 
     def __init__(self, device: torch.device):

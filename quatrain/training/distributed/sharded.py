@@ -23,10 +23,10 @@ from quatrain.core.errors import InputError
 from quatrain.core.processes import environment_number
 from quatrain.training.acceleration import blocks
 from quatrain.training.distributed.base import Losses
-from quatrain.training.distributed.replicated import Group
+from quatrain.training.distributed.replicated import MultiProcess
 
 
-class Sharded(Group):
+class Sharded(MultiProcess):
     """FSDP2 in one of its modes."""
 
     shards = True

@@ -18,11 +18,11 @@ from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenBatch
 from quatrain.tokenizers.tokenizer import EncodedPair, Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, whole_number
-from quatrain.training.objectives.texts import Fields, Text, TextObjective, refuse, shown
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse, shown
 
 
 @dataclass(frozen=True)
-class Window:
+class ContextWindow:
     """A question with a stretch of its context.
 
     `offsets` are the characters [start, end) of the context that each token stands for, None for what is not context.
@@ -78,11 +78,11 @@ class ExtractiveQA(TextObjective):
         refuse(whole_number("stride", stride, 0), "ExtractiveQA")
         self.stride = stride
 
-    def encode(self, record: Any, place: str = "this example") -> list[Window]:
+    def encode(self, record: Any, place: str = "this example") -> list[ContextWindow]:
         """The windows of a question. Raises InputError for missing fields, or an answer that is not where it should
         be.
         """
-        fields = Fields(record, place)
+        fields = FieldReader(record, place)
         question, context = fields.text("question"), fields.text("context")
         answers = _answers(fields, context) if not fields.problems else []
         fields.check()
@@ -91,7 +91,7 @@ class ExtractiveQA(TextObjective):
         except InputError as error:
             raise InputError(f"{place}: {error.message}") from error
 
-    def windows(self, question: str, context: str, answers: Sequence[tuple[str, int]] = ()) -> list[Window]:
+    def windows(self, question: str, context: str, answers: Sequence[tuple[str, int]] = ()) -> list[ContextWindow]:
         """The windows of a question on a context; `answers` are texts with the characters where they begin.
 
         Raises InputError where the question leaves no room for `stride` and a token more of the context.
@@ -106,7 +106,7 @@ class ExtractiveQA(TextObjective):
                 f"question: with its special tokens it has {len(pair.ids) - len(places)} tokens, which leaves {room} "
                 f"of max_length {self.max_length} for the context; must be more than stride ({self.stride})."
             )
-        found: list[Window] = []
+        found: list[ContextWindow] = []
         start = 0
         while True:
             kept = places[start : start + room]
@@ -125,7 +125,7 @@ class ExtractiveQA(TextObjective):
         answers: Sequence[tuple[str, int]],
         *,
         first: bool,
-    ) -> Window:
+    ) -> ContextWindow:
         chosen = [*range(places[0]), *kept, *range(places[-1] + 1, len(pair.ids))]
         # A post-processor may put the context first, or tokens between its parts.
         chosen = [place for place in chosen if pair.parts[place] != 1 or kept[0] <= place <= kept[-1]]
@@ -141,11 +141,11 @@ class ExtractiveQA(TextObjective):
                 start, end = offsets[inside[0]], offsets[inside[1]]
                 exact = start is not None and end is not None and context[start[0] : end[1]].strip() == text.strip()
         types = [pair.token_types[place] for place in chosen]
-        return Window(
+        return ContextWindow(
             ids, types, offsets, span, none, question, context, tuple(each for each, _ in answers), first, exact
         )
 
-    def notes(self, examples: Sequence[Window]) -> list[str]:
+    def notes(self, examples: Sequence[ContextWindow]) -> list[str]:
         """How many windows the questions became, and answers that no token ends with."""
         questions = sum(each.first for each in examples)
         notes = []
@@ -160,9 +160,9 @@ class ExtractiveQA(TextObjective):
 
     def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Windows (B, T) with labels (B, 2): the first and last token of each answer."""
-        rows: list[Window] = self.encoded(examples)
+        rows: list[ContextWindow] = self.encoded(examples)
         labels = torch.tensor([row.span for row in rows])
-        return self.batch([Text(row.ids, row.token_types) for row in rows], labels)
+        return self.batch([EncodedText(row.ids, row.token_types) for row in rows], labels)
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """The sum over the windows of the mean of both cross-entropies, their number, and how many spans are right."""
@@ -179,7 +179,7 @@ class ExtractiveQA(TextObjective):
 
 
 def best_answers(
-    windows: Sequence[Window],
+    windows: Sequence[ContextWindow],
     logits: Sequence[Tensor],
     *,
     n_best: int = 20,
@@ -195,7 +195,7 @@ def best_answers(
     """
     if len(windows) != len(logits):
         raise InputError(f"logits: {len(logits)} for {len(windows)} windows; must be one for each.")
-    questions: list[list[tuple[Window, Tensor]]] = []
+    questions: list[list[tuple[ContextWindow, Tensor]]] = []
     for number, (window, found) in enumerate(zip(windows, logits, strict=True), 1):
         if found.dim() != 2 or found.shape[0] < len(window) or found.shape[1] != 2:
             shape = tuple(found.shape)
@@ -209,7 +209,7 @@ def best_answers(
 
 
 def _ranked(
-    parts: Sequence[tuple[Window, Tensor]], n_best: int, longest: int, may_be_none: bool, threshold: float
+    parts: Sequence[tuple[ContextWindow, Tensor]], n_best: int, longest: int, may_be_none: bool, threshold: float
 ) -> list[Answer]:
     found: dict[str, float] = {}
     for window, logits in parts:
@@ -228,7 +228,7 @@ def _ranked(
     return [Answer(text, score, chance) for (text, score), chance in zip(ranked, chances, strict=True)]
 
 
-def _spans(window: Window, logits: Tensor, n_best: int, longest: int) -> list[tuple[int, int, float]]:
+def _spans(window: ContextWindow, logits: Tensor, n_best: int, longest: int) -> list[tuple[int, int, float]]:
     """Start, end and score of the spans among the best starts and ends of the context's tokens."""
     places = [place for place, offset in enumerate(window.offsets) if offset is not None]
     inside = logits[places]
@@ -256,7 +256,7 @@ def _span(offsets: Sequence[tuple[int, int] | None], begin: int, end: int) -> tu
     return (touching[0], touching[-1]) if touching else None
 
 
-def _answers(fields: Fields, context: str) -> list[tuple[str, int]]:
+def _answers(fields: FieldReader, context: str) -> list[tuple[str, int]]:
     value = fields.record.get("answers")
     if value is None and fields.record.get("is_impossible"):
         return []

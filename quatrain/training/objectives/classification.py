@@ -18,7 +18,7 @@ from quatrain.models.transformer.heads import label_loss
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, labels_tensor
 from quatrain.training.objectives.labels import check_set, label_index, values_of, with_labels
-from quatrain.training.objectives.texts import Fields, Text, TextObjective, label_names, refuse, shown
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, label_names, refuse, shown
 
 PROBLEMS = ("single", "several", "regression")
 
@@ -50,9 +50,9 @@ class SequenceClassification(TextObjective):
             refuse([f"problem: {problem!r}; must be one of {', '.join(PROBLEMS)}"], "SequenceClassification")
         self.labels, self.problem = label_names(labels, "SequenceClassification"), problem
 
-    def encode(self, record: Any, place: str = "this example") -> list[Text]:
+    def encode(self, record: Any, place: str = "this example") -> list[EncodedText]:
         """One example. Raises InputError naming the fields that are missing or wrong."""
-        fields = Fields(record, place)
+        fields = FieldReader(record, place)
         text, other = fields.text("text"), fields.optional_text("text_pair")
         label = {"single": self._one, "several": self._several, "regression": self._numbers}[self.problem](fields)
         fields.check()
@@ -72,7 +72,7 @@ class SequenceClassification(TextObjective):
         place = label_index(value, self.labels, numbered=self.numbered)
         return str(value) if isinstance(place, str) else self.labels[place]
 
-    def _one(self, fields: Fields) -> int:
+    def _one(self, fields: FieldReader) -> int:
         value = fields.raw("label")
         if value is None:
             return 0
@@ -82,7 +82,7 @@ class SequenceClassification(TextObjective):
             return 0
         return found
 
-    def _several(self, fields: Fields) -> list[float]:
+    def _several(self, fields: FieldReader) -> list[float]:
         value = fields.raw("labels")
         held = [0.0] * len(self.labels)
         if value is None:
@@ -98,7 +98,7 @@ class SequenceClassification(TextObjective):
                 held[found] = 1.0
         return held
 
-    def _numbers(self, fields: Fields) -> list[float]:
+    def _numbers(self, fields: FieldReader) -> list[float]:
         value = fields.raw("label")
         if value is None:
             return []
@@ -114,7 +114,7 @@ class SequenceClassification(TextObjective):
 
     def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Texts (B, T) with labels (B), or (B, L) for several labels and for numbers."""
-        rows: list[Text] = self.encoded(examples)
+        rows: list[EncodedText] = self.encoded(examples)
         return self.batch(rows, labels_tensor([row.label for row in rows], floating=self.problem != "single"))
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
@@ -144,10 +144,10 @@ class SequenceClassification(TextObjective):
 
 
 @dataclass(frozen=True)
-class ChoiceText:
+class ChoiceExample:
     """The choices of one question, each as the model reads it, and the number of the right one."""
 
-    choices: list[Text]
+    choices: list[EncodedText]
     label: int
     cut: int = 0
 
@@ -172,9 +172,9 @@ class MultipleChoice(TextObjective):
 
     head = "multiple_choice"
 
-    def encode(self, record: Any, place: str = "this example") -> list[ChoiceText]:
+    def encode(self, record: Any, place: str = "this example") -> list[ChoiceExample]:
         """One example. Raises InputError naming the fields that are missing or wrong."""
-        fields = Fields(record, place)
+        fields = FieldReader(record, place)
         question, choices, label = fields.text("question"), fields.texts("choices", least=2), fields.raw("label")
         if isinstance(label, str) and len(label) == 1 and label.isalpha():
             label = ord(label.upper()) - ord("A")
@@ -183,11 +183,11 @@ class MultipleChoice(TextObjective):
             fields.fault(f"label: {shown(label)}; must be a number from 0 to {len(choices) - 1}, or a letter from A on")
         fields.check()
         rows = [self.read(question, choice) for choice in choices]
-        return [ChoiceText(rows, int(label), cut=sum(row.cut for row in rows))]
+        return [ChoiceExample(rows, int(label), cut=sum(row.cut for row in rows))]
 
     def collate(self, examples: Sequence[Any]) -> ChoiceBatch:
         """Questions (B, C, T) with labels (B); where one has fewer choices its first is repeated and does not count."""
-        questions: list[ChoiceText] = self.encoded(examples)
+        questions: list[ChoiceExample] = self.encoded(examples)
         most = max(len(question.choices) for question in questions)
         rows = [text for each in questions for text in each.choices + each.choices[:1] * (most - len(each.choices))]
         flat = self.batch(rows, None)

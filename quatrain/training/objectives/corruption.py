@@ -14,11 +14,11 @@ from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, stack, text_
 from quatrain.data.records import Record
 from quatrain.training.chunked_loss import summed_language_loss
 from quatrain.training.objectives.base import Loss, Seeds, check_head, generators
-from quatrain.training.objectives.texts import Fields, Text, TextObjective, frame
-from quatrain.training.objectives.words import Words
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, frame
+from quatrain.training.objectives.words import WordBoundaries
 
 
-class Corruption(TextObjective):
+class CorruptionObjective(TextObjective):
     """Rows of ids, without special tokens around, to spoil anew each time that they are seen.
 
     An example is a record with `text` (a longer text becomes several rows), a `TokenExample`, or a list of ids; a
@@ -28,9 +28,9 @@ class Corruption(TextObjective):
     draws = True
 
     @cached_property
-    def words(self) -> Words:
-        """Words and sentences of this tokenizer's ids."""
-        return Words(self.tokenizer)
+    def words(self) -> WordBoundaries:
+        """WordBoundaries and sentences of this tokenizer's ids."""
+        return WordBoundaries(self.tokenizer)
 
     @property
     def row_length(self) -> int | None:
@@ -39,14 +39,14 @@ class Corruption(TextObjective):
             return None
         return self.max_length - sum(map(len, frame(self.tokenizer)))
 
-    def encode(self, record: Any, place: str = "this example") -> list[Text]:
+    def encode(self, record: Any, place: str = "this example") -> list[EncodedText]:
         """The rows of a text, all of it. Raises InputError for a record without text."""
-        fields = Fields(record, place)
+        fields = FieldReader(record, place)
         text = fields.text("text")
         fields.check()
         ids = self.tokenizer.encode(text)
         step = self.row_length or max(1, len(ids))
-        return [Text(ids[start : start + step]) for start in range(0, len(ids), step)]
+        return [EncodedText(ids[start : start + step]) for start in range(0, len(ids), step)]
 
     def rows(self, examples: Any) -> list[list[int]]:
         """The rows of a batch. Raises InputError for one that is empty, or longer than the model reads."""
@@ -69,7 +69,7 @@ class Corruption(TextObjective):
 
     @staticmethod
     def _row(example: Any) -> list[int]:
-        if isinstance(example, Text | TokenExample):
+        if isinstance(example, EncodedText | TokenExample):
             return list(example.ids)
         if isinstance(example, str | Mapping | Record):
             raise InputError(f"{type(example).__name__}: must be a record with `text`, or a list of token ids.")
@@ -95,7 +95,7 @@ class Corruption(TextObjective):
         return token
 
 
-class Mending(Corruption):
+class EncoderDecoderCorruption(CorruptionObjective):
     """Of a row an encoder-decoder reads what is left of it, and says what is missing or the whole."""
 
     def pair(self, row: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:

@@ -12,11 +12,11 @@ import numpy as np
 
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import share
-from quatrain.training.objectives.corruption import Mending
+from quatrain.training.objectives.corruption import EncoderDecoderCorruption
 from quatrain.training.objectives.texts import refuse
 
 
-class Denoising(Mending):
+class Denoising(EncoderDecoderCorruption):
     """Spoils rows as BART does, and learns to say them whole.
 
     `share` of a row's tokens are hidden, in spans of Poisson(`mean_span_length`) tokens; `permute` is the share of

@@ -17,16 +17,16 @@ from torch.nn import functional as F
 from quatrain.data.batches import TokenBatch
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, labels_tensor
-from quatrain.training.objectives.texts import Fields, Text, TextObjective, refuse, shown
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse, shown
 
 
 @dataclass(frozen=True)
-class Related:
+class EmbeddingExample:
     """Texts that are embedded together: an anchor and what belongs to it, perhaps one that does not; or a scored
     pair.
     """
 
-    texts: list[Text]
+    texts: list[EncodedText]
     score: float = 0.0
     cut: int = 0
 
@@ -40,12 +40,12 @@ class _Embedding(TextObjective):
 
     head = "embedding"
 
-    def related(self, texts: Sequence[str], score: float = 0.0) -> Related:
+    def related(self, texts: Sequence[str], score: float = 0.0) -> EmbeddingExample:
         """An example of these texts."""
         rows = [self.read(text) for text in texts]
-        return Related(rows, score, sum(row.cut for row in rows))
+        return EmbeddingExample(rows, score, sum(row.cut for row in rows))
 
-    def stacked(self, examples: Sequence[Related], labels: Tensor) -> TokenBatch:
+    def stacked(self, examples: Sequence[EmbeddingExample], labels: Tensor) -> TokenBatch:
         """The examples' texts as rows (R, T), those that every example has first."""
         most = max(len(example.texts) for example in examples)
         return self.batch([each.texts[n] for n in range(most) for each in examples if n < len(each.texts)], labels)
@@ -78,16 +78,16 @@ class Contrastive(_Embedding):
             refuse([f"temperature: {temperature!r}; must be above 0"], "Contrastive")
         self.temperature, self.symmetric = temperature, symmetric
 
-    def encode(self, record: Any, place: str = "this example") -> list[Related]:
+    def encode(self, record: Any, place: str = "this example") -> list[EmbeddingExample]:
         """One example. Raises InputError for a record without anchor or positive."""
-        fields = Fields(record, place)
+        fields = FieldReader(record, place)
         texts = [fields.text("anchor"), fields.text("positive"), fields.optional_text("negative")]
         fields.check()
         return [self.related([text for text in texts if text is not None])]
 
     def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Anchors, positives and negatives as rows (R, T); labels (B) say which candidate is each anchor's own."""
-        related: list[Related] = self.encoded(examples)
+        related: list[EmbeddingExample] = self.encoded(examples)
         return self.stacked(related, torch.arange(len(related)))
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
@@ -121,9 +121,9 @@ class CosineSimilarity(_Embedding):
             refuse([f"lowest, highest: {lowest}, {highest}; the first must be below the second"], "CosineSimilarity")
         self.lowest, self.highest = lowest, highest
 
-    def encode(self, record: Any, place: str = "this example") -> list[Related]:
+    def encode(self, record: Any, place: str = "this example") -> list[EmbeddingExample]:
         """One example. Raises InputError for missing texts, or a score that is not on the scale."""
-        fields = Fields(record, place)
+        fields = FieldReader(record, place)
         texts, score = [fields.text("text"), fields.text("text_pair")], fields.raw("score")
         number = isinstance(score, int | float) and not isinstance(score, bool)
         if score is not None and not (number and self.lowest <= score <= self.highest):
@@ -133,7 +133,7 @@ class CosineSimilarity(_Embedding):
 
     def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """All first texts, then all second ones, as rows (2B, T); labels (B) from 0 to 1."""
-        related: list[Related] = self.encoded(examples)
+        related: list[EmbeddingExample] = self.encoded(examples)
         return self.stacked(related, labels_tensor([each.score for each in related], floating=True))
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:

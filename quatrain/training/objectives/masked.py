@@ -17,12 +17,12 @@ from quatrain.data.batches import IGNORE, TokenBatch, stack
 from quatrain.models.transformer.heads import label_loss, pool
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, Seeds, check_head, config_of, generators, share
-from quatrain.training.objectives.corruption import Corruption, language_loss
+from quatrain.training.objectives.corruption import CorruptionObjective, language_loss
 from quatrain.training.objectives.pairs import sentence_pairs
-from quatrain.training.objectives.texts import Text, refuse
+from quatrain.training.objectives.texts import EncodedText, refuse
 
 
-class Masked(Corruption):
+class Masked(CorruptionObjective):
     """Hides tokens and learns them from both sides.
 
     `share` of a row's tokens are chosen, at least one: exactly that many as BERT does, not on average. Of them `mask`
@@ -98,12 +98,12 @@ class Masked(Corruption):
     def collate(self, examples: Any, *, seed: Seeds = 0) -> TokenBatch:
         """Rows (B, T) with tokens hidden and labels (B, T), with `next_sentence_prediction` the pair (B, T), (B)."""
         if self.next_sentence_prediction:
-            pairs: list[Text] = self.encoded(examples)
+            pairs: list[EncodedText] = self.encoded(examples)
         else:
-            pairs = [Text(self.framed(row)) for row in self.rows(examples)]
+            pairs = [EncodedText(self.framed(row)) for row in self.rows(examples)]
         drawn = [self.hide(pair.ids, one) for pair, one in zip(pairs, generators(seed, len(pairs)), strict=True)]
         batch = self.batch(
-            [Text(row.tolist(), pair.token_types) for pair, (row, _) in zip(pairs, drawn, strict=True)], None
+            [EncodedText(row.tolist(), pair.token_types) for pair, (row, _) in zip(pairs, drawn, strict=True)], None
         )
         labels: Any = stack([row.tolist() for _, row in drawn], IGNORE, multiple=self.multiple, limit=self.max_length)
         if self.next_sentence_prediction:

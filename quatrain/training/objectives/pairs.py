@@ -11,7 +11,7 @@ import numpy as np
 from quatrain.core.errors import InputError
 from quatrain.data.records import Problems, Record
 from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training.objectives.texts import Fields, Text, frame, plain
+from quatrain.training.objectives.texts import EncodedText, FieldReader, frame, plain
 
 FOLLOWS, RANDOM = 0, 1
 """The labels, as BERT has them."""
@@ -31,7 +31,7 @@ def split_sentences(text: str) -> list[str]:
 
 def sentence_pairs(
     tokenizer: Tokenizer, records: Iterable[Any], *, max_length: int, seed: int = 0
-) -> tuple[list[Text], list[str]]:
+) -> tuple[list[EncodedText], list[str]]:
     """Pairs of stretches of sentences, half of them following each other, half from different documents, and notes.
 
     A document is a record with `text` or `sentences`. Every sentence is read once as a first or following part; what a
@@ -71,7 +71,7 @@ def _documents(tokenizer: Tokenizer, records: Iterable[Any]) -> list[list[list[i
         if isinstance(record, Record):
             place, value = record.place, record.value
         value = plain(value)
-        fields = Fields(value, place)
+        fields = FieldReader(value, place)
         if isinstance(value, Mapping) and value.get("sentences") is not None:
             sentences = fields.texts("sentences")
         else:
@@ -92,7 +92,7 @@ def _of_document(
     number: int,
     room: int,
     generator: np.random.Generator,
-) -> Iterable[Text]:
+) -> Iterable[EncodedText]:
     """The pairs of one document: sentences gather until they fill the target length, and are parted at random."""
     document, place = documents[number], 0
     while place < len(document):
@@ -127,7 +127,7 @@ def _elsewhere(
 
 def _pair(
     tokenizer: Tokenizer, first: list[int], second: list[int], label: int, room: int, generator: np.random.Generator
-) -> Text:
+) -> EncodedText:
     """Both with special tokens, the longer one shortened at a random end until they fit."""
     first, second, cut = list(first), list(second), max(0, len(first) + len(second) - room)
     for _ in range(cut):
@@ -136,7 +136,7 @@ def _pair(
     before, between, after, types = _around(tokenizer)
     ids = [*before, *first, *between, *second, *after]
     kinds = [0] * (len(before) + len(first)) + types + [1] * (len(second) + len(after))
-    return Text(ids, kinds, label, cut)
+    return EncodedText(ids, kinds, label, cut)
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int], list[int]]:

@@ -11,11 +11,11 @@ from quatrain.data.batches import IGNORE, TokenBatch
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss
 from quatrain.training.objectives.corruption import decoder_states, source_and_target, target_loss
-from quatrain.training.objectives.texts import Fields, TextObjective, cut_to, frame, refuse
+from quatrain.training.objectives.texts import FieldReader, TextObjective, cut_to, frame, refuse
 
 
 @dataclass(frozen=True)
-class SourceTarget:
+class Seq2SeqExample:
     """A source and a target as ids, special tokens in both; `cut` tokens of them did not fit."""
 
     source: list[int]
@@ -61,9 +61,9 @@ class Seq2Seq(TextObjective):
             )
         refuse(problems, "Seq2Seq")
 
-    def encode(self, record: Any, place: str = "this example") -> list[SourceTarget]:
+    def encode(self, record: Any, place: str = "this example") -> list[Seq2SeqExample]:
         """One example. Raises InputError for a record without source or target, or an empty one."""
-        fields = Fields(record, place)
+        fields = FieldReader(record, place)
         source, target = fields.text("source"), fields.text("target")
         fields.check()
         read = self.read(self.source_prefix + source)
@@ -75,11 +75,11 @@ class Seq2Seq(TextObjective):
         kept, cut = cut_to(
             self.target_tokenizer.encode(target), None if limit is None else limit - len(before) - len(after)
         )
-        return [SourceTarget(read.ids, [*before, *kept, *after], read.cut + cut)]
+        return [Seq2SeqExample(read.ids, [*before, *kept, *after], read.cut + cut)]
 
     def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Sources (B, S) and targets as labels (B, T)."""
-        pairs: list[SourceTarget] = self.encoded(examples)
+        pairs: list[Seq2SeqExample] = self.encoded(examples)
         sources, targets = [pair.source for pair in pairs], [pair.target for pair in pairs]
         return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
 

@@ -14,11 +14,11 @@ import numpy as np
 from quatrain.core.errors import InputError
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import share
-from quatrain.training.objectives.corruption import Mending
+from quatrain.training.objectives.corruption import EncoderDecoderCorruption
 from quatrain.training.objectives.texts import refuse
 
 
-class SpanCorruption(Mending):
+class SpanCorruption(EncoderDecoderCorruption):
     """Hides `share` of a row's tokens in spans of `mean_span_length` tokens on average, and learns to say them.
 
     Spans are drawn exactly as T5's random_spans_noise_mask draws them; special tokens within a row are never hidden.

@@ -16,11 +16,11 @@ from quatrain.data.batches import IGNORE, TokenBatch, stack
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, call, check_head, learned_accuracy
 from quatrain.training.objectives.labels import check_set, label_index, values_of, with_labels
-from quatrain.training.objectives.texts import Fields, Text, TextObjective, frame, label_names, refuse
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, frame, label_names, refuse
 
 
 @dataclass(frozen=True)
-class TaggedText:
+class TaggedWindow:
     """A stretch of a sentence: ids, labels (-100 where none counts), and for each label that counts its word's number.
 
     `first` is whether a sentence of `total` words begins with it; `lost` names words of which no token is left.
@@ -76,9 +76,9 @@ class TokenClassification(TextObjective):
         place = label_index(value, self.labels, numbered=self.numbered)
         return str(value) if isinstance(place, str) else self.labels[place]
 
-    def encode(self, record: Any, place: str = "this example") -> list[TaggedText]:
+    def encode(self, record: Any, place: str = "this example") -> list[TaggedWindow]:
         """The stretches of a sentence. Raises InputError naming what is missing, unknown or of another length."""
-        fields = Fields(record, place)
+        fields = FieldReader(record, place)
         words, tags = fields.texts("tokens" if "tokens" in fields.record else "words"), fields.raw("tags")
         if not isinstance(tags, Sequence) or isinstance(tags, str):
             if tags is not None:
@@ -96,16 +96,16 @@ class TokenClassification(TextObjective):
         fields.check()
         return self.stretches(words, labels)
 
-    def stretches(self, words: Sequence[str], labels: Sequence[int] | None = None) -> list[TaggedText]:
+    def stretches(self, words: Sequence[str], labels: Sequence[int] | None = None) -> list[TaggedWindow]:
         """The stretches of a sentence of words, to learn or, without labels, to be tagged."""
         ids, owners = word_tokens(self.tokenizer, words)
         return self.cut(ids, owners, [0] * len(words) if labels is None else labels)
 
-    def cut(self, ids: Sequence[int], owners: Sequence[int | None], labels: Sequence[int]) -> list[TaggedText]:
+    def cut(self, ids: Sequence[int], owners: Sequence[int | None], labels: Sequence[int]) -> list[TaggedWindow]:
         """The stretches of a text's ids; `owners` are the words that begin with them, or None, `labels` all words'."""
         before, after = frame(self.tokenizer)
         room = len(ids) if self.max_length is None else self.max_length - len(before) - len(after)
-        lost, found, start, counted = len(labels) - len(set(owners) - {None}), list[TaggedText](), 0, set[int]()
+        lost, found, start, counted = len(labels) - len(set(owners) - {None}), list[TaggedWindow](), 0, set[int]()
         while start < len(ids) or not found:
             end = min(start + max(room, 1), len(ids))
             targets, numbers = list[int](), list[int]()
@@ -117,13 +117,13 @@ class TokenClassification(TextObjective):
                     counted.add(owner)
             row = [*before, *ids[start:end], *after]
             padded = [IGNORE] * len(before) + targets + [IGNORE] * len(after)
-            found.append(TaggedText(row, padded, numbers, len(labels), not found, 0 if found else lost))
+            found.append(TaggedWindow(row, padded, numbers, len(labels), not found, 0 if found else lost))
             if end == len(ids):
                 break
             start = end - self.stride
         return found
 
-    def notes(self, examples: Sequence[TaggedText]) -> list[str]:
+    def notes(self, examples: Sequence[TaggedWindow]) -> list[str]:
         """Sentences that became several stretches, and words of which the tokenizer leaves nothing."""
         more, lost = sum(not each.first for each in examples), sum(each.lost for each in examples)
         notes = []
@@ -135,9 +135,9 @@ class TokenClassification(TextObjective):
 
     def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Sentences (B, T) with labels (B, T)."""
-        rows: list[TaggedText] = self.encoded(examples)
+        rows: list[TaggedWindow] = self.encoded(examples)
         labels = stack([row.labels for row in rows], IGNORE, multiple=self.multiple, limit=self.max_length)
-        return self.batch([Text(row.ids) for row in rows], labels)
+        return self.batch([EncodedText(row.ids) for row in rows], labels)
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
         """The sum over the words, their number, and how many are right."""
@@ -152,7 +152,7 @@ class TokenClassification(TextObjective):
         best = call(model, batch)[0].argmax(-1)
         return [row[labels != IGNORE].tolist() for row, labels in zip(best, batch.labels, strict=True)]
 
-    def sentences(self, examples: Iterable[TaggedText], predictions: Iterable[Sequence[int]]) -> list[list[str]]:
+    def sentences(self, examples: Iterable[TaggedWindow], predictions: Iterable[Sequence[int]]) -> list[list[str]]:
         """The names of the tags of whole sentences, from what `predict` says of their stretches, in order.
 
         A word without a token gets "O" where that is a label, else the first label.
@@ -168,7 +168,7 @@ class TokenClassification(TextObjective):
                 found[-1][word] = self.labels[label]
         return found
 
-    def truths(self, examples: Iterable[TaggedText]) -> list[list[str]]:
+    def truths(self, examples: Iterable[TaggedWindow]) -> list[list[str]]:
         """The names of the tags that whole sentences have, as `sentences` gives those that are predicted."""
         examples = list(examples)
         return self.sentences(examples, [[each for each in row.labels if each != IGNORE] for row in examples])

@@ -14,7 +14,7 @@ from quatrain.training.objectives.base import whole_number
 
 
 @dataclass(frozen=True)
-class Text:
+class EncodedText:
     """One text or pair as the model reads it: ids with special tokens, token types for a pair, and what is learned.
 
     `cut` counts the tokens that did not fit.
@@ -29,7 +29,7 @@ class Text:
         return len(self.ids)
 
 
-class Fields:
+class FieldReader:
     """Reads the fields of one record; what is wrong is collected in `problems`, each with the record's place."""
 
     def __init__(self, record: Any, place: str):
@@ -153,7 +153,7 @@ class TextObjective:
             raise InputError("A batch needs at least one example; this one has none.")
         return list(examples)
 
-    def batch(self, rows: Sequence[Text], labels: Any) -> TokenBatch:
+    def batch(self, rows: Sequence[EncodedText], labels: Any) -> TokenBatch:
         """Rows of one batch, padded on the right."""
         ids = [row.ids for row in rows]
         input_ids = stack(ids, self.pad_id, multiple=self.multiple, limit=self.max_length)
@@ -163,16 +163,16 @@ class TextObjective:
                           limit=self.max_length)  # fmt: skip
         return TokenBatch.of(input_ids, labels, segments=text_segments(ids, input_ids.shape[1]), token_types=types)
 
-    def read(self, text: str, other: str | None = None) -> Text:
+    def read(self, text: str, other: str | None = None) -> EncodedText:
         """A text, or two as a pair, with its special tokens, cut to `max_length`: of a pair the longer text first."""
         if other is None:
             ids = self.tokenizer.encode(text)
             before, after = frame(self.tokenizer)
             kept, cut = cut_to(ids, None if self.max_length is None else self.max_length - len(before) - len(after))
-            return Text([*before, *kept, *after], cut=cut)
+            return EncodedText([*before, *kept, *after], cut=cut)
         pair = self.tokenizer.encode_pair(text, other)
         short = pair if self.max_length is None else shortened(pair, self.max_length)
-        return Text(short.ids, short.token_types, cut=len(pair.ids) - len(short.ids))
+        return EncodedText(short.ids, short.token_types, cut=len(pair.ids) - len(short.ids))
 
 
 def refuse(problems: Sequence[str], what: str) -> None:

@@ -15,7 +15,7 @@ BYTE_SPACES = {"Ġ": " ", "Ċ": "\n", "ĉ": "\t", "č": "\r"}
 SENTENCE_ENDS = ".!?…"
 
 
-class Words:
+class WordBoundaries:
     """Tells the words of a tokenizer's ids apart.
 
     In WordPiece a word goes on with "##". Otherwise it begins with a space, or where letters, digits and other signs
