@@ -171,7 +171,9 @@ def make_stream(
     return windows, wanted.steps or max(1, round((wanted.epochs or 1) * len(learned) / tokens)), None
 
 
-def copy_first(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer, stream: BatchStream) -> BatchStream:
+def copy_first(
+    settings: PretrainStage, context: StageContext, tokenizer: Tokenizer, stream: BatchStream
+) -> BatchStream:
     """The stream, after `copy_steps` steps of copying random tokens and with more of them in between."""
     wanted = settings.train
     tokens = [token for token in range(tokenizer.vocab_size) if token not in tokenizer.special_ids]
