@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from quatrain.tokenizers.templates import TEMPLATE_TOKENS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quatrain"
 LAYERS = [
@@ -291,6 +293,7 @@ def test_the_wheel_has_all_that_is_read_at_run_time():
     assert settings["wheel"] == {"packages": ["quatrain"]}
     report = ("evaluation/report/style.css", "evaluation/report/page.html.jinja")
     needed = ["py.typed", "runs/recipes/quickstart.toml", "data/catalog.toml", "tasks/text2sql/frames.toml", *report]
+    needed += [f"tokenizers/templates/{name}.jinja" for name in TEMPLATE_TOKENS]
     assert [name for name in needed if not (PACKAGE / name).is_file()] == []
     ignored = subprocess.run(
         ["git", "check-ignore", *(f"quatrain/{name}" for name in needed)], capture_output=True, text=True, cwd=ROOT

@@ -10,7 +10,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from quatrain.cli.output import complain
+from quatrain.cli.output import show_error
 from quatrain.core.errors import QuatrainError
 
 DEBUG_FLAG = "--debug"
@@ -54,27 +54,27 @@ def _failed(error: BaseException, *, debug: bool) -> int:
     if debug and not _is_of_usage(error):
         import traceback
 
-        complain("".join(traceback.format_exception(error)).rstrip())
+        show_error("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, BrokenPipeError | OutputError):
         silence_standard_output()
     if isinstance(error, BrokenPipeError):
         return 1  # the reader has gone away (`quatrain ... | head`), which is no fault
     if isinstance(error, QuatrainError):
-        complain(str(error), "error: ")
+        show_error(str(error), "error: ")
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        complain("stopped")
+        show_error("stopped")
         return 130
     if isinstance(error, MemoryError):
-        complain("there is not enough memory for this; close other programs, or ask for less", "error: ")
+        show_error("there is not enough memory for this; close other programs, or ask for less", "error: ")
         return 1
     if isinstance(error, RuntimeError) and "home directory" in str(error):
-        complain("the home folder is not known; set HOME, and write paths without ~", "error: ")
+        show_error("the home folder is not known; set HOME, and write paths without ~", "error: ")
         return 2
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        complain(f"{error.filename}: {error.strerror}", "error: ")
+        show_error(f"{error.filename}: {error.strerror}", "error: ")
         return 2 if error.errno in _WRONG_PATHS else 1
-    complain(
+    show_error(
         f"{type(error).__name__}: {error}\nThis is a bug in quatrain, not a mistake of yours. Run the same "
         "command with --debug to see where it happened, and report it with that.",
         "internal error: ",

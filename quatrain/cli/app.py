@@ -7,6 +7,7 @@ import shutil
 from cyclopts import App, Parameter
 
 import quatrain
+from quatrain.cli.arguments import mistyped_option
 from quatrain.cli.chat import chat
 from quatrain.cli.check import check
 from quatrain.cli.data import check_data, get_source, list_sources
@@ -19,7 +20,6 @@ from quatrain.cli.plan import plan
 from quatrain.cli.predict import predict
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
-from quatrain.cli.texts import mistyped_option
 from quatrain.cli.tokenize import tokenize
 from quatrain.core.errors import InputError
 

@@ -110,7 +110,7 @@ class Talk(Protocol):
 
 def converse(talk: Talk) -> int:
     """Read and answer lines until the input ends or the user leaves. What fails is said, and the talk goes on."""
-    from quatrain.cli.output import complain, show
+    from quatrain.cli.output import show, show_error
     from quatrain.cli.process import OutputError, input_is_terminal
     from quatrain.core.errors import QuatrainError
 
@@ -129,7 +129,7 @@ def converse(talk: Talk) -> int:
         except OutputError:
             raise
         except QuatrainError as error:
-            complain(str(error))
+            show_error(str(error))
         except KeyboardInterrupt:
             show("\n(stopped)")
     return 0
@@ -184,14 +184,14 @@ class PlainTalk:
         self.noted = False
 
     def answer(self, question: str) -> None:
-        from quatrain.cli.output import complain, shortened, show_json, show_text
+        from quatrain.cli.output import shortened, show_error, show_json, show_text
 
         messages = self._fitting([*self.messages, {"role": "user", "content": question}])
         text = ""
         note = None if self.noted else shortened(self.engine, self.engine.render(messages), self.params)
         if note is not None:
             self.noted = True
-            complain(note)
+            show_error(note)
         for piece in self.engine.stream_chat(messages, self.params):
             text += piece
             if not self.json_lines:
@@ -237,7 +237,7 @@ class DatabaseTalk:
         self.shown = schema_text(connection.path) if shows_schema else None
 
     def answer(self, question: str) -> None:
-        from quatrain.cli.output import complain, shorten, show, show_json, show_table
+        from quatrain.cli.output import shorten, show, show_error, show_json, show_table
         from quatrain.core.wording import printable
         from quatrain.tasks.text2sql import answer
         from quatrain.tasks.text2sql.questions import prompt
@@ -246,7 +246,7 @@ class DatabaseTalk:
         asked = question if self.shown is None else prompt(self.shown, question)
         (completion,) = self.engine.chat([[{"role": "user", "content": asked}]], self.params)
         if completion.finish_reason == "length" and 0 < len(completion.ids) < self.params.max_new_tokens:
-            complain(
+            show_error(
                 f"Note: the answer was cut after {len(completion.ids):,} tokens, where the model's context is full "
                 f"(max_new_tokens is {self.params.max_new_tokens:,})."
             )

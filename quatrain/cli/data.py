@@ -105,9 +105,7 @@ def check_data(
     return 0 if report.ok else 2
 
 
-def _ask(
-    report: Report, databases: str, columns: dict[str, str] | None, subset: str | None, split: str | None
-) -> None:
+def _ask(report: Report, databases: str, columns: dict[str, str] | None, subset: str | None, split: str | None) -> None:
     """Add to a report on questions with SQL which of them cannot be asked of their databases."""
     from quatrain.core.errors import InputError
     from quatrain.data.checking import Finding

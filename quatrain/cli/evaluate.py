@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from quatrain.cli.texts import Text
+from quatrain.cli.arguments import TextArgument
 
 if TYPE_CHECKING:
     from quatrain.models.transformer.stack import Model
@@ -24,7 +24,7 @@ def evaluate(
     examples: int | None = None,
     split: str | None = None,
     databases: str | None = None,
-    source_prefix: Text = "",
+    source_prefix: TextArgument = "",
     max_new_tokens: int = 120,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:

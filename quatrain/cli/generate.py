@@ -6,12 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from quatrain.cli.texts import Text, read_text_argument
+from quatrain.cli.arguments import TextArgument, read_text_argument
 
 
 def generate(
     model: str,
-    prompt: Text,
+    prompt: TextArgument,
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -19,7 +19,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     seed: int | None = None,
-    stop: tuple[Text, ...] = (),
+    stop: tuple[TextArgument, ...] = (),
     num_beams: int = 1,
     length_penalty: float = 1.0,
     truncate: bool = False,
@@ -62,7 +62,7 @@ def generate(
     json_lines
         Write one JSON object with the text, its tokens and why it ended.
     """
-    from quatrain.cli.output import complain, shortened, show_json, show_text
+    from quatrain.cli.output import shortened, show_error, show_json, show_text
     from quatrain.generation.engine import Engine, SamplingParams
 
     params = SamplingParams(
@@ -80,7 +80,7 @@ def generate(
     engine = Engine.load(model, adapter=adapter)
     note = shortened(engine, engine.encode(prompt, adapter), params, truncate=truncate)
     if note is not None:
-        complain(note)
+        show_error(note)
     if json_lines or not stream:
         (completion,) = engine.generate([prompt], params, truncate=truncate)
         if json_lines:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from quatrain.cli.texts import Text, read_text_argument
+from quatrain.cli.arguments import TextArgument, read_text_argument
 
 if TYPE_CHECKING:
     from quatrain.evaluation.inspection import Subject
@@ -18,11 +18,11 @@ PAGE, PICTURE = "attention.html", "attention.png"
 def inspect(
     model: str,
     *,
-    text: Text | None = None,
+    text: TextArgument | None = None,
     next_tokens: Annotated[bool, Parameter(name="--next")] = False,
     attention: Path | None = None,
-    neighbours: Text | None = None,
-    answer: Text | None = None,
+    neighbours: TextArgument | None = None,
+    answer: TextArgument | None = None,
     top: int | None = None,
     truncate: bool = False,
     special_tokens: Annotated[bool, Parameter(negative="--no-special-tokens")] = True,
@@ -215,7 +215,7 @@ class _Look:
         return {"predictions": found.as_dict()}
 
     def _attention(self, ids: list[int], answer: list[int], out: Path) -> dict[str, Any]:
-        from quatrain.cli.output import complain
+        from quatrain.cli.output import show_error
         from quatrain.core.atomic import atomic_write, write_text
         from quatrain.core.errors import InputError
         from quatrain.evaluation.inspection import attention_maps, attention_page, attention_picture
@@ -230,7 +230,7 @@ class _Look:
         except InputError as error:
             if suffix == ".png":
                 raise
-            complain(f"{picture} is left out. {error}", "warning: ")
+            show_error(f"{picture} is left out. {error}", "warning: ")
             draws = False
         target = subject.target_tokenizer if subject.config.architecture == "encoder-decoder" else None
         maps = attention_maps(subject.model, subject.tokenizer, ids, answer=answer, target_tokenizer=target)

@@ -40,7 +40,7 @@ def show_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def complain(text: str, prefix: str = "") -> None:
+def show_error(text: str, prefix: str = "") -> None:
     """Write a message to standard error: nothing in it is read as markup, and control characters show as text."""
     with contextlib.suppress(OSError, ValueError, QuatrainError):
         sys.stdout.flush()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from quatrain.cli.texts import Text
+from quatrain.cli.arguments import TextArgument
 
 if TYPE_CHECKING:
     from quatrain.tasks.predict import Prediction
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def predict(
     model: str,
-    text: Text,
-    *texts: Text,
-    pair: Text | None = None,
-    question: Text | None = None,
+    text: TextArgument,
+    *texts: TextArgument,
+    pair: TextArgument | None = None,
+    question: TextArgument | None = None,
     columns: str | None = None,
     source_prefix: str = "",
     max_new_tokens: int = 120,

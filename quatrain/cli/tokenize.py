@@ -7,14 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from quatrain.cli.texts import Text, read_text_argument
+from quatrain.cli.arguments import TextArgument, read_text_argument
 
 
 def tokenize(
     model: Path,
-    text: Text,
+    text: TextArgument,
     *,
-    pair: Text | None = None,
+    pair: TextArgument | None = None,
     special_tokens: bool = False,
     target: bool = False,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,

@@ -91,9 +91,7 @@ class _LiveTask:
         columns: list[ProgressColumn] = [SpinnerColumn()]
         if bar := _bar(reporter.console.width):
             columns.append(BarColumn(bar_width=bar))
-        self.progress = Progress(
-            *columns, _Words(self), console=reporter.console, transient=True, refresh_per_second=8
-        )
+        self.progress = Progress(*columns, _Words(self), console=reporter.console, transient=True, refresh_per_second=8)
         self.id: TaskID = self.progress.add_task("", total=total)
 
     def update(self, step: int, **metrics: float) -> None:

@@ -33,7 +33,7 @@ from quatrain.data.records import (
 from quatrain.data.rules import Finding, Repetitions, Tags, check_record
 from quatrain.data.sources import left_out
 from quatrain.data.unread import UnreadFields
-from quatrain.tokenizers.named_templates import templates_at
+from quatrain.tokenizers.templates import templates_at
 
 #: This many faults and this many warnings are shown, all are counted.
 LIMIT = 100

@@ -7,17 +7,87 @@ CoNLL file is one row whose columns are lists. A question of a SQuAD file is one
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import MAX_DEPTH, MAX_DIGITS, depth_of
+from quatrain.core.reading import MAX_DEPTH, MAX_DIGITS, depth_of, open_regular
 from quatrain.data.decoding import is_packed, lines_of, read_text, suffix_of
 from quatrain.data.formats import tells_format
-from quatrain.data.parquet import read_parquet
 from quatrain.data.records import Record
 from quatrain.data.tables import read_table
+
+PARQUET_BATCH = 256
+"""Rows that are held at once."""
+
+ROWS_A_BYTE = 10_000
+"""Rows that a byte of a file may stand for: run lengths make many rows of little, a damaged count makes more."""
+
+
+def read_parquet(path: Path, column: str | None = None) -> Iterator[Record]:
+    """The rows of a file, of the one column where it has that. Binary columns that hold UTF-8 are text.
+
+    Raises InputError for a file that is not Parquet, that is damaged, or that has no column or one twice.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            f"{path}: Parquet files need pyarrow, which is not installed. Install it with: pip install 'quatrain[data]'"
+        ) from error
+    row = 0
+    with open_regular(path) as handle:
+        try:
+            with pyarrow.parquet.ParquetFile(handle) as file:
+                names = file.schema_arrow.names
+                _check_parquet(path, names, file.metadata.num_rows, path.stat().st_size)
+                columns = [column] if column in names else None
+                for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=columns):
+                    for value in batch.to_pylist():
+                        row += 1
+                        yield Record(f"{path}:row {row}", {name: _parquet_value(each) for name, each in value.items()})
+        except (
+            pyarrow.ArrowException,
+            OSError,
+            ValueError,
+            ArithmeticError,
+            KeyError,
+            TypeError,
+            MemoryError,
+        ) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            after = f" behind row {row:,}" if row else ""
+            raise InputError(f"{path} is not a whole Parquet file{after}: {reason}") from error
+
+
+def _check_parquet(path: Path, names: list[str], rows: int, size: int) -> None:
+    if not names:
+        raise InputError(f"{path} has no columns")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        said = ", ".join(map(repr, twice))
+        raise InputError(f"{path} has the column {said} more than once; give each its own name")
+    if rows > ROWS_A_BYTE * size:
+        raise InputError(f"{path} says that its {size:,} bytes hold {rows:,} rows; it is damaged")
+
+
+def _parquet_value(value: Any) -> Any:
+    """A value as JSON has it, as far as there is one: bytes of UTF-8 as text, pairs of a map as an object."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, list):
+        if value and all(isinstance(each, tuple) and len(each) == 2 for each in value):
+            return {str(key): _parquet_value(each) for key, each in value}
+        return [_parquet_value(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _parquet_value(each) for key, each in value.items()}
+    return value
+
 
 #: Endings of files whose sentences are columns of words and tags.
 TAGGED_SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio")

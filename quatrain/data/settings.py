@@ -10,7 +10,7 @@ from pydantic import Field
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing, Problem, Settings
 from quatrain.data.formats import check_columns
-from quatrain.tokenizers.named_templates import source_of
+from quatrain.tokenizers.templates import source_of
 
 
 class DataSettings(Settings):

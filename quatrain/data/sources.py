@@ -16,10 +16,9 @@ from pathlib import Path
 from quatrain.core.errors import InputError
 from quatrain.core.reading import exists, user_path
 from quatrain.data import catalog
-from quatrain.data.decoding import check_head, suffix_of
+from quatrain.data.decoding import PACKED, check_head, suffix_of
 from quatrain.data.download import Progress
 from quatrain.data.huggingface import is_dataset
-from quatrain.data.packed import PACKED
 from quatrain.data.rows import RECORD_SUFFIXES
 
 #: Endings that are read as plain text. A file named by itself is, whatever its ending.

@@ -20,7 +20,7 @@ from quatrain.core.atomic import atomic_write, disk_errors, write_json
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.data.documents import Piece
 from quatrain.data.download import sha256_of
-from quatrain.tokenizers.pieces import PIECE, cut, cut_pattern
+from quatrain.tokenizers.text_splits import PIECE, cut, cut_pattern
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 TOKENS, DOCUMENTS, ABOUT = "tokens.bin", "documents.bin", "tokens.json"

@@ -14,7 +14,7 @@ from quatrain.core.errors import InputError
 from quatrain.data.messages import ABOUT
 from quatrain.data.records import AnyRecord, Conversation, Fault, Message, Messages, Preference, Record
 from quatrain.tokenizers.chat import render_text
-from quatrain.tokenizers.named_templates import template_for
+from quatrain.tokenizers.templates import template_for
 
 TRIES = 30
 """Rows on which a field is tried before it is said to change nothing."""

@@ -26,9 +26,8 @@ from quatrain.core.reading import parse_json, shown
 from quatrain.core.wording import printable
 from quatrain.data.messages import REASONING, ROLES, check_messages, is_learned, joined, plain
 from quatrain.tokenizers.metering import TemplateLimitError, metered
-from quatrain.tokenizers.named_templates import MAX_SOURCE
 from quatrain.tokenizers.sandbox import MeteredEnvironment
-from quatrain.tokenizers.templates import CHATML, TEMPLATES
+from quatrain.tokenizers.templates import CHATML, MAX_SOURCE, TEMPLATES
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser

@@ -18,7 +18,9 @@ from tokenizers import Tokenizer as Backend
 from quatrain.core import reading
 from quatrain.core.errors import InputError
 from quatrain.tokenizers import tiktoken
-from quatrain.tokenizers.added_tokens import (
+from quatrain.tokenizers.legacy import LARGEST_ID, LegacyTokenizer, refusing
+from quatrain.tokenizers.sentencepiece import read_marian, read_sentencepiece
+from quatrain.tokenizers.token_config import (
     MAX_TOKENIZER_BYTES,
     ROLES,
     Beside,
@@ -31,8 +33,6 @@ from quatrain.tokenizers.added_tokens import (
     tokens_beside,
     without_defaults,
 )
-from quatrain.tokenizers.older_files import LARGEST_ID, Parts, refusing
-from quatrain.tokenizers.sentencepiece import read_marian, read_sentencepiece
 from quatrain.tokenizers.vocabularies import read_byte_level, read_wordpiece
 
 TARGET_FOLDER = "target_tokenizer"
@@ -241,7 +241,7 @@ def _read_file(file: Path) -> tuple[Backend, dict[str, Any]]:
     )
 
 
-def _finished(parts: Parts, folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
+def _finished(parts: LegacyTokenizer, folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
     """The tokenizer of older files with the tokens that were added to it, and its configuration without what only
     described those files. The family's own roles are kept where the vocabulary has them and the file says nothing."""
     config = {**parts.roles, **config}

@@ -20,8 +20,14 @@ from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment, SandboxedFo
 from jinja2.utils import Namespace, _PassArg, pass_context
 from jinja2.visitor import NodeTransformer
 
-from quatrain.tokenizers import sandbox_bounds as bounds
-from quatrain.tokenizers.metering import MAX_NESTED_CALLS, meter
+from quatrain.tokenizers.metering import (
+    MAX_NESTED_CALLS,
+    check_call,
+    check_filter,
+    check_operation,
+    check_widths,
+    meter,
+)
 
 # Filters that the rewritten syntax tree calls. No template can write such names. `pass_context` keeps Jinja from
 # running them, and what they stand around, while it compiles.
@@ -174,7 +180,7 @@ class _Formatter(SandboxedFormatter):
     """`str.format` that pays for each field."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
-        bounds.check_widths(meter(), format_spec)
+        check_widths(meter(), format_spec)
         meter().value(value)
         text = super().format_field(value, format_spec)
         meter().text(len(text))
@@ -227,7 +233,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        bounds.check_operation(meter(), operator, left, right)
+        check_operation(meter(), operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -239,7 +245,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
                 if isinstance(each, tuple):
                     own.value(each)
         else:
-            bounds.check_call(own, __obj, args, {key: each for key, each in kwargs.items() if key not in _HIDDEN})
+            check_call(own, __obj, args, {key: each for key, each in kwargs.items() if key not in _HIDDEN})
         if own.depth >= MAX_NESTED_CALLS:
             raise own.fail(f"macros or recursive loops nested deeper than {MAX_NESTED_CALLS}")
         own.depth += 1
@@ -274,10 +280,10 @@ def paying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def paid(context: Context, *args: Any, **kwargs: Any) -> Any:
         own = meter()
         own.step()
-        bounds.check_filter(own, name, args, kwargs)
+        check_filter(own, name, args, kwargs)
         if name == "join" and args and isinstance(args[0], Iterator):
             args = (list(args[0]), *args[1:])  # what stands between the items is paid by their number
-            bounds.check_filter(own, name, args, kwargs)
+            check_filter(own, name, args, kwargs)
         lead: tuple[Any, ...] = ()
         if wanted is _PassArg.context:
             lead = (context,)

@@ -22,8 +22,8 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_bytes
-from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES, content_of
-from quatrain.tokenizers.older_files import Parts, read_json
+from quatrain.tokenizers.legacy import LegacyTokenizer, read_json
+from quatrain.tokenizers.token_config import MAX_TOKENIZER_BYTES, content_of
 
 SPACE = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -37,7 +37,7 @@ _LAST_RESORT = -1e3
 """A score with which a piece is used only where nothing else covers its text."""
 
 
-def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -> Parts:
+def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -> LegacyTokenizer:
     """The tokenizer of a SentencePiece model by a family's rules.
 
     Of family "t5" it ends a text with EOS and has the sentinels <extra_id_0> … after the model's pieces; any other
@@ -71,10 +71,10 @@ def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -
     }
     begins = family != "t5" and "bos_token" in roles
     adds = (config.get("add_bos_token", begins), config.get("add_eos_token", not begins))
-    return Parts(backend, roles, tokens, lambda backend, config: _around(backend, config, *adds))
+    return LegacyTokenizer(backend, roles, tokens, lambda backend, config: _around(backend, config, *adds))
 
 
-def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> Parts:
+def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> LegacyTokenizer:
     """Marian's tokenizer of the source or the target language: one SentencePiece model each, ids from `vocab.json`.
 
     A target language is named by a token like ">>fra<<" before the text. Pieces that vocab.json lacks are cut further.
@@ -110,7 +110,7 @@ def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> Parts:
     languages = [piece for piece in ids if piece.startswith(">>") and piece.endswith("<<")]
     known = [*(token for token in roles.values() if token in ids), *languages]
     tokens = [AddedToken(token, special=True, normalized=False) for token in known]
-    return Parts(backend, roles, tokens, lambda backend, config: _around(backend, config, False, True))
+    return LegacyTokenizer(backend, roles, tokens, lambda backend, config: _around(backend, config, False, True))
 
 
 def read_model(file: Path) -> Any:

@@ -1,248 +1,31 @@
-"""Chat templates as data: Jinja in the Hugging Face format, with the assistant's part marked.
+"""Chat templates: Quatrain's own, those of a tokenizer by name, and which one a conversation is rendered with.
 
-`{% generation %} … {% endgeneration %}` encloses what the assistant says, the end-of-turn token included, so that a
-model learns to stop. The line break after the end-of-turn token is outside: no model generates it. The assistant's
-leading white space is dropped, so that a rendered prompt is always the beginning of the rendered conversation,
-token by token.
+Quatrain's own templates are the files `templates/NAME.jinja`, Jinja in the Hugging Face format. `{% generation %} …
+{% endgeneration %}` encloses what the assistant generates, the end-of-turn token included, so that a model learns to
+stop. The line break after the end-of-turn token is outside: no model generates it. Leading white space of the
+assistant's content is dropped, so that a rendered prompt is a prefix of the rendered conversation, token by token.
 
-Formats: ChatML as in OpenAI's chat markup with Qwen 2.5's tool format and Qwen 3's for reasoning, Llama 2 (Touvron et
-al. 2023, arXiv 2307.09288), Llama 3 and 3.1 with its calls of functions (Dubey et al. 2024, arXiv 2407.21783), Gemma
-(Gemma Team 2024, arXiv 2403.08295; a system message stands before the first turn, as Gemma 3's does), Phi-3 (Abdin et
-al. 2024, arXiv 2404.14219), Alpaca (Taori et al. 2023), and a plain one that needs no token of its own. What a
-checkpoint brings with it goes first.
+Sources: ChatML is OpenAI's chat markup with Qwen 2.5's tool format and Qwen 3's reasoning format; Llama 2 (Touvron et
+al. 2023, arXiv 2307.09288); Llama 3 and 3.1 with function calls (Dubey et al. 2024, arXiv 2407.21783); Gemma (Gemma
+Team 2024, arXiv 2403.08295; the system message is put before the first turn, as in Gemma 3); Phi-3 (Abdin et al. 2024,
+arXiv 2404.14219); Alpaca (Taori et al. 2023); `plain` needs no special token. A template that comes with a checkpoint
+takes precedence.
+
+A tokenizer's own templates are read as transformers reads them: `tokenizer_config.json` has one template or a list of
+named ones; the files `chat_template.jinja` (the default) and `additional_chat_templates/NAME.jinja` replace them all.
 """
 
 from __future__ import annotations
 
-CHATML = """\
-{%- if tools %}
-    {{- '<|im_start|>system\\n' }}
-    {%- if messages[0]['role'] in ['system', 'developer'] %}
-        {{- messages[0]['content'] + '\\n\\n' }}
-    {%- endif %}
-    {{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' }}
-    {{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' }}
-    {%- for tool in tools %}
-        {{- '\\n' + (tool | tojson) }}
-    {%- endfor %}
-    {{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments ' }}
-    {{- 'within <tool_call></tool_call> XML tags:\\n<tool_call>\\n' }}
-    {{- '{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call><|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message['role'] in ['system', 'developer'] and tools and loop.first %}
-    {%- elif message['role'] == 'assistant' %}
-        {{- '<|im_start|>assistant\\n' }}
-        {%- generation %}
-        {%- if message['reasoning_content'] is string %}
-            {{- '<think>\\n' + message['reasoning_content'].strip() + '\\n</think>\\n\\n' }}
-        {%- endif %}
-        {%- if message['content'] %}
-            {{- message['content'].lstrip() }}
-        {%- endif %}
-        {%- for call in message['tool_calls'] or [] %}
-            {%- set call = call['function'] or call %}
-            {%- if message['content'] or not loop.first %}
-                {{- '\\n' }}
-            {%- endif %}
-            {{- '<tool_call>\\n{"name": "' + call['name'] + '", "arguments": ' }}
-            {{- call['arguments'] if call['arguments'] is string else (call['arguments'] | tojson) }}
-            {{- '}\\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>' }}
-        {%- endgeneration %}
-        {{- '\\n' }}
-    {%- elif message['role'] in ['tool', 'function'] %}
-        {%- if loop.first or messages[loop.index0 - 1]['role'] not in ['tool', 'function'] %}
-            {{- '<|im_start|>user' }}
-        {%- endif %}
-        {{- '\\n<tool_response>\\n' }}
-        {{- (message['content'] | tojson) if message['content'] is mapping else message['content'] }}
-        {{- '\\n</tool_response>' }}
-        {%- if loop.last or messages[loop.index0 + 1]['role'] not in ['tool', 'function'] %}
-            {{- '<|im_end|>\\n' }}
-        {%- endif %}
-    {%- elif message['role'] in ['system', 'developer', 'user'] %}
-        {{- '<|im_start|>' + ('user' if message['role'] == 'user' else 'system') + '\\n' }}
-        {{- message['content'] + '<|im_end|>\\n' }}
-    {%- else %}
-        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant, tool') }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
-LLAMA_3 = """\
-{{- bos_token }}
-{%- set system = '' %}
-{%- if messages[0]['role'] in ['system', 'developer'] %}
-    {%- set system = messages[0]['content'].strip() %}
-    {%- set messages = messages[1:] %}
-    {%- set told = true %}
-{%- endif %}
-{%- if told or tools %}
-    {{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
-    {%- if tools %}
-        {{- 'Environment: ipython\\n' }}
-    {%- endif %}
-    {{- system }}
-    {%- if tools %}
-        {{- ('\\n\\n' if system else '') + 'These functions can be called. To call one, answer with nothing but ' }}
-        {{- 'a JSON object: {"name": its name, "parameters": an object of its arguments}.\\n' }}
-        {%- for tool in tools %}
-            {{- '\\n' + (tool | tojson) }}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|eot_id|>' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- set names = {'developer': 'system', 'tool': 'ipython', 'function': 'ipython'} %}
-    {%- set role = names[message['role']] or message['role'] %}
-    {%- if role not in ['system', 'user', 'assistant', 'ipython'] %}
-        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant, tool') }}
-    {%- endif %}
-    {{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' }}
-    {%- if message['role'] == 'assistant' %}
-        {%- generation %}
-        {%- if message['content'] %}
-            {{- message['content'].strip() }}
-        {%- endif %}
-        {%- for call in message['tool_calls'] or [] %}
-            {%- set call = call['function'] or call %}
-            {%- if message['content'] or not loop.first %}
-                {{- '\\n' }}
-            {%- endif %}
-            {{- '{"name": "' + call['name'] + '", "parameters": ' }}
-            {{- call['arguments'] if call['arguments'] is string else (call['arguments'] | tojson) }}
-            {{- '}' }}
-        {%- endfor %}
-        {{- '<|eot_id|>' }}
-        {%- endgeneration %}
-    {%- else %}
-        {{- (message['content'] | tojson) if message['content'] is mapping else message['content'].strip() }}
-        {{- '<|eot_id|>' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-
-LLAMA_2 = """\
-{%- set system = '' %}
-{%- if messages[0]['role'] in ['system', 'developer'] %}
-    {%- set system = '<<SYS>>\\n' + messages[0]['content'].strip() + '\\n<</SYS>>\\n\\n' %}
-    {%- set messages = messages[1:] %}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message['role'] != ('user' if loop.index0 is even else 'assistant') %}
-        {{- raise_exception('role ' + message['role'] + ': user and assistant must take turns, the user first') }}
-    {%- endif %}
-    {%- if message['role'] == 'user' %}
-        {{- bos_token + '[INST] ' + (system if loop.first else '') + message['content'].strip() + ' [/INST]' }}
-    {%- else %}
-        {%- generation %}{{- ' ' + message['content'].strip() + ' ' + eos_token }}{%- endgeneration %}
-    {%- endif %}
-{%- endfor %}
-"""
-
-GEMMA = """\
-{{- bos_token }}
-{%- set system = '' %}
-{%- if messages[0]['role'] in ['system', 'developer'] %}
-    {%- set system = messages[0]['content'].strip() + '\\n\\n' %}
-    {%- set messages = messages[1:] %}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message['role'] != ('user' if loop.index0 is even else 'assistant') %}
-        {{- raise_exception('role ' + message['role'] + ': user and assistant must take turns, the user first') }}
-    {%- endif %}
-    {%- if message['role'] == 'user' %}
-        {{- '<start_of_turn>user\\n' + (system if loop.first else '') }}
-        {{- message['content'].strip() + '<end_of_turn>\\n' }}
-    {%- else %}
-        {{- '<start_of_turn>model\\n' }}
-        {%- generation %}{{- message['content'].strip() + '<end_of_turn>' }}{%- endgeneration %}
-        {{- '\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<start_of_turn>model\\n' }}
-{%- endif %}
-"""
-
-PHI_3 = """\
-{%- for message in messages %}
-    {%- if message['role'] not in ['system', 'developer', 'user', 'assistant'] %}
-        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
-    {%- endif %}
-    {{- '<|' + ('system' if message['role'] == 'developer' else message['role']) + '|>\\n' }}
-    {%- if message['role'] == 'assistant' %}
-        {%- generation %}{{- message['content'].lstrip() + '<|end|>' }}{%- endgeneration %}
-        {{- '\\n' }}
-    {%- else %}
-        {{- message['content'] + '<|end|>\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|assistant|>\\n' }}
-{%- endif %}
-"""
-
-ALPACA = """\
-{%- for message in messages %}
-    {%- if message['role'] in ['system', 'developer'] %}
-        {{- message['content'] + '\\n\\n' }}
-    {%- elif message['role'] == 'user' %}
-        {%- if loop.first %}
-            {{- 'Below is an instruction that describes a task. ' }}
-            {{- 'Write a response that appropriately completes the request.\\n\\n' }}
-        {%- endif %}
-        {{- '### Instruction:\\n' + message['content'] + '\\n\\n' }}
-    {%- elif message['role'] == 'assistant' %}
-        {{- '### Response:\\n' }}
-        {%- generation %}{{- message['content'].lstrip() + eos_token }}{%- endgeneration %}
-        {{- '\\n\\n' }}
-    {%- else %}
-        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '### Response:\\n' }}
-{%- endif %}
-"""
-
-PLAIN = """\
-{%- for message in messages %}
-    {%- if message['role'] in ['system', 'developer'] %}
-        {{- message['content'] + '\\n\\n' }}
-    {%- elif message['role'] == 'user' %}
-        {{- 'User: ' + message['content'] + '\\n' }}
-    {%- elif message['role'] == 'assistant' %}
-        {{- 'Assistant:' }}
-        {%- generation %}{{- ' ' + message['content'].lstrip() + eos_token }}{%- endgeneration %}
-        {{- '\\n' }}
-    {%- else %}
-        {{- raise_exception('role ' + message['role'] + ': allowed are system, user, assistant') }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- 'Assistant:' }}
-{%- endif %}
-"""
-
-#: Name -> template source.
-TEMPLATES: dict[str, str] = {
-    "chatml": CHATML,
-    "llama-2": LLAMA_2,
-    "llama-3": LLAMA_3,
-    "gemma": GEMMA,
-    "phi-3": PHI_3,
-    "alpaca": ALPACA,
-    "plain": PLAIN,
-}
+from quatrain.core.errors import InputError
+from quatrain.core.reading import read_json, read_text, shown, user_path
+from quatrain.core.settings import did_you_mean
 
 #: Name -> the tokens that a tokenizer must know for that template, the end-of-turn token last.
 TEMPLATE_TOKENS: dict[str, tuple[str, ...]] = {
@@ -255,5 +38,112 @@ TEMPLATE_TOKENS: dict[str, tuple[str, ...]] = {
     "plain": (),
 }
 
-#: Tokens that end a turn in the public chat formats; those that a tokenizer knows stop generation.
+_FOLDER = resources.files("quatrain.tokenizers") / "templates"
+
+#: Name -> Jinja source.
+TEMPLATES: dict[str, str] = {name: (_FOLDER / f"{name}.jinja").read_bytes().decode() for name in TEMPLATE_TOKENS}
+CHATML = TEMPLATES["chatml"]
+
+#: Tokens that end a turn in the public chat formats; generation stops at those that the tokenizer knows.
 END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
+
+MAX_SOURCE = 100_000
+"""Characters of a template. The largest published ones have 30,000."""
+
+DEFAULT = "default"
+TOOL_USE = "tool_use"
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
+
+
+def named_templates(written: Any) -> dict[str, str]:
+    """Name -> source, out of a `chat_template` of tokenizer_config.json: a text, or a list or table of named ones.
+
+    Raises InputError for anything else.
+    """
+    if written is None:
+        return {}
+    if isinstance(written, str):
+        return {DEFAULT: written}
+    if isinstance(written, Mapping):
+        found = list(written.items())
+    elif isinstance(written, list):
+        found = [(each.get("name"), each.get("template")) if isinstance(each, dict) else (None, each)
+                 for each in written]  # fmt: skip
+    else:
+        raise InputError(f"chat_template is {shown(written)}; must be a text, or a list of named templates")
+    problems = [
+        f'number {number}: must be {{"name": a text, "template": a text}}, not {shown(source)} named {shown(name)}'
+        for number, (name, source) in enumerate(found)
+        if not isinstance(name, str) or not isinstance(source, str)
+    ]
+    if problems:
+        raise InputError("chat_template has templates that cannot be used", problems)
+    return dict(found)
+
+
+def template_files(folder: Path) -> dict[str, str]:
+    """The templates that a model folder has as files. Raises InputError for a file that cannot be read."""
+    found = {}
+    if os.path.lexists(folder / TEMPLATE_FILE):
+        found[DEFAULT] = read_text(folder / TEMPLATE_FILE, 4 * MAX_SOURCE)
+    for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
+        found[path.name.removesuffix(".jinja")] = read_text(path, 4 * MAX_SOURCE)
+    return found
+
+
+def templates_at(written: str) -> dict[str, str]:
+    """The chat templates that a user names: one of `TEMPLATES`, a Jinja file, or the folder of a model.
+
+    Raises InputError where there is none.
+    """
+    if written in TEMPLATES:
+        return {DEFAULT: TEMPLATES[written]}
+    path = user_path(written, "the chat template")
+    if path.is_dir():
+        config = path / "tokenizer_config.json"
+        own = read_json(config, dict).get("chat_template") if config.exists() else None
+        found = template_files(path) or named_templates(own)
+        if not found:
+            raise InputError(f"{path} has no chat template: neither tokenizer_config.json nor {TEMPLATE_FILE} has one")
+        return found
+    if path.exists():
+        return {DEFAULT: source_of(read_text(path, 4 * MAX_SOURCE))}
+    return {DEFAULT: source_of(written)}
+
+
+def template_for(templates: Mapping[str, str], name: str | None, *, tools: bool) -> str:
+    """One of a tokenizer's templates: the one named, "tool_use" where there are tools, or "default"."""
+    if not templates:
+        raise InputError(
+            "the tokenizer has no chat template, so there is no way to write a conversation for its model. Set one: "
+            f"tokenizer.chat_template = TEMPLATES[name], with a name of {', '.join(sorted(TEMPLATES))}"
+        )
+    if name is None:
+        name = TOOL_USE if tools and TOOL_USE in templates else DEFAULT
+        if name not in templates:
+            raise InputError(
+                f"the tokenizer has the chat templates {', '.join(map(shown, sorted(templates)))} and none named "
+                f'"{DEFAULT}"; choose one of them by its name'
+            )
+    if name not in templates:
+        raise InputError(
+            f"the tokenizer has no chat template {shown(name)}{did_you_mean(name, list(templates))}; it has "
+            f"{', '.join(map(shown, sorted(templates)))}"
+        )
+    return templates[name]
+
+
+def source_of(written: str) -> str:
+    """The Jinja source of a template: one of `TEMPLATES` by its name, or the source itself.
+
+    Raises InputError for a name that there is not.
+    """
+    if written in TEMPLATES:
+        return TEMPLATES[written]
+    if isinstance(written, str) and ("{{" in written or "{%" in written):
+        return written
+    raise InputError(
+        f"chat_template {shown(written)} is neither Jinja source ({{{{ … }}}}, {{% … %}}) nor a known name"
+        f"{did_you_mean(str(written), list(TEMPLATES))}; the names are {', '.join(sorted(TEMPLATES))}"
+    )

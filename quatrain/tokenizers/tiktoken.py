@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as Backend
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_bytes
 from quatrain.data.decoding import read_blocks
-from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES
-from quatrain.tokenizers.older_files import Parts
+from quatrain.tokenizers.legacy import LegacyTokenizer
+from quatrain.tokenizers.token_config import MAX_TOKENIZER_BYTES
 from quatrain.tokenizers.vocabularies import begins_with
 
 #: How Llama 3 cuts a text into words.
@@ -44,7 +44,7 @@ def holds_ranks(file: Path) -> bool:
     return True
 
 
-def read_tiktoken(file: Path) -> Parts:
+def read_tiktoken(file: Path) -> LegacyTokenizer:
     """The tokenizer of a file of ranks (`.gz` is unpacked).
 
     How words are cut is not in the file; it is known for GPT-2's, Whisper's and Llama 3's by their number of ranks.
@@ -75,7 +75,7 @@ def read_tiktoken(file: Path) -> Parts:
         roles = {"bos_token": specials[0], "eos_token": specials[1]}
         around = processors.Sequence([plain, begins_with(specials[0], count)])
     added = [AddedToken(token, special=True, normalized=False) for token in specials]
-    return Parts(backend, roles, added, lambda *_: around)
+    return LegacyTokenizer(backend, roles, added, lambda *_: around)
 
 
 def _read_ranks(file: Path) -> dict[bytes, int]:

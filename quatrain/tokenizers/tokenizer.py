@@ -9,30 +9,112 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding, models
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
 
 from quatrain.core.atomic import write_json, write_text
-from quatrain.tokenizers.added_tokens import ROLES, content_of, own_names
-from quatrain.tokenizers.encodings import is_text, not_text, once, unknown_characters
+from quatrain.core.errors import InputError
 from quatrain.tokenizers.files import has_tokenizer, read, roles_by_name
-from quatrain.tokenizers.named_templates import (
+from quatrain.tokenizers.templates import (
     DEFAULT,
+    END_OF_TURN_TOKENS,
     TEMPLATE_FILE,
     TEMPLATE_FOLDER,
+    TEMPLATE_TOKENS,
     named_templates,
     source_of,
     template_for,
 )
-from quatrain.tokenizers.settled import cleaned_beginning, cleaned_up, is_byte_token
-from quatrain.tokenizers.templates import END_OF_TURN_TOKENS, TEMPLATE_TOKENS
+from quatrain.tokenizers.token_config import ROLES, content_of, own_names
 from quatrain.tokenizers.training import UNSET, train_backend
+
+
+def once(encoding: Encoding) -> slice:
+    """What to keep of an encoding, so that what a text begins or ends with already is not there twice."""
+    added, ids = encoding.special_tokens_mask, encoding.ids
+    own = [number for number, special in enumerate(added) if not special]
+    if not own:
+        return slice(None)
+    start, end = own[0], own[-1] + 1
+    before, after = ids[:start], ids[end:]
+    doubled = bool(before) and ids[start : start + len(before)] == before and not any(added[start : 2 * start])
+    # A token is counted once, as the beginning or as the end.
+    rest = ids[start + len(before) * doubled : end]
+    return slice(start if doubled else 0, end if after and rest[-len(after) :] == after else None)
+
+
+def is_text(text: object) -> bool:
+    """Whether this is a text without lone surrogates, which no tokenizer takes."""
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def not_text(text: object) -> InputError:
+    """The error of something that cannot be tokenized."""
+    if not isinstance(text, str):
+        return InputError(f"only text can be tokenized, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return InputError(
+            f"the text holds half of a character (a lone surrogate, U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}; remove it or read the text again with the right encoding"
+        )
+    return InputError("the text could not be tokenized")
+
+
+def unknown_characters(unknown: set[str], known: int) -> InputError:
+    """The error of characters that a character tokenizer of `known` ones would lose."""
+    shown = ", ".join(f"{each!r} (U+{ord(each):04X})" for each in sorted(unknown)[:8])
+    return InputError(
+        f"characters that this character tokenizer does not know: {shown}. It knows the {known} characters of its "
+        "training text; remove them, or train a tokenizer of kind bpe, which takes any text"
+    )
+
+
+_BYTE = re.compile(r"<0x(?:[0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
+_CLEANED = (
+    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
+    *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
+)
+"""What transformers' `clean_up_tokenization` replaces, in its order."""
+_LOOKS_BACK = max(len(before) for before, _ in _CLEANED) - 1
+
+
+def is_byte_token(token: str) -> bool:
+    """Whether a token's written form is that of one byte, "<0xE6>", as `tokenizers` takes it."""
+    return _BYTE.fullmatch(token) is not None
+
+
+def cleaned_up(text: str) -> str:
+    """A text without the spaces before punctuation and English contractions, as transformers cleans it up."""
+    for before, after in _CLEANED:
+        text = text.replace(before, after)
+    return text
+
+
+def cleaned_beginning(text: str) -> str:
+    """What `cleaned_up` makes of every text that begins with this one: its clean beginning.
+
+    Each replacement begins with a space; one that is further back than the longest of them is in no open replacement.
+    """
+    end = len(text)
+    while end and " " in text[max(end - _LOOKS_BACK, 0) : end]:
+        end -= 1
+    return cleaned_up(text[:end])
+
 
 #: What transformers writes for "no limit known".
 NO_LIMIT = int(1e30)
@@ -408,5 +490,3 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
-
-

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_bytes
-from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES, content_of
-from quatrain.tokenizers.older_files import LARGEST_ID, Parts, read_json
+from quatrain.tokenizers.legacy import LARGEST_ID, LegacyTokenizer, read_json
+from quatrain.tokenizers.token_config import MAX_TOKENIZER_BYTES, content_of
 
 #: How Qwen2 and Qwen3 cut a text into words; digits stand alone.
 QWEN_WORDS = (
@@ -48,7 +48,7 @@ _RULES = {
 }
 
 
-def read_byte_level(folder: Path, family: str | None, config: dict[str, Any]) -> Parts:
+def read_byte_level(folder: Path, family: str | None, config: dict[str, Any]) -> LegacyTokenizer:
     """The tokenizer of `vocab.json` and `merges.txt` by a family's rules.
 
     Without a family it is OPT's, RoBERTa's or GPT-2's, by the special tokens in the vocabulary. Raises InputError, with
@@ -78,7 +78,7 @@ def read_byte_level(folder: Path, family: str | None, config: dict[str, Any]) ->
         AddedToken(token, special=True, normalized=False, lstrip=token == "<mask>")
         for token in dict.fromkeys(roles.values())
     ]
-    return Parts(backend, roles, special, lambda backend, config: _around(backend, rules, config, prefix))
+    return LegacyTokenizer(backend, roles, special, lambda backend, config: _around(backend, rules, config, prefix))
 
 
 def _guess(vocabulary: dict[str, int]) -> str:
@@ -164,7 +164,7 @@ def _read_merges(file: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]
     return merges
 
 
-def read_wordpiece(file: Path, config: dict[str, Any]) -> Parts:
+def read_wordpiece(file: Path, config: dict[str, Any]) -> LegacyTokenizer:
     """BERT's tokenizer of a `vocab.txt`.
 
     The configuration's `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` are followed; where it does not
@@ -202,7 +202,9 @@ def read_wordpiece(file: Path, config: dict[str, Any]) -> Parts:
         [(token, vocabulary[token]) for token in (cls, sep)],
     )
     special = [AddedToken(token, special=True, normalized=False) for token in present.values()]
-    return Parts(backend, {f"{role}_token": token for role, token in present.items()}, special, lambda *_: around)
+    return LegacyTokenizer(
+        backend, {f"{role}_token": token for role, token in present.items()}, special, lambda *_: around
+    )
 
 
 def _lines(file: Path) -> list[str]:

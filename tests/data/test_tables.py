@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
-from quatrain.data import packed
+from quatrain.data import decoding
 from quatrain.data.checking import check
 from quatrain.data.corpus import Corpus
 from quatrain.data.decoding import read_text
@@ -211,7 +211,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str, monkeypatch: pyte
 
 
 def test_bombs_are_refused_before_they_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "FREE", 1 << 20)
+    monkeypatch.setattr(decoding, "FREE", 1 << 20)
     for suffix, compress in ((".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)):
         path = tmp_path / f"a.txt{suffix}"
         path.write_bytes(compress(b"a b\n" * (4 << 20)))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.data.documents import Piece, read_documents, read_pieces
 from quatrain.data.token_file import TokenFile, build
-from quatrain.tokenizers.pieces import cut, cut_pattern
+from quatrain.tokenizers.text_splits import cut, cut_pattern
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")

@@ -11,8 +11,7 @@ from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.text import Growing, find_stop, stopped
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
-from quatrain.tokenizers.settled import cleaned_beginning, cleaned_up
-from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.tokenizers.tokenizer import Tokenizer, cleaned_beginning, cleaned_up
 
 TEXTS = ["the cat sat . do n't ! it 's a naïve 日本 👩‍👩‍👧 test , isn't it ? é ☃"] * 20
 

@@ -215,7 +215,12 @@ def test_parts_are_joined_for_a_template_that_reads_text(pairs, name, parts) -> 
 
 
 @settings(max_examples=60, deadline=None)
-@given(messages=chats(WORDS), tools=TOOLS, as_text=st.booleans(), documents=st.none() | st.just([{"title": "t", "text": "x"}]))
+@given(
+    messages=chats(WORDS),
+    tools=TOOLS,
+    as_text=st.booleans(),
+    documents=st.none() | st.just([{"title": "t", "text": "x"}]),
+)
 def test_a_row_of_a_file_is_rendered_as_transformers_renders_it(
     pairs, tmp_path_factory, messages, tools, as_text, documents
 ) -> None:
@@ -348,7 +353,9 @@ def test_named_templates_are_chosen_and_kept_as_transformers_does(tmp_path: Path
     ],
 )
 def test_tokens_reach_a_template_under_the_names_of_transformers(tmp_path: Path, written: dict[str, Any]) -> None:
-    template = "{{ image_token }}|{{ boi_token }}|{{ extra_special_tokens }}|{{ bos_token }}|{{ eos_token }}|{{ pad_token }}"
+    template = (
+        "{{ image_token }}|{{ boi_token }}|{{ extra_special_tokens }}|{{ bos_token }}|{{ eos_token }}|{{ pad_token }}"
+    )
     Tokenizer.train(["abc"], vocab_size=300, special_tokens=["<image>", "<boi>"], chat_template=template).save(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | written))

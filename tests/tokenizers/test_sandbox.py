@@ -47,7 +47,8 @@ TEXTS = {
     "* of a value": "{% set x = 'a' * 1000000 %}{{ x * 100000 }}",
     "* of a list": "{{ [1] * 10**9 }}",
     "**": "{{ 2 ** 1000000000 }}",
-    "growing numbers": NS + "{% set ns.x = 9 %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}",
+    "growing numbers": NS
+    + "{% set ns.x = 9 %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}",
     "+": NS + "{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
     "~": NS + "{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
     "join": "{{ range(99999)|list|join('a' * 100000) }}",

@@ -13,14 +13,14 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core import reading
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.tokenizers.added_tokens import MAX_TOKENIZER_BYTES
+from quatrain.tokenizers.token_config import MAX_TOKENIZER_BYTES
 
 LARGEST_ID = 2**24
 """An embedding has a row for each id up to the largest one; no published vocabulary comes near."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class LegacyTokenizer:
     """A tokenizer of older files, not yet with the tokens that the configuration adds.
 
     `roles` are the family's own special tokens by role ("bos_token": …), `tokens` those that it adds, which the

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
+TextArgument = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """An argument whose value is a text of any beginning."""
 
 _OPTION = re.compile(r"--[A-Za-z][A-Za-z_-]*(=.*)?", re.DOTALL)

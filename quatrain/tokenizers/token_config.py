@@ -20,8 +20,67 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import kind_of, read_json, shown
-from quatrain.tokenizers.keys import DEFAULT_ROLES, key_problems
-from quatrain.tokenizers.named_templates import template_files
+from quatrain.tokenizers.templates import template_files
+
+_SWITCHES = (
+    *("clean_up_tokenization_spaces", "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"),
+    *("split_special_tokens", "add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars"),
+    *("add_bos_token", "add_eos_token", "legacy", "separate_vocabs"),
+)
+_SIDES = ("padding_side", "truncation_side")
+_END = "<|endoftext|>"
+_FAIRSEQ = {
+    **{"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>"},
+    **{"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
+}
+_GPT2 = {"unk_token": _END, "bos_token": _END, "eos_token": _END}
+_BERT = {
+    **{"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"},
+    "mask_token": "[MASK]",
+}
+_LLAMA = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+DEFAULT_ROLES: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("GPT2Tokenizer", "CodeGenTokenizer", "WhisperTokenizer"), _GPT2),
+    **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "XLMRobertaTokenizer"), _FAIRSEQ),
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), _BERT),
+    **dict.fromkeys(("LlamaTokenizer", "CodeLlamaTokenizer"), _LLAMA),
+    "Qwen2Tokenizer": {"unk_token": _END, "eos_token": _END, "pad_token": _END},
+    "GPTNeoXTokenizer": _GPT2 | {"pad_token": "<|padding|>"},
+    "GemmaTokenizer": {
+        **{"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+        "mask_token": "<mask>",
+    },
+    "T5Tokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "MarianTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+}
+"""The special tokens of transformers' classes where the files name none."""
+
+
+def key_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the values of a tokenizer_config.json, its tokens apart."""
+    for name in _SWITCHES:
+        if config.get(name) is not None and not isinstance(config[name], bool):
+            yield f"{name}: {shown(config[name])}; must be true or false"
+    for name in _SIDES:
+        if config.get(name) not in (None, "left", "right"):
+            yield f"{name}: {shown(config[name])}; must be left or right"
+    for name in ("model_max_length", "max_len"):
+        value = config.get(name)
+        if value is not None and not _is_length(value):
+            yield f"{name}: {shown(value)}; must be a number of at least 1"
+    extra = config.get("extra_ids")
+    if extra is not None and not (isinstance(extra, int) and not isinstance(extra, bool) and 0 <= extra <= 100_000):
+        yield f"extra_ids: {shown(extra)}; must be a whole number from 0 to 100,000"
+    if not isinstance(config.get("tokenizer_class"), str | None):
+        yield f"tokenizer_class: {shown(config['tokenizer_class'])}; must be a name"
+    if not isinstance(config.get("chat_template"), str | list | dict | None):
+        kind = kind_of(config["chat_template"])
+        yield f"chat_template: must be a text or a list of named ones, not {kind}"
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) and value >= 1
+
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 _IN_ORDER = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
