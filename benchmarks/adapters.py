@@ -31,7 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 """A Llama that one can wait for on a CPU; one with the widths and the vocabulary of TinyLlama 1.1B (Zhang et al. 2024,
 arXiv 2401.02385) and six of its 22 layers; and one for --quick.
 """
-ADAPTER = {"rank": 16, "alpha": 32.0, "tokens": "none"}
+ADAPTER = {"rank": 16, "alpha": 32.0, "trainable_tokens": "none"}
 
 
 def write(name: str, folder: Path) -> None:

@@ -25,8 +25,8 @@ RATES: dict[str, tuple[float, ...]] = {
 }  # fmt: skip
 """Learning rates that each method is tried with."""
 ADAPTERS: dict[str, dict[str, Any]] = {
-    "rslora": {"method": "lora", "stabilized": True}, "qlora": {"method": "lora", "base": "nf4"},
-    "loha": {"rank": 8}, "lokr": {"rank": 8}, "bottleneck": {"hidden": 24},
+    "rslora": {"method": "lora", "use_rslora": True}, "qlora": {"method": "lora", "quantize_base": "nf4"},
+    "loha": {"rank": 8}, "lokr": {"rank": 8}, "bottleneck": {"bottleneck_dim": 24},
 }  # fmt: skip
 """What is said of a method beside its name; ranks are 16 where nothing is."""
 RECIPE = """

@@ -103,7 +103,7 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     # Once through, so that everything is imported, bitsandbytes' kernel too.
     tiny, _ = load_model(folder.parent / "tiny", quantize="nf4" if case["method"] == "qlora" else None)
     if case["method"] == "qlora":
-        apply(tiny, AdapterSettings.model_validate({"method": "lora", "base": "nf4"}))
+        apply(tiny, AdapterSettings.model_validate({"method": "lora", "quantize_base": "nf4"}))
     settings = TrainSettings.model_validate({"steps": 1, "warmup_steps": 0, "batch_tokens": 32, "device": "cpu"})
     steps(tiny, settings, 2, 16)
     del tiny
@@ -125,7 +125,7 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     method = case["method"]
     model, _ = load_model(folder, quantize="nf4" if method == "qlora" else None)
     if method != "full":
-        given = {"method": "lora", "base": "nf4"} if method == "qlora" else {"method": method}
+        given = {"method": "lora", "quantize_base": "nf4"} if method == "qlora" else {"method": method}
         apply(model, AdapterSettings.model_validate(given | ({"rank": case["rank"]} if "rank" in case else {})))
         if case.get("tokens") == "special":
             train_tokens(model, [0, 1])

@@ -37,7 +37,7 @@ INNER = "down_proj"
 
 def _lora(name: str, base: nn.Module, settings: AdapterSettings) -> Adapted:
     kind = DoRALinear if settings.method == "dora" else LoRALinear
-    return kind(base, settings.rank, settings.alpha, settings.dropout, stabilized=settings.stabilized)
+    return kind(base, settings.rank, settings.alpha, settings.dropout, use_rslora=settings.use_rslora)
 
 
 OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], Adapted]] = {
@@ -45,10 +45,14 @@ OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], Adapted]] = {
     "dora": _lora,
     "loha": lambda name, base, settings: LoHaLinear(base, settings.rank, settings.alpha),
     "lokr": lambda name, base, settings: LoKrLinear(
-        base, settings.rank, settings.alpha, factor=settings.factor, both=settings.both
+        base,
+        settings.rank,
+        settings.alpha,
+        decompose_factor=settings.decompose_factor,
+        decompose_both=settings.decompose_both,
     ),
     "ia3": lambda name, base, settings: IA3Linear(base, inner=name.rpartition(".")[2] == INNER),
-    "bottleneck": lambda name, base, settings: BottleneckLinear(base, settings.hidden),
+    "bottleneck": lambda name, base, settings: BottleneckLinear(base, settings.bottleneck_dim),
 }
 """Method -> what makes its layer over a linear one."""
 USUAL: dict[str, tuple[str, ...]] = {"ia3": ia3.TARGETS, "bottleneck": bottleneck.TARGETS}
@@ -79,11 +83,11 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     elif settings.method == "bitfit":
         changed = biases(model)
     elif settings.method == "last-layers":
-        _check_floats(model, [f"layers.{number}" for number in range(len(model.layers))][-settings.layers :])
-        changed = last_layers(model, settings.layers)
+        _check_floats(model, [f"layers.{number}" for number in range(len(model.layers))][-settings.num_layers :])
+        changed = last_layers(model, settings.num_layers)
     else:
         usual: str | tuple[str, ...] = USUAL.get(settings.method, ALL_LINEAR)
-        changed = find_targets(model, settings.targets or usual)
+        changed = find_targets(model, settings.target_modules or usual)
         under = [name for name in changed if any(name == part or name.startswith(f"{part}.") for part in saved)]
         if under:
             raise InputError(
@@ -106,9 +110,14 @@ def _check_room(model: Model, settings: AdapterSettings, changed: Sequence[str])
     """Refuse ranks and widths whose matrices beside the layers cannot be held."""
     layers: list[Any] = [model.get_submodule(name) for name in changed]
     sides = sum(layer.in_features + layer.out_features for layer in layers if hasattr(layer, "in_features"))
-    width = {"lora": settings.rank, "dora": settings.rank, "loha": 2 * settings.rank, "bottleneck": settings.hidden}
+    width = {
+        "lora": settings.rank,
+        "dora": settings.rank,
+        "loha": 2 * settings.rank,
+        "bottleneck": settings.bottleneck_dim,
+    }
     size = 4 * width.get(settings.method, 0) * sides
-    name = "hidden" if settings.method == "bottleneck" else "rank"
+    name = "bottleneck_dim" if settings.method == "bottleneck" else "rank"
     check_bytes(size, f"An adapter of {name} {getattr(settings, name):,}", SMALLER, model.device)
 
 
@@ -120,28 +129,30 @@ def _prompt(
 ) -> SoftPrompt:
     """The soft prompt that the settings ask for."""
     width, device = model.embed_tokens.embedding_dim, model.device
-    hidden, config = settings.hidden, model.config
+    hidden, config = settings.bottleneck_dim, model.config
     wide = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     elements = {
-        "prefix": settings.length * wide + hidden * wide,
+        "prefix": settings.num_virtual_tokens * wide + hidden * wide,
         "p-tuning": (hidden or width) * (2 * width + (hidden or width)),
-        "prompt": settings.length * width,
+        "prompt": settings.num_virtual_tokens * width,
     }[settings.method]
-    asked = f"A {settings.method} of length {settings.length:,} and hidden {hidden:,}"
+    asked = f"A {settings.method} of num_virtual_tokens {settings.num_virtual_tokens:,} and bottleneck_dim {hidden:,}"
     check_bytes(4 * elements, asked, SMALLER, device)
     if settings.method == "prefix":
-        prefix = prompts.PrefixTuning(settings.length, model.config, settings.hidden, device)
+        prefix = prompts.PrefixTuning(settings.num_virtual_tokens, model.config, settings.bottleneck_dim, device)
         prefix.draw(generator)
         return prefix
     if settings.method == "p-tuning":
-        found: prompts.PromptTuning = prompts.PTuning(settings.length, width, settings.hidden or width, device)
+        found: prompts.PromptTuning = prompts.PTuning(
+            settings.num_virtual_tokens, width, settings.bottleneck_dim or width, device
+        )
     else:
-        found = prompts.PromptTuning(settings.length, width, device)
+        found = prompts.PromptTuning(settings.num_virtual_tokens, width, device)
     found.draw(generator)
-    if settings.text is not None:
+    if settings.init_text is not None:
         if tokenizer is None:
-            raise InputError("text: its tokens are read by a tokenizer, and none is here; leave it out.")
-        found.begin_as(model.embed_tokens.weight, tokenizer.encode(settings.text))
+            raise InputError("init_text: needs a tokenizer to read it, and there is none; leave init_text out.")
+        found.begin_as(model.embed_tokens.weight, tokenizer.encode(settings.init_text))
     return found
 
 

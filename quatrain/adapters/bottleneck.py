@@ -12,30 +12,31 @@ from quatrain.adapters.layer import Adapted, draw_uniform
 from quatrain.core.errors import InputError
 
 TARGETS = ("o_proj", "down_proj")
-"""Behind which projections the paper puts them: those out of attention and out of the feed-forward part."""
+"""Default targets, as in the paper: the output projections of attention and of the feed-forward network."""
 REDUCTION = 16
-"""How many times thinner than the layer the network is, unless its width is given."""
+"""Default ratio of the layer's width to the bottleneck's."""
 
 
 class BottleneckLinear(Adapted):
-    """y + up gelu(down y + b) + c for y = base(x); down (hidden, out_features), up (out_features, hidden).
+    """y + up gelu(down y + b) + c for y = base(x).
 
-    up and c start at zero, so that the layer starts as its base.
+    down (bottleneck_dim, out_features), up (out_features, bottleneck_dim). up and c start at zero, so that a new layer
+    computes what its base does.
     """
 
     method: ClassVar[str] = "bottleneck"
     merges: ClassVar[bool] = False
 
-    def __init__(self, base: nn.Module, hidden: int = 0):
+    def __init__(self, base: nn.Module, bottleneck_dim: int = 0):
         super().__init__(base)
-        self.hidden = hidden or max(1, self.out_features // REDUCTION)
+        self.bottleneck_dim = bottleneck_dim or max(1, self.out_features // REDUCTION)
         self.down: Tensor
         self.down_bias: Tensor
         self.up: Tensor
         self.up_bias: Tensor
-        self.learn("down", self.hidden, self.out_features)
-        self.learn("down_bias", self.hidden)
-        self.learn("up", self.out_features, self.hidden)
+        self.learn("down", self.bottleneck_dim, self.out_features)
+        self.learn("down_bias", self.bottleneck_dim)
+        self.learn("up", self.out_features, self.bottleneck_dim)
         self.learn("up_bias", self.out_features)
 
     def draw(self, generator: torch.Generator | None) -> None:
@@ -53,4 +54,4 @@ class BottleneckLinear(Adapted):
         raise InputError("A bottleneck is no weight and cannot be merged; use the adapter's folder as it is.")
 
     def extra_repr(self) -> str:
-        return f"hidden={self.hidden}"
+        return f"bottleneck_dim={self.bottleneck_dim}"

@@ -22,8 +22,8 @@ class DoRALinear(LoRALinear):
     method: ClassVar[str] = "dora"
     only_adds: ClassVar[bool] = False
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, *, stabilized: bool = False):
-        super().__init__(base, rank, alpha, dropout, stabilized=stabilized)
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, *, use_rslora: bool = False):
+        super().__init__(base, rank, alpha, dropout, use_rslora=use_rslora)
         self.magnitude: Tensor
         self.learn("magnitude", self.out_features)
 

@@ -20,7 +20,7 @@ def last_layers(model: Model, count: int) -> list[str]:
     """
     blocks = dict(_blocks(model))
     if count > len(blocks):
-        raise InputError(f"This adapter cannot be applied: layers: {count}; the model has {len(blocks)} blocks.")
+        raise InputError(f"This adapter cannot be applied: num_layers: {count}; the model has {len(blocks)} blocks.")
     chosen = [f"{name}." for name in list(blocks)[len(blocks) - count :]]
     before = [f"{name}." for name in blocks] + [f"{name}." for name in BELOW] + ["encoder."]
     return [

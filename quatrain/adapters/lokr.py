@@ -15,18 +15,22 @@ from quatrain.adapters.layer import Adapted, draw_uniform, plain
 class LoKrLinear(Adapted):
     """base(x) + alpha / rank * (w1 ⊗ w2) x.
 
-    w1 is the small factor, w2 the large one, whose shapes `factors` gives; w2 is itself a product w2_a w2_b of this
-    rank where that is smaller, and with `both` w1 too. `factor` is the wish for the small factor's sides.
+    w1 is the small factor and w2 the large one; `kronecker_sides` gives their shapes. w2 is a low-rank product
+    w2_a w2_b where that has fewer parameters; with `decompose_both` so is w1. `decompose_factor` is the preferred side
+    of w1.
     """
 
     method: ClassVar[str] = "lokr"
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, *, factor: int = -1, both: bool = False):
+    def __init__(
+        self, base: nn.Module, rank: int, alpha: float, *, decompose_factor: int = -1, decompose_both: bool = False
+    ):
         super().__init__(base)
         self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
-        self.factor, self.both = factor, both
-        (in1, in2), (out1, out2) = factors(self.in_features, factor), factors(self.out_features, factor)
-        if both and rank < max(out1, in1) / 2:
+        self.decompose_factor, self.decompose_both = decompose_factor, decompose_both
+        in1, in2 = kronecker_sides(self.in_features, decompose_factor)
+        out1, out2 = kronecker_sides(self.out_features, decompose_factor)
+        if decompose_both and rank < max(out1, in1) / 2:
             self.learn("w1_a", out1, rank)
             self.learn("w1_b", rank, in1)
         else:
@@ -68,9 +72,11 @@ class LoKrLinear(Adapted):
         return f"rank={self.rank}, alpha={self.alpha}"
 
 
-def factors(size: int, factor: int = -1) -> tuple[int, int]:
-    """Two numbers whose product is a size: `factor` first where it divides the size; otherwise the first is the largest
-    divisor that is at most `factor`, if one is given, and at most the size's root. As LyCORIS takes them.
+def kronecker_sides(size: int, factor: int = -1) -> tuple[int, int]:
+    """Split a dimension into two sides whose product is `size`, as LyCORIS does.
+
+    `factor` comes first if it divides `size`. Otherwise the first side is the largest divisor of `size` that is at most
+    its square root, and at most `factor` if one is given.
     """
     if factor > 0 and size % factor == 0:
         return factor, size // factor

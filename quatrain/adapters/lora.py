@@ -28,10 +28,10 @@ class LoRALinear(Adapted):
     only_adds: ClassVar[bool] = True
     """Whether the result is the base's plus the product, and nothing else."""
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, *, stabilized: bool = False):
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, *, use_rslora: bool = False):
         super().__init__(base)
-        self.rank, self.alpha, self.dropout, self.stabilized = rank, alpha, dropout, stabilized
-        self.scaling = alpha / (math.sqrt(rank) if stabilized else rank)
+        self.rank, self.alpha, self.dropout, self.use_rslora = rank, alpha, dropout, use_rslora
+        self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.lora_A: Tensor
         self.lora_B: Tensor
         self.learn("lora_A", rank, self.in_features)

@@ -125,10 +125,10 @@ def _options(
     options |= _with_pattern(alpha, "alpha_pattern", {path: each.alpha for path, each in written.items()})
     if isinstance(first, LoRALinear):
         dropout = max(getattr(layer, "dropout", 0.0) for layer in found.values())
-        options |= {"bias": "none", "lora_dropout": dropout, "use_rslora": first.stabilized}
+        options |= {"bias": "none", "lora_dropout": dropout, "use_rslora": first.use_rslora}
         options["use_dora"] = first.method == "dora"
     elif isinstance(first, LoKrLinear):
-        options |= {"decompose_factor": first.factor, "decompose_both": first.both}
+        options |= {"decompose_factor": first.decompose_factor, "decompose_both": first.decompose_both}
     return options
 
 
@@ -337,8 +337,8 @@ def _hows(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict
             "rank": ranks[name],
             "scaling": alphas[name] / (math.sqrt(ranks[name]) if config.get("use_rslora") else ranks[name]),
             "dropout": float(config.get("lora_dropout") or 0.0),
-            "factor": int(config.get("decompose_factor") or -1),
-            "both": bool(config.get("decompose_both")),
+            "decompose_factor": int(config.get("decompose_factor") or -1),
+            "decompose_both": bool(config.get("decompose_both")),
         }
         for path, name in names.items()
     }

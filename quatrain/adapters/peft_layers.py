@@ -146,7 +146,7 @@ def _write_lora(layer: FileLayer, found: Mapping[str, Adapted], base: Callable[[
     if isinstance(first, DoRALinear):
         lengths = [_length(group.get(name), base(name)) for name in layer.parts]
         tensors["lora_magnitude_vector"] = layer.fuse(lengths)
-    return Written(tensors, rank, first.scaling * (math.sqrt(rank) if first.stabilized else rank))
+    return Written(tensors, rank, first.scaling * (math.sqrt(rank) if first.use_rslora else rank))
 
 
 def _length(adapted: Adapted | None, base: nn.Module) -> Tensor:
@@ -244,7 +244,13 @@ def read(
         made[layer.parts[0]] = _filled(BottleneckLinear(bases[0], len(own["down_bias"])), own)
     else:
         rank = how["rank"]
-        lokr = LoKrLinear(bases[0], rank, scaling * rank, factor=how["factor"], both=how["both"])
+        lokr = LoKrLinear(
+            bases[0],
+            rank,
+            scaling * rank,
+            decompose_factor=how["decompose_factor"],
+            decompose_both=how["decompose_both"],
+        )
         made[layer.parts[0]] = _filled(lokr, {name.removeprefix("lokr_"): value for name, value in tensors.items()})
     return made
 

@@ -37,7 +37,7 @@ class PromptTuning(SoftPrompt):
     def begin_as(self, embedding: Tensor, ids: Sequence[int]) -> None:
         """Begins as the embeddings of these tokens, over and over where they are fewer than the slots."""
         if not ids:
-            raise InputError("text: empty; a soft prompt begins as the tokens of a text, or leave it out.")
+            raise InputError("init_text: has no tokens; give a text with tokens, or leave init_text out.")
         chosen = [ids[place % len(ids)] for place in range(self.length)]
         with torch.no_grad():
             self.rows.copy_(embedding[chosen])

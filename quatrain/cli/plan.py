@@ -18,8 +18,8 @@ def plan(
     *overrides: str,
     method: str | None = None,
     rank: int | None = None,
-    targets: tuple[str, ...] = (),
-    tokens: str | None = None,
+    target_modules: tuple[str, ...] = (),
+    trainable_tokens: str | None = None,
     batch_tokens: int | None = None,
     context: int | None = None,
     accumulation: int | None = None,
@@ -44,11 +44,12 @@ def plan(
         last-layers, prompt, p-tuning or prefix.
     rank
         The rank of a low-rank adapter, 16 unless given.
-    targets
-        The layers under the adapter, such as --targets q_proj --targets v_proj; all linear ones unless given.
-    tokens
-        special, as in a recipe where nothing is said: the embedding's rows of the special tokens learn beside an
-        adapter, so that the embedding has a gradient; or none.
+    target_modules
+        The layers under the adapter, such as --target-modules q_proj --target-modules v_proj; by default all linear
+        layers.
+    trainable_tokens
+        special (the default): train the embedding rows of the special tokens beside an adapter, so that the embedding
+        has a gradient. none: do not.
     batch_tokens
         Tokens of a step, 16,384 unless given.
     context
@@ -75,15 +76,18 @@ def plan(
     config, recipe, stored = _config(model, overrides)
     asked = None
     if method is None:
-        more = {"rank": rank, "targets": targets or None, "tokens": tokens, "context": context}
+        more = {
+            "rank": rank, "target_modules": target_modules or None, "trainable_tokens": trainable_tokens,
+            "context": context,
+        }  # fmt: skip
         wanted = [*given, *(name for name, value in more.items() if value is not None)]
         if wanted:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in wanted)
             raise InputError(f"{flags}: says how a model is trained; name a --method too, such as --method lora.")
     else:
         adapter: dict[str, Any] = {} if rank is None else {"rank": rank}
-        adapter |= {"targets": targets} if targets else {}
-        adapter |= {} if tokens is None else {"tokens": tokens}
+        adapter |= {"target_modules": target_modules} if target_modules else {}
+        adapter |= {} if trainable_tokens is None else {"trainable_tokens": trainable_tokens}
         asked = planned(
             config, method, train=given, adapter=adapter, context=context, special=_special(model), stored=stored
         )

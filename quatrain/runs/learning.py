@@ -314,7 +314,7 @@ def longest(model: Model, settings: Any, usual: int) -> int:
     room = model.config.context_length - slots
     if room < 2:
         raise InputError(
-            f"adapter.length: {slots} slots; the model reads {model.config.context_length} tokens, "
+            f"adapter.num_virtual_tokens: {slots} slots; the model reads {model.config.context_length} tokens, "
             "and a text has to fit behind them."
         )
     return min(limit, room)

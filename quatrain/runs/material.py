@@ -117,7 +117,7 @@ def with_rules(model: Model, context: StageContext) -> Model:
 
 def quantize_of(adapter: AdapterSettings | None) -> str | None:
     """How an adapter wants the frozen layers to be held, as `load_model` takes it."""
-    return adapter.base if adapter is not None and adapter.base != "float" else None
+    return adapter.quantize_base if adapter is not None and adapter.quantize_base != "float" else None
 
 
 def pieces(context: StageContext, stage: Settings, part: str = "source") -> Iterator[Piece]:

@@ -78,7 +78,8 @@ def planned(
         problems.append(f'method: "{method}"; must be one of {", ".join(METHODS)}{did_you_mean(method, METHODS)}')
     if method == "full" and adapter:
         problems.append(f'{", ".join(adapter)}: method = "full" trains every weight and has no adapter: leave it out')
-    slots = adapter.get("length", AdapterSettings.model_fields["length"].default) if method in PROMPTS else 0
+    usual = AdapterSettings.model_fields["num_virtual_tokens"].default
+    slots = adapter.get("num_virtual_tokens", usual) if method in PROMPTS else 0
     longest = config.max_position_embeddings - slots
     left = f" ({slots} slots are the {method}'s)" if slots else ""
     if context is not None and not 2 <= context <= longest:
@@ -89,7 +90,7 @@ def planned(
         problems.append(f"batch_tokens: {batch}; must be at least one row, {length} tokens (context)")
     wanted: dict[str, Any] = {"train": {"steps": 1, "warmup_steps": 0, **train}}
     if method in METHODS and method != "full":
-        kind = {"method": "lora", "base": "nf4"} if method == "qlora" else {"method": method}
+        kind = {"method": "lora", "quantize_base": "nf4"} if method == "qlora" else {"method": method}
         wanted["adapter"] = kind | dict(adapter)
     settings = parse(_Wanted, wanted, what="the plan", more=problems)
     device = choose_device(settings.train.device)
@@ -100,6 +101,6 @@ def planned(
         special=special, stored=stored,
     )  # fmt: skip
     chosen = settings.adapter
-    merges = chosen is not None and chosen.method in OVER_LINEAR and chosen.base != "float"
+    merges = chosen is not None and chosen.method in OVER_LINEAR and chosen.quantize_base != "float"
     merged = weight_bytes(config) if merges else 0
     return Planned(method, rows, length, precision, settings.train.optimizer, device.type, found, merged)

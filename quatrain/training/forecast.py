@@ -89,9 +89,9 @@ def forecast(
     """The memory of training a model of this shape with these settings, on micro-batches (rows, length) of tokens.
 
     `precision` is float32, bfloat16 or float16, `stored` that of the model's files: frozen weights of the same are held
-    once. `special` are the tokens whose rows of the embedding learn beside an adapter with `tokens` = "special", where
-    they are known: the embedding has a gradient then, and states. The peak is at least that of reading the model and
-    narrowing its weights. Raises InputError for an adapter that does not fit the model.
+    once. `special` are the tokens whose embedding rows train beside an adapter with `trainable_tokens` = "special", if
+    they are known: the embedding then has a gradient and optimizer states. The peak is at least that of
+    reading the model and narrowing its weights. Raises InputError for an adapter that does not fit the model.
     """
     device = torch.device(device)
     # The generator of torch is as it was: nothing is drawn.
@@ -158,8 +158,8 @@ def _model(
     with device:
         model = Model(config)
         if adapter is not None:
-            if adapter.base != "float":
-                methods.preparing(adapter.base)(model, {})
+            if adapter.quantize_base != "float":
+                methods.preparing(adapter.quantize_base)(model, {})
                 methods.filled(model)
                 for layer in model.modules():
                     if isinstance(layer, QuantizedLinear):  # of the part at a time that its weight is made of, nothing

@@ -246,8 +246,8 @@ class FinetuneStage(Settings):
         elif adapter.method in ("bitfit", "last-layers") or adapter.modules_to_save:
             text = "learns weights of the model itself, which all tasks share; take another for several tasks"
             yield Problem(("adapter", "method"), f'"{adapter.method}"; {text}', (("tasks",),))
-        elif adapter.base != "float":
-            text = f'"{adapter.base}"; several tasks learn over floats alone: leave it out'
+        elif adapter.quantize_base != "float":
+            text = f'"{adapter.quantize_base}"; several tasks learn over floats alone: leave it out'
             yield Problem(("adapter", "base"), text, (("tasks",),))
         if self.data is not None:
             yield Problem(("data",), "given beside tasks, which have data of their own: leave it out", (("tasks",),))

@@ -25,7 +25,7 @@ CONFIG = llama(tie_word_embeddings=True)
 
 
 def options(**changes):
-    return AdapterSettings(**{"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear"} | changes)
+    return AdapterSettings(**{"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": "all-linear"} | changes)
 
 
 def adapted(**changes):
@@ -135,7 +135,7 @@ def test_starts_as_the_base_and_seeds_decide():
 
 
 def test_only_the_adapter_trains():
-    model = adapted(targets=("q_proj", "v_proj"))
+    model = adapted(target_modules=("q_proj", "v_proj"))
     _, loss = model(IDS, IDS)
     loss.sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -219,7 +219,7 @@ def test_checkpointed_tensors_come_back(tmp_path):
     with torch.no_grad():
         assert torch.equal(fresh(IDS)[0], model(IDS)[0])
     other = random_model(CONFIG)
-    apply(other, options(targets=("q_proj",), rank=2), seed=9)
+    apply(other, options(target_modules=("q_proj",), rank=2), seed=9)
     before = {name: tensor.clone() for name, tensor in state.trained_tensors(other).items()}
     with pytest.raises(InputError) as caught:
         state.load(other, tmp_path)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quatrain.adapters import peft_files, state
 from quatrain.adapters.apply import apply, learned_whole, merge_all, taken_off, trainable_report
 from quatrain.adapters.layer import adapters
-from quatrain.adapters.lokr import factors
+from quatrain.adapters.lokr import kronecker_sides
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
 from quatrain.loading.model import load_model
@@ -40,11 +40,11 @@ IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(1))
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0},
-    "rslora": {"method": "lora", "rank": 4, "alpha": 8.0, "stabilized": True},
+    "rslora": {"method": "lora", "rank": 4, "alpha": 8.0, "use_rslora": True},
     "dora": {"rank": 4, "alpha": 8.0},
     "loha": {"rank": 3, "alpha": 6.0},
     "lokr": {"rank": 2, "alpha": 6.0},
-    "lokr-both": {"method": "lokr", "rank": 1, "alpha": 2.0, "both": True, "factor": 8},
+    "lokr-both": {"method": "lokr", "rank": 1, "alpha": 2.0, "decompose_both": True, "decompose_factor": 8},
     "ia3": {},
 }
 
@@ -120,7 +120,7 @@ def test_a_step_is_that_of_peft(family: str, name: str, tmp_path: Path) -> None:
     base = base_of(family, tmp_path / "base")
     # PEFT's layer over several fused ones learns the zeros between our blocks too: others are compared.
     fused = family in ("gpt2", "phi3", "bloom")
-    model = adapted(base, name, targets=("o_proj", "down_proj") if fused else "all-linear")
+    model = adapted(base, name, target_modules=("o_proj", "down_proj") if fused else "all-linear")
     peft_files.save_adapter(model, tmp_path / "before", base_model="../base")
     reference = reference_of(base, tmp_path / "before").eval()  # without GPT-2's dropout
     for parameters, loss in (
@@ -237,7 +237,7 @@ def test_a_bottleneck_is_that_of_the_paper_over_transformers(family: str, tmp_pa
 
     base = base_of(family, tmp_path / "base")
     model = model_folder.load(base)
-    changed = apply(model, AdapterSettings(method="bottleneck", hidden=6), seed=1)
+    changed = apply(model, AdapterSettings(method="bottleneck", bottleneck_dim=6), seed=1)
     assert len(changed) == 4 and {name.rpartition(".")[2] for name in changed} == {"o_proj", "down_proj"}
     stirred(model)
     peft_files.save_adapter(model, tmp_path / "adapter", base_model="../base")
@@ -289,8 +289,8 @@ def test_a_fresh_head_learns_whole_and_is_saved(name: str, tmp_path: Path) -> No
 def test_factors_are_those_of_lycoris(size: int, factor: int) -> None:
     from peft.tuners.lokr.layer import factorization
 
-    assert factors(size, factor) == tuple(factorization(size, factor))
-    assert math.prod(factors(size, factor)) == size
+    assert kronecker_sides(size, factor) == tuple(factorization(size, factor))
+    assert math.prod(kronecker_sides(size, factor)) == size
 
 
 def test_what_peft_cannot_hold_is_said(tmp_path: Path) -> None:
@@ -314,12 +314,12 @@ source = "x.jsonl"
 [[stage]]
 kind = "finetune"
 train = { steps = 1 }
-adapter = { method = "ia3", rank = 4, layers = 2, dropout = 0.1 }
+adapter = { method = "ia3", rank = 4, num_layers = 2, dropout = 0.1 }
 """
     with pytest.raises(InputError) as caught:
         loads(recipe)
     told = "\n".join(caught.value.problems)
-    assert all(f"{name}" in told for name in ("rank", "layers", "dropout")) and 'method = "last-layers"' in told
+    assert all(f"{name}" in told for name in ("rank", "num_layers", "dropout")) and 'method = "last-layers"' in told
 
 
 def test_parts_and_layers_that_are_not_there(tmp_path: Path) -> None:
@@ -328,8 +328,8 @@ def test_parts_and_layers_that_are_not_there(tmp_path: Path) -> None:
         apply(model, AdapterSettings(modules_to_save=("nrm", "lm_heat")))
     assert "'nrm' names no part; did you mean norm" in caught.value.problems[0]
     assert all(parameter.requires_grad for parameter in model.parameters())
-    with pytest.raises(InputError, match="layers: 3; the model has 2"):
-        apply(model, AdapterSettings(method="last-layers", layers=3))
+    with pytest.raises(InputError, match="num_layers: 3; the model has 2"):
+        apply(model, AdapterSettings(method="last-layers", num_layers=3))
     with pytest.raises(InputError, match="llama has none"):
         apply(model, AdapterSettings(method="bitfit"))
     with pytest.raises(InputError, match="cannot be applied") as caught:
@@ -352,7 +352,7 @@ def test_layers_in_few_bits_do_not_learn_whole(tmp_path: Path) -> None:
 def test_counts(tmp_path: Path) -> None:
     model = model_folder.load(base_of("llama", tmp_path / "base"))
     whole = trainable_report(model)[1]
-    apply(model, AdapterSettings(method="last-layers", layers=1))
+    apply(model, AdapterSettings(method="last-layers", num_layers=1))
     trained, total, _ = trainable_report(model)
     assert total == whole
     block = sum(parameter.numel() for parameter in model.layers[1].parameters())
@@ -377,7 +377,7 @@ def test_counts_of_gpt2_with_two_classes(tmp_path: Path) -> None:
     config = transformers.GPT2Config(num_labels=2)
     model = model_of(config, "GPT2ForSequenceClassification", tmp_path, score_bias=True)
     assert trainable_report(model)[1] == 124_441_346
-    apply(model, AdapterSettings(rank=16, alpha=16.0, targets=("*",)))
+    apply(model, AdapterSettings(rank=16, alpha=16.0, target_modules=("*",)))
     assert trainable_report(model)[0] == 2_666_528
 
 
@@ -388,6 +388,6 @@ def test_counts_of_mt0_small(tmp_path: Path) -> None:
     )  # fmt: skip
     # The model's file says that its head is untied; today's transformers does not write that.
     model = model_of(config, "MT5ForConditionalGeneration", tmp_path, tie_word_embeddings=False)
-    apply(model, AdapterSettings(rank=64, targets=("q_proj", "v_proj")))
+    apply(model, AdapterSettings(rank=64, target_modules=("q_proj", "v_proj")))
     trainable, total, percent = trainable_report(model)
     assert (trainable, total) == (2_752_512, 302_929_280) and f"{percent:.4f}" == "0.9086"

@@ -30,8 +30,9 @@ from quatrain.training.chunked_loss import chunking, summed_language_loss
 
 CONFIGS = {"llama": llama(), "gpt2": gpt2(), "bloom": bloom()}
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 3}, "dora": {"rank": 2}, "ia3": {}, "bottleneck": {"hidden": 5},
-    "prompt": {"length": 5}, "prompt.short": {"method": "prompt", "length": 2}, "prefix": {"length": 3},
+    "lora": {"rank": 3}, "dora": {"rank": 2}, "ia3": {}, "bottleneck": {"bottleneck_dim": 5},
+    "prompt": {"num_virtual_tokens": 5}, "prompt.short": {"method": "prompt", "num_virtual_tokens": 2},
+    "prefix": {"num_virtual_tokens": 3},
     "rows": {"method": "lora", "rank": 2}, "new": {"method": "lora", "rank": 2},
 }  # fmt: skip
 """By name; "rows" and "new" let single rows of the embedding learn, the latter of tokens that the base has not."""
@@ -177,7 +178,7 @@ def test_tokenizers_must_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunks", [True, False])
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "prefix"])
 def test_gradients_of_a_mixed_batch_are_those_of_each_alone(method: str, chunks: bool, folders: Path) -> None:
-    how = AdapterSettings(**{"method": method} | ({"length": 4} if method in PROMPTS else {}))  # type: ignore[arg-type]
+    how = AdapterSettings(**{"method": method} | ({"num_virtual_tokens": 4} if method in PROMPTS else {}))  # type: ignore[arg-type]
     model = model_folder.load(folders / "base")
     ids = () if method in PROMPTS else (3, 9, 11)
     adapter_set = AdapterSet.begin(model, ("one", "other"), how, seed=3, ids=ids)

@@ -35,7 +35,7 @@ def theirs(base):
 
 def ours(base, targets="all-linear", rank=4):
     model = model_folder.load(base)
-    apply(model, AdapterSettings(rank=rank, alpha=8.0, dropout=0.0, targets=targets), seed=1)
+    apply(model, AdapterSettings(rank=rank, alpha=8.0, dropout=0.0, target_modules=targets), seed=1)
     with torch.no_grad():
         for number, (_, layer) in enumerate(adapters(model)):
             layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))

@@ -25,7 +25,8 @@ CONFIGS = {"llama": llama(), "gpt2": gpt2(max_position_embeddings=40)}
 IDS = torch.randint(1, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(1))
 METHODS: dict[str, dict[str, Any]] = {
-    "prompt": {}, "p-tuning": {"hidden": 24}, "prefix": {}, "prefix-network": {"method": "prefix", "hidden": 24},
+    "prompt": {}, "p-tuning": {"bottleneck_dim": 24}, "prefix": {},
+    "prefix-network": {"method": "prefix", "bottleneck_dim": 24},
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def base_of(family: str, folder: Path) -> Path:
 
 def prompted(base: Path, name: str = "prompt", **more: Any) -> Model:
     model = model_folder.load(base)
-    apply(model, AdapterSettings(**{"method": name, "length": 5} | METHODS[name] | more), seed=1)
+    apply(model, AdapterSettings(**{"method": name, "num_virtual_tokens": 5} | METHODS[name] | more), seed=1)
     return model
 
 
@@ -170,11 +171,11 @@ def test_only_the_prompt_learns_and_comes_back(name: str, tmp_path: Path) -> Non
 def test_it_begins_as_the_tokens_of_a_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["the cat sat on the mat"], kind="char", vocab_size=60)
     model = model_folder.load(base_of("llama", tmp_path / "base"))
-    settings = AdapterSettings(method="prompt", length=5, text="cat")
+    settings = AdapterSettings(method="prompt", num_virtual_tokens=5, init_text="cat")
     apply(model, settings, tokenizer=tokenizer)
     ids = tokenizer.encode("cat")
     assert torch.equal(model.prompt.rows, model.embed_tokens.weight[[*ids, *ids][:5]])
-    with pytest.raises(InputError, match="none is here"):
+    with pytest.raises(InputError, match="needs a tokenizer"):
         apply(model_folder.load(tmp_path / "base"), settings)
     with pytest.raises(InputError, match="has a soft prompt already"):
         apply(model, settings, tokenizer=tokenizer)
@@ -184,7 +185,7 @@ def test_it_begins_as_the_tokens_of_a_text(tmp_path: Path) -> None:
 def test_slots_stand_next_to_the_text_where_distance_counts(name: str) -> None:
     """ALiBi counts slots between tokens, so that padding must not lie between a prompt and its text."""
     model = random_model(bloom())
-    apply(model, AdapterSettings(method=name, length=5), seed=1)  # type: ignore[arg-type]
+    apply(model, AdapterSettings(method=name, num_virtual_tokens=5), seed=1)  # type: ignore[arg-type]
     rows = [[3, 7, 9, 4, 8, 2], [5, 6]]
     params = SamplingParams(max_new_tokens=4, temperature=0.0)
     together = Engine(model).generate(rows, params)
@@ -204,7 +205,8 @@ def test_an_encoder_reads_a_prompt_as_pefts_does(kind: str, tmp_path: Path) -> N
         decoder_start_token_id=0))  # fmt: skip
     theirs.save_pretrained(tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
-    apply(model, AdapterSettings(method=kind, length=5, hidden=24 if kind == "p-tuning" else 0), seed=1)  # type: ignore[arg-type]
+    width = 24 if kind == "p-tuning" else 0
+    apply(model, AdapterSettings(method=kind, num_virtual_tokens=5, bottleneck_dim=width), seed=1)  # type: ignore[arg-type]
     peft_files.save_adapter(model, tmp_path / "ours", base_model="../base")
     base = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "base")
     reference = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()

@@ -80,7 +80,7 @@ def test_any_tree_takes_any_method(tree: Any, method: str, data: st.DataObject) 
     with torch.no_grad():
         before = {name: model.get_submodule(name)(x) for name, x in inputs.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    apply(model, AdapterSettings(**{"method": method, "targets": tuple(chosen)} | METHODS[method]))  # type: ignore[arg-type]
+    apply(model, AdapterSettings(**{"method": method, "target_modules": tuple(chosen)} | METHODS[method]))  # type: ignore[arg-type]
     over = dict(adapters(model))
     assert set(over) == set(chosen)
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

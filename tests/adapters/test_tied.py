@@ -109,7 +109,7 @@ def test_what_learns_here_is_read_by_peft(family: str, rows: Any, parts: tuple[s
     base = random_model({"llama": llama, "gpt2": gpt2}[family](tie_word_embeddings=True))
     model_folder.save(base, tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
-    apply(model, AdapterSettings(rank=4, targets=("q_proj",), modules_to_save=parts))
+    apply(model, AdapterSettings(rank=4, target_modules=("q_proj",), modules_to_save=parts))
     train_tokens(model, rows)
     learning = {name for name in learned_whole(model)}
     assert learning == {f"{part}.weight" for part in parts}
@@ -184,7 +184,9 @@ def test_any_parts_are_read_as_peft_has_them(
     assert list(adapters(model))
 
 
-@pytest.mark.parametrize("learned", [{"modules_to_save": ["lm_head"]}, {"targets": ["q_proj", "lm_head"]}], ids=str)
+@pytest.mark.parametrize(
+    "learned", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}], ids=str
+)
 def test_a_head_under_two_names_is_written_under_both(learned: dict[str, Any], tmp_path: Path) -> None:
     """GPT-NeoX's head is `embed_out` or `lm_head`, by the release of transformers."""
     torch.manual_seed(0)
@@ -194,7 +196,7 @@ def test_a_head_under_two_names_is_written_under_both(learned: dict[str, Any], t
     )  # fmt: skip
     transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
-    apply(model, AdapterSettings(**{"rank": 4, "targets": ["q_proj"], **learned}))
+    apply(model, AdapterSettings(**{"rank": 4, "target_modules": ["q_proj"], **learned}))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -203,7 +203,7 @@ def test_runs_adapters_and_quantized_models(
     (run_folder / "recipe.toml").write_text("name = 'run'\n")
     assert found(capsys, run_folder)["parameters"] == model_folder.load(base).num_parameters()
     adapted = model_folder.load(base)
-    apply(adapted, AdapterSettings(rank=4, alpha=8.0, dropout=0.0, targets=["q_proj", "v_proj"]))
+    apply(adapted, AdapterSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=["q_proj", "v_proj"]))
     peft_files.save_adapter(adapted, tmp_path / "adapter", base_model=str(base))
     assert run(tmp_path / "adapter") == 0
     text = " ".join(capsys.readouterr().out.split())  # lines break where the folder's name is long

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     for number, (name, how) in enumerate({
         "one": AdapterSettings(rank=4, alpha=8.0),
         "two": AdapterSettings(method="ia3", modules_to_save=("layers.1.input_layernorm",)),
-        "soft": AdapterSettings(method="prompt", length=3),
+        "soft": AdapterSettings(method="prompt", num_virtual_tokens=3),
     }.items()):  # fmt: skip
         model = model_folder.load(tmp_path / "base")
         apply(model, how, seed=number)

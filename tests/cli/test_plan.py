@@ -15,7 +15,7 @@ from quatrain.models.transformer.stack import Model
 
 SIZES = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "max_position_embeddings": 128}  # fmt: skip
-NONE = ["--tokens", "none"]
+NONE = ["--trainable-tokens", "none"]
 SMALL = ["--batch-tokens", "64", "--context", "32", "--precision", "float32"]
 
 
@@ -54,7 +54,7 @@ def test_rank_and_targets_are_heard(folder: Path, capsys: pytest.CaptureFixture[
         return planned(capsys, str(folder), "--method", "lora", *SMALL, *NONE, *words)["method"]["trainable"]
 
     assert trainable("--rank", "4") * 2 == trainable("--rank", "8")
-    assert trainable("--rank", "4", "--targets", "q_proj", "--targets", "o_proj") == 2 * 2 * 4 * (64 + 64)
+    assert trainable("--rank", "4", "--target-modules", "q_proj", "--target-modules", "o_proj") == 2 * 2 * 4 * (64 + 64)
 
 
 def test_rows_of_special_tokens_cost_themselves_alone(
@@ -92,7 +92,7 @@ folder = "{folder}"
 [[stage]]
 kind = "finetune"
 context = 32
-adapter = {{ rank = 4, tokens = "none" }}
+adapter = {{ rank = 4, trainable_tokens = "none" }}
 {train}
 """
 TRAIN = 'train = { steps = 2, batch_tokens = 128, precision = "bfloat16", warmup_steps = 0 }'
@@ -126,7 +126,7 @@ def test_frozen_weights_of_narrow_files_cost_less_where_training_begins_from_the
          ["did you mean adamw8bit?", "rank", "the model's longest, 128"]),
         (["--method", "ia3", "--rank", "4"], ["rank", 'only method = "lora"']),
         (["--method", "full", "--rank", "4"], ["rank", "every weight"]),
-        (["--method", "lora", "--targets", "q_prj"], ["did you mean q_proj"]),
+        (["--method", "lora", "--target-modules", "q_prj"], ["did you mean q_proj"]),
         (["--method", "lora", "--batch-tokens", "16", "--context", "32"], ["at least one row"]),
         (["--rank", "4", "--precision", "float32"], ["--precision, --rank", "--method"]),
     ],

@@ -151,7 +151,7 @@ def test_bfloat16_and_autocast():
 
 def test_what_cannot_be_quantized_is_told(tmp_path):
     small = random_model(CONFIG)
-    apply(small, AdapterSettings(rank=2, alpha=2.0, dropout=0.0, targets="q_proj"))
+    apply(small, AdapterSettings(rank=2, alpha=2.0, dropout=0.0, target_modules="q_proj"))
     with pytest.raises(InputError, match="Merge the adapters"):
         methods.quantize(small, "int8")
     twice = random_model(CONFIG)

@@ -77,7 +77,8 @@ def test_a_lora_over_it_learns_and_merges(method: str) -> None:
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     weights = {name: model.get_submodule(name).plain_weight() for name in names}
     elements = sum(weight.numel() for weight in weights.values())
-    assert apply(model, AdapterSettings(rank=4, alpha=8.0, tokens="none", base=method), seed=1) == names
+    settings = AdapterSettings(rank=4, alpha=8.0, trainable_tokens="none", quantize_base=method)
+    assert apply(model, settings, seed=1) == names
     assert trainable_report(model)[1] >= elements + sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -110,7 +111,7 @@ def test_gradients_of_a_lora_are_those_over_the_plain_weights(method: str) -> No
     methods.dequantize(float_model)
     found = []
     for model in (quantized, float_model):
-        apply(model, AdapterSettings(rank=4, tokens="none"), seed=1)
+        apply(model, AdapterSettings(rank=4, trainable_tokens="none"), seed=1)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("lora_B"):

@@ -479,7 +479,7 @@ def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_pat
     peft = pytest.importorskip("peft")
     model_folder.save(models(name), tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
-    changed = apply(model, AdapterSettings(rank=2, alpha=4.0, dropout=0.0, targets=targets), seed=1)
+    changed = apply(model, AdapterSettings(rank=2, alpha=4.0, dropout=0.0, target_modules=targets), seed=1)
     assert {part for name in changed for part in name.split(".")} >= {"encoder", "self_attn", "cross_attn"}
     with torch.no_grad():
         for number, (_, layer) in enumerate(adapters(model)):

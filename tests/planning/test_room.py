@@ -115,9 +115,9 @@ def test_batches_that_nothing_holds(rows: int, length: int) -> None:
     [
         {"method": "lora", "rank": 1_000_000},
         {"method": "loha", "rank": 1_000_000},
-        {"method": "bottleneck", "hidden": 1_000_000},
-        {"method": "p-tuning", "hidden": 1_000_000},
-        {"method": "prefix", "hidden": 1_000_000},
+        {"method": "bottleneck", "bottleneck_dim": 1_000_000},
+        {"method": "p-tuning", "bottleneck_dim": 1_000_000},
+        {"method": "prefix", "bottleneck_dim": 1_000_000},
     ],
     ids=str,
 )

@@ -65,7 +65,7 @@ def run_on(base: Path, tmp_path: Path, adapter: str, steps: int = 60) -> Run:
 def test_new_tokens_learn_beside_an_adapter(tied: bool, tokens: str, tmp_path: Path) -> None:
     base = base_of(tmp_path / "base", tied=tied)
     before, known = model_folder.load(base), Tokenizer.load(base)
-    run = run_on(base, tmp_path, f'method = "lora", rank = 4, tokens = "{tokens}"')
+    run = run_on(base, tmp_path, f'method = "lora", rank = 4, trainable_tokens = "{tokens}"')
     adapter = run.folder / "stages" / "01-finetune" / "adapter"
     merged, tokenizer = load_model(run.model)
     new = [tokenizer.token_to_id(token) for token in ("<sql>", "<|start_header_id|>", "<|eot_id|>")]
@@ -100,7 +100,7 @@ def test_new_tokens_learn_beside_an_adapter(tied: bool, tokens: str, tmp_path: P
 
 def test_a_model_with_rows_to_spare_keeps_them(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base", tied=True, rows=400)
-    run = run_on(base, tmp_path, 'method = "ia3", tokens = "none"', steps=3)
+    run = run_on(base, tmp_path, 'method = "ia3", trainable_tokens = "none"', steps=3)
     merged, tokenizer = load_model(run.model)
     assert merged.config.vocab_size == 400
     before = model_folder.load(base).embed_tokens.weight

@@ -89,7 +89,11 @@ def test_shipped_recipes_are_right_and_described(name: str) -> None:
         ),
         ("modle.family=llama", "modle: unknown; did you mean model?"),
         ('evaluate.temperatures=[0.5, "hot"]', 'evaluate.temperatures[1]: "hot" is text; must be a number'),
-        ("stage.2.adapter.targets=3", "stage[2].adapter.targets: 3 is a whole number; must be text or a list, such as"),
+        (
+            "stage.2.adapter.target_modules=3",
+            "stage[2].adapter.target_modules: 3 is a whole number; must be text or a list, such as",
+        ),
+        ("stage.2.adapter.length=3", "stage[2].adapter.length: unknown; did you mean num_virtual_tokens?"),
         ("stage.2.adapter=lora", 'stage[2].adapter: "lora" is text; must be a table of keys'),
         ("name=a/b", 'name: "a/b"; must be a name for the run\'s folder'),
         ("name=..", 'name: ".."; must be a name for the run\'s folder'),
@@ -316,7 +320,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         },
     )
     adapter = st.fixed_dictionaries(
-        {}, optional={"rank": st.integers(1, 10**6), "targets": st.one_of(texts, st.lists(texts, max_size=3))}
+        {}, optional={"rank": st.integers(1, 10**6), "target_modules": st.one_of(texts, st.lists(texts, max_size=3))}
     )
     stages: list[dict[str, Any]] = [{"kind": "tokenizer"}, {"kind": "pretrain", "train": draw(train)}]
     if draw(st.booleans()):

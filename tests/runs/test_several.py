@@ -53,7 +53,10 @@ blame = {{ source = "{folder}/blame.jsonl", validation = 0.2 }}
 [evaluate]
 max_new_tokens = 16
 """
-KINDS = {"prompt": (", length = 8", 0.3), "prefix": (", length = 6", 0.05), "lora": (", rank = 8", 0.02)}
+KINDS = {
+    "prompt": (", num_virtual_tokens = 8", 0.3), "prefix": (", num_virtual_tokens = 6", 0.05),
+    "lora": (", rank = 8", 0.02),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -381,7 +381,7 @@ def test_a_model_is_measured_again_by_the_stage_and_by_the_verb(
 
 ADAPTERS = [
     '{ method = "lora", rank = 4, alpha = 8 }',
-    '{ method = "dora", rank = 4, alpha = 8, stabilized = true, dropout = 0.1 }',
+    '{ method = "dora", rank = 4, alpha = 8, use_rslora = true, dropout = 0.1 }',
     '{ method = "loha", rank = 4, alpha = 8 }',
     '{ method = "lokr", rank = 4, alpha = 8 }',
     '{ method = "ia3" }',
@@ -485,7 +485,7 @@ def test_a_chat_is_learned_beside_a_frozen_model(method: str, data: dict[str, st
         {"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}
         for word in THINGS * 10
     ])  # fmt: skip
-    more = ', hidden = 3, tokens = "none"' if method == "bottleneck" else ", length = 4"
+    more = ', bottleneck_dim = 3, trainable_tokens = "none"' if method == "bottleneck" else ", num_virtual_tokens = 4"
     adapter = f'{{ method = "{method}"{more} }}'
     run = go(
         tmp_path / "runs",

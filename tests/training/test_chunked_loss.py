@@ -131,7 +131,7 @@ def test_any_shape_mask_and_chunk(rows, length, share, factor, logits):
 def test_an_adapted_head_is_said_in_parts(monkeypatch):
     small_chunks(monkeypatch, 4 * 101)
     model = ready(Model(plain_config(tie_word_embeddings=False)))
-    apply(model, AdapterSettings(rank=4, targets=("lm_head",)), seed=0)
+    apply(model, AdapterSettings(rank=4, target_modules=("lm_head",)), seed=0)
     for name, parameter in model.named_parameters():
         if name.endswith("_B"):
             torch.nn.init.normal_(parameter)

@@ -20,7 +20,9 @@ from quatrain.training.objectives import Causal
 from quatrain.training.trainer import Trainer
 
 SHAPE = CONFIG.with_(hidden_size=128, intermediate_size=256, vocab_size=500, max_position_embeddings=128)
-ADAPTERS = [None, *({"method": each} for each in ("lora", "dora", "ia3", "prefix")), {"method": "lora", "base": "nf4"}]
+ADAPTERS = [
+    None, *({"method": each} for each in ("lora", "dora", "ia3", "prefix")), {"method": "lora", "quantize_base": "nf4"}
+]  # fmt: skip
 
 
 class Same:
@@ -45,7 +47,7 @@ class Same:
 def test_the_parts_are_those_that_a_training_measures(given_, precision, optimizer):
     if given_ is not None and optimizer == "muon":
         pytest.skip("thin matrices go to AdamW")
-    adapter = None if given_ is None else AdapterSettings(**given_, tokens="none")
+    adapter = None if given_ is None else AdapterSettings(**given_, trainable_tokens="none")
     wanted = settings(optimizer=optimizer, precision=precision, steps=3)
     said = forecast(SHAPE, wanted, rows=2, length=64, precision=precision, adapter=adapter)
     model = Model(SHAPE).initialize(0)
@@ -53,7 +55,7 @@ def test_the_parts_are_those_that_a_training_measures(given_, precision, optimiz
         for parameter in model.parameters():  # fresh ones are zero in places, over which DoRA divides
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     if adapter is not None:
-        if adapter.base == "nf4":
+        if adapter.quantize_base == "nf4":
             methods.quantize(model, "nf4")
         apply(model, adapter)
     assert (said.trainable, said.total) == trainable_report(model)[:2]
@@ -85,12 +87,12 @@ def test_less_is_held_of_what_is_said_to_save_memory():
     assert peak(activation_checkpointing=True).peak < plain.peak
     assert peak(optimizer="adamw8bit").parts["optimizer"] < 0.3 * plain.parts["optimizer"]
     assert peak(adapter=AdapterSettings()).peak < plain.peak
-    assert peak(adapter=AdapterSettings(base="nf4")).peak < peak(adapter=AdapterSettings()).peak
+    assert peak(adapter=AdapterSettings(quantize_base="nf4")).peak < peak(adapter=AdapterSettings()).peak
 
 
 def test_nothing_is_left_behind_and_nothing_is_drawn():
     state = torch.get_rng_state()
-    forecast(SHAPE, settings(), rows=1, length=8, precision="float32", adapter=AdapterSettings(base="nf4"))
+    forecast(SHAPE, settings(), rows=1, length=8, precision="float32", adapter=AdapterSettings(quantize_base="nf4"))
     assert torch.equal(torch.get_rng_state(), state)
     model = Model(SHAPE).initialize(0)
     methods.quantize(model, "nf4")
@@ -112,13 +114,15 @@ def test_every_family_can_be_planned(family, head):
 
 def test_a_large_model_is_planned_without_its_weights():
     config = fresh_config("llama", {**SIZES, "hidden_size": 8192, "num_attention_heads": 64, "num_hidden_layers": 4})
-    said = forecast(config, settings(), rows=1, length=64, precision="bfloat16", adapter=AdapterSettings(base="nf4"))
+    adapter = AdapterSettings(quantize_base="nf4")
+    said = forecast(config, settings(), rows=1, length=64, precision="bfloat16", adapter=adapter)
     assert said.total > 1e9 and said.parts["weights"] < 0.7e9
 
 
 def test_targets_that_are_not_there_are_named():
     with pytest.raises(InputError, match="did you mean q_proj"):
-        forecast(CONFIG, settings(), rows=1, length=8, precision="float32", adapter=AdapterSettings(targets=("q_prj",)))
+        adapter = AdapterSettings(target_modules=("q_prj",))
+        forecast(CONFIG, settings(), rows=1, length=8, precision="float32", adapter=adapter)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.booleans()), max_size=60))

@@ -19,7 +19,7 @@ from quatrain.training.streams import WindowStream
 from quatrain.training.trainer import Trainer
 
 CONFIG: ModelConfig = llama(hidden_size=32, intermediate_size=64)
-ADAPTER = AdapterSettings.model_validate({"rank": 4, "tokens": "none"})
+ADAPTER = AdapterSettings.model_validate({"rank": 4, "trainable_tokens": "none"})
 TOKENS = torch.randint(0, CONFIG.vocab_size, (4000,), generator=torch.Generator().manual_seed(1)).numpy()
 
 

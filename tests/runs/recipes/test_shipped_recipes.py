@@ -130,8 +130,9 @@ OVER = ["model=none", "stage.tokenizer=none", "stage.pretrain=none", "evaluate.m
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("sql-finetune", ['stage.finetune.adapter={method = "lora", base = "nf4"}', "stage.finetune.context=512",
-                          "data.source=geoquery-train", "data.test=geoquery-new-queries"]),
+        ("sql-finetune", ['stage.finetune.adapter={method = "lora", quantize_base = "nf4"}',
+                          "stage.finetune.context=512", "data.source=geoquery-train",
+                          "data.test=geoquery-new-queries"]),
         ("instruct", ['stage.finetune.adapter={method = "lora", rank = 4}', "data.source=instructions"]),
     ],
 )  # fmt: skip
