@@ -88,7 +88,7 @@ def planned(
     batch = train.get("batch_tokens", TrainSettings.model_fields["batch_tokens"].default)
     if 0 < batch < length:
         problems.append(f"batch_tokens: {batch}; must be at least one row, {length} tokens (context)")
-    wanted: dict[str, Any] = {"train": {"steps": 1, "warmup_steps": 0, **train}}
+    wanted: dict[str, Any] = {"train": {"steps": 1, "warmup_steps": 0, "schedule": "constant", **train}}
     if method in METHODS and method != "full":
         kind = {"method": "lora", "quantize_base": "nf4"} if method == "qlora" else {"method": method}
         wanted["adapter"] = kind | dict(adapter)
