@@ -83,7 +83,8 @@ class Bench:
             choices += [["inspect", model], ["inspect", model, "--text", "the cat"], ["plan", model],
                         ["tokenize", model, "the cat"], ["plan", model, "--method", draw.choice(METHODS)]]  # fmt: skip
         words = draw.choice(choices)
-        return [*words, *(["--json"] if self.chance(0.2) and words[0] != "chat" else [])], typed
+        asks_json = self.chance(0.2) and words[0] != "chat" and "--json" not in words
+        return [*words, *(["--json"] if asks_json else [])], typed
 
     def data(self, name: str) -> str:
         """The path of a valid file of data; reading does not change it."""

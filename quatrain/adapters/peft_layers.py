@@ -227,7 +227,9 @@ def read(
         outer = [layer.cut(tensors[f"hada_w{n}_a"], sizes) for n in (1, 2)]
         rank = tensors["hada_w1_b"].shape[0]
         for name, base, a1, a2 in zip(layer.parts, bases, *outer, strict=True):
-            used = a1.ne(0).any(0) & a2.ne(0).any(0) if len(sizes) > 1 else torch.ones(rank, dtype=torch.bool)
+            # where the files are, though the model may have no weights (`inspect`)
+            every = torch.ones(rank, dtype=torch.bool, device=a1.device)
+            used = a1.ne(0).any(0) & a2.ne(0).any(0) if len(sizes) > 1 else every
             if used.any():
                 loha = LoHaLinear(base, int(used.sum()), scaling * int(used.sum()))
                 b1, b2 = (tensors[f"hada_w{n}_b"][used] for n in (1, 2))
@@ -302,5 +304,3 @@ def _filled(layer: Adapted, tensors: Mapping[str, Tensor]) -> Adapted:
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
     return layer
-
-

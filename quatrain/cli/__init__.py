@@ -65,7 +65,7 @@ def _failed(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, KeyboardInterrupt):
         show_error("stopped")
         return 130
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_of_memory(str(error))):
         show_error("there is not enough memory for this; close other programs, or ask for less", "error: ")
         return 1
     if isinstance(error, RuntimeError) and "home directory" in str(error):
@@ -80,6 +80,11 @@ def _failed(error: BaseException, *, debug: bool) -> int:
         "internal error: ",
     )
     return 1
+
+
+def _is_of_memory(text: str) -> bool:
+    """Whether a message of torch says that the system, or a GPU, gave no memory."""
+    return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
 
 
 def _is_of_usage(error: BaseException) -> bool:

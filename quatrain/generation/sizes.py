@@ -15,13 +15,19 @@ UNASKED = 64 * 1024 * 1024
 
 
 def needed(model: Model, rows: int, width: int, new: int) -> int:
-    """Bytes for `rows` sequences of `width` tokens, of which `new` are generated: keys and values, scores, and ids."""
+    """Bytes for `rows` sequences of `width` tokens, of which `new` are generated: keys and values, scores, and ids.
+
+    Where positions are biases, those of the prompt too, which grow with the square of its length.
+    """
     config = model.config
     windows = [config.sliding_window if kind == "sliding" else None for kind in config.layer_types]
     slots = sum(width if not window else min(width, 2 * window) for window in windows)
     item = model.embed_tokens.weight.element_size()
     keys_and_values = 2 * slots * config.num_key_value_heads * config.head_dim * item
-    return rows * (keys_and_values + 3 * 4 * config.vocab_size + 3 * 12 * new)
+    biases = 0
+    if config.position in ("relative", "alibi"):  # a distance and each head's bias for every pair of tokens
+        biases = (width - new) ** 2 * (2 * 8 + 4 * config.num_attention_heads)
+    return rows * (keys_and_values + 3 * 4 * config.vocab_size + 3 * 12 * new) + biases
 
 
 def check_memory(model: Model, batch: Sequence[Stream], beams: int) -> None:
@@ -38,5 +44,5 @@ def check_memory(model: Model, batch: Sequence[Stream], beams: int) -> None:
     what = f"{len(batch):,} prompt{'s' * (len(batch) > 1)} at once" + (f", {beams:,} beams each" if beams > 1 else "")
     raise InputError(
         f"This generation needs about {format_bytes(need)} ({what}, up to {new:,} new tokens after {read:,}) and "
-        f"{format_bytes(free)} are free: lower max_new_tokens, num_beams or the batch size."
+        f"{format_bytes(free)} are free: lower max_new_tokens, num_beams or the batch size, or shorten the prompt."
     )

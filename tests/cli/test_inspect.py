@@ -219,6 +219,19 @@ def test_runs_adapters_and_quantized_models(
         assert found(capsys, tmp_path / method)["parameters"] == model_folder.load(base).num_parameters()
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr", "ia3", "bottleneck", "prompt", "prefix"])
+def test_adapters_of_every_method_are_shown(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from quatrain.adapters import peft_files
+    from quatrain.adapters.apply import apply
+    from quatrain.adapters.settings import AdapterSettings
+
+    base = make(tmp_path / "model")
+    adapted = model_folder.load(base)
+    apply(adapted, AdapterSettings(method=method, rank=4))  # type: ignore[arg-type]
+    peft_files.save_adapter(adapted, tmp_path / "adapter", base_model=str(base))
+    assert found(capsys, tmp_path / "adapter")["parameters"] > model_folder.load(base).num_parameters()
+
+
 def test_flags_that_cannot_be_are_told_at_once(decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, decoder, "--next", "--attention", "maps.pdf", "--answer", "x", "--top", "0")
     for part in (

@@ -342,6 +342,13 @@ def test_sizes_that_no_machine_holds_are_refused_at_once(params):
             run(SamplingParams(**params))
 
 
+def test_prompts_whose_biases_no_machine_holds_are_refused():
+    """Where positions are biases, a prompt takes the square of its length."""
+    engine = Engine(random_model(bloom(max_position_embeddings=10_000_000)))
+    with pytest.raises(InputError, match="shorten the prompt"):
+        engine.generate([[1] * 1_000_000], SamplingParams(max_new_tokens=1))
+
+
 def test_a_context_bounds_new_tokens():
     engine = Engine(Model(LLAMA).initialize(0), Bytes())
     (done,) = engine.generate([[5] * 60], SamplingParams(10**30, ignore_eos=True))
