@@ -123,30 +123,26 @@ def sets(data: DataSettings) -> Iterator[tuple[str, str, DataSettings]]:
         yield "held out", "source", data
 
 
-def _questions(
-    name: str, part: str, data: DataSettings, context: StageContext, engine: Engine, said: _Said
-) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
-    """Greedy answers, judged by running them."""
-    wanted = context.recipe.evaluate
-    found = questions_of(data, part)
-    if found is None:
-        return {}, [], []
-    reader, corpus = found
-    with reader.databases as databases, context.reporter.task("answering", unit="question") as task:
-        asked = held_out_questions(list(reader.read(corpus)), part, data, context)[: wanted.examples]
-        if not asked:
-            return {}, [], ["nothing is held out; name data.test, or a share with data.validation"]
-        started = time.perf_counter()
-        answers, notes = ask(engine, asked, SamplingParams(max_new_tokens=wanted.max_new_tokens))
-        said.add(answers, time.perf_counter() - started)
-        task.update(len(answers))
-        judged = judge(name, asked, [answer.text for answer in answers], databases.connection)
-    return judged.scores, judged.samples, [*reader.notes, *notes, *judged.notes]
-
-
-def held_out_questions(asked: list[Asked], part: str, data: DataSettings, context: StageContext) -> list[Asked]:
-    """All questions of a part of their own, or the share of the source that was not learned."""
-    return split(asked, data.validation, context.seed)[1] if part == "source" else asked
+def _source_task(
+    name: str, part: str, data: DataSettings, context: StageContext, engine: Engine
+) -> Evaluation | None:
+    """Scores the greedy completions of a set whose examples belong to a task; None where no task claims it."""
+    task = source_task(data, part)
+    if task is None:
+        return None
+    limits = context.recipe.evaluate
+    with task, context.reporter.task("answering", unit="question") as bar:
+        examples = task.take()
+        notes = list(task.notes)
+        if part == "source":
+            examples = split(examples, data.validation, context.seed)[1]
+        examples = examples[: limits.examples]
+        if not examples:
+            return Evaluation({}, notes=[NOTHING_HELD_OUT])
+        params = SamplingParams(max_new_tokens=limits.max_new_tokens)
+        evaluation = evaluate(engine, task, name, examples, params=params, progress=bar.update)
+    evaluation.notes[:0] = notes
+    return evaluation
 
 
 def _chats(

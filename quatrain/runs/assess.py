@@ -6,7 +6,6 @@ Every stage is measured in the same way, so that the report can set them side by
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +13,14 @@ import torch
 
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.settings import Settings, quote
-from quatrain.generation.engine import Completion, Engine
+from quatrain.evaluation.evaluate import complete, evaluate
+from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import answers as answering
-from quatrain.runs.material import database_path, task_of
+from quatrain.runs.material import generated_task
 from quatrain.runs.stage import LOOKS, StageContext, StageResult
+from quatrain.tasks.task import Task
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 MASK = "[MASK]"
@@ -37,9 +38,9 @@ def assess(settings: Settings, context: StageContext, model: Model, tokenizer: T
         result.samples = _fillings(context, model, tokenizer)
     elif model.config.head in ("causal", "seq2seq"):
         engine = Engine(model, tokenizer)
-        data = context.recipe.data_of(settings)
-        if data.database is not None:
-            _questions(settings, context, engine, tokenizer, result)
+        task = generated_task(context, settings)
+        if task is not None:
+            _held_out_sets(settings, context, engine, task, result)
         elif answering.answers(settings, context):
             answering.measure(settings, context, engine, result)
         else:
@@ -54,13 +55,14 @@ def look(settings: Settings, context: StageContext, model: Model, tokenizer: Tok
         return []
     engine = Engine(model, tokenizer)
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens, seed=context.seed)
-    if context.recipe.data_of(settings).database is not None:
-        held_out = task_of(context, settings).held_out
-        few = [(name, example) for name, examples in held_out.items() for example in examples[:LOOKS]]
-        said = _answers(settings, engine, tokenizer, [example for _, example in few], params)
+    task = generated_task(context, settings)
+    if task is not None:
+        few = [(name, example) for name, examples in task.held_out.items() for example in examples[:LOOKS]]
+        examples = [example for _, example in few]
+        completions, _ = complete(engine, task, examples, params, as_text=_continues_text(settings))
         return [
-            {"set": name, "prompt": example.question, "reference": example.sql, "output": answer.text}
-            for (name, example), answer in zip(few, said, strict=True)
+            {"set": name, "prompt": task.question(example), "reference": task.reference(example), "output": answer.text}
+            for (name, example), answer in zip(few, completions, strict=True)
         ]
     if answering.answers(settings, context):
         return answering.look(settings, context, engine)
@@ -75,48 +77,28 @@ def look(settings: Settings, context: StageContext, model: Model, tokenizer: Tok
     ]
 
 
-def _questions(
-    settings: Settings, context: StageContext, engine: Engine, tokenizer: Tokenizer, result: StageResult
+def _held_out_sets(
+    settings: Settings, context: StageContext, engine: Engine, task: Task[Any], result: StageResult
 ) -> None:
-    """Answers every held-out question greedily and judges the SQL by running it."""
-    from quatrain.tasks.text2sql.questions import Asked, judge
-    from quatrain.tasks.text2sql.sandbox import Connection
-
-    task = task_of(context, settings)
-    wanted = context.recipe.evaluate
-    params = SamplingParams(max_new_tokens=wanted.max_new_tokens)
+    """Scores the greedy completions of every held-out set of a generated task."""
+    params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
     result.scores, result.samples = {}, []
     tokens = seconds = 0.0
-    with Connection(database_path(context, settings)) as connection:
+    with task:
         for name, examples in task.held_out.items():
-            examples = examples[: wanted.examples]
+            examples = examples[: context.recipe.evaluate.examples]
             if not examples:
-                result.notes.append(f"{name}: this database gives no question for this set")
+                result.notes.append(f"{name}: the data gives no example for this set")
                 continue
-            started = time.perf_counter()
-            answers = _answers(settings, engine, tokenizer, examples, params)
-            seconds += time.perf_counter() - started
-            tokens += sum(len(answer.ids) for answer in answers)
-            asked = [Asked(each.question, "", each.sql, "", "") for each in examples]
-            judged = judge(name, asked, [answer.text for answer in answers], lambda _: connection)
-            result.scores[name] = judged.scores
-            context.reporter.score(name, judged.scores)
-            result.samples += judged.samples
-            result.notes += [f"{name}: {note}" for note in judged.notes]
+            evaluation = evaluate(engine, task, name, examples, params=params, as_text=_continues_text(settings))
+            tokens, seconds = tokens + evaluation.tokens, seconds + evaluation.seconds
+            result.add(name, evaluation, context.reporter)
     result.generation_tokens_per_second = tokens / seconds if seconds else None
 
 
-def _answers(
-    settings: Settings, engine: Engine, tokenizer: Tokenizer, examples: Sequence[Any], params: SamplingParams
-) -> list[Completion]:
-    """The model's SQL for each question: in the chat format, or, by a model that has only read, as a text goes on."""
-    from quatrain.tasks.text2sql.examples import messages
-
-    if getattr(settings, "kind", "") == "pretrain":
-        begin = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-        prompts = [begin + tokenizer.encode(f"Question: {example.question}\nSQL:") for example in examples]
-        return engine.generate(prompts, replace(params, stop=("\n",)))
-    return engine.chat([messages(example)[:-1] for example in examples], params)
+def _continues_text(settings: Settings) -> bool:
+    """Whether the model has only been pre-trained: it continues a text and takes no turns in a chat."""
+    return getattr(settings, "kind", "") == "pretrain"
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from quatrain.data.batches import TokenExample
 from quatrain.data.example_cache import prepared
 from quatrain.data.records import Conversation, LabelledText
 from quatrain.data.settings import DataSettings
-from quatrain.runs.material import corpus_of, questions_of, task_of
+from quatrain.runs.material import corpus_of, generated_task, source_task
 from quatrain.runs.stage import StageContext
 from quatrain.tokenizers.chat import has_marks, render
 from quatrain.tokenizers.templates import TEMPLATE_TOKENS, TEMPLATES
@@ -109,11 +109,8 @@ def mark_of(data: DataSettings, part: str) -> str | None:
     """What identifies the content of a part of the data, "" where there is none; None where only reading it could."""
     if getattr(data, part) is None:
         return ""
-    found = questions_of(data, part)
-    if found is None:
-        return corpus_of(data, part, format=asked_format(data, part)).mark
-    reader, corpus = found
-    return None if corpus.mark is None else f"{corpus.mark} {reader.databases.mark}"
+    task = source_task(data, part)
+    return corpus_of(data, part, format=asked_format(data, part)).mark if task is None else task.mark
 
 
 def _both(
@@ -145,20 +142,19 @@ def conversations(
 
     `notes` get what was left out of it.
     """
-    if data.database is not None:
-        task = task_of(context, settings)
-        yield from ((example.question, task.messages(example)) for example in task.train)
+    if (generated := generated_task(context, settings)) is not None:
+        for example in generated.splits["train"]:
+            yield generated.question(example), generated.messages(example)
         return
-    found = questions_of(data, part)
-    if found is None:
+    task = source_task(data, part)
+    if task is None:
         own = corpus_of(data, part, format=asked_format(data, part))
         for place, record in own.placed():
             yield place, record.messages if isinstance(record, Conversation) else turns_of(record)
         return
-    reader, corpus = found
-    with reader.databases:
-        yield from ((asked.place, asked.messages) for asked in reader.read(corpus))
-    notes += reader.notes
+    with task:
+        yield from ((task.place(example), task.messages(example)) for example in task.read())
+    notes += task.notes
 
 
 def asked_format(data: DataSettings, part: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import user_path
 from quatrain.core.settings import Settings
 from quatrain.data.corpus import Corpus
 from quatrain.data.documents import Piece, read_pieces
@@ -33,13 +32,9 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from quatrain.adapters.settings import AdapterSettings
     from quatrain.models.transformer.stack import Model
-    from quatrain.tasks.text2sql.dataset import Text2SQL
-    from quatrain.tasks.text2sql.questions import Questions
+    from quatrain.tasks.task import SourceTask, Task
 
-SHOP = "shop"
 CHAT_TEMPLATE = "chatml"
-MADE_UP = 0.5
-"""Share of the training questions' values that are invented: values must be copied, not remembered."""
 MAX_HELD = 8_000_000
 """Characters of a text without a space that are kept together."""
 
@@ -126,14 +121,11 @@ def pieces(context: StageContext, stage: Settings, part: str = "source") -> Iter
     A large document comes in several pieces, so that no more of it is in memory than a piece.
     """
     data = context.recipe.data_of(stage)
-    if data.database is not None and part == "source":
-        yield from (Piece(text, True) for text in task_of(context, stage).documents())
-        return
-    asked = questions_of(data, part)
-    if asked is not None:
-        reader, corpus = asked
-        with reader.databases:
-            yield from (Piece(each.text, True) for each in reader.read(corpus))
+    task = generated_task(context, stage) if part == "source" else None
+    task = task or source_task(data, part)
+    if task is not None:
+        with task:
+            yield from (Piece(text, True) for text in task.documents())
         return
     corpus = corpus_of(data, part)
     chats = corpus.format in ("chat", "preference") and stage.kind != "tokenizer"  # type: ignore[attr-defined]
@@ -157,14 +149,12 @@ def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = 
     )
 
 
-def questions_of(data: DataSettings, part: str = "source") -> tuple[Questions, Corpus] | None:
-    """What reads a part of the data as questions with SQL, with their databases open; None where it holds none."""
-    from quatrain.tasks.text2sql.questions import Questions, asks_sql, databases_of
+def source_task(data: DataSettings, part: str = "source") -> SourceTask[Any] | None:
+    """The task whose examples a part of the data holds; None where no task claims it."""
+    from quatrain.tasks.task import spec_of_source
 
-    source = getattr(data, part)
-    if not asks_sql(source, format=data.format, databases=data.databases):
-        return None
-    return Questions(databases_of(source, data.databases)), corpus_of(data, part, format="sql")
+    spec = spec_of_source(data, part)
+    return None if spec is None else spec.open(data, part, corpus_of(data, part, format=spec.name))
 
 
 def texts_of(record: AnyRecord) -> list[str]:
@@ -199,37 +189,20 @@ def texts(parts: Iterable[Piece]) -> Iterator[str]:
         held = text[end:]
 
 
-def task_of(context: StageContext, stage: Settings) -> Text2SQL:
-    """The questions about the stage's database, built once a process; the shop is made where it is absent."""
-    from quatrain.tasks.text2sql.dataset import Text2SQL
+def generated_task(context: StageContext, stage: Settings) -> Task[Any] | None:
+    """The task that generates its examples from the stage's data, built once a process; None where there is none."""
+    from quatrain.tasks.task import GenerateSettings, generated
 
     data = context.recipe.data_of(stage)
-    key = f"text2sql:{data.database}:{data.examples}"
+    if data.database is None:
+        return None
+    key = f"task:{data.database}:{data.examples}"
     if key not in context.shared:
-        context.shared[key] = Text2SQL.build(
-            database_path(context, stage),
-            seed=context.seed,
-            examples=data.examples,
-            held_out=context.recipe.evaluate.examples,
-            made_up=MADE_UP,
-        )
-        for note in context.shared[key].notes:
+        settings = GenerateSettings(context.folder, context.seed, context.recipe.evaluate.examples)
+        context.shared[key] = task = generated(data, settings)
+        for note in task.notes if task is not None else ():
             context.reporter.info(note)
-    task: Text2SQL = context.shared[key]
-    return task
-
-
-def database_path(context: StageContext, stage: Settings) -> Path:
-    """The SQLite file: the user's, or `shop.sqlite` in the run folder, made on the first call."""
-    from quatrain.tasks.text2sql.shop import create_shop
-
-    database = context.recipe.data_of(stage).database
-    if database != SHOP:
-        return user_path(str(database), "data.database")
-    path = context.folder / "shop.sqlite"
-    if not path.exists():
-        create_shop(path, seed=context.seed)
-    return path
+    return context.shared[key]  # type: ignore[no-any-return]
 
 
 def write_model(model: Model, tokenizer: Tokenizer, folder: Path) -> int:

@@ -1,20 +1,20 @@
-"""Questions to many databases: the records of a source as chats that show the schema, and as questions to be judged.
+"""Questions to many databases: the records of a source, with the schema of their database in the prompt.
 
-    with Databases("spider-databases") as databases:
-        reader = Questions(databases)
-        for asked in reader.read(Corpus("spider-dev", format="sql")):
-            print(asked.messages[0]["content"], asked.sql)
-        print(reader.notes)
+    with SQLQuestions(Databases("spider-databases"), Corpus("spider-dev", format="sql")) as task:
+        for question in task.read():
+            print(task.prompt(question), task.reference(question))
+        print(task.notes)
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
@@ -23,22 +23,20 @@ from quatrain.data.corpus import Corpus
 from quatrain.data.huggingface import is_dataset
 from quatrain.data.records import SQLQuestion
 from quatrain.data.sources import parts
-from quatrain.generation.engine import Completion, Engine, SamplingParams
-from quatrain.tasks.text2sql.databases import Databases
-from quatrain.tasks.text2sql.judge import Verdict, execution_match, is_empty
+from quatrain.tasks.task import Score, SourceFault, SourceTask
+from quatrain.tasks.text2sql.databases import Databases, tables_of
+from quatrain.tasks.text2sql.judge import Verdict, execution_match, is_empty, reference_error
+from quatrain.tasks.text2sql.naming import quote
 from quatrain.tasks.text2sql.sandbox import Connection
 from quatrain.tasks.text2sql.statements import plain, statement_of
 
 NAMED = 3
-"""Places of questions left out that are named; the others are counted."""
-
-SHOWN = 12
-"""Samples of each set that are kept, evenly spread."""
+"""Skipped questions that a note names; it counts the others."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question to a database and the SQL that answers it, as it is taught."""
+class Question:
+    """A question to a database, the text of its schema, and the SQL that answers it in its canonical form."""
 
     question: str
     schema: str
@@ -56,17 +54,17 @@ class Asked:
 
     @property
     def text(self) -> str:
-        """Question and answer as a text, without the schema: what one reads before one is asked."""
+        """Question and SQL without the schema, as a document for pre-training."""
         return f"Question: {self.question}\nSQL: {self.sql}"
 
 
 def prompt(schema: str, question: str) -> str:
-    """What a model reads of a database that it has not seen: how to answer, what there is, and the question."""
+    """The prompt: how to answer, the schema of the database, and the question."""
     return f"Answer with one SQLite statement.\n{schema}\nQuestion: {question}"
 
 
 def asks_sql(source: str | None, *, format: str | None = None, databases: str | None = None) -> bool:
-    """Whether a source holds questions with SQL: it is said to, databases are named, or its columns say so."""
+    """Whether a source holds questions with SQL: by `format`, by named `databases`, by the catalog, or by its columns."""
     if source is None or format not in (None, "sql"):
         return False
     if format == "sql" or databases is not None:
@@ -81,9 +79,9 @@ def asks_sql(source: str | None, *, format: str | None = None, databases: str | 
 
 
 def databases_of(source: str, databases: str | None = None) -> Databases:
-    """The databases of a source's questions: those that are named, or those that the catalog has for it.
+    """The databases that the questions of a source are about: the named ones, or the catalog's for this source.
 
-    Raises InputError where neither says which, or they are not there.
+    Raises InputError where neither is given or a database is missing.
     """
     if databases is None:
         found = [entry.databases for name in parts(source) if (entry := catalog.find(name)) and entry.databases]
@@ -96,22 +94,38 @@ def databases_of(source: str, databases: str | None = None) -> Databases:
     return Databases(databases)
 
 
-class Questions:
-    """Reads the questions that can be answered; what is left out, and why, stands in `notes` in the end."""
+class SQLQuestions(SourceTask[Question]):
+    """The questions of a corpus to their databases, judged by running the SQL.
 
-    def __init__(self, databases: Databases):
+    Skips questions whose database is missing or whose own SQL fails; `notes` count them and name the first.
+    """
+
+    name = "sql"
+    baseline_name = "count the rows of a table"
+    reference_name = "SQL"
+
+    def __init__(self, databases: Databases, corpus: Corpus | None = None):
+        super().__init__()
         self.databases = databases
-        self.notes: list[str] = []
+        self.corpus = corpus
+        self._tables: dict[str, list[str]] = {}
 
-    def read(self, corpus: Corpus) -> Generator[Asked, None, None]:
-        """The questions of a corpus in order. Those without their database, or whose own SQL fails, are left out.
+    def close(self) -> None:
+        self.databases.close()
 
-        `notes` say so once the iterator ends or is closed. Raises InputError where none is left.
-        """
+    def _corpus(self) -> Corpus:
+        if self.corpus is None:
+            raise InputError(f"{self.databases.source}: no source of questions is given")
+        return self.corpus
+
+    def read(self) -> Generator[Question, None, None]:
+        """The usable questions in order. Raises InputError where there is none."""
         missing: Counter[str] = Counter()
         failed: list[str] = []
         count = 0
         empty = 0
+        self.notes = []
+        corpus = self._corpus()
         try:
             for place, found in corpus.placed():
                 record = cast(SQLQuestion, found)
@@ -127,7 +141,7 @@ class Questions:
                 empty += is_empty(result)
                 schema = self.databases.schema(record.database)
                 sql = plain(connection, record.query)
-                yield Asked(record.question, schema, sql, record.database, place)
+                yield Question(record.question, schema, sql, record.database, place)
         finally:
             self._note(missing, failed)
             if empty and empty == count:
@@ -138,105 +152,86 @@ class Questions:
         if not count:
             raise InputError(f"No question of {corpus.source} can be asked of {self.databases.source}", self.notes)
 
-    def faults(self, corpus: Corpus) -> Iterator[tuple[str, str, str]]:
-        """Place, field and reason of each question that cannot be asked: no such database, or SQL that fails on it."""
-        for place, found in corpus.placed():
+    def take(self, count: int | None = None) -> list[Question]:
+        with closing(self.read()) as questions:
+            return list(islice(questions, count))
+
+    def place(self, example: Question) -> str:
+        return example.place
+
+    def faults(self) -> Iterator[SourceFault]:
+        for place, found in self._corpus().placed():
             record = cast(SQLQuestion, found)
             if record.database not in self.databases:
                 name = shown(record.database) if record.database else "(without a name)"
                 text = f"there is no database {name} in {self.databases.source}; add it, or name another"
-                yield place, "database", text
+                yield SourceFault(place, "database", text)
                 continue
             error = self.databases.connection(record.database).execute(record.query).error
             if error is not None:
-                yield place, "query", f"its own SQL fails on the database {record.database}: {error}; mend it"
+                text = f"its own SQL fails on the database {record.database}: {error}; correct it"
+                yield SourceFault(place, "query", text)
 
-    def take(self, corpus: Corpus, count: int | None) -> list[Asked]:
-        """The first `count` questions, or all; `notes` are complete then."""
-        with closing(self.read(corpus)) as questions:
-            return list(islice(questions, count))
+    @property
+    def mark(self) -> str | None:
+        mark = self._corpus().mark
+        return None if mark is None else f"{mark} {self.databases.mark}"
+
+    def messages(self, example: Question) -> list[dict[str, str]]:
+        return example.messages
+
+    def question(self, example: Question) -> str:
+        return example.question
+
+    def reference(self, example: Question) -> str:
+        return example.sql
+
+    def answer(self, completion: str) -> str:
+        return statement_of(completion)
+
+    def score(self, example: Question, completion: str) -> Score:
+        return score(self.databases.connection(example.database), example.sql, completion)
+
+    def reference_error(self, example: Question) -> str | None:
+        return reference_error(self.databases.connection(example.database), example.sql)
+
+    def documents(self) -> Iterator[str]:
+        return (question.text for question in self.read())
+
+    def baseline(self, examples: Sequence[Question]) -> list[str]:
+        """Counts the rows of the first table whose name is in the question, else of the database's first table."""
+        return [self._count(example) for example in examples]
+
+    def _count(self, example: Question) -> str:
+        if example.database not in self._tables:
+            path = self.databases.path(example.database)
+            self._tables[example.database] = [name.lower() for name, _ in tables_of(path)]
+        tables = self._tables[example.database]
+        words = " ".join(re.findall(r"\w+", example.question.lower()))
+        named = (table for table in tables if table.replace("_", " ").rstrip("s") in words)
+        return f"select count(*) from {quote(next(named, tables[0]))}"
 
     def _note(self, missing: Counter[str], failed: Sequence[str]) -> None:
         if missing:
             named = [f"{name} ({number:,})" for name, number in missing.most_common(8)]
             more = ", …" if len(missing) > len(named) else ""
-            self.notes.append(
-                f"{missing.total():,} questions left out, whose database is not there: {', '.join(named)}{more}"
-            )
+            self.notes.append(f"{missing.total():,} questions left out: no such database: {', '.join(named)}{more}")
         if failed:
             more = "; …" if len(failed) > NAMED else ""
             self.notes.append(
-                f"{len(failed):,} questions left out, whose own SQL fails: {'; '.join(failed[:NAMED])}{more}"
+                f"{len(failed):,} questions left out: their own SQL fails: {'; '.join(failed[:NAMED])}{more}"
             )
 
 
-def ask(engine: Engine, asked: Sequence[Asked], params: SamplingParams) -> tuple[list[Completion], list[str]]:
-    """The model's answer to each question; nothing, and a note, for one that is longer than the model reads."""
-    prompts = [engine.render(each.messages[:-1]) for each in asked]
-    limit = engine.model.config.max_position_embeddings
-    fits = [len(ids) < limit for ids in prompts]
-    said = iter(engine.generate([ids for ids, fit in zip(prompts, fits, strict=True) if fit], params))
-    answers = [next(said) if fit else Completion("", [], "length", []) for fit in fits]
-    long = fits.count(False)
-    notes = [f"{long:,} questions are longer than the {limit} tokens that the model reads, and count as wrong"]
-    return answers, notes if long else []
+def score(connection: Connection, reference: str, completion: str) -> Score:
+    """Runs the SQL of a completion beside the reference.
 
-
-@dataclass
-class Judged:
-    """Scores and samples of a set of questions; `notes` say which of them could not be judged."""
-
-    scores: dict[str, float]
-    samples: list[dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
-
-
-def judge(
-    name: str, asked: Sequence[Asked], answers: Sequence[str], connect: Callable[[str], Connection]
-) -> Judged:
-    """Runs every answer beside the question's own SQL, on the connection to its database.
-
-    `execution_accuracy`: the share that gives what the question's own statement gives (`judge.execution_match`).
-    `exact_match`: the share that is that statement letter by letter. The samples are the same ones each time.
-    A question whose own statement fails is not counted; raises InputError where that is true of all.
+    `execution_accuracy` is 1 where both give the same answer (`judge.execution_match`), or, where the reference gives
+    an empty answer, both are the same statement in canonical form. `exact_match` is 1 where they are equal as texts.
     """
-    said = [statement_of(answer) for answer in answers]
-    pairs = list(zip(asked, said, strict=True))
-    judged = [(pair, _verdict(connect(pair[0].database), pair[0].sql, pair[1])) for pair in pairs]
-    failed = [(each.sql, verdict.detail) for (each, _), verdict in judged if not verdict.judged]
-    if pairs and len(failed) == len(pairs):
-        raise InputError(
-            f"{name}: nothing can be judged, for none of the {len(pairs):,} questions' own statements runs",
-            [f"{sql}: {detail}" for sql, detail in failed[:NAMED]],
-        )
-    notes = []
-    if failed:
-        sql, detail = failed[0]
-        notes.append(f"{len(failed):,} questions are not counted, whose own SQL fails, such as {sql}: {detail}")
-    pairs = [pair for pair, verdict in judged if verdict.judged]
-    verdicts = [verdict for _, verdict in judged if verdict.judged]
-    scores = {
-        "execution_accuracy": sum(verdict.correct for verdict in verdicts) / max(1, len(pairs)),
-        "exact_match": sum(sql == each.sql for each, sql in pairs) / max(1, len(pairs)),
-        "count": len(pairs),
-    }
-    samples = [
-        {
-            "set": name,
-            "prompt": each.question,
-            "reference": each.sql,
-            "output": sql,
-            "correct": verdict.correct,
-            "detail": verdict.detail,
-        }
-        for (each, sql), verdict in zip(pairs, verdicts, strict=True)
-    ]
-    return Judged(scores, samples[:: max(1, len(samples) // SHOWN)][:SHOWN], notes)
-
-
-def _verdict(connection: Connection, gold: str, said: str) -> Verdict:
-    """Whether a statement is right; where the answer says nothing, one that differs in its writing alone is."""
-    verdict = execution_match(connection, gold, said)
-    if verdict.judged and not verdict.correct and plain(connection, said) == gold:
-        return Verdict(True, "the same statement in other words")
-    return verdict
+    sql = statement_of(completion)
+    verdict = execution_match(connection, reference, sql)
+    if verdict.judged and not verdict.correct and plain(connection, sql) == reference:
+        verdict = Verdict(True, "the same statement in other words")
+    metrics = {"execution_accuracy": float(verdict.correct), "exact_match": float(sql == reference)}
+    return Score(metrics, verdict.detail, verdict.judged)

@@ -1,0 +1,147 @@
+"""The one evaluator: a model's completions of a task's examples, scored by the task, beside its dumb baseline.
+
+    with task:
+        evaluation = evaluate(Engine.load("runs/sql"), task, "new values")
+    evaluation.scores, evaluation.baseline
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from quatrain.core.errors import InputError
+from quatrain.generation.engine import Completion, Engine
+from quatrain.generation.logits import SamplingParams
+from quatrain.models.transformer.stack import Model
+from quatrain.tasks.task import Score, Task
+from quatrain.tokenizers.tokenizer import Tokenizer
+
+SAMPLES = 12
+"""Samples of each set that are kept, evenly spread."""
+NAMED = 3
+"""Examples without a valid reference that an error names."""
+
+
+@dataclass
+class Evaluation:
+    """Scores of one set of examples, the main metric first, with those of the dumb baseline on the same examples.
+
+    `details` hold what is behind the metrics, such as a table of confusions. `tokens` were generated in `seconds`.
+    """
+
+    scores: dict[str, float]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    baseline: dict[str, float] = field(default_factory=dict)
+    baseline_name: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def main(self) -> float:
+        """The main metric."""
+        return next(iter(self.scores.values()), 0.0)
+
+
+def evaluate(
+    model: Engine | tuple[Model, Tokenizer],
+    task: Task[Any],
+    name: str,
+    examples: Sequence[Any] | None = None,
+    *,
+    params: SamplingParams | None = None,
+    as_text: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Score a model's greedy completions of the held-out set `name`, or of other `examples` under this name.
+
+    With `as_text` the model continues the task's text prompt, for a model that has only been pre-trained. Raises
+    InputError where no example has a reference that can be judged.
+    """
+    engine = model if isinstance(model, Engine) else Engine(*model)
+    examples = task.held_out[name] if examples is None else examples
+    started = time.perf_counter()
+    completions, notes = complete(engine, task, examples, params or SamplingParams(), as_text=as_text)
+    seconds = time.perf_counter() - started
+    progress(len(completions))
+    evaluation = judge(task, name, examples, [completion.text for completion in completions])
+    baseline = judge(task, name, examples, task.baseline(examples))
+    evaluation.notes[:0] = notes
+    evaluation.baseline, evaluation.baseline_name = baseline.scores, task.baseline_name
+    evaluation.tokens = sum(len(completion.ids) for completion in completions)
+    evaluation.seconds = seconds
+    return evaluation
+
+
+def complete(
+    engine: Engine, task: Task[Any], examples: Sequence[Any], params: SamplingParams, *, as_text: bool = False
+) -> tuple[list[Completion], list[str]]:
+    """The model's completion of each example; empty, with a note, for prompts longer than the model's context."""
+    prompts: list[list[int]]
+    if as_text:
+        tokenizer: Any = engine.tokenizer
+        begin = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+        prompts = [begin + tokenizer.encode(task.text_prompt(example)) for example in examples]
+        params = replace(params, stop=("\n",))
+    else:
+        prompts = [engine.render(task.prompt(example)) for example in examples]
+    limit = engine.model.config.max_position_embeddings
+    fits = [len(ids) < limit for ids in prompts]
+    generated = iter(engine.generate([ids for ids, fit in zip(prompts, fits, strict=True) if fit], params))
+    completions = [next(generated) if fit else Completion("", [], "length", []) for fit in fits]
+    long = fits.count(False)
+    notes = [f"{long:,} prompts are longer than the model's context of {limit} tokens and count as wrong"]
+    return completions, notes if long else []
+
+
+def judge(task: Task[Any], name: str, examples: Sequence[Any], completions: Sequence[str]) -> Evaluation:
+    """The mean of each metric over the examples that can be judged, their `count`, and samples evenly spread.
+
+    A note says how many references are invalid. Raises InputError where all are.
+    """
+    answers = [task.answer(completion) for completion in completions]
+    judged = [
+        (example, answer, task.score(example, completion))
+        for example, answer, completion in zip(examples, answers, completions, strict=True)
+    ]
+    valid = [row for row in judged if row[2].valid]
+    invalid = [f"{task.reference(example)}: {score.detail}" for example, _, score in judged if not score.valid]
+    if judged and not valid:
+        raise InputError(
+            f"{name}: nothing can be judged: the {task.reference_name} of all {len(judged):,} examples fails",
+            invalid[:NAMED],
+        )
+    notes = []
+    if invalid:
+        notes.append(
+            f"{len(invalid):,} examples are not counted because their own {task.reference_name} fails, such as "
+            f"{invalid[0]}"
+        )
+    samples = [
+        {
+            "set": name,
+            "prompt": task.question(example),
+            "reference": task.reference(example),
+            "output": answer,
+            "correct": score.correct,
+            "detail": score.detail,
+        }
+        for example, answer, score in spread(valid, SAMPLES)
+    ]
+    return Evaluation(mean([score for _, _, score in valid]), samples, notes)
+
+
+def mean(scores: Sequence[Score]) -> dict[str, float]:
+    """The mean of each metric, and the number of scores as `count`."""
+    names = dict.fromkeys(name for score in scores for name in score.metrics)
+    means = {name: sum(score.metrics[name] for score in scores) / len(scores) for name in names}
+    return means | {"count": len(scores)}
+
+
+def spread(rows: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` rows, evenly spread from the first on."""
+    return list(rows[:: max(1, len(rows) // count)][:count])
