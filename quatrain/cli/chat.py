@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from quatrain.generation.engine import Engine, SamplingParams
-    from quatrain.tasks.text2sql import Connection
+    from quatrain.tasks.task import Database
 
 MOST_COLUMNS = 40
 """Columns of an answer, or of a table, that are shown to a person."""
@@ -68,7 +68,12 @@ def chat(
 
         raise InputError("--schema: there is no database whose tables could be shown; give one with --db FILE")
     with contextlib.ExitStack() as stack:
-        connection = _open(stack, db, rows) if db is not None else None
+        database = None
+        if db is not None:
+            from quatrain.tasks.task import spec_of_database
+
+            opened = spec_of_database().database(db, rows=rows, size=ANSWER_BYTES, show_schema=schema)
+            database = stack.enter_context(opened)  # a file that is no database is refused before the model is loaded
         from quatrain.generation.engine import Engine, SamplingParams
 
         params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
@@ -76,21 +81,11 @@ def chat(
         # A chat template that cannot be used would fail at each line: it is one error, before the first.
         engine.check_chat(adapter)
         talk: Talk
-        if connection is not None:
-            talk = DatabaseTalk(engine, params, connection, json_lines, shows_schema=schema)
+        if database is not None:
+            talk = DatabaseTalk(engine, params, database, json_lines)
         else:
             talk = PlainTalk(engine, params, json_lines)
         return converse(talk)
-
-
-def _open(stack: contextlib.ExitStack, db: Path, rows: int) -> Connection:
-    """The database, refused before the model is loaded if it is none."""
-    from quatrain.core.errors import InputError
-    from quatrain.tasks.text2sql import Connection
-
-    if rows < 1:
-        raise InputError(f"--rows {rows}: must be at least 1")
-    return stack.enter_context(Connection(db, rows=rows, size=ANSWER_BYTES))
 
 
 class Talk(Protocol):
@@ -222,36 +217,22 @@ class DatabaseTalk:
 
     prompt = "question> "
 
-    def __init__(
-        self,
-        engine: Engine,
-        params: SamplingParams,
-        connection: Connection,
-        json_lines: bool,
-        *,
-        shows_schema: bool = False,
-    ):
-        from quatrain.tasks.text2sql.databases import schema_text
-
-        self.engine, self.params, self.connection, self.json_lines = engine, params, connection, json_lines
-        self.shown = schema_text(connection.path) if shows_schema else None
+    def __init__(self, engine: Engine, params: SamplingParams, database: Database, json_lines: bool):
+        self.engine, self.params, self.database, self.json_lines = engine, params, database, json_lines
 
     def answer(self, question: str) -> None:
         from quatrain.cli.output import shorten, show, show_error, show_json, show_table
         from quatrain.core.wording import printable
-        from quatrain.tasks.text2sql import answer
-        from quatrain.tasks.text2sql.questions import prompt
-        from quatrain.tasks.text2sql.statements import statement_of
 
-        asked = question if self.shown is None else prompt(self.shown, question)
-        (completion,) = self.engine.chat([[{"role": "user", "content": asked}]], self.params)
+        turn = {"role": "user", "content": self.database.prompt(question)}
+        (completion,) = self.engine.chat([[turn]], self.params)
         if completion.finish_reason == "length" and 0 < len(completion.ids) < self.params.max_new_tokens:
             show_error(
                 f"Note: the answer was cut after {len(completion.ids):,} tokens, where the model's context is full "
                 f"(max_new_tokens is {self.params.max_new_tokens:,})."
             )
-        sql = statement_of(completion.text)
-        result = answer(self.connection, sql)
+        sql = self.database.statement(completion.text)
+        result = self.database.run(sql)
         if self.json_lines:
             found = {"columns": result.columns, "rows": result.rows, "truncated": result.truncated}
             show_json({"question": question, "sql": sql, "error": result.error} | found)
@@ -273,11 +254,8 @@ class DatabaseTalk:
         """Nothing to forget: questions do not depend on each other."""
 
     def schema(self) -> str:
-        from quatrain.tasks.text2sql.databases import tables_of
-        from quatrain.tasks.text2sql.naming import named
-
-        tables = tables_of(self.connection.path)
-        lines = [_listed(named(name), [named(column) for column in columns]) for name, columns in tables[:MOST_TABLES]]
+        tables = self.database.tables()
+        lines = [_listed(name, columns) for name, columns in tables[:MOST_TABLES]]
         if len(tables) > MOST_TABLES:
             lines.append(f"… and {len(tables) - MOST_TABLES:,} more tables")
         return "\n".join(lines) or "This database has no tables."

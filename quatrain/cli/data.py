@@ -110,18 +110,21 @@ def _ask(report: Report, databases: str, columns: dict[str, str] | None, subset:
     from quatrain.core.errors import InputError
     from quatrain.data.checking import Finding
     from quatrain.data.corpus import Corpus
-    from quatrain.tasks.text2sql.databases import Databases
-    from quatrain.tasks.text2sql.questions import Questions
+    from quatrain.data.settings import DataSettings
+    from quatrain.tasks.task import spec_of_source
 
     if report.format != "sql":
         what = f"{report.source} is {report.described}"
         raise InputError(f"--databases: is for questions with SQL; {what}. Leave it out.")
     if not report.ok:
         return  # rows that are no questions come first
-    with Databases(databases) as found:
-        corpus = Corpus(report.source, format="sql", columns=columns, subset=subset, split=split)
-        for place, field, text in Questions(found).faults(corpus):
-            report.add(Finding(place, text, field))
+    data = DataSettings(source=report.source, format="sql", databases=databases)
+    spec = spec_of_source(data)
+    corpus = Corpus(report.source, format="sql", columns=columns, subset=subset, split=split)
+    if spec is not None:
+        with spec.open(data, "source", corpus) as task:
+            for fault in task.faults():
+                report.add(Finding(fault.place, fault.text, fault.field))
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

@@ -59,12 +59,15 @@ class LiveReporter:
             table.add_row(*(_text("" if value is None else value) for value in row))
         self.console.print(table)
 
-    def score(self, name: str, metrics: Mapping[str, float]) -> None:
+    def score(self, name: str, metrics: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> None:
         parts = Text.assemble("  ", _text(name, "bold"), "  ")
         for index, (key, value) in enumerate(metrics.items()):
             parts.append(", " if index else "")
             parts.append_text(_text(f"{key.replace('_', ' ')} "))
             parts.append_text(_text(format_metric(key, value), "green"))
+        main = next((key for key in baseline or {} if key in metrics), None)
+        if baseline and main is not None:
+            parts.append_text(_text(f" (baseline: {main.replace('_', ' ')} {format_metric(main, baseline[main])})"))
         self.console.print(parts)
 
 

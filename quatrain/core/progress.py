@@ -122,8 +122,10 @@ class PlainReporter:
         for line in text_table(columns, rows).splitlines():
             self._line(f"  {line}")
 
-    def score(self, name: str, metrics: Mapping[str, float]) -> None:
-        self._line(f"{name}: {format_metrics(metrics)}")
+    def score(self, name: str, metrics: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> None:
+        main = next(((key, value) for key, value in (baseline or {}).items() if key in metrics), None)
+        beside = f" (baseline: {format_metrics(dict([main]))})" if main else ""
+        self._line(f"{name}: {format_metrics(metrics)}{beside}")
 
 
 class JsonReporter:
@@ -162,8 +164,9 @@ class JsonReporter:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         self.emit("table", title=title, columns=list(columns), rows=[list(row) for row in rows])
 
-    def score(self, name: str, metrics: Mapping[str, float]) -> None:
-        self.emit("score", name=name, metrics=dict(metrics))
+    def score(self, name: str, metrics: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> None:
+        beside = {"baseline": dict(baseline)} if baseline else {}
+        self.emit("score", name=name, metrics=dict(metrics), **beside)
 
 
 class SilentReporter:
@@ -184,7 +187,7 @@ class SilentReporter:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         pass
 
-    def score(self, name: str, metrics: Mapping[str, float]) -> None:
+    def score(self, name: str, metrics: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> None:
         pass
 
 

@@ -42,8 +42,11 @@ class Reporter(Protocol):
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A small table."""
 
-    def score(self, name: str, metrics: Mapping[str, float]) -> None:
-        """The scores on one set: `score("new values", {"execution_accuracy": 0.97, "count": 200})`."""
+    def score(self, name: str, metrics: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> None:
+        """The scores on one set, the main metric first, and those of the task's dumb baseline.
+
+        `score("new values", {"execution_accuracy": 0.97, "count": 200}, {"execution_accuracy": 0.01})`
+        """
 
 
 class Clock:

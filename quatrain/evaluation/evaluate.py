@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quatrain.core.errors import InputError
+from quatrain.data.batches import TaskExample, TokenExample
+from quatrain.evaluation.perplexity import examples_loss, unigram_loss
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.transformer.stack import Model
@@ -59,11 +61,15 @@ def evaluate(
 ) -> Evaluation:
     """Score a model's greedy completions of the held-out set `name`, or of other `examples` under this name.
 
-    With `as_text` the model continues the task's text prompt, for a model that has only been pre-trained. Raises
-    InputError where no example has a reference that can be judged.
+    For a task that measures losses, completions are generated only where `params` are given. With `as_text` the model
+    continues the task's text prompt, for a model that has only been pre-trained.
+
+    Raises InputError where no example has a reference that can be judged.
     """
     engine = model if isinstance(model, Engine) else Engine(*model)
     examples = task.held_out[name] if examples is None else examples
+    if task.measures_loss:
+        return _with_loss(engine, task, name, examples, params)
     started = time.perf_counter()
     completions, notes = complete(engine, task, examples, params or SamplingParams(), as_text=as_text)
     seconds = time.perf_counter() - started
@@ -75,6 +81,57 @@ def evaluate(
     evaluation.tokens = sum(len(completion.ids) for completion in completions)
     evaluation.seconds = seconds
     return evaluation
+
+
+def _with_loss(
+    engine: Engine, task: Task[Any], name: str, examples: Sequence[Any], params: SamplingParams | None
+) -> Evaluation:
+    """The loss of the references, beside that of token frequencies; with `params` also completions.
+
+    Completions are scored where all references are short; otherwise some are shown.
+    """
+    limit = engine.model.config.max_position_embeddings
+    try:
+        encoded, notes = task.encode(engine.tokenizer, examples, limit)  # type: ignore[arg-type]
+    except InputError as error:
+        return Evaluation({}, notes=[error.message])
+    evaluation = reference_loss(engine, encoded)
+    evaluation.notes, evaluation.baseline_name = notes, task.baseline_name
+    if params is None:
+        return evaluation
+    answered = [example for example in examples if task.answered(example)]
+    answered = [example for example in answered if len(engine.render(task.prompt(example))) < limit]
+    shown = spread(answered, SAMPLES)
+    scored = bool(answered) and task.comparable(answered)
+    started = time.perf_counter()
+    completions = engine.chat([task.prompt(example) for example in (answered if scored else shown)], params)
+    evaluation.seconds = time.perf_counter() - started
+    evaluation.tokens = sum(len(completion.ids) for completion in completions)
+    texts = [completion.text for completion in completions]
+    if scored:
+        scores = judge(task, name, answered, texts).scores
+        baseline = judge(task, name, answered, task.baseline(answered)).scores
+        evaluation.scores |= {key: value for key, value in scores.items() if key != "count"}
+        evaluation.baseline |= {key: value for key, value in baseline.items() if key != "count"}
+        texts = spread(texts, SAMPLES)
+    evaluation.samples = [
+        {"set": name, "prompt": task.question(example), "reference": task.reference(example), "output": text}
+        for example, text in zip(shown, texts, strict=True)
+    ]
+    return evaluation
+
+
+def reference_loss(engine: Engine, encoded: Sequence[TokenExample]) -> Evaluation:
+    """The mean loss of the marked tokens in nats, and that of a model that knows only their frequencies."""
+    adapted = encoded
+    if engine.model.adapter_set is not None:
+        adapted = [TaskExample(example.ids, example.mask, engine.adapter) for example in encoded]
+    measured = examples_loss(engine.model, adapted)
+    unigram = unigram_loss(encoded)
+    return Evaluation(
+        {"loss": measured.loss, "perplexity": measured.perplexity, "count": len(encoded)},
+        baseline={"loss": unigram.loss, "perplexity": unigram.perplexity},
+    )
 
 
 def complete(

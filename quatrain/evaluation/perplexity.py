@@ -76,6 +76,25 @@ def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_token
     return TextLoss(total / count, count)
 
 
+def unigram_loss(examples: Sequence[TokenExample]) -> TextLoss:
+    """The least mean loss of a model that knows only how often each learned token occurs: their entropy in nats.
+
+    Raises InputError where nothing is learned.
+    """
+    pairs = (pair for example in examples for pair in zip(example.ids[1:], example.mask[1:], strict=True))
+    tokens = [token for token, learned in pairs if learned]
+    if not tokens:
+        raise InputError("There is no token to measure the loss on.")
+    return token_entropy(np.asarray(tokens, dtype=np.int64))
+
+
+def token_entropy(tokens: np.ndarray) -> TextLoss:
+    """The entropy of a text's own token frequencies in nats per token, the dumb baseline of perplexity."""
+    _, counts = np.unique(tokens, return_counts=True)
+    shares = counts / counts.sum()
+    return TextLoss(float(-(shares * np.log(shares)).sum()), len(tokens))
+
+
 def _summed(model: Model, tokens: np.ndarray, starts: np.ndarray, length: int) -> float:
     batch = windows(tokens, starts, length).to(model.device)
     loss: Tensor = model(labels=batch.labels, **batch.inputs)[1]

@@ -1,4 +1,4 @@
-"""Measuring a model that answers: chats that it has not learned, questions with SQL, and the recipe's prompts."""
+"""Measuring a model that takes turns: held-out chats, the examples of a task, and the recipe's prompts."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
-from quatrain.data.batches import TaskExample
 from quatrain.data.corpus import Corpus
-from quatrain.data.messages import content_text, has_calls
+from quatrain.data.messages import content_text
 from quatrain.data.settings import DataSettings
 from quatrain.data.sources import parts
-from quatrain.evaluation.perplexity import examples_loss
-from quatrain.evaluation.tasks import spread
+from quatrain.evaluation.evaluate import Evaluation, evaluate, spread
 from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
-from quatrain.runs.chats import ANSWERED, Chat, conversations, encode_chats, split
-from quatrain.runs.material import questions_of
+from quatrain.runs.chats import conversations, split
+from quatrain.runs.material import source_task
 from quatrain.runs.recipe import LEARNING_KINDS
 from quatrain.runs.stage import LOOKS, StageContext, StageResult
-from quatrain.tasks.text2sql.questions import SHOWN, Asked, ask, asks_sql, judge
-
-SHORT = 5
-"""Words of an answer that is right only where it is the same."""
+from quatrain.tasks.instructions import ANSWERED, Chat, Instructions
+from quatrain.tasks.task import SourceTask, Task, spec_of_source
 
 
 def answers(settings: Settings, context: StageContext) -> bool:
@@ -34,7 +30,7 @@ def answers(settings: Settings, context: StageContext) -> bool:
     last = next((stage for stage in _before(context) if stage.kind in LEARNING_KINDS), None)
     if last is not None:
         return last.kind == "dpo" or (last.kind == "finetune" and last.objective == "chat")
-    kinds = (_kind(getattr(own, part), own) for _, part, own in sets(context.recipe.data_of(settings)))
+    kinds = (_kind(part, own) for _, part, own in sets(context.recipe.data_of(settings)))
     return any(kind is not None and kind != "pairs" for kind in kinds)
 
 
@@ -50,65 +46,44 @@ def _before(context: StageContext) -> list[Any]:
     return list(context.recipe.stage[: context.index + 1])[::-1]
 
 
-def _kind(source: str, data: DataSettings) -> str | None:
-    """What a source is measured as: "sql", "chat", "pairs" of a text and its answer, or nothing, such as a text."""
-    if asks_sql(source, format=data.format, databases=data.databases):
-        return "sql"
+def _kind(part: str, data: DataSettings) -> str | None:
+    """How a part of the data is measured: the name of its task, "chat", "pairs" of a text and its answer, or None for
+    a text."""
+    if (spec := spec_of_source(data, part)) is not None:
+        return spec.name
     try:
-        found = data.format or Corpus(source, columns=data.columns or None, streaming=data.streaming).format
+        source = getattr(data, part)
+        format = data.format or Corpus(source, columns=data.columns or None, streaming=data.streaming).format
     except InputError:
         return None
-    return "pairs" if found in ANSWERED else "chat" if found == "chat" else None
+    return "pairs" if format in ANSWERED else "chat" if format == "chat" else None
 
 
 def measure(settings: Settings, context: StageContext, engine: Engine, result: StageResult) -> None:
-    """Adds scores of the sets held out, their samples, and answers to the recipe's prompts, asked as turns."""
-    data, wanted = data_measured(settings, context), context.recipe.evaluate
-    scores_of: dict[str, dict[str, float]] = {}
+    """Adds scores and samples of the held-out sets, and answers to the recipe's prompts, asked as turns."""
+    data, limits = data_measured(settings, context), context.recipe.evaluate
     result.samples = []
-    said = _Said()
+    tokens = seconds = 0.0
     for name, part, own in sets(data):
-        kind = _kind(getattr(own, part), own)
-        if kind is None:
+        if _kind(part, own) is None:
             continue
-        if kind == "sql":
-            scores, samples, notes = _questions(name, part, own, context, engine, said)
-        else:
-            scores, samples, notes = _chats(name, part, own, settings, context, engine, said)
-        result.notes += [f"{name}: {note}" for note in notes]
-        result.samples += samples
-        if scores:
-            scores_of[name] = scores
-            context.reporter.score(name, scores)
-    if not scores_of and data.source is not None:
+        evaluation = _evaluate(name, part, own, settings, context, engine)
+        tokens, seconds = tokens + evaluation.tokens, seconds + evaluation.seconds
+        result.add(name, evaluation, context.reporter)
+    if not result.scores and data.source is not None:
         result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
-    for temperature in wanted.temperatures if wanted.prompts else ():
-        params = SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=temperature, seed=context.seed)
-        turns = [[{"role": "user", "content": prompt}] for prompt in wanted.prompts]
-        result.samples += [
-            {"set": f"temperature {temperature}", "prompt": prompt, "output": text, "temperature": temperature,
-             "turns": True}
-            for prompt, text in zip(wanted.prompts, said.of(engine, turns, params), strict=True)
-        ]
-    result.scores = scores_of or None
-    result.generation_tokens_per_second = said.tokens / said.seconds if said.seconds else None
-
-
-class _Said:
-    """Counts what an engine says, and the time that it takes."""
-
-    def __init__(self) -> None:
-        self.tokens, self.seconds = 0, 0.0
-
-    def of(self, engine: Engine, turns: list[list[dict[str, Any]]], params: SamplingParams) -> list[str]:
+    for temperature in limits.temperatures if limits.prompts else ():
+        params = SamplingParams(max_new_tokens=limits.max_new_tokens, temperature=temperature, seed=context.seed)
         started = time.perf_counter()
-        found = engine.chat(turns, params)
-        self.add(found, time.perf_counter() - started)
-        return [each.text for each in found]
-
-    def add(self, found: Any, seconds: float) -> None:
-        self.tokens += sum(len(each.ids) for each in found)
-        self.seconds += seconds
+        completions = engine.chat([[{"role": "user", "content": prompt}] for prompt in limits.prompts], params)
+        seconds += time.perf_counter() - started
+        tokens += sum(len(completion.ids) for completion in completions)
+        result.samples += [
+            {"set": f"temperature {temperature}", "prompt": prompt, "output": completion.text,
+             "temperature": temperature, "turns": True}
+            for prompt, completion in zip(limits.prompts, completions, strict=True)
+        ]
+    result.generation_tokens_per_second = tokens / seconds if seconds else None
 
 
 def sets(data: DataSettings) -> Iterator[tuple[str, str, DataSettings]]:
@@ -123,60 +98,27 @@ def sets(data: DataSettings) -> Iterator[tuple[str, str, DataSettings]]:
         yield "held out", "source", data
 
 
-def _source_task(
-    name: str, part: str, data: DataSettings, context: StageContext, engine: Engine
-) -> Evaluation | None:
-    """Scores the greedy completions of a set whose examples belong to a task; None where no task claims it."""
-    task = source_task(data, part)
-    if task is None:
-        return None
+def _evaluate(
+    name: str, part: str, data: DataSettings, settings: Settings, context: StageContext, engine: Engine
+) -> Evaluation:
+    """The evaluation of one held-out set by the task that its examples belong to, or as chats."""
     limits = context.recipe.evaluate
-    with task, context.reporter.task("answering", unit="question") as bar:
-        examples = task.take()
-        notes = list(task.notes)
-        if part == "source":
-            examples = split(examples, data.validation, context.seed)[1]
+    params = SamplingParams(max_new_tokens=limits.max_new_tokens)
+    task: Task[Any] | None = source_task(data, part)
+    if task is None:
+        task, examples = Instructions(), held_out_chats(part, data, settings, context)
+    with task, context.reporter.task("answering", unit="example") as bar:
+        if isinstance(task, SourceTask):
+            examples = task.take()
+            if part == "source":
+                examples = split(examples, data.validation, context.seed)[1]
         examples = examples[: limits.examples]
         if not examples:
-            return Evaluation({}, notes=[NOTHING_HELD_OUT])
-        params = SamplingParams(max_new_tokens=limits.max_new_tokens)
+            return Evaluation({}, notes=["nothing is held out; name data.test, or a share with data.validation"])
+        notes = list(task.notes)
         evaluation = evaluate(engine, task, name, examples, params=params, progress=bar.update)
     evaluation.notes[:0] = notes
     return evaluation
-
-
-def _chats(
-    name: str, part: str, data: DataSettings, settings: Settings, context: StageContext, engine: Engine, said: _Said
-) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
-    """The loss of the answers, and some of the model's own beside them; where they are short, the share that is right.
-    """
-    wanted = context.recipe.evaluate
-    chats = held_out_chats(part, data, settings, context)[: wanted.examples]
-    if not chats:
-        return {}, [], ["nothing is held out; name data.test, or a share with data.validation"]
-    limit = engine.model.config.max_position_embeddings
-    try:
-        examples, notes = encode_chats(chats, engine.tokenizer, limit)  # type: ignore[arg-type]
-    except InputError as error:
-        return {}, [], [error.message]
-    own = examples
-    if engine.model.adapter_set is not None:
-        own = [TaskExample(each.ids, each.mask, engine.adapter) for each in examples]
-    measured = examples_loss(engine.model, own)
-    scores = {"loss": measured.loss, "perplexity": measured.perplexity, "count": len(examples)}
-    shown = [(turns[:-1], turns[-1]) for _, turns in chats if turns[-1]["role"] == "assistant"]
-    shown = [each for each in shown if len(engine.render(each[0])) < limit]
-    params = SamplingParams(max_new_tokens=wanted.max_new_tokens)
-    if shown and all(len(content_text(a).split()) <= SHORT and not has_calls(a) for _, a in shown):
-        texts = said.of(engine, [asked for asked, _ in shown], params)
-        right = [text.strip() == content_text(answer).strip() for text, (_, answer) in zip(texts, shown, strict=True)]
-        scores["exact"] = sum(right) / len(right)
-    texts = said.of(engine, [asked for asked, _ in spread(shown, SHOWN)], params)
-    samples = [
-        {"set": name, "prompt": content_text(asked[-1]), "reference": content_text(answer), "output": text}
-        for (asked, answer), text in zip(spread(shown, SHOWN), texts, strict=True)
-    ]
-    return scores, samples, [note for note in notes if "left out" in note]
 
 
 def held_out_chats(part: str, data: DataSettings, settings: Settings, context: StageContext) -> list[Chat]:
@@ -197,7 +139,7 @@ def look(settings: Settings, context: StageContext, engine: Engine) -> list[dict
         name, references = f"temperature {params.temperature}", [""] * LOOKS
     else:
         name, part, data = next(sets(data_measured(settings, context)), ("", "", None))
-        known = data is not None and _kind(getattr(data, part), data) is not None
+        known = data is not None and _kind(part, data) is not None
         chats = held_out_chats(part, data, settings, context) if data is not None and known else []
         chats = [chat for chat in spread(chats, LOOKS) if chat[1][-1]["role"] == "assistant"] if chats else []
         turns, references = [chat[:-1] for _, chat in chats], [content_text(chat[-1]) for _, chat in chats]

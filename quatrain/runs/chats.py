@@ -6,8 +6,8 @@ generated for one database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,24 +15,16 @@ from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
 from quatrain.data.batches import TokenExample
 from quatrain.data.example_cache import prepared
-from quatrain.data.records import Conversation, LabelledText
+from quatrain.data.records import Conversation
 from quatrain.data.settings import DataSettings
 from quatrain.runs.material import corpus_of, generated_task, source_task
 from quatrain.runs.stage import StageContext
-from quatrain.tokenizers.chat import has_marks, render
+from quatrain.tasks.instructions import ANSWERED, LEFT, Chat, encode_chats, turns_of
+from quatrain.tokenizers.chat import has_marks
 from quatrain.tokenizers.templates import TEMPLATE_TOKENS, TEMPLATES
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 T = TypeVar("T")
-Chat = tuple[str, list[dict[str, Any]]]
-"""A conversation with its place."""
-
-ANSWERED = ("labelled", "pair")
-"""Formats whose records are a text and what is answered to it."""
-LEFT = "left out"
-"""What notes say of chats that nothing learns from."""
-NAMED = 3
-"""Chats that are left out and named; the others are counted."""
 
 
 def with_template(tokenizer: Tokenizer, context: StageContext) -> Tokenizer:
@@ -166,84 +158,3 @@ def asked_format(data: DataSettings, part: str) -> str:
     except InputError:
         return "chat"
     return found if found in ANSWERED else "chat"
-
-
-def turns_of(record: Any) -> list[dict[str, Any]]:
-    """A labelled text or a pair as two turns: the text is asked, the label or the target answered."""
-    if isinstance(record, LabelledText):
-        asked, answer = record.text if record.other is None else f"{record.text}\n{record.other}", record.label
-    else:
-        asked, answer = record.source, record.target
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": str(answer)}]
-
-
-class LeftOut:
-    """The chats that are no examples: too long, or nothing to learn. `notes` name the first, as they are found."""
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.long = self.empty = self.all = 0
-        self.first: dict[str, list[str]] = {"long": [], "empty": []}
-        self.notes: list[str] = []
-
-    def out_of(
-        self, chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer
-    ) -> Iterator[TokenExample]:
-        """The examples that chats are, of those that are any. What an earlier, longer reading counted stays."""
-        long = empty = count = 0
-        for place, messages in chats:
-            count += 1
-            self.all = max(self.all, count)
-            try:
-                rendered = render(tokenizer, messages)
-            except InputError as error:
-                raise InputError(f"{place}: {error.message}", error.problems) from error
-            example = TokenExample(rendered.ids, rendered.assistant_mask)
-            if len(example) - 1 > self.limit:
-                long += 1
-                self._name("long", place, long)
-            elif example.num_labels == 0:
-                empty += 1
-                self._name("empty", place, empty)
-            else:
-                yield example
-                continue
-            self._note(long, empty)
-        self._note(long, empty)
-
-    def _name(self, why: str, place: str, number: int) -> None:
-        if len(self.first[why]) < number <= NAMED:
-            self.first[why].append(place)
-
-    def _note(self, long: int, empty: int) -> None:
-        self.long, self.empty = max(long, self.long), max(empty, self.empty)
-        self.notes.clear()
-        for why, count, what in (
-            ("long", self.long, f"of {self.all:,} chats are longer than {self.limit:,} tokens and {LEFT}"),
-            ("empty", self.empty, f"of {self.all:,} chats have no token of the assistant to learn and are {LEFT}"),
-        ):
-            if count:
-                more = ", …" if count > NAMED else ""
-                self.notes.append(f"{count:,} {what}: {', '.join(self.first[why])}{more}")
-
-
-def encode_chats(
-    chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer, limit: int
-) -> tuple[list[TokenExample], list[str]]:
-    """Chats, each with its place, as examples with the assistant's tokens marked. Those longer than `limit` tokens are
-    left out, counted, and the first of them named.
-
-    Raises InputError where no chat is left, or none has a token to learn.
-    """
-    left = LeftOut(limit)
-    examples = list(left.out_of(chats, tokenizer))
-    if not examples:
-        raise InputError(
-            f"No chat is left to learn from: {left.long} are longer than {limit} tokens, {left.empty} have no "
-            "assistant token. Give a longer context, or check the data with `quatrain data check`."
-        )
-    notes = list(left.notes)
-    learned = sum(example.num_labels for example in examples)
-    total = sum(map(len, examples))
-    notes.append(f"{len(examples):,} chats, {total:,} tokens, {learned / total:.0%} of them learned")
-    return examples, notes

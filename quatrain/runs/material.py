@@ -202,7 +202,7 @@ def generated_task(context: StageContext, stage: Settings) -> Task[Any] | None:
         context.shared[key] = task = generated(data, settings)
         for note in task.notes if task is not None else ():
             context.reporter.info(note)
-    return context.shared[key]  # type: ignore[no-any-return]
+    return context.shared[key]
 
 
 def write_model(model: Model, tokenizer: Tokenizer, folder: Path) -> int:

@@ -24,6 +24,7 @@ from quatrain.core.processes import process_number
 if TYPE_CHECKING:
     from quatrain.core.progress import Reporter
     from quatrain.core.settings import Settings
+    from quatrain.evaluation.evaluate import Evaluation
     from quatrain.runs.recipe import Recipe
 
 StageFunction = Callable[[Any, "StageContext"], "StageResult"]
@@ -95,6 +96,7 @@ class StageResult:
     `scores` maps the name of a held-out set to its metrics, such as
     `{"new values": {"execution_accuracy": 0.97, "exact_match": 0.95, "count": 200}}`, and `samples` are
     dictionaries with `set`, `prompt`, `reference`, `output`, `correct`, `detail`, `temperature`.
+    `baselines` maps the same sets to the scores of the task's dumb baseline, and its `name`.
     """
 
     seconds: float | None = None
@@ -108,9 +110,23 @@ class StageResult:
     perplexity: float | None = None
     validation_loss: float | None = None
     scores: dict[str, dict[str, float]] | None = None
+    baselines: dict[str, dict[str, Any]] | None = None
     samples: list[dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, evaluation: Evaluation, reporter: Reporter) -> None:
+        """Take over the evaluation of one set, and report its scores beside the baseline's."""
+        self.notes += [f"{name}: {note}" for note in evaluation.notes]
+        self.samples = [*(self.samples or []), *evaluation.samples]
+        self.extra |= evaluation.details
+        if not evaluation.scores:
+            return
+        self.scores = (self.scores or {}) | {name: evaluation.scores}
+        if evaluation.baseline:
+            named = {"name": evaluation.baseline_name} | evaluation.baseline
+            self.baselines = (self.baselines or {}) | {name: named}
+        reporter.score(name, evaluation.scores, evaluation.baseline)
 
     def as_dict(self) -> dict[str, Any]:
         """The keys that apply, those of `extra` among them."""

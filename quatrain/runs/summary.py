@@ -46,7 +46,10 @@ def write_card(run: Run) -> None:
 
 
 def score_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the scores after each stage, one column a set; rows without a score are left out."""
+    """Columns and rows of the scores after each stage, one column a set, after a row of the dumb baselines.
+
+    Rows without a score are left out.
+    """
     sets = list(dict.fromkeys(name for result in results for name in result.get("scores") or {}))
     extra = [key for key in _COLUMNS if any(result.get(key) is not None for result in results)]
     rows = []
@@ -56,7 +59,20 @@ def score_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[l
         cells += [format_metric(key, result[key]) if result.get(key) is not None else "" for key in extra]
         if any(cells):
             rows.append([str(result.get("name")), *cells])
+    baselines = [_baseline(name, results) for name in sets]
+    if any(baselines):
+        rows.insert(0, ["dumb baseline", *baselines, *("" for _ in extra)])
     return ["after", *sets, *(_COLUMNS[key] for key in extra)], rows
+
+
+def _baseline(name: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The dumb baseline's value of the metric that stands for a set in the table."""
+    for result in results:
+        main = next((key for key in (result.get("scores") or {}).get(name) or {} if key != "count"), None)
+        baseline = (result.get("baselines") or {}).get(name) or {}
+        if main is not None and main in baseline:
+            return format_metric(main, baseline[main])
+    return ""
 
 
 def _score(metrics: Mapping[str, float] | None) -> str:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from quatrain.data.settings import DataSettings
 
 if TYPE_CHECKING:
+    from quatrain.data.batches import TokenExample
     from quatrain.data.corpus import Corpus
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 Example = TypeVar("Example")
 
@@ -27,7 +29,7 @@ Example = TypeVar("Example")
 class Score:
     """The metrics of one completion, the main one first; `detail` says in words why it is right or wrong.
 
-    `valid` is False where the reference itself cannot be judged; `detail` then says why, and the example is not counted.
+    `valid` is False where the reference itself cannot be judged: `detail` says why, and the example is not counted.
     """
 
     metrics: Mapping[str, float]
@@ -48,8 +50,8 @@ class Score:
 class Task(ABC, Generic[Example]):
     """Examples in named splits, and how a completion of each is judged.
 
-    A task may hold open files, such as databases: use it as a context manager, or call `close`. A closed task opens them
-    again when it needs them.
+    A task may hold open files, such as databases: use it as a context manager, or call `close`. A closed task opens
+    them again when it needs them.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Task(ABC, Generic[Example]):
     """What the dumb baseline answers, in a few words."""
     reference_name = "reference"
     """What messages call an example's reference."""
+    measures_loss = False
+    """Whether evaluation measures the loss of the references too (`encode`)."""
 
     def __init__(self) -> None:
         self.splits: dict[str, Sequence[Example]] = {}
@@ -65,13 +69,13 @@ class Task(ABC, Generic[Example]):
         """Examples that only evaluation sees, by the name of the set."""
         self.notes: list[str] = []
 
-    def __enter__(self) -> Task[Example]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def close(self) -> None:  # noqa: B027 (most tasks hold nothing open)
+    def close(self) -> None:
         """Close what the task holds open."""
 
     @abstractmethod
@@ -101,6 +105,23 @@ class Task(ABC, Generic[Example]):
     @abstractmethod
     def score(self, example: Example, completion: str) -> Score:
         """Judge one completion."""
+
+    def answered(self, example: Example) -> bool:
+        """Whether the example has a reference."""
+        return True
+
+    def comparable(self, examples: Sequence[Example]) -> bool:
+        """Whether completions of these examples can be scored; where they cannot, evaluation only shows samples."""
+        return True
+
+    def encode(
+        self, tokenizer: Tokenizer, examples: Sequence[Example], limit: int
+    ) -> tuple[list[TokenExample], list[str]]:
+        """The examples of at most `limit` tokens with the reference's tokens marked, and notes on the others.
+
+        Raises InputError where no example is left.
+        """
+        raise NotImplementedError(f"{self.name} has no token examples")
 
     def reward(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
         """The main metric of each completion."""

@@ -11,9 +11,9 @@ import quatrain
 from quatrain.cli import main
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
-from quatrain.runs.chats import encode_chats
 from quatrain.runs.recipe import loads
 from quatrain.runs.runner import Run
+from quatrain.tasks.instructions import encode_chats
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 TINY = (Path(__file__).parent / "recipes" / "tiny.toml").read_text(encoding="utf-8")

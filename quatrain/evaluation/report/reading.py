@@ -51,7 +51,21 @@ class StageRecord:
     @property
     def scores(self) -> dict[str, dict[str, float]]:
         """The finite metrics of each held-out set."""
-        scores = self.result.get("scores")
+        return self._metrics("scores")
+
+    @property
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The finite metrics of the dumb baseline on each held-out set."""
+        return self._metrics("baselines")
+
+    def baseline_name(self, held_out: str) -> str:
+        """What the dumb baseline of a held-out set answers."""
+        baselines = self.result.get("baselines")
+        baseline = baselines.get(held_out) if isinstance(baselines, dict) else None
+        return str(baseline.get("name", "")) if isinstance(baseline, dict) else ""
+
+    def _metrics(self, name: str) -> dict[str, dict[str, float]]:
+        scores = self.result.get(name)
         sets = scores.items() if isinstance(scores, dict) else ()
         known = {
             str(name): {str(key): number for key, value in metrics.items() if (number := finite(value)) is not None}

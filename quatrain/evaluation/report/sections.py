@@ -217,11 +217,16 @@ def _scores(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
         main = _main_metric([stage.scores[held_out] for stage in having])
         count = next((c for stage in having if (c := stage.scores[held_out].get("count"))), None)
         note = f"{plain(main)}{f', {count:,.0f} examples' if count else ''}"
+        baseline = {key: value for stage in having for key, value in stage.baselines.get(held_out, {}).items()}
+        if main in baseline:
+            named = next(filter(None, (stage.baseline_name(held_out) for stage in having)), "")
+            note += f"; baseline {metric(main, baseline[main])}" + (f" ({named})" if named else "")
         charts.append({"name": held_out, "note": note, "chart": _score_chart(having, held_out, main, names)})
         for key in dict.fromkeys(key for stage in having for key in stage.scores[held_out] if key != "count"):
             values = [stage.scores.get(held_out, {}).get(key) for stage in scored]
-            rows.append({"set": held_out, "metric": plain(key), "values": [metric(key, value) for value in values]})
-    return {"charts": charts, "stages": [names[stage.name] for stage in scored], "rows": rows}
+            cells = [metric(key, value) for value in (baseline.get(key), *values)]
+            rows.append({"set": held_out, "metric": plain(key), "values": cells})
+    return {"charts": charts, "stages": ["dumb baseline", *(names[stage.name] for stage in scored)], "rows": rows}
 
 
 def _score_chart(having: list[StageRecord], held_out: str, main: str, names: dict[str, str]) -> str:

@@ -8,26 +8,29 @@ answers more of those, so that it never makes a model worse unnoticed. The held-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import Any
 
 from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
 from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
 from quatrain.alignment.settings import DPOStage
 from quatrain.core.errors import InputError
+from quatrain.evaluation.evaluate import evaluate
 from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess
 from quatrain.runs.learning import TrainingJob, example_stream, learn, mean_length, with_dropout
-from quatrain.runs.material import database_path, model_of, task_of, tokenizer_of, write_model
+from quatrain.runs.material import generated_task, model_of, tokenizer_of, write_model
 from quatrain.runs.stage import StageContext, StageResult
+from quatrain.tasks.task import Task
 from quatrain.tokenizers.chat import render
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.precision import Precision, working_dtype
 
-if TYPE_CHECKING:
-    from quatrain.tasks.text2sql.examples import Example
+PORTION = 256
+"""Examples that are sampled and judged together."""
 
 
 def run(settings: DPOStage, context: StageContext) -> StageResult:
@@ -35,10 +38,18 @@ def run(settings: DPOStage, context: StageContext) -> StageResult:
     tokenizer = tokenizer_of(context)
     model = with_dropout(model_of(context), settings.train.dropout)
     data = context.recipe.data_of(settings)
-    judged = data.database is not None and data.preferences is None
-    pairs, notes = (
-        _own_pairs(settings, context, model, tokenizer) if judged else _given_pairs(settings, context, tokenizer)
-    )
+    task = generated_task(context, settings) if data.preferences is None else None
+    with task or nullcontext():
+        return _run(settings, context, task, model, tokenizer)
+
+
+def _run(
+    settings: DPOStage, context: StageContext, task: Task[Any] | None, model: Model, tokenizer: Tokenizer
+) -> StageResult:
+    if task is None:
+        pairs, notes = _given_pairs(settings, context, tokenizer)
+    else:
+        pairs, notes = _own_pairs(settings, context, task, model, tokenizer)
     limit = settings.context or model.config.max_position_embeddings
     short = [pair for pair in pairs if len(pair) // 2 <= limit]
     if len(short) < len(pairs):
@@ -47,7 +58,7 @@ def run(settings: DPOStage, context: StageContext) -> StageResult:
         return _unchanged(
             settings, context, model, tokenizer, [*notes, "no pair to learn from: the model stays as it was"]
         )
-    before = _practice_accuracy(settings, context, model, tokenizer) if judged else None
+    before = None if task is None else _development_score(context, task, model, tokenizer)
     pad_id = tokenizer.pad_id or 0
     weights = Precision(model, working_dtype(settings.train, model.device))
     try:
@@ -70,8 +81,8 @@ def run(settings: DPOStage, context: StageContext) -> StageResult:
         notes=notes,
     )
     _, result = learn(learning, context)
-    if before is not None:
-        after = _practice_accuracy(settings, context, model, tokenizer)
+    if task is not None and before is not None:
+        after = _development_score(context, task, model, tokenizer)
         result.notes.append(f"questions kept apart: {before:.1%} right before, {after:.1%} after")
         if after <= before:
             result.notes.append("the model from before is kept, because the new one does not answer more of them")
@@ -92,69 +103,56 @@ def _unchanged(
 
 
 def _own_pairs(
-    settings: DPOStage, context: StageContext, model: Model, tokenizer: Tokenizer
+    settings: DPOStage, context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer
 ) -> tuple[list[PreferenceExample], list[str]]:
-    """The model's own answers to practice questions, judged by running them; the reference where none is right."""
-    from quatrain.tasks.text2sql.judge import execution_match
-    from quatrain.tasks.text2sql.sandbox import Connection
-
-    task = task_of(context, settings)
-    questions, failing = _runnable(settings, context, task.practice[: settings.prompts])
+    """Pairs of the model's own completions of practice examples, judged by the task; the reference where none is right.
+    """
+    examples, notes = judgeable(task, task.splits["practice"][: settings.prompts])
     engine = Engine(model, tokenizer)
     prompts, gold = [], []
-    for example in questions:
+    for example in examples:
         rendered = render(tokenizer, task.messages(example))
         start = rendered.assistant_mask.index(True)
         prompts.append(rendered.ids[:start])
         gold.append([token for token, learned in zip(rendered.ids, rendered.assistant_mask, strict=True) if learned])
-    limit = context.recipe.evaluate.max_new_tokens
-    found: list[PreferenceExample] = []
-    portion = 256
-    with (
-        Connection(database_path(context, settings)) as connection,
-        context.reporter.task("sampling", total=len(questions), unit="question") as task_bar,
-    ):
-        total = PairStatistics()
-        for start in range(0, len(questions), portion):
-            part = questions[start : start + portion]
+    pairs: list[PreferenceExample] = []
+    total = PairStatistics()
+    with context.reporter.task("sampling", total=len(examples), unit="question") as bar:
+        for start in range(0, len(examples), PORTION):
+            part = examples[start : start + PORTION]
 
-            def judge(number: int, text: str, part: Sequence[Any] = part) -> bool:
-                return execution_match(connection, part[number].sql, text).correct
+            def judge(number: int, completion: str, part: Sequence[Any] = part) -> bool:
+                return task.score(part[number], completion).correct
 
-            pairs, statistics = sample_pairs(
+            sampled, statistics = sample_pairs(
                 engine,
-                prompts[start : start + portion],
+                prompts[start : start + PORTION],
                 judge,
                 samples=settings.samples,
                 temperature=settings.temperature,
                 seed=context.seed + start,
-                gold=gold[start : start + portion],
-                max_new_tokens=limit,
+                gold=gold[start : start + PORTION],
+                max_new_tokens=context.recipe.evaluate.max_new_tokens,
             )
-            found += pairs
+            pairs += sampled
             total += statistics
-            task_bar.update(min(start + portion, len(questions)), pairs=len(found))
-    return found, [
-        *failing,
-        f"{len(found):,} pairs from {total.samples:,} samples of {total.prompts:,} practice questions, "
-        f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}"
+            bar.update(min(start + PORTION, len(examples)), pairs=len(pairs))
+    return pairs, [
+        *notes,
+        f"{len(pairs):,} pairs from {total.samples:,} samples of {total.prompts:,} practice questions, "
+        f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}",
     ]
 
 
-def _runnable(
-    settings: DPOStage, context: StageContext, questions: Sequence[Example]
-) -> tuple[list[Example], list[str]]:
-    """The questions whose own SQL runs, by which an answer can be judged, and a note on the others."""
-    from quatrain.tasks.text2sql.judge import reference_error
-    from quatrain.tasks.text2sql.sandbox import Connection
-
-    with Connection(database_path(context, settings)) as connection:
-        errors = [reference_error(connection, each.sql) for each in questions]
-    failed = [f"{each.sql}: {error}" for each, error in zip(questions, errors, strict=True) if error is not None]
+def judgeable(task: Task[Any], examples: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """The examples whose own reference can be judged, and a note on the others."""
+    errors = [task.reference_error(example) for example in examples]
+    pairs = list(zip(examples, errors, strict=True))
+    failed = [f"{task.reference(example)}: {error}" for example, error in pairs if error is not None]
     if not failed:
-        return list(questions), []
-    kept = [each for each, error in zip(questions, errors, strict=True) if error is None]
-    return kept, [f"{len(failed):,} practice questions left out, whose own SQL fails, such as {failed[0]}"]
+        return list(examples), []
+    note = f"{len(failed):,} practice questions left out: their own {task.reference_name} fails, such as {failed[0]}"
+    return [example for example, error in pairs if error is None], [note]
 
 
 def _given_pairs(
@@ -170,18 +168,8 @@ def _given_pairs(
     return pairs, [f"{len(pairs):,} pairs from {path}"]
 
 
-def _practice_accuracy(settings: DPOStage, context: StageContext, model: Model, tokenizer: Tokenizer) -> float:
-    """Share of the questions kept apart for choosing that the model answers right, greedily."""
-    from quatrain.tasks.text2sql.judge import execution_match
-    from quatrain.tasks.text2sql.sandbox import Connection
-
-    task = task_of(context, settings)
+def _development_score(context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer) -> float:
+    """The main metric of the model's greedy completions on the examples kept for choosing."""
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
-    asked, _ = _runnable(settings, context, task.development)
-    answers = Engine(model, tokenizer).chat([task.messages(example)[:-1] for example in asked], params)
-    with Connection(database_path(context, settings)) as connection:
-        right = [
-            execution_match(connection, example.sql, answer.text).correct
-            for example, answer in zip(asked, answers, strict=True)
-        ]
-    return sum(right) / max(1, len(right))
+    examples, _ = judgeable(task, task.splits["development"])
+    return evaluate(Engine(model, tokenizer), task, "development", examples, params=params).main if examples else 0.0

@@ -9,11 +9,12 @@ from quatrain.evaluation.perplexity import examples_loss
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import multi_adapter, tasks
 from quatrain.runs.assess import assess, look
-from quatrain.runs.chats import LeftOut, chat_examples, conversations, with_template
+from quatrain.runs.chats import chat_examples, conversations, with_template
 from quatrain.runs.learning import TrainingJob, example_stream, learn, longest, mean_length, with_dropout
 from quatrain.runs.material import model_of, tokenizer_of
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.streaming import Make, Streamed, streamed
+from quatrain.tasks.instructions import ChatEncoder
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.objectives import Causal
@@ -49,9 +50,10 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
     stream: BatchStream
     held_out: Sequence[TokenExample]
     if context.recipe.data_of(settings).streaming:
-        left = LeftOut(limit)
-        found = streamed_chats(settings, context, left, tokenizer)
-        stream, steps, examples, notes, held_out = found.stream, found.steps, found.examples, left.notes, found.held_out
+        encoder = ChatEncoder(limit)
+        read = streamed_chats(settings, context, encoder, tokenizer)
+        stream, steps, examples, held_out = read.stream, read.steps, read.examples, read.held_out
+        notes = encoder.notes
     else:
         examples, notes, held_out = chat_examples(settings, context, tokenizer, limit)
         stream, steps = example_stream(settings, context, examples, length=limit, pad_id=pad_id)
@@ -73,12 +75,14 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
     )
 
 
-def streamed_chats(settings: FinetuneStage, context: StageContext, left: LeftOut, tokenizer: Tokenizer) -> Streamed:
+def streamed_chats(
+    settings: FinetuneStage, context: StageContext, encoder: ChatEncoder, tokenizer: Tokenizer
+) -> Streamed:
     """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
     data = context.recipe.data_of(settings)
 
     def make(part: str) -> Make:
-        return lambda: left.out_of(conversations(data, context, settings, [], part), tokenizer)
+        return lambda: encoder.encode(conversations(data, context, settings, [], part), tokenizer)
 
     dev = make("dev") if data.dev is not None else None
     held = context.recipe.evaluate.examples if dev is not None or data.validation else 0

@@ -64,7 +64,7 @@ def prompt(schema: str, question: str) -> str:
 
 
 def asks_sql(source: str | None, *, format: str | None = None, databases: str | None = None) -> bool:
-    """Whether a source holds questions with SQL: by `format`, by named `databases`, by the catalog, or by its columns."""
+    """Whether a source holds questions with SQL, by `format`, named `databases`, the catalog, or its columns."""
     if source is None or format not in (None, "sql"):
         return False
     if format == "sql" or databases is not None:

@@ -25,7 +25,7 @@ from quatrain.tasks.text2sql.statements import statement_of
 SHOP = "shop"
 """The value of `data.database` that stands for the generated shop."""
 INVENTED_VALUES = 0.5
-"""Share of training questions with invented values, so that the model learns to copy values and not to remember them."""
+"""Share of training questions with invented values: the model has to copy values and cannot remember them."""
 
 
 class GeneratedSQL(Task[Example]):

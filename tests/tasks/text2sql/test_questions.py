@@ -11,9 +11,10 @@ import pytest
 
 from quatrain.core.errors import InputError
 from quatrain.data.corpus import Corpus
+from quatrain.evaluation.evaluate import judge
 from quatrain.tasks.text2sql import Connection
 from quatrain.tasks.text2sql.databases import Databases, schema_text
-from quatrain.tasks.text2sql.questions import Asked, Questions, asks_sql, databases_of, judge
+from quatrain.tasks.text2sql.questions import Question, SQLQuestions, asks_sql, databases_of
 from quatrain.tasks.text2sql.statements import plain, statement_of
 
 SINGERS = """
@@ -128,33 +129,31 @@ def test_what_cannot_be_asked_is_left_out_and_told(folder: Path, tmp_path: Path)
     assert asks_sql(str(source)) and not asks_sql(str(source), format="chat") and not asks_sql("the-verdict")
     with pytest.raises(InputError, match="none are named"):
         databases_of(str(source))
-    with databases_of(str(source), str(folder)) as databases:
-        reader = Questions(databases)
-        asked = list(reader.read(Corpus(source)))
+    with SQLQuestions(databases_of(str(source), str(folder)), Corpus(source)) as task:
+        asked = list(task.read())
         assert [each.sql for each in asked] == ["select count(*) from pets", "select name from singer"]
         assert asked[0].messages[0]["content"].endswith("pets: name, age\nQuestion: How many pets?")
-        missing, failed = reader.notes
-        assert "1 questions left out, whose database is not there: gone (1)" in missing
+        missing, failed = task.notes
+        assert "1 questions left out: no such database: gone (1)" in missing
         assert f"{source}:3: no such column: weight" in failed
         said = ["```sql\nSELECT 2\n```", "SELECT Name FROM Singer ORDER BY Name DESC"]
-        judged = judge("q", asked, said, databases.connection)
+        judged = judge(task, "q", asked, said)
         assert judged.scores == {"execution_accuracy": 1.0, "exact_match": 0.0, "count": 2}
-        broken = judge("q", asked, ["DROP TABLE pets", "select weight"], databases.connection)
+        broken = judge(task, "q", asked, ["DROP TABLE pets", "select weight"])
         assert broken.scores["execution_accuracy"] == 0
         assert [each["detail"] for each in broken.samples] == [
             "only reading with SELECT is allowed", "no such column: weight"
         ]  # fmt: skip
     with Databases(folder / "pets.db") as one, pytest.raises(InputError, match=r"No question of .* can be asked"):
-        list(Questions(one).read(Corpus(questions(tmp_path / "other.jsonl", ("gone", "Who?", "SELECT 1")))))
+        list(SQLQuestions(one, Corpus(questions(tmp_path / "other.jsonl", ("gone", "Who?", "SELECT 1")))).read())
 
 
 def test_notes_are_complete_though_only_some_questions_are_taken(folder: Path, tmp_path: Path) -> None:
     rows = [("pets", "a", "SELECT * FROM nowhere"), ("pets", "b", "SELECT count(*) FROM pets")] * 3
     source = questions(tmp_path / "q.jsonl", *rows)
-    with Databases(folder) as databases:
-        reader = Questions(databases)
-        assert len(reader.take(Corpus(source, format="sql"), 1)) == 1
-        assert "1 questions left out, whose own SQL fails" in reader.notes[0]
+    with SQLQuestions(Databases(folder), Corpus(source, format="sql")) as task:
+        assert len(task.take(1)) == 1
+        assert "1 questions left out: their own SQL fails" in task.notes[0]
 
 
 def test_databases_without_the_tables_or_the_rows(folder: Path, make: Make, tmp_path: Path) -> None:
@@ -164,23 +163,21 @@ def test_databases_without_the_tables_or_the_rows(folder: Path, make: Make, tmp_
     other.mkdir()
     make(other / "pets.sqlite", "CREATE TABLE houses (a)")
     with Databases(other) as databases, pytest.raises(InputError, match="No question of") as raised:
-        Questions(databases).take(Corpus(source, format="sql"), None)
+        SQLQuestions(databases, Corpus(source, format="sql")).take()
     assert "no such table: pets" in raised.value.problems[0]
     empty = make(tmp_path / "pets.sqlite", "CREATE TABLE pets (name, age)")
-    with Databases(empty) as databases:
-        reader = Questions(databases)
-        assert len(reader.take(Corpus(source, format="sql"), None)) == 2
-        assert "none of the 2 questions has an answer" in reader.notes[0]
+    with SQLQuestions(Databases(empty), Corpus(source, format="sql")) as task:
+        assert len(task.take()) == 2
+        assert "none of the 2 questions has an answer" in task.notes[0]
 
 
-def test_preferences_come_from_questions_that_can_be_judged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preferences_come_from_questions_that_can_be_judged(folder: Path) -> None:
     from quatrain.runs.stages import dpo
-    from quatrain.tasks.text2sql import Example
 
-    monkeypatch.setattr(dpo, "database_path", lambda *_: folder / "pets.db")
     statements = ("SELECT count(*) FROM pets", "SELECT * FROM gone")
-    asked = [Example("q", sql, "count", "practice", "", (), ()) for sql in statements]
-    kept, notes = dpo._runnable(None, None, asked)  # type: ignore[arg-type]
+    asked = [Question("q", "", sql, "pets", "") for sql in statements]
+    with SQLQuestions(Databases(folder)) as task:
+        kept, notes = dpo.judgeable(task, asked)
     assert kept == asked[:1]
     assert "1 practice questions left out" in notes[0] and "no such table: gone" in notes[0]
 
@@ -203,27 +200,29 @@ def test_data_check_runs_each_question(folder: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_question_whose_own_sql_fails_is_not_scored(folder: Path) -> None:
-    good = Asked("how many?", "", "select count(*) from pets", "pets", "")
-    bad = Asked("who?", "", "select name from nowhere", "pets", "")
-    with Databases(folder) as databases:
-        judged = judge("x", [good, bad], ["SELECT 2", "SELECT 1"], databases.connection)
+    good = Question("how many?", "", "select count(*) from pets", "pets", "")
+    bad = Question("who?", "", "select name from nowhere", "pets", "")
+    with SQLQuestions(Databases(folder)) as task:
+        judged = judge(task, "x", [good, bad], ["SELECT 2", "SELECT 1"])
         assert judged.scores == {"execution_accuracy": 1.0, "exact_match": 0.0, "count": 1}
         assert len(judged.samples) == 1
-        assert "1 questions are not counted" in judged.notes[0] and "no such table: nowhere" in judged.notes[0]
+        assert "1 examples are not counted" in judged.notes[0] and "no such table: nowhere" in judged.notes[0]
         with pytest.raises(InputError, match="nothing can be judged"):
-            judge("x", [bad], ["SELECT 1"], databases.connection)
+            judge(task, "x", [bad], ["SELECT 1"])
 
 
 def test_spider_and_geoquery(shared: Path) -> None:
     """Nearly all statements lose their aliases, and every one keeps its answer."""
-    with databases_of("spider-dev + geoquery-new-queries") as databases:
-        reader = Questions(databases)
-        asked = list(reader.read(Corpus("spider-dev + geoquery-new-queries", format="sql")))
+    source = "spider-dev + geoquery-new-queries"
+    with SQLQuestions(databases_of(source), Corpus(source, format="sql")) as task:
+        asked = list(task.read())
         assert len(asked) > 780 and sum(" as " in each.sql for each in asked) < 0.1 * len(asked)
         assert {"concert_singer", "geography"} & {each.database for each in asked}
-        judged = judge("all", asked, [each.sql for each in asked], databases.connection)
+        judged = judge(task, "all", asked, [each.sql for each in asked])
+        baseline = judge(task, "all", asked, task.baseline(asked))
     assert judged.scores["exact_match"] == 1.0
     assert judged.scores["execution_accuracy"] == 1.0
+    assert 0 < baseline.scores["execution_accuracy"] < 0.2
 
 
 def test_the_catalog_takes_some_rows_of_a_file(shared: Path) -> None:
