@@ -115,6 +115,16 @@ def test_models_and_text_know_nothing_of_each_other(part, never):
     assert not names & never
 
 
+def test_only_the_text_to_sql_task_imports_text_to_sql():
+    outside = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path, tree in TREES.items()
+        for name, line in imports(tree, path)
+        if name.startswith("quatrain.tasks.text2sql") and "text2sql" not in path.parts
+    ]
+    assert not outside, "\n".join(outside)
+
+
 def test_text_needs_no_torch_but_for_batches():
     heavy = [
         path.name
