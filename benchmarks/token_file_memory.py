@@ -51,12 +51,12 @@ def peak_bytes() -> int:
 
 def build(text: Path, tokenizer: Path, folder: Path) -> None:
     """What is measured: one line of JSON with what was made and the peak."""
-    from quatrain.data.documents import read_pieces
+    from quatrain.data.documents import read_chunks
     from quatrain.data.token_file import build as build_tokens
     from quatrain.tokenizers.tokenizer import Tokenizer
 
     start = time.perf_counter()
-    file = build_tokens(read_pieces(text), Tokenizer.load(tokenizer), folder)
+    file = build_tokens(read_chunks(text), Tokenizer.load(tokenizer), folder)
     seconds = time.perf_counter() - start
     size = text.stat().st_size
     print(json.dumps({"bytes": size, "tokens": len(file), "seconds": round(seconds, 2), "peak_bytes": peak_bytes()}))

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from quatrain.data.catalog import Source
-    from quatrain.data.checking import Report
+    from quatrain.data.checking import CheckReport
 
 
 def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
@@ -105,7 +105,9 @@ def check_data(
     return 0 if report.ok else 2
 
 
-def _ask(report: Report, databases: str, columns: dict[str, str] | None, subset: str | None, split: str | None) -> None:
+def _ask(
+    report: CheckReport, databases: str, columns: dict[str, str] | None, subset: str | None, split: str | None
+) -> None:
     """Add to a report on questions with SQL which of them cannot be asked of their databases."""
     from quatrain.core.errors import InputError
     from quatrain.data.checking import Finding
@@ -139,7 +141,7 @@ def _columns(text: str | None) -> dict[str, str] | None:
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-def _tell(report: Report) -> None:
+def _tell(report: CheckReport) -> None:
     """Faults first, then warnings, then what was found."""
     from quatrain.cli.output import shorten, show, show_table
 

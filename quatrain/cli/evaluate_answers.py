@@ -50,7 +50,7 @@ def _task(
     from quatrain.core.wording import format_metric, text_table
     from quatrain.data.corpus import Corpus
     from quatrain.data.settings import DataSettings
-    from quatrain.data.sources import parts
+    from quatrain.data.sources import source_names
     from quatrain.evaluation.evaluate import evaluate
     from quatrain.generation.engine import Engine, SamplingParams
     from quatrain.tasks.task import spec_of_source
@@ -58,7 +58,7 @@ def _task(
     engine, params = Engine(network, tokenizer), SamplingParams(max_new_tokens=max_new_tokens)
     reporter = SilentReporter() if json_lines else create_reporter()
     results, notes, kind = {}, [], ""
-    for name in parts(data):
+    for name in source_names(data):
         settings = DataSettings(source=name, databases=databases)
         spec = spec_of_source(settings)
         if spec is None:

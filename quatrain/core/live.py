@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from quatrain.core.reporter import Clock, Task
+from quatrain.core.reporter import Clock, ProgressTask
 from quatrain.core.wording import format_duration, format_metric, format_metrics, printable
 
 
@@ -41,7 +41,7 @@ class LiveReporter:
         self.console.print()
         self.console.print(text)
 
-    def task(self, name: str, total: int | None = None, unit: str = "step") -> Task:
+    def task(self, name: str, total: int | None = None, unit: str = "step") -> ProgressTask:
         return _LiveTask(self, name, total, unit)
 
     def info(self, text: str) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TextIO
 
-from quatrain.core.reporter import Clock, Reporter, Task
+from quatrain.core.reporter import Clock, ProgressTask, Reporter
 from quatrain.core.wording import format_duration, format_metrics, json_line, printable, text_table, write_text
 
 PLAIN_INTERVAL = 5.0
@@ -96,7 +96,7 @@ class PlainReporter:
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
         self._line(f"stage {index}/{total}: {name}" + (f", {detail}" if detail else ""))
 
-    def task(self, name: str, total: int | None = None, unit: str = "step") -> Task:
+    def task(self, name: str, total: int | None = None, unit: str = "step") -> ProgressTask:
         return _LineTask(self, name, total, unit)
 
     def task_line(self, task: _LineTask) -> None:
@@ -145,7 +145,7 @@ class JsonReporter:
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
         self.emit("stage", index=index, total=total, name=name, detail=detail)
 
-    def task(self, name: str, total: int | None = None, unit: str = "step") -> Task:
+    def task(self, name: str, total: int | None = None, unit: str = "step") -> ProgressTask:
         return _LineTask(self, name, total, unit)
 
     def task_line(self, task: _LineTask) -> None:
@@ -175,7 +175,7 @@ class SilentReporter:
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
         pass
 
-    def task(self, name: str, total: int | None = None, unit: str = "step") -> Task:
+    def task(self, name: str, total: int | None = None, unit: str = "step") -> ProgressTask:
         return _SilentTask()
 
     def info(self, text: str) -> None:

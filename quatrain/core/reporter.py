@@ -1,4 +1,4 @@
-"""The protocol by which work reports its progress: `Reporter`, its `Task`, and the clock behind a progress bar."""
+"""How work reports its progress: the protocols `Reporter` and `ProgressTask`, and the clock of a progress bar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Protocol
 
 
-class Task(Protocol):
+class ProgressTask(Protocol):
     """One piece of work with a known or unknown number of steps."""
 
     def update(self, step: int, **metrics: float) -> None:
@@ -17,7 +17,7 @@ class Task(Protocol):
     def advance(self, steps: int = 1, **metrics: float) -> None:
         """Say that so many more steps are done."""
 
-    def __enter__(self) -> Task: ...
+    def __enter__(self) -> ProgressTask: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -30,7 +30,7 @@ class Reporter(Protocol):
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
         """A stage begins: `index` counts from one."""
 
-    def task(self, name: str, total: int | None = None, unit: str = "step") -> Task:
+    def task(self, name: str, total: int | None = None, unit: str = "step") -> ProgressTask:
         """A piece of work begins; use it as a context manager."""
 
     def info(self, text: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.core.offline import offline
 from quatrain.core.reading import shown, user_path
-from quatrain.data.download import Progress, download, sha256_of
+from quatrain.data.download import DownloadProgress, download, sha256_of
 
 _GUTENBERG = re.compile(r"gutenberg:0*([1-9]\d{0,6})$", re.IGNORECASE)
 
@@ -173,7 +173,7 @@ def locate(source: Source | str) -> Path | None:
     return None
 
 
-def fetch(source: Source | str, *, progress: Progress | None = None, tries: int = 4) -> Path:
+def fetch(source: Source | str, *, progress: DownloadProgress | None = None, tries: int = 4) -> Path:
     """The verified file of a source: from QUATRAIN_DATA, from the cache, or downloaded into the cache.
 
     Raises InputError for an unknown name, OfflineError, with where to put the file, when the network is needed and

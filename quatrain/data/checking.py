@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.data.corpus import Corpus, Files
+from quatrain.data.corpus import Corpus, FileSource
 from quatrain.data.decoding import explain_byte, read_blocks, read_text, suffix_of
 from quatrain.data.messages import content_text
 from quatrain.data.records import (
     AnyRecord,
     Choice,
     Conversation,
+    Document,
     Fault,
     LabelledText,
     Pair,
@@ -28,10 +29,9 @@ from quatrain.data.records import (
     Question,
     SQLQuestion,
     TaggedTokens,
-    Text,
 )
-from quatrain.data.rules import Finding, Repetitions, Tags, check_record
-from quatrain.data.sources import left_out
+from quatrain.data.rules import DuplicateFinder, Finding, TagChecker, check_record
+from quatrain.data.sources import skipped_files
 from quatrain.data.unread import UnreadFields
 from quatrain.tokenizers.templates import templates_at
 
@@ -48,7 +48,7 @@ QUANTILES = (("least", 0.0), ("quarter", 0.25), ("median", 0.5), ("three quarter
 
 
 @dataclass
-class Report:
+class CheckReport:
     """What a check found: the first faults and warnings, the counts of all, and what the data looks like."""
 
     source: str
@@ -98,7 +98,7 @@ def check(
     unit: str = "characters",
     template: str | None = None,
     **options: Any,
-) -> Report:
+) -> CheckReport:
     """Read all of `source` and report what is wrong with it. `count` measures a text, in `unit`.
 
     Chats are rendered with `template`, a name such as "chatml" (the default), a Jinja file or the folder of a model:
@@ -107,13 +107,13 @@ def check(
     """
     templates = templates_at(template or DEFAULT_TEMPLATE)
     corpus = Corpus(source, format=format, columns=columns, reader=read_anyway, **options)
-    report = Report(corpus.source, corpus.format, corpus.layout.describe(), unit=unit)
-    left = left_out(source)
+    report = CheckReport(corpus.source, corpus.format, corpus.layout.describe(), unit=unit)
+    left = skipped_files(source)
     report.left_out, report.left_out_count = left.lines(source), left.count
     if left.count > left.read:
         text = f"{left.count:,} files are left out and {left.read:,} read; name those that hold the data"
         report.add(Finding(str(source), text))
-    if isinstance(corpus.origin, Files):
+    if isinstance(corpus.origin, FileSource):
         for path in corpus.origin.files:
             for finding in wrong_bytes(path):
                 report.add(finding)
@@ -142,10 +142,10 @@ def _position(place: str, order: Mapping[str, int]) -> tuple[int, int]:
 class _Check:
     """Goes over the rows of a corpus and fills a report."""
 
-    def __init__(self, corpus: Corpus, report: Report, count: Callable[[str], int], unread: UnreadFields | None):
+    def __init__(self, corpus: Corpus, report: CheckReport, count: Callable[[str], int], unread: UnreadFields | None):
         self.corpus, self.report, self.count, self.unread = corpus, report, count, unread
-        self.tags = Tags(LIMIT)
-        self.repeated = Repetitions()
+        self.tags = TagChecker(LIMIT)
+        self.repeated = DuplicateFinder()
         self.lengths: dict[str, array.array[int]] = {}
         self.labels = Counter[str]()
         self.firsts: dict[str, str] = {}
@@ -220,7 +220,7 @@ class _Check:
 
 def parts_of(record: AnyRecord) -> Iterator[tuple[str, str]]:
     """The texts of a record, each with the name of its part, whose lengths are worth knowing."""
-    if isinstance(record, Text):
+    if isinstance(record, Document):
         yield "text", record.text
     elif isinstance(record, Conversation):
         yield "conversation", "\n".join(content_text(each) for each in record.messages)

@@ -11,19 +11,19 @@ from quatrain.data.records import (
     AnyRecord,
     Choice,
     Conversation,
+    Document,
     Fault,
     LabelledText,
     Pair,
     Question,
-    Record,
+    Row,
     SQLQuestion,
     TaggedTokens,
-    Text,
     raise_together,
 )
 
 
-def convert(record: Record, layout: Layout) -> list[AnyRecord]:
+def convert(record: Row, layout: Layout) -> list[AnyRecord]:
     """The typed records of a row: mostly one; none for a row that says nothing, such as a tie of two answers.
 
     Raises Fault, with all that is wrong in the row.
@@ -32,16 +32,16 @@ def convert(record: Record, layout: Layout) -> list[AnyRecord]:
         raise Fault(record.fault)
     value = record.value
     if layout.format in ("text", "lines") and isinstance(value, str):
-        return [Text(value)] if value.strip() else []
+        return [Document(value)] if value.strip() else []
     if not isinstance(value, Mapping):
         raise Fault(f"found {type(value).__name__}, expected an object with fields; write {{…}}")
-    row = Row(value, layout, record.place)
+    row = RowReader(value, layout, record.place)
     made = _CONVERTERS[layout.format](row)
     raise_together(row.faults)
     return made
 
 
-class Row:
+class RowReader:
     """Reads the parts of one row; what is wrong with them gathers in `faults`."""
 
     def __init__(self, value: Mapping[str, Any], layout: Layout, place: str = ""):
@@ -119,28 +119,28 @@ def _at(value: Mapping[str, Any], name: str) -> tuple[Any, bool]:
     return _at(held, inner) if isinstance(held, Mapping) else (None, False)
 
 
-def _text(row: Row) -> list[AnyRecord]:
+def _text(row: RowReader) -> list[AnyRecord]:
     value, there = _at(row.value, row.column("text"))
     if there and value is None:
         return []
     text = row.text("text", may_be_empty=True)
-    return [Text(text)] if text.strip() else []
+    return [Document(text)] if text.strip() else []
 
 
-def _labelled(row: Row) -> list[AnyRecord]:
+def _labelled(row: RowReader) -> list[AnyRecord]:
     text = row.text("text")
     other = row.text("other") if "other" in row.layout.parts else None
     return [LabelledText(text, other, _label(row), _is_number(row))]
 
 
-def _is_number(row: Row) -> bool:
+def _is_number(row: RowReader) -> bool:
     """Whether a class is written as a whole number: 1, or 1.0 as data frames write it."""
     value = _at(row.value, row.column("label"))[0]
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     return whole and not isinstance(value, bool) and not row.layout.scores and not row.faults
 
 
-def _label(row: Row) -> str | float:
+def _label(row: RowReader) -> str | float:
     """The name of a class, or with `scores` a number."""
     value = row.raw("label")
     if value is None:
@@ -167,7 +167,7 @@ def _label(row: Row) -> str | float:
     return row.checked("label", value).strip()
 
 
-def _tagged(row: Row) -> list[AnyRecord]:
+def _tagged(row: RowReader) -> list[AnyRecord]:
     words, tags = row.items("words"), row.items("tags")
     if not row.faults and not words:
         row.fault("words", "is an empty list; take the row out")
@@ -183,7 +183,7 @@ def _tagged(row: Row) -> list[AnyRecord]:
     return [TaggedTokens(list(words), read, numbers)]
 
 
-def _question(row: Row) -> list[AnyRecord]:
+def _question(row: RowReader) -> list[AnyRecord]:
     """A question of SQuAD's nested file, or of a flat row; answers are texts with places, or texts to be found."""
     context, question = row.text("context"), row.text("question")
     answers, starts = _answers(row, context)
@@ -191,7 +191,7 @@ def _question(row: Row) -> list[AnyRecord]:
     return [Question(context, question, answers, starts, str(name) if name is not None else row.place)]
 
 
-def _answers(row: Row, context: str) -> tuple[list[str], list[int]]:
+def _answers(row: RowReader, context: str) -> tuple[list[str], list[int]]:
     value = row.raw("answers")
     impossible = row.value.get("is_impossible") is True
     texts: list[Any] = []
@@ -233,7 +233,7 @@ def _answers(row: Row, context: str) -> tuple[list[str], list[int]]:
     return found, starts
 
 
-def _start(row: Row, context: str, answer: str, place: Any, number: int) -> int | None:
+def _start(row: RowReader, context: str, answer: str, place: Any, number: int) -> int | None:
     """Where an answer begins in its context; None, noted, where it is not there."""
     if not answer or not context:
         return None
@@ -264,7 +264,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:39] + "…")
 
 
-def _choice(row: Row) -> list[AnyRecord]:
+def _choice(row: RowReader) -> list[AnyRecord]:
     """A question with its choices, in the forms of MMLU, ARC, HellaSwag, SWAG, PIQA, COPA and WinoGrande."""
     question = row.text("question")
     names: list[str] = []
@@ -283,7 +283,7 @@ def _choice(row: Row) -> list[AnyRecord]:
     return [Choice(question, choices, _right(row, names, choices))]
 
 
-def _right(row: Row, names: list[str], choices: list[str]) -> int:
+def _right(row: RowReader, names: list[str], choices: list[str]) -> int:
     """The number of the right choice: said by number, by letter, by name, or by the choice's own words."""
     value = row.raw("label")
     if value is None:
@@ -307,7 +307,7 @@ def _right(row: Row, names: list[str], choices: list[str]) -> int:
     return number or 0
 
 
-def _pair(row: Row) -> list[AnyRecord]:
+def _pair(row: RowReader) -> list[AnyRecord]:
     if row.column("source") == row.column("target"):
         return [_translation(row)]
     source, target = row.text("source"), row.text("target")
@@ -319,7 +319,7 @@ def _pair(row: Row) -> list[AnyRecord]:
     return [Pair(source, target, (target, *references) if references else ())]
 
 
-def _translation(row: Row) -> Pair:
+def _translation(row: RowReader) -> Pair:
     """{"translation": {"en": …, "de": …}}: from the first language to the second."""
     value = row.raw("source")
     if not isinstance(value, Mapping) or len(value) < 2:
@@ -329,24 +329,24 @@ def _translation(row: Row) -> Pair:
     return Pair(row.checked("source", source, at=f".{first}"), row.checked("source", target, at=f".{second}"))
 
 
-def _sql(row: Row) -> list[AnyRecord]:
+def _sql(row: RowReader) -> list[AnyRecord]:
     database = row.text("database") if "database" in row.layout.parts else ""
     return [SQLQuestion(row.text("question"), row.text("query"), database)]
 
 
-def _chat(row: Row) -> list[AnyRecord]:
+def _chat(row: RowReader) -> list[AnyRecord]:
     return list(to_conversations(_renamed(row)))
 
 
-def _prompts(row: Row) -> list[AnyRecord]:
+def _prompts(row: RowReader) -> list[AnyRecord]:
     return [Conversation(messages) for messages in to_prompts(_renamed(row))]
 
 
-def _preference(row: Row) -> list[AnyRecord]:
+def _preference(row: RowReader) -> list[AnyRecord]:
     return list(to_preferences(_renamed(row)))
 
 
-def _renamed(row: Row) -> dict[str, Any]:
+def _renamed(row: RowReader) -> dict[str, Any]:
     """The fields of a row by the names of its parts; where a user named columns, those alone."""
     parts = row.layout.parts
     if all(part == column for part, column in parts.items()):
@@ -355,7 +355,7 @@ def _renamed(row: Row) -> dict[str, Any]:
     return beside | {part: row.raw(part) for part in parts}
 
 
-_CONVERTERS: dict[str, Callable[[Row], list[AnyRecord]]] = {
+_CONVERTERS: dict[str, Callable[[RowReader], list[AnyRecord]]] = {
     "text": _text,
     "lines": _text,
     "chat": _chat,

@@ -21,13 +21,21 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import MAX_DIGITS
 from quatrain.data.convert import convert
 from quatrain.data.decoding import read_text, suffix_of
-from quatrain.data.download import Progress, sha256_of
-from quatrain.data.formats import FORMATS, WORDS, Layout, find_layout
+from quatrain.data.download import DownloadProgress, sha256_of
+from quatrain.data.formats import FORMATS, WORDS, Layout, detect_layout
 from quatrain.data.gutenberg import strip_pieces
-from quatrain.data.huggingface import HuggingFace, is_dataset
-from quatrain.data.records import AnyRecord, Fault, LabelledText, Problems, Record, TaggedTokens
+from quatrain.data.huggingface import HuggingFaceSource, is_dataset
+from quatrain.data.records import AnyRecord, Fault, LabelledText, Problems, Row, TaggedTokens
 from quatrain.data.rows import RECORD_SUFFIXES, lines, read_records
-from quatrain.data.sources import JOINED, Skipped, find_files, is_record_file, parallel, parts, wanted_rows
+from quatrain.data.sources import (
+    JOINED,
+    OnSkipped,
+    find_files,
+    is_record_file,
+    parallel_names,
+    selected_rows,
+    source_names,
+)
 
 if TYPE_CHECKING:
     from quatrain.data.settings import DataSettings
@@ -41,12 +49,12 @@ Reader = Callable[[Path], Iterable[str]]
 _TAG = re.compile(r"O|[BIESLU]-\S+")
 
 
-class Origin(Protocol):
+class RowSource(Protocol):
     """Where rows come from."""
 
     name: str
 
-    def rows(self) -> Iterator[Record]:
+    def rows(self) -> Iterator[Row]:
         """Every row, in order, from the first."""
         ...
 
@@ -54,7 +62,7 @@ class Origin(Protocol):
         """What the rows are. Raises InputError where that cannot be told."""
         ...
 
-    def layout_of(self, record: Record) -> Layout | None:
+    def layout_of(self, record: Row) -> Layout | None:
         """The layout of a row whose file has columns of its own; None: as the first."""
         ...
 
@@ -80,8 +88,8 @@ class Corpus:
         subset: str | None = None,
         split: str | None = None,
         streaming: bool = False,
-        skipped: Skipped | None = None,
-        progress: Progress | None = None,
+        skipped: OnSkipped | None = None,
+        progress: DownloadProgress | None = None,
         reader: Reader = read_text,
     ):
         """Open `source`; `format` is one of FORMATS and `columns` maps its parts to columns, where they are not to be
@@ -119,11 +127,11 @@ class Corpus:
         """Each record with the place of its row; raises as iterating does."""
         return self._placed()
 
-    def rows(self) -> Iterator[Record]:
+    def rows(self) -> Iterator[Row]:
         """The rows as the source has them, those with faults too."""
         return self.origin.rows()
 
-    def convert(self, record: Record) -> list[AnyRecord]:
+    def convert(self, record: Row) -> list[AnyRecord]:
         """The typed records of one of this source's rows. Raises Fault with all that is wrong in it."""
         return convert(record, self.origin.layout_of(record) or self.layout)
 
@@ -182,29 +190,29 @@ def _origin(
     subset: str | None,
     split: str | None,
     streaming: bool,
-    skipped: Skipped | None,
-    progress: Progress | None,
+    skipped: OnSkipped | None,
+    progress: DownloadProgress | None,
     reader: Reader,
-) -> Origin:
+) -> RowSource:
     if is_dataset(source):
-        return HuggingFace(str(source), subset=subset, split=split, streaming=streaming)
+        return HuggingFaceSource(str(source), subset=subset, split=split, streaming=streaming)
     given = [name for name, value in (("subset", subset), ("split", split)) if value]
     if given:
         raise InputError(f"{source}: {' and '.join(given)} are for data sets of Hugging Face, named hf:owner/name")
-    names = parts(source)
-    if len(names) > 1 and any(is_dataset(name) or parallel(name) for name in names):
+    names = source_names(source)
+    if len(names) > 1 and any(is_dataset(name) or parallel_names(name) for name in names):
         raise InputError(
             f"{source}: files and names of the catalog are joined by{JOINED}alone, no data sets of Hugging Face and no "
             "files that go line by line"
         )
-    sides = parallel(source)
+    sides = parallel_names(source)
     if sides is not None:
         first, second = (find_files(side, progress=progress) for side in sides)
-        return Parallel(str(source), first, second, reader)
-    return Files(find_files(source, skipped=skipped, progress=progress), reader, wanted_rows(source))
+        return ParallelSource(str(source), first, second, reader)
+    return FileSource(find_files(source, skipped=skipped, progress=progress), reader, selected_rows(source))
 
 
-class Files:
+class FileSource:
     """Files of records, or of plain text. Of the files in `wanted` those rows alone are read that have one of its
     dictionaries' values in their columns.
     """
@@ -259,7 +267,7 @@ class Files:
                 return Layout(format or "text")
         sampled = [record.value for record in itertools.islice(self._table(path), SAMPLE)]
         first = [value for value in sampled if value is not None]
-        layout = find_layout(first, columns=columns, format=format)
+        layout = detect_layout(first, columns=columns, format=format)
         if layout is not None:
             return layout
         if format in ("chat", "preference", "prompts"):
@@ -270,7 +278,7 @@ class Files:
             return Layout("text", {"text": "text"})
         raise InputError(_unknown(path, first[0], format))
 
-    def layout_of(self, record: Record) -> Layout | None:
+    def layout_of(self, record: Row) -> Layout | None:
         """The layout of the row's file."""
         if len(self.files) == 1:
             return None
@@ -279,12 +287,12 @@ class Files:
             self._layouts[path] = self._layout_of_file(Path(path), self.format, self.columns)
         return self._layouts[path]
 
-    def rows(self) -> Iterator[Record]:
+    def rows(self) -> Iterator[Row]:
         """The rows of all files."""
         for path in self.files:
             yield from self.rows_of(path)
 
-    def rows_of(self, path: Path) -> Iterator[Record]:
+    def rows_of(self, path: Path) -> Iterator[Row]:
         """The rows of one file."""
         if is_record_file(path) or self.format == "tagged":
             return self._chosen(path, self._table(path))
@@ -292,14 +300,14 @@ class Files:
             return _lines(path, self.reader(path))
         return _whole(path, self.reader(path))
 
-    def _chosen(self, path: Path, rows: Iterator[Record]) -> Iterator[Record]:
+    def _chosen(self, path: Path, rows: Iterator[Row]) -> Iterator[Row]:
         """The rows that are wanted of a file."""
         if path not in self.wanted:
             return rows
         wanted = self.wanted[path]
         return (row for row in rows if any(_has(row.value, values) for values in wanted))
 
-    def _table(self, path: Path) -> Iterator[Record]:
+    def _table(self, path: Path) -> Iterator[Row]:
         # columns that a user names are those of a header, or numbers where there is none
         header = None if not self.columns else not all(name.isdigit() for name in self.columns.values())
         if suffix_of(path) == ".parquet":
@@ -312,16 +320,16 @@ def _has(row: Any, values: Mapping[str, str]) -> bool:
     return isinstance(row, Mapping) and all(row.get(column) == value for column, value in values.items())
 
 
-def _lines(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
+def _lines(path: Path, pieces: Iterable[str]) -> Iterator[Row]:
     for number, line in enumerate(lines(pieces), 1):
         if line.strip():
-            yield Record(f"{path}:{number}", line.rstrip("\n"))
+            yield Row(f"{path}:{number}", line.rstrip("\n"))
 
 
-def _whole(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
+def _whole(path: Path, pieces: Iterable[str]) -> Iterator[Row]:
     text = "".join(strip_pieces(iter(pieces)))
     if text.strip():
-        yield Record(f"{path}:1", text)
+        yield Row(f"{path}:1", text)
 
 
 def looks_tagged(pieces: Iterable[str]) -> bool:
@@ -349,7 +357,7 @@ def _unknown(path: Path, row: Any, format: str | None) -> str:
     )
 
 
-class Parallel:
+class ParallelSource:
     """Two texts whose lines belong together: line i of one is line i of the other in another language."""
 
     def __init__(self, name: str, first: list[Path], second: list[Path], reader: Reader = read_text):
@@ -368,11 +376,11 @@ class Parallel:
             raise InputError(f"{self.name}: two files line by line are pairs of texts, not {WORDS[format]}")
         return Layout("pair", {"source": "source", "target": "target"})
 
-    def layout_of(self, record: Record) -> Layout | None:
+    def layout_of(self, record: Row) -> Layout | None:
         """All rows have one layout."""
         return None
 
-    def rows(self) -> Iterator[Record]:
+    def rows(self) -> Iterator[Row]:
         """A pair for each line; a fault where one text has more lines."""
         sides = (lines(self.reader(path)) for path in self.files)
         for number, (source, target) in enumerate(itertools.zip_longest(*sides), 1):
@@ -380,6 +388,6 @@ class Parallel:
             if source is None or target is None:
                 short, long = (0, 1) if source is None else (1, 0)
                 fault = f"line {number} is the first that {self.files[short]} does not have; give both as many lines"
-                yield Record(f"{self.files[long]}:{number}", fault=fault)
+                yield Row(f"{self.files[long]}:{number}", fault=fault)
                 return
-            yield Record(place, {"source": source.rstrip("\n"), "target": target.rstrip("\n")})
+            yield Row(place, {"source": source.rstrip("\n"), "target": target.rstrip("\n")})

@@ -13,34 +13,38 @@ from typing import Any, NamedTuple, cast
 from quatrain.core.errors import InputError
 from quatrain.data.corpus import Corpus
 from quatrain.data.decoding import read_text
-from quatrain.data.download import Progress
+from quatrain.data.download import DownloadProgress
 from quatrain.data.gutenberg import strip_pieces
-from quatrain.data.huggingface import HuggingFace, is_dataset
-from quatrain.data.records import Conversation, Message, Preference, Problems, Record
+from quatrain.data.huggingface import HuggingFaceSource, is_dataset
+from quatrain.data.records import Conversation, Message, Preference, Problems, Row
 from quatrain.data.rows import read_records
-from quatrain.data.sources import Skipped, find_files, is_record_file
+from quatrain.data.sources import OnSkipped, find_files, is_record_file
 
 __all__ = [
-    "Piece",
+    "DocumentChunk",
     "Preference",
     "detect",
     "read_conversations",
     "read_documents",
-    "read_pieces",
+    "read_chunks",
     "read_preferences",
 ]
 
 
-class Piece(NamedTuple):
+class DocumentChunk(NamedTuple):
     """A part of a document; `last` is True for its last one, where the next document begins."""
 
     text: str
     last: bool
 
 
-def read_pieces(
-    source: str | Path, *, column: str = "text", skipped: Skipped | None = None, progress: Progress | None = None
-) -> Iterator[Piece]:
+def read_chunks(
+    source: str | Path,
+    *,
+    column: str = "text",
+    skipped: OnSkipped | None = None,
+    progress: DownloadProgress | None = None,
+) -> Iterator[DocumentChunk]:
     """The text of `source` (a catalog name, a file, a folder, a data set) in pieces of about a megabyte, with document
     ends.
 
@@ -49,18 +53,22 @@ def read_pieces(
     Raises InputError for what cannot be read, with all faults of all files at once.
     """
     if is_dataset(source):
-        rows = HuggingFace(str(source)).rows()
+        rows = HuggingFaceSource(str(source)).rows()
         return _of_rows(rows, column, f"{source} cannot be read as documents")
     files = find_files(source, skipped=skipped, progress=progress)
     return _pieces(files, column)
 
 
 def read_documents(
-    source: str | Path, *, column: str = "text", skipped: Skipped | None = None, progress: Progress | None = None
+    source: str | Path,
+    *,
+    column: str = "text",
+    skipped: OnSkipped | None = None,
+    progress: DownloadProgress | None = None,
 ) -> Iterator[str]:
-    """`read_pieces` with each document whole: for documents that fit into memory one at a time."""
+    """`read_chunks` with each document whole: for documents that fit into memory one at a time."""
     held: list[str] = []
-    for piece in read_pieces(source, column=column, skipped=skipped, progress=progress):
+    for piece in read_chunks(source, column=column, skipped=skipped, progress=progress):
         held.append(piece.text)
         if piece.last:
             yield "".join(held)
@@ -68,7 +76,7 @@ def read_documents(
 
 
 def read_conversations(
-    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
+    source: str | Path, *, skipped: OnSkipped | None = None, progress: DownloadProgress | None = None
 ) -> Iterator[list[Message]]:
     """The conversations of a source, each a list of {"role": …, "content": …}; a row's fields tell its format.
 
@@ -79,7 +87,7 @@ def read_conversations(
 
 
 def read_preferences(
-    source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None
+    source: str | Path, *, skipped: OnSkipped | None = None, progress: DownloadProgress | None = None
 ) -> Iterator[Preference]:
     """The preference pairs of a source; formats and errors as for `read_conversations`.
 
@@ -89,12 +97,12 @@ def read_preferences(
     return (cast(Preference, record) for record in corpus)
 
 
-def detect(source: str | Path, *, progress: Progress | None = None) -> str:
+def detect(source: str | Path, *, progress: DownloadProgress | None = None) -> str:
     """What `source` holds, one of `quatrain.data.formats.FORMATS`, told by its first rows."""
     return Corpus(source, progress=progress).format
 
 
-def _pieces(files: list[Path], column: str) -> Iterator[Piece]:
+def _pieces(files: list[Path], column: str) -> Iterator[DocumentChunk]:
     found = False
     for number, path in enumerate(files):
         try:
@@ -108,14 +116,14 @@ def _pieces(files: list[Path], column: str) -> Iterator[Piece]:
         raise InputError(f"there is no text in {names}: nothing but white space")
 
 
-def _of_file(path: Path, column: str) -> Iterator[Piece]:
+def _of_file(path: Path, column: str) -> Iterator[DocumentChunk]:
     if is_record_file(path):
         yield from _of_records(path, column)
     else:
         yield from _one_document(strip_pieces(read_text(path)))
 
 
-def _one_document(pieces: Iterator[str]) -> Iterator[Piece]:
+def _one_document(pieces: Iterator[str]) -> Iterator[DocumentChunk]:
     """Mark the last piece of a document; one of white space alone is none."""
     held = ""
     begun = False
@@ -124,29 +132,29 @@ def _one_document(pieces: Iterator[str]) -> Iterator[Piece]:
             held += piece
             begun = bool(held.strip())
         elif piece:
-            yield Piece(held, False)
+            yield DocumentChunk(held, False)
             held = piece
     if begun:
-        yield Piece(held, True)
+        yield DocumentChunk(held, True)
 
 
-def _of_records(path: Path, column: str) -> Iterator[Piece]:
+def _of_records(path: Path, column: str) -> Iterator[DocumentChunk]:
     yield from _of_rows(read_records(path, column=column), column, f"{path} cannot be read as documents")
 
 
-def _of_rows(rows: Iterator[Record], column: str, wrong: str) -> Iterator[Piece]:
+def _of_rows(rows: Iterator[Row], column: str, wrong: str) -> Iterator[DocumentChunk]:
     problems = Problems()
     for record in rows:
         text, fault = _text(record, column)
         if fault is not None:
             problems.add(f"{record.place}: {fault}")
         elif text and not problems:
-            yield Piece(text, True)
+            yield DocumentChunk(text, True)
     if problems:
         raise problems.error(wrong)
 
 
-def _text(record: Record, column: str) -> tuple[str, str | None]:
+def _text(record: Row, column: str) -> tuple[str, str | None]:
     """The text of a record, or its fault. Nothing there (null, white space) is no fault, and no document."""
     value: Any = record.value
     if record.fault is not None:

@@ -25,7 +25,7 @@ from quatrain.core.offline import offline
 from quatrain.core.wording import format_bytes
 
 #: Called with the bytes that are there and the bytes of the whole, None where the server does not say.
-Progress = Callable[[int, int | None], None]
+DownloadProgress = Callable[[int, int | None], None]
 
 _BLOCK = 1 << 18
 _AGENT = "quatrain (language model toolkit)"
@@ -39,7 +39,7 @@ class _Refused(Exception):
     """A fault that stays: this address will not give the file."""
 
 
-def sha256_of(path: str | Path, *, progress: Progress | None = None) -> str:
+def sha256_of(path: str | Path, *, progress: DownloadProgress | None = None) -> str:
     """The SHA-256 of a file as hexadecimal digits, read in blocks."""
     digest = hashlib.sha256()
     done, total = 0, os.path.getsize(path)
@@ -58,7 +58,7 @@ def download(
     *,
     sha256: str | None = None,
     size: int | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     tries: int = 4,
     timeout: float = 30.0,
     remedy: str = "",
@@ -100,7 +100,7 @@ def _fetch(
     target: Path,
     sha256: str | None,
     size: int | None,
-    progress: Progress | None,
+    progress: DownloadProgress | None,
     tries: int,
     timeout: float,
 ) -> None:
@@ -130,7 +130,13 @@ def _fetch(
 
 
 def _receive(
-    url: str, part: Path, note: Path, sha256: str | None, size: int | None, progress: Progress | None, timeout: float
+    url: str,
+    part: Path,
+    note: Path,
+    sha256: str | None,
+    size: int | None,
+    progress: DownloadProgress | None,
+    timeout: float,
 ) -> bool:
     """Bring `part` up to the whole file; returns whether it went on from an earlier piece."""
     have = part.stat().st_size if part.exists() else 0
@@ -162,7 +168,7 @@ def _receive(
 
 
 def _keep(
-    response: Any, url: str, part: Path, note: Path, start: int, size: int | None, progress: Progress | None
+    response: Any, url: str, part: Path, note: Path, start: int, size: int | None, progress: DownloadProgress | None
 ) -> None:
     """Write a response's body to `part` from byte `start` on; raises _Unreachable where it breaks off."""
     length = response.headers.get("Content-Length")

@@ -132,7 +132,7 @@ class Layout:
         return WORDS[self.format] + (f" ({columns})" if columns else "")
 
 
-def find_layout(
+def detect_layout(
     rows: Sequence[Any], *, columns: Mapping[str, str] | None = None, format: str | None = None
 ) -> Layout | None:
     """The layout of some first rows of a file, None where their columns tell of none.
@@ -142,7 +142,7 @@ def find_layout(
     found = [row for row in rows if isinstance(row, Mapping)]
     names = dict.fromkeys(name for row in found[:8] for name in row)
     if columns:
-        layout = check_columns(columns, format)
+        layout = layout_from_columns(columns, format)
         if layout.format == "tagged" and "words" not in layout.parts:
             words = next((name for name in _WORDS if name in names), next(iter(names), "1"))
             layout = Layout("tagged", {"words": words, **layout.parts})
@@ -200,7 +200,7 @@ def _layouts(names: list[str]) -> Iterator[Layout]:
     yield from (layout for layout in exact if layout.format in ("text", "prompts"))
 
 
-def tells_format(names: Sequence[str]) -> bool:
+def has_known_columns(names: Sequence[str]) -> bool:
     """Whether columns of these names are those of a format."""
     named = [name for name in names if name]
     return any(True for _ in _layouts(named))
@@ -315,7 +315,7 @@ def input_columns(names: Sequence[str], format: str) -> dict[str, str]:
     return {"text": names[0]} if format == "text" and len(names) == 1 else {}
 
 
-def check_columns(columns: Mapping[str, str], format: str | None = None) -> Layout:
+def layout_from_columns(columns: Mapping[str, str], format: str | None = None) -> Layout:
     """The layout whose parts a user has given columns to. Raises InputError where there is none."""
     given = set(columns)
     fitting = []
@@ -366,10 +366,10 @@ def _with_scores(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Layout:
         rest = {part: column for part, column in layout.parts.items() if part != "score"}
         return Layout(layout.format, rest | {"label": layout.parts["score"]}, scores=True)
     values = [row.get(layout.parts["label"]) for row in rows]
-    return Layout(layout.format, layout.parts, scores=are_scores(values))
+    return Layout(layout.format, layout.parts, scores=look_like_scores(values))
 
 
-def are_scores(values: Sequence[Any]) -> bool:
+def look_like_scores(values: Sequence[Any]) -> bool:
     """Whether labels are numbers, and not all of them whole ones."""
     if not values or any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):
         return False
@@ -398,7 +398,7 @@ def _unnamed(rows: Sequence[Mapping[str, Any]], names: list[str], format: str | 
         return None
     if format != "pair":
         for text, label in ((names[0], names[1]), (names[1], names[0])):
-            if _are_labels(columns[label]) or are_scores(columns[label]):
+            if _are_labels(columns[label]) or look_like_scores(columns[label]):
                 return _with_scores(Layout("labelled", {"text": text, "label": label}), rows)
     return Layout("pair", {"source": names[0], "target": names[1]}) if format != "labelled" else None
 

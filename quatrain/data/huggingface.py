@@ -16,8 +16,8 @@ from typing import Any
 from quatrain.core.errors import InputError, OfflineError
 from quatrain.core.offline import offline
 from quatrain.core.reading import exists, user_path
-from quatrain.data.formats import WORDS, Layout, find_layout
-from quatrain.data.records import Record
+from quatrain.data.formats import WORDS, Layout, detect_layout
+from quatrain.data.records import Row
 
 PREFIX = "hf:"
 _SAMPLE = 200
@@ -47,7 +47,7 @@ def _check_name(name: str) -> None:
         ) from error
 
 
-class HuggingFace:
+class HuggingFaceSource:
     """The rows of one split of a data set; streaming, they come without being downloaded first."""
 
     def __init__(self, source: str, *, subset: str | None = None, split: str | None = None, streaming: bool = False):
@@ -77,7 +77,7 @@ class HuggingFace:
     def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
         """What the columns are. Raises InputError where they tell of no format."""
         sample = [record.value for record in islice(self.rows(), _SAMPLE)]
-        found = find_layout(sample, columns=columns, format=format)
+        found = detect_layout(sample, columns=columns, format=format)
         if found is not None:
             return found
         if format in ("chat", "preference", "prompts"):
@@ -89,18 +89,18 @@ class HuggingFace:
             '{text = "…", label = "…"}; docs/data.md lists the parts of each format'
         )
 
-    def layout_of(self, record: Record) -> Layout | None:
+    def layout_of(self, record: Row) -> Layout | None:
         """All rows have one layout."""
         return None
 
-    def rows(self) -> Iterator[Record]:
+    def rows(self) -> Iterator[Row]:
         """Each row with its number, classes by their names."""
         names = _class_names(self.data)
         try:
             for number, row in enumerate(self.data, 1):
                 for column, classes in names.items():
                     row[column] = _named(row[column], classes)
-                yield Record(f"{self.name}:row {number}", row)
+                yield Row(f"{self.name}:row {number}", row)
         except _network_errors() as error:
             raise _unreachable(self.name, error) from error
 

@@ -1,7 +1,7 @@
 """What data is made of: one typed record for each task, and the faults of rows that are none.
 
-A `Record` is a row as a file has it, with its place. What it means for a task is one of the classes after it:
-`Text`, `Conversation`, `Preference`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair`, `SQLQuestion`.
+A `Row` is a row as a file has it, with its place. What it means for a task is one of the classes after it:
+`Document`, `Conversation`, `Preference`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair`, `SQLQuestion`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Record:
+class Row:
     """One row and its place, as "file:line" (for Parquet "file:row 7"); `fault` says why there is no value.
 
     `lines` are those of its parts, where each has its own: the words of a sentence.
@@ -36,7 +36,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Text:
+class Document:
     """A document."""
 
     text: str
@@ -210,7 +210,7 @@ class SQLQuestion:
         return {"question": self.question, "query": self.query, "database": self.database}
 
 
-AnyRecord = Text | Conversation | Preference | LabelledText | TaggedTokens | Question | Choice | Pair | SQLQuestion
+AnyRecord = Document | Conversation | Preference | LabelledText | TaggedTokens | Question | Choice | Pair | SQLQuestion
 
 
 class Fault(Exception):

@@ -15,8 +15,8 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.core.reading import MAX_DEPTH, MAX_DIGITS, depth_of, open_regular
 from quatrain.data.decoding import is_packed, lines_of, read_text, suffix_of
-from quatrain.data.formats import tells_format
-from quatrain.data.records import Record
+from quatrain.data.formats import has_known_columns
+from quatrain.data.records import Row
 from quatrain.data.tables import read_table
 
 PARQUET_BATCH = 256
@@ -26,7 +26,7 @@ ROWS_A_BYTE = 10_000
 """Rows that a byte of a file may stand for: run lengths make many rows of little, a damaged count makes more."""
 
 
-def read_parquet(path: Path, column: str | None = None) -> Iterator[Record]:
+def read_parquet(path: Path, column: str | None = None) -> Iterator[Row]:
     """The rows of a file, of the one column where it has that. Binary columns that hold UTF-8 are text.
 
     Raises InputError for a file that is not Parquet, that is damaged, or that has no column or one twice.
@@ -48,7 +48,7 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[Record]:
                 for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=columns):
                     for value in batch.to_pylist():
                         row += 1
-                        yield Record(f"{path}:row {row}", {name: _parquet_value(each) for name, each in value.items()})
+                        yield Row(f"{path}:row {row}", {name: _parquet_value(each) for name, each in value.items()})
         except (
             pyarrow.ArrowException,
             OSError,
@@ -111,7 +111,7 @@ def read_records(
     header: bool | None = None,
     suffix: str | None = None,
     pieces: Iterable[str] | None = None,
-) -> Iterator[Record]:
+) -> Iterator[Row]:
     """The rows of a file of one of RECORD_SUFFIXES. A line that is no row comes as a Record with a `fault`.
 
     `column` says the one that is wanted, so that Parquet need not read the others; `header` whether a table has one
@@ -129,7 +129,7 @@ def read_records(
     if suffix == ".json":
         return _json(path, text)
     if suffix in (".csv", ".tsv"):
-        return read_table(path, text, tabs=suffix == ".tsv", header=header, known=tells_format)
+        return read_table(path, text, tabs=suffix == ".tsv", header=header, known=has_known_columns)
     if suffix in TAGGED_SUFFIXES:
         return _sentences(path, text, universal=suffix == ".conllu")
     raise InputError(f"{path}: records are read from {', '.join(RECORD_SUFFIXES)} files, not {suffix or 'this'}")
@@ -138,17 +138,17 @@ def read_records(
 lines = lines_of
 
 
-def _json_lines(path: Path, text: Iterable[str]) -> Iterator[Record]:
+def _json_lines(path: Path, text: Iterable[str]) -> Iterator[Row]:
     for number, line in enumerate(lines_of(text, path), 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
         try:
-            yield Record(place, _checked(_DECODER.decode(line), line))
+            yield Row(place, _checked(_DECODER.decode(line), line))
         except json.JSONDecodeError as error:
-            yield Record(place, fault=_json_fault(error, line.strip()))
+            yield Row(place, fault=_json_fault(error, line.strip()))
         except (ValueError, RecursionError) as error:
-            yield Record(place, fault=f"not valid JSON ({_reason(error)})")
+            yield Row(place, fault=f"not valid JSON ({_reason(error)})")
 
 
 def _json_fault(error: json.JSONDecodeError, text: str) -> str:
@@ -180,7 +180,7 @@ def _value(text: str, at: int) -> tuple[Any, int]:
     return value, end
 
 
-def _json(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
+def _json(path: Path, pieces: Iterable[str]) -> Iterator[Row]:
     """The items of a JSON list, or of the list "data" in an object, each with the line on which it begins.
 
     Any other object is a list of one.
@@ -196,14 +196,14 @@ def _json(path: Path, pieces: Iterable[str]) -> Iterator[Record]:
         value, end = _value(text, at)
     except (ValueError, RecursionError) as error:
         hint = "; for one object a line, give the file the ending .jsonl"
-        yield Record(f"{path}:{line(at)}", fault=f"not valid JSON ({_reason(error)}){hint}")
+        yield Row(f"{path}:{line(at)}", fault=f"not valid JSON ({_reason(error)}){hint}")
         return
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         start = next(start for key, start, _ in _children(text, at) if key == "data")
         articles = any(isinstance(each, dict) and "paragraphs" in each for each in value["data"])
         yield from _squad(path, text, start, line) if articles else _json_list(path, text, start)
     else:
-        yield Record(f"{path}:{line(at)}", value)
+        yield Row(f"{path}:{line(at)}", value)
     yield from _behind(path, text, end, line)
 
 
@@ -220,7 +220,7 @@ def _document(path: Path, pieces: Iterable[str]) -> str:
     return "".join(held)
 
 
-def _behind(path: Path, text: str, end: int | None, line: _Line) -> Iterator[Record]:
+def _behind(path: Path, text: str, end: int | None, line: _Line) -> Iterator[Row]:
     """The fault of text behind a JSON value; nothing where there is none, or where the value has no end."""
     if end is None or (at := _skip(text, end)) == len(text):
         return
@@ -229,7 +229,7 @@ def _behind(path: Path, text: str, end: int | None, line: _Line) -> Iterator[Rec
     fault = (
         "more than one JSON value; give the file the ending .jsonl" if is_value else "not valid JSON (text behind it)"
     )
-    yield Record(f"{path}:{line(at)}", fault=f"{fault}: {rest}")
+    yield Row(f"{path}:{line(at)}", fault=f"{fault}: {rest}")
 
 
 def _reason(error: Exception) -> str:
@@ -250,7 +250,7 @@ class _Line:
         return self.line
 
 
-def _json_list(path: Path, text: str, at: int) -> Generator[Record, None, int | None]:
+def _json_list(path: Path, text: str, at: int) -> Generator[Row, None, int | None]:
     """The items of the list that begins at `at`; returns where it ends, None where it does not."""
     line = _Line(text)
     at = _skip(text, at + 1)
@@ -260,15 +260,15 @@ def _json_list(path: Path, text: str, at: int) -> Generator[Record, None, int | 
             value, end = _value(text, at)
         except (ValueError, RecursionError) as error:
             closed = "" if at < len(text) else "; the list is not closed"
-            yield Record(place, fault=f"not valid JSON ({_reason(error)}){closed}")
+            yield Row(place, fault=f"not valid JSON ({_reason(error)}){closed}")
             return None
-        yield Record(place, value)
+        yield Row(place, value)
         at = _skip(text, end)
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)
         elif text[at : at + 1] != "]":
             fault = "not valid JSON (the list is not closed, or a comma is missing)"
-            yield Record(f"{path}:{line(at)}", fault=fault)
+            yield Row(f"{path}:{line(at)}", fault=fault)
             return None
     return at + 1
 
@@ -290,25 +290,25 @@ def _children(text: str, at: int) -> Iterator[tuple[str | int, int, Any]]:
             at = _skip(text, at + 1)
 
 
-def _squad(path: Path, text: str, at: int, line: _Line) -> Iterator[Record]:
+def _squad(path: Path, text: str, at: int, line: _Line) -> Iterator[Row]:
     """The questions of SQuAD's files (Rajpurkar et al. 2016, arXiv 1606.05250), each with its paragraph."""
     for _, article_at, article in _children(text, at):
         place = f"{path}:{line(article_at)}"
         if not isinstance(article, dict) or not isinstance(article.get("paragraphs"), list):
-            yield Record(place, fault="field 'paragraphs' is missing or no list; write one for every article")
+            yield Row(place, fault="field 'paragraphs' is missing or no list; write one for every article")
             continue
         start = next(start for key, start, _ in _children(text, article_at) if key == "paragraphs")
         for _, paragraph_at, paragraph in _children(text, start):
             if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
                 place = f"{path}:{line(paragraph_at)}"
-                yield Record(place, fault="field 'qas' is missing or no list; write one for every paragraph")
+                yield Row(place, fault="field 'qas' is missing or no list; write one for every paragraph")
                 continue
             rest = {key: value for key, value in paragraph.items() if key != "qas"}
             rest |= {"title": article["title"]} if "title" in article else {}
             start = next(start for key, start, _ in _children(text, paragraph_at) if key == "qas")
             for _, question_at, question in _children(text, start):
                 value = rest | question if isinstance(question, dict) else question
-                yield Record(f"{path}:{line(question_at)}", value)
+                yield Row(f"{path}:{line(question_at)}", value)
 
 
 def _skip(text: str, at: int) -> int:
@@ -317,7 +317,7 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _sentences(path: Path, text: Iterable[str], *, universal: bool) -> Iterator[Record]:
+def _sentences(path: Path, text: Iterable[str], *, universal: bool) -> Iterator[Row]:
     """The sentences of a file with a word a line, its columns parted by tabs or spaces, and empty lines between them.
 
     In CoNLL-U words of several tokens and empty nodes are left out: their tokens are there by themselves.
@@ -332,7 +332,7 @@ def _sentences(path: Path, text: Iterable[str], *, universal: bool) -> Iterator[
                 names = CONLLU if universal else [str(each) for each in range(1, len(rows[0]) + 1)]
                 value: dict[str, Any] = {name: list(cells) for name, cells in zip(names, zip(*rows, strict=True),
                                                                                   strict=True)}  # fmt: skip
-                yield Record(f"{path}:{numbers[0]}", value | ({"text": said} if said else {}), lines=tuple(numbers))
+                yield Row(f"{path}:{numbers[0]}", value | ({"text": said} if said else {}), lines=tuple(numbers))
             rows, numbers, whole, said = [], [], True, ""
             continue
         if universal and line.startswith("#"):
@@ -344,7 +344,7 @@ def _sentences(path: Path, text: Iterable[str], *, universal: bool) -> Iterator[
         wanted = len(CONLLU) if universal else len(rows[0]) if rows else max(2, len(cells))
         if len(cells) != wanted or not all(cell.strip() for cell in cells):
             whole = False
-            yield Record(f"{path}:{number}", fault=_column_fault(cells, wanted))
+            yield Row(f"{path}:{number}", fault=_column_fault(cells, wanted))
         elif not (universal and not cells[0].isdigit()):
             rows.append(cells)
             numbers.append(number)

@@ -20,7 +20,7 @@ from quatrain.data.records import (
     Message,
     Preference,
     Question,
-    Record,
+    Row,
     TaggedTokens,
 )
 
@@ -35,7 +35,7 @@ class Finding:
     warning: bool = False
 
 
-def check_record(row: Record, record: AnyRecord) -> Iterator[Finding]:
+def check_record(row: Row, record: AnyRecord) -> Iterator[Finding]:
     """What is wrong within one record."""
     if isinstance(record, Conversation):
         yield from (Finding(row.place, *each) for each in check_turns(record.messages, row.value))
@@ -92,7 +92,7 @@ def _order(role: str, before: str, *, first: bool) -> str | None:
     return None
 
 
-def _check_preference(row: Record, record: Preference) -> Iterator[Finding]:
+def _check_preference(row: Row, record: Preference) -> Iterator[Finding]:
     if record.chosen == record.rejected:
         yield Finding(row.place, "chosen and rejected are the same; remove the row", "chosen")
     for name, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
@@ -105,7 +105,7 @@ def _check_preference(row: Record, record: Preference) -> Iterator[Finding]:
             yield Finding(row.place, text, name, warning=name == "rejected")
 
 
-class Tags:
+class TagChecker:
     """Whether tags of entities follow each other as their scheme has it.
 
     Schemes: IOB2 (every entity begins with B-), IOB1 (B- only where two entities of a type touch, Ramshaw and Marcus
@@ -120,7 +120,7 @@ class Tags:
         self.begun_apart = False
         self._bad = 0
 
-    def add(self, row: Record, record: TaggedTokens) -> None:
+    def add(self, row: Row, record: TaggedTokens) -> None:
         """Notes a sentence."""
         path = row.place.rpartition(":")[0]
         before = "O"
@@ -186,14 +186,14 @@ def _follows(tag: str, before: str) -> str | None:
     return None
 
 
-class Repetitions:
+class DuplicateFinder:
     """Rows that were there before, and equal texts with different labels. Keeps eight bytes and a place of each."""
 
     def __init__(self) -> None:
         self.seen: dict[bytes, str] = {}
         self.labels: dict[bytes, tuple[str, Any]] = {}
 
-    def add(self, row: Record, record: AnyRecord) -> Finding | None:
+    def add(self, row: Row, record: AnyRecord) -> Finding | None:
         """What is to be said of a record that was there before."""
         key = _digest(record)
         first = self.seen.setdefault(key, row.place)

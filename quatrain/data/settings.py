@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing, Problem, Settings
-from quatrain.data.formats import check_columns
+from quatrain.data.formats import layout_from_columns
 from quatrain.tokenizers.templates import source_of
 
 
@@ -33,9 +33,7 @@ class DataSettings(Settings):
     dev_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
     test: str | None = Field(default=None, min_length=1, description="a source that the scores are measured on")
     test_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
-    streaming: bool = Field(
-        default=False, description="read as it is needed, hold no more than a block"
-    )
+    streaming: bool = Field(default=False, description="read as it is needed, hold no more than a block")
     database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
     databases: str | None = Field(
         default=None, min_length=1, description="of questions with SQL: a folder, a .zip or a file of SQLite databases"
@@ -56,7 +54,7 @@ class DataSettings(Settings):
             )
         if self.columns:
             try:
-                check_columns(self.columns, self.format)
+                layout_from_columns(self.columns, self.format)
             except InputError as error:
                 for problem in error.problems:
                     yield Problem(("columns",), problem.removeprefix("columns: "), (("format",),))

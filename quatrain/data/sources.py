@@ -17,7 +17,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import exists, user_path
 from quatrain.data import catalog
 from quatrain.data.decoding import PACKED, check_head, suffix_of
-from quatrain.data.download import Progress
+from quatrain.data.download import DownloadProgress
 from quatrain.data.huggingface import is_dataset
 from quatrain.data.rows import RECORD_SUFFIXES
 
@@ -30,17 +30,19 @@ JOINED = " + "
 _BRACES = re.compile(r"\{([^{},]*),([^{},]*)\}")
 
 #: Told what of a folder is left out, and why.
-Skipped = Callable[[Path, str], None]
+OnSkipped = Callable[[Path, str], None]
 
 
-def find_files(source: str | Path, *, skipped: Skipped | None = None, progress: Progress | None = None) -> list[Path]:
+def find_files(
+    source: str | Path, *, skipped: OnSkipped | None = None, progress: DownloadProgress | None = None
+) -> list[Path]:
     """The files of `source`, each one checked at its beginning: a catalog name (fetched where needed), a file, or a
     folder, whose files come sorted, subfolders too; hidden files are left out, and `skipped` hears of every other one.
     Of several sources joined by " + ", those of all.
 
     Raises InputError with every file that is absent, empty or no text.
     """
-    names = parts(source)
+    names = source_names(source)
     if len(names) > 1:
         found = (file for name in names for file in find_files(name, skipped=skipped, progress=progress))
         return list(dict.fromkeys(found))
@@ -60,24 +62,24 @@ def find_files(source: str | Path, *, skipped: Skipped | None = None, progress: 
     return [path]
 
 
-def parts(source: str | Path) -> tuple[str, ...]:
+def source_names(source: str | Path) -> tuple[str, ...]:
     """The names in `a.jsonl + b.jsonl`; the source itself where it names no several."""
     if JOINED not in str(source) or exists(source):
         return (str(source),)
     return tuple(name for each in str(source).split(JOINED) if (name := each.strip()))
 
 
-def wanted_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
+def selected_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
     """The files of which the catalog takes some rows alone, with the values that those have in their columns."""
     found: dict[Path, list[dict[str, str]]] = {}
-    for name in parts(source):
+    for name in source_names(source):
         entry = catalog.find(name)
         if entry is not None and entry.where:
             found.setdefault(catalog.fetch(entry), []).append(dict(entry.where))
     return found
 
 
-def parallel(source: str | Path) -> tuple[str, str] | None:
+def parallel_names(source: str | Path) -> tuple[str, str] | None:
     """The two names in `train.{en,de}.gz`, whose lines belong together; None where a source names no two."""
     found = _BRACES.search(str(source))
     if found is None or exists(source):
@@ -91,9 +93,9 @@ def is_record_file(path: Path) -> bool:
     return suffix_of(path) in RECORD_SUFFIXES
 
 
-def _of_folder(folder: Path, skipped: Skipped) -> list[Path]:
+def _of_folder(folder: Path, skipped: OnSkipped) -> list[Path]:
     known, problems = [], []
-    left = LeftOut()
+    left = SkippedFiles()
 
     def leave(path: Path, reason: str) -> None:
         left.add(path, reason)
@@ -135,7 +137,7 @@ def _unusable(path: Path) -> str | None:
     return "it is empty" if about.st_size == 0 else None
 
 
-def _walk(folder: Path, skipped: Skipped) -> Iterator[Path]:
+def _walk(folder: Path, skipped: OnSkipped) -> Iterator[Path]:
     """The files below a folder; links to folders and folders that cannot be read are left out, hidden ones unsaid."""
 
     def unreadable(error: OSError) -> None:
@@ -151,7 +153,7 @@ def _walk(folder: Path, skipped: Skipped) -> Iterator[Path]:
         yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
 
 
-class LeftOut:
+class SkippedFiles:
     """What was left out of folders, by reason: how often, and the first names; `read` counts the other files."""
 
     FIRST = 3
@@ -161,7 +163,7 @@ class LeftOut:
         self.kinds: dict[str, tuple[int, list[Path]]] = {}
 
     def add(self, path: Path, reason: str) -> None:
-        """Note one file or folder; has the form of `Skipped`."""
+        """Note one file or folder; has the form of `OnSkipped`."""
         count, names = self.kinds.get(reason, (0, []))
         self.kinds[reason] = count + 1, [*names, path][: self.FIRST]
 
@@ -179,10 +181,10 @@ class LeftOut:
         return found
 
 
-def left_out(source: str | Path) -> LeftOut:
+def skipped_files(source: str | Path) -> SkippedFiles:
     """What of a source's folders is not read. Looks at names and sizes, opens nothing."""
-    found = LeftOut()
-    for name in (name for each in parts(source) for name in parallel(each) or (each,)):
+    found = SkippedFiles()
+    for name in (name for each in source_names(source) for name in parallel_names(each) or (each,)):
         if is_dataset(name) or (catalog.find(name) is not None and not exists(name)):
             continue
         folder = user_path(name, "the source")

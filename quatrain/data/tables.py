@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quatrain.data.decoding import MAX_LINE, lines_of
-from quatrain.data.records import Record
+from quatrain.data.records import Row
 
 SAMPLE_ROWS = 200
 """Rows that tell the shape of a table."""
@@ -224,7 +224,7 @@ def read_table(
     tabs: bool,
     header: bool | None,
     known: Callable[[Sequence[str]], bool],
-) -> Iterator[Record]:
+) -> Iterator[Row]:
     """The rows of a table as dictionaries. A row with another number of fields comes as a Record with a fault.
 
     `header` says whether the first row names the columns (None: the beginning tells); without names they are "1", "2",
@@ -250,7 +250,7 @@ def read_table(
     yield from _rows(path, shape, source, start, header)
 
 
-def _rows(path: Path, shape: Shape, source: Iterable[str], start: int, header: bool) -> Iterator[Record]:
+def _rows(path: Path, shape: Shape, source: Iterable[str], start: int, header: bool) -> Iterator[Row]:
     names: list[str] | None = None
     first = ""
     before = start - 1
@@ -269,16 +269,16 @@ def _rows(path: Path, shape: Shape, source: Iterable[str], start: int, header: b
                     twice = [name for name, count in Counter(names).items() if count > 1]
                     if twice:
                         said = ", ".join(map(repr, twice))
-                        yield Record(place, fault=f"the header has {said} more than once; give each column its name")
+                        yield Row(place, fault=f"the header has {said} more than once; give each column its name")
                         return
                     continue
                 names, first = [str(number) for number in range(1, len(row) + 1)], "the first row"
             if len(row) != len(names):
-                yield Record(place, fault=f"{len(row)} fields, {first} has {len(names)}; {_hint(shape)}")
+                yield Row(place, fault=f"{len(row)} fields, {first} has {len(names)}; {_hint(shape)}")
             else:
-                yield Record(place, dict(zip(names, row, strict=True)))
+                yield Row(place, dict(zip(names, row, strict=True)))
     except csv.Error as error:
-        yield Record(f"{path}:{start}", fault=f"not valid CSV ({error}); the rows behind it cannot be read")
+        yield Row(f"{path}:{start}", fault=f"not valid CSV ({error}); the rows behind it cannot be read")
 
 
 def _hint(shape: Shape) -> str:

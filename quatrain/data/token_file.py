@@ -18,7 +18,7 @@ import numpy as np
 
 from quatrain.core.atomic import atomic_write, disk_errors, write_json
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.data.documents import Piece
+from quatrain.data.documents import DocumentChunk
 from quatrain.data.download import sha256_of
 from quatrain.tokenizers.text_splits import PIECE, cut, cut_pattern
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -99,7 +99,7 @@ class TokenFile:
 
 
 def build(
-    documents: Iterable[str | Piece],
+    documents: Iterable[str | DocumentChunk],
     tokenizer: Tokenizer,
     folder: str | Path,
     *,
@@ -148,7 +148,7 @@ def build(
     return TokenFile(folder)
 
 
-def encoded(documents: Iterable[str | Piece], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bool]]:
+def encoded(documents: Iterable[str | DocumentChunk], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bool]]:
     """The ids of documents, or of pieces of them, a part at a time, each with whether it ends its document."""
     for batch in _batches(_cut(documents, tokenizer)):
         for (_, last), ids in zip(batch, tokenizer.encode_batch([text for text, _ in batch]), strict=True):
@@ -197,7 +197,7 @@ class _Writer:
         self.pending = []
 
 
-def _cut(documents: Iterable[str | Piece], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+def _cut(documents: Iterable[str | DocumentChunk], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
     """Pieces that may be tokenized one by one, each with whether it ends its document."""
     pattern = cut_pattern(tokenizer)
     stream = iter(documents)
@@ -210,7 +210,7 @@ def _cut(documents: Iterable[str | Piece], tokenizer: Tokenizer) -> Iterator[tup
         yield held or "", True
 
 
-def _document(first: str | Piece, stream: Iterator[str | Piece]) -> Iterator[str]:
+def _document(first: str | DocumentChunk, stream: Iterator[str | DocumentChunk]) -> Iterator[str]:
     """The texts of one document; takes from `stream` what belongs to it."""
     for piece in chain([first], stream):
         if isinstance(piece, str):

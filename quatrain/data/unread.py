@@ -12,7 +12,7 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.data.messages import ABOUT
-from quatrain.data.records import AnyRecord, Conversation, Fault, Message, Messages, Preference, Record
+from quatrain.data.records import AnyRecord, Conversation, Fault, Message, Messages, Preference, Row
 from quatrain.tokenizers.chat import render_text
 from quatrain.tokenizers.templates import template_for
 
@@ -24,7 +24,7 @@ EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 _TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
-Convert = Callable[[Record], list[AnyRecord]]
+Convert = Callable[[Row], list[AnyRecord]]
 
 
 @dataclass
@@ -47,7 +47,7 @@ class UnreadFields:
         self.refused = 0
         self.refusal: tuple[str, str] | None = None
 
-    def add(self, row: Record, records: list[AnyRecord]) -> None:
+    def add(self, row: Row, records: list[AnyRecord]) -> None:
         """Looks at a row and the records that it became."""
         if not isinstance(row.value, Mapping) or not records:
             return
@@ -70,7 +70,7 @@ class UnreadFields:
             field.tries += 1
             field.changes = self._changed(row, chats, key, whole)
 
-    def _changed(self, row: Record, chats: list[Messages], key: tuple[str, str], whole: list[Any]) -> bool:
+    def _changed(self, row: Row, chats: list[Messages], key: tuple[str, str], whole: list[Any]) -> bool:
         """Whether a row without a field is rendered otherwise, or is none."""
         role, name = key
         try:
@@ -78,7 +78,7 @@ class UnreadFields:
                 rest = [chat.of(_without(message, role, name) for message in chat) for chat in chats]
             else:
                 value = {each: held for each, held in row.value.items() if each != name}
-                rest = [chat for record in self.convert(Record(row.place, value)) for chat in _chats(record)]
+                rest = [chat for record in self.convert(Row(row.place, value)) for chat in _chats(record)]
             return self._rendered(rest) != whole
         except (Fault, InputError):
             return True

@@ -11,7 +11,7 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.core.progress import Reporter
 from quatrain.data.corpus import Corpus
-from quatrain.data.records import Fault, Pair, Record
+from quatrain.data.records import Fault, Pair, Row
 from quatrain.evaluation.metrics.objectives import judge
 from quatrain.evaluation.metrics.texts import AUTO, bleu, chrf, rouge
 from quatrain.generation.engine import Engine
@@ -55,7 +55,7 @@ def score(
     objective: Any,
     model: Model,
     tokenizer: Tokenizer,
-    records: Sequence[Record],
+    records: Sequence[Row],
     reporter: Reporter,
     *,
     name: str,
@@ -82,7 +82,7 @@ def score(
     return Scored({first: scores[first]} | scores | {"count": len(records)}, samples, details, notes)
 
 
-def _of_texts(texts: Sequence[str], records: Sequence[Record], reporter: Reporter) -> dict[str, float]:
+def _of_texts(texts: Sequence[str], records: Sequence[Row], reporter: Reporter) -> dict[str, float]:
     wanted = [[record.value["target"], *record.value.get("references", [])] for record in records]
     scores: dict[str, float] = {}
     for metric in (partial(bleu, tokenize=AUTO), chrf, rouge):
@@ -98,7 +98,7 @@ def answers(
     objective: Seq2Seq,
     model: Model,
     tokenizer: Tokenizer,
-    records: Sequence[Record],
+    records: Sequence[Row],
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
@@ -117,7 +117,7 @@ def said(
     objective: Any,
     model: Model,
     tokenizer: Tokenizer,
-    records: Sequence[Record],
+    records: Sequence[Row],
     *,
     name: str,
     max_new_tokens: int,
@@ -148,7 +148,7 @@ def _in_names(objective: Any, fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def said_as(record: Record, text: str, name: str) -> dict[str, Any]:
+def said_as(record: Row, text: str, name: str) -> dict[str, Any]:
     """A record of two texts as a sample, with what the model says."""
     return {"set": name, "prompt": record.value["source"], "reference": record.value["target"], "output": text}
 
@@ -187,7 +187,7 @@ def asked(fields: dict[str, Any]) -> tuple[str, str]:
     return fields["text"] + (f"\n{other}" if other else ""), str(fields["label"])
 
 
-def placed(corpus: Corpus, *, related: bool = False) -> Iterator[Record]:
+def placed(corpus: Corpus, *, related: bool = False) -> Iterator[Row]:
     """The records of a corpus with their places, as objectives take them, and the faults of rows that are none.
 
     With `related`, pairs of texts are texts that mean the same.
@@ -196,10 +196,10 @@ def placed(corpus: Corpus, *, related: bool = False) -> Iterator[Record]:
         try:
             records = corpus.convert(row)
         except Fault as fault:
-            yield from (Record(row.place, fault=str(each)) for each in fault.all)
+            yield from (Row(row.place, fault=str(each)) for each in fault.all)
             continue
         for record in records:
             value: Any = record.fields()
             if related and isinstance(record, Pair):
                 value = {"anchor": record.source, "positive": record.target}
-            yield Record(row.place, value)
+            yield Row(row.place, value)

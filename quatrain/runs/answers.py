@@ -13,7 +13,7 @@ from quatrain.core.settings import Settings
 from quatrain.data.corpus import Corpus
 from quatrain.data.messages import content_text
 from quatrain.data.settings import DataSettings
-from quatrain.data.sources import parts
+from quatrain.data.sources import source_names
 from quatrain.evaluation.evaluate import Evaluation, evaluate, spread
 from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
@@ -92,7 +92,7 @@ def sets(data: DataSettings) -> Iterator[tuple[str, str, DataSettings]]:
     for part in ("test", "dev"):
         source = getattr(data, part)
         if source is not None:
-            yield from ((name, part, data.model_copy(update={part: name})) for name in parts(source))
+            yield from ((name, part, data.model_copy(update={part: name})) for name in source_names(source))
             return
     if data.source is not None and data.validation:
         yield "held out", "source", data

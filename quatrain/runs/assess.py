@@ -184,11 +184,11 @@ def _fault(engine: Engine, prompt: str) -> str | None:
 
 def _opening(settings: Settings, context: StageContext) -> str:
     """The first words of the text that a stage has learned, at most 20 characters; "" where they are not to be had."""
-    from quatrain.data.documents import read_pieces
+    from quatrain.data.documents import read_chunks
 
     source = context.recipe.data_of(settings).source
     try:
-        text = next((piece.text for piece in read_pieces(source) if piece.text.strip()), "") if source else ""
+        text = next((piece.text for piece in read_chunks(source) if piece.text.strip()), "") if source else ""
     except QuatrainError:
         return ""
     line = text.strip().splitlines()[0][:OPENING] if text.strip() else ""

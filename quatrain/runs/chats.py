@@ -14,7 +14,7 @@ import numpy as np
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
 from quatrain.data.batches import TokenExample
-from quatrain.data.example_cache import prepared
+from quatrain.data.example_cache import cached_examples
 from quatrain.data.records import Conversation
 from quatrain.data.settings import DataSettings
 from quatrain.runs.material import corpus_of, generated_task, source_task
@@ -83,8 +83,8 @@ def chat_examples(
         "tokens": tokenizer.special_tokens_map,
         "limit": limit,
     }
-    learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), (TokenExample,))
-    held_out, others, _ = prepared(key | {"part": "held out"}, lambda: made(1), (TokenExample,))
+    learned, notes, _ = cached_examples(key | {"part": "learned"}, lambda: made(0), (TokenExample,))
+    held_out, others, _ = cached_examples(key | {"part": "held out"}, lambda: made(1), (TokenExample,))
     return learned, _told(notes, others, context), held_out
 
 

@@ -18,7 +18,7 @@ from quatrain.core.settings import did_you_mean, quote, suggest
 from quatrain.data import sources
 from quatrain.data.huggingface import PREFIX as HUB
 from quatrain.data.settings import DataSettings
-from quatrain.data.sources import parallel, parts
+from quatrain.data.sources import parallel_names, source_names
 from quatrain.models.runs import model_of_run
 from quatrain.runs.folder import read_json
 from quatrain.runs.recipe import UNQUANTIZABLE, Recipe, recipe_names
@@ -80,14 +80,14 @@ def _sources(data: DataSettings) -> dict[str, str | None]:
 
 def _sides(source: str | None) -> tuple[str, ...]:
     """What a source names: itself, the two files of `train.{en,de}`, or those of `a.jsonl + b.jsonl`."""
-    return () if not source else parallel(source) or parts(source)
+    return () if not source else parallel_names(source) or source_names(source)
 
 
 def left_out(recipe: Recipe) -> list[str]:
     """What of the recipe's folders of data is not read, a line for each kind."""
     lines = []
     for source in dict.fromkeys(each for data in _data_places(recipe).values() for each in _folders(data)):
-        lines += [f"{source}: {line}" for line in sources.left_out(source).lines(source)]
+        lines += [f"{source}: {line}" for line in sources.skipped_files(source).lines(source)]
     return lines
 
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
 from quatrain.data.corpus import Corpus
-from quatrain.data.documents import Piece, read_pieces
+from quatrain.data.documents import DocumentChunk, read_chunks
 from quatrain.data.huggingface import is_dataset
 from quatrain.data.messages import content_text
 from quatrain.data.records import (
     AnyRecord,
     Choice,
     Conversation,
+    Document,
     LabelledText,
     Preference,
     Question,
     SQLQuestion,
     TaggedTokens,
-    Text,
 )
 from quatrain.data.settings import DataSettings
 from quatrain.runs.inputs import beginning, is_of_hub
@@ -115,7 +115,7 @@ def quantize_of(adapter: AdapterSettings | None) -> str | None:
     return adapter.quantize_base if adapter is not None and adapter.quantize_base != "float" else None
 
 
-def pieces(context: StageContext, stage: Settings, part: str = "source") -> Iterator[Piece]:
+def pieces(context: StageContext, stage: Settings, part: str = "source") -> Iterator[DocumentChunk]:
     """The texts that a stage learns from, the source's or those that the database's questions bring; or those of `dev`.
 
     A large document comes in several pieces, so that no more of it is in memory than a piece.
@@ -125,16 +125,16 @@ def pieces(context: StageContext, stage: Settings, part: str = "source") -> Iter
     task = task or source_task(data, part)
     if task is not None:
         with task:
-            yield from (Piece(text, True) for text in task.documents())
+            yield from (DocumentChunk(text, True) for text in task.documents())
         return
     corpus = corpus_of(data, part)
     chats = corpus.format in ("chat", "preference") and stage.kind != "tokenizer"  # type: ignore[attr-defined]
     plain = data.format is None and not data.columns and not is_dataset(corpus.source)
     if chats or (corpus.format == "text" and plain):
         # Documents of any size come in pieces; chats are refused there, with a word about finetuning.
-        yield from read_pieces(corpus.source)
+        yield from read_chunks(corpus.source)
     else:
-        yield from (Piece(text, True) for record in corpus for text in texts_of(record) if text.strip())
+        yield from (DocumentChunk(text, True) for record in corpus for text in texts_of(record) if text.strip())
 
 
 def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = None) -> Corpus:
@@ -159,7 +159,7 @@ def source_task(data: DataSettings, part: str = "source") -> SourceTask[Any] | N
 
 def texts_of(record: AnyRecord) -> list[str]:
     """The texts that a record holds, whatever it is for."""
-    if isinstance(record, Text):
+    if isinstance(record, Document):
         return [record.text]
     if isinstance(record, Conversation):
         return [content_text(message) for message in record.messages]
@@ -178,7 +178,7 @@ def texts_of(record: AnyRecord) -> list[str]:
     return [record.source, record.target, *record.references]
 
 
-def texts(parts: Iterable[Piece]) -> Iterator[str]:
+def texts(parts: Iterable[DocumentChunk]) -> Iterator[str]:
     """Pieces as texts of their own, for counting words: none is cut but where a space is, if there is one."""
     held = ""
     for piece in parts:

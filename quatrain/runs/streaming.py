@@ -15,8 +15,8 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.data import token_file
 from quatrain.data.batches import TokenExample
-from quatrain.data.documents import Piece
-from quatrain.data.records import Record
+from quatrain.data.documents import DocumentChunk
+from quatrain.data.records import Row
 from quatrain.data.settings import DataSettings
 from quatrain.runs.stage import StageContext
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -79,7 +79,9 @@ def streamed(settings: Any, context: StageContext, make: Make, *, dev: Make | No
     if not first:
         raise InputError(
             f"There is nothing to learn after the {skipped} examples that validations take; set data.validation = 0, "
-            "or name other data with data.dev." if skipped else "There is no example to learn from: the data has none."
+            "or name other data with data.dev."
+            if skipped
+            else "There is no example to learn from: the data has none."
         )
     wanted = settings.train
     tokens = max(1, wanted.batch_tokens // wanted.accumulation)
@@ -87,7 +89,7 @@ def streamed(settings: Any, context: StageContext, make: Make, *, dev: Make | No
     return Streamed(stream, wanted.steps, first, held_out)
 
 
-def of_records(objective: Any, records: Iterable[Record], source: str) -> Iterator[Any]:
+def of_records(objective: Any, records: Iterable[Row], source: str) -> Iterator[Any]:
     """Each record's examples. Raises InputError at the first that is none, with its place."""
     for record in records:
         if record.fault is not None:
@@ -97,7 +99,7 @@ def of_records(objective: Any, records: Iterable[Record], source: str) -> Iterat
 
 
 def of_texts(
-    pieces: Iterable[Piece], tokenizer: Tokenizer, length: int, *, documents: bool, causal: bool
+    pieces: Iterable[DocumentChunk], tokenizer: Tokenizer, length: int, *, documents: bool, causal: bool
 ) -> Iterator[TokenExample]:
     """Texts as rows of `length` tokens; causal ones have the token after them too, which the next row begins with.
 

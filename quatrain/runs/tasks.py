@@ -12,8 +12,8 @@ from typing import Any
 from quatrain.adapters.targets import is_of_head
 from quatrain.core.errors import InputError
 from quatrain.data.corpus import Corpus
-from quatrain.data.example_cache import prepared
-from quatrain.data.records import Record
+from quatrain.data.example_cache import cached_examples
+from quatrain.data.records import Row
 from quatrain.data.settings import DataSettings
 from quatrain.evaluation.metrics.objectives import evaluate
 from quatrain.evaluation.tasks import placed, said, score, spread
@@ -60,9 +60,7 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
         streaming.check(settings, data)
     corpus = open_corpus(settings, data)
     labels = labels_of(settings, corpus)
-    model = with_dropout(
-        model or starting_model(settings, context, tokenizer, labels), settings.train.dropout
-    )
+    model = with_dropout(model or starting_model(settings, context, tokenizer, labels), settings.train.dropout)
     limit = longest(model, settings, model.config.context_length)
     objective = make_objective(settings, tokenizer, corpus.format, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
@@ -98,7 +96,7 @@ def prepare(
 ) -> tuple[Sequence[Any], list[str], Sequence[Any]]:
     """The examples to learn with their notes, and those of validations; from the cache where they were made before."""
     data = context.recipe.data_of(settings)
-    both: list[list[Record]] = []
+    both: list[list[Row]] = []
 
     def made(part: int) -> tuple[Sequence[Any], list[str]]:
         if not both:
@@ -127,8 +125,8 @@ def prepare(
     if corpus.mark is None or dev is None:
         (learned, notes), held_out = made(0), made(1)[0]
     else:
-        learned, notes, _ = prepared(key | {"part": "learned"}, lambda: made(0), KINDS)
-        held_out, _, _ = prepared(key | {"part": "held out"}, lambda: made(1), KINDS)
+        learned, notes, _ = cached_examples(key | {"part": "learned"}, lambda: made(0), KINDS)
+        held_out, _, _ = cached_examples(key | {"part": "held out"}, lambda: made(1), KINDS)
     return learned, notes, held_out
 
 
@@ -162,7 +160,7 @@ def labels_of(settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
     return tuple(settings.labels) or tuple(corpus.labels())
 
 
-def split(settings: FinetuneStage, context: StageContext, corpus: Corpus) -> tuple[list[Record], list[Record]]:
+def split(settings: FinetuneStage, context: StageContext, corpus: Corpus) -> tuple[list[Row], list[Row]]:
     """The records to learn, and those of validations: of `data.dev`, or a random share of the source."""
     data = context.recipe.data_of(settings)
     embed = settings.objective == "embed"
@@ -211,7 +209,7 @@ def validation(learning: TrainingJob) -> Validate | None:
 
 def sampling(settings: FinetuneStage, context: StageContext, learning: TrainingJob) -> Sample:
     """What shows the model's answers to a few records, the same ones every time; they are read at the first look."""
-    known: list[tuple[str, list[Record]]] = []
+    known: list[tuple[str, list[Row]]] = []
     longest = context.recipe.evaluate.max_new_tokens
 
     def sample(model: Model) -> list[dict[str, Any]]:
@@ -244,7 +242,7 @@ def measure(
     context.reporter.score(name, found.scores)
 
 
-def records_to_score(settings: FinetuneStage, context: StageContext) -> tuple[str, list[Record]]:
+def records_to_score(settings: FinetuneStage, context: StageContext) -> tuple[str, list[Row]]:
     """The set that scores are measured on, by its name, and at most `evaluate.examples` of its records."""
     data, limit = context.recipe.data_of(settings), context.recipe.evaluate.examples
     for name in ("test", "dev"):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from quatrain.core.errors import InputError
 from quatrain.data import decoding, sources
 from quatrain.data.decoding import read_text
-from quatrain.data.documents import Piece, detect, read_documents, read_pieces
+from quatrain.data.documents import DocumentChunk, detect, read_chunks, read_documents
 
 DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="QUATRAIN_DATA names no folder of shared data")
@@ -61,7 +61,7 @@ def test_each_record_is_a_document(tmp_path: Path, suffix: str, packed: str) -> 
     path = tmp_path / f"a{suffix}{packed}"
     write(path, texts)
     assert list(read_documents(path)) == texts
-    assert list(read_pieces(str(path))) == [Piece(text, True) for text in texts]
+    assert list(read_chunks(str(path))) == [DocumentChunk(text, True) for text in texts]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.txt.gz", "a.TXT", "a", "a.tex"])
@@ -98,12 +98,12 @@ def test_long_files_take_constant_memory(tmp_path: Path) -> None:
             for _ in range(400):
                 handle.write(line * 1000)
         tracemalloc.start()
-        characters = sum(len(piece.text) for piece in read_pieces(tmp_path / name))
+        characters = sum(len(piece.text) for piece in read_chunks(tmp_path / name))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert characters == 400_000 * len(line)  # 17.6 MB
         assert peak < 8_000_000
-    pieces = list(read_pieces(tmp_path / "a.txt"))
+    pieces = list(read_chunks(tmp_path / "a.txt"))
     assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True] and len(pieces) > 10
 
 
@@ -288,7 +288,7 @@ def test_a_gzip_bomb_of_one_document_streams(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(data)
     assert len(data) < 200_000
     tracemalloc.start()
-    total = sum(len(piece.text) for piece in read_pieces(tmp_path / "a.txt.gz"))
+    total = sum(len(piece.text) for piece in read_chunks(tmp_path / "a.txt.gz"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total == 50 * len(line) and peak < 8_000_000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quatrain.data import example_cache as files
 from quatrain.data.batches import TokenExample
-from quatrain.data.example_cache import prepared
+from quatrain.data.example_cache import cached_examples
 from quatrain.training.objectives.answers import ContextWindow
 from quatrain.training.objectives.classification import ChoiceExample
 from quatrain.training.objectives.embedding import EmbeddingExample
@@ -44,9 +44,9 @@ def test_examples_come_back_as_they_were(kind, tmp_path_factory):
     @given(st.lists(KINDS[kind], min_size=1, max_size=5))
     def comes_back(examples):
         folder = tmp_path_factory.mktemp("cache")
-        made, _, known = prepared({"a": 1}, lambda: (examples, ["a note"]), list(KINDS), folder=folder)
+        made, _, known = cached_examples({"a": 1}, lambda: (examples, ["a note"]), list(KINDS), folder=folder)
         assert not known and made is examples
-        found, notes, known = prepared({"a": 1}, lambda: 1 / 0, list(KINDS), folder=folder)
+        found, notes, known = cached_examples({"a": 1}, lambda: 1 / 0, list(KINDS), folder=folder)
         assert known and notes == ["a note"] and list(found) == examples
         assert found[-1] == examples[-1] and found[:2] == examples[:2] and len(found) == len(examples)
 
@@ -61,7 +61,7 @@ def test_another_key_is_another_entry(tmp_path: Path) -> None:
         return [TokenExample([1, 2], [True, True])], []
 
     for data, limit in (("x", 8), ("x", 9), ("y", 8), ("x", 8)):
-        prepared({"data": data, "limit": limit}, make, [TokenExample], folder=tmp_path)
+        cached_examples({"data": data, "limit": limit}, make, [TokenExample], folder=tmp_path)
     assert len(calls) == 3 and len(list(tmp_path.iterdir())) == 3
 
 
@@ -69,7 +69,7 @@ def test_another_key_is_another_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["about.json", "examples.jsonl", "index.bin"])
 def test_a_damaged_entry_is_made_anew(name: str, damage: str, tmp_path: Path) -> None:
     example = TokenExample([1, 2, 3], [True, True, False])
-    prepared({"a": 1}, lambda: ([example], []), [TokenExample], folder=tmp_path)
+    cached_examples({"a": 1}, lambda: ([example], []), [TokenExample], folder=tmp_path)
     (entry,) = tmp_path.iterdir()
     path = entry / name
     content = bytearray(path.read_bytes())
@@ -83,7 +83,7 @@ def test_a_damaged_entry_is_made_anew(name: str, damage: str, tmp_path: Path) ->
     if damage == "remove":
         path.unlink()
     other = TokenExample([4, 5], [True, True])
-    found, _, known = prepared({"a": 1}, lambda: ([other], []), [TokenExample], folder=tmp_path)
+    found, _, known = cached_examples({"a": 1}, lambda: ([other], []), [TokenExample], folder=tmp_path)
     assert list(found) == [example] if known else found == [other]
     assert known == (damage == "key" and name != "about.json")
 
@@ -95,13 +95,15 @@ def test_a_fault_leaves_nothing_behind(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepared({"a": 1}, lambda: (Broken([TokenExample([1, 2], [True, True])]), []), [TokenExample], folder=tmp_path)
+        cached_examples(
+            {"a": 1}, lambda: (Broken([TokenExample([1, 2], [True, True])]), []), [TokenExample], folder=tmp_path
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_entries_that_were_not_read_for_longest_go_where_there_are_too_many(tmp_path: Path, monkeypatch) -> None:
     def entry(number: int) -> bool:
-        return prepared({"n": number}, lambda: ([TokenExample([number] * 50, [True] * 50)], []), [TokenExample],
+        return cached_examples({"n": number}, lambda: ([TokenExample([number] * 50, [True] * 50)], []), [TokenExample],
                         folder=tmp_path)[2]  # fmt: skip
 
     def aged(seconds: float) -> None:
@@ -111,7 +113,7 @@ def test_entries_that_were_not_read_for_longest_go_where_there_are_too_many(tmp_
 
     entry(0)
     size = sum(file.stat().st_size for file in next(tmp_path.iterdir()).iterdir())
-    monkeypatch.setattr(files, "MOST", int(3.5 * size))
+    monkeypatch.setattr(files, "MAX_BYTES", int(3.5 * size))
     for number in (1, 2):
         aged(10)
         entry(number)
@@ -120,14 +122,14 @@ def test_entries_that_were_not_read_for_longest_go_where_there_are_too_many(tmp_
     half_written = [tmp_path / f".{name}.1.partial" for name in ("old", "young")]
     for path in half_written:
         path.mkdir()
-    os.utime(half_written[0], (time.time() - files.ABANDONED - 60,) * 2)
+    os.utime(half_written[0], (time.time() - files.STALE_SECONDS - 60,) * 2)
     entry(3)
     assert [path.exists() for path in half_written] == [False, True]
     half_written[1].rmdir()
     assert len(list(tmp_path.iterdir())) == 3
-    monkeypatch.setattr(files, "MOST", 10 << 30)
+    monkeypatch.setattr(files, "MAX_BYTES", 10 << 30)
     assert [entry(number) for number in (0, 2, 3, 1)] == [True, True, True, False]
-    monkeypatch.setattr(files, "MOST", 1)
+    monkeypatch.setattr(files, "MAX_BYTES", 1)
     entry(4)
     assert len(list(tmp_path.iterdir())) == 1
     assert entry(4), "the newest stays, however large"

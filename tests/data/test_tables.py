@@ -23,7 +23,7 @@ from quatrain.data.checking import check
 from quatrain.data.corpus import Corpus
 from quatrain.data.decoding import read_text
 from quatrain.data.rows import read_records
-from quatrain.data.sources import left_out
+from quatrain.data.sources import skipped_files
 
 words = st.sampled_from("a film, that; moves | slow 5 Straße 映画 don't «quoted» it's".split(" "))
 texts = st.lists(words, min_size=1, max_size=8).map(" ".join) | st.text(
@@ -249,7 +249,7 @@ def test_what_a_folder_leaves_out_is_said(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "link").symlink_to(tmp_path / "sub")
     for name in ("1.png", "2.png", "3.png", "4.png"):
         (tmp_path / name).write_bytes(b"x")
-    found = left_out(tmp_path)
+    found = skipped_files(tmp_path)
     assert found.count == 6 and found.read == 1
     assert found.lines(tmp_path)[0] == "left out (its ending .png is not one of text): 4: 1.png, 2.png, 3.png, …"
     assert main(["data", "check", str(tmp_path)]) == 2

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.data.documents import Piece, read_documents, read_pieces
+from quatrain.data.documents import DocumentChunk, read_chunks, read_documents
 from quatrain.data.token_file import TokenFile, build
 from quatrain.tokenizers.text_splits import cut, cut_pattern
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -157,8 +157,8 @@ def test_pieces_make_the_documents_that_they_say(
     tokenizer = trained["bpe"]
     whole = ["".join(pieces) for pieces in documents]
     filled = [text for text in whole if text]
-    stream: Iterator[Piece] = (
-        Piece(piece, number == len(pieces) - 1) for pieces in documents for number, piece in enumerate(pieces)
+    stream: Iterator[DocumentChunk] = (
+        DocumentChunk(piece, number == len(pieces) - 1) for pieces in documents for number, piece in enumerate(pieces)
     )
     folder = tmp_path_factory.mktemp("tokens")
     if not filled:
@@ -209,9 +209,9 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
 @needs_data
 @pytest.mark.parametrize("name", ["tinyshakespeare", "gutenberg:1661", "c4-sample"])
 def test_real_text_is_tokenized_as_a_whole(name: str, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.train((piece.text for piece in read_pieces("the-verdict")), vocab_size=600)
+    tokenizer = Tokenizer.train((piece.text for piece in read_chunks("the-verdict")), vocab_size=600)
     seen: list[tuple[int, int]] = []
-    file = build(read_pieces(name), tokenizer, tmp_path, progress=lambda *each: seen.append(each), source=name)
+    file = build(read_chunks(name), tokenizer, tmp_path, progress=lambda *each: seen.append(each), source=name)
     documents = list(read_documents(name))
     assert file[:].tolist() == expected(tokenizer, documents)
     assert seen[-1] == (len(file), sum(map(len, documents)))
@@ -222,7 +222,7 @@ def test_real_text_is_tokenized_as_a_whole(name: str, tmp_path: Path) -> None:
 
 @needs_data
 def test_gpt2_counts_the_verdict(tmp_path: Path) -> None:
-    assert len(build(read_pieces("the-verdict"), Tokenizer.load(DATA / "tokenizers/gpt2"), tmp_path)) == 5145
+    assert len(build(read_chunks("the-verdict"), Tokenizer.load(DATA / "tokenizers/gpt2"), tmp_path)) == 5145
 
 
 KILLED = """

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.data import token_file
-from quatrain.data.documents import Piece
+from quatrain.data.documents import DocumentChunk
 from quatrain.runs import material
 from quatrain.runs.stages.pretrain import whole_documents
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -62,7 +62,9 @@ def test_nothing_ends_where_the_held_out_text_begins(documents: list[str], share
 @given(documents=st.lists(st.lists(st.text(alphabet="ab \n", max_size=9), min_size=1, max_size=5), max_size=4))
 def test_texts_for_counting_lose_nothing_and_cut_no_word(documents: list[list[str]]) -> None:
     pieces = [
-        Piece(text, number == len(document) - 1) for document in documents for number, text in enumerate(document)
+        DocumentChunk(text, number == len(document) - 1)
+        for document in documents
+        for number, text in enumerate(document)
     ]
     found = list(material.texts(pieces))
     assert "".join(found) == "".join(piece.text for piece in pieces)
@@ -75,7 +77,9 @@ def test_texts_for_counting_lose_nothing_and_cut_no_word(documents: list[list[st
 
 def test_a_text_without_a_space_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(material, "MAX_HELD", 10)
-    assert list(material.texts([Piece("abcdef", False), Piece("ghijkl", False), Piece("m", True)])) == [
+    assert list(
+        material.texts([DocumentChunk("abcdef", False), DocumentChunk("ghijkl", False), DocumentChunk("m", True)])
+    ) == [
         "abcdefghijkl",
         "m",
     ]

@@ -15,7 +15,7 @@ import quatrain
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter, read_metrics
 from quatrain.data import token_file
-from quatrain.data.documents import Piece
+from quatrain.data.documents import DocumentChunk
 from quatrain.runs import streaming
 from quatrain.runs.recipe import loads
 from quatrain.runs.runner import Run
@@ -69,7 +69,7 @@ texts = st.lists(st.text("the cat\n", max_size=60), min_size=1, max_size=6).filt
 def test_rows_are_those_of_a_token_file(
     tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory, documents: list[str], length: int
 ) -> None:
-    pieces = [Piece(text, True) for text in documents]
+    pieces = [DocumentChunk(text, True) for text in documents]
     file = token_file.build(pieces, tokenizer, tmp_path_factory.mktemp("tokens"))
 
     def found(**how: bool) -> list[list[int]]:

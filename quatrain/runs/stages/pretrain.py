@@ -11,7 +11,7 @@ from typing import Any
 
 from quatrain.data import token_file
 from quatrain.data.batches import TokenExample
-from quatrain.data.documents import Piece
+from quatrain.data.documents import DocumentChunk
 from quatrain.data.token_file import TokenFile
 from quatrain.evaluation.metrics.objectives import evaluate
 from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
@@ -138,7 +138,7 @@ def _pairs(settings: PretrainStage, context: StageContext, learning: TrainingJob
         learning.validate = lambda model: held_out_loss(model, masked, learning.held_out)
 
 
-def whole_texts(parts: Iterable[Piece]) -> Iterator[str]:
+def whole_texts(parts: Iterable[DocumentChunk]) -> Iterator[str]:
     """Documents, each in one piece."""
     held: list[str] = []
     for piece in parts:

@@ -23,7 +23,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import user_path
 from quatrain.data import catalog
 from quatrain.data.download import sha256_of
-from quatrain.data.sources import parts
+from quatrain.data.sources import source_names
 from quatrain.tasks.text2sql.naming import quote
 from quatrain.tasks.text2sql.opening import ERRORS, columns_of, connect, explain, table_names
 from quatrain.tasks.text2sql.sandbox import Connection
@@ -77,7 +77,7 @@ class Databases:
         self.source = str(source)
         self._files: dict[str, Path | Packed] = {}
         self._twice: dict[str, list[str]] = {}
-        for name in parts(source):
+        for name in source_names(source):
             files, twice = _files_of(name)
             self._files |= files
             self._twice |= twice

@@ -22,7 +22,7 @@ from quatrain.data import catalog
 from quatrain.data.corpus import Corpus
 from quatrain.data.huggingface import is_dataset
 from quatrain.data.records import SQLQuestion
-from quatrain.data.sources import parts
+from quatrain.data.sources import source_names
 from quatrain.tasks.task import Score, SourceFault, SourceTask
 from quatrain.tasks.text2sql.databases import Databases, tables_of
 from quatrain.tasks.text2sql.judge import Verdict, execution_match, is_empty, reference_error
@@ -69,7 +69,7 @@ def asks_sql(source: str | None, *, format: str | None = None, databases: str | 
         return False
     if format == "sql" or databases is not None:
         return True
-    entries = [catalog.find(name) for name in parts(source)]
+    entries = [catalog.find(name) for name in source_names(source)]
     if all(entries):
         return all(entry is not None and entry.format == "sql" for entry in entries)
     try:
@@ -84,8 +84,8 @@ def databases_of(source: str, databases: str | None = None) -> Databases:
     Raises InputError where neither is given or a database is missing.
     """
     if databases is None:
-        found = [entry.databases for name in parts(source) if (entry := catalog.find(name)) and entry.databases]
-        if len(found) < len(parts(source)):
+        found = [entry.databases for name in source_names(source) if (entry := catalog.find(name)) and entry.databases]
+        if len(found) < len(source_names(source)):
             raise InputError(
                 f"{source}: questions with SQL are asked of databases, and none are named. Name a folder, a .zip or a "
                 "file of SQLite databases (data.databases; --databases for quatrain evaluate)"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, stack, text_segments
-from quatrain.data.records import Record
+from quatrain.data.records import Row
 from quatrain.training.chunked_loss import summed_language_loss
 from quatrain.training.objectives.base import Loss, Seeds, check_head, generators
 from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, frame
@@ -71,7 +71,7 @@ class CorruptionObjective(TextObjective):
     def _row(example: Any) -> list[int]:
         if isinstance(example, EncodedText | TokenExample):
             return list(example.ids)
-        if isinstance(example, str | Mapping | Record):
+        if isinstance(example, str | Mapping | Row):
             raise InputError(f"{type(example).__name__}: must be a record with `text`, or a list of token ids.")
         return [int(token) for token in example]
 

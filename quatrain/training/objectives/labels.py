@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.data.records import Record
+from quatrain.data.records import Row
 
 Prepared = tuple[list[Any], list[str]]
 """Examples, and notes for the reader."""
@@ -70,7 +70,7 @@ class LabelsFound:
 
 def values_of(record: Any, name: str) -> Sequence[Any]:
     """The labels of a record in the field `name`: one, or those of a list; none where it has no such field."""
-    record = record.value if isinstance(record, Record) else record
+    record = record.value if isinstance(record, Row) else record
     record = record.fields() if callable(getattr(record, "fields", None)) else record
     value = record.get(name) if isinstance(record, Mapping) else None
     return value if isinstance(value, list | tuple) else [value]

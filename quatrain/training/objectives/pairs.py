@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quatrain.core.errors import InputError
-from quatrain.data.records import Problems, Record
+from quatrain.data.records import Problems, Row
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.texts import EncodedText, FieldReader, frame, plain
 
@@ -68,7 +68,7 @@ def _documents(tokenizer: Tokenizer, records: Iterable[Any]) -> list[list[list[i
     problems, documents = Problems(), []
     for number, record in enumerate(records, 1):
         place, value = f"example {number}", record
-        if isinstance(record, Record):
+        if isinstance(record, Row):
             place, value = record.place, record.value
         value = plain(value)
         fields = FieldReader(value, place)

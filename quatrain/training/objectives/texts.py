@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenBatch, stack, text_segments
-from quatrain.data.records import Problems, Record
+from quatrain.data.records import Problems, Row
 from quatrain.tokenizers.tokenizer import EncodedPair, Tokenizer
 from quatrain.training.objectives.base import whole_number
 
@@ -110,14 +110,14 @@ class TextObjective:
     def prepare(self, records: Iterable[Any]) -> tuple[list[Any], list[str]]:
         """All records as examples, and notes for the reader: what was cut, what is longer than the model reads.
 
-        A record is a dictionary, a typed record, or a `Record` with its place. Raises InputError that names every wrong
+        A record is a dictionary, a typed record, or a `Row` with its place. Raises InputError that names every wrong
         one.
         """
         problems, examples, count = Problems(), list[Any](), 0
         for number, record in enumerate(records, 1):
             count = number
             place, value = f"example {number}", record
-            if isinstance(record, Record):
+            if isinstance(record, Row):
                 place, value = record.place, record.value
                 if record.fault is not None:
                     problems.add(f"{place}: {record.fault}")
@@ -147,7 +147,7 @@ class TextObjective:
 
     def encoded(self, examples: Sequence[Any]) -> list[Any]:
         """The examples of a batch, plain records among them encoded. Raises InputError where there is none."""
-        if any(isinstance(plain(example), Mapping | Record) for example in examples):
+        if any(isinstance(plain(example), Mapping | Row) for example in examples):
             return self.prepare(examples)[0]
         if not len(examples):
             raise InputError("A batch needs at least one example; this one has none.")
