@@ -90,8 +90,8 @@ def main() -> None:
         write_text(folder / "sample.txt", 2 * MEGABYTE)
         train = (
             "import sys; from quatrain.tokenizers.tokenizer import Tokenizer; "
-            "from quatrain.data.documents import read_pieces; "
-            "Tokenizer.train((p.text for p in read_pieces(sys.argv[1])), vocab_size=8192).save(sys.argv[2])"
+            "from quatrain.data.documents import read_chunks; "
+            "Tokenizer.train((p.text for p in read_chunks(sys.argv[1])), vocab_size=8192).save(sys.argv[2])"
         )
         subprocess.run([sys.executable, "-c", train, str(folder / "sample.txt"), str(folder / "tokenizer")], check=True)
         found = {size: measure(folder, size) for size in arguments.sizes}

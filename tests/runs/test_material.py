@@ -88,5 +88,5 @@ def test_a_text_without_a_space_is_not_kept_for_ever(monkeypatch: pytest.MonkeyP
 def test_a_long_text_is_never_whole_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text("some words that go on. " * 200_000, encoding="utf-8")
-    sizes = [len(text) for text in material.texts(material.read_pieces(str(path)))]
+    sizes = [len(text) for text in material.texts(material.read_chunks(str(path)))]
     assert sum(sizes) == path.stat().st_size and max(sizes) < path.stat().st_size / 2
