@@ -23,7 +23,7 @@ from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.answers import ExtractiveQA, best_answers
-from quatrain.training.objectives.base import call
+from quatrain.training.objectives.base import forward
 from quatrain.training.objectives.classification import MultipleChoice
 from quatrain.training.objectives.tagging import TokenClassification
 from quatrain.training.objectives.texts import EncodedText, TextObjective
@@ -135,7 +135,7 @@ class Predictor:
 
     def _logits(self, objective: TextObjective, rows: Sequence[EncodedText]) -> Tensor:
         batch = objective.batch(rows, None).to(self.model.device)
-        logits: Tensor = call(self.model, batch)[0]
+        logits: Tensor = forward(self.model, batch)[0]
         return logits.float().cpu()
 
     def _sequence_classification(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
@@ -182,7 +182,7 @@ class Predictor:
         """The words of an input with their places in the text, and the stretches that the model reads."""
         if "words" in fields:
             words = [str(word) for word in fields["words"]]
-            return [{"word": word} for word in words], objective.stretches(words)
+            return [{"word": word} for word in words], objective.windows(words)
         text = fields["text"]
         ids, offsets, owners = with_words(self.tokenizer, text)
         spans: dict[int, tuple[int, int]] = {}
@@ -223,7 +223,7 @@ class Predictor:
         for each in inputs:
             (example,) = objective.encode({"question": each["question"], "choices": each["choices"], "label": 0})
             batch = objective.collate([example]).to(self.model.device)
-            scores = call(self.model, batch)[0].float().cpu()[0].softmax(-1)
+            scores = forward(self.model, batch)[0].float().cpu()[0].softmax(-1)
             best = int(scores.argmax())
             value = {"choice": each["choices"][best], "number": best, "scores": scores.tolist()}
             found.append(Prediction(value, example.cut))

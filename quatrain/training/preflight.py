@@ -14,11 +14,7 @@ import numpy as np
 from quatrain.data.batches import IGNORE, TokenBatch, TokenExample
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training.objectives import Causal, CosineSimilarity, Objective, SequenceClassification, collate
-from quatrain.training.objectives.answers import ContextWindow
-from quatrain.training.objectives.classification import ChoiceExample
-from quatrain.training.objectives.embedding import EmbeddingExample
-from quatrain.training.objectives.tagging import TaggedWindow
+from quatrain.training.objectives import Causal, Objective, collate
 from quatrain.training.streams import BatchStream
 
 LOOKED_AT = 20_000
@@ -98,24 +94,9 @@ def _sample(tokenizer: Tokenizer, rows: Sequence[PreviewRow]) -> list[tuple[str,
 
 
 def target_of(objective: Objective, example: Any) -> str:
-    """What is learned of an example beside its tokens: its label, its tags, the right choice, the answer, a number."""
-    labels = getattr(objective, "labels", ())
-    if isinstance(example, TaggedWindow):
-        return "tags: " + " ".join(labels[label] for label in example.labels if label != IGNORE)
-    if isinstance(example, ChoiceExample):
-        return f"right: choice {example.label + 1} of {len(example.choices)}"
-    if isinstance(example, ContextWindow):
-        return f"answer: {example.answers[0]}" if example.answers else "no answer"
-    if isinstance(example, EmbeddingExample):
-        return f"score: {example.score:.4g}" if isinstance(objective, CosineSimilarity) else ""
-    if not isinstance(objective, SequenceClassification):
-        return ""
-    if objective.problem == "single":
-        return f"label: {labels[example.label]}"
-    if objective.problem == "several":
-        held = [label for label, value in zip(labels, example.label, strict=True) if value]
-        return f"labels: {', '.join(held) or 'none'}"
-    return ", ".join(f"{label}: {value:.4g}" for label, value in zip(labels, example.label, strict=True))
+    """What is learned of an example besides its tokens: its label, tags, answer or score; "" if nothing else is."""
+    describe = getattr(objective, "describe_target", None)
+    return describe(example) if describe is not None else ""
 
 
 def look(

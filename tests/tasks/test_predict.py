@@ -298,7 +298,7 @@ def test_digits_are_no_places_of_named_classes(judge: Path, tmp_path: Path, caps
     digits = tmp_path / "digits.csv"
     digits.write_text("text,label\n" + "".join(f'"{text}",{number}\n' for number, text in enumerate(TEXTS)))
     assert main(["evaluate", str(judge), str(digits)]) == 2
-    assert "the labels of the data are 0, 1, 2; the model's are bad, good, so-so" in capsys.readouterr().err
+    assert "the data has the labels 0, 1, 2; the model has bad, good, so-so" in capsys.readouterr().err
     whole, names = tmp_path / "whole.jsonl", tmp_path / "names.jsonl"
     whole.write_text("".join(json.dumps({"text": text, "label": n}) + "\n" for n, text in enumerate(TEXTS)))
     names.write_text("".join(json.dumps({"text": text, "label": LABELS[n]}) + "\n" for n, text in enumerate(TEXTS)))

@@ -276,10 +276,10 @@ WRONG_MODELS = {
              "head: masked; this objective"),
     "labels": ("BertForSequenceClassification", NAMES, lambda t: o.SequenceClassification(t, LABELS[::-1]),
                RECORDS,
-               "the model tells apart no, perhaps, yes, the objective yes, perhaps, no"),
+               "the model has no, perhaps, yes, the objective yes, perhaps, no"),
     "problem": ("BertForSequenceClassification", NAMES,
                 lambda t: o.SequenceClassification(t, LABELS, problem="several"),
-                [{"text": "the fox", "labels": []}], "problem: the model's is single"),
+                [{"text": "the fox", "labels": []}], "problem: the model has single"),
     "no decoder": ("BertForMaskedLM", {}, lambda t: o.Seq2Seq(t), TRANSLATIONS, "this objective trains seq2seq"),
 }  # fmt: skip
 

@@ -294,7 +294,7 @@ def test_a_stream_of_windows_is_read_by_each():
     assert torch.equal(whole[:, 1:-1], batch.input_ids)
     with pytest.raises(InputError, match=r"row 1: 16 tokens; must be at most 15") as caught:
         o.Masked(WORDPIECE, max_length=17).collate(batch, seed=1)
-    assert len(caught.value.problems) == 3 and "of which 2 go to what is put in or around" in str(caught.value)
+    assert len(caught.value.problems) == 3 and "2 of them reserved for special tokens" in str(caught.value)
     assert o.Masked(WORDPIECE).collate([TokenExample([30, 31, 32], [True] * 3)], seed=0).num_labels == 1
 
 
@@ -349,10 +349,10 @@ def test_pretraining_batches_hold_two_kinds_of_labels():
 FAULTS = {
     "no mask": (lambda: o.Masked(SENTINELS), "this tokenizer has no mask token"),
     "no sentinel": (lambda: o.SpanCorruption(WORDPIECE), "no sentinel <extra_id_0> token"),
-    "share": (lambda: o.Masked(WORDPIECE, share=0), "share: 0; must be above 0 and at most 1"),
+    "share": (lambda: o.Masked(WORDPIECE, mask_ratio=0), "mask_ratio: 0; must be above 0 and at most 1"),
     "shares": (lambda: o.Masked(WORDPIECE, mask=0.8, random=0.3), r"mask \+ random: 0.8 \+ 0.3; must be at most 1"),
     "span": (lambda: o.SpanCorruption(SENTINELS, mean_span_length=0), "mean_span_length: 0; must be at least 1"),
-    "all": (lambda: o.SpanCorruption(SENTINELS, share=1.0), "must be at most 0.9"),
+    "all": (lambda: o.SpanCorruption(SENTINELS, mask_ratio=1.0), "must be above 0 and at most 0.9"),
     "permute": (lambda: o.Denoising(BYTES, permute=-1), "permute: -1; must be at least 0"),
     "length": (lambda: o.Masked(WORDPIECE, max_length=2), "max_length: 2; must be a whole number of at least 4"),
     "pairs": (lambda: o.Masked(WORDPIECE, next_sentence_prediction=True), "max_length: missing"),

@@ -94,17 +94,17 @@ def test_labels_by_name_number_and_text():
 def test_numbers_are_places_only_where_the_data_says_so():
     rows = [{"text": "a fox", "label": label} for label in (0, 2)]
     assert o.SequenceClassification(WORDPIECE, LABELS).prepare(rows)[1] == [
-        "the labels of the data are numbers, taken as places among the model's: 0 is no, 2 is yes"
+        "the labels of the data are numbers, used as indices of the model's labels: 0 is no, 2 is yes"
     ]
     stars = o.SequenceClassification(WORDPIECE, ["1", "2", "3"])
     assert stars.collate([{"text": "a fox", "label": label} for label in (1, "3")]).labels.tolist() == [0, 2]
     default = o.SequenceClassification(WORDPIECE, ["LABEL_0", "LABEL_1"])
     assert default.prepare([{"text": "a fox", "label": "1"}, {"text": "a fox", "label": 0}])[1] == []
     for objective, labels, said in [
-        (o.SequenceClassification(WORDPIECE, LABELS), ("0", "2"), "data are 0, 2; the model's are no, perhaps, yes"),
+        (o.SequenceClassification(WORDPIECE, LABELS), ("0", "2"), "data has the labels 0, 2; the model has no, perhaps, yes"),
         (o.SequenceClassification(WORDPIECE, LABELS), (0, "yes"), "some labels are names and some are numbers"),
         (o.SequenceClassification(WORDPIECE, LABELS), (0, 3), "the data are 0, 3; the model's"),
-        (stars, (0, 1), "the data are 0, 1; the model's are 1, 2, 3"),
+        (stars, (0, 1), "the data has the labels 0, 1; the model has 1, 2, 3"),
         (o.TokenClassification(WORDPIECE, LABELS), ("0", "1"), "write the names in place of the numbers"),
     ]:
         with pytest.raises(InputError) as caught:
@@ -301,13 +301,13 @@ FAULTS = {
          "example 2: label: missing; the fields of this record are: text",
          "example 3: text: 5; must be a text",
          "example 3: label: 3; must be one of no, perhaps, yes, or a number from 0 to 2",
-         "example 4: text: is empty; must be a text with something in it"],
+         "example 4: text: is empty; must contain text"],
     ),
     "several": (
         lambda: o.SequenceClassification(WORDPIECE, LABELS, problem="several").prepare(
             [{"text": "x", "labels": "no"}, {"text": "x", "labels": [True]}]
         ),
-        ["example 1: labels: 'no'; must be a list of those that hold",
+        ["example 1: labels: 'no'; must be a list of label names",
          "example 2: labels: True; must be one of no, perhaps, yes, or a number from 0 to 2"],
     ),
     "a number": (
@@ -333,7 +333,7 @@ FAULTS = {
              {"question": "what ?", "context": "a quick fox", "answers": {"text": ["fox"], "answer_start": []}},
              {"question": "what ?", "context": "a quick fox"}]
         ),
-        ["example 1: answers: number 1: 'fox' is not at character 2, there is 'qui'; it begins at 8",
+        ["example 1: answers: number 1: 'fox' is not at character 2, which has 'qui'; it starts at 8",
          "example 2: answers: number 1: 'dog' is not at character 2, there is 'qui'; the context does not "
          "have it at all",
          "example 3: answers: {'text': ['fox'], 'answer_start': []}; must have the lists text and answer_start, of one "
@@ -349,7 +349,7 @@ FAULTS = {
     "translations": (
         lambda: o.Seq2Seq(SENTINELS).prepare([{"source": "x"}, {"source": "", "target": "y"}]),
         ["example 1: target: missing; the fields of this record are: source",
-         "example 2: source: is empty; must be a text with something in it"],
+         "example 2: source: is empty; must contain text"],
     ),
     "scores": (
         lambda: o.CosineSimilarity(WORDPIECE, highest=5).prepare([{"text": "x", "text_pair": "y", "score": 6}]),
@@ -378,7 +378,7 @@ SETTINGS = {
     "stride": (lambda: o.TokenClassification(WORDPIECE, LABELS, max_length=12, stride=10), "stride: 10; .* below 10"),
     "negative stride": (lambda: o.ExtractiveQA(WORDPIECE, stride=-1), "stride: -1; must be a whole number"),
     "temperature": (lambda: o.Contrastive(WORDPIECE, temperature=0), "temperature: 0; must be above 0"),
-    "scale": (lambda: o.CosineSimilarity(WORDPIECE, lowest=1, highest=1), "the first must be below the second"),
+    "scale": (lambda: o.CosineSimilarity(WORDPIECE, lowest=1, highest=1), "lowest must be below highest"),
     "smoothing": (lambda: o.Seq2Seq(SENTINELS, label_smoothing=1), "label_smoothing: 1; must be at least 0 and"),
     "no end": (
         lambda: o.Seq2Seq(Tokenizer.train(["abc"], kind="char")), "target_tokenizer: has no end token"),
@@ -393,7 +393,7 @@ SETTINGS = {
         lambda: o.best_answers(o.ExtractiveQA(WORDPIECE).windows("what ?", "a fox"), []), "logits: 0 for 1 windows"),
     "short logits": (
         lambda: o.best_answers(o.ExtractiveQA(WORDPIECE).windows("what ?", "a fox"), [torch.zeros(2, 2)]),
-        r"of window 1 have shape \(2, 2\)"),
+        r"window 1 has shape \(2, 2\)"),
 }  # fmt: skip
 
 

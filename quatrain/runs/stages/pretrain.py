@@ -77,7 +77,7 @@ def setup(settings: PretrainStage, context: StageContext, model: Model | None = 
 
 def make_objective(settings: PretrainStage, tokenizer: Tokenizer, length: int) -> Objective:
     """The recipe's way to learn a text."""
-    hidden = {} if settings.mask_ratio is None else {"share": settings.mask_ratio}
+    hidden = {} if settings.mask_ratio is None else {"mask_ratio": settings.mask_ratio}
     if settings.objective == "masked":
         return Masked(
             tokenizer,

@@ -1,4 +1,4 @@
-"""Objectives: what a step learns. Each collates examples to a batch; its loss is (sum, weight, metrics)."""
+"""Training objectives. Each one collates examples into a batch and computes (summed loss, weight, metrics)."""
 
 from quatrain.training.objectives.answers import Answer, ExtractiveQA, best_answers
 from quatrain.training.objectives.base import Causal, Objective, collate

@@ -1,7 +1,7 @@
-"""Extractive question answering: the span of a context that answers a question, in contexts of any length.
+"""Extractive question answering: find the span of a context that answers a question, in contexts of any length.
 
-Rajpurkar et al. 2016 (arXiv 1606.05250) and, for questions without answer, 2018 (arXiv 1806.03822); a long context is
-read in windows that overlap, as in Devlin et al. 2018 (arXiv 1810.04805).
+SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250); questions without an answer: SQuAD 2.0 (2018, arXiv 1806.03822). A long
+context is read in overlapping windows, as in Devlin et al. 2018 (arXiv 1810.04805).
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from torch import Tensor
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenBatch
 from quatrain.tokenizers.tokenizer import EncodedPair, Tokenizer
-from quatrain.training.objectives.base import Loss, call, check_head, whole_number
+from quatrain.training.objectives.base import Loss, check_head, check_number, forward
 from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse, shown
 
 
 @dataclass(frozen=True)
 class ContextWindow:
-    """A question with a stretch of its context.
+    """A question with a window of its context.
 
-    `offsets` are the characters [start, end) of the context that each token stands for, None for what is not context.
-    `span` is the first and last token of the answer, twice `none` where the answer is not, or not wholly, in the
-    window.
+    `offsets`: the characters [start, end) of the context that each token covers; None outside the context. `span`: the
+    first and last token of the answer, or (`none`, `none`) if the window does not contain the whole answer.
     """
 
     ids: list[int]
@@ -46,16 +45,16 @@ class ContextWindow:
         return len(self.ids)
 
     def text(self, start: int, end: int) -> str:
-        """What of the context the tokens from `start` to `end`, both counted, stand for; white space around is left."""
+        """The text of the context from token `start` through token `end`, stripped of white space."""
         first, last = self.offsets[start], self.offsets[end]
         if first is None or last is None:
-            raise InputError(f"Tokens {start} to {end} are not of the context.")
+            raise InputError(f"Tokens {start} to {end} are not part of the context.")
         return self.context[first[0] : last[1]].strip()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, "" where there is none, the sum of its logits, and its probability among the best."""
+    """An answer ("" for no answer), the sum of its start and end logits, and its probability among the candidates."""
 
     text: str
     score: float
@@ -63,25 +62,23 @@ class Answer:
 
 
 class ExtractiveQA(TextObjective):
-    """Questions with a context and the span that answers them.
+    """Questions with a context and the span that answers each of them.
 
-    A record has `question`, `context` and `answers`: SQuAD's list of {text, answer_start}, or {"text": […],
-    "answer_start": […]}; an empty one means that the context has no answer. The first answer is learned. A context that
-    does not fit `max_length` with its question becomes windows that share `stride` tokens; where the answer is not in a
-    window the first token (BERT's [CLS]) is learned as start and end.
+    A record has `question`, `context` and `answers`: a list of {text, answer_start} as in SQuAD, or {"text": […],
+    "answer_start": […]}; an empty list means that the context has no answer. The first answer is learned. A context
+    that does not fit `max_length` with its question becomes windows that overlap by `stride` tokens. In a window
+    without the answer, the first token (BERT's [CLS]) is the label of start and end.
     """
 
     head = "question_answering"
 
     def __init__(self, tokenizer: Tokenizer, *, max_length: int = 384, stride: int = 128):
         super().__init__(tokenizer, max_length=max_length)
-        refuse(whole_number("stride", stride, 0), "ExtractiveQA")
+        refuse(check_number("stride", stride, 0, whole=True), "ExtractiveQA")
         self.stride = stride
 
     def encode(self, record: Any, place: str = "this example") -> list[ContextWindow]:
-        """The windows of a question. Raises InputError for missing fields, or an answer that is not where it should
-        be.
-        """
+        """The windows of a question. Raises InputError for missing fields, or an answer at the wrong position."""
         fields = FieldReader(record, place)
         question, context = fields.text("question"), fields.text("context")
         answers = _answers(fields, context) if not fields.problems else []
@@ -92,27 +89,27 @@ class ExtractiveQA(TextObjective):
             raise InputError(f"{place}: {error.message}") from error
 
     def windows(self, question: str, context: str, answers: Sequence[tuple[str, int]] = ()) -> list[ContextWindow]:
-        """The windows of a question on a context; `answers` are texts with the characters where they begin.
+        """The windows of a question and its context; `answers` are texts with the characters where they start.
 
-        Raises InputError where the question leaves no room for `stride` and a token more of the context.
+        Raises InputError if the question leaves room for no more than `stride` tokens of the context.
         """
         pair = self.tokenizer.encode_pair(question, context)
         places = [place for place, part in enumerate(pair.parts) if part == 1]
         if not places:
-            raise InputError("context: no token of it is left by this tokenizer.")
+            raise InputError("context: this tokenizer gives no token for it.")
         room = (self.max_length or len(pair.ids)) - (len(pair.ids) - len(places))
         if room <= self.stride and room < len(places):
             raise InputError(
                 f"question: with its special tokens it has {len(pair.ids) - len(places)} tokens, which leaves {room} "
                 f"of max_length {self.max_length} for the context; must be more than stride ({self.stride})."
             )
-        found: list[ContextWindow] = []
+        windows: list[ContextWindow] = []
         start = 0
         while True:
             kept = places[start : start + room]
-            found.append(self._window(pair, places, kept, question, context, answers, first=not found))
+            windows.append(self._window(pair, places, kept, question, context, answers, first=not windows))
             if start + room >= len(places):
-                return found
+                return windows
             start += room - self.stride
 
     def _window(
@@ -127,7 +124,7 @@ class ExtractiveQA(TextObjective):
         first: bool,
     ) -> ContextWindow:
         chosen = [*range(places[0]), *kept, *range(places[-1] + 1, len(pair.ids))]
-        # A post-processor may put the context first, or tokens between its parts.
+        # A post-processor may put the context first, or put special tokens within it.
         chosen = [place for place in chosen if pair.parts[place] != 1 or kept[0] <= place <= kept[-1]]
         ids = [pair.ids[place] for place in chosen]
         offsets = [pair.offsets[place] if pair.parts[place] == 1 else None for place in chosen]
@@ -145,14 +142,18 @@ class ExtractiveQA(TextObjective):
             ids, types, offsets, span, none, question, context, tuple(each for each, _ in answers), first, exact
         )
 
+    def describe_target(self, example: ContextWindow) -> str:
+        """The answer, for a preview."""
+        return f"answer: {example.answers[0]}" if example.answers else "no answer"
+
     def notes(self, examples: Sequence[ContextWindow]) -> list[str]:
-        """How many windows the questions became, and answers that no token ends with."""
+        """Notes on the number of windows, and on answers that do not end at the end of a token."""
         questions = sum(each.first for each in examples)
         notes = []
         if len(examples) > questions:
             notes.append(
-                f"{questions:,} questions became {len(examples):,} windows of at most {self.max_length} tokens, "
-                f"{self.stride} of them shared"
+                f"{questions:,} questions became {len(examples):,} windows of at most {self.max_length} tokens that "
+                f"overlap by {self.stride} tokens"
             )
         if inexact := sum(not each.exact for each in examples):
             notes.append(f"{inexact:,} answers begin or end within a token; the whole token is learned")
@@ -165,17 +166,17 @@ class ExtractiveQA(TextObjective):
         return self.batch([EncodedText(row.ids, row.token_types) for row in rows], labels)
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
-        """The sum over the windows of the mean of both cross-entropies, their number, and how many spans are right."""
+        """The mean of both cross-entropies summed over windows, their number, and the number of correct spans."""
         check_head(model, self.head)
-        logits, loss = call(model, batch, batch.labels)
-        right = (logits.detach().argmax(1) == batch.labels).all(-1).sum()
-        return loss.sum(), len(batch.labels), {"span_accuracy": right}
+        logits, loss = forward(model, batch, batch.labels)
+        exact = (logits.detach().argmax(1) == batch.labels).all(-1).sum()
+        return loss.sum(), len(batch.labels), {"span_accuracy": exact}
 
     @torch.no_grad()
     def predict(self, model: Any, batch: TokenBatch) -> list[Tensor]:
-        """The logits (T, 2) of start and end for each window, for `best_answers`."""
+        """Start and end logits (T, 2) of each window, for `best_answers`."""
         check_head(model, self.head)
-        return list(call(model, batch)[0].float().cpu())
+        return list(forward(model, batch)[0].float().cpu())
 
 
 def best_answers(
@@ -187,49 +188,50 @@ def best_answers(
     may_be_none: bool = False,
     threshold: float = 0.0,
 ) -> list[list[Answer]]:
-    """The best answers of each question, best first, from the logits (T, 2) of its windows, which follow each other.
+    """The best answers of each question, best first, from the logits (T, 2) of its consecutive windows.
 
-    Spans of at most `longest` tokens within the context, among the `n_best` starts and ends of each window. With
-    `may_be_none` "" is among them, and first where its score beats the best span's by more than `threshold`; its
-    score is the lowest of the windows', as in SQuAD 2.0. Raises InputError for logits of another number or length.
+    Candidates are spans of at most `longest` tokens within the context, from the `n_best` starts and ends of each
+    window. With `may_be_none` the answer "" is a candidate; it comes first if its score beats the best span by more
+    than `threshold`. Its score is the lowest over the windows, as in SQuAD 2.0. Raises InputError if the logits do not
+    match the windows.
     """
     if len(windows) != len(logits):
         raise InputError(f"logits: {len(logits)} for {len(windows)} windows; must be one for each.")
     questions: list[list[tuple[ContextWindow, Tensor]]] = []
-    for number, (window, found) in enumerate(zip(windows, logits, strict=True), 1):
-        if found.dim() != 2 or found.shape[0] < len(window) or found.shape[1] != 2:
-            shape = tuple(found.shape)
-            raise InputError(f"logits: of window {number} have shape {shape}; must be ({len(window)}, 2) at least.")
+    for place, (window, scores) in enumerate(zip(windows, logits, strict=True), 1):
+        if scores.dim() != 2 or scores.shape[0] < len(window) or scores.shape[1] != 2:
+            shape = tuple(scores.shape)
+            raise InputError(f"logits: window {place} has shape {shape}; must be at least ({len(window)}, 2).")
         if window.first:
             questions.append([])
         elif not questions:
             raise InputError("windows: the first one does not begin its question; give all windows of a question.")
-        questions[-1].append((window, found))
+        questions[-1].append((window, scores))
     return [_ranked(parts, n_best, longest, may_be_none, threshold) for parts in questions]
 
 
 def _ranked(
     parts: Sequence[tuple[ContextWindow, Tensor]], n_best: int, longest: int, may_be_none: bool, threshold: float
 ) -> list[Answer]:
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for window, logits in parts:
         for start, end, score in _spans(window, logits, n_best, longest):
             text = window.text(start, end)
-            if text and score > found.get(text, -math.inf):
-                found[text] = score
-    ranked = sorted(found.items(), key=lambda item: -item[1])[:n_best]
+            if text and score > scores.get(text, -math.inf):
+                scores[text] = score
+    ranked = sorted(scores.items(), key=lambda item: -item[1])[:n_best]
     if may_be_none or not ranked:
         nothing = min(float(logits[window.none].sum()) for window, logits in parts)
         place = 0 if not ranked or nothing > ranked[0][1] + threshold else None
         if place is None:
             place = max(1, sum(score >= nothing for _, score in ranked))
         ranked.insert(place, ("", nothing))
-    chances = torch.tensor([score for _, score in ranked], dtype=torch.float64).softmax(0).tolist()
-    return [Answer(text, score, chance) for (text, score), chance in zip(ranked, chances, strict=True)]
+    probabilities = torch.tensor([score for _, score in ranked], dtype=torch.float64).softmax(0).tolist()
+    return [Answer(text, score, each) for (text, score), each in zip(ranked, probabilities, strict=True)]
 
 
 def _spans(window: ContextWindow, logits: Tensor, n_best: int, longest: int) -> list[tuple[int, int, float]]:
-    """Start, end and score of the spans among the best starts and ends of the context's tokens."""
+    """Start, end and score of the candidate spans of a window."""
     places = [place for place, offset in enumerate(window.offsets) if offset is not None]
     inside = logits[places]
     count = min(n_best, len(places))
@@ -248,7 +250,7 @@ def _none_place(ids: Sequence[int], tokenizer: Tokenizer) -> int:
 
 
 def _span(offsets: Sequence[tuple[int, int] | None], begin: int, end: int) -> tuple[int, int] | None:
-    """The first and last token of characters [begin, end) of the context; None where they are not all in the window."""
+    """The first and last token of the characters [begin, end) of the context; None if the window does not hold them."""
     context = [(place, span) for place, span in enumerate(offsets) if span is not None]
     if not context or context[0][1][0] > begin or context[-1][1][1] < end:
         return None
@@ -272,7 +274,7 @@ def _answers(fields: FieldReader, context: str) -> list[tuple[str, int]]:
     if not isinstance(value, list | tuple):
         fields.fault(f"answers: {shown(value)}; must be a list of {{text, answer_start}}")
         return []
-    found = []
+    answers = []
     for number, answer in enumerate(value, 1):
         text = answer.get("text") if isinstance(answer, dict) else None
         start = answer.get("answer_start") if isinstance(answer, dict) else None
@@ -281,10 +283,10 @@ def _answers(fields: FieldReader, context: str) -> list[tuple[str, int]]:
         elif start < 0 or context[start : start + len(text)] != text:
             there = context[max(0, start) : max(0, start) + len(text)]
             where = context.find(text)
-            hint = f"; it begins at {where}" if where >= 0 else "; the context does not have it at all"
+            hint = f"; it starts at {where}" if where >= 0 else "; the context does not contain it"
             fields.fault(
-                f"answers: number {number}: {shown(text)} is not at character {start}, there is {shown(there)}{hint}"
+                f"answers: number {number}: {shown(text)} is not at character {start}, which has {shown(there)}{hint}"
             )
         else:
-            found.append((text, start))
-    return found
+            answers.append((text, start))
+    return answers

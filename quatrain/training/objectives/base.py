@@ -1,10 +1,12 @@
-"""What every objective shares: the protocol, next-token prediction, owned randomness, and checks of the model.
+"""The objective protocol, next-token prediction, seeded randomness, and checks shared by all objectives.
 
-`loss` returns the sum and the weight; the trainer divides once, over micro-batches and processes.
+`Objective.loss` returns an undivided sum and its weight. The trainer adds both over micro-batches and processes and
+divides once, so that accumulation and data parallelism do not change the loss.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,124 +21,125 @@ from quatrain.models.transformer.stack import Model
 from quatrain.training.chunked_loss import summed_language_loss
 
 Loss = tuple[Tensor, int, dict[str, float | Tensor]]
-"""The sum of a loss, what it is to be divided by, and metrics that are summed and divided in the same way."""
+"""The summed loss, the weight to divide it by, and metrics that are summed and divided in the same way."""
 
 Seeds = int | Sequence[int | Sequence[int]]
-"""Of a batch: one number for all of it, or for each example its own, a number or several such as (seed, epoch,
-index).
-"""
+"""Seeds of a batch: one for the whole batch, or one per example, each an integer or a tuple such as
+(seed, epoch, index)."""
 
 
 class Objective(Protocol):
-    """What the trainer asks of an objective.
+    """What the trainer needs of an objective.
 
-    One that draws at random says `draws = True` and takes `collate(examples, seed=…)`: see `collate` of this module.
+    An objective with random draws sets `draws = True` and accepts `collate(examples, seed=…)`; see `collate` in this
+    module.
     """
 
     def collate(self, examples: Sequence[Any]) -> Batch:
-        """The batch of one micro-step."""
+        """Turn examples into one micro-batch."""
         ...
 
     def loss(self, model: Any, batch: Any) -> Loss:
-        """The sum of the loss, its weight (what it is to be divided by), and metrics summed the same way."""
+        """Return the summed loss, the weight to divide it by, and metrics summed in the same way."""
         ...
 
 
 class Causal:
-    """Next-token prediction on the tokens that are learned: all of a text, or the assistant's part of a chat."""
+    """Next-token prediction on the labelled tokens: all of a text, or the assistant's turns of a chat."""
 
     def __init__(self, pad_id: int = 0, *, multiple: int = 8):
         self.pad_id, self.multiple = pad_id, multiple
 
     def collate(self, examples: Sequence[TokenExample] | TokenBatch) -> TokenBatch:
-        """Examples become a padded batch; a stream of windows brings its batch ready-made."""
+        """Pad examples to a batch. A `TokenBatch`, as window streams yield, is returned unchanged."""
         return examples if isinstance(examples, TokenBatch) else pad(examples, self.pad_id, multiple=self.multiple)
 
     def loss(self, model: Model, batch: TokenBatch) -> Loss:
-        """Cross-entropy in nats, summed over the learned tokens; the weight is their number."""
+        """Cross-entropy in nats, summed over the labelled tokens; the weight is their number."""
         hidden = model.hidden_states(**batch.inputs)
         return summed_language_loss(model, hidden, batch.labels), batch.num_labels, {}
 
 
 def collate(objective: Objective, examples: Any, seed: Seeds) -> Any:
-    """The batch of an objective, which gets the seed if it draws at random: the same seed gives the same batch."""
+    """Collate with `seed` if the objective draws at random. The same seed gives the same batch."""
     if getattr(objective, "draws", False):
         return objective.collate(examples, seed=seed)  # type: ignore[call-arg]
     return objective.collate(examples)
 
 
 def generators(seed: Seeds, count: int) -> list[np.random.Generator]:
-    """A generator for each of `count` examples, which owes nothing to the others'.
+    """One independent generator per example.
 
-    Raises InputError for another number of seeds than examples, or negative ones.
+    Raises InputError if there are not exactly `count` seeds, or a seed is negative.
     """
-    own: list[Any] = [(seed, row) for row in range(count)] if isinstance(seed, int) else list(seed)
-    if len(own) != count:
-        raise InputError(f"seed: {len(own)} of them for {count} examples; give one number, or one for each example.")
+    seeds: list[Any] = [(seed, row) for row in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise InputError(f"seed: {len(seeds)} seeds for {count} examples; give one number, or one per example.")
     try:
-        return [np.random.default_rng(each) for each in own]
+        return [np.random.default_rng(each) for each in seeds]
     except (TypeError, ValueError) as error:
         raise InputError(f"seed: {seed!r}; must be made of whole numbers of at least 0.") from error
 
 
 def config_of(model: Any) -> ModelConfig:
-    """The configuration of a model, also of one that a library for several processes has wrapped."""
+    """The configuration of a model, including a model wrapped by DDP."""
     return getattr(model, "module", model).config
 
 
 def check_head(model: Any, *heads: str, labels: Sequence[str] | None = None) -> ModelConfig:
-    """The model's configuration. Raises InputError where its head, or the names of its labels, are not the
-    objective's.
-    """
+    """Return the model's configuration. Raises InputError if its head or its label names differ from these."""
     config = config_of(model)
     if config.head not in heads:
-        wanted = " or ".join(heads)
-        raise InputError(f"head: {config.head}; this objective trains {wanted}. Load the model with head={heads[0]!r}.")
+        expected = " or ".join(heads)
+        raise InputError(
+            f"head: {config.head}; this objective trains {expected}. Load the model with head={heads[0]!r}."
+        )
     if labels is not None and tuple(labels) != config.labels:
         raise InputError(
-            f"labels: the model tells apart {_some(config.labels)}, the objective {_some(labels)}. "
-            "Load the model with labels= those of the objective, in the same order."
+            f"labels: the model has {_first_names(config.labels)}, the objective {_first_names(labels)}. "
+            "Load the model with the labels of the objective, in the same order."
         )
     return config
 
 
-def call(model: Any, batch: TokenBatch, labels: Any = None) -> tuple[Any, Any]:
-    """The model's logits and loss of a batch; token types stay away from a model that has none."""
+def inputs_of(model: Any, batch: TokenBatch) -> dict[str, Any]:
+    """The batch's inputs that the model accepts: token types are dropped for a model without them."""
     inputs = dict(batch.inputs)
     if config_of(model).type_vocab_size < 2:
         inputs.pop("token_types", None)
-    return model(labels=labels, **inputs)
+    return inputs
 
 
-def learned_accuracy(logits: Tensor | None, labels: Tensor) -> dict[str, float | Tensor]:
-    """How many of the labels (…) that count are the likeliest of the logits (…, L); nothing where there are no
-    logits.
+def forward(model: Any, batch: TokenBatch, labels: Any = None) -> tuple[Any, Any]:
+    """The model's logits and, with `labels`, its unreduced loss."""
+    return model(labels=labels, **inputs_of(model, batch))
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the labels (…) have the highest of their logits (…, L); labels of -100 do not count."""
+    labelled = labels != IGNORE
+    return (logits.detach()[labelled].argmax(-1) == labels[labelled]).sum()
+
+
+def check_number(
+    name: str, value: Any, least: float = 0, most: float = math.inf, *, above: bool = False, whole: bool = False
+) -> list[str]:
+    """The problem of a setting that is not a number from `least` to `most`; an empty list if it is.
+
+    `above` excludes `least` itself; `whole` accepts integers only.
     """
-    if logits is None:
-        return {}
-    learned = labels != IGNORE
-    return {"accuracy": (logits.detach()[learned].argmax(-1) == labels[learned]).sum()}
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> list[str]:
-    """The problem of a setting that is no whole number of at least `least`; none where it is."""
-    fine = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    return [] if fine else [f"{name}: {value!r}; must be a whole number of at least {least}"]
-
-
-def share(name: str, value: Any, *, above: bool = True) -> list[str]:
-    """The problem of a setting that is no share: above 0 (or at least 0) and at most 1."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and (0 < value <= 1 or (value == 0 and not above)):
+    right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if right_type and (least < value if above else least <= value) and value <= most:
         return []
-    return [f"{name}: {value!r}; must be {'above' if above else 'at least'} 0 and at most 1"]
+    limits = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+    return [f"{name}: {value!r}; must be {f'a whole number of {limits}' if whole else limits}"]
 
 
 def labels_tensor(rows: Sequence[Any], *, floating: bool = False) -> Tensor:
-    """Labels of texts as one tensor, whole numbers or floats."""
+    """The labels of all texts as one tensor of integers, or of float32."""
     return torch.tensor(list(rows), dtype=torch.float32 if floating else torch.long)
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(str, names[:6])) or "nothing"
+def _first_names(names: Sequence[str]) -> str:
+    shown = ", ".join(map(str, names[:6])) or "none"
     return shown + (f", … ({len(names)})" if len(names) > 6 else "")

@@ -1,4 +1,4 @@
-"""What objectives share that spoil a text and learn to mend it: rows of plain ids from texts, windows or lists."""
+"""Bases of the objectives that corrupt a text and learn to restore it: masked tokens, masked spans, denoising."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from quatrain.training.objectives.words import WordBoundaries
 
 
 class CorruptionObjective(TextObjective):
-    """Rows of ids, without special tokens around, to spoil anew each time that they are seen.
+    """Rows of token ids without special tokens, corrupted anew each time they are seen.
 
-    An example is a record with `text` (a longer text becomes several rows), a `TokenExample`, or a list of ids; a
-    stream of windows brings a batch of rows. What is drawn for a row follows from its seed alone.
+    An example is a record with `text` (a long text becomes several rows), a `TokenExample`, or a list of ids; a window
+    stream yields a batch of rows. The corruption of a row depends on that row's seed alone.
     """
 
     draws = True
 
     @cached_property
     def words(self) -> WordBoundaries:
-        """WordBoundaries and sentences of this tokenizer's ids."""
+        """Word and sentence boundaries in ids of this tokenizer."""
         return WordBoundaries(self.tokenizer)
 
     @property
     def row_length(self) -> int | None:
-        """The longest row of plain ids, so that what the model reads fits `max_length`; None without limit."""
+        """The longest row of plain ids whose model input fits `max_length`; None without a limit."""
         if self.max_length is None:
             return None
         return self.max_length - sum(map(len, frame(self.tokenizer)))
 
     def encode(self, record: Any, place: str = "this example") -> list[EncodedText]:
-        """The rows of a text, all of it. Raises InputError for a record without text."""
+        """Split a text into rows. Raises InputError for a record without text."""
         fields = FieldReader(record, place)
         text = fields.text("text")
         fields.check()
@@ -49,23 +49,23 @@ class CorruptionObjective(TextObjective):
         return [EncodedText(ids[start : start + step]) for start in range(0, len(ids), step)]
 
     def rows(self, examples: Any) -> list[list[int]]:
-        """The rows of a batch. Raises InputError for one that is empty, or longer than the model reads."""
+        """The rows of a batch. Raises InputError for a row that is empty or longer than `row_length`."""
         if isinstance(examples, TokenBatch):
-            found = examples.input_ids.tolist()
+            rows = examples.input_ids.tolist()
         else:
-            found = [self._row(example) for example in self.encoded(examples)]
+            rows = [self._row(example) for example in self.encoded(examples)]
         limit = self.row_length
         problems = [
             f"row {number}: {len(row)} tokens; must be {'at least 1' if not row else f'at most {limit}'}"
-            for number, row in enumerate(found, 1)
+            for number, row in enumerate(rows, 1)
             if not row or (limit is not None and len(row) > limit)
         ]
         if problems:
-            around = (
-                "" if limit is None else f", of which {(self.max_length or 0) - limit} go to what is put in or around"
+            reserved = (
+                "" if limit is None else f", {(self.max_length or 0) - limit} of them reserved for special tokens"
             )
-            raise InputError(f"These rows cannot be read; max_length is {self.max_length}{around}:", problems)
-        return found
+            raise InputError(f"These rows cannot be used; max_length is {self.max_length}{reserved}:", problems)
+        return rows
 
     @staticmethod
     def _row(example: Any) -> list[int]:
@@ -76,41 +76,41 @@ class CorruptionObjective(TextObjective):
         return [int(token) for token in example]
 
     def special(self, ids: Sequence[int], special: Collection[int] | None = None) -> np.ndarray:
-        """Which of the ids (T,) are special tokens."""
+        """A mask (T,) of the special tokens among the ids."""
         special = self.tokenizer.special_ids if special is None else special
         return np.fromiter((token in special for token in ids), dtype=bool, count=len(ids))
 
     def framed(self, ids: Sequence[int]) -> list[int]:
-        """A row with the tokenizer's special tokens around."""
+        """A row between the tokenizer's special tokens."""
         before, after = frame(self.tokenizer)
         return [*before, *ids, *after]
 
-    def needed_token(self, token: int | None, role: str) -> int:
-        """A special token's id. Raises InputError where the tokenizer has none."""
+    def required_token(self, token: int | None, role: str) -> int:
+        """The id of a special token. Raises InputError if the tokenizer has no such token."""
         if token is None:
             raise InputError(
-                f"{type(self).__name__}: this tokenizer has no {role} token. Use the tokenizer of a model that was "
-                f"trained this way, or train one with it (kind wordpiece has [PAD] [UNK] [CLS] [SEP] [MASK])."
+                f"{type(self).__name__}: this tokenizer has no {role} token. Use the tokenizer of a model trained with "
+                f"this objective, or train one that has it (kind wordpiece has [PAD] [UNK] [CLS] [SEP] [MASK])."
             )
         return token
 
 
 class EncoderDecoderCorruption(CorruptionObjective):
-    """Of a row an encoder-decoder reads what is left of it, and says what is missing or the whole."""
+    """The encoder reads a corrupted row; the decoder learns the missing tokens or the whole row."""
 
     def pair(self, row: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
         """Source and target of a row, with their special tokens."""
         raise NotImplementedError
 
     def collate(self, examples: Any, *, seed: Seeds = 0) -> TokenBatch:
-        """Sources (B, S) and targets as labels (B, T)."""
+        """Sources (B, S), with the targets as labels (B, T)."""
         rows = self.rows(examples)
         pairs = [self.pair(row, one) for row, one in zip(rows, generators(seed, len(rows)), strict=True)]
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
         return source_and_target(sources, targets, self.pad_id, limit=self.max_length, multiple=self.multiple)
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
-        """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""
+        """Cross-entropy in nats, summed over the target tokens; the weight is their number."""
         return target_loss(model, batch)
 
 
@@ -122,28 +122,28 @@ def source_and_target(
     limit: int | None = None,
     multiple: int = 8,
 ) -> TokenBatch:
-    """Sources (B, S) for an encoder and targets as labels (B, T), -100 where they are padded."""
+    """Encoder inputs (B, S) and labels (B, T), padded with -100."""
     input_ids = stack(sources, pad_id, limit=limit, multiple=multiple)
     labels = stack(targets, IGNORE, multiple=multiple)
     return TokenBatch.of(input_ids, labels, segments=text_segments(sources, input_ids.shape[1]))
 
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
-    """What a decoder reads to say labels (B, T): the start token, then the labels but the last; padding for -100."""
+    """Decoder inputs for labels (B, T): the start token, then all labels but the last; -100 becomes padding."""
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = start
     return shifted.masked_fill(shifted == IGNORE, pad)
 
 
 def decoder_states(model: Any, batch: TokenBatch) -> Tensor:
-    """An encoder-decoder's last states (B, T, C) for a batch of sources and labels."""
+    """An encoder-decoder's last hidden states (B, T, C) for a batch of sources and labels."""
     config = check_head(model, "seq2seq")
     inputs = dict(batch.inputs)
     if "decoder_input_ids" not in inputs:
         start = config.decoder_start_token_id
         if start is None:
             raise InputError(
-                "decoder_start_token_id: missing in this model's configuration; the decoder begins with it."
+                "decoder_start_token_id: missing from this model's configuration; the decoder needs it as first token."
             )
         pad = start if config.pad_token_id is None else config.pad_token_id
         inputs["decoder_input_ids"] = shifted_right(batch.labels, start, pad)
@@ -151,15 +151,15 @@ def decoder_states(model: Any, batch: TokenBatch) -> Tensor:
 
 
 def target_loss(model: Any, batch: TokenBatch) -> Loss:
-    """Cross-entropy in nats, summed over the targets' tokens; the weight is their number."""
+    """Cross-entropy in nats, summed over the target tokens; the weight is their number."""
     return language_loss(model, decoder_states(model, batch), batch.labels)
 
 
 def language_loss(model: Any, hidden: Tensor, labels: Tensor) -> Loss:
-    """Cross-entropy summed over the learned tokens of hidden states (B, T, C), and their number.
+    """Cross-entropy summed over the labelled positions of hidden states (B, T, C), and the number of positions.
 
-    Only where something is learned are the vocabulary's logits computed.
+    Logits over the vocabulary are computed at labelled positions only.
     """
-    learned = labels != IGNORE
-    wanted = labels[learned]
-    return summed_language_loss(model, hidden[learned][None], wanted[None]), wanted.numel(), {}
+    labelled = labels != IGNORE
+    targets = labels[labelled]
+    return summed_language_loss(model, hidden[labelled][None], targets[None]), targets.numel(), {}

@@ -14,17 +14,18 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.texts import EncodedText, FieldReader, frame, plain
 
 FOLLOWS, RANDOM = 0, 1
-"""The labels, as BERT has them."""
+"""The labels, as in BERT."""
 
 SHORT = 0.1
-"""Share of pairs that are made shorter than they could be, so that short texts are known too."""
+"""Fraction of pairs that get a random shorter length, so that the model sees short texts too."""
 
 _END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=\S)|\n\s*\n")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text: they end with a stop and white space, or with an empty line. Abbreviations end some
-    too.
+    """Split a text into sentences, at a stop followed by white space and at empty lines.
+
+    Abbreviations split sentences too.
     """
     return [part for part in (piece.strip() for piece in _END.split(text)) if part]
 
@@ -32,11 +33,11 @@ def split_sentences(text: str) -> list[str]:
 def sentence_pairs(
     tokenizer: Tokenizer, records: Iterable[Any], *, max_length: int, seed: int = 0
 ) -> tuple[list[EncodedText], list[str]]:
-    """Pairs of stretches of sentences, half of them following each other, half from different documents, and notes.
+    """Pairs of segments and notes; half of the pairs are consecutive, half come from different documents.
 
-    A document is a record with `text` or `sentences`. Every sentence is read once as a first or following part; what a
-    random second part displaces is used in the next pair, as BERT does. Raises InputError for wrong records, fewer
-    than two documents, or a `max_length` that special tokens fill.
+    A document is a record with `text` or `sentences`. Every sentence is used once as a first or consecutive second
+    segment; sentences displaced by a random second segment go into the next pair, as in BERT. Raises InputError for
+    wrong records, fewer than two documents, or a `max_length` too small for text.
     """
     documents = _documents(tokenizer, records)
     around = tokenizer.backend.num_special_tokens_to_add(True)
@@ -44,7 +45,8 @@ def sentence_pairs(
         raise InputError(f"max_length: {max_length}; pairs with their special tokens need at least {around + 4}.")
     if len(documents) < 2:
         raise InputError(
-            f"Next sentences need at least 2 documents, to draw random ones from another; there are {len(documents)}."
+            f"Next-sentence prediction needs at least 2 documents to draw random sentences from; there are "
+            f"{len(documents)}."
         )
     generator = np.random.default_rng((seed, len(documents)))
     pairs = [
@@ -53,14 +55,14 @@ def sentence_pairs(
         for pair in _of_document(tokenizer, documents, number, max_length - around, generator)
     ]
     if not pairs:
-        raise InputError("No pair of sentences could be made: every document has one sentence or none.")
+        raise InputError("No pair of sentences could be built: no document has more than one sentence.")
     cut = [pair for pair in pairs if pair.cut]
     follow = sum(pair.label == FOLLOWS for pair in pairs)
     notes = [
-        f"{len(pairs):,} pairs from {len(documents):,} documents, {follow / len(pairs):.0%} of them follow each other"
+        f"{len(pairs):,} pairs from {len(documents):,} documents, {follow / len(pairs):.0%} of them consecutive"
     ]
     if cut:
-        notes.append(f"{len(cut):,} pairs were longer than {max_length} tokens and cut at their outer ends")
+        notes.append(f"{len(cut):,} pairs were longer than {max_length} tokens and were cut at random ends")
     return pairs, notes
 
 
@@ -93,7 +95,7 @@ def _of_document(
     room: int,
     generator: np.random.Generator,
 ) -> Iterable[EncodedText]:
-    """The pairs of one document: sentences gather until they fill the target length, and are parted at random."""
+    """The pairs of one document: sentences are collected up to the target length and split at a random sentence."""
     document, place = documents[number], 0
     while place < len(document):
         target = int(generator.integers(2, room + 1)) if generator.random() < SHORT else room
@@ -114,21 +116,21 @@ def _of_document(
 def _elsewhere(
     documents: Sequence[Sequence[list[int]]], number: int, length: int, generator: np.random.Generator
 ) -> list[int]:
-    """Sentences of another document, from a random one on, until they have `length` tokens; at least one sentence."""
+    """Consecutive sentences of another document from a random start, up to `length` tokens; at least one sentence."""
     other = int(generator.integers(0, len(documents) - 1))
     document = documents[other + (other >= number)]
-    found: list[int] = []
+    ids: list[int] = []
     for row in document[int(generator.integers(0, len(document))) :]:
-        found.extend(row)
-        if len(found) >= length:
+        ids.extend(row)
+        if len(ids) >= length:
             break
-    return found
+    return ids
 
 
 def _pair(
     tokenizer: Tokenizer, first: list[int], second: list[int], label: int, room: int, generator: np.random.Generator
 ) -> EncodedText:
-    """Both with special tokens, the longer one shortened at a random end until they fit."""
+    """Both segments with special tokens; the longer one is shortened at a random end until they fit."""
     first, second, cut = list(first), list(second), max(0, len(first) + len(second) - room)
     for _ in range(cut):
         longer = first if len(first) > len(second) else second
@@ -140,7 +142,7 @@ def _pair(
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Special tokens before, between and after two texts, and the token types of those between."""
+    """The special tokens before, between and after two texts, and the token types of those between."""
     before, after = frame(tokenizer)
     if not tokenizer.backend.num_special_tokens_to_add(True):
         return [], [], [], []

@@ -1,6 +1,6 @@
 """Span corruption: T5's pre-training (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4).
 
-Spans of a text are replaced by sentinels in the source; the target says each sentinel and what it stands for:
+Each span is replaced by a sentinel in the source; the target lists every sentinel followed by its span:
 "Thank you <extra_id_0> me to your party <extra_id_1> week." and "<extra_id_0> for inviting <extra_id_1> last </s>".
 """
 
@@ -13,41 +13,46 @@ import numpy as np
 
 from quatrain.core.errors import InputError
 from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training.objectives.base import share
+from quatrain.training.objectives.base import check_number
 from quatrain.training.objectives.corruption import EncoderDecoderCorruption
 from quatrain.training.objectives.texts import refuse
 
 
 class SpanCorruption(EncoderDecoderCorruption):
-    """Hides `share` of a row's tokens in spans of `mean_span_length` tokens on average, and learns to say them.
+    """Masks `mask_ratio` of a row's tokens in spans of `mean_span_length` tokens on average, and learns the spans.
 
-    Spans are drawn exactly as T5's random_spans_noise_mask draws them; special tokens within a row are never hidden.
-    The tokenizer has sentinels <extra_id_0>, <extra_id_1>, … and an end token. `max_length` is the source's; rows are
-    as much longer as spans make them shorter (568 tokens for T5's 512).
+    Spans are drawn as in T5's random_spans_noise_mask; special tokens within a row are never masked. The tokenizer
+    needs sentinels <extra_id_0>, <extra_id_1>, … and an end token. `max_length` limits the source; since a span becomes
+    one token, rows are longer (568 tokens for T5's 512).
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, share: float = 0.15, mean_span_length: float = 3.0, max_length: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        *,
+        mask_ratio: float = 0.15,
+        mean_span_length: float = 3.0,
+        max_length: int | None = None,
     ):
         super().__init__(tokenizer, max_length=max_length)
-        problems = _problems(share, mean_span_length)
-        refuse(problems, "SpanCorruption")
-        self.share, self.mean_span_length = share, mean_span_length
-        self.end_id = self.needed_token(tokenizer.eos_id, "end")
+        problems = check_number("mask_ratio", mask_ratio, 0, 0.9, above=True)
+        refuse(problems + check_number("mean_span_length", mean_span_length, 1, 1e6), "SpanCorruption")
+        self.mask_ratio, self.mean_span_length = mask_ratio, mean_span_length
+        self.end_id = self.required_token(tokenizer.eos_id, "end")
         self.sentinels: list[int] = []
-        while (found := tokenizer.token_to_id(f"<extra_id_{len(self.sentinels)}>")) is not None:
-            self.sentinels.append(found)
-        self.needed_token(next(iter(self.sentinels), None), "sentinel <extra_id_0>")
+        while (sentinel := tokenizer.token_to_id(f"<extra_id_{len(self.sentinels)}>")) is not None:
+            self.sentinels.append(sentinel)
+        self.required_token(next(iter(self.sentinels), None), "sentinel <extra_id_0>")
         self._unhidden = tokenizer.special_ids | set(self.sentinels)
 
     @cached_property
     def row_length(self) -> int | None:
         """The longest row whose source fits `max_length`."""
-        return None if self.max_length is None else lengths(self.max_length, self.share, self.mean_span_length)[0]
+        return None if self.max_length is None else lengths(self.max_length, self.mask_ratio, self.mean_span_length)[0]
 
     def pair(self, row: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:
-        """Source and target of a row. Raises InputError where it needs more sentinels than there are."""
-        hidden = noise_mask(len(row), generator, self.share, self.mean_span_length)
+        """Source and target of a row. Raises InputError if the row needs more sentinels than the tokenizer has."""
+        hidden = noise_mask(len(row), generator, self.mask_ratio, self.mean_span_length)
         special = self.special(row, self._unhidden)
         hidden &= ~special
         if not hidden.any() and not special.all():
@@ -61,7 +66,7 @@ class SpanCorruption(EncoderDecoderCorruption):
                 if spans == len(self.sentinels):
                     raise InputError(
                         f"A row of {len(row)} tokens needs more than the tokenizer's {spans} sentinels. Make rows "
-                        "shorter (max_length), spans longer (mean_span_length) or the share smaller."
+                        "shorter (max_length), spans longer (mean_span_length) or mask_ratio smaller."
                     )
                 source.append(self.sentinels[spans])
                 target.append(self.sentinels[spans])
@@ -70,19 +75,19 @@ class SpanCorruption(EncoderDecoderCorruption):
         return [*source, self.end_id], [*target, self.end_id]
 
     def restore(self, source: Sequence[int], target: Sequence[int]) -> list[int]:
-        """The row that became this source and target: each sentinel replaced by what the target says for it."""
-        said: dict[int, list[int]] = {}
+        """The original row: each sentinel of the source replaced by its span in the target."""
+        spans: dict[int, list[int]] = {}
         known, current = set(self.sentinels), list[int]()
         for token in target[:-1]:
             if token in known:
-                current = said.setdefault(token, [])
+                current = spans.setdefault(token, [])
             else:
                 current.append(token)
-        return [each for token in source[:-1] for each in said.get(token, [token])]
+        return [each for token in source[:-1] for each in spans.get(token, [token])]
 
 
 def counts(length: int, noise: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
-    """How many tokens of a row are hidden, in how many spans (T5's counts)."""
+    """The numbers of masked tokens and of spans in a row, as in T5."""
     hidden = min(max(round(length * noise), 1), length - 1)
     return hidden, min(max(round(hidden / mean_span_length), 1), length - hidden)
 
@@ -90,10 +95,10 @@ def counts(length: int, noise: float = 0.15, mean_span_length: float = 3.0) -> t
 def noise_mask(
     length: int, generator: np.random.Generator, noise: float = 0.15, mean_span_length: float = 3.0
 ) -> np.ndarray:
-    """Which tokens (length,) are hidden: T5's random_spans_noise_mask.
+    """A mask (length,) of the tokens to hide: T5's random_spans_noise_mask.
 
-    Hidden and kept tokens are each cut at random into as many spans as there are, every cut equally likely; they take
-    turns, a kept one first. Of a single token none is hidden.
+    Masked and kept tokens are each divided at random into the same number of spans, every division equally likely.
+    The spans alternate, beginning with a kept one. A single token is never masked.
     """
     if length < 2:
         return np.zeros(length, dtype=bool)
@@ -103,16 +108,16 @@ def noise_mask(
 
 
 def _cut(items: int, parts: int, generator: np.random.Generator) -> np.ndarray:
-    """Lengths (parts,) of at least 1 that add up to `items`, each way equally likely."""
+    """Lengths (parts,) of at least 1 that add up to `items`, every division equally likely."""
     first = np.zeros(items, dtype=np.int64)
     first[1:] = generator.permutation(np.arange(items - 1) < parts - 1)
     return np.bincount(np.cumsum(first), minlength=parts)
 
 
 def lengths(source: int, noise: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
-    """Tokens of the longest row whose source, end token included, has at most `source` tokens, and those of its target.
+    """The length of the longest row whose source has at most `source` tokens, and the length of its target.
 
-    T5's compute_input_and_target_lengths: 568 and 114 for 512.
+    Both counts include the end token. T5's compute_input_and_target_lengths: 568 and 114 for 512.
     """
 
     def both(row: int) -> tuple[int, int]:
@@ -123,16 +128,3 @@ def lengths(source: int, noise: float = 0.15, mean_span_length: float = 3.0) -> 
     while both(row + 1)[0] <= source:
         row += 1
     return row, both(row)[1]
-
-
-def _problems(noise: float, mean_span_length: float) -> list[str]:
-    problems = share("share", noise)
-    if not problems and noise > 0.9:
-        problems.append(f"share: {noise}; must be at most 0.9, something must be left to read")
-    if (
-        isinstance(mean_span_length, bool)
-        or not isinstance(mean_span_length, int | float)
-        or not 1 <= mean_span_length < 1e6
-    ):
-        problems.append(f"mean_span_length: {mean_span_length!r}; must be at least 1")
-    return problems

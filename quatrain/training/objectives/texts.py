@@ -1,4 +1,4 @@
-"""Plain records become ids: fields read with every fault named, special tokens around, nothing cut without a word."""
+"""From records to token ids: the base of text objectives, with field checks, special tokens and truncation notes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenBatch, stack, text_segments
 from quatrain.data.records import Problems, Row
 from quatrain.tokenizers.tokenizer import EncodedPair, Tokenizer
-from quatrain.training.objectives.base import whole_number
+from quatrain.training.objectives.base import check_number
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One text or pair as the model reads it: ids with special tokens, token types for a pair, and what is learned.
+    """One encoded text or pair: ids with special tokens, token types (pairs only) and the label.
 
     `cut` counts the tokens that did not fit.
     """
@@ -30,7 +30,7 @@ class EncodedText:
 
 
 class FieldReader:
-    """Reads the fields of one record; what is wrong is collected in `problems`, each with the record's place."""
+    """Reads the fields of one record, and collects problems, each with the place of the record."""
 
     def __init__(self, record: Any, place: str):
         self.place, self.problems = place, list[str]()
@@ -40,11 +40,11 @@ class FieldReader:
             self.problems.append(f"{place}: {shown(record)}; must be a record, such as a dictionary of fields")
 
     def fault(self, text: str) -> None:
-        """Notes a problem of this record."""
+        """Add a problem of this record."""
         self.problems.append(f"{self.place}: {text}")
 
     def raw(self, name: str) -> Any:
-        """A field that must be there; None, noted, where it is not."""
+        """The value of a required field. A missing field adds a problem and gives None."""
         value = self.record.get(name)
         if value is None and not self.problems:
             known = ", ".join(map(str, self.record)) or "none"
@@ -52,7 +52,7 @@ class FieldReader:
         return value
 
     def text(self, name: str, *, empty: bool = False) -> str:
-        """A text; "" where it is missing or no text, which is noted."""
+        """The text in a field. A missing field, or a value of another type, adds a problem and gives an empty text."""
         value = self.raw(name)
         if value is None:
             return ""
@@ -60,15 +60,15 @@ class FieldReader:
             self.fault(f"{name}: {shown(value)}; must be a text")
             return ""
         if not empty and not value.strip():
-            self.fault(f"{name}: is empty; must be a text with something in it")
+            self.fault(f"{name}: is empty; must contain text")
         return value
 
     def optional_text(self, name: str) -> str | None:
-        """A text, or None where the record has none."""
+        """The text in a field, or None if the record does not have the field."""
         return None if self.record.get(name) is None else self.text(name)
 
     def texts(self, name: str, *, least: int = 1) -> list[str]:
-        """A list of texts, none of them empty."""
+        """A list of at least `least` texts, none of them empty."""
         value = self.raw(name)
         if value is None:
             return []
@@ -83,15 +83,15 @@ class FieldReader:
         return list(value)
 
     def check(self) -> None:
-        """Raises InputError if anything was wrong."""
+        """Raises InputError if there are problems."""
         if self.problems:
             raise InputError("This example cannot be used:", self.problems)
 
 
 class TextObjective:
-    """The part that objectives on texts share: records are encoded, checked all at once, and padded to a batch.
+    """Base of objectives on texts: encodes records, reports all wrong records at once, and pads batches.
 
-    `max_length` is the longest row in tokens, special tokens counted, at most the model's context; None sets no limit.
+    `max_length` is the length limit of a row in tokens, including special tokens; None for no limit.
     """
 
     draws: ClassVar[bool] = False
@@ -99,24 +99,23 @@ class TextObjective:
     def __init__(self, tokenizer: Tokenizer, *, max_length: int | None = None):
         self.tokenizer, self.max_length = tokenizer, max_length
         if max_length is not None:
-            refuse(whole_number("max_length", max_length, 4), type(self).__name__)
+            refuse(check_number("max_length", max_length, 4, whole=True), type(self).__name__)
         self.pad_id = tokenizer.pad_id or 0
         self.multiple = 8
 
     def encode(self, record: Any, place: str = "this example") -> list[Any]:
-        """The examples, mostly one, that a plain record becomes. Raises InputError naming what is wrong in it."""
+        """Encode a record, usually as one example. Raises InputError that names the problems of the record."""
         raise NotImplementedError
 
     def prepare(self, records: Iterable[Any]) -> tuple[list[Any], list[str]]:
-        """All records as examples, and notes for the reader: what was cut, what is longer than the model reads.
+        """Encode all records. Returns the examples and notes for the user, such as how many texts were cut.
 
         A record is a dictionary, a typed record, or a `Row` with its place. Raises InputError that names every wrong
-        one.
+        record.
         """
         problems, examples, count = Problems(), list[Any](), 0
-        for number, record in enumerate(records, 1):
-            count = number
-            place, value = f"example {number}", record
+        for count, record in enumerate(records, 1):
+            place, value = f"example {count}", record
             if isinstance(record, Row):
                 place, value = record.place, record.value
                 if record.fault is not None:
@@ -134,19 +133,23 @@ class TextObjective:
                              "There is no example to learn from: no record became one.")  # fmt: skip
         return examples, self.notes(examples)
 
+    def describe_target(self, example: Any) -> str:
+        """What is learned of an example besides its tokens, for a preview; "" if there is nothing else."""
+        return ""
+
     def notes(self, examples: Sequence[Any]) -> list[str]:
-        """What a reader should know about these examples."""
+        """Notes for the user about these examples."""
         cut = [example for example in examples if example.cut]
         if not cut:
             return []
         lost, total = sum(example.cut for example in cut), sum(len(each) + each.cut for each in examples)
         return [
             f"{len(cut):,} of {len(examples):,} examples are longer than {self.max_length} tokens and were cut: "
-            f"{lost:,} tokens, {lost / total:.1%} of all, are not read"
+            f"{lost:,} tokens, {lost / total:.1%} of all, are dropped"
         ]
 
     def encoded(self, examples: Sequence[Any]) -> list[Any]:
-        """The examples of a batch, plain records among them encoded. Raises InputError where there is none."""
+        """The examples of a batch; records are encoded first. Raises InputError for an empty batch."""
         if any(isinstance(plain(example), Mapping | Row) for example in examples):
             return self.prepare(examples)[0]
         if not len(examples):
@@ -154,7 +157,7 @@ class TextObjective:
         return list(examples)
 
     def batch(self, rows: Sequence[EncodedText], labels: Any) -> TokenBatch:
-        """Rows of one batch, padded on the right."""
+        """A batch of these rows (B, T), padded on the right."""
         ids = [row.ids for row in rows]
         input_ids = stack(ids, self.pad_id, multiple=self.multiple, limit=self.max_length)
         types = None
@@ -164,7 +167,7 @@ class TextObjective:
         return TokenBatch.of(input_ids, labels, segments=text_segments(ids, input_ids.shape[1]), token_types=types)
 
     def read(self, text: str, other: str | None = None) -> EncodedText:
-        """A text, or two as a pair, with its special tokens, cut to `max_length`: of a pair the longer text first."""
+        """Encode a text or a pair with special tokens, cut to `max_length`; of a pair the longer text is cut first."""
         if other is None:
             ids = self.tokenizer.encode(text)
             before, after = frame(self.tokenizer)
@@ -176,18 +179,18 @@ class TextObjective:
 
 
 def refuse(problems: Sequence[str], what: str) -> None:
-    """Raises InputError for problems of an objective's settings, if there are any."""
+    """Raises InputError if an objective's settings have problems."""
     if problems:
         raise InputError(f"{what} cannot be set up:", problems)
 
 
 def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and after a text: [CLS] and [SEP], nothing and </s>, …"""
-    known = getattr(tokenizer, "_frame", None)
-    if known is None:
-        known = _frame(tokenizer)
-        tokenizer._frame = known  # type: ignore[attr-defined]
-    return known
+    """The special tokens that a tokenizer puts before and after a text, such as [CLS] and [SEP]."""
+    cached = getattr(tokenizer, "_frame", None)
+    if cached is None:
+        cached = _frame(tokenizer)
+        tokenizer._frame = cached  # type: ignore[attr-defined]
+    return cached
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -201,16 +204,16 @@ def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def cut_to(ids: list[int], limit: int | None) -> tuple[list[int], int]:
-    """The first `limit` ids, and how many there are more."""
+    """The first `limit` ids, and the number of ids that were cut."""
     if limit is None or len(ids) <= limit:
         return ids, 0
     return ids[: max(limit, 0)], len(ids) - max(limit, 0)
 
 
 def shortened(pair: EncodedPair, limit: int) -> EncodedPair:
-    """A pair of at most `limit` tokens: the longer text loses its last tokens first, special tokens stay.
+    """Truncate a pair to `limit` tokens: the longer text loses its last tokens first; special tokens stay.
 
-    As the `longest_first` truncation of tokenizers. Raises InputError where not even the special tokens fit.
+    The same as the `longest_first` truncation of tokenizers. Raises InputError if the special tokens do not fit.
     """
     lengths = [pair.parts.count(0), pair.parts.count(1)]
     room = limit - (len(pair.ids) - sum(lengths))
@@ -233,24 +236,24 @@ def shortened(pair: EncodedPair, limit: int) -> EncodedPair:
 
 
 def label_names(labels: Sequence[str], what: str) -> tuple[str, ...]:
-    """The names of labels, checked. Raises InputError for none, for a name twice, or for what is no list of names."""
+    """Check label names. Raises InputError for an empty list, duplicates, or a value that is not a list of names."""
     problems = []
     if isinstance(labels, str) or not all(isinstance(label, str) and label for label in labels):
         problems.append(f"labels: {shown(labels)}; must be a list of names")
     elif not labels:
-        problems.append("labels: none; name what is to be told apart")
+        problems.append("labels: none; give the names of the classes")
     elif twice := sorted({label for label in labels if list(labels).count(label) > 1}):
-        problems.append(f"labels: {', '.join(twice)} more than once; each must have a name of its own")
+        problems.append(f"labels: {', '.join(twice)} more than once; names must be unique")
     refuse(problems, what)
     return tuple(labels)
 
 
 def plain(record: Any) -> Any:
-    """A typed record (`quatrain.data.records`) as a dictionary of its fields; anything else as it is."""
+    """A typed record (`quatrain.data.records`) as a dictionary of its fields; anything else unchanged."""
     return record.fields() if callable(getattr(record, "fields", None)) else record
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, not longer than 60 characters."""
+    """A value for a message, shortened to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -1,4 +1,4 @@
-"""Where words and sentences begin in a row of ids, read off the tokens themselves, so that no text is needed."""
+"""Word and sentence boundaries in a row of token ids, from the tokens alone, without the text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SENTENCE_ENDS = ".!?…"
 
 
 class WordBoundaries:
-    """Tells the words of a tokenizer's ids apart.
+    """Finds word and sentence boundaries in ids of a tokenizer.
 
-    In WordPiece a word goes on with "##". Otherwise it begins with a space, or where letters, digits and other signs
-    change, as GPT-2 splits texts.
+    In WordPiece, "##" continues a word. Otherwise a word begins at a space, or at a change between letters, digits and
+    other characters, as in GPT-2's pre-tokenization.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -35,11 +35,11 @@ class WordBoundaries:
             self.pieces = written
 
     def begins(self, ids: Sequence[int]) -> np.ndarray:
-        """For each id (T,) whether a word begins with it; special tokens are words of their own."""
-        found = np.ones(len(ids), dtype=bool)
+        """A mask (T,) of the ids that begin a word; every special token is a word."""
+        begins = np.ones(len(ids), dtype=bool)
         for place in range(1, len(ids)):
-            found[place] = self._begins(int(ids[place - 1]), int(ids[place]))
-        return found
+            begins[place] = self._begins(int(ids[place - 1]), int(ids[place]))
+        return begins
 
     def _begins(self, before: int, token: int) -> bool:
         if self.alone or before in self.special or token in self.special:
@@ -52,12 +52,12 @@ class WordBoundaries:
         return not last.isspace() and _kind(piece[0]) != _kind(last)
 
     def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """The words of a row, as [start, end) of ids."""
+        """The words of a row, as index ranges [start, end)."""
         starts = [*np.flatnonzero(self.begins(ids)).tolist(), len(ids)]
         return list(pairwise(starts))
 
     def sentences(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """The sentences of a row, as [start, end) of ids: each ends with a token that ends in a stop, or is special."""
+        """The sentences of a row, as index ranges [start, end). A stop or a special token ends a sentence."""
         ends = [
             place + 1
             for place, token in enumerate(ids)
@@ -68,7 +68,7 @@ class WordBoundaries:
 
 
 def _kind(sign: str) -> str:
-    # Past ASCII a byte-level token holds parts of characters; they stay with their word.
+    # Outside ASCII a byte-level token may hold part of a character; it stays with its word.
     if sign.isalpha() or ord(sign) > 127:
         return "letter"
     return "digit" if sign.isdigit() else "space" if sign.isspace() else "sign"
