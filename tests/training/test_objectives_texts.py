@@ -101,11 +101,11 @@ def test_numbers_are_places_only_where_the_data_says_so():
     default = o.SequenceClassification(WORDPIECE, ["LABEL_0", "LABEL_1"])
     assert default.prepare([{"text": "a fox", "label": "1"}, {"text": "a fox", "label": 0}])[1] == []
     for objective, labels, said in [
-        (o.SequenceClassification(WORDPIECE, LABELS), ("0", "2"), "data has the labels 0, 2; the model has no, perhaps, yes"),
+        (o.SequenceClassification(WORDPIECE, LABELS), ("0", "2"), "data has the labels 0, 2; the model has no, perhaps"),
         (o.SequenceClassification(WORDPIECE, LABELS), (0, "yes"), "some labels are names and some are numbers"),
-        (o.SequenceClassification(WORDPIECE, LABELS), (0, 3), "the data are 0, 3; the model's"),
+        (o.SequenceClassification(WORDPIECE, LABELS), (0, 3), "the data has the labels 0, 3; the model has"),
         (stars, (0, 1), "the data has the labels 0, 1; the model has 1, 2, 3"),
-        (o.TokenClassification(WORDPIECE, LABELS), ("0", "1"), "write the names in place of the numbers"),
+        (o.TokenClassification(WORDPIECE, LABELS), ("0", "1"), "write names instead of numbers"),
     ]:
         with pytest.raises(InputError) as caught:
             objective.prepare([{"text": "a fox", "label": each, "words": ["a"], "tags": [each]} for each in labels])
@@ -334,8 +334,8 @@ FAULTS = {
              {"question": "what ?", "context": "a quick fox"}]
         ),
         ["example 1: answers: number 1: 'fox' is not at character 2, which has 'qui'; it starts at 8",
-         "example 2: answers: number 1: 'dog' is not at character 2, there is 'qui'; the context does not "
-         "have it at all",
+         "example 2: answers: number 1: 'dog' is not at character 2, which has 'qui'; the context does not "
+         "contain it",
          "example 3: answers: {'text': ['fox'], 'answer_start': []}; must have the lists text and answer_start, of one "
          "length", "example 4: answers: missing; the fields of this record are: question, context"],
     ),
