@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE, TokenExample, windows
-from quatrain.data.rows import Record
+from quatrain.data.records import Row
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import objectives as o
 from quatrain.training.objectives.base import generators
@@ -365,7 +365,7 @@ FAULTS = {
         "example 2: text: missing; the fields of this record are: txt\n.*example 3: text: 3; must be a text\n.*"
         "example 4: 'z'; must be a record.*\n.*example 5: text: is empty",
     ),
-    "a place": (lambda: o.Masked(WORDPIECE).prepare([Record("a.jsonl:7", {"text": None})]), "a.jsonl:7: text: missing"),
+    "a place": (lambda: o.Masked(WORDPIECE).prepare([Row("a.jsonl:7", {"text": None})]), "a.jsonl:7: text: missing"),
     "nothing": (lambda: o.Masked(WORDPIECE).prepare([]), "no example to learn from: the data has no record"),
 }  # fmt: skip
 

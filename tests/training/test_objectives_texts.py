@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE
-from quatrain.data.rows import Record
+from quatrain.data.records import Row
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import objectives as o
 from quatrain.training.objectives.answers import ContextWindow
@@ -118,7 +118,7 @@ def test_typed_records_and_places_are_read():
     objective = o.SequenceClassification(WORDPIECE, LABELS)
     typed = records.LabelledText("a fox", None, "yes")
     assert objective.prepare([typed])[0] == objective.prepare([{"text": "a fox", "label": "yes"}])[0]
-    assert objective.prepare([Record("x:1", typed)])[0] == objective.prepare([typed])[0]
+    assert objective.prepare([Row("x:1", typed)])[0] == objective.prepare([typed])[0]
     tagger = o.TokenClassification(WORDPIECE, LABELS)
     words = records.TaggedTokens(["a", "fox"], ["no", "yes"])
     assert tagger.prepare([words])[0] == tagger.prepare([{"tokens": ["a", "fox"], "tags": ["no", "yes"]}])[0]
