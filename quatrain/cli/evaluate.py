@@ -136,11 +136,10 @@ def _task(
     from quatrain.core.progress import SilentReporter, create_reporter
     from quatrain.core.wording import text_table
     from quatrain.evaluation.tasks import score
-    from quatrain.training.tasks import SCORE, make_objective
+    from quatrain.training.tasks import labels_of_model, make_objective
 
     task, format, records = found
-    labels = SCORE if task.objective == "regress" else tuple(network.config.labels)
-    objective = make_objective(task, tokenizer, format, labels, context)
+    objective = make_objective(task, tokenizer, format, labels_of_model(task, network.config), context)
     reporter = SilentReporter() if json_lines else create_reporter()
     scored = score(objective, network, tokenizer, records, reporter, name=data, max_new_tokens=max_new_tokens)
     if json_lines:

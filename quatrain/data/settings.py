@@ -1,4 +1,4 @@
-"""Settings of what is read: data, tokenizer, and the stage that trains a tokenizer."""
+"""Settings of what is read: data and tokenizer."""
 
 from __future__ import annotations
 
@@ -88,10 +88,3 @@ class TokenizerSettings(Settings):
         if self.lowercase and self.kind not in ("wordpiece", "word"):
             text = f'true; only kind = "wordpiece" or "word" has it, not "{self.kind}"'
             yield Problem(("lowercase",), text, (("kind",),))
-
-
-class TokenizerStage(Settings):
-    """Trains the recipe's tokenizer on its data, or takes over the one at `tokenizer.path`."""
-
-    kind: Literal["tokenizer"] = "tokenizer"
-    data: DataSettings | None = None

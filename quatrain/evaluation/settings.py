@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from quatrain.core.settings import Listing, Settings
-from quatrain.data.settings import DataSettings
 
 
 class EvaluateSettings(Settings):
@@ -17,10 +16,3 @@ class EvaluateSettings(Settings):
     prompts: Listing[str] = ()
     temperatures: Listing[Annotated[float, Field(ge=0, le=10)]] = (0.8,)
     max_new_tokens: int = Field(default=120, ge=1)
-
-
-class EvaluateStage(Settings):
-    """Measures the model as the stages before have left it, or the one in `model.folder`."""
-
-    kind: Literal["evaluate"] = "evaluate"
-    data: DataSettings | None = None

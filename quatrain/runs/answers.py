@@ -19,26 +19,26 @@ from quatrain.generation.engine import Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.runs.chats import conversations, split
 from quatrain.runs.material import source_task
-from quatrain.runs.recipe import LEARNING_KINDS
-from quatrain.runs.stage import LOOKS, StageContext, StageResult
+from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult
+from quatrain.runs.stages import spec_of
 from quatrain.tasks.instructions import ANSWERED, Chat, Instructions
 from quatrain.tasks.task import SourceTask, Task, spec_of_source
 
 
 def answers(settings: Settings, context: StageContext) -> bool:
     """Whether the model takes turns by then: the stage that taught it last was one of chats, or its data are chats."""
-    last = next((stage for stage in _before(context) if stage.kind in LEARNING_KINDS), None)
-    if last is not None:
-        return last.kind == "dpo" or (last.kind == "finetune" and last.objective == "chat")
+    lesson = next((lesson for stage in _before(context) if (lesson := spec_of(stage).teaches(stage))), None)
+    if lesson is not None:
+        return lesson == "chat"
     kinds = (_kind(part, own) for _, part, own in sets(context.recipe.data_of(settings)))
     return any(kind is not None and kind != "pairs" for kind in kinds)
 
 
 def data_measured(settings: Settings, context: StageContext) -> DataSettings:
     """The data that a stage is measured on: its own, or those of the stage that taught chats last, or the recipe's."""
-    taught = [stage for stage in _before(context) if stage.kind == "finetune"]
-    own = getattr(settings, "data", None) or next((stage.data for stage in taught if stage.data), None)
-    return own or context.recipe.data
+    taught = [stage for stage in _before(context) if spec_of(stage).teaches(stage) in ("chat", "task")]
+    own = getattr(settings, "data", None)
+    return own or next((stage.data for stage in taught if stage.data and stage.data.source), context.recipe.data)
 
 
 def _before(context: StageContext) -> list[Any]:
@@ -135,13 +135,13 @@ def look(settings: Settings, context: StageContext, engine: Engine) -> list[dict
     params = SamplingParams(max_new_tokens=wanted.max_new_tokens, seed=context.seed)
     if wanted.prompts:
         params = replace(params, temperature=next(iter(wanted.temperatures), 0.0))
-        turns = [[{"role": "user", "content": prompt}] for prompt in wanted.prompts[:LOOKS]]
-        name, references = f"temperature {params.temperature}", [""] * LOOKS
+        turns = [[{"role": "user", "content": prompt}] for prompt in wanted.prompts[:PREVIEW_SAMPLES]]
+        name, references = f"temperature {params.temperature}", [""] * PREVIEW_SAMPLES
     else:
         name, part, data = next(sets(data_measured(settings, context)), ("", "", None))
         known = data is not None and _kind(part, data) is not None
         chats = held_out_chats(part, data, settings, context) if data is not None and known else []
-        chats = [chat for chat in spread(chats, LOOKS) if chat[1][-1]["role"] == "assistant"] if chats else []
+        chats = [chat for chat in spread(chats, PREVIEW_SAMPLES) if chat[1][-1]["role"] == "assistant"] if chats else []
         turns, references = [chat[:-1] for _, chat in chats], [content_text(chat[-1]) for _, chat in chats]
     said = engine.chat(turns, params) if turns else []
     return [

@@ -19,7 +19,8 @@ from quatrain.generation.logits import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import answers as answering
 from quatrain.runs.material import generated_task
-from quatrain.runs.stage import LOOKS, StageContext, StageResult
+from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult
+from quatrain.runs.stages import spec_of
 from quatrain.tasks.task import Task
 from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ def look(settings: Settings, context: StageContext, model: Model, tokenizer: Tok
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens, seed=context.seed)
     task = generated_task(context, settings)
     if task is not None:
-        few = [(name, example) for name, examples in task.held_out.items() for example in examples[:LOOKS]]
+        few = [(name, example) for name, examples in task.held_out.items() for example in examples[:PREVIEW_SAMPLES]]
         examples = [example for _, example in few]
         completions, _ = complete(engine, task, examples, params, as_text=_continues_text(settings))
         return [
@@ -70,7 +71,7 @@ def look(settings: Settings, context: StageContext, model: Model, tokenizer: Tok
     if not prompts:
         return []
     params = replace(params, temperature=next(iter(context.recipe.evaluate.temperatures), 0.0))
-    said = engine.generate(prompts[:LOOKS], params)
+    said = engine.generate(prompts[:PREVIEW_SAMPLES], params)
     return [
         {"set": f"temperature {params.temperature}", "prompt": prompt, "output": answer.text}
         for prompt, answer in zip(prompts, said, strict=False)
@@ -96,9 +97,9 @@ def _held_out_sets(
     result.generation_tokens_per_second = tokens / seconds if seconds else None
 
 
-def _continues_text(settings: Settings) -> bool:
+def _continues_text(settings: Any) -> bool:
     """Whether the model has only been pre-trained: it continues a text and takes no turns in a chat."""
-    return getattr(settings, "kind", "") == "pretrain"
+    return spec_of(settings).teaches(settings) == "text"
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""A run by several processes that torchrun started: the first one runs it, the others join it where it trains.
+"""A run by several processes that torchrun started: the first one runs it, the others join it to train.
 
-Data is prepared, models are measured and files are written by the first process alone.
+The first process alone prepares data, evaluates models and writes files.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from quatrain.core.errors import QuatrainError
 from quatrain.core.processes import process_number
 from quatrain.core.progress import SilentReporter
 from quatrain.core.settings import Settings
-from quatrain.runs.folder import made
-from quatrain.runs.inputs import beginning
-from quatrain.runs.recipe import Recipe
-from quatrain.runs.stage import StageContext, stage_name
+from quatrain.runs.contexts import stage_context
+from quatrain.runs.settings import RecipeSettings
+from quatrain.runs.stages import spec_of
 
 END = -1
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
-"""What gloo and NCCL say to a process whose other one is gone."""
+CONNECTION_ERRORS = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL",
+)  # fmt: skip
+"""Parts of the messages of gloo and NCCL in a process whose peer has ended."""
 
 
 @contextmanager
 def losses_explained() -> Iterator[None]:
-    """What a process among several fails of: the loss of another one in words, its own faults with its number."""
+    """Explains the errors of one process among several: the loss of a peer in words, its own errors with its number."""
     rank, size = process_number()
     try:
         yield
@@ -35,11 +36,11 @@ def losses_explained() -> Iterator[None]:
             raise QuatrainError(f"process {rank}: {error}") from error
         raise
     except RuntimeError as error:
-        if size < 2 or not any(words in str(error) for words in LOST):
+        if size < 2 or not any(words in str(error) for words in CONNECTION_ERRORS):
             raise
         raise QuatrainError(
-            f"process {rank} of {size} has lost another one and cannot go on alone. The message of that one says why; "
-            "the same command goes on from the last checkpoint."
+            f"process {rank} of {size} has lost another process and cannot continue alone. The message of that process "
+            "says why; the same command resumes from the last checkpoint."
         ) from error
 
 
@@ -50,11 +51,6 @@ def divided(settings: Settings, size: int) -> Settings:
         return settings
     parts = -(-train.accumulation // size) * size
     return settings.model_copy(update={"train": train.model_copy(update={"accumulation": parts})})
-
-
-def trains_together(settings: Settings) -> bool:
-    """Whether all processes take part in a stage."""
-    return settings.kind in ("pretrain", "finetune")  # type: ignore[attr-defined]
 
 
 def announce(index: int) -> None:
@@ -77,36 +73,20 @@ def dismiss() -> None:
         leave()
 
 
-def follow(recipe: Recipe, folder: Path) -> None:
-    """What a process other than the first does: trains with it, stage after stage, until it says that it is done."""
+def follow(recipe: RecipeSettings, folder: Path) -> None:
+    """Runs a process other than the first: it trains each stage that the first one announces, until the run ends."""
     import torch
 
     from quatrain.runs.learning import attach, train
-    from quatrain.runs.stages import finetune, pretrain
     from quatrain.training.distributed.group import join, leave
     from quatrain.training.distributed.replicated import MultiProcess
 
     join()
     while (index := int(MultiProcess(torch.device("cpu")).agree([0.0])[0])) != END:
-        context = context_of(recipe, folder, index)
+        context = stage_context(recipe, folder, index, SilentReporter())
         settings: Any = divided(recipe.stage[index], process_number()[1])
-        learning = (pretrain if settings.kind == "pretrain" else finetune).setup(settings, context)
-        save, load = attach(learning, context)
-        train(learning, context, save=save, load=load)
+        prepare = spec_of(settings).prepare
+        job: Any = prepare(settings, context) if prepare is not None else None
+        save, load = attach(job, context)
+        train(job, context, save=save, load=load)
     leave()
-
-
-def context_of(recipe: Recipe, folder: Path, index: int) -> StageContext:
-    """The context of a stage, from what the stages before it have left on the disk."""
-    model = beginning(recipe)
-    tokenizer = Path(recipe.tokenizer.path) if recipe.tokenizer.path else model
-    for number in range(index):
-        before = folder / "stages" / stage_name(number, recipe.stage[number])
-        if not (before / "result.json").is_file():
-            raise QuatrainError(f"{before} is not to be seen from this machine; all need the same run folder.")
-        tokenizer = made(before, "tokenizer") or tokenizer
-        model = made(before, "model") or model
-    name = stage_name(index, recipe.stage[index])
-    return StageContext(
-        recipe, folder, folder / "stages" / name, index, name, model, tokenizer, recipe.seed, SilentReporter()
-    )

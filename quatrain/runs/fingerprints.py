@@ -1,4 +1,4 @@
-"""What the result of a stage follows from, as short hashes."""
+"""Fingerprints: short hashes of everything that the result of a stage depends on."""
 
 from __future__ import annotations
 
@@ -8,40 +8,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quatrain.runs.recipe import UNMARKED_KEYS, Recipe, to_dict
+from quatrain.runs.settings import UNMARKED_KEYS, RecipeSettings, to_dict
+from quatrain.runs.stages import spec_of
 
 DATA_VERSION = 2
-"""Counted up when what the package generates, its templates or a stage change, so that older results are redone."""
+"""Raised when generated data, templates or a stage change, so that older results are redone."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """`fingerprint` covers all of a stage's result, `work` leaves out how it is measured: checkpoints stay valid."""
+    """`fingerprint` covers the whole result of a stage; `work` does not cover its evaluation, for its checkpoints."""
 
     fingerprint: str
     work: str
 
 
-def stage_marks(recipe: Recipe, inputs: Mapping[str, str]) -> list[Mark]:
-    """One mark a stage, each built on the one before; `inputs` marks the content of the user's files."""
+def stage_marks(recipe: RecipeSettings, inputs: Mapping[str, str]) -> list[Mark]:
+    """One mark for each stage, each built on the one before; `inputs` are the marks of the user's files."""
     marks: list[Mark] = []
     before = Mark("", "")
     for stage in recipe.stage:
         settings = _without(to_dict(stage), UNMARKED_KEYS)
         measured = bool(settings.pop("evaluate", True))
-        shared: dict[str, Any] = {
-            "version": DATA_VERSION,
-            "seed": recipe.seed,
-            "data": to_dict(recipe.data),
-            "tokenizer": to_dict(recipe.tokenizer),
-            "inputs": dict(inputs),
-        }
-        if stage.kind != "tokenizer":
-            shared["model"] = to_dict(recipe.model)
+        spec = spec_of(stage)
+        shared: dict[str, Any] = {"version": DATA_VERSION, "seed": recipe.seed, "inputs": dict(inputs)}
+        shared |= {table: to_dict(getattr(recipe, table)) for table in spec.tables}
         work = _hash({"settings": settings, "shared": shared, "before": before.work})
-        whole = {"work": work, "before": before.fingerprint}
-        if stage.kind != "tokenizer":
-            whole |= {"measured": measured, "evaluate": to_dict(recipe.evaluate)}  # type: ignore[dict-item]
+        whole: dict[str, Any] = {"work": work, "before": before.fingerprint}
+        if spec.measured:
+            whole |= {"measured": measured, "evaluate": to_dict(recipe.evaluate)}
         before = Mark(_hash(whole), work)
         marks.append(before)
     return marks

@@ -20,10 +20,10 @@ MOST_BYTES = 256 * 2**20
 NUMBER = (int, float)
 
 TYPES: dict[str, type | tuple[type, ...]] = {
-    "finished": bool, "has_model": bool, "stages": list, "inputs": dict, "seconds": NUMBER, "work": str,
-    "fingerprint": str, "kind": str, "name": str, "scores": dict, "samples": list, "notes": list, "perplexity": NUMBER,
-    "validation_loss": NUMBER, "tokens": NUMBER, "flops": NUMBER, "parameters": NUMBER, "trainable_parameters": NUMBER,
-    "model_bytes": NUMBER, "peak_memory_bytes": NUMBER,
+    "finished": bool, "has_model": bool, "compressed": bool, "stages": list, "inputs": dict, "seconds": NUMBER,
+    "work": str, "fingerprint": str, "kind": str, "name": str, "scores": dict, "samples": list, "notes": list,
+    "perplexity": NUMBER, "validation_loss": NUMBER, "tokens": NUMBER, "flops": NUMBER, "parameters": NUMBER,
+    "trainable_parameters": NUMBER, "model_bytes": NUMBER, "peak_memory_bytes": NUMBER,
 }  # fmt: skip
 """Keys of the files that a run writes, and what they hold where they are not null."""
 

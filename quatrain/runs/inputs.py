@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
 from quatrain.core import tracking
 from quatrain.core.errors import InputError
 from quatrain.core.reading import exists, user_path
@@ -20,8 +19,9 @@ from quatrain.data.huggingface import PREFIX as HUB
 from quatrain.data.settings import DataSettings
 from quatrain.data.sources import parallel_names, source_names
 from quatrain.models.runs import model_of_run
-from quatrain.runs.folder import read_json
-from quatrain.runs.recipe import UNQUANTIZABLE, Recipe, recipe_names
+from quatrain.runs.recipe import recipe_names
+from quatrain.runs.settings import RecipeSettings
+from quatrain.runs.stages import spec_of
 
 HASHED_BYTES = 64 * 1024 * 1024
 """Larger files are known by their size and the time of their last change."""
@@ -30,7 +30,7 @@ OWN_DATABASES = ("shop",)
 """Values of `data.database` that name a database which the package generates."""
 
 
-def input_paths(recipe: Recipe) -> dict[str, Path]:
+def input_paths(recipe: RecipeSettings) -> dict[str, Path]:
     """Key of the recipe -> the file or folder of the user's that it names."""
     folder = recipe.model.folder
     named: dict[str, str | None] = {
@@ -55,7 +55,7 @@ def is_of_hub(folder: str) -> bool:
     return bool(slash) and "/" not in name and not exists(owner) and is_hub_id(folder)
 
 
-def beginning(recipe: Recipe) -> Path | None:
+def beginning(recipe: RecipeSettings) -> Path | None:
     """The folder that `model.folder` names; a model of the Hugging Face hub is fetched where the cache lacks it."""
     folder = recipe.model.folder
     if folder is None:
@@ -67,11 +67,11 @@ def beginning(recipe: Recipe) -> Path | None:
     return Path(folder).expanduser()
 
 
-def _data_places(recipe: Recipe) -> dict[str, DataSettings]:
-    own = {f"stage[{index}].data": getattr(stage, "data", None) for index, stage in enumerate(recipe.stage)}
+def _data_places(recipe: RecipeSettings) -> dict[str, DataSettings]:
+    places = {"data": recipe.data}
     for index, stage in enumerate(recipe.stage):
-        own |= {f"stage[{index}].tasks.{name}": data for name, data in getattr(stage, "tasks", {}).items()}
-    return {"data": recipe.data} | {place: data for place, data in own.items() if data is not None}
+        places |= {f"stage[{index}].{place}": data for place, data in stage.datasets().items()}
+    return places
 
 
 def _sources(data: DataSettings) -> dict[str, str | None]:
@@ -83,7 +83,7 @@ def _sides(source: str | None) -> tuple[str, ...]:
     return () if not source else parallel_names(source) or source_names(source)
 
 
-def left_out(recipe: Recipe) -> list[str]:
+def left_out(recipe: RecipeSettings) -> list[str]:
     """What of the recipe's folders of data is not read, a line for each kind."""
     lines = []
     for source in dict.fromkeys(each for data in _data_places(recipe).values() for each in _folders(data)):
@@ -95,7 +95,7 @@ def _folders(data: DataSettings) -> list[str]:
     return [side for source in (data.source, data.dev, data.test) for side in _sides(source) if is_path(side)]
 
 
-def _unknown_sources(recipe: Recipe) -> list[str]:
+def _unknown_sources(recipe: RecipeSettings) -> list[str]:
     """Sources that are neither a file nor a name of the catalog."""
     from quatrain.data import catalog
 
@@ -110,16 +110,6 @@ def _unknown_sources(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _unquantizable(recipe: Recipe) -> list[str]:
-    """A stage that cannot write its result, found before the stages in front of it have cost their time."""
-    if recipe.model.folder is None or all(stage.kind != "quantize" for stage in recipe.stage):
-        return []
-    config = read_json(Path(recipe.model.folder).expanduser() / "config.json") or {}
-    if config.get("model_type") not in FLOAT_ONLY_FAMILIES:
-        return []
-    return [f"model.folder: {quote(recipe.model.folder)} holds a {config['model_type']} model, {UNQUANTIZABLE}"]
-
-
 def is_path(source: str) -> bool:
     """Whether a source is a file or folder: it exists, or it cannot be the name of a catalog entry."""
     from quatrain.data import catalog
@@ -130,9 +120,12 @@ def is_path(source: str) -> bool:
     return there or os.sep in source or "/" in source or Path(source).suffix != "" or source.startswith((".", "~"))
 
 
-def check_inputs(recipe: Recipe) -> None:
+def check_inputs(recipe: RecipeSettings) -> None:
     """Raise InputError that names every file of the recipe that is not there or of the wrong kind."""
-    problems = [*_unknown_sources(recipe), *_unquantizable(recipe), *tracking.missing(recipe.tracking)]
+    problems = _unknown_sources(recipe)
+    for stage in recipe.stage:
+        problems += [each for each in spec_of(stage).file_problems(stage, recipe) if each not in problems]
+    problems += tracking.missing(recipe.tracking)
     for key, path in input_paths(recipe).items():
         problem = _problem(key, path)
         if problem:
@@ -194,7 +187,7 @@ def _near(path: Path) -> str:
     return f" (did you mean {path.parent / near}?)" if near else ""
 
 
-def input_marks(recipe: Recipe, before: Mapping[str, str] | None = None) -> dict[str, str]:
+def input_marks(recipe: RecipeSettings, before: Mapping[str, str] | None = None) -> dict[str, str]:
     """Key of the recipe -> a mark of the content it names. What is gone keeps its mark of `before`."""
     marks = {}
     for key, path in input_paths(recipe).items():

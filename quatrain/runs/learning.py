@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
-from quatrain.core.processes import process_number
 from quatrain.core.progress import MetricsLog, Reporter
 from quatrain.core.tracking import Trackers
 from quatrain.models.hub import BASE
@@ -33,66 +31,35 @@ from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.planning.machine import choose_device
-from quatrain.runs import distributed
-from quatrain.runs.material import base_name_of, model_folder_of, with_rules, write_mixture, write_model
-from quatrain.runs.recipe import to_dict
+from quatrain.runs.job import TrainingJob
+from quatrain.runs.job_checks import check_job
+from quatrain.runs.material import base_name_of, model_folder_of, write_mixture, write_model
+from quatrain.runs.settings import to_dict
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.distributed import SingleProcess, make_parallel
 from quatrain.training.memory import transformer_activations
-from quatrain.training.objectives import Objective
-from quatrain.training.settings import TrainSettings
-from quatrain.training.streams import BatchStream, ExampleStream, PackedStream
+from quatrain.training.streams import ExampleStream, PackedStream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
-
-Validate = Callable[[Model], dict[str, float]]
-Sample = Callable[[Model], list[dict[str, Any]]]
 
 SAID = 160
 """Characters of a sample that the reader sees while the model learns."""
 
 
-@dataclass
-class TrainingJob:
-    """Everything that a stage's training follows from.
+def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -> tuple[TrainResult, StageResult]:
+    """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`).
 
-    `examples` are what the stream shows, where they can be counted (None for windows of a running text); `length` is
-    the usual length of a row in tokens, `limit` the longest that the model is to read; `held_out` are the examples of
-    validations. `validate` measures a model on them, also before the training where it is to `compare`. `notes` are
-    for the reader. `sample` is what the model says by now, for `train.sample_every`. `tasks` names those that learn
-    together, each by an adapter of its own.
+    With `check` the job is checked as `quatrain check` does, without measured steps.
     """
-
-    model: Model
-    tokenizer: Tokenizer
-    objective: Objective
-    stream: BatchStream
-    settings: TrainSettings
-    steps: int
-    length: int
-    limit: int
-    examples: Sequence[Any] | None = None
-    held_out: Sequence[Any] = ()
-    validate: Validate | None = None
-    sample: Sample | None = None
-    adapter: AdapterSettings | None = None
-    compare: bool = False
-    notes: list[str] = field(default_factory=list)
-    tasks: tuple[str, ...] = ()
-
-
-def learn(learning: TrainingJob, context: StageContext) -> tuple[TrainResult, StageResult]:
-    """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`)."""
     model, tokenizer = learning.model, learning.tokenizer
-    from quatrain.runs.preflight import before_run
-
     if learning.adapter is not None and model_folder_of(context) is None:
         raise InputError(
             f"{context.name}: adapter: there is no model that has learned; put a pretrain stage before it, or set "
             "model.folder. Fresh weights learn whole: leave the adapter out."
         )
-    before_run(learning, context, context.recipe.stage[context.index])
+    if check and context.is_main:
+        check_job(learning, context)
     save, load = attach(learning, context)
     before, merges = None, True
     if learning.compare and learning.validate is not None:
@@ -188,11 +155,10 @@ def train(
     `save` and `load` write and read the weights of a checkpoint.
     """
     model, steps, settings = learning.model, learning.steps, learning.settings
-    size = process_number()[1] if distributed.trains_together(context.recipe.stage[context.index]) else 1
     device = choose_device(settings.device)
-    if size > 1 and context.is_main:
-        distributed.announce(context.index)
-    parallel = make_parallel(settings.parallel, device) if size > 1 else SingleProcess()
+    if context.processes > 1 and context.is_main:
+        context.announce()
+    parallel = make_parallel(settings.parallel, device) if context.processes > 1 else SingleProcess()
     model.to(device)
     newest = checkpoints.newest_whole(context.checkpoints, context.reporter.warn)
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0
@@ -332,19 +298,3 @@ def with_dropout(model: Model, dropout: float) -> Model:
         if isinstance(layer, Block):
             layer.dropout = dropout
     return model
-
-
-def fresh_model(context: StageContext, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> Model:
-    """A model of the recipe's shape and the tokenizer's vocabulary, with weights drawn from the recipe's seed.
-
-    `more` are fields of its configuration such as `labels`.
-    """
-    config = context.recipe.model.config(
-        tokenizer.vocab_size,
-        head=head,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
-        **more,
-    )
-    return with_rules(Model(config).initialize(context.seed), context)

@@ -79,9 +79,29 @@ def model_of(context: StageContext, adapter: AdapterSettings | None = None) -> M
     from quatrain.loading.model import load_model
 
     folder = model_folder_of(context)
+    if folder is None and context.fresh_model:
+        return fresh_model(context, tokenizer_of(context))
     if folder is None:
         raise InputError(f"{context.name} needs a model; put a pretrain stage before it, or set model.folder.")
     return as_wanted(load_model(folder, quantize=quantize_of(adapter))[0], context)
+
+
+def fresh_model(context: StageContext, tokenizer: Tokenizer, *, head: str | None = None, **more: Any) -> Model:
+    """A model of the recipe's shape and the tokenizer's vocabulary, with weights drawn from the recipe's seed.
+
+    `more` are fields of its configuration such as `labels`.
+    """
+    from quatrain.models.transformer.stack import Model
+
+    config = context.recipe.model.config(
+        tokenizer.vocab_size,
+        head=head,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        **more,
+    )
+    return with_rules(Model(config).initialize(context.seed), context)
 
 
 def as_wanted(model: Model, context: StageContext) -> Model:

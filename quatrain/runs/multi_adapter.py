@@ -10,10 +10,11 @@ from quatrain.evaluation.perplexity import examples_loss
 from quatrain.generation.engine import Engine
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import answers
-from quatrain.runs.learning import TrainingJob, example_stream, mean_length
+from quatrain.runs.job import TrainingJob
+from quatrain.runs.learning import example_stream, mean_length
 from quatrain.runs.stage import StageContext, StageResult
+from quatrain.runs.stages.finetune import FinetuneStage
 from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training.settings import FinetuneStage
 
 
 def of_task(settings: FinetuneStage, name: str) -> FinetuneStage:

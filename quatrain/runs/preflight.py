@@ -1,8 +1,7 @@
-"""What a recipe's training will read, take and cost, before it costs anything: `quatrain check` and the lines before a
-run.
+"""`quatrain check`: what a recipe's training will read and cost, before it runs.
 
 Samples and counts come from the stage's own examples. Time and memory come from some real steps, taken in a process of
-their own, so that what they leave behind is gone.
+their own, so that its memory is released.
 """
 
 from __future__ import annotations
@@ -19,25 +18,24 @@ from typing import Any
 
 from quatrain.adapters.apply import trainable_report
 from quatrain.core.atomic import write_text
-from quatrain.core.errors import InputError
 from quatrain.core.progress import Reporter, SilentReporter
-from quatrain.planning.counts import state_bytes
-from quatrain.planning.machine import available_memory, choose_device, free_disk
-from quatrain.planning.room import check_step
-from quatrain.runs.distributed import context_of, trains_together
-from quatrain.runs.learning import TrainingJob, adapt, check_learns_whole, fresh_model
+from quatrain.planning.machine import free_disk
+from quatrain.runs.contexts import stage_context
+from quatrain.runs.job import TrainingJob
+from quatrain.runs.job_checks import ineffective_settings, inspect_examples, memory_problem, optimizer_bytes
+from quatrain.runs.learning import adapt, check_learns_whole
 from quatrain.runs.recipe import Recipe, dumps
-from quatrain.runs.stage import StageContext, stage_function, stage_name
-from quatrain.training.memory import tensor_bytes
-from quatrain.training.preflight import DataReport, look
+from quatrain.runs.stage import StageContext
+from quatrain.runs.stages import spec_of
+from quatrain.training.preflight import DataReport
 
 CHECKPOINTS = 3
-"""Checkpoints that are on the disk at once, at most: two that are kept and the one that is being written."""
+"""Most checkpoints on disk at once: two that are kept and the one that is being written."""
 
 
 @dataclass
 class StagePreflight:
-    """What one stage that trains will be."""
+    """What one stage that trains will read and cost."""
 
     stage: str
     objective: str
@@ -55,14 +53,19 @@ class StagePreflight:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def all_problems(self) -> list[str]:
+        """The stage's problems and those of its data."""
+        return [*self.problems, *self.found.problems]
+
+    @property
     def peak(self) -> int | None:
-        """Bytes at the peak of memory."""
+        """Peak memory in bytes."""
         return self.memory.get("peak")
 
 
 @dataclass
 class Preflight:
-    """What a recipe will be: its stages that train, and what cannot work in any."""
+    """What a recipe will read and cost: its stages that train, those that were skipped, and all problems."""
 
     stages: list[StagePreflight]
     seconds: float | None
@@ -72,11 +75,11 @@ class Preflight:
 
     @property
     def problems(self) -> list[str]:
-        """All of them, each with its stage."""
-        found = [f"{stage.stage}: {each}" for stage in self.stages for each in [*stage.problems, *stage.found.problems]]
+        """All problems, each with its stage."""
+        problems = [f"{stage.stage}: {problem}" for stage in self.stages for problem in stage.all_problems]
         if self.free is not None and self.disk > self.free:
-            found.append(f"the disk: {self.disk:,} bytes are needed and {self.free:,} are free; make room on it")
-        return found
+            problems.append(f"the disk: {self.disk:,} bytes are needed and {self.free:,} are free; make room on it")
+        return problems
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -86,9 +89,10 @@ class Preflight:
 def preflight(
     recipe: Recipe, *, folder: Path | None = None, measure: bool = True, reporter: Reporter | None = None
 ) -> Preflight:
-    """Sets up every stage of a recipe that trains, as far as it can be before the stages in front of it have run.
+    """Prepares every stage of a recipe, as far as this is possible before the stages in front of it have run.
 
-    `folder` is where the run will be, whose disk is looked at. `measure` takes some steps of each stage.
+    `folder` is where the run will be; the free space of its disk is reported. With `measure` some steps of each stage
+    that trains are taken.
     """
     reporter = reporter or SilentReporter()
     stages, skipped = [], []
@@ -97,15 +101,19 @@ def preflight(
         work.mkdir()
         write_text(work / "recipe.toml", dumps(recipe))
         for index, settings in enumerate(recipe.stage):
-            name = stage_name(index, settings)
-            if settings.kind == "tokenizer":
-                _make_tokenizer(recipe, work, index, reporter)
-            elif trains_together(settings):
-                stages.append(_stage(recipe, work, index, measure, reporter))
-            elif settings.kind == "dpo":
-                skipped.append(f"{name}: learns from what the model says then, and is not looked at here")
-            (work / "stages" / name).mkdir(parents=True, exist_ok=True)
-            write_text(work / "stages" / name / "result.json", "{}")
+            context = check_context(recipe, work, index, reporter)
+            prepare = spec_of(settings).prepare
+            job = prepare(settings, context) if prepare is not None else None
+            if isinstance(job, str):
+                skipped.append(f"{context.name}: {job}")
+            elif job is not None:
+                stage = _stage(job, context)
+                stages.append(stage)
+                del job
+                if measure and not stage.all_problems:
+                    with reporter.task(f"{context.name}: measuring"):
+                        _measure(work, index, stage)
+            write_text(context.stage_folder / "result.json", "{}")
     known = [stage.seconds for stage in stages if stage.seconds is not None]
     seconds = sum(known) if len(known) == len(stages) and known else None
     home = folder or Path.cwd()
@@ -116,116 +124,37 @@ def _existing(path: Path) -> Path:
     return next(each for each in (path, *path.resolve().parents) if each.exists())
 
 
-def _make_tokenizer(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> None:
-    context = context_of(recipe, work, index)
-    context.reporter = reporter
+def check_context(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> StageContext:
+    """The context that a stage is prepared in. Where no stage has made a model yet, fresh weights stand in."""
+    context = stage_context(recipe, work, index, reporter, fresh_model=True)
     context.stage_folder.mkdir(parents=True, exist_ok=True)
-    stage_function("tokenizer")(recipe.stage[index], context)
+    return context
 
 
-def learning_of(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> tuple[TrainingJob, StageContext]:
-    """What a stage learns. Where no stage has made a model yet, fresh weights of the recipe's shape stand in."""
-    from quatrain.runs.material import model_folder_of, tokenizer_of
-    from quatrain.runs.stages import finetune, pretrain
-
-    context = context_of(recipe, work, index)
-    context.reporter = reporter
-    context.stage_folder.mkdir(parents=True, exist_ok=True)
-    settings: Any = recipe.stage[index]
-    if settings.kind == "pretrain":
-        return pretrain.setup(settings, context), context
-    model = None
-    if settings.objective == "chat" and model_folder_of(context) is None:
-        model = fresh_model(context, tokenizer_of(context))
-    return finetune.setup(settings, context, model), context
-
-
-def _stage(recipe: Recipe, work: Path, index: int, measure: bool, reporter: Reporter) -> StagePreflight:
-    settings: Any = recipe.stage[index]
-    learning, context = learning_of(recipe, work, index, reporter)
-    found = look_at(learning, chats=settings.kind == "finetune" and settings.objective == "chat")
-    if learning.adapter is not None:
-        adapt(learning.model, learning.adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
+def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
+    """What a job will read and cost, as far as that is known without a step."""
+    found = inspect_examples(job)
+    if job.adapter is not None:
+        adapt(job.model, job.adapter, job.tokenizer, seed=context.seed, tasks=job.tasks)
     else:
-        check_learns_whole(learning.model, context.name)
-    trained, total, _ = trainable_report(learning.model)
-    states = _states(learning)
+        check_learns_whole(job.model, context.name)
+    trained, total, _ = trainable_report(job.model)
+    states = optimizer_bytes(job)
+    settings = context.recipe.stage[context.index]
     result = StagePreflight(
         context.name,
-        settings.objective,
+        getattr(settings, "objective", settings.kind),
         found,
-        [*learning.notes, *_without_effect(learning)],
-        (learning.tokenizer.vocab_size, learning.model.config.vocab_size),
+        [*job.notes, *ineffective_settings(job)],
+        (job.tokenizer.vocab_size, job.model.config.vocab_size),
         trained,
         total,
-        learning.steps,
+        job.steps,
         disk=4 * (total + CHECKPOINTS * (total if trained == total else trained)) + CHECKPOINTS * states,
     )
-    if problem := _too_large(learning):
+    if problem := memory_problem(job):
         result.problems.append(problem)
-    elif measure and not found.problems:
-        del learning
-        with reporter.task(f"{context.name}: measuring"):
-            _measure(work, index, result)
     return result
-
-
-def _too_large(learning: TrainingJob) -> str | None:
-    """What of a training cannot be held, reckoned before it begins; None where nothing is known to be too much."""
-    trained = sum(each.numel() for each in learning.model.parameters() if each.requires_grad)
-    held = tensor_bytes([*learning.model.parameters(), *learning.model.buffers()]) + 4 * trained
-    device = choose_device(learning.settings.device)
-    if not (learning.settings.paged_optimizer and device.type == "cuda"):
-        held += _states(learning)
-    free = available_memory(device)
-    if free is not None and held > free:
-        return (
-            f"weights, gradients and the optimizer's state take {held:,} bytes, and {free:,} are free; make the model "
-            "smaller, or train an adapter"
-        )
-    tokens = learning.settings.batch_tokens // learning.settings.accumulation
-    if learning.examples is not None:
-        tokens = min(tokens, sum(map(len, learning.examples)))
-    try:
-        check_step(learning.model.config, tokens, device)
-    except InputError as error:
-        return error.message
-    return None
-
-
-def _without_effect(learning: TrainingJob) -> Iterator[str]:
-    """A warm-up that is longer than the training, and choices by validations where there are none."""
-    wanted = learning.settings
-    if learning.validate is None and (wanted.keep == "best" or wanted.patience):
-        asked = 'keep = "best"' if wanted.keep == "best" else f"patience = {wanted.patience}"
-        yield (
-            f"train: {asked} goes by validations, and no data is held out for them (data.validation, data.dev): the "
-            "last weights are kept."
-        )
-    if learning.settings.warmup_steps >= learning.steps > 1:
-        yield (
-            f"train.warmup_steps: {learning.settings.warmup_steps:,} of {learning.steps:,} steps; "
-            f"the learning rate never reaches {learning.settings.learning_rate:g}. Lower it, or train for longer."
-        )
-
-
-def _states(learning: TrainingJob) -> int:
-    """Bytes of the optimizer's states; of Muon's as if AdamW had them, which is the most."""
-    kind = "adamw8bit" if learning.settings.optimizer == "adamw8bit" else "adamw"
-    return sum(state_bytes(each.numel(), kind) for each in learning.model.parameters() if each.requires_grad)
-
-
-def look_at(learning: TrainingJob, *, chats: bool) -> DataReport:
-    """The samples and counts of a stage's examples."""
-    stream = learning.stream if learning.examples is None else None
-    return look(
-        learning.objective,
-        learning.tokenizer,
-        learning.model.config,
-        examples=learning.examples,
-        stream=stream,
-        chats=chats,
-    )
 
 
 def _measure(work: Path, index: int, result: StagePreflight) -> None:
@@ -249,24 +178,6 @@ def _measure(work: Path, index: int, result: StagePreflight) -> None:
         return
     result.seconds, result.memory = told["seconds"], told["memory"]
     result.tokens_per_second, result.precision = told["tokens_per_second"], told["precision"]
-
-
-def before_run(learning: TrainingJob, context: StageContext, settings: Any) -> None:
-    """The short form, before a stage of a run trains. Raises InputError for what cannot work."""
-    if settings.kind not in ("pretrain", "finetune") or not context.is_main:
-        return
-    chats = settings.kind == "finetune" and settings.objective == "chat"
-    if learning.adapter is None and (problem := _too_large(learning)):
-        raise InputError(f"{context.name}: {problem}")
-    for warning in _without_effect(learning):
-        context.reporter.warn(warning)
-    if learning.examples is None:
-        return
-    found = look_at(learning, chats=chats)
-    for warning in found.warnings:
-        context.reporter.warn(warning)
-    if found.problems:
-        raise InputError(f"{context.name} cannot learn from this data; `quatrain check` shows more:", found.problems)
 
 
 def share(part: float, whole: float) -> str:
@@ -302,3 +213,4 @@ def rows_for_table(stage: StagePreflight) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{format_bytes(stage.peak)}: {told}, the rest of the process {format_bytes(max(0, rest))}"
     yield "disk", f"{format_bytes(stage.disk)} at most while it trains"
     yield from (("note", note) for note in stage.notes)
+

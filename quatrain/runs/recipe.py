@@ -5,7 +5,8 @@ everything at once, before anything heavy is imported. `dumps` writes a recipe w
 in, such that loading it again gives an equal recipe.
 
 Stages are counted from zero in places and overrides (`stage[1]`), as lists are in TOML libraries; an
-override may also name a stage by its kind: `stage.pretrain.train.steps=100`.
+override may also name a stage by its kind: `stage.pretrain.train.steps=100`. The kinds of stages are those of
+`quatrain.runs.stages`.
 """
 
 from __future__ import annotations
@@ -14,22 +15,19 @@ import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
-from quatrain.alignment.settings import DPOStage
-from quatrain.compression.settings import FLOAT_ONLY_FAMILIES, QuantizeStage
 from quatrain.core.errors import InputError
 from quatrain.core.overrides import apply_overrides
 from quatrain.core.reading import MAX_DEPTH, depth_of, parse_toml, read_text, user_path
-from quatrain.core.settings import Listing, Problem, Settings, did_you_mean, parse, quote, suggest
+from quatrain.core.settings import Listing, Problem, did_you_mean, parse, quote, suggest
 from quatrain.core.wording import printable
-from quatrain.data.settings import DataSettings, TokenizerSettings, TokenizerStage
-from quatrain.evaluation.settings import EvaluateSettings, EvaluateStage
-from quatrain.models.transformer.settings import ModelSettings, families_of
 from quatrain.runs.dependent import adapt
-from quatrain.training.settings import TASKS, FinetuneStage, PretrainStage
+from quatrain.runs.settings import UNMARKED_KEYS, RecipeSettings, StageSettings, to_dict
+from quatrain.runs.stages import spec_of, specs
+from quatrain.training.settings import TrainSettings
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -38,70 +36,34 @@ MAX_RECIPE_BYTES = 1_000_000
 MOST_SHOWN = 200
 """Characters of a line of TOML that a message shows."""
 
-Stage = Annotated[
-    TokenizerStage | PretrainStage | FinetuneStage | DPOStage | QuantizeStage | EvaluateStage,
-    Field(discriminator="kind"),
-]
-
-LEARNING_KINDS = ("pretrain", "finetune", "dpo")
-MODEL_KINDS = (*LEARNING_KINDS, "quantize")
-
-UNQUANTIZABLE = (
-    "whose files fuse or transpose its linear layers, for which the formats of quantized folders have no place; leave "
-    'the stage out, or choose family = "llama"'
-)
-
-UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device"})
-"""Keys that change what is seen of a run, or where it runs, and not what it makes."""
+if TYPE_CHECKING:
+    AnyStage = StageSettings
+else:
+    AnyStage = Annotated[Union[tuple(spec.settings for spec in specs().values())], Field(discriminator="kind")]  # noqa: UP007
 
 UNMARKED_TABLES = ("name", "description", "next", "tracking")
 """Keys of the recipe itself that change as little."""
 
 
-class Recipe(Settings):
+class Recipe(RecipeSettings):
     """Everything that a run does.
 
     `next` holds what to try afterwards; `{run}` in it is the run's folder, `{database}` the database of its questions.
     """
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$",
-        description="a name for the run's folder: letters, digits, _, - and ., at most 100",
-    )
-    description: str = ""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    data: DataSettings = DataSettings()
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    model: ModelSettings = ModelSettings()
-    stage: Listing[Stage] = Field(min_length=1, description="what to do, as [[stage]] tables, each with its kind")
-    evaluate: EvaluateSettings = EvaluateSettings()
-    tracking: Listing[Literal["tensorboard", "trackio", "wandb"]] = ()
-    next: Listing[str] = ()
-
-    def data_of(self, stage: Settings) -> DataSettings:
-        """The data of a stage: its own, or the recipe's."""
-        own: DataSettings | None = getattr(stage, "data", None)
-        return own or self.data
-
-    def context_of(self, stage: Settings) -> int:
-        """Tokens of one training sequence of a stage: its own `context`, or the model's longest."""
-        own: int | None = getattr(stage, "context", None)
-        return own or self.model.max_position_embeddings
+    stage: Listing[AnyStage] = Field(min_length=1, description="what to do, as [[stage]] tables, each with its kind")
 
     def conflicts(self) -> Iterator[Problem]:
         yield from self._data_conflicts()
         yield from self._order_conflicts()
         yield from self._length_conflicts()
-        yield from self._objective_conflicts()
+        for index, stage in enumerate(self.stage):
+            yield from spec_of(stage).conflicts(stage, self, index)
 
     def _data_conflicts(self) -> Iterator[Problem]:
         for index, stage in enumerate(self.stage):
-            if stage.kind not in ("tokenizer", *LEARNING_KINDS) or getattr(stage, "tasks", None):
-                continue
-            takes_tokenizer = stage.kind == "tokenizer" and self.tokenizer.path is not None
             data = self.data_of(stage)
-            has_pairs = stage.kind == "dpo" and data.preferences is not None
-            if data.source is None and data.database is None and not takes_tokenizer and not has_pairs:
+            if "data" in spec_of(stage).needs(stage, self) and data.source is None and data.database is None:
                 yield Problem(
                     ("data",),
                     f"has neither source nor database, which stage[{index}] ({stage.kind}) needs; must have exactly "
@@ -109,74 +71,42 @@ class Recipe(Settings):
                     (("data", "source"), ("data", "database"), ("stage", index)),
                 )
                 return
-        for index, stage in enumerate(self.stage):
-            data = self.data_of(stage)
-            if stage.kind == "dpo" and data.source and not data.database and not data.preferences:
-                yield Problem(
-                    ("stage", index),
-                    "dpo needs data.database, whose answers are judged by execution, or data.preferences, a file of "
-                    f"pairs; data.source = {quote(data.source)} has neither",
-                    (("data", "source"), ("data", "database"), ("data", "preferences")),
-                )
 
     def _order_conflicts(self) -> Iterator[Problem]:
-        has_tokenizer = self.tokenizer.path is not None or self.model.folder is not None
+        """Stages that come before what they need, or after what forbids them."""
         has_model = self.model.folder is not None
-        quantized: int | None = None
-        also = (("tokenizer", "path"), ("model", "folder"))
+        has_tokenizer = has_model or self.tokenizer.path is not None
+        last: int | None = None
+        related = (("tokenizer", "path"), ("model", "folder"))
         for index, stage in enumerate(self.stage):
-            place = ("stage", index)
-            kind = stage.kind
-            if kind == "tokenizer":
-                if has_model:
-                    text = "tokenizer must come before the stages that make a model"
-                    if self.model.folder is not None:
-                        text = f"tokenizer must be left out: the model in {quote(self.model.folder)} has its own"
-                        text += " (stage.tokenizer=none)"
-                    yield Problem(place, text, also)
-                has_tokenizer = True
-                continue
-            if kind == "pretrain" and not has_tokenizer:
-                text = 'pretrain needs a tokenizer; put a stage of kind = "tokenizer" before it, or set tokenizer.path'
-                yield Problem(place, text, also)
-            learns_fresh = kind == "pretrain" or (kind == "finetune" and stage.objective != "chat")  # type: ignore[union-attr]
-            if not learns_fresh and not has_model:
+            spec, kind, place = spec_of(stage), stage.kind, ("stage", index)
+            needs = spec.needs(stage, self)
+            if "tokenizer" in spec.produces and has_model:
+                text = f"{kind} must come before the stages that make a model"
+                if self.model.folder is not None:
+                    text = f"{kind} must be left out: the model in {quote(self.model.folder)} has its own"
+                    text += f" (stage.{kind}=none)"
+                yield Problem(place, text, related)
+            if "tokenizer" in needs and not has_tokenizer and not has_model:
+                text = f'{kind} needs a tokenizer; put a stage of kind = "tokenizer" before it, or set tokenizer.path'
+                yield Problem(place, text, related)
+            if "model" in needs and not has_model:
                 text = f"{kind} needs a model; put a pretrain stage before it, or set model.folder"
-                yield Problem(place, text, also)
-            if learns_fresh and kind == "finetune" and not has_model and not has_tokenizer:
-                text = 'finetune needs a tokenizer; put a stage of kind = "tokenizer" before it, or set tokenizer.path'
-                yield Problem(place, text, also)
-            if kind in MODEL_KINDS:
-                has_model = True
-            if quantized is not None and kind in MODEL_KINDS:
-                text = f"{kind} cannot follow stage[{quantized}] (quantize): a quantized model no longer learns"
-                yield Problem(place, text)
-            if kind == "quantize" and quantized is None:
-                quantized = index
-                if self.model.folder is None and self.model.family in FLOAT_ONLY_FAMILIES:
-                    text = f"quantize cannot follow model.family = {quote(self.model.family)}, {UNQUANTIZABLE}"
-                    yield Problem(place, text, (("model", "family"),))
-
-    def _objective_conflicts(self) -> Iterator[Problem]:
-        """Objectives that the family has no head for, or that a database has no data for."""
-        for index, stage in enumerate(self.stage):
-            objective = getattr(stage, "objective", "dpo" if stage.kind == "dpo" else None)
-            if objective is None:
-                continue
-            place = ("stage", index, "objective") if stage.kind != "dpo" else ("stage", index)
-            families = families_of(objective)
-            if self.model.folder is None and self.model.family not in families:
-                named = ", ".join(families)
-                text = f"{quote(objective)}; no model of family = {quote(self.model.family)} does it, only {named}"
-                yield Problem(place, text, (("model", "family"),))
-            if objective in TASKS and self.data_of(stage).database is not None:
-                text = f"{quote(objective)}; it learns from data.source, and a database has chats and texts alone"
-                yield Problem(place, text, (("data", "database"),))
+                yield Problem(place, text, related)
+            if "model" in spec.produces and last is not None:
+                final = self.stage[last]
+                yield Problem(place, f"{kind} cannot follow stage[{last}] ({final.kind}): {spec_of(final).final}")
+            has_tokenizer = has_tokenizer or "tokenizer" in spec.produces
+            has_model = has_model or "model" in spec.produces
+            if spec.final and last is None:
+                last = index
 
     def _length_conflicts(self) -> Iterator[Problem]:
+        """Sequences longer than the model reads, and batches smaller than one sequence."""
         longest = self.model.max_position_embeddings
         for index, stage in enumerate(self.stage):
-            if stage.kind not in LEARNING_KINDS:
+            train = getattr(stage, "train", None)
+            if not isinstance(train, TrainSettings):
                 continue
             place = ("stage", index)
             context = self.context_of(stage)
@@ -187,8 +117,7 @@ class Recipe(Settings):
                     (("model", "max_position_embeddings"),),
                 )
             elif self.model.folder is not None and getattr(stage, "context", None) is None:
-                continue  # the folder's own length decides, which is not known here
-            train = stage.train  # type: ignore[union-attr]
+                continue  # The length is that of the model in the folder, which is not read here.
             need = context * train.accumulation
             if train.batch_tokens < need:
                 times = f" x accumulation = {train.accumulation}" if train.accumulation > 1 else ""
@@ -232,11 +161,6 @@ def loads(text: str, *, what: str = "the recipe") -> Recipe:
     return parse(Recipe, _toml(text, what), what=what)
 
 
-def to_dict(recipe: Settings) -> dict[str, Any]:
-    """Plain TOML values with every default filled in; keys without a value are left out."""
-    return _plain(recipe.model_dump(exclude_none=True))
-
-
 def dumps(recipe: Recipe) -> str:
     """The recipe as TOML, every default filled in; `loads` of it gives an equal recipe."""
     import tomli_w
@@ -277,14 +201,6 @@ def _flat(value: Any, place: str = "") -> dict[str, Any]:
     else:
         return {place: value}
     return {key: leaf for name, item in items for key, leaf in _flat(item, name).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _shown(name_or_path: str | os.PathLike[str]) -> str:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from quatrain.core.locks import LOCK_NAME, FolderLock
 from quatrain.core.process_memory import peak_memory, reset_peak_memory
 from quatrain.core.processes import process_number
 from quatrain.core.progress import Reporter, create_reporter, drop_metrics
-from quatrain.runs.distributed import dismiss, divided, follow, losses_explained
+from quatrain.runs.contexts import stage_context
+from quatrain.runs.distributed import announce, dismiss, divided, follow, losses_explained
 from quatrain.runs.fingerprints import stage_marks
 from quatrain.runs.folder import free_name, link_folder, made, make_folder, prepare, read_json
-from quatrain.runs.inputs import beginning, check_inputs, input_marks, left_out
+from quatrain.runs.inputs import check_inputs, input_marks, left_out
 from quatrain.runs.recipe import Recipe, changes, dumps, load, loads
-from quatrain.runs.stage import StageContext, StageResult, stage_function, stage_name
+from quatrain.runs.stage import StageContext, StageResult, stage_name
+from quatrain.runs.stages import spec_of
 
 RECIPE_FILE = "recipe.toml"
 STATE_FILE = "run.json"
@@ -255,27 +258,19 @@ class _Runner:
 
     def _stages(self) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []
-        model = beginning(self.recipe)
-        tokenizer = Path(self.recipe.tokenizer.path) if self.recipe.tokenizer.path else model
         shared: dict[str, Any] = {}
         redo = False
         for index, name in enumerate(self.names):
-            stage_folder = self.folder / "stages" / name
             result = read_result(self.folder, name)
             if redo or result is None or result.get("fingerprint") != self.marks[index].fingerprint:
                 redo = True
-                seed = self.recipe.seed
-                context = StageContext(
-                    self.recipe, self.folder, stage_folder, index, name, model, tokenizer, seed, self.reporter, shared
+                context = stage_context(
+                    self.recipe, self.folder, index, self.reporter, shared=shared, announce=partial(announce, index)
                 )
                 result = self._stage(context)
             else:
                 self.reporter.stage(index + 1, len(self.names), name, "finished before")
             results.append(result)
-            if path := made(stage_folder, "tokenizer"):
-                tokenizer = path
-            if path := made(stage_folder, "model"):
-                model = path
         return results
 
     def _stage(self, context: StageContext) -> dict[str, Any]:
@@ -288,7 +283,7 @@ class _Runner:
         reset_peak_memory()
         begun = time.monotonic()
         with failures_explained(name, context.stage_folder):
-            result = stage_function(settings.kind)(settings, context)
+            result = spec_of(settings).run(settings, context)
         if not isinstance(result, StageResult):
             raise TypeError(f"the {settings.kind} stage returned {type(result).__name__}, not a StageResult")
         values = result.as_dict()

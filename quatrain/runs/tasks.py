@@ -23,18 +23,16 @@ from quatrain.models.transformer.settings import HEADS
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import streaming
 from quatrain.runs.chats import split as split_share
+from quatrain.runs.job import Sample, TrainingJob, Validate
 from quatrain.runs.learning import (
-    Sample,
-    TrainingJob,
-    Validate,
     example_stream,
-    fresh_model,
     longest,
     mean_length,
     with_dropout,
 )
-from quatrain.runs.material import as_wanted, corpus_of, model_folder_of, quantize_of, tokenizer_of
-from quatrain.runs.stage import LOOKS, StageContext, StageResult
+from quatrain.runs.material import as_wanted, corpus_of, fresh_model, model_folder_of, quantize_of, tokenizer_of
+from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult
+from quatrain.runs.stages.finetune import FinetuneStage
 from quatrain.runs.streaming import Make, Streamed
 from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -44,7 +42,6 @@ from quatrain.training.objectives.embedding import EmbeddingExample
 from quatrain.training.objectives.seq2seq import Seq2SeqExample
 from quatrain.training.objectives.tagging import TaggedWindow
 from quatrain.training.objectives.texts import EncodedText
-from quatrain.training.settings import FinetuneStage
 from quatrain.training.streams import BatchStream
 from quatrain.training.tasks import FORMATS, SCORE, make_objective
 
@@ -215,7 +212,7 @@ def sampling(settings: FinetuneStage, context: StageContext, learning: TrainingJ
     def sample(model: Model) -> list[dict[str, Any]]:
         if not known:
             name, records = records_to_score(settings, context)
-            known.append((name, spread(records, LOOKS)))
+            known.append((name, spread(records, PREVIEW_SAMPLES)))
         name, records = known[0]
         return said(learning.objective, model, learning.tokenizer, records, name=name, max_new_tokens=longest)
 

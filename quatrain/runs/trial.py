@@ -29,11 +29,14 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
     from quatrain.core.process_memory import reset_peak_memory
     from quatrain.planning.machine import choose_device
     from quatrain.runs.learning import attach
-    from quatrain.runs.preflight import learning_of
+    from quatrain.runs.preflight import check_context
+    from quatrain.runs.stages import spec_of
     from quatrain.training.trainer import CHECKPOINT_SECONDS, Hooks, Trainer
 
     recipe = loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-    learning, context = learning_of(recipe, folder, index, SilentReporter())
+    context = check_context(recipe, folder, index, SilentReporter())
+    prepare = spec_of(recipe.stage[index]).prepare
+    learning: Any = prepare(recipe.stage[index], context) if prepare is not None else None
     save, load = attach(learning, context)
     wanted = learning.settings
     took: list[tuple[float, int]] = []

@@ -1,16 +1,13 @@
-"""Settings of training: the loop that every objective shares, and the stages that use it."""
+"""Settings of training: the loop that every objective shares, and the tasks that a model is finetuned for."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from quatrain.adapters.settings import PROMPTS, AdapterSettings
 from quatrain.core.settings import Listing, Problem, Settings, quote
-from quatrain.data.settings import DataSettings
 from quatrain.training.schedules import share
 
 
@@ -131,81 +128,17 @@ class TrainSettings(Settings):
             yield Problem(("evaluate_every",), text, (("patience",), ("keep",)))
 
 
-class PretrainStage(Settings):
-    """Learns text from the start, or goes on from `model.folder`. `context` is the model's longest unless given.
-
-    `objective` says how: every next token (`causal`), tokens that are hidden (`masked`: BERT), spans that are hidden
-    (`span`: T5), or a text out of a spoilt one (`denoise`: BART). `mask_ratio` is the fraction of tokens that the last
-    three hide; the defaults are 0.15, 0.15 and 0.3.
-
-    `rows` says what a row of a batch is: a window of the running text, or, for corpora of short documents, one
-    document, so that none is cut or seen beside another; longer ones are cut at `context`. With a `stride` smaller than
-    `context` windows overlap, and an epoch has that many more.
-    """
-
-    renamed_keys: ClassVar[Mapping[str, str]] = {
-        "hidden": "mask_ratio",
-        "mean_span": "mean_span_length",
-        "whole_words": "whole_word_masking",
-        "next_sentence": "next_sentence_prediction",
-    }
-
-    kind: Literal["pretrain"] = "pretrain"
-    objective: Literal["causal", "masked", "span", "denoise"] = "causal"
-    rows: Literal["windows", "documents"] = "windows"
-    mask_ratio: float | None = Field(default=None, gt=0, le=0.9, description="share of the tokens that are hidden")
-    stride: int | None = Field(default=None, ge=1, description="tokens between the beginnings of two windows")
-    mean_span_length: float = Field(default=3.0, ge=1, le=1000, description="tokens of a hidden span, on average")
-    whole_word_masking: bool = Field(default=False, description="hide words whole (masked)")
-    next_sentence_prediction: bool = Field(
-        default=False, description="learn also which sentences follow each other (masked)"
-    )
-    copy_steps: int = Field(default=0, ge=0)
-    copy_every: int = Field(default=0, ge=0, description="0 for never again")
-    context: int | None = Field(default=None, ge=2)
-    train: TrainSettings
-    data: DataSettings | None = None
-    evaluate: bool = True
-
-    def conflicts(self) -> Iterator[Problem]:
-        only = {
-            "mask_ratio": ("masked", "span", "denoise"),
-            "mean_span_length": ("span", "denoise"),
-            "whole_word_masking": ("masked",),
-            "next_sentence_prediction": ("masked",),
-            "copy_steps": ("causal",),
-            "copy_every": ("causal",),
-        }
-        yield from _only(self, only)
-        if self.stride is not None and self.rows != "windows":
-            yield Problem(("stride",), f'{self.stride}; only rows = "windows" has it: leave it out', (("rows",),))
-        if self.stride is not None and self.context is not None and self.stride > self.context:
-            text = f"{self.stride}; must be at most context = {self.context}: what lies between would never be learned"
-            yield Problem(("stride",), text, (("context",),))
-        if self.train.packing and (self.objective != "causal" or self.rows != "documents"):
-            text = 'true; only objective = "causal" with rows = "documents" has examples to pack: leave it out'
-            yield Problem(("train", "packing"), text, (("rows",), ("objective",)))
-
-
-TASKS = ("classify", "regress", "tag", "answer", "choice", "seq2seq", "embed")
-"""Objectives of finetuning that learn from typed records, and need no language model before them."""
-
-
-class FinetuneStage(Settings):
-    """Learns a task from the model so far, or, tasks other than chats, from fresh weights.
+class TaskSettings(Settings):
+    """What a model is finetuned for.
 
     `objective`: chats, with loss on the assistant's tokens only (`chat`); the class of a text (`classify`) or numbers
     (`regress`); a tag for each word (`tag`); the span that answers a question (`answer`); the best of several choices
-    (`choice`); one text said after another (`seq2seq`); sentence embeddings (`embed`). Without `adapter` every weight
-    learns. `labels` fixes the names and the order of classes and tags, which are those of the data unless given.
-
-    `tasks` are several sets of chats by name, learned together over one frozen model: each has an adapter of its own,
-    and a batch holds rows of all of them. The embedding, which they share, stays as it is.
+    (`choice`); a target text for a source text (`seq2seq`); sentence embeddings (`embed`). `labels` fixes the names and
+    the order of classes and tags, which otherwise are those of the data.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"prefix": "source_prefix"}
 
-    kind: Literal["finetune"] = "finetune"
     objective: Literal["chat", "classify", "regress", "tag", "answer", "choice", "seq2seq", "embed"] = "chat"
     labels: Listing[str] = ()
     stride: int | None = Field(default=None, ge=0, description="tokens that windows of a long text share (tag, answer)")
@@ -213,61 +146,3 @@ class FinetuneStage(Settings):
     max_target_length: int | None = Field(default=None, ge=4, description="longest target in tokens (seq2seq)")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share that all tokens get alike (seq2seq)")
     temperature: float = Field(default=0.05, gt=0, le=100, description="what cosines are divided by (embed)")
-    context: int | None = Field(default=None, ge=2)
-    train: TrainSettings
-    adapter: AdapterSettings | None = None
-    data: DataSettings | None = None
-    tasks: dict[str, DataSettings] = Field(default={}, description="sets of chats, each with an adapter of its own")
-    evaluate: bool = True
-
-    def conflicts(self) -> Iterator[Problem]:
-        only = {
-            "tasks": ("chat",),
-            "labels": ("classify", "tag"),
-            "stride": ("tag", "answer"),
-            "source_prefix": ("seq2seq",),
-            "max_target_length": ("seq2seq",),
-            "label_smoothing": ("seq2seq",),
-            "temperature": ("embed",),
-        }
-        yield from _only(self, only)
-        if self.train.packing and self.objective != "chat":
-            yield Problem(("train", "packing"), 'true; only objective = "chat" has it: leave it out', (("objective",),))
-        if self.train.packing and self.adapter is not None and self.adapter.method in PROMPTS:
-            text = f'true; a soft prompt stands before one text a row: leave it out of method = "{self.adapter.method}"'
-            yield Problem(("train", "packing"), text, (("adapter", "method"),))
-        if self.tasks:
-            yield from self._together(self.adapter)
-
-    def _together(self, adapter: AdapterSettings | None) -> Iterator[Problem]:
-        """What tasks that are learned together cannot have."""
-        if adapter is None:
-            yield Problem(("adapter",), "missing; each of the tasks learns an adapter of its own over the frozen model")
-        elif adapter.method in ("bitfit", "last-layers") or adapter.modules_to_save:
-            text = "learns weights of the model itself, which all tasks share; take another for several tasks"
-            yield Problem(("adapter", "method"), f'"{adapter.method}"; {text}', (("tasks",),))
-        elif adapter.quantize_base != "float":
-            text = f'"{adapter.quantize_base}"; several tasks learn over floats alone: leave it out'
-            yield Problem(("adapter", "base"), text, (("tasks",),))
-        if self.data is not None:
-            yield Problem(("data",), "given beside tasks, which have data of their own: leave it out", (("tasks",),))
-        if self.train.packing:
-            yield Problem(("train", "packing"), "true; a row is of one task: leave it out", (("tasks",),))
-        for name, data in self.tasks.items():
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-                text = f"{quote(name)}; must be letters, digits, - and _, for a folder will bear the name"
-                yield Problem(("tasks", name), text)
-            if data.streaming:
-                yield Problem(("tasks", name, "streaming"), "true; tasks are read whole to be shuffled: leave it out")
-            if data.source is None:
-                yield Problem(("tasks", name, "source"), "missing; name a file, a folder or a catalog name")
-
-
-def _only(stage: PretrainStage | FinetuneStage, only: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
-    """Settings that are given and say nothing under the stage's objective."""
-    for name, objectives in only.items():
-        value = getattr(stage, name)
-        if value != type(stage).model_fields[name].default and stage.objective not in objectives:
-            shown = list(value) if isinstance(value, tuple) else value
-            text = f"{quote(shown)}; only objective = {' or '.join(map(quote, objectives))} reads it: leave it out"
-            yield Problem((name,), text, (("objective",),))

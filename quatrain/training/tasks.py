@@ -17,7 +17,7 @@ from quatrain.training.objectives import (
     SequenceClassification,
     TokenClassification,
 )
-from quatrain.training.settings import FinetuneStage, TrainSettings
+from quatrain.training.settings import TaskSettings
 
 FORMATS = {
     "classify": "labelled",
@@ -45,7 +45,7 @@ OF_HEAD = {
 }
 
 
-def task_of_model(config: ModelConfig, *, source_prefix: str = "") -> FinetuneStage:
+def task_of_model(config: ModelConfig, *, source_prefix: str = "") -> TaskSettings:
     """The task that a model was made for, as its head and labels tell.
 
     Raises InputError where the head is of no task, or of one that a recipe does not have (several labels at once).
@@ -58,12 +58,17 @@ def task_of_model(config: ModelConfig, *, source_prefix: str = "") -> FinetuneSt
         if config.problem != "regression" or len(config.labels) != 1:
             raise InputError("The model foretells several labels or numbers at once, which is not measured here.")
         kind = "regress"
-    # the labels are the model's own: `labels` of a stage would say what numbers in the data stand for
-    return FinetuneStage(objective=kind, source_prefix=source_prefix, train=TrainSettings(steps=1, warmup_steps=0))
+    # Without `labels`: they are the model's own, and those of a stage say what numbers in the data stand for.
+    return TaskSettings(objective=kind, source_prefix=source_prefix)
+
+
+def labels_of_model(settings: TaskSettings, config: ModelConfig) -> tuple[str, ...]:
+    """The labels of a model's head; one score where it predicts a number."""
+    return SCORE if settings.objective == "regress" else tuple(config.labels)
 
 
 def make_objective(
-    settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+    settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
 ) -> Any:
     """The task of a recipe's stage, a `TextObjective`, for data of this format and rows of at most `limit` tokens."""
     kind = settings.objective

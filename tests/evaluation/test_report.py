@@ -123,6 +123,7 @@ def run(tmp_path: Path) -> Path:
     stage(
         folder,
         "04-quantize",
+        compressed=True,
         seconds=3.0,
         **(sizes | {"model_bytes": 3_600_000}),
         generation_tokens_per_second=6000.0,

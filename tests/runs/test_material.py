@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quatrain.data import token_file
 from quatrain.data.documents import DocumentChunk
 from quatrain.runs import material
-from quatrain.runs.stages.pretrain import whole_documents
+from quatrain.runs.stages._pretrain import whole_documents
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 DOCUMENTS = st.lists(st.text(alphabet="ab .\nü", min_size=1, max_size=30), min_size=1, max_size=8)

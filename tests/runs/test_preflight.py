@@ -117,10 +117,8 @@ def test_what_cannot_work_is_refused_by_check_and_by_run(
 
 
 def test_a_model_that_does_not_fit_is_refused_without_a_step(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quatrain.runs import preflight as module
-
-    monkeypatch.setattr(module, "available_memory", lambda device: 1000)
-    told = module.preflight(loads(text))
+    monkeypatch.setattr("quatrain.runs.job_checks.available_memory", lambda device: 1000)
+    told = preflight(loads(text))
     assert len([problem for problem in told.problems if "1,000 are free" in problem]) == 2
     assert all(stage.seconds is None for stage in told.stages)
 

@@ -84,7 +84,7 @@ def test_shipped_recipes_are_right_and_described(name: str) -> None:
         ("model.tie_word_embeddings=yes", 'model.tie_word_embeddings: "yes" is text; must be true or false'),
         (
             "stage[4].kind=quantise",
-            'stage[4].kind: "quantise"; must be one of tokenizer, pretrain, finetune, dpo, quantize, evaluate; '
+            'stage[4].kind: "quantise"; must be one of dpo, evaluate, finetune, pretrain, quantize, tokenizer; '
             "did you mean quantize?",
         ),
         ("modle.family=llama", "modle: unknown; did you mean model?"),

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ import quatrain
 from quatrain.core.errors import InputError, InterruptedRun, QuatrainError
 from quatrain.core.locks import FolderLock
 from quatrain.core.progress import MetricsLog, PlainReporter, SilentReporter, read_metrics
-from quatrain.runs import stage
 from quatrain.runs.recipe import Recipe, load, loads
 from quatrain.runs.runner import Run, run
 from quatrain.runs.stage import StageContext, StageResult
+from quatrain.runs.stages import specs
 
 FULL = Path(__file__).parent / "recipes" / "full.toml"
 
@@ -64,11 +65,8 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     made = Stages()
-    for kind in stage.STAGES:
-        monkeypatch.setitem(stage.STAGES, kind, "quatrain.runs.stages.of_the_test:run")
-    module = type(sys)("quatrain.runs.stages.of_the_test")
-    module.run = made  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for kind, spec in specs().items():
+        monkeypatch.setitem(specs(), kind, replace(spec, run=made))
     yield made
 
 
@@ -375,16 +373,16 @@ def test_sigterm_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(Path(quatrain.__file__).parent.parent)!r})
-from quatrain.runs.stages import base
+from dataclasses import replace
 from quatrain.runs.stage import StageResult
+from quatrain.runs.stages import specs
 def stage(settings, context):
     folder = context.tokenizer_folder if settings.kind == "tokenizer" else context.model_folder
     folder.mkdir(); (folder / "config.json").write_text("{{}}")
     if settings.kind == "finetune" and len(sys.argv) > 1:
         print("waiting", flush=True); time.sleep(60)
     return StageResult()
-module = type(sys)("stages_of_the_test"); module.run = stage; sys.modules["stages_of_the_test"] = module
-for kind in base.STAGES: base.STAGES[kind] = "stages_of_the_test:run"
+for kind, spec in specs().items(): specs()[kind] = replace(spec, run=stage)
 from quatrain.cli import main
 sys.exit(main(["run", {str(FULL)!r}, "--runs-dir", {str(tmp_path)!r}]))
 """

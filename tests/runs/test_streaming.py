@@ -19,7 +19,7 @@ from quatrain.data.documents import DocumentChunk
 from quatrain.runs import streaming
 from quatrain.runs.recipe import loads
 from quatrain.runs.runner import Run
-from quatrain.runs.stages.pretrain import parts_of_documents, whole_documents
+from quatrain.runs.stages._pretrain import parts_of_documents, whole_documents
 from quatrain.runs.streaming import of_texts
 from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -108,7 +108,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_text_is_learned_as_it_is_read(
     family: str, objective: str, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quatrain.runs.stages.pretrain.VALIDATION_TOKENS", 400)
+    monkeypatch.setattr("quatrain.runs.stages._pretrain.VALIDATION_TOKENS", 400)
     run = go(tmp_path, books, f'kind = "pretrain"\nobjective = "{objective}"\n', family=family)
     losses = [entry["loss"] for entry in read_metrics(run.folder / "metrics.jsonl") if "loss" in entry]
     assert len(losses) == 30 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -117,7 +117,7 @@ def test_text_is_learned_as_it_is_read(
 
 
 def test_what_is_held_out_is_not_learned(books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quatrain.runs.stages.pretrain.VALIDATION_TOKENS", 100)
+    monkeypatch.setattr("quatrain.runs.stages._pretrain.VALIDATION_TOKENS", 100)
     kept: list[Any] = []
     original = streaming.streamed
 
@@ -125,7 +125,7 @@ def test_what_is_held_out_is_not_learned(books: Path, tmp_path: Path, monkeypatc
         kept.append(original(*given, **named))
         return kept[-1]
 
-    monkeypatch.setattr("quatrain.runs.stages.pretrain.streamed", spy)
+    monkeypatch.setattr("quatrain.runs.stages._pretrain.streamed", spy)
     go(tmp_path, books, 'kind = "pretrain"\nrows = "documents"\n', family="llama")
     (found,) = kept
     assert len(found.held_out) == 4

@@ -247,11 +247,11 @@ def _score_chart(having: list[StageRecord], held_out: str, main: str, names: dic
 
 
 def _quantization(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]] | None:
-    """For each stage that quantizes: what its model weighs and how fast it writes, beside the model before it."""
+    """For each stage that compresses the model: size and speed before and after."""
     found = []
     for index, stage in enumerate(run.stages):
         before = next((s for s in reversed(run.stages[:index]) if s.number("model_bytes") is not None), None)
-        if stage.kind != "quantize" or not stage.finished or before is None:
+        if not stage.result.get("compressed") or not stage.finished or before is None:
             continue
         pair, charts, facts = (before, stage), [], []
         for key, name, word in (

@@ -1,1 +1,26 @@
-"""The stages of a recipe: one module per kind, each a function `(settings, context) -> StageResult`."""
+"""The kinds of stages: one module each, found by its place in this package, with a `SPEC` (`quatrain.runs.stage`).
+
+Modules whose name begins with an underscore hold the implementation of the kind beside them, and import torch.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+
+from quatrain.runs.settings import StageSettings
+from quatrain.runs.stage import StageSpec
+
+
+@cache
+def specs() -> dict[str, StageSpec]:
+    """The spec of every kind of stage, by the name of the kind."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    found: list[StageSpec] = [import_module(f"{__name__}.{name}").SPEC for name in names]
+    return {spec.kind: spec for spec in found}
+
+
+def spec_of(settings: StageSettings) -> StageSpec:
+    """The spec of a stage's kind."""
+    return specs()[settings.kind]

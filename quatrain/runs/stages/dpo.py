@@ -1,175 +1,64 @@
-"""The dpo stage: the model practises, its answers are judged, and it learns to prefer the right ones.
-
-With a database the pairs are the model's own samples, judged by running them; otherwise they come from a file of
-preferences. A share of the practice questions is kept apart: the stage keeps the model from before unless the new one
-answers more of those, so that it never makes a model worse unnoticed. The held-out sets take no part in the choice.
-"""
+"""The dpo stage: direct preference optimization (Rafailov et al., 2023) on sampled or given pairs of answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Iterator
+from typing import Literal
 
-from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
-from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
-from quatrain.alignment.settings import DPOStage
-from quatrain.core.errors import InputError
-from quatrain.evaluation.evaluate import evaluate
-from quatrain.generation.engine import Engine
-from quatrain.generation.logits import SamplingParams
-from quatrain.models.transformer.stack import Model
-from quatrain.runs.assess import assess
-from quatrain.runs.learning import TrainingJob, example_stream, learn, mean_length, with_dropout
-from quatrain.runs.material import generated_task, model_of, tokenizer_of, write_model
-from quatrain.runs.stage import StageContext, StageResult
-from quatrain.tasks.task import Task
-from quatrain.tokenizers.chat import render
-from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training import checkpoints
-from quatrain.training.precision import Precision, working_dtype
+from pydantic import Field
 
-PORTION = 256
-"""Examples that are sampled and judged together."""
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.core.settings import Problem, quote
+from quatrain.data.settings import DataSettings
+from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts
+from quatrain.runs.stage import Need, StageSpec, deferred
+from quatrain.training.settings import TrainSettings
 
 
-def run(settings: DPOStage, context: StageContext) -> StageResult:
-    """Collects pairs, trains, keeps the better model by the questions kept apart, writes `model/` and measures it."""
-    tokenizer = tokenizer_of(context)
-    model = with_dropout(model_of(context), settings.train.dropout)
-    data = context.recipe.data_of(settings)
-    task = generated_task(context, settings) if data.preferences is None else None
-    with task or nullcontext():
-        return _run(settings, context, task, model, tokenizer)
+class DPOStage(StageSettings):
+    """Direct preference optimization (Rafailov et al., 2023).
 
-
-def _run(
-    settings: DPOStage, context: StageContext, task: Task[Any] | None, model: Model, tokenizer: Tokenizer
-) -> StageResult:
-    if task is None:
-        pairs, notes = _given_pairs(settings, context, tokenizer)
-    else:
-        pairs, notes = _own_pairs(settings, context, task, model, tokenizer)
-    limit = settings.context or model.config.max_position_embeddings
-    short = [pair for pair in pairs if len(pair) // 2 <= limit]
-    if len(short) < len(pairs):
-        notes.append(f"{len(pairs) - len(short):,} pairs longer than {limit} tokens left out")
-    if not short:
-        return _unchanged(
-            settings, context, model, tokenizer, [*notes, "no pair to learn from: the model stays as it was"]
-        )
-    before = None if task is None else _development_score(context, task, model, tokenizer)
-    pad_id = tokenizer.pad_id or 0
-    weights = Precision(model, working_dtype(settings.train, model.device))
-    try:
-        examples = reference_logprobs(model, short, pad_id=pad_id)
-    finally:
-        weights.close()
-    objective = DPO(beta=settings.beta, sft_weight=settings.sft_weight, pad_id=pad_id)
-    stream, steps = example_stream(settings, context, examples)
-    learning = TrainingJob(
-        model,
-        tokenizer,
-        objective,
-        stream,
-        settings.train,
-        steps,
-        length=mean_length(examples),
-        limit=limit,
-        examples=examples,
-        adapter=settings.adapter,
-        notes=notes,
-    )
-    _, result = learn(learning, context)
-    if task is not None and before is not None:
-        after = _development_score(context, task, model, tokenizer)
-        result.notes.append(f"questions kept apart: {before:.1%} right before, {after:.1%} after")
-        if after <= before:
-            result.notes.append("the model from before is kept, because the new one does not answer more of them")
-            model = model_of(context)
-            result.model_bytes = write_model(model, tokenizer, context.model_folder)
-    assess(settings, context, model, tokenizer, result)
-    checkpoints.remove(context.checkpoints)
-    return result
-
-
-def _unchanged(
-    settings: DPOStage, context: StageContext, model: Model, tokenizer: Tokenizer, notes: list[str]
-) -> StageResult:
-    result = StageResult(parameters=model.num_parameters(), notes=notes)
-    result.model_bytes = write_model(model, tokenizer, context.model_folder)
-    assess(settings, context, model, tokenizer, result)
-    return result
-
-
-def _own_pairs(
-    settings: DPOStage, context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer
-) -> tuple[list[PreferenceExample], list[str]]:
-    """Pairs of the model's own completions of practice examples, judged by the task; the reference where none is right.
+    With a database, the model answers `prompts` questions `samples` times at `temperature`, and execution judges the
+    answers; otherwise the pairs come from `data.preferences`. `sft_weight` weighs an added loss on the chosen answers.
     """
-    examples, notes = judgeable(task, task.splits["practice"][: settings.prompts])
-    engine = Engine(model, tokenizer)
-    prompts, gold = [], []
-    for example in examples:
-        rendered = render(tokenizer, task.messages(example))
-        start = rendered.assistant_mask.index(True)
-        prompts.append(rendered.ids[:start])
-        gold.append([token for token, learned in zip(rendered.ids, rendered.assistant_mask, strict=True) if learned])
-    pairs: list[PreferenceExample] = []
-    total = PairStatistics()
-    with context.reporter.task("sampling", total=len(examples), unit="question") as bar:
-        for start in range(0, len(examples), PORTION):
-            part = examples[start : start + PORTION]
 
-            def judge(number: int, completion: str, part: Sequence[Any] = part) -> bool:
-                return task.score(part[number], completion).correct
-
-            sampled, statistics = sample_pairs(
-                engine,
-                prompts[start : start + PORTION],
-                judge,
-                samples=settings.samples,
-                temperature=settings.temperature,
-                seed=context.seed + start,
-                gold=gold[start : start + PORTION],
-                max_new_tokens=context.recipe.evaluate.max_new_tokens,
-            )
-            pairs += sampled
-            total += statistics
-            bar.update(min(start + PORTION, len(examples)), pairs=len(pairs))
-    return pairs, [
-        *notes,
-        f"{len(pairs):,} pairs from {total.samples:,} samples of {total.prompts:,} practice questions, "
-        f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}",
-    ]
+    kind: Literal["dpo"] = "dpo"
+    beta: float = Field(default=0.1, gt=0)
+    prompts: int = Field(default=2000, ge=1, le=10_000_000)
+    samples: int = Field(default=4, ge=2, le=10_000)
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    sft_weight: float = Field(default=0.0, ge=0)
+    context: int | None = Field(default=None, ge=2)
+    train: TrainSettings
+    adapter: AdapterSettings | None = None
+    data: DataSettings | None = None
+    evaluate: bool = True
 
 
-def judgeable(task: Task[Any], examples: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """The examples whose own reference can be judged, and a note on the others."""
-    errors = [task.reference_error(example) for example in examples]
-    pairs = list(zip(examples, errors, strict=True))
-    failed = [f"{task.reference(example)}: {error}" for example, error in pairs if error is not None]
-    if not failed:
-        return list(examples), []
-    note = f"{len(failed):,} practice questions left out: their own {task.reference_name} fails, such as {failed[0]}"
-    return [example for example, error in pairs if error is None], [note]
+def needs(settings: DPOStage, recipe: RecipeSettings) -> set[Need]:
+    """A model, and data unless a file of preferences is given."""
+    return {"model"} if recipe.data_of(settings).preferences is not None else {"model", "data"}
 
 
-def _given_pairs(
-    settings: DPOStage, context: StageContext, tokenizer: Tokenizer
-) -> tuple[list[PreferenceExample], list[str]]:
-    """The pairs of a file of preferences."""
-    from quatrain.data.documents import read_preferences
+def conflicts(settings: DPOStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
+    """Data that give neither a judge nor pairs, and families that are no decoders."""
+    data = recipe.data_of(settings)
+    if data.source and not data.database and not data.preferences:
+        yield Problem(
+            ("stage", index),
+            "dpo needs data.database, whose answers are judged by execution, or data.preferences, a file of "
+            f"pairs; data.source = {quote(data.source)} has neither",
+            (("data", "source"), ("data", "database"), ("data", "preferences")),
+        )
+    yield from family_conflicts(recipe, ("stage", index), "dpo")
 
-    path = context.recipe.data_of(settings).preferences
-    if path is None:
-        raise InputError(f"{context.name}: needs data.preferences, a file of pairs, or data.database.")
-    pairs = [from_chat(tokenizer, each.prompt, each.chosen, each.rejected) for each in read_preferences(path)]
-    return pairs, [f"{len(pairs):,} pairs from {path}"]
 
-
-def _development_score(context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer) -> float:
-    """The main metric of the model's greedy completions on the examples kept for choosing."""
-    params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
-    examples, _ = judgeable(task, task.splits["development"])
-    return evaluate(Engine(model, tokenizer), task, "development", examples, params=params).main if examples else 0.0
+SPEC = StageSpec(
+    DPOStage,
+    run=deferred("quatrain.runs.stages._dpo:run"),
+    needs=needs,
+    produces=("model",),
+    prepare=lambda settings, context: "Skipped: this stage generates its training data during the run.",
+    conflicts=conflicts,
+    teaches=lambda settings: "chat",
+)

@@ -2,88 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
+from typing import Literal
 
-from quatrain.data.batches import TokenExample
-from quatrain.evaluation.perplexity import examples_loss
-from quatrain.models.transformer.stack import Model
-from quatrain.runs import multi_adapter, tasks
-from quatrain.runs.assess import assess, look
-from quatrain.runs.chats import chat_examples, conversations, with_template
-from quatrain.runs.learning import TrainingJob, example_stream, learn, longest, mean_length, with_dropout
-from quatrain.runs.material import model_of, tokenizer_of
-from quatrain.runs.stage import StageContext, StageResult
-from quatrain.runs.streaming import Make, Streamed, streamed
-from quatrain.tasks.instructions import ChatEncoder
-from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training import checkpoints
-from quatrain.training.objectives import Causal
-from quatrain.training.settings import FinetuneStage
-from quatrain.training.streams import BatchStream
+from pydantic import Field
+
+from quatrain.adapters.settings import PROMPTS, AdapterSettings
+from quatrain.core.settings import Problem, quote
+from quatrain.data.settings import DataSettings
+from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts, unread_settings
+from quatrain.runs.stage import Lesson, Need, StageSpec, deferred
+from quatrain.training.settings import TaskSettings, TrainSettings
 
 
-def run(settings: FinetuneStage, context: StageContext) -> StageResult:
-    """Prepares the examples, trains all weights or an adapter, writes `model/` (and `adapter/`) and measures it."""
-    learning = setup(settings, context)
-    _, result = learn(learning, context)
-    if settings.tasks:
-        if settings.evaluate:
-            multi_adapter.measure(settings, context, learning, result)
-    elif settings.objective == "chat":
-        assess(settings, context, learning.model, learning.tokenizer, result)
-    elif settings.evaluate:
-        tasks.measure(settings, context, learning.objective, learning.model, learning.tokenizer, result)
-    checkpoints.remove(context.checkpoints)
-    return result
+class FinetuneStage(TaskSettings, StageSettings):
+    """Learns a task from the model so far, or, tasks other than chats, from fresh weights.
+
+    `objective`: chats, with loss on the assistant's tokens only (`chat`); the class of a text (`classify`) or numbers
+    (`regress`); a tag for each word (`tag`); the span that answers a question (`answer`); the best of several choices
+    (`choice`); one text said after another (`seq2seq`); sentence embeddings (`embed`). Without `adapter` every weight
+    learns. `labels` fixes the names and the order of classes and tags, which are those of the data unless given.
+
+    `tasks` are several sets of chats by name, learned together over one frozen model: each has an adapter of its own,
+    and a batch holds rows of all of them. The embedding, which they share, stays as it is.
+    """
+
+    kind: Literal["finetune"] = "finetune"
+    context: int | None = Field(default=None, ge=2)
+    train: TrainSettings
+    adapter: AdapterSettings | None = None
+    data: DataSettings | None = None
+    tasks: dict[str, DataSettings] = Field(default={}, description="sets of chats, each with an adapter of its own")
+    evaluate: bool = True
+
+    def conflicts(self) -> Iterator[Problem]:
+        only = {
+            "tasks": ("chat",),
+            "labels": ("classify", "tag"),
+            "stride": ("tag", "answer"),
+            "source_prefix": ("seq2seq",),
+            "max_target_length": ("seq2seq",),
+            "label_smoothing": ("seq2seq",),
+            "temperature": ("embed",),
+        }
+        yield from unread_settings(self, only)
+        if self.train.packing and self.objective != "chat":
+            yield Problem(("train", "packing"), 'true; only objective = "chat" has it: leave it out', (("objective",),))
+        if self.train.packing and self.adapter is not None and self.adapter.method in PROMPTS:
+            text = f'true; a soft prompt stands before one text a row: leave it out of method = "{self.adapter.method}"'
+            yield Problem(("train", "packing"), text, (("adapter", "method"),))
+        if self.tasks:
+            yield from self._together(self.adapter)
+
+    def _together(self, adapter: AdapterSettings | None) -> Iterator[Problem]:
+        """What tasks that are learned together cannot have."""
+        if adapter is None:
+            yield Problem(("adapter",), "missing; each of the tasks learns an adapter of its own over the frozen model")
+        elif adapter.method in ("bitfit", "last-layers") or adapter.modules_to_save:
+            text = "learns weights of the model itself, which all tasks share; take another for several tasks"
+            yield Problem(("adapter", "method"), f'"{adapter.method}"; {text}', (("tasks",),))
+        elif adapter.quantize_base != "float":
+            text = f'"{adapter.quantize_base}"; several tasks learn over floats alone: leave it out'
+            yield Problem(("adapter", "base"), text, (("tasks",),))
+        if self.data is not None:
+            yield Problem(("data",), "given beside tasks, which have data of their own: leave it out", (("tasks",),))
+        if self.train.packing:
+            yield Problem(("train", "packing"), "true; a row is of one task: leave it out", (("tasks",),))
+        for name, data in self.tasks.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                text = f"{quote(name)}; must be letters, digits, - and _, for a folder will bear the name"
+                yield Problem(("tasks", name), text)
+            if data.streaming:
+                yield Problem(("tasks", name, "streaming"), "true; tasks are read whole to be shuffled: leave it out")
+            if data.source is None:
+                yield Problem(("tasks", name, "source"), "missing; name a file, a folder or a catalog name")
 
 
-def setup(settings: FinetuneStage, context: StageContext, model: Model | None = None) -> TrainingJob:
-    """What the stage learns. `model` takes the place of the one that the stages before have left."""
-    if settings.tasks:
-        return multi_adapter.setup(settings, context, model, lambda task, shared: setup(task, context, shared))
-    if settings.objective != "chat":
-        return tasks.setup(settings, context, model)
-    tokenizer = with_template(tokenizer_of(context), context)
-    model = with_dropout(model or model_of(context, settings.adapter), settings.train.dropout)
-    limit = longest(model, settings, model.config.max_position_embeddings)
-    pad_id = tokenizer.pad_id or 0
-    stream: BatchStream
-    held_out: Sequence[TokenExample]
-    if context.recipe.data_of(settings).streaming:
-        encoder = ChatEncoder(limit)
-        read = streamed_chats(settings, context, encoder, tokenizer)
-        stream, steps, examples, held_out = read.stream, read.steps, read.examples, read.held_out
-        notes = encoder.notes
-    else:
-        examples, notes, held_out = chat_examples(settings, context, tokenizer, limit)
-        stream, steps = example_stream(settings, context, examples, length=limit, pad_id=pad_id)
-    return TrainingJob(
-        model,
-        tokenizer,
-        Causal(pad_id, multiple=settings.train.pad_to_multiple_of),
-        stream,
-        settings.train,
-        steps,
-        length=mean_length(examples),
-        limit=limit,
-        examples=examples,
-        held_out=held_out,
-        validate=(lambda model: {"validation_loss": examples_loss(model, held_out).loss}) if len(held_out) else None,
-        adapter=settings.adapter,
-        notes=notes,
-        sample=lambda model: look(settings, context, model, tokenizer),
-    )
+def needs(settings: FinetuneStage, recipe: RecipeSettings) -> set[Need]:
+    """Chats need a model. Other tasks train fresh weights too, and need a tokenizer at least."""
+    needed: set[Need] = {"model" if settings.objective == "chat" else "tokenizer"}
+    return needed if settings.tasks else needed | {"data"}
 
 
-def streamed_chats(
-    settings: FinetuneStage, context: StageContext, encoder: ChatEncoder, tokenizer: Tokenizer
-) -> Streamed:
-    """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
-    data = context.recipe.data_of(settings)
+def conflicts(settings: FinetuneStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
+    """Families that have no head for the objective, and tasks of records beside a database."""
+    place = ("stage", index, "objective")
+    yield from family_conflicts(recipe, place, settings.objective)
+    if settings.objective != "chat" and recipe.data_of(settings).database is not None:
+        text = f"{quote(settings.objective)}; it learns from data.source, and a database has chats and texts alone"
+        yield Problem(place, text, (("data", "database"),))
 
-    def make(part: str) -> Make:
-        return lambda: encoder.encode(conversations(data, context, settings, [], part), tokenizer)
 
-    dev = make("dev") if data.dev is not None else None
-    held = context.recipe.evaluate.examples if dev is not None or data.validation else 0
-    return streamed(settings, context, make("source"), dev=dev, held=held)
+def teaches(settings: FinetuneStage) -> Lesson:
+    """Chats, or the task of the model's head."""
+    return "chat" if settings.objective == "chat" else "task"
+
+
+SPEC = StageSpec(
+    FinetuneStage,
+    run=deferred("quatrain.runs.stages._finetune:run"),
+    needs=needs,
+    produces=("model",),
+    prepare=deferred("quatrain.runs.stages._finetune:prepare"),
+    conflicts=conflicts,
+    teaches=teaches,
+    distributed=True,
+)

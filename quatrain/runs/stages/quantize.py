@@ -2,18 +2,68 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
-from quatrain.adapters.targets import is_of_head
-from quatrain.compression import methods
-from quatrain.compression.settings import QuantizeStage
-from quatrain.runs.assess import assess
-from quatrain.runs.material import model_of, tokenizer_of, write_model
-from quatrain.runs.stage import StageContext, StageResult
+from pydantic import Field
+
+from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
+from quatrain.core.settings import Problem, quote
+from quatrain.runs.folder import read_json
+from quatrain.runs.settings import RecipeSettings, StageSettings
+from quatrain.runs.stage import StageContext, StageResult, StageSpec
+
+UNQUANTIZABLE = (
+    "whose files fuse or transpose its linear layers, for which the formats of quantized folders have no place; leave "
+    'the stage out, or choose family = "llama"'
+)
+
+
+class QuantizeStage(StageSettings):
+    """Weight-only quantization of the linear layers except the head.
+
+    `int8` stores one scale for each output channel; `int4` one for each `group` of a row's weights; `nf4` four bits a
+    weight at the quantiles of a normal distribution, with a scale for each 64, itself of eight bits (QLoRA).
+    """
+
+    kind: Literal["quantize"] = "quantize"
+    method: Literal["int8", "int4", "nf4"] = "int8"
+    group: Literal[32, 64, 128] | None = Field(
+        default=None, description="weights that share a scale (int4); the largest that divides the layers unless given"
+    )
+    evaluate: bool = True
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.group is not None and self.method != "int4":
+            yield Problem(("group",), f'{self.group}; only method = "int4" reads it: leave it out', (("method",),))
+
+
+def conflicts(settings: QuantizeStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
+    """Families whose files have no format for quantized layers."""
+    if recipe.model.folder is None and recipe.model.family in FLOAT_ONLY_FAMILIES:
+        text = f"quantize cannot follow model.family = {quote(recipe.model.family)}, {UNQUANTIZABLE}"
+        yield Problem(("stage", index), text, (("model", "family"),))
+
+
+def file_problems(settings: QuantizeStage, recipe: RecipeSettings) -> Iterator[str]:
+    """The same for the family of `model.folder`."""
+    if recipe.model.folder is not None:
+        config = read_json(Path(recipe.model.folder).expanduser() / "config.json") or {}
+        if config.get("model_type") in FLOAT_ONLY_FAMILIES:
+            folder = quote(recipe.model.folder)
+            yield f"model.folder: {folder} holds a {config['model_type']} model, {UNQUANTIZABLE}"
 
 
 def run(settings: QuantizeStage, context: StageContext) -> StageResult:
-    """Quantizes the linear layers, writes `model/` and measures it as every other stage is measured."""
+    """Quantizes the linear layers, writes `model/` and evaluates it like every other stage."""
+    from torch import nn
+
+    from quatrain.adapters.targets import is_of_head
+    from quatrain.compression import methods
+    from quatrain.runs.assess import assess
+    from quatrain.runs.material import model_of, tokenizer_of, write_model
+
     tokenizer = tokenizer_of(context)
     model = model_of(context)
     parameters = model.num_parameters()
@@ -24,6 +74,19 @@ def run(settings: QuantizeStage, context: StageContext) -> StageResult:
     notes = [f"{len(names)} linear layers in {settings.method}"]
     if len(names) < linears:
         notes.append(f"{linears - len(names)} stay as they were: no group of {settings.method} divides their inputs")
-    result = StageResult(parameters=parameters, trainable_parameters=0, model_bytes=size, notes=notes)
+    result = StageResult(
+        parameters=parameters, trainable_parameters=0, model_bytes=size, compressed=True, notes=notes
+    )
     assess(settings, context, model, tokenizer, result)
     return result
+
+
+SPEC = StageSpec(
+    QuantizeStage,
+    run=run,
+    needs=lambda settings, recipe: {"model"},
+    produces=("model",),
+    conflicts=conflicts,
+    file_problems=file_problems,
+    final="a quantized model no longer learns",
+)

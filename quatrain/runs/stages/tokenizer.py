@@ -1,44 +1,48 @@
-"""The tokenizer stage: trains the recipe's tokenizer on its data, or takes over the one at `tokenizer.path`."""
+"""The tokenizer stage: trains the recipe's tokenizer on its data, or copies the one at `tokenizer.path`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
-from quatrain.core.settings import Settings
-from quatrain.runs.material import CHAT_TEMPLATE, pieces, texts
-from quatrain.runs.recipe import Recipe
-from quatrain.runs.stage import StageContext, StageResult
-from quatrain.runs.streaming import CHARACTERS
-from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training.settings import PretrainStage
-
-SENTINELS = 100
-"""Sentinels that a tokenizer for hidden spans gets, as T5's has."""
+from quatrain.data.settings import DataSettings
+from quatrain.runs.settings import RecipeSettings, StageSettings
+from quatrain.runs.stage import Need, StageContext, StageResult, StageSpec
 
 
-def needed_tokens(recipe: Recipe) -> list[str]:
-    """Special tokens that the recipe's stages need beside those of the tokenizer's kind."""
-    objectives = {stage.objective for stage in recipe.stage if isinstance(stage, PretrainStage)}
-    found = []
-    if objectives & {"masked", "denoise"} and recipe.tokenizer.kind != "wordpiece":
-        found.append("<mask>")
-    if "span" in objectives:
-        found += [f"<extra_id_{number}>" for number in range(SENTINELS)]
-    return found
+class TokenizerStage(StageSettings):
+    """Trains the recipe's tokenizer on its data, or copies the one at `tokenizer.path`."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    data: DataSettings | None = None
 
 
-def run(settings: Settings, context: StageContext) -> StageResult:
-    """Writes `tokenizer/` and says how well it compresses its own text."""
-    wanted = context.recipe.tokenizer
-    if wanted.path is not None:
-        tokenizer = Tokenizer.load(wanted.path)
+def needs(settings: TokenizerStage, recipe: RecipeSettings) -> set[Need]:
+    """A text, unless there is a tokenizer to copy."""
+    return {"data"} if recipe.tokenizer.path is None else set()
+
+
+def special_tokens(recipe: RecipeSettings) -> list[str]:
+    """The special tokens to train with: those of the recipe and those that its stages need."""
+    from quatrain.runs.stages import spec_of
+
+    needed = [token for stage in recipe.stage for token in spec_of(stage).special_tokens(stage, recipe)]
+    return list(dict.fromkeys([*recipe.tokenizer.special_tokens, *needed]))
+
+
+def run(settings: TokenizerStage, context: StageContext) -> StageResult:
+    """Writes `tokenizer/` and notes how many characters its tokens were learned from."""
+    from quatrain.runs.material import CHAT_TEMPLATE, pieces, texts
+    from quatrain.runs.stages import spec_of
+    from quatrain.runs.streaming import CHARACTERS
+    from quatrain.tokenizers.tokenizer import Tokenizer
+
+    options = context.recipe.tokenizer
+    if options.path is not None:
+        tokenizer = Tokenizer.load(options.path)
         tokenizer.save(context.tokenizer_folder)
-        return StageResult(notes=[f"taken over from {wanted.path}: {tokenizer.vocab_size:,} tokens"])
-    chat = any(
-        stage.kind == "dpo" or (stage.kind == "finetune" and stage.objective == "chat")
-        for stage in context.recipe.stage
-    )
-    template = wanted.chat_template or (CHAT_TEMPLATE if chat else None)
+        return StageResult(notes=[f"taken over from {options.path}: {tokenizer.vocab_size:,} tokens"])
+    chat = any(spec_of(stage).teaches(stage) == "chat" for stage in context.recipe.stage)
     count = 0
     streaming = context.recipe.data_of(settings).streaming
 
@@ -54,12 +58,28 @@ def run(settings: Settings, context: StageContext) -> StageResult:
 
     tokenizer = Tokenizer.train(
         counted(),
-        kind=wanted.kind,
-        vocab_size=wanted.vocab_size,
-        spaces=wanted.spaces,
-        lowercase=wanted.lowercase,
-        special_tokens=tuple(dict.fromkeys([*wanted.special_tokens, *needed_tokens(context.recipe)])),
-        chat_template=template,
+        kind=options.kind,
+        vocab_size=options.vocab_size,
+        spaces=options.spaces,
+        lowercase=options.lowercase,
+        special_tokens=tuple(special_tokens(context.recipe)),
+        chat_template=options.chat_template or (CHAT_TEMPLATE if chat else None),
     )
     tokenizer.save(context.tokenizer_folder)
     return StageResult(notes=[f"{tokenizer.vocab_size:,} {tokenizer.kind} tokens learned from {count:,} characters"])
+
+
+def prepare(settings: TokenizerStage, context: StageContext) -> None:
+    """Trains the tokenizer already: no later stage can be prepared without its vocabulary."""
+    run(settings, context)
+
+
+SPEC = StageSpec(
+    TokenizerStage,
+    run=run,
+    needs=needs,
+    produces=("tokenizer",),
+    prepare=prepare,
+    tables=("data", "tokenizer"),
+    measured=False,
+)

@@ -1,0 +1,39 @@
+"""Builds the context of a stage from what earlier stages have left on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quatrain.core.errors import QuatrainError
+from quatrain.core.processes import process_number
+from quatrain.core.progress import Reporter
+from quatrain.runs.folder import made
+from quatrain.runs.inputs import beginning
+from quatrain.runs.settings import RecipeSettings
+from quatrain.runs.stage import StageContext, stage_name
+from quatrain.runs.stages import spec_of
+
+
+def stage_context(recipe: RecipeSettings, folder: Path, index: int, reporter: Reporter, **more: Any) -> StageContext:
+    """The context of a stage; `more` are further fields of `StageContext`.
+
+    Raises QuatrainError where an earlier stage has no result.
+    """
+    model = beginning(recipe)
+    tokenizer = Path(recipe.tokenizer.path) if recipe.tokenizer.path else model
+    for number in range(index):
+        earlier = folder / "stages" / stage_name(number, recipe.stage[number])
+        if not (earlier / "result.json").is_file():
+            raise QuatrainError(
+                f"{earlier} has no result that this process can read; all processes need the same run folder."
+            )
+        tokenizer = made(earlier, "tokenizer") or tokenizer
+        model = made(earlier, "model") or model
+    stage = recipe.stage[index]
+    name = stage_name(index, stage)
+    processes = process_number()[1] if spec_of(stage).distributed else 1
+    place = folder / "stages" / name
+    return StageContext(
+        recipe, folder, place, index, name, model, tokenizer, recipe.seed, reporter, processes=processes, **more
+    )

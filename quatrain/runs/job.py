@@ -1,0 +1,47 @@
+"""A `TrainingJob`: everything that the training of one stage depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quatrain.adapters.settings import AdapterSettings
+from quatrain.models.transformer.stack import Model
+from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.training.objectives import Objective
+from quatrain.training.settings import TrainSettings
+from quatrain.training.streams import BatchStream
+
+Validate = Callable[[Model], dict[str, float]]
+Sample = Callable[[Model], list[dict[str, Any]]]
+
+
+@dataclass
+class TrainingJob:
+    """Everything that the training of one stage depends on.
+
+    `examples` are the examples of the stream where they can be counted (None for windows of a running text). `length`
+    is the typical length of a row in tokens, `limit` the longest row that the model may read. `held_out` are the
+    examples of validations, on which `validate` measures a model; with `compare` it also measures the model before the
+    training. `notes` are for the reader. `sample` generates text for `train.sample_every`. `tasks` names the tasks that
+    are trained together, each with its own adapter. `chats` tells the preflight that the examples are rendered chats.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    objective: Objective
+    stream: BatchStream
+    settings: TrainSettings
+    steps: int
+    length: int
+    limit: int
+    examples: Sequence[Any] | None = None
+    held_out: Sequence[Any] = ()
+    validate: Validate | None = None
+    sample: Sample | None = None
+    adapter: AdapterSettings | None = None
+    compare: bool = False
+    notes: list[str] = field(default_factory=list)
+    tasks: tuple[str, ...] = ()
+    chats: bool = False

@@ -1,0 +1,103 @@
+"""The typed settings of a recipe that do not depend on the kinds of its stages.
+
+`RecipeSettings` is what stages and their specs see of a recipe. `quatrain.runs.recipe.Recipe` adds the union of all
+kinds of stages to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from quatrain.core.settings import Listing, Place, Problem, Settings, quote
+from quatrain.data.settings import DataSettings, TokenizerSettings
+from quatrain.evaluation.settings import EvaluateSettings
+from quatrain.models.transformer.settings import ModelSettings, families_of
+
+UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device"})
+"""Keys of any table that change what a run shows, or where it runs, but not its results."""
+
+
+class StageSettings(Settings):
+    """One `[[stage]]` table. Each kind of stage extends it and fixes `kind`."""
+
+    kind: str
+
+    def datasets(self) -> dict[str, DataSettings]:
+        """The stage's own data by the place in its table: `{"data": …}`, `{"tasks.reviews": …}`."""
+        datasets: dict[str, DataSettings] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, DataSettings):
+                datasets[name] = value
+            elif isinstance(value, dict):
+                datasets |= {f"{name}.{key}": item for key, item in value.items() if isinstance(item, DataSettings)}
+        return datasets
+
+
+class RecipeSettings(Settings):
+    """Everything that a run does.
+
+    `next` holds what to try afterwards; `{run}` in it is the run's folder, `{database}` the database of its questions.
+    """
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$",
+        description="a name for the run's folder: letters, digits, _, - and ., at most 100",
+    )
+    description: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    stage: Listing[StageSettings]
+    evaluate: EvaluateSettings = EvaluateSettings()
+    tracking: Listing[Literal["tensorboard", "trackio", "wandb"]] = ()
+    next: Listing[str] = ()
+
+    def data_of(self, stage: Settings) -> DataSettings:
+        """The data of a stage: its own, or the recipe's."""
+        data: DataSettings | None = getattr(stage, "data", None)
+        return data or self.data
+
+    def context_of(self, stage: Settings) -> int:
+        """Tokens of one training sequence of a stage: its own `context`, or the model's longest."""
+        context: int | None = getattr(stage, "context", None)
+        return context or self.model.max_position_embeddings
+
+
+def family_conflicts(recipe: RecipeSettings, place: Place, objective: str) -> Iterator[Problem]:
+    """The conflict of an objective with a `model.family` that has no head for it."""
+    families = families_of(objective)
+    if recipe.model.folder is None and recipe.model.family not in families:
+        named = ", ".join(families)
+        text = f"{quote(objective)}; no model of family = {quote(recipe.model.family)} does it, only {named}"
+        yield Problem(place, text, (("model", "family"),))
+
+
+def unread_settings(stage: Any, objectives: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
+    """Settings of a stage that are given although its objective does not read them.
+
+    `objectives` maps the name of a setting to the objectives that read it.
+    """
+    for name, readers in objectives.items():
+        value = getattr(stage, name)
+        if value != type(stage).model_fields[name].default and stage.objective not in readers:
+            shown = list(value) if isinstance(value, tuple) else value
+            text = f'{quote(shown)}; only objective = {" or ".join(map(quote, readers))} reads it: leave it out'
+            yield Problem((name,), text, (("objective",),))
+
+
+def to_dict(recipe: Settings) -> dict[str, Any]:
+    """Plain TOML values with every default filled in; keys without a value are left out."""
+    return _plain(recipe.model_dump(exclude_none=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
