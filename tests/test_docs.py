@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN_ELSEWHERE = {
     **dict.fromkeys(
@@ -28,18 +29,18 @@ RUN_ELSEWHERE = {
 
 
 def blocks(page: Path, kind: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(page.read_text(encoding="utf-8")) if found == kind]
+    return [body for language, body in BLOCK.findall(page.read_text(encoding="utf-8")) if language == kind]
 
 
 def commands() -> list[tuple[str, list[str]]]:
     """Every `quatrain …` in the shell blocks of the guide, with its page."""
-    found = []
+    shown = []
     for page in PAGES:
         for line in "\n".join(blocks(page, "sh")).splitlines():
             match = re.search(r"(?:^|\| )(quatrain .*)", line)
             if match:
-                found.append((page.name, shlex.split(match.group(1).split("|")[0], comments=True)))
-    return found
+                shown.append((page.name, shlex.split(match.group(1).split("|")[0], comments=True)))
+    return shown
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_pages_that_others_run_are_run(page):
     assert blocks(DOCS / f"{page}.md", "python")
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS, ROOT / "CHANGELOG.md"], ids=lambda p: p.stem)
 def test_links_lead_somewhere(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
@@ -72,6 +73,26 @@ def test_links_lead_somewhere(page):
             titles = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in anchors, f"{page.name} links to {target}"
+
+
+def test_decisions_are_numbered_and_complete():
+    numbers = [page.name[:4] for page in DECISIONS]
+    assert len(set(numbers)) == len(numbers) and all(
+        re.fullmatch(r"\d{4}-[a-z0-9-]+\.md", page.name) for page in DECISIONS
+    )
+    for page in DECISIONS:
+        parts = re.findall(r"^(?:## |\*\*)(\w+)(?:\.\*\*)?", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert parts == ["Context", "Decision", "Consequence"], page.name
+
+
+FILE = re.compile(r"`((?:quatrain|tests|benchmarks|tools|[a-z0-9]+)/[\w/]*\w\.(?:py|toml|md))`")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda p: p.stem)
+def test_files_that_are_named_exist(page):
+    for name in FILE.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if "NAME" not in name:
+            assert (ROOT / name).exists() or (ROOT / "quatrain" / name).exists(), f"{page.name} names {name}"
 
 
 def test_every_page_is_in_the_index():

@@ -94,12 +94,13 @@ def typed(command: list[str], folder: Path, questions: str = "") -> str:
 @pytest.fixture(scope="module")
 def outputs(place: Path) -> dict[str, str]:
     """The output of every `quatrain` command of the README, by command."""
-    found: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     for command in COMMANDS:
         line = shlex.join(command)
-        if line not in found:
-            found[line] = typed(tiny(command), place, "How many customers are there?\n" if command[1] == "chat" else "")
-    return found
+        if line not in outputs:
+            questions = "How many customers are there?\n" if command[1] == "chat" else ""
+            outputs[line] = typed(tiny(command), place, questions)
+    return outputs
 
 
 def test_the_commands_run(outputs, place):
@@ -178,6 +179,13 @@ def test_every_line_of_shell_is_accounted_for():
     assert [line for line in SHELL if not line.startswith(known)] == []
 
 
+def test_the_recipe_of_ten_lines_is_valid():
+    from quatrain.runs.recipe import loads
+
+    (recipe,) = [body for kind, body in BLOCKS if kind == "toml"]
+    assert len(recipe.splitlines()) == 10 and [stage.kind for stage in loads(recipe).stage] == ["tokenizer", "pretrain"]
+
+
 def test_the_pinned_torch_is_the_one_that_the_readme_names():
     pins = (ROOT / "constraints" / "cpu.txt").read_text(encoding="utf-8").splitlines()
     assert set(re.findall(r"torch==[\d.]+", README)) == {pin for pin in pins if pin.startswith("torch==")}
@@ -193,4 +201,4 @@ def test_the_links_lead_somewhere():
 def test_the_recipes_in_the_table_are_those_that_ship():
     cells = re.findall(r"^\| (`[\w-]+`(?:, `[\w-]+`)*) \|", README, re.MULTILINE)
     table = {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)}
-    assert table == {path.stem for path in (ROOT / "quatrain" / "recipes").glob("*.toml")}
+    assert table == {path.stem for path in (ROOT / "quatrain" / "runs" / "recipes").glob("*.toml")}
