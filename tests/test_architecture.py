@@ -1,4 +1,4 @@
-"""The house keeps its shape: imports run one way, nothing is pickled or evaluated, what is public is described."""
+"""The package keeps its structure: layers, no import cycles, no pickles, declared dependencies, described names."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ LAYERS = [
     {"data", "tokenizers", "models", "planning"},
     {"adapters", "compression"},
     {"loading", "generation"},
-    {"training", "tasks"},
-    {"evaluation", "alignment"},
-    {"runs"},
+    {"training", "tasks", "retrieval"},
+    {"planning.training_memory", "planning.training_plan"},
+    {"alignment", "evaluation", "agents", "export"},
+    {"serving", "runs"},
     {"cli", "__main__"},
 ]
-"""From the ground up. A part imports parts of its own layer and of those below."""
+"""From the lowest up: a module imports modules of its own layer and of those below. `docs/decisions/0003-layers.md`."""
 
 COMES_WITH = {"markupsafe": "jinja2"}
 IMPORTED_AS = {"scikit-learn": "sklearn", "lingua-language-detector": "lingua", "rouge-score": "rouge_score"}
@@ -39,10 +40,19 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def layer_of(part: str) -> int:
-    found = [number for number, layer in enumerate(LAYERS) if part in layer]
-    assert found, f"quatrain.{part} has no layer yet: add it to LAYERS here and to docs/architecture.md"
-    return found[0]
+def layer_of(module: str) -> int:
+    """The layer of quatrain.MODULE: that of the module where it has its own, else that of its folder."""
+    names = module.split(".")
+    for name in (".".join(names[:2]), names[0]):
+        numbers = [number for number, layer in enumerate(LAYERS) if name in layer]
+        if numbers:
+            return numbers[0]
+    raise AssertionError(f"quatrain.{module} has no layer yet: add it to LAYERS and to docs/decisions/0003-layers.md")
+
+
+def module_of(path: Path) -> str:
+    """`data.corpus` for quatrain/data/corpus.py, `data` for quatrain/data/__init__.py."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -90,14 +100,67 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize("part", PARTS)
 def test_imports_run_downwards(part):
-    height = layer_of(part)
     upwards = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path, tree in of_part(part)
         for name, line in imports(tree, path)
-        if name.startswith("quatrain.") and layer_of(name.split(".")[1]) > height
+        if name.startswith("quatrain.") and layer_of(name.removeprefix("quatrain.")) > layer_of(module_of(path))
     ]
     assert not upwards, "\n".join(upwards)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Every import counts, in functions and under TYPE_CHECKING too; importing a package counts as its __init__."""
+    modules = {f"quatrain.{module_of(path)}".removesuffix("."): path for path in SOURCES}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        graph[module] = {name for name in imported_files(TREES[path], modules)} - {module}
+    cycles = [sorted(group) for group in strongly_connected(graph) if len(group) > 1]
+    cycles = [group for group in cycles if not all(name.startswith("quatrain.runs.") for name in group)]
+    assert not cycles, "\n".join(map(", ".join, cycles))
+
+
+def imported_files(tree: ast.AST, modules: dict[str, Path]) -> Iterator[str]:
+    """The modules of the package that a file imports anywhere; `from quatrain.x import y` is quatrain.x.y if a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            for alias in node.names:
+                file = f"{node.module}.{alias.name}"
+                yield file if file in modules else node.module
+
+
+def strongly_connected(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The strongly connected components of a graph, by Tarjan's algorithm (1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    components: list[set[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for neighbour in graph[node]:
+            if neighbour not in index:
+                visit(neighbour)
+                low[node] = min(low[node], low[neighbour])
+            elif neighbour in stack:
+                low[node] = min(low[node], index[neighbour])
+        if low[node] == index[node]:
+            place = stack.index(node)
+            components.append(set(stack[place:]))
+            del stack[place:]
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return components
+
+
+def test_the_search_for_circles_finds_them():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a"}}
+    assert sorted(map(sorted, strongly_connected(graph))) == [["a"], ["b", "c"], ["d"], ["e"]]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.trainable_tokens import PARTS
 from quatrain.models.transformer.vocabulary import cannot_untie, untie
-from quatrain.planning.room import check_bytes
+from quatrain.planning.limits import check_bytes
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 INNER = "down_proj"

@@ -67,7 +67,7 @@ def plan(
     """
     from quatrain.cli.output import show_json, show_table
     from quatrain.core.errors import InputError
-    from quatrain.runs.planned import planned
+    from quatrain.planning.training_plan import plan_method
 
     train = {"batch_tokens": batch_tokens, "accumulation": accumulation, "optimizer": optimizer, "precision": precision}
     given = {name: value for name, value in train.items() if value is not None} | (
@@ -88,7 +88,7 @@ def plan(
         adapter: dict[str, Any] = {} if rank is None else {"rank": rank}
         adapter |= {"target_modules": target_modules} if target_modules else {}
         adapter |= {} if trainable_tokens is None else {"trainable_tokens": trainable_tokens}
-        asked = planned(
+        asked = plan_method(
             config, method, train=given, adapter=adapter, context=context, special=_special(model), stored=stored
         )
     figures = _figures(config, recipe, stored) | ({} if asked is None else {"method": asked.as_dict()})
@@ -134,9 +134,7 @@ def _special(model: str) -> list[int]:
 def _figures(config: ModelConfig, recipe: Recipe | None, stored: str) -> dict[str, Any]:
     """The counts as plain numbers: bytes, and operations for one token."""
     from quatrain.planning import counts
-    from quatrain.planning.machine import choose_device
-    from quatrain.training.forecast import forecast
-    from quatrain.training.precision import dtype_name, working_dtype
+    from quatrain.planning.training_plan import plan_training
 
     longest = config.max_position_embeddings
     figures: dict[str, Any] = {
@@ -151,13 +149,10 @@ def _figures(config: ModelConfig, recipe: Recipe | None, stored: str) -> dict[st
         train = getattr(stage, "train", None)
         if recipe is None or train is None:
             continue
-        context = recipe.context_of(stage)
-        rows = max(1, train.batch_tokens // context // train.accumulation)
-        device = choose_device(train.device)
-        precision = dtype_name(working_dtype(train, device))
-        found = forecast(config, train, rows=rows, length=context, precision=precision,
-                         adapter=getattr(stage, "adapter", None), device=device, stored=stored)  # fmt: skip
-        training[stage.kind] = found.peak
+        found = plan_training(
+            config, train, recipe.context_of(stage), adapter=getattr(stage, "adapter", None), stored=stored
+        )
+        training[stage.kind] = found.memory.peak
         stored = "float32"  # what a stage leaves to the next
     return figures | ({"training": training} if training else {})
 

@@ -18,10 +18,10 @@ from quatrain.generation.decoding import Decoding, Stream, row_seeds
 from quatrain.generation.logits import SamplingParams
 from quatrain.generation.reader import context, encodes
 from quatrain.generation.settings import Settings, read_settings
-from quatrain.generation.sizes import check_memory
 from quatrain.generation.text import Codec, Growing, find_stop, special_id, stopped, whole_ids
 from quatrain.models.transformer.rotary_scaling import depends_on_length
 from quatrain.models.transformer.stack import Model
+from quatrain.planning.limits import check_generation
 
 if TYPE_CHECKING:
     from quatrain.adapters.adapter_set import Choice
@@ -153,7 +153,7 @@ class Engine:
         params, end_ids = self._stops(params)
         batches = list(self._batches(streams, max(batch_size // params.num_beams, 1)))
         for batch in batches:
-            check_memory(self.model, batch, params.num_beams)
+            self._check_memory(batch, params.num_beams)
         for batch in batches:
             self._run(batch, params, end_ids)
         return [self._completion(stream, params) for stream in streams]
@@ -231,7 +231,7 @@ class Engine:
         ids = self.encode(prompt, own[0])
         (stream,) = self._streams([self.fitting(ids, params) if truncate else ids], params, own)
         params, end_ids = self._stops(params)
-        check_memory(self.model, [stream], params.num_beams)
+        self._check_memory([stream], params.num_beams)
         return self._pieces(stream, params, end_ids)
 
     def stream_chat(
@@ -289,6 +289,20 @@ class Engine:
             return ids[: room - 1] + ids[-1:] if ids[-1] in self.end_ids else ids[:room]
         kept = 1 if room > 1 and ids[0] in (config.bos_token_id, getattr(self.tokenizer, "bos_id", None)) else 0
         return ids[:kept] + ids[len(ids) - room + kept :]
+
+    def _check_memory(self, batch: Sequence[Stream], beams: int) -> None:
+        """Raise InputError if a batch does not fit in the device's memory."""
+        model = self.model
+        check_generation(
+            model.config,
+            prompts=len(batch),
+            beams=beams,
+            prompt_tokens=max(len(stream.prompt) for stream in batch),
+            new_tokens=max(stream.limit for stream in batch),
+            virtual_tokens=0 if model.prompt is None else model.prompt.length,
+            item_bytes=model.embed_tokens.weight.element_size(),
+            device=model.device,
+        )
 
     def room(self, ids: Sequence[int]) -> int | None:
         """How many new tokens the model's context has room for after a prompt's ids; None where it has no end."""

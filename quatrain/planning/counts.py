@@ -1,4 +1,6 @@
-"""What a model costs, from its configuration alone: parameters, operations, cache and training memory.
+"""What a model costs, from its configuration alone: parameters, operations and cache.
+
+The memory of a training step is estimated in `quatrain.planning.training_memory`.
 
 Operations follow Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B) and Kaplan et al. 2020
 (arXiv 2001.08361): two for each weight of a matrix product and token, and those of attention.
@@ -7,13 +9,13 @@ Operations follow Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B) and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
+from quatrain.models.transformer.config import ModelConfig
 
 if TYPE_CHECKING:
     from quatrain.models.transformer.stack import Model
@@ -133,69 +135,3 @@ def kv_cache_bytes(config: ModelConfig, context: int, batch_size: int = 1, dtype
 def weight_bytes(config: ModelConfig, dtype: str = "float32") -> int:
     """Bytes of all weights in one dtype."""
     return parameters(config) * WEIGHT_BITS[dtype] // 8
-
-
-@dataclass(frozen=True)
-class TrainingMemory:
-    """Bytes of a training step at its peak, by part; the activations are an estimate."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """All parts together."""
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def training_memory(
-    config: ModelConfig,
-    batch_size: int,
-    context: int,
-    *,
-    trainable: int | None = None,
-    optimizer: str = "adamw",
-    precision: str = "float32",
-) -> TrainingMemory:
-    """Memory of training with float32 weights, by part, for `batch_size` rows of `context` tokens a micro-batch.
-
-    `trainable` elements have gradients and optimizer state: all by default. AdamW keeps two moments each (`adamw8bit`
-    in eight bits), Muon one for the matrices of the blocks and AdamW's two for the rest. `precision` is that of the
-    activations. What an adapter takes by its method is in `quatrain.training.forecast`.
-    """
-    every = parameters(config)
-    trained = every if trainable is None else trainable
-    if trainable is None:
-        states = sum(
-            state_bytes(
-                parameter.numel(),
-                "adamw" if optimizer == "muon" and not ("layers." in name and parameter.dim() == 2) else optimizer,
-            )
-            for name, parameter in built(config).named_parameters()
-        )
-    else:
-        states = state_bytes(trained, "adamw" if optimizer == "muon" else optimizer)
-    return TrainingMemory(4 * every, 4 * trained, states, activation_bytes(config, batch_size, context, precision))
-
-
-def activation_bytes(config: ModelConfig, batch_size: int, context: int, precision: str = "float32") -> int:
-    """Bytes kept for the backward pass, an estimate by counting the tensors that the stack saves for each token.
-
-    A block keeps each norm's input, normalised value and output, the rotated queries, keys, values and mixed heads,
-    and the feed-forward's wide tensors; a language head keeps the logits and their log-probabilities in float32.
-    """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    query = config.num_attention_heads * config.head_dim
-    attention = 5 * query
-    feed_forward = (4 if config.feed_forward == "gated" else 2) * inner
-    block = 6 * hidden + attention + feed_forward
-    tokens = batch_size * context
-    blocks = config.num_hidden_layers * block + 3 * hidden
-    if config.architecture == "encoder-decoder":
-        blocks += config.num_hidden_layers * (3 * hidden + attention)  # the part over the encoded text
-        encoded = activation_bytes(config.encoder, batch_size, context, precision)
-        return tokens * blocks * BYTES[precision] + encoded + 2 * tokens * config.vocab_size * BYTES["float32"]
-    words = config.vocab_size if config.head in LANGUAGE_HEADS else 0
-    return tokens * (blocks * BYTES[precision] + 2 * words * BYTES["float32"])

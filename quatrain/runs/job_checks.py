@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from quatrain.core.errors import InputError
 from quatrain.planning.counts import state_bytes
-from quatrain.planning.machine import available_memory, choose_device
-from quatrain.planning.room import check_step
+from quatrain.planning.limits import check_training
+from quatrain.planning.machine import choose_device
 from quatrain.runs.job import TrainingJob
 from quatrain.runs.stage import StageContext
 from quatrain.training.memory import tensor_bytes
@@ -44,22 +44,20 @@ def inspect_examples(job: TrainingJob) -> DataReport:
 
 def memory_problem(job: TrainingJob) -> str | None:
     """Why a job cannot fit in memory, computed before it allocates anything; None where no reason is known."""
-    trained = sum(each.numel() for each in job.model.parameters() if each.requires_grad)
-    needed = tensor_bytes([*job.model.parameters(), *job.model.buffers()]) + 4 * trained
-    device = choose_device(job.settings.device)
-    if not (job.settings.paged_optimizer and device.type == "cuda"):
-        needed += optimizer_bytes(job)
-    free = available_memory(device)
-    if free is not None and needed > free:
-        return (
-            f"weights, gradients and the optimizer's state take {needed:,} bytes, and {free:,} are free; make the "
-            "model smaller, or train an adapter"
-        )
-    tokens = job.settings.batch_tokens // job.settings.accumulation
+    model, settings = job.model, job.settings
+    device = choose_device(settings.device)
+    tokens = settings.batch_tokens // settings.accumulation
     if job.examples is not None:
         tokens = min(tokens, sum(map(len, job.examples)))
     try:
-        check_step(job.model.config, tokens, device)
+        check_training(
+            model.config,
+            weights=tensor_bytes([*model.parameters(), *model.buffers()]),
+            trained=sum(each.numel() for each in model.parameters() if each.requires_grad),
+            states=0 if settings.paged_optimizer and device.type == "cuda" else optimizer_bytes(job),
+            tokens=tokens,
+            device=device,
+        )
     except InputError as error:
         return error.message
     return None

@@ -31,6 +31,7 @@ from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.planning.machine import choose_device
+from quatrain.planning.training_memory import step_activations
 from quatrain.runs.job import TrainingJob
 from quatrain.runs.job_checks import check_job
 from quatrain.runs.material import base_name_of, model_folder_of, write_mixture, write_model
@@ -39,7 +40,6 @@ from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
 from quatrain.training.distributed import SingleProcess, make_parallel
-from quatrain.training.memory import transformer_activations
 from quatrain.training.streams import ExampleStream, PackedStream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
 
@@ -177,7 +177,9 @@ def train(
             resumed=lambda step: context.reporter.info(f"{context.name} goes on from step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
             describe=partial(decoded, learning.tokenizer),
-            estimate=lambda shape, precision: transformer_activations(model.config, settings, shape, precision, device),
+            estimate=lambda shape, precision: step_activations(
+                model.config, settings, shape, precision=precision, adapter=learning.adapter, device=device
+            ),
         )
         trainer = Trainer(
             model,

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from quatrain.core.errors import QuatrainError
 from quatrain.core.process_memory import peak_memory
 from quatrain.core.wording import format_bytes
-from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
-from quatrain.planning.counts import BYTES, activation_bytes, state_bytes
-from quatrain.training import chunked_loss
+from quatrain.planning.counts import state_bytes
 from quatrain.training.acceleration import blocks
 from quatrain.training.adamw8bit import AdamW8bit
 from quatrain.training.optimizers import Muon, part_of
@@ -138,24 +136,6 @@ def expected(
     if not parts["optimizer"]:
         parts["optimizer"] = states(optimizers)
     return parts | activations
-
-
-def transformer_activations(
-    config: ModelConfig, settings: TrainSettings, shape: tuple[int, ...], precision: str, device: torch.device
-) -> dict[str, int]:
-    """Bytes of activations and logits of a forward pass over ids of `shape`, from the configuration alone."""
-    rows, length = (shape[0], shape[-1]) if len(shape) < 3 else (shape[0] * shape[1], shape[-1])
-    chunk = chunked_loss.CHUNK.get(device.type, chunked_loss.CHUNK["else"])
-    words = rows * length * config.vocab_size if config.head in LANGUAGE_HEADS else 0
-    logits = 2 * words * BYTES["float32"]
-    whole = activation_bytes(config, rows, length, precision) - logits
-    with chunked_loss.chunking(settings.chunked_loss):
-        if words and chunked_loss.chunked(words):
-            logits = min(logits, 2 * chunk * BYTES["float32"])
-    if settings.activation_checkpointing:
-        inputs = config.num_hidden_layers * rows * length * config.hidden_size * BYTES[precision]
-        whole = min(whole, inputs + whole // max(1, config.num_hidden_layers))
-    return {"activations": whole, "logits": logits}
 
 
 def explain(

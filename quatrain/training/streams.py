@@ -16,7 +16,7 @@ import torch
 
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, fill_rows, pack_rows, windows
-from quatrain.planning.room import check_tokens
+from quatrain.planning.limits import check_tokens
 
 
 class BatchStream(Protocol):

@@ -117,7 +117,17 @@ def test_what_cannot_work_is_refused_by_check_and_by_run(
 
 
 def test_a_model_that_does_not_fit_is_refused_without_a_step(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quatrain.runs.job_checks.available_memory", lambda device: 1000)
+    from quatrain.planning import limits
+    from quatrain.runs import job_checks as module
+
+    check_training = module.check_training
+
+    def on_a_small_machine(*sizes: object, **named: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(limits, "available_memory", lambda device: 1000)
+            check_training(*sizes, **named)
+
+    monkeypatch.setattr(module, "check_training", on_a_small_machine)
     told = preflight(loads(text))
     assert len([problem for problem in told.problems if "1,000 are free" in problem]) == 2
     assert all(stage.seconds is None for stage in told.stages)

@@ -12,6 +12,7 @@ from tiny_training import CONFIG, FixedStream, hooks_of, ragged, settings, weigh
 from quatrain.core.errors import QuatrainError
 from quatrain.core.settings import parse
 from quatrain.models.transformer.stack import Model
+from quatrain.planning.training_memory import step_activations
 from quatrain.training import memory
 from quatrain.training.guards import ENOUGH, MOST_SKIPPED, Guard
 from quatrain.training.objectives import Causal
@@ -193,8 +194,7 @@ class Exhausted(Causal):
 def test_out_of_memory_names_the_largest_part_and_a_remedy(error):
     model = Model(CONFIG).initialize(0)
     wanted = settings(accumulation=2)
-    hooks = Hooks(estimate=lambda shape, precision: memory.transformer_activations(
-        CONFIG, wanted, shape, precision, torch.device("cpu")))  # fmt: skip
+    hooks = Hooks(estimate=lambda shape, precision: step_activations(CONFIG, wanted, shape, precision=precision))
     trainer = Trainer(model, Exhausted(error), windows(), wanted, steps=3, hooks=hooks)
     with pytest.raises(QuatrainError, match=r"Step 1 needs more memory.*The largest part is the") as caught:
         trainer.train()

@@ -11,7 +11,7 @@ from quatrain.adapters.apply import apply
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
-from quatrain.training.forecast import forecast
+from quatrain.planning.training_memory import training_memory
 from quatrain.training.objectives import Causal
 from quatrain.training.precision import Precision
 from quatrain.training.settings import TrainSettings
@@ -89,7 +89,9 @@ def test_a_plan_knows_what_the_files_hold() -> None:
     settings = TrainSettings.model_validate({"steps": 1, "batch_tokens": 32, "warmup_steps": 0, "device": "cpu"})
 
     def said(stored: str, precision: str = "bfloat16") -> dict[str, int]:
-        found = forecast(CONFIG, settings, rows=2, length=16, precision=precision, adapter=ADAPTER, stored=stored)
+        found = training_memory(
+            CONFIG, settings, rows=2, length=16, precision=precision, adapter=ADAPTER, stored=stored
+        )
         return found.parts | {"peak": found.peak}
 
     numbers = sum(each.numel() for each in frozen(adapted(rounded=True)).values())

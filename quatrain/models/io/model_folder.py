@@ -27,7 +27,7 @@ from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
 from quatrain.models.io.writing import write_safetensors
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.stack import Model
-from quatrain.planning.room import check_weights, least_parameters
+from quatrain.planning.limits import check_weights, least_parameters
 
 GENERATION_CONFIG = "generation_config.json"
 SHARD_BYTES = 5_000_000_000

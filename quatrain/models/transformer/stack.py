@@ -25,7 +25,7 @@ from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.positions import positions_of_tokens
 from quatrain.models.transformer.soft_prompts import Read, SoftPrompt
 from quatrain.models.transformer.trainable_tokens import TrainableTokens
-from quatrain.planning.room import check_weights
+from quatrain.planning.limits import check_weights
 
 __all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
 

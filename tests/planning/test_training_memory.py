@@ -14,8 +14,8 @@ from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenBatch
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.stack import Model
-from quatrain.training import forecast as forecasts
-from quatrain.training.forecast import Heap, forecast
+from quatrain.planning import training_memory as module
+from quatrain.planning.training_memory import Heap, training_memory
 from quatrain.training.objectives import Causal
 from quatrain.training.trainer import Trainer
 
@@ -49,7 +49,7 @@ def test_the_parts_are_those_that_a_training_measures(given_, precision, optimiz
         pytest.skip("thin matrices go to AdamW")
     adapter = None if given_ is None else AdapterSettings(**given_, trainable_tokens="none")
     wanted = settings(optimizer=optimizer, precision=precision, steps=3)
-    said = forecast(SHAPE, wanted, rows=2, length=64, precision=precision, adapter=adapter)
+    said = training_memory(SHAPE, wanted, rows=2, length=64, precision=precision, adapter=adapter)
     model = Model(SHAPE).initialize(0)
     with torch.no_grad():
         for parameter in model.parameters():  # fresh ones are zero in places, over which DoRA divides
@@ -81,7 +81,7 @@ def test_less_is_held_of_what_is_said_to_save_memory():
     def peak(adapter=None, **changes):
         wanted = settings(**changes)
         deep = SHAPE.with_(num_hidden_layers=6)
-        return forecast(deep, wanted, rows=4, length=64, precision="float32", adapter=adapter)
+        return training_memory(deep, wanted, rows=4, length=64, precision="float32", adapter=adapter)
 
     plain = peak()
     assert peak(activation_checkpointing=True).peak < plain.peak
@@ -92,7 +92,8 @@ def test_less_is_held_of_what_is_said_to_save_memory():
 
 def test_nothing_is_left_behind_and_nothing_is_drawn():
     state = torch.get_rng_state()
-    forecast(SHAPE, settings(), rows=1, length=8, precision="float32", adapter=AdapterSettings(quantize_base="nf4"))
+    adapter = AdapterSettings(quantize_base="nf4")
+    training_memory(SHAPE, settings(), rows=1, length=8, precision="float32", adapter=adapter)
     assert torch.equal(torch.get_rng_state(), state)
     model = Model(SHAPE).initialize(0)
     methods.quantize(model, "nf4")
@@ -108,21 +109,21 @@ SIZES = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidd
 )
 def test_every_family_can_be_planned(family, head):
     config = fresh_config(family, SIZES, head=head)
-    said = forecast(config, settings(), rows=2, length=16, precision="bfloat16")
+    said = training_memory(config, settings(), rows=2, length=16, precision="bfloat16")
     assert said.trainable == said.total == Model(config).num_parameters() and said.parts["activations"] > 0
 
 
 def test_a_large_model_is_planned_without_its_weights():
     config = fresh_config("llama", {**SIZES, "hidden_size": 8192, "num_attention_heads": 64, "num_hidden_layers": 4})
     adapter = AdapterSettings(quantize_base="nf4")
-    said = forecast(config, settings(), rows=1, length=64, precision="bfloat16", adapter=adapter)
+    said = training_memory(config, settings(), rows=1, length=64, precision="bfloat16", adapter=adapter)
     assert said.total > 1e9 and said.parts["weights"] < 0.7e9
 
 
 def test_targets_that_are_not_there_are_named():
     with pytest.raises(InputError, match="did you mean q_proj"):
         adapter = AdapterSettings(target_modules=("q_prj",))
-        forecast(CONFIG, settings(), rows=1, length=8, precision="float32", adapter=adapter)
+        training_memory(CONFIG, settings(), rows=1, length=8, precision="float32", adapter=adapter)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.booleans()), max_size=60))
@@ -145,8 +146,8 @@ def test_the_heap_never_gives_one_place_twice(events):
 
 def test_the_states_in_host_memory_are_outside_the_peak(monkeypatch):
     wanted = settings(paged_optimizer=True)
-    monkeypatch.setattr(forecasts, "make_optimizers", lambda *a, **k: [forecasts_paged(a[0])])
-    said = forecast(SHAPE, wanted, rows=1, length=8, precision="float32")
+    monkeypatch.setattr(module, "make_optimizers", lambda *a, **k: [forecasts_paged(a[0])])
+    said = training_memory(SHAPE, wanted, rows=1, length=8, precision="float32")
     plain = 8 * said.trainable
     assert said.host == plain and said.parts["optimizer"] == 8 * max(
         parameter.numel() for parameter in Model(SHAPE).parameters()

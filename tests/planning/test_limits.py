@@ -19,8 +19,8 @@ from quatrain.models.families import families, family
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
-from quatrain.planning import counts, room
-from quatrain.training.forecast import forecast
+from quatrain.planning import counts, limits
+from quatrain.planning.training_memory import training_memory
 from quatrain.training.settings import TrainSettings
 from quatrain.training.streams import CopyStream, WindowStream
 
@@ -74,7 +74,7 @@ def test_counts_are_those_of_the_built_model(name: str) -> None:
         assert counts.embedding_parameters(config) == counts._tables(model)
         assert counts.matmul_parameters(config) == counts._multiplied(model)
         computed = config.max_position_embeddings * config.hidden_size if config.position == "sinusoidal" else 0
-        assert room.least_parameters(config) <= model.num_parameters() + computed
+        assert limits.least_parameters(config) <= model.num_parameters() + computed
 
 
 def large() -> ModelConfig:
@@ -90,9 +90,9 @@ def test_a_large_model_is_planned() -> None:
         Model(large())
 
 
-def test_a_large_model_is_forecast() -> None:
+def test_a_large_training_is_estimated() -> None:
     few = large().with_(num_hidden_layers=2)
-    found = forecast(few, TrainSettings(steps=1), rows=1, length=16, precision="bfloat16")
+    found = training_memory(few, TrainSettings(steps=1), rows=1, length=16, precision="bfloat16")
     assert found.peak > 50e9
 
 
@@ -105,9 +105,9 @@ def test_batches_that_nothing_holds(rows: int, length: int) -> None:
         WindowStream(np.zeros(100, dtype=np.int64), length=length, rows=rows, seed=0)
     if rows * length > 10**18:
         with pytest.raises(InputError, match="too large to be reckoned"):
-            forecast(config, TrainSettings(steps=1), rows=rows, length=length, precision="float32")
+            training_memory(config, TrainSettings(steps=1), rows=rows, length=length, precision="float32")
     with pytest.raises(InputError, match="batch_tokens"):
-        room.check_step(config, rows * length)
+        limits.check_step(config, rows * length)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_adapters_that_nothing_holds(asked: dict[str, Any]) -> None:
 
 
 def test_nothing_is_refused_where_nothing_is_held() -> None:
-    with room.estimating():
-        room.check_bytes(2**60, "This", "")
-    room.check_bytes(2**60, "This", "", "meta")
-    room.check_bytes(1, "This", "")
+    with limits.estimating():
+        limits.check_bytes(2**60, "This", "")
+    limits.check_bytes(2**60, "This", "", "meta")
+    limits.check_bytes(1, "This", "")

@@ -1,12 +1,13 @@
-"""What a training step holds in memory, from a model's configuration alone: no weight is read, no number computed.
+"""Estimates the memory of a training step from a model's configuration alone; no weight is read.
 
-The step is gone through with tensors that have a shape and no numbers (PyTorch's fake tensors), by the code that
-trains: the same modules, passes, precision and losses. What lives at each moment is added up; on a CPU it is put in a
-heap that is glibc's, whose holes are a tenth and more of the whole.
+The training code itself (modules, forward and backward passes, precision, losses) runs some steps on PyTorch's fake
+tensors, which have a shape and no data. The bytes of all live tensors are added up at every moment. For a CPU a model
+of glibc's heap places them, since its holes are a tenth of the memory and more.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
@@ -26,10 +27,10 @@ from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear, in_strips
 from quatrain.core.allocation import keeps
-from quatrain.core.errors import InputError
+from quatrain.core.errors import InputError, QuatrainError
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.stack import Model
-from quatrain.planning.room import estimating, least_parameters
+from quatrain.planning.limits import estimating, least_parameters
 from quatrain.training import adamw8bit, memory
 from quatrain.training.acceleration import activation_checkpointing
 from quatrain.training.chunked_loss import chunking, summed_language_loss
@@ -39,32 +40,31 @@ from quatrain.training.precision import DTYPES, Precision
 from quatrain.training.settings import TrainSettings
 
 MOST_LAYERS = 500
-"""Layers of a model that is gone through; the largest published ones have some 130."""
+"""Most layers that are estimated; the largest published models have about 130."""
 
 LARGEST_TENSOR = 2**60
-"""Elements; bytes are counted in 64 bits."""
+"""In elements; bytes are counted in 64 bits."""
 
 STEPS = 3
-"""Steps that are gone through: by the third what is kept fits what comes."""
+"""Simulated steps: by the third the heap has reached its size."""
 
-BESIDE = 1.1
-"""A heap beside what `Heap` finds for it: what is no tensor lies in its holes too, and keeps them from what would fit.
-The mean of the cases of `benchmarks/plan_memory.py`, which are from 0.99 to 1.26.
+HEAP_FACTOR = 1.1
+"""A real heap over a simulated one: objects that are no tensors lie in its holes too. The mean of the cases of
+`benchmarks/plan_memory.py`, which range from 0.99 to 1.26.
 """
 
 TEMPORARIES = 10
-"""Float32 tensors of a slice that a step of AdamW in eight bits has at once."""
+"""Float32 tensors of one slice that a step of 8-bit AdamW holds at once."""
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Elements that train and all of them; bytes by part, each where it is largest, and at the peak.
+class TrainingMemory:
+    """Elements, trainable and total; bytes of each part at its own largest, and of the whole at its peak.
 
-    Parts: `weights` (in the working precision, with what they are held in between), `adapter`, `gradients`,
-    `optimizer`, `activations` (what a forward pass keeps, logits apart), `logits`, and `workspace`, what passes and the
-    optimizer need beside these at the peak, and holes of the heap that a training on a CPU keeps. They need not be
-    largest at one time: gradients grow as activations go.
-    `host` is what paged states take in RAM, outside the peak.
+    Parts: `weights` (in the working precision, and float32 masters), `adapter`, `gradients`, `optimizer`, `activations`
+    (saved by a forward pass, without logits), `logits`, and `workspace`: what passes and the optimizer need besides at
+    the peak, and the holes of the heap in a training on a CPU. The parts need not be largest at the same time:
+    gradients grow while activations are freed. `host` are the bytes of paged optimizer states in RAM, outside the peak.
     """
 
     trainable: int
@@ -74,7 +74,7 @@ class Forecast:
     host: int = 0
 
 
-def forecast(
+def training_memory(
     config: ModelConfig,
     settings: TrainSettings,
     *,
@@ -85,16 +85,15 @@ def forecast(
     device: torch.device | str = "cpu",
     special: Sequence[int] = (),
     stored: str = "float32",
-) -> Forecast:
-    """The memory of training a model of this shape with these settings, on micro-batches (rows, length) of tokens.
+) -> TrainingMemory:
+    """Estimates the memory of training a model of this shape with these settings, on micro-batches (rows, length).
 
-    `precision` is float32, bfloat16 or float16, `stored` that of the model's files: frozen weights of the same are held
-    once. `special` are the tokens whose embedding rows train beside an adapter with `trainable_tokens` = "special", if
-    they are known: the embedding then has a gradient and optimizer states. The peak is at least that of
-    reading the model and narrowing its weights. Raises InputError for an adapter that does not fit the model.
+    `precision` is float32, bfloat16 or float16, and `stored` that of the model's files: frozen weights of the same
+    precision are held once. `special` are the tokens whose rows of the embedding train beside an adapter with
+    `trainable_tokens` = "special": the embedding then has a gradient and optimizer states. The peak is at least that of
+    reading the model and converting its weights. Raises InputError for an adapter that does not fit the model.
     """
     device = torch.device(device)
-    # The generator of torch is as it was: nothing is drawn.
     _check_countable(config, rows, length)
     with (
         estimating(),
@@ -104,40 +103,57 @@ def forecast(
     ):
         model = _model(config, adapter, device, special)
         trainable, total, _ = trainable_report(model)
-        own = 0 if adapter is None else trainable
+        adapter_elements = 0 if adapter is None else trainable
         live.peak = live.now
         weights = Precision(model, DTYPES[precision], exact=stored == precision)
-        begun = live.peak  # with the weights as they were read, and the largest of them narrowed
+        loading_peak = live.peak  # all weights as read, and the largest of them converted
         optimizers = make_optimizers(weights.masters, settings, dtype=DTYPES[precision])
         static = live.now
         ids = torch.zeros(rows, length, dtype=torch.long, device=device)
-        found, states = _Step(), list[Tensor]()
+        saved, states = _SavedBytes(), list[Tensor]()
         with chunking(settings.chunked_loss), activation_checkpointing(model, settings.activation_checkpointing):
             if device.type == "cpu" and keeps():
                 live.keep()
             live.peak = live.now
-            for _ in range(STEPS):  # the optimizer's states are there from the second one on
-                _learn(model, weights, optimizers, settings, ids, found, states)
+            for _ in range(STEPS):  # the optimizer's states exist from the second one on
+                _step(model, weights, optimizers, settings, ids, saved, states)
         held = memory.held(model, weights.masters, optimizers)
         weights.clear()
         del states
-        taken = memory.states(optimizers)
+        optimizer_bytes = memory.states(optimizers)
         paged = sum(memory.states_of(each) for each in optimizers if isinstance(each, Paged))
     share = DTYPES[precision].itemsize + 4 if precision != "float32" else 4
     parts = {
-        "weights": static - own * share,
-        "adapter": own * share,
+        "weights": static - adapter_elements * share,
+        "adapter": adapter_elements * share,
         "gradients": held["gradients"],
-        "optimizer": taken,
-        "activations": found.activations,
-        "logits": found.logits,
+        "optimizer": optimizer_bytes,
+        "activations": saved.activations,
+        "logits": saved.logits,
     }
     parts["workspace"] = max(0, live.peak - sum(parts.values()))
-    return Forecast(trainable, total, parts, max(live.peak, begun), paged)
+    return TrainingMemory(trainable, total, parts, max(live.peak, loading_peak), paged)
+
+
+def step_activations(
+    config: ModelConfig, settings: TrainSettings, shape: tuple[int, ...], *, precision: str,
+    adapter: AdapterSettings | None = None, device: torch.device | str = "cpu",
+) -> dict[str, int]:  # fmt: skip
+    """Bytes of `activations` and `logits` of a forward pass over ids of `shape`, for the message of a step that did not
+    fit in memory. Empty if they cannot be estimated either.
+    """
+    try:
+        memory = training_memory(
+            config, settings, rows=math.prod(shape[:-1]), length=shape[-1], precision=precision, adapter=adapter,
+            device=device,
+        )  # fmt: skip
+    except (QuatrainError, MemoryError, RuntimeError):
+        return {}
+    return {part: memory.parts[part] for part in ("activations", "logits")}
 
 
 def _check_countable(config: ModelConfig, rows: int, length: int) -> None:
-    """Refuse shapes whose step would take long to go through, or whose tensors have sizes beyond 64 bits."""
+    """Refuse shapes whose simulation would take long, or whose tensors have sizes beyond 64 bits."""
     if config.num_hidden_layers > MOST_LAYERS:
         raise InputError(
             f"num_hidden_layers: {config.num_hidden_layers:,}; a step is gone through layer by layer, {MOST_LAYERS:,} "
@@ -154,7 +170,7 @@ def _check_countable(config: ModelConfig, rows: int, length: int) -> None:
 def _model(
     config: ModelConfig, adapter: AdapterSettings | None, device: torch.device, special: Sequence[int] = ()
 ) -> Model:
-    """The network as it trains, of tensors without numbers."""
+    """The network as it trains, of fake tensors."""
     with device:
         model = Model(config)
         if adapter is not None:
@@ -162,7 +178,7 @@ def _model(
                 methods.preparing(adapter.quantize_base)(model, {})
                 methods.filled(model)
                 for layer in model.modules():
-                    if isinstance(layer, QuantizedLinear):  # of the part at a time that its weight is made of, nothing
+                    if isinstance(layer, QuantizedLinear):  # do not run the dequantization
                         layer.plain_weight = partial(_empty_weight, layer)  # type: ignore[method-assign]
                         layer.product = partial(_empty_product, layer)  # type: ignore[method-assign]
             apply(model, adapter)
@@ -181,24 +197,24 @@ def _empty_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
 
 
 @dataclass
-class _Step:
-    """Bytes that a forward pass has left."""
+class _SavedBytes:
+    """Bytes that a forward pass saves for the backward pass."""
 
     activations: int = 0
     logits: int = 0
 
 
-def _learn(
+def _step(
     model: Model, weights: Precision, optimizers: list[torch.optim.Optimizer], settings: TrainSettings, ids: Tensor,
-    found: _Step, states: list[Tensor],
+    saved_bytes: _SavedBytes, states: list[Tensor],
 ) -> None:  # fmt: skip
-    """One step of the trainer: micro-batches, gradients in float32, the optimizers."""
+    """One step as the trainer takes it: micro-batches, float32 gradients, the optimizers."""
     weights.clear()
     for _ in range(min(2, settings.accumulation)):
         saved = memory.Saved(model)
         with saved.measured(settings.activation_checkpointing):
             loss = _loss(model, ids)
-        found.activations, found.logits = saved.activations, saved.logits
+        saved_bytes.activations, saved_bytes.logits = saved.activations, saved.logits
         loss.backward()
         del loss, saved
         weights.gather()
@@ -208,13 +224,13 @@ def _learn(
         else:
             if not states and not isinstance(optimizer, Paged):
                 states += [ids.new_empty(size, dtype=torch.uint8) for size in memory.state_sizes(optimizer)]
-            passing = ids.new_empty(_passing(optimizer, ids.device), dtype=torch.uint8)
-            del passing
+            temporary = ids.new_empty(_temporary(optimizer, ids.device), dtype=torch.uint8)
+            del temporary
     weights.publish()
 
 
-def _passing(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Bytes that a step of AdamW has for a while: what is brought to the device, what is turned to float32."""
+def _temporary(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    """Bytes that a step of AdamW holds for a moment: paged states on the device, slices in float32."""
     size = memory.states([optimizer]) if isinstance(optimizer, Paged) else 0
     if isinstance(optimizer, adamw8bit.AdamW8bit):
         largest = max((p.numel() for group in optimizer.param_groups for p in group["params"]), default=0)
@@ -223,18 +239,18 @@ def _passing(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
 
 
 def _loss(model: Model, ids: Tensor) -> Tensor:
-    """A loss as the objectives' of this head, every token learned."""
+    """A loss like those of the objectives for this head, with every token as a target."""
     if model.config.head in LANGUAGE_HEADS:
-        said = None if model.encoder is None else ids
-        return summed_language_loss(model, model.hidden_states(ids, decoder_input_ids=said), ids)
+        decoder_ids = None if model.encoder is None else ids
+        return summed_language_loss(model, model.hidden_states(ids, decoder_input_ids=decoder_ids), ids)
     logits, _ = model(ids[:, None] if model.config.head == "multiple_choice" else ids)
     return sum((each.float().sum() for each in tree_iter(logits)), ids.new_zeros((), dtype=torch.float32))
 
 
 class _Live(TorchDispatchMode):
-    """Adds up the bytes of the storages that live, `now` and at the `peak`, and answers what only numbers could.
+    """Adds up the bytes of live storages, `now` and at the `peak`, and answers operations that depend on data.
 
-    From `keep` on, what is new goes to a heap that keeps what it is given back.
+    From `keep` on, new storages go to a heap that keeps freed memory.
     """
 
     def __init__(self) -> None:
@@ -245,18 +261,18 @@ class _Live(TorchDispatchMode):
         self._known: dict[int, tuple[int, int | None]] = {}
 
     def keep(self) -> None:
-        """From here on freed memory stays with the process."""
+        """From now on freed memory stays with the process."""
         self.heap, self._fixed = Heap(), self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return False if args[0].dtype == torch.bool else 1 if not args[0].is_floating_point() else 1.0
         if func is torch.ops.aten.nonzero.default:  # all of them
-            found = torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long, device=args[0].device)
+            result = torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long, device=args[0].device)
         else:
-            found = func(*args, **(kwargs or {}))
-        self._note(each.untyped_storage() for each in tree_iter(found) if isinstance(each, Tensor))
-        return found
+            result = func(*args, **(kwargs or {}))
+        self._note(each.untyped_storage() for each in tree_iter(result) if isinstance(each, Tensor))
+        return result
 
     def _note(self, storages: Iterable[Any]) -> None:
         for storage in storages:
@@ -265,8 +281,8 @@ class _Live(TorchDispatchMode):
                 place = None if self.heap is None else self.heap.take(size)
                 self._known[id(storage)] = size, place
                 self.now += size
-                held = self.now if self.heap is None else self._fixed + round(BESIDE * self.heap.top)
-                self.peak = max(self.peak, held)
+                used = self.now if self.heap is None else self._fixed + round(HEAP_FACTOR * self.heap.top)
+                self.peak = max(self.peak, used)
                 weakref.finalize(storage, self._gone, id(storage))
 
     def _gone(self, key: int) -> None:
@@ -277,14 +293,14 @@ class _Live(TorchDispatchMode):
 
 
 class Heap:
-    """glibc's, as training on a CPU has it: the smallest free chunk that fits, else what lies behind the others;
-    neighbours that are free become one. `top` is how far it has ever reached. Sizes and places in bytes.
+    """A model of glibc's heap in a training on a CPU: takes the smallest free chunk that fits, else grows; adjacent
+    free chunks merge. `top` is the largest extent so far. Sizes and places are in bytes.
     """
 
     ALIGNED, SMALL = 64, 640
-    """Bytes that places are multiples of; what tensor, storage and graph node of one tensor take beside its numbers."""
+    """Alignment of places; bytes of a tensor's Python object, storage and graph node beside its data."""
     SPARE = 96
-    """What an aligned chunk asks for beyond its size while it is looked for: a hole of just its size is passed over."""
+    """Bytes beyond its size that an aligned chunk searches for: a hole of exactly its size is not used."""
 
     def __init__(self) -> None:
         self.top = self.end = 0
@@ -295,12 +311,12 @@ class Heap:
         self._ends: dict[int, int] = {}
 
     def take(self, size: int) -> int:
-        """The place of a chunk of at least `size`."""
+        """Allocate at least `size` bytes and return their place."""
         self._small()
         return self._take(-(-(size + 16) // self.ALIGNED) * self.ALIGNED)
 
     def _small(self) -> None:
-        """What describes a tensor, cut from what the last large chunk has left; freed, it serves the next tensor."""
+        """Allocates the objects of one tensor: those of a freed tensor, else the rest of the last large chunk."""
         if self._spare:
             self._spare -= 1
             return
@@ -316,10 +332,10 @@ class Heap:
     def _take(self, size: int) -> int:
         number = bisect_left(self._free, (size + self.SPARE, -1))
         if number < len(self._free):
-            found, place = self._free[number]
+            free, place = self._free[number]
             self._drop(place)
-            if found > size:
-                self._add(place + size, found - size)
+            if free > size:
+                self._add(place + size, free - size)
                 self._last = place + size
         else:
             place, self.end = self.end, self.end + size
@@ -328,7 +344,7 @@ class Heap:
         return place
 
     def give(self, place: int) -> None:
-        """Frees the chunk at a place."""
+        """Free the chunk at a place."""
         size = self._taken.pop(place)
         self._spare += 1
         if (after := self._starts.get(place + size)) is not None:

@@ -1,0 +1,157 @@
+"""Refuses what this machine's memory cannot hold, from sizes alone and before anything is allocated.
+
+The sizes are lower bounds: what is refused here could not have worked. What passes may still be too large;
+`quatrain plan` estimates the whole (`planning.training_memory`), and `quatrain check` measures some steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+
+from quatrain.core.errors import InputError
+from quatrain.core.wording import format_bytes
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.planning.machine import available_memory
+
+LARGEST_MODEL = 2**58
+"""Weights whose bytes can be counted in 64 bits with room to spare: a million terabytes."""
+
+LAYER_BYTES = 100_000
+"""Memory of a layer's modules beside their weights."""
+
+UNCHECKED_GENERATION = 64 * 1024 * 1024
+"""Bytes that a generation may take without asking the system how much memory is free."""
+
+_estimating: ContextVar[bool] = ContextVar("estimating", default=False)
+
+
+@contextlib.contextmanager
+def estimating() -> Iterator[None]:
+    """Nothing is refused inside this context: its tensors have shapes and no memory."""
+    token = _estimating.set(True)
+    try:
+        yield
+    finally:
+        _estimating.reset(token)
+
+
+def check_bytes(size: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
+    """Raise InputError if `size` bytes are more than the device has free.
+
+    The message says that `what` needs them and gives the `remedy`.
+    """
+    if _estimating.get() or torch.device(device).type == "meta":
+        return
+    free = available_memory(device)
+    if free is not None and size > free:
+        raise InputError(
+            f"{what} takes at least {format_bytes(size)}, and this machine has {format_bytes(free)} left; {remedy}"
+        )
+
+
+def check_weights(config: ModelConfig, bits: int = 32, device: torch.device | str = "cpu") -> None:
+    """Raise InputError if the weights of a model of this shape, at `bits` each, do not fit."""
+    layers = config.num_hidden_layers + (config.num_encoder_layers if config.architecture == "encoder-decoder" else 0)
+    elements = least_parameters(config)
+    if elements >= LARGEST_MODEL:
+        raise InputError(f"A model of at least {elements:,} weights is larger than anything that can be reckoned.")
+    check_bytes(
+        elements * bits // 8 + (layers * LAYER_BYTES if torch.device(device).type == "cpu" else 0),
+        f"This model ({elements:,} weights: num_hidden_layers {config.num_hidden_layers:,}, hidden_size "
+        f"{config.hidden_size:,}, intermediate_size {config.intermediate_size:,}, vocab_size {config.vocab_size:,})",
+        "make it smaller, or read it quantized",
+        device,
+    )
+
+
+def least_parameters(config: ModelConfig) -> int:
+    """Counts the elements of a model's embeddings and matrices, without biases and norms: a little less than all."""
+    hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
+    tables = config.vocab_size * width + (2 * width * hidden if width != hidden else 0)
+    if config.position in ("learned", "sinusoidal"):
+        tables += config.max_position_embeddings * hidden
+    layers = _stack(config)
+    if config.architecture == "encoder-decoder":
+        layers += _stack(config.encoder) + config.num_hidden_layers * _attention(config)
+    return tables + layers
+
+
+def _attention(config: ModelConfig) -> int:
+    query, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    return config.hidden_size * 2 * (query + kv)
+
+
+def _stack(config: ModelConfig) -> int:
+    matrices = 3 if config.feed_forward == "gated" else 2
+    return config.num_hidden_layers * (_attention(config) + matrices * config.hidden_size * config.intermediate_size)
+
+
+def check_tokens(rows: int, length: int, what: str) -> None:
+    """Raise InputError if the ids and labels of a batch alone do not fit."""
+    check_bytes(16 * rows * length, f"{what} of {rows:,} rows of {length:,} tokens", "make it smaller")
+
+
+def check_step(config: ModelConfig, tokens: int, device: torch.device | str = "cpu") -> None:
+    """Raise InputError if a micro-batch of so many tokens does not fit.
+
+    Counts ids, labels and the input of each layer in two bytes, which every way of training keeps.
+    """
+    check_bytes(
+        tokens * (16 + 2 * config.num_hidden_layers * config.hidden_size),
+        f"A part of a step of {tokens:,} tokens (train.batch_tokens over train.accumulation)",
+        "make train.batch_tokens smaller, or train.accumulation larger",
+        device,
+    )
+
+
+def check_training(
+    config: ModelConfig, *, weights: int, trained: int, states: int, tokens: int, device: torch.device | str = "cpu"
+) -> None:
+    """Raise InputError if a training step does not fit.
+
+    `weights` are the model's bytes and `states` the optimizer's bytes on the device, `trained` the elements that have a
+    float32 gradient, `tokens` those of a micro-batch.
+    """
+    size = weights + 4 * trained + states
+    free = available_memory(device)
+    if free is not None and size > free:
+        raise InputError(
+            f"weights, gradients and the optimizer's state take {size:,} bytes, and {free:,} are free; make the model "
+            "smaller, or train an adapter"
+        )
+    check_step(config, tokens, device)
+
+
+def check_generation(
+    config: ModelConfig, *, prompts: int, beams: int, prompt_tokens: int, new_tokens: int, virtual_tokens: int = 0,
+    item_bytes: int = 4, device: torch.device | str = "cpu",
+) -> None:  # fmt: skip
+    """Raise InputError if the KV cache, scores and ids of a batch of generations do not fit.
+
+    Position biases of the prompt count too, where a model has them: they grow with the square of its length. Each of
+    `prompts` * `beams` sequences has `virtual_tokens` of a soft prompt, `prompt_tokens`, and up to `new_tokens`
+    that are generated; a number of the cache has `item_bytes`.
+    """
+    width = virtual_tokens + prompt_tokens + new_tokens
+    windows = [config.sliding_window if kind == "sliding" else None for kind in config.layer_types]
+    slots = sum(width if not window else min(width, 2 * window) for window in windows)
+    cache = 2 * slots * config.num_key_value_heads * config.head_dim * item_bytes
+    biases = 0
+    if config.position in ("relative", "alibi"):  # a distance and each head's bias for every pair of tokens
+        biases = (width - new_tokens) ** 2 * (2 * 8 + 4 * config.num_attention_heads)
+    size = prompts * beams * (cache + 3 * 4 * config.vocab_size + 3 * 12 * new_tokens) + biases
+    if size <= UNCHECKED_GENERATION:
+        return
+    free = available_memory(device)
+    if free is None or size <= free:
+        return
+    what = f"{prompts:,} prompt{'s' * (prompts > 1)} at once" + (f", {beams:,} beams each" if beams > 1 else "")
+    raise InputError(
+        f"This generation needs about {format_bytes(size)} ({what}, up to {new_tokens:,} new tokens after "
+        f"{prompt_tokens:,}) and {format_bytes(free)} are free: lower max_new_tokens, num_beams or the batch size, or "
+        "shorten the prompt."
+    )
