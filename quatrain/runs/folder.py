@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from quatrain.core import reading
 from quatrain.core.atomic import disk_error, disk_errors, write_json
 from quatrain.core.errors import InputError
 from quatrain.runs.fingerprints import Mark
+from quatrain.runs.settings import RecipeSettings
 
 MOST_BYTES = 256 * 2**20
 """Of a file of a run; samples and scores take some megabytes."""
@@ -26,6 +28,28 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "trainable_parameters": NUMBER, "model_bytes": NUMBER, "peak_memory_bytes": NUMBER,
 }  # fmt: skip
 """Keys of the files that a run writes, and what they hold where they are not null."""
+
+
+@dataclass
+class Run:
+    """A finished run. `done_before` says that an earlier call had already finished it."""
+
+    folder: Path
+    recipe: RecipeSettings
+    results: list[dict[str, Any]] = field(default_factory=list)
+    done_before: bool = False
+
+    @property
+    def model(self) -> Path | None:
+        """The final model's folder, if a stage has made a model."""
+        path = self.folder / "model"
+        return path if path.is_dir() else None
+
+    @property
+    def report(self) -> Path | None:
+        """The report, one HTML file."""
+        path = self.folder / "report.html"
+        return path if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -26,7 +26,9 @@ from quatrain.data.records import (
 )
 from quatrain.data.settings import DataSettings
 from quatrain.runs.inputs import beginning, is_of_hub
+from quatrain.runs.settings import StageSettings
 from quatrain.runs.stage import StageContext
+from quatrain.runs.stages import spec_of
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ def quantize_of(adapter: AdapterSettings | None) -> str | None:
     return adapter.quantize_base if adapter is not None and adapter.quantize_base != "float" else None
 
 
-def pieces(context: StageContext, stage: Settings, part: str = "source") -> Iterator[DocumentChunk]:
+def pieces(context: StageContext, stage: StageSettings, part: str = "source") -> Iterator[DocumentChunk]:
     """The texts that a stage learns from, the source's or those that the database's questions bring; or those of `dev`.
 
     A large document comes in several pieces, so that no more of it is in memory than a piece.
@@ -148,7 +150,7 @@ def pieces(context: StageContext, stage: Settings, part: str = "source") -> Iter
             yield from (DocumentChunk(text, True) for text in task.documents())
         return
     corpus = corpus_of(data, part)
-    chats = corpus.format in ("chat", "preference") and stage.kind != "tokenizer"  # type: ignore[attr-defined]
+    chats = corpus.format in ("chat", "preference") and spec_of(stage).teaches(stage) == "text"
     plain = data.format is None and not data.columns and not is_dataset(corpus.source)
     if chats or (corpus.format == "text" and plain):
         # Documents of any size come in pieces; chats are refused there, with a word about finetuning.

@@ -13,7 +13,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from quatrain.core.progress import Reporter, create_reporter, drop_metrics
 from quatrain.runs.contexts import stage_context
 from quatrain.runs.distributed import announce, dismiss, divided, follow, losses_explained
 from quatrain.runs.fingerprints import stage_marks
-from quatrain.runs.folder import free_name, link_folder, made, make_folder, prepare, read_json
+from quatrain.runs.folder import Run, free_name, link_folder, made, make_folder, prepare, read_json
 from quatrain.runs.inputs import check_inputs, input_marks, left_out
 from quatrain.runs.recipe import Recipe, changes, dumps, load, loads
 from quatrain.runs.stage import StageContext, StageResult, stage_name
@@ -40,28 +39,6 @@ MODEL_FILES = ("config.json", "adapter_config.json")
 """One of these is in every model's folder."""
 MADE = (RECIPE_FILE, STATE_FILE, "metrics.jsonl", "report.html", "stages", "model", "shop.sqlite")
 """What a run writes, and a restart removes; any other file in the folder is the user's."""
-
-
-@dataclass
-class Run:
-    """A finished run. `done_before` says that there was nothing to do."""
-
-    folder: Path
-    recipe: Recipe
-    results: list[dict[str, Any]] = field(default_factory=list)
-    done_before: bool = False
-
-    @property
-    def model(self) -> Path | None:
-        """The final model's folder, where a stage has made one."""
-        path = self.folder / "model"
-        return path if path.is_dir() else None
-
-    @property
-    def report(self) -> Path | None:
-        """The report, one HTML file."""
-        path = self.folder / "report.html"
-        return path if path.is_file() else None
 
 
 def run(

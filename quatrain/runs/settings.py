@@ -36,6 +36,10 @@ class StageSettings(Settings):
                 datasets |= {f"{name}.{key}": item for key, item in value.items() if isinstance(item, DataSettings)}
         return datasets
 
+    def streaming_problems(self) -> Iterator[str]:
+        """Settings of this kind of stage that do not work with `data.streaming`."""
+        yield from ()
+
 
 class RecipeSettings(Settings):
     """Everything that a run does.

@@ -26,8 +26,6 @@ BLOCK = 4096
 """Examples that are held, and shuffled, at a time."""
 FIRST = 256
 """Examples that a preflight looks at."""
-CHARACTERS = 50_000_000
-"""Of a stream, as much is read to train a tokenizer."""
 
 Make = Callable[[], Iterable[Any]]
 """Makes the examples, from the first on, each time that it is called."""
@@ -50,12 +48,7 @@ def check(settings: Any, data: DataSettings) -> None:
         problems.append("train.epochs: how long an epoch is shows only at a stream's end; give train.steps instead")
     if settings.train.packing:
         problems.append("train.packing: true; examples of a stream are not packed: leave it out")
-    if getattr(settings, "kind", "") == "pretrain" and settings.stride is not None:
-        problems.append(f"stride: {settings.stride}; windows of a stream do not overlap: leave it out")
-    if getattr(settings, "next_sentence_prediction", False):
-        problems.append("next_sentence_prediction: true; pairs of sentences need all documents at hand: leave it out")
-    if getattr(settings, "objective", "") in ("classify", "tag") and not settings.labels:
-        problems.append('labels: none; which there are shows only at the end: name them: labels = ["no", "yes"]')
+    problems += settings.streaming_problems()
     if data.database is not None:
         problems.append("data.streaming: true; the questions of a database are no stream: leave it out")
     if problems:

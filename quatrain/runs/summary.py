@@ -5,16 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quatrain.core.atomic import write_text
 from quatrain.core.progress import Reporter
 from quatrain.core.wording import format_bytes, format_duration, format_metric
-from quatrain.runs.folder import free_name
+from quatrain.runs.folder import Run, free_name
 from quatrain.runs.recipe import load, recipe_names
-
-if TYPE_CHECKING:
-    from quatrain.runs.runner import Run
 
 _COLUMNS = {"validation_loss": "validation loss", "perplexity": "perplexity"}
 

@@ -78,6 +78,10 @@ class FinetuneStage(TaskSettings, StageSettings):
             if data.source is None:
                 yield Problem(("tasks", name, "source"), "missing; name a file, a folder or a catalog name")
 
+    def streaming_problems(self) -> Iterator[str]:
+        if self.objective in ("classify", "tag") and not self.labels:
+            yield 'labels: none; a stream shows only at its end which there are: name them: labels = ["no", "yes"]'
+
 
 def needs(settings: FinetuneStage, recipe: RecipeSettings) -> set[Need]:
     """Chats need a model. Other tasks train fresh weights too, and need a tokenizer at least."""

@@ -76,6 +76,12 @@ class PretrainStage(StageSettings):
             text = 'true; only objective = "causal" with rows = "documents" has examples to pack: leave it out'
             yield Problem(("train", "packing"), text, (("rows",), ("objective",)))
 
+    def streaming_problems(self) -> Iterator[str]:
+        if self.stride is not None:
+            yield f"stride: {self.stride}; windows of a stream do not overlap: leave it out"
+        if self.next_sentence_prediction:
+            yield "next_sentence_prediction: true; pairs of sentences need all documents at hand: leave it out"
+
 
 def needs(settings: PretrainStage, recipe: RecipeSettings) -> set[Need]:
     """A text and a tokenizer; the model is built from the recipe's `model` table."""

@@ -9,6 +9,9 @@ from quatrain.data.settings import DataSettings
 from quatrain.runs.settings import RecipeSettings, StageSettings
 from quatrain.runs.stage import Need, StageContext, StageResult, StageSpec
 
+CHARACTERS = 50_000_000
+"""Characters of a stream that a tokenizer is trained on."""
+
 
 class TokenizerStage(StageSettings):
     """Trains the recipe's tokenizer on its data, or copies the one at `tokenizer.path`."""
@@ -34,7 +37,6 @@ def run(settings: TokenizerStage, context: StageContext) -> StageResult:
     """Writes `tokenizer/` and notes how many characters its tokens were learned from."""
     from quatrain.runs.material import CHAT_TEMPLATE, pieces, texts
     from quatrain.runs.stages import spec_of
-    from quatrain.runs.streaming import CHARACTERS
     from quatrain.tokenizers.tokenizer import Tokenizer
 
     options = context.recipe.tokenizer
