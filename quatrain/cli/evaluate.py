@@ -77,8 +77,8 @@ def evaluate(
             network, tokenizer, data, databases, examples, context or longest, max_new_tokens, json_lines=json_lines
         )
         return _text(network, tokenizer, data, context or longest, json_lines) if found is None else found
-    records = _records(network, data, split, source_prefix, examples)
-    return _task(network, tokenizer, data, records, context or longest, max_new_tokens, json_lines)
+    limit = context or longest
+    return _records(network, tokenizer, data, split, source_prefix, examples, limit, max_new_tokens, json_lines)
 
 
 def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_lines: bool) -> int:
@@ -89,70 +89,78 @@ def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_li
 
     from quatrain.cli.output import show, show_json
     from quatrain.data.documents import read_documents
-    from quatrain.evaluation.perplexity import text_loss
+    from quatrain.evaluation.perplexity import text_loss, token_entropy
 
     documents = list(read_documents(data))
     ids = [token for document in documents for token in tokenizer.encode(document)]
-    measured = text_loss(network, np.asarray(ids, dtype=np.int64), context=context)
+    tokens = np.asarray(ids, dtype=np.int64)
+    measured = text_loss(network, tokens, context=context)
+    baseline = token_entropy(tokens)
     characters = sum(map(len, documents))
     bits = measured.loss * measured.count / math.log(2) / max(1, characters)
     if json_lines:
-        figures = {"loss": measured.loss, "perplexity": measured.perplexity, "bits_per_character": bits}
+        beside = {"name": "token frequencies", "loss": baseline.loss, "perplexity": baseline.perplexity}
+        figures: dict[str, Any] = {"loss": measured.loss, "perplexity": measured.perplexity, "bits_per_character": bits}
+        figures |= {"baseline": beside}
         show_json(figures | {"tokens": measured.count, "characters": characters})
         return 0
-    show(f"loss                {measured.loss:.4f} nats a token")
-    show(f"perplexity          {measured.perplexity:.3f}")
+    show(f"loss                {measured.loss:.4f} nats a token (token frequencies alone: {baseline.loss:.4f})")
+    show(f"perplexity          {measured.perplexity:.3f} (token frequencies alone: {baseline.perplexity:.3f})")
     show(f"bits per character  {bits:.4f}")
     show(f"tokens              {measured.count:,}")
     return 0
 
 
 def _records(
-    network: Model, data: str, split: str | None, source_prefix: str, examples: int | None
-) -> tuple[Any, str, list[Any]]:
-    """The task of the model, the format of its data, and the records."""
-    from itertools import islice
-
-    from quatrain.data.corpus import Corpus
-    from quatrain.evaluation.tasks import placed
-    from quatrain.training.tasks import FORMATS, task_of_model
-
-    task = task_of_model(network.config, source_prefix=source_prefix)
-    corpus = Corpus(data, format=FORMATS.get(task.objective), split=split)
-    return task, corpus.format, list(islice(placed(corpus, related=task.objective == "embed"), examples))
-
-
-def _task(
     network: Model,
     tokenizer: Tokenizer,
     data: str,
-    found: tuple[Any, str, list[Any]],
+    split: str | None,
+    source_prefix: str,
+    examples: int | None,
     context: int,
     max_new_tokens: int,
     json_lines: bool,
 ) -> int:
-    """The metrics of a task, by label where there are labels, and some samples."""
+    """The metrics of the model's task beside the dumb baseline's, by label where there are labels, and some samples."""
+    from itertools import islice
+
     from quatrain.cli.output import show, show_json
     from quatrain.core.progress import SilentReporter, create_reporter
     from quatrain.core.wording import text_table
-    from quatrain.evaluation.tasks import score
-    from quatrain.training.tasks import labels_of_model, make_objective
+    from quatrain.data.corpus import Corpus
+    from quatrain.evaluation.evaluate import evaluate
+    from quatrain.generation.logits import SamplingParams
+    from quatrain.tasks.kinds import record_task, task_of_model
+    from quatrain.tasks.records import placed
 
-    task, format, records = found
-    objective = make_objective(task, tokenizer, format, labels_of_model(task, network.config), context)
+    settings = task_of_model(network.config, source_prefix=source_prefix)
+    kind = record_task(settings)
+    corpus = Corpus(data, format=kind.format, split=split)
+    records = list(islice(placed(corpus, related=kind.related), examples))
+    labels = kind.model_labels(network.config.labels)
+    task = kind(kind.make_objective(settings, tokenizer, corpus.format, labels, context))
     reporter = SilentReporter() if json_lines else create_reporter()
-    scored = score(objective, network, tokenizer, records, reporter, name=data, max_new_tokens=max_new_tokens)
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    with reporter.task("answering", total=len(records), unit="text") as bar:
+        result = evaluate((network, tokenizer), task, data, records, params=params, progress=bar.update)
     if json_lines:
-        show_json({"task": task.objective, "scores": scored.scores, **scored.details, "notes": scored.notes})
+        baseline = {"name": result.baseline_name, **result.baseline}
+        head = {"task": kind.name, "scores": result.scores, "baseline": baseline}
+        show_json({**head, **result.details, "notes": result.notes})
         return 0
-    for note in scored.notes:
+    for note in result.notes:
         reporter.warn(note)
-    rows = [(name.replace("_", " "), _figure(value)) for name, value in scored.scores.items()]
-    show(text_table(("measure", "value"), rows))
-    if by_label := scored.details.get("by_label"):
+    rows = [
+        (name.replace("_", " "), _figure(value), _figure(result.baseline[name]) if name in result.baseline else "")
+        for name, value in result.scores.items()
+    ]
+    show(text_table(("measure", "value", "baseline"), rows))
+    show(f"baseline: {result.baseline_name}\n")
+    if by_label := result.details.get("by_label"):
         columns = ("label", "precision", "recall", "f1", "count")
         show(text_table(columns, [[row["label"], *(_figure(row[name]) for name in columns[1:])] for row in by_label]))
-    for sample in scored.samples[:3]:
+    for sample in result.samples[:3]:
         verdict = "" if "correct" not in sample or sample["correct"] else f" (expected: {sample['reference']})"
         show(f"{sample['prompt']}\n  → {sample['output']}{verdict}\n")
     return 0

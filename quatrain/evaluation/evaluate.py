@@ -8,19 +8,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TaskExample, TokenExample
+from quatrain.data.records import Row
+from quatrain.evaluation.metrics.objectives import BATCH_TOKENS, batches_of, measure, references
+from quatrain.evaluation.metrics.objectives import scores as metric_scores
+from quatrain.evaluation.metrics.texts import AUTO, bleu, chrf, rouge
 from quatrain.evaluation.perplexity import examples_loss, unigram_loss
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
 from quatrain.models.transformer.stack import Model
+from quatrain.tasks.records import RecordTask
+from quatrain.tasks.seq2seq import TextToText
 from quatrain.tasks.task import Score, Task
 from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.training.objectives import Contrastive, collate
 
+MAIN_METRICS = ("f1", "accuracy", "pearson", "bleu")
+"""The metrics that stand for a task of records, the first that it has before the others."""
+ROWS = 64
+"""Texts that an encoder-decoder answers together."""
 SAMPLES = 12
 """Samples of each set that are kept, evenly spread."""
 NAMED = 3
@@ -66,8 +78,12 @@ def evaluate(
 
     Raises InputError where no example has a reference that can be judged.
     """
-    engine = model if isinstance(model, Engine) else Engine(*model)
     examples = task.held_out[name] if examples is None else examples
+    if isinstance(task, RecordTask):
+        if isinstance(model, Engine):
+            model = model.model, model.tokenizer  # type: ignore[assignment]
+        return _with_head(*model, task, name, examples, params or SamplingParams(), progress)  # type: ignore[misc]
+    engine = model if isinstance(model, Engine) else Engine(*model)
     if task.measures_loss:
         return _with_loss(engine, task, name, examples, params)
     started = time.perf_counter()
@@ -81,6 +97,116 @@ def evaluate(
     evaluation.tokens = sum(len(completion.ids) for completion in completions)
     evaluation.seconds = seconds
     return evaluation
+
+
+def _with_head(
+    model: Model,
+    tokenizer: Tokenizer,
+    task: RecordTask,
+    name: str,
+    records: Sequence[Row],
+    params: SamplingParams,
+    progress: Callable[[int], None],
+) -> Evaluation:
+    """The loss and the metrics of a model that has the head of the task; an encoder-decoder also writes its answers."""
+    examples, notes = task.objective.prepare(records)
+    scores, details = measure(task.objective, model, examples)
+    baseline = _baseline_of_head(task, records, examples)
+    if isinstance(task, TextToText):
+        started = time.perf_counter()
+        texts = translations(Engine(model, tokenizer), task, records, params, progress)
+        scores["texts_per_second"] = round(len(texts) / (time.perf_counter() - started), 2)
+        right = [task.references(record) for record in records]
+        compared, missing = text_scores(texts, right)
+        scores, baseline = scores | compared, text_scores(task.baseline(records), right)[0]
+        notes = [*notes, *missing]
+        pairs = spread(list(zip(records, texts, strict=True)), SAMPLES)
+        samples = [text_sample(task, record, text, name) for record, text in pairs]
+    else:
+        samples = predicted_samples(task, model, tokenizer, spread(records, SAMPLES), name)
+    main = next((key for key in MAIN_METRICS if key in scores), "loss")
+    first = {main: baseline[main]} if main in baseline else {}
+    return Evaluation(
+        {main: scores[main]} | scores | {"count": len(records)},
+        samples,
+        list(notes),
+        first | baseline,
+        task.baseline_name,
+        details,
+    )
+
+
+def _baseline_of_head(task: RecordTask, records: Sequence[Row], examples: Sequence[Any]) -> dict[str, float]:
+    """The metrics of the dumb baseline; of texts that find their own in a batch, the chance to hit it."""
+    if isinstance(task.objective, Contrastive):
+        return {"accuracy": len(batches_of(examples, BATCH_TOKENS)) / len(examples)}
+    right = references(task.objective, examples)
+    if right is None:
+        return {}
+    return metric_scores(task.objective, [task.parse(text) for text in task.baseline(records)], right)
+
+
+def text_scores(texts: Sequence[str], right: Sequence[Sequence[str]]) -> tuple[dict[str, float], list[str]]:
+    """BLEU, chrF and ROUGE of texts beside their references, and a note on each metric whose library is missing."""
+    scores: dict[str, float] = {}
+    notes = []
+    for metric in (partial(bleu, tokenize=AUTO), chrf, rouge):
+        try:
+            values: Mapping[str, float | str] = metric(texts, right)
+            scores |= {key: value for key, value in values.items() if isinstance(value, float)}
+        except InputError as error:
+            notes.append(error.message)
+    return scores, notes
+
+
+def translations(
+    engine: Engine,
+    task: TextToText,
+    records: Sequence[Row],
+    params: SamplingParams,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """The texts that an encoder-decoder writes greedily from the records' sources."""
+    rows = [task.objective.encode(record.value, record.place)[0].source for record in records]
+    texts: list[str] = []
+    for start in range(0, len(rows), ROWS):
+        texts += [completion.text.strip() for completion in engine.generate(rows[start : start + ROWS], params)]
+        progress(len(texts))
+    return texts
+
+
+def record_samples(
+    model: Model, tokenizer: Tokenizer, task: RecordTask, records: Sequence[Row], name: str, max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """The model's answers to some records, for the look during training."""
+    if not isinstance(task, TextToText):
+        return predicted_samples(task, model, tokenizer, records, name)
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    texts = translations(Engine(model, tokenizer), task, records, params)
+    return [text_sample(task, record, text, name) for record, text in zip(records, texts, strict=True)]
+
+
+def text_sample(task: TextToText, record: Row, text: str, name: str) -> dict[str, Any]:
+    """A record and the text that the model wrote."""
+    return {"set": name, "prompt": task.question(record), "reference": task.reference(record), "output": text}
+
+
+def predicted_samples(
+    task: RecordTask, model: Model, tokenizer: Any, records: Sequence[Row], name: str
+) -> list[dict[str, Any]]:
+    """Records with the model's predictions; none for objectives that predict nothing."""
+    objective = task.objective
+    if not hasattr(objective, "predict"):
+        return []
+    samples = []
+    for record in records:
+        examples, _ = objective.prepare([record])
+        batch = collate(objective, examples, 0)
+        text = task.prediction_text(examples, objective.predict(model, batch.to(model.device)))
+        reference = task.reference(record)
+        samples.append({"set": name, "prompt": task.question(record), "reference": reference, "output": text}
+                       | ({"correct": text == reference} if task.exact else {}))  # fmt: skip
+    return samples
 
 
 def _with_loss(

@@ -15,11 +15,11 @@ from quatrain.data.corpus import Corpus
 from quatrain.data.example_cache import cached_examples
 from quatrain.data.records import Row
 from quatrain.data.settings import DataSettings
-from quatrain.evaluation.metrics.objectives import evaluate
-from quatrain.evaluation.tasks import placed, said, score, spread
+from quatrain.evaluation.metrics.objectives import evaluate_objective
+from quatrain.evaluation.evaluate import evaluate, record_samples, spread
+from quatrain.generation.logits import SamplingParams
 from quatrain.loading.model import load_weights
 from quatrain.models.hub import ADAPTER_CONFIG
-from quatrain.models.transformer.settings import HEADS
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import streaming
 from quatrain.runs.chats import split as split_share
@@ -34,6 +34,8 @@ from quatrain.runs.material import as_wanted, corpus_of, fresh_model, model_fold
 from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult
 from quatrain.runs.stages.finetune import FinetuneStage
 from quatrain.runs.streaming import Make, Streamed
+from quatrain.tasks.kinds import record_task
+from quatrain.tasks.records import placed
 from quatrain.tokenizers.fit import check_fits
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.answers import ContextWindow
@@ -43,7 +45,6 @@ from quatrain.training.objectives.seq2seq import Seq2SeqExample
 from quatrain.training.objectives.tagging import TaggedWindow
 from quatrain.training.objectives.texts import EncodedText
 from quatrain.training.streams import BatchStream
-from quatrain.training.tasks import FORMATS, SCORE, make_objective
 
 KINDS = (EncodedText, TaggedWindow, ContextWindow, ChoiceExample, Seq2SeqExample, EmbeddingExample)
 """What examples of tasks are."""
@@ -56,10 +57,13 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
     if data.streaming:
         streaming.check(settings, data)
     corpus = open_corpus(settings, data)
-    labels = labels_of(settings, corpus)
-    model = with_dropout(model or starting_model(settings, context, tokenizer, labels), settings.train.dropout)
+    task = record_task(settings)
+    labels = task.labels(settings, corpus)
+    model = with_dropout(
+        model or starting_model(settings, context, tokenizer, labels), settings.train.dropout
+    )
     limit = longest(model, settings, model.config.context_length)
-    objective = make_objective(settings, tokenizer, corpus.format, labels, limit)
+    objective = task.make_objective(settings, tokenizer, corpus.format, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
     stream: BatchStream
     if data.streaming:
@@ -129,11 +133,11 @@ def prepare(
 
 def streamed_examples(settings: FinetuneStage, context: StageContext, corpus: Corpus, objective: Any) -> Streamed:
     """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
-    data, embed = context.recipe.data_of(settings), settings.objective == "embed"
+    data, related = context.recipe.data_of(settings), record_task(settings).related
 
     def make(part: str) -> Make:
         source = corpus if part == "source" else open_corpus(settings, data, part)
-        return lambda: streaming.of_records(objective, placed(source, related=embed), source.source)
+        return lambda: streaming.of_records(objective, placed(source, related=related), source.source)
 
     dev = make("dev") if data.dev is not None else None
     held = context.recipe.evaluate.examples if dev is not None or data.validation else 0
@@ -142,28 +146,19 @@ def streamed_examples(settings: FinetuneStage, context: StageContext, corpus: Co
 
 def open_corpus(settings: FinetuneStage, data: DataSettings, part: str = "source") -> Corpus:
     """The records of a part of the data: `source`, `dev` or `test`."""
-    wanted = FORMATS.get(settings.objective)
+    wanted = record_task(settings).format
     if data.format is not None and wanted is not None and data.format != wanted:
         raise InputError(f"data.format: {data.format}; objective {settings.objective} reads {wanted}. Leave it out.")
     return corpus_of(data, part, format=wanted)
 
 
-def labels_of(settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
-    """The names of classes or tags, in their order."""
-    if settings.objective == "regress":
-        return SCORE
-    if settings.objective not in ("classify", "tag"):
-        return ()
-    return tuple(settings.labels) or tuple(corpus.labels())
-
-
 def split(settings: FinetuneStage, context: StageContext, corpus: Corpus) -> tuple[list[Row], list[Row]]:
     """The records to learn, and those of validations: of `data.dev`, or a random share of the source."""
     data = context.recipe.data_of(settings)
-    embed = settings.objective == "embed"
-    learned = list(placed(corpus, related=embed))
+    related = record_task(settings).related
+    learned = list(placed(corpus, related=related))
     if data.dev is not None:
-        return learned, list(placed(open_corpus(settings, data, "dev"), related=embed))
+        return learned, list(placed(open_corpus(settings, data, "dev"), related=related))
     return split_share(learned, data.validation, context.seed)
 
 
@@ -171,11 +166,9 @@ def starting_model(
     settings: FinetuneStage, context: StageContext, tokenizer: Tokenizer, labels: Sequence[str]
 ) -> Model:
     """The model so far under the task's head, or fresh weights of the recipe's shape."""
-    head = HEADS[settings.objective]
+    task = record_task(settings)
+    head, more = task.head, task.head_options(labels)
     folder = model_folder_of(context)
-    more: dict[str, Any] = {"labels": tuple(labels)} if labels else {}
-    if head == "sequence_classification":
-        more["problem"] = "regression" if settings.objective == "regress" else "single"
     if folder is None:
         model = fresh_model(context, tokenizer, head=head, **more)
         model.newly_initialized = [name for name, _ in model.named_parameters() if is_of_head(name)]
@@ -198,7 +191,7 @@ def validation(learning: TrainingJob) -> Validate | None:
         return None
 
     def validate(model: Model) -> dict[str, float]:
-        found = evaluate(learning.objective, model, learning.held_out)
+        found = evaluate_objective(learning.objective, model, learning.held_out)
         return {f"validation_{name}": value for name, value in found.items()}
 
     return validate
@@ -206,6 +199,7 @@ def validation(learning: TrainingJob) -> Validate | None:
 
 def sampling(settings: FinetuneStage, context: StageContext, learning: TrainingJob) -> Sample:
     """What shows the model's answers to a few records, the same ones every time; they are read at the first look."""
+    task = record_task(settings)(learning.objective)
     known: list[tuple[str, list[Row]]] = []
     longest = context.recipe.evaluate.max_new_tokens
 
@@ -214,7 +208,7 @@ def sampling(settings: FinetuneStage, context: StageContext, learning: TrainingJ
             name, records = records_to_score(settings, context)
             known.append((name, spread(records, PREVIEW_SAMPLES)))
         name, records = known[0]
-        return said(learning.objective, model, learning.tokenizer, records, name=name, max_new_tokens=longest)
+        return record_samples(model, learning.tokenizer, task, records, name, longest)
 
     return sample
 
@@ -232,11 +226,13 @@ def measure(
     if not records:
         result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
         return
-    longest = context.recipe.evaluate.max_new_tokens
-    found = score(objective, model, tokenizer, records, context.reporter, name=name, max_new_tokens=longest)
-    result.scores, result.samples = {name: found.scores}, found.samples
-    result.extra |= found.details
-    context.reporter.score(name, found.scores)
+    task = record_task(settings)(objective)
+    params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
+    with context.reporter.task("answering", total=len(records), unit="text") as bar:
+        evaluation = evaluate((model, tokenizer), task, name, records, params=params, progress=bar.update)
+    for note in evaluation.notes:
+        context.reporter.warn(f"{name}: {note}")
+    result.add(name, evaluation, context.reporter)
 
 
 def records_to_score(settings: FinetuneStage, context: StageContext) -> tuple[str, list[Row]]:
@@ -245,9 +241,9 @@ def records_to_score(settings: FinetuneStage, context: StageContext) -> tuple[st
     for name in ("test", "dev"):
         if getattr(data, name) is not None:
             corpus = open_corpus(settings, data, name)
-            return name, list(islice(placed(corpus, related=settings.objective == "embed"), limit))
+            return name, list(islice(placed(corpus, related=record_task(settings).related), limit))
     if data.streaming:
         corpus = open_corpus(settings, data)
         count = limit if data.validation else 0
-        return "held out", list(islice(placed(corpus, related=settings.objective == "embed"), count))
+        return "held out", list(islice(placed(corpus, related=record_task(settings).related), count))
     return "held out", split(settings, context, open_corpus(settings, data))[1][:limit]

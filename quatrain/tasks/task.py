@@ -59,6 +59,8 @@ class Task(ABC, Generic[Example]):
     """What the dumb baseline answers, in a few words."""
     reference_name = "reference"
     """What messages call an example's reference."""
+    objective: Any = None
+    """The training objective of a task that a model's head answers; None where the model answers with text."""
     measures_loss = False
     """Whether evaluation measures the loss of the references too (`encode`)."""
 

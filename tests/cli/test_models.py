@@ -264,7 +264,7 @@ def test_evaluate_runs_the_sql_that_a_model_says(
     found = json.loads(capsys.readouterr().out)
     (scores,) = found["scores"].values()
     assert scores == {"execution_accuracy": pytest.approx(1 / 3), "exact_match": 0, "count": 3}
-    assert "1 questions are longer than the 256 tokens" in found["notes"][0]
+    assert "1 prompts are longer than the model's context of 256 tokens" in found["notes"][0]
     assert main(["evaluate", str(chats), str(source), "--databases", str(tmp_path / "zoo.sqlite")]) == 0
     shown = capsys.readouterr().out
     assert "33.3%" in shown and "wrong, only reading with SELECT is allowed; expected: select name from pets" in shown

@@ -4,7 +4,7 @@ from quatrain.evaluation.metrics.answers import normalized, squad, token_f1
 from quatrain.evaluation.metrics.classification import accuracy, f1, matthews, pearson, spearman
 from quatrain.evaluation.metrics.entities import entities, entity_f1
 from quatrain.evaluation.metrics.likelihood import bits_per, perplexity
-from quatrain.evaluation.metrics.objectives import evaluate
+from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.evaluation.metrics.texts import bleu, chrf, rouge
 
 __all__ = [
@@ -23,5 +23,5 @@ __all__ = [
     "rouge",
     "perplexity",
     "bits_per",
-    "evaluate",
+    "evaluate_objective",
 ]

@@ -16,12 +16,15 @@ from quatrain.training import objectives as kinds
 
 LANGUAGE = (kinds.Causal, kinds.Masked, kinds.SpanCorruption, kinds.Denoising, kinds.Seq2Seq)
 
+BATCH_TOKENS = 8192
+"""Tokens, padding included, that are evaluated together."""
+
 DETAILED = 64
 """Labels up to which the table of confusions is kept."""
 
 
-def evaluate(
-    objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = 8192, seed: int = 0
+def evaluate_objective(
+    objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS, seed: int = 0
 ) -> dict[str, float]:
     """{"loss": mean, and the task's metrics} of a model on examples that the objective has prepared.
 
@@ -31,13 +34,13 @@ def evaluate(
     example's place alone, so that two evaluations hide the same. The model is left as it was. Raises InputError for
     no example.
     """
-    return judge(objective, model, examples, batch_tokens=batch_tokens, seed=seed)[0]
+    return measure(objective, model, examples, batch_tokens=batch_tokens, seed=seed)[0]
 
 
-def judge(
-    objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = 8192, seed: int = 0
+def measure(
+    objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """As `evaluate`, and of classes and tags what is behind the scores, where there are at most 64 of them.
+    """As `evaluate_objective`, and of classes and tags what is behind the scores, where there are at most 64 of them.
 
     {"confusion": {"labels", "counts"}, "by_label": rows of label, precision, recall, f1, count}; of tags that are
     spans, the rows are the types of spans.
@@ -67,7 +70,7 @@ def _run(
     total, weight, sums = 0.0, 0, dict[str, float]()
     answers: list[Any] = [None] * len(examples)
     predicts = hasattr(objective, "predict")
-    for places in _batches(examples, batch_tokens):
+    for places in batches_of(examples, batch_tokens):
         part = [examples[place] for place in places]
         batch = kinds.collate(objective, part, [(seed, place) for place in places]).to(model.device)
         loss, count, metrics = objective.loss(model, batch)
@@ -84,7 +87,7 @@ def _run(
     return total, weight, sums, answers
 
 
-def _batches(examples: Sequence[Any], batch_tokens: int) -> list[list[int]]:
+def batches_of(examples: Sequence[Any], batch_tokens: int) -> list[list[int]]:
     """Places of examples of about the same length, so that little is padding."""
     order = sorted(range(len(examples)), key=lambda place: -len(examples[place]))
     batches: list[list[int]] = [[]]
@@ -111,37 +114,68 @@ def _details(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dic
     return {}
 
 
-def _scores(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, float]:
+def references(objective: Any, examples: Sequence[Any]) -> list[Any] | None:
+    """What is right, in the form that `scores` takes; None for objectives without predictions to compare."""
     if isinstance(objective, kinds.SequenceClassification):
-        return _of_texts(objective, [example.label for example in examples], answers)
+        labels = [example.label for example in examples]
+        if objective.problem == "single":
+            return labels
+        if objective.problem == "several":
+            return [[number for number, value in enumerate(row) if value] for row in labels]
+        return [row[0] for row in labels] if len(objective.labels) == 1 else None
     if isinstance(objective, kinds.TokenClassification):
-        return _of_tags(objective, examples, answers)
+        return list(objective.truths(examples))
     if isinstance(objective, kinds.ExtractiveQA):
-        questions = [example for example in examples if example.first]
-        may_be_none = any(not question.answers for question in questions)
-        best = kinds.best_answers(examples, answers, may_be_none=may_be_none)
-        return squad([ranked[0].text for ranked in best], [question.answers for question in questions])
+        return [example.answers for example in examples if example.first]
     if isinstance(objective, kinds.CosineSimilarity):
-        return _correlations(answers, [example.score for example in examples])
-    return {}
+        return [example.score for example in examples]
+    if isinstance(objective, kinds.MultipleChoice):
+        return [example.label for example in examples]
+    return None
 
 
-def _of_texts(objective: Any, labels: list[Any], answers: list[Any]) -> dict[str, float]:
+def scores(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+    """The metrics that papers quote for the objective's task, of predictions beside what is right."""
+    if isinstance(objective, kinds.SequenceClassification):
+        return _of_labels(objective, predictions, references)
+    if isinstance(objective, kinds.TokenClassification):
+        return _of_tags(objective, predictions, references)
+    if isinstance(objective, kinds.ExtractiveQA):
+        return squad(predictions, references)
+    if isinstance(objective, kinds.CosineSimilarity):
+        return _correlations(predictions, references)
+    return {"accuracy": accuracy(predictions, references)}
+
+
+def _scores(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, float]:
+    """The metrics of what `predict` has returned for each example."""
+    right = references(objective, examples)
+    if right is None:
+        return {}
+    if isinstance(objective, kinds.TokenClassification):
+        return scores(objective, objective.sentences(examples, answers), right)
+    if isinstance(objective, kinds.ExtractiveQA):
+        best = kinds.best_answers(examples, answers, may_be_none=not all(right))
+        return scores(objective, [ranked[0].text for ranked in best], right)
+    return scores(objective, answers, right)
+
+
+def _of_labels(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
     if objective.problem == "single":
-        found = {"accuracy": accuracy(answers, labels), "f1_macro": f1(answers, labels)["f1"]}
-        return found if len(objective.labels) != 2 else {**found, "matthews": matthews(answers, labels)}
+        found = {"accuracy": accuracy(predictions, references), "f1_macro": f1(predictions, references)["f1"]}
+        return found if len(objective.labels) != 2 else {**found, "matthews": matthews(predictions, references)}
     if objective.problem == "several":
-        held = [[number for number, value in enumerate(row) if value] for row in labels]
         return {
-            "accuracy": accuracy(answers, held),
-            "f1_micro": f1(answers, held, average="micro")["f1"],
-            "f1_macro": f1(answers, held)["f1"],
+            "accuracy": accuracy(predictions, references),
+            "f1_micro": f1(predictions, references, average="micro")["f1"],
+            "f1_macro": f1(predictions, references)["f1"],
         }
-    return _correlations(answers, [row[0] for row in labels]) if len(objective.labels) == 1 else {}
+    return _correlations(predictions, references)
 
 
-def _of_tags(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, float]:
-    predicted, true = objective.sentences(examples, answers), objective.truths(examples)
+def _of_tags(
+    objective: Any, predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]
+) -> dict[str, float]:
     flat = [[tag for sentence in side for tag in sentence] for side in (predicted, true)]
     found = {"accuracy": accuracy(*flat)}
     if _are_spans(objective.labels):
@@ -153,7 +187,7 @@ def _are_spans(labels: Sequence[str]) -> bool:
     return "O" in labels and all(label.partition("-")[0] in PREFIXES for label in labels)
 
 
-def _correlations(predictions: list[float], references: list[float]) -> dict[str, float]:
+def _correlations(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
     """None where one side is constant or alone: there is no number to give."""
     if len(set(predictions)) < 2 or len(set(references)) < 2:
         return {}

@@ -25,7 +25,7 @@ def run(settings: EvaluateStage, context: StageContext) -> StageResult:
     from quatrain.runs import tasks
     from quatrain.runs.assess import assess
     from quatrain.runs.material import model_of, tokenizer_of
-    from quatrain.training.tasks import labels_of_model, make_objective
+    from quatrain.tasks.kinds import record_task
 
     model = model_of(context)
     result = StageResult(parameters=model.num_parameters())
@@ -36,7 +36,9 @@ def run(settings: EvaluateStage, context: StageContext) -> StageResult:
     tokenizer = tokenizer_of(context)
     corpus = tasks.open_corpus(task, context.recipe.data_of(task))
     limit = task.context or model.config.context_length
-    objective = make_objective(task, tokenizer, corpus.format, labels_of_model(task, model.config), limit)
+    kind = record_task(task)
+    labels = kind.model_labels(model.config.labels)
+    objective = kind.make_objective(task, tokenizer, corpus.format, labels, limit)
     tasks.measure(task, context, objective, model, tokenizer, result)
     return result
 
@@ -48,8 +50,8 @@ def task_of(settings: EvaluateStage, context: StageContext, model: Model) -> Fin
     """
     from quatrain.runs.stages import spec_of
     from quatrain.runs.stages.finetune import FinetuneStage
+    from quatrain.tasks.kinds import OF_HEAD, task_of_model
     from quatrain.training.settings import TrainSettings
-    from quatrain.training.tasks import OF_HEAD, task_of_model
 
     earlier = context.recipe.stage[: context.index]
     taught = [stage for stage in earlier if spec_of(stage).teaches(stage) in ("chat", "task")]

@@ -1,0 +1,118 @@
+"""Tasks whose examples are typed records, answered by a model with the head of the task or by an encoder-decoder.
+
+A task names the format of its data (`quatrain.data.formats`), the head, and the training objective. `quatrain.tasks.kinds`
+lists the tasks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from quatrain.data.corpus import Corpus
+from quatrain.data.records import Fault, Pair, Row
+from quatrain.tasks.task import Score, Task
+from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.training.settings import FinetuneStage
+
+
+class RecordTask(Task[Row]):
+    """Records of one format, and the training objective that a model learns them by.
+
+    Completions are texts. `parse` turns one into a prediction as the metrics take it: a label's number, a list of tags,
+    a number, a text.
+    """
+
+    format: ClassVar[str | None]
+    """The format of the records; None where there are several."""
+    head: ClassVar[str]
+    """The head of a model of this task, as `ModelConfig.head` names it."""
+    related: ClassVar[bool] = False
+    """Whether pairs of texts are texts that mean the same."""
+    exact: ClassVar[bool] = False
+    """Whether a sample is either right or wrong."""
+
+    def __init__(self, objective: Any):
+        super().__init__()
+        self.objective = objective
+
+    @classmethod
+    def make_objective(
+        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+    ) -> Any:
+        """The training objective, for data of this format and rows of at most `limit` tokens."""
+        raise NotImplementedError(f"{cls.name} has no objective")
+
+    @classmethod
+    def labels(cls, settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
+        """The names of the model's labels, in order."""
+        return ()
+
+    @classmethod
+    def model_labels(cls, labels: Sequence[str]) -> tuple[str, ...]:
+        """The names of the labels of a model that has learned the task."""
+        return tuple(labels)
+
+    @classmethod
+    def head_options(cls, labels: Sequence[str]) -> dict[str, Any]:
+        """Fields of the model's configuration that the head needs."""
+        return {"labels": tuple(labels)} if labels else {}
+
+    def messages(self, example: Row) -> list[dict[str, Any]]:
+        return [
+            {"role": "user", "content": self.question(example)},
+            {"role": "assistant", "content": self.reference(example)},
+        ]
+
+    def question(self, example: Row) -> str:
+        raise NotImplementedError
+
+    def reference(self, example: Row) -> str:
+        raise NotImplementedError
+
+    def score(self, example: Row, completion: str) -> Score:
+        return Score({"accuracy": float(completion.strip() == self.reference(example))})
+
+    def parse(self, completion: str) -> Any:
+        """A completion as the metrics take it."""
+        return completion
+
+    def prediction_text(self, examples: Sequence[Any], predictions: Sequence[Any]) -> str:
+        """The model's prediction of one record as people read it."""
+        return f"{float(predictions[0]):.3g}"
+
+
+def text_pair(record: Row) -> str:
+    """The text of a labelled record, with the second text of a pair below it."""
+    other = record.value.get("text_pair")
+    return str(record.value["text"]) + (f"\n{other}" if other else "")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return re.findall(r"\w+", text.lower())
+
+
+def overlap(one: str, other: str) -> float:
+    """The share of words that two texts have in common (Jaccard)."""
+    first, second = set(words_of(one)), set(words_of(other))
+    return len(first & second) / max(1, len(first | second))
+
+
+def placed(corpus: Corpus, *, related: bool = False) -> Iterator[Row]:
+    """The records of a corpus with their places, as objectives take them; rows that are none have a `fault`.
+
+    With `related`, pairs of texts are texts that mean the same: an anchor and its positive.
+    """
+    for row in corpus.rows():
+        try:
+            records = corpus.convert(row)
+        except Fault as fault:
+            yield from (Row(row.place, fault=str(each)) for each in fault.all)
+            continue
+        for record in records:
+            value: Any = record.fields()
+            if related and isinstance(record, Pair):
+                value = {"anchor": record.source, "positive": record.target}
+            yield Row(row.place, value)
