@@ -80,9 +80,8 @@ def evaluate(
     """
     examples = task.held_out[name] if examples is None else examples
     if isinstance(task, RecordTask):
-        if isinstance(model, Engine):
-            model = model.model, model.tokenizer  # type: ignore[assignment]
-        return _with_head(*model, task, name, examples, params or SamplingParams(), progress)  # type: ignore[misc]
+        network, tokenizer = (model.model, model.tokenizer) if isinstance(model, Engine) else model
+        return _with_head(network, tokenizer, task, name, examples, params or SamplingParams(), progress)
     engine = model if isinstance(model, Engine) else Engine(*model)
     if task.measures_loss:
         return _with_loss(engine, task, name, examples, params)
@@ -101,7 +100,7 @@ def evaluate(
 
 def _with_head(
     model: Model,
-    tokenizer: Tokenizer,
+    tokenizer: Any,
     task: RecordTask,
     name: str,
     records: Sequence[Row],

@@ -15,8 +15,8 @@ from quatrain.data.corpus import Corpus
 from quatrain.data.example_cache import cached_examples
 from quatrain.data.records import Row
 from quatrain.data.settings import DataSettings
-from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.evaluation.evaluate import evaluate, record_samples, spread
+from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.generation.logits import SamplingParams
 from quatrain.loading.model import load_weights
 from quatrain.models.hub import ADAPTER_CONFIG

@@ -21,13 +21,13 @@ from torch import Tensor
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
+from quatrain.tasks.extractive_qa import STRIDE
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.answers import ExtractiveQA, best_answers
 from quatrain.training.objectives.base import forward
 from quatrain.training.objectives.classification import MultipleChoice
 from quatrain.training.objectives.tagging import TokenClassification
 from quatrain.training.objectives.texts import EncodedText, TextObjective
-from quatrain.training.tasks import STRIDE
 
 BATCH = 32
 """Inputs that are read together."""

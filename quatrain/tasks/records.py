@@ -1,7 +1,7 @@
 """Tasks whose examples are typed records, answered by a model with the head of the task or by an encoder-decoder.
 
-A task names the format of its data (`quatrain.data.formats`), the head, and the training objective. `quatrain.tasks.kinds`
-lists the tasks.
+A task names the format of its data (`quatrain.data.formats`), the head, and the training objective.
+`quatrain.tasks.kinds` lists the tasks.
 """
 
 from __future__ import annotations
