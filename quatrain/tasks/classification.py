@@ -11,7 +11,7 @@ from quatrain.data.records import Row
 from quatrain.tasks.records import RecordTask, text_pair, words_of
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import MultipleChoice, SequenceClassification
-from quatrain.training.settings import FinetuneStage
+from quatrain.training.settings import TaskSettings
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SCORE = ("score",)
@@ -29,12 +29,12 @@ class Classification(RecordTask):
 
     @classmethod
     def make_objective(
-        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> SequenceClassification:
         return SequenceClassification(tokenizer, labels, max_length=limit, numbered=bool(settings.labels))
 
     @classmethod
-    def labels(cls, settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
+    def labels(cls, settings: TaskSettings, corpus: Corpus) -> tuple[str, ...]:
         return tuple(settings.labels) or tuple(corpus.labels())
 
     @classmethod
@@ -69,13 +69,13 @@ class Regression(RecordTask):
 
     @classmethod
     def make_objective(
-        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> SequenceClassification:
         numbered = bool(settings.labels)
         return SequenceClassification(tokenizer, labels, problem="regression", max_length=limit, numbered=numbered)
 
     @classmethod
-    def labels(cls, settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
+    def labels(cls, settings: TaskSettings, corpus: Corpus) -> tuple[str, ...]:
         return SCORE
 
     @classmethod
@@ -111,7 +111,7 @@ class BestChoice(RecordTask):
 
     @classmethod
     def make_objective(
-        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> MultipleChoice:
         return MultipleChoice(tokenizer, max_length=limit)
 

@@ -9,7 +9,7 @@ from quatrain.data.records import Row
 from quatrain.tasks.records import RecordTask, overlap, text_pair
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import Contrastive, CosineSimilarity
-from quatrain.training.settings import FinetuneStage
+from quatrain.training.settings import TaskSettings
 
 
 class Similarity(RecordTask):
@@ -23,7 +23,7 @@ class Similarity(RecordTask):
 
     @classmethod
     def make_objective(
-        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> Contrastive | CosineSimilarity:
         if format == "pair":
             return Contrastive(tokenizer, temperature=settings.temperature, max_length=limit)

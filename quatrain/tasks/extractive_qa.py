@@ -11,7 +11,7 @@ from quatrain.tasks.records import RecordTask, overlap
 from quatrain.tasks.task import Score
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import ExtractiveQA, best_answers
-from quatrain.training.settings import FinetuneStage
+from quatrain.training.settings import TaskSettings
 
 STRIDE = 128
 """Tokens that two windows of a long text share, unless the stage says otherwise or the context is short."""
@@ -27,7 +27,7 @@ class QuestionAnswering(RecordTask):
 
     @classmethod
     def make_objective(
-        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> ExtractiveQA:
         stride = min(STRIDE, limit // 3) if settings.stride is None else settings.stride
         return ExtractiveQA(tokenizer, max_length=limit, stride=stride)

@@ -12,7 +12,7 @@ from quatrain.tasks.extractive_qa import QuestionAnswering
 from quatrain.tasks.records import RecordTask
 from quatrain.tasks.seq2seq import TextToText
 from quatrain.tasks.tagging import Tagging
-from quatrain.training.settings import FinetuneStage, TrainSettings
+from quatrain.training.settings import TaskSettings
 
 RECORD_TASKS: dict[str, type[RecordTask]] = {
     kind.name: kind
@@ -22,12 +22,12 @@ OF_HEAD = {kind.head: kind for kind in RECORD_TASKS.values() if kind is not Regr
 """The task of each head; a classification head with one number is of regression (`task_of_model`)."""
 
 
-def record_task(settings: FinetuneStage) -> type[RecordTask]:
+def record_task(settings: TaskSettings) -> type[RecordTask]:
     """The task of a stage."""
     return RECORD_TASKS[settings.objective]
 
 
-def task_of_model(config: ModelConfig, *, source_prefix: str = "") -> FinetuneStage:
+def task_of_model(config: ModelConfig, *, source_prefix: str = "") -> TaskSettings:
     """The stage that would teach the task that a model's head and labels are for.
 
     Raises InputError for a head without a task, and for models with several labels or numbers at once.
@@ -41,4 +41,4 @@ def task_of_model(config: ModelConfig, *, source_prefix: str = "") -> FinetuneSt
             raise InputError("The model predicts several labels or numbers at once, which cannot be evaluated here.")
         kind = Regression.name
     # The labels are the model's own: `labels` of a stage would say what numbers in the data stand for.
-    return FinetuneStage(objective=kind, source_prefix=source_prefix, train=TrainSettings(steps=1, warmup_steps=0))
+    return TaskSettings(objective=kind, source_prefix=source_prefix)

@@ -14,7 +14,7 @@ from quatrain.data.corpus import Corpus
 from quatrain.data.records import Fault, Pair, Row
 from quatrain.tasks.task import Score, Task
 from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training.settings import FinetuneStage
+from quatrain.training.settings import TaskSettings
 
 
 class RecordTask(Task[Row]):
@@ -39,13 +39,13 @@ class RecordTask(Task[Row]):
 
     @classmethod
     def make_objective(
-        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> Any:
         """The training objective, for data of this format and rows of at most `limit` tokens."""
         raise NotImplementedError(f"{cls.name} has no objective")
 
     @classmethod
-    def labels(cls, settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
+    def labels(cls, settings: TaskSettings, corpus: Corpus) -> tuple[str, ...]:
         """The names of the model's labels, in order."""
         return ()
 

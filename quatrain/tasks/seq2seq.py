@@ -9,7 +9,7 @@ from quatrain.data.records import Row
 from quatrain.tasks.records import RecordTask
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import Seq2Seq
-from quatrain.training.settings import FinetuneStage
+from quatrain.training.settings import TaskSettings
 
 LEAD = 3
 """Turns or sentences of the source that the dumb baseline takes."""
@@ -25,7 +25,7 @@ class TextToText(RecordTask):
 
     @classmethod
     def make_objective(
-        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> Seq2Seq:
         return Seq2Seq(
             tokenizer,

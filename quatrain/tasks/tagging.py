@@ -11,7 +11,7 @@ from quatrain.data.records import Row
 from quatrain.tasks.records import RecordTask
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import TokenClassification
-from quatrain.training.settings import FinetuneStage
+from quatrain.training.settings import TaskSettings
 
 
 class Tagging(RecordTask):
@@ -25,13 +25,13 @@ class Tagging(RecordTask):
 
     @classmethod
     def make_objective(
-        cls, settings: FinetuneStage, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> TokenClassification:
         stride, numbered = settings.stride or 0, bool(settings.labels)
         return TokenClassification(tokenizer, labels, max_length=limit, stride=stride, numbered=numbered)
 
     @classmethod
-    def labels(cls, settings: FinetuneStage, corpus: Corpus) -> tuple[str, ...]:
+    def labels(cls, settings: TaskSettings, corpus: Corpus) -> tuple[str, ...]:
         return tuple(settings.labels) or tuple(corpus.labels())
 
     def question(self, example: Row) -> str:

@@ -13,7 +13,7 @@ from quatrain.data import token_file
 from quatrain.data.batches import TokenExample
 from quatrain.data.documents import DocumentChunk
 from quatrain.data.token_file import TokenFile
-from quatrain.evaluation.metrics.objectives import evaluate
+from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.settings import HEADS
@@ -202,7 +202,7 @@ def make_validation(
 
 def held_out_loss(model: Model, objective: Objective, examples: Sequence[Any]) -> dict[str, float]:
     """Loss and metrics, each as "validation_…"; the same tokens are hidden every time."""
-    return {f"validation_{name}": value for name, value in evaluate(objective, model, examples).items()}
+    return {f"validation_{name}": value for name, value in evaluate_objective(objective, model, examples).items()}
 
 
 def parts_of_documents(file: TokenFile, length: int) -> list[TokenExample]:
