@@ -238,9 +238,7 @@ class TaskSpec(Protocol):
 
 def specs() -> list[TaskSpec]:
     """The spec of every task that has one, found by its place in `quatrain/tasks`."""
-    import quatrain.tasks
-
-    names = [module.name for module in iter_modules(quatrain.tasks.__path__) if module.ispkg]
+    names = [module.name for module in iter_modules([str(Path(__file__).parent)]) if module.ispkg]
     return [import_module(f"quatrain.tasks.{name}.task").SPEC for name in names]
 
 
