@@ -91,7 +91,7 @@ def _show(told: Preflight, left: list[str]) -> None:
     for line in left:
         show(f"warning: {line}")
     for line in told.skipped:
-        show(f"{line}.")
+        show(line)
     if told.problems:
         console.print(Text("This cannot work:", style="bold red"))
         for problem in told.problems:
