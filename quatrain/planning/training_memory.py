@@ -33,7 +33,7 @@ from quatrain.models.transformer.stack import Model
 from quatrain.planning.limits import estimating, least_parameters
 from quatrain.training import adamw8bit, memory
 from quatrain.training.acceleration import activation_checkpointing
-from quatrain.training.chunked_loss import chunking, summed_language_loss
+from quatrain.training.chunked_loss import chunking, products, summed_language_loss
 from quatrain.training.optimizers import Muon, make_optimizers
 from quatrain.training.paged import Paged
 from quatrain.training.precision import DTYPES, Precision
@@ -41,6 +41,10 @@ from quatrain.training.settings import TrainSettings
 
 MOST_LAYERS = 500
 """Most layers that are estimated; the largest published models have about 130."""
+
+MOST_PRODUCTS = 50_000
+"""Most products of a loss in chunks that are estimated, about a minute; 500,000 tokens at once of 128,000 words are
+below."""
 
 LARGEST_TENSOR = 2**60
 """In elements; bytes are counted in 64 bits."""
@@ -94,7 +98,7 @@ def training_memory(
     reading the model and converting its weights. Raises InputError for an adapter that does not fit the model.
     """
     device = torch.device(device)
-    _check_countable(config, rows, length)
+    _check_countable(config, rows, length, device)
     with (
         estimating(),
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -152,7 +156,7 @@ def step_activations(
     return {part: memory.parts[part] for part in ("activations", "logits")}
 
 
-def _check_countable(config: ModelConfig, rows: int, length: int) -> None:
+def _check_countable(config: ModelConfig, rows: int, length: int, device: torch.device) -> None:
     """Refuse shapes whose simulation would take long, or whose tensors have sizes beyond 64 bits."""
     if config.num_hidden_layers > MOST_LAYERS:
         raise InputError(
@@ -164,6 +168,11 @@ def _check_countable(config: ModelConfig, rows: int, length: int) -> None:
         raise InputError(
             f"{rows:,} rows of {length:,} tokens for a model with at least {least_parameters(config):,} weights: too "
             "large to be reckoned; make train.batch_tokens, context or the model smaller"
+        )
+    if config.head in LANGUAGE_HEADS and products(rows * length, config.vocab_size, device) > MOST_PRODUCTS:
+        raise InputError(
+            f"{rows:,} rows of {length:,} tokens, each with {config.vocab_size:,} logits: too large to be reckoned; make "
+            "train.batch_tokens smaller, or train.accumulation larger"
         )
 
 

@@ -155,6 +155,12 @@ def _tokens(weight: Tensor) -> list[slice]:
     return [slice(start, min(start + size, len(weight))) for start in range(0, len(weight), size)]
 
 
+def products(tokens: int, vocabulary: int, device: torch.device) -> int:
+    """How many matrix products the logits of so many tokens take where they are computed in chunks."""
+    most = max(1, CHUNK.get(device.type, CHUNK["else"]) // vocabulary)
+    return -(-tokens // most) * -(-vocabulary // TOKENS.get(device.type, TOKENS["else"]))
+
+
 class _Chunks:
     """Logits of one chunk of rows after another before any soft cap, each in the memory of the one before."""
 

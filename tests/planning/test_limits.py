@@ -96,6 +96,16 @@ def test_a_large_training_is_estimated() -> None:
     assert found.peak > 50e9
 
 
+@pytest.mark.parametrize(("rows", "vocabulary"), [(10**11, 60), (100, 10**8)])
+def test_losses_of_too_many_chunks_are_not_gone_through(rows: int, vocabulary: int) -> None:
+    """A simulation takes a moment for each product; this many took minutes and gigabytes."""
+    config = family("llama").from_hf(tiny("llama")).with_(vocab_size=vocabulary)
+    start = time.process_time()
+    with pytest.raises(InputError, match="logits: too large to be reckoned"):
+        training_memory(config, TrainSettings(steps=1), rows=rows, length=40, precision="float32")
+    assert time.process_time() - start < 5
+
+
 @pytest.mark.parametrize(("rows", "length"), [(10**12, 16), (1, 10**13), (10**18, 10**18)])
 def test_batches_that_nothing_holds(rows: int, length: int) -> None:
     config = family("llama").from_hf(tiny("llama"))
