@@ -30,7 +30,7 @@ LAYERS = [
 """From the lowest up: a module imports modules of its own layer and of those below. `docs/decisions/0003-layers.md`."""
 
 COMES_WITH = {"markupsafe": "jinja2"}
-IMPORTED_AS = {"scikit-learn": "sklearn", "lingua-language-detector": "lingua", "rouge-score": "rouge_score"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "rouge-score": "rouge_score"}
 LONGEST_FUNCTION = 90
 MOST_PARAMETERS = 13
 
@@ -232,6 +232,22 @@ def test_what_is_imported_is_declared():
             elif name in at_load:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {top} belongs to an extra; import it where it is used")
     assert not wrong, "\n".join(wrong)
+
+
+def test_extras_are_declared_once_something_imports_them():
+    """By an import, or by name where a library is looked for; protobuf is what sentencepiece's model is read with."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    package = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    benchmarks = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    idle = []
+    for extra in extras.keys() - {"test", "test-weights", "dev"}:
+        for requirement in extras[extra]:
+            name = re.match(r"[\w-]+", requirement).group()
+            name = IMPORTED_AS.get(name, name.replace("-", "_"))
+            use = rf"(?:import|from) {name}\b|\"{name}(?:\.\w+)*\""
+            if name != "protobuf" and not re.search(use, benchmarks if extra == "hf" else package):
+                idle.append(f"{extra}: {requirement}")
+    assert not idle, idle
 
 
 def test_every_dependency_has_its_pinned_version():

@@ -171,13 +171,6 @@ def _is_quoted(lines: Sequence[str], shape: Shape) -> bool:
     return bool(raw) and marked[0] and between in raw[0] and (all(marked) or _NAME.match(raw[0][1:]) is not None)
 
 
-def is_header(row: Sequence[str]) -> bool:
-    """Whether a table's first row names its columns: each cell is like a name, none twice; the first may be empty."""
-    names = [name.strip() for name in row]
-    rest = names[1:] if len(names) > 1 and not names[0] else names
-    return len(set(names)) == len(names) and all(_NAME.fullmatch(name) for name in rest)
-
-
 def names_columns(rows: Sequence[Sequence[str]], known: Callable[[Sequence[str]], bool]) -> bool:
     """Whether the first of some rows is a header. `known` says whether some names tell a format.
 

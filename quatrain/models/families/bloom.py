@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.models.families.llama import REWARD
-from quatrain.models.families.mapping import Family, Head, Key
+from quatrain.models.families.llama import classifier_heads, heads
+from quatrain.models.families.mapping import Family, Key
 from quatrain.models.families.weights import Operation, Rename, Split, renames
 from quatrain.models.transformer.config import ModelConfig
 
@@ -84,21 +84,7 @@ FAMILIES = (
             Key("tie_word_embeddings", "tie_word_embeddings", True),
         ),
         operations=BODY,
-        heads={
-            "causal": Head("BloomForCausalLM", [Rename("lm_head.weight", "lm_head.weight")]),
-            "sequence_classification": Head(
-                "BloomForSequenceClassification", [Rename("score.weight", "score.weight")]
-            ),
-            "token_classification": Head(
-                "BloomForTokenClassification", renames("classifier", "score"), settings={"score_bias": True}
-            ),
-            "question_answering": Head(
-                "BloomForQuestionAnswering", renames("qa_outputs", "score"), settings={"score_bias": True}
-            ),
-            "value": Head("BloomForSequenceClassification", [Rename("score.weight", "score.weight")], extra=REWARD),
-            "none": Head("BloomModel", prefix=""),
-            "embedding": Head("BloomModel", prefix=""),
-        },
+        heads={**heads("Bloom", spans=None), **classifier_heads("Bloom")},
         fixed={
             "position": "alibi",
             "norm": "layer",

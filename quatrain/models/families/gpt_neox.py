@@ -10,7 +10,7 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.models.families import rope
 from quatrain.models.families.bloom import fused
-from quatrain.models.families.llama import REWARD
+from quatrain.models.families.llama import LAYER_SIZES, classifier_heads, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
 from quatrain.models.transformer.config import ModelConfig
@@ -60,11 +60,7 @@ FAMILIES = (
     Family(
         name="gpt_neox",
         keys=(
-            Key("vocab_size", "vocab_size"),
-            Key("hidden_size", "hidden_size"),
-            Key("intermediate_size", "intermediate_size"),
-            Key("num_hidden_layers", "num_hidden_layers"),
-            Key("num_attention_heads", "num_attention_heads"),
+            *LAYER_SIZES,
             Key("max_position_embeddings", "max_position_embeddings", 2048),
             Key("layer_norm_eps", "norm_eps", 1e-5),
             Key("hidden_act", "activation", "gelu", ACTIVATIONS),
@@ -72,19 +68,9 @@ FAMILIES = (
         ),
         operations=BODY,
         heads={
+            **heads("GPTNeoX", spans=None),
+            **classifier_heads("GPTNeoX"),
             "causal": Head("GPTNeoXForCausalLM", [Rename("embed_out.weight", "lm_head.weight")]),
-            "sequence_classification": Head(
-                "GPTNeoXForSequenceClassification", [Rename("score.weight", "score.weight")]
-            ),
-            "token_classification": Head(
-                "GPTNeoXForTokenClassification", renames("classifier", "score"), settings={"score_bias": True}
-            ),
-            "question_answering": Head(
-                "GPTNeoXForQuestionAnswering", renames("qa_outputs", "score"), settings={"score_bias": True}
-            ),
-            "value": Head("GPTNeoXForSequenceClassification", [Rename("score.weight", "score.weight")], extra=REWARD),
-            "none": Head("GPTNeoXModel", prefix=""),
-            "embedding": Head("GPTNeoXModel", prefix=""),
         },
         fixed={"position": "rotary", "norm": "layer", "feed_forward": "plain", "feed_forward_bias": True},
         harmless=frozenset(

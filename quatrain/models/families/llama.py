@@ -12,14 +12,14 @@ from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
 from quatrain.models.transformer.config import ModelConfig
 
-SIZES = (
+LAYER_SIZES = (
     Key("vocab_size", "vocab_size"),
     Key("hidden_size", "hidden_size"),
     Key("intermediate_size", "intermediate_size"),
     Key("num_hidden_layers", "num_hidden_layers"),
     Key("num_attention_heads", "num_attention_heads"),
-    Key("head_dim", "head_dim", 0),
 )
+SIZES = (*LAYER_SIZES, Key("head_dim", "head_dim", 0))
 
 BODY: list[Operation] = [
     Rename("embed_tokens.weight", "embed_tokens.weight"),
@@ -57,6 +57,15 @@ def heads(name: str, *, spans: str | None = "transformer.") -> dict[str, Head]:
             f"{name}ForQuestionAnswering", renames("qa_outputs", "score"), spans, {"score_bias": True}
         )
     return found
+
+
+def classifier_heads(name: str) -> dict[str, Head]:
+    """The token heads of a decoder class `name` that transformers calls `classifier` and `qa_outputs`."""
+    bias = {"score_bias": True}
+    return {
+        "token_classification": Head(f"{name}ForTokenClassification", renames("classifier", "score"), settings=bias),
+        "question_answering": Head(f"{name}ForQuestionAnswering", renames("qa_outputs", "score"), settings=bias),
+    }
 
 
 REWARD = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}

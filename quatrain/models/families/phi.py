@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from quatrain.models.families import rope
-from quatrain.models.families.llama import heads
+from quatrain.models.families.llama import LAYER_SIZES, heads
 from quatrain.models.families.mapping import ACTIVATIONS, Family, Head, Key
 from quatrain.models.families.weights import Operation, Rename, renames
 from quatrain.models.transformer.config import ModelConfig
@@ -56,11 +56,7 @@ FAMILIES = (
     Family(
         name="phi",
         keys=(
-            Key("vocab_size", "vocab_size"),
-            Key("hidden_size", "hidden_size"),
-            Key("intermediate_size", "intermediate_size"),
-            Key("num_hidden_layers", "num_hidden_layers"),
-            Key("num_attention_heads", "num_attention_heads"),
+            *LAYER_SIZES,
             Key("max_position_embeddings", "max_position_embeddings", 2048),
             Key("layer_norm_eps", "norm_eps", 1e-5),
             Key("hidden_act", "activation", "gelu_new", ACTIVATIONS),

@@ -47,11 +47,6 @@ class KVCache:
         self.positions: Tensor | None = None
         self.encoder_segments: Tensor | None = None
 
-    @staticmethod
-    def bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes that one more token of one sequence costs, as long as no window is full."""
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
-
     def reach(self, window: int | None, count: int) -> int:
         """How many slots a layer gives for `count` new ones: all, or those that its window can see."""
         total = self.length + count
