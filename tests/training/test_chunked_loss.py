@@ -14,7 +14,7 @@ from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.heads import token_loss
 from quatrain.models.transformer.stack import Model
 from quatrain.training import chunked_loss
-from quatrain.training.chunked_loss import chunking, language_loss, summed_language_loss
+from quatrain.training.chunked_loss import chunking, summed_language_loss
 from quatrain.training.precision import Precision
 
 SIZES = {"vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -93,21 +93,6 @@ def test_the_sum_and_its_gradients_are_the_plain_ones(kind, logits, monkeypatch)
     assert_same(head_gradients(model, hidden, found), expected)
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_losses_per_token_and_their_weighted_gradients(kind, monkeypatch):
-    small_chunks(monkeypatch, 5 * 101)
-    model = ready(HEADS[kind](), seed=1)
-    hidden, labels = drawn(model, seed=1)
-    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
-    plain = token_loss(model.lm_logits(hidden), labels)
-    expected = head_gradients(model, hidden, (plain * weights).sum())
-    with chunking(True):
-        found = language_loss(model, hidden, labels)
-    torch.testing.assert_close(found, plain, atol=2e-6, rtol=0)
-    assert (found[labels == -100] == 0).all()
-    assert_same(head_gradients(model, hidden, (found * weights).sum()), expected)
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(1, 4),
@@ -145,7 +130,7 @@ def test_an_adapted_head_is_said_in_parts(monkeypatch):
     assert_same(head_gradients(model, hidden, found), expected)
 
 
-@pytest.mark.parametrize("way", ["plain", "summed", "by token"])
+@pytest.mark.parametrize("way", ["plain", "summed"])
 @pytest.mark.parametrize("kind", ["tied", "own", "bias", "scale and softcap and bias", "bart's fixed bias"])
 def test_rows_that_learn_get_what_the_whole_matrix_would(kind, way, monkeypatch):
     small_chunks(monkeypatch, 5 * 101)
@@ -158,13 +143,10 @@ def test_rows_that_learn_get_what_the_whole_matrix_would(kind, way, monkeypatch)
         rows.normal_(generator=torch.Generator().manual_seed(7))
         whole.lm_head.weight[ids] = rows
     hidden, labels = drawn(model, share=0.8)
-    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
-    outer = torch.ones_like(weights) if way == "summed" else weights
-    plain = (token_loss(whole.lm_logits(hidden), labels) * outer).sum()
+    plain = token_loss(whole.lm_logits(hidden), labels).sum()
     expected = head_gradients(whole, hidden, plain)
     with chunking(way != "plain"):
-        compute = summed_language_loss if way == "summed" else lambda *of: (language_loss(*of) * outer).sum()
-        found = compute(model, hidden, labels)
+        found = summed_language_loss(model, hidden, labels)
     assert found.item() == pytest.approx(plain.item(), rel=1e-6)
     own = "embed_tokens" if kind in ("tied", "bias", "scale and softcap and bias", "bart's fixed bias") else "lm_head"
     matrix = "embed_tokens.weight" if own == "embed_tokens" else "lm_head.weight"
@@ -198,8 +180,7 @@ def test_narrow_types_are_as_near_to_float32_as_plain_ones(monkeypatch):
         assert all(apart[1][name] <= 1.5 * apart[0][name] + 1e-3 for name in expected)
 
 
-@pytest.mark.parametrize("summed", [True, False])
-def test_a_fixed_bias_is_as_narrow_as_the_weights_that_train(summed):
+def test_a_fixed_bias_is_as_narrow_as_the_weights_that_train():
     """The trainer narrows parameters; a buffer stays in float32."""
     model = ready(HEADS["bart's fixed bias"]())
     hidden, labels = drawn(model)
@@ -209,7 +190,7 @@ def test_a_fixed_bias_is_as_narrow_as_the_weights_that_train(summed):
     narrow = hidden.detach().bfloat16().requires_grad_()
     assert model.lm_logits(narrow).dtype == torch.bfloat16
     with chunking(True):
-        found = summed_language_loss(model, narrow, labels) if summed else language_loss(model, narrow, labels).sum()
+        found = summed_language_loss(model, narrow, labels)
     found.backward()
     assert found.item() == pytest.approx(exact.item(), rel=2e-2) and narrow.grad.dtype == torch.bfloat16
     weights.close()
@@ -239,10 +220,9 @@ def test_the_logits_never_exist_at_once(monkeypatch):
                 self.rows = max(self.rows, out.shape[0])
             return out
 
-    for compute, most in ((summed_language_loss, 6), (lambda *given: language_loss(*given).sum(), 6)):
-        with chunking(True), Largest() as seen:
-            compute(model, hidden, labels).backward()
-        assert 0 < seen.rows <= max(most, model.config.hidden_size)
+    with chunking(True), Largest() as seen:
+        summed_language_loss(model, hidden, labels).backward()
+    assert 0 < seen.rows <= max(6, model.config.hidden_size)
 
 
 def test_auto_is_for_large_logits_and_the_mode_ends_with_its_block():
