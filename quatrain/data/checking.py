@@ -16,18 +16,11 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.data.corpus import Corpus, FileSource
 from quatrain.data.decoding import explain_byte, read_blocks, read_text, suffix_of
-from quatrain.data.messages import content_text
 from quatrain.data.records import (
     AnyRecord,
     Choice,
-    Conversation,
-    Document,
     Fault,
     LabelledText,
-    Pair,
-    Preference,
-    Question,
-    SQLQuestion,
     TaggedTokens,
 )
 from quatrain.data.rules import DuplicateFinder, Finding, TagChecker, check_record
@@ -184,7 +177,7 @@ class _Check:
             self.tags.add(row, record)
         elif (isinstance(record, LabelledText) and not self.corpus.layout.scores) or isinstance(record, Choice):
             self._label(str(record.label), row.place)
-        for name, text in parts_of(record):
+        for name, text in record.parts():
             self.lengths.setdefault(name, array.array("q")).append(self.count(text))
 
     def _label(self, label: str, place: str) -> None:
@@ -216,39 +209,6 @@ class _Check:
         if len(counts) == 1 and sum(counts.values()) > 1:
             only = next(iter(counts))
             report.add(Finding(firsts[only], f"{only!r} is the only {word}, so nothing can be learned", word, True))
-
-
-def parts_of(record: AnyRecord) -> Iterator[tuple[str, str]]:
-    """The texts of a record, each with the name of its part, whose lengths are worth knowing."""
-    if isinstance(record, Document):
-        yield "text", record.text
-    elif isinstance(record, Conversation):
-        yield "conversation", "\n".join(content_text(each) for each in record.messages)
-        said = [content_text(each) for each in record.messages if each["role"] == "assistant"]
-        if said:
-            yield "assistant", "\n".join(said)
-    elif isinstance(record, Preference):
-        for name in ("prompt", "chosen", "rejected"):
-            yield name, "\n".join(content_text(each) for each in getattr(record, name))
-    elif isinstance(record, LabelledText):
-        yield "text", record.text
-        if record.other is not None:
-            yield "other", record.other
-    elif isinstance(record, TaggedTokens):
-        yield "sentence", " ".join(record.words)
-    elif isinstance(record, Question):
-        yield "context", record.context
-        yield "question", record.question
-        yield from (("answer", answer) for answer in record.answers[:1])
-    elif isinstance(record, Choice):
-        yield "question", record.question
-        yield "longest choice", max(record.choices, key=len)
-    elif isinstance(record, Pair):
-        yield "source", record.source
-        yield "target", record.target
-    elif isinstance(record, SQLQuestion):
-        yield "question", record.question
-        yield "query", record.query
 
 
 def quantiles(values: array.array[int]) -> dict[str, int]:

@@ -1,11 +1,11 @@
-"""One reader for all data: a file, a folder, a catalog name or a Hugging Face data set becomes typed records.
+"""The one reader of all data: a file, a folder, a catalog name or a Hugging Face data set becomes typed records.
 
     for record in Corpus("reviews.csv"):
         print(record.text, record.label)
 
-What the data is follows from its columns and can be said instead: `Corpus("reviews.csv", columns={"text": "review",
-"label": "stars"})`. Rows come one at a time, so that a source of any size takes a constant amount of memory (a JSON
-list is read whole).
+The format is detected from the columns, or given: `Corpus("reviews.csv", columns={"text": "review", "label":
+"stars"})`. Rows are read one at a time, so a source of any size needs constant memory (except a JSON list, which is
+parsed whole).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quatrain.core.reading import MAX_DIGITS
 from quatrain.data.convert import convert
 from quatrain.data.decoding import read_text, suffix_of
 from quatrain.data.download import DownloadProgress, sha256_of
-from quatrain.data.formats import FORMATS, WORDS, Layout, detect_layout
+from quatrain.data.formats import FORMATS, Layout, detect_layout
 from quatrain.data.gutenberg import strip_pieces
 from quatrain.data.huggingface import HuggingFaceSource, is_dataset
 from quatrain.data.records import AnyRecord, Fault, LabelledText, Problems, Row, TaggedTokens
@@ -40,43 +40,43 @@ from quatrain.data.sources import (
 if TYPE_CHECKING:
     from quatrain.data.settings import DataSettings
 
-#: Rows that tell the format of a file.
 SAMPLE = 200
+"""Rows from which the format of a file is detected."""
 
-#: Gives the text of a file in pieces.
 Reader = Callable[[Path], Iterable[str]]
+"""Yields the text of a file in chunks."""
 
 _TAG = re.compile(r"O|[BIESLU]-\S+")
 
 
 class RowSource(Protocol):
-    """Where rows come from."""
+    """What a corpus reads rows from: files, parallel files, or a Hugging Face data set."""
 
     name: str
 
     def rows(self) -> Iterator[Row]:
-        """Every row, in order, from the first."""
+        """All rows in order, from the first."""
         ...
 
     def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
-        """What the rows are. Raises InputError where that cannot be told."""
+        """The layout of the rows. Raises InputError if it cannot be detected."""
         ...
 
-    def layout_of(self, record: Row) -> Layout | None:
-        """The layout of a row whose file has columns of its own; None: as the first."""
+    def layout_of(self, row: Row) -> Layout | None:
+        """The layout of the file that a row is from; None if it is that of the whole source."""
         ...
 
     @property
-    def mark(self) -> str | None:
-        """What identifies the content; None where it cannot be known without reading it from a network."""
+    def fingerprint(self) -> str | None:
+        """A hash of the content; None for a stream, whose content is unknown until it is downloaded."""
         ...
 
 
 class Corpus:
-    """The typed records of a source, with the format that was found or asked for.
+    """The typed records of a source, in the format that was detected or asked for.
 
-    Iterating gives records from the first, as often as is asked. Raises InputError, with the first 20 faults and the
-    count of all, once everything that was whole before the first fault has been given.
+    It can be iterated any number of times. Iteration yields the records before the first fault, reads on to the end,
+    then raises InputError with the first 20 faults and the count of all.
     """
 
     def __init__(
@@ -92,11 +92,12 @@ class Corpus:
         progress: DownloadProgress | None = None,
         reader: Reader = read_text,
     ):
-        """Open `source`; `format` is one of FORMATS and `columns` maps its parts to columns, where they are not to be
-        found by themselves. `subset` and `split` are for data sets of Hugging Face (`hf:owner/name`); `streaming` reads
-        those as they are needed, as files are in any case.
+        """Open `source` and detect its format, unless `format` (one of FORMATS) or `columns` (role -> column) is given.
 
-        `reader` gives the text of a file. Raises InputError for what is not there, or is of no known format.
+        `subset` and `split` select from a Hugging Face data set (`hf:owner/name`); `streaming` reads it without
+        downloading it first. `skipped` is called for each file of a folder that is not read, `progress` during a
+        download. `reader` yields the text of a file. Raises InputError if the source does not exist or its format is
+        unknown.
         """
         if format is not None and format not in FORMATS:
             raise InputError(f"format {format!r}: allowed are {', '.join(FORMATS)}")
@@ -108,7 +109,7 @@ class Corpus:
 
     @classmethod
     def of(cls, data: DataSettings, **options: Any) -> Corpus:
-        """The corpus that a recipe's data settings name. Raises InputError where they name no source."""
+        """The corpus of a recipe's data settings. Raises InputError if they have no source."""
         if data.source is None:
             raise InputError(
                 "data.source: nothing is named; give a file, a folder, a name of the catalog or hf:owner/name"
@@ -120,68 +121,65 @@ class Corpus:
         return self.read()
 
     def read(self, start: int = 0) -> Iterator[AnyRecord]:
-        """The records from number `start` on."""
-        return itertools.islice((record for _, record in self._placed()), start, None)
-
-    def placed(self) -> Iterator[tuple[str, AnyRecord]]:
-        """Each record with the place of its row; raises as iterating does."""
-        return self._placed()
+        """The records from index `start` on."""
+        return itertools.islice((record for _, record in self.placed()), start, None)
 
     def rows(self) -> Iterator[Row]:
-        """The rows as the source has them, those with faults too."""
+        """The raw rows of the source, faulty ones included."""
         return self.origin.rows()
 
-    def convert(self, record: Row) -> list[AnyRecord]:
-        """The typed records of one of this source's rows. Raises Fault with all that is wrong in it."""
-        return convert(record, self.origin.layout_of(record) or self.layout)
+    def convert(self, row: Row) -> list[AnyRecord]:
+        """The typed records of one of this source's rows. Raises Fault with all faults of the row."""
+        return convert(row, self.origin.layout_of(row) or self.layout)
 
-    def _placed(self) -> Iterator[tuple[str, AnyRecord]]:
+    def placed(self) -> Iterator[tuple[str, AnyRecord]]:
+        """Each record with its place, such as "file:line". Raises InputError as iteration does."""
         problems = Problems()
         count = 0
-        for record in self.rows():
+        for row in self.rows():
             try:
-                found = self.convert(record)
+                records = self.convert(row)
             except Fault as fault:
                 for each in fault.all:
-                    problems.add(f"{record.place}: {each}")
+                    problems.add(f"{row.place}: {each}")
                 continue
-            count += len(found)
+            count += len(records)
             if not problems:
-                yield from ((record.place, each) for each in found)
-        what = WORDS[self.format]
+                yield from ((row.place, record) for record in records)
+        noun = FORMATS[self.format].noun
         if problems:
-            raise problems.error(f"{self.origin.name} cannot be read as {what}")
+            raise problems.error(f"{self.origin.name} cannot be read as {noun}")
         if not count:
-            raise InputError(f"there are no {what} in {self.origin.name}")
+            raise InputError(f"there are no {noun} in {self.origin.name}")
 
     def labels(self) -> list[str]:
-        """The names of the classes or tags, sorted; whole numbers by their value. Reads everything once."""
+        """The classes or tags, sorted (integers by value). Reads the whole source once."""
         return label_names(self)
 
     @property
-    def mark(self) -> str | None:
-        """A hash of the content and of how it is read: equal marks give equal records. None for a stream."""
-        content = self.origin.mark
+    def fingerprint(self) -> str | None:
+        """A hash of content and layout: equal fingerprints give equal records. None for a stream."""
+        content = self.origin.fingerprint
         if content is None:
             return None
-        read = f"{content}\n{self.format}\n{sorted(self.layout.parts.items())}\n{self.layout.scores}"
-        return hashlib.sha256(read.encode()).hexdigest()
+        text = f"{content}\n{self.format}\n{sorted(self.layout.parts.items())}\n{self.layout.scores}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"Corpus({self.source!r}, format={self.format!r})"
 
 
 def label_names(records: Iterable[AnyRecord]) -> list[str]:
-    """The classes of labelled texts, or the tags of words, sorted; whole numbers by their value."""
-    found: set[str] = set()
+    """The classes of labelled texts, or the tags of words, sorted (integers by value)."""
+    names: set[str] = set()
     for record in records:
         if isinstance(record, LabelledText):
-            found.add(str(record.label))
+            names.add(str(record.label))
         elif isinstance(record, TaggedTokens):
-            found.update(record.tags)
-    if all(name.isdecimal() and len(name) <= MAX_DIGITS for name in found):
-        return sorted(found, key=int)
-    return sorted(found)
+            names.update(record.tags)
+    if all(name.isdecimal() and len(name) <= MAX_DIGITS for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
 
 
 def _origin(
@@ -196,9 +194,9 @@ def _origin(
 ) -> RowSource:
     if is_dataset(source):
         return HuggingFaceSource(str(source), subset=subset, split=split, streaming=streaming)
-    given = [name for name, value in (("subset", subset), ("split", split)) if value]
-    if given:
-        raise InputError(f"{source}: {' and '.join(given)} are for data sets of Hugging Face, named hf:owner/name")
+    options = [name for name, value in (("subset", subset), ("split", split)) if value]
+    if options:
+        raise InputError(f"{source}: {' and '.join(options)} are for data sets of Hugging Face, named hf:owner/name")
     names = source_names(source)
     if len(names) > 1 and any(is_dataset(name) or parallel_names(name) for name in names):
         raise InputError(
@@ -213,52 +211,50 @@ def _origin(
 
 
 class FileSource:
-    """Files of records, or of plain text. Of the files in `wanted` those rows alone are read that have one of its
-    dictionaries' values in their columns.
+    """Files of records, or of plain text.
+
+    `selection` restricts some of the files to the rows that match one of its dictionaries {column: value}.
     """
 
     def __init__(
         self,
         files: list[Path],
         reader: Reader = read_text,
-        wanted: Mapping[Path, list[dict[str, str]]] | None = None,
+        selection: Mapping[Path, list[dict[str, str]]] | None = None,
     ):
-        self.files, self.reader, self.wanted = files, reader, wanted or {}
+        self.files, self.reader, self.selection = files, reader, selection or {}
         self.name = str(files[0]) if len(files) == 1 else f"{len(files)} files"
         self.format: str | None = None
         self.columns: Mapping[str, str] | None = None
         self._layouts: dict[str, Layout | None] = {}
 
     @property
-    def mark(self) -> str:
-        """Of the contents, in their order; names do not count."""
-        marks = (f"{sha256_of(path)}{self.wanted.get(path, '')}" for path in self.files)
-        return hashlib.sha256("".join(marks).encode()).hexdigest()
+    def fingerprint(self) -> str:
+        """A hash of the files' contents in their order; names do not matter."""
+        hashes = (f"{sha256_of(path)}{self.selection.get(path, '')}" for path in self.files)
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
-        """That of the first file; the others are of the same format, each with its own columns."""
+        """The layout of the first file with rows; the others have the same format, each with its own columns."""
         self.columns = columns
-        found: Layout | None = None
-        for path in self.files:
-            found = self._layout_of_file(path, format, columns)
-            if found is not None:
-                break
-        if found is None:
-            found = Layout(format or "text", {"text": "text"} if format in (None, "text", "lines") else {})
-        self.format = found.format
-        if found.format not in ("text", "lines", "tagged"):
+        layouts = (self._layout_of_file(path, format, columns) for path in self.files)
+        layout = next((each for each in layouts if each is not None), None)
+        if layout is None:
+            layout = Layout(format or "text", {"text": "text"} if format in (None, "text", "lines") else {})
+        self.format = layout.format
+        if layout.format not in ("text", "lines", "tagged"):
             plain = [path for path in self.files if not is_record_file(path)]
             if plain:
                 endings = ", ".join(RECORD_SUFFIXES)
-                what = WORDS[found.format]
+                noun = FORMATS[layout.format].noun
                 raise InputError(
-                    f"{what} are read from files with the endings {endings} (or those and .gz, .bz2, .xz)",
-                    [f"{path}: plain text, no {what}" for path in plain],
+                    f"{noun} are read from files with the endings {endings} (or those and .gz, .bz2, .xz)",
+                    [f"{path}: plain text, no {noun}" for path in plain],
                 )
-        return found
+        return layout
 
     def _layout_of_file(self, path: Path, format: str | None, columns: Mapping[str, str] | None) -> Layout | None:
-        """A file's layout; None where it has no row."""
+        """The layout of one file; None if it has no rows."""
         if not is_record_file(path):
             if format in ("text", "lines"):
                 return Layout(format)
@@ -271,44 +267,43 @@ class FileSource:
         if layout is not None:
             return layout
         if format in ("chat", "preference", "prompts"):
-            return Layout(format)  # each row is told by its own fields
+            return Layout(format)  # each row has its own fields
         if not first:
             return None
         if format == "text":
             return Layout("text", {"text": "text"})
         raise InputError(_unknown(path, first[0], format))
 
-    def layout_of(self, record: Row) -> Layout | None:
+    def layout_of(self, row: Row) -> Layout | None:
         """The layout of the row's file."""
         if len(self.files) == 1:
             return None
-        path = record.place.rpartition(":")[0]
+        path = row.place.rpartition(":")[0]
         if path not in self._layouts:
             self._layouts[path] = self._layout_of_file(Path(path), self.format, self.columns)
         return self._layouts[path]
 
     def rows(self) -> Iterator[Row]:
-        """The rows of all files."""
+        """The rows of all files in order."""
         for path in self.files:
             yield from self.rows_of(path)
 
     def rows_of(self, path: Path) -> Iterator[Row]:
         """The rows of one file."""
         if is_record_file(path) or self.format == "tagged":
-            return self._chosen(path, self._table(path))
+            return self._selected(path, self._table(path))
         if self.format == "lines":
             return _lines(path, self.reader(path))
         return _whole(path, self.reader(path))
 
-    def _chosen(self, path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-        """The rows that are wanted of a file."""
-        if path not in self.wanted:
+    def _selected(self, path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+        """The rows of a file that its selection keeps."""
+        if path not in self.selection:
             return rows
-        wanted = self.wanted[path]
-        return (row for row in rows if any(_has(row.value, values) for values in wanted))
+        return (row for row in rows if any(_has(row.value, values) for values in self.selection[path]))
 
     def _table(self, path: Path) -> Iterator[Row]:
-        # columns that a user names are those of a header, or numbers where there is none
+        # The user's columns are names of a header, or numbers if the table has none.
         header = None if not self.columns else not all(name.isdigit() for name in self.columns.values())
         if suffix_of(path) == ".parquet":
             return read_records(path)
@@ -333,20 +328,20 @@ def _whole(path: Path, pieces: Iterable[str]) -> Iterator[Row]:
 
 
 def looks_tagged(pieces: Iterable[str]) -> bool:
-    """Whether a plain text begins like CoNLL's files: columns on every line, the last of them O, B-… or I-…."""
+    """Whether a plain text begins like a CoNLL file: every line has columns, the last one is O, B-… or I-…."""
     head = next(iter(pieces), "")[:65536]
-    said = [line for line in head.split("\n")[:-1] if line.strip() and not line.startswith("-DOCSTART-")]
-    rows = [line.split() for line in said[:SAMPLE]]
+    content = [line for line in head.split("\n")[:-1] if line.strip() and not line.startswith("-DOCSTART-")]
+    rows = [line.split() for line in content[:SAMPLE]]
     alike = sum(len(row) == len(rows[0]) > 1 and _TAG.fullmatch(row[-1]) is not None for row in rows)
     return len(rows) >= 3 and alike > 0.9 * len(rows)
 
 
 def _unknown(path: Path, row: Any, format: str | None) -> str:
-    """What is said of a file whose columns tell no format."""
+    """The message for a file whose columns match no format."""
     if not isinstance(row, Mapping):
         return f"{path}: its rows are {type(row).__name__}, must be objects with fields"
     names = ", ".join(repr(name) for name in list(row)[:12])
-    what = f"do not say which are {WORDS[format]}" if format else "are those of no format that is known"
+    what = f"do not say which are {FORMATS[format].noun}" if format else "are those of no format that is known"
     first = next(iter(row), "…")
     hint = ""
     if suffix_of(path) in (".csv", ".tsv") and not first.isdigit():
@@ -358,7 +353,7 @@ def _unknown(path: Path, row: Any, format: str | None) -> str:
 
 
 class ParallelSource:
-    """Two texts whose lines belong together: line i of one is line i of the other in another language."""
+    """Two parallel text files: line i of the first is the source of line i of the second."""
 
     def __init__(self, name: str, first: list[Path], second: list[Path], reader: Reader = read_text):
         if len(first) != 1 or len(second) != 1:
@@ -366,22 +361,22 @@ class ParallelSource:
         self.name, self.files, self.reader = name, [*first, *second], reader
 
     @property
-    def mark(self) -> str:
-        """Of both contents."""
+    def fingerprint(self) -> str:
+        """A hash of both files' contents."""
         return hashlib.sha256("".join(sha256_of(path) for path in self.files).encode()).hexdigest()
 
     def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
-        """Pairs, from the first file's text to the second's."""
+        """Text pairs: source in the first file, target in the second."""
         if format not in (None, "pair"):
-            raise InputError(f"{self.name}: two files line by line are pairs of texts, not {WORDS[format]}")
+            raise InputError(f"{self.name}: two files line by line are pairs of texts, not {FORMATS[format].noun}")
         return Layout("pair", {"source": "source", "target": "target"})
 
-    def layout_of(self, record: Row) -> Layout | None:
-        """All rows have one layout."""
+    def layout_of(self, row: Row) -> Layout | None:
+        """None: all rows have the same layout."""
         return None
 
     def rows(self) -> Iterator[Row]:
-        """A pair for each line; a fault where one text has more lines."""
+        """One pair per line; a fault if one file has more lines."""
         sides = (lines(self.reader(path)) for path in self.files)
         for number, (source, target) in enumerate(itertools.zip_longest(*sides), 1):
             place = f"{self.files[0]}:{number}"

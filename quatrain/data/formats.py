@@ -1,8 +1,8 @@
-"""Formats found by themselves: which task the columns of a row belong to, and what each column is in it.
+"""Data formats and their detection: which format a row has, and which column plays which role in it.
 
-A `Layout` is a format with the columns that hold its parts. It is told by the names of the columns, which are those of
-the data sets that people have (GLUE, SQuAD, CoNLL, MMLU, Alpaca, ShareGPT, …), by those that a user names by hand, and
-for tables without a header by what stands in their first rows.
+A `Layout` is a format with the column of each role. It is detected from the column names, which are those of public
+data sets (GLUE, SQuAD, CoNLL, MMLU, Alpaca, ShareGPT, …), or given by the user. Tables without a header are detected
+from the values of their first rows.
 """
 
 from __future__ import annotations
@@ -16,39 +16,49 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.core.settings import suggest
 
-#: Every format, and the parts that a user may give columns to; those behind "?" may be absent.
-PARTS: dict[str, tuple[str, ...]] = {
-    "text": ("text",),
-    "lines": ("text",),
-    "chat": ("messages", "prompt", "completion", "instruction", "input?", "output"),
-    "prompts": ("turns", "prompt", "instruction"),
-    "preference": ("prompt", "chosen", "rejected"),
-    "labelled": ("text", "other?", "label", "score"),
-    "tagged": ("words", "tags"),
-    "qa": ("context", "question", "answers", "starts?", "id?"),
-    "choice": ("question", "choices", "label"),
-    "pair": ("source", "target"),
-    "sql": ("question", "query", "database?"),
-}
-FORMATS = tuple(PARTS)
 
-#: What each format is, in the words of a message.
-WORDS = {
-    "text": "documents",
-    "lines": "lines",
-    "chat": "conversations",
-    "prompts": "prompts",
-    "preference": "preference pairs",
-    "labelled": "labelled texts",
-    "tagged": "tagged words",
-    "qa": "questions about texts",
-    "choice": "multiple-choice questions",
-    "pair": "pairs of texts",
-    "sql": "questions with SQL",
+@dataclass(frozen=True)
+class Format:
+    """One data format.
+
+    `noun` names its rows in messages, in the plural. `roles` are the names under which a user assigns columns; those
+    that end in "?" are optional. `required` lists the sets of roles of which one must be assigned.
+    """
+
+    noun: str
+    roles: tuple[str, ...]
+    required: tuple[frozenset[str], ...]
+
+    def accepts(self, roles: set[str]) -> bool:
+        """Whether columns assigned to these roles are enough for the format, and none of them is foreign to it."""
+        return roles <= {role.rstrip("?") for role in self.roles} and any(names <= roles for names in self.required)
+
+
+def _format(noun: str, roles: str, *required: str) -> Format:
+    return Format(noun, tuple(roles.split()), tuple(frozenset(names.split()) for names in required))
+
+
+FORMATS: dict[str, Format] = {
+    "text": _format("documents", "text", "text"),
+    "lines": _format("lines", "text"),
+    "chat": _format(
+        "conversations",
+        "messages prompt completion instruction input? output",
+        *("messages", "prompt completion", "instruction output"),
+    ),
+    "prompts": _format("prompts", "turns prompt instruction", "turns", "prompt", "instruction"),
+    "preference": _format("preference pairs", "prompt chosen rejected", "chosen rejected"),
+    "labelled": _format("labelled texts", "text other? label score", "text label", "text score"),
+    "tagged": _format("tagged words", "words tags", "tags"),
+    "qa": _format("questions about texts", "context question answers starts? id?", "context question answers"),
+    "choice": _format("multiple-choice questions", "question choices label", "question choices label"),
+    "pair": _format("pairs of texts", "source target", "source target"),
+    "sql": _format("questions with SQL", "question query database?", "question query"),
 }
+"""Every data format by name. `quatrain.data.convert` has the function that converts each one's rows."""
 
 CHAT_BESIDE = ("system", "tools", "functions", "documents")
-"""Columns that belong to a conversation beside its messages."""
+"""Columns that belong to a conversation in addition to its messages."""
 
 CHAT_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
 
@@ -106,7 +116,7 @@ _EXACT = (
     *(*_TEXTS, *_SCORES, *_LABELS, *_QUERIES[:1], *_DATABASES, *_WORDS, *_TAGS, *_CONTEXTS, *_ANSWERS),
     *("messages", "conversations", "instruction", "output", "instances", "turns", "chosen", "rejected"),
 )
-"""The names as the data sets that people have write them."""
+"""The column names in the spelling of public data sets."""
 
 _LANGUAGES = {
     *"ar bg bn cs da de el en es et fa fi fr he hi hr hu it ja ko lt lv nl pl pt ro ru sk sl sv th tr uk vi zh"
@@ -117,9 +127,9 @@ _LANGUAGES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A format, the column of each of its parts (`parts`), and whether its labels are numbers to foretell (`scores`).
+    """A format, the column of each role (`parts`), and whether its labels are scores for regression.
 
-    Several columns that make up one part, such as the choices of a question, are parted by commas.
+    A role that takes several columns, such as the choices of a question, has their names separated by commas.
     """
 
     format: str
@@ -127,44 +137,44 @@ class Layout:
     scores: bool = False
 
     def describe(self) -> str:
-        """Such as "labelled texts (text: sentence, label: label)"."""
+        """For messages: "labelled texts (text: sentence, label: label)"."""
         columns = ", ".join(f"{part}: {column}" for part, column in self.parts.items())
-        return WORDS[self.format] + (f" ({columns})" if columns else "")
+        return FORMATS[self.format].noun + (f" ({columns})" if columns else "")
 
 
 def detect_layout(
     rows: Sequence[Any], *, columns: Mapping[str, str] | None = None, format: str | None = None
 ) -> Layout | None:
-    """The layout of some first rows of a file, None where their columns tell of none.
+    """The layout of a file, detected from its first rows; None if their columns match no format.
 
-    Raises InputError for columns that a user gives to parts which no format has together.
+    `columns` are the user's, by role. Raises InputError if no format has these roles together.
     """
-    found = [row for row in rows if isinstance(row, Mapping)]
-    names = dict.fromkeys(name for row in found[:8] for name in row)
+    rows = [row for row in rows if isinstance(row, Mapping)]
+    names = dict.fromkeys(name for row in rows[:8] for name in row)
     if columns:
         layout = layout_from_columns(columns, format)
         if layout.format == "tagged" and "words" not in layout.parts:
             words = next((name for name in _WORDS if name in names), next(iter(names), "1"))
             layout = Layout("tagged", {"words": words, **layout.parts})
-        return _with_scores(layout, found)
-    if not found:
+        return _with_scores(layout, rows)
+    if not rows:
         return None
     for layout in _layouts(list(names)):
         if format is None or layout.format == format:
-            return _with_scores(layout, found)
+            return _with_scores(layout, rows)
     if not all(name.isdigit() for name in names):
         return None
-    if any(isinstance(value, list) for value in found[0].values()):
-        # CoNLL's columns: the first holds the words, the last the tags (Tjong Kim Sang and De Meulder 2003).
+    if any(isinstance(value, list) for value in rows[0].values()):
+        # CoNLL: the first column has the words, the last one the tags (Tjong Kim Sang and De Meulder 2003).
         first, *_, last = names
         return Layout("tagged", {"words": first, "tags": last}) if format in (None, "tagged") else None
     if format in (None, "labelled", "pair", "text"):
-        return _unnamed(found, list(names), format)
+        return _without_header(rows, list(names), format)
     return None
 
 
 def _candidates(names: list[str]) -> Iterator[Layout]:
-    """The layouts that columns of these names may have, the likeliest first."""
+    """The possible layouts of columns with exactly these names, most likely first."""
     has = set(names)
     if {"chosen", "rejected"} <= has or {"instruction", "output_1", "output_2", "preference"} <= has:
         yield Layout("preference")
@@ -193,15 +203,15 @@ def _candidates(names: list[str]) -> Iterator[Layout]:
 
 
 def _layouts(names: list[str]) -> Iterator[Layout]:
-    """The layouts of columns by their names, then by what these mean; those that read one column come last."""
+    """The possible layouts: exact names first, then spelling variants and synonyms, then one-column formats."""
     exact = list(_candidates(names))
     yield from (layout for layout in exact if layout.format not in ("text", "prompts"))
-    yield from _written_otherwise(names)
+    yield from _spelling_variants(names)
     yield from (layout for layout in exact if layout.format in ("text", "prompts"))
 
 
 def has_known_columns(names: Sequence[str]) -> bool:
-    """Whether columns of these names are those of a format."""
+    """Whether columns with these names match a format."""
     named = [name for name in names if name]
     return any(True for _ in _layouts(named))
 
@@ -216,11 +226,11 @@ _SYNONYMS = {
         *("gold_label", "gold", "label_id", "sentiment_label", "airline_sentiment", "classes", "categories"),
     ),
 }
-"""Names that others give to the columns of labelled texts; each means the first name of its kind."""
+"""Synonyms for the column names of labelled texts."""
 
 
 def _plain_name(name: str) -> str:
-    """A column's name without case, spaces, hyphens, underscores, dots and byte order marks."""
+    """A column name in lower case, without spaces, hyphens, underscores, dots and byte order marks."""
     return re.sub(r"[\s\-_.\ufeff]+", "", name).casefold()
 
 
@@ -229,20 +239,20 @@ def _synonym(name: str) -> str:
     return next((known for known, others in _SYNONYMS.items() if plain in map(_plain_name, others)), plain)
 
 
-def _written_otherwise(names: list[str]) -> Iterator[Layout]:
-    """The layouts of columns whose names differ in case, spaces or hyphens from those that are known; of labelled texts
-    also synonyms count. Two columns that mean the same tell nothing.
+def _spelling_variants(names: list[str]) -> Iterator[Layout]:
+    """The layouts of columns whose names differ from the known ones in case, spaces or hyphens, or are synonyms in
+    labelled texts. There is none if two columns have the same meaning.
     """
     known = {_plain_name(name): name for name in _EXACT}
     for meaning in (_plain_name, _synonym):
         exact = {known.get(plain, plain): name for name in names for plain in [meaning(name)]}
         if len(exact) == len(names) and list(exact) != names:
-            found = (_in_their_words(layout, exact) for layout in _candidates(list(exact)))
-            yield from (layout for layout in found if meaning is _plain_name or layout.format == "labelled")
+            layouts = (_with_own_names(layout, exact) for layout in _candidates(list(exact)))
+            yield from (layout for layout in layouts if meaning is _plain_name or layout.format == "labelled")
 
 
-def _in_their_words(layout: Layout, exact: Mapping[str, str]) -> Layout:
-    """A layout with the columns as they are written; `exact` has those of the names that are known."""
+def _with_own_names(layout: Layout, exact: Mapping[str, str]) -> Layout:
+    """The layout with the columns as the file spells them; `exact` maps known names to these."""
     parts = dict(layout.parts)
     if layout.format == "chat":
         parts = {name: name for name in ("messages", "instruction", "input", "output", *CHAT_BESIDE) if name in exact}
@@ -252,9 +262,9 @@ def _in_their_words(layout: Layout, exact: Mapping[str, str]) -> Layout:
         elif pair is not None and not {"messages", "instruction"} & set(parts):
             parts = {name: name for name in parts if name in CHAT_BESIDE} | {"prompt": pair[0], "completion": pair[1]}
     elif layout.format == "preference":
-        parts = {name: name for name in PARTS["preference"] if name in exact}
-    written = {part: ",".join(exact[each] for each in column.split(",")) for part, column in parts.items()}
-    return Layout(layout.format, written)
+        parts = {name: name for name in FORMATS["preference"].roles if name in exact}
+    columns = {part: ",".join(exact[each] for each in column.split(",")) for part, column in parts.items()}
+    return Layout(layout.format, columns)
 
 
 def _tagged(names: list[str]) -> Iterator[Layout]:
@@ -269,7 +279,7 @@ def _labelled(has: set[str]) -> Iterator[Layout]:
             for text, other in _TEXT_PAIRS:
                 if {text, other} <= has - {label}:
                     yield Layout("labelled", {"text": text, "other": other, part: label})
-            # A question with its answer is a conversation, a text with its topic may be one to classify.
+            # A question with its answer is a conversation, not a text with a label.
             for text in _TEXTS:
                 if text in has - {label} and (text, label) not in CHAT_PAIRS:
                     yield Layout("labelled", {"text": text, part: label})
@@ -294,18 +304,18 @@ def _pairs(names: list[str]) -> Iterator[Layout]:
 
 
 def input_columns(names: Sequence[str], format: str) -> dict[str, str]:
-    """The columns of what a format asks, by its parts without the answer: the text of a label, the words of tags.
+    """The columns of a format's inputs by role, without the label, tags or target that a model is to predict.
 
-    For `text`, a pair of texts is `text` and `other`, and an only column is the text. {} where the names tell nothing.
+    For `text`, a pair of texts is `text` and `other`, and a single column is the text. {} if no names match.
     """
-    wanted: dict[str, tuple[dict[str, str], ...]] = {
+    inputs: dict[str, tuple[dict[str, str], ...]] = {
         "tagged": tuple({"words": name} for name in _WORDS),
         "qa": tuple({"context": name, "question": "question"} for name in _CONTEXTS),
         "choice": tuple({part: column for part, column in each.items() if part != "label"} for each in _CHOICES),
         "pair": tuple({"source": source} for source, _ in _PAIRS),
     }
     texts = (*({"text": text, "other": other} for text, other in _TEXT_PAIRS), *({"text": name} for name in _TEXTS))
-    choices = (*wanted.get(format, ()), *(texts if format in ("text", "tagged") else ()))
+    choices = (*inputs.get(format, ()), *(texts if format in ("text", "tagged") else ()))
     known = {_plain_name(name): name for name in _EXACT}
     for meaning in (str, _plain_name, _synonym):
         exact = {known.get(plain, plain): name for name in names for plain in [meaning(name)]}
@@ -316,16 +326,12 @@ def input_columns(names: Sequence[str], format: str) -> dict[str, str]:
 
 
 def layout_from_columns(columns: Mapping[str, str], format: str | None = None) -> Layout:
-    """The layout whose parts a user has given columns to. Raises InputError where there is none."""
-    given = set(columns)
-    fitting = []
-    for name, parts in PARTS.items():
-        allowed = {part.rstrip("?") for part in parts}
-        if (format is None or name == format) and given <= allowed and _complete(name, given):
-            fitting.append(name)
-    if fitting:
-        return Layout(fitting[0], dict(columns))
-    known = dict.fromkeys(part.rstrip("?") for parts in PARTS.values() for part in parts)
+    """The layout with the columns that a user assigned to roles. Raises InputError if no format has these roles."""
+    candidates = FORMATS if format is None else {format: FORMATS[format]}
+    for name, candidate in candidates.items():
+        if candidate.accepts(set(columns)):
+            return Layout(name, dict(columns))
+    known = dict.fromkeys(role.rstrip("?") for each in FORMATS.values() for role in each.roles)
     problems = []
     for part in columns:
         if part not in known:
@@ -335,31 +341,13 @@ def layout_from_columns(columns: Mapping[str, str], format: str | None = None) -
     if not problems:
         kind = f"the format {format}" if format else "no format"
         problems.append(f"columns: {', '.join(columns)} together are {'not ' if format else ''}{kind}'s parts")
-    sets = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in PARTS.items() if name == (format or name))
+    sets = "; ".join(f"{name}: {', '.join(candidate.roles)}" for name, candidate in candidates.items())
     what = "data.columns do not say what the data is. Each format's parts (? may be absent)"
     raise InputError(f"{what}: {sets}", problems)
 
 
-def _complete(name: str, given: set[str]) -> bool:
-    """Whether the parts that were given are enough for a format."""
-    enough = {
-        "text": [{"text"}],
-        "lines": [],
-        "chat": [{"messages"}, {"prompt", "completion"}, {"instruction", "output"}],
-        "prompts": [{"turns"}, {"prompt"}, {"instruction"}],
-        "labelled": [{"text", "label"}, {"text", "score"}],
-        "preference": [{"chosen", "rejected"}],
-        "qa": [{"context", "question", "answers"}],
-        "choice": [{"question", "choices", "label"}],
-        "tagged": [{"words", "tags"}, {"tags"}],
-        "pair": [{"source", "target"}],
-        "sql": [{"question", "query"}],
-    }
-    return any(needed <= given for needed in enough[name])
-
-
 def _with_scores(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Layout:
-    """Labels are numbers to foretell where their column says so, or where one of them is no whole number."""
+    """Marks labels as scores if their column is called so, or if they are numbers and not all of them integers."""
     if layout.format != "labelled":
         return layout
     if "score" in layout.parts:
@@ -370,7 +358,7 @@ def _with_scores(layout: Layout, rows: Sequence[Mapping[str, Any]]) -> Layout:
 
 
 def look_like_scores(values: Sequence[Any]) -> bool:
-    """Whether labels are numbers, and not all of them whole ones."""
+    """Whether labels are numbers, not all of them integers."""
     if not values or any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):
         return False
     numbers = [as_number(value) for value in values]
@@ -379,7 +367,7 @@ def look_like_scores(values: Sequence[Any]) -> bool:
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number out of a number or a text; None where there is none."""
+    """A number or a text as a finite float; None if it is not one."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -387,8 +375,8 @@ def as_number(value: Any) -> float | None:
     return number if math.isfinite(number) and not isinstance(value, bool) else None
 
 
-def _unnamed(rows: Sequence[Mapping[str, Any]], names: list[str], format: str | None) -> Layout | None:
-    """Columns without names: labels are short, few and repeated; two columns of other texts are a pair."""
+def _without_header(rows: Sequence[Mapping[str, Any]], names: list[str], format: str | None) -> Layout | None:
+    """The layout of a table without header: short, few and repeated values are labels, two other columns a pair."""
     columns = {name: [str(row.get(name, "")) for row in rows] for name in names}
     if len(names) == 1:
         return Layout("text", {"text": names[0]}) if format in (None, "text") else None

@@ -1,7 +1,7 @@
-"""Data sets of Hugging Face: by their name on the hub (`hf:owner/name`) or in a folder that `save_to_disk` wrote.
+"""Hugging Face data sets: from the hub (`hf:owner/name`) or from a folder written by `save_to_disk`.
 
-Names of classes take the place of their numbers. The library `datasets` (Lhoest et al. 2021, arXiv 2109.02846) does
-the work; without the network it reads what it has downloaded before.
+Class indices are replaced by class names. The library `datasets` (Lhoest et al. 2021, arXiv 2109.02846) does the
+reading; offline it reads from its cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from quatrain.core.errors import InputError, OfflineError
 from quatrain.core.offline import offline
 from quatrain.core.reading import exists, user_path
-from quatrain.data.formats import WORDS, Layout, detect_layout
+from quatrain.data.formats import FORMATS, Layout, detect_layout
 from quatrain.data.records import Row
 
 PREFIX = "hf:"
@@ -24,7 +24,7 @@ _SAMPLE = 200
 
 
 def is_dataset(source: str | Path) -> bool:
-    """Whether a source is a data set on the hub, or a folder of `save_to_disk`."""
+    """Whether a source is a data set on the hub, or a folder written by `save_to_disk`."""
     if isinstance(source, str) and source.startswith(PREFIX):
         return True
     if not exists(source):
@@ -36,7 +36,7 @@ def is_dataset(source: str | Path) -> bool:
 
 
 def _check_name(name: str) -> None:
-    """Refuse what can be no name of a repository; the library would look for it among files."""
+    """Raise InputError for an invalid repository name, which the library would take for a file."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -48,12 +48,12 @@ def _check_name(name: str) -> None:
 
 
 class HuggingFaceSource:
-    """The rows of one split of a data set; streaming, they come without being downloaded first."""
+    """The rows of one split of a data set; with `streaming`, they are downloaded as they are read."""
 
     def __init__(self, source: str, *, subset: str | None = None, split: str | None = None, streaming: bool = False):
-        """Open a data set. The split is `train` where there is one, or the only one.
+        """Open a data set. The default split is `train`, or the only one.
 
-        Raises InputError where it, its subset or its split is not there, OfflineError where the network is needed.
+        Raises InputError if the data set, subset or split does not exist, OfflineError if the network is needed.
         """
         self.name, self.streaming = source, streaming
         if source.startswith(PREFIX):
@@ -69,32 +69,32 @@ class HuggingFaceSource:
         self.data = _split(source, data, split)
 
     @property
-    def mark(self) -> str | None:
-        """The fingerprint that the library keeps of a data set's content and of what was done to it."""
+    def fingerprint(self) -> str | None:
+        """The library's fingerprint of the content and of its transformations; None when streaming."""
         fingerprint = None if self.streaming else getattr(self.data, "_fingerprint", None)
         return hashlib.sha256(f"datasets:{fingerprint}".encode()).hexdigest() if fingerprint else None
 
     def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
-        """What the columns are. Raises InputError where they tell of no format."""
-        sample = [record.value for record in islice(self.rows(), _SAMPLE)]
-        found = detect_layout(sample, columns=columns, format=format)
-        if found is not None:
-            return found
+        """The layout of the rows. Raises InputError if the columns match no format."""
+        sample = [row.value for row in islice(self.rows(), _SAMPLE)]
+        layout = detect_layout(sample, columns=columns, format=format)
+        if layout is not None:
+            return layout
         if format in ("chat", "preference", "prompts"):
             return Layout(format)
         names = ", ".join(map(repr, sample[0])) if sample else "(none)"
-        what = f"do not say which are {WORDS[format]}" if format else "are those of no format that is known"
+        what = f"do not say which are {FORMATS[format].noun}" if format else "are those of no format that is known"
         raise InputError(
             f"{self.name}: the columns {names} {what}. Name them, such as data.columns = "
             '{text = "…", label = "…"}; docs/data.md lists the parts of each format'
         )
 
-    def layout_of(self, record: Row) -> Layout | None:
-        """All rows have one layout."""
+    def layout_of(self, row: Row) -> Layout | None:
+        """None: all rows have the same layout."""
         return None
 
     def rows(self) -> Iterator[Row]:
-        """Each row with its number, classes by their names."""
+        """All rows, with class names in place of class indices."""
         names = _class_names(self.data)
         try:
             for number, row in enumerate(self.data, 1):
@@ -118,7 +118,7 @@ def _library() -> Any:
 
 @contextlib.contextmanager
 def _quiet(library: Any) -> Iterator[None]:
-    """The library without its progress bars, and without the network where QUATRAIN_OFFLINE forbids it."""
+    """Run the library without progress bars, and offline if QUATRAIN_OFFLINE is set."""
     import huggingface_hub.constants
 
     bars = library.utils.is_progress_bar_enabled()
@@ -162,7 +162,7 @@ def _saved(source: str) -> Any:
 
 
 def _split(source: str, data: Any, split: str | None) -> Any:
-    """One split of what was loaded."""
+    """One split of a loaded data set."""
     if not isinstance(data, Mapping):
         if split not in (None, str(getattr(data, "split", None)), "train"):
             raise InputError(f"{source}: split = {split!r}; it has no splits, take that out")
@@ -176,7 +176,7 @@ def _split(source: str, data: Any, split: str | None) -> Any:
 
 
 def _class_names(data: Any) -> dict[str, list[str]]:
-    """Columns that hold numbers of classes, alone or in lists, with the names of the classes."""
+    """The columns of class indices, alone or in lists, with their class names."""
     found = {}
     for column, feature in (getattr(data, "features", None) or {}).items():
         inner = getattr(feature, "feature", feature)
@@ -187,7 +187,7 @@ def _class_names(data: Any) -> dict[str, list[str]]:
 
 
 def _named(value: Any, names: list[str]) -> Any:
-    """Numbers of classes as names; -1, which stands for no label, as None."""
+    """Class indices as names; -1, which means no label, as None."""
     if isinstance(value, list):
         return [_named(each, names) for each in value]
     if not isinstance(value, int):
@@ -196,7 +196,7 @@ def _named(value: Any, names: list[str]) -> Any:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What is raised where the hub cannot be reached or may not be."""
+    """The exceptions for a hub that is unreachable or forbidden."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     return (ConnectionError, TimeoutError, OfflineModeIsEnabled)

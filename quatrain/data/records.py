@@ -1,32 +1,35 @@
-"""What data is made of: one typed record for each task, and the faults of rows that are none.
+"""The types of data: raw rows, the typed record of each task, and the faults of rows that cannot be converted.
 
-A `Row` is a row as a file has it, with its place. What it means for a task is one of the classes after it:
-`Document`, `Conversation`, `Preference`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair`, `SQLQuestion`.
+A `Row` is one row as its file has it. `quatrain.data.convert` turns it into a typed record: `Document`, `Conversation`,
+`Preference`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair` or `SQLQuestion`. Each record has `fields()`,
+the dictionary that objectives and tasks take, and `parts()`, its texts by name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex, overload
 
 from quatrain.core.errors import InputError
+from quatrain.data.messages import content_text
 
 Message = dict[str, Any]
-"""One turn: {"role": …, "content": …}, and every other field that its file has, such as `tool_calls`."""
+"""One turn of a chat: {"role": …, "content": …} and any further fields of its file, such as `tool_calls`."""
 
 _FIELD = re.compile(r"\bfield '([^']+)'")
 
-#: This many problems of a file are shown, the others counted.
-SHOWN = 20
+MAX_SHOWN = 20
+"""Problems of a file that an error message lists; the others are only counted."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row and its place, as "file:line" (for Parquet "file:row 7"); `fault` says why there is no value.
+    """One row as its file has it.
 
-    `lines` are those of its parts, where each has its own: the words of a sentence.
+    `place` is "file:line", for Parquet "file:row 7". `fault` says why there is no `value`. `lines` are the line numbers
+    of its parts if they span several lines, such as the words of a CoNLL sentence.
     """
 
     place: str
@@ -42,14 +45,18 @@ class Document:
     text: str
 
     def fields(self) -> dict[str, Any]:
-        """The record as an objective takes it: {"text"}."""
+        """The fields that an objective takes: {"text"}."""
         return {"text": self.text}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "text"."""
+        yield "text", self.text
 
 
 class Messages(list[Message]):
-    """The messages of a chat with what its template gets beside them. A slice keeps that.
+    """The messages of a chat with the other inputs of its chat template. Slices and sums keep these.
 
-    `tools` and `documents` are None where the row has none; `variables` are its `chat_template_kwargs`.
+    `tools` and `documents` are None if the row has none; `variables` are its `chat_template_kwargs`.
     """
 
     def __init__(
@@ -84,9 +91,9 @@ class Messages(list[Message]):
 
 @dataclass(frozen=True)
 class Conversation:
-    """A chat, each message {"role": …, "content": …}; of a set of prompts, it ends with the user's.
+    """A chat: a list of messages {"role": …, "content": …}. A prompt is a chat that ends with a user's message.
 
-    `tools`, `documents` and `variables` (chat_template_kwargs) reach the chat template; `messages` carries them along.
+    `tools`, `documents` and `variables` (chat_template_kwargs) are inputs of the chat template, carried by `messages`.
     """
 
     messages: list[Message]
@@ -95,36 +102,48 @@ class Conversation:
     variables: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        held = self.messages
+        messages = self.messages
         for name in ("tools", "documents", "variables"):
-            if not getattr(self, name) and getattr(held, name, None):
-                object.__setattr__(self, name, getattr(held, name))
-        more = {"tools": self.tools, "documents": self.documents, "variables": self.variables}
-        object.__setattr__(self, "messages", Messages(held, **more))  # type: ignore[arg-type]
+            if not getattr(self, name) and getattr(messages, name, None):
+                object.__setattr__(self, name, getattr(messages, name))
+        inputs = {"tools": self.tools, "documents": self.documents, "variables": self.variables}
+        object.__setattr__(self, "messages", Messages(messages, **inputs))  # type: ignore[arg-type]
 
     def fields(self) -> dict[str, Any]:
-        """The record as an objective takes it: {"messages"}."""
+        """The fields that an objective takes: {"messages"}."""
         return {"messages": self.messages}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: the whole "conversation" and the messages of the "assistant"."""
+        yield "conversation", "\n".join(content_text(message) for message in self.messages)
+        answers = [content_text(message) for message in self.messages if message["role"] == "assistant"]
+        if answers:
+            yield "assistant", "\n".join(answers)
 
 
 @dataclass(frozen=True)
 class Preference:
-    """One judgement: after `prompt` the messages `chosen` are better than the messages `rejected`."""
+    """A preference pair: after `prompt`, the messages `chosen` are better than the messages `rejected`."""
 
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
 
     def fields(self) -> dict[str, Any]:
-        """The record as an objective takes it: {"prompt", "chosen", "rejected"}."""
+        """The fields that an objective takes: {"prompt", "chosen", "rejected"}."""
         return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "prompt", "chosen", "rejected"."""
+        for name, messages in self.fields().items():
+            yield name, "\n".join(content_text(message) for message in messages)
 
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text, or a pair of texts, with the name of its class, or with a number that is to be foretold.
+    """A text, or a pair of texts, with its class (a name) or its score (a float).
 
-    `number`: the class was written as a whole number, not as text, so that it may be a place among a model's classes.
+    `number` is True if the file has the class as an integer, which can be an index into a model's classes.
     """
 
     text: str
@@ -133,29 +152,39 @@ class LabelledText:
     number: bool = field(default=False, compare=False)
 
     def fields(self) -> dict[str, Any]:
-        """The record as an objective takes it: {"text", "text_pair", "label"}."""
+        """The fields that an objective takes: {"text", "text_pair", "label"}."""
         label = int(self.label) if self.number else self.label
         return {"text": self.text, "text_pair": self.other, "label": label}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "text" and, of a pair, "other"."""
+        yield "text", self.text
+        if self.other is not None:
+            yield "other", self.other
 
 
 @dataclass(frozen=True)
 class TaggedTokens:
-    """The words of a sentence, each with its tag; `numbers`: the tags were written as whole numbers, not as texts."""
+    """The words of a sentence, each with its tag. `numbers` is True if the file has the tags as integers."""
 
     words: list[str]
     tags: list[str]
     numbers: bool = field(default=False, compare=False)
 
     def fields(self) -> dict[str, Any]:
-        """The record as an objective takes it: {"words", "tags"}."""
+        """The fields that an objective takes: {"words", "tags"}."""
         return {"words": self.words, "tags": list(map(int, self.tags)) if self.numbers else self.tags}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "sentence", the words joined by spaces."""
+        yield "sentence", " ".join(self.words)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a text, and the places in it that answer: `context[start : start + len(answer)] == answer`.
+    """An extractive question: `context[start : start + len(answer)] == answer` for each answer and its start.
 
-    No answer at all: the text does not say (SQuAD 2.0, Rajpurkar et al. 2018, arXiv 1806.03822).
+    Without answers, the context does not answer the question (SQuAD 2.0, Rajpurkar et al. 2018, arXiv 1806.03822).
     """
 
     context: str
@@ -165,82 +194,103 @@ class Question:
     id: str
 
     def fields(self) -> dict[str, Any]:
-        """The record as SQuAD's: {"id", "question", "context", "answers": {"text", "answer_start"}}."""
+        """The fields in SQuAD's form: {"id", "question", "context", "answers": {"text", "answer_start"}}."""
         answers = {"text": self.answers, "answer_start": self.answer_starts}
         return {"id": self.id, "question": self.question, "context": self.context, "answers": answers}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "context", "question" and the first "answer"."""
+        yield "context", self.context
+        yield "question", self.question
+        yield from (("answer", answer) for answer in self.answers[:1])
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A question, or the beginning of a text, with several endings, of which number `label` (from 0) is right."""
+    """A multiple-choice question, or the beginning of a text with several endings; `choices[label]` is right."""
 
     question: str
     choices: list[str]
     label: int
 
     def fields(self) -> dict[str, Any]:
-        """The record as an objective takes it: {"question", "choices", "label"}."""
+        """The fields that an objective takes: {"question", "choices", "label"}."""
         return {"question": self.question, "choices": self.choices, "label": self.label}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "question" and "longest choice"."""
+        yield "question", self.question
+        yield "longest choice", max(self.choices, key=len)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A text and what it is to become: its translation, its summary. Of several references, the first is `target`."""
+    """A source text and its target, such as a translation or a summary. `target` is the first of `references`."""
 
     source: str
     target: str
     references: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
-        """The record as an objective takes it: {"source", "target"}, and "references" where there are several."""
-        more = {"references": list(self.references)} if self.references else {}
-        return {"source": self.source, "target": self.target} | more
+        """The fields that an objective takes: {"source", "target"}, and "references" if there are several."""
+        references = {"references": list(self.references)} if self.references else {}
+        return {"source": self.source, "target": self.target} | references
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "source" and "target"."""
+        yield "source", self.source
+        yield "target", self.target
 
 
 @dataclass(frozen=True)
 class SQLQuestion:
-    """A question to a database, the SQL that answers it, and the database's name; "" where there is but one."""
+    """A question about a database, the SQL query that answers it, and the database's name ("" if there is only one)."""
 
     question: str
     query: str
     database: str
 
     def fields(self) -> dict[str, Any]:
-        """The record as a task takes it: {"question", "query", "database"}."""
+        """The fields that a task takes: {"question", "query", "database"}."""
         return {"question": self.question, "query": self.query, "database": self.database}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "question" and "query"."""
+        yield "question", self.question
+        yield "query", self.query
 
 
 AnyRecord = Document | Conversation | Preference | LabelledText | TaggedTokens | Question | Choice | Pair | SQLQuestion
 
 
 class Fault(Exception):
-    """What is wrong with a row: the sentence that a person reads, its fix behind a semicolon; the field where one is.
+    """Why a row cannot be converted: a sentence for the user with the fix after a semicolon, and the field if known.
 
-    `more` are the row's other faults.
+    `more` are the other faults of the same row.
     """
 
     def __init__(self, text: str, field: str | None = None):
         super().__init__(text)
-        found = _FIELD.search(text) if field is None else None
-        self.field = found[1] if found else field
+        match = _FIELD.search(text) if field is None else None
+        self.field = match[1] if match else field
         self.more: list[Fault] = []
 
     @property
     def all(self) -> list[Fault]:
-        """This fault and the row's others."""
-        return [self, *(each for one in self.more for each in one.all)]
+        """This fault and the other faults of the row."""
+        return [self, *(nested for fault in self.more for nested in fault.all)]
 
 
 def raise_together(faults: Iterable[Fault]) -> None:
-    """Raise the first of some faults with the others in it; nothing where there is none."""
-    found = list(faults)
-    if found:
-        found[0].more += found[1:]
-        raise found[0]
+    """Raise the first fault with the others attached; do nothing if there is none."""
+    faults = list(faults)
+    if faults:
+        faults[0].more += faults[1:]
+        raise faults[0]
 
 
 class Problems:
-    """Faults of a file as they are found; the first are kept, all are counted."""
+    """Collects the faults of a file: stores the first MAX_SHOWN and counts all."""
 
     def __init__(self) -> None:
         self.first: list[str] = []
@@ -250,13 +300,13 @@ class Problems:
         return self.count > 0
 
     def add(self, problem: str) -> None:
-        """Note one fault."""
+        """Add one fault."""
         self.count += 1
-        if len(self.first) < SHOWN:
+        if len(self.first) < MAX_SHOWN:
             self.first.append(problem)
 
     def error(self, what: str) -> InputError:
-        """The InputError that shows them."""
+        """The InputError that lists them."""
         more = [f"… and {self.count - len(self.first):,} more"] if self.count > len(self.first) else []
         count = f"{self.count:,} problem{'s' if self.count > 1 else ''}"
         return InputError(f"{what}: {count}", [*self.first, *more])

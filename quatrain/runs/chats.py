@@ -102,7 +102,7 @@ def mark_of(data: DataSettings, part: str) -> str | None:
     if getattr(data, part) is None:
         return ""
     task = source_task(data, part)
-    return corpus_of(data, part, format=asked_format(data, part)).mark if task is None else task.mark
+    return corpus_of(data, part, format=asked_format(data, part)).fingerprint if task is None else task.mark
 
 
 def _both(

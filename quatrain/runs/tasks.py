@@ -112,10 +112,10 @@ def prepare(
             raise InputError(f"{error.message.rstrip(':.')}; {hint}:", error.problems) from error
         return examples, [*notes, f"{len(both[part]):,} records, {len(examples):,} examples"]
 
-    dev = open_corpus(settings, data, "dev").mark if data.dev is not None else ""
+    dev = open_corpus(settings, data, "dev").fingerprint if data.dev is not None else ""
     named = ("objective", "labels", "stride", "source_prefix", "max_target_length")
     key = {
-        "data": corpus.mark,
+        "data": corpus.fingerprint,
         "dev": dev,
         "tokenizer": objective.tokenizer.fingerprint,
         "settings": {name: getattr(settings, name) for name in named} | {"limit": limit},
@@ -123,7 +123,7 @@ def prepare(
         "label reading": 2,
         "share": None if data.dev is not None else [data.validation, context.seed],
     }
-    if corpus.mark is None or dev is None:
+    if corpus.fingerprint is None or dev is None:
         (learned, notes), held_out = made(0), made(1)[0]
     else:
         learned, notes, _ = cached_examples(key | {"part": "learned"}, lambda: made(0), KINDS)

@@ -38,10 +38,10 @@ def test_rows_have_the_names_of_their_classes(reviews: Path, streaming: bool) ->
 
 
 def test_equal_content_has_an_equal_mark_and_a_stream_has_none(reviews: Path) -> None:
-    assert Corpus(reviews).mark == Corpus(reviews).mark != Corpus(reviews, split="test").mark
+    assert Corpus(reviews).fingerprint == Corpus(reviews).fingerprint != Corpus(reviews, split="test").fingerprint
     one = datasets.Dataset.from_dict({"text": ["a"]})
     one.save_to_disk(str(reviews.parent / "one"))
-    assert Corpus(reviews.parent / "one", streaming=True).mark is None
+    assert Corpus(reviews.parent / "one", streaming=True).fingerprint is None
 
 
 def test_lists_of_classes(tmp_path: Path) -> None:

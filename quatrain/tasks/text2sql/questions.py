@@ -174,7 +174,7 @@ class SQLQuestions(SourceTask[Question]):
 
     @property
     def mark(self) -> str | None:
-        mark = self._corpus().mark
+        mark = self._corpus().fingerprint
         return None if mark is None else f"{mark} {self.databases.mark}"
 
     def messages(self, example: Question) -> list[dict[str, str]]:
