@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,6 +84,8 @@ class Corpus:
         source: str | Path,
         *,
         format: str | None = None,
+        default_format: str | None = None,
+        accept: Sequence[str] = (),
         columns: Mapping[str, str] | None = None,
         subset: str | None = None,
         split: str | None = None,
@@ -94,6 +96,7 @@ class Corpus:
     ):
         """Open `source` and detect its format, unless `format` (one of FORMATS) or `columns` (role -> column) is given.
 
+        With `default_format`, rows that are detected as no format, or as none of `accept`, are read in that one.
         `subset` and `split` select from a Hugging Face data set (`hf:owner/name`); `streaming` reads it without
         downloading it first. `skipped` is called for each file of a folder that is not read, `progress` during a
         download. `reader` yields the text of a file. Raises InputError if the source does not exist or its format is
@@ -104,7 +107,7 @@ class Corpus:
         self.source = str(source)
         self.origin = _origin(source, subset=subset, split=split, streaming=streaming, skipped=skipped,
                               progress=progress, reader=reader)  # fmt: skip
-        self.layout = self.origin.layout(format, columns)
+        self.layout = self._layout(format, columns, default_format, accept)
         self.format = self.layout.format
 
     @classmethod
@@ -116,6 +119,17 @@ class Corpus:
             )
         names = ("format", "columns", "subset", "split", "streaming")
         return cls(data.source, **{name: getattr(data, name) for name in names}, **options)
+
+    def _layout(
+        self, format: str | None, columns: Mapping[str, str] | None, default: str | None, accept: Sequence[str]
+    ) -> Layout:
+        if format is not None or default is None:
+            return self.origin.layout(format, columns)
+        try:
+            layout = self.origin.layout(None, columns)
+        except InputError:
+            return self.origin.layout(default, columns)
+        return layout if layout.format in accept else self.origin.layout(default, columns)
 
     def __iter__(self) -> Iterator[AnyRecord]:
         return self.read()

@@ -14,6 +14,7 @@ import numpy as np
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
 from quatrain.data.batches import TokenExample
+from quatrain.data.corpus import Corpus
 from quatrain.data.example_cache import cached_examples
 from quatrain.data.records import Conversation
 from quatrain.data.settings import DataSettings
@@ -102,7 +103,7 @@ def mark_of(data: DataSettings, part: str) -> str | None:
     if getattr(data, part) is None:
         return ""
     task = source_task(data, part)
-    return corpus_of(data, part, format=asked_format(data, part)).fingerprint if task is None else task.mark
+    return chat_corpus(data, part).fingerprint if task is None else task.mark
 
 
 def _both(
@@ -140,7 +141,7 @@ def conversations(
         return
     task = source_task(data, part)
     if task is None:
-        own = corpus_of(data, part, format=asked_format(data, part))
+        own = chat_corpus(data, part)
         for place, record in own.placed():
             yield place, record.messages if isinstance(record, Conversation) else turns_of(record)
         return
@@ -149,12 +150,6 @@ def conversations(
     notes += task.notes
 
 
-def asked_format(data: DataSettings, part: str) -> str:
-    """How a part of the data is read as chats: as what it is, where a text and its answer are in it, or as "chat"."""
-    if data.format is not None:
-        return data.format
-    try:
-        found = corpus_of(data, part).format
-    except InputError:
-        return "chat"
-    return found if found in ANSWERED else "chat"
+def chat_corpus(data: DataSettings, part: str) -> Corpus:
+    """The records of a part of the data to read as chats: conversations, or texts with their answers."""
+    return corpus_of(data, part, default_format="chat", accept=ANSWERED)

@@ -159,8 +159,8 @@ def pieces(context: StageContext, stage: StageSettings, part: str = "source") ->
         yield from (DocumentChunk(text, True) for record in corpus for text in texts_of(record) if text.strip())
 
 
-def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = None) -> Corpus:
-    """The records of a part of the data: `source`, `dev` or `test`."""
+def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = None, **options: Any) -> Corpus:
+    """The records of a part of the data: `source`, `dev` or `test`. `options` are those of `Corpus`."""
     return Corpus(
         str(getattr(data, part)),
         format=format or data.format,
@@ -168,6 +168,7 @@ def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = 
         subset=data.subset,
         split=data.split if part == "source" else getattr(data, f"{part}_split"),
         streaming=data.streaming,
+        **options,
     )
 
 
