@@ -1,7 +1,7 @@
-"""Batches: the tensors of one training step, and the ways that examples become them.
+"""Batches: the tensors of one training step, and how examples are collated into them.
 
-An example is a list of token ids with a mask of the tokens to learn. Labels come shifted: `labels[b, t]` is the
-token to say after reading `input_ids[b, : t + 1]`, and -100 where nothing is learned.
+An example is a list of token ids with a mask of the tokens that are labels. Labels are shifted: `labels[b, t]` is the
+token that follows `input_ids[b, : t + 1]`, or -100 where there is no loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IGNORE = -100
 class Batch:
     """One micro-batch: named inputs, labels, and how much work it is.
 
-    `inputs` holds what the model's forward takes, by the names of its arguments; values that are no tensors stay as
+    `inputs` holds what the model's forward takes, by the names of its arguments; other values are passed as
     they are. `labels` is a tensor, a tuple of tensors, or None. `unit` is what `size` counts, in the plural: speed is
     reported in it. A subclass adds tensors as attributes.
     """
@@ -40,7 +40,7 @@ class Batch:
         return moved
 
     def replace(self, *, labels: Any = None, **inputs: Any) -> Self:
-        """The same batch with other labels, where they are given, and other or further inputs."""
+        """A copy with other labels, unless None, and with inputs replaced or added."""
         changed = copy.copy(self)
         object.__setattr__(changed, "inputs", {**self.inputs, **inputs})
         if labels is not None:
@@ -48,7 +48,7 @@ class Batch:
         return changed
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor with its name: inputs by theirs, the parts of a tuple as `labels.0`."""
+        """All tensors with their names; the elements of a tuple are called `labels.0`, `labels.1`, …"""
         for name, value in {**self.inputs, **{k: v for k, v in vars(self).items() if k != "inputs"}}.items():
             if isinstance(value, Tensor):
                 yield name, value
@@ -62,12 +62,12 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """How many `unit`s the batch has."""
+        """The size of the batch, counted in `unit`."""
         return self.shape[0]
 
     @property
     def num_labels(self) -> int:
-        """How many positions are learned; of two kinds of labels, the first counts."""
+        """The number of labels that are not -100, of the first labels if there are several."""
         labels = self.labels[0] if isinstance(self.labels, tuple) else self.labels
         return int((labels != IGNORE).sum())
 
@@ -101,33 +101,33 @@ class TokenBatch(Batch):
 
     @property
     def input_ids(self) -> Tensor:
-        """What the model reads, (B, T); of choices (B, C, T)."""
+        """The token ids (B, T); for multiple choice (B, C, T)."""
         return self.inputs["input_ids"]
 
     @property
     def positions(self) -> Tensor | None:
-        """Each token's place in its own example, (B, T); None where rows are not packed."""
+        """The position of each token in its own example, (B, T); None if rows are not packed."""
         return self.inputs.get("positions")
 
     @property
     def segments(self) -> Tensor | None:
-        """The number of each token's example within its row; None where every token is of the first."""
+        """The index of each token's example in its row, from 1; 0 is padding, (B, T); None if a row is one example."""
         return self.inputs.get("segments")
 
     @property
     def token_types(self) -> Tensor | None:
-        """0 for the first text of a pair, 1 for the second; None for single texts."""
+        """0 for the first text of a pair and 1 for the second, (B, T); None for single texts."""
         return self.inputs.get("token_types")
 
     @property
     def size(self) -> int:
-        """Tokens that are read, padding included."""
+        """The number of input tokens, padding included."""
         return self.input_ids.numel()
 
 
 @dataclass(frozen=True)
 class TokenExample:
-    """Token ids (T,) and which of them to learn (T,); the first token can never be learned, nothing precedes it."""
+    """Token ids (T,) and the mask of those that are labels (T,); the first token has no prefix and is never a label."""
 
     ids: Sequence[int]
     mask: Sequence[bool]
@@ -137,22 +137,21 @@ class TokenExample:
 
     @property
     def num_labels(self) -> int:
-        """How many of the tokens are learned."""
+        """The number of tokens that are labels."""
         return sum(self.mask[1:])
 
 
 @dataclass(frozen=True)
 class TaskExample(TokenExample):
-    """One of several tasks that are learned together, each by an adapter of its own."""
+    """An example of one of several tasks trained together, each with its own adapter."""
 
     adapter: str | None = None
 
 
 def stack(rows: Sequence[Sequence[int]], value: int, *, multiple: int = 8, limit: int | None = None) -> Tensor:
-    """Rows of ids as one tensor (B, T), filled up on the right with `value`; T is the longest row's, a whole
-    `multiple`.
+    """Rows of ids as one tensor (B, T), padded on the right with `value` to the longest row, rounded up to `multiple`.
 
-    T is not rounded up past `limit`, which is the model's context: no row becomes longer than the model reads.
+    T is not rounded up past `limit`, the model's context length.
     """
     longest = max((len(row) for row in rows), default=0)
     length = max(1, -(-longest // multiple) * multiple)
@@ -165,21 +164,21 @@ def stack(rows: Sequence[Sequence[int]], value: int, *, multiple: int = 8, limit
 
 
 def text_segments(rows: Sequence[Sequence[int]], length: int) -> Tensor | None:
-    """1 for each row's own tokens and 0 for its padding to `length`, (B, T); None where no row is padded."""
+    """1 for each row's tokens and 0 for its padding to `length`, (B, T); None if no row is padded."""
     lengths = torch.tensor([len(row) for row in rows])
     return None if bool((lengths == length).all()) else (torch.arange(length) < lengths[:, None]).long()
 
 
 def shift(example: TokenExample) -> tuple[list[int], list[int]]:
-    """Inputs and labels, one token shorter than the example: `shift` of ids `abc` with mask `011` is `ab`, `bc`."""
+    """Inputs and labels, one token shorter than the example: ids `abc` with mask `011` give `ab` and `bc`."""
     labels = [token if learn else IGNORE for token, learn in zip(example.ids[1:], example.mask[1:], strict=True)]
     return list(example.ids[:-1]), labels
 
 
 def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> TokenBatch:
-    """One example a row, padded on the right to the longest, rounded up to `multiple`.
+    """One example per row, padded on the right to the longest, rounded up to `multiple`.
 
-    With causal attention no token sees the padding to its right, so no mask is needed; its labels are -100.
+    With causal attention no token attends to the padding on its right, so no mask is needed; its labels are -100.
     """
     rows = [shift(example) for example in examples]
     length = max(len(inputs) for inputs, _ in rows)
@@ -194,22 +193,21 @@ def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> 
 
 
 def pack(examples: Sequence[TokenExample], length: int, pad_id: int) -> TokenBatch:
-    """Several examples a row of `length` tokens, each a segment with positions of its own.
+    """Several examples per row of `length` tokens, each with its own segment number and positions.
 
-    Raises ValueError for an example longer than a row; callers truncate first, and say so.
+    Raises ValueError for an example longer than a row; callers truncate first.
     """
     rows = fill_rows([len(example) - 1 for example in examples], length)
     return pack_rows([[examples[number] for number in row] for row in rows], length, pad_id)
 
 
 def fill_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """The numbers of the items that share each row of `room`: the longest first, each where it leaves least room.
+    """Bin packing by best-fit decreasing: the indices of the items in each row of size `room`.
 
-    Best-fit decreasing, which needs at most 11/9 of the fewest rows that there could be (Johnson 1973). Raises
-    ValueError for an item longer than a row.
+    Needs at most 11/9 of the minimal number of rows (Johnson 1973). Raises ValueError for an item longer than a row.
     """
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (room that is left, row), sorted
+    free: list[tuple[int, int]] = []  # (remaining room, row), sorted
     for number in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
         size = lengths[number]
         if size > room:
@@ -226,7 +224,7 @@ def fill_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) -> TokenBatch:
-    """Rows of `length` tokens of the examples given for each, with segments and positions of their own."""
+    """A batch with the given examples in each row of `length` tokens, with segment numbers and positions."""
     shape = (len(rows), length)
     input_ids, targets = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
     positions, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -243,7 +241,7 @@ def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) 
 
 
 def windows(tokens: np.ndarray, starts: Sequence[int] | np.ndarray, length: int) -> TokenBatch:
-    """Plain windows of a long text: row b reads `tokens[starts[b] : starts[b] + length]`, each token learned.
+    """Windows of a long text: row b is `tokens[starts[b] : starts[b] + length]`; every token is a label.
 
     `tokens` is any array of ids, memory-mapped ones included; each window needs `length + 1` tokens.
     """

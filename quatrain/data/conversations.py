@@ -1,8 +1,8 @@
-"""Conversations and preference pairs out of rows, whatever the format they were written in.
+"""Converts rows of every chat format to conversations, prompts and preference pairs.
 
-Four formats of conversations are told apart by their fields: `messages` (OpenAI, Hugging Face), `conversations`
-(ShareGPT), `instruction`/`input`/`output` (Alpaca) and `prompt`/`completion`; and those of preference pairs around
-`chosen` and `rejected`. Every fault is named with its place, its field and what to do, all at once.
+The fields of a row tell its format: `messages` (OpenAI, Hugging Face), `conversations` (ShareGPT),
+`instruction`/`input`/`output` (Alpaca) or `prompt`/`completion`; preference pairs have `chosen` and `rejected`. All
+faults of a row are raised at once, each with its field and fix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quatrain.data.formats import CHAT_PAIRS
 from quatrain.data.messages import ABOUT, ROLES, content_fault, weight_fault
 from quatrain.data.records import Conversation, Fault, Message, Messages, Preference, raise_together
 
-# The roles of data sets that are none of a template's. Those of the conversation formats stay as they are.
+# Role names of public data sets -> roles of chat templates.
 _ROLES = {
     **{role: role for role in ROLES},
     "human": "user",
@@ -43,16 +43,16 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 _BESIDE = (("tools", "functions"), ("documents",))
-"""What a template gets beside the messages, under the names that data sets have for it."""
+"""Other inputs of a chat template, under the names that data sets use."""
 
 
 BESIDE = ("tools", "functions", "documents", "chat_template_kwargs")
-"""Fields of a row that reach the chat template whatever columns hold the conversation."""
+"""Fields of a row that reach the chat template, whichever columns hold the conversation."""
 
 
 def to_conversations(fields: dict[str, Any]) -> list[Conversation]:
-    """The conversations in the fields of a row: one, or as many as a seed task has instances (Self-Instruct, Wang et
-    al. 2022, arXiv 2212.10560). Raises Fault with all that is wrong.
+    """The conversations of a row: one, or one per instance of a Self-Instruct seed task (Wang et al. 2022, arXiv
+    2212.10560). Raises Fault with all faults.
     """
     if "instances" in fields and "instruction" in fields and "output" not in fields:
         return [Conversation(messages) for messages in _instances(fields)]
@@ -68,14 +68,14 @@ def to_conversations(fields: dict[str, Any]) -> list[Conversation]:
 
 
 def _beside(fields: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
-    """A row's tools, documents and chat_template_kwargs, which may be JSON text; what is wrong is added to `faults`."""
+    """A row's tools, documents and chat_template_kwargs, which may be JSON text; adds what is wrong to `faults`."""
     found: dict[str, Any] = {}
     for names in _BESIDE:
         name = next((name for name in names if fields.get(name) not in (None, "")), None)
         if name is None:
             continue
         if name == "documents" and not _are_objects(fields[name]):
-            continue  # a column of another meaning, which no template reads: `data check` says so
+            continue  # a column with another meaning, which no template reads; `data check` reports it
         try:
             value = _from_json(fields[name], name, list)
             if not all(isinstance(each, dict) for each in value):
@@ -92,7 +92,7 @@ def _beside(fields: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
 
 
 def _are_objects(value: Any) -> bool:
-    """Whether a value is a list of objects, perhaps as JSON text."""
+    """Whether a value is a list of objects, or JSON text that may be one."""
     if isinstance(value, str):
         return value.lstrip()[:1] == "["
     return isinstance(value, list) and all(isinstance(each, dict) for each in value)
@@ -111,7 +111,7 @@ def _from_json(value: Any, name: str, kind: type) -> Any:
 
 
 def parsed(text: str, name: str) -> Any:
-    """The value of the field `name`, which holds JSON as text. Raises Fault for what is no JSON or too deep."""
+    """The value of JSON text in the field `name`. Raises Fault for invalid or too deeply nested JSON."""
     try:
         return parse_json(text, "the text", Any)
     except InputError as error:
@@ -119,26 +119,26 @@ def parsed(text: str, name: str) -> Any:
 
 
 def to_prompts(fields: dict[str, Any]) -> list[list[Message]]:
-    """What is to be answered, without the answer: `turns` of MT-bench (Zheng et al. 2023, arXiv 2306.05685), of which
-    the first is taken, a `prompt`, or an `instruction` with its `input`. Raises Fault.
+    """The prompts of a row, without answers: the first of the `turns` of MT-bench (Zheng et al. 2023, arXiv
+    2306.05685), a `prompt`, or an `instruction` with its `input`. Raises Fault.
     """
     if "turns" in fields:
         turns = fields["turns"]
         if not isinstance(turns, list) or not turns or not isinstance(turns[0], str):
             raise Fault("field 'turns': must be a list of texts with at least one", "turns")
-        return [[_said("user", turns[0])]]
+        return [[_turn("user", turns[0])]]
     return [_prompt(fields, "prompt") if "prompt" in fields else _alpaca_prompt(fields)]
 
 
 def to_preferences(fields: dict[str, Any]) -> list[Preference]:
-    """The preference in the fields of a row; none where two answers were judged equal. Raises Fault."""
+    """The preference pair of a row; none if two answers were judged equal. Raises Fault."""
     if {"output_1", "output_2", "preference"} <= fields.keys() and "chosen" not in fields:
         return _judged(fields)
-    found = _preference(fields)
+    preference = _preference(fields)
     faults: list[Fault] = []
     beside = _beside(fields, faults)
     raise_together(faults)
-    return [Preference(Messages(found.prompt, **beside), found.chosen, found.rejected)]
+    return [Preference(Messages(preference.prompt, **beside), preference.chosen, preference.rejected)]
 
 
 def _instances(fields: dict[str, Any]) -> list[list[Message]]:
@@ -149,7 +149,7 @@ def _instances(fields: dict[str, Any]) -> list[list[Message]]:
 
 
 def _judged(fields: dict[str, Any]) -> list[Preference]:
-    """AlpacaEval's judgements (Li et al. 2023): 1 and 2 say which output is better, 0 and 1.5 that none is."""
+    """A judgement of AlpacaEval (Li et al. 2023): 1 or 2 is the better output, 0 and 1.5 are ties."""
     judged = fields["preference"]
     try:
         which = float(judged)
@@ -160,7 +160,7 @@ def _judged(fields: dict[str, Any]) -> list[Preference]:
     if which in (0.0, 1.5):
         return []
     better, worse = ("output_1", "output_2") if which == 1.0 else ("output_2", "output_1")
-    answers = ([_said("assistant", _text(fields, name))] for name in (better, worse))
+    answers = ([_turn("assistant", _text(fields, name))] for name in (better, worse))
     return [Preference(_alpaca_prompt(fields), *answers)]
 
 
@@ -174,7 +174,7 @@ def _conversation(fields: dict[str, Any]) -> list[Message]:
             raise Fault(f"field {name!r}: nothing is said by the assistant, so nothing can be learned; remove it")
         return messages
     if "instruction" in fields:
-        return _joined(lambda: _alpaca_prompt(fields), lambda: [_said("assistant", _text(fields, "output"))])
+        return _joined(lambda: _alpaca_prompt(fields), lambda: [_turn("assistant", _text(fields, "output"))])
     for asked, answered in CHAT_PAIRS:
         if asked in fields and answered in fields:
             return _joined(partial(_prompt, fields, asked), partial(_answer, fields, answered))
@@ -204,7 +204,7 @@ def _preference(fields: dict[str, Any]) -> Preference:
 
 
 def _joined(*parts: Callable[[], list[Message]]) -> list[Message]:
-    """The messages of several parts. Raises Fault with the faults of all of them."""
+    """The messages of several parts, concatenated. Raises Fault with the faults of all parts."""
     messages: list[Message] = []
     faults = []
     for part in parts:
@@ -217,11 +217,11 @@ def _joined(*parts: Callable[[], list[Message]]) -> list[Message]:
 
 
 def _parted(chosen: list[Message], rejected: list[Message]) -> Preference:
-    """Two whole conversations as their common beginning and two endings."""
+    """Two whole conversations split into their common prompt and two answers."""
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1
-    # Equal conversations still end in an answer.
+    # Of equal conversations, the last message is the answer.
     same = min(same, len(chosen) - 1, len(rejected) - 1)
     if same < 1:
         raise Fault(f"chosen and rejected do not begin alike and there is no prompt; write {_PREFERENCE_FORMATS}")
@@ -229,20 +229,20 @@ def _parted(chosen: list[Message], rejected: list[Message]) -> Preference:
 
 
 def _dialogue(text: str) -> list[Message]:
-    """A dialogue in one text, in the form of Anthropic's HH-RLHF (Bai et al. 2022)."""
+    """The messages of a dialogue in one text, in the form of Anthropic's HH-RLHF (Bai et al. 2022)."""
     before, *turns = _TURN.split(text)
     if not turns or before.strip():
         raise Fault(f"no prompt beside chosen and rejected; write {_PREFERENCE_FORMATS}")
     roles = {"Human": "user", "Assistant": "assistant"}
     pairs = zip(turns[::2], turns[1::2], strict=True)
-    return [_said(roles[name], said.removeprefix(" ")) for name, said in pairs]
+    return [_turn(roles[name], text.removeprefix(" ")) for name, text in pairs]
 
 
 def _names(fields: dict[str, Any]) -> str:
     return ", ".join(repr(name) for name in list(fields)[:12]) or "(none)"
 
 
-def _said(role: str, content: str) -> Message:
+def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
@@ -265,7 +265,7 @@ def _check_characters(text: str, name: str) -> None:
 
 
 def kind_of(value: Any) -> str:
-    """What a value of JSON is, in words."""
+    """The JSON type of a value, in words."""
     names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
     if isinstance(value, str):
         return "text"
@@ -275,8 +275,8 @@ def kind_of(value: Any) -> str:
 def _prompt(fields: dict[str, Any], name: str) -> list[Message]:
     if isinstance(fields[name], list):
         return _messages(fields[name], name)
-    system = [_said("system", fields["system"])] if isinstance(fields.get("system"), str) and fields["system"] else []
-    return [*system, _said("user", _text(fields, name))]
+    system = [_turn("system", fields["system"])] if isinstance(fields.get("system"), str) and fields["system"] else []
+    return [*system, _turn("user", _text(fields, name))]
 
 
 def _answer(fields: dict[str, Any], name: str) -> list[Message]:
@@ -285,21 +285,21 @@ def _answer(fields: dict[str, Any], name: str) -> list[Message]:
         return _messages([value], name)
     if isinstance(value, list):
         return _messages(value, name)
-    return [_said("assistant", _text(fields, name))]
+    return [_turn("assistant", _text(fields, name))]
 
 
 def _alpaca_prompt(fields: dict[str, Any]) -> list[Message]:
-    """Alpaca's fields as messages: the input goes under the instruction (Taori et al. 2023)."""
+    """The prompt of an Alpaca row: the instruction with the input below it (Taori et al. 2023)."""
     messages = []
     if isinstance(fields.get("system"), str) and fields["system"]:
-        messages.append(_said("system", fields["system"]))
+        messages.append(_turn("system", fields["system"]))
     for pair in fields.get("history") or []:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise Fault("field 'history': must be a list of [question, answer] pairs of texts")
-        messages += [_said("user", pair[0]), _said("assistant", pair[1])]
+        messages += [_turn("user", pair[0]), _turn("assistant", pair[1])]
     instruction = _text(fields, "instruction")
     given = _text(fields, "input") if fields.get("input") is not None else ""
-    return [*messages, _said("user", f"{instruction}\n\n{given}" if given.strip() else instruction)]
+    return [*messages, _turn("user", f"{instruction}\n\n{given}" if given.strip() else instruction)]
 
 
 def _messages(value: Any, name: str) -> list[Message]:
@@ -324,21 +324,21 @@ def _message(value: Any, place: str) -> Message:
     role_name, content_name = ("from", "value") if "from" in value else ("role", "content")
     if role_name not in value:
         raise Fault(f"field {place!r}: no 'role' beside {_names(value)}; add it")
-    said = value[role_name]
-    role = _ROLES.get(said.lower()) if isinstance(said, str) else None
+    written = value[role_name]
+    role = _ROLES.get(written.lower()) if isinstance(written, str) else None
     if role is None:
         allowed = "user, assistant, tool" if role_name == "role" else "human, gpt, function_call, observation"
-        raise Fault(f"field '{place}.{role_name}' is {said!r}; allowed are system, {allowed}")
+        raise Fault(f"field '{place}.{role_name}' is {written!r}; allowed are system, {allowed}")
     content = value.get(content_name)
     rest = {key: each for key, each in value.items() if key not in (role_name, content_name)}
-    if isinstance(said, str) and said.lower() == "function_call" and "function_call" not in value:
+    if isinstance(written, str) and written.lower() == "function_call" and "function_call" not in value:
         return {"role": role, "content": "", "tool_calls": [_call(content, f"{place}.{content_name}")], **rest}
     if fault := weight_fault(value):
         raise Fault(f"field '{place}.weight': {fault}")
-    says = {key for key, each in rest.items() if each is not None} - ABOUT
-    if content_name not in value and not says:
+    carries = {key for key, each in rest.items() if each is not None} - ABOUT
+    if content_name not in value and not carries:
         raise Fault(f"field {place!r}: no {content_name!r} beside {_names(value)}; add it")
-    if content is None and not says:
+    if content is None and not carries:
         raise Fault(f"field '{place}.{content_name}' is null, must be text")
     if content is not None and (fault := content_fault(content, role)):
         raise Fault(f"field '{place}.{content_name}' is {kind_of(content)}, {fault}")
@@ -349,7 +349,7 @@ def _message(value: Any, place: str) -> Message:
 
 
 def _call(content: Any, place: str) -> dict[str, Any]:
-    """A ShareGPT function call, {"name": …, "arguments": …} as JSON text, in the form of OpenAI's tool calls."""
+    """A ShareGPT function call, JSON text {"name": …, "arguments": …}, as an OpenAI tool call."""
     call = parsed(content, place) if isinstance(content, str) else content
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
         raise Fault(f'field {place!r}: must be {{"name": …, "arguments": …}}')

@@ -1,4 +1,4 @@
-"""Rows become typed records: each part read from its column, and every fault of a row named with its field and fix."""
+"""Converts rows to typed records: reads each role from its column and names every fault with its field and fix."""
 
 from __future__ import annotations
 
@@ -23,64 +23,64 @@ from quatrain.data.records import (
 )
 
 
-def convert(record: Row, layout: Layout) -> list[AnyRecord]:
-    """The typed records of a row: mostly one; none for a row that says nothing, such as a tie of two answers.
+def convert(row: Row, layout: Layout) -> list[AnyRecord]:
+    """The typed records of a row: usually one; none for an empty text or a preference judged as a tie.
 
-    Raises Fault, with all that is wrong in the row.
+    Raises Fault with all faults of the row.
     """
-    if record.fault is not None:
-        raise Fault(record.fault)
-    value = record.value
+    if row.fault is not None:
+        raise Fault(row.fault)
+    value = row.value
     if layout.format in ("text", "lines") and isinstance(value, str):
         return [Document(value)] if value.strip() else []
     if not isinstance(value, Mapping):
         raise Fault(f"found {type(value).__name__}, expected an object with fields; write {{…}}")
-    row = RowReader(value, layout, record.place)
-    made = _CONVERTERS[layout.format](row)
-    raise_together(row.faults)
-    return made
+    reader = RowReader(value, layout, row.place)
+    records = _CONVERTERS[layout.format](reader)
+    raise_together(reader.faults)
+    return records
 
 
 class RowReader:
-    """Reads the parts of one row; what is wrong with them gathers in `faults`."""
+    """Reads the values of one row by role and collects its faults in `faults`."""
 
     def __init__(self, value: Mapping[str, Any], layout: Layout, place: str = ""):
         self.value, self.layout, self.place = value, layout, place
         self.faults: list[Fault] = []
 
     def column(self, part: str) -> str:
-        """The column that holds a part."""
+        """The column of a role."""
         return self.layout.parts.get(part, part)
 
     def fault(self, part: str, text: str) -> None:
-        """Notes what is wrong with a part."""
+        """Add a fault of a role's column."""
         name = self.column(part)
         self.faults.append(Fault(f"field {name!r}: {text}", name))
 
     def raw(self, part: str) -> Any:
-        """What stands in a part's column; None, and noted, where nothing does."""
+        """The value in a role's column; None, with a fault, if it is missing or null."""
         name = self.column(part)
-        found, there = _at(self.value, name)
-        if not there:
+        value, exists = _at(self.value, name)
+        if not exists:
             names = ", ".join(repr(each) for each in list(self.value)[:12]) or "(none)"
             self.faults.append(Fault(f"no field {name!r} beside {names}; add it", name))
-        elif found is None:
+        elif value is None:
             self.fault(part, "is null; write a value or take the row out")
-        return found
+        return value
 
     def has(self, part: str) -> bool:
-        """Whether there is something in a part's column."""
+        """Whether a role's column has a value."""
         return _at(self.value, self.column(part))[0] is not None
 
     def text(self, part: str, *, may_be_empty: bool = False) -> str:
-        """A text; "" where there is none, which is noted."""
+        """The text of a role; "", with a fault, if there is none."""
         value = self.raw(part)
         if value is None:
             return ""
         return self.checked(part, value, may_be_empty=may_be_empty)
 
     def checked(self, part: str, value: Any, *, at: str = "", may_be_empty: bool = False) -> str:
-        """A value of a part as text; `at` says where in the part it stands."""
+        """A value as text, with a fault if it is not one; `at` is its position within the column, for messages."""
         name = self.column(part) + at
         if not isinstance(value, str):
             self.faults.append(Fault(f"field {name!r} is {kind_of(value)}, must be text; put it in quotes", name))
@@ -96,7 +96,7 @@ class RowReader:
         return value
 
     def items(self, part: str) -> list[Any]:
-        """A list, which a table may hold as JSON; [] where there is none, which is noted."""
+        """The list of a role, which a table may hold as JSON; [], with a fault, if there is none."""
         value = self.raw(part)
         if isinstance(value, str) and value[:1] == "[":
             try:
@@ -111,17 +111,17 @@ class RowReader:
 
 
 def _at(value: Mapping[str, Any], name: str) -> tuple[Any, bool]:
-    """What a column holds, and whether it is there; "a.b" is b in the object a."""
+    """The value of a column, and whether the column exists; "a.b" is field b of the object a."""
     if name in value:
         return value[name], True
     outer, dot, inner = name.partition(".")
-    held = value.get(outer) if dot else None
-    return _at(held, inner) if isinstance(held, Mapping) else (None, False)
+    nested = value.get(outer) if dot else None
+    return _at(nested, inner) if isinstance(nested, Mapping) else (None, False)
 
 
 def _text(row: RowReader) -> list[AnyRecord]:
-    value, there = _at(row.value, row.column("text"))
-    if there and value is None:
+    value, exists = _at(row.value, row.column("text"))
+    if exists and value is None:
         return []
     text = row.text("text", may_be_empty=True)
     return [Document(text)] if text.strip() else []
@@ -134,14 +134,14 @@ def _labelled(row: RowReader) -> list[AnyRecord]:
 
 
 def _is_number(row: RowReader) -> bool:
-    """Whether a class is written as a whole number: 1, or 1.0 as data frames write it."""
+    """Whether the class is an integer: 1, or 1.0 as data frames write it."""
     value = _at(row.value, row.column("label"))[0]
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     return whole and not isinstance(value, bool) and not row.layout.scores and not row.faults
 
 
 def _label(row: RowReader) -> str | float:
-    """The name of a class, or with `scores` a number."""
+    """The name of the class, or a float if labels are scores."""
     value = row.raw("label")
     if value is None:
         return ""
@@ -184,7 +184,7 @@ def _tagged(row: RowReader) -> list[AnyRecord]:
 
 
 def _question(row: RowReader) -> list[AnyRecord]:
-    """A question of SQuAD's nested file, or of a flat row; answers are texts with places, or texts to be found."""
+    """A question of a nested SQuAD file or of a flat row; answers without a start are searched in the context."""
     context, question = row.text("context"), row.text("question")
     answers, starts = _answers(row, context)
     name = row.value.get(row.layout.parts.get("id", "id"))
@@ -234,7 +234,7 @@ def _answers(row: RowReader, context: str) -> tuple[list[str], list[int]]:
 
 
 def _start(row: RowReader, context: str, answer: str, place: Any, number: int) -> int | None:
-    """Where an answer begins in its context; None, noted, where it is not there."""
+    """The start of an answer in its context; None, with a fault, if it is not there."""
     if not answer or not context:
         return None
     near = context.find(answer)
@@ -254,7 +254,7 @@ def _start(row: RowReader, context: str, answer: str, place: Any, number: int) -
 
 
 def _nearest(context: str, answer: str, place: int) -> int:
-    """Where the occurrence of an answer begins that is nearest to a place."""
+    """The start of the occurrence of an answer nearest to a position."""
     before, after = context.rfind(answer, 0, max(0, place) + len(answer)), context.find(answer, max(0, place))
     places = [each for each in (before, after) if each >= 0]
     return min(places, key=lambda each: abs(each - place))
@@ -265,7 +265,7 @@ def _short(text: str) -> str:
 
 
 def _choice(row: RowReader) -> list[AnyRecord]:
-    """A question with its choices, in the forms of MMLU, ARC, HellaSwag, SWAG, PIQA, COPA and WinoGrande."""
+    """A multiple-choice question in the form of MMLU, ARC, HellaSwag, SWAG, PIQA, COPA or WinoGrande."""
     question = row.text("question")
     names: list[str] = []
     if "," in row.column("choices"):
@@ -284,7 +284,7 @@ def _choice(row: RowReader) -> list[AnyRecord]:
 
 
 def _right(row: RowReader, names: list[str], choices: list[str]) -> int:
-    """The number of the right choice: said by number, by letter, by name, or by the choice's own words."""
+    """The index of the right choice, given by number, letter, name, or the text of the choice."""
     value = row.raw("label")
     if value is None:
         return 0
@@ -320,7 +320,7 @@ def _pair(row: RowReader) -> list[AnyRecord]:
 
 
 def _translation(row: RowReader) -> Pair:
-    """{"translation": {"en": …, "de": …}}: from the first language to the second."""
+    """A row {"translation": {"en": …, "de": …}}: source is the first language, target the second."""
     value = row.raw("source")
     if not isinstance(value, Mapping) or len(value) < 2:
         row.fault("source", 'must be {"en": …, "de": …}')
@@ -347,7 +347,7 @@ def _preference(row: RowReader) -> list[AnyRecord]:
 
 
 def _renamed(row: RowReader) -> dict[str, Any]:
-    """The fields of a row by the names of its parts; where a user named columns, those alone."""
+    """The fields of a row by role; only the assigned columns if the user assigned columns."""
     parts = row.layout.parts
     if all(part == column for part, column in parts.items()):
         return dict(row.value)

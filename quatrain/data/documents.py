@@ -1,7 +1,7 @@
-"""Documents out of files and folders, streaming: a file of any size passes through a constant amount of memory.
+"""Streams documents from files and folders in constant memory, whatever the size of a file.
 
-A plain text file is one document, however long, and comes in pieces; a record of JSON lines, CSV, TSV or Parquet is
-one document. Every other kind of data is read by `quatrain.data.corpus.Corpus`.
+A plain text file is one document and is read in chunks; a record of JSON lines, CSV, TSV or Parquet is one document.
+`quatrain.data.corpus.Corpus` reads all other data.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class DocumentChunk(NamedTuple):
-    """A part of a document; `last` is True for its last one, where the next document begins."""
+    """A part of a document; `last` marks the final part, after which the next document begins."""
 
     text: str
     last: bool
@@ -45,12 +45,11 @@ def read_chunks(
     skipped: OnSkipped | None = None,
     progress: DownloadProgress | None = None,
 ) -> Iterator[DocumentChunk]:
-    """The text of `source` (a catalog name, a file, a folder, a data set) in pieces of about a megabyte, with document
-    ends.
+    """The documents of `source` (a catalog name, a file, a folder, a data set) in chunks of about a megabyte.
 
-    `column` is the field of records that holds the text. Project Gutenberg's header and footer are taken off.
-    `skipped` hears of the files of a folder that are left out, `progress` of a download.
-    Raises InputError for what cannot be read, with all faults of all files at once.
+    `column` is the field of records that holds the text. Project Gutenberg's header and footer are removed. `skipped`
+    is called for each file of a folder that is not read, `progress` during a download. Raises InputError with all
+    faults of all files at once.
     """
     if is_dataset(source):
         rows = HuggingFaceSource(str(source)).rows()
@@ -66,7 +65,7 @@ def read_documents(
     skipped: OnSkipped | None = None,
     progress: DownloadProgress | None = None,
 ) -> Iterator[str]:
-    """`read_chunks` with each document whole: for documents that fit into memory one at a time."""
+    """The documents of `source`, each as one string; otherwise as `read_chunks`."""
     held: list[str] = []
     for piece in read_chunks(source, column=column, skipped=skipped, progress=progress):
         held.append(piece.text)
@@ -78,7 +77,7 @@ def read_documents(
 def read_conversations(
     source: str | Path, *, skipped: OnSkipped | None = None, progress: DownloadProgress | None = None
 ) -> Iterator[list[Message]]:
-    """The conversations of a source, each a list of {"role": …, "content": …}; a row's fields tell its format.
+    """The conversations of a source, each a list of {"role": …, "content": …}; the fields of a row tell its format.
 
     Raises InputError with the first 20 faults and the count of all, each with file and line.
     """
@@ -89,29 +88,29 @@ def read_conversations(
 def read_preferences(
     source: str | Path, *, skipped: OnSkipped | None = None, progress: DownloadProgress | None = None
 ) -> Iterator[Preference]:
-    """The preference pairs of a source; formats and errors as for `read_conversations`.
+    """The preference pairs of a source; formats and errors as in `read_conversations`.
 
-    Two whole dialogues are parted where they begin to differ, at the start of a message.
+    Two whole dialogues are split at the first message in which they differ.
     """
     corpus = Corpus(source, format="preference", skipped=skipped, progress=progress)
     return (cast(Preference, record) for record in corpus)
 
 
 def detect(source: str | Path, *, progress: DownloadProgress | None = None) -> str:
-    """What `source` holds, one of `quatrain.data.formats.FORMATS`, told by its first rows."""
+    """The format of `source`, one of `quatrain.data.formats.FORMATS`, detected from its first rows."""
     return Corpus(source, progress=progress).format
 
 
 def _pieces(files: list[Path], column: str) -> Iterator[DocumentChunk]:
-    found = False
+    empty = True
     for number, path in enumerate(files):
         try:
-            for piece in _of_file(path, column):
-                found = True
-                yield piece
+            for chunk in _of_file(path, column):
+                empty = False
+                yield chunk
         except InputError as error:
             raise _with_the_others(error, files[number + 1 :], column) from error
-    if not found:
+    if empty:
         names = files[0] if len(files) == 1 else f"all {len(files)} files"
         raise InputError(f"there is no text in {names}: nothing but white space")
 
@@ -124,18 +123,18 @@ def _of_file(path: Path, column: str) -> Iterator[DocumentChunk]:
 
 
 def _one_document(pieces: Iterator[str]) -> Iterator[DocumentChunk]:
-    """Mark the last piece of a document; one of white space alone is none."""
-    held = ""
+    """The chunks of one document, the last one marked; none if it is only white space."""
+    pending = ""
     begun = False
     for piece in pieces:
         if not begun:
-            held += piece
-            begun = bool(held.strip())
+            pending += piece
+            begun = bool(pending.strip())
         elif piece:
-            yield DocumentChunk(held, False)
-            held = piece
+            yield DocumentChunk(pending, False)
+            pending = piece
     if begun:
-        yield DocumentChunk(held, True)
+        yield DocumentChunk(pending, True)
 
 
 def _of_records(path: Path, column: str) -> Iterator[DocumentChunk]:
@@ -155,7 +154,7 @@ def _of_rows(rows: Iterator[Row], column: str, wrong: str) -> Iterator[DocumentC
 
 
 def _text(record: Row, column: str) -> tuple[str, str | None]:
-    """The text of a record, or its fault. Nothing there (null, white space) is no fault, and no document."""
+    """The text of a row and its fault, if any. Null or white space is not a fault but gives no document."""
     value: Any = record.value
     if record.fault is not None:
         return "", record.fault
@@ -176,7 +175,7 @@ def _text(record: Row, column: str) -> tuple[str, str | None]:
 
 
 def half_character(text: str) -> str | None:
-    """A complaint about a lone surrogate, which JSON can write (\\ud83d) and no encoding can; None if there is none."""
+    """The message for a lone surrogate, which JSON can contain (\\ud83d) but no encoding can; None if there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -185,7 +184,7 @@ def half_character(text: str) -> str | None:
 
 
 def _with_the_others(error: InputError, rest: list[Path], column: str) -> InputError:
-    """A fault of one file together with those of the files after it, so that all can be mended at once."""
+    """The error of one file together with those of the files after it, so that all can be fixed at once."""
     faults = [error]
     for path in rest:
         try:
