@@ -1,7 +1,7 @@
-"""Named sources of text: where each comes from, its checksum and its licence.
+"""The catalog of named data sets, with their addresses, checksums and licences.
 
-The sources are listed in `catalog.toml`. One is looked for in the folder that QUATRAIN_DATA names, then in the cache,
-and downloaded only then. Any book of Project Gutenberg has a name: `gutenberg:` and its number.
+They are listed in `catalog.toml`. A file is looked up in the folder QUATRAIN_DATA, then in the cache, and downloaded if
+it is in neither. `gutenberg:N` names any book of Project Gutenberg.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _GUTENBERG = re.compile(r"gutenberg:0*([1-9]\d{0,6})$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Copy:
-    """One file that holds a source: its path below QUATRAIN_DATA or the cache, its checksum and size in bytes, and the
-    address that it is downloaded from (without one it is found on disk or not at all)."""
+    """One copy of a source: its path below QUATRAIN_DATA or the cache, SHA-256, size in bytes, and download address.
+
+    A copy without address is only looked up on disk."""
 
     path: str
     sha256: str | None = None
@@ -35,10 +36,10 @@ class Copy:
 
 @dataclass(frozen=True)
 class Source:
-    """A named text. `format` is how it is read: text, jsonl, alpaca, a format of `quatrain.data.formats`, or sqlite for
-    databases. All copies hold the same content.
+    """A named data set. `format` is text, jsonl, alpaca, a format of `quatrain.data.formats`, or sqlite for databases.
 
-    `where` takes those rows alone whose columns have these values; `databases` is the source that questions ask.
+    All copies have the same content. `where` selects the rows with these values (column, value); `databases` names the
+    source with the databases of its questions.
     """
 
     name: str
@@ -51,22 +52,22 @@ class Source:
 
     @property
     def path(self) -> str:
-        """Where its first copy is below QUATRAIN_DATA."""
+        """The path of the first copy below QUATRAIN_DATA."""
         return self.copies[0].path
 
     @property
     def size(self) -> int | None:
-        """Bytes of its first copy, None where not known."""
+        """The size of the first copy in bytes, None if unknown."""
         return self.copies[0].size
 
     @property
     def sha256(self) -> str | None:
-        """Checksum of its first copy, None where not known."""
+        """The SHA-256 of the first copy, None if unknown."""
         return self.copies[0].sha256
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The addresses it can be downloaded from."""
+        """The download addresses."""
         return tuple(copy.url for copy in self.copies if copy.url is not None)
 
 
@@ -90,7 +91,7 @@ CATALOG: dict[str, Source] = _read_catalog()
 
 
 def find(name: str) -> Source | None:
-    """The source of that name, or any Gutenberg book's `gutenberg:N`; None where there is none."""
+    """The source of that name, `gutenberg:N` included; None if there is none."""
     if name in CATALOG:
         return CATALOG[name]
     if found := _GUTENBERG.match(name):

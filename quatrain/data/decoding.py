@@ -1,6 +1,7 @@
-"""Files become text: unpacked, decoded and read in blocks, with an exact complaint where a file is no text.
+"""Reads files as text: decompresses, decodes and splits into lines, block by block, with exact errors for other files.
 
-UTF-8, with or without byte order mark, and UTF-16 or UTF-32 with one; line ends become "\\n", as everywhere in Python.
+Encodings are UTF-8, with or without byte order mark, and UTF-16 or UTF-32 with one; line ends become "\\n". Files
+compressed as a whole (gzip, bzip2, xz) are recognized by their suffix.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import open_regular
 
 PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
-"""Endings, and the names of their formats."""
+"""Suffix -> compression format."""
 
 FREE = 64 * 1024 * 1024
-"""Unpacked bytes from which on the ratio counts."""
+"""Decompressed bytes below which the ratio is not checked."""
 
 RATIO = 250
-"""A file may unpack to so many times its size. Text reaches 30, logs that repeat themselves 100."""
+"""The largest allowed compression ratio. Text reaches 30, repetitive logs 100."""
 
 XZ_MEMORY = 256 * 1024 * 1024
-"""What unpacking xz may take; `xz -9` needs 65 MiB."""
+"""Memory limit in bytes for decompressing xz; `xz -9` needs 65 MiB."""
 
 
 def packing_of(path: Path) -> str | None:
-    """How a file is compressed, as its ending says: "gzip", "bzip2", "xz"; None for not at all."""
+    """The compression of a file by its suffix: "gzip", "bzip2" or "xz"; None if it has none."""
     return PACKED.get(path.suffix.lower())
 
 
 def unpacked(handle: IO[bytes], path: Path, packing: str, block: int) -> Iterator[bytes]:
-    """The content of a compressed file in blocks of at most `block` bytes.
+    """The decompressed content of a file in blocks of at most `block` bytes.
 
-    Several compressed parts behind each other are one file, as gzip, bzip2 and xz have it. Raises InputError for a
-    damaged file, and for one that unpacks to more than `RATIO` times its size.
+    Concatenated compressed streams are one file, as in gzip, bzip2 and xz. Raises InputError for a damaged file, and
+    for one that decompresses to more than `RATIO` times its size.
     """
     given = produced = 0
     try:
@@ -58,7 +59,7 @@ def unpacked(handle: IO[bytes], path: Path, packing: str, block: int) -> Iterato
 
 
 class _Gzip:
-    """zlib's decompressor behind the interface of bz2's and lzma's."""
+    """zlib's decompressor with the interface of those of bz2 and lzma."""
 
     def __init__(self) -> None:
         self.inner = zlib.decompressobj(wbits=31)
@@ -79,7 +80,7 @@ class _Gzip:
         return self.inner.unused_data
 
 
-_MAKERS: dict[str, Callable[[], Any]] = {
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "gzip": _Gzip,
     "bzip2": bz2.BZ2Decompressor,
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_AUTO, memlimit=XZ_MEMORY),
@@ -87,13 +88,13 @@ _MAKERS: dict[str, Callable[[], Any]] = {
 
 
 def _unpacked_parts(handle: IO[bytes], packing: str, block: int) -> Iterator[bytes]:
-    make = _MAKERS[packing]
+    make = _DECOMPRESSORS[packing]
     part, waiting, whole = None, b"", False
     while True:
         data = waiting or handle.read(min(block, 1 << 16))
         waiting = b""
         if part is None:
-            # zeros may fill the space behind a part
+            # zero bytes may pad the space after a stream
             data = data.lstrip(b"\0") if whole else data
             if not data and not (waiting := handle.read(min(block, 1 << 16))):
                 break
@@ -115,15 +116,15 @@ def _unpacked_parts(handle: IO[bytes], packing: str, block: int) -> Iterator[byt
         raise EOFError("it is empty")
 
 
-#: Bytes read at a time.
 BLOCK = 1 << 20
+"""Bytes read at a time."""
 
-#: Characters of a line, and of a field of a table.
 MAX_LINE = 128 * 1024 * 1024
+"""Limit on the characters of a line, and of a field of a table."""
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the mark of UTF-16, so it stands before it
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # starts with the mark of UTF-16, so it is tested first
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -148,17 +149,17 @@ _MAGIC = (
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file's name says that it is compressed as a whole: .gz, .bz2 or .xz."""
+    """Whether a file has the suffix of a compressed file: .gz, .bz2 or .xz."""
     return packing_of(path) is not None
 
 
 def suffix_of(path: Path) -> str:
-    """The ending that says the format, lower-case, `.gz`, `.bz2` and `.xz` not counted: ".jsonl" for `a.jsonl.gz`."""
+    """The suffix that tells the format, in lower case, without `.gz`, `.bz2` or `.xz`: ".jsonl" for `a.jsonl.gz`."""
     return (Path(path.stem).suffix if is_packed(path) else path.suffix).lower()
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """A file's bytes in blocks, unpacked. Raises InputError for a broken archive or an unreadable disk."""
+    """The bytes of a file in blocks, decompressed. Raises InputError for a damaged or unreadable file."""
     packing = packing_of(path)
     with open_regular(path) as handle:
         if packing is not None:
@@ -175,7 +176,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
 
 
 def check_head(path: Path) -> None:
-    """Raise InputError for a file whose beginning already shows that it is no text: absent, empty, binary."""
+    """Raise InputError for a file that is missing, empty or, by its first bytes, binary."""
     head = next(read_blocks(path), b"")
     if not head:
         raise InputError(f"{path} is empty")
@@ -185,14 +186,14 @@ def check_head(path: Path) -> None:
 
 
 def read_text(path: Path) -> Iterator[str]:
-    """A file's text in pieces, never the whole in memory.
+    """The text of a file in chunks, in constant memory.
 
-    Raises InputError with the byte, the line and what to do where it is not text in a known encoding.
+    Raises InputError with the byte, the line and a fix if the file is not text in a known encoding.
     """
     decoder: codecs.IncrementalDecoder | None = None
     encoding = "utf-8"
     place = _Place()
-    # "\r\n" over two blocks is one line end
+    # "\r\n" across two blocks is one line end
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     for block in read_blocks(path):
         if decoder is None:
@@ -208,7 +209,7 @@ def read_text(path: Path) -> Iterator[str]:
 
 
 class _Place:
-    """How far a file has been decoded."""
+    """The position up to which a file has been decoded."""
 
     def __init__(self) -> None:
         self.byte = 0
@@ -233,7 +234,7 @@ def _decoded(
 
 
 def _encoding(head: bytes) -> tuple[str, bytes]:
-    """The encoding that the byte order mark says, and the mark; UTF-8 where there is none."""
+    """The encoding given by the byte order mark, and the mark; UTF-8 if there is none."""
     return next(((name, mark) for mark, name in _MARKS if head.startswith(mark)), ("utf-8", b""))
 
 
@@ -258,7 +259,7 @@ def _wrong_encoding(path: Path, error: UnicodeDecodeError, encoding: str, at: in
 
 
 def explain_byte(path: Path, error: UnicodeDecodeError, encoding: str, at: int) -> str:
-    """What is wrong with the byte at offset `at`, which encoding the file may have, and how it is converted."""
+    """A message about the invalid byte at offset `at`, with the likely encoding and the command to convert the file."""
     data = error.object
     where = f"byte 0x{data[error.start]:02x} at offset {at:,} is not valid {encoding.upper()}"
     if encoding != "utf-8":
@@ -280,9 +281,9 @@ def _convert(path: Path, encoding: str) -> str:
 
 
 def lines_of(pieces: Iterable[str], path: Path | None = None) -> Iterator[str]:
-    """Pieces of text as whole lines, their line ends kept; only "\\n" ends a line.
+    """The lines of a text given in chunks, with their line ends; only "\\n" ends a line.
 
-    Raises InputError, with the line of `path`, for one longer than `MAX_LINE`.
+    Raises InputError, with the line number in `path`, for a line longer than `MAX_LINE`.
     """
     held: list[str] = []
     number = size = 0

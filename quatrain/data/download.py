@@ -1,7 +1,7 @@
-"""Downloads that resume, check and never leave half a file, on the standard library alone.
+"""Downloads files with resumption and checksums; an incomplete file never gets its final name.
 
-What arrives is kept in `NAME.part` beside its place; a broken connection goes on from there with an HTTP range
-request (RFC 9110, section 14), and only a whole and checked file gets its name.
+Data is written to `NAME.part`; after a broken connection the download resumes with an HTTP range request (RFC 9110,
+section 14), and the file is renamed once it is complete and verified.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.core.offline import offline
 from quatrain.core.wording import format_bytes
 
-#: Called with the bytes that are there and the bytes of the whole, None where the server does not say.
+#: Called with the bytes received and the total, None if the server does not send it.
 DownloadProgress = Callable[[int, int | None], None]
 
 _BLOCK = 1 << 18
@@ -32,11 +32,11 @@ _AGENT = "quatrain (language model toolkit)"
 
 
 class _Unreachable(Exception):
-    """A fault that may pass: worth another try."""
+    """A temporary failure: worth another try."""
 
 
 class _Refused(Exception):
-    """A fault that stays: this address will not give the file."""
+    """A permanent failure: this address cannot provide the file."""
 
 
 def sha256_of(path: str | Path, *, progress: DownloadProgress | None = None) -> str:
@@ -63,10 +63,10 @@ def download(
     timeout: float = 30.0,
     remedy: str = "",
 ) -> Path:
-    """Fetch the first address of `urls` that gives the file, to `target`, and return that path.
+    """Download to `target` from the first of `urls` that works, and return that path.
 
     `sha256` and `size` (bytes) are checked before the file gets its name. Each address is tried `tries` times with
-    growing pauses, going on where the connection broke. `remedy` ends the message of a failure.
+    growing pauses, resuming a broken download. `remedy` is appended to the message of a failure.
 
     Raises OfflineError when QUATRAIN_OFFLINE forbids it or no address can be reached, QuatrainError for a file that
     is not the one expected or a full disk, InputError for an address that is not http or https.
@@ -123,7 +123,7 @@ def _fetch(
             sync_folder(target.parent)
             return
         part.unlink()
-        # What was resumed may be two halves of different files; a file from one piece is simply another one.
+        # A resumed file may mix two versions, so try again; a file received at once is a different file.
         if not resumed:
             raise _Refused(wrong)
     raise _Refused(wrong)
@@ -138,13 +138,13 @@ def _receive(
     progress: DownloadProgress | None,
     timeout: float,
 ) -> bool:
-    """Bring `part` up to the whole file; returns whether it went on from an earlier piece."""
+    """Complete the file `part`; returns whether an earlier download was resumed."""
     have = part.stat().st_size if part.exists() else 0
     if size is not None and have == size:
         return True
     headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
     known = _read_note(note) if have else {}
-    # Without a checksum, only the server can tell that it still gives the same file.
+    # Without a checksum, only the server can tell whether the file is still the same.
     may_resume = have > 0 and known.get("url") == url and (sha256 is not None or "validator" in known)
     if may_resume:
         headers["Range"] = f"bytes={have}-"
@@ -170,7 +170,7 @@ def _receive(
 def _keep(
     response: Any, url: str, part: Path, note: Path, start: int, size: int | None, progress: DownloadProgress | None
 ) -> None:
-    """Write a response's body to `part` from byte `start` on; raises _Unreachable where it breaks off."""
+    """Write the body of a response to `part` from byte `start`. Raises _Unreachable if the connection breaks."""
     length = response.headers.get("Content-Length")
     total = start + int(length) if length is not None and length.isdigit() else size
     free = free_bytes(part)
@@ -225,7 +225,7 @@ def _read_note(note: Path) -> dict[str, str]:
 
 
 def _wrong(part: Path, sha256: str | None, size: int | None) -> str | None:
-    """Why `part` is not the file expected; None where it is."""
+    """Why `part` is not the expected file; None if it is."""
     if sha256 is not None:
         found = sha256_of(part)
         if found != sha256:

@@ -1,4 +1,4 @@
-"""Rows of data files, one at a time and each with its place: JSON lines, JSON, CSV, TSV, Parquet and CoNLL columns.
+"""Reads the rows of data files, one at a time, each with its place: JSON lines, JSON, CSV, TSV, Parquet and CoNLL.
 
 A row of a table is a dictionary of its columns; a table without a header has the columns "1", "2", …. A sentence of a
 CoNLL file is one row whose columns are lists. A question of a SQuAD file is one row with its paragraph.
@@ -20,16 +20,16 @@ from quatrain.data.records import Row
 from quatrain.data.tables import read_table
 
 PARQUET_BATCH = 256
-"""Rows that are held at once."""
+"""Rows of a Parquet file in memory at once."""
 
 ROWS_A_BYTE = 10_000
-"""Rows that a byte of a file may stand for: run lengths make many rows of little, a damaged count makes more."""
+"""The most rows per byte of a Parquet file: run-length encoding gives many, a damaged row count even more."""
 
 
 def read_parquet(path: Path, column: str | None = None) -> Iterator[Row]:
-    """The rows of a file, of the one column where it has that. Binary columns that hold UTF-8 are text.
+    """The rows of a Parquet file, only the field `column` if it exists. Binary columns of UTF-8 become text.
 
-    Raises InputError for a file that is not Parquet, that is damaged, or that has no column or one twice.
+    Raises InputError for a file that is not Parquet, is damaged, or has no column or a duplicate one.
     """
     try:
         import pyarrow
@@ -74,7 +74,7 @@ def _check_parquet(path: Path, names: list[str], rows: int, size: int) -> None:
 
 
 def _parquet_value(value: Any) -> Any:
-    """A value as JSON has it, as far as there is one: bytes of UTF-8 as text, pairs of a map as an object."""
+    """A Parquet value with JSON's types where possible: UTF-8 bytes as text, map entries as an object."""
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -89,10 +89,10 @@ def _parquet_value(value: Any) -> Any:
     return value
 
 
-#: Endings of files whose sentences are columns of words and tags.
 TAGGED_SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio")
+"""Suffixes of files that have the words and tags of a sentence in columns."""
 
-#: Endings of files that hold records; each may be followed by .gz, .bz2 or .xz, Parquet excepted.
+#: Suffixes of files of records; each, except Parquet's, may be followed by .gz, .bz2 or .xz.
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TAGGED_SUFFIXES)
 
 #: The columns of CoNLL-U (https://universaldependencies.org/format.html).
@@ -100,8 +100,8 @@ CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "dep
 
 _TOO_DEEP = "nested too deep"
 
-#: Characters of a JSON document, which is read whole; JSON lines have no such limit.
 MAX_DOCUMENT = 1024 * 1024 * 1024
+"""Limit on the characters of a JSON document, which is parsed whole. JSON lines have no such limit."""
 
 
 def read_records(
@@ -112,11 +112,11 @@ def read_records(
     suffix: str | None = None,
     pieces: Iterable[str] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a file of one of RECORD_SUFFIXES. A line that is no row comes as a Record with a `fault`.
+    """The rows of a file with one of RECORD_SUFFIXES. A line that is not a row becomes a Row with a `fault`.
 
-    `column` says the one that is wanted, so that Parquet need not read the others; `header` whether a table has one
-    (None: its first row tells); `suffix` the ending whose format it has, if its own does not say; `pieces` its text
-    where that has been read already. Raises InputError for a file that cannot be read at all.
+    `column` limits Parquet files to one column. `header` tells whether a table has a header (None: detect it), `suffix`
+    the format if it is not that of the file's own suffix, `pieces` the text if it has been read already. Raises
+    InputError for a file that cannot be read at all.
     """
     suffix = suffix or suffix_of(path)
     if suffix == ".parquet":
@@ -166,14 +166,14 @@ _DECODER = json.JSONDecoder(parse_int=_whole_number)
 
 
 def _checked(value: Any, text: str) -> Any:
-    """A value that was read from `text`, if it is not nested too deep."""
+    """The value parsed from `text`. Raises ValueError if it is nested too deeply."""
     if text.count("[") + text.count("{") > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
         raise ValueError(f"{_TOO_DEEP}; at most {MAX_DEPTH} levels are read")
     return value
 
 
 def _value(text: str, at: int) -> tuple[Any, int]:
-    """The value that begins at a place, and where it ends."""
+    """The JSON value that begins at index `at`, and the index of its end."""
     value, end = _DECODER.raw_decode(text, at)
     if end - at > 2 * MAX_DEPTH and depth_of(value) > MAX_DEPTH:
         raise ValueError(f"{_TOO_DEEP}; at most {MAX_DEPTH} levels are read")
@@ -181,9 +181,9 @@ def _value(text: str, at: int) -> tuple[Any, int]:
 
 
 def _json(path: Path, pieces: Iterable[str]) -> Iterator[Row]:
-    """The items of a JSON list, or of the list "data" in an object, each with the line on which it begins.
+    """The items of a JSON list, or of the list "data" of an object, each with the line on which it begins.
 
-    Any other object is a list of one.
+    Any other object is read as a list of one.
     """
     text = _document(path, pieces)
     at = _skip(text, 0)

@@ -1,7 +1,7 @@
-"""Tables of text (CSV, TSV): how their fields are parted and quoted, and whether their first row names the columns.
+"""Reads CSV and TSV tables: detects delimiter, quoting and header from the beginning of a table.
 
-All of it is told by a table's beginning. A comma is taken before other delimiters, and TSV has no quotes (its format,
-IANA text/tab-separated-values, knows none) unless its rows are even only with them.
+A comma is preferred to other delimiters. TSV has no quotes (IANA text/tab-separated-values defines none), unless only
+quotes give all rows the same number of fields.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from quatrain.data.decoding import MAX_LINE, lines_of
 from quatrain.data.records import Row
 
 SAMPLE_ROWS = 200
-"""Rows that tell the shape of a table."""
+"""Rows from which the dialect of a table is detected."""
 
 SAMPLE_SIZE = 256 * 1024
-"""Characters that hold them, at most."""
+"""Limit on the characters of these rows."""
 
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
-# A name of a column: a few words, no sentence.
+# A column name: a few words, not a sentence.
 _NAME = re.compile(r"[^\W\d][\w\-()/%#:.]*( [\w\-()/%#:.]+){0,3}(?<![.:])")
 _USUAL = frozenset(
     """text texts sentence review content comment tweet document question title body subject message summary article
@@ -33,7 +33,7 @@ _USUAL = frozenset(
     source prompt response output input instruction id idx index key name date time user author url lang language
     split x y text1 text2 sentence1 sentence2 premise hypothesis query description""".split()
 )
-"""Names of columns that hardly are values."""
+"""Usual column names, which are unlikely to be values."""
 
 _SPACE = " \t\n\r\v\f\u00a0\ufeff"
 _SEPARATOR = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
@@ -41,14 +41,14 @@ _SEPARATOR = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Shape:
-    """How the fields of a table are parted, and quoted: `quote` "" where they are not."""
+    """The dialect of a table: delimiter, quote character ("" for none) and escape character."""
 
     delimiter: str = ","
     quote: str = '"'
     escape: str | None = None
 
     def reader(self, source: Iterable[str]) -> Iterator[list[str]]:
-        """csv's reader of this shape."""
+        """A csv reader with this dialect."""
         csv.field_size_limit(MAX_LINE)
         if not self.quote:
             return csv.reader(source, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
@@ -64,7 +64,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class _Fit:
-    """How a shape reads some rows: whether all of them have the fields of the first, and how many do."""
+    """How well a dialect fits: do all rows have as many fields as the first, and what share of them does."""
 
     even: bool
     share: float
@@ -77,7 +77,7 @@ class _Fit:
 
 
 def shape_of(head: str, *, tabs: bool) -> Shape:
-    """The shape of a table that begins with `head`; `tabs`: its ending says TSV."""
+    """The dialect of a table that begins with `head`; `tabs` if its suffix is that of TSV."""
     lines, cut = _whole_lines(head)
     plain = Shape("\t", "") if tabs else Shape()
     fits = {shape: _fit(shape, lines, cut) for shape in (plain, *_others(head, tabs=tabs))}
@@ -99,14 +99,14 @@ def shape_of(head: str, *, tabs: bool) -> Shape:
 
 
 def _whole_lines(head: str) -> tuple[list[str], bool]:
-    """The lines of a beginning, and whether more follow."""
+    """The lines of a table's beginning, and whether more follow."""
     found = list(lines_of([head[:SAMPLE_SIZE]]))
     cut = len(head) >= SAMPLE_SIZE
     return (found[:-1] if cut and len(found) > 1 else found), cut
 
 
 def _others(head: str, *, tabs: bool) -> Iterator[Shape]:
-    """The shapes that a table may have beside the usual one."""
+    """The possible dialects of a table, the usual one excluded."""
     if tabs:
         yield Shape("\t", '"')
         return

@@ -1,8 +1,8 @@
-"""Token files: a corpus as ids on disk, built streaming and read through the page cache.
+"""Token files: a tokenized corpus on disk, built in constant memory and memory-mapped for reading.
 
-A folder with `tokens.bin` (little-endian uint16, or uint32 where the vocabulary needs it), `documents.bin`
-(little-endian uint64: where each document begins) and `tokens.json` (what they hold, with checksums), written last:
-a folder without it is not finished. Building takes the same memory for any amount of text.
+A token file is a folder with `tokens.bin` (little-endian uint16, or uint32 for large vocabularies), `documents.bin`
+(little-endian uint64, the start of each document) and `tokens.json` (metadata and checksums). The last is written at
+the end: a folder without it is incomplete.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 
 TOKENS, DOCUMENTS, ABOUT = "tokens.bin", "documents.bin", "tokens.json"
 _FORMAT = 1
-#: Characters and texts that are tokenized in one call: enough for all cores, little enough for constant memory.
+#: Limits on one tokenizer call: enough texts for all cores, few enough for constant memory.
 _BATCH_CHARACTERS, _BATCH_TEXTS = 32 * PIECE, 2048
 
-#: Called with the tokens written and the characters read so far.
 Progress = Callable[[int, int], None]
+"""Called with the tokens written and the characters read so far."""
 
 
 class TokenFile:
-    """A token file, or a part of one, memory-mapped: slices are read from disk when they are asked for.
+    """A memory-mapped token file, or a range of one.
 
-    `len(file)` is the number of tokens; `file[a:b]` gives int64 ids of shape (b - a,); `file[i]` an int.
+    `len(file)` is the number of tokens; `file[a:b]` are int64 ids of shape (b - a,); `file[i]` is an int.
     """
 
     def __init__(self, folder: str | Path, start: int = 0, stop: int | None = None):
         """Open the token file in `folder`, or its tokens [start, stop).
 
-        Raises InputError for a folder that holds none, QuatrainError for one whose files do not fit together.
+        Raises InputError if the folder has no token file, QuatrainError if its files do not match each other.
         """
         self.folder = Path(folder)
         self.about = _read_about(self.folder)
@@ -65,29 +65,29 @@ class TokenFile:
 
     @property
     def document_starts(self) -> np.ndarray:
-        """Where documents begin, int64, in increasing order; a part counts from its own beginning."""
+        """The sorted int64 indices of the first token of each document, relative to the start of this range."""
         starts = _mapped(self.folder / DOCUMENTS, np.dtype("<u8"), self.about["documents"]).astype(np.int64)
         return starts[(starts >= self.start) & (starts < self.stop)] - self.start
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id that may occur."""
+        """The vocabulary size of the tokenizer; all ids are below it."""
         return int(self.about["vocab_size"])
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the tokenizer that made it."""
+        """The fingerprint of the tokenizer that encoded the file."""
         return str(self.about["tokenizer"])
 
     def split(self, validation: float) -> tuple[TokenFile, TokenFile]:
-        """Two parts: the first 1 - `validation` of the tokens, and the rest (0 <= validation < 1)."""
+        """Split off the last share `validation` of the tokens (0 <= validation < 1): (training, validation)."""
         if not 0 <= validation < 1:
             raise InputError(f"validation {validation}: must be at least 0 and less than 1")
         border = self.start + int(len(self) * (1 - validation))
         return TokenFile(self.folder, self.start, border), TokenFile(self.folder, border, self.stop)
 
     def verify(self) -> None:
-        """Read the whole file and raise QuatrainError where it differs from its checksum."""
+        """Read the whole file and raise QuatrainError if it differs from its checksums."""
         for name, key in ((TOKENS, "sha256"), (DOCUMENTS, "documents_sha256")):
             if sha256_of(self.folder / name) != self.about[key]:
                 raise QuatrainError(
@@ -107,13 +107,13 @@ def build(
     source: str | None = None,
     progress: Progress | None = None,
 ) -> TokenFile:
-    """Tokenize a stream of documents, or of pieces of documents (`files.read_pieces`), into a token file.
+    """Tokenize a stream of documents, or of document chunks (`documents.read_chunks`), into a token file.
 
-    Between two documents stands `separator`, once: by default EOS where the tokenizer has one; None for nothing.
-    A document that already ends with it gets no second one. `source` is noted in tokens.json. What was in the folder
-    before stays until the new file is whole.
+    The token id `separator` is written between documents: by default (-1) the tokenizer's EOS, if any; None writes
+    nothing. A document that already ends with it gets no second one. `source` is recorded in tokens.json. An existing
+    token file in the folder stays until the new one is complete.
 
-    Raises InputError for documents without a token, QuatrainError for a full disk or an unwritable folder.
+    Raises InputError if there are no tokens, QuatrainError for a full disk or an unwritable folder.
     """
     folder = Path(folder)
     eos = tokenizer.eos_id if separator == -1 else separator
@@ -149,7 +149,7 @@ def build(
 
 
 def encoded(documents: Iterable[str | DocumentChunk], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bool]]:
-    """The ids of documents, or of pieces of them, a part at a time, each with whether it ends its document."""
+    """The ids of documents or document chunks, in parts, each with whether it is the last part of its document."""
     for batch in _batches(_cut(documents, tokenizer)):
         for (_, last), ids in zip(batch, tokenizer.encode_batch([text for text, _ in batch]), strict=True):
             yield ids, last
@@ -198,7 +198,7 @@ class _Writer:
 
 
 def _cut(documents: Iterable[str | DocumentChunk], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """Pieces that may be tokenized one by one, each with whether it ends its document."""
+    """Parts that can be tokenized independently, each with whether it is the last of its document."""
     pattern = cut_pattern(tokenizer)
     stream = iter(documents)
     for first in stream:
@@ -211,7 +211,7 @@ def _cut(documents: Iterable[str | DocumentChunk], tokenizer: Tokenizer) -> Iter
 
 
 def _document(first: str | DocumentChunk, stream: Iterator[str | DocumentChunk]) -> Iterator[str]:
-    """The texts of one document; takes from `stream` what belongs to it."""
+    """The texts of one document, its further chunks taken from `stream`."""
     for piece in chain([first], stream):
         if isinstance(piece, str):
             yield piece
