@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from quatrain.data.batches import TaskExample, TokenExample
 from quatrain.evaluation.perplexity import examples_loss
@@ -75,6 +76,7 @@ def look(settings: FinetuneStage, context: StageContext, model: Model, tokenizer
 def measure(settings: FinetuneStage, context: StageContext, learning: TrainingJob, result: StageResult) -> None:
     """Scores of each task by its own adapter, and the loss of the frozen model without it."""
     scores: dict[str, dict[str, float]] = {}
+    baselines: dict[str, dict[str, Any]] = {}
     result.samples = []
     for name in settings.tasks:
         own, found = of_task(settings, name), StageResult()
@@ -82,6 +84,7 @@ def measure(settings: FinetuneStage, context: StageContext, learning: TrainingJo
         held = [each for each in learning.held_out if isinstance(each, TaskExample) and each.adapter == name]
         without = {"loss_without": examples_loss(learning.model, tagged(held, None)).loss} if held else {}
         scores |= {f"{name}: {key}": value | without for key, value in (found.scores or {}).items()}
+        baselines |= {f"{name}: {key}": value for key, value in (found.baselines or {}).items()}
         result.samples += [{**sample, "set": f"{name}: {sample['set']}"} for sample in found.samples or []]
         result.notes += found.notes
-    result.scores = scores or None
+    result.scores, result.baselines = scores or None, baselines or None

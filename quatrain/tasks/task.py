@@ -134,6 +134,16 @@ class Task(ABC, Generic[Example]):
         """Why this example cannot be judged; None where it can."""
         return None
 
+    def judgeable(self, examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
+        """The examples whose reference can be judged, and a note on the others."""
+        errors = [self.reference_error(example) for example in examples]
+        pairs = list(zip(examples, errors, strict=True))
+        failed = [f"{self.reference(example)}: {error}" for example, error in pairs if error is not None]
+        if not failed:
+            return list(examples), []
+        note = f"{len(failed):,} examples left out: their own {self.reference_name} fails, such as {failed[0]}"
+        return [example for example, error in pairs if error is None], [note]
+
     @abstractmethod
     def baseline(self, examples: Sequence[Example]) -> list[str]:
         """The completions of the dumb baseline, the least that a trained model has to beat."""

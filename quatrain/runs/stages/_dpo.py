@@ -108,7 +108,7 @@ def _own_pairs(
 ) -> tuple[list[PreferenceExample], list[str]]:
     """Pairs of the model's own completions of practice examples, judged by the task; the reference where none is right.
     """
-    examples, notes = judgeable(task, task.splits["practice"][: settings.prompts])
+    examples, notes = task.judgeable(task.splits["practice"][: settings.prompts])
     engine = Engine(model, tokenizer)
     prompts, gold = [], []
     for example in examples:
@@ -145,17 +145,6 @@ def _own_pairs(
     ]
 
 
-def judgeable(task: Task[Any], examples: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """The examples whose own reference can be judged, and a note on the others."""
-    errors = [task.reference_error(example) for example in examples]
-    pairs = list(zip(examples, errors, strict=True))
-    failed = [f"{task.reference(example)}: {error}" for example, error in pairs if error is not None]
-    if not failed:
-        return list(examples), []
-    note = f"{len(failed):,} practice questions left out: their own {task.reference_name} fails, such as {failed[0]}"
-    return [example for example, error in pairs if error is None], [note]
-
-
 def _given_pairs(
     settings: DPOStage, context: StageContext, tokenizer: Tokenizer
 ) -> tuple[list[PreferenceExample], list[str]]:
@@ -172,5 +161,5 @@ def _given_pairs(
 def _development_score(context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer) -> float:
     """The main metric of the model's greedy completions on the examples kept for choosing."""
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
-    examples, _ = judgeable(task, task.splits["development"])
+    examples, _ = task.judgeable(task.splits["development"])
     return evaluate(Engine(model, tokenizer), task, "development", examples, params=params).main if examples else 0.0

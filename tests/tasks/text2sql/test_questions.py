@@ -172,14 +172,12 @@ def test_databases_without_the_tables_or_the_rows(folder: Path, make: Make, tmp_
 
 
 def test_preferences_come_from_questions_that_can_be_judged(folder: Path) -> None:
-    from quatrain.runs.stages import dpo
-
     statements = ("SELECT count(*) FROM pets", "SELECT * FROM gone")
     asked = [Question("q", "", sql, "pets", "") for sql in statements]
     with SQLQuestions(Databases(folder)) as task:
-        kept, notes = dpo.judgeable(task, asked)
+        kept, notes = task.judgeable(asked)
     assert kept == asked[:1]
-    assert "1 practice questions left out" in notes[0] and "no such table: gone" in notes[0]
+    assert "1 examples left out" in notes[0] and "no such table: gone" in notes[0]
 
 
 def test_data_check_runs_each_question(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
