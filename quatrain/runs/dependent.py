@@ -1,4 +1,4 @@
-"""Keys of a recipe that follow from others: where an override changes one, the recipe's own others give way."""
+"""Dependent keys of a recipe: an override of one key adapts the recipe's own values of the keys that depend on it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from quatrain.core.settings import Place, format_place
 
 USUAL_WARMUP = 20
-"""Steps of a warm-up that is not given."""
+"""The default of `warmup_steps`."""
 
 FALLING = ("linear", "cosine", "wsd")
 """Schedules that end at `min_learning_rate_ratio`."""
 
 
 def adapt(raw: dict[str, Any], places: Sequence[Place]) -> Iterator[str]:
-    """Change, in a raw recipe, what contradicts the overrides at `places`; yields a line for each change.
+    """Change keys of a raw recipe that contradict the overrides at `places`. Yields a line for each change.
 
-    What an override says itself is never changed: where two of them contradict each other, the check refuses them.
+    An override itself is never changed. If two of them contradict each other, the check refuses the recipe.
     """
     stages = raw.get("stage")
     asked = {place for place in places if not (len(place) == 2 and place[0] == "stage")}
@@ -34,7 +34,7 @@ def adapt(raw: dict[str, Any], places: Sequence[Place]) -> Iterator[str]:
 
 
 def _length(train: dict[str, Any], given: set[str], place: Place) -> Iterator[str]:
-    """`steps` and `epochs`, and what has to fit within the steps."""
+    """Adapts `steps` and `epochs`, and the keys that must fit within the steps."""
     for asked, other in (("steps", "epochs"), ("epochs", "steps")):
         if asked in given and asked in train and other in train and other not in given:
             yield _changed(place, other, train.pop(other), None, f"{asked} = {train[asked]} was asked for")
@@ -61,7 +61,7 @@ def _validation(
     stage: Mapping[str, Any],
     asked: set[Place],
 ) -> Iterator[str]:
-    """What goes by validations, where there are none any more."""
+    """Adapts keys that depend on validations when an override has removed these."""
     every = "evaluate_every" in given and not train.get("evaluate_every")
     none = every or _without_validation(raw, stage, place, asked)
     why = "evaluate_every = 0" if every else "data.validation = 0"
@@ -71,7 +71,7 @@ def _validation(
 
 
 def _without_validation(raw: Mapping[str, Any], stage: Mapping[str, Any], place: Place, asked: set[Place]) -> bool:
-    """Whether an override has taken the validations away: no share of the data, and no other data."""
+    """Whether an override leaves no data for validations."""
     own = (*place[:-1], "data", "validation")
     data = stage.get("data") if own in asked else raw.get("data")
     if not {own, ("data", "validation")} & asked or not isinstance(data, Mapping):

@@ -85,8 +85,7 @@ def follow(recipe: RecipeSettings, folder: Path) -> None:
     while (index := int(MultiProcess(torch.device("cpu")).agree([0.0])[0])) != END:
         context = stage_context(recipe, folder, index, SilentReporter())
         settings: Any = divided(recipe.stage[index], process_number()[1])
-        prepare = spec_of(settings).prepare
-        job: Any = prepare(settings, context) if prepare is not None else None
+        job = spec_of(settings).training_job(settings, context)
         save, load = attach(job, context)
         train(job, context, save=save, load=load)
     leave()

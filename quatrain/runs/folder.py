@@ -1,4 +1,4 @@
-"""The folder of a run: making it, making a stage's folder ready, and the final model in it."""
+"""The folder of a run: creating it, preparing the folder of a stage, and linking the final model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from quatrain.core.errors import InputError
 from quatrain.runs.fingerprints import Mark
 from quatrain.runs.settings import RecipeSettings
 
-MOST_BYTES = 256 * 2**20
-"""Of a file of a run; samples and scores take some megabytes."""
+MAX_FILE_BYTES = 256 * 2**20
+"""Largest JSON file of a run that is read; samples and scores take some megabytes."""
 
 NUMBER = (int, float)
 
@@ -27,7 +27,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "perplexity": NUMBER, "validation_loss": NUMBER, "tokens": NUMBER, "flops": NUMBER, "parameters": NUMBER,
     "trainable_parameters": NUMBER, "model_bytes": NUMBER, "peak_memory_bytes": NUMBER,
 }  # fmt: skip
-"""Keys of the files that a run writes, and what they hold where they are not null."""
+"""Types of the keys in the files that a run writes; each may be null."""
 
 
 @dataclass
@@ -53,17 +53,17 @@ class Run:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The table in a JSON file; None where there is no file, or it holds what no run writes."""
+    """The object in a JSON file of a run; None if there is no file, or it is not one that a run writes."""
     try:
-        content: dict[str, Any] = reading.read_json(path, max_bytes=MOST_BYTES)
+        content: dict[str, Any] = reading.read_json(path, max_bytes=MAX_FILE_BYTES)
     except InputError:
         return None
-    whole = all(content.get(key) is None or isinstance(content[key], kind) for key, kind in TYPES.items())
-    return content if whole else None
+    valid = all(content.get(key) is None or isinstance(content[key], kind) for key, kind in TYPES.items())
+    return content if valid else None
 
 
 def free_name(folder: Path) -> str:
-    """A name for another run beside this one: `quickstart-2`."""
+    """A free name for another run beside this one: `quickstart-2`."""
     number = 2
     while (folder.parent / f"{folder.name}-{number}").exists():
         number += 1
@@ -71,7 +71,7 @@ def free_name(folder: Path) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a run's folder, or raise InputError that says why it cannot be."""
+    """Create a run's folder, or raise InputError that says why this is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
@@ -91,10 +91,10 @@ def make_folder(folder: Path) -> None:
 
 
 def prepare(folder: Path, mark: Mark) -> bool:
-    """Make a stage's folder ready; True where an interrupted attempt of the same work is there to go on with."""
-    begun = read_json(folder / "started.json")
+    """Prepare a stage's folder. True if it holds an interrupted attempt of the same work, to be resumed."""
+    started = read_json(folder / "started.json")
     with disk_errors(folder):
-        if begun and begun.get("work") == mark.work:
+        if started and started.get("work") == mark.work:
             _remove_unfinished(folder)
             write_json(folder / "started.json", {"work": mark.work})
             return True
@@ -106,7 +106,7 @@ def prepare(folder: Path, mark: Mark) -> bool:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """What a stage may have written by halves; checkpoints and what else it keeps stay."""
+    """Remove output that may be incomplete; checkpoints and cached data stay."""
     finished = (folder / "result.json").exists()
     (folder / "result.json").unlink(missing_ok=True)
     for name in () if finished else ("model", "tokenizer"):
@@ -114,13 +114,13 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def made(stage_folder: Path, name: str) -> Path | None:
-    """What a stage has left under this name, or None."""
+    """The folder of this name that a stage has written, or None."""
     path = stage_folder / name
     return path if path.is_dir() else None
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Make `target` a copy of `source` in which large files are hard links where the file system can."""
+    """Make `target` a copy of `source`. Large files are hard links where the file system supports them."""
     fresh, old = target.with_name(".model.new"), target.with_name(".model.old")
     for path in (fresh, old):
         shutil.rmtree(path, ignore_errors=True)

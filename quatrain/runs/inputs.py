@@ -1,6 +1,6 @@
-"""The files that a recipe reads: whether they are there, and what identifies their content.
+"""The files that a recipe reads: checks that they exist, and marks that identify their content.
 
-Catalog sources are pinned by their checksums, so only the user's own files are looked at.
+Only the user's own files are checked: catalog sources are pinned by their checksums.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from quatrain.runs.settings import RecipeSettings
 from quatrain.runs.stages import spec_of
 
 HASHED_BYTES = 64 * 1024 * 1024
-"""Larger files are known by their size and the time of their last change."""
+"""Larger files are identified by their size and modification time."""
 
 OWN_DATABASES = ("shop",)
-"""Values of `data.database` that name a database which the package generates."""
+"""Values of `data.database` that name a generated database."""
 
 
 def input_paths(recipe: RecipeSettings) -> dict[str, Path]:
-    """Key of the recipe -> the file or folder of the user's that it names."""
+    """Maps keys of the recipe to the user's files and folders that they name."""
     folder = recipe.model.folder
     named: dict[str, str | None] = {
         "tokenizer.path": recipe.tokenizer.path,
@@ -48,7 +48,7 @@ def input_paths(recipe: RecipeSettings) -> dict[str, Path]:
 
 
 def is_of_hub(folder: str) -> bool:
-    """Whether `model.folder` names a model of the Hugging Face hub, owner/name, and nothing on this machine."""
+    """Whether `model.folder` is the id of a Hugging Face model, owner/name, rather than a local path."""
     from quatrain.models.hub import is_hub_id
 
     owner, slash, name = folder.partition("/")
@@ -56,7 +56,7 @@ def is_of_hub(folder: str) -> bool:
 
 
 def beginning(recipe: RecipeSettings) -> Path | None:
-    """The folder that `model.folder` names; a model of the Hugging Face hub is fetched where the cache lacks it."""
+    """The folder that `model.folder` names. A model of the Hugging Face hub is downloaded if it is not cached."""
     folder = recipe.model.folder
     if folder is None:
         return None
@@ -79,12 +79,12 @@ def _sources(data: DataSettings) -> dict[str, str | None]:
 
 
 def _sides(source: str | None) -> tuple[str, ...]:
-    """What a source names: itself, the two files of `train.{en,de}`, or those of `a.jsonl + b.jsonl`."""
+    """The files that a source names: itself, the two of `train.{en,de}`, or those of `a.jsonl + b.jsonl`."""
     return () if not source else parallel_names(source) or source_names(source)
 
 
 def left_out(recipe: RecipeSettings) -> list[str]:
-    """What of the recipe's folders of data is not read, a line for each kind."""
+    """Files in the recipe's data folders that are not read, one line for each kind of file."""
     lines = []
     for source in dict.fromkeys(each for data in _data_places(recipe).values() for each in _folders(data)):
         lines += [f"{source}: {line}" for line in sources.skipped_files(source).lines(source)]
@@ -96,7 +96,7 @@ def _folders(data: DataSettings) -> list[str]:
 
 
 def _unknown_sources(recipe: RecipeSettings) -> list[str]:
-    """Sources that are neither a file nor a name of the catalog."""
+    """Problems of sources that are neither a file nor a name of the catalog."""
     from quatrain.data import catalog
 
     problems = []
@@ -106,12 +106,12 @@ def _unknown_sources(recipe: RecipeSettings) -> list[str]:
                 if source.startswith(HUB) or is_path(source) or catalog.find(source) is not None:
                     continue
                 near = did_you_mean(source, list(catalog.CATALOG))
-                problems.append(f"{place}.{key}: {quote(source)} is no file; must be {_wanted(key)}{near}")
+                problems.append(f"{place}.{key}: {quote(source)} is not a file; must be {_expected(key)}{near}")
     return problems
 
 
 def is_path(source: str) -> bool:
-    """Whether a source is a file or folder: it exists, or it cannot be the name of a catalog entry."""
+    """Whether a source is a path: it exists, or it cannot be the name of a catalog entry."""
     from quatrain.data import catalog
 
     there = exists(source)
@@ -121,7 +121,7 @@ def is_path(source: str) -> bool:
 
 
 def check_inputs(recipe: RecipeSettings) -> None:
-    """Raise InputError that names every file of the recipe that is not there or of the wrong kind."""
+    """Raise InputError that names every file of the recipe that is missing or of the wrong kind."""
     problems = _unknown_sources(recipe)
     for stage in recipe.stage:
         problems += [each for each in spec_of(stage).file_problems(stage, recipe) if each not in problems]
@@ -131,33 +131,33 @@ def check_inputs(recipe: RecipeSettings) -> None:
         if problem:
             problems.append(f'{key}: "{path}" {problem}')
     if problems:
-        raise InputError("the recipe names what cannot be used:", problems)
+        raise InputError("the recipe names files that cannot be used:", problems)
 
 
 def _problem(key: str, path: Path) -> str | None:
     try:
         if path.exists() and not path.is_dir() and not path.is_file():
-            return f"is neither a file nor a folder; must be {_wanted(key)}"
+            return f"is neither a file nor a folder; must be {_expected(key)}"
         if not path.exists():
             near = _near(path)
             maker = _recipe_of(path)
             made = f"; `quatrain run {maker}` makes it" if maker and key == "model.folder" else ""
-            return f"does not exist{near}; must be {_wanted(key)}{made}"
+            return f"does not exist{near}; must be {_expected(key)}{made}"
     except OSError as error:
-        return f"cannot be looked at ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
     if key.endswith(("database", "preferences")) and path.is_dir():
-        return f"is a folder; must be {_wanted(key)}"
+        return f"is a folder; must be {_expected(key)}"
     if key == "model.folder" and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         of_run = model_of_run(path) if (path / "model").is_dir() else None
         return "has no config.json; must be a model folder" + (f", such as {of_run} of this run" if of_run else "")
     if path.is_file() and path.stat().st_size == 0:
-        return f"is empty; must be {_wanted(key)}"
+        return f"is empty; must be {_expected(key)}"
     if path.is_file() and not os.access(path, os.R_OK):
         return "cannot be read: you have no permission"
     return None
 
 
-def _wanted(key: str) -> str:
+def _expected(key: str) -> str:
     last = key.rpartition(".")[2].partition("[")[0]
     return {
         "dev": "a file or folder of data, or a name that `quatrain data list` shows",
@@ -172,7 +172,7 @@ def _wanted(key: str) -> str:
 
 
 def _recipe_of(path: Path) -> str | None:
-    """The shipped recipe whose run has this model folder."""
+    """The shipped recipe whose run would write this model folder."""
     names = path.parts[-3:]
     return names[1] if len(names) == 3 and names[2] == "model" and names[1] in recipe_names() else None
 
@@ -188,7 +188,7 @@ def _near(path: Path) -> str:
 
 
 def input_marks(recipe: RecipeSettings, before: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Key of the recipe -> a mark of the content it names. What is gone keeps its mark of `before`."""
+    """Maps keys of the recipe to marks of the files' content. A file that is gone keeps its mark of `before`."""
     marks = {}
     for key, path in input_paths(recipe).items():
         try:
@@ -201,7 +201,7 @@ def input_marks(recipe: RecipeSettings, before: Mapping[str, str] | None = None)
 
 
 def _mark(path: Path) -> str:
-    """A hash of a file's content, of the names, sizes and times in a folder."""
+    """A hash of a file's content, or of the names, sizes and times in a folder."""
     digest = hashlib.sha256()
     if path.is_dir():
         for item in sorted(path.rglob("*")):

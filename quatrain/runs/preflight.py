@@ -158,35 +158,35 @@ def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
 
 
 def _measure(work: Path, index: int, result: StagePreflight) -> None:
-    """Takes some steps in another process, and works out from them what all of them take."""
+    """Measures some steps in another process, and extrapolates the time of all steps."""
     command = [sys.executable, "-m", "quatrain.runs.trial", str(work), str(index)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode < 0:
         result.problems.append(
-            "some steps that were tried were ended by the system, most likely for want of memory; make "
-            "train.batch_tokens smaller, or the model"
+            "the system ended the measured steps, most likely because memory ran out; make train.batch_tokens or the "
+            "model smaller"
         )
         return
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        result.problems.append(f"some steps that were tried failed: {reason}")
+        result.problems.append(f"the measured steps failed: {reason}")
         return
-    told = json.loads(lines[-1])
-    if "error" in told:
-        result.problems.append(told["error"])
+    measured = json.loads(lines[-1])
+    if "error" in measured:
+        result.problems.append(measured["error"])
         return
-    result.seconds, result.memory = told["seconds"], told["memory"]
-    result.tokens_per_second, result.precision = told["tokens_per_second"], told["precision"]
+    result.seconds, result.memory = measured["seconds"], measured["memory"]
+    result.tokens_per_second, result.precision = measured["tokens_per_second"], measured["precision"]
 
 
 def share(part: float, whole: float) -> str:
-    """A share as a person reads it."""
+    """A share as a percentage."""
     return f"{part / whole:.1%}" if whole and math.isfinite(part) else "none"
 
 
 def rows_for_table(stage: StagePreflight) -> Iterator[tuple[str, str]]:
-    """What a person is told of a stage, line by line."""
+    """The rows of the table that describes a stage."""
     from quatrain.core.wording import format_bytes, format_duration
 
     found = stage.found
@@ -194,7 +194,7 @@ def rows_for_table(stage: StagePreflight) -> Iterator[tuple[str, str]]:
         yield "examples", f"{found.examples:,}"
         yield "tokens a row", ", ".join(f"{name} {value:,}" for name, value in found.lengths.items())
     if found.learned:
-        yield "learned tokens", f"{share(found.learned, found.tokens)} of those looked at"
+        yield "learned tokens", f"{share(found.learned, found.tokens)} of those examined"
     if found.labels:
         shown = [f"{name} {count:,}" for name, count in list(found.labels.items())[:8]]
         yield "labels", ", ".join(shown) + (", …" if len(found.labels) > 8 else "")
@@ -209,8 +209,8 @@ def rows_for_table(stage: StagePreflight) -> Iterator[tuple[str, str]]:
     if stage.peak is not None:
         parts = {name: size for name, size in stage.memory.items() if name != "peak"}
         rest = stage.peak - sum(parts.values())
-        told = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
-        yield "peak memory", f"{format_bytes(stage.peak)}: {told}, the rest of the process {format_bytes(max(0, rest))}"
+        by_part = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+        yield "peak memory", f"{format_bytes(stage.peak)}: {by_part}, the rest of the process {format_bytes(max(0, rest))}"
     yield "disk", f"{format_bytes(stage.disk)} at most while it trains"
     yield from (("note", note) for note in stage.notes)
 

@@ -1,12 +1,11 @@
-"""A recipe: one TOML file that says what to do, in stages, as typed settings.
+"""A recipe: one TOML file that defines a run as a list of stages with typed settings.
 
-`load` reads a shipped recipe by its name or any file by its path, applies `a.b=c` overrides and checks
-everything at once, before anything heavy is imported. `dumps` writes a recipe with every default filled
-in, such that loading it again gives an equal recipe.
+`load` reads a shipped recipe by its name or any file by its path, applies overrides `a.b=c` and checks everything at
+once, without importing torch. `dumps` writes a recipe with every default filled in; loading it again gives an equal
+recipe.
 
-Stages are counted from zero in places and overrides (`stage[1]`), as lists are in TOML libraries; an
-override may also name a stage by its kind: `stage.pretrain.train.steps=100`. The kinds of stages are those of
-`quatrain.runs.stages`.
+Messages and overrides count stages from zero (`stage[1]`). An override may also name a stage by its kind:
+`stage.pretrain.train.steps=100`. `quatrain.runs.stages` holds the kinds of stages.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ RECIPES = Path(__file__).parent / "recipes"
 
 MAX_RECIPE_BYTES = 1_000_000
 
-MOST_SHOWN = 200
-"""Characters of a line of TOML that a message shows."""
+MAX_SHOWN = 200
+"""Most characters of a line of TOML that a message shows."""
 
 if TYPE_CHECKING:
     AnyStage = StageSettings
@@ -42,13 +41,13 @@ else:
     AnyStage = Annotated[Union[tuple(spec.settings for spec in specs().values())], Field(discriminator="kind")]  # noqa: UP007
 
 UNMARKED_TABLES = ("name", "description", "next", "tracking")
-"""Keys of the recipe itself that change as little."""
+"""Top-level keys that do not change results either."""
 
 
 class Recipe(RecipeSettings):
     """Everything that a run does.
 
-    `next` holds what to try afterwards; `{run}` in it is the run's folder, `{database}` the database of its questions.
+    `next` are hints on what to try afterwards; `{run}` in them is the run's folder, `{database}` its database.
     """
 
     stage: Listing[AnyStage] = Field(min_length=1, description="what to do, as [[stage]] tables, each with its kind")
@@ -141,10 +140,10 @@ def load(
 ) -> Recipe:
     """Read a recipe and check it.
 
-    `name_or_path` is the name of a shipped recipe or the path of a TOML file (anything with a folder or
-    the ending `.toml`); `overrides` are `a.b=c` texts. What they say wins over what the recipe itself says: keys that
-    depend on it are adapted (`quatrain.runs.dependent`), and `say` is given a line for each. Raises InputError with
-    every problem at once.
+    `name_or_path` is the name of a shipped recipe or the path of a TOML file (anything with a folder or the suffix
+    `.toml`). `overrides` are strings `a.b=c`, which take precedence over the recipe: keys that depend on an override
+    are adapted (`quatrain.runs.dependent`), and `say` gets a line for each. Raises InputError with all problems at
+    once.
     """
     path = _find(name_or_path)
     raw = _read(path)
@@ -162,14 +161,14 @@ def loads(text: str, *, what: str = "the recipe") -> Recipe:
 
 
 def dumps(recipe: Recipe) -> str:
-    """The recipe as TOML, every default filled in; `loads` of it gives an equal recipe."""
+    """The recipe as TOML with every default filled in; `loads` gives an equal recipe."""
     import tomli_w
 
     return tomli_w.dumps(to_dict(recipe))
 
 
 def changes(old: Recipe, new: Recipe) -> list[str]:
-    """What differs between two recipes as far as results go, a line a key: `seed: 0 -> 1`."""
+    """The differences between two recipes that change results, one line for each key: `seed: 0 -> 1`."""
     lines = []
     for index in range(max(len(old.stage), len(new.stage))):
         before = old.stage[index].kind if index < len(old.stage) else None
@@ -193,7 +192,7 @@ def _changed(flat: Mapping[str, Any], key: str) -> str:
 
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`, tables in lists by their number, other lists whole."""
+    """Flattens `{"a": {"b": 1}}` to `{"a.b": 1}`. Tables in lists are numbered; other lists stay whole."""
     if isinstance(value, Mapping):
         items = [(f"{place}.{key}" if place else key, item) for key, item in value.items()]
     elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
@@ -208,14 +207,14 @@ def _shown(name_or_path: str | os.PathLike[str]) -> str:
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file of a recipe; raise InputError that lists the shipped ones where there is none."""
+    """The file of a recipe. Raises InputError that lists the shipped recipes if there is none."""
     text = os.fspath(name_or_path)
     names = recipe_names()
     if text in names:
         return RECIPES / f"{text}.toml"
     path = user_path(text, "the recipe")
     if path.exists() and not path.is_dir():
-        return path  # a pipe or a device is refused where it is read
+        return path  # Pipes and devices are refused when they are read.
     if path.is_dir():
         message = f"{_shown(text)} is a folder; must be the name of a recipe or the path of a TOML file"
         if (path / "recipe.toml").is_file():
@@ -247,11 +246,11 @@ def _toml(text: str, what: str) -> dict[str, Any]:
         message = str(error)
         line = _error_line(message, text)
         lines = text.splitlines()
-        found = printable(lines[line - 1].strip())[:MOST_SHOWN] if lines else ""
-        hint = f"\n    {found}" if found else ""
-        raise InputError(f"{what}:{line}: no valid TOML: {printable(message)[:MOST_SHOWN]}{hint}") from error
+        shown = printable(lines[line - 1].strip())[:MAX_SHOWN] if lines else ""
+        hint = f"\n    {shown}" if shown else ""
+        raise InputError(f"{what}:{line}: no valid TOML: {printable(message)[:MAX_SHOWN]}{hint}") from error
     except (RecursionError, ValueError):
-        # nested too deeply, or a number with more digits than are read; said without a line
+        # Nested too deeply, or a number with too many digits: these errors have no line.
         return parse_toml(text, what)
     if depth_of(value) > MAX_DEPTH:
         raise InputError(f"{what}: nested {depth_of(value):,} levels deep; at most {MAX_DEPTH} are read")
@@ -259,7 +258,7 @@ def _toml(text: str, what: str) -> dict[str, Any]:
 
 
 def _error_line(message: str, text: str) -> int:
-    """The line that a message of tomllib speaks of; the last one for "at end of document"."""
+    """The line that a message of tomllib names; the last one for "at end of document"."""
     _, found, rest = message.rpartition("at line ")
     number = rest.split(",")[0] if found else ""
     lines = max(1, len(text.splitlines()))

@@ -1,9 +1,9 @@
-"""Runs a recipe's stages into a run folder, and goes on where a run was interrupted.
+"""Runs a recipe's stages into a run folder, and resumes interrupted runs.
 
-A stage is finished when its `result.json` is there, which is written last. It holds a fingerprint of all that
-the result follows from: the stage's settings, the recipe's settings that it reads, the content of the user's
-files, and the fingerprint of the stage before. So a finished run is recognised without importing torch,
-and a changed recipe is told which of its stages are still valid.
+A stage is finished once its `result.json` exists; this file is written last. It holds a fingerprint of everything that
+the result depends on: the stage's settings, the tables of the recipe that it reads, the content of the user's files and
+the fingerprint of the stage before. The runner therefore recognizes a finished run without importing torch, and knows
+which stages of a changed recipe are still valid.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from quatrain.runs.stages import spec_of
 RECIPE_FILE = "recipe.toml"
 STATE_FILE = "run.json"
 MODEL_FILES = ("config.json", "adapter_config.json")
-"""One of these is in every model's folder."""
-MADE = (RECIPE_FILE, STATE_FILE, "metrics.jsonl", "report.html", "stages", "model", "shop.sqlite")
-"""What a run writes, and a restart removes; any other file in the folder is the user's."""
+"""Every model folder has one of these."""
+RUN_FILES = (RECIPE_FILE, STATE_FILE, "metrics.jsonl", "report.html", "stages", "model", "shop.sqlite")
+"""What a run writes and a restart removes. Any other file in the folder belongs to the user."""
 
 
 def run(
@@ -50,14 +50,14 @@ def run(
     reuse: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Run a recipe, or go on with a run that was interrupted.
+    """Run a recipe, or resume an interrupted run.
 
-    `recipe` is a Recipe, the name of a shipped one or the path of a file; `overrides` are `a.b=c` texts.
-    A run that exists and was made by a recipe that differs is refused, unless `reuse` (keep the finished
-    stages that are still valid) or `restart` (throw away what was made) says what to do.
+    `recipe` is a Recipe, the name of a shipped recipe or the path of a file; `overrides` are strings `a.b=c`. An
+    existing run of a different recipe is refused, unless `reuse` keeps the finished stages that are still valid, or
+    `restart` deletes its results.
 
-    Raises InputError for what the user can put right, QuatrainError for work that failed, InterruptedRun
-    for Ctrl-C and SIGTERM; what was finished stays on the disk in every case.
+    Raises InputError for problems that the user can fix, QuatrainError for work that failed, and InterruptedRun for
+    Ctrl-C and SIGTERM. Finished work stays on disk in every case.
     """
     if not isinstance(recipe, Recipe):
         recipe = load(recipe, overrides, say=(reporter or create_reporter()).info)
@@ -65,7 +65,7 @@ def run(
         raise InputError("overrides go with the name or path of a recipe, not with a Recipe")
     folder = Path(runs_dir) / recipe.name
     if process_number()[1] > 1:
-        # Before torch is loaded: DDP writes a line of every process where all weights have a use.
+        # Before torch is loaded. Otherwise DDP logs a line from every process when all weights are used.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if process_number()[0]:
         with losses_explained():
@@ -85,24 +85,24 @@ def run(
         reporter.warn(line)
     make_folder(folder)
     with FolderLock(folder), stoppable(), losses_explained():
-        found = _Runner(folder, recipe, reporter).run(restart=restart, reuse=reuse)
+        finished = _Runner(folder, recipe, reporter).run(restart=restart, reuse=reuse)
     dismiss()
-    return found
+    return finished
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:
-    """The run in this folder if exactly this recipe has finished there, else None. Reads a few small files."""
+    """The run in this folder if exactly this recipe has finished there, else None. Reads only small files."""
     state = read_json(folder / STATE_FILE)
     if not state or not state.get("finished"):
         return None
     marks = stage_marks(recipe, input_marks(recipe, state.get("inputs")))
     names = [stage_name(index, stage) for index, stage in enumerate(recipe.stage)]
     results = [read_result(folder, name) for name in names]
-    whole = all(
+    complete = all(
         result is not None and result.get("fingerprint") == mark.fingerprint
         for result, mark in zip(results, marks, strict=True)
     )
-    if not whole or state.get("stages") != names:
+    if not complete or state.get("stages") != names:
         return None
     if state.get("has_model") and not any((folder / "model" / name).is_file() for name in MODEL_FILES):
         return None
@@ -116,7 +116,7 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 class _Runner:
-    """One call of `run`, in a folder that is locked."""
+    """One call of `run`, in a locked folder."""
 
     def __init__(self, folder: Path, recipe: Recipe, reporter: Reporter):
         self.folder, self.recipe, self.reporter = folder, recipe, reporter
@@ -134,7 +134,7 @@ class _Runner:
         else:
             self._compare(reuse)
         self._write_state(finished=False)
-        self._remove_stages_of_no_recipe()
+        self._remove_other_stages()
         try:
             results = self._stages()
         except BaseException:
@@ -147,19 +147,19 @@ class _Runner:
 
     @property
     def seconds(self) -> float:
-        """Time spent on this run, by earlier calls that were interrupted too."""
+        """Time spent on this run, including earlier calls that were interrupted."""
         return round(self.seconds_before + time.monotonic() - self.started, 1)
 
     def _clear(self) -> None:
         self._refuse_foreign_folder()
         self.seconds_before = 0.0
-        for name in MADE:
+        for name in RUN_FILES:
             path = self.folder / name
             with disk_errors(path):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     def _refuse_foreign_folder(self) -> None:
-        """A folder with files in it that no run has made is not ours to write into, let alone to clear."""
+        """Raise InputError for a folder that holds only files which no run has written."""
         names = {path.name for path in self.folder.iterdir() if not path.name.startswith(LOCK_NAME)}
         if names and not names & {RECIPE_FILE, STATE_FILE}:
             raise InputError(
@@ -168,7 +168,7 @@ class _Runner:
             )
 
     def _compare(self, reuse: bool) -> None:
-        """Raise InputError where the folder holds something that this recipe would not have made."""
+        """Raise InputError if the folder holds results of a different recipe."""
         self._refuse_foreign_folder()
         path = self.folder / RECIPE_FILE
         if not path.exists():
@@ -198,7 +198,7 @@ class _Runner:
         return lines
 
     def _same_version(self) -> bool:
-        """Whether every finished stage is as this package makes it: with equal recipes only that can differ."""
+        """Whether the finished stages have the fingerprints of this version of the package, for an equal recipe."""
         results = [read_result(self.folder, name) for name in self.names]
         pairs = zip(results, self.marks, strict=True)
         return all(result is None or result.get("fingerprint") == mark.fingerprint for result, mark in pairs)
@@ -209,7 +209,7 @@ class _Runner:
         return [name for name in names if read_result(self.folder, name)]
 
     def _valid_stages(self) -> list[str]:
-        """Finished stages that this recipe would make alike, from the first on without a gap."""
+        """Leading finished stages whose fingerprints match this recipe."""
         valid = []
         for name, mark in zip(self.names, self.marks, strict=True):
             result = read_result(self.folder, name)
@@ -226,7 +226,7 @@ class _Runner:
         state = {"finished": finished, "stages": self.names, "inputs": self.inputs, "seconds": self.seconds} | more
         write_json(self.folder / STATE_FILE, state)
 
-    def _remove_stages_of_no_recipe(self) -> None:
+    def _remove_other_stages(self) -> None:
         folder = self.folder / "stages"
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.is_dir() and path.name not in self.names:
@@ -255,16 +255,16 @@ class _Runner:
         resumed = prepare(context.stage_folder, mark)
         if not resumed:
             drop_metrics(context.metrics_path, name, after=-1)
-        self.reporter.stage(index + 1, len(self.names), name, "going on" if resumed else "")
+        self.reporter.stage(index + 1, len(self.names), name, "resuming" if resumed else "")
         settings: Any = divided(self.recipe.stage[index], process_number()[1])
         reset_peak_memory()
-        begun = time.monotonic()
+        started = time.monotonic()
         with failures_explained(name, context.stage_folder):
             result = spec_of(settings).run(settings, context)
         if not isinstance(result, StageResult):
             raise TypeError(f"the {settings.kind} stage returned {type(result).__name__}, not a StageResult")
         values = result.as_dict()
-        values.setdefault("seconds", round(time.monotonic() - begun, 3))
+        values.setdefault("seconds", round(time.monotonic() - started, 3))
         values.setdefault("peak_memory_bytes", peak_memory())
         record = {"kind": settings.kind, "name": name, "fingerprint": mark.fingerprint, "finished": True} | values
         write_json(context.stage_folder / "result.json", _finite(record))
@@ -284,7 +284,7 @@ class _Runner:
         report_finished(done, self.reporter, self.seconds)
 
     def _write_report(self) -> None:
-        """The report says what the files hold; a fault in it must not cost the run."""
+        """Write the report; an error in it does not fail the run."""
         from quatrain.evaluation.report import write_report
 
         try:
@@ -296,8 +296,8 @@ class _Runner:
 
             logging.getLogger("quatrain").debug("the report failed", exc_info=True)
             self.reporter.warn(
-                f"no report was written ({type(error).__name__}: {error}). This is a bug in quatrain; all else is "
-                "made. Run it again with --restart --debug to see where it happened, and report it with that."
+                f"no report was written ({type(error).__name__}: {error}). This is a bug in quatrain; the run itself "
+                "is complete. Run it again with --restart --debug to see where it happened, and report it with that."
             )
 
 
@@ -305,12 +305,12 @@ def _changed_message(folder: Path, finished: list[str], valid: list[str], count:
     redo = [name for name in finished if name not in valid]
     settings = "a setting" if count == 1 else f"{count} settings"
     other = f"name={free_name(folder)}"
-    ways = [("--restart", "throw away what was made, and start over"), (other, "leave it, and make a new run")]
+    ways = [("--restart", "delete its results and start over"), (other, "keep it and start a new run")]
     if valid:
         again = f", redo {', '.join(redo)}" if redo else ""
-        ways.insert(0, ("--reuse", f"keep {', '.join(valid)}, which stay valid{again}, and run the rest"))
+        ways.insert(0, ("--reuse", f"keep {', '.join(valid)}, still valid{again}, and run the rest"))
     elif finished:
-        ways[0] = ("--restart", "throw away what was made (no finished stage is still valid), and start over")
+        ways[0] = ("--restart", "delete its results (no finished stage is still valid) and start over")
     width = max(len(flag) for flag, _ in ways)
     lines = [f"  {flag.ljust(width)}  {text}" for flag, text in ways]
     head = f"{folder} was made by a recipe that differs in {settings}. Nothing was touched; run again with one of"

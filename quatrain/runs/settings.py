@@ -42,9 +42,9 @@ class StageSettings(Settings):
 
 
 class RecipeSettings(Settings):
-    """Everything that a run does.
+    """A recipe, without knowledge of the kinds of stages.
 
-    `next` holds what to try afterwards; `{run}` in it is the run's folder, `{database}` the database of its questions.
+    `next` are hints on what to try afterwards; `{run}` in them is the run's folder, `{database}` its database.
     """
 
     name: str = Field(

@@ -190,6 +190,13 @@ class StageSpec:
         kind: str = self.settings.model_fields["kind"].default
         return kind
 
+    def training_job(self, settings: StageSettings, context: StageContext) -> TrainingJob:
+        """The training job of a stage that trains. Raises TypeError for a kind that does not."""
+        job = self.prepare(settings, context) if self.prepare is not None else None
+        if job is None or isinstance(job, str):
+            raise TypeError(f"the {self.kind} stage has no training job")
+        return job
+
 
 def deferred(path: str) -> Callable[..., Any]:
     """The function at "module:name", imported at its first call."""

@@ -1,4 +1,4 @@
-"""What a run says at its end: what was made, what it scored, what it cost, what to try next."""
+"""The closing summary of a run: its files, scores and cost, and what to try next."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _COLUMNS = {"validation_loss": "validation loss", "perplexity": "perplexity"}
 
 
 def report_done_before(run: Run, reporter: Reporter) -> None:
-    """Say that a run is finished and where its results are."""
-    reporter.info(f"{run.folder} is finished: nothing to do. (--restart runs it anew, name=other makes another.)")
+    """Report that the run had already finished, and where its results are."""
+    reporter.info(f"{run.folder} is finished: nothing to do. (--restart runs it again; name=other starts another run.)")
     _made(run, reporter)
     _scores(run, reporter)
     _next(run, reporter)
 
 
 def report_finished(run: Run, reporter: Reporter, seconds: float) -> None:
-    """The closing summary of a run that has just finished; `seconds` is all that it took."""
+    """The closing summary of a run that has just finished; `seconds` is its whole duration."""
     _samples(run, reporter)
     peak = max((result.get("peak_memory_bytes") or 0 for result in run.results), default=0)
     memory = f", peak memory {format_bytes(peak)}" if peak else ""
@@ -37,7 +37,7 @@ def report_finished(run: Run, reporter: Reporter, seconds: float) -> None:
 
 
 def write_card(run: Run) -> None:
-    """The final model's `README.md`: what it was trained on, how, and what it scored."""
+    """Write the final model's `README.md`: its data, method and scores."""
     if run.model is not None:
         write_text(run.model / "README.md", _card(run))
 
@@ -73,7 +73,7 @@ def _baseline(name: str, results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _score(metrics: Mapping[str, float] | None) -> str:
-    """The first metric of a set that is no count: the one that its task is judged by."""
+    """The main metric of a set: the first one that is not a count."""
     for name, value in (metrics or {}).items():
         if name != "count" and value is not None:
             return format_metric(name, value)
@@ -107,10 +107,10 @@ def _next(run: Run, reporter: Reporter) -> None:
 
 
 def next_hints(run: Run) -> list[str]:
-    """The recipe's hints that fit this run, its own paths filled in.
+    """The recipe's hints that fit this run, with the run's own paths.
 
-    Left out are those that name a file which the run has not made, and those that suggest data of one's own where the
-    run has read such already.
+    Hints are left out if they name a file that the run has not written, or suggest the user's own data to a run that
+    has already read such data.
     """
     hints = []
     for text in run.recipe.next:
@@ -124,25 +124,25 @@ def next_hints(run: Run) -> list[str]:
 
 
 def _database(run: Run) -> Path | None:
-    """The database that the run's questions are about: the user's, or the one that the run has made."""
+    """The database of the run's questions: the user's, or the generated one."""
     named = run.recipe.data.database
     path = Path(named).expanduser() if named not in (None, "shop") else run.folder / "shop.sqlite"
     return path if path.is_file() else None
 
 
 def _done_already(run: Run, words: Sequence[str]) -> bool:
-    """Whether a hint is to run a shipped recipe over data of one's own, and this run has done so."""
+    """Whether a hint suggests a shipped recipe on the user's own data, and this run has done that."""
     if words[:2] != ["quatrain", "run"] or len(words) < 3 or words[2] not in recipe_names():
         return False
     shipped = load(words[2])
     if [stage.kind for stage in shipped.stage] != [stage.kind for stage in run.recipe.stage]:
-        return False  # another recipe than the run's own
+        return False  # The hint is about another recipe.
     keys = {word.partition("=")[0] for word in words[3:]} & {"data.source", "data.database"}
     return any(getattr(shipped.data, key[5:]) != getattr(run.recipe.data, key[5:]) for key in keys)
 
 
 def _filled(run: Run, word: str) -> str:
-    """A word of a hint with the run's own paths and a name that is free, quoted for a shell where that is needed."""
+    """A word of a hint with the run's own paths and a free name, quoted for a shell if necessary."""
     if word.startswith("{run}"):
         return shlex.quote(f"{run.folder}{word[5:]}")
     if "={run}" in word:
@@ -156,7 +156,7 @@ def _filled(run: Run, word: str) -> str:
 
 
 def _samples(run: Run, reporter: Reporter) -> None:
-    """What the last stage that wrote free text has written."""
+    """Shows the samples of the last stage that generated free text."""
     for sample in _free_samples(run.results):
         temperature = sample.get("temperature")
         reporter.info("")

@@ -17,15 +17,11 @@ from quatrain.training.settings import TaskSettings, TrainSettings
 
 
 class FinetuneStage(TaskSettings, StageSettings):
-    """Learns a task from the model so far, or, tasks other than chats, from fresh weights.
+    """Finetunes the model so far; for tasks other than chats, fresh weights too. Without `adapter` every weight trains.
 
-    `objective`: chats, with loss on the assistant's tokens only (`chat`); the class of a text (`classify`) or numbers
-    (`regress`); a tag for each word (`tag`); the span that answers a question (`answer`); the best of several choices
-    (`choice`); one text said after another (`seq2seq`); sentence embeddings (`embed`). Without `adapter` every weight
-    learns. `labels` fixes the names and the order of classes and tags, which are those of the data unless given.
-
-    `tasks` are several sets of chats by name, learned together over one frozen model: each has an adapter of its own,
-    and a batch holds rows of all of them. The embedding, which they share, stays as it is.
+    `objective` and `labels` are those of `TaskSettings`. `tasks` are several sets of chats by name that are trained
+    together over one frozen model: each has its own adapter, and a batch holds rows of all of them. The embedding,
+    which they share, is not trained.
     """
 
     kind: Literal["finetune"] = "finetune"
@@ -53,10 +49,10 @@ class FinetuneStage(TaskSettings, StageSettings):
             text = f'true; a soft prompt stands before one text a row: leave it out of method = "{self.adapter.method}"'
             yield Problem(("train", "packing"), text, (("adapter", "method"),))
         if self.tasks:
-            yield from self._together(self.adapter)
+            yield from self._joint_conflicts(self.adapter)
 
-    def _together(self, adapter: AdapterSettings | None) -> Iterator[Problem]:
-        """What tasks that are learned together cannot have."""
+    def _joint_conflicts(self, adapter: AdapterSettings | None) -> Iterator[Problem]:
+        """Conflicts of tasks that are trained together."""
         if adapter is None:
             yield Problem(("adapter",), "missing; each of the tasks learns an adapter of its own over the frozen model")
         elif adapter.method in ("bitfit", "last-layers") or adapter.modules_to_save:

@@ -22,15 +22,15 @@ SENTINELS = 100
 
 
 class PretrainStage(StageSettings):
-    """Learns text from the start, or goes on from `model.folder`. `context` is the model's longest unless given.
+    """Trains on text, from fresh weights or from `model.folder`. `context` defaults to the model's longest.
 
-    `objective` says how: every next token (`causal`), tokens that are hidden (`masked`: BERT), spans that are hidden
-    (`span`: T5), or a text out of a spoilt one (`denoise`: BART). `mask_ratio` is the fraction of tokens that the last
-    three hide; the defaults are 0.15, 0.15 and 0.3.
+    `objective` is what the model predicts: every next token (`causal`), masked tokens (`masked`: BERT), masked spans
+    (`span`: T5), or the clean text of a corrupted one (`denoise`: BART). `mask_ratio` is the fraction of tokens that the
+    last three mask; the defaults are 0.15, 0.15 and 0.3.
 
-    `rows` says what a row of a batch is: a window of the running text, or, for corpora of short documents, one
-    document, so that none is cut or seen beside another; longer ones are cut at `context`. With a `stride` smaller than
-    `context` windows overlap, and an epoch has that many more.
+    `rows` = "windows" cuts the running text into rows; "documents" gives each document its own row, for corpora of
+    short documents, and cuts longer ones at `context`. With a `stride` smaller than `context` windows overlap, and an
+    epoch has more of them.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
@@ -43,12 +43,12 @@ class PretrainStage(StageSettings):
     kind: Literal["pretrain"] = "pretrain"
     objective: Literal["causal", "masked", "span", "denoise"] = "causal"
     rows: Literal["windows", "documents"] = "windows"
-    mask_ratio: float | None = Field(default=None, gt=0, le=0.9, description="share of the tokens that are hidden")
-    stride: int | None = Field(default=None, ge=1, description="tokens between the beginnings of two windows")
-    mean_span_length: float = Field(default=3.0, ge=1, le=1000, description="tokens of a hidden span, on average")
-    whole_word_masking: bool = Field(default=False, description="hide words whole (masked)")
+    mask_ratio: float | None = Field(default=None, gt=0, le=0.9, description="fraction of tokens that are masked")
+    stride: int | None = Field(default=None, ge=1, description="tokens between the starts of two windows")
+    mean_span_length: float = Field(default=3.0, ge=1, le=1000, description="mean tokens of a masked span")
+    whole_word_masking: bool = Field(default=False, description="mask whole words (masked)")
     next_sentence_prediction: bool = Field(
-        default=False, description="learn also which sentences follow each other (masked)"
+        default=False, description="also predict whether two sentences follow each other (masked)"
     )
     copy_steps: int = Field(default=0, ge=0)
     copy_every: int = Field(default=0, ge=0, description="0 for never again")
