@@ -210,7 +210,8 @@ def rows_for_table(stage: StagePreflight) -> Iterator[tuple[str, str]]:
         parts = {name: size for name, size in stage.memory.items() if name != "peak"}
         rest = stage.peak - sum(parts.values())
         by_part = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
-        yield "peak memory", f"{format_bytes(stage.peak)}: {by_part}, the rest of the process {format_bytes(max(0, rest))}"
+        other = format_bytes(max(0, rest))
+        yield "peak memory", f"{format_bytes(stage.peak)}: {by_part}, the rest of the process {other}"
     yield "disk", f"{format_bytes(stage.disk)} at most while it trains"
     yield from (("note", note) for note in stage.notes)
 

@@ -175,7 +175,7 @@ def test_checkpoints_stay_when_only_the_measuring_changes(tmp_path: Path, stages
     go(tmp_path)
     with pytest.raises(InputError) as caught:
         go(tmp_path, "evaluate.examples=7")
-    assert "keep 01-tokenizer, which" in str(caught.value)
+    assert "keep 01-tokenizer, still valid" in str(caught.value)
     kept = tmp_path / "full/stages/02-pretrain/checkpoints/step-5"
     stages.calls.clear()
     go(tmp_path, "evaluate.examples=7", reuse=True)

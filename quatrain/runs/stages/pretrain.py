@@ -25,8 +25,8 @@ class PretrainStage(StageSettings):
     """Trains on text, from fresh weights or from `model.folder`. `context` defaults to the model's longest.
 
     `objective` is what the model predicts: every next token (`causal`), masked tokens (`masked`: BERT), masked spans
-    (`span`: T5), or the clean text of a corrupted one (`denoise`: BART). `mask_ratio` is the fraction of tokens that the
-    last three mask; the defaults are 0.15, 0.15 and 0.3.
+    (`span`: T5), or the clean text of a corrupted one (`denoise`: BART). `mask_ratio` is the fraction of tokens that
+    the last three mask; the defaults are 0.15, 0.15 and 0.3.
 
     `rows` = "windows" cuts the running text into rows; "documents" gives each document its own row, for corpora of
     short documents, and cuts longer ones at `context`. With a `stride` smaller than `context` windows overlap, and an
