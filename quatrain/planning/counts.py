@@ -1,9 +1,8 @@
-"""What a model costs, from its configuration alone: parameters, operations and cache.
+"""Counts of a model from its configuration alone: parameters, FLOPs, weight bytes, KV cache, optimizer states.
 
-The memory of a training step is estimated in `quatrain.planning.training_memory`.
-
-Operations follow Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B) and Kaplan et al. 2020
-(arXiv 2001.08361): two for each weight of a matrix product and token, and those of attention.
+FLOPs follow Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B) and Kaplan et al. 2020 (arXiv 2001.08361): two
+for each weight of a matrix product and token, and those of attention. The memory of a training step is estimated in
+`quatrain.planning.training_memory`.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ WEIGHT_BITS = {name: 8 * size for name, size in BYTES.items()} | {"int4": 4}
 """Bits of a weight, without the scales of quantized ones."""
 
 STATE_BLOCK, STATE_LEAST = 256, 4096
-"""AdamW's moments in eight bits: numbers that share a scale; elements from which on a tensor's are held so."""
+"""8-bit AdamW: values that share a scale; elements from which on a tensor has 8-bit states."""
 
 
 def state_bytes(elements: int, optimizer: str = "adamw") -> int:
-    """Bytes that an optimizer keeps for one tensor: AdamW's two moments, in eight bits too, or Muon's one."""
+    """Bytes of the optimizer states of one tensor, for `adamw`, `adamw8bit` (two moments) or `muon` (one)."""
     if optimizer == "muon":
         return 4 * elements
     if optimizer == "adamw8bit" and elements >= STATE_LEAST:
@@ -39,7 +38,7 @@ def state_bytes(elements: int, optimizer: str = "adamw") -> int:
 
 
 def built(config: ModelConfig) -> Model:
-    """The network of a configuration on the meta device: every shape, no weight."""
+    """The network of a configuration on the meta device: shapes without data."""
     from quatrain.models.transformer.stack import Model
 
     with torch.device("meta"):
@@ -47,7 +46,7 @@ def built(config: ModelConfig) -> Model:
 
 
 def _counted(config: ModelConfig, count: Callable[[Model], int]) -> int:
-    """A count over the built model, from those of one and two layers: every further layer is like the second."""
+    """Counts a model of one and of two layers, and extrapolates: every further layer is like the second."""
 
     def of(layers: int, encoder_layers: int) -> int:
         kinds = config.layer_types[:layers]
@@ -79,28 +78,26 @@ def parameters(config: ModelConfig) -> int:
 
 
 def embedding_parameters(config: ModelConfig) -> int:
-    """Elements of the tables that are looked up, not multiplied: tokens, learned positions, types, relative
-    distances.
-    """
+    """Elements of the embedding tables: tokens, learned positions, token types, relative distances."""
     return _counted(config, _tables)
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Weights and biases of everything that a token passes, head included (tied or not), without embedding tables.
+    """Weights and biases of all matrix products of a token, with the head (tied or not) and without embedding tables.
 
-    An encoder-decoder's encoder and decoder count together: for one token read and one said.
+    For an encoder-decoder: one token through the encoder and one through the decoder.
     """
     return _counted(config, _multiplied)
 
 
 def flops_per_token(config: ModelConfig, context: int, training: bool = True, *, frozen: bool = False) -> float:
-    """Floating-point operations for one token in a text of `context` tokens.
+    """Floating-point operations of one token in a text of `context` tokens.
 
     Forward: 2 N + 4 L H D T, with N the weights multiplied (head included, embedding tables not), L layers, H heads
     of width D and T the context, or the window of a sliding layer. The backward pass takes twice as much, so training
-    is 6 N + 12 L H D T. As in PaLM, causal attention is counted whole. An encoder-decoder reads and says `context`
-    tokens, each decoder layer looking at both. `frozen` is training of an adapter: the gradients of the frozen
-    weights are left out, 4 N in place of 6 N.
+    is 6 N + 12 L H D T. As in PaLM, causal attention is counted whole. An encoder-decoder reads and writes
+    `context` tokens, and each decoder layer attends to both. `frozen` is for the training of an adapter: without the
+    gradients of the frozen weights it takes 4 N instead of 6 N.
     """
     weights = 2 * matmul_parameters(config)
     attention = 4 * config.num_attention_heads * config.head_dim * sum(_spans(config, context))
@@ -115,15 +112,15 @@ def flops_per_token(config: ModelConfig, context: int, training: bool = True, *,
 
 
 def _spans(config: ModelConfig, context: int) -> list[int]:
-    """How many tokens each layer looks at."""
+    """How many tokens each layer attends to."""
     window = config.sliding_window or context
     return [min(context, window) if kind == "sliding" else context for kind in config.layer_types]
 
 
 def kv_cache_bytes(config: ModelConfig, context: int, batch_size: int = 1, dtype: str = "float32") -> int:
-    """Bytes of the keys and values of `batch_size` texts of `context` tokens: a sliding layer keeps twice its window.
+    """Bytes of the KV cache for `batch_size` texts of `context` tokens; a sliding layer caches twice its window.
 
-    An encoder-decoder also keeps those of an encoded text of `context` tokens.
+    An encoder-decoder also caches the keys and values of an encoded text of `context` tokens.
     """
     window = 2 * (config.sliding_window or context)
     slots = sum(min(context, window) if kind == "sliding" else context for kind in config.layer_types)

@@ -1,4 +1,4 @@
-"""What the machine at hand can do, by measuring: its device, the speed of its matrix products, the faster precision."""
+"""Measures this machine: its device, the rate of its matrix products, its faster precision, free memory and disk."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _CONTROL_GROUPS = (
     ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.max"),
     ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-"""Files of Linux that say what a control group (a container) uses and may use; "max" is no limit."""
+"""Linux files with the memory use and limit of a control group (a container); "max" means no limit."""
 
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one, else Apple's GPU, else the CPU; of several GPUs the one of this process.
+    """The device of a name; `auto` takes CUDA, else Apple's GPU, else the CPU. Of several GPUs, that of this process.
 
-    Raises InputError for a device that is not there.
+    Raises InputError for an unknown name and a device that this machine does not have.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name not in DEVICES:
@@ -44,7 +44,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device | str = "cpu", size: int = 512) -> float:
-    """Measured rate of a (size, size) matrix product: floating-point operations per second, the best of 5 tries."""
+    """Measures a (size, size) matrix product: floating-point operations per second, the best of 5 tries."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
@@ -76,7 +76,7 @@ def _wait(device: torch.device | str) -> None:
 
 
 def available_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that a process can still have: of the GPU, or of RAM within its control group's limit; None unknown."""
+    """Free bytes of the GPU, or of RAM within the control group's limit; None if unknown."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = None
@@ -94,7 +94,7 @@ def available_memory(device: torch.device | str = "cpu") -> int | None:
 
 
 def free_disk(path: Path) -> int | None:
-    """Bytes that are free where a path is or will be; None where the system does not tell."""
+    """Free bytes on the disk of a path that exists or will; None if unknown."""
     while not path.exists() and path != path.parent:
         path = path.parent
     try:

@@ -171,8 +171,8 @@ def _check_countable(config: ModelConfig, rows: int, length: int, device: torch.
         )
     if config.head in LANGUAGE_HEADS and products(rows * length, config.vocab_size, device) > MOST_PRODUCTS:
         raise InputError(
-            f"{rows:,} rows of {length:,} tokens, each with {config.vocab_size:,} logits: too large to be reckoned; make "
-            "train.batch_tokens smaller, or train.accumulation larger"
+            f"{rows:,} rows of {length:,} tokens, each with {config.vocab_size:,} logits: too large to be reckoned; "
+            "make train.batch_tokens smaller, or train.accumulation larger"
         )
 
 

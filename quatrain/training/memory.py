@@ -1,4 +1,4 @@
-"""What a training step holds in memory, by part: measured as it runs, and explained when it does not fit."""
+"""Memory of a training step by part: measured while it runs, and explained when a step does not fit."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _REFUSED = ("out of memory", "can't allocate memory", "not enough memory", "defa
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is the allocator's, of whatever device."""
+    """Whether an exception comes from the allocator of any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _REFUSED)
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors, each storage once; of tensors that processes hold parts of, this one's part."""
+    """Bytes of tensors, each storage counted once; of a sharded tensor this process's shard."""
     parts = (part_of(tensor) for tensor in tensors)
     return sum({_identity(part): part.untyped_storage().nbytes() for part in parts}.values())
 
 
 def _identity(tensor: Tensor) -> int:
-    """What tensors over one memory have in common, while they live; fake tensors have no address."""
+    """Identifies the storage of a live tensor; fake tensors have no address."""
     return int(tensor.untyped_storage()._cdata)
 
 
 class Saved:
-    """Measures what a forward pass keeps for the backward pass, weights apart: activations and logits.
+    """Measures what a forward pass saves for the backward pass besides weights: activations and logits.
 
     Logits are tensors whose last dimension is the model's `output_size`; a model without that attribute has none.
     """
@@ -54,7 +54,7 @@ class Saved:
 
     @contextmanager
     def measured(self, checkpointed: bool) -> Iterator[None]:
-        """Around a forward pass; the largest of several counts. `checkpointed` blocks keep their input."""
+        """Measures a forward pass inside this context and keeps the maximum. `checkpointed` blocks save their input."""
         held: dict[int, tuple[int, bool]] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Saved:
         finally:
             for handle in handles:
                 handle.remove()
-        logits = sum(size for size, said in held.values() if said)
+        logits = sum(size for size, is_logits in held.values() if is_logits)
         self.logits = max(self.logits, logits)
         self.activations = max(self.activations, sum(size for size, _ in held.values()) - logits)
 
@@ -80,7 +80,7 @@ class Saved:
 def held(
     model: nn.Module, masters: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, int]:
-    """Bytes of weights (float32 masters included), gradients and optimizer state as they are now on the device."""
+    """Bytes of weights (with float32 masters), gradients and optimizer states on the device at this moment."""
     weights = [*model.parameters(), *model.buffers(), *masters.values()]
     states = [
         value
@@ -99,17 +99,17 @@ def held(
 
 
 def peak(device: torch.device) -> int:
-    """Bytes at the peak: of the GPU's allocator, or of this process in RAM."""
+    """Peak bytes of the GPU's allocator, or of this process in RAM."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
 def states_of(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes that an optimizer's states will take, by counting."""
+    """Bytes of one optimizer's states, counted before they exist."""
     return sum(state_sizes(optimizer))
 
 
 def states(optimizers: Iterable[torch.optim.Optimizer]) -> int:
-    """The same of several, on the device: of paged ones the largest tensor's."""
+    """Bytes of several optimizers' states on the device; of a paged one only the largest tensor's."""
     total = 0
     for optimizer in optimizers:
         sizes = state_sizes(optimizer)
@@ -118,7 +118,7 @@ def states(optimizers: Iterable[torch.optim.Optimizer]) -> int:
 
 
 def state_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
-    """The same by tensor."""
+    """Bytes of an optimizer's states for each tensor."""
     kind = "muon" if isinstance(optimizer, Muon) else "adamw8bit" if isinstance(optimizer, AdamW8bit) else "adamw"
     return [state_bytes(each.numel(), kind) for group in optimizer.param_groups for each in group["params"]]
 
@@ -129,7 +129,7 @@ def expected(
     optimizers: list[torch.optim.Optimizer],
     activations: dict[str, int],
 ) -> dict[str, int]:
-    """Bytes by part that a step needs: weights and state as they are, `activations` (and logits) as estimated."""
+    """Bytes by part that a step needs: weights and states measured, `activations` (and logits) as estimated."""
     trained = sum(master.numel() for master in masters.values())
     parts = held(model, masters, optimizers)
     parts["gradients"] = max(parts["gradients"], 4 * trained)
@@ -142,12 +142,12 @@ def explain(
     error: BaseException, parts: dict[str, int], settings: TrainSettings, *, step: int, shape: tuple[int, ...],
     precision: str, adapted: bool,
 ) -> QuatrainError:  # fmt: skip
-    """The message of a step that does not fit: all parts, the largest by name, and one change that helps."""
+    """The error of a step that does not fit: all parts, the largest one, and one change that helps."""
     largest = max(parts, key=lambda part: parts[part])
     listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in sorted(parts.items(), key=lambda kv: -kv[1]))
     remedy = _remedy(largest, settings, shape, precision, adapted)
-    said = str(error).strip().splitlines()
-    problem = f" ({said[0][:160]})" if said else ""
+    lines = str(error).strip().splitlines()
+    problem = f" ({lines[0][:160]})" if lines else ""
     return QuatrainError(
         f"Step {step} needs more memory than there is{problem}. The largest part is the {largest}: "
         f"{format_bytes(parts[largest])} of about {format_bytes(sum(parts.values()))} ({listed}). {remedy} "
