@@ -1,7 +1,7 @@
-"""What makes the blocks of a model smaller or faster while it trains, without changing a weight's name.
+"""Activation checkpointing and torch.compile for the blocks of a model; the names of the weights do not change.
 
-Activation checkpointing (Chen et al. 2016, arXiv 1604.06174) keeps the input of each block alone and computes the rest
-anew in the backward pass. torch.compile fuses each block's operations; blocks of one shape are compiled once.
+Activation checkpointing (Chen et al. 2016, arXiv 1604.06174) keeps only the input of each block and recomputes the rest
+in the backward pass. torch.compile fuses the operations of each block; blocks of the same shape are compiled once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of a model: the modules whose class says `is_block = True`."""
+    """The repeated layers of a model: the modules whose class sets `is_block = True`."""
     return [module for module in model.modules() if getattr(module, "is_block", False)]
 
 
 @contextmanager
 def activation_checkpointing(model: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Within it, each block keeps only its input for the backward pass. Random draws are repeated as they were."""
+    """In this context each block keeps only its input for the backward pass. Recomputation repeats the random draws."""
     found = blocks(model) if wanted else []
     for block in found:
         block.forward = functools.partial(_recomputed, block.forward, block)
@@ -37,7 +37,7 @@ def activation_checkpointing(model: nn.Module, wanted: bool = True) -> Iterator[
 def _recomputed(forward: Callable[..., Tensor], block: nn.Module, *given: Any) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(*given)
-    # What all blocks share and the first would make: made here, it belongs to no block that is computed anew.
+    # Prepare what all blocks share here; otherwise the first block would build it again when it is recomputed.
     prepare = getattr(block, "before_recomputing", None)
     if prepare is not None:
         prepare(*given)
@@ -47,7 +47,7 @@ def _recomputed(forward: Callable[..., Tensor], block: nn.Module, *given: Any) -
 
 
 class Compiled:
-    """The blocks of a model under torch.compile; `give_up` and `close` put them back."""
+    """The blocks of a model, compiled by torch.compile until `give_up` or `close`."""
 
     def __init__(self, model: nn.Module, wanted: bool):
         self._blocks = blocks(model) if wanted else []
@@ -57,17 +57,17 @@ class Compiled:
             block.compile(dynamic=None)
 
     def give_up(self, error: BaseException, warn: Callable[[str], None]) -> None:
-        """Goes on uncompiled, and says why."""
+        """Warn about the reason and continue without compilation."""
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warn(
             f"train.compile: torch.compile cannot compile this model here ({type(error).__name__}: {reason[:200]}). "
-            "Training goes on without it, with the same results; set train.compile = false to be spared this message."
+            "Training continues without it, with the same results; set train.compile = false to hide this message."
         )
         self.close()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within it the blocks run uncompiled: for validation, whose types and shapes are not those of training."""
+        """In this context the blocks run uncompiled: for validation, whose dtypes and shapes differ from training."""
         calls = [block._compiled_call_impl for block in self._blocks]
         for block in self._blocks:
             block._compiled_call_impl = None
@@ -78,7 +78,7 @@ class Compiled:
                 block._compiled_call_impl = call
 
     def close(self) -> None:
-        """Puts the blocks back as they were."""
+        """Restore the uncompiled blocks."""
         for block in self._blocks:
             block._compiled_call_impl = None
         self._blocks, self.active = [], False

@@ -1,7 +1,7 @@
-"""AdamW whose two moments take a byte each, with a scale for each 256: a quarter of its memory.
+"""AdamW with 8-bit moments and one scale per block of 256 elements: a quarter of AdamW's memory.
 
-Dettmers et al. 2021 (arXiv 2110.02861), in bitsandbytes' measures: the first moment in the signed dynamic table, the
-second in the unsigned one, tensors of fewer than 4,096 elements in float32.
+Dettmers et al. 2021 (arXiv 2110.02861), with the constants of bitsandbytes: the first moment uses the signed dynamic
+table, the second the unsigned one; tensors of fewer than 4,096 elements stay in float32.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from quatrain.planning.counts import STATE_BLOCK as BLOCK
 from quatrain.planning.counts import STATE_LEAST as LEAST
 
 SLICE = {"cpu": 1 << 18, "else": 1 << 22}
-"""Elements that are worked out in float32 at a time, a multiple of a block."""
+"""Elements that are updated in float32 at a time, a multiple of the block size."""
 
 MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
-"""The two states, as PyTorch's AdamW names them, and whether their table has a sign; scales are `NAME_scales`."""
+"""The two states, named as in PyTorch's AdamW, and whether their table is signed; scales are `NAME_scales`."""
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) over float32 parameters, its states held in eight bits.
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) for float32 parameters, with 8-bit states.
 
-    A slice of a tensor at a time is turned to float32, updated and rounded again; the step itself uses what is not yet
-    rounded. Parameters that processes hold parts of are not for it.
+    States are dequantized, updated and quantized one slice at a time; the parameter update uses the values before
+    quantization. Sharded parameters are not supported.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class AdamW8bit(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update from the gradients at hand."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, group)
 
     def _start(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The states of a parameter before its first step: zeros, and a count of steps on the CPU."""
+        """The initial states of a parameter: zero moments, and a step count on the CPU."""
         count, device = parameter.numel(), parameter.device
         state: dict[str, Tensor] = {"step": torch.zeros(())}
         for name, signed in MOMENTS.items():
@@ -97,14 +97,14 @@ class AdamW8bit(torch.optim.Optimizer):
 
 
 def _blocks(part: slice) -> slice:
-    """The blocks of a slice, which begins with one."""
+    """The blocks of a slice that begins at a block."""
     return slice(part.start // BLOCK, -(-part.stop // BLOCK))
 
 
 def _adamw(
     weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *, step: int, group: dict[str, Any]
 ) -> None:
-    """One step, in place; all (n,) float32."""
+    """One AdamW step in place; all tensors are (n,) in float32."""
     beta1, beta2 = group["betas"]
     mean.lerp_(gradient, 1 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

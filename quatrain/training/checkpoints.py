@@ -1,7 +1,7 @@
 """Checkpoints: a model (or adapter) folder, `training_state/`, and a manifest with the SHA-256 of every file.
 
-A checkpoint is written to a temporary folder, flushed and renamed, so that a kill or a full disk at any moment
-leaves the one before whole. One that does not match its manifest is refused by the name of the file.
+A checkpoint is written to a temporary folder, flushed and renamed, so that a kill or a full disk at any moment leaves
+the previous checkpoint intact. A checkpoint that does not match its manifest is refused, and the wrong file is named.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def write(
     keep: int = 2,
     protect: Collection[int] = (),
 ) -> Path:
-    """Writes the checkpoint of a step beneath `folder` and removes all but the newest `keep` and those to `protect`.
+    """Write the checkpoint of a step under `folder`, then remove all but the newest `keep` and the steps in `protect`.
 
-    `weights(place)` writes the model or adapter files. Raises QuatrainError when the disk is full; what was
-    written before stays.
+    `weights(place)` writes the model or adapter files. Raises QuatrainError if the disk is full; earlier checkpoints
+    stay.
     """
     final = place(folder, step)
     temporary = folder / f".{final.name}.partial"
@@ -63,32 +63,32 @@ def write(
 
 
 def place(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, or would be."""
+    """The path of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first, whole or not."""
+    """All checkpoints of a folder, oldest first, including damaged ones."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
 
 
 def check(checkpoint: Path) -> None:
-    """Raises QuatrainError naming every file that is missing, cut or changed since the checkpoint was written."""
+    """Raises QuatrainError that names every file that is missing, truncated or changed."""
     problems = []
     for name, expected in _read_manifest(checkpoint).items():
         path = checkpoint / name
         if not path.is_file():
             problems.append(f"{name}: missing")
         elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{name}: has {path.stat().st_size} bytes, was written with {expected['bytes']}")
+            problems.append(f"{name}: has {path.stat().st_size} bytes instead of {expected['bytes']}")
         elif _sha256(path) != expected["sha256"]:
-            problems.append(f"{name}: its SHA-256 is not the one it was written with")
+            problems.append(f"{name}: its SHA-256 does not match the manifest")
     if problems:
         raise QuatrainError(f"{checkpoint}: this checkpoint is damaged:", problems)
 
 
 def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that matches its manifest, or None; says which damaged ones are passed over."""
+    """The newest checkpoint that matches its manifest, or None. Warns about damaged checkpoints."""
     for checkpoint in reversed(found(folder)):
         try:
             check(checkpoint)
@@ -100,7 +100,7 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON state and the optimizer's tensors of a checkpoint."""
+    """The JSON state and the optimizer tensors of a checkpoint."""
     from safetensors.torch import load_file
 
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
@@ -108,13 +108,13 @@ def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def remove(folder: Path) -> None:
-    """Removes all checkpoints of a folder, when the work that they guard is done."""
+    """Remove all checkpoints of a folder, once the run has finished."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """What the manifest says of each file; it must be, to the byte, what was written."""
+    """The entries of the manifest by file. Raises QuatrainError if a byte of the manifest has changed."""
     try:
         text = (checkpoint / MANIFEST).read_bytes().decode("utf-8")
         files: dict[str, dict[str, Any]] = json.loads(text)["files"]
@@ -122,12 +122,12 @@ def _read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise QuatrainError(f"{checkpoint}: {MANIFEST} is missing or unreadable ({error}).") from error
     if not whole:
-        raise QuatrainError(f"{checkpoint}: {MANIFEST} is damaged: its SHA-256 is not the one it was written with.")
+        raise QuatrainError(f"{checkpoint}: {MANIFEST} is damaged: its SHA-256 does not match its content.")
     return files
 
 
 def _manifest_text(files: dict[str, dict[str, Any]]) -> str:
-    """The manifest, which ends with its own SHA-256."""
+    """The text of the manifest, which ends with its own SHA-256."""
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return json.dumps({"files": files, "sha256": digest}, indent=2) + "\n"
 

@@ -1,4 +1,4 @@
-"""The gradient of one step: micro-batches read, passed forward and backward, summed and divided once."""
+"""Gradients of one step: reads micro-batches, runs forward and backward passes, sums and divides once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from quatrain.training.streams import BatchStream, micro_seeds, of_process
 
 @dataclass
 class Step:
-    """Mean loss and metrics of a step, its gradient's norm before clipping, and the micro-batches that it read.
+    """Mean loss and metrics of a step, the gradient norm before clipping, and the micro-batches.
 
-    `size` counts what was read, in the unit of the batches.
-    `losses` are the sums of this process's micro-batches, as tensors, so that nobody waits for them.
+    `size` counts the data read, in the unit of the batches. `losses` are the loss sums of this process's micro-batches;
+    they are tensors, so that the device need not synchronize.
     """
 
     loss: float
@@ -39,7 +39,7 @@ class Step:
 
 
 class Gradients:
-    """Makes the gradients of step after step, in the masters of `weights`, as sums over micro-batches and processes."""
+    """Computes the gradients of each step in the master weights, summed over micro-batches and processes."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class Gradients:
         if settings.accumulation % parallel.size:
             raise InputError(
                 f"train.accumulation: {settings.accumulation}; must be a multiple of the {parallel.size} processes "
-                "that train together: each takes its share of the micro-batches of a step."
+                "that train together, which share the micro-batches of a step equally."
             )
         self.model, self.objective, self.settings, self.seed = model, objective, settings, seed
         self.parallel = parallel
-        self.whole_way = Losses(model, objective)
+        self.full_pass = Losses(model, objective)
         self.stream = of_process(stream, parallel.rank, parallel.size)
         self.saved: memory.Saved | None = None
         self.shape: tuple[int, ...] = ()
@@ -68,30 +68,30 @@ class Gradients:
     def start(
         self, weights: Precision, scaler: LossScaler | None, compiled: Compiled, warn: Callable[[str], None]
     ) -> None:
-        """Before the first step: the weights that learn, in their working precision."""
+        """Prepare for the first step, with the converted weights."""
         self.weights, self.scaler, self.compiled, self.warn = weights, scaler, compiled, warn
-        self.losses = self.parallel.wrap(self.whole_way)
+        self.losses = self.parallel.wrap(self.full_pass)
         self.watch = GradientWatch(weights.masters)
 
-    def draw_anew(self, step: int) -> None:
-        """Everything that is drawn in a step follows from (seed, step), and in a further process from its number."""
+    def reseed(self, step: int) -> None:
+        """Seed the random draws of a step from (seed, step) and, in processes other than the first, the rank."""
         rank = self.parallel.rank
         torch.manual_seed(hash((self.seed, step, rank) if rank else (self.seed, step)))
 
     def of(self, step: int) -> Step:
-        """Leaves the clipped gradient of the mean loss of step number `step`, from 0.
+        """Compute the clipped gradient of the mean loss of step `step` (0-based).
 
-        Where torch.compile fails, the same micro-batches are passed again without it.
+        If torch.compile fails, the same micro-batches are processed again without it.
         """
         batches: list[Any] = []
-        self.draw_anew(step)
+        self.reseed(step)
         try:
             return self._accumulate(step, batches)
         except Exception as error:
             if not self.compiled.active or isinstance(error, QuatrainError) or memory.is_out_of_memory(error):
                 raise
             self.compiled.give_up(error, self.warn)
-            self.draw_anew(step)
+            self.reseed(step)
             return self._accumulate(step, batches)
 
     def _accumulate(self, step: int, batches: list[Any]) -> Step:
@@ -114,7 +114,7 @@ class Gradients:
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
             size += batches[number].size
-        self.parallel.synchronise([master.grad for master in self.weights.masters.values() if master.grad is not None])
+        self.parallel.synchronize([master.grad for master in self.weights.masters.values() if master.grad is not None])
         names = sorted(sums)
         values = self.parallel.sum([total, weight, size, *(sums[name] for name in names)])
         divisor = values[1] if values[1] > 0 else 1.0
@@ -125,7 +125,7 @@ class Gradients:
         return Step(values[0] / divisor, norm, int(values[2]), means, batches, losses)
 
     def _next_batch(self, step: int, number: int) -> Any:
-        """Micro-batch `number` of this process's share of a step; what it draws follows from its place in the run."""
+        """Micro-batch `number` of this process in a step; its random draws depend on its position in the run."""
         examples = self.stream.next()
         place = step * self.settings.accumulation + number * self.parallel.size + self.parallel.rank
         batch = collate(self.objective, examples, micro_seeds(self.stream, self.seed, place)).to(self.device)
@@ -134,11 +134,11 @@ class Gradients:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return device_of(self.model)
 
     def _passes(self, step: int, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:
-        """Forward and backward; the sum of the loss, its weight and metrics."""
+        """Forward and backward pass. Returns the summed loss, its weight and the metrics."""
         measuring: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self.watch is not None and not self.compiled.active and not self.parallel.shards:
             self.saved = self.saved or memory.Saved(self.model)
@@ -147,14 +147,14 @@ class Gradients:
             loss, count, metrics = self.losses(batch)
         if not loss.requires_grad:
             raise QuatrainError(
-                f"Step {step + 1}: the loss depends on no trainable weight, so nothing can be learned. "
-                "Check what is frozen, and that the objective fits the model's head."
+                f"Step {step + 1}: the loss does not depend on a trainable weight, so nothing can be learned. "
+                "Check which weights are frozen, and that the objective fits the model's head."
             )
         (loss if self.scaler is None else loss * self.scaler.factor).backward()
         return loss.detach(), count, metrics
 
     def _scale(self, weight: float) -> float:
-        """Turns the sum of gradients into the clipped mean; returns the mean's norm before clipping."""
+        """Divide the summed gradients to the mean and clip it. Returns the norm of the mean before clipping."""
         scale = 1.0 if self.scaler is None else self.scaler.factor
         divisor = weight * scale / self.parallel.gradient_factor
         gradients = [master.grad for master in self.weights.masters.values() if master.grad is not None]
@@ -165,7 +165,7 @@ class Gradients:
         return norm
 
     def watched(self) -> str | None:
-        """After a step of the optimizer: at the second one, which weights do not learn."""
+        """After the second optimizer step, a message about weights that do not learn; otherwise None."""
         if self.watch is None:
             return None
         text = self.watch.report()

@@ -1,4 +1,4 @@
-"""Guards of a training run: steps that are no numbers or jump, weights that do not learn, named and kept."""
+"""Guards of a training run: detect NaN, infinity, loss spikes and weights that do not learn, and save bad batches."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ from quatrain.data.batches import Batch
 from quatrain.training.settings import TrainSettings
 
 ENOUGH = 10
-"""Losses before a spike can be told from the fall of the beginning."""
+"""Losses needed before a spike can be distinguished from the initial decrease."""
 
 MOST_SKIPPED = 10
-"""Bad steps in a row after which skipping does not help."""
+"""Consecutive bad steps after which the run stops even with `on_bad_step = "skip"`."""
 
 
 class Guard:
-    """Judges each step by its loss and its gradient's norm, and counts the steps that were left out."""
+    """Judges each step by its loss and gradient norm, and counts skipped steps."""
 
     def __init__(self, settings: TrainSettings):
         self.settings = settings
         self.skipped = self.in_a_row = 0
 
     def judge(self, loss: float, norm: float, recent: Sequence[float]) -> str | None:
-        """What is wrong with a step, given the losses of the last ones; None where nothing is."""
+        """Why a step is bad, given the recent losses; None for a good step."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return f"the loss is {loss} and the gradient's norm {norm}"
+            return f"the loss is {loss} and the gradient norm is {norm}"
         factor = self.settings.loss_spike_factor
         if factor and len(recent) >= ENOUGH and (usual := median(recent)) > 0 and loss > factor * usual:
             return f"the loss of {loss:.4g} is {loss / usual:.1f} times the running median of {usual:.4g}"
         return None
 
     def skip(self) -> bool:
-        """Takes note of a bad step; whether the run may go on without it."""
+        """Count a bad step. Returns whether the run may continue without it."""
         self.skipped += 1
         self.in_a_row += 1
         return self.settings.on_bad_step == "skip" and self.in_a_row < MOST_SKIPPED
 
     def passed(self) -> None:
-        """Takes note of a good step."""
+        """Count a good step."""
         self.in_a_row = 0
 
     def error(self, step: int, reason: str, where: str, kept: Path | None) -> QuatrainError:
-        """The message of a run that stops at a bad step."""
-        many = f" It is the {self.in_a_row}th in a row that was left out." if self.in_a_row >= MOST_SKIPPED else ""
-        look = f" The batch is kept in {kept}." if kept is not None else ""
+        """The error for a run that stops at a bad step."""
+        many = f" It is the {self.in_a_row}th consecutive bad step." if self.in_a_row >= MOST_SKIPPED else ""
+        look = f" The batch is saved in {kept}." if kept is not None else ""
         settings = self.settings
-        calmer = "" if settings.on_bad_step == "skip" else ', or set train.on_bad_step = "skip" to leave such steps out'
+        calmer = "" if settings.on_bad_step == "skip" else ', or set train.on_bad_step = "skip" to skip such steps'
         remedy = (
             f"Lower train.learning_rate (now {settings.learning_rate}), raise train.warmup_steps "
             f'(now {settings.warmup_steps}), set train.precision = "float32"{calmer}; '
             "the next run resumes from the last checkpoint."
         )
-        return QuatrainError(f"Step {step}: {reason}.{where}{many} Nothing after this can be right.{look} {remedy}")
+        return QuatrainError(f"Step {step}: {reason}.{where}{many} Training cannot continue.{look} {remedy}")
 
     def state(self) -> dict[str, int]:
-        """Steps left out so far, and just now in a row."""
+        """Skipped steps in total and in a row."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Goes on with these."""
+        """Restore what `state` returned."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
 
@@ -77,35 +77,35 @@ def where_from(
     model: nn.Module, masters: Mapping[str, nn.Parameter], batches: Sequence[Any], losses: Sequence[float],
     again: Callable[[Any], object],
 ) -> str:  # fmt: skip
-    """Where numbers stop being numbers: the weights, or the first module of a forward pass, or the gradients.
+    """Where NaN or infinity appears first: in the weights, in a module of the forward pass, or in the gradients.
 
-    `losses` are the sums of the micro-batches; `again(batch)` runs the forward pass of one.
+    `losses` are the sums of the micro-batches; `again(batch)` repeats a forward pass.
     """
     wrong = [name for name, parameter in model.named_parameters() if not _finite(parameter)]
     if wrong:
-        return f" Weights are no numbers already: {_listed(wrong)}."
+        return f" Weights already contain NaN or inf: {_listed(wrong)}."
     bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if bad is not None:
         place = f" Micro-batch {bad + 1} of {len(losses)}" if len(losses) > 1 else " The forward pass"
         with _first_wrong(model) as found, torch.no_grad():
             again(batches[bad])
-        return f"{place} leaves the numbers first in {found[0]}." if found else f"{place} has it."
+        return f"{place} first gives NaN or inf in {found[0]}." if found else f"{place} gives NaN or inf."
     wrong = [name for name, master in masters.items() if master.grad is not None and not _finite(master.grad)]
-    return f" The loss is a number; gradients are not: {_listed(wrong)}." if wrong else ""
+    return f" The loss is finite; these gradients contain NaN or inf: {_listed(wrong)}." if wrong else ""
 
 
 def largest_of(losses: Sequence[float]) -> str:
-    """Which micro-batch has most of the loss, where there are several."""
+    """Which micro-batch has the largest loss, if there are several."""
     if len(losses) < 2:
         return ""
     worst = max(range(len(losses)), key=lambda number: losses[number])
-    return f" Most of it is of micro-batch {worst + 1} of {len(losses)}."
+    return f" Micro-batch {worst + 1} of {len(losses)} has the largest loss."
 
 
 def save_step(folder: Path, batches: Sequence[Batch], about: dict[str, Any]) -> Path:
-    """Writes the micro-batches of a step (`batch.safetensors`, tensors named `0.input_ids`) and what is known of it.
+    """Write the micro-batches of a step to `batch.safetensors` (tensors named `0.input_ids`), and `about` to JSON.
 
-    `about.json` holds `about`, in which numbers that are none become text.
+    NaN and infinity become text in `about.json`.
     """
     from safetensors.torch import save
 
@@ -123,7 +123,7 @@ def save_step(folder: Path, batches: Sequence[Batch], about: dict[str, Any]) -> 
 
 
 class GradientWatch:
-    """Looks at the first two steps of a run: which tensors that should learn get no gradient, or do not change."""
+    """Finds trainable tensors that get no gradient or do not change in the first two steps of a run."""
 
     def __init__(self, masters: Mapping[str, nn.Parameter]):
         self.masters = masters
@@ -133,16 +133,16 @@ class GradientWatch:
 
     @property
     def done(self) -> bool:
-        """Whether both steps were looked at."""
+        """Whether both steps were checked."""
         return self._steps >= 2
 
     def look(self) -> None:
-        """After the gradients of a step are there. Raises QuatrainError where nothing at all has one."""
+        """Check the gradients of a step. Raises QuatrainError if no tensor has a gradient."""
         having = {name for name, master in self.masters.items() if master.grad is not None}
         if not having:
             raise QuatrainError(
                 f"Step {self._steps + 1}: none of the {len(self.masters)} trainable tensors has a gradient, so nothing "
-                "can be learned. The objective's loss does not reach them: check the head and what is frozen."
+                "can be learned. The loss does not depend on them: check the head and which weights are frozen."
             )
         norms = torch._foreach_norm([self.masters[name].grad for name in sorted(having)])  # type: ignore[misc]
         self._touched |= {
@@ -150,7 +150,7 @@ class GradientWatch:
         }
 
     def report(self) -> str | None:
-        """After a step of the optimizer: at the second one, the tensors that do not learn; otherwise None."""
+        """After the second optimizer step, a message about tensors that do not learn; otherwise None."""
         self._steps += 1
         if self._steps != 2:
             return None
@@ -164,17 +164,17 @@ class GradientWatch:
         if without:
             parts.append(f"no gradient reaches {_listed(without)}")
         if still:
-            parts.append(f"a gradient but no change has {_listed(still)}")
+            parts.append(f"the optimizer does not change {_listed(still)}")
         if not parts:
             return None
         return (
-            f"After two steps {'; '.join(parts)}. These tensors are trainable and do not learn: freeze them, or look "
-            "for what cuts them off from the loss."
+            f"After two steps {'; '.join(parts)}. These tensors are trainable but do not learn: freeze them, or find "
+            "out why the loss does not depend on them."
         )
 
 
 def _mark(tensor: Tensor) -> tuple[float, float]:
-    """Two sums that change when any element does."""
+    """A checksum of a tensor: two sums that change when any element changes."""
     exact = torch.float32 if tensor.device.type == "mps" else torch.float64
     values = tensor.detach()
     return float(values.sum(dtype=exact)), float(torch.linalg.vector_norm(values, dtype=exact))
@@ -182,7 +182,7 @@ def _mark(tensor: Tensor) -> tuple[float, float]:
 
 @contextmanager
 def _first_wrong(model: nn.Module) -> Iterator[list[str]]:
-    """Collects the names of modules without children whose output is not finite, in the order in which they run."""
+    """Collect the names of leaf modules whose output is not finite, in the order of execution."""
     found: list[str] = []
 
     def look(name: str) -> Callable[..., None]:

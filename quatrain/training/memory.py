@@ -15,7 +15,7 @@ from quatrain.core.wording import format_bytes
 from quatrain.planning.counts import state_bytes
 from quatrain.training.acceleration import blocks
 from quatrain.training.adamw8bit import AdamW8bit
-from quatrain.training.optimizers import Muon, part_of
+from quatrain.training.optimizers import Muon, local_shard
 from quatrain.training.paged import Paged
 from quatrain.training.settings import TrainSettings
 
@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors, each storage counted once; of a sharded tensor this process's shard."""
-    parts = (part_of(tensor) for tensor in tensors)
+    parts = (local_shard(tensor) for tensor in tensors)
     return sum({_identity(part): part.untyped_storage().nbytes() for part in parts}.values())
 
 

@@ -1,8 +1,8 @@
-"""Optimizers: AdamW, with states of eight bits too, and Muon for the matrices of the blocks with AdamW for the rest.
+"""Optimizers: AdamW (also with 8-bit states), and Muon for the matrices of the blocks with AdamW for the rest.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of a weight matrix
-with a polynomial iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), so that it is as large as AdamW's
-and one learning rate serves both (Liu et al. 2025, arXiv 2502.16982).
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalizes the momentum of a weight matrix
+with a polynomial iteration. Its update is scaled by 0.2 sqrt(max(rows, columns)), which matches the size of AdamW's
+update, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ POLAR_EXPRESS = (
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
 )
-"""Coefficients of each step of the iteration, the best ones for it in turn (Amsel et al. 2025, arXiv 2505.16932)."""
+"""Optimal coefficients of each step of the iteration (Amsel et al. 2025, arXiv 2505.16932)."""
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """An approximation of U V^T for each matrix (N, rows, columns) = U S V^T, singular values near 1."""
+    """Approximate U V^T for each matrix U S V^T of (N, rows, columns): all singular values become about 1."""
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -42,7 +42,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; matrices of one shape go through the iteration together."""
+    """Orthogonalized Nesterov momentum; matrices of the same shape are processed as one batch."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update from the gradients at hand."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
@@ -80,29 +80,28 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
 
-
     def _orthogonalized(self, matrices: list[Tensor]) -> list[Tensor]:
-        """Each matrix with all singular values near 1. Of parted matrices every process works on the whole."""
-        if not is_parted(matrices[0]):
+        """Orthogonalize the matrices. Sharded matrices are gathered, and every process computes the whole."""
+        if not is_sharded(matrices[0]):
             return list(orthogonalize(torch.stack(matrices), dtype=self.dtype).unbind())
         whole = torch.stack([matrix.full_tensor() for matrix in matrices])  # type: ignore[attr-defined]
         updates = orthogonalize(whole, dtype=self.dtype).unbind()
-        return [parted_like(update, matrix) for update, matrix in zip(updates, matrices, strict=True)]
+        return [sharded_like(update, matrix) for update, matrix in zip(updates, matrices, strict=True)]
 
 
-def is_parted(tensor: Tensor) -> bool:
-    """Whether processes hold parts of a tensor: a DTensor, whose module takes most of a second to import."""
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, tested without the slow import of its module."""
     return hasattr(tensor, "device_mesh")
 
 
-def part_of(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor; the tensor where it is whole."""
-    return tensor.to_local() if is_parted(tensor) else tensor  # type: ignore[attr-defined]
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def parted_like(whole: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every process has whole, parted as another is; itself where that is whole too."""
-    if not is_parted(like):
+def sharded_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Shard a tensor that every process holds in full in the same way as `like`."""
+    if not is_sharded(like):
         return whole
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -114,11 +113,11 @@ def parted_like(whole: Tensor, like: Tensor) -> Tensor:
 def make_optimizers(
     trainable: dict[str, nn.Parameter], settings: TrainSettings, *, dtype: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of the parameters that learn, by name, as `settings.optimizer` says.
+    """Build the optimizers of the trainable parameters (by name) for `settings.optimizer`.
 
-    Matrices inside the blocks go to Muon when asked; the rest, low-rank adapters included, to AdamW. Only matrices
-    decay. `dtype` is that of Muon's iteration. With `paged`, AdamW's states
-    stay in host memory; parameters on the CPU have theirs there anyway.
+    With "muon", matrices inside the blocks go to Muon; the rest, including low-rank adapters, goes to AdamW. Weight
+    decay applies to matrices only. `dtype` is the dtype of Muon's iteration. With `settings.paged_optimizer`, AdamW's
+    states of GPU parameters stay in host memory.
     """
     muon = {
         name
@@ -155,14 +154,14 @@ def make_optimizers(
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
-    """The learning rate of every group, from now on."""
+    """Set the learning rate of every parameter group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
 
 def optimizer_tensors(trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Every state tensor of every parameter by `parameter name:state name`."""
+    """All optimizer state tensors, named `parameter name:state name`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in trainable.items()}
     return {
         f"{names[parameter]}:{key}": value
@@ -175,7 +174,7 @@ def optimizer_tensors(trainable: dict[str, nn.Parameter], optimizers: list[torch
 def load_optimizer_tensors(
     trainable: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
-    """Puts back what `optimizer_tensors` gave."""
+    """Restore what `optimizer_tensors` returned."""
     owners = {
         parameter: optimizer
         for optimizer in optimizers
@@ -186,13 +185,13 @@ def load_optimizer_tensors(
         parameter_name, _, key = name.rpartition(":")
         parameter = trainable[parameter_name]
         owner = owners[parameter]
-        # PyTorch's fused AdamW counts its steps on the device, ours on the CPU.
+        # PyTorch's fused AdamW counts steps on the device, AdamW8bit on the CPU.
         if isinstance(owner, AdamW8bit) and key == "step":
             value = value.cpu()
         elif isinstance(owner, Paged) and key != "step":
             value = value.cpu().pin_memory() if parameter.is_cuda else value.cpu()
         else:
             value = value.to(parameter.device)
-        if key != "step" and not is_parted(value):
-            value = parted_like(value, parameter)
+        if key != "step" and not is_sharded(value):
+            value = sharded_like(value, parameter)
         owner.state[parameter][key] = value

@@ -1,7 +1,7 @@
-"""Optimizers whose states live in host memory and come to the device one tensor at a time, while it is updated.
+"""Optimizers with states in host memory, copied to the device one tensor at a time for the update.
 
-After the paged optimizers of Dettmers et al. 2023 (QLoRA, arXiv 2305.14314), without CUDA's unified memory: states are
-copied from and to pinned memory by the stream that computes. The numbers are those of the optimizer that stays there.
+After the paged optimizers of QLoRA (Dettmers et al. 2023, arXiv 2305.14314), without CUDA's unified memory: the compute
+stream copies states from and to pinned memory. The results equal those of the same optimizer with states on the device.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from quatrain.training.adamw8bit import AdamW8bit
 
 
 class Paged(torch.optim.Optimizer):
-    """Goes before an optimizer that looks at each parameter alone, in the bases of a class."""
+    """Mixin for optimizers that update each parameter independently; put it first among the base classes."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update from the gradients at hand."""
+        """Update all parameters that have a gradient."""
         groups = self.param_groups
         devices = set[torch.device]()
         try:
@@ -29,19 +29,19 @@ class Paged(torch.optim.Optimizer):
                 for parameter in group["params"]:
                     if parameter.grad is None:
                         continue
-                    with self._at_hand(parameter):
+                    with self._on_device(parameter):
                         self.param_groups = [group | {"params": [parameter]}]
                         super().step()
                     devices.add(parameter.device)
         finally:
             self.param_groups = groups
         for device in devices:
-            if device.type == "cuda":  # the copies back are to be whole when anyone looks at them
+            if device.type == "cuda":  # the copies to the host must be complete before anyone reads them
                 torch.cuda.current_stream(device).synchronize()
 
     @contextmanager
-    def _at_hand(self, parameter: Tensor) -> Iterator[None]:
-        """Within it the states of a parameter are on its device."""
+    def _on_device(self, parameter: Tensor) -> Iterator[None]:
+        """In this context the states of a parameter are on its device."""
         state = self.state[parameter]
         host = dict(state)
         for name, value in host.items():
@@ -56,7 +56,7 @@ class Paged(torch.optim.Optimizer):
 
 
 def to_host(value: Tensor, place: Tensor | None = None) -> Tensor:
-    """A tensor in host memory, pinned where it comes from CUDA; in `place` where there is one already."""
+    """Copy a tensor to host memory, pinned if it comes from CUDA; into `place` if given."""
     if place is None:
         place = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=value.is_cuda)
     return place.copy_(value, non_blocking=place.is_pinned())
@@ -67,4 +67,4 @@ class PagedAdamW(Paged, torch.optim.AdamW):
 
 
 class PagedAdamW8bit(Paged, AdamW8bit):
-    """AdamW with moments of eight bits, paged."""
+    """AdamW with 8-bit moments, paged."""

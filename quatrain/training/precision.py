@@ -1,8 +1,8 @@
-"""Training in bfloat16 or float16 with float32 masters: the network computes in one, the optimizer in the other.
+"""Mixed precision: the network computes in bfloat16 or float16, the optimizer updates float32 master weights.
 
-Micikevicius et al. 2018 (arXiv 1710.03740). Small updates that bfloat16's 8 bits of mantissa would round away are kept
-by the masters; forward and backward take half the memory and, where the machine has the instructions, a fraction of
-the time. float16 has more mantissa and less range: its gradients are kept within it by a factor on the loss.
+Micikevicius et al. 2018 (arXiv 1710.03740). Master weights keep small updates that bfloat16 would round away. Forward
+and backward passes take half the memory and, on hardware with such instructions, a fraction of the time. float16 has
+more precision and less range; scaling the loss keeps its gradients in range.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from quatrain.training.settings import TrainSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-LOOKED_AT = 1 << 22
-"""Numbers of a frozen weight that are looked at together."""
+CHECKED_AT_ONCE = 1 << 22
+"""Elements of a frozen weight that are checked at a time."""
 
 
 def working_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
-    """The dtype that `settings.precision` names; "auto" is the faster one on this device, by measuring."""
-    wanted = settings.precision
-    return DTYPES[fastest_precision(device.type) if wanted == "auto" else wanted]
+    """The dtype of `settings.precision`; "auto" measures which dtype is fastest on this device."""
+    name = settings.precision
+    return DTYPES[fastest_precision(device.type) if name == "auto" else name]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`float32`, `bfloat16`: the name in settings and files."""
+    """The name of a dtype in settings and files, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 class LossScaler:
-    """The factor on a float16 loss: halved when a gradient leaves the range, doubled after `patience` good steps.
+    """The loss scale of float16: halved when a gradient overflows, doubled after `patience` good steps.
 
-    The trainer's losses are sums over tokens, so the factor begins at 2^16 over a micro-batch's tokens, about what it
-    would be for their mean. Powers of two only: multiplying by them loses nothing.
+    The trainer's losses are sums over tokens, so the scale starts at 2^16 divided by the tokens of a micro-batch. It is
+    always a power of two, so that scaling is exact.
     """
 
     def __init__(self, tokens: int, patience: int = 2000):
@@ -47,7 +47,7 @@ class LossScaler:
         self.patience, self.good = patience, 0
 
     def advance(self, finite: bool) -> None:
-        """After a step: whether its gradients were all numbers."""
+        """Update the scale after a step, given whether all its gradients were finite."""
         self.good = self.good + 1 if finite else 0
         if not finite:
             self.factor /= 2
@@ -56,25 +56,25 @@ class LossScaler:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the factor is so small that the range is not what is wrong."""
+        """Whether the scale is so small that overflow cannot be the cause of bad gradients."""
         return self.factor < 2.0**-24
 
     def state(self) -> dict[str, Any]:
-        """The factor and the good steps since it changed."""
+        """The scale and the number of good steps since it changed."""
         return {"factor": self.factor, "good": self.good}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on with these."""
+        """Restore what `state` returned."""
         self.factor, self.good = state["factor"], state["good"]
 
 
 class Precision:
-    """The model's parameters in `dtype` while it trains, and the float32 masters of those that learn, by name.
+    """Holds the model's parameters in `dtype` during training, and float32 masters of the trainable ones, by name.
 
-    With float32 the masters are the parameters themselves. `close` puts every weight back in the dtype that it had,
-    trained ones with what their masters have become. A frozen weight that `dtype` holds without loss, as one read from
-    a file of bfloat16 in bfloat16, is held in `dtype` alone meanwhile; `exact` says of all of them whether they are
-    such, for tensors without numbers, which cannot be looked at.
+    With float32 the masters are the parameters themselves. `close` restores the dtype of every weight; trained weights
+    get the values of their masters. A frozen weight that `dtype` represents exactly, such as a weight read from a
+    bfloat16 file, is held in `dtype` only. `exact` states whether frozen weights are exact, for meta tensors without
+    values.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, exact: bool | None = None):
@@ -92,7 +92,7 @@ class Precision:
                 if parameter.requires_grad:
                     self.masters[name] = parameter
                 continue
-            if not parameter.requires_grad and _holds(parameter.data, self.dtype, exact):
+            if not parameter.requires_grad and _is_exact(parameter.data, self.dtype, exact):
                 self._exact.append((parameter, parameter.dtype))
             else:
                 self._kept.append((parameter, parameter.data))
@@ -102,7 +102,7 @@ class Precision:
             parameter.data = parameter.data.to(self.dtype)
 
     def gather(self) -> None:
-        """Adds the gradients of the last backward pass to the masters', in float32, and clears them."""
+        """Add the gradients of the last backward pass to those of the masters, in float32, and clear them."""
         for parameter, master in self._pairs:
             if parameter.grad is None:
                 continue
@@ -114,14 +114,14 @@ class Precision:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Copies the masters into the network, after the optimizer's step."""
+        """Copy the masters into the network, after the optimizer step."""
         if self._pairs:
             torch._foreach_copy_(
                 [parameter.data for parameter, _ in self._pairs], [master.data for _, master in self._pairs]
             )
 
     def clear(self) -> None:
-        """Forgets all gradients."""
+        """Clear all gradients."""
         for master in self.masters.values():
             master.grad = None
         for parameter, _ in self._pairs:
@@ -129,7 +129,7 @@ class Precision:
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """Within it the network holds its weights in full precision: for validation and for writing them."""
+        """In this context the network holds its weights in full precision, for validation and for saving."""
         working = [(parameter, parameter.data) for parameter, _ in self._kept]
         dtypes = [(parameter, parameter.dtype) for parameter, _ in self._exact]
         self._restore()
@@ -138,31 +138,31 @@ class Precision:
         finally:
             for parameter, data in working:
                 parameter.data = data
-            _turn(dtypes)
+            _convert(dtypes)
             self.publish()
 
     def _restore(self) -> None:
         for parameter, original in self._kept:
             parameter.data = original
-        _turn(self._exact)
+        _convert(self._exact)
 
     def close(self) -> None:
-        """Ends the training's precision."""
+        """Restore the original dtypes; see the class."""
         self._restore()
         self._kept, self._exact, self._pairs = [], [], []
 
 
-def _turn(wanted: list[tuple[nn.Parameter, torch.dtype]]) -> None:
-    """Brings parameters into these dtypes, one after the other, so that no more than one is held twice."""
-    if wanted:
+def _convert(targets: list[tuple[nn.Parameter, torch.dtype]]) -> None:
+    """Convert parameters to these dtypes one by one, so that at most one is in memory twice."""
+    if targets:
         with large_apart():
-            for parameter, dtype in wanted:
+            for parameter, dtype in targets:
                 parameter.data = parameter.data.to(dtype)
 
 
-def _holds(tensor: Tensor, dtype: torch.dtype, exact: bool | None) -> bool:
-    """Whether a dtype has every number of a tensor, by a look at them where nobody has said so."""
-    if exact is not None or type(tensor) is not Tensor:  # what several processes share stays as it is
+def _is_exact(tensor: Tensor, dtype: torch.dtype, exact: bool | None) -> bool:
+    """Whether a dtype represents every value of a tensor exactly; `exact` answers without a check."""
+    if exact is not None or type(tensor) is not Tensor:  # sharded tensors are not checked
         return bool(exact)
-    parts = tensor.detach().reshape(-1).split(LOOKED_AT)
+    parts = tensor.detach().reshape(-1).split(CHECKED_AT_ONCE)
     return all(torch.equal(part.to(dtype).to(part.dtype), part) for part in parts)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as the share of the peak at a step: constant, linear, cosine, warm-up-stable-decay."""
+"""Learning-rate schedules: constant, linear, cosine, warmup-stable-decay (WSD)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def share(
     minimum: float = 0.0,
     decay_ratio: float = 0.4,
 ) -> float:
-    """The learning rate of step `step` (0-based) over its peak.
+    """The learning rate at `step` (0-based) as a fraction of the peak.
 
-    A linear warm-up of `warmup_steps` steps ends at 1. `cosine` and `linear` then fall to `minimum` at the last step;
+    A linear warmup of `warmup_steps` steps ends at 1. `cosine` and `linear` then fall to `minimum` at the last step;
     `wsd` (Hu et al. 2024, arXiv 2404.06395) stays at 1 and falls linearly over the last `decay_ratio` of the steps.
     """
     if step < warmup_steps:

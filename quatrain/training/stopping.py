@@ -1,4 +1,4 @@
-"""Which validation was the best, and when to stop because none has been better for a while (early stopping)."""
+"""Early stopping: tracks the best validation and stops after `patience` validations without improvement."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from quatrain.core.errors import InputError
 from quatrain.training.settings import TrainSettings
 
 LOWER = ("loss", "perplexity", "error", "bits_per_byte", "bits_per_character")
-"""Ends of the names of metrics that are better when lower."""
+"""Suffixes of the names of metrics that are better when lower."""
 
 
 class Best:
-    """The best value so far of `settings.metric`, its step, and the validations since."""
+    """The best value of `settings.metric` so far, its step, and the number of validations since."""
 
     def __init__(self, settings: TrainSettings):
         self.metric, self.patience = settings.metric, settings.patience
@@ -28,12 +28,12 @@ class Best:
         self.since = 0
 
     def update(self, step: int, metrics: dict[str, float]) -> bool:
-        """Takes a validation in; whether it is the best so far. Raises InputError where it lacks the metric."""
+        """Record a validation. Returns whether it is the best so far. Raises InputError if the metric is missing."""
         if not self.watched:
             return False
         if self.metric not in metrics:
-            known = ", ".join(sorted(metrics)) or "nothing"
-            raise InputError(f'train.metric: "{self.metric}" is not measured; the validation measures {known}.')
+            known = ", ".join(sorted(metrics)) or "none"
+            raise InputError(f'train.metric: "{self.metric}" is not measured; the validation metrics are: {known}.')
         value = float(metrics[self.metric])
         if math.isfinite(value) and (self.value is None or self._sign * value > self._sign * self.value):
             self.step, self.value, self.metrics, self.since = step, value, dict(metrics), 0
@@ -43,15 +43,15 @@ class Best:
 
     @property
     def exhausted(self) -> bool:
-        """Whether `patience` validations have passed without gain."""
+        """Whether `patience` validations have passed without improvement."""
         return bool(self.patience) and self.since >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON."""
+        """The state as JSON."""
         return {"step": self.step, "value": self.value, "metrics": _finite(self.metrics), "since": self.since}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on with what `state` gave."""
+        """Restore what `state` returned."""
         self.step, self.value, self.metrics, self.since = (state[key] for key in ("step", "value", "metrics", "since"))
 
 

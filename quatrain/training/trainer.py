@@ -1,9 +1,9 @@
-"""One loop for every objective: accumulation, precision, schedule, clipping, guards, logging, checkpoints.
+"""The training loop of every objective: accumulation, precision, schedule, clipping, guards, logging, checkpoints.
 
-The objective returns the sum of its loss and its weight; sums of all micro-batches and processes are added up and
-divided once, so that accumulation in 8, 4 or 1 parts gives one and the same step. A run that is killed and started
-again goes on bit for bit: weights, optimizer, schedule, the data's cursor, the loss's scale and early stopping come
-from the checkpoint; what is drawn in a step follows from (seed, step) alone.
+The objective returns an undivided loss and its weight. The sums over micro-batches and processes are divided once, so
+that 8, 4 and 1 micro-batches give the same step. A killed and restarted run continues bit for bit: the checkpoint holds
+weights, optimizer states, the position in the data, the loss scale and the state of early stopping; random draws depend
+on (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ from quatrain.training.stopping import Best
 from quatrain.training.streams import BatchStream
 
 CHECKPOINT_SECONDS = 60.0
-"""Time between two checkpoints where `checkpoint_every` leaves it to time."""
+"""Seconds between two checkpoints if `checkpoint_every` is 0."""
 
 
 @dataclass
 class Hooks:
-    """What surrounds the loop. Each has a default that does nothing.
+    """Callbacks of the training loop. By default each does nothing.
 
-    `save(folder)` and `load(folder)` write and read the weights of a checkpoint; `validate(model)` returns metrics
-    such as `validation_loss`; `sample(model)` what the model says by now, as JSON; `log(entry)` takes a dictionary
-    every `log_every` steps; `progress(step, **metrics)` runs after each step; `resumed(step)` says where a resumed run
-    goes on; `warn(text)` is for the reader; `describe(batch)` gives, as JSON, what a person would read of a batch that
-    is kept for a look; `estimate(shape, precision)` gives the bytes of a step's activations by part, for the message
-    about a step that does not fit in memory.
+    - `save(folder)` and `load(folder)` write and read the weights of a checkpoint.
+    - `validate(model)` returns metrics such as `validation_loss`.
+    - `sample(model)` returns samples of the model's output, as JSON.
+    - `log(entry)` receives a dictionary every `log_every` steps; `progress(step, **metrics)` runs after each step.
+    - `resumed(step)` reports the step from which a run resumes; `warn(text)` shows a warning.
+    - `describe(batch)` returns a readable form of a bad batch, as JSON, to be saved beside it.
+    - `estimate(shape, precision)` returns estimated bytes of activations by part, for out-of-memory errors.
     """
 
     save: Callable[[Path], None] | None = None
@@ -73,12 +74,12 @@ class Hooks:
 
 @dataclass
 class TrainResult:
-    """What a training run did. `seconds` is the time of its steps alone, over all its parts if it was resumed.
+    """The outcome of a training run. `seconds` is the time of its steps alone, including steps before a restart.
 
-    `size` counts what was read, in the unit of the batches (tokens of texts).
-    `metrics` are those of the last validation, or of the best where its weights are kept, at step `best_step`.
-    `skipped` counts bad steps that were left out; `memory` holds bytes by part, as measured: weights, gradients,
-    optimizer, activations, logits, and `peak`, of the whole process or of the GPU.
+    `size` counts the data read, in the unit of the batches (tokens for texts). `metrics` are those of the last
+    validation or, with `keep = "best"`, of the best one, at step `best_step`. `skipped` counts skipped bad steps.
+    `memory` holds measured bytes: weights, gradients, optimizer, activations, logits, and the `peak` of the process or
+    the GPU.
     """
 
     steps: int
@@ -93,12 +94,12 @@ class TrainResult:
 
 
 class Trainer:
-    """Trains a model's parameters that require a gradient, by an objective, on a stream, for a number of steps.
+    """Trains the trainable parameters of a model with an objective, on a batch stream, for a number of steps.
 
-    `folder` is where checkpoints go; None keeps none. `faults` is where the batches of bad steps go, by default beside
-    it. `seed` seeds dropout and what an objective draws. Learned positions are as the objective's weight says; the
-    learning rate is that of `settings.schedule` over `steps`. `parallel` are the processes that train together; each
-    takes its share of the `settings.accumulation` micro-batches of a step.
+    `folder` is for checkpoints; None disables them. `faults` is for the batches of bad steps, by default a folder next
+    to `folder`. `seed` seeds dropout and the draws of the objective. The learning rate follows `settings.schedule` over
+    `steps`. `parallel` is the strategy for several processes; they share the `settings.accumulation` micro-batches of a
+    step.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Trainer:
         self.steps, self.seed, self.folder, self.hooks = steps, seed, folder, hooks or Hooks()
         self.faults = faults or (folder.parent / "bad-steps" if folder is not None else None)
         self.device = device_of(model)
-        # Which is faster is measured, and machines may differ: all take what the first one found.
+        # precision = "auto" is measured and may differ between machines: all processes use the first one's result.
         choice = list(DTYPES.values()).index(working_dtype(settings, self.device))
         self.dtype = list(DTYPES.values())[int(self.parallel.agree([choice])[0])]
         self.steps_done = self.size = 0
@@ -134,10 +135,10 @@ class Trainer:
         self.recent: deque[float] = deque(maxlen=50)
 
     def train(self) -> TrainResult:
-        """Runs to the last step, from the newest whole checkpoint if there is one. Leaves the model in evaluation mode.
+        """Train to the last step, from the newest intact checkpoint if there is one. Ends in evaluation mode.
 
-        Raises QuatrainError at a bad step (`guards.Guard`), or where the memory does not suffice; the last checkpoint
-        stays. Raises InputError where every learning rate is 0.
+        Raises QuatrainError at a bad step (`guards.Guard`) or when memory runs out; the last checkpoint stays. Raises
+        InputError if every learning rate is 0.
         """
         with self.ready():
             self._loop()
@@ -159,24 +160,24 @@ class Trainer:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Around calls of `step`: weights in the working precision, optimizers, and the newest checkpoint's state.
+        """A context for calls of `step`: converts weights, builds optimizers and restores the newest checkpoint.
 
-        At its end the weights have the dtype that they had before, and the model is in evaluation mode.
+        At its end the weights have their original dtypes, and the model is in evaluation mode.
         """
         if not any(self.settings.rates(self.steps)):
             raise InputError(
-                f'train.schedule: "{self.settings.schedule}" ends at the rate 0, and the only step of this training '
-                'has it: nothing would be learned; take "constant", min_learning_rate_ratio above 0, or more steps '
+                f'train.schedule: "{self.settings.schedule}" ends at learning rate 0, and this training has only that '
+                'step: nothing would be learned; take "constant", min_learning_rate_ratio above 0, or more steps '
                 "or epochs"
             )
         state, tensors = self._find_checkpoint()
-        self.weights = Precision(self.model, self.parallel.shard(self.gradients.whole_way, self.dtype))
+        self.weights = Precision(self.model, self.parallel.shard(self.gradients.full_pass, self.dtype))
         self.scaler = self._make_scaler(state)
         devices = [self.device] if self.device.type == "cuda" else []
         self.compiled = Compiled(self.model, self.settings.compile)
         if self.settings.paged_optimizer and self.device.type == "cpu":
             self.hooks.warn(
-                "train.paged_optimizer changes nothing on a CPU: the optimizer's states are in its memory already."
+                "train.paged_optimizer changes nothing on a CPU: optimizer states are in host memory anyway."
             )
         try:
             self.gradients.start(self.weights, self.scaler, self.compiled, self.hooks.warn)
@@ -191,7 +192,7 @@ class Trainer:
             ):
                 self.model.train()
                 yield
-            # Only where all have come this far: it waits for the others.
+            # Not in `finally`: it waits for the other processes, which may have failed.
             self.parallel.close(self.model)
         finally:
             self.compiled.close()
@@ -218,8 +219,8 @@ class Trainer:
                 gained = self.best.update(self.steps_done, self.metrics) and self.keeps_best
             if gained and not self.saves:
                 self._best_weights = {name: p.detach().clone() for name, p in self.weights.masters.items()}
-            looks = self.settings.sample_every
-            if self.hooks.sample is not None and looks and self.steps_done % looks == 0 and not last:
+            every = self.settings.sample_every
+            if self.hooks.sample is not None and every and self.steps_done % every == 0 and not last:
                 self._sample()
             due = self._checkpoint_due(self.parallel.agree([time.monotonic() - saved_at])[0])
             if (due or (gained and self.saves)) and not last:
@@ -227,39 +228,39 @@ class Trainer:
                 saved_at = time.monotonic()
 
     def step(self) -> None:
-        """Takes one step of the optimizer, within `ready`: gradients, update, counts, progress and log.
+        """One optimizer step, within `ready`: gradients, update, counters, progress and log.
 
-        Raises QuatrainError at a bad step, or where the memory does not suffice.
+        Raises QuatrainError at a bad step or when memory runs out.
         """
         started = time.perf_counter()
         try:
-            found, rate, skipped = self._learn()
+            step, rate, skipped = self._update()
         except Exception as error:
             if not memory.is_out_of_memory(error):
                 raise
             raise self._too_large(error) from error
         self.kept.after_step()
         self.steps_done += 1
-        self.size += found.size
+        self.size += step.size
         self.seconds += time.perf_counter() - started
         if skipped is None:
-            self.recent.append(found.loss)
+            self.recent.append(step.loss)
         unit, speed = self.gradients.unit, self.size / self.seconds
         if not self.parallel.is_main:
             return
         self.hooks.progress(self.steps_done, loss=self._mean_loss(), **{f"{unit}_per_second": speed})
         if skipped is not None:
-            self.hooks.warn(f"Step {self.steps_done} was left out: {skipped}.")
+            self.hooks.warn(f"Step {self.steps_done} was skipped: {skipped}.")
             self.hooks.log({"step": self.steps_done, "skipped": self.guard.skipped, unit: self.size})
         elif self.steps_done % self.settings.log_every == 0 or self.steps_done in (1, self.steps):
             scale = {} if self.scaler is None else {"loss_scale": self.scaler.factor}
             self.hooks.log(
                 {
                     "step": self.steps_done,
-                    "loss": found.loss,
-                    **found.metrics,
+                    "loss": step.loss,
+                    **step.metrics,
                     "learning_rate": rate,
-                    "grad_norm": found.norm,
+                    "grad_norm": step.norm,
                     unit: self.size,
                     f"{unit}_per_second": round(speed, 1),
                     "seconds": round(self.seconds, 3),
@@ -267,8 +268,8 @@ class Trainer:
                 }
             )
 
-    def _learn(self) -> tuple[Step, float, str | None]:
-        """One step of the optimizer, unless the step is bad; returns it, the learning rate, and why it was left out."""
+    def _update(self) -> tuple[Step, float, str | None]:
+        """Update the weights unless the step is bad. Returns the step, the learning rate, and the reason to skip it."""
         rate = self.settings.learning_rate * share(
             self.steps_done,
             steps=self.steps,
@@ -277,25 +278,25 @@ class Trainer:
             minimum=self.settings.min_learning_rate_ratio,
             decay_ratio=self.settings.decay_ratio,
         )
-        found = self.gradients.of(self.steps_done)
+        step = self.gradients.of(self.steps_done)
         if self.scaler is not None:
-            self.scaler.advance(math.isfinite(found.norm))
-            if math.isfinite(found.loss) and not math.isfinite(found.norm) and not self.scaler.exhausted:
-                return found, rate, f"float16's range was left, the loss's factor is now {self.scaler.factor:g}"
-        reason = self.guard.judge(found.loss, found.norm, self.recent)
+            self.scaler.advance(math.isfinite(step.norm))
+            if math.isfinite(step.loss) and not math.isfinite(step.norm) and not self.scaler.exhausted:
+                return step, rate, f"float16 overflow; the loss scale is now {self.scaler.factor:g}"
+        reason = self.guard.judge(step.loss, step.norm, self.recent)
         if reason is not None:
-            self._bad_step(reason, found, rate)
-            return found, rate, reason
+            self._bad_step(reason, step, rate)
+            return step, rate, reason
         set_learning_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()
         self.weights.publish()
         self.guard.passed()
-        self._look_at_weights()
-        return found, rate, None
+        self._measure()
+        return step, rate, None
 
-    def _look_at_weights(self) -> None:
-        """Measures the memory at the first step, and says by the second which weights do not learn."""
+    def _measure(self) -> None:
+        """Measure memory, and warn after the second step about weights that do not learn."""
         saved = self.gradients.saved
         if not self.memory:
             self.memory = memory.held(self.model, self.weights.masters, self.optimizers)
@@ -305,30 +306,30 @@ class Trainer:
         if text := self.gradients.watched():
             self.hooks.warn(text)
 
-    def _bad_step(self, reason: str, found: Step, rate: float) -> None:
-        """Keeps the batch of a bad step for a look. Raises QuatrainError where the run is to stop."""
-        losses = [float(loss) for loss in found.losses]
+    def _bad_step(self, reason: str, step: Step, rate: float) -> None:
+        """Save the batch of a bad step for inspection. Raises QuatrainError if the run must stop."""
+        losses = [float(loss) for loss in step.losses]
         with self.compiled.paused():
             where = (
                 guards.largest_of(losses)
-                if self.parallel.size > 1 or (math.isfinite(found.loss) and math.isfinite(found.norm))
-                else guards.where_from(self.model, self.weights.masters, found.batches, losses, self.gradients.losses)
+                if self.parallel.size > 1 or (math.isfinite(step.loss) and math.isfinite(step.norm))
+                else guards.where_from(self.model, self.weights.masters, step.batches, losses, self.gradients.losses)
             )
         kept = None
         if self.faults is not None:
             about = {
                 "step": self.steps_done + 1,
                 "reason": reason + "." + where,
-                "loss": found.loss,
-                "grad_norm": found.norm,
+                "loss": step.loss,
+                "grad_norm": step.norm,
                 "losses": losses,
                 "learning_rate": rate,
                 "seed": self.seed,
                 "stream": self.stream.state(),
-                "text": None if self.hooks.describe is None else [self.hooks.describe(b) for b in found.batches],
+                "text": None if self.hooks.describe is None else [self.hooks.describe(b) for b in step.batches],
             }
             rank = f"-process-{self.parallel.rank}" if self.parallel.size > 1 else ""
-            kept = guards.save_step(self.faults / f"step-{self.steps_done + 1:08d}{rank}", found.batches, about)
+            kept = guards.save_step(self.faults / f"step-{self.steps_done + 1:08d}{rank}", step.batches, about)
         if not self.guard.skip():
             raise self.guard.error(self.steps_done + 1, reason, where, kept)
 
@@ -356,14 +357,14 @@ class Trainer:
         return metrics
 
     def _sample(self) -> None:
-        """What the model says by now goes to the log; the other processes wait."""
+        """Log samples of the model's output; the other processes wait."""
         with self._measuring():
             if self.parallel.is_main:
                 self.hooks.log({"step": self.steps_done, "samples": self.hooks.sample(self.model)})  # type: ignore[misc]
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
-        """The whole model in evaluation mode and full precision."""
+        """In this context the whole model is in evaluation mode and full precision."""
         self.model.eval()
         with self.weights.full(), torch.no_grad(), self.compiled.paused(), self.parallel.whole(self.model):
             yield
@@ -376,11 +377,11 @@ class Trainer:
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the run ends with the weights that were best at a validation."""
+        """Whether the run ends with the weights of the best validation."""
         return self.settings.keep == "best"
 
     def _put_best_weights(self) -> None:
-        """Without checkpoints the best weights were kept in memory."""
+        """Restore the best weights from memory, where they are kept if there are no checkpoints."""
         if self._best_weights is not None and self.best.step != self.steps_done:
             with torch.no_grad():
                 for name, master in self.weights.masters.items():
@@ -395,9 +396,9 @@ class Trainer:
         return self.steps_done % every == 0 if every else seconds > CHECKPOINT_SECONDS
 
     def save_checkpoint(self) -> Path:
-        """Writes a checkpoint of this moment. Raises QuatrainError on a full disk, the one before stays whole."""
+        """Write a checkpoint. Raises QuatrainError on a full disk; the previous checkpoint stays intact."""
         if self.folder is None or self.hooks.save is None:
-            raise ValueError("a checkpoint needs a folder and a hook that saves the weights")
+            raise ValueError("a checkpoint needs a folder and a `save` hook")
         parallel = self.parallel
         tensors = optimizer_tensors(self.weights.masters, self.optimizers)
         weights = self.hooks.save
@@ -449,8 +450,8 @@ class Trainer:
         state, tensors = checkpoints.read_state(checkpoint)
         if state["accumulation"] != self.settings.accumulation:
             raise QuatrainError(
-                f"{checkpoint}: was written with {state['accumulation']} micro-batches a step, and this run has "
-                f"{self.settings.accumulation}, so that its place in the data means another one. Set "
+                f"{checkpoint}: was written with {state['accumulation']} micro-batches per step, but this run has "
+                f"{self.settings.accumulation}, so the position in the data would not match. Set "
                 f"train.accumulation = {state['accumulation']} and start a number of processes that divides it, or "
                 "start over with --restart."
             )
@@ -517,12 +518,12 @@ class Trainer:
         from quatrain.training.distributed import shards
 
         masters = self.weights.masters
-        found = dict[str, Tensor]()
+        loaded = dict[str, Tensor]()
         for name in shards.names(checkpoint / shards.FOLDER):
             owner, _, key = name.rpartition(":")
-            found[name] = torch.zeros(()) if key == "step" else torch.zeros_like(masters[owner or name].detach())
-        shards.load(found, checkpoint / shards.FOLDER)
+            loaded[name] = torch.zeros(()) if key == "step" else torch.zeros_like(masters[owner or name].detach())
+        shards.load(loaded, checkpoint / shards.FOLDER)
         for name, master in masters.items():
-            master.copy_(found[name])
+            master.copy_(loaded[name])
         self.weights.publish()
-        load_optimizer_tensors(masters, self.optimizers, {name: found[name] for name in found if ":" in name})
+        load_optimizer_tensors(masters, self.optimizers, {name: loaded[name] for name in loaded if ":" in name})

@@ -68,7 +68,7 @@ def test_holding_them_once_changes_no_bit_of_a_training(monkeypatch: pytest.Monk
         return dict(model.state_dict())
 
     once = trained(adapted(rounded=True))
-    monkeypatch.setattr("quatrain.training.precision._holds", lambda *given: False)
+    monkeypatch.setattr("quatrain.training.precision._is_exact", lambda *given: False)
     twice = trained(adapted(rounded=True))
     assert once.keys() == twice.keys()
     assert all(torch.equal(once[name], twice[name]) for name in once)

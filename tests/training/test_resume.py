@@ -186,7 +186,7 @@ def test_patience_counts_validations_without_gain(tmp_path):
 
 
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(tmp_path):
-    with pytest.raises(InputError, match='"f1" is not measured; the validation measures accuracy, validation_loss'):
+    with pytest.raises(InputError, match='"f1" is not measured; the validation metrics are: accuracy, validation_loss'):
         best_run(tmp_path, [1.0], patience=2, metric="f1")
 
 

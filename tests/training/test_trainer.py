@@ -91,7 +91,7 @@ def test_the_loss_is_the_mean_over_learned_tokens_of_all_micro_batches():
 def test_a_training_whose_every_rate_is_zero_is_refused(schedule):
     # by epochs, whose number of steps is known late
     wanted = settings(steps=None, epochs=1, warmup_steps=0, schedule=schedule)
-    with pytest.raises(InputError, match="only step"):
+    with pytest.raises(InputError, match="only that step"):
         Trainer(Model(CONFIG).initialize(0), Causal(), windows(), wanted, steps=1).train()
     for steps, more in ((2, {}), (1, {"warmup_steps": 1}), (1, {"min_learning_rate_ratio": 0.1})):
         given = wanted.model_copy(update=more)

@@ -1,4 +1,4 @@
-"""Training by several processes, started by torchrun: copies of the model (DDP) or parts of it (FSDP2, ZeRO).
+"""Training in several processes, started by torchrun: replicas of the model (DDP) or shards of it (FSDP2, ZeRO).
 
 Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), Zhao et al. 2023 (FSDP, arXiv 2304.11277).
 """

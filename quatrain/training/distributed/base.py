@@ -1,4 +1,4 @@
-"""Where the trainer meets other processes: what it asks of them, and the answer of one process alone."""
+"""The interface between the trainer and a parallel strategy, and the strategy of a single process."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from quatrain.training.objectives import Objective
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters of a model are; the CPU for one without any."""
+    """The device of a model's parameters; the CPU for a model without parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 class Losses(nn.Module):
-    """The whole way from a batch to its loss as one module, so that what wraps a module sees a pass begin and end."""
+    """Model and objective as one module from batch to loss, so that DDP and FSDP wrap the whole pass."""
 
     def __init__(self, model: nn.Module, objective: Objective):
         super().__init__()
         self.model, self.objective = model, objective
 
     def forward(self, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:
-        """The objective's loss, weight and metrics of a batch."""
+        """The objective's loss, weight and metrics for a batch."""
         return self.objective.loss(self.model, batch)
 
 
 class ParallelStrategy(Protocol):
-    """What the trainer asks of the processes that train together.
+    """How processes train together.
 
-    `gradient_factor` is what a synchronised gradient is multiplied by to be the sum over the processes: their number
-    where the synchronisation takes the mean, as DDP's and FSDP's do. `shards` says that each process holds a part of
-    every weight alone.
+    `gradient_factor` turns a synchronized gradient into the sum over the processes: it is their number if the
+    synchronization takes the mean, as in DDP and FSDP. `shards`: each process holds only a shard of every weight.
     """
 
     rank: int
@@ -44,48 +43,48 @@ class ParallelStrategy(Protocol):
     shards: bool
 
     def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
-        """Parts the weights of a network that computes in `dtype`; returns the dtype in which they are held then."""
+        """Shard the weights of a network that computes in `dtype`. Returns the dtype in which weights are stored."""
         ...
 
     def wrap(self, losses: Losses) -> nn.Module:
-        """The module to call in the place of `losses`, whose forward is the whole way from a batch to its loss."""
+        """The module to call instead of `losses`, with the same forward."""
         ...
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Around the backward passes of all micro-batches of a step but the last: gradients stay in the process."""
+        """A context for backward passes of all but the last micro-batch of a step: gradients are not exchanged."""
         ...
 
-    def synchronise(self, gradients: Sequence[Tensor]) -> None:
-        """After the last backward pass: what the module that `wrap` gave has not exchanged by itself."""
+    def synchronize(self, gradients: Sequence[Tensor]) -> None:
+        """Exchange, after the last backward pass, the gradients that the wrapped module has not exchanged."""
         ...
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """The values, each summed over the processes, in one exchange."""
+        """Sum each value over the processes, in one exchange."""
         ...
 
     def agree(self, values: Sequence[float]) -> list[float]:
-        """The first process's values, for all."""
+        """The first process's values, in every process."""
         ...
 
     def norm(self, gradients: Sequence[Tensor]) -> float:
-        """The norm of all gradients together, of synchronised ones."""
+        """The joint norm of synchronized gradients."""
         ...
 
     def whole(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within it every process has all weights of the model, in full precision, and may use it alone."""
+        """In this context every process holds all weights in full precision and can use the model independently."""
         ...
 
     def close(self, model: nn.Module) -> None:
-        """The model is as it was before `shard` and `wrap`, with what it has learned."""
+        """Undo `shard` and `wrap`; the model keeps its trained weights."""
         ...
 
     def barrier(self) -> None:
-        """Waits until every process is here."""
+        """Wait for all processes."""
         ...
 
 
 class SingleProcess:
-    """One process: nothing to wrap, nothing to wait for."""
+    """A single process: nothing to shard, wrap or exchange."""
 
     rank = 0
     size = 1
@@ -94,7 +93,7 @@ class SingleProcess:
     shards = False
 
     def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
-        """Parts nothing."""
+        """Does nothing."""
         return dtype
 
     def wrap(self, losses: Losses) -> nn.Module:
@@ -105,11 +104,11 @@ class SingleProcess:
         """Does nothing."""
         return nullcontext()
 
-    def synchronise(self, gradients: Sequence[Tensor]) -> None:
+    def synchronize(self, gradients: Sequence[Tensor]) -> None:
         """Does nothing."""
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """The values as numbers."""
+        """The values as floats."""
         return [float(value) for value in values]
 
     def agree(self, values: Sequence[float]) -> list[float]:
@@ -117,13 +116,13 @@ class SingleProcess:
         return list(values)
 
     def norm(self, gradients: Sequence[Tensor]) -> float:
-        """The Euclidean norm of all gradients together; 0 without any."""
+        """The joint Euclidean norm of all gradients; 0 without gradients."""
         if not gradients:
             return 0.0
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients)))).item()
 
     def whole(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Does nothing: all weights are here."""
+        """Does nothing: the process holds all weights."""
         return nullcontext()
 
     def close(self, model: nn.Module) -> None:

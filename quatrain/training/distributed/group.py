@@ -1,4 +1,4 @@
-"""The processes that torchrun has started: their group, and what each of them is for a way to train together."""
+"""The process group that torchrun starts, and the choice of the parallel strategy."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from quatrain.training.distributed.base import ParallelStrategy, SingleProcess
 MODES = ("auto", "ddp", "zero1", "zero2", "zero3", "hybrid")
 
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the others. torchrun ends all when one fails, so that none waits in vain."""
+"""How long a process waits for the others. torchrun ends all processes when one fails."""
 
 
 def join() -> None:
-    """Makes this process one of the group, once: over gloo on the CPU, over NCCL between GPUs."""
+    """Join the process group, once: gloo on the CPU, NCCL between GPUs."""
     if distributed.is_initialized():
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE") if not os.environ.get(name)]
     if missing:
         raise InputError(
-            f"Several processes are asked for (WORLD_SIZE = {os.environ.get('WORLD_SIZE')}), and {', '.join(missing)} "
+            f"WORLD_SIZE = {os.environ.get('WORLD_SIZE')} asks for several processes, but {', '.join(missing)} "
             "is not set. Start them with torchrun: torchrun --nproc-per-node 2 -m quatrain run RECIPE"
         )
     gpus = torch.cuda.is_available()
@@ -35,17 +35,17 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Ends this process's part in the group, if there is one."""
+    """Leave the process group, if there is one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> ParallelStrategy:
-    """How this process trains with the others: alone where there is no other.
+    """The parallel strategy of this process; `SingleProcess` if there is only one.
 
-    `mode`: `ddp`, every process has the whole model and all exchange gradients; `zero1` to `zero3`, each holds a part
-    of the optimizer's state, of the gradients too, of the weights too; `hybrid`, parts within a machine and copies
-    between machines; `auto` is `ddp`. Raises InputError for another one.
+    `mode`: `ddp` replicates the model and exchanges gradients; `zero1`, `zero2` and `zero3` shard the optimizer states,
+    then also gradients, then also weights; `hybrid` shards within a machine and replicates between machines; `auto`
+    means `ddp`. Raises InputError for other modes.
     """
     if mode not in MODES:
         raise InputError(f"parallel: {mode!r}; must be one of {', '.join(MODES)}.")
@@ -54,7 +54,7 @@ def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> Par
         return SingleProcess()
     device = torch.device(device)
     if device.type == "mps":
-        raise InputError("Several processes train on CUDA or on the CPU, not on Apple's GPU; set train.device = cpu.")
+        raise InputError("Several processes train on CUDA or the CPU, not on Apple's GPU; set train.device = cpu.")
     join()
     if mode in ("auto", "ddp"):
         from quatrain.training.distributed.replicated import Replicated

@@ -1,7 +1,7 @@
-"""Every process has the whole model and sees other micro-batches; gradients are exchanged by PyTorch's DDP.
+"""Data parallelism: every process has the whole model and its own micro-batches; PyTorch's DDP exchanges gradients.
 
-Li et al. 2020 (arXiv 2006.15704). The network may compute in bfloat16 over float32 masters: then the masters' gradients
-are what is summed, once a step, so that nothing is rounded on the way.
+Li et al. 2020 (arXiv 2006.15704). If the network computes in bfloat16 over float32 masters, the gradients of the
+masters are summed instead, once per step, so that the sum is not rounded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quatrain.training.distributed.base import Losses, SingleProcess
 
 
 class MultiProcess(SingleProcess):
-    """What all processes of a group share, however the model is laid out."""
+    """Communication between several processes; base of the strategies."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -28,7 +28,7 @@ class MultiProcess(SingleProcess):
         self.is_main = self.rank == 0
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """The values, each summed over the processes, in float64 and in one exchange."""
+        """Sum each value over the processes in float64, in one exchange."""
         both = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self.device)
         distributed.all_reduce(both)
         return both.tolist()
@@ -40,12 +40,12 @@ class MultiProcess(SingleProcess):
         return both.tolist()
 
     def barrier(self) -> None:
-        """Waits until every process is here."""
+        """Wait for all processes."""
         distributed.barrier()
 
 
 class Replicated(MultiProcess):
-    """DDP. In float32 gradients are exchanged while the backward pass goes on; with masters, after it."""
+    """DDP. In float32, gradients are exchanged during the backward pass; with masters, after it."""
 
     def __init__(self, device: torch.device):
         super().__init__(device)
@@ -53,31 +53,31 @@ class Replicated(MultiProcess):
         self._wrapped: DistributedDataParallel | None = None
 
     def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
-        """Parts nothing. Which way gradients are exchanged follows from the dtype."""
+        """Shards nothing. The dtype decides how gradients are exchanged."""
         narrow = dtype != torch.float32 or any(parameter.dtype != dtype for parameter in losses.parameters())
         self.gradient_factor = 1.0 if narrow else float(self.size)
         self._overlaps = not narrow
         return dtype
 
     def wrap(self, losses: Losses) -> nn.Module:
-        """The module under DDP, or as it is where its masters' gradients are exchanged."""
+        """The module under DDP, or unchanged if gradients of masters are exchanged."""
         if not self._overlaps:
             return losses
         device_ids = [self.device] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of a new name for broadcast_buffers
-            # A head may have weights that this objective has no use for, a pooler say.
+            warnings.simplefilter("ignore", FutureWarning)  # about a new name of broadcast_buffers
+            # A head may have weights that this objective does not use, such as a pooler.
             self._wrapped = DistributedDataParallel(
                 losses, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=True
             )
         return self._wrapped
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """DDP's own."""
+        """DDP's `no_sync`."""
         return contextlib.nullcontext() if self._wrapped is None else self._wrapped.no_sync()
 
-    def synchronise(self, gradients: Sequence[Tensor]) -> None:
-        """Sums the masters' gradients over the processes."""
+    def synchronize(self, gradients: Sequence[Tensor]) -> None:
+        """Sum the gradients of the masters over the processes."""
         if self._overlaps:
             return
         for part in _portions(gradients):
@@ -86,12 +86,12 @@ class Replicated(MultiProcess):
             torch._foreach_copy_([each.reshape(-1) for each in part], list(flat.split([each.numel() for each in part])))
 
     def close(self, model: nn.Module) -> None:
-        """The model itself was never changed."""
+        """Drop the DDP wrapper; the model itself was not changed."""
         self._wrapped = None
 
 
 def _portions(tensors: Sequence[Tensor], limit: int = 25_000_000) -> Iterator[list[Tensor]]:
-    """The tensors in order, so many at a time that they have about `limit` elements."""
+    """Groups of consecutive tensors with about `limit` elements each."""
     part: list[Tensor] = []
     for tensor in tensors:
         part.append(tensor)

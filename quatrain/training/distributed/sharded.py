@@ -1,10 +1,10 @@
-"""Each process holds a part of every weight, its gradient and the optimizer's state: PyTorch's FSDP2.
+"""Sharded training: each process holds a shard of weights, gradients and optimizer states (PyTorch's FSDP2).
 
-The stages of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054) by their names. `zero3` gathers the weights of a block
-for its passes alone; `zero2` keeps them from the forward to the backward pass; both hold parts of gradients only.
-`zero1` keeps weights and gradients whole for all micro-batches of a step, and parts the optimizer alone. `hybrid` is
-`zero3` within a machine and copies between machines. Weights are held in float32 and computed with in the working
-precision; gradients are summed in float32.
+The modes are the stages of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054). `zero3` gathers the weights of a block
+only for its passes; `zero2` keeps them from the forward to the backward pass; both hold shards of gradients. `zero1`
+keeps whole weights and gradients for all micro-batches of a step and shards only the optimizer states. `hybrid` is
+`zero3` within a machine, replicated between machines. Weights are stored in float32 and cast to the working precision;
+gradients are summed in float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from quatrain.training.distributed.replicated import MultiProcess
 
 
 class Sharded(MultiProcess):
-    """FSDP2 in one of its modes."""
+    """FSDP2 in one of the modes of this module."""
 
     shards = True
 
@@ -39,25 +39,25 @@ class Sharded(MultiProcess):
         self._modules: list[Any] = []
 
     def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
-        """Parts the weights; each process holds its part in float32 and computes in `dtype`."""
+        """Shard the weights; each process stores its shard in float32 and computes in `dtype`."""
         narrow = dtype != torch.float32
         policy = MixedPrecisionPolicy(param_dtype=dtype if narrow else None, reduce_dtype=torch.float32)
         keep_gathered = self.mode in ("zero1", "zero2")
         losses.model.float()
         losses.model.to(self.device)
-        for part in [*blocks(losses.model), losses]:
-            fully_shard(part, mesh=self.mesh, reshard_after_forward=not keep_gathered, mp_policy=policy)
+        for module in [*blocks(losses.model), losses]:
+            fully_shard(module, mesh=self.mesh, reshard_after_forward=not keep_gathered, mp_policy=policy)
         self._modules = [module for module in losses.modules() if isinstance(module, FSDPModule)]
         self._losses: Any = losses
         return torch.float32
 
     def wrap(self, losses: Losses) -> nn.Module:
-        """The module itself, which FSDP2 has changed in place."""
+        """The module itself; FSDP2 has changed it in place."""
         return losses
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """`zero1` exchanges gradients at a step's last micro-batch alone; the others hold no more than their parts."""
+        """`zero1` exchanges gradients only at the last micro-batch; the other modes at each one."""
         if self.mode != "zero1":
             yield
             return
@@ -69,11 +69,11 @@ class Sharded(MultiProcess):
             self._losses.set_requires_gradient_sync(True)
             self._losses.set_reshard_after_backward(True)
 
-    def synchronise(self, gradients: Sequence[Tensor]) -> None:
-        """FSDP2 has summed all."""
+    def synchronize(self, gradients: Sequence[Tensor]) -> None:
+        """Does nothing: FSDP2 has exchanged all gradients."""
 
     def norm(self, gradients: Sequence[Tensor]) -> float:
-        """The Euclidean norm of all gradients together, over all parts."""
+        """The joint Euclidean norm of all gradients, over all shards."""
         if not gradients:
             return 0.0
         total = torch.nn.utils.get_total_norm(list(gradients))
@@ -81,7 +81,7 @@ class Sharded(MultiProcess):
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
-        """Gathers every weight in full precision. FSDP's own hooks, which would part them again, rest meanwhile."""
+        """Gather every weight in full precision. FSDP's hooks are removed meanwhile; they would shard again."""
         held = _install(model, {parameter: full(parameter) for parameter in dict.fromkeys(model.parameters())})
         hooks = [(module, dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in self._modules]
         for module, _, _ in hooks:
@@ -96,7 +96,7 @@ class Sharded(MultiProcess):
             _install(model, held)
 
     def close(self, model: nn.Module) -> None:
-        """Every process gets the whole model, plain modules and plain weights."""
+        """Turn the model back into plain modules with whole weights, in every process."""
         with torch.no_grad():
             whole = {parameter: full(parameter) for parameter in dict.fromkeys(model.parameters())}
         _install(model, whole)
@@ -108,14 +108,14 @@ class Sharded(MultiProcess):
 
 
 def full(parameter: nn.Parameter) -> nn.Parameter:
-    """A parameter with all its parts, on every process."""
+    """A parameter gathered from all its shards, in every process."""
     if not isinstance(parameter, DTensor):
         return parameter
     return nn.Parameter(parameter.detach().full_tensor(), parameter.requires_grad)  # type: ignore[attr-defined]
 
 
 def _install(model: nn.Module, replacements: dict[nn.Parameter, nn.Parameter]) -> dict[nn.Parameter, nn.Parameter]:
-    """Puts parameters in the place of others, shared ones in all their places; returns what puts them back."""
+    """Replace parameters, shared ones everywhere. Returns the inverse replacements."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -129,6 +129,6 @@ def _mesh(device: str, size: int, mode: str) -> DeviceMesh:
     local = environment_number("LOCAL_WORLD_SIZE", size)
     if size % local:
         raise InputError(
-            f"parallel: hybrid; the {size} processes must be equally many on each machine, and {local} are on this one."
+            f"parallel: hybrid; every machine must have equally many processes; {local} of {size} are on this one."
         )
     return init_device_mesh(device, (size // local, local), mesh_dim_names=("machines", "processes"))

@@ -1,6 +1,6 @@
-"""Checkpoints of parted weights: PyTorch's distributed checkpoint, its tensors in safetensors files, nothing pickled.
+"""Checkpoints of sharded weights: PyTorch's distributed checkpoint with safetensors files, without pickle.
 
-Each process writes its parts; any number of processes reads them back, one alone too.
+Each process writes its shards; any number of processes, also a single one, can read them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, distributed
 
 FOLDER = "training_state/shards"
-"""Where a checkpoint keeps its parts."""
+"""The folder of the shards in a checkpoint."""
 
 
 def save(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes tensors by name, each process its parts. All processes call it, with the same names.
+    """Write named tensors; each process writes its shards. All processes must call it with the same names.
 
-    Raises OSError in all of them where one cannot write.
+    Raises OSError in every process if one of them cannot write.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
@@ -34,16 +34,16 @@ def save(tensors: Mapping[str, Tensor], folder: Path) -> None:
         except CheckpointException as error:
             causes = {rank: cause for rank, (cause, _) in error.failures.items()}
             full = any("No space left" in str(cause) for cause in causes.values())
-            said = "; ".join(f"process {rank}: {cause}" for rank, cause in causes.items())
-            raise OSError(errno.ENOSPC if full else errno.EIO, said) from error
-    # Every process sees to its own files; those of other machines may not be seen from here.
+            message = "; ".join(f"process {rank}: {cause}" for rank, cause in causes.items())
+            raise OSError(errno.ENOSPC if full else errno.EIO, message) from error
+    # Every process flushes the files that it can see; those of other machines may not be visible.
     for path in folder.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
 
 
 def names(folder: Path) -> list[str]:
-    """The names of the tensors in a folder of parts."""
+    """The names of the tensors in a folder of shards."""
     import torch.distributed.checkpoint as dcp
 
     return list(dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
@@ -51,7 +51,7 @@ def names(folder: Path) -> list[str]:
 
 @torch.no_grad()
 def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Reads into these tensors, parted or whole; every process of a group calls it, or one process alone."""
+    """Read into these tensors, sharded or not. All processes of a group call it, or a single process."""
     import torch.distributed.checkpoint as dcp
 
     with warnings.catch_warnings():
