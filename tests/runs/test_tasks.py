@@ -387,7 +387,7 @@ ADAPTERS = [
     '{ method = "ia3" }',
     '{ method = "bitfit", modules_to_save = ["layers.1.mlp.up_proj"] }',
     '{ method = "last-layers" }',
-    *(f'{{ rank = 4, alpha = 8, base = "{base}", method = "lora" }}' for base in ("nf4", "int8", "int4")),
+    *(f'{{ rank = 4, alpha = 8, quantize_base = "{base}", method = "lora" }}' for base in ("nf4", "int8", "int4")),
 ]
 
 
@@ -549,7 +549,7 @@ def test_a_soft_prompt_takes_room_of_the_text(data: dict[str, str], tmp_path: Pa
         stages = (
             stage("tokenizer", data=f"{{ source = '{data['text']}' }}"),
             stage("pretrain", 2, objective='"masked"', data=f"{{ source = '{data['text']}' }}"),
-            stage("finetune", 2, objective='"classify"', adapter=f'{{ method = "prompt", length = {length} }}'),
+            stage("finetune", 2, objective='"classify"', adapter=f'{{ method = "prompt", num_virtual_tokens = {length} }}'),
         )
         if length == 8:
             run = go(tmp_path / "runs", *stages, data=f"source = '{long}'")

@@ -35,7 +35,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SchemaQuestion:
     """A question to a database, the text of its schema, and the SQL that answers it in its canonical form."""
 
     question: str
@@ -94,7 +94,7 @@ def databases_of(source: str, databases: str | None = None) -> Databases:
     return Databases(databases)
 
 
-class SQLQuestions(SourceTask[Question]):
+class SQLQuestions(SourceTask[SchemaQuestion]):
     """The questions of a corpus to their databases, judged by running the SQL.
 
     Skips questions whose database is missing or whose own SQL fails; `notes` count them and name the first.
@@ -118,7 +118,7 @@ class SQLQuestions(SourceTask[Question]):
             raise InputError(f"{self.databases.source}: no source of questions is given")
         return self.corpus
 
-    def read(self) -> Generator[Question, None, None]:
+    def read(self) -> Generator[SchemaQuestion, None, None]:
         """The usable questions in order. Raises InputError where there is none."""
         missing: Counter[str] = Counter()
         failed: list[str] = []
@@ -141,7 +141,7 @@ class SQLQuestions(SourceTask[Question]):
                 empty += is_empty(result)
                 schema = self.databases.schema(record.database)
                 sql = plain(connection, record.query)
-                yield Question(record.question, schema, sql, record.database, place)
+                yield SchemaQuestion(record.question, schema, sql, record.database, place)
         finally:
             self._note(missing, failed)
             if empty and empty == count:
@@ -152,11 +152,11 @@ class SQLQuestions(SourceTask[Question]):
         if not count:
             raise InputError(f"No question of {corpus.source} can be asked of {self.databases.source}", self.notes)
 
-    def take(self, count: int | None = None) -> list[Question]:
+    def take(self, count: int | None = None) -> list[SchemaQuestion]:
         with closing(self.read()) as questions:
             return list(islice(questions, count))
 
-    def place(self, example: Question) -> str:
+    def place(self, example: SchemaQuestion) -> str:
         return example.place
 
     def faults(self) -> Iterator[SourceFault]:
@@ -177,32 +177,32 @@ class SQLQuestions(SourceTask[Question]):
         mark = self._corpus().fingerprint
         return None if mark is None else f"{mark} {self.databases.mark}"
 
-    def messages(self, example: Question) -> list[dict[str, str]]:
+    def messages(self, example: SchemaQuestion) -> list[dict[str, str]]:
         return example.messages
 
-    def question(self, example: Question) -> str:
+    def question(self, example: SchemaQuestion) -> str:
         return example.question
 
-    def reference(self, example: Question) -> str:
+    def reference(self, example: SchemaQuestion) -> str:
         return example.sql
 
     def answer(self, completion: str) -> str:
         return statement_of(completion)
 
-    def score(self, example: Question, completion: str) -> Score:
+    def score(self, example: SchemaQuestion, completion: str) -> Score:
         return score(self.databases.connection(example.database), example.sql, completion)
 
-    def reference_error(self, example: Question) -> str | None:
+    def reference_error(self, example: SchemaQuestion) -> str | None:
         return reference_error(self.databases.connection(example.database), example.sql)
 
     def documents(self) -> Iterator[str]:
         return (question.text for question in self.read())
 
-    def baseline(self, examples: Sequence[Question]) -> list[str]:
+    def baseline(self, examples: Sequence[SchemaQuestion]) -> list[str]:
         """Counts the rows of the first table whose name is in the question, else of the database's first table."""
         return [self._count(example) for example in examples]
 
-    def _count(self, example: Question) -> str:
+    def _count(self, example: SchemaQuestion) -> str:
         if example.database not in self._tables:
             path = self.databases.path(example.database)
             self._tables[example.database] = [name.lower() for name, _ in tables_of(path)]

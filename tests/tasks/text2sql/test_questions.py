@@ -14,7 +14,7 @@ from quatrain.data.corpus import Corpus
 from quatrain.evaluation.evaluate import judge
 from quatrain.tasks.text2sql import Connection
 from quatrain.tasks.text2sql.databases import Databases, schema_text
-from quatrain.tasks.text2sql.questions import Question, SQLQuestions, asks_sql, databases_of
+from quatrain.tasks.text2sql.questions import SchemaQuestion, SQLQuestions, asks_sql, databases_of
 from quatrain.tasks.text2sql.statements import plain, statement_of
 
 SINGERS = """
@@ -173,7 +173,7 @@ def test_databases_without_the_tables_or_the_rows(folder: Path, make: Make, tmp_
 
 def test_preferences_come_from_questions_that_can_be_judged(folder: Path) -> None:
     statements = ("SELECT count(*) FROM pets", "SELECT * FROM gone")
-    asked = [Question("q", "", sql, "pets", "") for sql in statements]
+    asked = [SchemaQuestion("q", "", sql, "pets", "") for sql in statements]
     with SQLQuestions(Databases(folder)) as task:
         kept, notes = task.judgeable(asked)
     assert kept == asked[:1]
@@ -198,8 +198,8 @@ def test_data_check_runs_each_question(folder: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_question_whose_own_sql_fails_is_not_scored(folder: Path) -> None:
-    good = Question("how many?", "", "select count(*) from pets", "pets", "")
-    bad = Question("who?", "", "select name from nowhere", "pets", "")
+    good = SchemaQuestion("how many?", "", "select count(*) from pets", "pets", "")
+    bad = SchemaQuestion("who?", "", "select name from nowhere", "pets", "")
     with SQLQuestions(Databases(folder)) as task:
         judged = judge(task, "x", [good, bad], ["SELECT 2", "SELECT 1"])
         assert judged.scores == {"execution_accuracy": 1.0, "exact_match": 0.0, "count": 1}
