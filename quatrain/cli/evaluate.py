@@ -1,4 +1,4 @@
-"""`quatrain evaluate`: how well a model predicts a text, or does its task."""
+"""`quatrain evaluate`: the loss of a model on a text, or its scores on a task, beside a dumb baseline."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from quatrain.models.transformer.stack import Model
     from quatrain.tokenizers.tokenizer import Tokenizer
 
-SCORED = ("causal",)
-"""The heads whose models are measured by perplexity."""
+TEXT_HEADS = ("causal",)
+"""Heads of models that are evaluated by the loss of texts and by their completions."""
 
 
 def evaluate(
@@ -28,11 +28,11 @@ def evaluate(
     max_new_tokens: int = 120,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Measure a model: how surprised it is by a text, or how well it does the task that it was made for.
+    """Evaluate a model: its loss on a text, or its scores on a task, beside those of a dumb baseline.
 
-    A model that says the next token is measured on all of a text, on the answers in chats, or on questions with SQL by
-    running what it says. One that tells classes or tags apart, answers, chooses, translates, summarizes or compares is
-    measured on records, by what people quote for its task.
+    A causal language model is evaluated on a text, on the answers in chats, or on questions with SQL by running its
+    answers. A model with the head of a task (classes, tags, answers, choices, translation, summaries, similarity) is
+    evaluated on records by the metrics of its task.
 
     Parameters
     ----------
@@ -41,18 +41,18 @@ def evaluate(
     data
         A file, a folder, hf:owner/name, or a name that `quatrain data list` shows.
     context
-        The tokens that are read at once; the model's longest unless given.
+        The context in tokens; the model's longest by default.
     examples
-        Of a task's records, chats or questions, the first so many; all unless given.
+        How many records, chats or questions to take from the beginning; all by default.
     split
         Of a data set of Hugging Face, such as validation.
     databases
-        What questions with SQL are asked of: a folder, a .zip or a file of SQLite databases. The catalog knows those of
+        The databases of questions with SQL: a folder, a .zip or a file of SQLite databases. The catalog knows those of
         its own questions.
     source_prefix
-        What a model of texts out of texts was taught with before each source, such as "summarize: ".
+        The prefix of each source that an encoder-decoder was trained with, such as "summarize: ".
     max_new_tokens
-        The longest text that it says of a source, in tokens.
+        The most tokens of a completion.
     json_lines
         Write one JSON object, for programs.
     """
@@ -70,15 +70,27 @@ def evaluate(
     if examples is not None and examples < 1:
         raise InputError(f"--examples {examples}: must be at least 1")
     examples = None if examples is None else min(examples, sys.maxsize)
-    if network.config.head in SCORED:
-        from quatrain.cli.evaluate_answers import measure
-
-        found = measure(
-            network, tokenizer, data, databases, examples, context or longest, max_new_tokens, json_lines=json_lines
-        )
-        return _text(network, tokenizer, data, context or longest, json_lines) if found is None else found
     limit = context or longest
-    return _records(network, tokenizer, data, split, source_prefix, examples, limit, max_new_tokens, json_lines)
+    if network.config.head not in TEXT_HEADS:
+        return _records(network, tokenizer, data, split, source_prefix, examples, limit, max_new_tokens, json_lines)
+    from quatrain.data.settings import DataSettings
+    from quatrain.tasks.task import spec_of_source
+
+    if spec_of_source(DataSettings(source=data, databases=databases)) is not None:
+        return _source_task(network, tokenizer, data, databases, examples, max_new_tokens, json_lines)
+    if _is_chat(data):
+        return _chats(network, tokenizer, data, examples, limit, json_lines)
+    return _text(network, tokenizer, data, limit, json_lines)
+
+
+def _is_chat(data: str) -> bool:
+    from quatrain.core.errors import InputError
+    from quatrain.data.documents import detect
+
+    try:
+        return detect(data) == "chat"
+    except InputError:
+        return False  # the reader of texts raises the error that names the fault
 
 
 def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_lines: bool) -> int:
@@ -108,6 +120,91 @@ def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_li
     show(f"perplexity          {measured.perplexity:.3f} (token frequencies alone: {baseline.perplexity:.3f})")
     show(f"bits per character  {bits:.4f}")
     show(f"tokens              {measured.count:,}")
+    return 0
+
+
+def _source_task(
+    network: Model,
+    tokenizer: Tokenizer,
+    data: str,
+    databases: str | None,
+    examples: int | None,
+    max_new_tokens: int,
+    json_lines: bool,
+) -> int:
+    """The scores of each source, beside the task's dumb baseline."""
+    from quatrain.cli.output import show, show_json
+    from quatrain.core.progress import SilentReporter, create_reporter
+    from quatrain.core.wording import format_metric, text_table
+    from quatrain.data.corpus import Corpus
+    from quatrain.data.settings import DataSettings
+    from quatrain.data.sources import source_names
+    from quatrain.evaluation.evaluate import evaluate
+    from quatrain.generation.engine import Engine, SamplingParams
+    from quatrain.tasks.task import spec_of_source
+
+    engine, params = Engine(network, tokenizer), SamplingParams(max_new_tokens=max_new_tokens)
+    reporter = SilentReporter() if json_lines else create_reporter()
+    results, notes, kind = {}, [], ""
+    for name in source_names(data):
+        settings = DataSettings(source=name, databases=databases)
+        spec = spec_of_source(settings)
+        if spec is None:
+            continue
+        kind = spec.name
+        with spec.open(settings, "source", Corpus(name, format=spec.name)) as task:
+            chosen = task.take(examples)
+            result = evaluate(engine, task, name, chosen, params=params)
+            notes += [f"{name}: {note}" for note in (*task.notes, *result.notes)]
+        results[name] = result
+    if json_lines:
+        scores = {name: result.scores for name, result in results.items()}
+        baselines = {name: {"name": result.baseline_name, **result.baseline} for name, result in results.items()}
+        show_json({"task": kind, "scores": scores, "baselines": baselines, "notes": notes})
+        return 0
+    for note in notes:
+        reporter.warn(note)
+    columns = list(dict.fromkeys(key for result in results.values() for key in result.scores))
+    rows = []
+    for name, result in results.items():
+        rows.append((name, *(format_metric(key, result.scores[key]) for key in columns)))
+        beside = [format_metric(key, result.baseline[key]) if key in result.baseline else "" for key in columns]
+        rows.append((f"  baseline: {result.baseline_name}", *beside))
+    show(text_table(("set", *(column.replace("_", " ") for column in columns)), rows))
+    for sample in [sample for result in results.values() for sample in result.samples[:3]]:
+        verdict = "right" if sample["correct"] else f"wrong, {sample['detail']}; expected: {sample['reference']}"
+        show(f"{sample['prompt']}\n  → {sample['output']}\n  {verdict}\n")
+    return 0
+
+
+def _chats(
+    network: Model, tokenizer: Tokenizer, data: str, examples: int | None, context: int, json_lines: bool
+) -> int:
+    """The loss of the assistant's tokens in chats, beside that of token frequencies."""
+    from itertools import islice
+
+    from quatrain.cli.output import show, show_json
+    from quatrain.data.documents import read_conversations
+    from quatrain.evaluation.evaluate import reference_loss
+    from quatrain.generation.engine import Engine
+    from quatrain.tasks.instructions import ChatEncoder
+
+    encoder = ChatEncoder(context)
+    conversations = islice(read_conversations(data), examples)
+    encoded = list(encoder.encode((("", messages) for messages in conversations), tokenizer))
+    result = reference_loss(Engine(network, tokenizer), encoded)
+    tokens = sum(example.num_labels for example in encoded)
+    loss, perplexity, left_out = result.scores["loss"], result.scores["perplexity"], encoder.long
+    if json_lines:
+        figures = {"task": "chat", "loss": loss, "perplexity": perplexity, "baseline": result.baseline}
+        show_json(figures | {"tokens": tokens, "chats": len(encoded), "left_out": left_out})
+        return 0
+    beside = {key: f"  (token frequencies: {value:.4f})" for key, value in result.baseline.items()}
+    show(f"loss        {loss:.4f} nats a token of the answers{beside['loss']}")
+    show(f"perplexity  {perplexity:.3f}{beside['perplexity']}")
+    show(f"tokens      {tokens:,}")
+    notice = f"; {left_out:,} longer than {context} tokens left out" if left_out else ""
+    show(f"chats       {len(encoded):,}{notice}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Measuring a model that takes turns: held-out chats, the examples of a task, and the recipe's prompts."""
+"""Evaluates a model that takes turns in a chat: held-out chats, the examples of a task, and the recipe's prompts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from quatrain.tasks.instructions import ANSWERED, Chat, Instructions
 from quatrain.tasks.task import SourceTask, Task, spec_of_source
 
 
-def answers(settings: Settings, context: StageContext) -> bool:
-    """Whether the model takes turns by then: the stage that taught it last was one of chats, or its data are chats."""
+def takes_turns(settings: Settings, context: StageContext) -> bool:
+    """Whether the model takes turns in a chat: the last stage that taught it used chats, or its data are chats."""
     lesson = next((lesson for stage in _before(context) if (lesson := spec_of(stage).teaches(stage))), None)
     if lesson is not None:
         return lesson == "chat"
@@ -34,21 +34,23 @@ def answers(settings: Settings, context: StageContext) -> bool:
     return any(kind is not None and kind != "pairs" for kind in kinds)
 
 
-def data_measured(settings: Settings, context: StageContext) -> DataSettings:
-    """The data that a stage is measured on: its own, or those of the stage that taught chats last, or the recipe's."""
+def evaluation_data(settings: Settings, context: StageContext) -> DataSettings:
+    """The data to evaluate on: the stage's own, or those of the last stage that taught chats, or the recipe's."""
     taught = [stage for stage in _before(context) if spec_of(stage).teaches(stage) in ("chat", "task")]
     own = getattr(settings, "data", None)
     return own or next((stage.data for stage in taught if stage.data and stage.data.source), context.recipe.data)
 
 
 def _before(context: StageContext) -> list[Any]:
-    """The stages up to this one, the last one first."""
+    """The stages up to this one, the latest first."""
     return list(context.recipe.stage[: context.index + 1])[::-1]
 
 
 def _kind(part: str, data: DataSettings) -> str | None:
-    """How a part of the data is measured: the name of its task, "chat", "pairs" of a text and its answer, or None for
-    a text."""
+    """How a part of the data is evaluated: by the task of this name, as "chat", or as "pairs" of a text and its answer.
+
+    None for plain text.
+    """
     if (spec := spec_of_source(data, part)) is not None:
         return spec.name
     try:
@@ -61,7 +63,7 @@ def _kind(part: str, data: DataSettings) -> str | None:
 
 def measure(settings: Settings, context: StageContext, engine: Engine, result: StageResult) -> None:
     """Adds scores and samples of the held-out sets, and answers to the recipe's prompts, asked as turns."""
-    data, limits = data_measured(settings, context), context.recipe.evaluate
+    data, limits = evaluation_data(settings, context), context.recipe.evaluate
     result.samples = []
     tokens = seconds = 0.0
     for name, part, own in sets(data):
@@ -87,8 +89,10 @@ def measure(settings: Settings, context: StageContext, engine: Engine, result: S
 
 
 def sets(data: DataSettings) -> Iterator[tuple[str, str, DataSettings]]:
-    """The sets that scores are measured on: each part of `data.test`, or of `data.dev`, or the share held out, with its
-    name, the part of the data that it is, and settings of it alone."""
+    """The held-out sets: each source of `data.test`, or of `data.dev`, or the held-out share of `data.source`.
+
+    Yields the name of a set, the part of the data that it is in, and data settings with this source alone.
+    """
     for part in ("test", "dev"):
         source = getattr(data, part)
         if source is not None:
@@ -122,30 +126,30 @@ def _evaluate(
 
 
 def held_out_chats(part: str, data: DataSettings, settings: Settings, context: StageContext) -> list[Chat]:
-    """All chats of a part of their own, or the share of the source that was not learned."""
+    """All chats of a separate part, or the share of the source that was not learned."""
     if data.streaming and part == "source":
         return list(islice(conversations(data, context, settings, []), context.recipe.evaluate.examples))
-    found = list(conversations(data, context, settings, [], part))
-    return split(found, data.validation, context.seed)[1] if part == "source" else found
+    chats = list(conversations(data, context, settings, [], part))
+    return split(chats, data.validation, context.seed)[1] if part == "source" else chats
 
 
-def look(settings: Settings, context: StageContext, engine: Engine) -> list[dict[str, Any]]:
-    """A few answers of a model that still learns: to the recipe's prompts, or to chats held out."""
-    wanted = context.recipe.evaluate
-    params = SamplingParams(max_new_tokens=wanted.max_new_tokens, seed=context.seed)
-    if wanted.prompts:
-        params = replace(params, temperature=next(iter(wanted.temperatures), 0.0))
-        turns = [[{"role": "user", "content": prompt}] for prompt in wanted.prompts[:PREVIEW_SAMPLES]]
+def preview(settings: Settings, context: StageContext, engine: Engine) -> list[dict[str, Any]]:
+    """A few answers during training: to the recipe's prompts, or to held-out chats."""
+    limits = context.recipe.evaluate
+    params = SamplingParams(max_new_tokens=limits.max_new_tokens, seed=context.seed)
+    if limits.prompts:
+        params = replace(params, temperature=next(iter(limits.temperatures), 0.0))
+        turns = [[{"role": "user", "content": prompt}] for prompt in limits.prompts[:PREVIEW_SAMPLES]]
         name, references = f"temperature {params.temperature}", [""] * PREVIEW_SAMPLES
     else:
-        name, part, data = next(sets(data_measured(settings, context)), ("", "", None))
+        name, part, data = next(sets(evaluation_data(settings, context)), ("", "", None))
         known = data is not None and _kind(part, data) is not None
         chats = held_out_chats(part, data, settings, context) if data is not None and known else []
         chats = [chat for chat in spread(chats, PREVIEW_SAMPLES) if chat[1][-1]["role"] == "assistant"] if chats else []
         turns, references = [chat[:-1] for _, chat in chats], [content_text(chat[-1]) for _, chat in chats]
-    said = engine.chat(turns, params) if turns else []
+    completions = engine.chat(turns, params) if turns else []
     return [
-        {"set": name, "prompt": content_text(asked[-1]), "output": answer.text}
-        | ({"reference": right} if right else {})
-        for asked, answer, right in zip(turns, said, references, strict=False)
+        {"set": name, "prompt": content_text(prompt[-1]), "output": completion.text}
+        | ({"reference": reference} if reference else {})
+        for prompt, completion, reference in zip(turns, completions, references, strict=False)
     ]

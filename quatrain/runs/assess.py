@@ -1,6 +1,6 @@
-"""Measuring a model after a stage: execution accuracy on the held-out questions, samples of a text model, speed.
+"""Evaluates the model after a stage: scores of the held-out sets, samples of free text, generation speed.
 
-Every stage is measured in the same way, so that the report can set them side by side.
+Every stage is evaluated in the same way, so that the report can compare them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from quatrain.tasks.task import Task
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 MASK = "[MASK]"
-"""What stands for a hidden word in a recipe's prompts, whatever the tokenizer's own is."""
+"""The placeholder of a hidden word in a recipe's prompts, whatever the tokenizer's own mask token is."""
 
 OPENING = 20
-"""Characters of a text's beginning that stand in for prompts which the model cannot read."""
+"""Characters of the text's beginning that replace prompts which the model cannot read."""
 
 
 def assess(settings: Settings, context: StageContext, model: Model, tokenizer: Tokenizer, result: StageResult) -> None:
@@ -36,45 +36,45 @@ def assess(settings: Settings, context: StageContext, model: Model, tokenizer: T
     if not getattr(settings, "evaluate", True):
         return
     if model.config.head in ("masked", "pretraining"):
-        result.samples = _fillings(context, model, tokenizer)
+        result.samples = _mask_predictions(context, model, tokenizer)
     elif model.config.head in ("causal", "seq2seq"):
         engine = Engine(model, tokenizer)
         task = generated_task(context, settings)
         if task is not None:
             _held_out_sets(settings, context, engine, task, result)
-        elif answering.answers(settings, context):
+        elif answering.takes_turns(settings, context):
             answering.measure(settings, context, engine, result)
         else:
             _samples(settings, context, engine, result)
 
 
-def look(settings: Settings, context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """What a model that still learns says: a few samples, of the kind that `assess` takes in the end."""
+def preview(settings: Settings, context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """A few samples during training, of the kind that `assess` takes at the end."""
     if model.config.head in ("masked", "pretraining"):
-        return _fillings(context, model, tokenizer)
+        return _mask_predictions(context, model, tokenizer)
     if model.config.head not in ("causal", "seq2seq"):
         return []
     engine = Engine(model, tokenizer)
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens, seed=context.seed)
     task = generated_task(context, settings)
     if task is not None:
-        few = [(name, example) for name, examples in task.held_out.items() for example in examples[:PREVIEW_SAMPLES]]
-        examples = [example for _, example in few]
+        pairs = [(name, example) for name, examples in task.held_out.items() for example in examples[:PREVIEW_SAMPLES]]
+        examples = [example for _, example in pairs]
         completions, _ = complete(engine, task, examples, params, as_text=_continues_text(settings))
         return [
             {"set": name, "prompt": task.question(example), "reference": task.reference(example), "output": answer.text}
-            for (name, example), answer in zip(few, completions, strict=True)
+            for (name, example), answer in zip(pairs, completions, strict=True)
         ]
-    if answering.answers(settings, context):
-        return answering.look(settings, context, engine)
+    if answering.takes_turns(settings, context):
+        return answering.preview(settings, context, engine)
     prompts, _ = _readable_prompts(settings, context, engine)
     if not prompts:
         return []
     params = replace(params, temperature=next(iter(context.recipe.evaluate.temperatures), 0.0))
-    said = engine.generate(prompts[:PREVIEW_SAMPLES], params)
+    completions = engine.generate(prompts[:PREVIEW_SAMPLES], params)
     return [
-        {"set": f"temperature {params.temperature}", "prompt": prompt, "output": answer.text}
-        for prompt, answer in zip(prompts, said, strict=False)
+        {"set": f"temperature {params.temperature}", "prompt": prompt, "output": completion.text}
+        for prompt, completion in zip(prompts, completions, strict=False)
     ]
 
 
@@ -103,44 +103,44 @@ def _continues_text(settings: Any) -> bool:
 
 
 @torch.no_grad()
-def _fillings(context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """What the model thinks likeliest for each hidden word, [MASK], of the recipe's prompts."""
+def _mask_predictions(context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The five likeliest tokens for each [MASK] in the recipe's prompts, with their probabilities."""
     mask = tokenizer.mask_id
-    written = tokenizer.id_to_token(mask) if mask is not None else None
-    found = []
+    mask_token = tokenizer.id_to_token(mask) if mask is not None else None
+    samples = []
     for prompt in context.recipe.evaluate.prompts:
-        if written is None or MASK not in prompt:
+        if mask_token is None or MASK not in prompt:
             continue
-        ids = tokenizer.encode(prompt.replace(MASK, written), special_tokens=True)
+        ids = tokenizer.encode(prompt.replace(MASK, mask_token), special_tokens=True)
         if len(ids) > model.config.context_length:
             continue
         hidden = model.hidden_states(torch.tensor([ids], device=model.device))[0]
-        places = [place for place, token in enumerate(ids) if token == mask]
-        chances, best = model.lm_logits(hidden[places]).float().softmax(-1).topk(5)
+        positions = [position for position, token in enumerate(ids) if token == mask]
+        probabilities, best = model.lm_logits(hidden[positions]).float().softmax(-1).topk(5)
         words = [
             ", ".join(
-                f"{tokenizer.decode([token]).strip() or tokenizer.id_to_token(token)} {chance:.0%}"
-                for token, chance in zip(*row, strict=True)
+                f"{tokenizer.decode([token]).strip() or tokenizer.id_to_token(token)} {probability:.0%}"
+                for token, probability in zip(*row, strict=True)
             )
-            for row in zip(best.tolist(), chances.tolist(), strict=True)
+            for row in zip(best.tolist(), probabilities.tolist(), strict=True)
         ]
-        found.append({"set": "hidden words", "prompt": prompt, "output": " | ".join(words)})
-    return found
+        samples.append({"set": "hidden words", "prompt": prompt, "output": " | ".join(words)})
+    return samples
 
 
 def _samples(settings: Settings, context: StageContext, engine: Engine, result: StageResult) -> None:
-    """A sample of each of the recipe's prompts at each of its temperatures."""
-    wanted = context.recipe.evaluate
+    """Samples of each of the recipe's prompts at each of its temperatures."""
+    limits = context.recipe.evaluate
     prompts, notes = _readable_prompts(settings, context, engine)
     for note in notes:
         context.reporter.warn(note)
     result.notes += notes
     result.samples = []
     tokens = seconds = 0.0
-    for temperature in wanted.temperatures:
+    for temperature in limits.temperatures:
         if not prompts:
             break
-        params = SamplingParams(max_new_tokens=wanted.max_new_tokens, temperature=temperature, seed=context.seed)
+        params = SamplingParams(max_new_tokens=limits.max_new_tokens, temperature=temperature, seed=context.seed)
         started = time.perf_counter()
         answers = engine.generate(prompts, params)
         seconds += time.perf_counter() - started
@@ -155,8 +155,8 @@ def _samples(settings: Settings, context: StageContext, engine: Engine, result: 
 def _readable_prompts(settings: Settings, context: StageContext, engine: Engine) -> tuple[list[str], list[str]]:
     """The recipe's prompts that the model can read, and a note on each that it cannot.
 
-    A recipe's prompts are for its own text: another text may lack their characters, or its model be too short for
-    them. Where none is left the beginning of the text takes their place.
+    A recipe's prompts fit its own text. The tokenizer of another text may lack their characters, or its model may have
+    a shorter context. Where no prompt is left, the beginning of the text replaces them.
     """
     prompts, notes = [], []
     for prompt in context.recipe.evaluate.prompts:
@@ -174,7 +174,7 @@ def _readable_prompts(settings: Settings, context: StageContext, engine: Engine)
 
 
 def _fault(engine: Engine, prompt: str) -> str | None:
-    """Why the model cannot go on from a prompt; None where it can."""
+    """Why the model cannot continue a prompt; None where it can."""
     try:
         count = len(engine.encode(prompt))
     except InputError as error:
@@ -184,7 +184,7 @@ def _fault(engine: Engine, prompt: str) -> str | None:
 
 
 def _opening(settings: Settings, context: StageContext) -> str:
-    """The first words of the text that a stage has learned, at most 20 characters; "" where they are not to be had."""
+    """The first words of the text that a stage learned, at most 20 characters; "" where they cannot be read."""
     from quatrain.data.documents import read_chunks
 
     source = context.recipe.data_of(settings).source

@@ -1,4 +1,4 @@
-"""Several sets of chats learned together over one frozen model, each by an adapter of its own, in the same batches."""
+"""Trains several sets of chats together over one frozen model, each by its own adapter, in the same batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def setup(
     model: Model | None,
     one: Callable[[FinetuneStage, Model | None], TrainingJob],
 ) -> TrainingJob:
-    """What the stage learns: the examples of all tasks, each as `one` sets it up alone, shuffled together."""
+    """The training job: the examples of all tasks, each prepared by `one`, shuffled together."""
     parts: dict[str, TrainingJob] = {}
     for name in settings.tasks:
         parts[name] = one(of_task(settings, name), model)
@@ -40,10 +40,10 @@ def setup(
     stream, steps = example_stream(settings, context, examples)
 
     def validate(model: Model) -> dict[str, float]:
-        losses = {name: examples_loss(model, own) for name, own in held_out.items()}
-        total = sum(each.loss * each.count for each in losses.values())
-        found = {f"validation_loss_{name}": each.loss for name, each in losses.items()}
-        return {"validation_loss": total / sum(each.count for each in losses.values()), **found}
+        losses = {name: examples_loss(model, examples) for name, examples in held_out.items()}
+        total = sum(loss.loss * loss.count for loss in losses.values())
+        by_task = {f"validation_loss_{name}": loss.loss for name, loss in losses.items()}
+        return {"validation_loss": total / sum(loss.count for loss in losses.values()), **by_task}
 
     return replace(
         first,
@@ -54,7 +54,7 @@ def setup(
         held_out=[each for own in held_out.values() for each in own],
         validate=validate if held_out else None,
         notes=[f"{name}: {note}" for name, part in parts.items() for note in part.notes],
-        sample=lambda model: look(settings, context, model, first.tokenizer),
+        sample=lambda model: preview(settings, context, model, first.tokenizer),
         tasks=tuple(parts),
     )
 
@@ -64,27 +64,29 @@ def tagged(examples: Sequence[TokenExample], name: str | None) -> list[TaskExamp
     return [TaskExample(each.ids, each.mask, name) for each in examples]
 
 
-def look(settings: FinetuneStage, context: StageContext, model: Model, tokenizer: Tokenizer) -> list[dict[str, object]]:
-    """What the model says by each adapter by now."""
+def preview(
+    settings: FinetuneStage, context: StageContext, model: Model, tokenizer: Tokenizer
+) -> list[dict[str, object]]:
+    """A few answers by each adapter during training."""
     return [
         {**sample, "set": f"{name}: {sample['set']}"}
         for name in settings.tasks
-        for sample in answers.look(of_task(settings, name), context, Engine(model, tokenizer, adapter=name))
+        for sample in answers.preview(of_task(settings, name), context, Engine(model, tokenizer, adapter=name))
     ]
 
 
 def measure(settings: FinetuneStage, context: StageContext, learning: TrainingJob, result: StageResult) -> None:
-    """Scores of each task by its own adapter, and the loss of the frozen model without it."""
+    """The scores of each task with its own adapter, and the loss of the frozen model without an adapter."""
     scores: dict[str, dict[str, float]] = {}
     baselines: dict[str, dict[str, Any]] = {}
     result.samples = []
     for name in settings.tasks:
-        own, found = of_task(settings, name), StageResult()
-        answers.measure(own, context, Engine(learning.model, learning.tokenizer, adapter=name), found)
+        own, evaluated = of_task(settings, name), StageResult()
+        answers.measure(own, context, Engine(learning.model, learning.tokenizer, adapter=name), evaluated)
         held = [each for each in learning.held_out if isinstance(each, TaskExample) and each.adapter == name]
         without = {"loss_without": examples_loss(learning.model, tagged(held, None)).loss} if held else {}
-        scores |= {f"{name}: {key}": value | without for key, value in (found.scores or {}).items()}
-        baselines |= {f"{name}: {key}": value for key, value in (found.baselines or {}).items()}
-        result.samples += [{**sample, "set": f"{name}: {sample['set']}"} for sample in found.samples or []]
-        result.notes += found.notes
+        scores |= {f"{name}: {key}": value | without for key, value in (evaluated.scores or {}).items()}
+        baselines |= {f"{name}: {key}": value for key, value in (evaluated.baselines or {}).items()}
+        result.samples += [{**sample, "set": f"{name}: {sample['set']}"} for sample in evaluated.samples or []]
+        result.notes += evaluated.notes
     result.scores, result.baselines = scores or None, baselines or None

@@ -545,13 +545,14 @@ def test_a_soft_prompt_takes_room_of_the_text(data: dict[str, str], tmp_path: Pa
     long = write(tmp_path / "long.jsonl", [
         {"text": " ".join(["film"] * 90), "label": name} for name in ("good", "bad") * 10
     ])  # fmt: skip
-    for length in (8, 10_000):
+    for slots in (8, 10_000):
+        adapter = f'{{ method = "prompt", num_virtual_tokens = {slots} }}'
         stages = (
             stage("tokenizer", data=f"{{ source = '{data['text']}' }}"),
             stage("pretrain", 2, objective='"masked"', data=f"{{ source = '{data['text']}' }}"),
-            stage("finetune", 2, objective='"classify"', adapter=f'{{ method = "prompt", num_virtual_tokens = {length} }}'),
+            stage("finetune", 2, objective='"classify"', adapter=adapter),
         )
-        if length == 8:
+        if slots == 8:
             run = go(tmp_path / "runs", *stages, data=f"source = '{long}'")
             assert any("tokens" in note and "cut" in note for note in run.results[-1]["notes"])
         else:

@@ -8,7 +8,7 @@ from quatrain.data.batches import TokenExample
 from quatrain.evaluation.perplexity import examples_loss
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import multi_adapter, tasks
-from quatrain.runs.assess import assess, look
+from quatrain.runs.assess import assess, preview
 from quatrain.runs.chats import chat_examples, conversations, with_template
 from quatrain.runs.job import TrainingJob
 from quatrain.runs.learning import example_stream, learn, longest, mean_length, with_dropout
@@ -72,7 +72,7 @@ def prepare(settings: FinetuneStage, context: StageContext, model: Model | None 
         validate=(lambda model: {"validation_loss": examples_loss(model, held_out).loss}) if len(held_out) else None,
         adapter=settings.adapter,
         notes=notes,
-        sample=lambda model: look(settings, context, model, tokenizer),
+        sample=lambda model: preview(settings, context, model, tokenizer),
         chats=True,
     )
 

@@ -18,7 +18,7 @@ from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.settings import HEADS
 from quatrain.models.transformer.stack import Model
-from quatrain.runs.assess import assess, look
+from quatrain.runs.assess import assess, preview
 from quatrain.runs.job import TrainingJob, Validate
 from quatrain.runs.learning import example_stream, learn, with_dropout
 from quatrain.runs.material import as_wanted, fresh_model, model_folder_of, pieces, tokenizer_of
@@ -60,7 +60,7 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
     learning = TrainingJob(
         model, tokenizer, objective, stream=None, settings=wanted, steps=0, length=length, limit=length  # type: ignore[arg-type]
     )
-    learning.sample = lambda model: look(settings, context, model, tokenizer)
+    learning.sample = lambda model: preview(settings, context, model, tokenizer)
     if context.recipe.data_of(settings).streaming:
         _stream(settings, context, learning)
         return learning
