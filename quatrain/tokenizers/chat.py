@@ -1,9 +1,9 @@
-"""The one chat renderer: messages become text, ids and the mask of what the assistant says.
+"""The one chat renderer: messages become text, token ids and the mask of assistant tokens.
 
 Templates are Jinja in the Hugging Face format, run with the same settings, filters and globals as transformers'
-`apply_chat_template`, so that training, evaluation, the server and an exported model give the same ids. They may come
-from strangers: `quatrain.tokenizers.sandbox` limits their time, memory and output. `{% generation %}` blocks mark the
-assistant's part; everything of a template outside them is not learned.
+`apply_chat_template`, so that training, evaluation, the server and an exported model give the same ids. Templates are
+untrusted: `quatrain.tokenizers.sandbox` limits their time, memory and output. `{% generation %}` blocks mark what the
+assistant generates; tokens outside them are not labels.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ Message = Mapping[str, Any]
 
 @dataclass
 class Rendered:
-    """A conversation in a model's format. `assistant_mask[i]` is True where `ids[i]` is the assistant's to say, the
-    end-of-turn token included, and its turn has not the weight 0; `ids` and `assistant_mask` have the same length.
-    `spans` are these parts of `text`, as (start, end) in characters."""
+    """A rendered conversation.
+
+    `assistant_mask[i]` is True if the assistant generates `ids[i]`, the end-of-turn token included, in a turn whose
+    weight is not 0; it has the length of `ids`. `spans` are these parts of `text`, as (start, end) in characters."""
 
     text: str
     ids: list[int]
@@ -66,19 +67,17 @@ def render(
 ) -> Rendered:
     """Render `messages` ({"role": …, "content": …}) with the tokenizer's chat template.
 
-    `add_generation_prompt` opens the assistant's turn at the end; `tools` are JSON schemas of functions, as a list or
-    as JSON text, and `documents` texts to answer from; `variables` reach the template. What a data file says of these
-    comes with its `Messages`, unless it is given here. `template` is the name of one of the tokenizer's templates; by
-    default it is "tool_use" where there are tools and such a template, else "default". The ids equal those of
-    transformers' `apply_chat_template`; BOS comes from the template alone, never twice. `mask=True` demands marks in
-    the template; the default demands them for whole conversations and not for prompts. Where they are not demanded and
-    absent, the mask is all False. A turn of the assistant whose `weight` is 0 is rendered, and not in the mask.
+    `add_generation_prompt` opens the assistant's turn at the end. `tools` are JSON schemas of functions (a list or JSON
+    text), `documents` texts to answer from, `variables` further inputs of the template; by default these are the ones
+    that `Messages` carry. `template` names one of the tokenizer's templates; the default is "tool_use" if there are
+    tools and such a template, else "default". The ids equal those of transformers' `apply_chat_template`; BOS comes
+    only from the template, never twice. `mask=True` requires `{% generation %}` marks in the template; the default
+    requires them unless `add_generation_prompt`. Without marks the mask is all False. An assistant turn of `weight` 0
+    is rendered but not in the mask. A template that reads content as text gets the parts of a content list joined.
 
-    A template that reads content as text gets the texts of content in parts joined.
-
-    Raises InputError, with all faults at once, for messages that are no conversation, a tokenizer without a chat
-    template, a template that refuses the conversation, or one without marks where a mask is demanded;
-    TemplateLimitError for a template that takes too much time or memory.
+    Raises InputError, with all faults at once, for invalid messages, a tokenizer without a chat template, a template
+    that rejects the conversation or lacks required marks; TemplateLimitError for a template that takes too much time or
+    memory.
     """
     tools = tools if tools is not None else getattr(messages, "tools", None)
     documents = documents if documents is not None else getattr(messages, "documents", None)
@@ -103,7 +102,7 @@ def render(
 
 
 def check_template(tokenizer: Tokenizer) -> None:
-    """Raises InputError where a chat template is missing, or cannot write a conversation that a user begins."""
+    """Raises InputError if there is no chat template, or it cannot render a conversation that starts with the user."""
     turn, variables = {"role": "user", "content": "Hello"}, tokenizer.special_tokens_map
     render_text(tokenizer.template_for(), [turn], add_generation_prompt=True, variables=variables)
 
@@ -117,7 +116,7 @@ def render_text(
     documents: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation and the assistant's spans [start, end) in it, without any tokenizer."""
+    """The text of a conversation and the spans [start, end) of the assistant in it, without a tokenizer."""
     conversation = check_messages(messages, template)
     if taken := sorted({"messages", "tools", "documents", "add_generation_prompt"} & set(variables or {})):
         raise InputError(f"variables of a chat template cannot be named {', '.join(taken)}, which have their own place")
@@ -139,7 +138,7 @@ def render_text(
         if None in texts:
             raise
         return _rendered(template, texts, given)  # type: ignore[arg-type]
-    # A template that reads content as text prints the list as Python writes it, which no model was trained on.
+    # A template that reads content as text prints the list as Python code, which no model was trained on.
     written = [str(message["content"]) for message in conversation if isinstance(message.get("content"), list)]
     if any(each in text for each in written if each != "[]"):
         if None in texts:
@@ -169,7 +168,7 @@ def _list_of_objects(values: Any, name: str) -> list[dict[str, Any]] | None:
 def _rendered(
     template: str, conversation: list[dict[str, Any]], given: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """One run of a template."""
+    """Runs a template once."""
     tracker = _Tracker(conversation)
     size = sum(len(str(each)) for each in (*conversation, given))
     token = _TRACKER.set(tracker)
@@ -183,13 +182,13 @@ def _rendered(
             except InputError:
                 raise
             except jinja2.TemplateError as error:
-                raise InputError(f"the chat template refuses this conversation: {_said(error.message)}") from error
+                raise InputError(f"the chat template refuses this conversation: {_shortened(error.message)}") from error
             except RecursionError as error:
                 raise meter.fail("macros, blocks or values nested too deeply") from error
             except MemoryError as error:
                 raise meter.fail("more memory than there is") from error
-            except Exception as error:  # whatever a stranger's template does wrong
-                raise InputError(f"the chat template fails on this conversation: {_said(error)}") from error
+            except Exception as error:  # an untrusted template may raise anything
+                raise InputError(f"the chat template fails on this conversation: {_shortened(error)}") from error
             if meter.failed is not None:
                 raise meter.failed
     finally:
@@ -197,18 +196,18 @@ def _rendered(
     return "".join(tracker.blocks), tracker.learned()
 
 
-def _said(error: object) -> str:
+def _shortened(error: object) -> str:
     text = printable(str(error))
     return text if len(text) <= 400 else text[:399] + "…"
 
 
 def has_marks(template: str) -> bool:
-    """Whether a template marks the assistant's part with `{% generation %}`."""
+    """Whether a template has `{% generation %}` marks."""
     return _MARKS.search(template) is not None
 
 
 def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """True for each token that shares a character with a span; both are in order of the text."""
+    """True for each token that overlaps a span; both are in the order of the text."""
     mask = [False] * len(offsets)
     at = 0
     for start, end in spans:
@@ -218,36 +217,36 @@ def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) 
         while here < len(offsets) and offsets[here][0] < end:
             mask[here] = offsets[here][1] > offsets[here][0]
             here += 1
-        # A token may reach over the end of one span into the next.
+        # A token may overlap the end of one span and the start of the next.
         at = max(at, here - 1)
     return mask
 
 
 class _Turn(dict[str, Any]):
-    """A message that tells a tracker when the template reads what was said in it."""
+    """A message that tells its tracker when the template reads its content."""
 
     tracker: _Tracker
     number: int
 
     def __getitem__(self, key: str) -> Any:
-        if key in _SAID:
+        if key in _CONTENT_FIELDS:
             self.tracker.read.append(self.number)
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
         """As of a dict."""
-        if key in _SAID:
+        if key in _CONTENT_FIELDS:
             self.tracker.read.append(self.number)
         return super().get(key, default)
 
 
-_SAID = frozenset(("content", "tool_calls", "function_call", "refusal", *REASONING))
+_CONTENT_FIELDS = frozenset(("content", "tool_calls", "function_call", "refusal", *REASONING))
 
 
 class _Tracker:
-    """What has been rendered so far, where in it the assistant spoke, and in which of its turns.
+    """Records the rendered text, the assistant's spans in it, and the turn of each span.
 
-    Only where a turn has the weight 0 do spans have to be told apart by turns.
+    The turns of spans matter only if a turn has the weight 0.
     """
 
     def __init__(self, conversation: list[dict[str, Any]]) -> None:
@@ -268,25 +267,25 @@ class _Tracker:
         return turn
 
     def add(self, block: str) -> None:
-        """A part of the text outside of any block of the assistant's, or one whole block."""
+        """Append a part of the text outside `{% generation %}`, or one whole block."""
         self.blocks.append(block)
         self.length += len(block)
 
-    def spoke(self, caller: Callable[[], str]) -> str:
-        """Renders the assistant's part and notes where it stands and whose turn it is."""
+    def generated(self, caller: Callable[[], str]) -> str:
+        """Render a `{% generation %}` block and record its span and its turn."""
         before = [number for number in self.read if number in self.answers][-1:]
         self.read.clear()
-        said = caller()
+        text = caller()
         inside = {number for number in self.read if number in self.answers}
-        if said:
-            self.spans.append((self.length, self.length + len(said)))
+        if text:
+            self.spans.append((self.length, self.length + len(text)))
             owner = inside or set(before)
             self.owners.append(owner.pop() if len(owner) == 1 else None)
         self.read[:0] = before
-        return said
+        return text
 
     def learned(self) -> list[tuple[int, int]]:
-        """The spans of the turns that are learned. Raises InputError where a turn of weight 0 cannot be told apart."""
+        """The spans of turns with nonzero weight. Raises InputError if the turns of spans are unknown."""
         if not self.unlearned:
             return self.spans
         owners: list[int | None] = self.owners
@@ -300,12 +299,12 @@ class _Tracker:
         return [span for span, owner in zip(self.spans, owners, strict=True) if owner not in self.unlearned]
 
 
-# Jinja's compiled templates are shared by threads; each rendering has a tracker of its own.
+# Compiled templates are shared between threads; each rendering has its own tracker.
 _TRACKER: ContextVar[_Tracker | None] = ContextVar("tracker", default=None)
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """The `{% generation %}` tag: renders its body and notes where it stands."""
+    """The `{% generation %}` tag: renders its body and records its span."""
 
     tags = {"generation"}
 
@@ -316,7 +315,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
     def _note(self, caller: Callable[[], str]) -> str:
         tracker = _TRACKER.get()
-        return caller() if tracker is None else tracker.spoke(caller)
+        return caller() if tracker is None else tracker.generated(caller)
 
 
 def _raise_exception(message: str) -> None:
@@ -351,8 +350,8 @@ def _compiled(template: str) -> jinja2.Template:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         where = f"(its line {error.lineno})"
-        raise InputError(f"the chat template is no valid Jinja: {_said(error.message)} {where}") from error
+        raise InputError(f"the chat template is no valid Jinja: {_shortened(error.message)} {where}") from error
     except (RecursionError, MemoryError) as error:
         raise InputError("the chat template is nested too deeply to be run") from error
     except (SyntaxError, ValueError, OverflowError) as error:
-        raise InputError(f"the chat template is no Jinja that can be run: {_said(error)}") from error
+        raise InputError(f"the chat template is no Jinja that can be run: {_shortened(error)}") from error

@@ -1,9 +1,9 @@
-"""Which files a tokenizer is read from, and what its configuration says about the roles of its special tokens.
+"""Reads a tokenizer from any published files, with the roles of its special tokens.
 
-In this order: `tokenizer.json`; Marian's `source.spm`, `target.spm` and `vocab.json`; a SentencePiece model
-(`tokenizer.model`, `spiece.model`); `vocab.json` with `merges.txt`; `vocab.txt`; a `.tiktoken` file. The layouts of
-before `tokenizer.json` do not say by themselves how text is cut, so the family is read off `tokenizer_config.json` or
-`config.json`, and where neither says it, off the vocabulary.
+Files are tried in this order: `tokenizer.json`; Marian's `source.spm`, `target.spm` and `vocab.json`; a SentencePiece
+model (`tokenizer.model`, `spiece.model`); `vocab.json` with `merges.txt`; `vocab.txt`; a `.tiktoken` file. Older files
+do not describe how text is split into words, so the family is inferred from `tokenizer_config.json` or `config.json`,
+or else from the vocabulary.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from quatrain.tokenizers.sentencepiece import read_marian, read_sentencepiece
 from quatrain.tokenizers.token_config import (
     MAX_TOKENIZER_BYTES,
     ROLES,
-    Beside,
+    TokenFiles,
     content_of,
     exists,
     is_own_name,
     optional_json,
-    read_beside,
+    read_token_files,
     settled_roles,
-    tokens_beside,
+    tokens_to_add,
     without_defaults,
 )
 from quatrain.tokenizers.vocabularies import read_byte_level, read_wordpiece
 
 TARGET_FOLDER = "target_tokenizer"
-"""Where a model folder keeps the tokenizer of what its decoder says, if that is another than the encoder's."""
+"""The folder, in a model folder, of the decoder's tokenizer if it differs from the encoder's."""
 
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model")
 _LISTS = ("vocab.json", "merges.txt", "vocab.txt")
-#: Where no tokenizer_config.json says it, the role of a special token is read off its public name.
+#: Role -> usual special tokens, for tokenizers without tokenizer_config.json.
 _USUAL_NAMES = {
     "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>"),
     "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"),
@@ -50,7 +50,7 @@ _USUAL_NAMES = {
     "sep": ("[SEP]",),
     "mask": ("[MASK]", "<mask>"),
 }
-#: `model_type` of config.json -> the rules by which its older files are read.
+#: `model_type` of config.json -> the family whose rules apply to its older files.
 _OF_MODEL_TYPE = {
     **dict.fromkeys(("gpt2", "phi", "codegen", "gptj", "gpt_neo", "bloom", "whisper"), "gpt2"),
     **dict.fromkeys(("roberta", "bart", "longformer", "xlm-roberta"), "roberta"),
@@ -62,7 +62,7 @@ _OF_MODEL_TYPE = {
     "opt": "opt",
     "marian": "marian",
 }
-#: `tokenizer_class` of tokenizer_config.json, less "Tokenizer" and "Fast" -> the same rules.
+#: `tokenizer_class` of tokenizer_config.json without "Tokenizer" and "Fast" -> the family.
 _OF_CLASS = {
     **dict.fromkeys(("GPT2", "CodeGen", "Whisper"), "gpt2"),
     **dict.fromkeys(("Roberta", "Bart", "Longformer"), "roberta"),
@@ -73,7 +73,7 @@ _OF_CLASS = {
     "GPTNeoX": "gpt_neox",
     "Marian": "marian",
 }
-#: Of a tokenizer's configuration, what described the older files; it would mislead a reader of the tokenizer.json.
+#: Keys of tokenizer_config.json that only describe older files and would mislead readers of tokenizer.json.
 _OF_THE_OLDER_FILES = (
     *("tokenizer_class", "legacy", "sp_model_kwargs", "extra_ids", "vocab_file", "merges_file", "tokenizer_file"),
     *("add_prefix_space", "source_lang", "target_lang", "separate_vocabs", "name_or_path", "special_tokens_map_file"),
@@ -82,7 +82,7 @@ _OF_THE_OLDER_FILES = (
 
 
 def has_tokenizer(folder: str | Path) -> bool:
-    """Whether a folder holds any file that a tokenizer is read from; says nothing about whether it is whole."""
+    """Whether a folder has any tokenizer file, complete or not."""
     names = ("tokenizer.json", *_SENTENCEPIECE, "source.spm", "target.spm", "vocab.json", "vocab.txt")
     return any(exists(Path(folder) / name) for name in names)
 
@@ -90,7 +90,7 @@ def has_tokenizer(folder: str | Path) -> bool:
 def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
     """The tokenizer at `path`, a folder or one file, and its configuration with the roles of its special tokens.
 
-    `target` asks for the tokenizer of what an encoder-decoder's decoder says. Raises InputError with what is missing or
+    `target` selects the decoder's tokenizer of an encoder-decoder. Raises InputError that names what is missing or
     broken.
     """
     folder = path if path.is_dir() else path.parent
@@ -110,11 +110,11 @@ def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
 
 
 def read_json_backend(file: Path) -> Backend:
-    """The tokenizer of a tokenizer.json. Raises InputError where that file is not whole."""
+    """The tokenizer of a tokenizer.json. Raises InputError if the file is incomplete or invalid."""
     text = reading.read_text(file, MAX_TOKENIZER_BYTES)
     with refusing(f"cannot read the tokenizer {file}", "It is not a whole tokenizer.json"):
         backend = Backend.from_str(text)
-        backend.encode("a", "a")  # a post-processor without its tokens is noticed only by its first use
+        backend.encode("a", "a")  # a post-processor whose tokens are missing fails only when it is used
     token, number = max(backend.get_vocab().items(), key=lambda each: each[1], default=("", 0))
     if number > LARGEST_ID:
         raise InputError(
@@ -125,19 +125,19 @@ def read_json_backend(file: Path) -> Backend:
 
 
 def _read_whole(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:
-    """A tokenizer.json with the tokens and settings that stand beside it."""
+    """The tokenizer of a tokenizer.json and the configuration files next to it."""
     backend = read_json_backend(file)
-    beside = read_beside(folder)
+    token_files = read_token_files(folder)
     with refusing(f"the tokens beside {file} cannot be added", "The files are of different tokenizers"):
-        backend.add_tokens(tokens_beside(beside, backend))
-    _warn_of_moved(beside, backend, folder)
-    _apply_settings(backend, beside.config)
-    return backend, _with_roles(settled_roles(beside.config, backend), backend)
+        backend.add_tokens(tokens_to_add(token_files, backend))
+    _warn_of_moved(token_files, backend, folder)
+    _apply_settings(backend, token_files.config)
+    return backend, _with_roles(settled_roles(token_files.config, backend), backend)
 
 
-def _warn_of_moved(beside: Beside, backend: Backend, folder: Path) -> None:
-    """Say which tokens have another id in the tokenizer than their files write: the tokenizer's one holds."""
-    written = {token.content: number for number, token in (beside.tokens or {}).items()} | beside.added
+def _warn_of_moved(token_files: TokenFiles, backend: Backend, folder: Path) -> None:
+    """Warn of tokens whose id in the configuration files differs from the one in tokenizer.json, which is used."""
+    written = {token.content: number for number, token in (token_files.tokens or {}).items()} | token_files.added
     moved = [
         f"{content!r} is written with id {number} and has id {found}"
         for content, number in written.items()
@@ -153,7 +153,7 @@ def _warn_of_moved(beside: Beside, backend: Backend, folder: Path) -> None:
 
 
 def _apply_settings(backend: Backend, config: dict[str, Any]) -> None:
-    """Follow the settings by which transformers' classes build a tokenizer anew, whatever its tokenizer.json has."""
+    """Apply the settings with which transformers' classes override a tokenizer.json."""
     kind = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
     rules = _OF_CLASS.get(kind)
     prefix = config.get("add_prefix_space")
@@ -175,12 +175,12 @@ _OF_BERT = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
-"""Keys of tokenizer_config.json and the settings of `tokenizers` that they mean."""
+"""Keys of tokenizer_config.json -> settings of BertNormalizer."""
 
 
 def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]:
-    """A tokenizer of a folder without tokenizer.json."""
-    config = without_defaults(read_beside(folder).config)
+    """The tokenizer of a folder without tokenizer.json."""
+    config = without_defaults(read_token_files(folder).config)
     family = _family(folder, config)
     spm = [name for name in ("source.spm", "target.spm") if exists(folder / name)]
     models = [name for name in _SENTENCEPIECE if exists(folder / name)]
@@ -207,7 +207,7 @@ def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]
 
 
 def _read_model(file: Path, family: str | None, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
-    """A `tokenizer.model` or `spiece.model`: SentencePiece's, or tiktoken's ranks under the same name (Llama 3)."""
+    """The tokenizer of a `tokenizer.model` or `spiece.model`: a SentencePiece model, or tiktoken ranks (Llama 3)."""
     if tiktoken.holds_ranks(file):
         return _finished(tiktoken.read_tiktoken(file), file.parent, config)
     if file.name == "sentencepiece.bpe.model":
@@ -222,14 +222,14 @@ def _read_model(file: Path, family: str | None, config: dict[str, Any]) -> tuple
 
 
 def _read_file(file: Path) -> tuple[Backend, dict[str, Any]]:
-    """A tokenizer that was named by one of its files."""
+    """The tokenizer of which the user named one file."""
     if file.name in _LISTS or file.name in ("source.spm", "target.spm"):
         if file.name != "vocab.txt":
             return _read_older(file.parent, target=file.name == "target.spm")
-        config = without_defaults(read_beside(file.parent).config)
+        config = without_defaults(read_token_files(file.parent).config)
         return _finished(read_wordpiece(file, config), file.parent, config)
     if file.suffix in (".model", ".spm"):
-        config = without_defaults(read_beside(file.parent).config)
+        config = without_defaults(read_token_files(file.parent).config)
         return _read_model(file, _family(file.parent, config), config)
     if ".tiktoken" in file.suffixes:
         return _finished(tiktoken.read_tiktoken(file), file.parent, {})
@@ -242,8 +242,9 @@ def _read_file(file: Path) -> tuple[Backend, dict[str, Any]]:
 
 
 def _finished(parts: LegacyTokenizer, folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
-    """The tokenizer of older files with the tokens that were added to it, and its configuration without what only
-    described those files. The family's own roles are kept where the vocabulary has them and the file says nothing."""
+    """The tokenizer of older files with its added tokens, and its configuration without the keys of those files.
+
+    The family's roles apply where the configuration has none."""
     config = {**parts.roles, **config}
     backend = parts.backend
     _add_numbered(backend, folder, config)
@@ -266,11 +267,11 @@ def _finished(parts: LegacyTokenizer, folder: Path, config: dict[str, Any]) -> t
 
 
 def _add_numbered(backend: Backend, folder: Path, config: dict[str, Any]) -> None:
-    """Add the tokens of added_tokens.json and of `added_tokens_decoder`, each at the id that is written for it."""
+    """Add the tokens of added_tokens.json and `added_tokens_decoder` at the ids given there."""
     numbered = {int(number): token for number, token in (config.get("added_tokens_decoder") or {}).items()}
     for token, number in optional_json(folder / "added_tokens.json").items():
         numbered.setdefault(int(number), {"content": token, "special": False})
-    # Where a space is put before every text, a normalized token would only be found behind one.
+    # If the normalizer prepends a space, a normalized token would only match after one.
     prepends = backend.normalizer is not None and len(backend.normalizer.normalize_str("a")) > 1
     problems = []
     for number, token in sorted(numbered.items()):
@@ -298,21 +299,21 @@ def _added_token(written: Any, *, normalized: bool = True) -> AddedToken:
 
 
 def _family(folder: Path, config: dict[str, Any]) -> str | None:
-    """The rules by which a folder's older files are read, as far as its configurations say it."""
+    """The family whose rules apply to a folder's older files, from its configuration; None if unknown."""
     model_type = optional_json(folder / "config.json").get("model_type")
     named = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
     return _OF_MODEL_TYPE.get(str(model_type)) or _OF_CLASS.get(named)
 
 
 def _with_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:
-    """The configuration, with roles read off the tokens' names where it names none at all, as many published ones."""
+    """The configuration; if it has no roles at all, they are inferred from token names."""
     if any(f"{role}_token" in config for role in ROLES):
         return config
     return roles_by_name(backend) | config
 
 
 def roles_by_name(backend: Backend) -> dict[str, Any]:
-    """The roles of a tokenizer's special tokens, read off their usual names."""
+    """The roles of a tokenizer's special tokens, inferred from their names."""
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     found = {role: next((name for name in names if name in special), None) for role, names in _USUAL_NAMES.items()}
     return {f"{role}_token": name for role, name in found.items() if name is not None}

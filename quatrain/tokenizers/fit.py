@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a model belong together, said before an id is looked up in a row that is not there."""
+"""Checks that a tokenizer matches a model's embedding, before an id without a row is looked up."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SHOWN = 5
 
 
 def check_fits(tokenizer: Tokenizer, vocab_size: int, *, model: str = "the model") -> None:
-    """Raise InputError where the tokenizer has ids past the `vocab_size` rows of a model's embedding.
+    """Raise InputError if the tokenizer has ids beyond the `vocab_size` rows of a model's embedding.
 
-    Rows without a token are usual (embeddings are padded to a round size) and no fault. `model` is how the message
-    calls the model. The message has both counts, the tokens that have no row, and the remedy.
+    Rows without a token are allowed (embeddings are often padded to a round size). `model` names the model in the
+    message, which has both counts, the tokens without a row, and the fix.
     """
     if tokenizer.vocab_size <= vocab_size:
         return
@@ -31,7 +31,7 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int, *, model: str = "the model
 
 
 def check_ids(ids: Iterable[int], vocab_size: int, *, what: str = "the text") -> None:
-    """Raise InputError where one of `ids` has no row in an embedding of `vocab_size`; `what` names their source."""
+    """Raise InputError if one of `ids` has no row in an embedding of `vocab_size` rows; `what` names their source."""
     wrong = next(((place, each) for place, each in enumerate(ids) if not 0 <= each < vocab_size), None)
     if wrong is not None:
         raise InputError(

@@ -1,4 +1,5 @@
-"""What the readers of tokenizer files share: a tokenizer in parts, JSON vocabularies, errors of the library."""
+"""Shared by the readers of tokenizer files older than tokenizer.json: the intermediate tokenizer, JSON vocabularies,
+and errors of the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.tokenizers.token_config import MAX_TOKENIZER_BYTES
 
 LARGEST_ID = 2**24
-"""An embedding has a row for each id up to the largest one; no published vocabulary comes near."""
+"""Limit on token ids: an embedding has a row for every id up to the largest. No published vocabulary comes near."""
 
 
 @dataclass(frozen=True)
 class LegacyTokenizer:
-    """A tokenizer of older files, not yet with the tokens that the configuration adds.
+    """A tokenizer read from older files, before the tokens of its configuration are added.
 
-    `roles` are the family's own special tokens by role ("bos_token": …), `tokens` those that it adds, which the
-    configuration may describe otherwise; `around` makes what is put around a text once all tokens have their ids.
+    `roles` are the special tokens of the family by role ("bos_token": …), `tokens` those that the family adds, whose
+    flags the configuration may override. `around` builds the post-processor once all tokens have ids.
     """
 
     backend: Backend
@@ -35,9 +36,9 @@ class LegacyTokenizer:
 
 @contextmanager
 def refusing(what: str, then: str) -> Iterator[None]:
-    """Raise InputError for whatever the `tokenizers` library says of a file of the user's.
+    """Turn any error of the `tokenizers` library about a user's file into InputError.
 
-    The library raises bare Exception for it, and panics of its Rust part are no Exception at all.
+    The library raises bare Exception, and panics of its Rust code are BaseException.
     """
     try:
         yield
@@ -48,7 +49,7 @@ def refusing(what: str, then: str) -> Iterator[None]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object of a vocabulary's JSON file. Raises InputError for anything else."""
+    """The JSON object of a vocabulary file. Raises InputError for anything else."""
     read = reading.read_json(file, Any, max_bytes=MAX_TOKENIZER_BYTES)
     if not isinstance(read, dict):
         raise InputError(f"cannot read {file}: expected a JSON object, found {type(read).__name__}")

@@ -21,36 +21,36 @@ from jinja2.utils import Namespace
 from quatrain.core.errors import InputError
 
 MAX_STEPS = 1_000_000
-"""Turns of loops, calls, and elements that are looked at. A chat of 1,000 turns needs some 50,000."""
+"""Limit on loop iterations, calls and visited elements. A chat of 1,000 turns needs some 50,000."""
 
 MORE_STEPS = 3_000
-"""Further ones for each message, for templates that look at all messages in each turn."""
+"""Additional steps per message, for templates that visit all messages in each turn."""
 
 MAX_CHARACTERS = 200_000_000
-"""Characters that all operations together may make or copy."""
+"""Limit on the characters that all operations together produce or copy."""
 
 MAX_TEXT = 8_000_000
-"""Characters of one text within a template. Longer conversations may have as much again as they bring."""
+"""Limit on the characters of one text in a template, raised for long conversations."""
 
 MAX_BITS = 16_000
-"""Bits of a whole number."""
+"""Limit on the bits of an integer."""
 
 MAX_NESTED_CALLS = 100
-"""Macros, blocks and recursive loops within each other."""
+"""Limit on nested macros, blocks and recursive loops."""
 
 MAX_SECONDS = 5.0
-"""Processor time of the rendering thread."""
+"""Limit on the CPU time of the rendering thread."""
 
 
 class TemplateLimitError(InputError):
-    """A chat template was stopped. The message says at which limit."""
+    """A chat template exceeded a limit, which the message names."""
 
 
 class Meter:
-    """What one rendering may still spend. Once a limit is hit, every further payment fails too."""
+    """The remaining budget of one rendering. Once a limit is exceeded, all further charges fail too."""
 
     def __init__(self, given: int = 0, messages: int = 0):
-        """`given`: characters of the conversation, which a template may copy as a matter of course."""
+        """`given` is the number of characters of the conversation, which a template may copy."""
         self.most = self.steps = MAX_STEPS + MORE_STEPS * messages
         self.characters = MAX_CHARACTERS + 20 * given
         self.longest = MAX_TEXT + 6 * given
@@ -59,14 +59,14 @@ class Meter:
         self.failed: TemplateLimitError | None = None
 
     def fail(self, limit: str) -> TemplateLimitError:
-        """The error of a limit; the same one ever after."""
+        """The error for a limit; further calls return the same error."""
         self.failed = self.failed or TemplateLimitError(
             f"the chat template was stopped: {limit}. It takes too much time or memory; take another template"
         )
         return self.failed
 
     def step(self, count: int = 1) -> None:
-        """Pay for `count` elementary operations."""
+        """Charge `count` elementary operations."""
         before = self.steps
         self.steps = before - count
         if self.steps < 0:
@@ -77,7 +77,7 @@ class Meter:
             raise self.failed
 
     def text(self, length: int) -> None:
-        """Pay for a text that is about to be made, or was."""
+        """Charge the creation of a text."""
         if length > self.longest:
             raise self.fail(f"a text of {length:,} characters; at most {self.longest:,} are allowed")
         self.characters -= length
@@ -86,14 +86,14 @@ class Meter:
         self.step(1 + (length >> 12))
 
     def number(self, bits: float) -> None:
-        """Refuse a whole number of more than `MAX_BITS` bits."""
+        """Raise for an integer of more than `MAX_BITS` bits."""
         if bits > MAX_BITS:
             raise self.fail(f"a whole number of more than {MAX_BITS:,} bits")
 
     def value(self, value: Any) -> int:
-        """Pay for an operation that looks at the whole of a value, such as printing or comparing it.
+        """Charge an operation that visits a whole value, such as printing or comparing; returns its characters.
 
-        An element that is there twice is paid twice, as it is looked at twice. Gives the characters of its texts.
+        An element that occurs twice is charged twice.
         """
         if isinstance(value, str | bytes):
             self.text(len(value))
@@ -126,7 +126,7 @@ class Meter:
         return total
 
     def shallow(self, value: Any) -> None:
-        """Pay for an operation that goes over the elements of a value without looking into them."""
+        """Charge an operation that iterates over a value without visiting nested elements."""
         if isinstance(value, str | bytes):
             self.text(len(value))
         elif isinstance(value, list | tuple | Mapping | range):
@@ -135,7 +135,7 @@ class Meter:
             self.step()
 
     def made(self, value: Any) -> Any:
-        """Pay for what an operation gave."""
+        """Charge the result of an operation and return it."""
         if isinstance(value, str | bytes):
             self.text(len(value))
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -147,7 +147,7 @@ class Meter:
         return value
 
     def metered(self, items: Iterator[Any]) -> Iterator[Any]:
-        """Items, each paid for when it is asked for."""
+        """Yield items, charging each."""
         for item in items:
             self.value(item)
             yield item
@@ -157,13 +157,13 @@ _METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 def meter() -> Meter:
-    """The meter of the rendering that this thread is in; a new one while none is."""
+    """The meter of this thread's current rendering; a new one outside any."""
     return _METER.get() or Meter()
 
 
 @contextmanager
 def metered(given: int = 0, messages: int = 0) -> Iterator[Meter]:
-    """A meter for all that a block of code renders."""
+    """Use one meter for everything rendered in a block of code."""
     own = Meter(given, messages)
     token = _METER.set(own)
     try:
@@ -188,7 +188,7 @@ _PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\*|\d*)(?:\.(\*|\d*))?")
 
 
 def check_operation(meter: Meter, operator: str, left: Any, right: Any) -> None:
-    """Pay for `left operator right`."""
+    """Charge `left operator right`."""
     meter.step()
     if operator == "+":
         if isinstance(left, str | bytes) and isinstance(right, str | bytes):
@@ -221,7 +221,7 @@ def check_widths(meter: Meter, written: str) -> None:
 
 
 def check_percent(meter: Meter, pattern: str | bytes, values: Any) -> None:
-    """Pay for `pattern % values`, where a value by name can stand in it many times."""
+    """Charge `pattern % values`, where a value by name can stand in it many times."""
     text = pattern if isinstance(pattern, str) else pattern.decode("latin-1")
     width = 0
     found = _PERCENT.findall(text)
@@ -237,7 +237,7 @@ def check_percent(meter: Meter, pattern: str | bytes, values: Any) -> None:
 
 
 def check_call(meter: Meter, called: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Pay for a call of anything but a macro."""
+    """Charge a call of anything but a macro."""
     for each in (*args, *kwargs.values()):
         meter.value(each)
     if not isinstance(called, types.BuiltinMethodType | types.MethodWrapperType):
@@ -333,7 +333,7 @@ _Named = Mapping[str, Any]
 
 
 def check_filter(meter: Meter, name: str, args: _Args, kwargs: _Named) -> None:
-    """Pay for a filter or a test. `args` begin with the value that it is applied to."""
+    """Charge a filter or a test. `args` begin with the value that it is applied to."""
     value = args[0] if args else None
     if name in _SHALLOW:
         meter.shallow(value)

@@ -1,10 +1,9 @@
-"""Chat templates of strangers, run with limits on time, memory and output.
+"""Runs untrusted chat templates with limits on time, memory and output.
 
-Jinja's own sandbox keeps a template away from Python's internals, but not from an endless loop or a text of 10 GB. This
-one meters the work. The syntax tree is rewritten before it is compiled, so that each turn of a loop, each literal and
-each comparison pays for what it costs; calls, filters and operators pay before they run, by an upper bound of what they
-make. Nothing depends on signals, tracing or threads: each rendering has a `Meter` of its own in a context variable,
-and a compiled template is shared by threads.
+Jinja's own sandbox protects Python's internals, but allows an endless loop or a text of 10 GB. This one meters the
+work. The syntax tree is rewritten before compilation so that each loop iteration, literal and comparison is charged;
+calls, filters and operators are charged before they run, by an upper bound on their result. Nothing depends on signals,
+tracing or threads: each rendering has its own `Meter` in a context variable, and threads share compiled templates.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from quatrain.tokenizers.metering import (
     meter,
 )
 
-# Filters that the rewritten syntax tree calls. No template can write such names. `pass_context` keeps Jinja from
-# running them, and what they stand around, while it compiles.
+# Filters that the rewritten syntax tree calls, with names that no template can contain. `pass_context` keeps Jinja
+# from evaluating them, and their arguments, at compile time.
 
 
 @pass_context
@@ -84,14 +83,14 @@ def _hook(name: str, node: nodes.Expr) -> nodes.Filter:
 
 
 def _plain(node: nodes.Node) -> bool:
-    """Whether a node is a constant that costs nothing to look at."""
+    """Whether a node is a constant that is cheap to visit."""
     if isinstance(node, nodes.List | nodes.Tuple):
         return len(node.items) <= 8 and all(isinstance(item, nodes.Const) for item in node.items)
     return isinstance(node, nodes.Const)
 
 
 class _Metering(NodeTransformer):
-    """Puts the payments into a template's syntax tree."""
+    """Inserts the charges into a template's syntax tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -113,7 +112,7 @@ class _Metering(NodeTransformer):
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
         self.generic_visit(node)
         operands = [node.expr, *(each.expr for each in node.ops)]
-        # Comparing with a text or a number ends at once for anything else.
+        # Comparing a text or a number with anything else returns at once.
         simple = any(isinstance(each, nodes.Const) for each in operands) and len(node.ops) == 1
         for each in node.ops:
             if not _plain(each.expr) and (not simple or each.op in ("in", "notin")):
@@ -145,7 +144,7 @@ class _Metering(NodeTransformer):
 
 
 class TemplateDict:
-    """`dict` within templates, without its other attributes, as transformers has it."""
+    """`dict` in templates, without its other attributes, as in transformers."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -156,7 +155,7 @@ class TemplateDict:
 
 
 class TemplateNamespace(Namespace):
-    """`namespace` within templates; it refuses names that begin with an underscore, as transformers' does."""
+    """`namespace` in templates; it rejects names with a leading underscore, as in transformers."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         # `self` may be the name of an attribute.
@@ -177,7 +176,7 @@ class TemplateNamespace(Namespace):
 
 
 class _Formatter(SandboxedFormatter):
-    """`str.format` that pays for each field."""
+    """`str.format` that charges each field."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         check_widths(meter(), format_spec)
@@ -193,7 +192,7 @@ class _Formatter(SandboxedFormatter):
 
 
 class MeteredEnvironment(ImmutableSandboxedEnvironment):
-    """transformers' environment for chat templates, with every operation paid for."""
+    """transformers' environment for chat templates, with every operation charged."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -203,7 +202,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         filters: Mapping[str, Callable[..., Any]] | None = None,
         functions: Mapping[str, Callable[..., Any]] | None = None,
     ):
-        """An environment with `extensions`, `filters` and global `functions` beside Jinja's own."""
+        """Adds `extensions`, `filters` and global `functions` to Jinja's own."""
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, finalize=_printed, extensions=[*extensions, jinja2.ext.loopcontrols]
         )
@@ -240,7 +239,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         own = meter()
         own.step(4)
         if isinstance(__obj, Macro | LoopContext):
-            # References are passed. A tuple can be a key, and hashing it goes through all of it.
+            # Arguments are references, but a tuple may be used as a key, and hashing visits all of it.
             for each in args:
                 if isinstance(each, tuple):
                     own.value(each)
@@ -269,11 +268,11 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
 
 
 _HIDDEN = ("_loop_vars", "_block_vars", "caller")
-"""What Jinja adds to calls."""
+"""Keyword arguments that Jinja adds to calls."""
 
 
 def paying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or test that pays before it runs and for what it gives. Jinja never runs it while it compiles."""
+    """Wrap a filter or test so that its cost and its result are charged; Jinja does not evaluate it at compile time."""
     wanted = _PassArg.from_obj(function)
 
     @pass_context
@@ -282,7 +281,7 @@ def paying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         own.step()
         check_filter(own, name, args, kwargs)
         if name == "join" and args and isinstance(args[0], Iterator):
-            args = (list(args[0]), *args[1:])  # what stands between the items is paid by their number
+            args = (list(args[0]), *args[1:])  # separators are charged by the number of items
             check_filter(own, name, args, kwargs)
         lead: tuple[Any, ...] = ()
         if wanted is _PassArg.context:

@@ -48,7 +48,7 @@ CHATML = TEMPLATES["chatml"]
 END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
 
 MAX_SOURCE = 100_000
-"""Characters of a template. The largest published ones have 30,000."""
+"""Limit on the characters of a template. The largest published ones have 30,000."""
 
 DEFAULT = "default"
 TOOL_USE = "tool_use"
@@ -57,7 +57,7 @@ TEMPLATE_FOLDER = "additional_chat_templates"
 
 
 def named_templates(written: Any) -> dict[str, str]:
-    """Name -> source, out of a `chat_template` of tokenizer_config.json: a text, or a list or table of named ones.
+    """Name -> source, from the `chat_template` of tokenizer_config.json: a text, or a list or table of named ones.
 
     Raises InputError for anything else.
     """
@@ -83,7 +83,7 @@ def named_templates(written: Any) -> dict[str, str]:
 
 
 def template_files(folder: Path) -> dict[str, str]:
-    """The templates that a model folder has as files. Raises InputError for a file that cannot be read."""
+    """The template files of a model folder. Raises InputError for an unreadable file."""
     found = {}
     if os.path.lexists(folder / TEMPLATE_FILE):
         found[DEFAULT] = read_text(folder / TEMPLATE_FILE, 4 * MAX_SOURCE)
@@ -93,9 +93,9 @@ def template_files(folder: Path) -> dict[str, str]:
 
 
 def templates_at(written: str) -> dict[str, str]:
-    """The chat templates that a user names: one of `TEMPLATES`, a Jinja file, or the folder of a model.
+    """The chat templates given by a user: one of `TEMPLATES`, a Jinja file, Jinja source, or a model folder.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     if written in TEMPLATES:
         return {DEFAULT: TEMPLATES[written]}
@@ -113,7 +113,7 @@ def templates_at(written: str) -> dict[str, str]:
 
 
 def template_for(templates: Mapping[str, str], name: str | None, *, tools: bool) -> str:
-    """One of a tokenizer's templates: the one named, "tool_use" where there are tools, or "default"."""
+    """One of a tokenizer's templates: `name`, else "tool_use" with tools and such a template, else "default"."""
     if not templates:
         raise InputError(
             "the tokenizer has no chat template, so there is no way to write a conversation for its model. Set one: "
@@ -137,7 +137,7 @@ def template_for(templates: Mapping[str, str], name: str | None, *, tools: bool)
 def source_of(written: str) -> str:
     """The Jinja source of a template: one of `TEMPLATES` by its name, or the source itself.
 
-    Raises InputError for a name that there is not.
+    Raises InputError for an unknown name.
     """
     if written in TEMPLATES:
         return TEMPLATES[written]

@@ -1,9 +1,9 @@
-"""Long texts cut where it changes no token: the ids of the pieces, one after the other, are the ids of the whole.
+"""Splits long texts for tokenization without changing a token: the pieces' ids, concatenated, are those of the text.
 
 Every common pre-tokenizer ends a word before white space, whatever follows (GPT-2's pattern and its successors look
-ahead only behind white space). So a cut between a character that is no white space and a white space that follows it
-is exact, unless a tokenizer changes the beginning of a text (SentencePiece's leading space) or has tokens that reach
-over white space; such texts stay whole.
+ahead only after white space). So a split before white space that follows another character is exact, unless the
+tokenizer changes the beginning of a text (SentencePiece's leading space) or has tokens that span white space; such
+texts are not split.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from quatrain.tokenizers.training import FREE_SPACES
 if TYPE_CHECKING:
     from quatrain.tokenizers.tokenizer import Tokenizer
 
-#: Characters of a piece: large enough that the calls cost nothing, small enough that their results do not fill memory.
+#: Characters of a piece: large enough to make call overhead negligible, small enough to limit memory.
 PIECE = 16_384
 
 _ANY_SPACE = re.compile(r"(?<=\S)[ \n\t\r]")
-# Newer patterns keep line ends with the punctuation before them, so only a space is sure.
+# Newer patterns attach line ends to the punctuation before them, so only a space is safe.
 _SPACE = re.compile(r"(?<=\S) ")
 _ANYWHERE = re.compile(r"(?s).")
 
@@ -32,7 +32,7 @@ _NEUTRAL = {"Digits", "Punctuation", "UnicodeScripts"}
 
 
 def cut_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Matches where a text may be cut for this tokenizer (before the match); None where it must stay whole."""
+    """The pattern before whose matches a text may be split for this tokenizer; None if it must not be split."""
     description = json.loads(tokenizer.backend.to_str())
     added = description.get("added_tokens") or []
     for token in added:
@@ -59,7 +59,7 @@ def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
 
 
 def _pattern(step: dict[str, Any]) -> re.Pattern[str] | bool | None:
-    """Where a step of a pre-tokenizer allows a cut: a pattern; False where it does not matter; None: nowhere."""
+    """Where a pre-tokenizer step allows a split: a pattern, False if anywhere, None if nowhere."""
     kind = step["type"]
     if kind in _SPLITTING:
         return _ANY_SPACE
@@ -80,7 +80,7 @@ def _pattern(step: dict[str, Any]) -> re.Pattern[str] | bool | None:
 
 
 def cut(pieces: Iterable[str], pattern: re.Pattern[str] | None, size: int = PIECE) -> Iterator[str]:
-    """One document, given in any pieces, in pieces of about `size` characters cut only where `pattern` allows."""
+    """Yield one document in pieces of about `size` characters, split only where `pattern` allows."""
     held: list[str] = []
     length = 0
     for piece in pieces:

@@ -1,8 +1,8 @@
-"""Special and added tokens that stand beside a tokenizer's vocabulary, read as transformers reads them.
+"""The configuration files of a tokenizer and the special and added tokens in them, read as transformers reads them.
 
 `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` name tokens that `tokenizer.json` may lack,
-and flags that it may have otherwise. `read_beside` reads and checks the three files, `tokens_beside` says which tokens
-the backend gets, in which order. Ids, flags and precedence follow transformers' `_from_pretrained` (5.x).
+and may override their flags. `read_token_files` reads and checks the three files, `tokens_to_add` returns the tokens
+to add to the backend, in order. Ids, flags and precedence follow transformers' `_from_pretrained` (5.x).
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ DEFAULT_ROLES: dict[str, dict[str, str]] = {
     "T5Tokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "MarianTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
 }
-"""The special tokens of transformers' classes where the files name none."""
+"""The default special tokens of transformers' tokenizer classes."""
 
 
 def key_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the values of a tokenizer_config.json, its tokens apart."""
+    """Problems with the other values of a tokenizer_config.json."""
     for name in _SWITCHES:
         if config.get(name) is not None and not isinstance(config[name], bool):
             yield f"{name}: {shown(config[name])}; must be true or false"
@@ -84,21 +84,20 @@ def _is_length(value: Any) -> bool:
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 _IN_ORDER = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The order in which transformers adds the tokens of roles."""
+"""The order in which transformers adds role tokens."""
 CONFIG = "tokenizer_config.json"
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 MAX_TOKENIZER_BYTES = 512 * 1024 * 1024
-"""A tokenizer.json of 262,144 tokens with its merges has 35 MB."""
+"""Limit on a tokenizer file. A tokenizer.json with 262,144 tokens and its merges has 35 MB."""
 
 
 @dataclass
-class Beside:
-    """What stands beside a tokenizer's vocabulary.
+class TokenFiles:
+    """The configuration files of a tokenizer.
 
-    `config` is tokenizer_config.json with the roles of special_tokens_map.json and the chat template of its own file;
-    `added` are the tokens of added_tokens.json and their ids. `tokens` maps ids to what `added_tokens_decoder` says of
-    their tokens, None where the configuration has none. `named` are tokens under names of the model's own
-    ("image_token"), `extra` those without a name.
+    `config` is tokenizer_config.json with the roles of special_tokens_map.json and the chat template files; `added` are
+    the tokens and ids of added_tokens.json. `tokens` is `added_tokens_decoder` (id -> token), None if there is none.
+    `named` are special tokens with model-specific names ("image_token"), `extra` those without a name.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -107,22 +106,22 @@ class Beside:
     named: dict[str, str | AddedToken] = field(default_factory=dict)
     extra: list[str | AddedToken] = field(default_factory=list)
     late: bool = False
-    """Whether `extra` does not say which of `added` are special, as transformers reads the map's list."""
+    """Whether `extra` has no influence on which of `added` are special, as in transformers' reading of the map."""
 
 
 def exists(file: Path) -> bool:
-    """Whether something stands at a path, be it a folder, a pipe or a broken link: it is not passed over then."""
+    """Whether a path exists, even as a folder, a pipe or a broken link, which are then reported, not ignored."""
     return os.path.lexists(file)
 
 
 def optional_json(file: Path) -> dict[str, Any]:
-    """The object of a JSON file, {} where there is none."""
+    """The object of a JSON file, {} if the file does not exist."""
     read: dict[str, Any] = read_json(file) if exists(file) else {}
     return read
 
 
-def read_beside(folder: Path) -> Beside:
-    """Read the files beside a tokenizer. Raises InputError, all problems of a file at once."""
+def read_token_files(folder: Path) -> TokenFiles:
+    """Read the configuration files of a tokenizer. Raises InputError with all problems of a file."""
     config = optional_json(folder / CONFIG)
     _check(chain(_plain_problems(config), key_problems(config), _token_problems(config)), folder / CONFIG)
     roles = optional_json(folder / "special_tokens_map.json")
@@ -136,8 +135,8 @@ def read_beside(folder: Path) -> Beside:
     return _merged(config, roles, added)
 
 
-def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]) -> Beside:
-    """One description of the three files: `added_tokens_decoder` alone if it is there, else the map's roles win."""
+def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]) -> TokenFiles:
+    """Combine the three files: `added_tokens_decoder` alone if it exists, else the map's roles take precedence."""
     config = dict(config)
     if "additional_special_tokens" in config and not config.get("extra_special_tokens"):
         config["extra_special_tokens"] = config.pop("additional_special_tokens")
@@ -166,34 +165,34 @@ def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]
     extra = [_token(each, special=False) for each in unnamed if content_of(each)]
     config |= {"extra_special_tokens": names} if names else {}
     config |= {"additional_special_tokens": unnamed} if unnamed else {}
-    beside = Beside(config, added, tokens, named, extra, late)
+    token_files = TokenFiles(config, added, tokens, named, extra, late)
     for role, token in DEFAULT_ROLES.get(_bare_class(config), {}).items():
         config.setdefault(role, Default(token))
-    return beside
+    return token_files
 
 
 def _take_names(config: dict[str, Any], names: dict[str, Any]) -> None:
-    """Move special tokens that have names of their own out of the list of those that have none."""
+    """Move named special tokens from the configuration to `names`."""
     if isinstance(config.get("extra_special_tokens"), Mapping):
         names |= config.pop("extra_special_tokens")
 
 
 class Default(str):
-    """A role that the tokenizer's class names, not its files; it holds where the vocabulary has the token."""
+    """A role token from the tokenizer's class, not from its files; it applies if the vocabulary has the token."""
 
 
-def tokens_beside(beside: Beside, backend: Backend) -> list[AddedToken]:
-    """The tokens that transformers adds to a tokenizer.json with these files beside it, in its order.
+def tokens_to_add(token_files: TokenFiles, backend: Backend) -> list[AddedToken]:
+    """The tokens that transformers adds to a tokenizer.json with these configuration files, in its order.
 
-    Tokens that the backend already has are among them where their flags may change.
+    They include tokens that the backend already has, whose flags may change.
     """
     mine = backend.get_added_tokens_decoder()
-    decoder = dict(beside.tokens or {})
-    config = beside.config
-    if beside.tokens is None:
+    decoder = dict(token_files.tokens or {})
+    config = token_files.config
+    if token_files.tokens is None:
         special = {content_of(config.get(role)) for role in _IN_ORDER if not isinstance(config.get(role), dict)}
-        special |= set() if beside.late else {_content(token) for token in beside.extra}
-        for content, number in beside.added.items():
+        special |= set() if token_files.late else {_content(token) for token in token_files.extra}
+        for content, number in token_files.added.items():
             is_special = content in special
             decoder[number] = AddedToken(content, special=is_special, normalized=not is_special)
         decoder |= mine
@@ -203,28 +202,28 @@ def tokens_beside(beside: Beside, backend: Backend) -> list[AddedToken]:
         named = content_of(config.get(role))
         if named and (not isinstance(config.get(role), Default) or backend.token_to_id(named) is not None):
             roles.append(by_name.get(named) or _token(config[role], special=False))
-    roles += beside.named.values()
+    roles += token_files.named.values()
     found: list[AddedToken] = [decoder[number] for number in sorted(decoder)]
     names = {token.content for token in mine.values()} | {token.content for token in found}
     contents = {_content(token) for token in roles}
     waiting: list[str | AddedToken] = []
-    for token in (*roles, *beside.extra):
+    for token in (*roles, *token_files.extra):
         if _content(token) not in names and token not in waiting:
             waiting.append(token)
     found += [AddedToken(token, special=True) if isinstance(token, str) else token for token in waiting]
     for token in found:
-        # set, not given anew: whether it is normalized depends on it unless the file says so
+        # set the attribute, do not construct anew: the default of `normalized` depends on it
         token.special = token.special or token.content in contents
     return [token for token in found if token.content]
 
 
 def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with what the files themselves say."""
+    """The configuration without the defaults of the tokenizer's class."""
     return {key: value for key, value in config.items() if not isinstance(value, Default)}
 
 
 def settled_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:
-    """The configuration with tokens as plain texts; ids and flags are the backend's from now on.
+    """The configuration with tokens as plain strings; their ids and flags are stored in the backend.
 
     A list of special tokens is called `additional_special_tokens`, which every version of transformers reads.
     """
@@ -243,7 +242,7 @@ def settled_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:
 
 
 def content_of(token: object) -> str | None:
-    """A special token as the files write it: the text, or an object with its `content`; None for an empty one."""
+    """The content of a special token given as a string or as an object with `content`; None if empty."""
     if isinstance(token, AddedToken):
         token = token.content
     if isinstance(token, Mapping):
@@ -252,7 +251,7 @@ def content_of(token: object) -> str | None:
 
 
 def added_token(written: Any) -> AddedToken:
-    """A token as `added_tokens_decoder` writes it, with the defaults of `tokenizers`."""
+    """A token of `added_tokens_decoder`, with the defaults of `tokenizers`."""
     if isinstance(written, str):
         return AddedToken(written, special=True, normalized=False)
     flags = {name: bool(written[name]) for name in _FLAGS if written.get(name) is not None}
@@ -260,7 +259,7 @@ def added_token(written: Any) -> AddedToken:
 
 
 def _token(written: Any, *, special: bool = True) -> str | AddedToken:
-    """A token of a role, or an extra one; `special` makes it so whatever its object says."""
+    """A role or extra token; `special` forces the flag."""
     if isinstance(written, str):
         return str(written)
     if isinstance(written, AddedToken):
@@ -280,12 +279,12 @@ def _bare_class(config: dict[str, Any]) -> str:
 
 
 def is_own_name(key: str, value: Any) -> bool:
-    """Whether a key names a special token of the model's own, such as "image_token"."""
+    """Whether a key is a model-specific special token, such as "image_token"."""
     return key.endswith("_token") and key not in _IN_ORDER and content_of(value) is not None
 
 
 def own_names(config: dict[str, Any]) -> dict[str, Any]:
-    """The tokens under names of the model's own, such as {"image_token": …}, which a chat template may read."""
+    """The model-specific special tokens, such as {"image_token": …}, which chat templates may read."""
     named = {key: value for key, value in config.items() if is_own_name(key, value)}
     extra = config.get("extra_special_tokens")
     return named | (extra if isinstance(extra, dict) else {})
@@ -297,7 +296,7 @@ def _check(problems: Iterator[str], file: Path) -> None:
 
 
 def _plain_problems(value: Any, where: str = "") -> Iterator[str]:
-    """Values that no JSON file can hold again: NaN, infinity, and texts with half of a character."""
+    """Problems with values that JSON cannot store: NaN, infinity, and lone surrogates."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from _plain_problems(key, "a key")
@@ -312,7 +311,7 @@ def _plain_problems(value: Any, where: str = "") -> Iterator[str]:
 
 
 def _token_problems(config: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the tokens that a tokenizer_config.json or special_tokens_map.json names."""
+    """Problems with the tokens of a tokenizer_config.json or special_tokens_map.json."""
     for role in _IN_ORDER:
         if config.get(role) is not None:
             yield from _one_problem(role, config[role])

@@ -1,8 +1,8 @@
 """Text to token ids and back, backed by Hugging Face's `tokenizers`.
 
-A tokenizer is the public `tokenizer.json` plus `tokenizer_config.json` (special tokens, chat template), so that
-transformers, llama.cpp and vLLM read what is written here, and everything of theirs is read. How one is trained is
-in `quatrain.tokenizers.training`, which files one is read from in `quatrain.tokenizers.files`.
+A tokenizer is saved as `tokenizer.json` and `tokenizer_config.json` (special tokens, chat template), the public format
+that transformers, llama.cpp and vLLM read and write. `quatrain.tokenizers.training` trains one,
+`quatrain.tokenizers.files` reads one from any published files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from quatrain.tokenizers.training import UNSET, train_backend
 
 
 def once(encoding: Encoding) -> slice:
-    """What to keep of an encoding, so that what a text begins or ends with already is not there twice."""
+    """The slice of an encoding without added special tokens that the text itself already begins or ends with."""
     added, ids = encoding.special_tokens_mask, encoding.ids
     own = [number for number, special in enumerate(added) if not special]
     if not own:
@@ -45,13 +45,13 @@ def once(encoding: Encoding) -> slice:
     start, end = own[0], own[-1] + 1
     before, after = ids[:start], ids[end:]
     doubled = bool(before) and ids[start : start + len(before)] == before and not any(added[start : 2 * start])
-    # A token is counted once, as the beginning or as the end.
+    # Count a token once, as the beginning or as the end.
     rest = ids[start + len(before) * doubled : end]
     return slice(start if doubled else 0, end if after and rest[-len(after) :] == after else None)
 
 
 def is_text(text: object) -> bool:
-    """Whether this is a text without lone surrogates, which no tokenizer takes."""
+    """Whether this is a string without lone surrogates, which no tokenizer accepts."""
     if not isinstance(text, str):
         return False
     try:
@@ -62,7 +62,7 @@ def is_text(text: object) -> bool:
 
 
 def not_text(text: object) -> InputError:
-    """The error of something that cannot be tokenized."""
+    """The error for a value that cannot be tokenized."""
     if not isinstance(text, str):
         return InputError(f"only text can be tokenized, not {type(text).__name__}")
     try:
@@ -76,7 +76,7 @@ def not_text(text: object) -> InputError:
 
 
 def unknown_characters(unknown: set[str], known: int) -> InputError:
-    """The error of characters that a character tokenizer of `known` ones would lose."""
+    """The error for characters that a character tokenizer of `known` ones does not have."""
     shown = ", ".join(f"{each!r} (U+{ord(each):04X})" for each in sorted(unknown)[:8])
     return InputError(
         f"characters that this character tokenizer does not know: {shown}. It knows the {known} characters of its "
@@ -89,26 +89,26 @@ _CLEANED = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
     *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
 )
-"""What transformers' `clean_up_tokenization` replaces, in its order."""
+"""The replacements of transformers' `clean_up_tokenization`, in its order."""
 _LOOKS_BACK = max(len(before) for before, _ in _CLEANED) - 1
 
 
 def is_byte_token(token: str) -> bool:
-    """Whether a token's written form is that of one byte, "<0xE6>", as `tokenizers` takes it."""
+    """Whether a token stands for one byte, such as "<0xE6>"."""
     return _BYTE.fullmatch(token) is not None
 
 
 def cleaned_up(text: str) -> str:
-    """A text without the spaces before punctuation and English contractions, as transformers cleans it up."""
+    """A text without spaces before punctuation and English contractions, as in transformers."""
     for before, after in _CLEANED:
         text = text.replace(before, after)
     return text
 
 
 def cleaned_beginning(text: str) -> str:
-    """What `cleaned_up` makes of every text that begins with this one: its clean beginning.
+    """The prefix that `cleaned_up` gives for every text that begins with this one.
 
-    Each replacement begins with a space; one that is further back than the longest of them is in no open replacement.
+    Each replacement begins with a space, so a space further back than the longest replacement is settled.
     """
     end = len(text)
     while end and " " in text[max(end - _LOOKS_BACK, 0) : end]:
@@ -116,17 +116,17 @@ def cleaned_beginning(text: str) -> str:
     return cleaned_up(text[:end])
 
 
-#: What transformers writes for "no limit known".
+#: What transformers writes for an unknown limit.
 NO_LIMIT = int(1e30)
 _INSISTS = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Two texts as one input. All lists have one entry for each token.
+    """Two texts as one input. All lists have one entry per token.
 
-    `token_types` is 0 and 1 as BERT's second embedding reads it, `parts` says whose a token is: 0 the first text's, 1
-    the second's, None for what was put around them; `offsets` are [start, end) in the characters of that text.
+    `token_types` are 0 and 1, for BERT's segment embedding. `parts` is 0 for tokens of the first text, 1 for those of
+    the second, None for special tokens added around them; `offsets` are [start, end) in characters of that text.
     """
 
     ids: list[int]
@@ -136,15 +136,15 @@ class EncodedPair:
 
 
 class Tokenizer:
-    """Text <-> ids. Made by `Tokenizer.train` or `Tokenizer.load`; the same text gives the same ids everywhere.
+    """Text <-> token ids, from `Tokenizer.train` or `Tokenizer.load`.
 
-    `chat_templates` are the Jinja sources of the chat formats by their names: "default", and of some models "tool_use"
-    and others; `chat_template` is the default one, or None. Ids are 0 … `vocab_size` - 1.
+    `chat_templates` are Jinja sources by name: "default", for some models also "tool_use" and others; `chat_template`
+    is the default one, or None. Ids are 0 … `vocab_size` - 1.
     """
 
     def __init__(self, backend: Backend, config: dict[str, Any] | None = None):
-        """Wrap a `tokenizers.Tokenizer` and the content of its tokenizer_config.json (roles read off names if None)."""
-        # A stored file may carry its trainer's truncation and padding; a text must come out whole.
+        """Wrap a `tokenizers.Tokenizer` and its tokenizer_config.json (None: infer roles from token names)."""
+        # A stored file may have the truncation and padding of its training; texts are encoded whole.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
@@ -204,30 +204,30 @@ class Tokenizer:
 
     @classmethod
     def find(cls, folder: str | Path, *, target: bool = False) -> Tokenizer | None:
-        """The tokenizer of a model folder, or None where the folder has no tokenizer file; `target` as for `load`."""
+        """The tokenizer of a model folder, or None if it has no tokenizer file; `target` as in `load`."""
         return cls.load(folder, target=target) if has_tokenizer(folder) else None
 
     @classmethod
     def load(cls, path: str | Path, *, target: bool = False) -> Tokenizer:
         """Read a tokenizer: a model folder, or one file of it.
 
-        Read are `tokenizer.json`, and where there is none the older files of the families: `vocab.json` with
-        `merges.txt`, `vocab.txt`, SentencePiece's `tokenizer.model` and `spiece.model` (with the extra
-        `sentencepiece`), Marian's `source.spm` and `target.spm` with `vocab.json`, and tiktoken's ranks. `target=True`
-        gives the tokenizer of what an encoder-decoder's decoder says: Marian's second one, for all others the same.
+        Formats are `tokenizer.json` and, without it, the older files: `vocab.json` with `merges.txt`, `vocab.txt`,
+        SentencePiece's `tokenizer.model` and `spiece.model` (with the extra `sentencepiece`), Marian's `source.spm` and
+        `target.spm` with `vocab.json`, and tiktoken's ranks. `target=True` gives the tokenizer for the decoder of an
+        encoder-decoder: Marian has a second one, all others use the same.
 
-        Raises InputError, with what is missing or broken, when it cannot be read.
+        Raises InputError that names what is missing or broken.
         """
         return cls(*read(Path(path), target=target))
 
     def extended(self, tokens: Sequence[str] = (), *, chat_template: str | None = None) -> Tokenizer:
-        """This tokenizer with more special tokens, which get the ids after the last, and another chat template.
+        """A tokenizer with added special tokens, which get the ids after the last, and another chat template.
 
-        `chat_template` is as for `train`; the tokens that it needs are added too. Itself where it has all of it.
+        `chat_template` is as in `train`; the tokens that it needs are added too. Returns self if nothing changes.
         """
         templates = self.chat_templates if chat_template is None else {DEFAULT: source_of(chat_template)}
-        wanted = (*tokens, *TEMPLATE_TOKENS.get(chat_template or "", ()))
-        missing = [token for token in dict.fromkeys(wanted) if self.backend.token_to_id(token) is None]
+        required = (*tokens, *TEMPLATE_TOKENS.get(chat_template or "", ()))
+        missing = [token for token in dict.fromkeys(required) if self.backend.token_to_id(token) is None]
         if not missing and templates == self.chat_templates:
             return self
         backend = Backend.from_str(self._serialized)
@@ -237,7 +237,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source of the default chat format, None where there is none. Setting it replaces all templates."""
+        """The Jinja source of the default chat template, or None. Setting it replaces all templates."""
         return self.chat_templates.get(DEFAULT)
 
     @chat_template.setter
@@ -245,9 +245,9 @@ class Tokenizer:
         self.chat_templates = {} if source is None else {DEFAULT: source_of(source)}
 
     def template_for(self, name: str | None = None, *, tools: bool = False) -> str:
-        """The chat template that transformers takes: the one named, "tool_use" with `tools`, or "default".
+        """The chat template as transformers chooses it: `name`, else "tool_use" with `tools`, else "default".
 
-        Raises InputError where there is none.
+        Raises InputError if there is none.
         """
         return template_for(self.chat_templates, name, tools=tools)
 
@@ -266,17 +266,17 @@ class Tokenizer:
         elif self.chat_templates:
             config["chat_template"] = [{"name": name, "template": own} for name, own in self.chat_templates.items()]
         write_json(folder / "tokenizer_config.json", config)
-        # Files of an older tokenizer in the same folder would win over what was just written.
+        # Files of a previous tokenizer in the folder would override the new ones.
         stale = (folder / name for name in (TEMPLATE_FILE, "special_tokens_map.json", "added_tokens.json"))
         for path in (*stale, *(folder / TEMPLATE_FOLDER).glob("*.jinja")):
             path.unlink(missing_ok=True)
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """The ids of `text`. A special token written out in the text becomes its id, as everywhere in the field.
+        """The ids of `text`. Special tokens in the text become their ids.
 
-        `special_tokens=True` adds what the tokenizer's post-processor says, such as BOS, or [CLS] and [SEP]; what the
-        text itself begins or ends with already is not added a second time.
-        Raises InputError for a character that a character tokenizer without unknown token never saw.
+        `special_tokens=True` adds the special tokens of the post-processor, such as BOS, or [CLS] and [SEP], unless the
+        text already begins or ends with them. Raises InputError for a character that is not in the vocabulary of a
+        character tokenizer without an unknown token.
         """
         self._refuse_lost(text)
         try:
@@ -286,7 +286,7 @@ class Tokenizer:
         return encoding.ids[once(encoding)] if special_tokens else encoding.ids
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
-        """The ids of several texts, on all cores; equal to `encode` of each."""
+        """The ids of several texts, encoded in parallel; equal to `encode` of each."""
         texts = list(texts)
         for text in texts:
             self._refuse_lost(text)
@@ -298,10 +298,9 @@ class Tokenizer:
         return [each.ids[once(each)] if special_tokens else each.ids for each in found]
 
     def encode_pair(self, text: str, other: str, *, special_tokens: bool = True) -> EncodedPair:
-        """Two texts as one input, parted as the tokenizer's post-processor says: [CLS] text [SEP] other [SEP] for BERT.
+        """Two texts as one input, joined by the post-processor: [CLS] text [SEP] other [SEP] for BERT.
 
-        A tokenizer that puts nothing between texts (GPT-2's) gives the one after the other. Raises InputError as
-        `encode` does.
+        A tokenizer without separator, such as GPT-2's, concatenates them. Raises InputError as `encode` does.
         """
         for each in (text, other):
             self._refuse_lost(each)
@@ -313,7 +312,7 @@ class Tokenizer:
         return EncodedPair(found.ids[kept], found.type_ids[kept], found.sequence_ids[kept], found.offsets[kept])
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and, for each, the span [start, end) of characters of `text` that it stands for."""
+        """The ids, and for each its span [start, end) of characters in `text`."""
         self._refuse_lost(text)
         try:
             encoding = self.backend.encode(text, add_special_tokens=False)
@@ -322,18 +321,18 @@ class Tokenizer:
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of `ids`. Bytes that are no whole character come out as U+FFFD.
+        """The text of `ids`. Bytes that do not form a character become U+FFFD.
 
-        Where the configuration has `clean_up_tokenization_spaces`, spaces before punctuation and English contractions
-        go, as in transformers (of a BPE only where it insists).
+        With `clean_up_tokenization_spaces` in the configuration, spaces before punctuation and English contractions are
+        removed as in transformers (for BPE only if a second key insists on it).
         """
         text = self.backend.decode([int(each) for each in ids], skip_special_tokens=skip_special_tokens)
         return cleaned_up(text) if self._cleans_up else text
 
     def settled(self, ids: Sequence[int]) -> str:
-        """The beginning of the text of `ids` that no further ids change: a beginning of `decode` of them and more.
+        """The prefix of the text of `ids` that further ids cannot change: a prefix of `decode(ids + more)`.
 
-        Half a character at the end (U+FFFD) is in it all the same where the tokenizer goes by bytes alone.
+        With a byte-level tokenizer, an incomplete character at the end is included as U+FFFD.
         """
         end, silent = len(ids), self.byte_ids | self.special_ids
         while end and (ids[end - 1] in silent or self.backend.id_to_token(int(ids[end - 1])) is None):
@@ -343,28 +342,28 @@ class Tokenizer:
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:
-        """Ids of tokens that are one byte each, which only a run of them makes a text; none in a byte-level BPE."""
+        """Ids of byte-fallback tokens, which only form characters in sequence; empty for byte-level BPE."""
         if "ByteFallback" not in str(self._description["decoder"]):
             return frozenset()
         return frozenset(i for token, i in self.backend.get_vocab().items() if is_byte_token(token))
 
     @property
     def _cleans_up(self) -> bool:
-        """Whether decoding removes spaces before punctuation."""
+        """Whether `decode` removes spaces before punctuation."""
         if not self.config.get("clean_up_tokenization_spaces"):
             return False
         return not isinstance(self.backend.model, models.BPE) or bool(self.config.get(_INSISTS))
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token by its written form, None where there is none."""
+        """The id of a token, None if it is not in the vocabulary."""
         return self.backend.token_to_id(token)
 
     def id_to_token(self, token_id: int) -> str | None:
-        """The written form of an id (byte-level tokens in GPT-2's printable alphabet), None where there is none."""
+        """The token of an id (byte-level tokens in GPT-2's printable alphabet), None if there is none."""
         return self.backend.id_to_token(int(token_id))
 
     def token_text(self, token_id: int) -> str:
-        """How a token reads by itself, for showing; a token of SentencePiece with the space that it begins with."""
+        """The text of a single token for display; SentencePiece tokens keep their leading space."""
         written = self.backend.id_to_token(int(token_id)) or ""
         if (self.kind == "bpe" and "▁" not in written) or token_id in self.special_ids:
             return self.decode([token_id], skip_special_tokens=False)
@@ -376,7 +375,7 @@ class Tokenizer:
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Name -> token, in the form that chat templates get: {"eos_token": "<|endoftext|>", …}."""
+        """Name -> token, as chat templates receive them: {"eos_token": "<|endoftext|>", …}."""
         named = {f"{role}_token": self.special_token(role) for role in ROLES}
         named |= {name: content_of(value) for name, value in own_names(self.config).items()}
         return {name: token for name, token in named.items() if token is not None}
@@ -390,49 +389,49 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """Begins a text: BOS, or [CLS] where there is no BOS."""
+        """The id that begins a text: BOS, or [CLS] without BOS."""
         return self._role_id("bos", "cls")
 
     @property
     def eos_id(self) -> int | None:
-        """Ends a text and parts documents: EOS, or [SEP] where there is no EOS."""
+        """The id that ends a text and separates documents: EOS, or [SEP] without EOS."""
         return self._role_id("eos", "sep")
 
     @property
     def pad_id(self) -> int | None:
-        """Fills a batch up."""
+        """The padding id."""
         return self._role_id("pad")
 
     @property
     def unk_id(self) -> int | None:
-        """Stands for what the vocabulary lacks; None for byte-level tokenizers, which lack nothing."""
+        """The id of the unknown token; None for byte-level tokenizers, which encode everything."""
         return self._role_id("unk")
 
     @property
     def mask_id(self) -> int | None:
-        """Hides a token in masked language modelling."""
+        """The id of the mask token for masked language modelling."""
         return self._role_id("mask")
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids after which generation stops: EOS and the end-of-turn tokens of the chat formats, as far as known."""
+        """Ids after which generation stops: EOS and the known end-of-turn tokens in the vocabulary."""
         found = {self.eos_id, *(self.backend.token_to_id(token) for token in END_OF_TURN_TOKENS)}
         return frozenset(each for each in found if each is not None)
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id: the number of rows that an embedding needs."""
+        """The largest id plus one: the number of embedding rows that the tokenizer needs."""
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         return max(vocabulary.values(), default=-1) + 1
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids of all special tokens; `decode` leaves them out."""
+        """Ids of all special tokens, which `decode` skips."""
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
     @property
     def max_length(self) -> int | None:
-        """The longest text in tokens that the model takes; None where it is not known."""
+        """The model's maximum input length in tokens; None if unknown."""
         length = self.config.get("model_max_length", self.config.get("max_len"))
         return int(length) if isinstance(length, int | float) and length < 1e15 else None
 
@@ -442,7 +441,7 @@ class Tokenizer:
 
     @cached_property
     def kind(self) -> str:
-        """bpe, wordpiece, unigram, word or char, read off the tokenizer itself."""
+        """The algorithm: bpe, wordpiece, unigram, word or char."""
         model = self._description["model"]
         if model["type"] == "BPE" and not model["merges"]:
             return "char"
@@ -463,7 +462,7 @@ class Tokenizer:
 
     @cached_property
     def _alphabet(self) -> frozenset[str] | None:
-        """The characters of a character tokenizer that has nothing to put for an unknown one; None for all others."""
+        """The characters of a character tokenizer without unknown token; None for all others."""
         model = self._description["model"]
         if self.kind != "char" or model.get("unk_token") or model.get("byte_fallback"):
             return None
@@ -472,7 +471,7 @@ class Tokenizer:
         return frozenset(model["vocab"])
 
     def _refuse_lost(self, text: str) -> None:
-        """Raise where a character would vanish without a trace."""
+        """Raise InputError if encoding would drop a character."""
         if self._alphabet is None or not isinstance(text, str):
             return
         if unknown := set(text) - self._alphabet:

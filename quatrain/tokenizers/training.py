@@ -1,4 +1,4 @@
-"""How each kind of tokenizer is built and trained; `Tokenizer.train` is the way in.
+"""Trains tokenizers of each kind; called by `Tokenizer.train`.
 
 Byte-level BPE follows Radford et al. 2019 (GPT-2) with digits split one by one, WordPiece follows BERT (Devlin et al.
 2019), Unigram follows Kudo 2018 (https://arxiv.org/abs/1804.10959) with SentencePiece's byte fallback.
@@ -24,21 +24,21 @@ from quatrain.tokenizers.templates import TEMPLATE_TOKENS
 
 KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 MOST = 4_000_000
-"""The largest vocabulary; the trainers reserve memory for all of it. Published ones have up to 262,144 tokens."""
-#: Marks "not said" where None means "none, please".
+"""Limit on the vocabulary size; trainers allocate memory for all of it. Published ones reach 262,144 tokens."""
+#: The default of arguments for which None means "no such token".
 UNSET: Any = object()
 
 _EOS, _PAD, _UNK, _MASK = "<|endoftext|>", "<|pad|>", "<|unk|>", "<mask>"
 _BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _ASCII = string.ascii_letters + string.digits + string.punctuation
-#: Texts are handed to the trainers in pieces of about this many characters: they buffer 256 of them.
+#: Characters per item given to the trainers, which buffer 256 items.
 _PIECE = 16_384
 _LONGEST_WORD = 1_000
 _LONG_RUN = re.compile(rf"\w{{{_LONGEST_WORD}}}|[^\w\s]{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
 
 
 FREE_SPACES = r" ?\p{Ll}+| ?\p{Lu}{2,}(?!\p{Ll})|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
-"""Words in lower case and words all in capitals keep the space before them; others, digits, white space stand alone."""
+"""Lower-case and all-capital words include the space before them; other words, digits and spaces are separate."""
 
 
 def train_backend(
@@ -114,7 +114,7 @@ def _check_room(kind: str, vocab_size: int, special: int) -> None:
 
 
 def _roles(kind: str, extra: Sequence[str], eos: str | None, pad: str | None) -> dict[str, str | None]:
-    """Role -> special token, by kind. A character tokenizer has only what is asked for."""
+    """Role -> special token, by kind. A character tokenizer only has requested ones."""
     if kind == "wordpiece":
         asked = {"eos_token": eos, "pad_token": pad}
         return _BERT | {role: token for role, token in asked.items() if token is not UNSET}
@@ -137,7 +137,7 @@ def _untrained(
     if kind == "unigram":
         backend = Backend(models.Unigram())
         lines = pre_tokenizers.Split(Regex(r"\n"), "isolated")
-        # No space is put before the first word: text comes back exactly as it was.
+        # No space is added before the first word, so decoding restores the text exactly.
         words = pre_tokenizers.Metaspace(prepend_scheme="never")
         backend.pre_tokenizer = pre_tokenizers.Sequence([lines, *digits, words])
         backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -151,13 +151,13 @@ def _untrained(
 
 
 def _free_spaces() -> Any:
-    """Words as GPT-2's, but the space before a capitalised word or a digit is a piece of its own."""
+    """Splits words as GPT-2 does, but the space before a capitalized word or a digit is a separate piece."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(FREE_SPACES), "isolated"), byte_level])
 
 
 def _train_char(texts: Iterable[str], specials: list[str]) -> Backend:
-    """Every character a token, in code point order (as nanoGPT's character data), special tokens after them."""
+    """One token per character in code point order (as in nanoGPT's character data), then the special tokens."""
     alphabet: set[str] = set()
     for text in texts:
         alphabet.update(text)
@@ -171,8 +171,8 @@ def _train_char(texts: Iterable[str], specials: list[str]) -> Backend:
 def _train_wordpiece(
     texts: _Counted, vocab_size: int, specials: list[str], split_digits: bool, lowercase: bool
 ) -> Backend:
-    """BERT's kind. Trained twice over a spooled copy, because the trainer numbers the pieces inside of words ("##a")
-    in an order that changes from process to process: the second time they are given to it, sorted."""
+    """WordPiece as in BERT. Trains twice over a spooled copy, because the trainer numbers the pieces within words
+    ("##a") in an order that varies between processes: the second time it gets them sorted."""
     digits = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
     inside: list[str] = []
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as spool:
@@ -202,11 +202,11 @@ def _train_wordpiece(
 
 
 def _train(backend: Backend, trainer: Any, texts: Iterable[str]) -> None:
-    # a vocabulary of whole words is counted, not merged: there no word is cut
+    # a whole-word vocabulary counts words, so no word may be cut
     pieces = _pieces(texts, cuts_words=not isinstance(trainer, trainers.WordLevelTrainer))
     try:
         backend.train_from_iterator(pieces, trainer)
-    except BaseException as error:  # the trainers are Rust: a panic of theirs is a BaseException
+    except BaseException as error:  # a panic in the trainers' Rust code is a BaseException
         if isinstance(texts, _Counted) and texts.ended and texts.characters == 0:
             raise _no_text() from error
         raise
@@ -214,10 +214,9 @@ def _train(backend: Backend, trainer: Any, texts: Iterable[str]) -> None:
 
 @contextmanager
 def _enough_for_characters(texts: _Counted, vocab_size: int, special: int) -> Iterator[None]:
-    """Raise InputError with the least size where a unigram vocabulary has no room for every character of its texts.
+    """Raise InputError with the minimal size if a unigram vocabulary cannot hold every character of its texts.
 
-    The trainer refuses that, too, but takes all the pieces that it knows where the characters just fill the vocabulary:
-    there must be room for one more.
+    The trainer also raises, except when the characters exactly fill the vocabulary; at least one more must fit.
     """
     failure: Exception | None = None
     try:
@@ -241,10 +240,10 @@ def _too_small(kind: str, vocab_size: int, least: int, of: str) -> InputError:
 
 
 def _finished_unigram(backend: Backend) -> Backend:
-    """The trained model without the noise of its threads, and with SentencePiece's 256 byte tokens.
+    """The trained model made deterministic, with SentencePiece's 256 byte tokens added.
 
-    The trainer sums in changing order, so scores differ by 1e-14 from run to run, and the characters that it must
-    keep though it did not need them get scores 0.0001 apart, from the lowest up, in changing order.
+    The trainer sums in varying order, so scores differ by 1e-14 between runs, and the characters that it keeps without
+    using them get scores 0.0001 apart, upwards from the lowest, in varying order.
     """
     description = json.loads(backend.to_str())
     model = description["model"]
@@ -257,7 +256,7 @@ def _finished_unigram(backend: Backend) -> Backend:
         learned[i] = [name, learned[i][1]]
     learned = sorted(([piece, round(score, 6)] for piece, score in learned), key=lambda each: (-each[1], each[0]))
     present = {piece for piece, _ in kept + learned}
-    # Far below any sum of learned pieces, so that bytes are used only for what no piece covers.
+    # Far below any sum of learned scores, so that bytes are used only where no piece matches.
     fallback = [[name, -1000.0] for byte in range(256) if (name := f"<0x{byte:02X}>") not in present]
     model["vocab"] = kept + learned + fallback
     model["byte_fallback"] = True
@@ -278,14 +277,14 @@ def _no_text() -> InputError:
 
 
 class _Counted:
-    """Passes texts on and counts their characters; `ended` says that there were no more, not that reading failed."""
+    """Yields texts and counts their characters; `ended` is True once the texts are exhausted without an error."""
 
     def __init__(self, texts: Iterable[str], *, alphabet: bool = False):
         self.texts = texts
         self.characters = 0
         self.ended = False
         self.alphabet: set[str] | None = set() if alphabet else None
-        """The characters that came up, where they are asked for."""
+        """The characters seen, if requested."""
 
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
@@ -297,10 +296,10 @@ class _Counted:
 
 
 def _pieces(texts: Iterable[str], *, cuts_words: bool) -> Iterator[str]:
-    """Long texts cut at spaces: the trainers buffer many items, and count words, which no cut at a space changes.
+    """Long texts split at spaces, because the trainers buffer many items; splits at spaces do not change word counts.
 
-    `cuts_words` also cuts runs of letters, marks or spaces after `_LONGEST_WORD` characters: the time of the trainers
-    grows with the square of a word's length, and base64 or a table without spaces is one word.
+    `cuts_words` also splits runs of letters, marks or spaces after `_LONGEST_WORD` characters: training time is
+    quadratic in word length, and base64 or a table without spaces is a single word.
     """
     for text in texts:
         for part in _short_words(text) if cuts_words else (text,):

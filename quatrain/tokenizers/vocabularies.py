@@ -1,8 +1,7 @@
-"""Tokenizers of the plain vocabulary files from before tokenizer.json: byte-level BPE and WordPiece.
+"""Reads the vocabulary files older than tokenizer.json: byte-level BPE and WordPiece.
 
-`vocab.json` and `merges.txt` are GPT-2's (Radford et al. 2019), taken over by RoBERTa, BART, OPT, Phi and Qwen with
-other special tokens around a text and other rules for cutting it into words. `vocab.txt` is BERT's (Devlin et al.
-2019).
+`vocab.json` and `merges.txt` are those of GPT-2 (Radford et al. 2019), also used by RoBERTa, BART, OPT, Phi and Qwen
+with other special tokens and other rules for splitting words. `vocab.txt` is that of BERT (Devlin et al. 2019).
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from quatrain.core.reading import read_bytes
 from quatrain.tokenizers.legacy import LARGEST_ID, LegacyTokenizer, read_json
 from quatrain.tokenizers.token_config import MAX_TOKENIZER_BYTES, content_of
 
-#: How Qwen2 and Qwen3 cut a text into words; digits stand alone.
+#: The pattern with which Qwen2 and Qwen3 split words; each digit is a word.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SHOWN = 8
-"""Problems of a file that are shown; a file of another kind has one on every line."""
+"""Problems of a file that a message lists; a wrong kind of file has one on every line."""
 
 
 @dataclass(frozen=True)
 class _Rules:
-    """How a family cuts text into words and what it puts around one. `words` None is GPT-2's pattern."""
+    """How a family splits words and which special tokens it adds around a text. `words` None is GPT-2's pattern."""
 
     roles: dict[str, str] = field(default_factory=dict)
     words: str | None = None
@@ -51,8 +50,8 @@ _RULES = {
 def read_byte_level(folder: Path, family: str | None, config: dict[str, Any]) -> LegacyTokenizer:
     """The tokenizer of `vocab.json` and `merges.txt` by a family's rules.
 
-    Without a family it is OPT's, RoBERTa's or GPT-2's, by the special tokens in the vocabulary. Raises InputError, with
-    the entries and lines, for files that are broken or do not belong together.
+    If `family` is None, the special tokens of the vocabulary tell OPT, RoBERTa and GPT-2 apart. Raises InputError, with
+    entries and lines, for files that are invalid or do not match each other.
     """
     vocabulary = _read_vocabulary(folder / "vocab.json")
     merges = _read_merges(folder / "merges.txt", vocabulary)
@@ -73,7 +72,7 @@ def read_byte_level(folder: Path, family: str | None, config: dict[str, Any]) ->
         backend.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     backend.decoder = decoders.ByteLevel()
     roles = {f"{role}_token": token for role, token in rules.roles.items() if token in vocabulary}
-    # In a text, RoBERTa's mask takes the space before it along.
+    # RoBERTa's mask token absorbs the space before it.
     special = [
         AddedToken(token, special=True, normalized=False, lstrip=token == "<mask>")
         for token in dict.fromkeys(roles.values())
@@ -88,7 +87,7 @@ def _guess(vocabulary: dict[str, int]) -> str:
 
 
 def _unknown(vocabulary: dict[str, int], rules: _Rules, folder: Path) -> str | None:
-    """What stands for a byte that the vocabulary lacks: nothing where it lacks none."""
+    """The unknown token, None if the vocabulary has all bytes."""
     lacking = [each for each in pre_tokenizers.ByteLevel.alphabet() if each not in vocabulary]
     unknown = rules.roles.get("unk")
     if lacking and unknown not in vocabulary:
@@ -100,7 +99,7 @@ def _unknown(vocabulary: dict[str, int], rules: _Rules, folder: Path) -> str | N
 
 
 def _around(backend: Backend, rules: _Rules, config: dict[str, Any], prefix: bool) -> processors.PostProcessor:
-    """What is put around a text and a pair of texts."""
+    """The post-processor, which adds special tokens around a text or a pair of texts."""
     if rules.around == "cls and sep":
         sep, cls = (_with_id(backend, config, role, rules.roles[role]) for role in ("sep", "cls"))
         return processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=prefix)
@@ -111,7 +110,7 @@ def _around(backend: Backend, rules: _Rules, config: dict[str, Any], prefix: boo
 
 
 def _with_id(backend: Backend, config: dict[str, Any], role: str, usual: str) -> tuple[str, int]:
-    """The special token of a role and its id. Raises InputError where the vocabulary has none."""
+    """The special token of a role and its id. Raises InputError if the vocabulary has none."""
     token = content_of(config.get(f"{role}_token")) or usual
     found = backend.token_to_id(token)
     if found is None:
@@ -120,7 +119,7 @@ def _with_id(backend: Backend, config: dict[str, Any], role: str, usual: str) ->
 
 
 def begins_with(token: str, token_id: int) -> processors.PostProcessor:
-    """A post-processor that begins every text with one token."""
+    """A post-processor that adds one token before every text."""
     return processors.TemplateProcessing(f"{token}:0 $A:0", f"{token}:0 $A:0 {token}:1 $B:1", [(token, token_id)])
 
 
@@ -167,9 +166,9 @@ def _read_merges(file: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]
 def read_wordpiece(file: Path, config: dict[str, Any]) -> LegacyTokenizer:
     """BERT's tokenizer of a `vocab.txt`.
 
-    The configuration's `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` are followed; where it does not
-    say whether case is kept, the vocabulary does (one of lower case has no "A"). Raises InputError for a file that is
-    no text, that has a token twice, or that lacks a special token.
+    The configuration's `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` apply; without the first, the
+    vocabulary is lower-case if it has no "A". Raises InputError for a file that is not text, has a duplicate token, or
+    lacks a special token.
     """
     roles = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
     named = {role: content_of(config.get(f"{role}_token")) or token for role, token in roles.items()}
@@ -208,7 +207,7 @@ def read_wordpiece(file: Path, config: dict[str, Any]) -> LegacyTokenizer:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 file; only line feeds part them, since vocabularies hold other separators as tokens."""
+    """The lines of a UTF-8 file, split only at line feeds because vocabularies have other separators as tokens."""
     data = read_bytes(file, MAX_TOKENIZER_BYTES)
     try:
         text = data.decode("utf-8")
