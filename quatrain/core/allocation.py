@@ -1,11 +1,11 @@
-"""How memory is allocated for tensors on a CPU, on Linux with glibc: kept for the next training step, or apart.
+"""Tunes the glibc allocator for CPU tensors: freed memory is kept between training steps, or large tensors are mmapped.
 
-glibc gives every freed tensor above 32 MiB back to the system, which hands it out again page by page, each page filled
-with zeros: a third of a step of GPT-2 small on two cores. Kept, the same pages serve step after step. Where the steps
-are of many sizes what lies free does not fit what comes next, and would pile up: it is given back when it is much.
+glibc returns every freed tensor above 32 MiB to the system, and the next allocation pays for zeroing its pages again: a
+third of a step of GPT-2 small on two cores. Keeping freed memory reuses the same pages in every step. If steps vary in
+size, free blocks do not fit the next requests and accumulate, so they are released when they become large.
 
-A model that is read leaves holes where tensors were that its weights were made of, and weights behind them that stay:
-mapped apart, the ones are gone when they are freed.
+Loading a model allocates temporary tensors between weights that stay; mmapping large tensors separately avoids holes in
+the heap when they are freed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from quatrain.core.process_memory import resident_memory
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-"""What mallopt(3) calls the settings: how much may lie free, from which size and how often pages are mapped apart."""
+"""Parameters of mallopt(3): limit on free memory at the top of the heap, size from which to mmap, number of mmaps."""
 
 _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _MMAP_MAX: 65536}
-"""Where glibc's own adapting ends up in a process that has freed large tensors."""
+"""The values that glibc adapts to in a process that has freed large tensors."""
 _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 _APART = {_MMAP_THRESHOLD: 1 << 20, _MMAP_MAX: 65536}
 _now = dict(_USUAL)
@@ -31,22 +31,22 @@ _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP
 
 
 MORE = 1.5
-"""What lies free is given back where a step leaves so many times what steps from a clean heap have left."""
+"""Free memory is released when a step leaves this multiple of what steps from a trimmed heap leave."""
 
 
 class Kept:
-    """What is kept, watched: `after_step` gives it back where it has grown past what the steps need."""
+    """Watches the kept memory: `after_step` releases it if it has grown beyond what the steps need."""
 
     def __init__(self, glibc: ctypes.CDLL | None):
         self.glibc = glibc
         self.need = 0
-        self.clean = True  # the step began with nothing free
+        self.clean = True  # the step started from a trimmed heap
 
     def __bool__(self) -> bool:
         return self.glibc is not None
 
     def after_step(self) -> None:
-        """Looks at the memory of the process, once a step."""
+        """Check the memory of the process; call once per step."""
         if self.glibc is None:
             return
         held = resident_memory()
@@ -59,9 +59,9 @@ class Kept:
 
 @contextmanager
 def freed_memory_kept(wanted: bool = True) -> Iterator[Kept]:
-    """Within it this process keeps what it frees, at the end it gives it back; what it yields is true where that is so.
+    """Keep freed memory within the block and release it at the end; the yielded object is true if that is active.
 
-    Nothing happens with another allocator, or where the user's environment says how memory is allocated.
+    Does nothing with another allocator, or if the user's environment configures the allocator.
     """
     with _set(_KEPT, wanted) as glibc:
         yield Kept(glibc)
@@ -69,10 +69,10 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[Kept]:
 
 @contextmanager
 def large_apart() -> Iterator[None]:
-    """Within it each tensor of a MiB and more is mapped apart: freed it is gone, and leaves no hole.
+    """Mmap each tensor of at least 1 MiB within the block, so that it leaves no hole in the heap when freed.
 
-    For what is made once, such as a model that is read, also while freed memory is kept; what is allocated again and
-    again is slow this way.
+    For tensors allocated once, such as those of a loaded model, also inside `freed_memory_kept`; repeated allocations
+    are slow this way.
     """
     with _set(_APART):
         yield
@@ -80,13 +80,13 @@ def large_apart() -> Iterator[None]:
 
 @contextmanager
 def _set(settings: Mapping[int, int], wanted: bool = True) -> Iterator[ctypes.CDLL | None]:
-    """The allocator under these settings beside those that are; None where they cannot be."""
+    """Apply these settings in addition to the current ones; yields None if they cannot be applied."""
     global _now
     glibc, before = _glibc() if wanted and keeps() else None, _now
     done = glibc is not None and all(glibc.mallopt(*setting) for setting in settings.items())
     if glibc is not None:
         _now = before | dict(settings)
-        if before == _USUAL:  # what is kept stays
+        if before == _USUAL:  # otherwise kept memory would be released
             glibc.malloc_trim(0)
     try:
         yield glibc if done else None
@@ -100,7 +100,7 @@ def _set(settings: Mapping[int, int], wanted: bool = True) -> Iterator[ctypes.CD
 
 
 def keeps() -> bool:
-    """Whether a training on this machine's CPU will keep what it frees."""
+    """Whether training on this CPU can keep freed memory."""
     return not any(os.environ.get(name) for name in _OF_THE_USER) and _glibc() is not None
 
 

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: a kill, a crash or a full disk never leaves half of one.
+"""Atomic file writes: a kill, a crash or a full disk never leaves an incomplete file.
 
-A file is written beside its place under a temporary name, flushed to the disk and renamed over the old one;
-`os.replace` within one folder is atomic on every system that Python runs on (POSIX rename(2)).
+A file is written under a temporary name in the same folder, flushed to disk and renamed over the old one; `os.replace`
+within one folder is atomic on every system that Python runs on (POSIX rename(2)).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TEMPORARY_SUFFIX = ".partial"
 
 
 def free_bytes(path: str | Path) -> int | None:
-    """Bytes free on the disk that holds `path` (which need not exist yet); None where the system does not say."""
+    """Free bytes on the disk of `path` (which need not exist yet); None if unknown."""
     place = Path(path).absolute()
     for folder in (place, *place.parents):
         if os.path.exists(folder):  # False, not an error, for a name that is too long
@@ -36,7 +36,7 @@ def free_bytes(path: str | Path) -> int | None:
 
 
 def disk_error(error: OSError, path: str | Path) -> QuatrainError:
-    """The message for a write to `path` that failed: what happened, how much room there is, what to do."""
+    """The error for a failed write to `path`: what happened, the free space, and what to do."""
     free = free_bytes(path)
     room = "" if free is None else f" ({format_bytes(free)} free on that disk)"
     if error.errno in _FULL:
@@ -61,9 +61,9 @@ def disk_error(error: OSError, path: str | Path) -> QuatrainError:
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn an OSError inside the block into the readable QuatrainError of `disk_error(error, path)`.
+    """Turn an OSError in the block into the QuatrainError of `disk_error(error, path)`.
 
-    Meant for blocks that only write: an OSError of another origin would be blamed on `path`.
+    Only for blocks that do nothing but write: any other OSError would be blamed on `path`.
     """
     try:
         yield
@@ -72,7 +72,7 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Flush a folder's list of names to the disk, so that a rename survives a power cut (POSIX; elsewhere nothing)."""
+    """Flush a folder's directory entries to disk, so that a rename survives a power cut (POSIX only)."""
     if os.name != "posix":
         return
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""The few exceptions that a user meets.
+"""The exceptions that users see.
 
-A message names the thing, its value, what is allowed and what to do. Every problem of an input is
-collected and shown at once; a traceback is for bugs only (`quatrain --debug`).
+A message names the thing, its value, what is allowed and what to do. All problems of an input are collected and shown
+at once; tracebacks are for bugs only (`quatrain --debug`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 
 class QuatrainError(Exception):
-    """Something that went wrong in a way the user should read about, without a traceback.
+    """An error that is shown to the user without a traceback.
 
-    `exit_code` is what the command line returns: 1 for work that failed.
+    `exit_code` is the exit code of the command line: 1 for work that failed.
     """
 
     exit_code = 1
@@ -30,10 +30,10 @@ class InputError(QuatrainError):
 
 
 class OfflineError(QuatrainError):
-    """Something is needed from the network, and the network is forbidden or cannot be reached."""
+    """The network is needed but forbidden or unreachable."""
 
 
 class InterruptedRun(QuatrainError):
-    """The user stopped the work (Ctrl-C or SIGTERM); what was made so far is on disk."""
+    """The user stopped the work (Ctrl-C or SIGTERM); finished work is on disk."""
 
     exit_code = 130

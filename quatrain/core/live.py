@@ -1,4 +1,4 @@
-"""The live display of a run in a terminal: the stage, a bar, the metrics, the speed and the time left."""
+"""The live display of a run in a terminal: stage, progress bar, metrics, speed and remaining time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from quatrain.core.wording import format_duration, format_metric, format_metrics
 
 
 def _bar(width: int) -> int:
-    """Columns of the bar in a terminal of `width`: none where the words need them all."""
+    """The width of the progress bar in a terminal of `width` columns; 0 if the text needs the space."""
     return 24 if width >= 100 else 8 if width >= 72 else 0
 
 
 def _text(text: object, style: str = "") -> Text:
-    """A text of unknown origin: no markup is read in it, and its control characters show as text."""
+    """Untrusted text: rich markup is not interpreted, control characters are escaped."""
     return Text(printable(str(text)), style)
 
 
 class LiveReporter:
-    """Draws the work with rich; texts of the user are never read as markup."""
+    """Draws progress with rich; texts are never interpreted as markup."""
 
     def __init__(self, stream: TextIO | None = None):
         self.console = Console(file=stream, highlight=False)
@@ -72,7 +72,7 @@ class LiveReporter:
 
 
 class _Words(ProgressColumn):
-    """What is said beside the bar, as much of it as there is room for, and the time as it is now."""
+    """The text next to the bar, cut to the available width, with the current time."""
 
     def __init__(self, work: _LiveTask):
         super().__init__(Column(no_wrap=True))

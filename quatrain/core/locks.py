@@ -19,11 +19,11 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.reading import read_json
 
 LOCK_NAME = ".lock"
-"""Names in a run's folder that begin with this belong to the lock."""
+"""Prefix of the lock's files in a run folder."""
 
 
 class FolderLock:
-    """Held from `__enter__` to `__exit__`; raises QuatrainError where another process holds it."""
+    """An exclusive lock on a folder, as a context manager. Raises QuatrainError if another process holds it."""
 
     def __init__(self, folder: Path):
         self.path = folder / LOCK_NAME
@@ -49,7 +49,7 @@ class FolderLock:
     def _acquire(self) -> None:
         try:
             self._lock.acquire()
-        except NotImplementedError:  # a file system without locks: an exclusively created file takes their place
+        except NotImplementedError:  # the file system has no locks: use an exclusively created file
             self._lock = SoftFileLock(self.path, timeout=0)
             self._lock.acquire()
 

@@ -1,4 +1,4 @@
-"""Whether the network may be used: `QUATRAIN_OFFLINE=1` forbids it."""
+"""The offline switch: `QUATRAIN_OFFLINE=1` forbids network access."""
 
 from __future__ import annotations
 

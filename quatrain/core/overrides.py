@@ -1,9 +1,9 @@
 """`a.b=c` overrides of a recipe, as given on the command line.
 
 A key is a path: `data.source`, `stage.1.train.steps`, `stage[1].train.steps` (counted from zero) or
-`stage.pretrain.train.steps` (by kind). A value is read as TOML (`3`, `1e-3`, `true`, `["a", "b"]`), else
-taken as text as it stands; `none` removes a key, or a whole stage. Whether the key exists
-and the value suits it is for the check of the whole recipe to say, so that all problems come together.
+`stage.pretrain.train.steps` (by kind). A value is parsed as TOML (`3`, `1e-3`, `true`, `["a", "b"]`), otherwise
+it is text; `none` removes a key, or a whole stage. The later check of the whole recipe reports unknown keys
+and invalid values, so that all problems are reported together.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from quatrain.core.settings import Place, Settings, annotation_at, did_you_mean,
 _PART = re.compile(r"([^.\[\]]+)|\[(-?[0-9]{1,9})\]")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 MOST_PARTS = 16
-"""Parts of a key; those of a recipe have at most five."""
+"""Limit on the parts of a key; keys of recipes have at most five."""
 
 
 def apply_overrides(
     cls: type[Settings], raw: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], list[str], list[Place]]:
-    """A copy of a raw recipe with the overrides in it, what is wrong with those that are left out, and the places of
-    the others.
+    """A copy of a raw recipe with the valid overrides applied, the problems of the invalid ones, and the places of
+    the valid ones.
     """
     changed = copy.deepcopy(dict(raw))
     problems, places = [], []
@@ -40,19 +40,19 @@ def apply_overrides(
 
 
 def read_value(text: str, annotation: Any) -> Any:
-    """A value as TOML; text where it is none, or where the key can only hold text."""
+    """The value parsed as TOML; the text itself if that fails, or if the key only holds text."""
     try:
         value = parse_toml(f"value = {text}\n", "the value")
     except InputError:
         return text
     if set(value) != {"value"}:
         return text
-    found = value["value"]
-    return text if annotation is str and not isinstance(found, str) else found
+    parsed = value["value"]
+    return text if annotation is str and not isinstance(parsed, str) else parsed
 
 
 def _apply(cls: type[Settings], raw: dict[str, Any], override: str) -> Place:
-    """Puts an override into a raw recipe; returns its place."""
+    """Apply an override to a raw recipe; returns its place."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -104,7 +104,7 @@ def _split(key: str, override: str) -> list[str | int]:
 
 
 def _resolve(raw: Mapping[str, Any], parts: Sequence[str | int], override: str) -> Place:
-    """The path with stages by number: `stage.pretrain.train` -> `("stage", 1, "train")`."""
+    """The path with stages by index: `stage.pretrain.train` -> `("stage", 1, "train")`."""
     place: list[str | int] = []
     target: Any = raw
     for part in parts:
@@ -121,11 +121,11 @@ def _item(items: Sequence[Any], part: str | int, name: str, override: str) -> in
     kinds = [str(item.get("kind")) if isinstance(item, Mapping) else "" for item in items]
     numbered = ", ".join(f"{index} ({kind})" for index, kind in enumerate(kinds))
     if isinstance(part, str) and not _NUMBER.fullmatch(part):
-        found = [index for index, kind in enumerate(kinds) if kind == part]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InputError(f"{quote(override)}: there are {len(found)} {part} stages; must be one of {numbered}")
+        indices = [index for index, kind in enumerate(kinds) if kind == part]
+        if len(indices) == 1:
+            return indices[0]
+        if indices:
+            raise InputError(f"{quote(override)}: there are {len(indices)} {part} stages; must be one of {numbered}")
         near = did_you_mean(part, kinds)
         raise InputError(f"{quote(override)}: no {name} of kind {part}; must be one of {numbered}{near}")
     if not 0 <= int(part) < len(items):

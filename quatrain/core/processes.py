@@ -1,4 +1,4 @@
-"""Which of several processes this is, as torchrun's environment says, without importing torch."""
+"""The rank of this process from torchrun's environment variables, without importing torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ RANGES = {
     "LOCAL_WORLD_SIZE": (1, 2**20),
     "MASTER_PORT": (0, 65535),
 }
-"""The numbers that torchrun puts into the environment, with the least and the largest value of each."""
+"""The environment variables of torchrun, with the smallest and largest value of each."""
 
 
 def environment_number(name: str, default: int = 0) -> int:
-    """A number of torchrun's; `default` where it is not set. Raises InputError for a value that is none."""
+    """An environment variable of torchrun as integer; `default` if unset. Raises InputError for an invalid value."""
     text = os.environ.get(name, "").strip()
     if not text:
         return default
@@ -31,5 +31,5 @@ def environment_number(name: str, default: int = 0) -> int:
 
 
 def process_number() -> tuple[int, int]:
-    """(rank, size): the number of this process and how many there are; (0, 1) alone."""
+    """(rank, world size) of this process; (0, 1) for a single process."""
     return environment_number("RANK"), environment_number("WORLD_SIZE", 1)

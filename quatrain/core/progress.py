@@ -1,7 +1,7 @@
-"""What a person sees while a run works, and the log of metrics that it leaves.
+"""Progress of a run: what the user sees, and the metrics log.
 
-One protocol, `Reporter`, with four forms: a live display in a terminal, plain lines with the time where
-the output is a file or a pipe, one JSON object a line for programs, and silence. Work is reported as
+The `Reporter` protocol has four implementations: a live display in a terminal, plain lines with the time for a file
+or a pipe, JSON lines for programs, and a silent one. Work is reported as
 
     with reporter.task("pretrain", total=500, unit="step") as task:
         for step in range(500):
@@ -27,11 +27,11 @@ from quatrain.core.reporter import Clock, ProgressTask, Reporter
 from quatrain.core.wording import format_duration, format_metrics, json_line, printable, text_table, write_text
 
 PLAIN_INTERVAL = 5.0
-"""Seconds between two lines of a task where the output is not a terminal."""
+"""Seconds between two progress lines if the output is not a terminal."""
 
 
 def create_reporter(*, json_lines: bool = False, quiet: bool = False, stream: TextIO | None = None) -> Reporter:
-    """The form that suits the output: `stream` is standard output unless given."""
+    """The reporter that suits `stream`, which is standard output by default."""
     stream = stream or sys.stdout
     if json_lines:
         return JsonReporter(stream)
@@ -45,7 +45,7 @@ def create_reporter(*, json_lines: bool = False, quiet: bool = False, stream: Te
 
 
 class _LineTask:
-    """A task that writes lines through a function `(clock, metrics, finished)`, not too often."""
+    """A task that writes a line through its reporter at most once per interval."""
 
     def __init__(self, reporter: PlainReporter | JsonReporter, name: str, total: int | None, unit: str):
         self.reporter, self.name, self.unit = reporter, name, unit
@@ -80,7 +80,7 @@ class _LineTask:
 
 
 class PlainReporter:
-    """Lines with the time of day and no colour, for files and pipes."""
+    """Writes plain lines with the time of day, for files and pipes."""
 
     interval = PLAIN_INTERVAL
 
@@ -100,7 +100,7 @@ class PlainReporter:
         return _LineTask(self, name, total, unit)
 
     def task_line(self, task: _LineTask) -> None:
-        """One line of progress of a task."""
+        """Write a progress line of a task."""
         clock = task.clock
         of = f"/{clock.total:,}" if clock.total is not None else ""
         parts = [f"{task.name}: {task.unit} {clock.step:,}{of}"]
@@ -129,7 +129,7 @@ class PlainReporter:
 
 
 class JsonReporter:
-    """One JSON object a line, for programs."""
+    """Writes JSON lines, for programs."""
 
     interval = 1.0
 
@@ -149,7 +149,7 @@ class JsonReporter:
         return _LineTask(self, name, total, unit)
 
     def task_line(self, task: _LineTask) -> None:
-        """One event of progress of a task."""
+        """Write a progress event of a task."""
         clock = task.clock
         left = None if clock.remaining is None else round(clock.remaining, 1)
         values = {"task": task.name, "unit": task.unit, "step": clock.step, "total": clock.total}
@@ -170,7 +170,7 @@ class JsonReporter:
 
 
 class SilentReporter:
-    """Says nothing, for use as a library."""
+    """Writes nothing, for use as a library."""
 
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
         pass
@@ -210,8 +210,8 @@ class _SilentTask:
 class MetricsLog:
     """Appends one stage's metrics to `metrics.jsonl`, each line flushed as it is written.
 
-    `resume_step` is the step that the stage goes on from: what an interrupted attempt wrote after it is
-    dropped first, and so is a last line that a kill cut in two. No step appears twice.
+    `resume_step` is the step from which the stage resumes: lines that an interrupted attempt wrote after it are removed
+    first, and so is an incomplete last line. No step appears twice.
     """
 
     def __init__(self, path: Path | str, stage: str, *, resume_step: int = 0):
@@ -240,7 +240,7 @@ class MetricsLog:
 
 
 def drop_metrics(path: Path | str, stage: str, *, after: int) -> None:
-    """Remove a stage's lines of later steps from a `metrics.jsonl`, and lines that are not whole."""
+    """Remove a stage's lines after step `after` from a `metrics.jsonl`, and incomplete lines."""
     path = Path(path)
     if not path.exists():
         return
@@ -257,7 +257,7 @@ def drop_metrics(path: Path | str, stage: str, *, after: int) -> None:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.jsonl`; a line that a kill cut in two is left out."""
+    """The records of a `metrics.jsonl`, without an incomplete line of a killed process."""
     records = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:

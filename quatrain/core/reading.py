@@ -1,8 +1,8 @@
-"""The one way in for the user's files: a path is looked at before it is opened, and bytes become typed values.
+"""Reads the user's files safely: checks a path before opening it, and parses bytes into typed values.
 
-Every JSON, TOML and safetensors header that a person or another library wrote is read here. A file that cannot be used
-raises InputError, which names the file, the place in it, what was expected, and what to do. Limits on size and nesting
-hold before anything is built from the content, so that no file hangs or fills the memory.
+All JSON, TOML and safetensors headers written by users or other libraries are read here. A bad file raises InputError
+with the file, the position, what was expected and a fix. Limits on size and nesting are checked before parsing, so no
+file can hang the process or exhaust memory.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import IO, Any
 from quatrain.core.errors import InputError
 
 MAX_DEPTH = 64
-"""Lists and tables within each other. Real configurations and tool schemas stay below 20."""
+"""Limit on nested lists and tables. Real configurations and tool schemas stay below 20."""
 
 MAX_DIGITS = 300
-"""Digits of one whole number; float64 ends at 309."""
+"""Limit on the digits of an integer; float64 ends at 309."""
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
-"""A configuration, a manifest, a file of labels. A tokenizer's file is larger and says so where it is read."""
+"""Default size limit, for configurations, manifests and label files; readers of larger files pass their own."""
 
 _KINDS = {
     stat.S_ISDIR: "a folder, not a file",
@@ -35,9 +35,9 @@ _KINDS = {
 
 
 def user_path(text: str | Path, what: str = "the path") -> Path:
-    """A path that a user wrote, with `~` replaced. Raises InputError for one that no system can open.
+    """A path from the user with `~` expanded. Raises InputError for one that cannot exist.
 
-    Covers NUL bytes, names that are too long, symbolic links in a circle and the home of an unknown user.
+    That covers NUL bytes, names that are too long, symbolic link loops and the home of an unknown user.
     """
     text = str(text)
     if "\0" in text:
@@ -59,7 +59,7 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
 
 
 def exists(text: str | Path) -> bool:
-    """Whether there is something at a path that a user wrote; False for one that no system can open or look at."""
+    """Whether a path from the user exists; False for one that cannot exist or cannot be accessed."""
     try:
         return user_path(text).exists()
     except (InputError, OSError):
@@ -69,8 +69,8 @@ def exists(text: str | Path) -> bool:
 def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The content of a regular file of at most `max_bytes`.
 
-    Raises InputError for a file that does not exist, is no regular file (a pipe is not waited for), cannot be read, or
-    is larger.
+    Raises InputError for a file that does not exist, is not a regular file (a pipe would block), cannot be read, or is
+    larger.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -86,33 +86,33 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 def open_regular(path: str | Path) -> IO[bytes]:
-    """A regular file, open for reading its bytes: for files of any size, which are read in blocks.
+    """Open a regular file for reading bytes, for files of any size that are read in blocks.
 
-    Raises InputError for one that does not exist, cannot be read, or is a folder, a pipe, a socket or a device.
+    Raises InputError for a file that does not exist, cannot be read, or is a folder, a pipe, a socket or a device.
     """
     path = user_path(path)
     try:
-        # a pipe without a writer would block at opening
+        # without O_NONBLOCK, opening a pipe without a writer would block
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         if path.is_dir():
             raise InputError(f"{path} is a folder, not a file") from error
         raise InputError(f"{path} cannot be read: {_reason(error)}") from error
     about = os.fstat(handle)
-    for is_kind, said in _KINDS.items():
+    for is_kind, description in _KINDS.items():
         if is_kind(about.st_mode):
             os.close(handle)
-            raise InputError(f"{path} is {said}")
+            raise InputError(f"{path} is {description}")
     return os.fdopen(handle, "rb")
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """The text of a UTF-8 file, a byte order mark removed. Raises InputError with the place of the first wrong byte."""
+    """The text of a UTF-8 file without byte order mark. Raises InputError with the position of the first wrong byte."""
     return decode(read_bytes(path, max_bytes), str(path))
 
 
 def decode(content: bytes, where: str) -> str:
-    """Bytes as UTF-8 text; UTF-16 is read where it has a byte order mark. `where` names the file in messages."""
+    """Decode UTF-8, or UTF-16 with a byte order mark. `where` names the file in messages."""
     for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if content.startswith(mark):
             try:
@@ -135,7 +135,7 @@ def decode(content: bytes, where: str) -> str:
 def read_json(path: str | Path, schema: Any = dict, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """The value of a JSON file, checked against `schema`: `dict`, `list`, or any type that pydantic knows.
 
-    Raises InputError for everything that `parse_json` refuses.
+    Raises InputError as `parse_json` does.
     """
     text = read_text(path, max_bytes)
     value = parse_json(text, str(path), schema)
@@ -148,7 +148,7 @@ def parse_json(text: str, where: str, schema: Any = dict) -> Any:
     """The value of a JSON text. `where` names it in messages; `schema` is as in `read_json`.
 
     Raises InputError for a syntax error with line and column, nesting beyond `MAX_DEPTH`, numbers beyond `MAX_DIGITS`,
-    text behind the value, and a value of another type, all wrong places at once.
+    text after the value, and a value of another type, with all wrong places at once.
     """
     _check_depth(text, where)
     try:
@@ -175,7 +175,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: nested too deeply; at most {MAX_DEPTH} levels are read") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where}: not TOML: {error}") from error
-    except ValueError as error:  # more digits than Python reads
+    except ValueError as error:  # more digits than Python parses
         raise InputError(f"{where}: a number has too many digits; at most {MAX_DIGITS} are read") from error
     if depth_of(value) > MAX_DEPTH:
         raise InputError(f"{where}: nested {depth_of(value)} levels deep; at most {MAX_DEPTH} are read")
@@ -183,7 +183,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 def typed(value: Any, where: str, schema: Any) -> Any:
-    """`value` as the type `schema`; raises InputError that names every wrong place."""
+    """`value` validated as the type `schema`. Raises InputError with all wrong places."""
     if schema is Any:
         return value
     if schema in (dict, list, str):
@@ -204,29 +204,29 @@ def typed(value: Any, where: str, schema: Any) -> Any:
 
 
 def kind_of(value: Any) -> str:
-    """The JSON kind of a value in words: "a list", "a number"."""
+    """The JSON type of a value in words: "a list", "a number"."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    for kind, said in ((int | float, "a number"), (str, "a text"), (list, "a list"), (dict, "a table")):
+    for kind, name in ((int | float, "a number"), (str, "a text"), (list, "a list"), (dict, "a table")):
         if isinstance(value, kind):
-            return said
+            return name
     return type(value).__name__
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """A user's value within a message: one line, control characters as text, cut to `limit` characters."""
+    """A user's value for a message: one line, control characters escaped, cut to `limit` characters."""
     try:
         text = repr(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except ValueError:  # digits beyond what Python writes
+    except ValueError:  # more digits than Python prints
         text = f"a {type(value).__name__} with a number of too many digits"
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def depth_of(value: Any) -> int:
-    """How deep lists and tables are nested in a value; 0 for a plain one. Does not recurse."""
+    """The nesting depth of lists and tables in a value, 0 for a scalar. Not recursive."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
@@ -235,7 +235,7 @@ def depth_of(value: Any) -> int:
 
 
 def _check_depth(text: str, where: str) -> None:
-    """Refuse deep nesting before the parser recurses into it; brackets within strings do not count."""
+    """Raise InputError for deep nesting before the parser recurses into it; brackets in strings do not count."""
     depth, in_string, escaped = 0, False, False
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
@@ -258,7 +258,7 @@ def _check_depth(text: str, where: str) -> None:
 
 
 def _refuse_half_characters(value: Any, where: str) -> None:
-    """Refuse escapes of one half of a character (a lone surrogate): no file and no tokenizer can hold such a text."""
+    """Raise InputError for lone surrogates, which no file and no tokenizer can hold."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:

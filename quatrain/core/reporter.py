@@ -12,10 +12,10 @@ class ProgressTask(Protocol):
     """One piece of work with a known or unknown number of steps."""
 
     def update(self, step: int, **metrics: float) -> None:
-        """Say that `step` steps of the total are done, with the latest metrics."""
+        """Report that `step` steps of the total are done, with the latest metrics."""
 
     def advance(self, steps: int = 1, **metrics: float) -> None:
-        """Say that so many more steps are done."""
+        """Report that `steps` more steps are done."""
 
     def __enter__(self) -> ProgressTask: ...
 
@@ -25,22 +25,22 @@ class ProgressTask(Protocol):
 
 
 class Reporter(Protocol):
-    """Where a run tells what it does."""
+    """Receives the progress of a run."""
 
     def stage(self, index: int, total: int, name: str, detail: str = "") -> None:
-        """A stage begins: `index` counts from one."""
+        """A stage starts; `index` counts from 1."""
 
     def task(self, name: str, total: int | None = None, unit: str = "step") -> ProgressTask:
-        """A piece of work begins; use it as a context manager."""
+        """Start a piece of work; use the result as a context manager."""
 
     def info(self, text: str) -> None:
-        """One line for the reader."""
+        """Show a line of information."""
 
     def warn(self, text: str) -> None:
-        """One line that the reader should not miss."""
+        """Show a warning."""
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A small table."""
+        """Show a small table."""
 
     def score(self, name: str, metrics: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> None:
         """The scores on one set, the main metric first, and those of the task's dumb baseline.
@@ -50,7 +50,7 @@ class Reporter(Protocol):
 
 
 class Clock:
-    """Steps done, elapsed time and the time that is left, from the speed since the first update."""
+    """Steps done, elapsed time, and remaining time estimated from the speed since the first update."""
 
     def __init__(self, total: int | None):
         self.total = total
@@ -69,7 +69,7 @@ class Clock:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds left, or None while nothing is known of the speed."""
+        """Estimated seconds left; None without a total or before the speed is known."""
         if self.total is None or self._first is None:
             return None
         first_time, first_step = self._first

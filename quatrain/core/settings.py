@@ -1,14 +1,14 @@
-"""The strict base of every typed setting, and messages that a person can act on.
+"""The strict base class of all typed settings, with error messages that the user can act on.
 
-Settings are frozen pydantic models that live beside what they set. `parse` checks a whole tree of them
-and reports every problem at once, each with its place, its value, what is allowed and a suggestion:
+Settings are frozen pydantic models, defined next to the code that uses them. `parse` checks a tree of settings and
+reports all problems at once, each with its place, its value, what is allowed and a suggestion:
 
     stage[1].train.lerning_rate: unknown; did you mean learning_rate?
     seed: "x" is text; must be a whole number
     model.family: "lama"; must be one of llama, gpt2, mistral, …; did you mean llama?
 
-A class whose keys must agree with each other overrides `Settings.conflicts`. A class that has renamed a key lists the
-old name in `Settings.renamed_keys`.
+A class with constraints between keys overrides `Settings.conflicts`. A class that renamed a key lists the old name in
+`Settings.renamed_keys`.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ Place = tuple[str | int, ...]
 Item = TypeVar("Item")
 
 Listing = Annotated[tuple[Item, ...], Strict(False)]
-"""A list in TOML, kept as a tuple so that settings cannot change."""
+"""A TOML list, stored as a tuple so that settings are immutable."""
 
 
 MOST_SHOWN = MOST_BITS = 1_000
-"""Characters of a problem that are shown; bits of whole numbers that are written out."""
+"""Limits on the characters of a problem, and on the bits of an integer that is written out."""
 
 LARGEST_WHOLE = 2**63 - 1
-"""What a file of ours and every library below can count."""
+"""The largest integer that our files and all libraries can represent."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong at `place`; `also` names other places that took part in the judgement."""
+    """A problem at `place`; `also` lists the other places that it depends on."""
 
     place: Place
     text: str
     also: tuple[Place, ...] = ()
 
     def under(self, prefix: Place) -> Problem:
-        """The same problem, seen from the top of a tree in which this one lies at `prefix`."""
+        """The same problem with its places relative to the root of a tree that has this object at `prefix`."""
         return Problem(prefix + self.place, self.text, tuple(prefix + place for place in self.also))
 
     def __str__(self) -> str:
@@ -60,14 +60,14 @@ class Problem:
 
 
 class Settings(BaseModel):
-    """Base of every setting: unknown keys refused, types exact (a whole number passes for a float), frozen."""
+    """Base of all settings: unknown keys are errors, types are strict (an integer is accepted as float), frozen."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
     renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """Old names of keys and their new ones: an old key is refused like any unknown key, with the new one suggested."""
+    """Old key -> new key. An old key is an error like any unknown key, with the new one as suggestion."""
 
     def conflicts(self) -> Iterator[Problem]:
-        """Problems between keys of this object, places relative to it."""
+        """Violated constraints between keys of this object, with places relative to it."""
         yield from ()
 
     def all_conflicts(self) -> Iterator[Problem]:
@@ -114,7 +114,7 @@ def parse(cls: type[S], data: Mapping[str, Any], *, what: str = "the settings", 
 
 
 def _too_large(data: Any, place: Place = ()) -> Iterator[Problem]:
-    """Whole numbers that nothing below can count with."""
+    """Problems for integers beyond LARGEST_WHOLE."""
     if isinstance(data, int) and abs(data) > LARGEST_WHOLE:
         yield Problem(place, f"{quote(data)}; must be at most {LARGEST_WHOLE:,}")
     items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
@@ -134,7 +134,7 @@ def format_place(place: Iterable[str | int]) -> str:
 
 
 def suggest(word: str, words: Iterable[str]) -> str | None:
-    """The nearest of `words`, or None where nothing is near. The word itself is no suggestion."""
+    """The most similar of `words` other than `word` itself; None if none is similar."""
     choices = [choice for choice in words if choice != word]
     lowered = {choice.lower(): choice for choice in reversed(choices)}
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.55)
@@ -142,13 +142,13 @@ def suggest(word: str, words: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, words: Sequence[str]) -> str:
-    """`; did you mean llama?` or nothing."""
+    """`; did you mean llama?`, or an empty string."""
     near = suggest(word, words)
     return f"; did you mean {near}?" if near else ""
 
 
 def describe(value: object) -> str:
-    """A value of the user's with its kind: `"x" is text`."""
+    """A user's value with its type: `"x" is text`."""
     kinds: list[tuple[type | tuple[type, ...], str]] = [
         (bool, "true or false"),
         (str, "text"),
@@ -163,7 +163,7 @@ def describe(value: object) -> str:
 
 
 def quote(value: object) -> str:
-    """A value as it stands in TOML, shortened where it is long."""
+    """A value in TOML syntax, shortened if it is long."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -182,9 +182,9 @@ def _shorten(text: str, limit: int = 60) -> str:
 
 
 def annotation_at(cls: type[Settings], place: Place, data: Any) -> Any:
-    """The type at a place of a tree of settings, or None where there is none.
+    """The type annotation at a place of a tree of settings, or None if there is none.
 
-    `data` is the raw tree: its `kind` keys decide between the members of a union.
+    `data` is the raw tree; its `kind` keys select the members of unions.
     """
     annotation: Any = cls
     for part in place:
@@ -203,13 +203,13 @@ def annotation_at(cls: type[Settings], place: Place, data: Any) -> Any:
 
 
 def _annotation(field: Any) -> Any:
-    """A field's type with its discriminator and its constraints put back."""
+    """A field's annotation including its discriminator and constraints."""
     marks = ([field.discriminator] if field.discriminator else []) + list(field.metadata)
     return Annotated[(field.annotation, *marks)] if marks else field.annotation
 
 
 def members(annotation: Any) -> dict[str, type[Settings]]:
-    """The classes of a union of settings by their `kind`."""
+    """The settings classes of a union by their `kind`."""
     found: dict[str, type[Settings]] = {}
     for option in _options(annotation):
         if _is_settings(option) and "kind" in option.model_fields:
@@ -229,7 +229,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def _options(annotation: Any) -> list[Any]:
-    """The members of a union without None; the type itself where it is no union."""
+    """The members of a union without None; the type itself if it is not a union."""
     annotation = _plain(annotation)
     if typing.get_origin(annotation) in (Union, types.UnionType):
         return [option for item in typing.get_args(annotation) for option in _options(item) if option is not type(None)]
@@ -237,7 +237,7 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def _choose(annotation: Any, data: Any) -> Any:
-    """The member of a union that `data` speaks of; the type without its marks otherwise."""
+    """The member of a union that the `kind` of `data` selects; for other types, the type without annotations."""
     options = _options(annotation)
     if len(options) == 1:
         return options[0]
@@ -250,7 +250,7 @@ def _choose(annotation: Any, data: Any) -> Any:
 def _translate(
     cls: type[Settings], error: ValidationError, data: Mapping[str, Any]
 ) -> tuple[list[Problem], list[Place]]:
-    """Pydantic's errors as problems, and the places to leave out so that the rest can be checked."""
+    """Pydantic's errors as problems, and the places to drop so that the rest can be checked."""
     found: dict[Place, list[Any]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_real_place(cls, item["loc"], data), []).append(item)
@@ -265,7 +265,7 @@ def _translate(
 
 
 def _real_place(cls: type[Settings], location: tuple[str | int, ...], data: Any) -> Place:
-    """A pydantic location without the names of union members, which are no keys of the user's."""
+    """A pydantic location without the names of union members, which are not the user's keys."""
     place: list[str | int] = []
     annotation: Any = cls
     for part in location:
@@ -282,7 +282,7 @@ def _real_place(cls: type[Settings], location: tuple[str | int, ...], data: Any)
             annotation = _annotation(chosen.model_fields[part]) if part in chosen.model_fields else None
             data = data.get(part) if isinstance(data, Mapping) else None
         else:
-            continue  # the name of a member of a union of plain types
+            continue  # the name of a union member of a plain type
         place.append(part)
     return tuple(place)
 
@@ -294,7 +294,7 @@ def _value_at(data: Any, place: Place) -> Any:
 
 
 def _message(cls: type[Settings], place: Place, items: list[Any], data: Any) -> str:
-    """What is wrong at one place; several errors there come from a union of plain types."""
+    """The message for one place; several errors at one place come from a union of plain types."""
     item = items[0]
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
@@ -331,7 +331,7 @@ def _message(cls: type[Settings], place: Place, items: list[Any], data: Any) -> 
 
 
 def _tag_message(cls: type[Settings], place: Place, value: Any, data: Any) -> str:
-    """What is wrong with the `kind` that should choose the member of a union."""
+    """The message for a missing or wrong `kind` of a union."""
     parent = annotation_at(cls, place[:-1], data)
     if _is_settings(parent):
         kinds = list(members(_annotation(parent.model_fields[str(place[-1])])))
@@ -383,7 +383,7 @@ def _value_or_none(data: Any, place: Place) -> Any:
 
 
 def _validate_rest(cls: type[S], data: Mapping[str, Any], dropped: list[Place]) -> S | None:
-    """The settings without what is wrong in them, so that the agreement of the rest can be judged."""
+    """The settings without the invalid places, to check the constraints of the rest; None if that is impossible."""
     rest = copy.deepcopy(dict(data))
     for place in sorted(dropped, key=lambda item: tuple(map(_order, item)), reverse=True):
         if not place:
@@ -392,7 +392,7 @@ def _validate_rest(cls: type[S], data: Mapping[str, Any], dropped: list[Place]) 
         if isinstance(parent, dict):
             parent.pop(place[-1], None)
         elif isinstance(parent, list) and isinstance(place[-1], int) and place[-1] < len(parent):
-            return None  # without it the other items would change their numbers
+            return None  # removing it would change the indices of the other items
     try:
         return cls.model_validate(rest)
     except ValidationError:
@@ -404,7 +404,7 @@ def _order(part: str | int) -> tuple[int, str]:
 
 
 def _touches(problem: Problem, dropped: list[Place]) -> bool:
-    """Whether a problem was judged on something that was left out; `also` says what it was judged on."""
+    """Whether a problem depends on a dropped place."""
     for missing in dropped:
         if any(place[: len(missing)] == missing for place in (problem.place, *problem.also)):
             return True

@@ -1,7 +1,7 @@
-"""Trackers: what `metrics.jsonl` holds, shown by TensorBoard, trackio or Weights & Biases as well.
+"""Experiment trackers: sends the metrics of `metrics.jsonl` to TensorBoard, trackio or Weights & Biases as well.
 
-Each writes into the run's folder or its own usual place, without a network: W&B runs offline unless it is logged in and
-QUATRAIN_OFFLINE is not set. A tracker that fails says so once and is left; training goes on.
+Each writes to the run folder or its own default place, without network access: W&B runs offline unless it is logged in
+and QUATRAIN_OFFLINE is not set. A tracker that fails is reported once and disabled; training continues.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ LIBRARIES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb
 
 
 class Tracker(Protocol):
-    """Takes the numbers of a step."""
+    """Receives the metrics of a stage."""
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """The values of a step of a stage."""
+        """Log the values of one step of a stage."""
         ...
 
     def close(self) -> None:
-        """Ends the stage's part."""
+        """Finish the stage."""
         ...
 
 
 def missing(names: Sequence[str]) -> list[str]:
-    """What to install for these trackers, a line each."""
+    """One message for each tracker whose library is not installed."""
     return [
         f'tracking: "{name}" needs the library {LIBRARIES[name]}; install it with: pip install {LIBRARIES[name]}'
         for name in names
@@ -43,7 +43,7 @@ def missing(names: Sequence[str]) -> list[str]:
 
 
 class TensorBoard:
-    """Event files below RUN/tensorboard/STAGE; what an interrupted attempt wrote after the resumed step is purged."""
+    """Event files below RUN/tensorboard/STAGE; entries of an interrupted attempt after the resumed step are purged."""
 
     def __init__(self, folder: Path, run: str, stage: str, config: Mapping[str, Any], resume_step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -51,12 +51,12 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=resume_step + 1)
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """A scalar for each value."""
+        """Write a scalar for each value."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Flush and close the file."""
         self.writer.close()
 
 
@@ -67,15 +67,15 @@ class Trackio:
         import trackio
 
         self.library: Any = trackio
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints, where a run has lines or JSON of its own
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints to stdout, which belongs to the reporter
             trackio.init(project="quatrain", name=f"{run}-{stage}", config=dict(config), resume="allow")
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """The values of a step."""
+        """Log the values of one step."""
         self.library.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Ends the run."""
+        """Finish the run."""
         with contextlib.redirect_stdout(io.StringIO()):
             self.library.finish()
 
@@ -93,11 +93,11 @@ class WandB:
                                    config=dict(config), resume="allow", settings=settings)  # fmt: skip
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """The values of a step."""
+        """Log the values of one step."""
         self.run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Ends the run."""
+        """Finish the run."""
         self.run.finish()
 
 
@@ -109,7 +109,7 @@ TRACKERS: dict[str, Callable[[Path, str, str, Mapping[str, Any], int], Tracker]]
 
 
 class Trackers:
-    """Several trackers of one stage as one; a context, closed at its end whatever happens."""
+    """The trackers of one stage, as a context manager that closes them."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Trackers:
         self.open[name] = TRACKERS[name](folder, run, self.stage, config, resume_step)
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """A line of `metrics.jsonl`: its numbers go to every tracker."""
+        """Send the numbers of a `metrics.jsonl` entry to all trackers."""
         values = {
             name: float(value)
             for name, value in entry.items()
@@ -145,7 +145,7 @@ class Trackers:
             call()
         except Exception as error:
             self.open.pop(name, None)
-            self.warn(f"tracking: {name} failed and is left ({type(error).__name__}: {error}); metrics.jsonl goes on.")
+            self.warn(f"tracking: {name} failed and was disabled ({type(error).__name__}: {error}); metrics.jsonl is still written.")
 
     def __enter__(self) -> Trackers:
         return self

@@ -1,4 +1,4 @@
-"""Numbers, tables and texts as a person reads them in a terminal or a log."""
+"""Formats numbers, tables and texts for terminals and logs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_metric(name: str, value: float) -> str:
-    """A metric as a reader wants it: shares as per cent, counts with separators, losses with three places."""
+    """A metric for display: shares in per cent, counts with separators, losses with three decimals."""
     if isinstance(value, str):
         return value
     if name.endswith(("accuracy", "exact_match", "share", "valid")) and value <= 1:  # SQuAD counts to 100
@@ -52,13 +52,13 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 _HARMLESS = "\n\t\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff\u3000"
-"""Not printable by Unicode's tables, yet part of ordinary texts: spaces, joiners of Persian and of emoji."""
+"""Characters of ordinary texts that Unicode calls not printable: spaces, joiners of Persian and of emoji."""
 
 
 def printable(text: str) -> str:
-    """Text of unknown origin for a terminal: control characters as `\\x1b`, so that none of them is obeyed.
+    """Untrusted text made safe for a terminal: control characters are escaped, such as `\\x1b`.
 
-    Line ends and tabs stay. C1 controls, lone surrogates and the characters that turn the direction of text count too.
+    Line ends and tabs stay. C1 controls, lone surrogates and bidirectional controls are escaped too.
     """
     if text.isprintable():
         return text
@@ -71,7 +71,7 @@ def printable(text: str) -> str:
 
 
 def write_text(stream: TextIO, text: str) -> None:
-    """Write to a stream whose encoding may lack some of the characters (a Windows code page, the C locale)."""
+    """Write to a stream; characters that its encoding lacks (Windows code page, C locale) are escaped."""
     try:
         stream.write(text)
     except UnicodeEncodeError:
@@ -80,7 +80,7 @@ def write_text(stream: TextIO, text: str) -> None:
 
 
 def json_line(value: Any, encoding: str | None = "utf-8") -> str:
-    """A value as JSON on one line; what a terminal would obey or `encoding` lacks is escaped as `\\uXXXX`."""
+    """A value as JSON on one line; control characters and those that `encoding` lacks are escaped as `\\uXXXX`."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     try:
         text.encode(encoding or "ascii")
@@ -88,7 +88,7 @@ def json_line(value: Any, encoding: str | None = "utf-8") -> str:
         text = json.dumps(value, default=str)
     if text.isprintable():
         return text
-    # Outside of its strings JSON is ASCII, and json.dumps has escaped the controls below the space.
+    # Outside strings JSON is ASCII, and json.dumps has escaped the control characters below the space.
     return "".join(c if c.isprintable() or c in _HARMLESS else _json_escape(c) for c in text)
 
 
@@ -97,10 +97,10 @@ def _json_escape(character: str) -> str:
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None) -> str:
-    """A table of plain text: numbers to the right, everything else to the left.
+    """A plain-text table: numbers right-aligned, everything else left-aligned.
 
-    Where it is wider than `width`, its last column is broken into lines if that leaves enough for it; otherwise each
-    row becomes a block, the first cell above the others.
+    If it is wider than `width`, the last column is wrapped; if that leaves too little room, each row becomes a block
+    with the first cell above the others.
     """
     if width is not None:
         whole = text_table(columns, rows)
@@ -125,11 +125,11 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, widt
 
 
 _LEAST_COLUMN = 24
-"""Characters that a column of sentences needs to be read."""
+"""The minimal readable width of a column of sentences."""
 
 
 def _wrapped(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> str | None:
-    """The table with its last column in several lines; None where the others leave too little for it."""
+    """The table with its last column wrapped; None if the others leave too little room."""
     last = len(columns) - 1
     others = text_table(columns[:last], [row[:last] for row in rows]) if last else ""
     room = width - max(map(len, others.splitlines()), default=0) - 2
@@ -144,7 +144,7 @@ def _wrapped(columns: Sequence[str], rows: Sequence[Sequence[object]], width: in
 
 
 def _blocks(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> str:
-    """A block of lines for each row, for a narrow terminal."""
+    """One block of lines per row, for a narrow terminal."""
     room = max(1, width - 2)
     lines: list[str] = []
     for row in rows:

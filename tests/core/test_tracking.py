@@ -95,7 +95,7 @@ def test_a_tracker_that_fails_is_left_and_the_others_go_on(tmp_path: Path, monke
         for entry in ENTRIES:
             trackers.log(entry)
     (warning,) = warnings
-    assert "wandb failed and is left (OSError: no route)" in warning
+    assert "wandb failed and was disabled (OSError: no route)" in warning
     assert told == [(entry["step"], {"loss": entry["loss"], "validation_loss": 1.0}) for entry in ENTRIES] + [(-1, {})]
 
 
