@@ -145,7 +145,8 @@ class Trackers:
             call()
         except Exception as error:
             self.open.pop(name, None)
-            self.warn(f"tracking: {name} failed and was disabled ({type(error).__name__}: {error}); metrics.jsonl is still written.")
+            reason = f"{type(error).__name__}: {error}"
+            self.warn(f"tracking: {name} failed and was disabled ({reason}); metrics.jsonl is still written.")
 
     def __enter__(self) -> Trackers:
         return self

@@ -1,6 +1,6 @@
-"""Line 1, read: text becomes tokens. Sources, files, tokenizers, chats and token files.
+"""Data: sources, formats, typed records, corpora, checks, the example cache, token files and batches.
 
-Nothing is imported here, so that `import quatrain` stays light; import the module of what you need:
-`quatrain.tokenizers.tokenizer`, `quatrain.tokenizers.chat`, `quatrain.data.catalog`, `quatrain.data.documents`,
-`quatrain.data.token_file`, `quatrain.core.atomic`.
+Nothing is imported here, so that `import quatrain` stays light. Main modules: `quatrain.data.corpus` (typed records of
+any source), `quatrain.data.documents` (plain text), `quatrain.data.token_file`, `quatrain.data.batches`,
+`quatrain.data.checking`.
 """

@@ -1,6 +1,6 @@
-"""A data file checked before anything is learned from it: every fault with its place, field and fix, all at once.
+"""Checks a data file before training: reports all faults with place, field and fix.
 
-The report also says what was found: format, rows, labels and lengths.
+The report also describes the data: format, rows, labels and lengths.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from quatrain.data.sources import skipped_files
 from quatrain.data.unread import UnreadFields
 from quatrain.tokenizers.templates import templates_at
 
-#: This many faults and this many warnings are shown, all are counted.
+#: The number of faults, and of warnings, that are listed; all are counted.
 LIMIT = 100
 
-#: The chat template that a recipe gives a new tokenizer.
+#: The chat template of new tokenizers.
 DEFAULT_TEMPLATE = "chatml"
 
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
@@ -42,7 +42,7 @@ QUANTILES = (("least", 0.0), ("quarter", 0.25), ("median", 0.5), ("three quarter
 
 @dataclass
 class CheckReport:
-    """What a check found: the first faults and warnings, the counts of all, and what the data looks like."""
+    """The result of a check: the first faults and warnings, their counts, and a description of the data."""
 
     source: str
     format: str
@@ -62,11 +62,11 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no fault. Warnings do not count."""
+        """Whether there are no faults. Warnings do not count."""
         return not self.fault_count
 
     def add(self, finding: Finding) -> None:
-        """Notes a fault or a warning."""
+        """Add a fault or a warning."""
         if finding.warning:
             self.warning_count += 1
             if len(self.warnings) < LIMIT:
@@ -78,8 +78,7 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report for programs."""
-        told = asdict(self)
-        return {"ok": self.ok, **told}
+        return {"ok": self.ok, **asdict(self)}
 
 
 def check(
@@ -92,11 +91,11 @@ def check(
     template: str | None = None,
     **options: Any,
 ) -> CheckReport:
-    """Read all of `source` and report what is wrong with it. `count` measures a text, in `unit`.
+    """Read all of `source` and report its faults. `count` measures the length of a text, in `unit`.
 
-    Chats are rendered with `template`, a name such as "chatml" (the default), a Jinja file or the folder of a model:
-    fields that change nothing are named. `options` are those of `Corpus`. Raises InputError where nothing can be read:
-    no file, no known format, no such template.
+    Chats are rendered with `template` (a name such as "chatml", the default; a Jinja file; or a model folder), and
+    fields without effect are reported. `options` are those of `Corpus`. Raises InputError if the source, its format or
+    the template is unknown.
     """
     templates = templates_at(template or DEFAULT_TEMPLATE)
     corpus = Corpus(source, format=format, columns=columns, reader=read_anyway, **options)
@@ -133,7 +132,7 @@ def _position(place: str, order: Mapping[str, int]) -> tuple[int, int]:
 
 
 class _Check:
-    """Goes over the rows of a corpus and fills a report."""
+    """Reads the rows of a corpus and fills a report."""
 
     def __init__(self, corpus: Corpus, report: CheckReport, count: Callable[[str], int], unread: UnreadFields | None):
         self.corpus, self.report, self.count, self.unread = corpus, report, count, unread
@@ -144,7 +143,7 @@ class _Check:
         self.firsts: dict[str, str] = {}
 
     def run(self) -> None:
-        """Everything there is to find."""
+        """Run all checks."""
         try:
             for row in self.corpus.rows():
                 self.report.rows += 1
@@ -158,7 +157,7 @@ class _Check:
                     self.unread.add(row, records)
                 for record in records:
                     self.report.records += 1
-                    self._look_at(row, record)
+                    self._check_record(row, record)
         except InputError as error:
             self.report.add(Finding(self.corpus.origin.name, error.message))
         if not self.report.records and not self.report.fault_count:
@@ -167,7 +166,7 @@ class _Check:
         for name, values in self.lengths.items():
             self.report.lengths[name] = quantiles(values)
 
-    def _look_at(self, row: Any, record: AnyRecord) -> None:
+    def _check_record(self, row: Any, record: AnyRecord) -> None:
         for finding in check_record(row, record):
             self.report.add(finding)
         again = self.repeated.add(row, record)
@@ -185,7 +184,7 @@ class _Check:
         self.firsts.setdefault(label, place)
 
     def _labels(self) -> None:
-        """Labels that are rare or alike, and tags that do not follow each other."""
+        """Report rare or nearly equal labels, and invalid tag sequences."""
         report = self.report
         found, all_of_them = self.tags.findings()
         for finding in found:
@@ -212,14 +211,14 @@ class _Check:
 
 
 def quantiles(values: array.array[int]) -> dict[str, int]:
-    """Some quantiles, each a value that occurs (the nearest rank)."""
+    """The QUANTILES by nearest rank, so each is a value that occurs."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return {name: ordered[round(share * last)] for name, share in QUANTILES}
 
 
 def read_anyway(path: Path) -> Iterator[str]:
-    """A file's text in pieces, with "�" for what is not UTF-8, so that the rest can be checked too."""
+    """The text of a file in chunks, with "�" for invalid UTF-8, so that the rest can be checked too."""
     head = next(read_blocks(path), b"")
     if head.startswith(_OTHER_MARKS):
         yield from read_text(path)
@@ -228,14 +227,14 @@ def read_anyway(path: Path) -> Iterator[str]:
     held = ""
     for block in read_blocks(path):
         text = held + decoder.decode(block)
-        # "\r\n" over two blocks is one line end
+        # "\r\n" across two blocks is one line end
         held = "\r" if text.endswith("\r") else ""
         yield text[: len(text) - len(held)].replace("\r\n", "\n").replace("\r", "\n")
     yield (held + decoder.decode(b"", True)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def wrong_bytes(path: Path) -> Iterator[Finding]:
-    """The lines of a file that are not UTF-8, each with its first wrong byte and the byte's offset in the file."""
+    """A finding for each line that is not UTF-8, with its first wrong byte and the offset in the file."""
     if suffix_of(path) == ".parquet":
         return
     offset = 0

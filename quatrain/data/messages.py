@@ -1,7 +1,7 @@
-"""Messages of conversations, as a chat template sees them: plain values, every field kept, faults named.
+"""Prepares and checks the messages of conversations for a chat template.
 
-The rules are those of transformers' `apply_chat_template`: fields that are None are left out; reasoning is found under
-each of its names; a template gets JSON's types and nothing else.
+The rules are those of transformers' `apply_chat_template`: fields that are None are removed, reasoning is accepted
+under each of its names, and a template gets only JSON's types.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """The roles of the conversation formats. A template may name others."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Fields for what the assistant thought before it spoke. Templates read the first, those of gpt-oss the second."""
+"""Fields for the assistant's reasoning. Most templates read the first, those of gpt-oss the second."""
 
 MAX_DEPTH = 100
-"""Lists and objects within each other in a message."""
+"""Limit on nested lists and objects in a message."""
 
 _MEANT = {
     "human": "user",
@@ -35,11 +35,11 @@ _MEANT = {
     "observation": "tool",
 }
 ABOUT = frozenset(("role", "content", "name", "weight", "tool_call_id", "id", "type"))
-"""Fields that say nothing themselves."""
+"""Fields that are not content."""
 
 
 def content_text(message: Mapping[str, Any]) -> str:
-    """What a message says as one text: the texts of its parts joined, "" where there is none."""
+    """The content of a message as one text: the texts of its parts joined, "" if there are none."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -50,23 +50,23 @@ def content_text(message: Mapping[str, Any]) -> str:
 
 
 def says_nothing(message: Mapping[str, Any]) -> bool:
-    """Whether a message has neither content nor anything in its place, such as calls of tools."""
+    """Whether a message has neither content nor a replacement for it, such as tool calls."""
     return not content_text(message).strip() and not any(message.get(key) for key in message if key not in ABOUT)
 
 
 def has_calls(message: Mapping[str, Any]) -> bool:
-    """Whether the assistant calls a tool in this message, in OpenAI's present or former form."""
+    """Whether a message has tool calls, in OpenAI's current or former format."""
     return bool(message.get("tool_calls") or message.get("function_call"))
 
 
 def is_learned(message: Mapping[str, Any]) -> bool:
-    """Whether a turn of the assistant is to be learned: everything but `"weight": 0`."""
+    """Whether an assistant turn has labels: always, except with `"weight": 0`."""
     weight = message.get("weight")
     return weight is None or bool(weight)
 
 
 def weight_fault(message: Mapping[str, Any]) -> str | None:
-    """What is wrong with the weight of a turn; None where nothing is."""
+    """The fault of a turn's weight; None if it is valid."""
     weight = message.get("weight")
     if weight is None or (isinstance(weight, bool | int | float) and weight in (0, 1)):
         return None
@@ -74,7 +74,7 @@ def weight_fault(message: Mapping[str, Any]) -> str | None:
 
 
 def content_fault(content: Any, role: Any) -> str | None:
-    """What is wrong with a message's content, which is text or a list of parts; a tool may answer with an object."""
+    """The fault of a message's content, which is text or a list of parts, or for a tool also an object."""
     if isinstance(content, str) or (isinstance(content, Mapping) and role in ("tool", "function")):
         return None
     if isinstance(content, list):
@@ -88,7 +88,7 @@ def content_fault(content: Any, role: Any) -> str | None:
 
 
 def joined(message: dict[str, Any]) -> dict[str, Any] | None:
-    """A message with the texts of its parts joined; None where a part is not text."""
+    """A message with its text parts joined; None if a part is not text."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -98,7 +98,7 @@ def joined(message: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> list[dict[str, Any]]:
-    """The messages as a template gets them. Raises InputError with every fault found."""
+    """The messages as a template gets them. Raises InputError with all faults."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise InputError('a conversation is a list of at least one message, each {"role": …, "content": …}')
     problems: list[str] = []
@@ -137,15 +137,15 @@ def _missing(message: Mapping[str, Any]) -> str | None:
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its reasoning under the names that templates read."""
+    """A message with its reasoning under the names that templates read."""
     reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
-    """A value out of JSON's types alone, so that no method of anything else is within a template's reach.
+    """A value converted to JSON's types, so that a template cannot reach methods of other objects.
 
-    Raises InputError for one that is nested too deeply.
+    Raises InputError for a value that is nested too deeply.
     """
     if value is None or type(value) in (str, int, float, bool):
         return value

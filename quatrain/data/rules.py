@@ -1,6 +1,6 @@
-"""What may be wrong with records that can be read: turns out of order, tags that do not follow each other, repetitions.
+"""Checks on records that can be read: the order of turns, tag sequences, duplicates.
 
-Faults make data that teaches the wrong thing; warnings are what a person may have meant so.
+A fault would train the model on wrong data; a warning may be intended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from quatrain.data.records import (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: where ("file:line"), in which field, what it is and how it is mended."""
+    """A fault or warning: its place ("file:line"), its field, and a text that says what is wrong and how to fix it."""
 
     place: str
     text: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 def check_record(row: Row, record: AnyRecord) -> Iterator[Finding]:
-    """What is wrong within one record."""
+    """The findings within one record."""
     if isinstance(record, Conversation):
         yield from (Finding(row.place, *each) for each in check_turns(record.messages, row.value))
     elif isinstance(record, Preference):
@@ -53,7 +53,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def check_turns(messages: list[Message], value: Any = None) -> Iterator[tuple[str, str]]:
-    """Turns out of order and empty answers, as texts with their fields. `value` is the row as it was written."""
+    """Turns out of order and empty answers, as (text, field). `value` is the raw row."""
     name = next(
         (each for each in ("messages", "conversations") if isinstance(value, dict) and each in value), "messages"
     )
@@ -78,7 +78,7 @@ def check_turns(messages: list[Message], value: Any = None) -> Iterator[tuple[st
 
 
 def _order(role: str, before: str, *, first: bool) -> str | None:
-    """What is wrong with a turn of this role after one of the role `before` ("call": an assistant's call of a tool)."""
+    """Why a turn of this role cannot follow one of role `before` ("call" is an assistant turn with a tool call)."""
     if role == "system" and not first:
         return "the system speaks after the beginning; put its message first"
     if role == "assistant" and before in ("", "system", "developer"):
@@ -100,13 +100,13 @@ def _check_preference(row: Row, record: Preference) -> Iterator[Finding]:
         if not said:
             yield Finding(row.place, f"field {name!r}: nothing is said by the assistant; write its answer", name)
         elif any(says_nothing(each) for each in said):
-            # Saying nothing may be what was rejected.
+            # An empty answer may be what was rejected.
             text = f"field {name!r}: the assistant says nothing; write its answer or remove the row"
             yield Finding(row.place, text, name, warning=name == "rejected")
 
 
 class TagChecker:
-    """Whether tags of entities follow each other as their scheme has it.
+    """Checks entity tag sequences against their scheme.
 
     Schemes: IOB2 (every entity begins with B-), IOB1 (B- only where two entities of a type touch, Ramshaw and Marcus
     1995), IO (I- alone), IOBES and BILOU (single and last words marked too, Ratinov and Roth 2009).
@@ -121,7 +121,7 @@ class TagChecker:
         self._bad = 0
 
     def add(self, row: Row, record: TaggedTokens) -> None:
-        """Notes a sentence."""
+        """Add a sentence."""
         path = row.place.rpartition(":")[0]
         before = "O"
         for number, tag in enumerate(record.tags):
@@ -141,7 +141,7 @@ class TagChecker:
 
     @property
     def scheme(self) -> str | None:
-        """The scheme's name, None where tags are not those of entities."""
+        """The name of the scheme, None if the tags are not entity tags."""
         heads = {tag[:2] for tag in self.count if tag != "O"}
         if not heads or not all(head[1:] == "-" and head[0] in "BIESLU" for head in heads):
             return None
@@ -154,7 +154,7 @@ class TagChecker:
         return "IOB2" if self.begun_apart or not self._bad else "IOB1"
 
     def findings(self) -> tuple[list[Finding], int]:
-        """The first faults, and the count of all."""
+        """The first faults and the count of all."""
         if self.scheme in ("IOB2", "IOBES", "BILOU"):
             return self.faults, self._bad
         if self.scheme is None and "O" in self.count:
@@ -162,7 +162,7 @@ class TagChecker:
         return [], 0
 
     def _odd(self) -> tuple[list[Finding], int]:
-        """Tags that are none of a scheme, among others that are."""
+        """The tags that match no scheme, if most others do."""
         right = {tag for tag in self.count if tag[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") and len(tag) > 2}
         odd = [tag for tag in self.count if tag not in right and tag != "O"]
         if not right or len(odd) > len(right):
@@ -177,7 +177,7 @@ class TagChecker:
 
 
 def _follows(tag: str, before: str) -> str | None:
-    """What is wrong with a tag after another, in the schemes that mark beginnings."""
+    """Why a tag cannot follow `before`, in the schemes that mark beginnings."""
     head, kind = tag[:2], tag[2:]
     inside = before[:2] in ("B-", "I-") and before[2:] == kind
     if head in ("I-", "E-", "L-") and not inside:
@@ -187,14 +187,14 @@ def _follows(tag: str, before: str) -> str | None:
 
 
 class DuplicateFinder:
-    """Rows that were there before, and equal texts with different labels. Keeps eight bytes and a place of each."""
+    """Finds duplicate rows and equal texts with different labels. Stores an 8-byte hash and the place of each."""
 
     def __init__(self) -> None:
         self.seen: dict[bytes, str] = {}
         self.labels: dict[bytes, tuple[str, Any]] = {}
 
     def add(self, row: Row, record: AnyRecord) -> Finding | None:
-        """What is to be said of a record that was there before."""
+        """The finding for a record that occurred before; None if it is new."""
         key = _digest(record)
         first = self.seen.setdefault(key, row.place)
         if first != row.place:

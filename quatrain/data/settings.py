@@ -1,4 +1,4 @@
-"""Settings of what is read: data and tokenizer."""
+"""Settings of the data and the tokenizer of a recipe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from quatrain.tokenizers.templates import source_of
 
 
 class DataSettings(Settings):
-    """What a recipe learns from: exactly one of `source` and `database` (the recipe checks that it is there).
+    """The training data of a recipe: exactly one of `source` and `database` (the recipe checks that one is given).
 
-    `dev` is what validations read, where it is not a share of the source; `test` is what scores are measured on, in the
-    end. Both are sources of the same format and columns.
+    `dev` is a source for validation, instead of a share of `source`; `test` is a source for the final scores. Both have
+    the same format and columns as `source`.
     """
 
     source: str | None = Field(

@@ -1,7 +1,7 @@
-"""From what a user names to the files that are read: a catalog name, a file, a folder, or files that go line by line.
+"""Resolves the name of a source to files: a catalog name, a file, a folder, or parallel files.
 
-`train.{en,de}` names two files whose lines belong together: the shell's way to write `train.en` and `train.de`.
-`mine.jsonl + spider-train` names several sources that are read one after the other.
+`train.{en,de}` names two parallel files, whose lines correspond: shell syntax for `train.en` and `train.de`.
+`mine.jsonl + spider-train` names several sources, which are read one after the other.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from quatrain.data.download import DownloadProgress
 from quatrain.data.huggingface import is_dataset
 from quatrain.data.rows import RECORD_SUFFIXES
 
-#: Endings that are read as plain text. A file named by itself is, whatever its ending.
+#: Suffixes read as plain text in folders. A file that the user names is read whatever its suffix.
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 
 JOINED = " + "
-"""Between the names of several sources."""
+"""The separator of several source names."""
 
 _BRACES = re.compile(r"\{([^{},]*),([^{},]*)\}")
 
-#: Told what of a folder is left out, and why.
+#: Called with each path of a folder that is not read, and the reason.
 OnSkipped = Callable[[Path, str], None]
 
 
 def find_files(
     source: str | Path, *, skipped: OnSkipped | None = None, progress: DownloadProgress | None = None
 ) -> list[Path]:
-    """The files of `source`, each one checked at its beginning: a catalog name (fetched where needed), a file, or a
-    folder, whose files come sorted, subfolders too; hidden files are left out, and `skipped` hears of every other one.
-    Of several sources joined by " + ", those of all.
+    """The files of `source`: a catalog name (downloaded if needed), a file, a folder, or several joined by " + ".
 
-    Raises InputError with every file that is absent, empty or no text.
+    The files of a folder and its subfolders are sorted, without hidden ones; `skipped` is called for each other file
+    that is not read. The beginning of each file is checked. Raises InputError with all files that are missing, empty
+    or not text.
     """
     names = source_names(source)
     if len(names) > 1:
-        found = (file for name in names for file in find_files(name, skipped=skipped, progress=progress))
-        return list(dict.fromkeys(found))
+        files = (file for name in names for file in find_files(name, skipped=skipped, progress=progress))
+        return list(dict.fromkeys(files))
     entry = catalog.find(str(source)) if isinstance(source, str) else None
     if entry is not None:
         return [catalog.fetch(entry, progress=progress)]
@@ -63,14 +63,14 @@ def find_files(
 
 
 def source_names(source: str | Path) -> tuple[str, ...]:
-    """The names in `a.jsonl + b.jsonl`; the source itself where it names no several."""
+    """The names in `a.jsonl + b.jsonl`; a single name is returned as it is."""
     if JOINED not in str(source) or exists(source):
         return (str(source),)
     return tuple(name for each in str(source).split(JOINED) if (name := each.strip()))
 
 
 def selected_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
-    """The files of which the catalog takes some rows alone, with the values that those have in their columns."""
+    """Files of which the catalog selects rows -> the column values that select them."""
     found: dict[Path, list[dict[str, str]]] = {}
     for name in source_names(source):
         entry = catalog.find(name)
@@ -80,7 +80,7 @@ def selected_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
 
 
 def parallel_names(source: str | Path) -> tuple[str, str] | None:
-    """The two names in `train.{en,de}.gz`, whose lines belong together; None where a source names no two."""
+    """The two names in `train.{en,de}.gz`; None if the source is not a pair of parallel files."""
     found = _BRACES.search(str(source))
     if found is None or exists(source):
         return None
@@ -89,7 +89,7 @@ def parallel_names(source: str | Path) -> tuple[str, str] | None:
 
 
 def is_record_file(path: Path) -> bool:
-    """Whether a file's ending says that it holds records (JSON, CSV, TSV, Parquet) and not plain text."""
+    """Whether the suffix of a file is that of a record format (JSON, CSV, TSV, Parquet, CoNLL), not plain text."""
     return suffix_of(path) in RECORD_SUFFIXES
 
 
@@ -125,7 +125,7 @@ def _of_folder(folder: Path, skipped: OnSkipped) -> list[Path]:
 
 
 def _unusable(path: Path) -> str | None:
-    """Why a file of a folder is left out; None for one that is to be read."""
+    """Why a file of a folder is not read; None if it is."""
     if suffix_of(path) not in (*TEXT_SUFFIXES, *RECORD_SUFFIXES):
         return f"its ending {path.suffix or '(none)'} is not one of text"
     try:
@@ -138,7 +138,7 @@ def _unusable(path: Path) -> str | None:
 
 
 def _walk(folder: Path, skipped: OnSkipped) -> Iterator[Path]:
-    """The files below a folder; links to folders and folders that cannot be read are left out, hidden ones unsaid."""
+    """The files below a folder. Symbolic links to folders and unreadable folders are skipped, hidden ones silently."""
 
     def unreadable(error: OSError) -> None:
         if Path(error.filename) == folder:
@@ -154,7 +154,7 @@ def _walk(folder: Path, skipped: OnSkipped) -> Iterator[Path]:
 
 
 class SkippedFiles:
-    """What was left out of folders, by reason: how often, and the first names; `read` counts the other files."""
+    """The files of folders that are not read, by reason: count and first names; `read` counts the other files."""
 
     FIRST = 3
 
@@ -163,17 +163,17 @@ class SkippedFiles:
         self.kinds: dict[str, tuple[int, list[Path]]] = {}
 
     def add(self, path: Path, reason: str) -> None:
-        """Note one file or folder; has the form of `OnSkipped`."""
+        """Add one file or folder; has the signature of `OnSkipped`."""
         count, names = self.kinds.get(reason, (0, []))
         self.kinds[reason] = count + 1, [*names, path][: self.FIRST]
 
     @property
     def count(self) -> int:
-        """All that were left out."""
+        """The number of skipped files."""
         return sum(count for count, _ in self.kinds.values())
 
     def lines(self, folder: str | Path = "") -> list[str]:
-        """A line for each reason, the most frequent first: "left out (it is empty): 12: a.txt, b.txt, c.txt, …"."""
+        """One line per reason, most frequent first: "left out (it is empty): 12: a.txt, b.txt, c.txt, …"."""
         found = []
         for reason, (count, names) in sorted(self.kinds.items(), key=lambda kind: -kind[1][0]):
             shown = ", ".join(_short_name(path, folder) for path in names) + (", …" if count > len(names) else "")
@@ -182,7 +182,7 @@ class SkippedFiles:
 
 
 def skipped_files(source: str | Path) -> SkippedFiles:
-    """What of a source's folders is not read. Looks at names and sizes, opens nothing."""
+    """The files in a source's folders that are not read, judged by names and sizes without opening them."""
     found = SkippedFiles()
     for name in (name for each in source_names(source) for name in parallel_names(each) or (each,)):
         if is_dataset(name) or (catalog.find(name) is not None and not exists(name)):
@@ -206,7 +206,7 @@ def _short_name(path: Path, folder: str | Path) -> str:
 
 
 def _absent(source: str | Path, path: Path) -> InputError:
-    """What is said of something that is neither there nor in the catalog."""
+    """The error for a source that is neither a path nor a catalog name."""
     if path.is_symlink():
         return InputError(f"{path} is a link that leads nowhere: {os.readlink(path)} does not exist")
     hints = []

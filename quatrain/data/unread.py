@@ -1,7 +1,6 @@
-"""Fields of chats that change nothing: neither in the rendered text nor in what of it is learned.
+"""Finds chat fields without effect: those that change neither the rendered text nor the mask of assistant tokens.
 
-A template reads some fields and passes over others without a word. Which ones follows from rendering a row with each
-field and without it.
+A template silently ignores some fields. Rendering a row with and without a field shows whether it is read.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from quatrain.tokenizers.chat import render_text
 from quatrain.tokenizers.templates import template_for
 
 TRIES = 30
-"""Rows on which a field is tried before it is said to change nothing."""
+"""Rows on which a field is tried before it is reported as without effect."""
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
-"""Values of a field that is as good as absent."""
+"""Values of a field that count as absent."""
 
 _TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
@@ -29,7 +28,7 @@ Convert = Callable[[Row], list[AnyRecord]]
 
 @dataclass
 class _Field:
-    """A field that a row has, or the messages of one role: how often, where first, and whether it changed anything."""
+    """A field of rows, or of messages of one role: its first place, its count, and whether it has an effect."""
 
     first: str
     rows: int = 0
@@ -38,17 +37,17 @@ class _Field:
 
 
 class UnreadFields:
-    """Finds the fields of chats that a tokenizer's templates do not read."""
+    """Finds the chat fields that a tokenizer's templates do not read."""
 
     def __init__(self, templates: Mapping[str, str], named: str, convert: Convert):
-        """`named` is what messages call the templates; `convert` makes records of a row."""
+        """`named` is the name of the templates in messages; `convert` converts a row to records."""
         self.templates, self.named, self.convert = templates, named, convert
         self.fields: dict[tuple[str, str], _Field] = {}
         self.refused = 0
         self.refusal: tuple[str, str] | None = None
 
     def add(self, row: Row, records: list[AnyRecord]) -> None:
-        """Looks at a row and the records that it became."""
+        """Add a row and its records."""
         if not isinstance(row.value, Mapping) or not records:
             return
         chats = [chat for record in records for chat in _chats(record)]
@@ -71,7 +70,7 @@ class UnreadFields:
             field.changes = self._changed(row, chats, key, whole)
 
     def _changed(self, row: Row, chats: list[Messages], key: tuple[str, str], whole: list[Any]) -> bool:
-        """Whether a row without a field is rendered otherwise, or is none."""
+        """Whether a row without the field is rendered differently or is invalid."""
         role, name = key
         try:
             if role:
@@ -95,7 +94,7 @@ class UnreadFields:
         return found
 
     def findings(self) -> Iterator[tuple[str, str, str]]:
-        """Each field that changes nothing: where it stands first, its name, and what is to be said."""
+        """The fields without effect, as (first place, name, text)."""
         for (role, name), field in self.fields.items():
             if field.changes or not field.tries:
                 continue
@@ -118,7 +117,7 @@ def _chats(record: AnyRecord) -> Iterator[Messages]:
 def _fields(chats: list[Messages]) -> Iterator[tuple[str, str]]:
     """The fields of messages, as (role, name), that have a value.
 
-    The weight of an assistant's turn is always understood: it says whether the turn is learned.
+    The weight of an assistant turn is excluded: it always has an effect, on the mask.
     """
     found = dict.fromkeys(
         (str(message["role"]), name)
@@ -131,7 +130,7 @@ def _fields(chats: list[Messages]) -> Iterator[tuple[str, str]]:
 
 
 def _without(message: Message, role: str, name: str) -> Message:
-    """A message of a role without one of its fields; what then says nothing has an empty text."""
+    """A message of a role without one of its fields; if nothing is left, with empty content."""
     if message["role"] != role or name not in message:
         return message
     rest = {each: held for each, held in message.items() if each != name and held is not None}
