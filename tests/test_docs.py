@@ -95,6 +95,16 @@ def test_files_that_are_named_exist(page):
             assert (ROOT / name).exists() or (ROOT / "quatrain" / name).exists(), f"{page.name} names {name}"
 
 
+def test_the_walks_through_the_code_are_true():
+    """Every file and function in the tables of docs/architecture.md exists."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\| [^|]+ \| `([\w/]+\.py)` \| `(\w+)` \|$", page, re.MULTILINE)
+    assert len(steps) > 30
+    for file, name in steps:
+        source = (ROOT / "quatrain" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{file} has no {name}"
+
+
 def test_every_page_is_in_the_index():
     linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (DOCS / "index.md").read_text(encoding="utf-8")))
     assert {page.name for page in PAGES} - {"index.md"} == linked
