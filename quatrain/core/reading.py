@@ -160,11 +160,6 @@ def parse_json(text: str, where: str, schema: Any = dict) -> Any:
     return typed(value, where, schema)
 
 
-def read_toml(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The table of a TOML file. Raises InputError as `parse_toml` does."""
-    return parse_toml(read_text(path, max_bytes), str(path))
-
-
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """The table of a TOML text. Raises InputError for a syntax error, deep nesting and numbers beyond `MAX_DIGITS`."""
     import tomllib

@@ -32,13 +32,11 @@ _CREDIT = re.compile(
 )
 
 
-def strip_gutenberg(text: str) -> str:
-    """The book alone: without header, credits, footer and licence. Other texts come back as they are."""
-    return "".join(strip_pieces([text]))
-
-
 def strip_pieces(pieces: Iterable[str]) -> Iterator[str]:
-    """`strip_gutenberg` of a text that comes in pieces; holds back little more than one of them."""
+    """Yields a book, whose text comes in pieces, without header, credits, footer and licence; other texts unchanged.
+
+    Holds back little more than one piece.
+    """
     stream = iter(pieces)
     head, found = "", None
     for piece in stream:

@@ -127,7 +127,7 @@ def line_chart(
     left, right, top, bottom = 24 + _CHARACTER * max(map(len, y_texts)), 14, 34, 44
     plot = _Plot(left, top, width - left - right, height - top - bottom, (x_low, x_high), (y_ticks[0], y_ticks[-1]))
 
-    body = [_legend(series, left, width) if len(series) > 1 else ""]
+    body = [_legend(series, left) if len(series) > 1 else ""]
     for tick, text in zip(y_ticks, y_texts, strict=True):
         y = top + plot.y(tick)
         body.append(f'<line class="grid" x1="{left:.1f}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -319,7 +319,7 @@ def _only_finite_x(line: Series) -> Series:
     return Series(line.name, [x for x, _ in pairs], [y for _, y in pairs], line.mark, line.dots)
 
 
-def _legend(series: Sequence[Series], left: float, width: float) -> str:
+def _legend(series: Sequence[Series], left: float) -> str:
     items, x = [], left
     for line in series:
         name = escape(line.mark)

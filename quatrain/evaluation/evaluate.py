@@ -122,7 +122,7 @@ def _with_head(
         pairs = spread(list(zip(records, texts, strict=True)), SAMPLES)
         samples = [text_sample(task, record, text, name) for record, text in pairs]
     else:
-        samples = predicted_samples(task, model, tokenizer, spread(records, SAMPLES), name)
+        samples = predicted_samples(task, model, spread(records, SAMPLES), name)
     main = next((key for key in MAIN_METRICS if key in scores), "loss")
     first = {main: baseline[main]} if main in baseline else {}
     return Evaluation(
@@ -179,7 +179,7 @@ def record_samples(
 ) -> list[dict[str, Any]]:
     """The model's answers to some records, for the look during training."""
     if not isinstance(task, TextToText):
-        return predicted_samples(task, model, tokenizer, records, name)
+        return predicted_samples(task, model, records, name)
     params = SamplingParams(max_new_tokens=max_new_tokens)
     texts = translations(Engine(model, tokenizer), task, records, params)
     return [text_sample(task, record, text, name) for record, text in zip(records, texts, strict=True)]
@@ -190,9 +190,7 @@ def text_sample(task: TextToText, record: Row, text: str, name: str) -> dict[str
     return {"set": name, "prompt": task.question(record), "reference": task.reference(record), "output": text}
 
 
-def predicted_samples(
-    task: RecordTask, model: Model, tokenizer: Any, records: Sequence[Row], name: str
-) -> list[dict[str, Any]]:
+def predicted_samples(task: RecordTask, model: Model, records: Sequence[Row], name: str) -> list[dict[str, Any]]:
     """Records with the model's predictions; none for objectives that predict nothing."""
     objective = task.objective
     if not hasattr(objective, "predict"):

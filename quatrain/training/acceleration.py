@@ -52,7 +52,6 @@ class Compiled:
     def __init__(self, model: nn.Module, wanted: bool):
         self._blocks = blocks(model) if wanted else []
         self.active = bool(self._blocks)
-        self._calls: list[Any] = []
         for block in self._blocks:
             block.compile(dynamic=None)
 

@@ -106,5 +106,5 @@ def test_homes_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_texts_that_are_no_toml(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.toml").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.toml") as caught:
-        reading.read_toml(tmp_path / "x.toml")
+        reading.parse_toml(reading.read_text(tmp_path / "x.toml"), str(tmp_path / "x.toml"))
     assert "set_int_max_str_digits" not in str(caught.value)

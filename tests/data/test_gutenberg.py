@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quatrain.data.gutenberg import strip_gutenberg, strip_pieces
+from quatrain.data.gutenberg import strip_pieces
 
 DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")
 BOOK = "CHAPTER I\n\nIt was a dark night.\n\n*** A line of stars ***\n\nThe end of the project.\n"
@@ -59,6 +59,10 @@ Why is this "Small Print!" statement here?
 
 End of Project Gutenberg Etext of A Book
 """
+
+
+def strip_gutenberg(text: str) -> str:
+    return "".join(strip_pieces([text]))
 
 
 @pytest.mark.parametrize("text", [NEW, OLDER, OLDEST], ids=["new", "older", "oldest"])

@@ -74,17 +74,6 @@ class SpanCorruption(EncoderDecoderCorruption):
             target.append(int(token))
         return [*source, self.end_id], [*target, self.end_id]
 
-    def restore(self, source: Sequence[int], target: Sequence[int]) -> list[int]:
-        """The original row: each sentinel of the source replaced by its span in the target."""
-        spans: dict[int, list[int]] = {}
-        known, current = set(self.sentinels), list[int]()
-        for token in target[:-1]:
-            if token in known:
-                current = spans.setdefault(token, [])
-            else:
-                current.append(token)
-        return [each for token in source[:-1] for each in spans.get(token, [token])]
-
 
 def counts(length: int, noise: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
     """The numbers of masked tokens and of spans in a row, as in T5."""
