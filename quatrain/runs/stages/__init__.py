@@ -17,8 +17,8 @@ from quatrain.runs.stage import StageSpec
 def specs() -> dict[str, StageSpec]:
     """The spec of every kind of stage, by the name of the kind."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    found: list[StageSpec] = [import_module(f"{__name__}.{name}").SPEC for name in names]
-    return {spec.kind: spec for spec in found}
+    all_specs: list[StageSpec] = [import_module(f"{__name__}.{name}").SPEC for name in names]
+    return {spec.kind: spec for spec in all_specs}
 
 
 def spec_of(settings: StageSettings) -> StageSpec:

@@ -1,4 +1,4 @@
-"""The finetune stage: chats with loss on the assistant's tokens only, or a task of typed records."""
+"""Implementation of the finetune stage."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from quatrain.training.streams import BatchStream
 
 
 def run(settings: FinetuneStage, context: StageContext) -> StageResult:
-    """Prepares the examples, trains all weights or an adapter, writes `model/` (and `adapter/`) and measures it."""
-    learning = prepare(settings, context)
-    _, result = learn(learning, context)
+    """Prepares the examples, trains all weights or an adapter, writes `model/` (and `adapter/`) and evaluates it."""
+    job = prepare(settings, context)
+    _, result = learn(job, context)
     if settings.tasks:
         if settings.evaluate:
-            multi_adapter.measure(settings, context, learning, result)
+            multi_adapter.measure(settings, context, job, result)
     elif settings.objective == "chat":
-        assess(settings, context, learning.model, learning.tokenizer, result)
+        assess(settings, context, job.model, job.tokenizer, result)
     elif settings.evaluate:
-        tasks.measure(settings, context, learning.objective, learning.model, learning.tokenizer, result)
+        tasks.measure(settings, context, job.objective, job.model, job.tokenizer, result)
     checkpoints.remove(context.checkpoints)
     return result
 
