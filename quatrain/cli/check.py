@@ -79,13 +79,13 @@ def _show(told: Preflight, left: list[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for stage in told.stages:
         console.print(Text(f"\n{stage.stage}", style="bold"), Text(f"({stage.objective})"))
-        for number, sample in enumerate(stage.found.samples, 1):
+        for number, sample in enumerate(stage.data.samples, 1):
             console.print(Text(f"  sample {number}", style="bold"), _sample(sample, console.color_system is not None))
         rows = list(rows_for_table(stage))
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
             show(f"  {name:{width}}  {value}")
-        for warning in stage.found.warnings:
+        for warning in stage.data.warnings:
             show(f"  warning: {warning}")
     show()
     for line in left:

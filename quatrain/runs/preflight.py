@@ -39,7 +39,7 @@ class StagePreflight:
 
     stage: str
     objective: str
-    found: DataReport
+    data: DataReport
     notes: list[str]
     vocabulary: tuple[int, int]
     trained: int
@@ -55,7 +55,7 @@ class StagePreflight:
     @property
     def all_problems(self) -> list[str]:
         """The stage's problems and those of its data."""
-        return [*self.problems, *self.found.problems]
+        return [*self.problems, *self.data.problems]
 
     @property
     def peak(self) -> int | None:
@@ -133,7 +133,7 @@ def check_context(recipe: Recipe, work: Path, index: int, reporter: Reporter) ->
 
 def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
     """What a job will read and cost, as far as that is known without a step."""
-    found = inspect_examples(job)
+    data = inspect_examples(job)
     if job.adapter is not None:
         adapt(job.model, job.adapter, job.tokenizer, seed=context.seed, tasks=job.tasks)
     else:
@@ -144,7 +144,7 @@ def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
     result = StagePreflight(
         context.name,
         getattr(settings, "objective", settings.kind),
-        found,
+        data,
         [*job.notes, *ineffective_settings(job)],
         (job.tokenizer.vocab_size, job.model.config.vocab_size),
         trained,
@@ -189,16 +189,16 @@ def rows_for_table(stage: StagePreflight) -> Iterator[tuple[str, str]]:
     """The rows of the table that describes a stage."""
     from quatrain.core.wording import format_bytes, format_duration
 
-    found = stage.found
-    if found.examples is not None:
-        yield "examples", f"{found.examples:,}"
-        yield "tokens a row", ", ".join(f"{name} {value:,}" for name, value in found.lengths.items())
-    if found.learned:
-        yield "learned tokens", f"{share(found.learned, found.tokens)} of those examined"
-    if found.labels:
-        shown = [f"{name} {count:,}" for name, count in list(found.labels.items())[:8]]
-        yield "labels", ", ".join(shown) + (", …" if len(found.labels) > 8 else "")
-    for name, text in found.special.items():
+    data = stage.data
+    if data.examples is not None:
+        yield "examples", f"{data.examples:,}"
+        yield "tokens a row", ", ".join(f"{name} {value:,}" for name, value in data.lengths.items())
+    if data.learned:
+        yield "learned tokens", f"{share(data.learned, data.tokens)} of those examined"
+    if data.labels:
+        shown = [f"{name} {count:,}" for name, count in list(data.labels.items())[:8]]
+        yield "labels", ", ".join(shown) + (", …" if len(data.labels) > 8 else "")
+    for name, text in data.special.items():
         yield f"special {name}", text
     yield "vocabulary", f"{stage.vocabulary[0]:,} tokens, {stage.vocabulary[1]:,} rows of the embedding"
     yield "parameters", f"{stage.trained:,} of {stage.parameters:,} train ({share(stage.trained, stage.parameters)})"

@@ -36,7 +36,7 @@ def test_each_stage_is_told_and_measured(text: str, tmp_path: Path) -> None:
     assert not told.problems and [stage.stage for stage in told.stages] == ["02-pretrain", "03-finetune"]
     pretrain, finetune = told.stages
     assert pretrain.steps == 40 and pretrain.trained == pretrain.parameters > 0
-    assert finetune.trained < finetune.parameters and finetune.found.examples == 36
+    assert finetune.trained < finetune.parameters and finetune.data.examples == 36
     assert told.seconds == pytest.approx(pretrain.seconds + finetune.seconds)
     for stage in told.stages:
         assert stage.seconds > 0 and stage.tokens_per_second > 0 and stage.precision in ("float32", "bfloat16")
@@ -98,7 +98,7 @@ def test_the_command(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "special <|im_end|>" in out and "of disk at most" in out
     assert main(["check", str(recipe), "--no-measure", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["problems"] == [] and told["stages"][1]["found"]["examples"] == 36
+    assert told["problems"] == [] and told["stages"][1]["data"]["examples"] == 36
 
 
 def test_what_cannot_work_is_refused_by_check_and_by_run(
