@@ -33,7 +33,7 @@ from quatrain.models.transformer.stack import Model
 from quatrain.planning.limits import estimating, least_parameters
 from quatrain.training import adamw8bit, memory
 from quatrain.training.acceleration import activation_checkpointing
-from quatrain.training.chunked_loss import chunking, products, summed_language_loss
+from quatrain.training.chunked_loss import chunk_count, chunking, summed_language_loss
 from quatrain.training.optimizers import Muon, make_optimizers
 from quatrain.training.paged import Paged
 from quatrain.training.precision import DTYPES, Precision
@@ -42,9 +42,9 @@ from quatrain.training.settings import TrainSettings
 MOST_LAYERS = 500
 """Most layers that are estimated; the largest published models have about 130."""
 
-MOST_PRODUCTS = 50_000
-"""Most products of a loss in chunks that are estimated, about a minute; 500,000 tokens at once of 128,000 words are
-below."""
+MOST_CHUNKS, MOST_PRODUCTS = 2_000, 50_000
+"""Most chunks of a loss that are estimated, and products in them: half a minute or a minute. 500,000 tokens at once of
+128,000 words are below."""
 
 LARGEST_TENSOR = 2**60
 """In elements; bytes are counted in 64 bits."""
@@ -169,7 +169,8 @@ def _check_countable(config: ModelConfig, rows: int, length: int, device: torch.
             f"{rows:,} rows of {length:,} tokens for a model with at least {least_parameters(config):,} weights: too "
             "large to be reckoned; make train.batch_tokens, context or the model smaller"
         )
-    if config.head in LANGUAGE_HEADS and products(rows * length, config.vocab_size, device) > MOST_PRODUCTS:
+    chunks, products = chunk_count(rows * length, config.vocab_size, device)
+    if config.head in LANGUAGE_HEADS and (chunks > MOST_CHUNKS or products > MOST_PRODUCTS):
         raise InputError(
             f"{rows:,} rows of {length:,} tokens, each with {config.vocab_size:,} logits: too large to be reckoned; "
             "make train.batch_tokens smaller, or train.accumulation larger"

@@ -138,10 +138,11 @@ def _tokens(weight: Tensor) -> list[slice]:
     return [slice(start, min(start + size, len(weight))) for start in range(0, len(weight), size)]
 
 
-def products(tokens: int, vocabulary: int, device: torch.device) -> int:
-    """How many matrix products the logits of so many tokens take where they are computed in chunks."""
+def chunk_count(tokens: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
+    """How many chunks the logits of so many tokens are computed in, and how many matrix products these take."""
     most = max(1, CHUNK.get(device.type, CHUNK["else"]) // vocabulary)
-    return -(-tokens // most) * -(-vocabulary // TOKENS.get(device.type, TOKENS["else"]))
+    chunks = -(-tokens // most)
+    return chunks, chunks * -(-vocabulary // TOKENS.get(device.type, TOKENS["else"]))
 
 
 class _Chunks:
