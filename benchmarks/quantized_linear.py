@@ -81,7 +81,7 @@ def ways(sizes: tuple[int, int], dtype: torch.dtype, quick: bool) -> dict[str, l
     for name, layers in made.items():
         method = name.rpartition(" ")[2]
         if method in METHODS:
-            expected = nn.functional.linear(x.float(), METHODS[method].from_linear(linear).plain_weight())
+            expected = nn.functional.linear(x.float(), METHODS[method].from_linear(linear).dequantized_weight())
             apart = float((layers[0][0](x).float() - expected).abs().max() / expected.abs().max())
             if apart > (3e-2 if dtype == torch.bfloat16 else 1e-3):
                 raise SystemExit(f"{name} in {dtype}: {apart:.2g} of the largest value from its weights")

@@ -1,7 +1,7 @@
-"""Several adapters over one model: switched, or mixed in one batch, each row through its own.
+"""Several adapters over one model: one for a whole batch, or another one for each row.
 
-The base works on all rows together, so that its weights are read once; what an adapter adds is worked out for its rows
-alone (as S-LoRA serves them, Sheng et al. 2023, arXiv 2311.03285; for soft prompts Lester et al. 2021, section 2).
+The base layer runs on all rows together, so that its weights are read once; each adapter runs on its own rows only (as
+S-LoRA does, Sheng et al. 2023, arXiv 2311.03285; for soft prompts Lester et al. 2021, section 2).
 """
 
 from __future__ import annotations
@@ -16,54 +16,58 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.adapters.apply import apply
-from quatrain.adapters.layer import Adapted, adapters, replace_module
+from quatrain.adapters.layer import AdapterLayer, adapter_layers, replace_module
 from quatrain.adapters.peft_files import read_adapter
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.trainable_tokens import learned_rows, train_tokens
+from quatrain.adapters.trainable_tokens import token_rows, train_tokens
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.context import Prefix
 from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.trainable_tokens import LearnedRows, TrainableTokens
+from quatrain.models.transformer.trainable_tokens import TokenRows, TrainableTokens
 from quatrain.models.transformer.vocabulary import untie
 from quatrain.tokenizers.tokenizer import Tokenizer
 
-Made = TypeVar("Made")
-Choice = str | None | Sequence[str | None]
-"""An adapter's name for all rows, None for the base alone, or one of these for each row."""
+T = TypeVar("T")
+AdapterChoice = str | None | Sequence[str | None]
+"""An adapter's name for all rows, None for the base model, or one of these for each row."""
 
 
 @dataclass
 class Member:
-    """What one adapter changes: layers by path, a prompt, rows of tokens, and weights by name."""
+    """One adapter: its layers by path, soft prompt, trained token rows, and fully trained weights by name."""
 
-    layers: dict[str, Adapted]
+    layers: dict[str, AdapterLayer]
     prompt: SoftPrompt | None
     vocab_size: int
     tokenizer: Tokenizer | None = None
-    rows: LearnedRows | None = None
+    rows: TokenRows | None = None
     whole: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
-class Rows:
-    """Which rows of the batch are whose: for each adapter in it their numbers, None where all are."""
+class RowAssignment:
+    """Which adapter each row of the batch uses.
+
+    `names` is the adapter of each row, empty if all rows use the same. `of` maps each adapter in use to the numbers of
+    its rows, or None for all rows.
+    """
 
     names: list[str | None] = field(default_factory=list)
     of: dict[str, Tensor | None] = field(default_factory=dict)
 
 
 class AdapterSet:
-    """The adapters of a model by name. `choose` says which the next passes go through; at first the base alone.
+    """The adapters of a model by name. `activate` chooses those of the next forward passes; at first, none is active.
 
-    An adapter that has learned weights of the model itself (a head, biases, layers) is switched for the whole batch.
+    An adapter with trained weights of the model itself (a head, biases, layers) can only be active for a whole batch.
     """
 
     def __init__(self, model: Model, members: Mapping[str, Member]):
-        """Puts adapters beside each other over `model`, their base, which is frozen. `load` and `begin` say which."""
-        self.model, self.members, self.rows = model, members, Rows()
+        """Installs the adapters over `model`, their base, and freezes it. Use `load` or `create`."""
+        self.model, self.members, self.rows = model, members, RowAssignment()
         self._original: dict[str, Tensor] = {}
-        self._chosen: list[Choice] = []
+        self._requested: list[AdapterChoice] = []
         self._active: str | None = None
         model.requires_grad_(False)
         self._paths = list(dict.fromkeys(path for member in self.members.values() for path in member.layers))
@@ -74,13 +78,13 @@ class AdapterSet:
             model.prompt = MixedPrompt(self)
         model.trainable_tokens = MixedTrainableTokens(self)
         model.adapter_set = self
-        self.choose(None)
+        self.activate(None)
 
     @classmethod
     def load(cls, model: Model, folders: Mapping[str, str | Path]) -> AdapterSet:
-        """The adapters of these folders over their base, as they were learned.
+        """Loads adapter folders over their base model.
 
-        Raises InputError for folders that are no adapters of it, or whose tokenizers disagree on what an id means.
+        Raises InputError for folders that are not adapters of it, or whose tokenizers give an id different tokens.
         """
         from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -98,7 +102,7 @@ class AdapterSet:
         return cls(model, members)
 
     @classmethod
-    def begin(
+    def create(
         cls,
         model: Model,
         names: Sequence[str],
@@ -108,8 +112,9 @@ class AdapterSet:
         tokenizer: Tokenizer | None = None,
         ids: Sequence[int] = (),
     ) -> AdapterSet:
-        """Fresh adapters of one kind, which learn, with the rows of these ids. Raises InputError as `apply` and
-        `train_tokens` do.
+        """New trainable adapters with the same settings, each with trained embedding rows for `ids`.
+
+        Raises InputError as `apply` and `train_tokens` do.
         """
         _check_bare(model)
         members = dict[str, Member]()
@@ -117,7 +122,7 @@ class AdapterSet:
             apply(model, settings, seed + number, tokenizer=tokenizer)
             train_tokens(model, ids)
             members[name] = Member(
-                dict(adapters(model)), model.prompt, model.config.vocab_size, tokenizer, learned_rows(model)
+                dict(adapter_layers(model)), model.prompt, model.config.vocab_size, tokenizer, token_rows(model)
             )
             model.prompt, model.trainable_tokens = None, None
             for path, layer in members[name].layers.items():
@@ -125,10 +130,10 @@ class AdapterSet:
         return cls(model, members)
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[Model]:
-        """The model with one of the adapters and no other, as it is written into a folder."""
+    def only(self, name: str) -> Iterator[Model]:
+        """A context in which the model has one of the adapters and no other, as it is saved to a folder."""
         member = self.members[name]
-        with self.off():
+        with self.disabled():
             self.model.prompt, self.model.trainable_tokens = member.prompt, member.rows
             for path, layer in member.layers.items():
                 replace_module(self.model, path, layer)
@@ -139,8 +144,8 @@ class AdapterSet:
                     replace_module(self.model, path, layer.base)
 
     @contextmanager
-    def off(self) -> Iterator[Model]:
-        """The base alone, without what adapters put in it."""
+    def disabled(self) -> Iterator[Model]:
+        """A context in which the model has no adapters."""
         prompt, rows, mixed = self.model.prompt, self.model.trainable_tokens, self._take_off()
         try:
             yield self.model
@@ -150,8 +155,8 @@ class AdapterSet:
                 replace_module(self.model, path, module)
 
     def _take_off(self) -> dict[str, nn.Module]:
-        """Leaves the base alone in the model; returns the layers that were in place of its own."""
-        self.choose(None)
+        """Removes all adapters from the model; returns the layers that replaced its own."""
+        self.activate(None)
         self.model.prompt, self.model.trainable_tokens, self.model.adapter_set = None, None, None
         mixed: dict[str, Any] = {path: self.model.get_submodule(path) for path in self._paths}
         for path, module in mixed.items():
@@ -160,54 +165,54 @@ class AdapterSet:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that knows the tokens of all adapters; None where none has one."""
+        """The tokenizer with the tokens of all adapters; None if no adapter has one."""
         known = [member.tokenizer for member in self.members.values() if member.tokenizer is not None]
         return max(known, key=lambda tokenizer: tokenizer.vocab_size, default=None)
 
-    def choose(self, names: Choice) -> None:
-        """The adapter of every row of the next passes, or that of each row. None is the base.
+    def activate(self, names: AdapterChoice) -> None:
+        """Sets the adapter of all rows, or of each row, for the next forward passes; None is the base model.
 
-        Raises InputError, with near names, for names that are not here, and for weights that only one can have.
+        Raises InputError for unknown names, and for adapters that cannot share a batch.
         """
-        if self._chosen == [names]:
+        if self._requested == [names]:
             return
         alike = names is None or isinstance(names, str)
         each: list[str | None] = [names] if alike else list(names)  # type: ignore[arg-type, list-item]
-        self.check(each)
+        self.check_names(each)
         distinct = list(dict.fromkeys(each))
-        self._chosen = [names if alike else each]
+        self._requested = [names if alike else each]
         self._switch(distinct[0] if len(distinct) == 1 else None)
-        self.rows = Rows([] if alike else each)
+        self.rows = RowAssignment([] if alike else each)
         for name in distinct:
             if name is not None:
                 rows = [number for number, own in enumerate(each) if own == name]
                 alone = len(distinct) == 1
                 self.rows.of[name] = None if alone else torch.tensor(rows, device=self.model.device)
 
-    def check(self, each: Sequence[str | None]) -> None:
-        """Raises InputError for names that cannot be chosen together, as `choose` does."""
+    def check_names(self, each: Sequence[str | None]) -> None:
+        """Raises InputError for names that cannot be active together, as `activate` does."""
         unknown = sorted({str(name) for name in each if name is not None and name not in self.members})
         known = ", ".join(self.members)
         problems = [f"{name!r}: no adapter of this model; they are {known}" for name in unknown]
         distinct = list(dict.fromkeys(each))
         if not problems and len(distinct) > 1:
             problems += [
-                f"{name}: it has learned weights of the model itself ({', '.join(list(self.members[name].whole)[:3])}"
-                ", …), which all rows share; it can be switched to, not mixed with others"
+                f"{name}: it has trained weights of the model itself ({', '.join(list(self.members[name].whole)[:3])}"
+                ", …), which all rows share; use it for a whole batch"
                 for name in distinct
                 if name is not None and self.members[name].whole
             ]
         if problems:
-            raise InputError("These adapters cannot be chosen:", problems)
+            raise InputError("These adapters cannot be used:", problems)
 
     def prompts(self) -> list[SoftPrompt | None]:
-        """Each row's prompt; that of one row where all have the same."""
+        """The soft prompt of each row; of one row if all rows have the same."""
         names = self.rows.names or list(self.rows.of) or [None]
         return [None if name is None else self.members[name].prompt for name in names]
 
     @torch.no_grad()
     def _switch(self, name: str | None) -> None:
-        """Puts the weights of the model that an adapter has learned in their places; those of the one before leave."""
+        """Copies an adapter's fully trained weights into the model and restores those of the one before."""
         if name == self._active:
             return
         self._active = name
@@ -218,35 +223,35 @@ class AdapterSet:
         for key, tensor in (self.members[name].whole if name is not None else {}).items():
             own = _base_name(state, key)
             if own not in state:
-                continue  # the head of a tied model is its embedding
+                continue  # The head of a tied model is its embedding.
             self._original[own] = state[own].clone()
             state[own].copy_(tensor)
 
-    def close(self) -> Model:
-        """Takes all adapters off; the model is as it was before them, but for rows of new tokens."""
+    def unload(self) -> Model:
+        """Removes all adapters from the model and returns it; only rows of new tokens stay."""
         self._take_off()
         return self.model
 
-    def fits(self, rows: int) -> None:
-        """Raises InputError where a batch has not the rows that adapters were chosen for."""
+    def check_batch(self, rows: int) -> None:
+        """Raises InputError if a batch does not have the number of rows that adapters were activated for."""
         if self.rows.names and len(self.rows.names) != rows:
-            raise InputError(f"adapters were chosen for {len(self.rows.names)} rows; the batch has {rows}.")
+            raise InputError(f"adapters are active for {len(self.rows.names)} rows; the batch has {rows}.")
 
 
 class MixedLinear(nn.Module):
-    """A frozen linear layer with the adapters that go over it; x (B, …, in_features) to (B, …, out_features)."""
+    """A frozen linear layer with several adapters; x (B, …, in_features) to (B, …, out_features)."""
 
-    def __init__(self, adapter_set: AdapterSet, layers: Mapping[str, Adapted]):
+    def __init__(self, adapter_set: AdapterSet, layers: Mapping[str, AdapterLayer]):
         super().__init__()
         self.base = next(iter(layers.values())).base
         self.names = list(layers)
         self.layers = nn.ModuleList(layers.values())
-        self._adapter_set = [adapter_set]  # no module of ours
+        self._adapter_set = [adapter_set]  # In a list, so that it is not registered as a submodule.
 
     def forward(self, x: Tensor) -> Tensor:
-        chosen = self._adapter_set[0].rows.of
+        active = self._adapter_set[0].rows.of
         own: list[tuple[Any, Tensor | None]]
-        own = [(layer, chosen[name]) for name, layer in zip(self.names, self.layers, strict=True) if name in chosen]
+        own = [(layer, active[name]) for name, layer in zip(self.names, self.layers, strict=True) if name in active]
         read = x
         for layer, rows in own:
             changed = layer.before(_of(x, rows))
@@ -259,7 +264,7 @@ class MixedLinear(nn.Module):
 
 
 class MixedPrompt(SoftPrompt):
-    """Each row's own prompt, of its own length, behind slots that nobody sees."""
+    """The soft prompt of each row, of its own length; shorter ones come after positions that no token attends to."""
 
     method: ClassVar[str] = "mixture"
 
@@ -270,7 +275,7 @@ class MixedPrompt(SoftPrompt):
 
     @property
     def length(self) -> int:  # type: ignore[override]
-        """Slots of the longest prompt in the batch."""
+        """Length of the longest prompt in the batch."""
         return max(self._slots())
 
     def _slots(self) -> list[int]:
@@ -280,11 +285,11 @@ class MixedPrompt(SoftPrompt):
         found = self._slots()
         return None if len(set(found)) == 1 else torch.tensor(found, device=self._adapter_set[0].model.device)
 
-    def _rows(self, said: Callable[[SoftPrompt], Made | None]) -> tuple[list[Made | None], Made | None]:
-        """What each row's prompt says, each prompt being asked once, and the first of it that there is."""
+    def _rows(self, compute: Callable[[SoftPrompt], T | None]) -> tuple[list[T | None], T | None]:
+        """The result of `compute` for each row's prompt, and the first that is not None; computed once per prompt."""
         prompts = self._adapter_set[0].prompts()
-        made = {prompt: said(prompt) for prompt in dict.fromkeys(prompts) if prompt is not None}
-        rows = [None if prompt is None else made[prompt] for prompt in prompts]
+        results = {prompt: compute(prompt) for prompt in dict.fromkeys(prompts) if prompt is not None}
+        rows = [None if prompt is None else results[prompt] for prompt in prompts]
         return rows, next((row for row in rows if row is not None), None)
 
     def embeddings(self) -> Tensor | None:
@@ -306,7 +311,7 @@ class MixedPrompt(SoftPrompt):
         return Prefix([(stacked(layer, 0), stacked(layer, 1)) for layer in range(len(like.layers))], holds=holds)
 
     def _filled(self, own: Tensor | None, like: Tensor, axis: int) -> Tensor:
-        """One row's slots along an axis, at the end of as many as the longest prompt has."""
+        """A row's prompt, padded at its start along `axis` to the length of the longest one."""
         length, shape = self.length, list(like.shape)
         shape[axis] = length - (0 if own is None else own.shape[axis])
         empty = like.new_zeros(shape)
@@ -314,7 +319,7 @@ class MixedPrompt(SoftPrompt):
 
 
 class MixedTrainableTokens(TrainableTokens):
-    """What each row of a batch reads and says by its own adapter's rows; tokens that an adapter lacks are not said."""
+    """The trained token rows of each batch row's adapter; tokens that an adapter does not know are never predicted."""
 
     def __init__(self, adapter_set: AdapterSet):
         super().__init__()
@@ -323,7 +328,7 @@ class MixedTrainableTokens(TrainableTokens):
 
     def embed(self, tokens: Tensor, embedded: Tensor) -> Tensor:
         adapter_set = self._adapter_set[0]
-        adapter_set.fits(tokens.shape[0])
+        adapter_set.check_batch(tokens.shape[0])
         for name, rows in adapter_set.rows.of.items():
             own = adapter_set.members[name].rows
             if own is not None:
@@ -339,11 +344,11 @@ class MixedTrainableTokens(TrainableTokens):
             member = adapter_set.members[name]
             if member.rows is None and member.vocab_size >= logits.shape[-1]:
                 continue
-            said = _of(logits, rows)
+            own = _of(logits, rows)
             if member.rows is not None:
-                said = member.rows.lm_logits(_of(hidden, rows), said, bias)
-            said[..., member.vocab_size :] = torch.finfo(said.dtype).min
-            logits = said if rows is None else logits.index_copy(0, rows, said)
+                own = member.rows.lm_logits(_of(hidden, rows), own, bias)
+            own[..., member.vocab_size :] = torch.finfo(own.dtype).min
+            logits = own if rows is None else logits.index_copy(0, rows, own)
         return logits
 
 
@@ -352,26 +357,26 @@ def _of(x: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _base_name(state: Mapping[str, Any], name: str) -> str:
-    """The name that a weight has now, which may be under other adapters."""
+    """The present name of a weight, which may be below adapters."""
     owner, _, leaf = name.rpartition(".")
     return name if name in state else f"{owner}.base.{leaf}"
 
 
 def _check_bare(model: Model) -> None:
-    """Raises InputError for a model that has adapters."""
-    if model.adapter_set is not None or model.prompt is not None or any(True for _ in adapters(model)):
-        raise InputError("This model has adapters already; several are put over a base without any.")
+    """Raises InputError for a model with adapters."""
+    if model.adapter_set is not None or model.prompt is not None or any(True for _ in adapter_layers(model)):
+        raise InputError("This model has adapters already; an adapter set needs a base model without any.")
 
 
 def _check_tokenizers(members: Mapping[str, Member]) -> None:
-    """Raises InputError where an id is one token for one adapter and another for another."""
+    """Raises InputError if an id is one token for one adapter and another token for another."""
     known: dict[int, tuple[str, str]] = {}
     problems = []
     for name, member in members.items():
         for token in member.tokenizer.special_ids if member.tokenizer is not None else ():
-            said = str(member.tokenizer.id_to_token(token))  # type: ignore[union-attr]
-            other, theirs = known.setdefault(token, (name, said))
-            if theirs != said:
-                problems.append(f"token {token} is {theirs!r} for {other} and {said!r} for {name}")
+            written = str(member.tokenizer.id_to_token(token))  # type: ignore[union-attr]
+            other, theirs = known.setdefault(token, (name, written))
+            if theirs != written:
+                problems.append(f"token {token} is {theirs!r} for {other} and {written!r} for {name}")
     if problems:
         raise InputError("These adapters have added other tokens and cannot share a model:", problems[:5])

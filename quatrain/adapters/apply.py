@@ -1,4 +1,4 @@
-"""Adapters put on a model, counted, and merged into it: one word chooses the method."""
+"""Applies adapters to a model, counts their parameters, and merges them; the settings choose the method."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from quatrain.adapters.bottleneck import BottleneckLinear
 from quatrain.adapters.dora import DoRALinear
 from quatrain.adapters.ia3 import IA3Linear
 from quatrain.adapters.last_layers import last_layers
-from quatrain.adapters.layer import Adapted, adapters, plain, replace_module
+from quatrain.adapters.layer import AdapterLayer, adapter_layers, dequantized, replace_module
 from quatrain.adapters.loha import LoHaLinear
 from quatrain.adapters.lokr import LoKrLinear
 from quatrain.adapters.lora import LoRALinear
 from quatrain.adapters.settings import PROMPTS, AdapterSettings
 from quatrain.adapters.targets import ALL_LINEAR, find_targets, near
-from quatrain.adapters.trainable_tokens import stop_learning_rows
+from quatrain.adapters.trainable_tokens import merge_token_rows
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.soft_prompts import SoftPrompt
@@ -35,12 +35,12 @@ INNER = "down_proj"
 """The projection out of a feed-forward part, whose input IA³ scales."""
 
 
-def _lora(name: str, base: nn.Module, settings: AdapterSettings) -> Adapted:
+def _lora(name: str, base: nn.Module, settings: AdapterSettings) -> AdapterLayer:
     kind = DoRALinear if settings.method == "dora" else LoRALinear
     return kind(base, settings.rank, settings.alpha, settings.dropout, use_rslora=settings.use_rslora)
 
 
-OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], Adapted]] = {
+OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], AdapterLayer]] = {
     "lora": _lora,
     "dora": _lora,
     "loha": lambda name, base, settings: LoHaLinear(base, settings.rank, settings.alpha),
@@ -54,22 +54,22 @@ OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], Adapted]] = {
     "ia3": lambda name, base, settings: IA3Linear(base, inner=name.rpartition(".")[2] == INNER),
     "bottleneck": lambda name, base, settings: BottleneckLinear(base, settings.bottleneck_dim),
 }
-"""Method -> what makes its layer over a linear one."""
-USUAL: dict[str, tuple[str, ...]] = {"ia3": ia3.TARGETS, "bottleneck": bottleneck.TARGETS}
-"""Method -> its layers where none are named, if that is not all of them."""
+"""Method -> constructor of its layer over a linear layer."""
+DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {"ia3": ia3.TARGETS, "bottleneck": bottleneck.TARGETS}
+"""Method -> default target modules, for methods whose default is not every linear layer."""
 
 
 def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: Tokenizer | None = None) -> list[str]:
-    """Puts an adapter on a model and freezes everything else; returns what changed: the paths of adapted layers, or the
-    names of the weights that learn.
+    """Puts an adapter on a model and freezes everything else.
 
-    The same seed gives the same adapter. `tokenizer` reads the `text` of a soft prompt. Raises InputError for targets
-    or parts that match nothing.
+    Returns the paths of the adapted layers, or the names of the trained weights for methods without adapter layers.
+    The same seed gives the same adapter. `tokenizer` encodes the `init_text` of a soft prompt. Raises InputError for
+    target modules or modules to save that match nothing.
     """
-    saved = parts(model, settings.modules_to_save)
+    saved = modules_to_save(model, settings.modules_to_save)
     _check_floats(model, saved)
     if set(settings.modules_to_save) & set(PARTS):
-        # As PEFT has it: the embedding or the head learns, and the other stays what it was.
+        # As in PEFT, the embedding or the head trains and the other one keeps its values.
         if reason := cannot_untie(model):
             raise InputError("This adapter cannot be applied:", [f"modules_to_save: {reason}; remove it"])
         untie(model)
@@ -86,7 +86,7 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
         _check_floats(model, [f"layers.{number}" for number in range(len(model.layers))][-settings.num_layers :])
         changed = last_layers(model, settings.num_layers)
     else:
-        usual: str | tuple[str, ...] = USUAL.get(settings.method, ALL_LINEAR)
+        usual: str | tuple[str, ...] = DEFAULT_TARGETS.get(settings.method, ALL_LINEAR)
         changed = find_targets(model, settings.target_modules or usual)
         under = [name for name in changed if any(name == part or name.startswith(f"{part}.") for part in saved)]
         if under:
@@ -97,7 +97,7 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
         _check_room(model, settings, changed)
         for name in changed:
             layer = OVER_LINEAR[settings.method](name, model.get_submodule(name), settings)
-            layer.draw(generator)
+            layer.reset_parameters(generator)
             replace_module(model, name, layer)
     learned = set() if changed and settings.method in OVER_LINEAR else set(changed)
     for name, parameter in model.named_parameters():
@@ -127,7 +127,7 @@ SMALLER = "make it smaller"
 def _prompt(
     model: Model, settings: AdapterSettings, generator: torch.Generator, tokenizer: Tokenizer | None
 ) -> SoftPrompt:
-    """The soft prompt that the settings ask for."""
+    """The soft prompt of the settings, initialized."""
     width, device = model.embed_tokens.embedding_dim, model.device
     hidden, config = settings.bottleneck_dim, model.config
     wide = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -140,34 +140,34 @@ def _prompt(
     check_bytes(4 * elements, asked, SMALLER, device)
     if settings.method == "prefix":
         prefix = prompts.PrefixTuning(settings.num_virtual_tokens, model.config, settings.bottleneck_dim, device)
-        prefix.draw(generator)
+        prefix.reset_parameters(generator)
         return prefix
     if settings.method == "p-tuning":
-        found: prompts.PromptTuning = prompts.PTuning(
+        prompt: prompts.PromptTuning = prompts.PTuning(
             settings.num_virtual_tokens, width, settings.bottleneck_dim or width, device
         )
     else:
-        found = prompts.PromptTuning(settings.num_virtual_tokens, width, device)
-    found.draw(generator)
+        prompt = prompts.PromptTuning(settings.num_virtual_tokens, width, device)
+    prompt.reset_parameters(generator)
     if settings.init_text is not None:
         if tokenizer is None:
             raise InputError("init_text: needs a tokenizer to read it, and there is none; leave init_text out.")
-        found.begin_as(model.embed_tokens.weight, tokenizer.encode(settings.init_text))
-    return found
+        prompt.init_from_tokens(model.embed_tokens.weight, tokenizer.encode(settings.init_text))
+    return prompt
 
 
-def parts(model: Model, wanted: Sequence[str]) -> list[str]:
-    """The paths of the parts that these name, by whole paths or their ends, with those of a head that is fresh.
+def modules_to_save(model: Model, names: Sequence[str]) -> list[str]:
+    """The paths of the modules that `names` match, by whole path or its end, and those of a newly initialized head.
 
-    Raises InputError with near names for what names no part.
+    Raises InputError, with near names, for names that match no module.
     """
     known = [name for name, module in model.named_modules() if name and _has_weights(module)]
     found = dict.fromkeys(name.rpartition(".")[0] for name in getattr(model, "newly_initialized", ()))
     problems = []
-    for want in wanted:
-        matching = [name for name in known if name == want or name.endswith(f".{want}")]
+    for wanted in names:
+        matching = [name for name in known if name == wanted or name.endswith(f".{wanted}")]
         if not matching:
-            problems.append(f"modules_to_save: {want!r} names no part; did you mean {near(want, known)}?")
+            problems.append(f"modules_to_save: {wanted!r} names no module; did you mean {near(wanted, known)}?")
         found.update(dict.fromkeys(matching))
     if problems:
         raise InputError("This adapter cannot be applied:", problems)
@@ -179,9 +179,9 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def _check_floats(model: Model, whole: Sequence[str]) -> None:
-    """Raises InputError where parts that are to learn whole hold layers in few bits, which cannot."""
+    """Raises InputError for modules to be trained in full that contain quantized layers, which cannot be trained."""
     held = [
-        f"{name}: is held in {layer.method} and cannot learn; take an adapter over it, or a base in floats"
+        f"{name}: is quantized to {layer.method} and cannot be trained; put an adapter over it, or use a float base"
         for name, layer in model.named_modules()
         if isinstance(layer, QuantizedLinear) and any(f"{name}.".startswith(f"{part}.") for part in whole)
     ]
@@ -189,33 +189,31 @@ def _check_floats(model: Model, whole: Sequence[str]) -> None:
         raise InputError("This adapter cannot be applied:", held[:10])
 
 
-def learned_whole(model: Model) -> list[str]:
-    """The names of the model's own weights that learn, beside adapters and single rows of an embedding."""
-    own = {f"{name}.{each}" for name, layer in adapters(model) for each in layer.own()}
+def fully_trained_parameters(model: Model) -> list[str]:
+    """The names of the model's own weights that are trained, without adapters and single embedding rows."""
+    own = {f"{name}.{each}" for name, layer in adapter_layers(model) for each in layer.adapter_parameters()}
     if model.trainable_tokens is not None:
         own |= {f"trainable_tokens.{name}" for name, _ in model.trainable_tokens.named_parameters()}
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in own]
 
 
-def unmergeable(model: Model) -> str | None:
-    """What of a model's adapter is no weight, so that it cannot be merged; None where all of it can."""
+def unmergeable_reason(model: Model) -> str | None:
+    """What of the model's adapter cannot be merged into weights; None if all of it can."""
     if model.prompt is not None:
         return "a soft prompt"
-    if "lm_head" in dict(adapters(model)) and cannot_untie(model):
+    if "lm_head" in dict(adapter_layers(model)) and cannot_untie(model):
         return "an adapter over a head that is the embedding"
-    return next((f"a {layer.method}" for _, layer in adapters(model) if not layer.merges), None)
+    return next((f"a {layer.method}" for _, layer in adapter_layers(model) if not layer.merges), None)
 
 
 @contextmanager
-def taken_off(model: Model) -> Iterator[Model]:
-    """The model without its adapters, soft prompt and learned rows, which come back: its base as floats, every weight
-    of it.
-    """
+def adapters_disabled(model: Model) -> Iterator[Model]:
+    """A context in which the model has no adapters, soft prompt or trained token rows: the base model in float."""
     prompt, model.prompt = model.prompt, None
     rows, model.trainable_tokens = model.trainable_tokens, None
-    found = list(adapters(model))
+    found = list(adapter_layers(model))
     for name, layer in found:
-        layer.base = plain(layer.base)
+        layer.base = dequantized(layer.base)
         replace_module(model, name, layer.base)
     try:
         yield model
@@ -225,19 +223,19 @@ def taken_off(model: Model) -> Iterator[Model]:
             replace_module(model, name, layer)
 
 
-def merge_all(model: nn.Module) -> list[str]:
-    """Merges every adapter into its base, in place; all weights train again. Returns the merged layers' paths.
+def merge_adapters(model: nn.Module) -> list[str]:
+    """Merges every adapter into its base layer, in place, and makes all weights trainable; returns the layers' paths.
 
-    Raises InputError for adapters that are no weights; the model is then as before.
+    Raises InputError for adapters that cannot be merged; the model is then unchanged.
     """
-    merged = list(adapters(model))
+    merged = list(adapter_layers(model))
     for _, layer in merged:
         if not layer.merges:
-            layer.merged()
+            layer.merged_weight()
     if isinstance(model, Model):
         if any(name == "lm_head" for name, _ in merged):
-            untie(model)  # the embedding stays what it was
-        stop_learning_rows(model)
+            untie(model)  # The embedding keeps its values.
+        merge_token_rows(model)
     for name, layer in merged:
         replace_module(model, name, layer.merge())
     for parameter in model.parameters():
@@ -245,8 +243,8 @@ def merge_all(model: nn.Module) -> list[str]:
     return [name for name, _ in merged]
 
 
-def trainable_report(model: nn.Module) -> tuple[int, int, float]:
-    """Elements that train, all of them (quantized too, tied ones once), and the former in percent of the latter."""
+def count_trainable_parameters(model: nn.Module) -> tuple[int, int, float]:
+    """Trainable elements, all elements (quantized ones included, tied ones once), and their ratio in percent."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     quantized = (module for module in model.modules() if isinstance(module, QuantizedLinear))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quatrain.adapters.layer import Adapted, draw_uniform
+from quatrain.adapters.layer import AdapterLayer, init_uniform
 from quatrain.core.errors import InputError
 
 TARGETS = ("o_proj", "down_proj")
@@ -17,7 +17,7 @@ REDUCTION = 16
 """Default ratio of the layer's width to the bottleneck's."""
 
 
-class BottleneckLinear(Adapted):
+class BottleneckLinear(AdapterLayer):
     """y + up gelu(down y + b) + c for y = base(x).
 
     down (bottleneck_dim, out_features), up (out_features, bottleneck_dim). up and c start at zero, so that a new layer
@@ -34,13 +34,13 @@ class BottleneckLinear(Adapted):
         self.down_bias: Tensor
         self.up: Tensor
         self.up_bias: Tensor
-        self.learn("down", self.bottleneck_dim, self.out_features)
-        self.learn("down_bias", self.bottleneck_dim)
-        self.learn("up", self.out_features, self.bottleneck_dim)
-        self.learn("up_bias", self.out_features)
+        self.add_parameter("down", self.bottleneck_dim, self.out_features)
+        self.add_parameter("down_bias", self.bottleneck_dim)
+        self.add_parameter("up", self.out_features, self.bottleneck_dim)
+        self.add_parameter("up_bias", self.out_features)
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        draw_uniform(self.down, generator)
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        init_uniform(self.down, generator)
         with torch.no_grad():
             for parameter in (self.down_bias, self.up, self.up_bias):
                 parameter.zero_()
@@ -49,7 +49,7 @@ class BottleneckLinear(Adapted):
         inside = F.gelu(F.linear(self.inputs(result), self.down, self.down_bias))
         return (result + F.linear(inside, self.up, self.up_bias)).to(result.dtype)
 
-    def merged(self) -> tuple[Tensor, Tensor | None]:
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
         """Raises InputError: what is not linear is no weight."""
         raise InputError("A bottleneck is no weight and cannot be merged; use the adapter's folder as it is.")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quatrain.adapters.layer import plain
+from quatrain.adapters.layer import dequantized
 from quatrain.adapters.lora import LoRALinear
 
 
@@ -25,22 +25,22 @@ class DoRALinear(LoRALinear):
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, *, use_rslora: bool = False):
         super().__init__(base, rank, alpha, dropout, use_rslora=use_rslora)
         self.magnitude: Tensor
-        self.learn("magnitude", self.out_features)
+        self.add_parameter("magnitude", self.out_features)
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        super().draw(generator)
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        super().reset_parameters(generator)
         with torch.no_grad():
             self.magnitude.copy_(self.norm())
 
     @torch.no_grad()
     def norm(self) -> Tensor:
         """The length of each row of the weight with the adapter in it (out_features,), float32."""
-        return torch.linalg.vector_norm(plain(self.base).weight.float() + self.delta(), dim=1)
+        return torch.linalg.vector_norm(dequantized(self.base).weight.float() + self.delta(), dim=1)
 
     def after(self, x: Tensor, result: Tensor) -> Tensor:
         factor = self.magnitude / self.norm()
         inputs = self.inputs(x)
-        linear = plain(self.base)
+        linear = dequantized(self.base)
         if self.dropout and self.training:
             inputs = F.dropout(inputs, self.dropout)
             own = F.linear(inputs, linear.weight.to(inputs.dtype))
@@ -50,6 +50,6 @@ class DoRALinear(LoRALinear):
         added = (factor - 1) * own + factor * F.linear(thin, self.lora_B.to(thin.dtype))
         return (result + added).to(result.dtype)
 
-    def merged(self) -> tuple[Tensor, Tensor | None]:
-        weight = plain(self.base).weight.float() + self.delta()
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
+        weight = dequantized(self.base).weight.float() + self.delta()
         return (self.magnitude / torch.linalg.vector_norm(weight, dim=1))[:, None] * weight, None

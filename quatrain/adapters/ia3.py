@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from quatrain.adapters.layer import Adapted, plain
+from quatrain.adapters.layer import AdapterLayer, dequantized
 
 TARGETS = ("k_proj", "v_proj", "down_proj")
 """What the paper scales."""
 
 
-class IA3Linear(Adapted):
+class IA3Linear(AdapterLayer):
     """base(x) ∘ l, or with `inner`, for the projection out of a feed-forward part, base(x ∘ l). l starts at one."""
 
     method: ClassVar[str] = "ia3"
@@ -22,9 +22,9 @@ class IA3Linear(Adapted):
         super().__init__(base)
         self.inner = inner
         self.scale: Tensor
-        self.learn("scale", self.in_features if inner else self.out_features)
+        self.add_parameter("scale", self.in_features if inner else self.out_features)
 
-    def draw(self, generator: torch.Generator | None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
         with torch.no_grad():
             self.scale.fill_(1)
 
@@ -34,8 +34,8 @@ class IA3Linear(Adapted):
     def after(self, x: Tensor, result: Tensor) -> Tensor:
         return result if self.inner else (result * self.scale).to(result.dtype)
 
-    def merged(self) -> tuple[Tensor, Tensor | None]:
-        linear = plain(self.base)
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
+        linear = dequantized(self.base)
         if self.inner:
             return linear.weight.float() * self.scale, None
         bias = None if linear.bias is None else linear.bias.float() * self.scale

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quatrain.adapters.layer import Adapted, draw_uniform, plain
+from quatrain.adapters.layer import AdapterLayer, dequantized, init_uniform
 
 
-class LoHaLinear(Adapted):
+class LoHaLinear(AdapterLayer):
     """base(x) + alpha / rank * ((a1 b1) ∘ (a2 b2)) x; a1, a2 (out_features, rank), b1, b2 (rank, in_features)."""
 
     method: ClassVar[str] = "loha"
@@ -24,12 +24,12 @@ class LoHaLinear(Adapted):
         self.a2: Tensor
         self.b2: Tensor
         for number in (1, 2):
-            self.learn(f"a{number}", self.out_features, rank)
-            self.learn(f"b{number}", rank, self.in_features)
+            self.add_parameter(f"a{number}", self.out_features, rank)
+            self.add_parameter(f"b{number}", rank, self.in_features)
 
-    def draw(self, generator: torch.Generator | None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
         for parameter in (self.a1, self.b1, self.a2):
-            draw_uniform(parameter, generator)
+            init_uniform(parameter, generator)
         with torch.no_grad():
             self.b2.zero_()
 
@@ -41,8 +41,8 @@ class LoHaLinear(Adapted):
         inputs = self.inputs(x)
         return (result + F.linear(inputs, self.delta().to(inputs.dtype))).to(result.dtype)
 
-    def merged(self) -> tuple[Tensor, Tensor | None]:
-        return plain(self.base).weight.float() + self.delta(), None
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
+        return dequantized(self.base).weight.float() + self.delta(), None
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quatrain.adapters.layer import Adapted, draw_uniform, plain
+from quatrain.adapters.layer import AdapterLayer, dequantized, init_uniform
 
 
-class LoKrLinear(Adapted):
+class LoKrLinear(AdapterLayer):
     """base(x) + alpha / rank * (w1 ⊗ w2) x.
 
     w1 is the small factor and w2 the large one; `kronecker_sides` gives their shapes. w2 is a low-rank product
@@ -31,26 +31,26 @@ class LoKrLinear(Adapted):
         in1, in2 = kronecker_sides(self.in_features, decompose_factor)
         out1, out2 = kronecker_sides(self.out_features, decompose_factor)
         if decompose_both and rank < max(out1, in1) / 2:
-            self.learn("w1_a", out1, rank)
-            self.learn("w1_b", rank, in1)
+            self.add_parameter("w1_a", out1, rank)
+            self.add_parameter("w1_b", rank, in1)
         else:
-            self.learn("w1", out1, in1)
+            self.add_parameter("w1", out1, in1)
         if rank < max(out2, in2) / 2:
-            self.learn("w2_a", out2, rank)
-            self.learn("w2_b", rank, in2)
+            self.add_parameter("w2_a", out2, rank)
+            self.add_parameter("w2_b", rank, in2)
         else:
-            self.learn("w2", out2, in2)
+            self.add_parameter("w2", out2, in2)
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        for name, parameter in self.own().items():
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        for name, parameter in self.adapter_parameters().items():
             if name in ("w1", "w1_a"):  # the layer begins as its base
                 with torch.no_grad():
                     parameter.zero_()
             else:
-                draw_uniform(parameter, generator)
+                init_uniform(parameter, generator)
 
     def _factor(self, name: str) -> Tensor:
-        own = self.own()
+        own = self.adapter_parameters()
         return own[name] if name in own else own[f"{name}_a"] @ own[f"{name}_b"]
 
     def delta(self) -> Tensor:
@@ -65,8 +65,8 @@ class LoKrLinear(Adapted):
         added = torch.einsum("oi,...ik->...ok", first, rows).flatten(-2)
         return (result + self.scaling * added).to(result.dtype)
 
-    def merged(self) -> tuple[Tensor, Tensor | None]:
-        return plain(self.base).weight.float() + self.delta(), None
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
+        return dequantized(self.base).weight.float() + self.delta(), None
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}"

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from quatrain.adapters.layer import Adapted, draw_uniform, plain
+from quatrain.adapters.layer import AdapterLayer, dequantized, init_uniform
 from quatrain.compression.layer import QuantizedLinear
 
 
-class LoRALinear(Adapted):
+class LoRALinear(AdapterLayer):
     """base(x) + scaling * B A x, for x (…, in_features); A (rank, in_features), B (out_features, rank).
 
-    B starts at zero, so that the layer starts as its base; A as in PEFT, uniform within 1 / sqrt(in_features).
+    B starts at zero, so that a new layer computes what its base does; A is uniform within
+    ±1 / sqrt(in_features), as in PEFT.
     """
 
     method: ClassVar[str] = "lora"
     only_adds: ClassVar[bool] = True
-    """Whether the result is the base's plus the product, and nothing else."""
+    """Whether the output is exactly the base's plus the product."""
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, *, use_rslora: bool = False):
         super().__init__(base)
@@ -34,23 +35,23 @@ class LoRALinear(Adapted):
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.lora_A: Tensor
         self.lora_B: Tensor
-        self.learn("lora_A", rank, self.in_features)
-        self.learn("lora_B", self.out_features, rank)
+        self.add_parameter("lora_A", rank, self.in_features)
+        self.add_parameter("lora_B", self.out_features, rank)
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        draw_uniform(self.lora_A, generator)
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        init_uniform(self.lora_A, generator)
         with torch.no_grad():
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in_features) to (…, out_features)."""
-        if self._goes_together(x):
-            found: Tensor = _Together.apply(x, self.lora_A, self.lora_B, self.base, self.scaling)
-            return found
+        if self._can_fuse(x):
+            output: Tensor = _FusedLoRA.apply(x, self.lora_A, self.lora_B, self.base, self.scaling)
+            return output
         return super().forward(x)
 
-    def _goes_together(self, x: Tensor) -> bool:
-        """Whether one function may do what base and adapter do: nothing between them, one dtype, a base that stays."""
+    def _can_fuse(self, x: Tensor) -> bool:
+        """Whether base and adapter can run as one autograd function: no dropout, one dtype, a frozen base."""
         if not self.only_adds or (self.dropout and self.training):
             return False
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
@@ -76,14 +77,14 @@ class LoRALinear(Adapted):
         """What the adapter adds to the weight (out_features, in_features), in float32."""
         return self.scaling * (self.lora_B.float() @ self.lora_A.float())
 
-    def merged(self) -> tuple[Tensor, Tensor | None]:
-        return plain(self.base).weight.float() + self.delta(), None
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
+        return dequantized(self.base).weight.float() + self.delta(), None
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"
 
 
-class _Together(torch.autograd.Function):
+class _FusedLoRA(torch.autograd.Function):
     """base(x) + scaling * B A x: what the adapter adds goes into the base's own result, and on the way back into its
     gradient, where PyTorch would write each down and add them in passes of their own.
     """

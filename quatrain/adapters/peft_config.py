@@ -1,7 +1,7 @@
-"""`adapter_config.json` of PEFT: every key has a type, and is honoured, harmless, or refused by name.
+"""PEFT's `adapter_config.json`: every key is type-checked, and either honoured, harmless, or refused by name.
 
-A key that is in none of the three tables may only have a value that switches nothing on. The tests take the keys from
-PEFT's own classes, so that those of a new release are seen.
+A key in none of the three tables may only have a value that turns nothing on. The tests take the keys from PEFT's own
+classes, so that keys of a new release are noticed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quatrain.core.reading import read_json, shown, user_path
 from quatrain.models.hub import ADAPTER_CONFIG, BASE, is_hub_id, resolve
 
 PLAIN, BOTTLENECK = "QUATRAIN_WEIGHTS", "QUATRAIN_BOTTLENECK"
-"""Our own types: nothing but weights of the model that have learned; networks behind layers."""
+"""`peft_type` of our own formats: trained weights of the model only; bottleneck adapters."""
 TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3", "bottleneck": BOTTLENECK}
 TASKS = {
     "causal": "CAUSAL_LM",
@@ -67,57 +67,57 @@ HONOURED: dict[str, Any] = {
     "num_layers": Count | None,
     "num_attention_heads": Count | None,
 }
-"""Keys that the model is built by, or that are compared with what the adapter's weights hold; their types."""
+"""Keys that Quatrain builds the adapter from, or compares with its weights, and their types."""
 
 HARMLESS: dict[str, tuple[Any, str]] = {
-    "auto_mapping": (dict[str, Any] | None, "which class of transformers the base had; config.json says ours"),
+    "auto_mapping": (dict[str, Any] | None, "the base's class in transformers; config.json determines ours"),
     "peft_version": (str | None, "who wrote the folder"),
     "inference_mode": (bool | None, "what PEFT freezes at loading"),
-    "fan_in_fan_out": (bool | None, "how the base's files keep a weight, which its family says; PEFT corrects it too"),
-    "feedforward_modules": (Names, "the shape of each vector says whether it scales what goes in or comes out"),
-    "init_ia3_weights": (bool | None, "where training began; the base stays"),
-    "init_weights": (bool | Literal["zero"] | None, "where training began; the base stays"),
-    "loftq_config": (dict[str, Any] | None, "read for init_lora_weights, which is refused where it changed the base"),
-    "eva_config": (dict[str, Any] | None, "where training began; the base stays"),
-    "corda_config": (dict[str, Any] | None, "read for init_lora_weights, which is refused where it changed the base"),
-    "lora_ga_config": (dict[str, Any] | None, "read for init_lora_weights, refused where it changed the base"),
-    "velora_config": (dict[str, Any] | None, "how PEFT keeps activations for the way back; the result is LoRA's"),
-    "qalora_group_size": (int | None, "read with use_qalora alone, which is refused"),
-    "megatron_core": (str | None, "read with megatron_config alone, which is refused"),
-    "runtime_config": (dict[str, Any] | None, "where PEFT computes; it is no part of an adapter"),
+    "fan_in_fan_out": (bool | None, "how the base's files store a weight; the family determines it"),
+    "feedforward_modules": (Names, "each vector's shape tells whether it scales a layer's input or output"),
+    "init_ia3_weights": (bool | None, "initialization; the base is unchanged"),
+    "init_weights": (bool | Literal["zero"] | None, "initialization; the base is unchanged"),
+    "loftq_config": (dict[str, Any] | None, "read for init_lora_weights, which is refused if it changed the base"),
+    "eva_config": (dict[str, Any] | None, "initialization; the base is unchanged"),
+    "corda_config": (dict[str, Any] | None, "read for init_lora_weights, which is refused if it changed the base"),
+    "lora_ga_config": (dict[str, Any] | None, "read for init_lora_weights, refused if it changed the base"),
+    "velora_config": (dict[str, Any] | None, "how PEFT stores activations for the backward pass"),
+    "qalora_group_size": (int | None, "read with use_qalora only, which is refused"),
+    "megatron_core": (str | None, "read with megatron_config only, which is refused"),
+    "runtime_config": (dict[str, Any] | None, "where PEFT computes; not part of an adapter"),
     "rank_dropout": (Share | None, "acts while PEFT trains, not in the result"),
     "rank_dropout_scale": (bool | None, "acts while PEFT trains, not in the result"),
     "module_dropout": (Share | None, "acts while PEFT trains, not in the result"),
     "use_effective_conv2d": (bool | None, "for convolutions, which no family here has"),
-    "prompt_tuning_init": (str | None, "where training began"),
-    "prompt_tuning_init_text": (str | None, "where training began"),
-    "tokenizer_name_or_path": (str | None, "read for prompt_tuning_init alone"),
-    "tokenizer_kwargs": (dict[str, Any] | None, "read for prompt_tuning_init alone"),
-    "encoder_reparameterization_type": (str | None, "the files hold what the network behind a prompt says"),
-    "encoder_hidden_size": (Count | None, "the files hold what the network behind a prompt says"),
-    "encoder_num_layers": (Count | None, "the files hold what the network behind a prompt says"),
-    "encoder_dropout": (Share | None, "the files hold what the network behind a prompt says"),
-    "prefix_projection": (bool | None, "the files hold what the network behind a prefix says"),
+    "prompt_tuning_init": (str | None, "initialization"),
+    "prompt_tuning_init_text": (str | None, "initialization"),
+    "tokenizer_name_or_path": (str | None, "read for prompt_tuning_init only"),
+    "tokenizer_kwargs": (dict[str, Any] | None, "read for prompt_tuning_init only"),
+    "encoder_reparameterization_type": (str | None, "the files hold the output of the prompt's network"),
+    "encoder_hidden_size": (Count | None, "the files hold the output of the prompt's network"),
+    "encoder_num_layers": (Count | None, "the files hold the output of the prompt's network"),
+    "encoder_dropout": (Share | None, "the files hold the output of the prompt's network"),
+    "prefix_projection": (bool | None, "the files hold the output of the prefix's network"),
 }  # fmt: skip
-"""Keys that change nothing that is computed of a loaded adapter: their types, and why."""
+"""Keys that do not change the output of a loaded adapter: their types, and why."""
 
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "bias": (("none",), "biases of the base that learn"),
-    "lora_bias": ((False, None), "a bias of its own behind LoRA"),
-    "layer_replication": ((None, []), "layers of the base that are repeated"),
-    "target_parameters": ((None, []), "adapters over parameters that are no linear layer"),
-    "alora_invocation_tokens": ((None,), "an adapter that acts behind certain tokens only (aLoRA)"),
+    "bias": (("none",), "trained biases of the base"),
+    "lora_bias": ((False, None), "a bias of LoRA's own"),
+    "layer_replication": ((None, []), "repeated layers of the base"),
+    "target_parameters": ((None, []), "adapters over parameters outside linear layers"),
+    "alora_invocation_tokens": ((None,), "an adapter that is active after certain tokens only (aLoRA)"),
     "use_qalora": ((False, None), "an adapter over pooled inputs (QALoRA)"),
     "use_bdlora": ((None, False), "block-diagonal matrices (BD-LoRA)"),
     "arrow_config": ((None,), "a router over several adapters (Arrow)"),
     "kasa_config": ((None,), "a base without its smallest singular values (KaSA)"),
-    "monteclora_config": ((None,), "weights that are sampled (MonteCLoRA)"),
+    "monteclora_config": ((None,), "sampled weights (MonteCLoRA)"),
     "megatron_config": ((None, {}), "layers of Megatron"),
 }
-"""Keys that change what is computed in a way that Quatrain does not: the values at which they do not, and what."""
+"""Keys that change the output in unsupported ways: the values that turn them off, and what they would do."""
 
 HARMLESS_BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica")
-"""Values of `init_lora_weights` that leave the base as it is; all others subtract something from it."""
+"""Values of `init_lora_weights` that leave the base unchanged; all others subtract something from it."""
 
 NEEDED = {
     "LORA": ("r", "lora_alpha"), "LOHA": ("r", "alpha"), "LOKR": ("r", "alpha"),
@@ -129,12 +129,11 @@ NEEDED = {
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The `adapter_config.json` of an adapter folder.
 
-    Raises InputError that names every key at once whose value has a wrong type, is out of range, or asks for something
-    that Quatrain does not do.
+    Raises InputError naming, at once, every key whose value has a wrong type, is out of range, or is not supported.
     """
     path = user_path(folder, "the adapter") / ADAPTER_CONFIG
     if not path.exists():
-        raise InputError(f"{folder}: no {ADAPTER_CONFIG} in it, so this is no adapter folder.")
+        raise InputError(f"{folder}: contains no {ADAPTER_CONFIG}, so it is not an adapter folder.")
     config: dict[str, Any] = read_json(path, dict)
     problems = list(problems_of(config))
     if problems:
@@ -143,11 +142,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def problems_of(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a configuration, each with its key."""
+    """The problems of a configuration, each starting with its key."""
     kind = config.get("peft_type")
     known = sorted({*TYPES.values(), *peft_prompts.TYPES.values(), PLAIN})
     if kind not in known:
-        yield f"peft_type: {shown(kind)} is an adapter that Quatrain does not know; known: {', '.join(known)}"
+        yield f"peft_type: {shown(kind)} is not supported; must be one of {', '.join(known)}"
         return
     schemas = HONOURED | {key: schema for key, (schema, _) in HARMLESS.items()}
     sound = set()
@@ -161,9 +160,9 @@ def problems_of(config: Mapping[str, Any]) -> Iterator[str]:
         elif key in REFUSED:
             inert, what = REFUSED[key]
             if not any(value == each and type(value) is type(each) for each in inert):
-                yield f"{key}: {shown(value)}: {what}, which Quatrain does not do; it reads {shown(inert[0])} only"
+                yield f"{key}: {shown(value)}: {what}, which is not supported; must be {shown(inert[0])}"
         elif value not in (None, False, "") and value != [] and value != {}:
-            yield f"{shown(key)}: {shown(value)} is an option that Quatrain does not know, and may change the result"
+            yield f"{shown(key)}: {shown(value)} is an unknown option, which may change the result"
     for key in NEEDED.get(str(kind), ()):
         if config.get(key) is None and (key in sound or key not in config):
             yield f"{key}: missing"
@@ -171,12 +170,12 @@ def problems_of(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wrong(key: str, value: Any, schema: Any) -> Iterator[str]:
-    """What of a value has a wrong type or is out of range."""
+    """Why a value has a wrong type or is out of range."""
     try:
         TypeAdapter(schema).validate_python(value, strict=True)
     except ValidationError as error:
-        said = dict.fromkeys(each["msg"] for each in error.errors(include_url=False, include_input=False))
-        yield f"{key}: {shown(value)}; {'; or '.join(list(said)[:3])}"
+        messages = dict.fromkeys(each["msg"] for each in error.errors(include_url=False, include_input=False))
+        yield f"{key}: {shown(value)}; {'; or '.join(list(messages)[:3])}"
         return
     if isinstance(value, int | float) and not isinstance(value, bool) and not math.isfinite(value):
         yield f"{key}: {shown(value)}; must be finite"
@@ -189,36 +188,36 @@ def _wrong_beginning(value: Any) -> Iterator[str]:
         yield f"init_lora_weights: {shown(value)}; must be true, false or a name"
     elif value.lower() not in HARMLESS_BEGINNINGS:
         yield (
-            f"init_lora_weights: {shown(value)} changes the weights of the base, which these files do not hold; write "
+            f"init_lora_weights: {shown(value)} changes the weights of the base, which these files do not hold; save "
             "the adapter with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )
 
 
 def _contradictions(config: Mapping[str, Any], sound: set[str]) -> Iterator[str]:
-    """Options that PEFT refuses together, and patterns that are no regular expressions; of keys of the right type."""
+    """Options that PEFT refuses together, and patterns that are not regular expressions; of well-typed keys."""
     targets = config.get("target_modules") if "target_modules" in sound else None
     for key in ("layers_to_transform", "layers_pattern"):
         if isinstance(targets, str) and key in sound and config[key] is not None:
             yield f"{key}: {shown(config[key])}; PEFT reads it with a list of target_modules only"
     if config.get("layers_pattern") and config.get("layers_to_transform") is None:
-        yield "layers_pattern: is read with layers_to_transform only, which is missing"
+        yield "layers_pattern: needs layers_to_transform, which is missing"
     for key, pattern in peft_patterns.expressions({key: config[key] for key in sound}):
         if fault := peft_patterns.fault(pattern):
-            yield f"{key}: {shown(pattern)} is no regular expression: {fault}"
+            yield f"{key}: {shown(pattern)} is not a regular expression: {fault}"
 
 
 def method_of(config: Mapping[str, Any]) -> str:
-    """Our name of the method that a configuration means."""
+    """The method of a configuration, by our name."""
     if config["peft_type"] == "LORA":
         return "dora" if config.get("use_dora") else "lora"
     return next((name for name, kind in TYPES.items() if kind == config["peft_type"]), "")
 
 
 def base_folder(folder: str | Path) -> Path:
-    """Where the base model of an adapter is: an absolute path; else beside the adapter, from where the user stands,
-    within the adapter's folder, or in the cache of the hub, in this order.
+    """The folder of an adapter's base model: an absolute path; otherwise looked for beside the adapter, in the working
+    directory, inside the adapter's folder, and in the hub's cache, in this order.
 
-    Raises InputError where the adapter does not say, or no such model is there.
+    Raises InputError if the configuration names no base model, or the model is not found.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -231,18 +230,18 @@ def base_folder(folder: str | Path) -> Path:
         if (place / "config.json").is_file():
             return place
     looked = " and ".join(dict.fromkeys(str(place) for place in places))
-    message = f"{folder}: its base model {shown(name)} is no model folder here (looked in {looked})"
+    message = f"{folder}: its base model {shown(name)} is not a model folder (looked in {looked})"
     if not given.is_absolute() and is_hub_id(name):
         try:
             return resolve(name, revision=config.get("revision"))
         except QuatrainError as error:
-            raise InputError(f"{message}, and not to be had from the hub:", [error.message, *error.problems]) from error
+            raise InputError(f"{message}, and not available from the hub:", [error.message, *error.problems]) from error
     raise InputError(f"{message}. Correct base_model_name_or_path in {ADAPTER_CONFIG}.")
 
 
 def written_base(folder: Path, base: str | None) -> str | None:
-    """How `base_model_name_or_path` is written: a folder as an absolute path, so that it is found from anywhere; a name
-    of the hub as it is. A relative folder is looked for beside the adapter first, then from where the user stands.
+    """The value of `base_model_name_or_path`: a folder as an absolute path, so that it is found from anywhere, or a hub
+    id unchanged. A relative folder is looked for beside the adapter, then in the working directory.
     """
     if not base:
         return None

@@ -1,7 +1,7 @@
 """Adapter folders in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, written and read.
 
-What PEFT has no format for (BitFit, last layers, bottlenecks) is written in the same two files, with the names of the
-family's tensors and a `peft_type` of its own, which PEFT refuses and Quatrain reads.
+Methods without a PEFT format (BitFit, last layers, bottlenecks) use the same two files, with the names of the family's
+tensors and a `peft_type` of their own, which PEFT refuses and Quatrain reads.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from quatrain.adapters import peft_layers, peft_patterns, peft_prompts, peft_rows, peft_whole, prompts
-from quatrain.adapters.apply import learned_whole
+from quatrain.adapters import peft_layers, peft_modules, peft_patterns, peft_prompts, peft_tokens, prompts
+from quatrain.adapters.apply import fully_trained_parameters
 from quatrain.adapters.ia3 import IA3Linear
-from quatrain.adapters.layer import Adapted, adapters, is_linear, replace_module
+from quatrain.adapters.layer import AdapterLayer, adapter_layers, is_linear, replace_module
 from quatrain.adapters.lokr import LoKrLinear
 from quatrain.adapters.lora import LoRALinear
 from quatrain.adapters.peft_config import PLAIN, TASKS, TYPES, method_of, read_config, written_base  # fmt: skip
-from quatrain.adapters.peft_layers import PREFIX, FileLayer, Written, file_layers
+from quatrain.adapters.peft_layers import PREFIX, FileLayer, LayerTensors, file_layers
 from quatrain.adapters.targets import is_of_head, linear_names
-from quatrain.adapters.trainable_tokens import make_rows
+from quatrain.adapters.trainable_tokens import make_token_rows
 from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.trainable_tokens import LearnedRows
+from quatrain.models.transformer.trainable_tokens import TokenRows
 from quatrain.models.transformer.vocabulary import is_tied, resize_vocabulary, untie
 
 WEIGHTS, LABELS = "adapter_model.safetensors", "labels.json"
 MORE_TOKENS = 65_536
-"""How many tokens an adapter may add to the vocabulary of its base."""
+"""The most tokens that an adapter may add to the vocabulary of its base model."""
 
 
 def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = None) -> None:
-    """Writes what a model has learned beside its base as a PEFT adapter folder.
+    """Writes a model's adapter as a PEFT folder: everything that is trained beside the base model.
 
-    `base_model` is where the base is: a folder, looked for beside `folder` and from where the user stands and written
-    as an absolute path, or a name of the hub.
-    Raises InputError where the model has no adapter, or one that PEFT's files cannot hold.
+    `base_model` is the base model's folder or hub id. A folder is looked for beside `folder` and in the working
+    directory, and written as an absolute path. Raises InputError for a model without adapter, or one that PEFT's files
+    cannot hold.
     """
-    found, prompt = dict(adapters(model)), model.prompt
-    whole = [name for name in learned_whole(model) if not name.startswith("prompt.")]
+    found, prompt = dict(adapter_layers(model)), model.prompt
+    whole = [name for name in fully_trained_parameters(model) if not name.startswith("prompt.")]
     if not found and prompt is None and not (whole and len(whole) < len(list(model.parameters()))):
         raise InputError("This model has no adapter to write.")
     layers = file_layers(model.config)
@@ -58,9 +58,9 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     tensors = {
         f"{PREFIX}{path}.{end}": tensor for path, each in written.items() for end, tensor in each.tensors.items()
     }
-    row_tensors, row_options = peft_rows.write(model, layers)
+    row_tensors, row_options = peft_tokens.write(model, layers)
     tensors |= row_tensors
-    saved, whole_options = peft_whole.write(model, whole)
+    saved, whole_options = peft_modules.write(model, whole)
     tensors |= {f"{PREFIX}{name}": tensor for name, tensor in saved.items()}
     folder = Path(folder)
     config: dict[str, Any] = {
@@ -75,7 +75,7 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
         config["target_modules"] = _short_names(set(grouped), every)
         config["fan_in_fan_out"] = any(layers[path].transposed for path in grouped)
         config |= _options(found, grouped, written, every)
-    peft_whole.write_aliases(model, config, tensors)
+    peft_modules.write_aliases(model, config, tensors)
     from safetensors.torch import save
 
     write_json(folder / ADAPTER_CONFIG, config)
@@ -85,17 +85,17 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
         file.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
 
 
-def group(layers: Mapping[str, FileLayer], found: Mapping[str, Adapted]) -> dict[str, dict[str, Adapted]]:
-    """The adapters by the layer of the files that they are part of."""
+def group(layers: Mapping[str, FileLayer], found: Mapping[str, AdapterLayer]) -> dict[str, dict[str, AdapterLayer]]:
+    """The adapter layers by the layer of the model's files that contains them (several if the file fuses layers)."""
     paths = {part: path for path, layer in layers.items() for part in layer.parts}
-    grouped: dict[str, dict[str, Adapted]] = defaultdict(dict)
+    grouped: dict[str, dict[str, AdapterLayer]] = defaultdict(dict)
     for name, layer in found.items():
         grouped[paths[name]][name] = layer
     return grouped
 
 
-def check_writable(layers: Mapping[str, FileLayer], grouped: Mapping[str, Mapping[str, Adapted]]) -> None:
-    """Raises InputError with every layer whose adapter PEFT's files cannot hold."""
+def check_writable(layers: Mapping[str, FileLayer], grouped: Mapping[str, Mapping[str, AdapterLayer]]) -> None:
+    """Raises InputError naming every layer whose adapter PEFT's files cannot hold."""
     reasons = (peft_layers.check_writable(layers[path], next(iter(each.values())).method)
                for path, each in grouped.items())  # fmt: skip
     problems = list(dict.fromkeys(reason for reason in reasons if reason))
@@ -108,10 +108,12 @@ def _path_of(layers: Mapping[str, FileLayer], name: str) -> str | None:
 
 
 def _options(
-    found: Mapping[str, Adapted], grouped: Mapping[str, Mapping[str, Adapted]], written: Mapping[str, Written],
+    found: Mapping[str, AdapterLayer],
+    grouped: Mapping[str, Mapping[str, AdapterLayer]],
+    written: Mapping[str, LayerTensors],
     every: set[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """What the configuration says of the method."""
+    """The method's options in `adapter_config.json`."""
     first = next(iter(found.values()))
     options: dict[str, Any] = {"peft_type": TYPES[first.method]}
     if isinstance(first, IA3Linear):
@@ -133,7 +135,7 @@ def _options(
 
 
 def _with_pattern(key: str, pattern: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The commonest value, and the layers that differ from it by name."""
+    """The most common value, and a pattern of the layers that differ from it."""
     common = Counter(values.values()).most_common(1)[0][0]
     written = {name: _whole(value) for name, value in values.items() if value != common}
     return {key: _whole(common), pattern: written}
@@ -144,7 +146,7 @@ def _whole(value: float) -> float:
 
 
 def _short_names(targeted: set[str], every: set[str]) -> list[str]:
-    """The shortest ends of paths that name the targeted layers and no other."""
+    """The shortest path endings that match the targeted layers and no others."""
     short: set[str] = set()
     for name in targeted:
         words = name.split(".")
@@ -154,9 +156,10 @@ def _short_names(targeted: set[str], every: set[str]) -> list[str]:
 
 
 def head_of(folder: str | Path) -> dict[str, Any]:
-    """The head that an adapter was taught with, its labels and problem, as `hub.load` takes them; {} for the base's.
+    """The head an adapter was trained with, its labels and problem, as arguments of `model_folder.load`; {} for the
+    base model's head.
 
-    PEFT's folders do not name labels: they are then numbers, as many as the head has rows.
+    PEFT's folders do not name labels; they are then numbers, one for each row of the head.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -176,7 +179,7 @@ def head_of(folder: str | Path) -> dict[str, Any]:
 
 
 class _Labels(BaseModel):
-    """The file of labels beside an adapter."""
+    """The labels file of an adapter."""
 
     labels: Annotated[list[str], Field(min_length=1)]
     problem: Literal["single", "several", "regression"] | None = None
@@ -189,44 +192,44 @@ def _is_of_scores(name: str) -> bool:
 
 
 @dataclass
-class Found:
-    """What an adapter folder holds for a model: layers by path, rows of tokens, a prompt, weights by our names, and how
-    many tokens it knows.
+class LoadedAdapter:
+    """The content of an adapter folder, for one model: adapter layers by path, trained token rows, soft prompt, fully
+    trained weights by our names, and the size of its vocabulary.
     """
 
-    layers: dict[str, Adapted]
-    rows: LearnedRows | None
+    layers: dict[str, AdapterLayer]
+    rows: TokenRows | None
     prompt: Any
-    whole: peft_whole.Whole
+    whole: peft_modules.SavedModules
     vocab_size: int
 
 
 def load_adapter(model: Model, folder: str | Path) -> list[str]:
-    """Puts a PEFT adapter over the layers of `model`, which is frozen; returns the layers' paths.
+    """Puts a PEFT adapter on a model and freezes the rest; returns the paths of the adapted layers.
 
-    Raises InputError as `read_adapter` does; the model is then as before.
+    Raises InputError as `read_adapter` does; the model is then unchanged.
     """
     found = read_adapter(model, folder)
     model.requires_grad_(False)
     if found.whole.unties:
         untie(model)
-    peft_whole.place(model, found.whole)
+    peft_modules.load_into(model, found.whole)
     if found.rows is not None:
         model.trainable_tokens = found.rows.requires_grad_(True)
     if found.prompt is not None:
         model.prompt = found.prompt.train(model.training)
     for name, layer in found.layers.items():
-        for parameter in layer.own().values():
+        for parameter in layer.adapter_parameters().values():
             parameter.requires_grad_(True)
         replace_module(model, name, layer)
     return list(found.layers)
 
 
-def read_adapter(model: Model, folder: str | Path) -> Found:
-    """What a PEFT adapter folder holds for a model, its layers over those of the model, which does not change.
+def read_adapter(model: Model, folder: str | Path) -> LoadedAdapter:
+    """Reads a PEFT adapter folder for a model; its layers wrap the model's, which stays as it is.
 
-    A vocabulary that was extended for it is extended here. Raises InputError naming each tensor that is missing,
-    unexpected or of the wrong shape; the model is then as before.
+    Only the vocabulary is extended if the adapter's is larger. Raises InputError naming every tensor that is missing,
+    unexpected or of the wrong shape; the model is then unchanged.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -234,11 +237,11 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
     tensors = _read_tensors(folder / WEIGHTS)
     if not tensors:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
-    names = {path: path for path in layers} | peft_whole.rename_aliases(model.config, tensors)
+    names = {path: path for path in layers} | peft_modules.rename_aliases(model.config, tensors)
     tied = is_tied(model) or model.untied
-    ids_rows = peft_rows.take(config, layers, tensors, tied=tied)
-    still = peft_whole.rename_copies(model.config, tensors)
-    size, needed = model.config.vocab_size, peft_rows.needed(layers, ids_rows, tensors)
+    ids_rows = peft_tokens.read(config, layers, tensors, tied=tied)
+    frozen = peft_modules.rename_copies(model.config, tensors)
+    size, needed = model.config.vocab_size, peft_tokens.needed(layers, ids_rows, tensors)
     if needed > size + MORE_TOKENS:
         raise InputError(
             f"{folder}: the adapter is of at least {needed:,} tokens, the model has {size:,}; at most {MORE_TOKENS:,} "
@@ -246,19 +249,19 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
         )
     resize_vocabulary(model, max(size, needed))
     problems = _of_other_layers(model, config, layers, names, tensors)
-    whole = peft_whole.take(model, config, tensors, still, problems)
+    whole = peft_modules.read(model, config, tensors, frozen, problems)
     rows = None
     if ids_rows is not None:
         shared = tied and "embed_tokens" in ids_rows[1]
         whole.unties |= tied and not shared
         try:
-            rows = make_rows(model, *ids_rows, tied=shared).requires_grad_(False)
+            rows = make_token_rows(model, *ids_rows, tied=shared).requires_grad_(False)
         except InputError as error:
             problems.append(error.message)
-    prompt = peft_prompts.take(model, config, tensors, problems)
+    prompt = peft_prompts.read(model, config, tensors, problems)
     if prompt is not None:
         prompts.check(model, prompt.method)
-    made: dict[str, Adapted] = {}
+    made: dict[str, AdapterLayer] = {}
     hows = _hows(config, names)
     for path, found in _by_layer(layers, tensors, problems).items():
         bases = [model.get_submodule(name) for name in layers[path].parts]
@@ -277,7 +280,7 @@ def read_adapter(model: Model, folder: str | Path) -> Found:
     if problems:
         resize_vocabulary(model, size)
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", problems)
-    return Found(made, rows, prompt, whole, needed)
+    return LoadedAdapter(made, rows, prompt, whole, needed)
 
 
 def _of_other_layers(

@@ -1,9 +1,9 @@
-"""Our adapted layers as PEFT's tensors, and back: names, fused layers, one codec for each method.
+"""Converts adapter layers to PEFT's tensors and back: names, fused layers, one pair of functions per method.
 
-Where a family's files fuse several of our layers in one (GPT-2's `c_attn` is our query, key and value projections), the
-adapter of the fused layer is block-wise: its inner matrix stacks ours, its outer one holds ours on the diagonal, its
-rank and alpha are the sums, so that the scaling stays. Reading gives each part its own rows of the outer matrix, and of
-the inner one those that they use. Both are exact. A Kronecker product has no such form.
+A family's files may fuse several of our layers: GPT-2's `c_attn` is query, key and value. The adapter of a fused layer
+is block-wise: its inner matrix stacks ours, its outer one is block-diagonal, and its rank and alpha are sums, so that
+the scaling stays. Reading gives each part its rows of the outer matrix, and the rows of the inner one that it uses.
+Both directions are exact. A Kronecker product has no such form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from quatrain.adapters.bottleneck import BottleneckLinear
 from quatrain.adapters.dora import DoRALinear
 from quatrain.adapters.ia3 import IA3Linear
-from quatrain.adapters.layer import Adapted, plain
+from quatrain.adapters.layer import AdapterLayer, dequantized
 from quatrain.adapters.loha import LoHaLinear
 from quatrain.adapters.lokr import LoKrLinear
 from quatrain.adapters.lora import LoRALinear
@@ -29,35 +29,35 @@ from quatrain.models.families.weights import Rename, Split
 from quatrain.models.transformer.config import ModelConfig
 
 PREFIX = "base_model.model."
-"""What PEFT's files put before a path."""
+"""What PEFT's files put before every path."""
 
 
 @dataclass
 class FileLayer:
-    """A layer of a family's files: its path, our layers that are its parts, how they lie in it."""
+    """A layer of a family's files: its path, and the operation that splits it into our layers (`parts`)."""
 
     path: str
     operation: Rename | Split
 
     @property
     def parts(self) -> list[str]:
-        """The paths of our layers."""
+        """The paths of our layers that the file's layer contains."""
         return [name.removesuffix(".weight") for name in self.operation.targets]
 
     @property
     def transposed(self) -> bool:
-        """Whether the files keep (in, out)."""
+        """Whether the files store (in, out)."""
         return self.operation.transpose
 
     def fuse(self, rows: Sequence[Tensor]) -> Tensor:
-        """One tensor along the output axis, of those of the parts."""
+        """Joins the parts' tensors along the output axis."""
         if len(rows) == 1:
             return rows[0]
         named = dict(zip(self.operation.targets, rows, strict=True))
         return next(tensor for _, tensor in replace(self.operation, transpose=False).write(named.__getitem__))
 
     def cut(self, rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """The parts' tensors along the output axis, of one."""
+        """Splits a tensor into those of the parts along the output axis."""
         if len(sizes) == 1:
             return [rows]
         operation = replace(self.operation, transpose=False)
@@ -65,7 +65,7 @@ class FileLayer:
 
 
 def file_layers(config: ModelConfig) -> dict[str, FileLayer]:
-    """The linear layers and embeddings of a family's files, by their paths."""
+    """The linear layers and embeddings of a family's files by path."""
     return {
         operation.theirs.removesuffix(".weight"): FileLayer(operation.theirs.removesuffix(".weight"), operation)
         for operation in family(config.family).weights(config)
@@ -74,18 +74,18 @@ def file_layers(config: ModelConfig) -> dict[str, FileLayer]:
 
 
 @dataclass
-class Written:
-    """What a layer of the files gets: its tensors by the end of their name, its rank and alpha, where it has them."""
+class LayerTensors:
+    """The tensors of one layer of the files, by the end of their name, with rank and alpha if the method has them."""
 
     tensors: dict[str, Tensor]
     rank: int | None = None
     alpha: float | None = None
 
 
-def write(layer: FileLayer, group: Mapping[str, Adapted], base: Callable[[str], nn.Module]) -> Written:
-    """The tensors of a layer of the files, of the adapters of its parts; a part without one is left as it is.
+def write(layer: FileLayer, group: Mapping[str, AdapterLayer], base: Callable[[str], nn.Module]) -> LayerTensors:
+    """The tensors of one layer of the files, from the adapters of its parts; a part without adapter does not change.
 
-    `base` gives our layer of a path. Raises InputError for what PEFT's files cannot hold.
+    `base` returns our layer at a path. Raises InputError for adapters that PEFT's files cannot hold.
     """
     first = next(iter(group.values()))
     if isinstance(first, LoRALinear):
@@ -95,19 +95,20 @@ def write(layer: FileLayer, group: Mapping[str, Adapted], base: Callable[[str], 
     if isinstance(first, IA3Linear):
         return _write_ia3(layer, group, base)
     if isinstance(first, LoKrLinear):
-        tensors = {f"lokr_{name}": tensor.detach() for name, tensor in first.own().items()}
-        return Written(tensors, first.rank, first.alpha)
+        tensors = {f"lokr_{name}": tensor.detach() for name, tensor in first.adapter_parameters().items()}
+        return LayerTensors(tensors, first.rank, first.alpha)
     if isinstance(first, BottleneckLinear):
-        return Written({f"bottleneck_{name}": tensor.detach() for name, tensor in first.own().items()})
+        own = first.adapter_parameters()
+        return LayerTensors({f"bottleneck_{name}": tensor.detach() for name, tensor in own.items()})
     raise InputError(f"PEFT has no files for the method {first.method}.")
 
 
 def check_writable(layer: FileLayer, method: str) -> str | None:
-    """Why PEFT's files cannot hold a method over a layer; None where they can."""
+    """Why PEFT's files cannot hold this method over a layer; None if they can."""
     if method in ("loha", "lokr") and layer.transposed:
-        return f"PEFT has no {method} over {layer.path}, whose weight this family's files keep transposed; take lora"
+        return f"PEFT has no {method} over {layer.path}, whose weight this family's files store transposed; use lora"
     if method in ("lokr", "bottleneck") and len(layer.parts) > 1:
-        return f"{layer.path} fuses {len(layer.parts)} layers, which {method} cannot be in the files; take lora"
+        return f"{layer.path} fuses {len(layer.parts)} layers, which PEFT's files cannot hold for {method}; use lora"
     return None
 
 
@@ -118,7 +119,7 @@ def _size(base: nn.Module) -> int:
 def _blocks(
     layer: FileLayer, outer: Mapping[str, Tensor], base: Callable[[str], nn.Module], factors: Mapping[str, float]
 ) -> Tensor:
-    """The outer matrices (out, rank) of the parts, each in columns of its own, as their rows lie in the file."""
+    """The parts' outer matrices (out, rank) as one block-diagonal matrix, in the row order of the file."""
     width, column, rows = sum(tensor.shape[1] for tensor in outer.values()), 0, []
     for name in layer.parts:
         block = torch.zeros(_size(base(name)), width, device=next(iter(outer.values())).device)
@@ -133,7 +134,7 @@ def _in_order(layer: FileLayer, group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: group[name] for name in layer.parts if name in group}
 
 
-def _write_lora(layer: FileLayer, found: Mapping[str, Adapted], base: Callable[[str], nn.Module]) -> Written:
+def _write_lora(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Callable[[str], nn.Module]) -> LayerTensors:
     group: dict[str, LoRALinear] = _in_order(layer, found)
     first = next(iter(group.values()))
     factors = {name: each.scaling / first.scaling for name, each in group.items()}
@@ -146,44 +147,45 @@ def _write_lora(layer: FileLayer, found: Mapping[str, Adapted], base: Callable[[
     if isinstance(first, DoRALinear):
         lengths = [_length(group.get(name), base(name)) for name in layer.parts]
         tensors["lora_magnitude_vector"] = layer.fuse(lengths)
-    return Written(tensors, rank, first.scaling * (math.sqrt(rank) if first.use_rslora else rank))
+    return LayerTensors(tensors, rank, first.scaling * (math.sqrt(rank) if first.use_rslora else rank))
 
 
-def _length(adapted: Adapted | None, base: nn.Module) -> Tensor:
-    """The trained lengths of rows; a part without an adapter keeps those that it has."""
-    if isinstance(adapted, DoRALinear):
-        return adapted.magnitude.detach()
-    return torch.linalg.vector_norm(plain(base).weight.detach().float(), dim=1)
+def _length(adapter: AdapterLayer | None, base: nn.Module) -> Tensor:
+    """DoRA's magnitude of each row; for a part without adapter, the norms of its weight's rows."""
+    if isinstance(adapter, DoRALinear):
+        return adapter.magnitude.detach()
+    return torch.linalg.vector_norm(dequantized(base).weight.detach().float(), dim=1)
 
 
-def _write_loha(layer: FileLayer, found: Mapping[str, Adapted], base: Callable[[str], nn.Module]) -> Written:
+def _write_loha(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Callable[[str], nn.Module]) -> LayerTensors:
     group: dict[str, LoHaLinear] = _in_order(layer, found)
     first = next(iter(group.values()))
     factors = {name: each.scaling / first.scaling for name, each in group.items()}
     ones = dict.fromkeys(group, 1.0)
-    tensors = {f"hada_w{n}_b": torch.cat([each.own()[f"b{n}"].detach() for each in group.values()]) for n in (1, 2)}
+    parameters = [each.adapter_parameters() for each in group.values()]
+    tensors = {f"hada_w{n}_b": torch.cat([own[f"b{n}"].detach() for own in parameters]) for n in (1, 2)}
     for n in (1, 2):
-        outer: Tensor = first.own()[f"a{n}"].detach()
+        outer: Tensor = first.adapter_parameters()[f"a{n}"].detach()
         if len(layer.parts) > 1:
-            own = {name: each.own()[f"a{n}"] for name, each in group.items()}
+            own = {name: each.adapter_parameters()[f"a{n}"] for name, each in group.items()}
             outer = _blocks(layer, own, base, factors if n == 1 else ones)
         tensors[f"hada_w{n}_a"] = outer
     rank = tensors["hada_w1_b"].shape[0]
-    return Written(tensors, rank, first.scaling * rank)
+    return LayerTensors(tensors, rank, first.scaling * rank)
 
 
-def _write_ia3(layer: FileLayer, found: Mapping[str, Adapted], base: Callable[[str], nn.Module]) -> Written:
+def _write_ia3(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Callable[[str], nn.Module]) -> LayerTensors:
     group: dict[str, IA3Linear] = _in_order(layer, found)
     first = next(iter(group.values()))
     if first.inner:
-        return Written({"ia3_l": first.scale.detach()[None]})
+        return LayerTensors({"ia3_l": first.scale.detach()[None]})
     rows = [group[name].scale.detach() if name in group else torch.ones(_size(base(name)), device=first.device)
             for name in layer.parts]  # fmt: skip
-    return Written({"ia3_l": layer.fuse(rows)[:, None]})
+    return LayerTensors({"ia3_l": layer.fuse(rows)[:, None]})
 
 
 def shapes(method: str, tensors: Mapping[str, Tensor], in_features: int, out_features: int) -> str | None:
-    """What is wrong with the tensors of a layer of the files, which maps so many features; None where they fit."""
+    """What is wrong with the tensors of a layer with these numbers of features; None if they fit."""
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if empty := [name for name, tensor in tensors.items() if tensor.dim() == 0 or not tensor.numel()]:
         return f"{', '.join(sorted(empty))}: empty, or a single number"
@@ -205,29 +207,29 @@ def shapes(method: str, tensors: Mapping[str, Tensor], in_features: int, out_fea
         wanted = {"bottleneck_down": (hidden, out_features), "bottleneck_down_bias": (hidden,),
                   "bottleneck_up": (out_features, hidden), "bottleneck_up_bias": (out_features,)}  # fmt: skip
     else:
-        return None  # a Kronecker product's sides are told by the layer that takes them
+        return None  # LoKrLinear itself checks the sides of a Kronecker product.
     if found.keys() != wanted.keys():
         missing, more = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-        told = [f"{', '.join(missing)}: missing"] if missing else []
-        return "; ".join(told + ([f"{', '.join(more)}: unexpected"] if more else []))
+        problems = [f"{', '.join(missing)}: missing"] if missing else []
+        return "; ".join(problems + ([f"{', '.join(more)}: unexpected"] if more else []))
     wrong = [f"{name} {found[name]}, must be {wanted[name]}" for name in wanted if found[name] != wanted[name]]
-    return f"{', '.join(wrong)}: of another layer" if wrong else None
+    return f"{', '.join(wrong)}: wrong shape" if wrong else None
 
 
 def read(
     layer: FileLayer, method: str, tensors: Mapping[str, Tensor], bases: Sequence[nn.Module], how: Mapping[str, Any]
-) -> dict[str, Adapted]:
-    """Our adapted layers of a layer of the files, by path. `how` holds scaling, dropout, and what LoKr goes by."""
+) -> dict[str, AdapterLayer]:
+    """Our adapter layers of a layer of the files by path; `how` holds scaling, dropout and LoKr's options."""
     sizes = [_size(base) for base in bases]
     scaling = how.get("scaling", 1.0)
     if method in ("lora", "dora"):
         return _read_lora(layer, method, tensors, bases, scaling, how.get("dropout", 0.0))
-    made: dict[str, Adapted] = {}
+    made: dict[str, AdapterLayer] = {}
     if method == "loha":
         outer = [layer.cut(tensors[f"hada_w{n}_a"], sizes) for n in (1, 2)]
         rank = tensors["hada_w1_b"].shape[0]
         for name, base, a1, a2 in zip(layer.parts, bases, *outer, strict=True):
-            # where the files are, though the model may have no weights (`inspect`)
+            # On the files' device; the model may have no weights (`inspect`).
             every = torch.ones(rank, dtype=torch.bool, device=a1.device)
             used = a1.ne(0).any(0) & a2.ne(0).any(0) if len(sizes) > 1 else every
             if used.any():
@@ -264,12 +266,12 @@ def _read_lora(
     bases: Sequence[nn.Module],
     scaling: float,
     dropout: float,
-) -> dict[str, Adapted]:
+) -> dict[str, AdapterLayer]:
     first, second = tensors["lora_A.weight"], tensors["lora_B.weight"]
     sizes = [_size(base) for base in bases]
     parts = _split(first, layer.cut(second, sizes))
     lengths = layer.cut(tensors["lora_magnitude_vector"], sizes) if method == "dora" else [None] * len(sizes)
-    made: dict[str, Adapted] = {}
+    made: dict[str, AdapterLayer] = {}
     for name, base, (inner, outer), length in zip(layer.parts, bases, parts, lengths, strict=True):
         if length is not None:
             # A length may have changed where nothing else has.
@@ -295,9 +297,9 @@ def _split(first: Tensor, rows: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
-def _filled(layer: Adapted, tensors: Mapping[str, Tensor]) -> Adapted:
+def _filled(layer: AdapterLayer, tensors: Mapping[str, Tensor]) -> AdapterLayer:
     """The layer with these values. Raises InputError where they are not those that it has."""
-    own = layer.own()
+    own = layer.adapter_parameters()
     found, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (tensors, own))
     if found != wanted:
         raise InputError(f"has the tensors {found}, the layer needs {wanted}")

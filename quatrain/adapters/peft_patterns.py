@@ -1,7 +1,7 @@
-"""Which layers PEFT's patterns name: its rules for `target_modules`, `rank_pattern` and what goes with them.
+"""PEFT's rules for which layers `target_modules`, `rank_pattern` and related options select.
 
-Patterns come from strangers, and a regular expression may take longer than anybody waits. One that could is matched in
-a process of its own, which is stopped.
+The patterns are untrusted, and a regular expression can take exponential time. One that could is matched in a separate
+process with a time limit.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 
 SECONDS = 10
-"""How long all patterns of an adapter may take."""
+"""Time limit for all patterns of an adapter."""
 LONGEST = 200_000
-"""Characters of one pattern."""
+"""Most characters of one pattern."""
 ALL_LINEAR = "all-linear"
 
 Wanted = tuple[str, bool]
-"""A regular expression, and whether it must match the whole path or only its beginning."""
+"""A regular expression, and whether it must match the whole path or only its start."""
 
 _CHILD = """
 import json, re, sys
@@ -39,7 +39,7 @@ json.dump(found, sys.stdout)
 
 
 def expressions(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The regular expressions of a configuration, each with its key, as PEFT puts them together."""
+    """The regular expressions of a configuration, each with its key, as PEFT builds them."""
     for key in ("target_modules", "exclude_modules"):
         value = config.get(key)
         if isinstance(value, str) and value.lower() != ALL_LINEAR:
@@ -51,9 +51,9 @@ def expressions(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def fault(pattern: str) -> str | None:
-    """Why a text is no regular expression that is used; None where it is one."""
+    """Why a text cannot be used as a regular expression; None if it can."""
     if len(pattern) > LONGEST:
-        return f"{len(pattern):,} characters; at most {LONGEST:,} are read"
+        return f"{len(pattern):,} characters; must be at most {LONGEST:,}"
     try:
         with warnings.catch_warnings(action="ignore"):
             re.compile(pattern)
@@ -63,7 +63,7 @@ def fault(pattern: str) -> str | None:
 
 
 def first_matching(patterns: Mapping[str, Any] | None, paths: Sequence[str], usual: Any) -> dict[str, Any]:
-    """The value of each path: that of the first pattern, a regular expression of the path's end; else `usual`."""
+    """Each path's value: that of the first pattern that matches the end of the path, else `usual`."""
     patterns = patterns or {}
     found = _matches([(_ending(pattern), False) for pattern in patterns], paths)
     return {
@@ -74,7 +74,7 @@ def first_matching(patterns: Mapping[str, Any] | None, paths: Sequence[str], usu
 
 
 def targeted(config: Mapping[str, Any], paths: Sequence[str]) -> set[str] | None:
-    """Which of these paths the options of a configuration choose, as PEFT does; None where it chooses by the family.
+    """The paths that a configuration selects, by PEFT's rules; None if it leaves the choice to the family.
 
     Raises InputError for patterns that take too long.
     """

@@ -16,14 +16,14 @@ TENSOR = "prompt_embeddings"
 
 
 def options(model: Model, prompt: Any) -> dict[str, Any]:
-    """What the configuration says of a soft prompt."""
+    """A soft prompt's options in `adapter_config.json`."""
     config = model.config
     found = {"peft_type": TYPES[prompt.method], "num_virtual_tokens": prompt.length,
                "num_layers": config.num_hidden_layers,
                "num_transformer_submodules": 1 if model.encoder is None else 2}  # fmt: skip
     if prompt.method == "prefix":
         size = config.num_key_value_heads * config.head_dim
-        # The network behind a prefix is worked out: what is written is what it says.
+        # The output of the network behind a prefix is stored, not the network.
         return found | {"token_dim": size, "num_attention_heads": config.num_key_value_heads,
                           "prefix_projection": False, "encoder_hidden_size": size}  # fmt: skip
     width = model.embed_tokens.embedding_dim
@@ -36,13 +36,13 @@ def options(model: Model, prompt: Any) -> dict[str, Any]:
 
 
 def rows_of(model: Model, prompt: Any) -> Tensor:
-    """What a file holds. Of an encoder-decoder PEFT keeps as many rows again, which nothing reads."""
-    rows: Tensor = prompt.plain()
+    """The prompt as files store it. PEFT stores an encoder-decoder's twice; the second copy is never read."""
+    rows: Tensor = prompt.file_tensor()
     return rows if model.encoder is None else torch.cat((rows, rows))
 
 
-def take(model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], problems: list[str]) -> Any:
-    """The soft prompt of an adapter folder, taken out of `tensors`; None where it has none."""
+def read(model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], problems: list[str]) -> Any:
+    """Removes the soft prompt of an adapter folder from `tensors` and returns it; None without one."""
     kind = next((name for name, peft_type in TYPES.items() if peft_type == config["peft_type"]), None)
     if kind is None:
         return None

@@ -20,7 +20,7 @@ from quatrain.models.transformer.stack import Model
 
 
 class PromptTuning(SoftPrompt):
-    """`length` embeddings, drawn at random or begun as those of a text's tokens."""
+    """Trained embeddings (length, width), initialized at random or from the tokens of a text."""
 
     method: ClassVar[str] = "prompt"
 
@@ -29,13 +29,13 @@ class PromptTuning(SoftPrompt):
         self.length = length
         self.rows = nn.Parameter(torch.zeros(length, width, device=device))
 
-    def draw(self, generator: torch.Generator) -> None:
-        """Standard normal, as an embedding is drawn."""
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Standard normal, like an embedding."""
         with torch.no_grad():
             self.rows.copy_(torch.randn(self.rows.shape, generator=generator))
 
-    def begin_as(self, embedding: Tensor, ids: Sequence[int]) -> None:
-        """Begins as the embeddings of these tokens, over and over where they are fewer than the slots."""
+    def init_from_tokens(self, embedding: Tensor, ids: Sequence[int]) -> None:
+        """Copies the embeddings of these tokens, repeated if there are fewer of them than positions."""
         if not ids:
             raise InputError("init_text: has no tokens; give a text with tokens, or leave init_text out.")
         chosen = [ids[place % len(ids)] for place in range(self.length)]
@@ -45,13 +45,13 @@ class PromptTuning(SoftPrompt):
     def embeddings(self) -> Tensor:
         return self.rows
 
-    def plain(self) -> Tensor:
-        """What a file holds: the embeddings (length, width)."""
+    def file_tensor(self) -> Tensor:
+        """The embeddings (length, width), as files store them."""
         return self.embeddings().detach()
 
 
 class PTuning(PromptTuning):
-    """Embeddings behind a small network of three layers, by which they depend on each other while they are learned."""
+    """Trained embeddings behind a three-layer network, which makes them depend on each other during training."""
 
     method: ClassVar[str] = "p-tuning"
 
@@ -63,13 +63,13 @@ class PTuning(PromptTuning):
             nn.Linear(hidden, width, device=device),
         )  # fmt: skip
 
-    def draw(self, generator: torch.Generator) -> None:
-        super().draw(generator)
-        from quatrain.adapters.layer import draw_uniform
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        super().reset_parameters(generator)
+        from quatrain.adapters.layer import init_uniform
 
         for layer in self.network:
             if isinstance(layer, nn.Linear):
-                draw_uniform(layer.weight, generator)
+                init_uniform(layer.weight, generator)
                 with torch.no_grad():
                     layer.bias.zero_()
 
@@ -79,9 +79,9 @@ class PTuning(PromptTuning):
 
 
 class PrefixTuning(SoftPrompt):
-    """Keys and values of `length` slots in every layer. `rows` (length, layers * 2 * num_key_value_heads * head_dim).
+    """Trained keys and values in every layer; `rows` (length, layers * 2 * num_key_value_heads * head_dim).
 
-    With `hidden`, rows are embeddings behind a small network of two layers, as the paper found steadier to learn.
+    With `hidden`, rows are embeddings behind a two-layer network, which the paper found to train more stably.
     """
 
     method: ClassVar[str] = "prefix"
@@ -99,15 +99,15 @@ class PrefixTuning(SoftPrompt):
                 nn.Linear(size, hidden, device=device), nn.Tanh(), nn.Linear(hidden, whole, device=device)
             )
 
-    def draw(self, generator: torch.Generator) -> None:
-        """Standard normal, as an embedding is drawn; the network as linear layers are."""
-        from quatrain.adapters.layer import draw_uniform
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Standard normal, like an embedding; the network's layers like linear layers."""
+        from quatrain.adapters.layer import init_uniform
 
         with torch.no_grad():
             self.rows.copy_(torch.randn(self.rows.shape, generator=generator))
         for layer in self.network or ():
             if isinstance(layer, nn.Linear):
-                draw_uniform(layer.weight, generator)
+                init_uniform(layer.weight, generator)
                 with torch.no_grad():
                     layer.bias.zero_()
 
@@ -118,19 +118,19 @@ class PrefixTuning(SoftPrompt):
         return self.rows if self.network is None else self.network(self.rows)
 
     def keys_values(self) -> Prefix:
-        found = self._whole().view(self.length, self.layers, 2, self.heads, self.width).permute(1, 2, 3, 0, 4)
-        return Prefix([(keys, values) for keys, values in found])
+        layers = self._whole().view(self.length, self.layers, 2, self.heads, self.width).permute(1, 2, 3, 0, 4)
+        return Prefix([(keys, values) for keys, values in layers])
 
-    def plain(self) -> Tensor:
-        """What a file holds: keys and values of all layers (length, layers * 2 * heads * head_dim)."""
+    def file_tensor(self) -> Tensor:
+        """Keys and values of all layers (length, layers * 2 * heads * head_dim), as files store them."""
         return self._whole().detach()
 
 
 def check(model: Model, method: str) -> None:
-    """Raises InputError where no prompt can stand before what a model reads."""
+    """Raises InputError if the model cannot have a soft prompt of this method."""
     problems = []
     if model.encoder is not None and method == "prefix":
-        problems.append(f"method: prefix; a {model.config.family} has an encoder, of which prompt and p-tuning are")
+        problems.append(f"method: prefix; {model.config.family} has an encoder: use prompt or p-tuning")
     if model.prompt is not None:
         problems.append("method: the model has a soft prompt already")
     if problems:

@@ -1,4 +1,4 @@
-"""What an adapted model has learned, as a checkpoint keeps it: its trained tensors by our names, bit for bit."""
+"""The trained tensors of a model with adapters in a checkpoint, by our names, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FILE = "adapter_state.safetensors"
 
 
 def trained_tensors(model: Model) -> dict[str, Tensor]:
-    """Every tensor that learns, by name."""
+    """Every trainable tensor by name."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save(model: Model, folder: str | Path) -> None:
-    """Writes what has been learned. Raises QuatrainError on a full disk."""
+    """Writes the trained tensors. Raises QuatrainError on a full disk."""
     from safetensors.torch import save
 
     tensors = {name: tensor.cpu().contiguous() for name, tensor in trained_tensors(model).items()}
@@ -30,7 +30,7 @@ def save(model: Model, folder: str | Path) -> None:
 
 @torch.no_grad()
 def load(model: Model, folder: str | Path) -> None:
-    """Puts back what `save` wrote. Raises InputError where names or shapes differ; the model is then as before."""
+    """Restores what `save` wrote. Raises InputError if names or shapes differ; the model is then unchanged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -38,7 +38,7 @@ def load(model: Model, folder: str | Path) -> None:
     try:
         tensors = load_file(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: missing. It is what an adapted model has learned.") from error
+        raise InputError(f"{path}: missing; it holds the trained tensors of the adapter.") from error
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}).") from error
     ours = trained_tensors(model)
@@ -50,6 +50,6 @@ def load(model: Model, folder: str | Path) -> None:
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     if problems:
-        raise InputError(f"{path}: does not fit what learns in the model:", problems)
+        raise InputError(f"{path}: does not match the model's trainable tensors:", problems)
     for name, tensor in ours.items():
         tensor.copy_(tensors[name])

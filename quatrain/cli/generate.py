@@ -87,9 +87,9 @@ def generate(
             finish = {"ids": completion.ids, "finish_reason": completion.finish_reason}
             show_json({"prompt": prompt, "text": completion.text} | finish)
         else:
-            show_text(completion.text if engine.encodes else prompt + completion.text)
+            show_text(completion.text if engine.has_encoder else prompt + completion.text)
         return 0
-    show_text("" if engine.encodes else prompt, end="")
+    show_text("" if engine.has_encoder else prompt, end="")
     for piece in engine.stream(prompt, params, truncate=truncate):
         show_text(piece, end="")
     show_text("")

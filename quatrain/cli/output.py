@@ -73,8 +73,8 @@ def shorten(value: object) -> object:
 
 def shortened(engine: Engine, ids: Sequence[int], params: SamplingParams, *, truncate: bool = False) -> str | None:
     """What to say where the model's context has no room for all the new tokens that are asked for; else None."""
-    ids = engine.fitting(list(ids), params) if truncate else ids
-    room = engine.room(ids)
+    ids = engine.truncate(list(ids), params) if truncate else ids
+    room = engine.remaining_tokens(ids)
     if room is None or not 0 < room < params.max_new_tokens:
         return None
     return (

@@ -105,7 +105,7 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
     """
     from quatrain.core.errors import InputError
     from quatrain.core.progress import create_reporter
-    from quatrain.models.io.model_folder import load_config, stored_dtype
+    from quatrain.models.io.model_folder import checkpoint_dtype, load_config
     from quatrain.models.runs import run_folder
     from quatrain.runs.recipe import load, recipe_names
 
@@ -114,10 +114,10 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
     if of_run or of_hub or Path(model).is_dir():
         if overrides:
             raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a model")
-        return load_config(model), None, stored_dtype(model)
+        return load_config(model), None, checkpoint_dtype(model)
     recipe = load(model, overrides, say=create_reporter(stream=sys.stderr).info)
     if recipe.model.folder is not None:
-        return load_config(recipe.model.folder), recipe, stored_dtype(recipe.model.folder)
+        return load_config(recipe.model.folder), recipe, checkpoint_dtype(recipe.model.folder)
     return recipe.model.config(recipe.tokenizer.vocab_size), recipe, "float32"
 
 

@@ -85,7 +85,7 @@ class Int4Linear(QuantizedLinear):
             return self.weight
         return self._kernel().unpack(self.held, self.out_features, self.in_features)
 
-    def plain_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return worked_out(self.rows(), self.scale, self.group, dtype)
 
     def product(self, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Int4Linear(QuantizedLinear):
             raise RuntimeError(f"{self.scale.device.type} has no int4 kernel")
         return kernel
 
-    def give_back(self) -> None:
+    def release_packed(self) -> None:
         """Holds the weight in its own order again."""
         if self.held is not None:
             with torch.inference_mode(False), torch.no_grad():
@@ -125,20 +125,20 @@ class Int4Linear(QuantizedLinear):
     def train(self, mode: bool = True) -> Int4Linear:
         """For training the weight is in its own order."""
         if mode:
-            self.give_back()
+            self.release_packed()
         return super().train(mode)
 
     def _apply(self, *arguments: Any, **named: Any) -> Any:
-        self.give_back()
+        self.release_packed()
         self.factors = {}
         return super()._apply(*arguments, **named)
 
     def _save_to_state_dict(self, *arguments: Any) -> None:
-        self.give_back()
+        self.release_packed()
         super()._save_to_state_dict(*arguments)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        self.give_back()
+        self.release_packed()
         self.factors = {}
         super()._load_from_state_dict(*arguments)
 

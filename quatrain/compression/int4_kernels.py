@@ -43,15 +43,15 @@ def kernel_of(device: str) -> Kernel | None:
     if device not in names or not all(hasattr(torch.ops.aten, name) for name in names[device]):
         return None
     if device == "cuda":
-        return OfCuda()
+        return CudaKernel()
     try:
-        found = OfProcessor()
+        found = CpuKernel()
     except RuntimeError:
         return None
     return found if found.known else None
 
 
-class OfProcessor:
+class CpuKernel:
     """The kernel for processors. It takes a block of outputs, 64 or 32 by the processor, and keeps, input by input,
     half as many bytes, whose halves are numbers of the block in an order that is found out by a block of known ones.
     """
@@ -99,7 +99,7 @@ class OfProcessor:
         return found
 
 
-class OfCuda:
+class CudaKernel:
     """The kernel for CUDA, in bfloat16. Its order is its own affair: it gives the numbers back itself, as the product
     with the unit matrix, which is exact.
     """

@@ -51,7 +51,7 @@ class Int8Linear(QuantizedLinear):
         numbers = (weight * (LEVELS / largest)[:, None]).round_().clamp_(-LEVELS, LEVELS)
         return {"weight": numbers.to(torch.int8), "scale": scale}
 
-    def plain_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return (self.weight * self.scale.float()[:, None]).to(dtype)
 
     def product(self, x: Tensor) -> Tensor:

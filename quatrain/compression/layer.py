@@ -20,8 +20,8 @@ from quatrain.core.errors import InputError
 class QuantizedLinear(nn.Module):
     """y = x W^T + bias, for a W (out_features, in_features) of which the buffers hold the rounded numbers.
 
-    A kind of layer brings `rounded`, `plain_weight` and `product`, `files` and `folder_entries` for its place in a
-    folder, and perhaps a faster way without gradients, `inference`.
+    A subclass implements `rounded`, `dequantized_weight` and `product`; `files` and `folder_entries` for model folders;
+    and optionally `inference`, a faster forward without gradients.
     """
 
     method: ClassVar[str]
@@ -62,7 +62,7 @@ class QuantizedLinear(nn.Module):
         """The buffers for a weight (out, in) of any float dtype. Raises InputError where it is not finite."""
         raise NotImplementedError
 
-    def plain_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """W (out_features, in_features), worked out in float32 and rounded to `dtype`."""
         raise NotImplementedError
 
@@ -77,7 +77,7 @@ class QuantizedLinear(nn.Module):
 
     def product_back(self, gradient: Tensor) -> Tensor:
         """What the gradient of x W^T is for x."""
-        return gradient @ self.plain_weight(gradient.dtype)
+        return gradient @ self.dequantized_weight(gradient.dtype)
 
     def inference(self, x: Tensor) -> Tensor:
         """x W^T where nobody asks for gradients: by the fastest way there is."""
@@ -93,7 +93,7 @@ class QuantizedLinear(nn.Module):
 
     def dequantize(self) -> nn.Linear:
         """A plain linear layer with the same weights, in float32."""
-        weight = self.plain_weight()
+        weight = self.dequantized_weight()
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=weight.device)
         with torch.no_grad():
             linear.weight.copy_(weight)

@@ -52,10 +52,10 @@ def quantize(model: Model, method: str, **options: Any) -> list[str]:
     Options are `double` for nf4, and `group` for int4, which leaves layers as they are whose inputs it does not divide.
     Raises InputError for unmerged adapters, and where nothing is left to quantize.
     """
-    from quatrain.adapters.layer import adapters, replace_module
+    from quatrain.adapters.layer import adapter_layers, replace_module
 
     kind = kind_of(method)
-    if adapted := [name for name, _ in adapters(model)]:
+    if adapted := [name for name, _ in adapter_layers(model)]:
         raise InputError("Merge the adapters before quantizing the model:", adapted[:5])
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("No linear layer is left to quantize: the model is quantized already.")
@@ -75,7 +75,7 @@ def dequantize(model: nn.Module) -> list[str]:
     return [name for name, _ in found]
 
 
-def preparing(method: str | None) -> Callable[[Model, dict[str, Any]], None]:
+def preparation(method: str | None) -> Callable[[Model, dict[str, Any]], None]:
     """What `hub.load` is to do with a model before it is filled: put quantized layers into it.
 
     Those of a folder that is quantized already are as they are there. Into those of a `method` the weights of a folder

@@ -81,7 +81,7 @@ class NF4Linear(QuantizedLinear):
             return self.absmax
         return scales_of(self.absmax, self.nested, self.offset)
 
-    def plain_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return dequantized(self.weight, self.scales(), (self.out_features, self.in_features), dtype)
 
     def product(self, x: Tensor) -> Tensor:

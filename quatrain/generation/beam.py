@@ -1,8 +1,8 @@
-"""Beam search: the likeliest completions, found by keeping several beginnings alive at every step.
+"""Beam search: the likeliest completions, found by continuing several hypotheses at every step.
 
 Freitag and Al-Onaizan 2017 (arXiv 1702.01806); the length penalty is that of Wu et al. 2016 (arXiv 1609.08144) without
-its constants. Scores, ties and the moment to stop follow transformers, so that the ids are the same: a hypothesis that
-ends among the best `num_beams` continuations competes with its log-probability over its length ** length_penalty.
+its constants. Scores, ties and the stopping rule follow transformers, so that the ids are the same: a hypothesis that
+ends among the best `num_beams` continuations is ranked by its log-probability / length ** length_penalty.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.generation.constraints import Constraint, Said
-from quatrain.generation.decoding import SHRINK_AT, Stream, adapters_of
-from quatrain.generation.logits import BROKEN, NOTHING_LEFT, SamplingParams
-from quatrain.generation.reader import Reader
+from quatrain.generation.cached_model import CachedModel
+from quatrain.generation.constraints import Constraint, DecodingState
+from quatrain.generation.decoding import SHRINK_AT, SequenceState, adapters_of
+from quatrain.generation.logits import BROKEN, NO_TOKEN_LEFT, SamplingParams
 from quatrain.models.transformer.stack import Model
 
 NEVER = -1.0e9
-"""The score of what must not win, finite so that sums and comparisons stay so."""
+"""The score of a hypothesis that must not win; finite, so that sums and comparisons stay finite."""
 
 
 @dataclass
 class _Beams:
-    """Hypotheses of every row, (B, N) or (B, N, most new tokens) each, best first."""
+    """The hypotheses of every row, best first: tensors (B, N) or (B, N, max new tokens)."""
 
     scores: Tensor
     ids: Tensor
@@ -36,7 +36,7 @@ class _Beams:
 
     @classmethod
     def empty(cls, rows: int, beams: int, length: int, device: torch.device) -> _Beams:
-        """Beams that have said nothing."""
+        """Beams without tokens."""
         shape = (rows, beams, length)
         return cls(
             torch.full(shape[:2], NEVER, device=device),
@@ -45,12 +45,12 @@ class _Beams:
         )
 
     def take(self, beams: Tensor) -> Self:
-        """For each row its beams of these numbers (B, M)."""
+        """The beams (B, M) of each row, by their numbers."""
         wide = beams[:, :, None].expand(-1, -1, self.ids.shape[2])
         return self._each(lambda values: values.gather(1, wide if values.dim() == 3 else beams))
 
     def rows(self, chosen: Tensor) -> Self:
-        """Some rows only."""
+        """The hypotheses of some rows."""
         return self._each(lambda values: values[chosen])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -59,15 +59,15 @@ class _Beams:
 
 @dataclass
 class _Finished(_Beams):
-    """The best hypotheses that have ended; a place still empty has length 0 and score NEVER."""
+    """The best hypotheses that have ended; an empty place has length 0 and score NEVER."""
 
     lengths: Tensor
     stopped: Tensor
-    """Whether an end token or a stop string ended it, not the limit."""
+    """Whether an end token or a stop string ended the hypothesis, not the limit."""
 
     @classmethod
     def none(cls, rows: int, beams: int, length: int, device: torch.device) -> _Finished:
-        """No hypothesis yet."""
+        """A table without hypotheses."""
         begun = _Beams.empty(rows, beams, length, device)
         nothing = torch.zeros(rows, beams, dtype=torch.long, device=device)
         return cls(begun.scores, begun.ids, begun.logprobs, nothing, nothing.bool())
@@ -82,13 +82,13 @@ class _Finished(_Beams):
 class BeamSearch:
     """Searches for the best completions of a batch of sequences, each independent of the others.
 
-    `step` lets every beam say one token; `run` steps until all are done and fills the sequences.
+    `run` generates one token per beam and step until all rows are done, and fills the sequences.
     """
 
     def __init__(
         self,
         model: Model,
-        sequences: Sequence[Stream],
+        sequences: Sequence[SequenceState],
         params: SamplingParams,
         end_ids: Tensor,
         *,
@@ -96,39 +96,40 @@ class BeamSearch:
         start_id: int | None = None,
         stopped: Callable[[list[int]], bool] | None = None,
     ):
-        """`stopped` says of a hypothesis' ids whether a stop string has just been completed."""
+        """`stopped` tells whether the newest of a hypothesis' ids has completed a stop string."""
         self.params, self.constraints, self.stopped = params, list(constraints), stopped
         self.end_ids = end_ids[:0] if params.ignore_eos else end_ids
         self.width = params.num_beams
         self.rows = list(sequences)
         length = max(row.limit for row in self.rows)
-        self.reader = Reader(model, [row.prompt for row in self.rows], length, start_id, adapters_of(model, self.rows))
-        device = self.reader.device
+        prompts = [row.prompt for row in self.rows]
+        self.model = CachedModel(model, prompts, length, start_id, adapters_of(model, self.rows))
+        device = self.model.device
         self.limits = torch.tensor([[row.limit] for row in self.rows], device=device)
         self.open = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
-        """Whether a row's beams can still better its finished hypotheses (B, 1)."""
+        """Whether a row's beams can still beat its finished hypotheses (B, 1)."""
         self.beams = _Beams.empty(len(self.rows), self.width, length, device)
-        # All beams begin alike: only the first may be continued.
+        # All beams start equal: only the first may be continued.
         self.beams.scores[:, 0] = 0.0
         self.finished = _Finished.none(len(self.rows), self.width, length, device)
         self.steps = 0
-        self.reader.select(torch.arange(len(self.rows), device=device).repeat_interleave(self.width))
 
     @torch.inference_mode()
     def run(self) -> None:
         """Searches to the end: fills each sequence with its best hypothesis, its `alternatives` with the next best.
 
-        Raises QuatrainError where the model gives logits that are not numbers.
+        Raises QuatrainError if the model's logits are NaN.
         """
+        self.model.prefill()
+        self.model.select(torch.arange(len(self.rows), device=self.model.device).repeat_interleave(self.width))
         while self.rows:
-            self.step()
+            self._step()
 
-    @torch.inference_mode()
-    def step(self) -> None:
-        """Reads what was chosen last and chooses every beam's next token; rows that are done are filled and leave."""
+    def _step(self) -> None:
+        """Chooses every beam's next token and runs the model on them; rows that are done are filled and leave."""
         candidates, beams, ended, stopped = self._continuations()
         self.steps += 1
-        # Hypotheses that have ended live on only where nothing else is left.
+        # Hypotheses that have ended stay among the beams only if there are no others.
         live = candidates.scores + ended.float() * NEVER
         chosen = live.topk(self.width, dim=1).indices
         self._finish(candidates, ended, stopped)
@@ -138,18 +139,20 @@ class BeamSearch:
         self._advance(beams.gather(1, chosen))
 
     def _continuations(self) -> tuple[_Beams, Tensor, Tensor, Tensor]:
-        """The best continuations (B, K): themselves, the beam of each, whether it has ended, and not by its limit."""
-        logprobs = self.reader.logits.float().log_softmax(dim=-1)
+        """The K best continuations of each row: the hypotheses (B, K), the beam each continues, whether it has ended,
+        and whether an end token or stop string (not the limit) ended it.
+        """
+        logprobs = self.model.logits.float().log_softmax(dim=-1)
         if bool(logprobs.isnan().any()):
             raise QuatrainError(BROKEN)
         scores = self._constrained(logprobs)
         vocabulary = scores.shape[-1]
         sums = (scores.view(len(self.rows), self.width, vocabulary) + self.beams.scores[:, :, None]).flatten(1)
-        # Enough that `width` go on even where every beam may end in each of the ways it can.
+        # Enough to leave `width` unfinished ones even if every beam also ends with each of the end tokens.
         count = min(max(2, 1 + len(self.end_ids)) * self.width, sums.shape[1])
         best, places = sums.topk(count, dim=1)
         if bool((best[:, :1].isneginf() & self.open).any()):
-            raise InputError(NOTHING_LEFT)
+            raise InputError(NO_TOKEN_LEFT)
         beams, tokens = places // vocabulary, places % vocabulary
         found = self.beams.take(beams)
         found.scores = best
@@ -157,8 +160,8 @@ class BeamSearch:
         found.logprobs[:, :, self.steps] = logprobs.view(len(self.rows), -1).gather(1, places)
         stopped = torch.isin(tokens, self.end_ids)
         if self.stopped is not None:
-            said = found.ids[:, :, : self.steps + 1].tolist()
-            stopped |= torch.tensor([[self.stopped(ids) for ids in row] for row in said], device=stopped.device)
+            rows = found.ids[:, :, : self.steps + 1].tolist()
+            stopped |= torch.tensor([[self.stopped(ids) for ids in row] for row in rows], device=stopped.device)
         return found, beams, stopped | (self.steps + 1 >= self.limits), stopped
 
     def _constrained(self, logprobs: Tensor) -> Tensor:
@@ -166,13 +169,14 @@ class BeamSearch:
             return logprobs
         new = self.beams.ids[:, :, : self.steps].flatten(0, 1)
         limits = self.limits.repeat_interleave(self.width, dim=0)
-        said = Said(torch.cat([self.reader.said, new], dim=1), self.reader.start, limits, self.steps)
+        ids = torch.cat([self.model.decoder_ids, new], dim=1)
+        state = DecodingState(ids, self.model.start, limits, self.steps)
         for constrain in self.constraints:
-            logprobs = constrain(logprobs, said)
+            logprobs = constrain(logprobs, state)
         return logprobs
 
     def _finish(self, candidates: _Beams, ended: Tensor, stopped: Tensor) -> None:
-        """Takes in the hypotheses that ended among the best `width`."""
+        """Adds the hypotheses among the best `width` that have ended to the finished ones."""
         place = torch.arange(ended.shape[1], device=ended.device)[None]
         enters = ended & (place < self.width)
         normalised = candidates.scores / self.steps**self.params.length_penalty
@@ -186,7 +190,7 @@ class BeamSearch:
         self.finished = self.finished.best(new, self.width)
 
     def _close(self, ended: Tensor) -> None:
-        """Closes the rows whose finished hypotheses can no longer be bettered, as far as `early_stopping` looks."""
+        """Closes the rows whose finished hypotheses can no longer be beaten, by the rule of `early_stopping`."""
         early, penalty = self.params.early_stopping, self.params.length_penalty
         there = self.finished.lengths > 0
         if early is True:
@@ -198,7 +202,7 @@ class BeamSearch:
         self.open &= ~ended.all(dim=1, keepdim=True)
 
     def _advance(self, beams: Tensor) -> None:
-        """Lets the rows that are done leave, brings the cache into the order of the beams (B, N) and reads on."""
+        """Removes the rows that are done, reorders the cache by `beams` (B, N) and runs the newest tokens."""
         for index, still in enumerate(self.open[:, 0].tolist()):
             if not still and self.rows[index].finished is None:
                 self._fill(index)
@@ -214,17 +218,17 @@ class BeamSearch:
             self.beams, self.finished = self.beams.rows(chosen), self.finished.rows(chosen)
             self.limits, self.open, order = self.limits[chosen], self.open[chosen], order[chosen]
         if len(self.rows) < len(first) or not torch.equal(order, first + torch.arange(self.width, device=order.device)):
-            self.reader.select(order.flatten())
-        self.reader.read(self.beams.ids[:, :, self.steps - 1].flatten())
+            self.model.select(order.flatten())
+        self.model.read(self.beams.ids[:, :, self.steps - 1].flatten())
 
     def _fill(self, index: int) -> None:
         """Writes a row's best finished hypotheses into its sequence."""
         row = self.rows[index]
-        found: list[Stream] = []
+        found: list[SequenceState] = []
         for beam in range(self.params.num_return_sequences):
             length = int(self.finished.lengths[index, beam])
             if length:
-                hypothesis = row if not found else Stream(row.prompt, row.limit, row.seed, adapter=row.adapter)
+                hypothesis = row if not found else SequenceState(row.prompt, row.limit, row.seed, adapter=row.adapter)
                 hypothesis.ids = self.finished.ids[index, beam, :length].tolist()
                 hypothesis.logprobs = self.finished.logprobs[index, beam, :length].tolist()
                 hypothesis.score = float(self.finished.scores[index, beam])

@@ -1,9 +1,9 @@
-"""What a completion may not say, or must: rules on the next token that look at what was said before.
+"""Constraints on the next token that depend on the tokens so far.
 
 Repetition penalty as in Keskar et al. 2019 (arXiv 1909.05858), no repeated n-grams as in Paulus et al. 2017
-(arXiv 1705.04304); the rest are the needs of published checkpoints (BART begins and ends with forced tokens, Marian
-never says its padding). Meaning and order follow transformers, except that padding never counts as something said: a
-row gets the same completion alone and in a batch.
+(arXiv 1705.04304); the rest is needed by published checkpoints (BART's first and last tokens are forced, Marian never
+generates its padding token). Meaning and order follow transformers, except that padding never counts as a token of the
+text: a row gets the same completion alone and in a batch.
 """
 
 from __future__ import annotations
@@ -19,77 +19,77 @@ from quatrain.generation.logits import SamplingParams
 
 OUT = float("-inf")
 PADDING = -1
-"""The id that stands where a row of `Said` has nothing."""
+"""The id at places of `DecodingState.ids` that hold no token."""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What a model's own `generation_config.json` asks of every completion; `SamplingParams` may say otherwise.
+class GenerationRules:
+    """What a model's `generation_config.json` asks of every completion; `SamplingParams` can override parts of it.
 
-    Lengths count as transformers counts them: `min_length` with the prompt (encoder-decoders: with the start token).
+    Lengths count as in transformers: `min_length` includes the prompt (encoder-decoders: the start token).
     """
 
     decoder_start_token_id: int | None = None
     forced_bos_token_id: int | None = None
-    """What an encoder-decoder says first, after its start token."""
+    """The first token that an encoder-decoder generates, after its start token."""
     forced_eos_token_id: tuple[int, ...] = ()
-    """What stands last where the length runs out."""
+    """The last token of a completion that reaches its length limit."""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    """Sequences that are never said."""
+    """Sequences that are never generated."""
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
-    """Not said as the first new token (the second where one is forced)."""
+    """Not allowed as the first new token (the second one if the first is forced)."""
     min_length: int = 0
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
-    """What is added to the logit of the token that would complete a sequence."""
+    """Added to the logit of the token that would complete each sequence."""
     exponential_decay_length_penalty: tuple[int, float] | None = None
-    """From so many new tokens on, end tokens become likelier: |logit| · (factor ** tokens since - 1) is added."""
+    """(start, factor): after `start` new tokens, |logit| · (factor ** tokens since - 1) is added to end tokens."""
     stop_strings: tuple[str, ...] = ()
     """Strings that end a completion unless the caller gives others."""
     renormalize_logits: bool = False
-    """Whether beams count log-probabilities among the allowed tokens only."""
+    """Whether a beam search normalizes log-probabilities over the allowed tokens only."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the rows of a batch hold when a token is chosen."""
+class DecodingState:
+    """The tokens of a batch when the next ones are chosen."""
 
     ids: Tensor
-    """(B, L): what the decoder has read and will have read, PADDING on the left where a row is shorter."""
+    """(B, L): prompt and new tokens of the decoder, PADDING on the left of shorter rows."""
     start: Tensor
-    """(B, 1): how many of them stood there before the first new token."""
+    """(B, 1): number of tokens before the first new one."""
     limits: Tensor
     """(B, 1): the most new tokens of each row."""
     new: int
-    """How many are new; the same in every row."""
+    """Number of new tokens, the same in every row."""
 
 
-Constraint = Callable[[Tensor, Said], Tensor]
-"""Logits or log-probabilities (B, V) and what was said to scores (B, V); a token that is out has -inf."""
+Constraint = Callable[[Tensor, DecodingState], Tensor]
+"""Maps logits or log-probabilities (B, V) and the state to scores (B, V); a forbidden token has -inf."""
 
 
 def repetition_penalty(penalty: float) -> Constraint:
-    """Makes what was said before less likely: positive scores are divided by the penalty, negative ones multiplied."""
+    """Lowers the scores of tokens that occurred: divides positive ones by the penalty, multiplies negative ones."""
 
-    def process(scores: Tensor, said: Said) -> Tensor:
-        known = _mark(scores, said.ids)
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        known = _mark(scores, state.ids)
         return torch.where(known, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
     return process
 
 
 def no_repeat_ngram(size: int) -> Constraint:
-    """Drops every token that would say a sequence of `size` tokens a second time."""
+    """Forbids every token that would complete a sequence of `size` tokens for the second time."""
 
-    def process(scores: Tensor, said: Said) -> Tensor:
-        length = said.ids.shape[1]
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        length = state.ids.shape[1]
         if length < size:
             return scores
-        windows = said.ids.unfold(1, size, 1)  # (B, L - size + 1, size)
-        tail = said.ids[:, length + 1 - size :]
+        windows = state.ids.unfold(1, size, 1)  # (B, L - size + 1, size)
+        tail = state.ids[:, length + 1 - size :]
         again = (windows[..., :-1] == tail[:, None]).all(dim=-1)
         return scores.masked_fill(_mark(scores, windows[..., -1].masked_fill(~again, PADDING)), OUT)
 
@@ -97,13 +97,13 @@ def no_repeat_ngram(size: int) -> Constraint:
 
 
 def sequence_bias(biases: Sequence[tuple[Sequence[int], float]]) -> Constraint:
-    """Adds a number to the logit of the token that would complete each sequence."""
+    """Adds a bias to the logit of the token that would complete each sequence."""
 
-    def process(scores: Tensor, said: Said) -> Tensor:
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
         bias = torch.zeros_like(scores)
         for (*before, last), number in biases:
-            if len(before) <= said.ids.shape[1]:
-                tail = said.ids[:, said.ids.shape[1] - len(before) :]
+            if len(before) <= state.ids.shape[1]:
+                tail = state.ids[:, state.ids.shape[1] - len(before) :]
                 follows = (tail == torch.tensor(before, device=scores.device, dtype=torch.long)).all(dim=-1)
                 bias[:, last] += follows * number
         return scores + bias
@@ -112,13 +112,13 @@ def sequence_bias(biases: Sequence[tuple[Sequence[int], float]]) -> Constraint:
 
 
 def exponential_decay(start: int, factor: float, ends: Tensor) -> Constraint:
-    """Makes end tokens likelier (a factor above 1) with every new token from number `start` on."""
+    """Raises the logits of end tokens (for a factor above 1) with every new token after the first `start`."""
 
-    def process(scores: Tensor, said: Said) -> Tensor:
-        if said.new <= start:
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        if state.new <= start:
             return scores
         there = ends[ends < scores.shape[-1]]
-        grown = _power(factor, said.new - start)
+        grown = _power(factor, state.new - start)
         own = scores[:, there]
         return scores.index_add(1, there, (own.abs() * grown).masked_fill(~own.isfinite(), 0.0))
 
@@ -126,20 +126,20 @@ def exponential_decay(start: int, factor: float, ends: Tensor) -> Constraint:
 
 
 def _power(factor: float, times: int) -> float:
-    """factor ** times - 1, no more than float32 holds with any logit: nothing but an end is possible by then."""
+    """factor ** times - 1, capped within float32: far below the cap, only an end token is possible."""
     return math.exp(min(times * math.log(factor), 60.0)) - 1
 
 
 def bad_words(sequences: Sequence[Sequence[int]], ends: Tensor) -> Constraint:
-    """Drops the token that would complete one of these sequences; an end token alone always stays possible."""
+    """Forbids the token that would complete one of these sequences; a single end token always stays possible."""
     wanted = [list(words) for words in sequences if len(words) != 1 or words[0] not in ends.tolist()]
 
-    def process(scores: Tensor, said: Said) -> Tensor:
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
         scores = scores.clone()
         for *before, last in wanted:
-            if len(before) > said.ids.shape[1]:
+            if len(before) > state.ids.shape[1]:
                 continue
-            tail = said.ids[:, said.ids.shape[1] - len(before) :]
+            tail = state.ids[:, state.ids.shape[1] - len(before) :]
             follows = (tail == torch.tensor(before, device=scores.device, dtype=torch.long)).all(dim=-1)
             scores[:, last] = scores[:, last].masked_fill(follows, OUT)
         return scores
@@ -148,38 +148,40 @@ def bad_words(sequences: Sequence[Sequence[int]], ends: Tensor) -> Constraint:
 
 
 def min_length(total: int, new: int, ends: Tensor) -> Constraint:
-    """Drops the end tokens before a row has `total` tokens, its prompt included, and `new` ones without it."""
+    """Forbids end tokens until a row has `total` tokens with its prompt and `new` ones without it."""
 
-    def process(scores: Tensor, said: Said) -> Tensor:
-        short = (said.start + said.new < total) | (said.new < new)
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        short = (state.start + state.new < total) | (state.new < new)
         return scores.index_fill(1, ends[ends < scores.shape[-1]], OUT).where(short, scores)
 
     return process
 
 
 def forced_first(token: int) -> Constraint:
-    """Allows nothing else after a single token, the start token of an encoder-decoder."""
-    return lambda scores, said: _only(scores, [token], said.start + said.new == 1)
+    """Forces this token after a single one, the start token of an encoder-decoder."""
+    return lambda scores, state: _only(scores, [token], state.start + state.new == 1)
 
 
 def forced_last(tokens: Sequence[int]) -> Constraint:
-    """Allows nothing else as a row's last token."""
-    return lambda scores, said: _only(scores, tokens, said.limits - 1 == said.new)
+    """Forces one of these tokens as a row's last token."""
+    return lambda scores, state: _only(scores, tokens, state.limits - 1 == state.new)
 
 
 def suppress(tokens: Sequence[int], at: int | None = None) -> Constraint:
-    """Drops these tokens: always, or only as the new token number `at` (from 0)."""
+    """Forbids these tokens: always, or only as new token number `at` (from 0)."""
 
-    def process(scores: Tensor, said: Said) -> Tensor:
-        if at is not None and said.new != at:
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        if at is not None and state.new != at:
             return scores
         return scores.index_fill(1, torch.tensor(list(tokens), device=scores.device), OUT)
 
     return process
 
 
-def constraints(rules: Rules, params: SamplingParams, ends: Tensor, *, encoder_decoder: bool) -> list[Constraint]:
-    """The constraints that the model's rules and these parameters ask for, in transformers' order."""
+def constraints(
+    rules: GenerationRules, params: SamplingParams, ends: Tensor, *, encoder_decoder: bool
+) -> list[Constraint]:
+    """The constraints that the model's rules and the parameters ask for, in transformers' order."""
     penalty = rules.repetition_penalty if params.repetition_penalty is None else params.repetition_penalty
     ngram = rules.no_repeat_ngram_size if params.no_repeat_ngram_size is None else params.no_repeat_ngram_size
     total, new = rules.min_length, rules.min_new_tokens
@@ -208,7 +210,7 @@ def constraints(rules: Rules, params: SamplingParams, ends: Tensor, *, encoder_d
         forced = encoder_decoder and rules.forced_bos_token_id is not None
         chain.append(suppress(rules.begin_suppress_tokens, at=1 if forced else 0))
     if rules.renormalize_logits and params.num_beams > 1:
-        chain.append(lambda scores, said: scores.log_softmax(dim=-1))
+        chain.append(lambda scores, state: scores.log_softmax(dim=-1))
     return chain
 
 

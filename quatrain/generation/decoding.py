@@ -1,6 +1,6 @@
-"""A batch of sequences in flight: one token per sequence and step, the likeliest or a drawn one.
+"""Greedy decoding and sampling of a batch: one token per sequence and step.
 
-Finished rows leave the batch once enough of them have gathered to repay the copy.
+Finished sequences leave the batch once there are enough of them to repay the copy of the cache.
 """
 
 from __future__ import annotations
@@ -13,40 +13,42 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.generation.constraints import Constraint, Said
-from quatrain.generation.logits import BROKEN, NOTHING_LEFT, SamplingParams, draw, processors
-from quatrain.generation.reader import Reader
+from quatrain.generation.cached_model import CachedModel
+from quatrain.generation.constraints import Constraint, DecodingState
+from quatrain.generation.logits import BROKEN, NO_TOKEN_LEFT, SamplingParams, draw, processors
 from quatrain.models.transformer.stack import Model
 
 SHRINK_AT = 0.75
-"""The batch is cut down to its unfinished rows once they are at most this share of it."""
+"""The batch shrinks to its unfinished rows once they are at most this share of it."""
 
 
 @dataclass
-class Stream:
-    """One completion as it grows: `limit` new tokens at most, its noise drawn from `seed`."""
+class SequenceState:
+    """One completion while it is generated: at most `limit` new tokens, sampled with noise from `seed`."""
 
     prompt: list[int]
     limit: int
     seed: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    """Of each chosen token under the model itself, before temperature and the other processors; in nats."""
+    """Log-probability of each id under the model itself, before temperature and all processors; in nats."""
     finished: str | None = None
+    """"stop" or "length" once the completion is finished."""
     ended: bool = False
-    """Whether the last id is an end token, which is no part of the text."""
+    """Whether the last id is an end token, which is not part of the text."""
     adapter: str | None = None
-    """The adapter of a mixture that it goes through."""
+    """The adapter that the sequence uses, of a model with several."""
     score: float | None = None
-    """Of beam search: the sum of the log-probabilities after constraints, over length ** length_penalty."""
-    alternatives: list[Stream] = field(default_factory=list)
-    """Of beam search: the next best hypotheses, best first."""
+    """Beam search only: sum of the log-probabilities after constraints / length ** length_penalty."""
+    alternatives: list[SequenceState] = field(default_factory=list)
+    """Beam search only: the next best hypotheses, best first."""
 
 
 def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
-    """A seed for each prompt, from the call's seed, the prompt's ids and how often it came before in this call.
+    """A seed for each prompt, from the call's seed, the prompt's ids and the number of equal prompts before it.
 
-    So a prompt's completion depends neither on its neighbours nor on its place, and repeated prompts differ.
+    A completion then depends neither on the other prompts nor on its place among them, and equal prompts get different
+    completions.
     """
     seen: dict[bytes, int] = {}
     seeds = []
@@ -59,18 +61,18 @@ def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
     return seeds
 
 
-def adapters_of(model: Model, streams: Sequence[Stream]) -> list[str | None] | None:
-    """The adapter of each completion, where the model has several to choose from."""
-    return None if model.adapter_set is None else [stream.adapter for stream in streams]
+def adapters_of(model: Model, sequences: Sequence[SequenceState]) -> list[str | None] | None:
+    """The adapter of each sequence; None for a model without an adapter set."""
+    return None if model.adapter_set is None else [sequence.adapter for sequence in sequences]
 
 
 class Decoding:
-    """Steps a batch of sequences; `step` adds one token to each unfinished one."""
+    """Generates a batch of sequences: each `step` adds one token to every unfinished one."""
 
     def __init__(
         self,
         model: Model,
-        sequences: Sequence[Stream],
+        sequences: Sequence[SequenceState],
         params: SamplingParams,
         end_ids: Tensor,
         *,
@@ -79,15 +81,15 @@ class Decoding:
     ):
         self.params, self.end_ids = params, end_ids
         self.rows = list(sequences)
-        """The sequence of each line of the batch, finished ones included until they leave."""
+        """The sequence of each row of the batch; finished ones are included until they leave."""
         self.processors, self.constraints = processors(params), list(constraints)
         new = max(row.limit for row in self.rows)
-        self.reader = Reader(model, [row.prompt for row in self.rows], new, start_id, adapters_of(model, self.rows))
-        self.device = self.reader.device
+        self.model = CachedModel(model, [row.prompt for row in self.rows], new, start_id, adapters_of(model, self.rows))
+        self.device = self.model.device
         self.limits = torch.tensor([[row.limit] for row in self.rows], device=self.device)
         self.noise = self._noise(new) if params.temperature else None
         self.tokens = torch.empty(len(self.rows), 0, dtype=torch.long, device=self.device)
-        """The new tokens so far (B, steps), kept where a constraint looks at them."""
+        """The new tokens so far (B, steps); only tracked if there are constraints."""
         self.pending: Tensor | None = None
         self.steps = 0
 
@@ -97,21 +99,22 @@ class Decoding:
         return torch.stack(rows).to(self.device)
 
     @property
-    def active(self) -> list[Stream]:
-        """The sequences that are not finished."""
+    def active(self) -> list[SequenceState]:
+        """The unfinished sequences."""
         return [row for row in self.rows if row.finished is None]
 
     @torch.inference_mode()
-    def step(self) -> list[Stream]:
+    def step(self) -> list[SequenceState]:
         """Adds one token to every unfinished sequence and returns those sequences.
 
-        A sequence ends ("stop") with an end token, which is its last id, or ("length") at its limit.
-        Raises QuatrainError where the model gives a logit that is not finite, InputError where every token is ruled
-        out.
+        A sequence finishes with an end token, which is then its last id ("stop"), or at its limit ("length").
+        Raises QuatrainError for a logit that is not finite, InputError if the constraints forbid every token.
         """
-        if self.pending is not None:
-            self.reader.read(self._shrink(self.pending))
-        logits = self.reader.logits.float()
+        if self.pending is None:
+            self.model.prefill()
+        else:
+            self.model.read(self._shrink(self.pending))
+        logits = self.model.logits.float()
         total = logits.logsumexp(dim=-1)
         if not bool(torch.isfinite(total).all()):
             raise QuatrainError(BROKEN)
@@ -135,20 +138,21 @@ class Decoding:
     def _constrained(self, logits: Tensor) -> Tensor:
         if not self.constraints:
             return logits
-        said = Said(torch.cat([self.reader.said, self.tokens], dim=1), self.reader.start, self.limits, self.steps)
+        ids = torch.cat([self.model.decoder_ids, self.tokens], dim=1)
+        state = DecodingState(ids, self.model.start, self.limits, self.steps)
         allowed = logits
         for constrain in self.constraints:
-            allowed = constrain(allowed, said)
+            allowed = constrain(allowed, state)
         empty = allowed.isneginf().all(dim=-1)
         if bool(empty.any()):
             finished = torch.tensor([row.finished is not None for row in self.rows], device=self.device)
             if bool((empty & ~finished).any()):
-                raise InputError(NOTHING_LEFT)
-            # what a finished row would say next is not looked at
+                raise InputError(NO_TOKEN_LEFT)
+            # The next token of a finished row is never used.
             allowed = torch.where(empty[:, None], logits, allowed)
         return allowed
 
-    def _record(self, tokens: list[int], logprobs: list[float], ended: list[bool]) -> list[Stream]:
+    def _record(self, tokens: list[int], logprobs: list[float], ended: list[bool]) -> list[SequenceState]:
         grown = []
         for index, row in enumerate(self.rows):
             if row.finished is not None:
@@ -163,13 +167,13 @@ class Decoding:
         return grown
 
     def _shrink(self, pending: Tensor) -> Tensor:
-        """Drops the finished rows if they are many; the tokens (B,) about to be read, of the rows that stay."""
+        """Drops finished rows if there are enough of them; returns the pending tokens (B,) of the rows that stay."""
         keep = [index for index, row in enumerate(self.rows) if row.finished is None]
         if len(keep) > SHRINK_AT * len(self.rows):
             return pending
         self.rows = [self.rows[index] for index in keep]
         chosen = torch.tensor(keep, device=self.device)
-        self.reader.select(chosen)
+        self.model.select(chosen)
         self.limits, self.tokens = self.limits[chosen], self.tokens[chosen]
         if self.noise is not None:
             self.noise = self.noise[chosen]

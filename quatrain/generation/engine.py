@@ -13,82 +13,83 @@ import torch
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 from quatrain.generation.beam import BeamSearch
+from quatrain.generation.cached_model import context_limit, has_encoder
+from quatrain.generation.config import GenerationConfig, read_generation_config
 from quatrain.generation.constraints import Constraint, constraints
-from quatrain.generation.decoding import Decoding, Stream, row_seeds
+from quatrain.generation.decoding import Decoding, SequenceState, row_seeds
 from quatrain.generation.logits import SamplingParams
-from quatrain.generation.reader import context, encodes
-from quatrain.generation.settings import Settings, read_settings
-from quatrain.generation.text import Codec, Growing, find_stop, special_id, stopped, whole_ids
+from quatrain.generation.text import TextStreamer, TokenizerLike, find_stop, special_token_id, stopped, token_ids_of
 from quatrain.models.transformer.rotary_scaling import depends_on_length
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.limits import check_generation
 
 if TYPE_CHECKING:
-    from quatrain.adapters.adapter_set import Choice
+    from quatrain.adapters.adapter_set import AdapterChoice
 
-__all__ = ["Completion", "Engine", "Piece", "SamplingParams"]
+__all__ = ["Completion", "Engine", "TextChunk", "SamplingParams"]
 
 
 @dataclass
 class Completion:
-    """What the model said. `ids` holds the end token where there was one; `text` neither it nor a stop string."""
+    """A generated completion. `ids` include the end token, if any; `text` excludes it and stop strings."""
 
     text: str
     ids: list[int]
     finish_reason: str
-    """"stop" (an end token or stop string) or "length" (max_new_tokens, or the model's context is full)."""
+    """"stop" (an end token or stop string) or "length" (max_new_tokens reached, or the model's context full)."""
     logprobs: list[float]
-    """Natural log-probability of each id under the model itself, before temperature and the other processors."""
+    """Log-probability of each id under the model itself, before temperature and all processors; in nats."""
     score: float | None = None
-    """Of a beam search: what its hypotheses are ordered by, their log-probability / length ** length_penalty."""
+    """Beam search only: the score that ranks hypotheses, their log-probability / length ** length_penalty."""
     alternatives: list[Completion] = field(default_factory=list)
-    """Of a beam search with num_return_sequences above 1: the next best hypotheses, best first."""
+    """Beam search with num_return_sequences above 1: the next best hypotheses, best first."""
 
 
-class Piece(str):
-    """A piece of streamed text; the last one carries the finished completion."""
+class TextChunk(str):
+    """A piece of streamed text; the last one carries the whole completion."""
 
     completion: Completion | None = None
 
 
 class Engine:
-    """Generates with one model and its tokenizer.
+    """Generates completions with one model and its tokenizer.
 
-    A tokenizer is needed for text prompts, for text out and for stop strings; prompts of ids do without one (None).
-    `end_ids` are the ids that end a completion: by default those of the model's configuration and
-    generation settings, the tokenizer's end token and its end of turn. `settings` are by default those that the model
-    brought along from its files.
+    The tokenizer is needed for text prompts, text output and stop strings; prompts of token ids work without one.
+    `end_ids` end a completion; the default is the end ids of the model's configuration and generation settings plus the
+    tokenizer's end-of-sequence and end-of-turn tokens. `settings` default to those of the model's files.
 
-    An encoder-decoder reads the prompt with its encoder; the completion is all that its decoder says. Raises
-    InputError for a head that says no next token, a decoder without a start token, or settings that are not offered
-    here. `target_tokenizer` is that of what the model says, where it is another than that of what it reads (Marian).
-    `adapter` is the one that prompts go through which name none, of a model with several.
+    An encoder-decoder reads the prompt with its encoder; its completion is everything that its decoder generates.
+    `target_tokenizer` decodes completions if another tokenizer than that of the prompts does (Marian). For a model with
+    several adapters, `adapter` is the default of prompts that name none.
+
+    Raises InputError for a head that does not predict the next token, a decoder without a start token, or generation
+    settings that are not supported.
     """
 
     def __init__(
         self,
         model: Model,
-        tokenizer: Codec | None = None,
+        tokenizer: TokenizerLike | None = None,
         *,
         end_ids: Sequence[int] | None = None,
-        settings: Settings | None = None,
-        target_tokenizer: Codec | None = None,
+        settings: GenerationConfig | None = None,
+        target_tokenizer: TokenizerLike | None = None,
         adapter: str | None = None,
     ):
         if model.config.head not in ("causal", "seq2seq"):
             kind, head = model.config.family, model.config.head
             raise InputError(
-                f"This {kind} model has the head {head}, which does not say the next token. Generating needs a causal "
-                "or seq2seq head."
+                f"This {kind} model has the head {head}, which does not predict the next token. Generating needs a "
+                "causal or seq2seq head."
             )
         self.model, self.adapter = model.eval(), adapter
-        self.encodes = encodes(model.config)
-        settings = settings or read_settings(model)
+        self.has_encoder = has_encoder(model.config)
+        settings = settings or read_generation_config(model)
         self.settings, self.rules, self.recommended = settings, settings.rules, settings.recommended
-        if self.encodes and self.rules.decoder_start_token_id is None:
+        if self.has_encoder and self.rules.decoder_start_token_id is None:
             raise InputError(
                 "This encoder-decoder names no decoder_start_token_id and no bos_token_id, so its decoder cannot "
-                "begin. Give one in its generation_config.json."
+                "start. Give one in its generation_config.json."
             )
         self.tokenizer = tokenizer
         self.target_tokenizer = target_tokenizer or tokenizer
@@ -105,10 +106,10 @@ class Engine:
         adapters: Mapping[str, str | Path] | None = None,
         adapter: str | None = None,
     ) -> Engine:
-        """The engine of a model folder or hub id, plain, quantized or adapter, with its tokenizer and settings.
+        """The engine of a model folder or hub id (plain, quantized, or an adapter), with its tokenizer and settings.
 
-        `adapters` are folders of adapters over the model, by names that prompts choose from; `adapter` is the one of
-        prompts that name none. `quantize` as for `load_model`.
+        `adapters` maps names to folders of adapters over the model, from which each prompt can choose; `adapter` is the
+        default of prompts that name none. `quantize` as for `load_model`.
         """
         from quatrain.loading.model import load_model
         from quatrain.models.hub import resolve
@@ -120,7 +121,7 @@ class Engine:
             from quatrain.adapters.adapter_set import AdapterSet
 
             tokenizer = AdapterSet.load(network, adapters).tokenizer or tokenizer
-        target = Tokenizer.find(folder, target=True) if encodes(network.config) else None
+        target = Tokenizer.find(folder, target=True) if has_encoder(network.config) else None
         engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter)
         engine._adapters(None, 1)
         return engine
@@ -132,31 +133,33 @@ class Engine:
         *,
         batch_size: int = 64,
         truncate: bool = False,
-        adapters: Choice = None,
+        adapters: AdapterChoice = None,
     ) -> list[Completion]:
-        """A completion for each prompt, in their order. Prompts are texts or token ids.
+        """A completion for each prompt, in their order. Prompts are texts or lists of token ids.
 
-        Without `params`, the model's own settings decide. A completion ends where the model's context is full, however
-        many tokens `max_new_tokens` still allows (`room` says how many there are). Prompts are run in batches of
-        similar length, `batch_size` rows of the model at once (each beam is one). `truncate` cuts prompts that are too
-        long (`fitting`).
-        `adapters`: of a model with several (`load`), the one of all prompts or of each; None is the base alone.
-        Raises InputError, with the counts, where prompts leave no room in the model's context or a batch none in the
-        machine's memory; QuatrainError where the model's logits are not finite.
+        Without `params`, the model's own settings apply. A completion also ends when the model's context is full
+        (`remaining_tokens`). Prompts run in batches of similar length, with at most `batch_size` rows of the model at
+        once; each beam is a row. `truncate` shortens prompts that are too long.
+        `adapters`: for a model with several, one name for all prompts or one for each; None is the base model.
+
+        Raises InputError, with the counts, for prompts that do not fit into the model's context and batches that do not
+        fit into memory; QuatrainError if the model's logits are not finite.
         """
         params = params or self.recommended
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"batch_size: {shown(batch_size)}; must be a whole number of at least 1")
         own = self._adapters(adapters, len(prompts))
         encoded = [self.encode(prompt, adapter) for prompt, adapter in zip(prompts, own, strict=True)]
-        streams = self._streams([self.fitting(ids, params) for ids in encoded] if truncate else encoded, params, own)
+        if truncate:
+            encoded = [self.truncate(ids, params) for ids in encoded]
+        sequences = self._sequences(encoded, params, own)
         params, end_ids = self._stops(params)
-        batches = list(self._batches(streams, max(batch_size // params.num_beams, 1)))
+        batches = list(self._batches(sequences, max(batch_size // params.num_beams, 1)))
         for batch in batches:
             self._check_memory(batch, params.num_beams)
         for batch in batches:
             self._run(batch, params, end_ids)
-        return [self._completion(stream, params) for stream in streams]
+        return [self._completion(sequence, params) for sequence in sequences]
 
     def chat(
         self,
@@ -165,11 +168,11 @@ class Engine:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         batch_size: int = 64,
-        adapters: Choice = None,
+        adapters: AdapterChoice = None,
     ) -> list[Completion]:
         """The assistant's next turn in each conversation, a list of {"role", "content"} messages.
 
-        `tools` are those of all conversations; `quatrain.data.records.Messages` bring their own.
+        `tools` apply to all conversations; `quatrain.data.records.Messages` carry their own.
         """
         own = self._adapters(adapters, len(conversations))
         prompts = [self.render(messages, tools, each) for messages, each in zip(conversations, own, strict=True)]
@@ -181,7 +184,7 @@ class Engine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         adapter: str | None = None,
     ) -> list[int]:
-        """The ids of a conversation up to where the assistant speaks, through the one chat renderer."""
+        """The ids of a conversation up to the start of the assistant's turn, from the chat renderer."""
         from quatrain.tokenizers.chat import render
 
         tokenizer: Any = self._tokenizer_of(adapter)
@@ -190,25 +193,25 @@ class Engine:
         return render(tokenizer, messages, add_generation_prompt=True, tools=tools).ids
 
     def check_chat(self, adapter: str | None = None) -> None:
-        """Raises InputError where the chat template is missing, or cannot write what a user says."""
+        """Raises InputError if the chat template is missing or cannot render a user's message."""
         from quatrain.tokenizers.chat import check_template
 
         check_template(cast(Any, self._tokenizer_of(adapter)))
 
-    def _adapters(self, adapters: Choice, count: int) -> list[str | None]:
-        """The adapter of each prompt. Raises InputError, with near names, for those that the model has not."""
+    def _adapters(self, adapters: AdapterChoice, count: int) -> list[str | None]:
+        """The adapter of each prompt. Raises InputError, with near names, for names that the model does not have."""
         adapters = self.adapter if adapters is None else adapters
         own = [adapters] * count if adapters is None or isinstance(adapters, str) else list(adapters)
         if len(own) != count:
             raise InputError(f"adapters: {len(own)} for {count} prompts; give one, or one for each.")
         if self.model.adapter_set is not None:
-            self.model.adapter_set.check(own)
+            self.model.adapter_set.check_names(own)
         elif any(name is not None for name in own):
             raise InputError("adapters: this model has none to choose from; load it with Engine.load(…, adapters=…).")
         return own
 
-    def _tokenizer_of(self, adapter: str | None) -> Codec | None:
-        """The tokenizer that an adapter was taught with, its chat template above all."""
+    def _tokenizer_of(self, adapter: str | None) -> TokenizerLike | None:
+        """The tokenizer that an adapter was trained with: its chat template may differ from the base model's."""
         member = None if adapter is None else self.model.adapter_set.members[adapter]
         return self.tokenizer if member is None or member.tokenizer is None else member.tokenizer
 
@@ -219,20 +222,20 @@ class Engine:
         *,
         truncate: bool = False,
         adapter: str | None = None,
-    ) -> Iterator[Piece]:
-        """The completion of one prompt in pieces of text as they are certain; joined they are its whole text.
+    ) -> Iterator[TextChunk]:
+        """The completion of one prompt in pieces of text, as soon as they are final; joined they are its whole text.
 
         Unfinished characters and possible beginnings of a stop string are held back. The last piece, perhaps empty,
-        has the `completion`; a beam search is certain of nothing before its end and gives one piece. Raises as
-        `generate` does, before the first piece.
+        carries the `completion`. A beam search is final only at its end and gives one piece. Raises as `generate` does,
+        before the first piece.
         """
         params = params or self.recommended
         own = self._adapters(adapter, 1)
         ids = self.encode(prompt, own[0])
-        (stream,) = self._streams([self.fitting(ids, params) if truncate else ids], params, own)
+        (sequence,) = self._sequences([self.truncate(ids, params) if truncate else ids], params, own)
         params, end_ids = self._stops(params)
-        self._check_memory([stream], params.num_beams)
-        return self._pieces(stream, params, end_ids)
+        self._check_memory([sequence], params.num_beams)
+        return self._chunks(sequence, params, end_ids)
 
     def stream_chat(
         self,
@@ -241,25 +244,26 @@ class Engine:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         adapter: str | None = None,
-    ) -> Iterator[Piece]:
+    ) -> Iterator[TextChunk]:
         """`stream` for the assistant's next turn in a conversation."""
         (adapter,) = self._adapters(adapter, 1)
         return self.stream(self.render(messages, tools, adapter), params, adapter=adapter)
 
     def encode(self, prompt: str | Sequence[int], adapter: str | None = None) -> list[int]:
-        """The ids the model is given for a prompt: text with the tokenizer's own beginning, and its end for an encoder.
+        """The ids that the model reads for a prompt: a text gets the tokenizer's special tokens, but an end token only
+        for an encoder.
 
-        Raises InputError for an empty prompt where no beginning token is known.
+        Raises InputError for an empty prompt if no beginning token is known.
         """
         tokenizer = self._tokenizer_of(adapter)
         if not isinstance(prompt, str):
-            ids = whole_ids(prompt)
+            ids = token_ids_of(prompt)
         elif tokenizer is None:
             raise InputError("A text prompt needs a tokenizer, and this engine has none. Give token ids instead.")
         else:
             ids = tokenizer.encode(prompt, special_tokens=True)
             added_end = ids[-1:] == [tokenizer.eos_id] and tokenizer.encode(prompt)[-1:] != ids[-1:]
-            if added_end and not self.encodes:
+            if added_end and not self.has_encoder:
                 ids = ids[:-1]
         if ids:
             return ids
@@ -273,47 +277,47 @@ class Engine:
                 return [token]
         raise InputError("The prompt is empty and the tokenizer has no beginning token: give at least one token.")
 
-    def fitting(self, ids: list[int], params: SamplingParams) -> list[int]:
-        """A prompt's ids, cut where the model could not read them and still say `max_new_tokens`.
+    def truncate(self, ids: list[int], params: SamplingParams) -> list[int]:
+        """A prompt's ids, shortened so that the prompt and `max_new_tokens` fit into the model's context.
 
-        A decoder keeps what is nearest to its answer, behind the beginning token where there is one; an encoder keeps
-        the beginning, before the end token where there is one.
+        A decoder keeps the end of the prompt, and the beginning-of-sequence token if there is one; an encoder keeps the
+        beginning, and the end token if there is one.
         """
-        limit, config = context(self.model), self.model.config
+        limit, config = context_limit(self.model), self.model.config
         if limit is None:
             return ids
-        room = limit if self.encodes else max(1, limit - params.max_new_tokens)
+        room = limit if self.has_encoder else max(1, limit - params.max_new_tokens)
         if len(ids) <= room:
             return ids
-        if self.encodes:
+        if self.has_encoder:
             return ids[: room - 1] + ids[-1:] if ids[-1] in self.end_ids else ids[:room]
         kept = 1 if room > 1 and ids[0] in (config.bos_token_id, getattr(self.tokenizer, "bos_id", None)) else 0
         return ids[:kept] + ids[len(ids) - room + kept :]
 
-    def _check_memory(self, batch: Sequence[Stream], beams: int) -> None:
-        """Raise InputError if a batch does not fit in the device's memory."""
+    def _check_memory(self, batch: Sequence[SequenceState], beams: int) -> None:
+        """Raises InputError if a batch does not fit in the device's memory."""
         model = self.model
         check_generation(
             model.config,
             prompts=len(batch),
             beams=beams,
-            prompt_tokens=max(len(stream.prompt) for stream in batch),
-            new_tokens=max(stream.limit for stream in batch),
+            prompt_tokens=max(len(sequence.prompt) for sequence in batch),
+            new_tokens=max(sequence.limit for sequence in batch),
             virtual_tokens=0 if model.prompt is None else model.prompt.length,
             item_bytes=model.embed_tokens.weight.element_size(),
             device=model.device,
         )
 
-    def room(self, ids: Sequence[int]) -> int | None:
-        """How many new tokens the model's context has room for after a prompt's ids; None where it has no end."""
-        limit = context(self.model)
-        return None if limit is None else max(limit - (1 if self.encodes else len(ids)), 0)
+    def remaining_tokens(self, ids: Sequence[int]) -> int | None:
+        """How many new tokens fit into the model's context after a prompt; None if the context has no limit."""
+        limit = context_limit(self.model)
+        return None if limit is None else max(limit - (1 if self.has_encoder else len(ids)), 0)
 
-    def _streams(
+    def _sequences(
         self, prompts: list[list[int]], params: SamplingParams, adapters: Sequence[str | None]
-    ) -> list[Stream]:
-        limit, vocabulary = context(self.model), self.model.config.vocab_size
-        room = 0 if self.encodes else 1
+    ) -> list[SequenceState]:
+        limit, vocabulary = context_limit(self.model), self.model.config.vocab_size
+        room = 0 if self.has_encoder else 1
         problems = [
             f"prompt {number}: {len(ids)} tokens; the model reads {limit}" + " and needs one for its answer" * room
             for number, ids in enumerate(prompts, 1)
@@ -337,19 +341,19 @@ class Engine:
         rooms = [
             [params.max_new_tokens if longest is None else longest - len(ids), *([] if room is None else [room])]
             for ids in prompts
-            for room in [self.room(ids)]
+            for room in [self.remaining_tokens(ids)]
         ]
         return [
-            Stream(ids, min(room), row_seed, adapter=adapter)
+            SequenceState(ids, min(room), row_seed, adapter=adapter)
             for ids, room, row_seed, adapter in zip(prompts, rooms, row_seeds(prompts, seed), adapters, strict=True)
         ]
 
-    def _batches(self, streams: list[Stream], count: int) -> Iterator[list[Stream]]:
-        """Batches of similar length, or of equal length where the longest row would change how the others are read."""
-        ordered = sorted(streams, key=lambda stream: len(stream.prompt))
-        groups: list[list[Stream]] = [ordered]
+    def _batches(self, sequences: list[SequenceState], count: int) -> Iterator[list[SequenceState]]:
+        """Batches of similar length; of equal length if the positional encoding depends on the longest row."""
+        ordered = sorted(sequences, key=lambda sequence: len(sequence.prompt))
+        groups: list[list[SequenceState]] = [ordered]
         if depends_on_length(self.model.config.rope_scaling):
-            groups = [list(group) for _, group in groupby(ordered, key=lambda stream: len(stream.prompt))]
+            groups = [list(group) for _, group in groupby(ordered, key=lambda sequence: len(sequence.prompt))]
         for group in groups:
             for start in range(0, len(group), count):
                 yield group[start : start + count]
@@ -362,24 +366,24 @@ class Engine:
             whose = "" if params.stop else " (stop_strings of the model's own settings)"
             raise InputError(f"Stop strings{whose} need a tokenizer, and this engine has none.")
         for string in stop:
-            special = special_id(self.target_tokenizer, string) if self.target_tokenizer is not None else None
+            special = special_token_id(self.target_tokenizer, string) if self.target_tokenizer is not None else None
             strings += [string] if special is None else []
             ends += [] if special is None else [special]
         return replace(params, stop=tuple(strings)), torch.tensor(ends, dtype=torch.long, device=self.model.device)
 
     @torch.inference_mode()
-    def _run(self, streams: list[Stream], params: SamplingParams, end_ids: torch.Tensor) -> None:
+    def _run(self, sequences: list[SequenceState], params: SamplingParams, end_ids: torch.Tensor) -> None:
         if params.num_beams > 1:
             check = self._is_stopped(params) if params.stop else None
-            BeamSearch(self.model, streams, params, end_ids, stopped=check, **self._rules(params, end_ids)).run()
+            BeamSearch(self.model, sequences, params, end_ids, stopped=check, **self._rules(params, end_ids)).run()
             return
-        decoding = Decoding(self.model, streams, params, end_ids, **self._rules(params, end_ids))
+        decoding = Decoding(self.model, sequences, params, end_ids, **self._rules(params, end_ids))
         while decoding.active:
             self._step(decoding, params)
 
     def _rules(self, params: SamplingParams, end_ids: torch.Tensor) -> dict[str, Any]:
         ends = end_ids[:0] if params.ignore_eos else end_ids
-        chain: list[Constraint] = constraints(self.rules, params, ends, encoder_decoder=self.encodes)
+        chain: list[Constraint] = constraints(self.rules, params, ends, encoder_decoder=self.has_encoder)
         return {"constraints": chain, "start_id": self.rules.decoder_start_token_id}
 
     def _is_stopped(self, params: SamplingParams) -> Callable[[list[int]], bool]:
@@ -393,40 +397,40 @@ class Engine:
         grown = decoding.step()
         if params.stop:
             is_stopped = self._is_stopped(params)
-            for stream in grown:
-                if is_stopped(stream.ids):
-                    stream.finished = "stop"
+            for sequence in grown:
+                if is_stopped(sequence.ids):
+                    sequence.finished = "stop"
 
-    def _completion(self, stream: Stream, params: SamplingParams) -> Completion:
-        said = stream.ids[:-1] if stream.ended else stream.ids
+    def _completion(self, sequence: SequenceState, params: SamplingParams) -> Completion:
+        said = sequence.ids[:-1] if sequence.ended else sequence.ids
         text = self.target_tokenizer.decode(said) if self.target_tokenizer is not None else ""
         return Completion(
             text[: find_stop(text, params.stop)],
-            stream.ids,
-            stream.finished or "length",
-            stream.logprobs,
-            stream.score,
-            [self._completion(other, params) for other in stream.alternatives],
+            sequence.ids,
+            sequence.finished or "length",
+            sequence.logprobs,
+            sequence.score,
+            [self._completion(other, params) for other in sequence.alternatives],
         )
 
-    def _pieces(self, stream: Stream, params: SamplingParams, end_ids: torch.Tensor) -> Iterator[Piece]:
-        growing = Growing(self.target_tokenizer, params.stop)
+    def _chunks(self, sequence: SequenceState, params: SamplingParams, end_ids: torch.Tensor) -> Iterator[TextChunk]:
+        growing = TextStreamer(self.target_tokenizer, params.stop)
         if params.num_beams > 1:
-            self._run([stream], params, end_ids)
+            self._run([sequence], params, end_ids)
         else:
             with torch.inference_mode():
-                decoding = Decoding(self.model, [stream], params, end_ids, **self._rules(params, end_ids))
-            while stream.finished is None:
+                decoding = Decoding(self.model, [sequence], params, end_ids, **self._rules(params, end_ids))
+            while sequence.finished is None:
                 self._step(decoding, params)
-                if stream.finished is None and (more := growing.more(stream.ids)):
-                    yield Piece(more)
-        completion = self._completion(stream, params)
-        last = Piece(completion.text[growing.shown :])
+                if sequence.finished is None and (more := growing.more(sequence.ids)):
+                    yield TextChunk(more)
+        completion = self._completion(sequence, params)
+        last = TextChunk(completion.text[growing.shown :])
         last.completion = completion
         yield last
 
 
-def _end_ids(model: Model, tokenizer: Codec | None) -> list[int]:
+def _end_ids(model: Model, tokenizer: TokenizerLike | None) -> list[int]:
     found = set(tokenizer.stop_ids) if tokenizer is not None else set()
     for configured in (model.config.eos_token_id, (model.generation or {}).get("eos_token_id")):
         if configured is not None:

@@ -1,10 +1,10 @@
-"""From logits to the next token: temperature and filters, and a draw whose noise the caller owns.
+"""From logits to the next token: temperature, filters, and sampling with noise that the caller owns.
 
 Temperature and top-k as in Fan et al. 2018 (arXiv 1805.04833), top-p in Holtzman et al. 2020 (arXiv 1904.09751),
 min-p in Nguyen et al. 2024 (arXiv 2407.01082), locally typical sampling in Meister et al. 2022 (arXiv 2202.00666),
 epsilon and eta in Hewitt et al. 2022 (arXiv 2210.15191), top-h in Baghaei Potraghloo et al. 2025 (arXiv 2509.02510).
-Order and ties follow transformers: temperature, top-h, top-k, top-p, min-p, typical, epsilon, eta, each on what the one
-before has left; a token that is out has the logit -inf.
+Order and ties follow transformers: temperature, top-h, top-k, top-p, min-p, typical, epsilon, eta, each applied to what
+the one before has left. A removed token has the logit -inf.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.reading import shown
 
-LEAST_PENALTY = 1e-6
+MIN_REPETITION_PENALTY = 1e-6
 """A repetition penalty below it, or above its inverse, would drive logits out of float32."""
 
-NOTHING_LEFT = (
+NO_TOKEN_LEFT = (
     "Every token of the vocabulary is ruled out, so nothing can be generated: suppress_tokens, bad_words_ids, "
     "no_repeat_ngram_size and min_new_tokens leave none. Take some of them out."
 )
@@ -44,46 +44,46 @@ Processor = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a completion is drawn. Raises InputError, all problems at once, for values out of range."""
+    """How a completion is generated. Raises InputError, all problems at once, for values out of range."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
-    """0 takes the likeliest token each time (greedy); 1 draws from the model's own distribution."""
+    """0 always takes the likeliest token (greedy decoding); 1 samples from the model's own distribution."""
     top_k: int | None = None
     """Keep the k likeliest tokens."""
     top_p: float | None = None
     """Keep the smallest set of likeliest tokens whose probabilities sum to at least p."""
     min_p: float | None = None
-    """Keep the tokens at least min_p times as likely as the likeliest."""
+    """Keep the tokens that are at least min_p times as likely as the likeliest."""
     stop: tuple[str, ...] = ()
-    """Strings that end a completion; they are not part of its text. Empty: those of the model's own settings."""
+    """Strings that end a completion and are not part of its text. Empty: the model's own stop strings."""
     seed: int | None = None
-    """Same seed and prompt, same completion, whatever else is in the batch. None draws a new seed each call."""
+    """The same seed and prompt give the same completion, whatever else is in the batch. None: a new seed each call."""
     ignore_eos: bool = False
-    """Go on after an end token, up to max_new_tokens (for measuring speed)."""
+    """Continue after an end token, up to max_new_tokens (to measure speed)."""
     num_beams: int = 1
-    """Beam search with so many beams, for the likeliest completion as a whole; 1 does without."""
+    """Number of beams of a beam search; 1: no beam search."""
     length_penalty: float = 1.0
-    """Beams are compared by log-probability / length ** length_penalty: above 0 favours long ones, below short ones."""
+    """Beams are ranked by log-probability / length ** length_penalty: above 0 favours long ones, below 0 short ones."""
     early_stopping: bool | Literal["never"] = False
-    """When beams stop: True once num_beams hypotheses have ended, False once none of the current length could be
-    better, "never" once none of any length could."""
+    """When a beam search stops: True once num_beams hypotheses have ended, False once no beam of the current length can
+    beat them, "never" once no beam of any length can."""
     num_return_sequences: int = 1
-    """How many hypotheses of a beam search to give: the best, and the next best as its alternatives."""
+    """How many hypotheses a beam search returns: the best one, and the next best as its `alternatives`."""
     min_new_tokens: int | None = None
-    """No end token before so many new tokens. None: what the model's own settings ask for; so in the next two."""
+    """No end token before this many new tokens. None (here and in the next two): the model's own setting."""
     no_repeat_ngram_size: int | None = None
-    """No sequence of so many tokens is said twice, the prompt's included (encoder-decoders: without it); 0: any may."""
+    """No sequence of this many tokens occurs twice, prompt included (encoder-decoders: excluded); 0: no rule."""
     repetition_penalty: float | None = None
-    """Above 1, tokens that were said before become less likely (their logit is divided by it); 1 changes nothing."""
+    """Divides (negative: multiplies) the logits of tokens that already occurred; 1: no penalty."""
     typical_p: float | None = None
     """Keep the tokens whose information is nearest to the distribution's entropy, until they have this probability."""
     epsilon_cutoff: float | None = None
-    """Keep the tokens of at least this probability; 0 keeps every token."""
+    """Keep the tokens with at least this probability; 0 keeps every token."""
     eta_cutoff: float | None = None
-    """Keep the tokens of at least min(eta, √eta · e^-entropy) probability; 0 keeps every token."""
+    """Keep the tokens with at least min(eta, √eta · e^-entropy) probability; 0 keeps every token."""
     top_h: float | None = None
-    """Keep the likeliest tokens (of 100) until they have this share of the entropy."""
+    """Keep the likeliest of the first 100 tokens until they have this share of the entropy."""
 
     def __post_init__(self) -> None:
         given: Any = self.stop
@@ -150,10 +150,11 @@ class SamplingParams:
         if self.no_repeat_ngram_size is not None and not _whole(self.no_repeat_ngram_size, 0):
             yield f"no_repeat_ngram_size: {self.no_repeat_ngram_size!r}; must be a whole number of at least 0"
         penalty = self.repetition_penalty
-        if penalty is not None and not (_number(penalty) and LEAST_PENALTY <= penalty <= 1 / LEAST_PENALTY):
+        least, most = MIN_REPETITION_PENALTY, 1 / MIN_REPETITION_PENALTY
+        if penalty is not None and not (_number(penalty) and least <= penalty <= most):
             yield (
-                f"repetition_penalty: {shown(penalty)}; must be a positive number from {LEAST_PENALTY:g} to "
-                f"{1 / LEAST_PENALTY:g}; 1 changes nothing"
+                f"repetition_penalty: {shown(penalty)}; must be a positive number from {MIN_REPETITION_PENALTY:g} to "
+                f"{1 / MIN_REPETITION_PENALTY:g}; 1 changes nothing"
             )
 
 
@@ -298,7 +299,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     if not bool(cumulative[:, -1].isfinite().all()):
         if bool(logits.isneginf().all(dim=-1).any()):
-            raise InputError(NOTHING_LEFT)
+            raise InputError(NO_TOKEN_LEFT)
         raise QuatrainError(BROKEN)
     target = uniform.to(torch.float64)[:, None] * cumulative[:, -1:]
     # right=True: the first token whose cumulative probability exceeds the target, which thus has probability > 0.

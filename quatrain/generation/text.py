@@ -1,4 +1,4 @@
-"""Where generated ids become text: stop strings that cross token borders, and pieces of text that are safe to show."""
+"""From generated ids to text: stop strings that cross token borders, and streaming that never takes text back."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 
 REPLACEMENT = "\ufffd"
-"""What a decoder shows for bytes that are no whole UTF-8 character, perhaps not yet."""
+"""What a decoder writes for bytes that are not a complete UTF-8 character (yet)."""
+
+WINDOW = 64
+"""Tokens that are decoded again as context of the next ones while a completion is streamed."""
+UNSETTLED = 8
+"""Characters at the start of a window that may differ from the whole text: a stripped space, half a character."""
 
 
-class Codec(Protocol):
+class TokenizerLike(Protocol):
     """The part of a tokenizer that the engine uses."""
 
     @property
     def bos_id(self) -> int | None:
-        """The beginning token."""
+        """The beginning-of-sequence token."""
 
     @property
     def eos_id(self) -> int | None:
-        """The end token."""
+        """The end-of-sequence token."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The ids that end what a model says."""
+        """The ids that end a completion."""
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -42,38 +47,38 @@ class Codec(Protocol):
         """The id of a token by its written form."""
 
 
-def whole_ids(prompt: object) -> list[int]:
-    """A prompt of token ids. Raises InputError for what is neither a text nor whole numbers."""
+def token_ids_of(prompt: object) -> list[int]:
+    """A prompt of token ids as a list. Raises InputError for anything but text or whole numbers."""
     try:
         return [operator.index(token) for token in prompt]  # type: ignore[attr-defined]
     except TypeError as error:
         raise InputError(f"prompt: {shown(prompt)}; must be a text or a list of token ids") from error
 
 
-def special_id(tokenizer: Codec, text: str) -> int | None:
-    """The id of a text that is one of the tokenizer's special tokens."""
+def special_token_id(tokenizer: TokenizerLike, text: str) -> int | None:
+    """The id of a text that is one of the tokenizer's special tokens, else None."""
     token = tokenizer.token_to_id(text)
     return token if token in tokenizer.special_ids else None
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the earliest stop string begins in a text; None where there is none."""
+    """Where the earliest stop string starts in a text; None without one."""
     places = [place for place in (text.find(string) for string in stop) if place >= 0]
     return min(places) if places else None
 
 
-def ends_with_stop(tokenizer: Codec, ids: Sequence[int], stop: Sequence[str]) -> bool:
+def may_end_with_stop(tokenizer: TokenizerLike, ids: Sequence[int], stop: Sequence[str]) -> bool:
     """Whether the newest token may have completed a stop string, judged by a window of the last tokens.
 
-    The window makes the cost of a token independent of the length of the completion. Tokens before the string keep a
-    decoder that treats the first one differently from hiding a match; the window grows over tokens without a text of
-    their own, and begins at no token that is one byte of a character.
+    The window makes the cost of a token independent of the length of the completion. It holds a few tokens before the
+    stop string, because some decoders treat the first token differently; it grows over tokens that have no text of
+    their own, and never starts at a token that is one byte of a character.
     """
     width = max(len(string.encode()) for string in stop) + 8
-    singles: frozenset[int] = getattr(tokenizer, "byte_ids", frozenset())
+    byte_ids: frozenset[int] = getattr(tokenizer, "byte_ids", frozenset())
     start = max(len(ids) - width, 0)
     while True:
-        while start and (ids[start] in singles or ids[start] in tokenizer.special_ids):
+        while start and (ids[start] in byte_ids or ids[start] in tokenizer.special_ids):
             start -= 1
         text = tokenizer.decode(ids[start:])
         if not start or len(text.encode("utf-8", "replace")) >= width - 4:
@@ -81,31 +86,62 @@ def ends_with_stop(tokenizer: Codec, ids: Sequence[int], stop: Sequence[str]) ->
         start = max(start - width, 0)
 
 
-def stopped(tokenizer: Codec, ids: Sequence[int], stop: Sequence[str]) -> bool:
-    """Whether the text of these ids holds a stop string, where the newest id may have completed one."""
-    return ends_with_stop(tokenizer, ids, stop) and find_stop(tokenizer.decode(ids), stop) is not None
+def stopped(tokenizer: TokenizerLike, ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Whether the text of `ids` contains a stop string, given that it did not without the newest id."""
+    return may_end_with_stop(tokenizer, ids, stop) and find_stop(tokenizer.decode(ids), stop) is not None
 
 
-class Growing:
-    """A completion's text as it grows: what of it may be shown, so that nothing shown has to be taken back."""
+class TextStreamer:
+    """Turns a growing list of ids into text that can be shown at once and never has to be taken back.
 
-    def __init__(self, tokenizer: Codec | None, stop: Sequence[str]):
-        """`stop` are strings that end the text and are no part of it."""
-        self.tokenizer, self.stop, self.shown = tokenizer, stop, 0
+    Each call decodes a window of the last tokens, so that a completion costs time linear in its length.
+    """
+
+    def __init__(self, tokenizer: TokenizerLike | None, stop: Sequence[str]):
+        """`stop` are strings that end the text and are not part of it."""
+        self.tokenizer, self.stop = tokenizer, stop
+        self.shown = 0
+        """Characters of the completion's text that were returned so far."""
+        self._start, self._origin = 0, 0
+        """The window's first token, and the place of its text in the whole text."""
+        self._move_at = 2 * WINDOW
+        """Number of ids at which the window moves."""
 
     def more(self, ids: Sequence[int]) -> str:
-        """What can be shown beyond what was shown, now that these are the completion's ids, none of them its end."""
+        """The text that can be shown beyond what was returned before. `ids` are all ids so far, without an end token.
+
+        Half a character and a possible beginning of a stop string are held back.
+        """
         if self.tokenizer is None:
             return ""
-        settled = getattr(self.tokenizer, "settled", self.tokenizer.decode)
-        text: str = settled(ids)
-        safe = stable_length(text, self.stop)
-        shown, self.shown = self.shown, max(safe, self.shown)
-        return text[shown : self.shown]
+        text = self._settled(ids[self._start :])
+        safe = self._origin + safe_length(text, self.stop)
+        before, self.shown = self.shown, max(safe, self.shown)
+        piece = text[before - self._origin : self.shown - self._origin]
+        if len(ids) >= self._move_at:
+            self._move(ids, text)
+        return piece
+
+    def _settled(self, ids: Sequence[int]) -> str:
+        text: str = getattr(self.tokenizer, "settled", self.tokenizer.decode)(ids)  # type: ignore[union-attr]
+        return text
+
+    def _move(self, ids: Sequence[int], text: str) -> None:
+        """Starts the window at a later token, if the text from there on is the end of the present window's `text`."""
+        byte_ids: frozenset[int] = getattr(self.tokenizer, "byte_ids", frozenset())
+        start = max(len(ids) - WINDOW, self._start)
+        while start > self._start and ids[start - 1] in byte_ids:
+            start -= 1
+        window = self._settled(ids[start:])
+        origin = self._origin + len(text) - len(window)
+        needed = UNSETTLED + max((len(string) for string in self.stop), default=0)
+        if text.endswith(window[UNSETTLED:]) and origin + needed <= self.shown:
+            self._start, self._origin = start, origin
+        self._move_at = len(ids) + max(WINDOW, len(ids) - self._start)
 
 
-def stable_length(text: str, stop: Sequence[str]) -> int:
-    """How much of a growing text may be shown: no unfinished character at its end, no beginning of a stop string."""
+def safe_length(text: str, stop: Sequence[str]) -> int:
+    """How much of a growing text may be shown: up to an unfinished character or the beginning of a stop string."""
     end = len(text.rstrip(REPLACEMENT))
     for string in stop:
         for length in range(min(len(string) - 1, end), 0, -1):

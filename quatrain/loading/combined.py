@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from quatrain.adapters.layer import Adapted, replace_module
+from quatrain.adapters.layer import AdapterLayer, replace_module
 from quatrain.adapters.peft_config import base_folder
-from quatrain.adapters.peft_files import Found, head_of, read_adapter
+from quatrain.adapters.peft_files import LoadedAdapter, head_of, read_adapter
 from quatrain.compression import methods
 from quatrain.loading.model import load_weights
 from quatrain.models.hub import resolve
@@ -25,7 +25,7 @@ from quatrain.models.transformer.vocabulary import untie
 class WeightedLinear(nn.Module):
     """base(x) + the sum of weight * (adapter(x) - base(x)), for x (…, in_features)."""
 
-    def __init__(self, base: nn.Module, layers: Sequence[tuple[Adapted, float]]):
+    def __init__(self, base: nn.Module, layers: Sequence[tuple[AdapterLayer, float]]):
         super().__init__()
         self.base, self.weights = base, [weight for _, weight in layers]
         self.layers = nn.ModuleList(layer for layer, _ in layers)
@@ -59,7 +59,7 @@ def together(folders: Sequence[str | Path], weights: Sequence[float]) -> Model:
     return model.eval()
 
 
-def _move(model: Model, found: Sequence[Found], weights: Sequence[float]) -> None:
+def _move(model: Model, found: Sequence[LoadedAdapter], weights: Sequence[float]) -> None:
     """Moves the model's own weights by what adapters have learned of them, whole or by rows."""
     state = dict(model.named_parameters())
     # what a head that the base does not have was drawn as is no beginning

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quatrain.adapters.apply import merge_all, unmergeable
+from quatrain.adapters.apply import merge_adapters, unmergeable_reason
 from quatrain.adapters.peft_config import base_folder
 from quatrain.compression import methods
 from quatrain.core.errors import InputError
@@ -129,12 +129,12 @@ def _check_alike(folder: str | Path, one: Model, first: Model) -> None:
 def _merged(folder: str | Path) -> tuple[Model, dict[str, Tensor]]:
     """A base of floats with one adapter in it, and the base's weights by name."""
     model, _ = load_model(folder)
-    if what := unmergeable(model):
+    if what := unmergeable_reason(model):
         raise InputError(f"{folder}: {what} is no weight and cannot be merged; use the folder as it is.")
     base, _ = load_model(base_folder(resolve(folder)))
     resize_vocabulary(base, model.config.vocab_size)
     for each in (model, base):
-        merge_all(each)
+        merge_adapters(each)
         methods.dequantize(each)
     start = {name: tensor.float().clone() for name, tensor in base.state_dict().items()}
     for name, tensor in model.state_dict().items():

@@ -62,6 +62,6 @@ def load_weights(
     folder = resolve(model)
     if not (folder / "config.json").is_file() and any((folder / name).exists() for name in (ADAPTER_CONFIG, ADAPTERS)):
         return load_model(folder, dtype=dtype, device=device, quantize=quantize)[0]
-    prepare = methods.preparing(quantize)
+    prepare = methods.preparation(quantize)
     bits = 4 if quantize else None
     return methods.filled(model_folder.load(model, dtype=dtype, device=device, prepare=prepare, bits=bits, **head))

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from quatrain.adapters.apply import apply, trainable_report
+from quatrain.adapters.apply import apply, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.compression import methods
@@ -106,7 +106,7 @@ def training_memory(
         torch.random.fork_rng(devices=[]),
     ):
         model = _model(config, adapter, device, special)
-        trainable, total, _ = trainable_report(model)
+        trainable, total, _ = count_trainable_parameters(model)
         adapter_elements = 0 if adapter is None else trainable
         live.peak = live.now
         weights = Precision(model, DTYPES[precision], exact=stored == precision)
@@ -185,11 +185,11 @@ def _model(
         model = Model(config)
         if adapter is not None:
             if adapter.quantize_base != "float":
-                methods.preparing(adapter.quantize_base)(model, {})
+                methods.preparation(adapter.quantize_base)(model, {})
                 methods.filled(model)
                 for layer in model.modules():
                     if isinstance(layer, QuantizedLinear):  # do not run the dequantization
-                        layer.plain_weight = partial(_empty_weight, layer)  # type: ignore[method-assign]
+                        layer.dequantized_weight = partial(_empty_weight, layer)  # type: ignore[method-assign]
                         layer.product = partial(_empty_product, layer)  # type: ignore[method-assign]
             apply(model, adapter)
             if adapter.learns_special_tokens(config.head):

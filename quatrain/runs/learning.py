@@ -15,8 +15,14 @@ from typing import Any
 
 from quatrain.adapters import state
 from quatrain.adapters.adapter_set import AdapterSet
-from quatrain.adapters.apply import apply, merge_all, taken_off, trainable_report, unmergeable
-from quatrain.adapters.layer import adapters
+from quatrain.adapters.apply import (
+    adapters_disabled,
+    apply,
+    count_trainable_parameters,
+    merge_adapters,
+    unmergeable_reason,
+)
+from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.peft_files import check_writable, group, save_adapter
 from quatrain.adapters.peft_layers import file_layers
 from quatrain.adapters.settings import PROMPTS, AdapterSettings
@@ -68,9 +74,9 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
     if learning.adapter is not None and not learning.tasks:
         save_adapter(model, context.stage_folder / "adapter", base_model=base_name_of(context))
         tokenizer.save(context.stage_folder / "adapter")
-        merges = unmergeable(model) is None
+        merges = unmergeable_reason(model) is None
         if merges:
-            merge_all(model)
+            merge_adapters(model)
         methods.dequantize(model)
     folder = context.model_folder
     if learning.tasks:
@@ -80,7 +86,7 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
     else:
         # The adapter is no weight of the model: the folder is one of an adapter, with its base in it.
         shutil.rmtree(folder, ignore_errors=True)
-        with taken_off(model):
+        with adapters_disabled(model):
             result.model_bytes = write_model(model, tokenizer, folder / BASE)
         save_adapter(model.requires_grad_(False), folder, base_model=str((folder / BASE).resolve()))
         tokenizer.save(folder)
@@ -100,7 +106,7 @@ def attach(learning: TrainingJob, context: StageContext) -> tuple[Callable[[Path
         check_learns_whole(model, context.name)
         return partial(model_folder.save, model), partial(load_weights, model)
     adapt(model, adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
-    trainable, total, percent = trainable_report(model)
+    trainable, total, percent = count_trainable_parameters(model)
     context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
     return partial(state.save, model), partial(state.load, model)
 
@@ -109,7 +115,7 @@ def check_learns_whole(model: Model, name: str) -> None:
     """Raises InputError for a model that is held in few bits, most of which could not learn."""
     if not (layers := [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]):
         return
-    trainable, total, percent = trainable_report(model)
+    trainable, total, percent = count_trainable_parameters(model)
     raise InputError(
         f"{name}: every weight is to learn, but the model is held in {layers[0].method}: of its {total:,} weights only "
         f"{trainable:,} ({percent:.0f} %) could, the linear layers not. Give the stage an adapter, which learns beside "
@@ -134,11 +140,11 @@ def adapt(
     if adapter.learns_special_tokens(model.config.head):
         learned |= tokenizer.special_ids
     if tasks:
-        AdapterSet.begin(model, tasks, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
+        AdapterSet.create(model, tasks, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
         return
     apply(model, adapter, seed=seed, tokenizer=tokenizer)
     layers = file_layers(model.config)
-    check_writable(layers, group(layers, dict(adapters(model))))
+    check_writable(layers, group(layers, dict(adapter_layers(model))))
     train_tokens(model, sorted(learned))
 
 
@@ -195,7 +201,7 @@ def train(
         began = time.perf_counter()
         result = trainer.train()
         elapsed = time.perf_counter() - began
-    trainable, total, _ = trainable_report(model)
+    trainable, total, _ = count_trainable_parameters(model)
     flops = flops_per_token(model.config, learning.length, training=True) * result.size
     return result, StageResult(
         tokens=result.size,

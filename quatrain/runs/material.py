@@ -246,10 +246,10 @@ def write_mixture(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
 
     adapter_set = model.adapter_set
     shutil.rmtree(folder, ignore_errors=True)
-    with adapter_set.off():
+    with adapter_set.disabled():
         size = write_model(model, tokenizer, folder / BASE)
     for name in adapter_set.members:
-        with adapter_set.alone(name):
+        with adapter_set.only(name):
             save_adapter(model, folder / ADAPTERS / name, base_model=f"../../{BASE}")
         tokenizer.save(folder / ADAPTERS / name)
     tokenizer.save(folder)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quatrain.adapters.apply import trainable_report
+from quatrain.adapters.apply import count_trainable_parameters
 from quatrain.core.atomic import write_text
 from quatrain.core.progress import Reporter, SilentReporter
 from quatrain.planning.machine import free_disk
@@ -138,7 +138,7 @@ def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
         adapt(job.model, job.adapter, job.tokenizer, seed=context.seed, tasks=job.tasks)
     else:
         check_learns_whole(job.model, context.name)
-    trained, total, _ = trainable_report(job.model)
+    trained, total, _ = count_trainable_parameters(job.model)
     states = optimizer_bytes(job)
     settings = context.recipe.stage[context.index]
     result = StagePreflight(

@@ -38,7 +38,7 @@ def _recomputed(forward: Callable[..., Tensor], block: nn.Module, *given: Any) -
     if not torch.is_grad_enabled():
         return forward(*given)
     # Prepare what all blocks share here; otherwise the first block would build it again when it is recomputed.
-    prepare = getattr(block, "before_recomputing", None)
+    prepare = getattr(block, "prepare_recomputation", None)
     if prepare is not None:
         prepare(*given)
     draws = any(getattr(module, "dropout", 0) for module in block.modules())

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from quatrain.models.transformer.cross_entropy import PORTION, portions
 from quatrain.models.transformer.heads import IGNORE, check_token_labels, token_loss
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.trainable_tokens import LearnedRows
+from quatrain.models.transformer.trainable_tokens import TokenRows
 
 Mode = bool | Literal["auto"]
 
@@ -69,7 +69,7 @@ def summed_language_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor
     states, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).long()
     if len(rows) < len(targets):
         states, targets = states[rows], targets[rows]
-    if type(model.lm_head) is not nn.Linear or not isinstance(model.trainable_tokens, LearnedRows | None):
+    if type(model.lm_head) is not nn.Linear or not isinstance(model.trainable_tokens, TokenRows | None):
         owners = rows // labels.shape[-1] if labels.dim() == 2 else None
         return _recomputed_loss(model, states, targets, owners)
     head = _Head.of(model, states)
@@ -109,8 +109,8 @@ class _Head:
         rows = model.trainable_tokens
         table: Tensor | None = None
         index: Tensor | None = None
-        if isinstance(rows, LearnedRows) and rows.said is not None:
-            table, index = rows.said.to(states.dtype), rows.index
+        if isinstance(rows, TokenRows) and rows.head_table is not None:
+            table, index = rows.head_table.to(states.dtype), rows.index
         return _Head(states, linear.weight, bias, table, index, config.logit_softcap)
 
 

@@ -8,9 +8,9 @@ from tiny_models import llama, random_model
 from torch import nn
 
 from quatrain.adapters import state
-from quatrain.adapters.apply import apply, merge_all, trainable_report
+from quatrain.adapters.apply import apply, count_trainable_parameters, merge_adapters
 from quatrain.adapters.dora import DoRALinear
-from quatrain.adapters.layer import adapters
+from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.lora import LoRALinear
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.targets import find_targets
@@ -32,7 +32,7 @@ def adapted(**changes):
     model = random_model(CONFIG)
     apply(model, options(**changes), seed=1)
     with torch.no_grad():
-        for number, (_, layer) in enumerate(adapters(model)):
+        for number, (_, layer) in enumerate(adapter_layers(model)):
             layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
     return model
 
@@ -60,7 +60,7 @@ def test_one_function_does_what_base_and_adapter_do(kind, dtype, of_x, monkeypat
         calls = []
         monkeypatch.setattr(LoRALinear, "after", lambda self, *given: calls.append(1) or after(self, *given))
         if not together:
-            monkeypatch.setattr(LoRALinear, "_goes_together", lambda self, x: False)
+            monkeypatch.setattr(LoRALinear, "_can_fuse", lambda self, x: False)
         x = torch.randn(3, 7, 128, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_(of_x)
         found = layer(x)
         (found.float() * outer).sum().backward()
@@ -85,7 +85,7 @@ def test_one_function_does_what_base_and_adapter_do(kind, dtype, of_x, monkeypat
 def test_the_one_function_leaves_what_it_cannot_do(why):
     kind = DoRALinear if why == "dora" else LoRALinear
     layer = kind(nn.Linear(8, 8), rank=2, alpha=2.0, dropout=0.5 if why == "dropout" else 0.0)
-    layer.draw(torch.Generator().manual_seed(0))
+    layer.reset_parameters(torch.Generator().manual_seed(0))
     x = torch.randn(3, 8)
     if why == "base that learns":
         layer.base.requires_grad_(True)
@@ -93,7 +93,7 @@ def test_the_one_function_leaves_what_it_cannot_do(why):
         layer.base.to(torch.bfloat16)
         x = x.to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=why == "autocast"):
-        assert not layer._goes_together(x)
+        assert not layer._can_fuse(x)
         layer(x).float().sum().backward()
     assert layer.lora_B.grad.abs().sum() > 0
     assert (layer.base.weight.grad is not None) == (why == "base that learns")
@@ -106,7 +106,7 @@ def test_forward_is_the_formula(rank, alpha, bias, seed):
     linear = nn.Linear(7, 5, bias=bias)
     x = torch.randn(2, 3, 7)
     layer = LoRALinear(linear, rank, alpha)
-    layer.draw(None)
+    layer.reset_parameters(None)
     torch.testing.assert_close(layer(x), linear(x), atol=0, rtol=0)
     with torch.no_grad():
         layer.lora_B.normal_()
@@ -141,7 +141,7 @@ def test_only_the_adapter_trains():
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {f"layers.{n}.self_attn.{p}_proj.lora_{m}" for n in (0, 1) for p in "qv" for m in "AB"}
     count = 2 * (4 * (32 + 32) + 4 * (32 + 16))
-    trainable, total, percent = trainable_report(model)
+    trainable, total, percent = count_trainable_parameters(model)
     assert (trainable, total) == (count, Model(CONFIG).num_parameters() + count)
     assert percent == pytest.approx(100 * count / total)
 
@@ -152,9 +152,9 @@ def test_merged_equals_unmerged_and_is_a_plain_model(tmp_path):
         before = model(IDS)[0]
         with pytest.raises(QuatrainError, match="merge adapters first"):
             model_folder.save(model, tmp_path)
-        assert len(merge_all(model)) == 14
+        assert len(merge_adapters(model)) == 14
         torch.testing.assert_close(model(IDS)[0], before, atol=1e-5, rtol=1e-5)
-    assert not list(adapters(model))
+    assert not list(adapter_layers(model))
     assert set(model.state_dict()) == set(Model(CONFIG).state_dict())
     assert all(parameter.requires_grad for parameter in model.parameters())
     model_folder.save(model, tmp_path)
@@ -205,7 +205,7 @@ def test_bfloat16_base_and_autocast():
         for module in model.modules():
             if isinstance(module, nn.Linear | type(model.norm)):
                 module.to(torch.bfloat16)
-        assert next(layer.lora_A.dtype for _, layer in adapters(model)) == torch.float32
+        assert next(layer.lora_A.dtype for _, layer in adapter_layers(model)) == torch.float32
         logits = model(IDS)[0]
         assert logits.dtype == torch.bfloat16
         torch.testing.assert_close(logits.float(), expected, atol=0.2, rtol=0.05)

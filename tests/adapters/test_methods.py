@@ -15,8 +15,14 @@ from tiny_models import gpt2, llama, save_random
 from torch import Tensor, nn
 
 from quatrain.adapters import peft_files, state
-from quatrain.adapters.apply import apply, learned_whole, merge_all, taken_off, trainable_report
-from quatrain.adapters.layer import adapters
+from quatrain.adapters.apply import (
+    adapters_disabled,
+    apply,
+    count_trainable_parameters,
+    fully_trained_parameters,
+    merge_adapters,
+)
+from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.lokr import kronecker_sides
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
@@ -220,13 +226,13 @@ def test_what_trains_moves_and_nothing_else_by_a_bit(name: str, tmp_path: Path) 
         assert torch.equal(resumed(IDS)[0], learned)
         if name == "bottleneck":
             with pytest.raises(InputError, match="cannot be merged"):
-                merge_all(model)
-            with taken_off(model):
+                merge_adapters(model)
+            with adapters_disabled(model):
                 close(model(IDS)[0], plain)
             close(model(IDS)[0], learned)
             return
-        merge_all(model)
-        assert not list(adapters(model))
+        merge_adapters(model)
+        assert not list(adapter_layers(model))
         close(model(IDS)[0], learned)
 
 
@@ -267,7 +273,7 @@ def test_a_fresh_head_learns_whole_and_is_saved(name: str, tmp_path: Path) -> No
         base = base_of("llama", tmp_path / "llama")
     model = model_folder.load(base, head="sequence_classification", labels=("no", "yes"), seed=1)
     apply(model, any_settings(name), seed=1)
-    assert "score.weight" in learned_whole(model)
+    assert "score.weight" in fully_trained_parameters(model)
     stirred(model)
     peft_files.save_adapter(model, tmp_path / "adapter", base_model=str(base))
     again = model_folder.load(base, head="sequence_classification", labels=("no", "yes"), seed=2)
@@ -346,20 +352,20 @@ def test_layers_in_few_bits_do_not_learn_whole(tmp_path: Path) -> None:
         methods.quantize(model, "int8")
         with pytest.raises(InputError, match="cannot be applied") as caught:
             apply(model, AdapterSettings(**how))
-        assert "is held in int8 and cannot learn" in caught.value.problems[0]
+        assert "is quantized to int8 and cannot be trained" in caught.value.problems[0]
 
 
 def test_counts(tmp_path: Path) -> None:
     model = model_folder.load(base_of("llama", tmp_path / "base"))
-    whole = trainable_report(model)[1]
+    whole = count_trainable_parameters(model)[1]
     apply(model, AdapterSettings(method="last-layers", num_layers=1))
-    trained, total, _ = trainable_report(model)
+    trained, total, _ = count_trainable_parameters(model)
     assert total == whole
     block = sum(parameter.numel() for parameter in model.layers[1].parameters())
     assert trained == block + 32 + 60 * 32  # the last norm and the head
     model = model_folder.load(tmp_path / "base")
     apply(model, AdapterSettings(method="ia3"))
-    assert trainable_report(model)[0] == 2 * (16 + 16 + 48)
+    assert count_trainable_parameters(model)[0] == 2 * (16 + 16 + 48)
 
 
 def model_of(config: Any, architecture: str, folder: Path, **changes: Any) -> Model:
@@ -376,9 +382,9 @@ def test_counts_of_gpt2_with_two_classes(tmp_path: Path) -> None:
     """
     config = transformers.GPT2Config(num_labels=2)
     model = model_of(config, "GPT2ForSequenceClassification", tmp_path, score_bias=True)
-    assert trainable_report(model)[1] == 124_441_346
+    assert count_trainable_parameters(model)[1] == 124_441_346
     apply(model, AdapterSettings(rank=16, alpha=16.0, target_modules=("*",)))
-    assert trainable_report(model)[0] == 2_666_528
+    assert count_trainable_parameters(model)[0] == 2_666_528
 
 
 def test_counts_of_mt0_small(tmp_path: Path) -> None:
@@ -389,5 +395,5 @@ def test_counts_of_mt0_small(tmp_path: Path) -> None:
     # The model's file says that its head is untied; today's transformers does not write that.
     model = model_of(config, "MT5ForConditionalGeneration", tmp_path, tie_word_embeddings=False)
     apply(model, AdapterSettings(rank=64, target_modules=("q_proj", "v_proj")))
-    trainable, total, percent = trainable_report(model)
+    trainable, total, percent = count_trainable_parameters(model)
     assert (trainable, total) == (2_752_512, 302_929_280) and f"{percent:.4f}" == "0.9086"

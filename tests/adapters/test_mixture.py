@@ -93,7 +93,7 @@ def test_every_row_goes_through_its_own(folders: Path, names: list[str | None], 
     width = max(map(len, rows))
     padded = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     segments = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    adapter_set.choose(names)
+    adapter_set.activate(names)
     with torch.no_grad():
         together = adapter_set.model(padded, segments=segments if ragged else None)[0]
     for row, name, found in zip(rows, names, together, strict=True):
@@ -129,12 +129,12 @@ def test_switching_and_taking_off(folders: Path) -> None:
     batch = torch.tensor([ids, ids, ids])
     model.double()
     for name in [*names, None, *reversed(names)]:
-        adapter_set.choose(name)
+        adapter_set.activate(name)
         expected = alone(folders, name, ids)
         with torch.no_grad():
             for found in model(batch)[0]:
                 close(found[:, : expected.shape[-1]], expected)
-    assert adapter_set.close() is model and model.prompt is None and model.adapter_set is None
+    assert adapter_set.unload() is model and model.prompt is None and model.adapter_set is None
     now = model.state_dict()
     assert now.keys() == state.keys()
     assert all(torch.equal(now[name][: len(tensor)], tensor) for name, tensor in state.items())
@@ -143,13 +143,13 @@ def test_switching_and_taking_off(folders: Path) -> None:
 def test_what_cannot_be_mixed_is_said(folders: Path) -> None:
     adapter_set = mixed(folders, ("lora", "saved"))
     with pytest.raises(InputError) as caught:
-        adapter_set.choose(["lora", "saved", "lra"])
+        adapter_set.activate(["lora", "saved", "lra"])
     assert "'lra': no adapter of this model; they are lora, saved" in caught.value.problems[0]
     with pytest.raises(InputError) as caught:
-        adapter_set.choose(["lora", "saved"])
-    assert "saved: it has learned weights of the model itself (norm.weight" in caught.value.problems[0]
-    adapter_set.choose(["saved", "saved"])
-    with pytest.raises(InputError, match="chosen for 2 rows; the batch has 3"):
+        adapter_set.activate(["lora", "saved"])
+    assert "saved: it has trained weights of the model itself (norm.weight" in caught.value.problems[0]
+    adapter_set.activate(["saved", "saved"])
+    with pytest.raises(InputError, match="active for 2 rows; the batch has 3"):
         adapter_set.model(torch.ones(3, 4, dtype=torch.long))
     with pytest.raises(InputError, match="has adapters already"):
         AdapterSet.load(adapter_set.model, {"lora": folders / "lora"})
@@ -181,7 +181,7 @@ def test_gradients_of_a_mixed_batch_are_those_of_each_alone(method: str, chunks:
     how = AdapterSettings(**{"method": method} | ({"num_virtual_tokens": 4} if method in PROMPTS else {}))  # type: ignore[arg-type]
     model = model_folder.load(folders / "base")
     ids = () if method in PROMPTS else (3, 9, 11)
-    adapter_set = AdapterSet.begin(model, ("one", "other"), how, seed=3, ids=ids)
+    adapter_set = AdapterSet.create(model, ("one", "other"), how, seed=3, ids=ids)
     rows, names = torch.tensor(rows_of(4)), ["one", "other", None, "one"]
     labels = torch.tensor(rows_of(5)[:4])
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -193,14 +193,14 @@ def test_gradients_of_a_mixed_batch_are_those_of_each_alone(method: str, chunks:
 
     learn(rows, labels, names)
     for name in ("one", "other"):
-        with adapter_set.alone(name):
+        with adapter_set.only(name):
             own = {key: each for key, each in model.named_parameters() if each.requires_grad}
         kept = [None if each.grad is None else each.grad.clone() for each in own.values()]
         assert any(each is not None and each.abs().max() > 0 for each in kept)
         for parameter in own.values():
             parameter.grad = None
         chosen = [number for number, each in enumerate(names) if each == name]
-        with adapter_set.alone(name):
+        with adapter_set.only(name):
             learn(rows[chosen], labels[chosen], None)
         for before, parameter in zip(kept, own.values(), strict=True):
             assert (before is None) == (parameter.grad is None)

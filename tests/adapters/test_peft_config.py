@@ -189,7 +189,7 @@ def test_a_pattern_that_takes_forever_is_stopped(pattern: str, monkeypatch: pyte
         assert error.problems == [json.dumps(pattern)]
 
 
-# Whole models
+# SavedModules models
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from tiny_models import gpt2, llama, save_random
 
 from quatrain.adapters import peft_files, state
 from quatrain.adapters.apply import apply
-from quatrain.adapters.layer import adapters
+from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.peft_layers import file_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
@@ -37,7 +37,7 @@ def ours(base, targets="all-linear", rank=4):
     model = model_folder.load(base)
     apply(model, AdapterSettings(rank=rank, alpha=8.0, dropout=0.0, target_modules=targets), seed=1)
     with torch.no_grad():
-        for number, (_, layer) in enumerate(adapters(model)):
+        for number, (_, layer) in enumerate(adapter_layers(model)):
             layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
     return model
 
@@ -162,7 +162,7 @@ def test_broken_tensors_are_all_told_and_nothing_is_changed(adapter, tmp_path):
     assert len(caught.value.problems) == 5
     for part in ("strange: unexpected", f"{first}: lora_B.weight: missing", "layers.9", "must be (4, 32): of another"):
         assert part in text
-    assert not list(adapters(model)) and all(parameter.requires_grad for parameter in model.parameters())
+    assert not list(adapter_layers(model)) and all(parameter.requires_grad for parameter in model.parameters())
     (adapter / peft_files.WEIGHTS).write_bytes(b"half")
     with pytest.raises(InputError, match="not a whole safetensors file"):
         peft_files.load_adapter(model, adapter)

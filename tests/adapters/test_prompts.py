@@ -11,7 +11,7 @@ from tiny_models import bloom, gpt2, llama, random_model, save_random
 from torch import nn
 
 from quatrain.adapters import peft_files, state
-from quatrain.adapters.apply import apply, trainable_report
+from quatrain.adapters.apply import apply, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine
@@ -158,7 +158,7 @@ def test_only_the_prompt_learns_and_comes_back(name: str, tmp_path: Path) -> Non
     assert losses[-1] < losses[0] - 0.1
     for key, parameter in model.named_parameters():
         assert torch.equal(parameter, before[key]) != key.startswith("prompt."), key
-    trained, total, _ = trainable_report(model)
+    trained, total, _ = count_trainable_parameters(model)
     assert trained == sum(parameter.numel() for parameter in model.prompt.parameters())
     assert total == trained + sum(parameter.numel() for parameter in model_folder.load(base).parameters())
     state.save(model, tmp_path / "state")
@@ -231,5 +231,5 @@ def test_an_encoder_reads_a_prompt_as_pefts_does(kind: str, tmp_path: Path) -> N
     params = SamplingParams(max_new_tokens=4, temperature=0.0)
     for ids, answer in zip(rows, Engine(model).generate(rows, params), strict=True):
         assert answer.ids == Engine(model).generate([ids], params)[0].ids
-    with pytest.raises(InputError, match="prefix; a t5 has an encoder"):
+    with pytest.raises(InputError, match="prefix; t5 has an encoder"):
         apply(model_folder.load(tmp_path / "base"), AdapterSettings(method="prefix"))

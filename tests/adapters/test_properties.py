@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny_models import llama
 from torch import nn
 
-from quatrain.adapters.apply import OVER_LINEAR, apply, merge_all, trainable_report
-from quatrain.adapters.layer import adapters
+from quatrain.adapters.apply import OVER_LINEAR, apply, count_trainable_parameters, merge_adapters
+from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.targets import find_targets, is_of_head, linear_names
 from quatrain.core.errors import InputError
@@ -81,23 +81,24 @@ def test_any_tree_takes_any_method(tree: Any, method: str, data: st.DataObject) 
         before = {name: model.get_submodule(name)(x) for name, x in inputs.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     apply(model, AdapterSettings(**{"method": method, "target_modules": tuple(chosen)} | METHODS[method]))  # type: ignore[arg-type]
-    over = dict(adapters(model))
+    over = dict(adapter_layers(model))
     assert set(over) == set(chosen)
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert learning == {f"{name}.{own}" for name, layer in over.items() for own in layer.own()}
-    assert trainable_report(model)[0] == sum(p.numel() for layer in over.values() for p in layer.own().values())
+    assert learning == {f"{name}.{own}" for name, layer in over.items() for own in layer.adapter_parameters()}
+    trained = [parameter for layer in over.values() for parameter in layer.adapter_parameters().values()]
+    assert count_trainable_parameters(model)[0] == sum(parameter.numel() for parameter in trained)
     with torch.no_grad():
         for name, x in inputs.items():
             torch.testing.assert_close(model.get_submodule(name)(x), before[name], atol=1e-5, rtol=1e-4)
         for layer in over.values():
-            for parameter in layer.own().values():
+            for parameter in layer.adapter_parameters().values():
                 parameter.add_(0.1 * torch.randn(parameter.shape))
         moved = {name: model.get_submodule(name)(x) for name, x in inputs.items()}
     if method == "bottleneck":
         with pytest.raises(InputError, match="cannot be merged"):
-            merge_all(model)
+            merge_adapters(model)
         return
-    assert set(merge_all(model)) == set(chosen)
+    assert set(merge_adapters(model)) == set(chosen)
     assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == shapes
     with torch.no_grad():
         for name, x in inputs.items():

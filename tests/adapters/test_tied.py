@@ -13,8 +13,8 @@ from tiny_models import gpt2, llama, random_model, save_random
 
 from quatrain.adapters import peft_files
 from quatrain.adapters.adapter_set import AdapterSet
-from quatrain.adapters.apply import apply, learned_whole, merge_all
-from quatrain.adapters.layer import adapters
+from quatrain.adapters.apply import apply, fully_trained_parameters, merge_adapters
+from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
@@ -84,12 +84,12 @@ def test_what_peft_writes_is_read_written_again_and_merged(case: dict[str, Any],
     folders = {"one": tmp_path / "adapter", "plain": plain(tied, tmp_path / "plain")}
     adapter_set = AdapterSet.load(model_folder.load(tied), folders)
     for name, place in (("one", "adapter"), ("plain", "plain"), ("one", "adapter")):
-        adapter_set.choose(name)
+        adapter_set.activate(name)
         with torch.no_grad():
             alone, _ = load_model(tmp_path / place)
             said = adapter_set.model(IDS)[0][..., : alone.config.vocab_size]
             torch.testing.assert_close(said, alone(IDS)[0], atol=1e-5, rtol=1e-5)
-    merge_all(model)
+    merge_adapters(model)
     close(model, reference)
     model_folder.save(model, tmp_path / "merged")
     close(model_folder.load(tmp_path / "merged"), reference)
@@ -111,7 +111,7 @@ def test_what_learns_here_is_read_by_peft(family: str, rows: Any, parts: tuple[s
     model = model_folder.load(tmp_path / "base")
     apply(model, AdapterSettings(rank=4, target_modules=("q_proj",), modules_to_save=parts))
     train_tokens(model, rows)
-    learning = {name for name in learned_whole(model)}
+    learning = {name for name in fully_trained_parameters(model)}
     assert learning == {f"{part}.weight" for part in parts}
     torch.manual_seed(1)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_any_parts_are_read_as_peft_has_them(
     reference = made_by_peft(tied, folder, size, **options)
     model, _ = load_model(folder)
     close(model, reference)
-    assert list(adapters(model))
+    assert list(adapter_layers(model))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import torch
 from tiny_models import gpt2, llama, random_model
 
 from quatrain.adapters import peft_files
-from quatrain.adapters.apply import apply, merge_all, trainable_report
+from quatrain.adapters.apply import apply, count_trainable_parameters, merge_adapters
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.trainable_tokens import learned_rows, stop_learning_rows, train_tokens
+from quatrain.adapters.trainable_tokens import merge_token_rows, token_rows, train_tokens
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenExample, pad
 from quatrain.models.io import model_folder
@@ -44,13 +44,13 @@ def moved(model, before, part):
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_the_chosen_rows_move(precision, tied):
     before, model = base_of(tied=tied), trained(base_of(tied=tied), precision)
-    assert set(learned_rows(model).tables()) == ({"embed_tokens"} if tied else {"embed_tokens", "lm_head"})
+    assert set(token_rows(model).tables()) == ({"embed_tokens"} if tied else {"embed_tokens", "lm_head"})
     for part in ("embed_tokens", "lm_head"):
         assert moved(model, before, part) == []
     ids = torch.tensor([[1, 3, 17, 5, 3]])
     with torch.no_grad():
         as_rows, _ = model(ids)
-        stop_learning_rows(model)
+        merge_token_rows(model)
         as_matrix, _ = model(ids)
     torch.testing.assert_close(as_rows, as_matrix, atol=1e-6, rtol=0)
     for part in ("embed_tokens", "lm_head"):
@@ -69,11 +69,11 @@ def test_a_row_learns_as_it_would_in_a_matrix_that_learns_whole(tied, chunks):
     for each in (whole, model):
         with chunking(chunks):
             Causal().loss(each, batch)[0].backward()
-    for part, table in learned_rows(model).tables().items():
+    for part, table in token_rows(model).tables().items():
         wanted = getattr(whole, part).weight.grad[list(IDS)]
         torch.testing.assert_close(table.grad, wanted, atol=1e-5, rtol=1e-5)
     assert {name for name, each in model.named_parameters() if each.grad is not None} == {
-        f"trainable_tokens.{part}" for part in learned_rows(model).tables()
+        f"trainable_tokens.{part}" for part in token_rows(model).tables()
     }
 
 
@@ -81,7 +81,7 @@ def test_what_learns_whole_is_left_to_it():
     model = base_of(tied=False)
     apply(model, AdapterSettings(rank=4, modules_to_save=("lm_head",)), seed=0)
     train_tokens(model, IDS)
-    assert set(learned_rows(model).tables()) == {"embed_tokens"}
+    assert set(token_rows(model).tables()) == {"embed_tokens"}
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
     assert model.lm_head.weight.grad[4].abs().sum() > 0
 
@@ -89,15 +89,15 @@ def test_what_learns_whole_is_left_to_it():
 def test_the_report_counts_the_rows_alone():
     model = base_of()
     apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
-    without, *_ = trainable_report(model)
+    without, *_ = count_trainable_parameters(model)
     train_tokens(model, IDS)
-    assert trainable_report(model)[0] == without + len(IDS) * 32
+    assert count_trainable_parameters(model)[0] == without + len(IDS) * 32
 
 
 def test_merging_ends_it():
     model = trained(base_of())
-    merge_all(model)
-    assert learned_rows(model) is None
+    merge_adapters(model)
+    assert token_rows(model) is None
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
     assert model.embed_tokens.weight.grad[4].abs().sum() > 0
 

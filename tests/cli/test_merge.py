@@ -11,7 +11,7 @@ from tiny_models import llama, random_model
 
 from quatrain.adapters import peft_files
 from quatrain.adapters.apply import apply
-from quatrain.adapters.layer import adapters
+from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.cli import main
 from quatrain.loading.combined import together
@@ -53,7 +53,7 @@ def test_one_adapter_says_the_same_merged(name: str, folder: Path, capsys: pytes
     shown = capsys.readouterr().out
     assert "logits" in shown and "perplexity" in shown and str(folder / "out") in shown
     torch.testing.assert_close(logits(folder / "out"), logits(folder / name), atol=1e-5, rtol=1e-5)
-    assert not list(adapters(load_model(folder / "out")[0]))
+    assert not list(adapter_layers(load_model(folder / "out")[0]))
 
 
 def test_by_weights_each_adds_its_share(folder: Path) -> None:

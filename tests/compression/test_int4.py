@@ -49,10 +49,10 @@ def test_rounding_is_within_half_a_step(rows: int, groups: int, group: int, size
         plain.weight[0, :group] = 0
     layer = Int4Linear.from_linear(plain, group=group)
     blocks = plain.weight.detach().view(rows, -1, group)
-    off = (layer.plain_weight().view(rows, -1, group) - blocks).abs().amax(2)
+    off = (layer.dequantized_weight().view(rows, -1, group) - blocks).abs().amax(2)
     # 1 / 256 of the largest of 7.5 steps is what a scale of 8 bits may be off.
     assert (off <= layer.scale.float() * (0.5 + 7.5 / 256)).all()
-    assert not layer.plain_weight()[0, :group].any()
+    assert not layer.dequantized_weight()[0, :group].any()
     assert sum(buffer.nbytes for buffer in layer.buffers()) == rows * groups * (group // 2 + 2)
 
 
@@ -73,7 +73,7 @@ def test_numbers_and_words_are_those_of_compressed_tensors(rows: int, groups: in
     assert torch.equal(layer.scale, scale.bfloat16())
     numbers = quantize(weight, layer.scale.float(), zero, how, dtype=torch.int8)
     assert torch.equal(layer.weight.view(torch.int32), pack_to_int32(numbers, 4))
-    assert torch.equal(layer.plain_weight(), dequantize(numbers, layer.scale.float(), zero, how))
+    assert torch.equal(layer.dequantized_weight(), dequantize(numbers, layer.scale.float(), zero, how))
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
@@ -81,7 +81,7 @@ def test_a_weight_in_another_dtype_is_the_exact_one_rounded(dtype: torch.dtype) 
     layer = Int4Linear.from_linear(linear(256, 48), group=64)
     numbers = torch.stack([layer.weight & 15, layer.weight >> 4], -1).view(48, 4, 64).double() - 8
     exact = (numbers * layer.scale.double()[..., None]).view(48, 256)
-    assert torch.equal(layer.plain_weight(dtype), exact.to(dtype))
+    assert torch.equal(layer.dequantized_weight(dtype), exact.to(dtype))
 
 
 @pytest.mark.parametrize("outputs", [64, 128, 320])
@@ -102,9 +102,9 @@ def test_the_kernels_order_and_back(inputs: int, outputs: int, monkeypatch: pyte
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_kernel_agrees_with_the_plain_weight(group: int, rows: int, dtype: torch.dtype, taken: None) -> None:
     layer = Int4Linear.from_linear(linear(256, 128, bias=True), group=group)
-    before, plain = layer.weight.clone(), layer.plain_weight()
+    before, plain = layer.weight.clone(), layer.dequantized_weight()
     x = torch.randn(2, rows, 256, generator=torch.Generator().manual_seed(0))
-    expected = nn.functional.linear(x.double(), layer.plain_weight().double(), layer.bias.detach().double())
+    expected = nn.functional.linear(x.double(), layer.dequantized_weight().double(), layer.bias.detach().double())
     with torch.inference_mode():
         found = layer(x.to(dtype))
     if int4_kernels.kernel_of("cpu") is not None:
@@ -114,11 +114,11 @@ def test_the_kernel_agrees_with_the_plain_weight(group: int, rows: int, dtype: t
     close = 2e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found.double(), expected, atol=close * float(expected.abs().max()), rtol=close)
     # What asks for the weight gets it, wherever it is held; files, training and other devices have it in its order.
-    assert torch.equal(layer.plain_weight(), plain)
+    assert torch.equal(layer.dequantized_weight(), plain)
     assert torch.equal(copy.deepcopy(layer).state_dict()["weight"], before)
     ask = x.clone().requires_grad_(True)
     layer(ask).sum().backward()
-    torch.testing.assert_close(ask.grad[0, 0], layer.plain_weight().sum(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ask.grad[0, 0], layer.dequantized_weight().sum(0), atol=1e-5, rtol=1e-5)
     layer.train()
     assert layer.held is None and torch.equal(layer.weight, before)
     layer.load_state_dict(layer.state_dict())
@@ -142,7 +142,7 @@ def test_a_way_that_is_slower_fails_or_disagrees_is_never_taken(monkeypatch: pyt
             layer = Int4Linear.from_linear(linear(128, 64, seed=number))
             with torch.no_grad():
                 found = layer(x)
-            assert layer.held is None and torch.equal(found, nn.functional.linear(x, layer.plain_weight(x.dtype)))
+            assert layer.held is None and torch.equal(found, nn.functional.linear(x, layer.dequantized_weight(x.dtype)))
     int4.kernel_is_faster.cache_clear()
 
 
@@ -154,14 +154,14 @@ def test_the_order_of_cuda_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
         scale, zero = factors.permute(2, 1, 0)[..., None].unbind(0)
         return x @ (numbers * scale + zero).view(len(packed), -1).t()
 
-    kernel = int4_kernels.OfCuda()
+    kernel = int4_kernels.CudaKernel()
     monkeypatch.setattr(torch.ops.aten, "_convert_weight_to_int4pack", lambda rows, tiles: rows)
     monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm", product)
     rows = torch.randint(256, (64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(kernel.unpack(kernel.pack(rows), 64, 128), rows)
     layer, x = Int4Linear.from_linear(linear(128, 64), group=32), torch.randn(3, 128).bfloat16()
     found = kernel.product(x, kernel.pack(layer.weight), 32, int4.factors_of(layer.scale, x.dtype))
-    torch.testing.assert_close(found, nn.functional.linear(x, layer.plain_weight(x.dtype)), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(found, nn.functional.linear(x, layer.dequantized_weight(x.dtype)), atol=2e-2, rtol=2e-2)
     assert kernel.fits(128, 64, torch.bfloat16) and not kernel.fits(96, 64, torch.bfloat16)
 
 

@@ -10,8 +10,8 @@ import torch
 from tiny_models import gpt2, llama, random_model, save_random
 from torch import nn
 
-from quatrain.adapters.apply import apply, merge_all, trainable_report
-from quatrain.adapters.layer import plain
+from quatrain.adapters.apply import apply, count_trainable_parameters, merge_adapters
+from quatrain.adapters.layer import dequantized
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import layer as layers
 from quatrain.compression import methods
@@ -58,7 +58,7 @@ def test_strips_are_parts_of_the_same_product(method: str, outputs: int, monkeyp
         monkeypatch.setattr(layers, "STRIP", strip)
         expected.append(layer.product(x))
     torch.testing.assert_close(*expected)
-    torch.testing.assert_close(expected[0], x @ layer.plain_weight().t(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(expected[0], x @ layer.dequantized_weight().t(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -75,11 +75,11 @@ def test_a_lora_over_it_learns_and_merges(method: str) -> None:
     model = random_model(CONFIG)
     names = methods.quantize(model, method)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    weights = {name: model.get_submodule(name).plain_weight() for name in names}
+    weights = {name: model.get_submodule(name).dequantized_weight() for name in names}
     elements = sum(weight.numel() for weight in weights.values())
     settings = AdapterSettings(rank=4, alpha=8.0, trainable_tokens="none", quantize_base=method)
     assert apply(model, settings, seed=1) == names
-    assert trainable_report(model)[1] >= elements + sum(p.numel() for p in model.parameters())
+    assert count_trainable_parameters(model)[1] >= elements + sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(20):
@@ -95,7 +95,7 @@ def test_a_lora_over_it_learns_and_merges(method: str) -> None:
     with torch.no_grad():
         learned = model(IDS)[0]
         deltas = {name: model.get_submodule(name).delta() for name in names}
-        assert merge_all(model) == names
+        assert merge_adapters(model) == names
         torch.testing.assert_close(model(IDS)[0], learned, atol=1e-5, rtol=1e-4)
     for name in names:  # in full precision, whatever the base was held in
         layer = model.get_submodule(name)
@@ -170,7 +170,7 @@ def test_a_word_that_is_no_method_is_refused(tmp_path: Path) -> None:
     save_random(CONFIG, tmp_path)
     with pytest.raises(InputError, match="quantize: 'int3'; must be one of int8, int4, nf4"):
         load_model(tmp_path, quantize="int3")
-    assert isinstance(plain(METHODS["int4"](64, 32, group=32)), nn.Linear)
+    assert isinstance(dequantized(METHODS["int4"](64, 32, group=32)), nn.Linear)
 
 
 @pytest.mark.parametrize("method", ["int8", "int4"])

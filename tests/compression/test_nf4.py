@@ -117,10 +117,10 @@ def test_scales_of_scales_are_those_of_bitsandbytes(rows: int, seed: int) -> Non
 
 def test_parts_of_a_large_weight_are_worked_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = NF4Linear.from_linear(nn.Linear(130, 77))
-    whole = layer.plain_weight()
+    whole = layer.dequantized_weight()
     monkeypatch.setattr(layers, "PART", 300)
-    assert torch.equal(layer.plain_weight(), whole)
-    assert torch.equal(layer.plain_weight(torch.bfloat16), whole.bfloat16())
+    assert torch.equal(layer.dequantized_weight(), whole)
+    assert torch.equal(layer.dequantized_weight(torch.bfloat16), whole.bfloat16())
 
 
 @given(st.integers(0, 20))
@@ -131,7 +131,7 @@ def test_an_error_is_at_most_half_a_step(seed: int) -> None:
     layer = NF4Linear.from_linear(linear, double=False)
     steps = torch.tensor(nf4.CODE).diff().max() / 2
     largest = linear.weight.reshape(-1, 64).abs().amax(1, keepdim=True)
-    assert ((layer.plain_weight() - linear.weight).reshape(-1, 64).abs() <= steps * largest + 1e-6).all()
+    assert ((layer.dequantized_weight() - linear.weight).reshape(-1, 64).abs() <= steps * largest + 1e-6).all()
     again = NF4Linear.from_linear(layer.dequantize(), double=False)
     assert torch.equal(again.weight, layer.weight), "what is quantized stays"
 
@@ -176,7 +176,7 @@ def test_transformers_reads_our_folder(tmp_path: Path) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
     layer = theirs.model.layers[1].mlp.up_proj
     plain = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    assert torch.equal(plain.float(), model.layers[1].mlp.up_proj.plain_weight())
+    assert torch.equal(plain.float(), model.layers[1].mlp.up_proj.dequantized_weight())
     with torch.no_grad():  # its product for processors rounds to bfloat16
         torch.testing.assert_close(theirs(IDS).logits.float(), model(IDS)[0], atol=0.05, rtol=0.05)
 
@@ -195,7 +195,7 @@ def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
     for number, name in ((0, "self_attn.q_proj"), (1, "mlp.down_proj")):
         layer = theirs.model.layers[number].get_submodule(name)
         plain = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-        assert torch.equal(plain.float(), model.layers[number].get_submodule(name).plain_weight())
+        assert torch.equal(plain.float(), model.layers[number].get_submodule(name).dequantized_weight())
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:

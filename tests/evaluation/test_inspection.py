@@ -483,7 +483,7 @@ def test_a_subject_knows_its_files(tmp_path, read):
     subject = open_subject(tmp_path / "model")
     assert subject.config == model.config and subject.dtype == "float32" and not subject.weights.problem
     assert subject.weights.dtypes == (
-        ("float32", sum(tensor.numel() for tensor in model_folder.state_dict_for_files(model).values())),
+        ("float32", sum(tensor.numel() for tensor in model_folder.file_state_dict(model).values())),
     )
     assert torch.equal(subject.model.embed_tokens.weight, model.embed_tokens.weight)
     assert subject.tokenizer.vocab_size == VOCABULARY and subject.title.endswith("/model")

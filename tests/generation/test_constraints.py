@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import generation
 
-from quatrain.generation.constraints import PADDING, Rules, Said, constraints
+from quatrain.generation.constraints import PADDING, DecodingState, GenerationRules, constraints
 from quatrain.generation.logits import SamplingParams
 
 VOCABULARY, LIMIT = 12, 6
@@ -42,7 +42,7 @@ def scored(rules, ids, start, scores, *, params=None, encoder_decoder=False):
     """The scores after the constraints, of rows that are padded on the left to one length."""
     new = len(ids[0]) - start[0]
     width = max(map(len, ids))
-    said = Said(
+    said = DecodingState(
         torch.tensor([[PADDING] * (width - len(row)) + row for row in ids]),
         torch.tensor(start)[:, None],
         torch.full((len(ids), 1), LIMIT),
@@ -64,7 +64,8 @@ def test_scores_of_transformers(name, prompt, new, seed):
     scores = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed))
     before = scores.clone()
     expected = counterpart(len(prompt))(torch.tensor([prompt + new]), scores.clone())
-    torch.testing.assert_close(scored(Rules(**{name: value}), [prompt + new], [len(prompt)], scores), expected)
+    found = scored(GenerationRules(**{name: value}), [prompt + new], [len(prompt)], scores)
+    torch.testing.assert_close(found, expected)
     assert torch.equal(scores, before), "the caller's scores are left alone"
 
 
@@ -76,7 +77,7 @@ def test_scores_of_transformers(name, prompt, new, seed):
 @settings(deadline=None)
 def test_a_row_is_scored_alone_as_in_a_batch(prompts, new, data):
     rows = [prompt + data.draw(st.lists(TOKENS, min_size=new, max_size=new)) for prompt in prompts]
-    rules = Rules(**{name: value for name, (value, _) in THEIRS.items()})
+    rules = GenerationRules(**{name: value for name, (value, _) in THEIRS.items()})
     scores = torch.randn(len(rows), VOCABULARY, generator=torch.Generator().manual_seed(0))
     starts = [len(prompt) for prompt in prompts]
     together = scored(rules, rows, starts, scores)
@@ -86,19 +87,19 @@ def test_a_row_is_scored_alone_as_in_a_batch(prompts, new, data):
 
 
 def test_parameters_go_before_the_models_rules():
-    rules = Rules(min_length=6, no_repeat_ngram_size=2, repetition_penalty=2.0)
+    rules = GenerationRules(min_length=6, no_repeat_ngram_size=2, repetition_penalty=2.0)
     scores = torch.arange(VOCABULARY).float()[None]
     ruled = scored(rules, [[3, 4, 3]], [2], scores)
     assert ruled[0, 4] == ruled[0, 2] == float("-inf") and ruled[0, 3] == 1.5
     params = SamplingParams(min_new_tokens=0, no_repeat_ngram_size=0, repetition_penalty=1.0)
     assert torch.equal(scored(rules, [[3, 4, 3]], [2], scores, params=params), scores)
     asked = SamplingParams(min_new_tokens=2)
-    assert scored(Rules(), [[3, 4, 3]], [2], scores, params=asked)[0, 5] == float("-inf")
-    assert torch.equal(scored(Rules(), [[3, 4, 3, 4]], [2], scores, params=asked), scores)
+    assert scored(GenerationRules(), [[3, 4, 3]], [2], scores, params=asked)[0, 5] == float("-inf")
+    assert torch.equal(scored(GenerationRules(), [[3, 4, 3, 4]], [2], scores, params=asked), scores)
 
 
 def test_begin_suppress_waits_for_a_forced_first_token():
-    rules = Rules(forced_bos_token_id=6, begin_suppress_tokens=(1,))
+    rules = GenerationRules(forced_bos_token_id=6, begin_suppress_tokens=(1,))
     scores = torch.zeros(1, VOCABULARY)
     first = scored(rules, [[0]], [1], scores, encoder_decoder=True)
     assert first.argmax() == 6 and torch.isinf(first).sum() == VOCABULARY - 1
@@ -109,4 +110,4 @@ def test_begin_suppress_waits_for_a_forced_first_token():
 
 def test_nothing_is_forced_last_where_ends_are_ignored():
     params = SamplingParams(ignore_eos=True)
-    assert constraints(Rules(forced_eos_token_id=(2,)), params, ENDS[:0], encoder_decoder=True) == []
+    assert constraints(GenerationRules(forced_eos_token_id=(2,)), params, ENDS[:0], encoder_decoder=True) == []

@@ -8,7 +8,7 @@ from tiny_models import bloom, gpt2, llama, random_model, save_random
 
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.generation.text import stable_length
+from quatrain.generation.text import safe_length
 from quatrain.models.transformer.stack import Model
 
 LLAMA, GPT2 = llama(vocab_size=120), gpt2(vocab_size=120)
@@ -216,7 +216,7 @@ def test_streaming_does_not_wait_for_the_end():
 def test_held_back_text_is_all_that_could_change(text, stop, rest):
     if any(string in text for string in stop):
         return
-    shown = text[: stable_length(text, stop)]
+    shown = text[: safe_length(text, stop)]
     whole = text + rest
     for string in stop:
         if string in whole:
@@ -270,13 +270,13 @@ def test_prompts_that_are_too_long_are_cut_where_asked():
     prompt = [1, *(3 + i % 7 for i in range(2 * limit))]
     with pytest.raises(InputError, match=str(limit)):
         engine.generate([prompt], params)
-    kept = engine.fitting(prompt, params)
+    kept = engine.truncate(prompt, params)
     begins = LLAMA.bos_token_id == prompt[0]
     assert len(kept) == limit - 5 and kept[1:] == prompt[len(prompt) - limit + 6 :]
     assert kept[0] == (prompt[0] if begins else prompt[len(prompt) - limit + 5])
     (cut,) = engine.generate([prompt], params, truncate=True)
     assert cut.ids == engine.generate([kept], params)[0].ids and len(cut.ids) == 5
-    assert engine.fitting([4, 5, 6], params) == [4, 5, 6]
+    assert engine.truncate([4, 5, 6], params) == [4, 5, 6]
     assert list(engine.stream(prompt, params, truncate=True))[-1].completion.ids == cut.ids
 
 
@@ -287,7 +287,7 @@ def test_a_model_that_does_not_say_the_next_token_is_refused(head):
     sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
              "num_attention_heads": 4, "max_position_embeddings": 24}  # fmt: skip
     family = "llama" if head == "value" else "bert"
-    with pytest.raises(InputError, match=f"head {head}, which does not say the next token"):
+    with pytest.raises(InputError, match=f"head {head}, which does not predict the next token"):
         Engine(Model(fresh_config(family, sizes, head=head)))
 
 
@@ -352,7 +352,7 @@ def test_prompts_whose_biases_no_machine_holds_are_refused():
 def test_a_context_bounds_new_tokens():
     engine = Engine(Model(LLAMA).initialize(0), Bytes())
     (done,) = engine.generate([[5] * 60], SamplingParams(10**30, ignore_eos=True))
-    assert len(done.ids) == engine.room([5] * 60) == 4
+    assert len(done.ids) == engine.remaining_tokens([5] * 60) == 4
 
 
 @pytest.mark.parametrize("prompt", [None, 5, [1.5], [None], ["a"], {"a": 1}, [[5]]])

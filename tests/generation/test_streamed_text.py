@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
+from quatrain.generation import text as text_module
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.generation.text import Growing, find_stop, stopped
+from quatrain.generation.text import TextStreamer, find_stop, stopped
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.tokenizers.tokenizer import Tokenizer, cleaned_beginning, cleaned_up
@@ -50,11 +51,17 @@ def byte_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return [each for each in found if each is not None]
 
 
+@pytest.mark.parametrize("window", [1, 4, 64])
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(data=st.data())
-@settings(max_examples=120, deadline=None)
-def test_streamed_text_is_the_completion(kind, data):
-    tokenizer = TOKENIZERS[kind]
+@settings(max_examples=80, deadline=None)
+def test_streamed_text_is_the_completion(kind, window, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "WINDOW", window)
+        check_streamed_text(TOKENIZERS[kind], data)
+
+
+def check_streamed_text(tokenizer, data):
     ordinary = st.integers(0, tokenizer.vocab_size + 3).map(lambda i: [i])  # ids without a token, too
     of_bytes = st.sampled_from("é日👩").map(lambda c: byte_ids(tokenizer, c))
     written = st.sampled_from(["do n't", " ' ", " .", "é日", "x 's"]).map(lambda t: _encoded(tokenizer, t))
@@ -62,7 +69,7 @@ def test_streamed_text_is_the_completion(kind, data):
     ids = [each for part in parts for each in part]
     ids = ids[: data.draw(st.integers(0, len(ids)))]
     stop = data.draw(st.lists(st.sampled_from(["é", "日", "é日", " '", "n't", "t.", "👩", "a"]), max_size=2))
-    growing, shown = Growing(tokenizer, stop), ""
+    growing, shown = TextStreamer(tokenizer, stop), ""
     for length in range(1, len(ids) + 1):
         if stop and stopped(tokenizer, ids[:length], stop):
             ids = ids[:length]
@@ -71,6 +78,27 @@ def test_streamed_text_is_the_completion(kind, data):
     text = tokenizer.decode(ids)
     text = text[: find_stop(text, stop)]
     assert text.startswith(shown) and len(shown) == growing.shown
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_streaming_takes_linear_time(kind):
+    tokenizer, decoded = TOKENIZERS[kind], 0
+    ids = [*tokenizer.encode("the cat sat . do n't "), *byte_ids(tokenizer, "é日")] * 60
+
+    class Counting:
+        byte_ids, special_ids = tokenizer.byte_ids, tokenizer.special_ids
+
+        def settled(self, ids):
+            nonlocal decoded
+            decoded += len(ids)
+            return tokenizer.settled(ids)
+
+        decode = tokenizer.decode
+
+    growing = TextStreamer(Counting(), ())
+    shown = "".join(growing.more(ids[:length]) for length in range(1, len(ids) + 1))
+    assert tokenizer.decode(ids).startswith(shown) and len(shown) >= len(tokenizer.decode(ids)) - 8
+    assert decoded < 4 * text_module.WINDOW * len(ids)
 
 
 def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -89,7 +117,7 @@ def test_ordinary_text_is_not_held_back():
         if kind == "char":
             continue
         ids = tokenizer.encode("the cat sat")
-        assert len(Growing(tokenizer, ()).more(ids)) >= len(tokenizer.decode(ids)) - 4, kind
+        assert len(TextStreamer(tokenizer, ()).more(ids)) >= len(tokenizer.decode(ids)) - 4, kind
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from quatrain.adapters.layer import adapter_layers
 from quatrain.core.errors import InputError
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.context import Trace
@@ -473,7 +474,6 @@ def test_t5_reads_texts_of_any_length(models):
 def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_path):
     from quatrain.adapters import peft_files
     from quatrain.adapters.apply import apply
-    from quatrain.adapters.layer import adapters
     from quatrain.adapters.settings import AdapterSettings
 
     peft = pytest.importorskip("peft")
@@ -482,7 +482,7 @@ def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_pat
     changed = apply(model, AdapterSettings(rank=2, alpha=4.0, dropout=0.0, target_modules=targets), seed=1)
     assert {part for name in changed for part in name.split(".")} >= {"encoder", "self_attn", "cross_attn"}
     with torch.no_grad():
-        for number, (_, layer) in enumerate(adapters(model)):
+        for number, (_, layer) in enumerate(adapter_layers(model)):
             layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
     peft_files.save_adapter(model, tmp_path / "adapter", base_model="../base")
     base = type(battery.theirs(CASES[name])).from_pretrained(tmp_path / "base").eval()

@@ -7,7 +7,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tiny_training import CONFIG, settings
 
-from quatrain.adapters.apply import apply, trainable_report
+from quatrain.adapters.apply import apply, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import methods
 from quatrain.core.errors import InputError
@@ -58,7 +58,7 @@ def test_the_parts_are_those_that_a_training_measures(given_, precision, optimiz
         if adapter.quantize_base == "nf4":
             methods.quantize(model, "nf4")
         apply(model, adapter)
-    assert (said.trainable, said.total) == trainable_report(model)[:2]
+    assert (said.trainable, said.total) == count_trainable_parameters(model)[:2]
     found = Trainer(model, Causal(), Same(), wanted, steps=3).train().memory
     for part in ("gradients", "logits"):
         assert said.parts[part] == found[part], part
@@ -74,7 +74,7 @@ def test_all_of_a_quantized_model_is_counted():
     model = Model(SHAPE).initialize(0)
     whole = model.num_parameters()
     methods.quantize(model, "nf4")
-    assert trainable_report(model.requires_grad_(False))[:2] == (0, whole)
+    assert count_trainable_parameters(model.requires_grad_(False))[:2] == (0, whole)
 
 
 def test_less_is_held_of_what_is_said_to_save_memory():

@@ -138,7 +138,7 @@ def test_rows_that_learn_get_what_the_whole_matrix_would(kind, way, monkeypatch)
     ids = [3, 50, 100]
     model.requires_grad_(False)
     train_tokens(model, ids)
-    rows = model.trainable_tokens.said
+    rows = model.trainable_tokens.head_table
     with torch.no_grad():
         rows.normal_(generator=torch.Generator().manual_seed(7))
         whole.lm_head.weight[ids] = rows

@@ -99,9 +99,9 @@ def neighbours(model: Model, tokenizer: Tokenizer, token_id: int, *, top: int = 
     check_ids([token_id], tokenizer, model.config)
     with torch.no_grad():
         every = torch.arange(model.embed_tokens.num_embeddings, device=model.device)
-        mine = torch.nn.functional.normalize(model.look_up(every[token_id, None]).float(), dim=1)[0]
+        mine = torch.nn.functional.normalize(model.embed(every[token_id, None]).float(), dim=1)[0]
         near = torch.cat(
-            [torch.nn.functional.normalize(model.look_up(ids).float(), dim=1) @ mine for ids in every.split(ROWS)]
+            [torch.nn.functional.normalize(model.embed(ids).float(), dim=1) @ mine for ids in every.split(ROWS)]
         ).cpu()
     near[token_id] = -torch.inf
     beyond = [row for row in range(len(near)) if tokenizer.id_to_token(row) is None]

@@ -30,7 +30,7 @@ def fill(model: Model, names: Names, dtype: torch.dtype, device: torch.device, s
     plan: list[tuple[Any, dict[str, str]]] = []
     covered: set[str] = set()
     problems: list[str] = []
-    for operation in operations_of(names.kind, model):
+    for operation in weight_operations(names.kind, model):
         targets = [name for name in operation.targets if name in wanted]
         places = {source: names.find(source) for source in operation.sources}
         found = {source: place for source, place in places.items() if place is not None}
@@ -123,7 +123,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
         module._buffers[leaf] = tensor
 
 
-def operations_of(kind: Family, model: Model) -> Iterator[Any]:
+def weight_operations(kind: Family, model: Model) -> Iterator[Any]:
     """The family's operations for this model; a replaced module brings the names of its own tensors."""
     replaced = {name: module for name, module in model.named_modules() if hasattr(module, "file_names")}
     for operation in kind.weights(model.config):

@@ -22,7 +22,7 @@ from quatrain.models.families import Head, family
 from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.hub import CONFIG, resolve
 from quatrain.models.io import sentence_transformers
-from quatrain.models.io.filling import Names, fill, operations_of
+from quatrain.models.io.filling import Names, fill, weight_operations
 from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
 from quatrain.models.io.writing import write_safetensors
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
@@ -50,7 +50,7 @@ def load_config(model: str | Path) -> ModelConfig:
     return family(config.get("model_type")).from_hf(config)
 
 
-def stored_dtype(model: str | Path) -> str:
+def checkpoint_dtype(model: str | Path) -> str:
     """The dtype of the weights in a model's files as its config.json names it; float32 where it does not."""
     config = read_config(resolve(model, files=CONFIG))
     said = config.get("dtype") or config.get("torch_dtype") or "float32"
@@ -191,7 +191,7 @@ def _generation(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("transformers_version", "_from_model_config")}
 
 
-def state_dict_for_files(model: Model) -> dict[str, Tensor]:
+def file_state_dict(model: Model) -> dict[str, Tensor]:
     """The model's tensors under the family's own names, as its files hold them.
 
     Raises QuatrainError where a tensor has no such name (adapters that are not merged): a file would lack it.
@@ -201,7 +201,7 @@ def state_dict_for_files(model: Model) -> dict[str, Tensor]:
         ours.pop("lm_head.weight")
     theirs: dict[str, Tensor] = {}
     covered: set[str] = set()
-    for operation in operations_of(family(model.config.family), model):
+    for operation in weight_operations(family(model.config.family), model):
         if all(name in ours for name in operation.targets):
             theirs.update(operation.write(ours.__getitem__))
             covered.update(operation.targets)
@@ -222,7 +222,7 @@ def save(
     Shards past `shard_bytes`, with an index. Raises QuatrainError on a full or unwritable disk.
     """
     folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict_for_files(model).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in file_state_dict(model).items()}
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
     for module in model.modules():

@@ -182,7 +182,7 @@ class Tensors:
         """Gives the files' pages back before more than `CHUNK` bytes of them are resident."""
         if self._resident + size > CHUNK:
             for file in self._files:
-                file.give_back()
+                file.release_packed()
             self._resident = 0
         self._resident += size
 
@@ -221,7 +221,7 @@ class _File:
         """Whether a tensor's memory is this file's."""
         return tensor.device.type == "cpu" and 0 <= tensor.data_ptr() - self.address < len(self.mapping)
 
-    def give_back(self) -> None:
+    def release_packed(self) -> None:
         """Drops the resident pages, where the system can; the next use reads them again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.mapping.madvise(mmap.MADV_DONTNEED)

@@ -84,7 +84,7 @@ class Attention(nn.Module):
                 return self._mix_by_hand(query, key, value, view, None)
             kept = key.transpose(1, 2), value.transpose(1, 2)
             if context.cache is not None:
-                context.cache.keep_cross(self.layer, *kept)
+                context.cache.keep_cross_attention(self.layer, *kept)
         seen = None if context.trace is None else context.trace.cross_attentions
         return self._mix(query.transpose(1, 2), *kept, view, seen)
 
@@ -109,7 +109,7 @@ class Attention(nn.Module):
                 self._spread(key, 1),
                 self._spread(value, 1),
                 attn_mask=view.for_sdpa(),
-                is_causal=view.plainly_causal,
+                is_causal=view.is_plain_causal,
                 scale=self.scale,
             )
         return mixed.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
@@ -135,7 +135,7 @@ class Attention(nn.Module):
         cos, sin = None, None
         if rotary is not None:
             cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(-2) for table in rotary)
-        plainly = view.plainly_causal and query.shape[1] == key.shape[1]
+        plainly = view.is_plain_causal and query.shape[1] == key.shape[1]
         added = None if plainly else view.added(query.shape[1], key.shape[1], query)
         if added is not None and (added.shape[1] > 1 or added.requires_grad):  # it differs by the head of the query
             key, value = self._spread(key, 2), self._spread(value, 2)

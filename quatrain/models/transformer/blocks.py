@@ -12,7 +12,7 @@ from quatrain.core.errors import InputError
 from quatrain.models.kernels import cpu
 from quatrain.models.transformer.attention import Attention
 from quatrain.models.transformer.config import ModelConfig
-from quatrain.models.transformer.context import AttentionMask, ForwardContext, Prefix, Trace, visible, visible_across
+from quatrain.models.transformer.context import AttentionMask, ForwardContext, Prefix, Trace, visible, visible_encoded
 from quatrain.models.transformer.feed_forward import FeedForward
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.norms import make_norm
@@ -49,7 +49,7 @@ class Block(nn.Module):
         self.attention_output_layernorm = make_norm(config) if sandwich else None
         self.feed_forward_output_layernorm = make_norm(config) if sandwich else None
 
-    def before_recomputing(self, x: Tensor, context: ForwardContext) -> None:
+    def prepare_recomputation(self, x: Tensor, context: ForwardContext) -> None:
         """Makes the attention biases that all blocks share, so that none of them belongs to a recomputed block."""
         for view in context.masks.values():
             if view.bias is not None:
@@ -134,7 +134,7 @@ class Stack(nn.Module):
         }
         masks = self._views(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
-            mask, blind = visible_across(segments, encoder_segments)
+            mask, blind = visible_encoded(segments, encoder_segments)
             by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace, causal=False)
             masks["cross"] = AttentionMask(mask, blind=blind, by_hand=by_hand)
         context = ForwardContext(masks, rotary, cache, trace, encoded, prefix)

@@ -28,7 +28,7 @@ class Trace:
     encoder_hidden_states: list[Tensor] = field(default_factory=list)
     encoder_attentions: list[Tensor] = field(default_factory=list)
 
-    def of_encoder(self) -> Trace:
+    def encoder(self) -> Trace:
         """The trace that the encoder fills: its lists are this one's `encoder_` lists."""
         return Trace(hidden_states=self.encoder_hidden_states, attentions=self.encoder_attentions)
 
@@ -76,7 +76,7 @@ class AttentionMask:
     _added: Tensor | None = None
 
     @property
-    def plainly_causal(self) -> bool:
+    def is_plain_causal(self) -> bool:
         """Whether "no later token" is all there is to say, which PyTorch's attention does by itself."""
         return self.causal and self.mask is None and self.bias is None
 
@@ -151,7 +151,7 @@ def visible(
     return (own == theirs) & seen
 
 
-def visible_across(segments: Tensor | None, encoder_segments: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def visible_encoded(segments: Tensor | None, encoder_segments: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Which encoded tokens each decoder token sees: (B, T or 1, S), or None for all; and which see none: (B, T or 1).
 
     With segments on both sides, those of its own; a decoder's padding, or a decoder without segments, sees all text.

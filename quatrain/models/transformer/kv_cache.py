@@ -93,7 +93,7 @@ class KVCache:
         """The keys and values of the encoded text, once they are kept."""
         return self.crossed.get(layer)
 
-    def keep_cross(self, layer: int, key: Tensor, value: Tensor) -> None:
+    def keep_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keeps the keys and values (B, H, S, D) of the encoded text."""
         self.crossed[layer] = key, value
 

@@ -140,13 +140,13 @@ class Model(Stack):
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size), after the final norm; of an encoder-decoder its decoder's."""
         if adapters is not None:
-            self.adapter_set.choose(adapters)
+            self.adapter_set.activate(adapters)
         if self.encoder is None:
             read = ids = self._ids(input_ids)
             positions = self._counted(ids, segments) if positions is None else positions
             if cache is not None:
                 read, positions, segments = cache.reread(ids, positions, segments)
-            slots = Read(self.look_up(read), positions, segments, token_types)
+            slots = Read(self.embed(read), positions, segments, token_types)
             if self.prompt is not None:
                 slots = self.prompt.before(slots, first=cache is None or cache.length == 0)
             hidden = self.run(**vars(slots), cache=cache, trace=trace)
@@ -160,7 +160,7 @@ class Model(Stack):
             cache.encoder_segments = segments if encoded is not None else cache.encoder_segments
             segments = cache.encoder_segments
         return self.run(
-            self.look_up(decoder_input_ids),
+            self.embed(decoder_input_ids),
             segments=decoder_segments,
             cache=cache,
             trace=trace,
@@ -187,9 +187,9 @@ class Model(Stack):
         """The encoded text, and the segments of what was read."""
         if self.encoder is None:
             raise InputError(f"A {self.config.family} model has no encoder of its own.")
-        read = Read(self.look_up(input_ids), positions, segments)
+        read = Read(self.embed(input_ids), positions, segments)
         read = read if self.prompt is None else self.prompt.before(read, first=True)
-        return self.encoder.run(**vars(read), trace=None if trace is None else trace.of_encoder()), read.segments
+        return self.encoder.run(**vars(read), trace=None if trace is None else trace.encoder()), read.segments
 
     def head(
         self, hidden: Tensor, labels: Any = None, input_ids: Tensor | None = None, segments: Tensor | None = None
@@ -278,7 +278,7 @@ class Model(Stack):
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled)).view(input_ids.shape[:2])
         return logits, None if labels is None else heads.label_loss(logits, labels, "single")
 
-    def look_up(self, input_ids: Tensor | None) -> Tensor:
+    def embed(self, input_ids: Tensor | None) -> Tensor:
         """The embedding (…, embedding_size) of tokens (…), with the rows that an adapter has for some of them.
 
         Raises InputError for tokens past the vocabulary.

@@ -1,7 +1,7 @@
-"""Rows of single tokens that stand in place of those of the embedding, and of a head.
+"""Trained rows of single tokens that replace those of a frozen embedding, and of a head.
 
-A frozen matrix with a row for each token stays as it is, and takes no gradient: what a few tokens have learned is a
-small table of its own, put in where the tokens are read and said. PEFT's name for it is `trainable_token_indices`.
+The frozen matrix does not change and has no gradient; a small table holds the trained rows, which are used wherever
+these tokens are embedded or predicted. PEFT calls this `trainable_token_indices`.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PARTS = ("embed_tokens", "lm_head")
-"""What has a row for each token."""
+"""The matrices with a row for each token."""
 
 
 class TrainableTokens(nn.Module):
-    """What a model reads and says of some tokens in place of its embedding's rows, and of its head's."""
+    """Replaces the rows of some tokens in a model's embedding and head."""
 
     def embed(self, tokens: Tensor, embedded: Tensor) -> Tensor:
-        """The embedding (B, T, C) of tokens (B, T), given what the model's own is."""
+        """The embeddings (B, T, C) of tokens (B, T), given those of the model's own matrix."""
         raise NotImplementedError
 
     def lm_logits(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
-        """The logits (…, V) of hidden states (…, C), given the model's own, which are used up, and its head's bias
-        (V). `owners` (N) are the rows of the batch that states (N, C) are of.
+        """The logits (…, V) of hidden states (…, C), given those of the model's own head, which may be overwritten.
+
+        `bias` (V) is the head's. `owners` (N) gives the batch row of each of the states (N, C).
         """
         raise NotImplementedError
 
 
-class LearnedRows(TrainableTokens):
-    """A table (K, C) for the embedding, and one for a head that is not tied, of the tokens `ids`, in float32.
+class TokenRows(TrainableTokens):
+    """Tables (K, C) in float32 for the tokens `ids`: one for the embedding, and one for a head that is not tied.
 
-    Either may be missing: its matrix is then as it is. A head that is tied says by the embedding's table.
+    Either may be missing; its matrix is then used unchanged. A tied head uses the embedding's table.
     """
 
     def __init__(self, ids: Sequence[int], tables: Mapping[str, Tensor], *, tied: bool, device: torch.device):
-        """`tables` by the names of the matrices: `embed_tokens`, `lm_head`; their rows are those of `ids`."""
+        """`tables` maps `embed_tokens` and `lm_head` to their tables, whose rows belong to `ids`."""
         super().__init__()
         order = sorted(range(len(ids)), key=lambda place: ids[place])
         self.ids = tuple(ids[place] for place in order)
@@ -53,12 +54,12 @@ class LearnedRows(TrainableTokens):
         self.lm_head: nn.Parameter | None
 
     def tables(self) -> dict[str, nn.Parameter]:
-        """The tables that there are, by the names of their matrices."""
+        """The tables by the names of their matrices."""
         return dict(self.named_parameters())
 
     @property
-    def said(self) -> nn.Parameter | None:
-        """The table (K, C) that the head says by; None where it says by its matrix alone."""
+    def head_table(self) -> nn.Parameter | None:
+        """The table (K, C) that the head uses; None if it uses its matrix alone."""
         return self.embed_tokens if self.tied else self.lm_head
 
     def embed(self, tokens: Tensor, embedded: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class LearnedRows(TrainableTokens):
         return torch.where((self.index[place] == tokens)[..., None], learned, embedded)
 
     def lm_logits(self, hidden: Tensor, logits: Tensor, bias: Tensor | None, owners: Tensor | None = None) -> Tensor:
-        if self.said is None:
+        if self.head_table is None:
             return logits
-        said = F.linear(hidden, self.said.to(hidden.dtype), None if bias is None else bias[self.index])
-        return logits.index_copy_(-1, self.index, said.to(logits.dtype))
+        own = F.linear(hidden, self.head_table.to(hidden.dtype), None if bias is None else bias[self.index])
+        return logits.index_copy_(-1, self.index, own.to(logits.dtype))

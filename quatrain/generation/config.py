@@ -1,8 +1,8 @@
-"""A model's own generation settings: the rules it always needs, and the way of decoding that its makers recommend.
+"""A model's own generation settings: constraints that always apply, and the sampling parameters its makers recommend.
 
-They stand in `generation_config.json`, or among older checkpoints in `config.json` itself. Names and meaning are those
-of transformers' GenerationConfig. A setting that would change the ids and is not known here is refused by name; a test
-takes the keys from transformers, so that one of a new release shows up.
+They are read from `generation_config.json`, or in older checkpoints from `config.json`. Names and meaning are those of
+transformers' GenerationConfig. A setting that would change the ids and is not supported is refused by name; a test
+compares the keys with transformers', so that keys of a new release are noticed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import kind_of, shown
-from quatrain.generation.constraints import Rules
-from quatrain.generation.logits import LEAST_PENALTY, SamplingParams
-from quatrain.generation.reader import encodes
+from quatrain.generation.cached_model import has_encoder
+from quatrain.generation.constraints import GenerationRules
+from quatrain.generation.logits import MIN_REPETITION_PENALTY, SamplingParams
 from quatrain.models.transformer.stack import Model
 
-REFUSED = "This model's generation_config.json (or config.json) asks for what cannot be generated:"
+REFUSED = "This model's generation_config.json (or config.json) has settings that are not supported:"
 
 UNKNOWN: dict[str, tuple[Any, ...]] = {
     "encoder_no_repeat_ngram_size": (0,),
@@ -38,11 +38,11 @@ UNKNOWN: dict[str, tuple[Any, ...]] = {
     "cache_implementation": ("dynamic", "static", "hybrid", "sliding_window", "offloaded", "offloaded_static"),
     "cache_config": ({},),
 }
-"""What changes the ids in transformers and is not offered here, with the values that change nothing (null too)."""
+"""Settings that change the ids in transformers and are not supported, with the values that have no effect (or null)."""
 
 _SAME_IDS = "makes transformers faster or smaller; the ids are the same"
-_RETURNED = "what transformers' generate returns beside the ids"
-_ASSISTED = "of decoding with the help of a second model or of the prompt, which gives the same ids"
+_RETURNED = "what transformers' generate returns besides the ids"
+_ASSISTED = "assisted decoding, by a second model or from the prompt, gives the same ids"
 HARMLESS: dict[str, str] = {
     **dict.fromkeys(("use_cache", "max_cache_len", "compile_config", "disable_compile", "low_memory"), _SAME_IDS),
     **dict.fromkeys(("prefill_chunk_size", "continuous_batching_config"), _SAME_IDS),
@@ -54,36 +54,36 @@ HARMLESS: dict[str, str] = {
     ),
     **dict.fromkeys(("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"), _ASSISTED),
     **dict.fromkeys(("assistant_ensemble_weight", "speculation_type", "use_mtp"), _ASSISTED),
-    "pad_token_id": "finished rows leave the batch, so none is filled up",
+    "pad_token_id": "finished rows leave the batch, so none is padded",
     "_from_model_config": "who wrote the file",
     "transformers_version": "who wrote the file",
 }
-"""What changes no ids here, and why."""
+"""Settings that do not change the ids, and why."""
 
 RECOMMENDED = ("num_beams", "length_penalty", "early_stopping", "max_new_tokens", "num_return_sequences")
 SAMPLED = (
     *("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"),
 )
-"""What holds where no parameters are given: without and with `do_sample`."""
+"""The recommended parameters that apply without `do_sample`, and with it."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a model's files say about generating with it."""
+class GenerationConfig:
+    """Generation settings from a model's files."""
 
-    rules: Rules = field(default_factory=Rules)
+    rules: GenerationRules = field(default_factory=GenerationRules)
     recommended: SamplingParams = field(default_factory=SamplingParams)
-    """What is used where no parameters are given."""
+    """The parameters of calls that give none."""
     max_length: int | None = None
-    """The most tokens of a decoder's prompt and completion together where no parameters are given."""
+    """The most tokens of prompt and completion together, for a decoder and calls without parameters."""
     bos_token_id: int | None = None
-    """What begins an empty prompt where the tokenizer says nothing else."""
+    """The token of an empty prompt, unless the tokenizer has one."""
 
 
-def read_settings(model: Model) -> Settings:
-    """The settings that a model brought along from its files.
+def read_generation_config(model: Model) -> GenerationConfig:
+    """The generation settings of a model's files.
 
-    Raises InputError, all problems at once, for values out of range and for settings that are not offered here.
+    Raises InputError, all problems at once, for values out of range and settings that are not supported.
     """
     config = model.config
     raw: Mapping[str, Any] = config.extra if model.generation is None else model.generation
@@ -115,31 +115,31 @@ def read_settings(model: Model) -> Settings:
     bos = config.bos_token_id if not _is_count(bos) else bos
     if values.get("decoder_start_token_id") is None and bos is not None:
         values["decoder_start_token_id"] = bos
-    recommended = _recommended(raw, problems, encoder_decoder=encodes(config))
+    recommended = _recommended(raw, problems, encoder_decoder=has_encoder(config))
     if problems:
         raise InputError(REFUSED, problems)
-    length = None if encodes(config) or raw.get("max_new_tokens") is not None else raw.get("max_length")
-    return Settings(Rules(**values), recommended, length, bos)
+    length = None if has_encoder(config) or raw.get("max_new_tokens") is not None else raw.get("max_length")
+    return GenerationConfig(GenerationRules(**values), recommended, length, bos)
 
 
 def _unknown(raw: Mapping[str, Any]) -> Iterator[str]:
-    """What is refused by name, and what is of the wrong kind."""
+    """Settings that are not supported, and values of the wrong type."""
     for name, neutral in UNKNOWN.items():
         value = raw.get(name)
         if value is not None and not any(
             value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
         ):
-            yield f"{name}: {shown(value)}; not offered here; take it out to generate without it"
+            yield f"{name}: {shown(value)}; not supported; remove it to generate without it"
     sampled = raw.get("do_sample")
     if sampled is not None and not isinstance(sampled, bool):
         yield f"do_sample: {shown(sampled)}; must be true or false"
     beams = raw.get("num_beams")
     if sampled and beams is not None and beams != 1:
-        yield f"num_beams: {shown(beams)}; not offered here together with do_sample; take one of them out"
+        yield f"num_beams: {shown(beams)}; not supported together with do_sample; remove one of them"
     count = raw.get("num_return_sequences")
     if count is not None and count != 1 and (sampled or not _is_count(beams) or not _is_count(count) or count > beams):
         yield (
-            f"num_return_sequences: {shown(count)}; not offered here beyond num_beams; take it out and give the prompt "
+            f"num_return_sequences: {shown(count)}; not supported beyond num_beams; remove it and give the prompt "
             "several times"
         )
 
@@ -165,10 +165,10 @@ def _recommended(raw: Mapping[str, Any], problems: list[str], *, encoder_decoder
 
 
 def _end_problems(name: str, value: Any) -> Iterator[str]:
-    """Ids past the vocabulary are no fault here: they are never said."""
+    """Problems of an id setting; ids beyond the vocabulary are allowed, since they are never generated."""
     listed = value if isinstance(value, list) and name == "eos_token_id" else [value]
     for token in listed:
-        # -1 is how some checkpoints write that there is none
+        # Some checkpoints write -1 for "none".
         if token is not None and not _is_count(token) and not (token == -1 and not isinstance(token, bool | float)):
             yield f"{name}: {shown(token)}; must be a token id" + (
                 " or a list of them" if name == "eos_token_id" else ""
@@ -196,7 +196,7 @@ def _sequences(value: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """Pairs of a sequence and a number, of which the last of each sequence counts, as transformers makes a dict."""
+    """Pairs of a sequence and a bias; the last bias of a sequence counts, as in transformers' dict."""
     if not isinstance(value, list | tuple):
         raise ValueError(value)
     found: dict[tuple[int, ...], float] = {}
@@ -230,7 +230,7 @@ def _finite(value: Any) -> float:
 
 
 def _penalty(value: Any) -> float:
-    if not LEAST_PENALTY <= _finite(value) <= 1 / LEAST_PENALTY:
+    if not MIN_REPETITION_PENALTY <= _finite(value) <= 1 / MIN_REPETITION_PENALTY:
         raise ValueError(value)
     return float(value)
 
@@ -260,9 +260,12 @@ RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "min_length": (_count, _COUNT),
     "min_new_tokens": (_count, _COUNT),
     "no_repeat_ngram_size": (_count, _COUNT),
-    "repetition_penalty": (_penalty, f"a positive number from {LEAST_PENALTY:g} to {1 / LEAST_PENALTY:g}"),
+    "repetition_penalty": (
+        _penalty,
+        f"a positive number from {MIN_REPETITION_PENALTY:g} to {1 / MIN_REPETITION_PENALTY:g}",
+    ),
     "exponential_decay_length_penalty": (_decay, "a pair of a whole number and a factor above 0 and at most 1000"),
     "renormalize_logits": (_switch, "true or false"),
     "stop_strings": (_strings, "a text or a list of texts, none of them empty"),
 }
-"""How each rule is read, and what it must be."""
+"""How each constraint is parsed, and what its value must be."""

@@ -1,8 +1,8 @@
 """Weights of the model itself in PEFT's adapter folders: `modules_to_save`, resized embeddings, tied ones.
 
-PEFT wraps each module of `modules_to_save` in a copy that learns. Of a model whose head is tied to the embedding, the
-copy of one is no longer the other: the model is untied. Only `ensure_weight_tying`, or an embedding that was resized
-and is saved with its head, keeps them one.
+PEFT wraps each module of `modules_to_save` in a trained copy. In a model whose head is tied to the embedding, the copy
+of one is no longer the other: the model becomes untied. Only `ensure_weight_tying`, or a resized embedding saved
+together with its head, keeps them tied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quatrain.adapters.peft_config import PLAIN
 from quatrain.adapters.peft_layers import PREFIX
-from quatrain.adapters.trainable_tokens import learned_rows
+from quatrain.adapters.trainable_tokens import token_rows
 from quatrain.core.errors import InputError
 from quatrain.models.families import Family, family
 from quatrain.models.families.weights import Rename, Split
@@ -28,23 +28,23 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 COPIES = (
     ".modules_to_save.weight", ".token_adapter.base_layer.weight", ".base_layer.weight", ".original_module.weight",
 )  # fmt: skip
-"""Names under which PEFT writes an embedding or a head beside or instead of its own, when it saves a resized one or an
-adapter over one; the first that is there counts."""
+"""Names that PEFT gives an embedding or head, beside or instead of its own, when it saves a resized one or an adapter
+over one. The first one present counts."""
 
 
 @dataclass
-class Whole:
-    """Weights by our names; those of `still` stand for the base's and do not learn. `unties` tells whether the model's
-    head and embedding are then two.
+class SavedModules:
+    """Fully trained weights by our names. Those in `frozen` replace the base model's and are not trained. `unties`
+    tells whether the adapter makes head and embedding separate matrices.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    still: set[str] = field(default_factory=set)
+    frozen: set[str] = field(default_factory=set)
     unties: bool = False
 
 
 def operations(config: ModelConfig) -> list[Rename | Split]:
-    """How each weight of the family's files becomes ours, a tied head among them."""
+    """The operations that map the family's file tensors to our weights, a tied head's included."""
     kind = family(config.family)
     found = [each for each in kind.weights(config) if isinstance(each, Rename | Split)]
     if config.tie_word_embeddings and config.head in LANGUAGE_HEADS:
@@ -55,13 +55,13 @@ def operations(config: ModelConfig) -> list[Rename | Split]:
 
 
 def rename_aliases(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Gives a head under the name that newer files have the family's own, in place; returns the path that each renamed
-    one had.
+    """Renames a head stored under its newer name to the family's own, in place; returns the old path of each renamed
+    one.
     """
     renamed = {}
     for alias, name in _head_aliases(family(config.family), operations(config)).items():
         before, after = (f"{PREFIX}{each.removesuffix('.weight')}." for each in (alias, name))
-        if any(each.startswith(after) for each in tensors):  # written under both names
+        if any(each.startswith(after) for each in tensors):  # LayerTensors under both names.
             for each in [each for each in tensors if each.startswith(before)]:
                 del tensors[each]
             continue
@@ -74,8 +74,8 @@ def rename_aliases(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
 def write_aliases(model: Model, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Adds the head's tensors under its other names, and those names to the configuration, in place.
 
-    GPT-NeoX's head is `embed_out` in older releases of transformers and `lm_head` in newer ones; PEFT passes over the
-    name that the model at hand does not have.
+    GPT-NeoX's head is `embed_out` in older releases of transformers and `lm_head` in newer ones; PEFT ignores the name
+    that its model does not have.
     """
     for alias, name in _head_aliases(family(model.config.family), operations(model.config)).items():
         old, new = name.removesuffix(".weight"), alias.removesuffix(".weight")
@@ -94,16 +94,16 @@ def write_aliases(model: Model, config: dict[str, Any], tensors: dict[str, Tenso
 
 
 def _head_aliases(kind: Family, known: list[Rename | Split]) -> dict[str, str]:
-    """Other names of the head's matrix; those of an embedding may mean one of several copies that PEFT tells apart."""
+    """Other names of the head's matrix. An embedding's aliases are left out: PEFT tells its copies apart by them."""
     heads = {each.theirs for each in known if each.targets == [HEAD]}
     return {alias: name for alias, name in kind.aliases.items() if name in heads}
 
 
 def rename_copies(config: ModelConfig, tensors: dict[str, Tensor]) -> set[str]:
-    """Gives what PEFT wrote of an embedding or a head under other names its own, in place; returns the names of those
-    that are the base's under an adapter.
+    """Renames PEFT's other names of an embedding or head to its own, in place; returns the names of those that are the
+    base weights under an adapter.
     """
-    still = set()
+    frozen = set()
     for operation in operations(config):
         if operation.targets not in ([EMBEDDING], [HEAD]):
             continue
@@ -112,39 +112,40 @@ def rename_copies(config: ModelConfig, tensors: dict[str, Tensor]) -> set[str]:
             copy = tensors.pop(own.removesuffix(".weight") + end, None)
             if copy is not None and own not in tensors:
                 tensors[own] = copy
-                still |= {own} if end == ".base_layer.weight" else set()
-    return still
+                frozen |= {own} if end == ".base_layer.weight" else set()
+    return frozen
 
 
-def take(
-    model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], still: set[str], problems: list[str]
-) -> Whole:
-    """The whole weights of an adapter folder, taken out of `tensors`; the model does not change. `still` is what
-    `rename_copies` gave.
+def read(
+    model: Model, config: Mapping[str, Any], tensors: dict[str, Tensor], frozen: set[str], problems: list[str]
+) -> SavedModules:
+    """Removes the fully trained weights from `tensors` and returns them; the model does not change.
+
+    `frozen` comes from `rename_copies`.
     """
-    found, state = Whole(), dict(model.named_parameters(remove_duplicate=False))
+    found, state = SavedModules(), dict(model.named_parameters(remove_duplicate=False))
     for operation in operations(model.config):
         name = f"{PREFIX}{operation.theirs}"
         if name not in tensors:
             continue
         tensor = tensors.pop(name)
         try:
-            read = dict(operation.read(lambda theirs, tensor=tensor: tensor))  # type: ignore[misc]
+            weights = dict(operation.read(lambda theirs, tensor=tensor: tensor))  # type: ignore[misc]
         except (RuntimeError, IndexError, ValueError):
-            read = {}
-        if not read or any(own not in state or state[own].shape != each.shape for own, each in read.items()):
-            problems.append(f"{name}: of another shape than the model's: {tuple(tensor.shape)}")
+            weights = {}
+        if not weights or any(own not in state or state[own].shape != each.shape for own, each in weights.items()):
+            problems.append(f"{name}: its shape is not the model's: {tuple(tensor.shape)}")
             continue
-        found.tensors |= read
-        found.still |= set(read) if name in still else set()
-    if config["peft_type"] != PLAIN:  # ours, whose parts may have learned their biases alone
+        found.tensors |= weights
+        found.frozen |= set(weights) if name in frozen else set()
+    if config["peft_type"] != PLAIN:  # Our own format may hold only the biases of a module.
         problems += _missing(model, config, found.tensors)
     _tie(model, config, found, problems)
     return found
 
 
-def _tie(model: Model, config: Mapping[str, Any], found: Whole, problems: list[str]) -> None:
-    """Settles whether a tied model stays so, and gives both names their tensor where it does."""
+def _tie(model: Model, config: Mapping[str, Any], found: SavedModules, problems: list[str]) -> None:
+    """Decides whether a tied model stays tied, and if so gives both names the same tensor."""
     given = {name: found.tensors[name] for name in (EMBEDDING, HEAD) if name in found.tensors}
     if not given or not (is_tied(model) or model.untied):
         return
@@ -159,7 +160,7 @@ def _tie(model: Model, config: Mapping[str, Any], found: Whole, problems: list[s
                 "modules_to_save names neither"
             )
         one = next(iter(given.values()))
-        if EMBEDDING in given or not found.still:
+        if EMBEDDING in given or not found.frozen:
             found.tensors |= {EMBEDDING: one, HEAD: one}
         return
     found.unties = True
@@ -168,7 +169,7 @@ def _tie(model: Model, config: Mapping[str, Any], found: Whole, problems: list[s
 
 
 def _names(kind: Family, config: Mapping[str, Any], operation: Rename | Split) -> bool:
-    """Whether `modules_to_save` names the module of an operation, by its path's end."""
+    """Whether `modules_to_save` names the module of an operation by the end of its path."""
     own = operation.theirs
     aliases = [alias for alias, name in _head_aliases(kind, [operation]).items() if name == own]
     paths = [each.removesuffix(".weight") for each in (own, *aliases)]
@@ -177,7 +178,7 @@ def _names(kind: Family, config: Mapping[str, Any], operation: Rename | Split) -
 
 
 def _missing(model: Model, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
-    """The weights of parts in `modules_to_save` that the adapter lacks; PEFT names heads that the model has not."""
+    """Weights of `modules_to_save` that the adapter lacks. PEFT also lists heads that the model does not have."""
     state, kind = dict(model.named_parameters(remove_duplicate=False)), family(model.config.family)
     return [
         f"{PREFIX}{operation.theirs}: missing, and modules_to_save names it"
@@ -190,8 +191,8 @@ def _missing(model: Model, config: Mapping[str, Any], tensors: Mapping[str, Tens
 
 
 def write(model: Model, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The family's tensors of weights that have learned whole, of a fused one all parts, by the names of the files; and
-    what the configuration says of them.
+    """The file tensors of fully trained weights (for fused ones, all their parts) by name, and their options in
+    `adapter_config.json`.
     """
     state = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
     wanted, tensors = set(names), dict[str, Tensor]()
@@ -209,7 +210,7 @@ def write(model: Model, names: list[str]) -> tuple[dict[str, Tensor], dict[str, 
     if not tied:
         return tensors, {"modules_to_save": saved}
     head = [each.theirs.removesuffix(".weight") for each in operations(model.config) if HEAD in each.targets]
-    tensors |= {f"{name}.weight": tensors[f"{name}.weight"].clone() for name in head}  # files share no memory
+    tensors |= {f"{name}.weight": tensors[f"{name}.weight"].clone() for name in head}  # Files cannot share memory.
     return tensors, {
         "modules_to_save": [name for name in saved or () if name not in head],
         "ensure_weight_tying": True,
@@ -217,12 +218,12 @@ def write(model: Model, names: list[str]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def _with_rows(model: Model, state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Matrices with the rows of single tokens in them, where PEFT cannot hold both; added to `wanted`.
+    """Matrices with the trained token rows merged in, where PEFT cannot hold both; adds their names to `wanted`.
 
-    PEFT lets no module learn whole and by rows, and of a base that ties them shares the embedding's rows with the head.
+    PEFT trains no module both in full and by rows; for a tied base it shares the embedding's rows with the head.
     """
-    rows = learned_rows(model)
-    if rows is None or not folds_rows(model, wanted):
+    rows = token_rows(model)
+    if rows is None or not writes_merged_rows(model, wanted):
         return {}
     tables = {f"{part}.weight": table for part, table in rows.tables().items()}
     if rows.tied and EMBEDDING in tables:
@@ -235,20 +236,20 @@ def _with_rows(model: Model, state: Mapping[str, Tensor], wanted: set[str]) -> d
     return folded
 
 
-def folds_rows(model: Model, whole: set[str]) -> bool:
-    """Whether the rows of single tokens are written within the whole embedding or head."""
-    rows = learned_rows(model)
+def writes_merged_rows(model: Model, whole: set[str]) -> bool:
+    """Whether trained token rows are written as part of the whole embedding or head."""
+    rows = token_rows(model)
     if rows is None:
         return False
     names = {f"{part}.weight" for part in rows.tables()}
     return bool(names & whole) or (model.untied and HEAD in whole and EMBEDDING in names)
 
 
-def place(model: Model, whole: Whole) -> None:
-    """Puts the weights into a frozen model; those that are not `still` learn."""
+def load_into(model: Model, whole: SavedModules) -> None:
+    """Copies the weights into a frozen model and makes those that are not `frozen` trainable."""
     state = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, tensor in whole.tensors.items():
             if name in state:
-                state[name].requires_grad_(name not in whole.still).copy_(tensor)
+                state[name].requires_grad_(name not in whole.frozen).copy_(tensor)
 

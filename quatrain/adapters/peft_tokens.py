@@ -1,4 +1,4 @@
-"""Learned token rows in PEFT's adapter folders: `trainable_token_indices`."""
+"""Trained token rows in PEFT's adapter folders: `trainable_token_indices`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.adapters import peft_whole
-from quatrain.adapters.apply import learned_whole
+from quatrain.adapters import peft_modules
+from quatrain.adapters.apply import fully_trained_parameters
 from quatrain.adapters.peft_layers import PREFIX, FileLayer
-from quatrain.adapters.trainable_tokens import learned_rows
+from quatrain.adapters.trainable_tokens import token_rows
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.trainable_tokens import PARTS
 
 Rows = tuple[list[int], dict[str, Tensor]]
-"""Ids, and by our names of the parts the rows of these ids."""
+"""Token ids, and their rows by our names of the matrices."""
 
 
 def write(model: Model, layers: Mapping[str, FileLayer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The rows of a model that learn, by the names of the files, and what the configuration says of them."""
-    rows = learned_rows(model)
-    if rows is None or peft_whole.folds_rows(model, set(learned_whole(model))):
+    """The model's trained token rows by their names in the files, and their options in `adapter_config.json`."""
+    rows = token_rows(model)
+    if rows is None or peft_modules.writes_merged_rows(model, set(fully_trained_parameters(model))):
         return {}, {}
     paths = _paths(layers)
     tensors = {_key(paths[part]): table.detach() for part, table in rows.tables().items()}
@@ -36,17 +36,17 @@ def _key(path: str) -> str:
 
 
 def _paths(layers: Mapping[str, FileLayer]) -> dict[str, str]:
-    """Our names of what has a row for each token -> their paths in the files."""
+    """Our names of the matrices with a row for each token -> their paths in the files."""
     return {part: path for part in PARTS for path, layer in layers.items() if layer.parts == [part]}
 
 
-def take(
+def read(
     config: Mapping[str, Any], layers: Mapping[str, FileLayer], tensors: dict[str, Tensor], *, tied: bool
 ) -> Rows | None:
-    """The learned token rows of an adapter folder by our names, taken out of `tensors`; None where it has none.
+    """Removes the trained token rows of an adapter folder from `tensors` and returns them by our names; None without.
 
-    Of a base that is `tied`, PEFT shares the embedding's rows with the head. Raises InputError where the weights hold
-    others than the configuration names.
+    `tied`: whether the base ties its head to the embedding; PEFT then shares the embedding's rows with the head. Raises
+    InputError if the weights hold other rows than the configuration names.
     """
     wanted = config.get("trainable_token_indices")
     if not wanted:
@@ -64,7 +64,7 @@ def take(
         else:
             named[part] = ids
     if len({tuple(ids) for ids in named.values()}) > 1:
-        problems.append("other tokens for the embedding than for the head, which Quatrain does not do")
+        problems.append("the embedding and the head name different tokens, which is not supported")
     if problems:
         raise InputError("trainable_token_indices:", problems)
     ids = next(iter(named.values()))

@@ -7,9 +7,9 @@ from tiny_models import llama
 from transformers import GenerationConfig
 
 from quatrain.core.errors import InputError
-from quatrain.generation.constraints import Rules
+from quatrain.generation.config import HARMLESS, RECOMMENDED, RULES, SAMPLED, UNKNOWN, read_generation_config
+from quatrain.generation.constraints import GenerationRules
 from quatrain.generation.engine import Engine, SamplingParams
-from quatrain.generation.settings import HARMLESS, RECOMMENDED, RULES, SAMPLED, UNKNOWN, read_settings
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
 
@@ -45,12 +45,12 @@ def settings_of(values, config=CONFIG):
     """The settings of a model that was read with this generation_config.json, or without one (None)."""
     model = TINY if config is CONFIG else Model(config)
     model.generation = values
-    return read_settings(model)
+    return read_generation_config(model)
 
 
 def test_settings_of_published_checkpoints():
     summaries = settings_of(SUMMARIES)
-    assert summaries.rules == Rules(
+    assert summaries.rules == GenerationRules(
         decoder_start_token_id=2,
         forced_bos_token_id=0,
         forced_eos_token_id=(2,),
@@ -59,26 +59,27 @@ def test_settings_of_published_checkpoints():
     )
     assert summaries.recommended == SamplingParams(num_beams=4, length_penalty=2.0, early_stopping=True)
     translation = settings_of(TRANSLATION)
-    assert translation.rules == Rules(
+    assert translation.rules == GenerationRules(
         decoder_start_token_id=58100, forced_eos_token_id=(0,), bad_words_ids=((58100,),), renormalize_logits=True
     )
     chat = settings_of(CHAT)
     assert chat.recommended == SamplingParams(temperature=0.7, top_p=0.8, top_k=20)
-    assert chat.rules == Rules(repetition_penalty=1.05)
+    assert chat.rules == GenerationRules(repetition_penalty=1.05)
     assert settings_of(CHAT | {"do_sample": False}).recommended == SamplingParams()
 
 
 def test_what_transformers_writes_by_default_is_read():
-    assert settings_of(GenerationConfig().to_dict()).rules == Rules()
+    assert settings_of(GenerationConfig().to_dict()).rules == GenerationRules()
     assert settings_of(GenerationConfig(do_sample=True).to_dict()).recommended.temperature == 1.0
 
 
 def test_without_a_file_the_configuration_decides():
     config = CONFIG.with_(extra={"no_repeat_ngram_size": 3, "num_beams": 2}, bos_token_id=7)
     old = settings_of(None, config)
-    assert old.rules == Rules(decoder_start_token_id=7, no_repeat_ngram_size=3) and old.recommended.num_beams == 2
+    assert old.rules == GenerationRules(decoder_start_token_id=7, no_repeat_ngram_size=3)
+    assert old.recommended.num_beams == 2
     for file in ({}, {"min_length": 4}):
-        assert settings_of(file, config).rules == Rules(decoder_start_token_id=7, **file)
+        assert settings_of(file, config).rules == GenerationRules(decoder_start_token_id=7, **file)
 
 
 def test_all_problems_at_once():
@@ -140,7 +141,7 @@ def test_recommended_sampling_is_read():
     rules = settings_of(
         {"sequence_bias": [[[4, 5], 1.5], [[6], -2]], "exponential_decay_length_penalty": [3, 1.2], "stop_strings": "x"}
     ).rules
-    assert rules == Rules(
+    assert rules == GenerationRules(
         sequence_bias=(((4, 5), 1.5), ((6,), -2.0)), exponential_decay_length_penalty=(3, 1.2), stop_strings=("x",)
     )
     assert settings_of({"max_length": 9}).max_length == 9
