@@ -1,4 +1,4 @@
-"""The folder of a run: creating it, preparation the folder of a stage, and linking the final model."""
+"""The folder of a run: creating it, preparing the folder of a stage, and linking the final model."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_adapters_of_a_tied_base_are_merged_untied(folder: Path) -> None:
 def test_what_cannot_be_merged_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         "no weight": [str(folder / "soft")],
-        "no adapter folder": [str(folder / "base")],
+        "not an adapter folder": [str(folder / "base")],
         "as many as adapters": [str(folder / "one"), "--weights", "1", "--weights", "2"],
         "must be one of int8, int4, nf4": [str(folder / "one"), "--quantize", "int3"],
         "no adapter is named": [],
