@@ -303,7 +303,7 @@ def test_what_peft_cannot_hold_is_said(tmp_path: Path) -> None:
     model = adapted(base_of("gpt2", tmp_path / "base"), "loha")
     with pytest.raises(InputError, match="cannot be written for PEFT") as caught:
         peft_files.save_adapter(model, tmp_path / "adapter")
-    assert any("keep transposed" in problem for problem in caught.value.problems)
+    assert any("store transposed" in problem for problem in caught.value.problems)
     fused = adapted(base_of("phi3", tmp_path / "phi3"), "lokr")
     with pytest.raises(InputError) as caught:
         peft_files.save_adapter(fused, tmp_path / "adapter")
@@ -332,7 +332,7 @@ def test_parts_and_layers_that_are_not_there(tmp_path: Path) -> None:
     model = model_folder.load(base_of("llama", tmp_path / "base"))
     with pytest.raises(InputError, match="cannot be applied") as caught:
         apply(model, AdapterSettings(modules_to_save=("nrm", "lm_heat")))
-    assert "'nrm' names no part; did you mean norm" in caught.value.problems[0]
+    assert "'nrm' names no module; did you mean norm" in caught.value.problems[0]
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(InputError, match="num_layers: 3; the model has 2"):
         apply(model, AdapterSettings(method="last-layers", num_layers=3))

@@ -160,7 +160,7 @@ def test_broken_tensors_are_all_told_and_nothing_is_changed(adapter, tmp_path):
         peft_files.load_adapter(model, adapter)
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 5
-    for part in ("strange: unexpected", f"{first}: lora_B.weight: missing", "layers.9", "must be (4, 32): of another"):
+    for part in ("strange: unexpected", f"{first}: lora_B.weight: missing", "layers.9", "must be (4, 32): wrong shape"):
         assert part in text
     assert not list(adapter_layers(model)) and all(parameter.requires_grad for parameter in model.parameters())
     (adapter / peft_files.WEIGHTS).write_bytes(b"half")

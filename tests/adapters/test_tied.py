@@ -165,7 +165,7 @@ def test_other_tokens_for_embedding_and_head_are_refused_by_name(tied: Path, tmp
     made_by_peft(tied, tmp_path, trainable_token_indices={"embed_tokens": [1, 2], "lm_head": [3]})
     with pytest.raises(InputError, match="trainable_token_indices") as caught:
         load_model(tmp_path)
-    assert "other tokens for the embedding" in caught.value.problems[0]
+    assert "name different tokens" in caught.value.problems[0]
 
 
 @settings(max_examples=12, deadline=None)
