@@ -137,12 +137,12 @@ def test_the_report_of_a_run_shows_its_stages(outputs, place):
         "new combinations",
         "new values",
         "new phrasings",
-        "How it learned",
+        "Training curves",
         "Size and speed",
-        "What it cost",
+        "Cost",
     ):
         assert wanted in html, wanted
-    assert "not finished" not in html and "Not readable" not in html
+    assert "not finished" not in html and "Unreadable" not in html
 
 
 def test_the_python_runs(outputs, place):

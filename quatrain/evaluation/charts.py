@@ -33,7 +33,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: its row's label, its value, the value as text, and perhaps an interval around the value.
+    """A bar: its label, its value, the value as text, and optionally an interval around the value.
 
     `mark` is the class that the style sheet colours: o1 (pale) to o6 (strong) for ordered bars.
     """
@@ -48,7 +48,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a whole: its name, its size and the size as text."""
+    """A slice of a whole: its name, its size and the size as text."""
 
     name: str
     value: float
@@ -56,7 +56,7 @@ class Slice:
 
 
 def finite(value: object) -> float | None:
-    """The value as a float where it is a number that can be drawn, otherwise None.
+    """The value as a float if it is a number that can be drawn, otherwise None.
 
     None stands for text, truth values, NaN, infinities, and numbers past 1e100, whose differences may overflow.
     """
@@ -120,7 +120,7 @@ def line_chart(
     if 0 < x_low < 0.1 * x_high:
         x_low = 0.0
     if x_low == x_high:
-        pad = max(1.0, abs(x_low) * 1e-12)  # one more or less is nothing to numbers past 2^53
+        pad = max(1.0, abs(x_low) * 1e-12)  # numbers beyond 2^53 do not change by 1
         x_low, x_high = x_low - pad, x_high + pad
     y_ticks = nice_ticks(*(y_range or (min(ys), max(ys))))
     y_texts = [short(tick) for tick in y_ticks]
@@ -147,7 +147,7 @@ def line_chart(
     )
     lines = "".join(_line(line, plot) for line in series)
     bands = _hover_bands(series, plot, x_label, columns)
-    rim = 4  # lets a dot on the edge of the plot be seen whole
+    rim = 4  # keeps dots on the edge of the plot whole
     across, down = f"{plot.width + 2 * rim:.1f}", f"{plot.height + 2 * rim:.1f}"
     body.append(
         f'<svg x="{left - rim:.1f}" y="{top - rim}" width="{across}" height="{down}" '
@@ -195,7 +195,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, 
 
 
 def share_chart(parts: Sequence[Slice], *, label: str, width: int = 960, height: int = 46) -> str:
-    """One bar cut into parts, in order; parts too narrow for their name show it when hovered over."""
+    """One bar divided into slices, in order; slices too narrow for their name show it as a hover text."""
     parts = [part for part in parts if part.value > 0]
     whole, x, body = sum(part.value for part in parts), 0.0, []
     gap = 2.0
@@ -270,7 +270,7 @@ def robust_range(values: Sequence[float | None], share: float = 0.995) -> tuple[
 
 @dataclass(frozen=True)
 class _Plot:
-    """The area inside the axes, and where values lie in it."""
+    """The area inside the axes, and the mapping of values to coordinates."""
 
     left: float
     top: float
@@ -280,12 +280,12 @@ class _Plot:
     y_range: tuple[float, float]
 
     def x(self, value: float) -> float:
-        """The distance from the left edge."""
+        """The x coordinate of a value."""
         low, high = self.x_range
         return (value - low) / (high - low) * self.width
 
     def y(self, value: float) -> float:
-        """The distance from the top edge, kept near the plot so that no coordinate grows without bound."""
+        """The y coordinate of a value, clamped to the neighbourhood of the plot."""
         low, high = self.y_range
         return min(2.0, max(-1.0, (high - value) / (high - low))) * self.height
 
@@ -298,7 +298,7 @@ def _svg(label: str, width: float, height: float, body: Sequence[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text as SVG and HTML may hold it, what cannot be printed as spaces."""
+    """Escape a text for SVG and HTML; unprintable characters become spaces."""
     return escape("".join(c if c.isprintable() or c == "\n" else " " for c in text), quote=True)
 
 
@@ -348,7 +348,7 @@ def _line(line: Series, plot: _Plot) -> str:
 
 
 def _hover_bands(series: Sequence[Series], plot: _Plot, x_label: str, columns: int) -> str:
-    """Invisible bands over the plot; each has, as its title, the last value of every line within it."""
+    """Invisible bands over the plot; the hover text of each is the last value of every line within it."""
     low, high = plot.x_range
     seen: dict[int, dict[str, tuple[float, float]]] = {}
     for line in series:

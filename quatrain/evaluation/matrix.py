@@ -1,4 +1,4 @@
-"""A table of confusions as SVG: by row what was true, by column what was said; the darker, the larger its share."""
+"""A confusion matrix as SVG: true labels by row, predicted labels by column; darker cells have larger shares."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _CHARACTER = 6.7
 
 
 def matrix_chart(counts: Sequence[Sequence[int]], labels: Sequence[str], *, label: str) -> str:
-    """Labels in their order; each cell has its count and, when hovered over, says what it is.
+    """Draw a matrix of counts; each cell shows its count and has a hover text.
 
-    As all charts it holds no colours: cells have the classes `cell` and c0 (nothing) to c6, right ones `right` too.
+    Like all charts it holds no colors: cells have the classes `cell` and c0 (empty) to c6; the diagonal has `right`.
     """
     names = [name if len(name) <= 14 else name[:13] + "…" for name in labels]
     left = 12 + _CHARACTER * max(map(len, names), default=0)
     size = max(CELL, _CHARACTER * max((len(f"{count:,}") for row in counts for count in row), default=1) + 8)
-    top = left * 0.75 + 6  # names above the columns stand aslant
+    top = left * 0.75 + 6  # column names are slanted
     width, height = left + size * len(names) + left * 0.6, top + size * len(names) + 4
     body = []
     for place, name in enumerate(names):
@@ -28,11 +28,11 @@ def matrix_chart(counts: Sequence[Sequence[int]], labels: Sequence[str], *, labe
         whole, y = sum(row), top + true * size
         body.append(f'<text class="row" x="{left - 8:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="end">'
                     f"{escaped(names[true])}</text>")  # fmt: skip
-        for said, count in enumerate(row):
+        for predicted, count in enumerate(row):
             share = count / whole if whole else 0.0
-            mark = f"cell c{0 if not count else max(1, round(6 * share))}" + (" right" if true == said else "")
-            x = left + said * size
-            hover = f"{labels[true]}, said to be {labels[said]}: {count:,} of {whole:,}"
+            mark = f"cell c{0 if not count else max(1, round(6 * share))}" + (" right" if true == predicted else "")
+            x = left + predicted * size
+            hover = f"{labels[true]}, predicted as {labels[predicted]}: {count:,} of {whole:,}"
             body.append(f"<g><title>{escaped(hover)}</title>")
             side = f'width="{size - 2:.1f}" height="{size - 2:.1f}" rx="3"'
             body.append(f'<rect class="{mark}" x="{x:.1f}" y="{y:.1f}" {side}/>')

@@ -186,7 +186,7 @@ def test_neighbours(decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["token"]["text"].strip() == "fox" and len(told["neighbours"]) == 4
     assert all(-1 <= each["similarity"] <= 1 for each in told["neighbours"])
     error = refused(capsys, decoder, "--neighbours", "quikc")
-    assert "is no token" in error and "near it: " in error and "quick" in error
+    assert "is not a token" in error and "near it: " in error and "quick" in error
 
 
 def test_runs_adapters_and_quantized_models(

@@ -141,7 +141,7 @@ def test_everything_is_there(run):
     text = re.sub(r"\s+", " ", page(run).text)
     for wanted in (
         "Questions about a shop",
-        "A model of 3.21 M parameters, made in 2 min 55 s",
+        "A model of 3.21 M parameters, trained in 2 min 55 s",
         "95.0 % new values execution accuracy, from 12.5 % after pretrain",
         "loss 7.000 → 0.035 · validation loss 1.500",
         "3.58 times smaller; 1.20 times the speed; new values: 95.5 % → 95.0 %",
@@ -219,7 +219,7 @@ def test_a_run_that_is_going_on(run):
         handle.write('{"stage": "03-finetune", "step": 9, "lo')
     text = page(run).text
     assert "This run is not finished. 2 stages are done of 4." in text
-    assert "Not readable" not in text
+    assert "Unreadable" not in text
 
 
 @pytest.mark.parametrize("left", ["recipe.toml", "metrics.jsonl", "stages"])
@@ -228,13 +228,13 @@ def test_one_part_alone_is_enough(run, tmp_path, left):
     folder.mkdir()
     (run / left).rename(folder / left)
     text = page(folder).text
-    assert {"recipe.toml": "Questions about a shop", "metrics.jsonl": "How it learned", "stages": "95.5 %"}[
+    assert {"recipe.toml": "Questions about a shop", "metrics.jsonl": "Training curves", "stages": "95.5 %"}[
         left
     ] in text
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -250,7 +250,7 @@ def test_damaged_files_are_named(run):
 @pytest.mark.parametrize("recipe", ["x = " + "[" * 5000, "a = 1" + "0" * 5000, "\0"])
 def test_recipes_that_no_parser_likes(run, recipe):
     (run / "recipe.toml").write_text(recipe, encoding="utf-8")
-    assert "left out: recipe.toml" in page(run).text
+    assert "omitted: recipe.toml" in page(run).text
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
@@ -258,7 +258,7 @@ def test_pipes_are_not_waited_for(run):
     for name in ("recipe.toml", "metrics.jsonl", "stages/02-pretrain/result.json"):
         (run / name).unlink()
         os.mkfifo(run / name)
-    assert "left out: recipe.toml, stages/02-pretrain/result.json, metrics.jsonl" in page(run).text
+    assert "omitted: recipe.toml, stages/02-pretrain/result.json, metrics.jsonl" in page(run).text
 
 
 def test_losses_that_are_not_finite(run):
@@ -388,7 +388,7 @@ def test_temperatures_stand_side_by_side(run):
     articles = re.findall(r"<article.*?</article>", html, re.DOTALL)
     assert len(articles) == 2
     assert re.findall(r"temperature (\S+?)</p>", articles[0]) == ["0.5", "0.8", "1.1"]
-    assert "What it answers" in html
+    assert "<h2>Samples</h2>" in html
 
 
 def test_what_is_still_to_come_is_said(run):
@@ -414,12 +414,12 @@ def test_labels_taken_for_each_other_and_memory_are_drawn(run):
     known["memory"] = {"weights": 4e6, "gradients": 4e6, "optimizer": 8e6, "activations": 2e7, "logits": 0, "peak": 3e8}
     path.write_text(json.dumps(known), encoding="utf-8")
     page = write_report(run).read_text(encoding="utf-8")
-    assert "&lt;bad&gt;, said to be good: 4 of 20" in page and "<bad>" not in page
-    assert "10 × good taken for &lt;bad&gt; · 4 × &lt;bad&gt; taken for good" in page
+    assert "&lt;bad&gt;, predicted as good: 4 of 20" in page and "<bad>" not in page
+    assert "10 × good predicted as &lt;bad&gt; · 4 × &lt;bad&gt; predicted as good" in page
     assert "80.0 %" in page and "300 MB at the peak" in page and "activations 20.0 MB" in page
     known["confusion"]["counts"] = [[1, 2]]  # no table
     path.write_text(json.dumps(known | {"by_label": "odd", "memory": []}), encoding="utf-8")
-    assert "What it takes for what" not in write_report(run).read_text(encoding="utf-8")
+    assert "Confusion matrix" not in write_report(run).read_text(encoding="utf-8")
 
 
 def test_what_a_model_says_is_shown_step_by_step(run):
@@ -428,7 +428,7 @@ def test_what_a_model_says_is_shown_step_by_step(run):
             said = [{"prompt": "To <be>", "output": f"or {step}"}, "odd"]
             file.write(json.dumps({"stage": "02-pretrain", "step": step, "samples": said}) + "\n")
     page = write_report(run).read_text(encoding="utf-8")
-    part = page.split("What it said while it learned")[1].split("</section>")[0]
+    part = page.split("Samples during training")[1].split("</section>")[0]
     assert "To &lt;be&gt;" in part
     found = re.findall(r"<th scope=\"row\">step (\d+)</th><td><pre>or (\d+)</pre>", part)
     assert all(step == said for step, said in found)

@@ -1,7 +1,7 @@
-"""A model's architecture as a tree of parts with shapes and parameters, from its configuration alone.
+"""A model's architecture as a tree of modules with shapes and parameter counts, from its configuration alone.
 
-The network is built on the meta device, where nothing is allocated: a model of 70 billion parameters takes as long as
-one of a million. Layers that are alike are folded into one, and a tensor that two parts share counts where it is first.
+The network is built on the meta device, which allocates nothing: a model of 70 billion parameters takes as long as one
+of a million. Equal layers are folded into one entry; a shared tensor is counted at its first module.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ ORDER = (
     "embed_tokens", "embed_positions", "embed_token_types", "project_in", "embedding_norm", "encoder", "relative_bias",
     "layers", "norm", "project_out", "transform", "pooler", "score", "lm_head",
 )  # fmt: skip
-"""The parts of a model and of a stack, as a text meets them."""
+"""The modules of a model and of a stack, in the order of the forward pass."""
 
 FIXED = ("lora_A", "lora_B")
-"""Tensors that have their own dtype, whatever that of the model."""
+"""Tensors that keep their own dtype, independent of the model's."""
 
 BLOCK_ORDER = {
     "pre": (
@@ -40,12 +40,12 @@ BLOCK_ORDER = {
     "post": ("self_attn", "input_layernorm", "cross_attn", "cross_attn_layernorm", "mlp", "post_attention_layernorm"),
 }  # fmt: skip
 BLOCK_ORDER["sandwich"] = BLOCK_ORDER["pre"]
-"""The parts of a layer, by where its norms stand."""
+"""The modules of a layer in the order of the forward pass, by norm position."""
 
 
 @dataclass(frozen=True)
 class ModulePart:
-    """A part of a network. What `count` parts have in common is said once: its numbers are those of one of them.
+    """A module of a network. An entry may stand for `count` equal modules; its numbers are those of one of them.
 
     tensors: name -> shape of its own tensors, children not among them. parameters: elements of one such part, its
     children included and tied tensors counted where they are first; `total` those of all of them together, in the whole
@@ -66,7 +66,7 @@ class ModulePart:
     children: tuple[ModulePart, ...] = ()
 
     def walk(self, depth: int = 0) -> Iterator[tuple[int, ModulePart]]:
-        """This part and all within, each with its depth."""
+        """This entry and all entries below it, each with its depth."""
         yield depth, self
         for child in self.children:
             yield from child.walk(depth + 1)
@@ -82,26 +82,26 @@ class ModulePart:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The whole tree: `root`, with all parameters (a tied tensor once) and their bytes in the dtypes of the parts."""
+    """The whole tree, with the number of parameters (tied tensors counted once) and their bytes."""
 
     config: ModelConfig
     root: ModulePart
 
     @property
     def parameters(self) -> int:
-        """Elements of all parameters and of quantized weights, tied ones once."""
+        """Elements of all parameters and quantized weights; tied tensors count once."""
         return self.root.total
 
     @property
     def bytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all parameters and quantized weights."""
         return self.root.bytes
 
 
 def architecture(
     config: ModelConfig, *, dtype: str = "float32", prepare: Callable[[Model], None] | None = None
 ) -> Architecture:
-    """The architecture of a configuration; `dtype` is that of its floating-point weights.
+    """The architecture of a configuration; `dtype` is the dtype of its floating-point weights.
 
     `prepare(model)` may replace modules first, as quantized layers and adapters do.
     """
@@ -115,14 +115,14 @@ def architecture(
 
 @dataclass
 class _Reader:
-    """Reads modules into parts; remembers where a tensor was met first."""
+    """Builds entries from modules, and remembers the first path of each tensor."""
 
     model: Model
     dtype: str
     met: dict[int, str] = field(default_factory=dict)
 
     def part(self, name: str, path: str, module: nn.Module, times: int, count: int = 1) -> ModulePart:
-        """A module that stands `count` times here, and `times` times in the whole model."""
+        """The entry of a module that occurs `count` times here and `times` times in the whole model."""
         children = tuple(self._children(path, module, times))
         tensors, tied, own, size, dtypes = self._own(path, module)
         parameters = own + sum(child.total for child in children) // times
@@ -135,7 +135,7 @@ class _Reader:
         )  # fmt: skip
 
     def _own(self, path: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str, int, int, set[str]]:
-        """A module's tensors, what they are tied to, their new elements, bytes and dtypes."""
+        """A module's tensors, the tensor they are tied to, their untied elements and bytes, and their dtypes."""
         tensors: dict[str, tuple[int, ...]] = {}
         tied, elements, size, dtypes = "", 0, 0, set()
         for name, tensor in _tensors(module):
@@ -166,7 +166,7 @@ class _Reader:
                 yield self.part(name, where, child, times)
 
     def _layers(self, name: str, path: str, layers: nn.ModuleList, times: int) -> Iterator[ModulePart]:
-        """Runs of layers that are alike, each as one part."""
+        """Runs of equal layers, each as one entry."""
         numbered = list(enumerate(layers))
         for _, group in groupby(numbered, key=lambda item: _signature(item[1])):
             alike = list(group)
@@ -182,7 +182,7 @@ class _Reader:
 
 
 def _in_order(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The parts of a module that hold tensors, in the order in which a text meets them."""
+    """The children of a module that hold tensors, in the order of the forward pass."""
     named = dict(module.named_children())
     order: Sequence[str] = ORDER if isinstance(module, Stack) else ()
     order = BLOCK_ORDER[module.norm_position] if isinstance(module, Block) else order
@@ -200,7 +200,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...], torch.dtype]]:
-    """Equal for layers of the same modules and shapes."""
+    """A signature that is equal for layers of the same modules and shapes."""
     return [
         (path, type(child).__name__, tuple(tensor.shape), tensor.dtype)
         for path, child in module.named_modules()
@@ -209,7 +209,7 @@ def _signature(module: nn.Module) -> list[tuple[str, str, tuple[int, ...], torch
 
 
 def _kinds(layers: Sequence[nn.Module]) -> str:
-    """What the layers of a run look at: nothing to say where all see everything."""
+    """The attention kinds of a run of layers; empty if all layers use full attention."""
     kinds = Counter(layer.self_attn.kind for layer in layers if isinstance(layer, Block))
     if set(kinds) <= {"full"}:
         return ""
@@ -217,7 +217,7 @@ def _kinds(layers: Sequence[nn.Module]) -> str:
 
 
 def _note(module: nn.Module, tensors: dict[str, tuple[int, ...]]) -> str:
-    """A part's shape in a few words."""
+    """A short description of a module's shape."""
     if isinstance(module, Attention):
         groups = "" if module.num_kv_heads == module.num_heads else f", {module.num_kv_heads} shared"
         return f"{module.num_heads} heads of {module.head_dim}{groups}"

@@ -1,7 +1,6 @@
-"""The attention weights of a text, by layer and head, with what can be said of each head in numbers.
+"""Attention weights of a text by layer and head, with a numerical summary of each head.
 
-What a map shows is where information may flow, not why a model says what it says (Jain & Wallace 2019, arXiv
-1902.10186).
+A map shows where information can flow, not why a model gives its output (Jain & Wallace 2019, arXiv 1902.10186).
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
     from quatrain.tokenizers.tokenizer import Tokenizer
 
 MOST_CELLS = 12_000_000
-"""Weights of all maps together that a page may hold."""
+"""Most attention weights, over all maps, that one page shows."""
 NAMES = {"decoder": "The decoder", "encoder": "The encoder", "cross": "The decoder over the encoder"}
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """All maps of one kind: "decoder" and "encoder" look at their own tokens, "cross" looks from one to the other.
+    """All maps of one kind: self-attention ("decoder", "encoder") or cross-attention ("cross").
 
     weights (L, H, T, S): row t, which sums to 1, is how the query token t spreads its attention over the key tokens.
     """
@@ -42,24 +41,24 @@ class AttentionMaps:
 
     @property
     def name(self) -> str:
-        """What is seen, in words."""
+        """A title for the maps."""
         return NAMES[self.kind]
 
     @property
     def layers(self) -> int:
-        """Their number."""
+        """The number of layers."""
         return self.weights.shape[0]
 
     @property
     def heads(self) -> int:
-        """Those of one layer."""
+        """The number of heads per layer."""
         return self.weights.shape[1]
 
     def habits(self, layer: int, head: int) -> dict[str, float]:
-        """The mean share of a head's attention that goes to each place that is told apart, the largest first.
+        """The mean share of a head's attention that goes to each relative position, largest first.
 
-        The first token; for maps of a text over itself also the token itself, the one before it and, in an encoder, the
-        one after. The first token counts as the first alone.
+        The positions are the first token and, for self-attention, the token itself, the previous token and, in an
+        encoder, the next token. The first token is not counted again as one of the others.
         """
         weights = self.weights[layer, head]
         shares = {"the first token": float(weights[1:, 0].mean()) if len(weights) > 1 else float(weights[0, 0])}
@@ -80,10 +79,10 @@ def attention_maps(
     answer: Sequence[int] = (),
     target_tokenizer: Tokenizer | None = None,
 ) -> tuple[AttentionMaps, ...]:
-    """The maps of the text `ids`; of an encoder-decoder those of its encoder, its decoder and between them.
+    """The attention maps of the text `ids`; for an encoder-decoder also cross-attention.
 
-    An encoder-decoder's decoder reads its beginning and `answer`. `target_tokenizer` is that of the answer, where it is
-    another. Raises InputError where a page of all maps would be too large.
+    The decoder of an encoder-decoder reads its start token and `answer`. `target_tokenizer` is the tokenizer of the
+    answer if it differs. Raises InputError if a page of all maps would be too large.
     """
     if model.encoder is None:
         check_ids(ids, tokenizer, model.config)
@@ -112,7 +111,7 @@ def _maps(kind: str, queries: tuple[Token, ...], keys: tuple[Token, ...], weight
 
 
 def drawable(config: ModelConfig) -> int:
-    """The most tokens of a text whose maps can all be drawn on one page."""
+    """The length of the longest text whose maps fit on one page, in tokens."""
     maps = config.num_hidden_layers * config.num_attention_heads
     if config.architecture == "encoder-decoder":
         maps = 2 * maps + config.num_encoder_layers * (config.encoder_attention_heads or config.num_attention_heads)

@@ -1,7 +1,7 @@
-"""Attention maps as one HTML page that needs nothing else: no script, no request, light and dark.
+"""Attention maps as one self-contained HTML page: no script, no network request, light and dark themes.
 
-Every map is a small image, drawn once; a link shows it large with its tokens, through CSS alone. As everywhere, what a
-text holds is escaped, and a content security policy forbids scripts on top of that.
+Every map is a small image; a link enlarges it and shows its tokens, with CSS alone. All text is escaped, and a content
+security policy forbids scripts as well.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ Hover = Callable[[AttentionMaps, int, int], Iterator[str]]
 COLOUR = (47, 111, 208)
 LEVELS = 64
 SEEN = 0.005
-"""The least weight that is said when hovered over."""
+"""The smallest weight that a hover text shows."""
 MOST_HOVERED = 25_000
-"""Cells of a page that say their weight one by one; beyond, as many rows say their largest; beyond, none does."""
+"""Most cells (or, beyond that, rows with their largest weights) of a page that have a hover text."""
 LEGEND = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 FINE = 64
-"""Tokens beyond which a cell of a small map may be less than a pixel, so that pixels are blended."""
+"""Length in tokens from which cells of a small map may be smaller than a pixel, so that pixels are blended."""
 LONGEST_LABEL = 18
 _CHARACTER = 0.66  # the mean width of a character of the labels, in their font size
 
 
 def attention_page(maps: Sequence[AttentionMaps], *, title: str) -> str:
-    """The page of all maps of one text. Colours grow with the square root of a weight, so that small ones are seen."""
+    """The page of all maps of one text. Colors follow the square root of a weight, to make small weights visible."""
     cells = sum(int((each.weights >= SEEN).sum()) for each in maps)
     rows = sum(each.layers * each.heads * len(each.queries) for each in maps)
     hover = _hover_cells if cells <= MOST_HOVERED else _hover_rows if rows <= MOST_HOVERED else _no_hover
@@ -53,7 +53,7 @@ def attention_page(maps: Sequence[AttentionMaps], *, title: str) -> str:
 
 
 def _part(maps: AttentionMaps, hover: Hover) -> dict[str, Any]:
-    """One kind of maps as the template wants it."""
+    """The template data of one kind of maps."""
     cell, font = _sizes(len(maps.queries), len(maps.keys))
     frame = _Frame(maps, cell, font)
     masks = [
@@ -85,11 +85,11 @@ def _part(maps: AttentionMaps, hover: Hover) -> dict[str, Any]:
 
 def _habits(maps: AttentionMaps, layer: int, head: int) -> str:
     shares = [f"{share:.0%} on {place}" for place, share in maps.habits(layer, head).items() if share >= SEEN]
-    return ", ".join(shares) or "little on the first token or on those beside"
+    return ", ".join(shares) or "little on the first token or on adjacent ones"
 
 
 def _columns(heads: int, most: int) -> int:
-    """The columns for the heads of a layer: all in one row, or in rows that are full, where at most so many fit."""
+    """The number of columns for the heads of a layer: one row if at most `most` heads, otherwise full rows."""
     if heads <= most:
         return heads
     even = max(columns for columns in range(1, most + 1) if heads % columns == 0)
@@ -97,14 +97,14 @@ def _columns(heads: int, most: int) -> int:
 
 
 def _sizes(queries: int, keys: int) -> tuple[int, float]:
-    """The edge of a cell of a large map and the size of its labels, in pixels."""
+    """The cell size of a large map and the font size of its labels, in pixels."""
     longest = max(queries, keys)
     cell = 30 if longest <= 12 else 24 if longest <= 24 else 18 if longest <= 48 else 13
     return cell, 13 if cell >= 18 else 11
 
 
 class _Frame:
-    """What the large maps of one kind have in common: the labels of rows and columns and where the cells begin."""
+    """Shared by the large maps of one kind: row and column labels, and the origin of the cells."""
 
     def __init__(self, maps: AttentionMaps, cell: int, font: float):
         self.maps, self.cell, self.font = maps, cell, font
@@ -116,7 +116,7 @@ class _Frame:
         self.height = self.top + cell * len(self.rows) + 6
 
     def definitions(self) -> Iterator[str]:
-        """The images of all maps and the labels around a large one, each there once."""
+        """SVG definitions used by several maps: the images, and the labels of large maps."""
         maps, down, across = self.maps, len(self.rows), len(self.columns)
         for layer in range(maps.layers):
             for head in range(maps.heads):
@@ -138,7 +138,7 @@ class _Frame:
         yield f'<path class="lines" d="{"".join(lines)}"/></g>'
 
     def large(self, layer: int, head: int, hover: Hover) -> str:
-        """One map with its labels, at a size to read."""
+        """One enlarged map with its labels."""
         kind = self.maps.kind
         place = f'transform="translate({self.left:.1f} {self.top:.1f}) scale({self.cell})"'
         return (
@@ -173,7 +173,7 @@ def _no_hover(maps: AttentionMaps, layer: int, head: int) -> Iterator[str]:
 
 
 def _strongest(maps: AttentionMaps, layer: int, head: int, count: int = 6) -> list[dict[str, str]]:
-    """The largest weights of a head; those on the first token, where many heads rest, are left out."""
+    """The largest weights of a head, without those on the first token, where many heads rest."""
     weights = maps.weights[layer, head][:, 1:] if len(maps.keys) > 1 else maps.weights[layer, head]
     skipped = len(maps.keys) - weights.shape[1]
     values, places = weights.flatten().topk(min(count, weights.numel()))
@@ -187,7 +187,7 @@ def _strongest(maps: AttentionMaps, layer: int, head: int, count: int = 6) -> li
 
 
 def _near(maps: AttentionMaps, layer: int, head: int) -> list[dict[str, str]]:
-    """Links to the heads and layers beside one."""
+    """Links to the adjacent heads and layers."""
     found = []
     places = {
         "← head": (layer, head - 1), "head →": (layer, head + 1),
@@ -205,12 +205,12 @@ def _label(token: Token) -> str:
 
 
 def _width(label: str) -> float:
-    """Its width in characters; those of East Asian scripts take two."""
+    """The width of a label in characters; East Asian characters are wide."""
     return sum(1.75 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in label)
 
 
 def png(weights: Tensor) -> bytes:
-    """Weights (T, S) as a PNG of one colour, a pixel a weight, whose opacity is the square root of the weight."""
+    """Weights (T, S) as a PNG of one color, one pixel per weight; the opacity is the square root of the weight."""
     shades = (weights.clamp(0, 1).sqrt() * (LEVELS - 1)).round().to(torch.uint8).numpy()
     height, width = shades.shape
     lines = np.concatenate([np.zeros((height, 1), np.uint8), shades], axis=1).tobytes()

@@ -1,4 +1,4 @@
-"""Attention maps as a picture (PNG): the heads of all layers side by side, for a paper or a slide. Needs matplotlib."""
+"""Attention maps as a PNG: the heads of all layers in a grid, for a paper or a slide. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 DPI = 150
 HEADER = 50
-"""Pixels of the title."""
+"""Height of the title in pixels."""
 WIDEST = 2400
-"""Pixels of the maps of one row that the picture aims at."""
+"""Target width of one row of maps in pixels."""
 LABELLED = 12
-"""The least pixels of a cell whose token is written beside it."""
+"""Smallest cell size in pixels at which tokens are written beside the map."""
 
 
 def attention_picture(maps: Sequence[AttentionMaps], *, title: str) -> bytes:
-    """The maps of one text as a PNG, a row a layer and a column a head; tokens are named where there is room.
+    """The maps of one text as a PNG, one row per layer and one column per head; tokens are shown if there is room.
 
     Colours grow with the square root of a weight. Raises InputError where matplotlib is not installed.
     """
@@ -67,13 +67,13 @@ def attention_picture(maps: Sequence[AttentionMaps], *, title: str) -> bytes:
 
 
 def require_matplotlib() -> None:
-    """Raises InputError with the way to install it where matplotlib is missing."""
+    """Raises InputError with installation instructions if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise InputError(
             "The picture of the attention maps needs matplotlib, which is not installed. Install it with: "
-            "pip install 'quatrain[plot]'. The page (a folder, or a name that ends in .html) is made without it."
+            "pip install 'quatrain[plot]'. The HTML page (a folder, or a name that ends in .html) does not need it."
         ) from error
 
 
@@ -84,19 +84,19 @@ def _colours() -> Any:
 
 
 def _fitted(title: str, width: float, points: float) -> str:
-    """A title cut to the characters that fit into a width in pixels."""
+    """A title truncated to a width in pixels."""
     room = max(20, int(width / (points * DPI / 72 * 0.66)))
     return title if len(title) <= room else title[: room - 1] + "…"
 
 
 def _said(maps: AttentionMaps) -> str:
-    """The text of the maps, which the picture shows where it has no room for tokens at the maps."""
+    """The text of the maps, shown if there is no room for tokens beside the maps."""
     texts = dict.fromkeys(" ".join(token.shown for token in each) for each in (maps.queries, maps.keys))
     return " over ".join(texts)
 
 
 class _Sheet:
-    """The maps of one kind, laid out in pixels: every cell of a map is a whole number of them."""
+    """The layout of the maps of one kind; every cell is a whole number of pixels."""
 
     def __init__(self, maps: AttentionMaps):
         self.maps = maps
@@ -114,7 +114,7 @@ class _Sheet:
         self.left, self.top, self.below = 100 + room, 84, 30 + room
 
     def mosaic(self) -> NDArray[np.float32]:
-        """All maps as one image of weights, with nothing (not a number) between them."""
+        """All maps as one image of weights, with NaN between them."""
         maps = self.maps
         rows, columns = maps.layers * self.tall - self.gap, maps.heads * self.wide - self.gap
         image = np.full((rows, columns), np.nan, np.float32)
@@ -126,7 +126,7 @@ class _Sheet:
         return image
 
     def label(self, axes: Axes) -> None:
-        """Names of layers, heads and, where there is room, tokens; a frame around every map."""
+        """Draw names of layers and heads, tokens if there is room, and a frame around every map."""
         from matplotlib.collections import PatchCollection
         from matplotlib.patches import Rectangle
 
@@ -155,7 +155,7 @@ class _Sheet:
             self._name_tokens(axes)
 
     def _name_tokens(self, axes: Axes) -> None:
-        """The tokens that look, left of every layer, and those that are looked at, under the last."""
+        """Write query tokens to the left of every layer, and key tokens under the last one."""
         maps, pixel = self.maps, 1 / self.cell
         style: dict[str, Any] = {"fontsize": self.font, "color": "#44423d", "parse_math": False}
         for layer in range(maps.layers):

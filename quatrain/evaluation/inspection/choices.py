@@ -1,4 +1,4 @@
-"""The named choices of a configuration, in words: what kind of transformer this is."""
+"""The design choices of a configuration in words: what kind of transformer this is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 
 HEADS = {
     "causal": "the next token at every position",
-    "masked": "the token behind every mask",
-    "pretraining": "the token behind every mask, and whether the second sentence follows the first",
+    "masked": "the token at every mask",
+    "pretraining": "the token at every mask, and whether the second sentence follows the first",
     "next_sentence": "whether the second sentence follows the first",
     "seq2seq": "the next token of an answer, at every position of it",
     "sequence_classification": "a label for the text",
@@ -51,7 +51,7 @@ GATED = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU (tanh)", "relu":
 
 
 def choices(config: ModelConfig) -> dict[str, str]:
-    """What the configuration chooses -> how, in words; what a model does not have is left out."""
+    """Each design choice of the configuration, described in words; choices that do not apply are omitted."""
     layers = f"{config.num_hidden_layers}"
     if config.architecture == "encoder-decoder":
         layers = f"{config.num_encoder_layers} of the encoder, {layers} of the decoder"

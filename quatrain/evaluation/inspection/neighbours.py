@@ -1,4 +1,4 @@
-"""Which tokens lie near each other in a model's embedding: cosine similarity, as of word vectors.
+"""Nearest neighbours of a token in a model's embedding, by cosine similarity, as for word vectors.
 
 Mikolov et al. 2013 (arXiv 1301.3781).
 """
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from quatrain.tokenizers.tokenizer import Tokenizer
 
 ROWS = 8192
-"""Rows of the embedding that are compared at a time."""
+"""Embedding rows compared at a time."""
 NEAR = 5
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A token and the cosine of the angle between its embedding and the one asked about, from -1 to 1."""
+    """A token and the cosine similarity of its embedding to that of the query token, from -1 to 1."""
 
     token: Token
     similarity: float
@@ -38,12 +38,12 @@ class Neighbour:
 
 
 def find_token(tokenizer: Tokenizer, text: str) -> Token:
-    """The one token that `text` names: as the vocabulary writes it, as text alone or behind a space, or #ID.
+    """The token that `text` names: as in the vocabulary, as plain text with or without a leading space, or as #ID.
 
     Raises InputError with the nearest tokens where it names none, and what it is cut into.
     """
     if not text:
-        raise InputError("An empty token: name one as it is written, or by its id, such as #42.")
+        raise InputError("The token is empty: give its text, or its id, such as #42.")
     exact = tokenizer.token_to_id(text)
     if exact is not None:
         return token(tokenizer, exact)
@@ -59,7 +59,7 @@ def find_token(tokenizer: Tokenizer, text: str) -> Token:
     if re.fullmatch(r"#[0-9]+", text):
         return _by_id(tokenizer, text[1:])
     hints = _hints(tokenizer, text, pieces)
-    raise InputError(f"{shown(text)} is no token of this vocabulary of {tokenizer.vocab_size:,}.", hints)
+    raise InputError(f"{shown(text)} is not a token of this vocabulary of {tokenizer.vocab_size:,}.", hints)
 
 
 def _by_id(tokenizer: Tokenizer, digits: str) -> Token:
@@ -70,7 +70,7 @@ def _by_id(tokenizer: Tokenizer, digits: str) -> Token:
 
 
 def _hints(tokenizer: Tokenizer, text: str, pieces: list[int]) -> list[str]:
-    """What else could be meant: the pieces that the text is cut into, and tokens of nearly the same letters."""
+    """Hints for an unknown token: the tokens of the text, and tokens with similar spelling."""
     hints = []
     if len(pieces) > 1:
         shown = " ".join(each.shown for each in tokens(tokenizer, pieces[:12])) + (" …" if len(pieces) > 12 else "")
@@ -90,9 +90,9 @@ def _hints(tokenizer: Tokenizer, text: str, pieces: list[int]) -> list[str]:
 
 
 def neighbours(model: Model, tokenizer: Tokenizer, token_id: int, *, top: int = 10) -> tuple[Neighbour, ...]:
-    """The `top` tokens whose input embeddings point most nearly the same way as that of `token_id`, nearest first.
+    """The `top` tokens whose input embeddings have the highest cosine similarity to that of `token_id`, nearest first.
 
-    Rows of the embedding that no token has are left out. Raises InputError for a token past the model's vocabulary.
+    Embedding rows without a token are omitted. Raises InputError for a token outside the model's vocabulary.
     """
     if top < 1:
         raise InputError(f"top: {top}; must be at least 1")

@@ -1,8 +1,8 @@
-"""What a language model expects at each place of a text, and how surprised it is by what stands there.
+"""A language model's predictions at each position of a text, and the surprisal of the actual tokens.
 
-A decoder says what comes after each token; an encoder with a masked head what is behind each mask (Devlin et al. 2018,
-arXiv 1810.04805), or, where a text has no mask, behind each token as if it alone were masked (Salazar et al. 2020,
-arXiv 1910.14659); an encoder-decoder what its decoder says next, given the text.
+A decoder predicts the token after each position. An encoder with a masked head predicts each masked token (Devlin et
+al. 2018, arXiv 1810.04805) or, in a text without masks, each token in turn as if it alone were masked (Salazar et al.
+2020, arXiv 1910.14659). An encoder-decoder predicts the decoder's next token, given the text.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from quatrain.tokenizers.tokenizer import Tokenizer
 
 ROWS = 64
-"""Positions whose logits exist at a time: a vocabulary is large."""
+"""Positions whose logits are computed at a time."""
 MASKED_ROWS = 16
-"""Texts that are read at a time where each token is masked in turn."""
+"""Rows per forward pass when each token is masked in turn."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that a model holds for likely, and its probability."""
+    """A likely token and its probability."""
 
     token: Token
     probability: float
@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model expects at `position`: the likeliest tokens, and how the one that stands there fares.
+    """The prediction at `position`: the most likely tokens, and the rank and probability of the actual token.
 
     token: None where nothing stands there (behind a mask, after the end), and then its rank (1 is the likeliest),
     probability and surprisal (-log2 of the probability, in bits) too. entropy: of the whole distribution, in bits.
@@ -55,7 +55,7 @@ class Prediction:
     candidates: tuple[Candidate, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; a surprisal beyond measure is null."""
+        """As JSON values; an infinite surprisal is null."""
         found = dict(self.__dict__)
         if self.bits is not None and not math.isfinite(self.bits):
             found["bits"] = None
@@ -68,10 +68,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """All predictions of one text, in the order of the positions.
+    """All predictions for one text, in the order of the positions.
 
-    kind: "next" (a decoder's), "masked", "each masked" (every token in turn) or "answer" (an encoder-decoder's).
-    tokens: what the positions are places in: the text, or what the decoder says.
+    kind: "next" (decoder), "masked", "each masked" (every token in turn) or "answer" (encoder-decoder).
+    tokens: the tokens that the positions index: the text, or the decoder's output.
     """
 
     kind: str
@@ -80,7 +80,7 @@ class Predictions:
 
     @property
     def mean_bits(self) -> float | None:
-        """The mean surprisal of the tokens that are there; None where there are none."""
+        """The mean surprisal of the actual tokens, in bits; None without actual tokens."""
         known = [item.bits for item in self.items if item.bits is not None]
         return sum(known) / len(known) if known else None
 
@@ -94,10 +94,10 @@ class Predictions:
 def predictions(
     model: Model, tokenizer: Tokenizer, ids: Sequence[int], *, answer: Sequence[int] = (), top: int = 5
 ) -> Predictions:
-    """What `model` expects at each place of the text `ids`, the `top` likeliest tokens of each.
+    """The predictions of `model` at each position of the text `ids`, with the `top` most likely tokens.
 
-    An encoder-decoder reads `ids` and is asked for each token of `answer` and the one behind it. `tokenizer` is that of
-    what is said. Raises InputError for a model that says no tokens.
+    An encoder-decoder reads `ids` and predicts each token of `answer` and the token after it. `tokenizer` is the
+    tokenizer of the output. Raises InputError for a model without a language head.
     """
     refuse_silent(model.config)
     if top < 1:
@@ -112,12 +112,12 @@ def predictions(
 
 
 def refuse_silent(config: ModelConfig) -> None:
-    """Raises InputError for a model whose head says no tokens."""
+    """Raises InputError for a model without a language head."""
     if config.head not in LANGUAGE_HEADS:
         raise InputError(
             f"This {config.family} model's head is {config.head!r}: it gives {HEADS.get(config.head, 'no tokens')}, so "
             "there is no next token to show. That needs a model with a language head "
-            f"({', '.join(LANGUAGE_HEADS)}), such as the one that this was made from."
+            f"({', '.join(LANGUAGE_HEADS)}), such as the model that this one was trained from."
         )
 
 
@@ -130,15 +130,15 @@ def _of_next(model: Model, tokenizer: Tokenizer, ids: list[int], top: int) -> Pr
 
 def _of_answer(model: Model, tokenizer: Tokenizer, ids: list[int], answer: list[int], top: int) -> Predictions:
     start = decoder_start(model.config)
-    said = torch.tensor([[start, *answer]], device=model.device)
+    decoder_ids = torch.tensor([[start, *answer]], device=model.device)
     with torch.no_grad():
-        hidden = model.hidden_states(torch.tensor([ids], device=model.device), decoder_input_ids=said)[0]
+        hidden = model.hidden_states(torch.tensor([ids], device=model.device), decoder_input_ids=decoder_ids)[0]
     items = _items(model, tokenizer, hidden, range(len(answer) + 1), [*answer, None], top)
     return Predictions("answer", tokens(tokenizer, answer), items)
 
 
 def decoder_start(config: ModelConfig) -> int:
-    """The token that a decoder begins with. Raises InputError where the configuration does not say it."""
+    """The decoder's start token. Raises InputError if the configuration has none."""
     if config.decoder_start_token_id is None:
         raise InputError("decoder_start_token_id: missing in config.json; it says what the decoder begins with.")
     return config.decoder_start_token_id
@@ -184,7 +184,7 @@ def _items(
     actual: Sequence[int | None],
     top: int,
 ) -> tuple[Prediction, ...]:
-    """The predictions that hidden states (N, C) make for places, given what stands there."""
+    """Predictions from hidden states (N, C) for these positions, compared with the actual tokens."""
     found: list[Prediction] = []
     for start in range(0, len(places), ROWS):
         with torch.no_grad():

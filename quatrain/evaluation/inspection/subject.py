@@ -1,4 +1,4 @@
-"""Finds what is inspected: a model folder, a hub id, an adapter or a run, and reads of it only what is asked for."""
+"""The model to inspect: a model folder, a hub id, an adapter or a run; files are read only when needed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PARTS = {
     "tokens": (*hub.CONFIG, *hub.TOKENIZER),
     "everything": hub.EVERYTHING,
 }
-"""What of a hub repository each kind of inspection needs."""
+"""The files of a hub repository that each kind of inspection needs."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a folder's weight files hold: their bytes, their number, the elements of each dtype; or what is wrong."""
+    """A folder's weight files: their bytes, their number, the elements of each dtype; or what is wrong."""
 
     bytes: int = 0
     files: int = 0
@@ -43,14 +43,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to look at. Every property reads what it needs when it is first asked for, or raises InputError."""
+    """A model to inspect. Each property reads its files on first access, and raises InputError if they are unusable."""
 
     name: str
     folder: Path
 
     @property
     def title(self) -> str:
-        """A short name: a hub id as it is, of a folder its last name, and of a run's model the run's."""
+        """A short name: the hub id, the name of the folder, or the name of the run."""
         if not Path(self.name).is_dir():
             return self.name
         folder = self.folder.resolve()
@@ -58,7 +58,7 @@ class Subject:
 
     @cached_property
     def base(self) -> Path:
-        """The folder of the weights: that of the base model where the folder is an adapter."""
+        """The folder of the weights; for an adapter, the folder of its base model."""
         if not self.is_adapter:
             return self.folder
         from quatrain.adapters.peft_config import base_folder
@@ -67,17 +67,17 @@ class Subject:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the folder holds an adapter over another model."""
+        """Whether the folder holds an adapter for another model."""
         return (self.folder / ADAPTER_CONFIG).is_file()
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
-        """The config.json as it stands."""
+        """The content of config.json."""
         return read_config(self.base)
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The configuration, with the head that the model is read with. Raises InputError for what is not known."""
+        """The configuration, with the head that the model is loaded with. Raises InputError for unknown options."""
         raw = {key: value for key, value in self.raw_config.items() if key != "quantization_config"}
         pooled = sentence_transformers.read(self.base)
         if self.is_adapter:
@@ -90,7 +90,7 @@ class Subject:
         return config if pooled is None else config.with_(**pooled)
 
     def prepare(self, model: Model) -> None:
-        """Puts into a model without weights what stands in the place of its layers: quantized ones, an adapter."""
+        """Replace layers of a model without weights by quantized layers and adapters."""
         from quatrain.compression.files import prepare
 
         prepare(model, self.raw_config)
@@ -101,7 +101,7 @@ class Subject:
 
     @cached_property
     def dtype(self) -> str:
-        """The dtype of the weights: that of most elements where the files are there, else what config.json says."""
+        """The dtype of most weights in the files; without files, the dtype in config.json."""
         floats = Counter(dict(self.weights.dtypes))
         if floats:
             return floats.most_common(1)[0][0]
@@ -110,7 +110,7 @@ class Subject:
 
     @cached_property
     def weights(self) -> Weights:
-        """The weight files, of which only the headers are read. Raises InputError where they are there and broken."""
+        """The weight files; only their headers are read. Raises InputError if files are broken."""
         try:
             paths = list(weight_files(self.base))
             with Tensors(self.base) as tensors:
@@ -130,12 +130,12 @@ class Subject:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises InputError where there is none."""
+        """The tokenizer. Raises InputError if the model has none."""
         return self._tokenizer(target=False)
 
     @cached_property
     def target_tokenizer(self) -> Tokenizer:
-        """The tokenizer of what a decoder says: the same, but for Marian."""
+        """The tokenizer of the decoder's output; it differs from `tokenizer` for Marian only."""
         return self._tokenizer(target=True)
 
     def _tokenizer(self, *, target: bool) -> Tokenizer:
@@ -166,7 +166,7 @@ class Subject:
 
 
 def open_subject(model: str | Path, need: str = "everything") -> Subject:
-    """What `model` names: a model or adapter folder, a hub id, or a run's folder: its final model or newest stage's.
+    """The model that `model` names: a model or adapter folder, a hub id, or a run (its final or newest model).
 
     `need`: "architecture", "tokens" or "everything" says what is fetched of a hub repository that is not in the cache.
     """

@@ -1,4 +1,4 @@
-"""The tokens of a text as a model meets them, each written so that nothing of it stays hidden."""
+"""The tokens of a text as the model reads them, written so that invisible characters are visible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPACE = "␣"
 
 @dataclass(frozen=True)
 class Token:
-    """One token: its place, its id, what it stands for, how the vocabulary writes it, and whether it is special.
+    """One token: its position, id, text, spelling in the vocabulary, and whether it is special.
 
     Bytes that are no whole character are written <0xE2> in `text`.
     """
@@ -34,7 +34,7 @@ class Token:
 
     @property
     def shown(self) -> str:
-        """The text with spaces as ␣ and what cannot be printed as an escape."""
+        """The text with spaces as ␣ and unprintable characters escaped."""
         return visible(self.text)
 
     def as_dict(self) -> dict[str, Any]:
@@ -43,13 +43,13 @@ class Token:
 
 
 def visible(text: str) -> str:
-    """`text` with nothing hidden: spaces as ␣, controls and invisible characters escaped, a lone accent on a circle."""
+    """`text` with spaces as ␣, control and invisible characters escaped, and lone accents on a circle."""
     shown = "".join(SPACE if c == " " else c if c.isprintable() else repr(c)[1:-1] for c in text)
     return f"◌{shown}" if shown and unicodedata.combining(shown[0]) else shown
 
 
 def token(tokenizer: Tokenizer, token_id: int, position: int = 0) -> Token:
-    """One id of the vocabulary."""
+    """The token of an id."""
     written = tokenizer.id_to_token(token_id)
     if written is None:
         return Token(position, token_id, "", f"<no token {token_id}>", False)
@@ -61,7 +61,7 @@ def token(tokenizer: Tokenizer, token_id: int, position: int = 0) -> Token:
 
 
 def tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> tuple[Token, ...]:
-    """The tokens of some ids, in their places."""
+    """The tokens of these ids, with their positions."""
     return tuple(token(tokenizer, token_id, position) for position, token_id in enumerate(ids))
 
 
@@ -73,7 +73,7 @@ def text_ids(
     special_tokens: bool = True,
     what: str = "text",
 ) -> list[int]:
-    """All ids of a text as a model meets it: with the special tokens around it, but no end where a decoder could go on.
+    """All ids of a text as the model reads it: with special tokens, but without an end token for a decoder.
 
     Raises InputError for a text without tokens; `what` is how the message calls it.
     """
@@ -84,7 +84,7 @@ def text_ids(
     if ended and config is not None and config.architecture == "decoder":
         ids = ids[:-1]
     if not ids:
-        raise InputError(f"The {what} {shown(text)} has no tokens: this tokenizer leaves out all of it.")
+        raise InputError(f"The {what} {shown(text)} has no tokens in this tokenizer.")
     return ids
 
 
@@ -98,7 +98,7 @@ def read_ids(
     limit: int | None = None,
     what: str = "text",
 ) -> list[int]:
-    """The ids of a text that a model can read: `text_ids`, refused or, with `truncate`, cut where they are too many.
+    """The ids of a text (`text_ids`), checked against the model's longest input; `truncate` cuts longer texts.
 
     Given a configuration, its context is the limit; `limit` is another. What is cut keeps the special tokens around it.
     Raises InputError with the counts for a text that is too long, and for ids past the model's vocabulary.
@@ -108,7 +108,7 @@ def read_ids(
     if longest is not None and len(ids) > longest:
         if not truncate:
             raise InputError(
-                f"The {what} has {len(ids):,} tokens; at most {longest:,} can be looked at. Shorten it, or cut it with "
+                f"The {what} has {len(ids):,} tokens; at most {longest:,} can be inspected. Shorten it, or cut it with "
                 "--truncate."
             )
         ids = _cut(ids, tokenizer.encode(text), longest)
@@ -118,7 +118,7 @@ def read_ids(
 
 
 def check_ids(ids: Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """Raises InputError where a tokenizer gives ids that a model's embedding has no row for.
+    """Raises InputError if a tokenizer gives ids outside the model's embedding.
 
     Tokens past the vocabulary that a text does not use do no harm: some public models have such.
     """
@@ -134,7 +134,7 @@ def _longest(config: ModelConfig | None, limit: int | None) -> int | None:
 
 
 def _cut(ids: list[int], plain: list[int], longest: int) -> list[int]:
-    """The first tokens of a text, with what the tokenizer put before and behind it."""
+    """The first tokens of a text, with the special tokens before and after it."""
     places = range(len(ids) - len(plain) + 1)
     start = next((place for place in places if plain and ids[place : place + len(plain)] == plain), None)
     if start is None:
@@ -145,7 +145,7 @@ def _cut(ids: list[int], plain: list[int], longest: int) -> list[int]:
 
 
 def _bytes_text(written: str) -> str | None:
-    """A byte-level token in GPT-2's alphabet, with single bytes as <0xE2>; None where it is no such token."""
+    """The text of a byte-level token in GPT-2's alphabet, partial characters as <0xE2>; None for other tokens."""
     known = _byte_alphabet()
     if not all(c in known for c in written):
         return None
@@ -155,7 +155,7 @@ def _bytes_text(written: str) -> str | None:
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character of each byte: printable ones are themselves, the others come after the 255th."""
+    """GPT-2's printable character of each byte: printable bytes stay, the others are mapped beyond 255."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""What was seen in a model, as lines of text for a terminal of some width."""
+"""Results of an inspection as lines of text for a terminal."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from quatrain.evaluation.inspection.tokens import Token
 
 NARROWEST = 50
 KINDS = {
-    "next": "What comes next, by what stands before:",
-    "masked": "What is behind each mask:",
-    "each masked": "What would be behind each token, were it masked:",
-    "answer": "What the decoder says next, given the text and what it has said:",
+    "next": "The next token at each position:",
+    "masked": "The token at each mask:",
+    "each masked": "Each token, predicted as if it alone were masked:",
+    "answer": "The decoder's next token, given the text and its output so far:",
 }
 LONGEST_TOKEN = 20
 
 
 def architecture_lines(found: Architecture, *, width: int = 100) -> Iterator[str]:
-    """The tree with its shapes, parameters and shares, then the configuration's choices."""
+    """The tree with shapes, parameters and shares, then the design choices of the configuration."""
     width = max(width, NARROWEST)
     dtypes = dict.fromkeys(part.dtype for _, part in found.root.walk() if part.dtype)
     yield f"{found.parameters:,} parameters, {' and '.join(dtypes)}, {format_bytes(found.bytes)}"
@@ -51,11 +51,11 @@ def _tree(root: ModulePart, width: int, *, uniform: bool) -> Iterator[str]:
         shape = shape if len(shape) <= shapes else shape[: shapes - 1] + "…"
         yield f"{name:<{names}}  {shape:<{shapes}}  {count:>{counts}}  {share:>7}".rstrip()
     if any(part.count > 1 for _, part in root.walk()):
-        yield "Numbers inside a fold (N ×) are those of one layer, shares those of all of them."
+        yield "Under N ×, parameter counts are for one layer, shares for all of them."
 
 
 def _branches(part: ModulePart, before: str, inner: str) -> Iterator[tuple[str, ModulePart]]:
-    """Every part with the lines of the tree that lead to it."""
+    """Every entry with its branch lines."""
     yield before, part
     for number, child in enumerate(part.children):
         last = number == len(part.children) - 1
@@ -69,7 +69,7 @@ def _name(part: ModulePart) -> str:
 def _shape(part: ModulePart, uniform: bool) -> str:
     words = [part.note] if part.note else []
     if part.tied:
-        # Its shape is that of the other, turned round.
+        # Its shape is that of the tied tensor, transposed.
         bias = " + bias" if "bias" in part.tensors else ""
         words = [f"= {part.tied.removesuffix('.weight')}{bias}"]
     elif not uniform and part.tensors and part.dtype:
@@ -87,25 +87,25 @@ def _share(part: ModulePart, whole: int) -> str:
 
 
 def token_lines(read: Sequence[Token]) -> Iterator[str]:
-    """A line a token: its place, its id and what it is."""
+    """One line per token: its position, its id and its text."""
     ids = max(len("id"), *(len(str(token.id)) for token in read))
-    places = max(len("place"), len(str(len(read))))
-    yield f"{'place':>{places}}  {'id':>{ids}}  token"
+    places = max(len("pos"), len(str(len(read))))
+    yield f"{'pos':>{places}}  {'id':>{ids}}  token"
     for token in read:
         special = "  (special)" if token.special else ""
         yield f"{token.position:>{places}}  {token.id:>{ids}}  {token.shown}{special}"
 
 
 def prediction_lines(found: Predictions, *, width: int = 100) -> Iterator[str]:
-    """A block a place: the token that is there with its probability, rank and surprisal, then the likeliest ones."""
+    """One block per position: the actual token with probability, rank and surprisal, then the most likely tokens."""
     width = max(width, NARROWEST)
     yield KINDS[found.kind]
     yield ""
     names = [_cut(item.token.shown) if item.token else _absent(found, item) for item in found.items]
     longest = max(_cells(name) for name in [*names, "token"])
-    places = max(len("place"), len(str(found.items[-1].position)))
-    head = f"{'place':>{places}}  {_pad('token', longest)}  {'chance':>7}  {'rank':>6}  {'bits':>5}  "
-    yield f"{head}likeliest"
+    places = max(len("pos"), len(str(found.items[-1].position)))
+    head = f"{'pos':>{places}}  {_pad('token', longest)}  {'prob':>7}  {'rank':>6}  {'bits':>5}  "
+    yield f"{head}most likely"
     for name, item in zip(names, found.items, strict=True):
         begin = f"{item.position:>{places}}  {_pad(name, longest)}  {_figures(item)}  "
         lines = _wrapped([_candidate(each.token, each.probability) for each in item.candidates], width - len(head))
@@ -115,7 +115,7 @@ def prediction_lines(found: Predictions, *, width: int = 100) -> Iterator[str]:
     if mean is not None:
         count = sum(item.bits is not None for item in found.items)
         yield ""
-        yield f"{count:,} tokens: {mean:.2f} bits of surprisal a token, perplexity {2 ** min(mean, 1000):,.1f}"
+        yield f"{count:,} tokens: surprisal {mean:.2f} bits/token, perplexity {2 ** min(mean, 1000):,.1f}"
 
 
 def _absent(found: Predictions, item: Prediction) -> str:
@@ -137,7 +137,7 @@ def _percent(share: float) -> str:
 
 
 def _wrapped(words: Sequence[str], width: int) -> list[str]:
-    """Words that stay whole, three spaces apart, in lines of at most a width where they fit one."""
+    """Wrap words to a width, separated by three spaces; words are never broken."""
     lines: list[str] = []
     for word in words:
         if lines and _cells(lines[-1]) + 3 + _cells(word) <= width:
@@ -148,7 +148,7 @@ def _wrapped(words: Sequence[str], width: int) -> list[str]:
 
 
 def neighbour_lines(token: Token, found: Sequence[Neighbour]) -> Iterator[str]:
-    """A line a neighbour: its similarity, its id and what it is."""
+    """One line per neighbour: its similarity, its id and its text."""
     yield f"Nearest to {token.shown} (#{token.id}) in the embedding:"
     yield ""
     ids = max([len("id"), *(len(str(each.token.id)) for each in found)])
@@ -163,7 +163,7 @@ def _cut(shown: str) -> str:
 
 
 def _cells(text: str) -> int:
-    """Its width in a terminal, where some characters take two places or none."""
+    """The width of a text in a terminal, where characters take zero, one or two columns."""
     from rich.cells import cell_len
 
     return cell_len(text)

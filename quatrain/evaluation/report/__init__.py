@@ -1,10 +1,10 @@
-"""The report of a run: one HTML file that needs nothing else.
+"""The report of a run: one self-contained HTML file.
 
-`write_report` reads what a run left in its folder (`recipe.toml`, `metrics.jsonl`, `stages/*/result.json`) and
-writes `report.html` beside it: the loss curves, the scores after each stage, samples before and after, size and
-speed around quantization, and what the run cost. It has no script and asks nothing of the network; a content
-security policy says so to the browser too, since what a model wrote is shown in it. Whatever is missing is left
-out, so a run can be looked at while it is still going.
+`write_report` reads the files of a run (`recipe.toml`, `metrics.jsonl`, `stages/*/result.json`) and writes
+`report.html` beside them: loss curves, scores after each stage, samples before and after, size and speed around
+quantization, and the cost of the run. The page has no script and makes no network request; a content security policy
+enforces this, since the page shows text written by a model. Missing data is omitted, so that a report can be written
+while the run is still in progress.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["write_report"]
 
 
 def write_report(run_folder: str | Path) -> Path:
-    """Write `report.html` into a run's folder, whole or not at all, and return its path.
+    """Write `report.html` into a run's folder, atomically, and return its path.
 
-    Raises InputError where the folder is no run, and QuatrainError where the file cannot be written.
+    Raises InputError if the folder is not a run, and QuatrainError if the file cannot be written.
     """
     folder = Path(run_folder)
     html = _template().render(page(read_run(folder)))

@@ -1,4 +1,4 @@
-"""What a stage was like while it learned: its samples by step, what it confuses, and the memory that its parts took."""
+"""Report sections on training: samples by step, confusion matrices, and memory by part."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from quatrain.evaluation.report.wording import clipped, metric, size
 
 _STEPS, _PROMPTS = 8, 6
 _DRAWN, _NARROW = 24, 8
-"""Labels up to which their table of confusions is drawn, and drawn beside the scores."""
+"""Largest numbers of labels for which a confusion matrix is drawn, and is drawn beside the scores."""
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 
 def looks(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dict[str, Any]] | None:
-    """For each stage that was looked at while it learned: its prompts, each with what was said of it at some steps."""
+    """For each stage with samples during training: its prompts, each with the outputs at some steps."""
     sections = []
     for stage in stages:
         rows: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -30,64 +30,64 @@ def looks(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dict[str
                     expected[key] = text_of(sample.get("reference"))
                     rows.setdefault(key, []).append((step, clipped(text_of(sample.get("output")))))
         prompts = [
-            {"prompt": clipped(key[1]), "reference": clipped(expected[key]), "said": _spread(said, _STEPS)}
-            for key, said in rows.items()
+            {"prompt": clipped(key[1]), "reference": clipped(expected[key]), "outputs": _spread(outputs, _STEPS)}
+            for key, outputs in rows.items()
         ]
         if prompts:
             sections.append({"name": names[stage.name], "prompts": prompts[:_PROMPTS]})
     return sections or None
 
 
-def _spread(found: list[Any], count: int) -> list[Any]:
-    """At most `count` of a list, evenly, the first and the last among them."""
-    if len(found) <= count:
-        return found
-    return [found[round(place * (len(found) - 1) / (count - 1))] for place in range(count)]
+def _spread(items: list[Any], count: int) -> list[Any]:
+    """At most `count` items of a list, evenly spaced, including the first and the last."""
+    if len(items) <= count:
+        return items
+    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
 
 
 def confusions(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dict[str, Any]] | None:
-    """For each stage that tells labels apart: the table of confusions, the pairs that are most often confused, and
-    precision, recall and F1 by label.
-    """
+    """For each classification stage: the confusion matrix, the most frequent confusions, and scores by label."""
     sections = []
     for stage in stages:
-        known, rows = stage.confusion, stage.result.get("by_label")
+        confusion, rows = stage.confusion, stage.result.get("by_label")
         chart, worst, wide = None, [], False
-        if known is not None:
-            labels, counts = known
+        if confusion is not None:
+            labels, counts = confusion
             wide = len(labels) > _NARROW
             if len(labels) <= _DRAWN:
                 chart = matrix_chart(counts, labels, label=f"Confusions of {names[stage.name]}")
             pairs = [
-                (counts[true][said], labels[true], labels[said])
-                for true in range(len(labels)) for said in range(len(labels)) if true != said and counts[true][said]
+                (counts[true][predicted], labels[true], labels[predicted])
+                for true in range(len(labels)) for predicted in range(len(labels))
+                if true != predicted and counts[true][predicted]
             ]  # fmt: skip
-            worst = [f"{count:,} × {true} taken for {said}" for count, true, said in sorted(pairs, reverse=True)[:5]]
+            most = sorted(pairs, reverse=True)[:5]
+            worst = [f"{count:,} × {true} predicted as {wrong}" for count, true, wrong in most]
         table = [
             {"label": str(row.get("label", "")), "count": f"{finite(row.get('count')) or 0:,.0f}"}
             | {key: metric(key, finite(row.get(key))) for key in ("precision", "recall", "f1")}
             for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict)
         ]  # fmt: skip
-        if known is not None or table:
+        if confusion is not None or table:
             sections.append({"name": names[stage.name], "chart": chart, "worst": worst, "table": table, "wide": wide})
     return sections or None
 
 
 def memory(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dict[str, Any]] | None:
-    """For each stage that trained: what the parts of its peak memory took, as measured."""
+    """For each training stage: the measured parts of its peak memory."""
     sections = []
     for stage in stages:
         measured = stage.result.get("memory")
         if not isinstance(measured, dict):
             continue
-        found = {key: finite(measured.get(key)) or 0.0 for key in (*_PARTS, "peak")}
-        if found["peak"] <= 0:
+        sizes = {key: finite(measured.get(key)) or 0.0 for key in (*_PARTS, "peak")}
+        if sizes["peak"] <= 0:
             continue
-        parts = [Slice(key, found[key], size(found[key])) for key in _PARTS if found[key] > 0]
-        rest = found["peak"] - sum(part.value for part in parts)
+        parts = [Slice(key, sizes[key], size(sizes[key])) for key in _PARTS if sizes[key] > 0]
+        rest = sizes["peak"] - sum(part.value for part in parts)
         if rest > 0:
-            parts.append(Slice("the rest: code, data", rest, size(rest)))
+            parts.append(Slice("other: code, data", rest, size(rest)))
         words = ", ".join(f"{part.name} {part.text}" for part in parts)
         chart = share_chart(parts, label=f"Memory of {names[stage.name]} by part")
-        sections.append({"name": names[stage.name], "peak": size(found["peak"]), "parts": words, "chart": chart})
+        sections.append({"name": names[stage.name], "peak": size(sizes["peak"]), "parts": words, "chart": chart})
     return sections or None

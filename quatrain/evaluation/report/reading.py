@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder, and takes nothing for granted: any part may be absent, half written or odd."""
+"""Reads the files of a run, and tolerates missing, incomplete and damaged files."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _NO_CURVE = frozenset({"stage", "step", "tokens", "seconds", "epoch", "time"})
 
 @dataclass
 class Curve:
-    """A metric over the steps of one stage, in order of the steps, each step once; NaN where it was not finite."""
+    """A metric over the steps of one stage, in order, each step once; NaN for values that are not finite."""
 
     steps: list[float]
     values: list[float | None]
 
     @property
     def not_finite(self) -> int:
-        """How many of its values are no finite number."""
+        """The number of values that are not finite."""
         return sum(finite(value) is None for value in self.values)
 
 
 @dataclass
 class StageRecord:
-    """A stage as it was left: its folder's name, its kind, its result and its curves by metric."""
+    """The record of a stage: the name of its folder, its kind, its result and its curves by metric."""
 
     name: str
     kind: str
@@ -42,7 +42,7 @@ class StageRecord:
     result: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     looks: list[tuple[float, list[dict[str, Any]]]] = field(default_factory=list)
-    """By step, samples of the model while it learned."""
+    """Samples of the model during training, by step."""
 
     def number(self, key: str) -> float | None:
         """A finite number of the result, otherwise None."""
@@ -82,7 +82,7 @@ class StageRecord:
 
     @property
     def confusion(self) -> tuple[list[str], list[list[int]]] | None:
-        """Labels, and how often each, by row, was taken for each other, by column."""
+        """Labels and the confusion matrix: true labels by row, predicted labels by column."""
         known = self.result.get("confusion")
         labels, counts = (known.get("labels"), known.get("counts")) if isinstance(known, dict) else (None, None)
         if not isinstance(labels, list) or not isinstance(counts, list) or len(counts) != len(labels):
@@ -95,14 +95,14 @@ class StageRecord:
 
     @property
     def notes(self) -> list[str]:
-        """What the stage wants the reader to know."""
+        """The notes of the stage."""
         notes = self.result.get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 @dataclass
 class RunRecord:
-    """A run as it was left: what it is called, the stages that were planned and those that there are.
+    """The record of a run: its name, the planned stages and the stages that exist.
 
     `made` is when the newest part was written; `damaged` names files that could not be read.
     """
@@ -131,7 +131,7 @@ def read_run(folder: Path) -> RunRecord:
     parts = [folder / "recipe.toml", folder / "metrics.jsonl", folder / "stages"]
     if not any(part.exists() for part in parts):
         raise InputError(
-            f"{folder} is no run: it has neither recipe.toml, metrics.jsonl nor stages/. Name a run's folder."
+            f"{folder} is not a run: it has no recipe.toml, metrics.jsonl or stages/. Give the folder of a run."
         )
     run = RunRecord(name=folder.resolve().name)
     _read_recipe(run, parts[0])
@@ -161,7 +161,7 @@ def _read_recipe(run: RunRecord, path: Path) -> None:
 
 
 def _read_stages(run: RunRecord, folder: Path) -> float:
-    """Read the stages' folders; the time at which the newest result was written, or zero."""
+    """Read the folders of the stages. Returns the time of the newest result, or zero."""
     newest = 0.0
     for place in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not place.is_dir() or place.name.startswith("."):
@@ -186,11 +186,11 @@ def _read_stages(run: RunRecord, folder: Path) -> float:
 
 
 def _read_metrics(run: RunRecord, path: Path) -> None:
-    """Read the curves. A step that was written twice, because the run was resumed before it, counts as last written."""
+    """Read the curves. Of a step written twice, because a run was resumed, the last entry counts."""
     columns: dict[str, dict[str, dict[float, float | None]]] = {}
     looks: dict[str, dict[float, list[dict[str, Any]]]] = {}
     bad_lines = 0
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if path.exists() and not path.is_file():  # a pipe would block
         run.damaged.append(path.name)
         return
     try:
@@ -201,7 +201,7 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
         return
     except OSError:
         run.damaged.append(path.name)
-    if bad_lines > 1:  # the last line of a run that was killed may be cut
+    if bad_lines > 1:  # the last line of a killed run may be truncated
         run.damaged.append(f"{path.name} ({bad_lines:,} lines)")
     by_name = {stage.name: stage for stage in run.stages}
     for name, by_step in looks.items():
@@ -221,7 +221,7 @@ def _take(
     columns: dict[str, dict[str, dict[float, float | None]]],
     looks: dict[str, dict[float, list[dict[str, Any]]]],
 ) -> bool:
-    """Sort one line of metrics into its columns; False where it is none."""
+    """Add one line of metrics to the columns. Returns False for a line that is not an entry."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

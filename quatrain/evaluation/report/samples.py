@@ -1,4 +1,4 @@
-"""The samples of a run side by side: one prompt, and what the model of each stage made of it."""
+"""Samples of a run side by side: each prompt with the answers of the model after each stage."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ GROUPS = {
     "right": "Right before and after",
     "unjudged": "Not judged",
 }
-"""How a prompt went, from the first stage that was judged on it to the last."""
+"""Groups of prompts, by the verdicts of the first and the last judged stage."""
 
 
 @dataclass
 class SampleRow:
-    """A prompt, its reference, and the answer of each stage that met it."""
+    """A prompt, its reference, and the answers of the stages that were asked."""
 
     held_out: str
     prompt: str
     reference: str = ""
     answers: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    """By the stage's name and the temperature."""
+    """Samples by stage name and temperature."""
 
     @property
     def group(self) -> str:
-        """Its key in `GROUPS`."""
+        """The key of the group in `GROUPS`."""
         judged = [answer["correct"] for answer in self.answers.values() if isinstance(answer.get("correct"), bool)]
         if not judged:
             return "unjudged"
@@ -45,28 +45,27 @@ class SampleRow:
 
 
 def samples(stages: Sequence[StageRecord], names: dict[str, str]) -> dict[str, Any] | None:
-    """The samples for the page: some prompts of each group, with the answers of all stages, and how many there are."""
-    having = [stage for stage in stages if stage.samples]
-    rows = list(_rows(having))
+    """Template data: some prompts of each group with the answers of all stages, and the counts."""
+    sampled = [stage for stage in stages if stage.samples]
+    rows = list(_rows(sampled))
     if not rows:
         return None
     counts = Counter(row.group for row in rows)
     groups = [
-        {"key": key, "title": title, "count": counts[key], "rows": [_row(row, having, names) for row in chosen]}
+        {"key": key, "title": title, "count": counts[key], "rows": [_row(row, sampled, names) for row in chosen]}
         for key, title in GROUPS.items()
         if (
             chosen := _choose([row for row in rows if row.group == key], _UNJUDGED if key == "unjudged" else _PER_GROUP)
         )
     ]
-    title = "The same prompt, stage after stage" if len(having) > 1 else "What it answers"
+    title = "The same prompt, stage after stage" if len(sampled) > 1 else "Samples"
     return {"title": title, "groups": groups, "total": len(rows), "judged": len(rows) - counts["unjudged"]}
 
 
 def _rows(stages: Sequence[StageRecord]) -> Iterator[SampleRow]:
-    """One row for each prompt, in the order of their first appearance.
+    """One row per prompt, in the order of first appearance.
 
-    A prompt that a stage answers at several temperatures has one row with an answer for each; one that it answers
-    twice at the same has two rows.
+    Answers of a stage at several temperatures share one row; two answers at the same temperature have two rows.
     """
     rows: dict[tuple[str, str, int], SampleRow] = {}
     for stage in stages:
@@ -83,7 +82,7 @@ def _rows(stages: Sequence[StageRecord]) -> Iterator[SampleRow]:
 
 
 def _choose(rows: list[SampleRow], limit: int) -> list[SampleRow]:
-    """At most `limit` rows, the held-out sets in turn, those that most stages answered first."""
+    """At most `limit` rows, alternating between held-out sets; prompts with most answers come first."""
     by_set: dict[str, list[SampleRow]] = {}
     for row in sorted(rows, key=lambda row: -len(row.answers)):
         by_set.setdefault(row.held_out, []).append(row)
@@ -103,7 +102,8 @@ def _row(row: SampleRow, stages: Sequence[StageRecord], names: dict[str, str]) -
         for temperature in temperatures:
             label = f"after {names[stage.name]}" + (f", temperature {temperature}" if temperature else "")
             answer = row.answers.get((stage.name, temperature))
-            cells.append({"label": label} | (_answer(answer, code, cells) if answer else {"met": False, "verdict": ""}))
+            shown = _answer(answer, code, cells) if answer else {"asked": False, "verdict": ""}
+            cells.append({"label": label} | shown)
     return {
         "set": row.held_out,
         "prompt": clipped(row.prompt),
@@ -114,12 +114,12 @@ def _row(row: SampleRow, stages: Sequence[StageRecord], names: dict[str, str]) -
 
 
 def _answer(answer: dict[str, Any], code: bool, earlier: list[dict[str, Any]]) -> dict[str, Any]:
-    """An answer for the page; one that was given before names where."""
+    """Template data of an answer; an answer equal to an earlier one refers to it."""
     text, correct = text_of(answer.get("output")), answer.get("correct")
     return {
-        "met": True,
+        "asked": True,
         "text": text,
-        "same_as": next((cell["label"] for cell in earlier if cell["met"] and cell["text"] == text), None),
+        "same_as": next((cell["label"] for cell in earlier if cell["asked"] and cell["text"] == text), None),
         "output": _shape(text, code),
         "detail": clipped(text_of(answer.get("detail"))),
         "verdict": ("right" if correct else "wrong") if isinstance(correct, bool) else "",
@@ -131,7 +131,7 @@ def _shape(text: str, code: bool) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Anything as text: a conversation as its turns, other structures as JSON."""
+    """Any value as text: a conversation as its turns, other structures as JSON."""
     if value is None:
         return ""
     if isinstance(value, list) and value and all(isinstance(turn, dict) and "content" in turn for turn in value):

@@ -1,4 +1,4 @@
-"""The sections of the report: what a run's records say, in the words, tables and charts that the page lays out.
+"""The sections of the report: texts, tables and charts from the records of a run.
 
 Each function returns plain data for the template, or None where a run has nothing for the section.
 """
@@ -32,7 +32,7 @@ _FIRST_CURVES = ("learning_rate", "grad_norm", "tokens_per_second")
 
 
 def page(run: RunRecord) -> dict[str, Any]:
-    """Everything that the template shows."""
+    """The data of the whole template."""
     names = labels(run.stages)
     return {
         "run": run,
@@ -53,25 +53,25 @@ def page(run: RunRecord) -> dict[str, Any]:
 
 
 def labels(stages: Sequence[StageRecord]) -> dict[str, str]:
-    """What the page calls each stage: its kind, or its folder's name where a kind comes more than once."""
+    """Display names of the stages: the kind, or the folder's name if a kind occurs more than once."""
     kinds = [stage.kind for stage in stages]
     return {stage.name: stage.kind if kinds.count(stage.kind) == 1 else stage.name for stage in stages}
 
 
 def _status(run: RunRecord) -> str | None:
-    """A sentence for a run that is not finished, and for files that could not be read."""
+    """Notes on an unfinished run and on unreadable files."""
     sentences = []
     if not run.finished:
         done, planned = sum(stage.finished for stage in run.stages), max(len(run.planned), len(run.stages))
         what = "No stage is" if not done else "1 stage is" if done == 1 else f"{done} stages are"
         sentences.append(f"This run is not finished. {what} done{f' of {planned}' if planned else ''}.")
     if run.damaged:
-        sentences.append(f"Not readable, and left out: {', '.join(run.damaged)}.")
+        sentences.append(f"Unreadable, and omitted: {', '.join(run.damaged)}.")
     return " ".join(sentences) or None
 
 
 def _last(run: RunRecord, key: str) -> float | None:
-    """The newest stage's value of a key."""
+    """The value of a key in the newest stage that has it."""
     return next((value for stage in reversed(run.stages) if (value := stage.number(key)) is not None), None)
 
 
@@ -85,10 +85,10 @@ def _sum(run: RunRecord, key: str) -> float | None:
 
 
 def _lead(run: RunRecord, names: dict[str, str]) -> dict[str, Any]:
-    """The first line: what was made, and the stages as steps with their times."""
+    """The first line: the result of the run, and the stages with their times."""
     parameters, seconds = _last(run, "parameters"), _sum(run, "seconds")
     what = f"A model of {amount(parameters)} parameters" if parameters else "A run"
-    when = f", made in {duration(seconds)}" if seconds else ""
+    when = f", trained in {duration(seconds)}" if seconds else ""
     steps = [
         {"name": names[stage.name], "time": duration(stage.number("seconds")), "done": stage.finished}
         for stage in run.stages
@@ -100,7 +100,7 @@ def _lead(run: RunRecord, names: dict[str, str]) -> dict[str, Any]:
 
 
 def _tiles(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]]:
-    """The figures at the top: the final scores, then what they cost."""
+    """The figures at the top: final scores, then costs."""
     tiles: list[dict[str, str]] = []
     scored = [stage for stage in run.stages if stage.scores]
     if scored:
@@ -114,7 +114,7 @@ def _tiles(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]]:
             tiles.append({"value": metric(key, metrics[key]), "name": name, "note": note, "kind": "score"})
     elif (loss := _last(run, "validation_loss")) is not None:
         perplexity = _last(run, "perplexity")
-        note = "per token, on text kept aside" if perplexity is None else f"perplexity {perplexity:.4g}"
+        note = "per token, on held-out text" if perplexity is None else f"perplexity {perplexity:.4g}"
         tiles.append({"value": f"{loss:.4f}", "name": "validation loss", "note": note, "kind": "score"})
     for value, name, note in (
         (duration(_sum(run, "seconds")), "time", "all stages"),
@@ -200,13 +200,13 @@ def _other_chart(curve: Curve, key: str, name: str) -> str | None:
 
 
 def _main_metric(metrics: Sequence[dict[str, float]]) -> str:
-    """The metric that stands for a set: the first of the well-known ones, otherwise the first there is."""
+    """The main metric of a set: the first well-known metric, otherwise the first one."""
     keys = [key for each in metrics for key in each if key != "count"]
     return next((key for key in _METRIC_ORDER if key in keys), keys[0] if keys else "count")
 
 
 def _scores(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
-    """A chart for each held-out set, and a table of every metric."""
+    """A chart for each held-out set, and a table of all metrics."""
     scored = [stage for stage in run.stages if stage.scores]
     if not scored:
         return None
@@ -279,7 +279,7 @@ def _quantization(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]]
 
 
 def _models(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]] | None:
-    """Every model on the way: its size, its speed, how well it predicts."""
+    """The model after each stage: its size, speed and validation loss."""
     keys = ("parameters", "model_bytes", "generation_tokens_per_second", "perplexity", "validation_loss")
     rows = []
     for stage in run.stages:

@@ -1,4 +1,4 @@
-"""How the report words numbers and text: durations, counts, shares, SQL, and text of unknown origin."""
+"""Formats numbers and text for the report: durations, counts, shares, SQL, and untrusted text."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _JOIN_BEGINS = frozenset(("left", "inner", "cross", "outer", "right"))
 
 
 def shown(page: str) -> str:
-    """The page as it may be written: control characters made visible, marks that turn a text's direction replaced.
+    """The page with control characters made visible and bidirectional marks replaced.
 
-    A lone surrogate, which UTF-8 cannot hold, becomes a replacement character too.
+    A lone surrogate, which UTF-8 cannot encode, becomes a replacement character too.
     """
     return page.translate(_VISIBLE).encode("utf-8", "replace").decode("utf-8")
 
 
 def clipped(text: str) -> str:
-    """The text, or its beginning where it is very long."""
+    """The text; of a very long text, the beginning."""
     if len(text) <= _LONGEST_TEXT:
         return text
     return f"{text[:_LONGEST_TEXT]}\n… ({len(text) - _LONGEST_TEXT:,} more characters)"
@@ -80,7 +80,7 @@ def sql_markup(text: str) -> Any:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them: `0.42 s`, `12.3 s`, `4 min 12 s`, `2 h 5 min`."""
+    """A duration in seconds, formatted: `0.42 s`, `12.3 s`, `4 min 12 s`, `2 h 5 min`."""
     if seconds is None:
         return "–"
     if seconds < 1:
