@@ -1,4 +1,4 @@
-"""`quatrain chat`: a conversation with a model, or with a database through a model that writes SQL."""
+"""`quatrain chat`: a conversation with a model, or questions to a database that a model answers with SQL."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from quatrain.tasks.task import Database
 
 MOST_COLUMNS = 40
-"""Columns of an answer, or of a table, that are shown to a person."""
+"""Columns of an answer, or of a table, that are shown."""
 
 MOST_TABLES = 100
 
 ANSWER_BYTES = 4_000_000
-"""What one answer may hold."""
+"""The most bytes of one answer."""
 
 COMMANDS = ("/help", "/quit", "/reset", "/schema")
 
@@ -47,21 +47,21 @@ def chat(
         A SQLite file: the model answers with SQL, which is run read-only, and its rows are shown.
     schema
         Show the model the tables of the database before each question. One that has learned this database alone
-        needs none; one of many databases does.
+        does not need it; a model of many databases does.
     max_new_tokens
         The most tokens of one answer.
     temperature
-        0 always takes the likeliest token; 1 draws as the model says.
+        0 always takes the likeliest token; 1 samples from the model's distribution.
     top_p
-        Draw among the likeliest tokens that have this share of the probability together.
+        Sample from the likeliest tokens that together have this probability.
     seed
-        Makes drawing repeatable.
+        Makes sampling repeatable.
     rows
         The most rows to show of one answer.
     adapter
-        Of a model that holds several, the adapter to go through.
+        The adapter to use, for a model with several.
     json_lines
-        Write one JSON object an answer, for programs.
+        Write one JSON object per answer, for programs.
     """
     if schema and db is None:
         from quatrain.core.errors import InputError
@@ -78,7 +78,7 @@ def chat(
 
         params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         engine = Engine.load(model, adapter=adapter)
-        # A chat template that cannot be used would fail at each line: it is one error, before the first.
+        # An unusable chat template is one error before the first line, not one at each line.
         engine.check_chat(adapter)
         talk: Talk
         if database is not None:
@@ -94,17 +94,17 @@ class Talk(Protocol):
     prompt: str
 
     def answer(self, question: str) -> None:
-        """Answer a line of the user's."""
+        """Answer a line from the user."""
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Start a new conversation."""
 
     def schema(self) -> str:
-        """What can be asked about."""
+        """What can be asked about, as text."""
 
 
 def converse(talk: Talk) -> int:
-    """Read and answer lines until the input ends or the user leaves. What fails is said, and the talk goes on."""
+    """Read and answer lines until the input ends or the user leaves. An error does not end the conversation."""
     from quatrain.cli.output import show, show_error
     from quatrain.cli.process import OutputError, input_is_terminal
     from quatrain.core.errors import QuatrainError
@@ -234,8 +234,8 @@ class DatabaseTalk:
         sql = self.database.statement(completion.text)
         result = self.database.run(sql)
         if self.json_lines:
-            found = {"columns": result.columns, "rows": result.rows, "truncated": result.truncated}
-            show_json({"question": question, "sql": sql, "error": result.error} | found)
+            table = {"columns": result.columns, "rows": result.rows, "truncated": result.truncated}
+            show_json({"question": question, "sql": sql, "error": result.error} | table)
             return
         show(sql or "(the model wrote nothing)")
         if result.error is not None:

@@ -1,7 +1,6 @@
-"""The chats that a finetune stage learns from, as examples with the assistant's tokens marked.
+"""The chats that a finetune stage trains on, as examples with the assistant's tokens marked.
 
-They are the conversations of a source, questions with SQL over the schema of their database, or the questions that are
-generated for one database.
+They are the conversations of a source, the examples of a task, or the examples that a task generates.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ T = TypeVar("T")
 
 
 def with_template(tokenizer: Tokenizer, context: StageContext) -> Tokenizer:
-    """The tokenizer with a chat template that marks what the assistant says, without which nothing can be learned.
+    """The tokenizer with a chat template that marks the assistant's tokens, which training needs.
 
-    That of a public model seldom does: unless the recipe names one, that whose tokens the tokenizer knows takes its
-    place, or `plain`. Raises InputError for a template of the recipe's that does not mark them.
+    Templates of public models seldom mark them. Unless the recipe names a template, the first one of ours whose special
+    tokens the tokenizer has replaces it, or `plain`. Raises InputError where the recipe's own template marks nothing.
     """
     if any(map(has_marks, tokenizer.chat_templates.values())):
         return tokenizer
@@ -57,24 +56,24 @@ def _unknown(tokenizer: Tokenizer, name: str) -> list[str]:
 def chat_examples(
     settings: Settings, context: StageContext, tokenizer: Tokenizer, limit: int
 ) -> tuple[Sequence[TokenExample], list[str], Sequence[TokenExample]]:
-    """The chats to learn with their notes, and those of validations; from the cache where they were made before."""
+    """The training chats with their notes, and those held out for validation; from the cache where it has them."""
     data = context.recipe.data_of(settings)
     both: list[list[Chat]] = []
-    said: list[str] = []
+    source_notes: list[str] = []
 
     def made(part: int) -> tuple[Sequence[TokenExample], list[str]]:
         if not both:
-            both.extend(_both(data, context, settings, said))
+            both.extend(_both(data, context, settings, source_notes))
         if part == 1 and not both[1]:
             return [], []
         examples, notes = encode_chats(both[part], tokenizer, limit)
-        return examples, [*said, *notes] if part == 0 else notes
+        return examples, [*source_notes, *notes] if part == 0 else notes
 
     marks = [None if data.database is not None else mark_of(data, part) for part in ("source", "dev")]
     if None in marks:
         learned, notes = made(0)
         held_out, others = made(1)
-        return learned, _told(notes, others, context), held_out
+        return learned, _warned(notes, others, context), held_out
     key = {
         "objective": "chat",
         "data": marks,
@@ -86,12 +85,12 @@ def chat_examples(
     }
     learned, notes, _ = cached_examples(key | {"part": "learned"}, lambda: made(0), (TokenExample,))
     held_out, others, _ = cached_examples(key | {"part": "held out"}, lambda: made(1), (TokenExample,))
-    return learned, _told(notes, others, context), held_out
+    return learned, _warned(notes, others, context), held_out
 
 
-def _told(notes: list[str], of_validations: list[str], context: StageContext) -> list[str]:
-    """The notes of a stage, with what validations leave out; what is left out is said at once."""
-    notes = [*notes, *(f"validations: {note}" for note in of_validations if LEFT in note)]
+def _warned(notes: list[str], validation_notes: list[str], context: StageContext) -> list[str]:
+    """The notes of a stage, those on validation included; warns of chats that are left out."""
+    notes = [*notes, *(f"validations: {note}" for note in validation_notes if LEFT in note)]
     for note in notes:
         if LEFT in note:
             context.reporter.warn(note)
@@ -99,7 +98,7 @@ def _told(notes: list[str], of_validations: list[str], context: StageContext) ->
 
 
 def mark_of(data: DataSettings, part: str) -> str | None:
-    """What identifies the content of a part of the data, "" where there is none; None where only reading it could."""
+    """Identifies the content of a part of the data for caches; "" where there is none, None where it must be read."""
     if getattr(data, part) is None:
         return ""
     task = source_task(data, part)
@@ -109,7 +108,7 @@ def mark_of(data: DataSettings, part: str) -> str | None:
 def _both(
     data: DataSettings, context: StageContext, settings: Settings, notes: list[str]
 ) -> tuple[list[Chat], list[Chat]]:
-    """The chats to learn, and those of validations: of `data.dev`, or a random share of the source."""
+    """The training chats, and those for validation: of `data.dev`, or a random share of the source."""
     learned = list(conversations(data, context, settings, notes))
     if data.database is not None:
         return learned, []
@@ -118,20 +117,20 @@ def _both(
     return split(learned, data.validation, context.seed)
 
 
-def split(found: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
-    """What is learned, and a random share that is held out; all is learned where the share is less than one of them."""
-    count = round(share * len(found))
-    if not 0 < count < len(found):
-        return list(found), []
-    chosen = set(np.random.default_rng(seed).permutation(len(found))[:count].tolist())
-    kept = [each for number, each in enumerate(found) if number not in chosen]
-    return kept, [found[number] for number in sorted(chosen)]
+def split(examples: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """The training examples and a random share held out; nothing is held out where the share rounds to no example."""
+    count = round(share * len(examples))
+    if not 0 < count < len(examples):
+        return list(examples), []
+    held_out = set(np.random.default_rng(seed).permutation(len(examples))[:count].tolist())
+    training = [example for number, example in enumerate(examples) if number not in held_out]
+    return training, [examples[number] for number in sorted(held_out)]
 
 
 def conversations(
     data: DataSettings, context: StageContext, settings: Settings, notes: list[str], part: str = "source"
 ) -> Iterator[Chat]:
-    """The chats of a part of the data: the database's questions with their SQL, or those of the source.
+    """The chats of a part of the data: those that a task generates, or those of the source.
 
     `notes` get what was left out of it.
     """

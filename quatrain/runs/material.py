@@ -51,8 +51,8 @@ def tokenizer_of(context: StageContext) -> Tokenizer:
 
 def _as_wanted(tokenizer: Tokenizer, context: StageContext) -> Tokenizer:
     """A tokenizer with what the recipe adds to it."""
-    wanted = context.recipe.tokenizer
-    return tokenizer.extended(wanted.special_tokens, chat_template=wanted.chat_template)
+    settings = context.recipe.tokenizer
+    return tokenizer.extended(settings.special_tokens, chat_template=settings.chat_template)
 
 
 def _stored_tokenizer(context: StageContext) -> Tokenizer:
@@ -107,8 +107,9 @@ def fresh_model(context: StageContext, tokenizer: Tokenizer, *, head: str | None
 
 
 def as_wanted(model: Model, context: StageContext) -> Model:
-    """The model with the recipe's rules of speaking, and a row for each token that the recipe adds to its tokenizer;
-    which those are is told once.
+    """The model with the recipe's generation settings, and an embedding row for each token that the recipe adds.
+
+    Reports the new tokens.
     """
     from quatrain.models.transformer.vocabulary import resize_vocabulary
 
@@ -118,7 +119,7 @@ def as_wanted(model: Model, context: StageContext) -> Model:
         tokenizer = _as_wanted(stored, context)
         model.added = sorted(tokenizer.special_ids - stored.special_ids)
         if model.added:
-            # Some models have rows to spare.
+            # Some models have unused rows.
             resize_vocabulary(model, max(model.config.vocab_size, tokenizer.vocab_size))
             shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
             context.reporter.info(f"New tokens, each with a row that learns: {shown}.")

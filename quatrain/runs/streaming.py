@@ -1,8 +1,8 @@
-"""Data that is read as it is needed (`data.streaming`): nothing is held but a block of examples that is shuffled.
+"""Streaming data (`data.streaming`): examples are read as training needs them, and shuffled within a block.
 
-An example is made when it is its turn, every epoch anew. How many there are is known only at the end, so that a stage
-says its length in steps; a run that goes on reads again up to its place. The first examples are those of validations,
-where `data.dev` names no others, and the next ones are what a preflight looks at.
+Only one block is in memory. The number of examples is unknown until the end, so a stage gives its length in steps. A
+resumed run reads again up to its position. Without `data.dev` the first examples are held out for validation; the
+preflight checks the next ones.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.streams import StreamedExamples
 
 BLOCK = 4096
-"""Examples that are held, and shuffled, at a time."""
+"""Examples of a block."""
 FIRST = 256
-"""Examples that a preflight looks at."""
+"""Examples that the preflight checks."""
 
 Make = Callable[[], Iterable[Any]]
-"""Makes the examples, from the first on, each time that it is called."""
+"""Returns the examples from the first on at each call."""
 
 
 @dataclass
 class Streamed:
-    """A stream with its number of steps, its first examples, and those of validations."""
+    """A stream with its number of steps, its first examples, and those held out for validation."""
 
     stream: StreamedExamples
     steps: int
@@ -42,24 +42,23 @@ class Streamed:
 
 
 def check(settings: Any, data: DataSettings) -> None:
-    """Raises InputError with all settings of a stage that a stream cannot serve."""
+    """Raises InputError with all settings of a stage that do not work with streaming."""
     problems = []
     if settings.train.steps is None:
-        problems.append("train.epochs: how long an epoch is shows only at a stream's end; give train.steps instead")
+        problems.append("train.epochs: the length of an epoch is unknown in a stream; give train.steps instead")
     if settings.train.packing:
-        problems.append("train.packing: true; examples of a stream are not packed: leave it out")
+        problems.append("train.packing: true; examples of a stream cannot be packed: leave it out")
     problems += settings.streaming_problems()
     if data.database is not None:
-        problems.append("data.streaming: true; the questions of a database are no stream: leave it out")
+        problems.append("data.streaming: true; generated questions cannot be streamed: leave it out")
     if problems:
-        raise InputError("data.streaming = true does not go with:", problems)
+        raise InputError("data.streaming = true does not work with:", problems)
 
 
 def streamed(settings: Any, context: StageContext, make: Make, *, dev: Make | None = None, held: int) -> Streamed:
-    """The stream of what `make` makes. `dev` makes the examples of validations, at most `held`; where it is None they
-    are the first ones, and none of those is learned.
+    """The stream of the examples of `make`. `dev` gives those for validation, at most `held`.
 
-    Raises InputError where nothing is left to learn.
+    Without `dev` the first examples are held out and not trained on. Raises InputError where no example is left.
     """
     check(settings, context.recipe.data_of(settings))
     held_out = list(islice((dev or make)(), held)) if held else []
@@ -76,14 +75,14 @@ def streamed(settings: Any, context: StageContext, make: Make, *, dev: Make | No
             if skipped
             else "There is no example to learn from: the data has none."
         )
-    wanted = settings.train
-    tokens = max(1, wanted.batch_tokens // wanted.accumulation)
+    train = settings.train
+    tokens = max(1, train.batch_tokens // train.accumulation)
     stream = StreamedExamples(read, batch_tokens=tokens, seed=context.seed, buffer=BLOCK)
-    return Streamed(stream, wanted.steps, first, held_out)
+    return Streamed(stream, train.steps, first, held_out)
 
 
 def of_records(objective: Any, records: Iterable[Row], source: str) -> Iterator[Any]:
-    """Each record's examples. Raises InputError at the first that is none, with its place."""
+    """The examples of each record. Raises InputError at the first invalid record, with its place."""
     for record in records:
         if record.fault is not None:
             more = f"`quatrain data check {source}` shows whether there are others"
@@ -94,10 +93,10 @@ def of_records(objective: Any, records: Iterable[Row], source: str) -> Iterator[
 def of_texts(
     pieces: Iterable[DocumentChunk], tokenizer: Tokenizer, length: int, *, documents: bool, causal: bool
 ) -> Iterator[TokenExample]:
-    """Texts as rows of `length` tokens; causal ones have the token after them too, which the next row begins with.
+    """Texts as rows of `length` tokens; causal rows have one more, with which the next row begins.
 
-    With `documents` none has tokens of two, and causal ones begin and end with the separator; otherwise one document
-    goes on behind the other, a separator between. The same rows as those of a token file in its order.
+    With `documents` no row has tokens of two documents, and causal documents begin and end with the separator.
+    Otherwise documents follow each other with a separator between. The rows equal those of a token file in its order.
     """
     separator, size = tokenizer.eos_id, length + causal
     held: list[int] = []

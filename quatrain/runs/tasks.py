@@ -1,6 +1,6 @@
-"""Tasks of typed records: classes, numbers, tags, answers, choices, texts out of texts, sentence embeddings.
+"""Trains and evaluates a model on a task of typed records: classes, numbers, tags, answers, choices, texts, embeddings.
 
-Each objective reads one format of data (`quatrain.data.formats`); its labels are those of the data or of the recipe.
+`quatrain.tasks.kinds` has the tasks. Labels come from the data or from the recipe.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ KINDS = (EncodedText, TaggedWindow, ContextWindow, ChoiceExample, Seq2SeqExample
 
 
 def setup(settings: FinetuneStage, context: StageContext, model: Model | None = None) -> TrainingJob:
-    """What the stage learns. `model` takes the place of the one that the stages before have left."""
+    """The training job of the stage. `model` replaces the one that the earlier stages have left."""
     data = context.recipe.data_of(settings)
     tokenizer = tokenizer_of(context)
     if data.streaming:
@@ -73,7 +73,7 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
     else:
         examples, notes, held_out = prepare(settings, context, corpus, objective, limit)
         stream, steps = example_stream(settings, context, examples)
-    found = TrainingJob(
+    job = TrainingJob(
         model,
         tokenizer,
         objective,
@@ -87,15 +87,15 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
         held_out=held_out,
         adapter=settings.adapter,
     )
-    found.validate = validation(found)
-    found.sample = sampling(settings, context, found)
-    return found
+    job.validate = validation(job)
+    job.sample = sampling(settings, context, job)
+    return job
 
 
 def prepare(
     settings: FinetuneStage, context: StageContext, corpus: Corpus, objective: Any, limit: int
 ) -> tuple[Sequence[Any], list[str], Sequence[Any]]:
-    """The examples to learn with their notes, and those of validations; from the cache where they were made before."""
+    """The training examples with their notes, and those for validation; from the cache where it has them."""
     data = context.recipe.data_of(settings)
     both: list[list[Row]] = []
 
@@ -132,7 +132,7 @@ def prepare(
 
 
 def streamed_examples(settings: FinetuneStage, context: StageContext, corpus: Corpus, objective: Any) -> Streamed:
-    """The examples as they are read. Validations have the first ones of `data.dev`, or of the source."""
+    """The examples as they are read. Validation has the first ones of `data.dev`, or of the source."""
     data, related = context.recipe.data_of(settings), record_task(settings).related
 
     def make(part: str) -> Make:
@@ -146,14 +146,14 @@ def streamed_examples(settings: FinetuneStage, context: StageContext, corpus: Co
 
 def open_corpus(settings: FinetuneStage, data: DataSettings, part: str = "source") -> Corpus:
     """The records of a part of the data: `source`, `dev` or `test`."""
-    wanted = record_task(settings).format
-    if data.format is not None and wanted is not None and data.format != wanted:
-        raise InputError(f"data.format: {data.format}; objective {settings.objective} reads {wanted}. Leave it out.")
-    return corpus_of(data, part, format=wanted)
+    format = record_task(settings).format
+    if data.format is not None and format is not None and data.format != format:
+        raise InputError(f"data.format: {data.format}; objective {settings.objective} reads {format}. Leave it out.")
+    return corpus_of(data, part, format=format)
 
 
 def split(settings: FinetuneStage, context: StageContext, corpus: Corpus) -> tuple[list[Row], list[Row]]:
-    """The records to learn, and those of validations: of `data.dev`, or a random share of the source."""
+    """The training records, and those for validation: of `data.dev`, or a random share of the source."""
     data = context.recipe.data_of(settings)
     related = record_task(settings).related
     learned = list(placed(corpus, related=related))
@@ -165,7 +165,7 @@ def split(settings: FinetuneStage, context: StageContext, corpus: Corpus) -> tup
 def starting_model(
     settings: FinetuneStage, context: StageContext, tokenizer: Tokenizer, labels: Sequence[str]
 ) -> Model:
-    """The model so far under the task's head, or fresh weights of the recipe's shape."""
+    """The model of the earlier stages with the task's head, or new weights of the recipe's shape."""
     task = record_task(settings)
     head, more = task.head, task.head_options(labels)
     folder = model_folder_of(context)
@@ -186,29 +186,29 @@ def starting_model(
 
 
 def validation(learning: TrainingJob) -> Validate | None:
-    """What measures a model on the examples held out."""
+    """The function that evaluates a model on the held-out examples."""
     if not learning.held_out:
         return None
 
     def validate(model: Model) -> dict[str, float]:
-        found = evaluate_objective(learning.objective, model, learning.held_out)
-        return {f"validation_{name}": value for name, value in found.items()}
+        metrics = evaluate_objective(learning.objective, model, learning.held_out)
+        return {f"validation_{name}": value for name, value in metrics.items()}
 
     return validate
 
 
 def sampling(settings: FinetuneStage, context: StageContext, learning: TrainingJob) -> Sample:
-    """What shows the model's answers to a few records, the same ones every time; they are read at the first look."""
+    """The function that previews the model's answers to a few records, always the same ones."""
     task = record_task(settings)(learning.objective)
-    known: list[tuple[str, list[Row]]] = []
-    longest = context.recipe.evaluate.max_new_tokens
+    cached: list[tuple[str, list[Row]]] = []
+    max_new_tokens = context.recipe.evaluate.max_new_tokens
 
     def sample(model: Model) -> list[dict[str, Any]]:
-        if not known:
+        if not cached:
             name, records = records_to_score(settings, context)
-            known.append((name, spread(records, PREVIEW_SAMPLES)))
-        name, records = known[0]
-        return record_samples(model, learning.tokenizer, task, records, name, longest)
+            cached.append((name, spread(records, PREVIEW_SAMPLES)))
+        name, records = cached[0]
+        return record_samples(model, learning.tokenizer, task, records, name, max_new_tokens)
 
     return sample
 
@@ -221,7 +221,7 @@ def measure(
     tokenizer: Tokenizer,
     result: StageResult,
 ) -> None:
-    """Scores and samples of the model on `data.test`, or where there is none on the examples held out."""
+    """Adds scores and samples on `data.test`, or, without it, on the held-out examples."""
     name, records = records_to_score(settings, context)
     if not records:
         result.notes.append("no scores: name data that is held out with data.test, or a share with data.validation")
@@ -236,7 +236,7 @@ def measure(
 
 
 def records_to_score(settings: FinetuneStage, context: StageContext) -> tuple[str, list[Row]]:
-    """The set that scores are measured on, by its name, and at most `evaluate.examples` of its records."""
+    """The name of the evaluated set, and at most `evaluate.examples` of its records."""
     data, limit = context.recipe.data_of(settings), context.recipe.evaluate.examples
     for name in ("test", "dev"):
         if getattr(data, name) is not None:

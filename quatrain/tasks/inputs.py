@@ -50,12 +50,12 @@ def read_inputs(path: str | Path, head: str, columns: Mapping[str, str] | None =
     """
     path = user_path(path)
     check_head(path)
-    found = False
+    any_input = False
     rows = _of_records(path, head, columns) if is_record_file(path) else of_lines(lines_of(read_text(path), path), path)
-    for found_input in rows:
-        found = True
-        yield found_input
-    if not found:
+    for row in rows:
+        any_input = True
+        yield row
+    if not any_input:
         raise InputError(f"{path}: there is no text in it")
 
 

@@ -74,10 +74,10 @@ class Instructions(Task[Chat]):
 def turns_of(record: Any) -> list[dict[str, Any]]:
     """A labelled text or a pair as two turns: the text, and the label or the target as its answer."""
     if isinstance(record, LabelledText):
-        asked, answer = record.text if record.other is None else f"{record.text}\n{record.other}", record.label
+        text, answer = record.text if record.other is None else f"{record.text}\n{record.other}", record.label
     else:
-        asked, answer = record.source, record.target
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": str(answer)}]
+        text, answer = record.source, record.target
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": str(answer)}]
 
 
 class ChatEncoder:

@@ -1,10 +1,10 @@
-"""What a model says of new inputs: classes with their probabilities, tags of words, answers, choices, texts, vectors.
+"""Predictions on new inputs: classes with probabilities, tags of words, answers, choices, texts, vectors.
 
     predictor = Predictor.load("runs/sentiment/model")
     for prediction in predictor.predict(["A fine film.", "Dull."]):
         print(prediction.value["label"], prediction.value["score"])
 
-The head of the model tells the task. Labels and probabilities are those of transformers' pipelines.
+The head of the model determines the task. Labels and probabilities are those of transformers' pipelines.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from quatrain.training.objectives.tagging import TokenClassification
 from quatrain.training.objectives.texts import EncodedText, TextObjective
 
 BATCH = 32
-"""Inputs that are read together."""
+"""Inputs of one batch."""
 
 TOP = 5
-"""Tokens that are named for a mask."""
+"""Tokens that are returned for a mask."""
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "sequence_classification": ("text", "text_pair?"),
@@ -52,7 +52,7 @@ Input = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one input. `value` has JSON's types, by head:
+    """The prediction for one input. `value` has JSON's types, by head:
 
     sequence_classification: `label` and `score`, and `scores` of all labels; of several labels at once `labels`, and
     of numbers `scores` alone. token_classification: `words`, each with `word`, `label`, `score`, `start`, `end`.
@@ -84,7 +84,7 @@ class Predictor:
         """
         head = model.config.head
         if head not in FIELDS:
-            hint = "; `quatrain generate` goes on from a text, `quatrain chat` answers" if head == "causal" else ""
+            hint = "; `quatrain generate` continues a text, `quatrain chat` answers" if head == "causal" else ""
             raise InputError(
                 f"The model has the head {head}, which predicts no labels{hint}. Heads: {', '.join(FIELDS)}."
             )
@@ -142,8 +142,8 @@ class Predictor:
         objective = TextObjective(self.tokenizer, max_length=self._limit())
         rows = [objective.read(each["text"], each.get("text_pair")) for each in inputs]
         logits = self._logits(objective, rows)
-        found = (self._classes(row) for row in logits)
-        return [Prediction(value, row.cut) for value, row in zip(found, rows, strict=True)]
+        values = (self._classes(row) for row in logits)
+        return [Prediction(value, row.cut) for value, row in zip(values, rows, strict=True)]
 
     def _classes(self, logits: Tensor) -> dict[str, Any]:
         labels, problem = self.config.labels, self.config.problem
@@ -170,7 +170,7 @@ class Predictor:
                     best = int(each[place].argmax())
                     words[word] |= {"label": self.config.labels[best], "score": float(each[place, best])}
             start += len(stretches)
-            # a word of which the tokenizer leaves nothing is outside of everything
+            # A word without a token of its own has the label O.
             outside = "O" if "O" in self.config.labels else None
             whole = [{"word": each["word"], "label": each.get("label", outside)} | each for each in words]
             found.append(Prediction({"words": whole}))

@@ -167,7 +167,7 @@ def test_a_data_set_of_hugging_face_streams(tmp_path: Path) -> None:
 
 def test_what_a_stream_cannot_serve_is_said_at_once(reviews: Path, books: Path, tmp_path: Path) -> None:
     train = TRAIN.replace("steps = 30", "epochs = 2")
-    with pytest.raises(InputError, match=r"data\.streaming = true does not go with") as caught:
+    with pytest.raises(InputError, match=r"data\.streaming = true does not work with") as caught:
         go(tmp_path / "a", reviews, 'kind = "finetune"\nobjective = "classify"\n', train=train)
     assert len(caught.value.problems) == 2
     assert any("give train.steps" in each for each in caught.value.problems)
