@@ -1,7 +1,4 @@
-"""What the stages that train have in common: what is learned by whom, the trainer with its hooks, and the result.
-
-A stage sets up a `TrainingJob`, from which the preflight tells what the run will be, and `learn` does it.
-"""
+"""Runs the `TrainingJob` of a stage: the adapter, the trainer with its hooks, the model folder and the result."""
 
 from __future__ import annotations
 
@@ -49,12 +46,12 @@ from quatrain.training.distributed import SingleProcess, make_parallel
 from quatrain.training.streams import ExampleStream, PackedStream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
 
-SAID = 160
-"""Characters of a sample that the reader sees while the model learns."""
+PREVIEW_CHARACTERS = 160
+"""Most characters of a sample that are shown during training."""
 
 
 def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -> tuple[TrainResult, StageResult]:
-    """Trains, through the adapter if there is one, which is merged in the end; writes `model/` (and `adapter/`).
+    """Trains a job and writes `model/`. An adapter is written to `adapter/` and merged at the end.
 
     With `check` the job is checked as `quatrain check` does, without measured steps.
     """
@@ -100,7 +97,7 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
 
 
 def attach(learning: TrainingJob, context: StageContext) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
-    """Puts the stage's adapter on the model; returns how a checkpoint's weights are written and read."""
+    """Adds the stage's adapter to the model. Returns the functions that write and read the weights of a checkpoint."""
     model, adapter = learning.model, learning.adapter
     if adapter is None:
         check_learns_whole(model, context.name)
@@ -149,7 +146,7 @@ def adapt(
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:
-    """Puts the weights of a checkpoint into the model."""
+    """Loads the weights of a checkpoint into the model."""
     model.load_state_dict(model_folder.load(checkpoint, head=model.config.head).state_dict())
 
 
@@ -180,7 +177,7 @@ def train(
             sample=learning.sample,
             log=log_to(log, tracked, context.reporter),
             progress=task.update,
-            resumed=lambda step: context.reporter.info(f"{context.name} goes on from step {step:,} of {steps:,}."),
+            resumed=lambda step: context.reporter.info(f"{context.name} resumes at step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
             describe=partial(decoded, learning.tokenizer),
             estimate=lambda shape, precision: step_activations(
@@ -221,14 +218,14 @@ def train(
 
 
 def metrics_log(context: StageContext, resume_step: int) -> AbstractContextManager[MetricsLog | None]:
-    """The run's `metrics.jsonl`, which the first process alone writes."""
+    """The run's `metrics.jsonl`, which only the first process writes."""
     if not context.is_main:
         return nullcontext()
     return MetricsLog(context.metrics_path, context.name, resume_step=resume_step)
 
 
 def trackers(context: StageContext, resume_step: int) -> Trackers:
-    """The recipe's trackers, of the first process alone."""
+    """The recipe's trackers, in the first process only."""
     recipe = context.recipe
     return Trackers(
         recipe.tracking if context.is_main else (),
@@ -242,13 +239,15 @@ def trackers(context: StageContext, resume_step: int) -> Trackers:
 
 
 def log_to(log: MetricsLog | None, tracked: Trackers, reporter: Reporter) -> Callable[[dict[str, Any]], None]:
-    """What takes the trainer's entries: `metrics.jsonl` first, then the trackers; the reader sees a sample."""
+    """A function that writes the trainer's entries to `metrics.jsonl` and the trackers, and shows the first sample."""
 
     def write(entry: dict[str, Any]) -> None:
         if entry.get("samples"):
             first = entry["samples"][0]
-            said = " ".join(f"{first['prompt']} → {first['output']}".split())
-            reporter.info(f"step {entry['step']:,}: {said if len(said) <= SAID else said[:SAID] + ' …'}")
+            preview = " ".join(f"{first['prompt']} → {first['output']}".split())
+            if len(preview) > PREVIEW_CHARACTERS:
+                preview = preview[:PREVIEW_CHARACTERS] + " …"
+            reporter.info(f"step {entry['step']:,}: {preview}")
         if log is not None:
             log.write(**entry)
             tracked.log(entry)
@@ -257,14 +256,14 @@ def log_to(log: MetricsLog | None, tracked: Trackers, reporter: Reporter) -> Cal
 
 
 def decoded(tokenizer: Tokenizer, batch: Any) -> list[str]:
-    """The rows of a batch as a person reads them, special tokens and padding written out."""
+    """The rows of a batch as text, with special tokens and padding."""
     return [tokenizer.decode(row, skip_special_tokens=False) for row in batch.input_ids.flatten(0, -2).tolist()]
 
 
 def example_stream(
     settings: Any, context: StageContext, examples: Sequence[Any], *, length: int = 0, pad_id: int = 0
 ) -> tuple[ExampleStream | PackedStream, int]:
-    """Shuffled batches of examples, and the number of the optimizer's steps. `length` is that of a packed row."""
+    """Shuffled batches of examples, and the number of optimizer steps. `length` is that of a packed row."""
     wanted = settings.train
     tokens = max(1, wanted.batch_tokens // wanted.accumulation)
     stream: ExampleStream | PackedStream
@@ -295,12 +294,12 @@ def longest(model: Model, settings: Any, usual: int) -> int:
 
 
 def mean_length(examples: Sequence[Any]) -> int:
-    """The usual length of an example, in tokens."""
+    """The mean length of an example, in tokens."""
     return max(1, round(sum(map(len, examples)) / len(examples)))
 
 
 def with_dropout(model: Model, dropout: float) -> Model:
-    """The same model with this share of dropout in training."""
+    """The same model with this dropout probability in training."""
     model.config = model.config.with_(dropout=dropout)
     for layer in model.modules():
         if isinstance(layer, Block):

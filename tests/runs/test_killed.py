@@ -95,7 +95,7 @@ def test_killed_in_pretraining_and_in_finetuning(materials: Path, tmp_path: Path
     last = started(recipe, tmp_path / "cut")
     said, _ = last.communicate(timeout=300)
     assert last.returncode == 0, said
-    assert "goes on from step" in said or killed[-1][0] != "03-finetune", (killed, said)
+    assert "resumes at step" in said or killed[-1][0] != "03-finetune", (killed, said)
 
     for name in (
         "stages/01-tokenizer/tokenizer/tokenizer.json",

@@ -129,7 +129,7 @@ def test_a_kind_of_stage_in_one_file_is_checked_run_resumed_and_reported(recipe:
     assert failed.returncode == 1 and "the stage fails after its training" in failed.stderr
     resumed = command_line(recipe, "run", str(recipe), "--runs-dir", str(recipe.parent / "runs"))
     assert resumed.returncode == 0, resumed.stderr
-    assert "02-pretrain, finished before" in resumed.stdout and "03-repeat goes on from step" in resumed.stdout
+    assert "02-pretrain, finished before" in resumed.stdout and "03-repeat resumes at step" in resumed.stdout
 
     folder = recipe.parent / "runs" / "tiny"
     result = json.loads((folder / "stages/03-repeat/result.json").read_text())
