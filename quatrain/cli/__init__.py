@@ -1,6 +1,6 @@
 """The command line: one file per verb, each thin over the API.
 
-Nothing heavy is imported before a verb needs it, so that `quatrain --help` answers at once. Exit codes:
+Heavy libraries are imported only when a verb needs them, so that `quatrain --help` answers at once. Exit codes:
 0 done, 1 failed, 2 the user's input is wrong, 130 stopped by Ctrl-C.
 """
 
@@ -19,11 +19,11 @@ _WRONG_PATHS = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO,
 }  # fmt: skip
-"""What is wrong with a path that the user gave; all else, such as a full disk, is work that failed."""
+"""Errors of a path from the user (exit code 2); all others, such as a full disk, are failed work (exit code 1)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. Without `arguments`, those of the process, which it makes ready.
+    """Run the command line and return its exit code. The default `arguments` are those of the process.
 
     The exit code is the same with `--debug`, which adds the traceback of an error.
     """
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: BaseException, *, debug: bool) -> int:
-    """Tell of an error, and return the exit code for it."""
+    """Print an error and return its exit code."""
     from quatrain.cli.process import OutputError, silence_standard_output
 
     if debug and not _is_of_usage(error):
@@ -58,7 +58,7 @@ def _failed(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, BrokenPipeError | OutputError):
         silence_standard_output()
     if isinstance(error, BrokenPipeError):
-        return 1  # the reader has gone away (`quatrain ... | head`), which is no fault
+        return 1  # the reader has closed the pipe (`quatrain ... | head`), which is not an error
     if isinstance(error, QuatrainError):
         show_error(str(error), "error: ")
         return error.exit_code
@@ -88,7 +88,7 @@ def _is_of_memory(text: str) -> bool:
 
 
 def _is_of_usage(error: BaseException) -> bool:
-    """Whether the words of the command line are wrong themselves (a missing argument): no traceback tells more."""
+    """Whether the command line itself is wrong, such as a missing argument: a traceback would not help."""
     if not isinstance(error, QuatrainError) or error.exit_code != 2 or error.__traceback__ is None:
         return False
     trace = error.__traceback__
@@ -98,7 +98,7 @@ def _is_of_usage(error: BaseException) -> bool:
 
 
 def _show_own_log() -> None:
-    """What the package notes for those who look for a bug, the tracebacks of survived faults among it, to stderr."""
+    """Send the package's debug log to stderr, including tracebacks of handled errors."""
     import logging
 
     logger = logging.getLogger("quatrain")

@@ -1,4 +1,4 @@
-"""The verbs of the command line, put together."""
+"""Builds the command-line application from its verbs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from quatrain.cli.tokenize import tokenize
 from quatrain.core.errors import InputError
 
 LEAST_WIDTH = 20
-"""Columns that the help needs; a narrower terminal breaks its lines itself."""
+"""The minimal width of the help; a narrower terminal wraps its lines."""
 
 EPILOGUE = """Start with: quatrain run quickstart
 
-Any verb takes --debug, which shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 wrong input."""
+All verbs accept --debug, which shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 wrong input."""
 
 
 def build_app() -> App:
@@ -48,7 +48,7 @@ def build_app() -> App:
         app.console = Console(width=LEAST_WIDTH)
     for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, predict, evaluate, merge, doctor):
         app.command(verb)
-    data = App(name="data", help="The catalog of named texts: list it, get one.")
+    data = App(name="data", help="The catalog of named data sets: list it, get one, check a file.")
     data.command(list_sources, name="list")
     data.command(get_source, name="get")
     data.command(check_data, name="check")
@@ -57,7 +57,7 @@ def build_app() -> App:
 
 
 def check_words(app: App, words: list[str]) -> None:
-    """Raises InputError for a mistyped option of a verb that takes any text, where it would be taken for the text."""
+    """Raises InputError for a mistyped option of a verb with a text argument, which would be taken for the text."""
     verb = next((word for word in words if not word.startswith("-")), None)
     if verb not in ("generate", "tokenize", "inspect", "predict", "evaluate"):
         return
@@ -73,5 +73,5 @@ def check_words(app: App, words: list[str]) -> None:
 
 
 def _show_default(value: object) -> str | None:
-    """A default as the help shows it: what is off or not set unless given needs no words."""
+    """A default value for the help; None, False and empty defaults are not shown."""
     return None if value is None or value is False or value == () else str(value)

@@ -1,4 +1,4 @@
-"""Texts among the arguments: a prompt may begin with a hyphen, and may be a lone one for standard input."""
+"""Text arguments: they may begin with a hyphen, and a lone hyphen reads standard input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 TextArgument = Annotated[str, Parameter(allow_leading_hyphen=True)]
-"""An argument whose value is a text of any beginning."""
+"""A text argument, which may begin with a hyphen."""
 
 _OPTION = re.compile(r"--[A-Za-z][A-Za-z_-]*(=.*)?", re.DOTALL)
 
@@ -22,9 +22,9 @@ def read_text_argument(text: str) -> str:
 
 
 def mistyped_option(words: list[str], options: set[str], text_options: set[str]) -> str | None:
-    """A complaint about a word that would become a text although an option was meant, or None.
+    """A message for a word that looks like a mistyped option but would be taken for a text; None if there is none.
 
-    `options` are those of the verb, `text_options` those among them that take a text. Words behind `--` are texts.
+    `options` are those of the verb, `text_options` those that take a text. Words after `--` are texts.
     """
     words = words[: words.index("--")] if "--" in words else words
     for before, word in zip(["", *words], words, strict=False):

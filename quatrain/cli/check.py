@@ -1,4 +1,4 @@
-"""`quatrain check`: whether a recipe is right, what it will read and learn, and what it will cost."""
+"""`quatrain check`: checks a recipe, shows its training data, and measures its memory, time and disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from quatrain.runs.preflight import Preflight
 
 WIDTH = 1200
-"""Characters of a sample that are shown."""
+"""Characters of a sample to show."""
 
 
 def check(
@@ -21,7 +21,7 @@ def check(
     runs_dir: str = "runs",
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Check a recipe before it costs anything: what each stage will read and learn, its memory, time and disk.
+    """Check a recipe before running it: the data and labels of each stage, its memory, time and disk space.
 
     Samples are shown with what is learned of them in green, or, without colours, between ⟦ and ⟧.
 
@@ -32,11 +32,11 @@ def check(
     overrides
         Settings to change, such as seed=1 or stage.pretrain.train.steps=100.
     toml
-        Only check the recipe's text and files, and print it with every default filled in.
+        Only check the recipe and its files, and print it with all defaults.
     no_measure
-        Take no steps, and say nothing of time and memory.
+        Take no training steps, so do not measure time and memory.
     runs_dir
-        The folder in which the run would be.
+        The folder of all runs.
     json_lines
         Write one JSON object, for programs.
     """
@@ -103,7 +103,7 @@ def _show(told: Preflight, left: list[str]) -> None:
 
 
 def _sample(parts: list[tuple[str, bool]], colour: bool):  # type: ignore[no-untyped-def]
-    """A sample with what is learned in green, or between brackets."""
+    """A sample with its labels in green, or in brackets."""
     from rich.text import Text
 
     from quatrain.core.wording import printable

@@ -1,4 +1,4 @@
-"""`quatrain data`: the catalog of named texts, and a look at a file of one's own."""
+"""`quatrain data`: the catalog of named data sets, and checks of the user's own files."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
-    """List the named sources, with their licence and whether they are on this machine.
+    """List the catalog, with licences and whether each source is on this machine.
 
     Parameters
     ----------
     json_lines
-        Write one JSON object a line, for programs.
+        Write JSON lines, for programs.
     """
     from quatrain.cli.output import show, show_table
     from quatrain.core.wording import format_bytes
     from quatrain.data.catalog import CATALOG, cache_folder, data_folder
 
-    data_folder(), cache_folder()  # wrong settings of theirs would show every source as damaged
+    data_folder(), cache_folder()  # invalid settings would show every source as damaged
     rows = []
     for source in CATALOG.values():
         size: object = source.size
@@ -37,7 +37,7 @@ def list_sources(*, json_lines: Annotated[bool, Parameter(name="--json")] = Fals
 
 
 def get_source(name: str) -> int:
-    """Get a named source: find it on this machine, or download it and check it. Ends with its path.
+    """Find a catalog source on this machine, or download and verify it. Prints its path.
 
     Parameters
     ----------
@@ -68,27 +68,27 @@ def check_data(
     template: str | None = None,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Check a data file: every fault with its line, field and fix, then what the data is.
+    """Check a data file: list every fault with line, field and fix, then describe the data.
 
     Parameters
     ----------
     source
         A file, a folder, a name that `quatrain data list` shows, or hf:owner/name.
     format
-        What the data is, where its columns do not tell: text, lines, chat, prompts, preference, labelled, tagged, qa,
+        The format, if it cannot be detected: text, lines, chat, prompts, preference, labelled, tagged, qa,
         choice, pair or sql.
     columns
-        Which columns hold its parts, such as text=review,label=stars.
+        The column of each role, such as text=review,label=stars.
     subset
-        Of a data set of Hugging Face.
+        The subset of a Hugging Face data set.
     split
-        Of a data set of Hugging Face.
+        The split of a Hugging Face data set.
     databases
-        What questions with SQL are asked of: a folder, a .zip or a file of SQLite databases. Each question's own SQL is
-        run there.
+        The databases of questions with SQL: a folder, a .zip or a file of SQLite databases. The SQL of each question is
+        run on them.
     template
-        What chats are rendered with, to see which fields are read: a name such as chatml (the default), a Jinja file,
-        or the folder of a model.
+        The chat template that shows which fields are read: a name such as chatml (the default), a Jinja file, or a
+        model folder.
     json_lines
         Write one JSON object, for programs.
     """
@@ -108,7 +108,7 @@ def check_data(
 def _ask(
     report: CheckReport, databases: str, columns: dict[str, str] | None, subset: str | None, split: str | None
 ) -> None:
-    """Add to a report on questions with SQL which of them cannot be asked of their databases."""
+    """Add a fault to the report for each question whose SQL fails on its database."""
     from quatrain.core.errors import InputError
     from quatrain.data.checking import Finding
     from quatrain.data.corpus import Corpus
@@ -119,7 +119,7 @@ def _ask(
         what = f"{report.source} is {report.described}"
         raise InputError(f"--databases: is for questions with SQL; {what}. Leave it out.")
     if not report.ok:
-        return  # rows that are no questions come first
+        return  # report invalid rows first
     data = DataSettings(source=report.source, format="sql", databases=databases)
     spec = spec_of_source(data)
     corpus = Corpus(report.source, format="sql", columns=columns, subset=subset, split=split)
@@ -130,7 +130,7 @@ def _ask(
 
 
 def _columns(text: str | None) -> dict[str, str] | None:
-    """`text=review,label=stars` as a dictionary."""
+    """Parse `text=review,label=stars`."""
     from quatrain.core.errors import InputError
 
     if text is None:
@@ -142,7 +142,7 @@ def _columns(text: str | None) -> dict[str, str] | None:
 
 
 def _tell(report: CheckReport) -> None:
-    """Faults first, then warnings, then what was found."""
+    """Show faults, then warnings, then the description of the data."""
     from quatrain.cli.output import shorten, show, show_table
 
     for found, count in ((report.faults, report.fault_count), (report.warnings, report.warning_count)):
@@ -175,7 +175,7 @@ def _tell(report: CheckReport) -> None:
 
 
 def _where(source: Source) -> str:
-    """Whether a source is on this machine, can be downloaded, or has to be put in place by hand."""
+    """Whether a source is on this machine, can be downloaded, or must be obtained by hand."""
     from quatrain.core.errors import QuatrainError
     from quatrain.data.catalog import locate
 

@@ -1,4 +1,4 @@
-"""`quatrain doctor`: what is installed, and what this device can do."""
+"""`quatrain doctor`: installed versions and the speed of the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OPTIONAL = ("transformers", "peft", "pyarrow", "datasets", "sqlglot")
 
 
 def doctor(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
-    """Show the versions that are installed, the device, and how fast it multiplies matrices.
+    """Show the installed versions, the device, and its matrix-multiplication speed.
 
     Parameters
     ----------

@@ -34,33 +34,33 @@ def generate(
     model
         A model folder, a run's folder or name, or an id of the Hugging Face hub.
     prompt
-        The text to go on from, or, for an encoder-decoder, to answer; - reads standard input.
+        The text to continue, or the input of an encoder-decoder; - reads standard input.
     max_new_tokens
-        The most tokens to add.
+        The maximum number of new tokens.
     temperature
-        0 always takes the likeliest token; 1 draws as the model says.
+        0 is greedy decoding; 1 samples from the model's distribution.
     top_k
-        Draw among so many of the likeliest tokens.
+        Sample only from the k most likely tokens.
     top_p
-        Draw among the likeliest tokens that have this share of the probability together.
+        Sample only from the most likely tokens whose probabilities sum to this value.
     min_p
-        Draw among tokens at least this share as likely as the likeliest.
+        Sample only from tokens with at least this fraction of the highest probability.
     seed
-        Makes drawing repeatable.
+        Makes sampling repeatable.
     stop
-        Stop where this text comes up; may be given several times.
+        Stop at this text; may be given several times.
     num_beams
-        Search for the likeliest text as a whole, with so many beginnings at a time.
+        The number of beams of beam search; 1 turns it off.
     length_penalty
-        Of a search with beams: above 0 favours long texts, below 0 short ones.
+        For beam search: values above 0 favour long texts, below 0 short ones.
     truncate
-        Cut a prompt that is longer than the model reads, in place of refusing it.
+        Cut a prompt that exceeds the model's context, instead of an error.
     stream
-        Write the text as it comes.
+        Write the text while it is generated.
     adapter
-        Of a model that holds several, the adapter to go through.
+        The adapter to use, for a model with several.
     json_lines
-        Write one JSON object with the text, its tokens and why it ended.
+        Write one JSON object with the text, its tokens and the finish reason.
     """
     from quatrain.cli.output import shortened, show_error, show_json, show_text
     from quatrain.generation.engine import Engine, SamplingParams

@@ -1,4 +1,4 @@
-"""`quatrain inspect`: what a model is, sees and does."""
+"""`quatrain inspect`: shows a model's architecture, tokens, predictions, attention and embeddings."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def inspect(
     special_tokens: Annotated[bool, Parameter(negative="--no-special-tokens")] = True,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Look into a model: its architecture, or what it makes of a text. Without a flag, the architecture.
+    """Inspect a model: its architecture (the default), or how it processes a text.
 
     Parameters
     ----------
     model
         A model folder, a run's folder, or a hub id such as org/name.
     text
-        A text: its tokens are shown, or what the other flags ask of it; - reads standard input.
+        A text, whose tokens are shown, or which the other flags analyse; - reads standard input.
     next_tokens
-        What the model expects at each place of the text; behind its masks, where it is an encoder.
+        The predicted next tokens at each position; for an encoder, the predictions at its mask tokens.
     attention
-        Write the text's attention maps: a folder for page and picture, or a name that ends in .html or .png.
+        Write the attention maps of the text to a folder, or to a file ending in .html or .png.
     neighbours
-        The tokens nearest to this one in the embedding; #42 names a token by its id.
+        Show the tokens nearest to this one in the embedding; #42 names a token by its id.
     answer
-        What the decoder of an encoder-decoder says to the text.
+        The output text of an encoder-decoder.
     top
-        How many tokens to show: 5 for --next, 10 for --neighbours unless given.
+        The number of tokens to show; 5 for --next, 10 for --neighbours by default.
     truncate
-        Cut a text that is too long, where it would be refused.
+        Cut a text that exceeds the model's context, instead of an error.
     special_tokens
-        Put the beginning and end tokens around the text that the tokenizer has for it.
+        Add the special tokens that the tokenizer puts around a text.
     json_lines
         Write one JSON object, for programs.
     """
@@ -77,7 +77,7 @@ def inspect(
 
 
 def _check(text: str | None, next_tokens: bool, attention: Path | None, answer: str | None, top: int | None) -> None:
-    """Refuses, all at once, flags that cannot be."""
+    """Raises InputError for invalid flags, with all problems at once."""
     from quatrain.core.errors import InputError
 
     needing = {"--next": next_tokens, "--attention": attention is not None, "--answer": answer is not None}
@@ -93,20 +93,20 @@ def _check(text: str | None, next_tokens: bool, attention: Path | None, answer: 
 
 
 class _Look:
-    """Looks at one model; shows what it finds unless `quiet`, and gives it for JSON."""
+    """Inspects one model; prints the results unless `quiet`, and returns them for JSON."""
 
     def __init__(self, subject: Subject, truncate: bool, special_tokens: bool, *, quiet: bool):
         self.subject, self.truncate, self.special_tokens, self.quiet = subject, truncate, special_tokens, quiet
 
     def show(self, lines: Any) -> None:
-        """Lines of text, followed by an empty one where more may come."""
+        """Show lines of text, followed by an empty line if more may follow."""
         from quatrain.cli.output import show
 
         if not self.quiet:
             show("\n".join(lines))
 
     def architecture(self) -> dict[str, Any]:
-        """The tree and the choices."""
+        """The module tree and the architecture choices."""
         from quatrain.evaluation.inspection import architecture, choices
         from quatrain.evaluation.inspection.wording import architecture_lines
 
@@ -123,7 +123,7 @@ class _Look:
         return named | counts | {"choices": choices(config), "tree": found.root.as_dict()}
 
     def _notes(self) -> list[str]:
-        """What else there is to know: an adapter over the model, weights that are missing."""
+        """Notes, such as an adapter or missing weights."""
         subject, notes = self.subject, []
         if subject.is_adapter:
             notes.append(f"With the adapter over the model in {subject.base}.")
@@ -146,7 +146,7 @@ class _Look:
     def text(
         self, text: str, answer: str | None, next_tokens: bool, attention: Path | None, top: int
     ) -> dict[str, Any]:
-        """The tokens of a text, or what the model makes of them."""
+        """The tokens of a text, or the analyses of it."""
         from quatrain.evaluation.inspection import tokens
         from quatrain.evaluation.inspection.attention import drawable
         from quatrain.evaluation.inspection.wording import token_lines
@@ -179,7 +179,7 @@ class _Look:
         return ids
 
     def _answer(self, answer: str | None, limit: int | None) -> list[int]:
-        """The ids of what the decoder of an encoder-decoder says."""
+        """The token ids of the decoder's output."""
         from quatrain.core.errors import InputError
         from quatrain.evaluation.inspection import read_ids
 
@@ -250,7 +250,7 @@ class _Look:
 
 
 def _width() -> int:
-    """The columns to write in: those of a terminal, or more where the output is a file or a pipe."""
+    """The output width: that of the terminal, or more for a file or a pipe."""
     import os
     import shutil
     import sys

@@ -1,4 +1,4 @@
-"""`quatrain merge`: adapters made part of their model."""
+"""`quatrain merge`: merges adapters into their base model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 PROBE = 256
-"""Tokens on which the model is compared before and after."""
+"""The number of tokens on which the model is compared before and after."""
 
 
 def merge(
@@ -20,24 +20,24 @@ def merge(
     quantize: str | None = None,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Merge adapters into their base, and write a plain model folder.
+    """Merge adapters into their base model, and write a plain model folder.
 
-    What the model says of a probe is compared before and after: it must say what the adapters over their base say, each
-    by its weight, but for rounding. Beyond the tolerance, or where numbers are not finite, nothing is written.
+    The logits on a probe text are compared before and after: they must equal those of the base with its weighted
+    adapters, up to rounding. If they differ by more than the tolerance or are not finite, nothing is written.
 
     Parameters
     ----------
     adapters
-        Adapter folders, PEFT's or ours, of one base model.
+        Adapter folders (PEFT format) of one base model.
     out
-        The folder to write; it must not be there yet, or be empty.
+        The folder to write; it must be new or empty.
     weights
-        How much of each is merged, such as --weights 0.7 --weights 0.3; all of it unless given.
+        The weight of each adapter, such as --weights 0.7 --weights 0.3; 1 by default.
     probe
-        A text file whose beginning the model is compared on; random tokens unless given.
+        A text file on whose beginning the model is compared; random tokens by default.
     tolerance
-        The largest change of the logits that is allowed, as a share of the largest logit: 0.001 unless given, and after
-        --quantize what rounding to so many bits may change, 0.2 for int8 and 1 for int4 and nf4.
+        The largest allowed change of the logits, as a share of the largest logit: 0.001 by default; with --quantize 0.2
+        for int8 and 1 for int4 and nf4.
     quantize
         Write the merged model in int8, int4 or nf4.
     json_lines
@@ -88,7 +88,7 @@ def merge(
 
 
 def _probe_ids(probe: str | None, tokenizer: Any, config: Any) -> list[int]:
-    """The tokens on which the models are compared: the beginning of a text, or random ones."""
+    """The token ids on which the models are compared: the beginning of a text, or random ones."""
     import torch
 
     from quatrain.core.errors import InputError

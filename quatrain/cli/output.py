@@ -1,8 +1,8 @@
-"""What the verbs write: plain text for people, JSON for programs.
+"""Output of the verbs: plain text for people, JSON for programs.
 
-Text of unknown origin (labels, names, cells, what a model says) may hold control characters that a terminal obeys. All
-that is shown to a person passes `printable`; JSON escapes them by its own rules. `show_text` alone leaves the
-characters as they are where the output is a file or a pipe, since the text itself is what was asked for.
+Untrusted text (labels, names, cells, model output) may contain control characters. Everything shown to people passes
+`printable`, which escapes them; JSON escapes them too. Only `show_text` writes them unchanged to a file or a pipe,
+since the text itself was requested.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MAX_CELL = 60
 
 
 def show(text: str = "", *, end: str = "\n") -> None:
-    """Write text for a person to standard output at once; control characters show as text."""
+    """Write text for people to standard output and flush; control characters are escaped."""
     write_text(sys.stdout, printable(text + end))
     sys.stdout.flush()
 
 
 def show_text(text: str, *, end: str = "\n") -> None:
-    """Write a text that was asked for: as it is to a file or a pipe, its control characters as text to a terminal."""
+    """Write a requested text: unchanged to a file or a pipe, with control characters escaped to a terminal."""
     write_text(sys.stdout, printable(text + end) if sys.stdout.isatty() else text + end)
     sys.stdout.flush()
 
@@ -41,7 +41,7 @@ def show_json(value: Any) -> None:
 
 
 def show_error(text: str, prefix: str = "") -> None:
-    """Write a message to standard error: nothing in it is read as markup, and control characters show as text."""
+    """Write an error or a note to standard error; markup is not interpreted, control characters are escaped."""
     with contextlib.suppress(OSError, ValueError, QuatrainError):
         sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError):
@@ -50,7 +50,7 @@ def show_error(text: str, prefix: str = "") -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, json_lines: bool = False) -> None:
-    """Write a table, or one JSON object a row. In a terminal it is fitted to the width."""
+    """Write a table, fitted to the width of a terminal, or one JSON object per row."""
     if json_lines:
         for row in rows:
             show_json(dict(zip(columns, row, strict=True)))
@@ -59,12 +59,12 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, json
 
 
 def terminal_width() -> int | None:
-    """The columns of the terminal that is written to; None for a file or a pipe, which have no width."""
+    """The width of the terminal; None if the output is a file or a pipe."""
     return max(1, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
 def shorten(value: object) -> object:
-    """A cell of a table on one line and no longer than `MAX_CELL` characters."""
+    """A table cell on one line, cut to `MAX_CELL` characters."""
     if not isinstance(value, str | bytes):
         return value
     text = " ".join(value.split()) if isinstance(value, str) else f"{len(value):,} bytes"
@@ -72,7 +72,7 @@ def shorten(value: object) -> object:
 
 
 def shortened(engine: Engine, ids: Sequence[int], params: SamplingParams, *, truncate: bool = False) -> str | None:
-    """What to say where the model's context has no room for all the new tokens that are asked for; else None."""
+    """A note if the model's context has no room for all requested new tokens; else None."""
     ids = engine.truncate(list(ids), params) if truncate else ids
     room = engine.remaining_tokens(ids)
     if room is None or not 0 < room < params.max_new_tokens:

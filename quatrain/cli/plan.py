@@ -1,4 +1,4 @@
-"""`quatrain plan`: what a model comes to, before it is made or loaded."""
+"""`quatrain plan`: estimates parameters, memory and operations of a model before it is created or loaded."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def plan(
     overrides
         Settings of a recipe to change, such as model.hidden_size=512.
     method
-        How it is to be trained: full, lora, qlora (over four bits a weight), dora, loha, lokr, ia3, bitfit,
+        The training method: full, lora, qlora (4-bit base weights), dora, loha, lokr, ia3, bitfit,
         last-layers, prompt, p-tuning or prefix.
     rank
-        The rank of a low-rank adapter, 16 unless given.
+        The rank of a low-rank adapter, 16 by default.
     target_modules
-        The layers under the adapter, such as --target-modules q_proj --target-modules v_proj; by default all linear
+        The layers with adapters, such as --target-modules q_proj --target-modules v_proj; by default all linear
         layers.
     trainable_tokens
-        special (the default): train the embedding rows of the special tokens beside an adapter, so that the embedding
-        has a gradient. none: do not.
+        special (the default): train the embedding rows of special tokens in addition to an adapter, so that the
+        embedding has a gradient. none: do not.
     batch_tokens
-        Tokens of a step, 16,384 unless given.
+        Tokens per step, 16,384 by default.
     context
-        Tokens of a row, the model's longest but at most 2,048 unless given.
+        Tokens per row; by default the model's context, at most 2,048.
     accumulation
-        Parts in which a step is computed.
+        The number of micro-batches per step.
     optimizer
         adamw, adamw8bit or muon.
     precision
-        float32, bfloat16 or float16; the faster of the first two on this machine unless given.
+        float32, bfloat16 or float16; by default the faster of the first two on this machine.
     paged_optimizer
-        Keep the optimizer's states in host memory.
+        Keep optimizer states in host memory.
     json_lines
         Write one JSON object, for programs.
     """
@@ -100,9 +100,7 @@ def plan(
 
 
 def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe | None, str]:
-    """The configuration of a model in a folder or on the hub, or that of a recipe's with the recipe; the dtype of the
-    files that training begins from.
-    """
+    """The configuration of a model folder, hub model or recipe; its recipe, if any; dtype of the initial weights."""
     from quatrain.core.errors import InputError
     from quatrain.core.progress import create_reporter
     from quatrain.models.io.model_folder import checkpoint_dtype, load_config
@@ -122,7 +120,7 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
 
 
 def _special(model: str) -> list[int]:
-    """The special tokens of a model folder, where it has a tokenizer."""
+    """The special tokens of a model folder, if it has a tokenizer."""
     from quatrain.models.runs import model_of_run
     from quatrain.tokenizers.tokenizer import Tokenizer
 

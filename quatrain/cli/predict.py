@@ -1,4 +1,4 @@
-"""`quatrain predict`: what a trained model says of new texts."""
+"""`quatrain predict`: applies a trained model to new texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def predict(
     max_new_tokens: int = 120,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Label new texts: classes, tags of words, answers, choices, translations and summaries, vectors, masked words.
+    """Predict on new texts: classes, word tags, answers, choices, translations and summaries, embeddings, masked words.
 
     The head of the model says which. A line of a text's result is its label, the probability and the text; tags come a
     word a line.
@@ -34,22 +34,22 @@ def predict(
     model
         A model folder, an adapter, a run's folder or name, or an id of the Hugging Face hub.
     text
-        A text, a file, or - for standard input. A file holds a text a line, or rows (.jsonl, .csv, …) with a column of
-        texts.
+        A text, a file, or - for standard input. A file has one text per line, or rows (.jsonl, .csv, …) with a text
+        column.
     texts
         More texts or files.
     pair
-        The second text, for a model of pairs.
+        The second text, for a model that takes text pairs.
     question
-        What an extractive model answers from the text.
+        The question that an extractive model answers from the text.
     columns
-        Which columns of a file hold its parts, such as text=review or context=passage,question=query.
+        The column of each role in a file, such as text=review or context=passage,question=query.
     source_prefix
-        What a model of texts out of texts was taught with before each source, such as "summarize: ".
+        The prefix of each source with which a sequence-to-sequence model was trained, such as "summarize: ".
     max_new_tokens
-        The longest text that it says of a source, in tokens.
+        The maximum number of generated tokens per source.
     json_lines
-        Write one JSON object a text, with the probability of every label.
+        Write one JSON object per text, with the probability of every label.
     """
     from quatrain.cli.data import _columns
     from quatrain.cli.output import show, show_json
@@ -84,7 +84,7 @@ def predict(
 def _inputs(
     source: str, head: str, columns: dict[str, str] | None, extra: dict[str, str], kept: list[tuple[str, Any]]
 ) -> Iterator[Any]:
-    """The inputs of a source; each is put into `kept` with its place as it goes."""
+    """The inputs of a source; each is also added to `kept` with its place."""
     from quatrain.cli.process import input_lines
     from quatrain.core.errors import InputError
     from quatrain.tasks.inputs import is_file, of_lines, read_inputs
@@ -117,7 +117,7 @@ def _warn(place: str, prediction: Prediction) -> None:
 
 
 def _line(given: Any, prediction: Prediction) -> str:
-    """A prediction as a person reads it."""
+    """A prediction formatted for people."""
     from quatrain.cli.output import shorten
 
     value = prediction.value

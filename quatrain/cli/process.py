@@ -1,7 +1,7 @@
-"""What the command line finds in its process: streams that may be closed or full, arguments, the environment.
+"""Handles the process of the command line: closed or full streams, arguments, environment variables.
 
-`prepare` runs before anything else of a process, `safe_streams` around each command. What is wrong with a stream is
-raised where it is used, as an error with an exit code; wrong variables are refused before the verb begins.
+`prepare` runs first in a process, `safe_streams` around each command. A broken stream raises an error with an exit code
+when it is used; invalid variables are reported before the verb starts.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from quatrain.core.processes import RANGES, environment_number
 from quatrain.core.reading import decode, shown
 
 MAX_INPUT_BYTES = 64 * 1024 * 1024
-"""The most that is read of standard input, and of one line of it."""
+"""Limit on the bytes of standard input, and of one line of it."""
 
 MAX_COLUMNS = 10_000
-"""A wider terminal is taken for a mistake, and the width for unknown."""
+"""Limit on the terminal width; a larger one counts as unknown."""
 
 MAX_THREADS = 4096
-"""More threads than any machine runs; OpenMP ends the process where the system refuses one."""
+"""Limit on thread counts; OpenMP aborts the process if the system cannot start a thread."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class OutputError(QuatrainError):
-    """Standard output cannot be written. Exit code 1: what was asked for did not arrive."""
+    """Standard output cannot be written. Exit code 1."""
 
 
 def prepare() -> None:
-    """Make the process ready; may start the interpreter anew, where it could not open files by their names."""
+    """Prepare the process; restarts the interpreter in UTF-8 mode if file names would be ASCII."""
     _use_utf8()
     if any(action == "error" for action, *_ in warnings.filters):
-        # PYTHONWARNINGS=error is for tests of a program; a warning of a library must not end one that works.
+        # PYTHONWARNINGS=error is meant for tests; a library's warning must not end a working program.
         warnings.simplefilter("default")
 
 
 @contextlib.contextmanager
 def safe_streams() -> Iterator[None]:
-    """Streams that can be written without a look at them, whatever the process was started with."""
+    """Make the standard streams safe to write, even if they are closed or broken."""
     for name in ("COLUMNS", "LINES"):
         if not _is_number(os.environ.get(name, "1"), MAX_COLUMNS):
-            del os.environ[name]  # libraries read it too, some of them without a check
+            del os.environ[name]  # libraries read it too, some without validation
     _occupy_closed_descriptors()
     before = sys.stdout, sys.stderr
     sys.stdout = _guarded(sys.stdout, _GuardedOutput, _ClosedOutput)
@@ -60,7 +60,7 @@ def safe_streams() -> Iterator[None]:
 
 
 def check_arguments(words: Sequence[str]) -> None:
-    """Raises InputError for arguments that are not UTF-8: they come in as lone surrogates."""
+    """Raises InputError for arguments that are not UTF-8, which contain lone surrogates."""
     problems = [
         f"argument {number}, {shown(word)}"
         for number, word in enumerate(words, 1)
@@ -71,8 +71,8 @@ def check_arguments(words: Sequence[str]) -> None:
 
 
 def check_environment() -> None:
-    """Raises InputError for a current folder that was deleted, and for variables with values that cannot be used."""
-    if current_folder_is_gone():  # some libraries end the process without a word of the reason
+    """Raises InputError for a deleted current folder, and for invalid environment variables."""
+    if current_folder_is_gone():  # some libraries would exit without a message
         raise InputError("the current folder does not exist any more; change to another one with cd")
     problems = []
     for name in RANGES:
@@ -81,7 +81,7 @@ def check_environment() -> None:
         except InputError as error:
             problems.append(str(error))
     for name in _THREADS:
-        parts = os.environ.get(name, "").split(",")  # OpenMP takes a list, a number for each level of nesting
+        parts = os.environ.get(name, "").split(",")  # OpenMP accepts a list, one number per nesting level
         if parts != [""] and not all(_is_number(part.strip(), MAX_THREADS) for part in parts):
             problems.append(
                 f"{name}={shown(os.environ[name])}: must be a whole number from 1 to {MAX_THREADS:,}; unset it to use "
@@ -95,13 +95,13 @@ def check_environment() -> None:
 
 
 def read_input() -> str:
-    """All of standard input as text. Raises InputError where it is closed, not UTF-8, or too long."""
+    """All of standard input as text. Raises InputError if it is closed, not UTF-8, or too long."""
     text = decode(b"".join(_chunks()), "standard input")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def input_lines() -> Iterator[str]:
-    """The lines of standard input, as they come."""
+    """The lines of standard input as they arrive."""
     stream = _binary_input()
     number = 0
     while True:
@@ -120,12 +120,12 @@ def input_lines() -> Iterator[str]:
 
 
 def input_is_terminal() -> bool:
-    """Whether a person types the input."""
+    """Whether standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def current_folder_is_gone() -> bool:
-    """Whether the current folder was deleted under the process."""
+    """Whether the current folder has been deleted."""
     try:
         os.getcwd()
     except OSError:
@@ -134,13 +134,13 @@ def current_folder_is_gone() -> bool:
 
 
 def silence_standard_output() -> None:
-    """Let nothing that is left in the buffers be written at exit: its reader has gone, or it failed before."""
+    """Discard buffered output at exit, because its reader has gone or it failed before."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _use_utf8() -> None:
-    """An ASCII locale without Python's UTF-8 mode cannot name half of the files there are: start again with it."""
+    """Restart in Python's UTF-8 mode if the locale is ASCII, which cannot represent many file names."""
     if codecs.lookup(sys.getfilesystemencoding()).name != "ascii" or os.environ.get("PYTHONUTF8") == "1":
         return
     os.environ["PYTHONUTF8"] = "1"
@@ -149,7 +149,7 @@ def _use_utf8() -> None:
 
 
 def _occupy_closed_descriptors() -> None:
-    """The next file that is opened would get the number of a closed stream, and what is written there with it."""
+    """Open /dev/null for closed standard streams, so that no file gets their descriptor numbers."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -159,7 +159,7 @@ def _occupy_closed_descriptors() -> None:
 
 
 class _GuardedOutput(io.FileIO):
-    """A descriptor whose failed writes are raised once, as OutputError; after that nothing is written any more."""
+    """A descriptor that raises the first failed write as OutputError and ignores all later writes."""
 
     failed = False
 
@@ -177,7 +177,7 @@ class _GuardedOutput(io.FileIO):
 
 
 class _ClosedOutput(io.RawIOBase):
-    """Standard output that was closed before the start."""
+    """Standard output that was already closed at start."""
 
     failed = False
 
@@ -224,7 +224,7 @@ def _guarded(stream: Any, open_: type[io.FileIO], closed: type[io.RawIOBase]) ->
 
 
 def _is_number(text: str, largest: int) -> bool:
-    """Whether a variable's text is a whole number from 1 to `largest`."""
+    """Whether a text is an integer from 1 to `largest`."""
     return text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= largest
 
 

@@ -13,7 +13,7 @@ def recipes(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) ->
     Parameters
     ----------
     json_lines
-        Write one JSON object a line, for programs.
+        Write JSON lines, for programs.
     """
     from quatrain.cli.output import show_table
     from quatrain.runs.recipe import load, recipe_names

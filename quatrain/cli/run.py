@@ -18,7 +18,7 @@ def run(
     quiet: bool = False,
     list_recipes: Annotated[bool, Parameter(name="--list")] = False,
 ) -> int:
-    """Run a recipe, or go on with a run that was interrupted.
+    """Run a recipe, or resume an interrupted run.
 
     Parameters
     ----------
@@ -27,15 +27,15 @@ def run(
     overrides
         Settings to change, such as seed=1 or stage.pretrain.train.steps=100.
     restart
-        Throw away what an earlier run of this name made, and start over.
+        Delete an earlier run of this name and start over.
     reuse
-        The recipe has changed: keep the finished stages that are still valid, redo the rest.
+        After a change of the recipe: keep finished stages that are still valid, and redo the others.
     runs_dir
-        The folder in which runs are kept.
+        The folder of all runs.
     json_lines
-        Write one JSON object a line, for programs.
+        Write JSON lines, for programs.
     quiet
-        Write nothing but errors.
+        Write only errors.
     list_recipes
         List the shipped recipes and stop.
     """
@@ -61,6 +61,6 @@ def run(
         from quatrain.cli.output import show_json
 
         scores = {result["name"]: result["scores"] for result in done.results if result.get("scores")}
-        made = {"folder": done.folder, "model": done.model, "report": done.report}
-        show_json({"event": "finished", "done_before": done.done_before, **made, "scores": scores})
+        paths = {"folder": done.folder, "model": done.model, "report": done.report}
+        show_json({"event": "finished", "done_before": done.done_before, **paths, "scores": scores})
     return 0

@@ -19,20 +19,20 @@ def tokenize(
     target: bool = False,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Show how a tokenizer cuts a text.
+    """Show the tokens of a text.
 
     Parameters
     ----------
     model
-        A model folder, a run's folder or name, or a file of a tokenizer: tokenizer.json, vocab.txt, tokenizer.model, …
+        A model folder, a run's folder or name, or a tokenizer file: tokenizer.json, vocab.txt, tokenizer.model, …
     text
         The text; - reads standard input.
     pair
-        A second text; the two are shown as one input, with the special tokens between them and each token's type.
+        A second text; both are shown as one input with special tokens and token types.
     special_tokens
-        Add the beginning and end tokens that the tokenizer puts around a text.
+        Add the special tokens that the tokenizer puts around a text.
     target
-        Take the tokenizer of the target language, where a model has two.
+        Use the tokenizer of the target language, if the model has two.
     json_lines
         Write one JSON object, for programs.
     """
