@@ -8,9 +8,11 @@ file can hang the process or exhaust memory.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,6 +85,19 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     if len(content) > max_bytes:
         raise InputError(f"{path} has more than the {max_bytes:,} bytes that are read of such a file")
     return content
+
+
+def sha256_of(path: str | Path, *, progress: Callable[[int, int | None], None] | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal, read in blocks. `progress` is called with the bytes done and the total."""
+    digest = hashlib.sha256()
+    done, total = 0, os.path.getsize(path)
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+            done += len(block)
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest()
 
 
 def open_regular(path: str | Path) -> IO[bytes]:

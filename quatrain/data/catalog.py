@@ -16,8 +16,8 @@ from pathlib import Path
 
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.core.offline import offline
-from quatrain.core.reading import shown, user_path
-from quatrain.data.download import DownloadProgress, download, sha256_of
+from quatrain.core.reading import sha256_of, shown, user_path
+from quatrain.data.download import DownloadProgress, download
 
 _GUTENBERG = re.compile(r"gutenberg:0*([1-9]\d{0,6})$", re.IGNORECASE)
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import MAX_DIGITS
+from quatrain.core.reading import MAX_DIGITS, sha256_of
 from quatrain.data.convert import convert
 from quatrain.data.decoding import read_text, suffix_of
-from quatrain.data.download import DownloadProgress, sha256_of
+from quatrain.data.download import DownloadProgress
 from quatrain.data.formats import FORMATS, Layout, detect_layout
 from quatrain.data.gutenberg import strip_pieces
 from quatrain.data.huggingface import HuggingFaceSource, is_dataset

@@ -6,7 +6,6 @@ section 14), and the file is renamed once it is complete and verified.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 from quatrain.core.atomic import disk_errors, free_bytes, sync_folder, write_json
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.core.offline import offline
+from quatrain.core.reading import sha256_of
 from quatrain.core.wording import format_bytes
 
 #: Called with the bytes received and the total, None if the server does not send it.
@@ -37,19 +37,6 @@ class _Unreachable(Exception):
 
 class _Refused(Exception):
     """A permanent failure: this address cannot provide the file."""
-
-
-def sha256_of(path: str | Path, *, progress: DownloadProgress | None = None) -> str:
-    """The SHA-256 of a file as hexadecimal digits, read in blocks."""
-    digest = hashlib.sha256()
-    done, total = 0, os.path.getsize(path)
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-            done += len(block)
-            if progress is not None:
-                progress(done, total)
-    return digest.hexdigest()
 
 
 def download(

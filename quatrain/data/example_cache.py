@@ -25,8 +25,8 @@ import numpy as np
 
 from quatrain.core.atomic import disk_errors, write_json
 from quatrain.core.errors import QuatrainError
+from quatrain.core.reading import sha256_of
 from quatrain.data.catalog import cache_folder
-from quatrain.data.download import sha256_of
 
 VERSION = 2
 """Incremented when the format of an entry changes."""

@@ -18,8 +18,8 @@ import numpy as np
 
 from quatrain.core.atomic import atomic_write, disk_errors, write_json
 from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.reading import sha256_of
 from quatrain.data.documents import DocumentChunk
-from quatrain.data.download import sha256_of
 from quatrain.tokenizers.text_splits import PIECE, cut, cut_pattern
 from quatrain.tokenizers.tokenizer import Tokenizer
 

@@ -69,7 +69,7 @@ def chat_examples(
         examples, notes = encode_chats(both[part], tokenizer, limit)
         return examples, [*source_notes, *notes] if part == 0 else notes
 
-    marks = [None if data.database is not None else mark_of(data, part) for part in ("source", "dev")]
+    marks = [None if data.database is not None else mark_of(data, context, part) for part in ("source", "dev")]
     if None in marks:
         learned, notes = made(0)
         held_out, others = made(1)
@@ -97,12 +97,12 @@ def _warned(notes: list[str], validation_notes: list[str], context: StageContext
     return notes
 
 
-def mark_of(data: DataSettings, part: str) -> str | None:
+def mark_of(data: DataSettings, context: StageContext, part: str) -> str | None:
     """Identifies the content of a part of the data for caches; "" where there is none, None where it must be read."""
     if getattr(data, part) is None:
         return ""
     task = source_task(data, part)
-    return chat_corpus(data, part).fingerprint if task is None else task.mark
+    return chat_corpus(data, context, part).fingerprint if task is None else task.mark
 
 
 def _both(
@@ -140,8 +140,7 @@ def conversations(
         return
     task = source_task(data, part)
     if task is None:
-        own = chat_corpus(data, part)
-        for place, record in own.placed():
+        for place, record in chat_corpus(data, context, part).placed():
             yield place, record.messages if isinstance(record, Conversation) else turns_of(record)
         return
     with task:
@@ -149,6 +148,12 @@ def conversations(
     notes += task.notes
 
 
-def chat_corpus(data: DataSettings, part: str) -> Corpus:
-    """The records of a part of the data to read as chats: conversations, or texts with their answers."""
-    return corpus_of(data, part, default_format="chat", accept=ANSWERED)
+def chat_corpus(data: DataSettings, context: StageContext, part: str) -> Corpus:
+    """The records of a part of the data to read as chats: conversations, or texts with their answers.
+
+    The corpus is opened, and its format detected, once per process.
+    """
+    key = f"chats:{part}:{data!r}"
+    if key not in context.shared:
+        context.shared[key] = corpus_of(data, part, default_format="chat", accept=ANSWERED)
+    return context.shared[key]

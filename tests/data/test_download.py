@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
+from quatrain.core.reading import sha256_of
 from quatrain.data import download as module
-from quatrain.data.download import download, sha256_of
+from quatrain.data.download import download
 
 CONTENT = bytes(range(256)) * 8000  # 2 MB
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -20,9 +20,8 @@ from typing import Any
 
 from quatrain.core.atomic import atomic_write
 from quatrain.core.errors import InputError
-from quatrain.core.reading import user_path
+from quatrain.core.reading import sha256_of, user_path
 from quatrain.data import catalog
-from quatrain.data.download import sha256_of
 from quatrain.data.sources import source_names
 from quatrain.tasks.text2sql.naming import quote
 from quatrain.tasks.text2sql.opening import ERRORS, columns_of, connect, explain, table_names
