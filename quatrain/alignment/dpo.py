@@ -1,7 +1,7 @@
 """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290), an objective of the one trainer.
 
-Optional: label smoothing for noisy preferences (Mitchell 2023, "A note on DPO with noisy preferences") and the
-likelihood of the chosen answers beside it (RPO, Pang et al. 2024, arXiv 2404.19733).
+Options: label smoothing for noisy preferences (Mitchell 2023, "A note on DPO with noisy preferences"), and an added
+likelihood loss on the chosen answers (RPO, Pang et al. 2024, arXiv 2404.19733).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from quatrain.models.transformer.stack import Model
 
 @dataclass(frozen=True)
 class PreferenceExample:
-    """A prompt with a better and a worse answer, all as token ids; answers end with their end token.
+    """A prompt with a chosen and a rejected answer as token ids; answers end with the end token.
 
-    The references are the answers' log-probabilities (nats, summed over tokens) under the model to stay near to.
+    The references are the log-probabilities of the answers (nats, summed over tokens) under the reference model.
     """
 
     prompt: Sequence[int]
@@ -32,11 +32,11 @@ class PreferenceExample:
     reference_rejected: float | None = None
 
     def __len__(self) -> int:
-        """Tokens of the two rows that the example becomes."""
+        """Tokens of the two rows of the example, padding included."""
         return 2 * (len(self.prompt) + max(len(self.chosen), len(self.rejected)))
 
     def rows(self) -> tuple[TokenExample, TokenExample]:
-        """The chosen and the rejected text, the answer's tokens marked as learned."""
+        """The chosen and the rejected text, with the tokens of the answer marked as learned."""
         first, second = (
             TokenExample([*self.prompt, *answer], [False] * len(self.prompt) + [True] * len(answer))
             for answer in (self.chosen, self.rejected)
@@ -55,10 +55,10 @@ class PreferenceBatch(TokenBatch):
 
 
 class DPO:
-    """-log sigmoid(beta h) for each pair, h the model's gain of log-odds for the chosen answer over the reference's.
+    """The loss -log sigmoid(beta h) of each pair; h is the model's gain in log-odds over the reference.
 
-    `label_smoothing` is the share of pairs thought to be the wrong way round (below 0.5); `sft_weight` weighs the
-    chosen answer's mean loss per token, which is added. Raises InputError for values out of range.
+    `label_smoothing` is the assumed fraction of swapped pairs (below 0.5). `sft_weight` weights the mean loss per token
+    of the chosen answer, which is added. Raises InputError for values out of range.
     """
 
     def __init__(self, *, beta: float = 0.1, label_smoothing: float = 0.0, sft_weight: float = 0.0, pad_id: int = 0):
@@ -74,7 +74,7 @@ class DPO:
         self.beta, self.label_smoothing, self.sft_weight, self.pad_id = beta, label_smoothing, sft_weight, pad_id
 
     def collate(self, examples: Sequence[PreferenceExample]) -> PreferenceBatch:
-        """Pairs become 2 B rows. Raises ValueError for examples without reference log-probabilities."""
+        """Turn B pairs into 2 B rows. Raises ValueError for examples without reference log-probabilities."""
         if any(each.reference_chosen is None or each.reference_rejected is None for each in examples):
             raise ValueError("these examples have no reference log-probabilities; call reference_logprobs first")
         pairs = [example.rows() for example in examples]
@@ -85,9 +85,9 @@ class DPO:
         )
 
     def loss(self, model: Model, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
-        """The sum over the pairs, their number, and sums of accuracy, margin and the two rewards (beta times the gain).
+        """The loss summed over pairs, their number, and sums of accuracy, margin and rewards (beta times the gain).
 
-        With the reference model itself it is ln 2 for each pair.
+        For the reference model itself the loss is ln 2 per pair.
         """
         logprobs = answer_logprobs(model, batch.input_ids, batch.labels)
         chosen, rejected = (self.beta * (logprobs - batch.reference)).chunk(2)
@@ -122,10 +122,9 @@ def reference_logprobs(
     batch_tokens: int = 16384,
     pad_id: int = 0,
 ) -> list[PreferenceExample]:
-    """The examples with the log-probabilities of their answers under `model`, computed once, before it changes.
+    """Add the log-probabilities of the answers under `model` to the examples, once, before the model is trained.
 
-    Batches hold pairs of similar length, `batch_tokens` tokens at most. The model's mode (training or not) comes back
-    as it was.
+    Batches hold pairs of similar length, at most `batch_tokens` tokens. The model's training mode is restored.
     """
     was_training = model.training
     model.eval()
@@ -138,9 +137,9 @@ def reference_logprobs(
             chunk = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
             pairs = [examples[index].rows() for index in chunk]
             batch = pad([row for pair in pairs for row in pair], pad_id).to(device)
-            found = answer_logprobs(model, batch.input_ids, batch.labels).tolist()
+            logprobs = answer_logprobs(model, batch.input_ids, batch.labels).tolist()
             for place, index in enumerate(chunk):
-                chosen, rejected = found[2 * place : 2 * place + 2]
+                chosen, rejected = logprobs[2 * place : 2 * place + 2]
                 done[index] = replace(examples[index], reference_chosen=chosen, reference_rejected=rejected)
     model.train(was_training)
     return [done[index] for index in range(len(examples))]

@@ -1,4 +1,4 @@
-"""Preference pairs: from the model's own samples, judged by a function, or from chats with two answers."""
+"""Preference pairs, from the model's own samples judged by a function, or from chats with two answers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.logits import SamplingParams
 
 Judge = Callable[[int, str], bool]
-"""Whether a text is a right answer to the prompt of this number."""
+"""`judge(prompt_index, text)`: whether a text is a correct answer to that prompt."""
 
 
 @dataclass
 class PairStatistics:
-    """What sampling found. A prompt is `solved` when all its samples were right, `failed` when none was."""
+    """Statistics of sampling. A prompt is `solved` if all its samples are correct, `failed` if none is."""
 
     prompts: int = 0
     samples: int = 0
@@ -28,18 +28,18 @@ class PairStatistics:
     mixed: int = 0
     failed: int = 0
     from_gold: int = 0
-    """Pairs whose chosen answer is the given one, because no sample was right."""
+    """Pairs whose chosen answer is the reference answer, because no sample was correct."""
     duplicates: int = 0
-    """Pairs left out because another prompt gave the same."""
+    """Pairs omitted because another prompt gave the same pair."""
     pairs: int = 0
 
     def __add__(self, other: PairStatistics) -> PairStatistics:
-        """Of both samplings together."""
+        """The statistics of both samplings together."""
         return PairStatistics(**{key: count + getattr(other, key) for key, count in asdict(self).items()})
 
     @property
     def accuracy(self) -> float:
-        """Share of the samples that were right."""
+        """The fraction of correct samples."""
         return self.correct / self.samples if self.samples else 0.0
 
 
@@ -56,11 +56,11 @@ def sample_pairs(
     max_new_tokens: int = 128,
     batch_size: int = 64,
 ) -> tuple[list[PreferenceExample], PairStatistics]:
-    """Draws `samples` answers to each prompt (token ids), judges them, and pairs right ones with wrong ones.
+    """Draw `samples` answers to each prompt (token ids), judge them, and pair correct ones with wrong ones.
 
-    Chosen is the prompt's commonest right sample that ended by itself, likeliest first among equals; where there is
-    none, its `gold` answer (ids with the end token), if given. Rejected are up to `pairs_per_prompt` distinct wrong
-    samples, commonest first: the mistakes that the model is surest of. Equal pairs are kept once.
+    The chosen answer is the most frequent correct sample that ended with an end token, the most likely one among
+    equals; without one it is the prompt's `gold` answer (ids with the end token), if given. Up to `pairs_per_prompt`
+    distinct wrong samples are rejected answers, most frequent first. Duplicate pairs are kept once.
     """
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     repeated = [list(prompt) for prompt in prompts for _ in range(samples)]
@@ -90,7 +90,7 @@ def sample_pairs(
 
 
 def _judged(number: int, drawn: Sequence[Completion], judge: Judge) -> tuple[Counter, Counter]:
-    """How often each right and each wrong answer was drawn, by its ids; a text is judged once."""
+    """How often each correct and each wrong answer was drawn, by its ids. Each text is judged once."""
     verdicts: dict[str, bool] = {}
     right: Counter[tuple[int, ...]] = Counter()
     wrong: Counter[tuple[int, ...]] = Counter()
@@ -107,22 +107,22 @@ def _ranked(counts: Counter, drawn: Sequence[Completion]) -> list[tuple[int, ...
 
 
 def _chosen(right: Counter, drawn: Sequence[Completion]) -> tuple[int, ...] | None:
-    """The best right answer that ended by itself: one that was cut would teach never to end."""
+    """The best correct answer with an end token; a truncated answer would teach the model never to stop."""
     ended = {tuple(each.ids) for each in drawn if each.finish_reason == "stop"}
     return next((ids for ids in _ranked(right, drawn) if ids in ended), None)
 
 
 Answer = str | Sequence[Mapping[str, Any]]
-"""What the assistant said, or the messages of it."""
+"""The assistant's text, or its messages."""
 
 
 def from_chat(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], chosen: Answer, rejected: Answer
 ) -> PreferenceExample:
-    """A conversation up to the user's turn with two answers, through the one chat renderer.
+    """Render a conversation up to the user's turn with two answers.
 
-    An answer is a text or the one message that `read_preferences` gives. Raises InputError where it is neither, where
-    the two renderings share no prompt, or where an answer has no token of its own.
+    An answer is a text or a list of one message. Raises InputError for other answers, if the two renderings have
+    different prompts, or if an answer has no tokens.
     """
     from quatrain.tokenizers.chat import render
 
@@ -137,7 +137,7 @@ def from_chat(
         for each in (first, second)
     )
     if not better or not worse:
-        raise InputError("An answer has no token: the chat template marks nothing of it as the assistant's.")
+        raise InputError("An answer has no tokens: the chat template marks none as the assistant's.")
     return PreferenceExample(first.ids[:start], better, worse)
 
 
@@ -151,7 +151,7 @@ def _turn(answer: Answer) -> dict[str, Any]:
 
 
 def _last_turn(mask: Sequence[bool]) -> int:
-    """Where the last run of True begins; the length where there is none."""
+    """The start of the last run of True; the length of the mask if there is none."""
     end = len(mask)
     while end and not mask[end - 1]:
         end -= 1

@@ -41,7 +41,7 @@ _mode: ContextVar[Mode] = ContextVar("chunked_loss", default="auto")
 
 @contextmanager
 def chunking(mode: Mode) -> Iterator[None]:
-    """Within it, losses are computed in chunks always (True), never (False), or where the logits are large ("auto")."""
+    """In this context losses are computed in chunks always (True), never (False), or for large logits ("auto")."""
     token = _mode.set(mode)
     try:
         yield
@@ -50,7 +50,7 @@ def chunking(mode: Mode) -> Iterator[None]:
 
 
 def chunked(logits: int) -> bool:
-    """Whether this many logits are computed in chunks, as `chunking` says."""
+    """Whether this many logits are computed in chunks, given the mode of `chunking`."""
     mode = _mode.get()
     return logits >= LARGE if mode == "auto" else bool(mode)
 
@@ -126,7 +126,7 @@ def _recomputed_loss(model: Model, states: Tensor, labels: Tensor, owners: Tenso
 
 
 def _slices(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
-    """Equal chunks of at most CHUNK logits."""
+    """Row ranges of equal chunks of at most CHUNK logits."""
     most = max(1, CHUNK.get(device.type, CHUNK["else"]) // vocabulary)
     size = -(-rows // max(1, -(-rows // most)))
     return [slice(start, start + size) for start in range(0, rows, size)] if rows else []
@@ -146,14 +146,14 @@ def chunk_count(tokens: int, vocabulary: int, device: torch.device) -> tuple[int
 
 
 class _Chunks:
-    """Computes logits before the soft cap, a chunk of rows at a time, each in the memory of the one before."""
+    """Computes logits before the soft cap, one chunk of rows at a time, reusing the same memory."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, table: Tensor | None, index: Tensor | None):
         self.weight, self.bias, self.table, self.index = weight, bias, table, index
         self._logits = weight.new_empty(0)
 
     def of(self, states: Tensor) -> Tensor:
-        """Logits (n, V) of states (n, C); overwrites those of the last call."""
+        """Logits (n, V) of states (n, C); overwrites the result of the last call."""
         shape = states.shape[0], self.weight.shape[0]
         if shape[0] > self._logits.shape[0]:
             self._logits = torch.empty(shape, dtype=states.dtype, device=states.device)
@@ -197,7 +197,7 @@ def _measure(logits: Tensor, labels: Tensor, softcap: float | None, outer: Tenso
 
 
 class _Gradients:
-    """Adds up the gradients of hidden states, weight, bias and table over chunks; those of parameters in float32."""
+    """Accumulates the gradients of hidden states, weight, bias and table over chunks; parameters in float32."""
 
     def __init__(self, inputs: Sequence[Tensor | None], index: Tensor | None, needed: Sequence[bool]):
         states, *parameters = inputs
@@ -233,7 +233,7 @@ class _Gradients:
 
     @staticmethod
     def _add_wider(total: Tensor, gradient: Tensor) -> None:
-        """Add a tensor of a narrower dtype in portions, since each is first converted to that of the total."""
+        """Add a tensor of a narrower dtype in portions, because each portion is first converted."""
         rows = max(1, PORTION.get(total.device.type, PORTION["else"]) // total.shape[-1])
         for into, part in zip(total.split(rows), gradient.split(rows), strict=True):
             into.add_(part)
@@ -295,7 +295,7 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _late_gradients(ctx: Any, factor: Tensor) -> _Gradients:
-    """The gradients of `factor` times the sum, from logits that are computed again."""
+    """The gradients of `factor` times the sum, from recomputed logits."""
     states, weight, bias, table, index, labels = ctx.saved_tensors
     gradients = _Gradients((states, weight, bias, table), index, ctx.needs_input_grad[:4])
     chunks, weights = _Chunks(weight, bias, table, index), factor.float().expand(len(labels))

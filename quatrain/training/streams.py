@@ -1,7 +1,7 @@
-"""Streams: the order in which a training run sees its data, with a cursor that a checkpoint can keep.
+"""Batch streams: the order of the training data, with a cursor that a checkpoint stores.
 
-The order of an epoch follows from (seed, epoch) alone, so that the cursor is two numbers and a resumed run sees
-exactly the batches that it would have seen.
+The order of an epoch depends on (seed, epoch) alone, so that the cursor is two numbers and a resumed run reads exactly
+the batches that it would have read.
 """
 
 from __future__ import annotations
@@ -20,54 +20,54 @@ from quatrain.planning.limits import check_tokens
 
 
 class BatchStream(Protocol):
-    """What the trainer asks of a stream."""
+    """What the trainer needs of a stream."""
 
     def next(self) -> Any:
-        """The examples of the next micro-batch, epoch after epoch without end."""
+        """The examples of the next micro-batch; a new epoch follows the last one without end."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """The cursor, as JSON."""
+        """The cursor as JSON."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on where a cursor says."""
+        """Continue from a cursor."""
         ...
 
 
 def micro_seeds(stream: BatchStream, seed: int, place: int) -> Any:
-    """What an objective that draws is to draw the stream's last micro-batch from: a seed for each of its examples.
+    """The seeds for an objective with random draws, for the stream's last micro-batch.
 
-    By example where the stream knows them, so that the draws do not depend on how examples are batched; otherwise one
-    number for all, from the micro-batch's place in the run.
+    One seed per example if the stream has them, so that draws do not depend on the batching; otherwise one number for
+    all, from the position of the micro-batch in the run.
     """
-    own = getattr(stream, "seeds", None)
-    return own if own is not None else int(np.random.SeedSequence((abs(seed), place)).generate_state(1)[0])
+    seeds = getattr(stream, "seeds", None)
+    return seeds if seeds is not None else int(np.random.SeedSequence((abs(seed), place)).generate_state(1)[0])
 
 
 def of_process(stream: BatchStream, rank: int, size: int) -> BatchStream:
-    """The part of a stream that one of several processes reads: every `size`-th micro-batch, from `rank` on."""
+    """The micro-batches of one of several processes: every `size`-th one, starting with number `rank`."""
     return stream if size == 1 else _ProcessStream(stream, rank, size)
 
 
 class _ProcessStream:
-    """Every process goes through the whole stream: its cursor is the same in all, and serves more or fewer of them."""
+    """Every process advances through the whole stream, so that the cursor is the same for any number of processes."""
 
     def __init__(self, stream: BatchStream, rank: int, size: int):
         self.stream, self.rank, self.size = stream, rank, size
         self.seeds: Any = None
 
     def next(self) -> Any:
-        """The process's next micro-batch."""
-        found = None
+        """The next micro-batch of this process."""
+        batch = None
         for number in range(self.size):
             if number == self.rank:
-                found = self.stream.next()
+                batch = self.stream.next()
                 self.seeds = getattr(self.stream, "seeds", None)
             else:
                 skip = getattr(self.stream, "skip", self.stream.next)
                 skip()
-        return found
+        return batch
 
     def state(self) -> dict[str, Any]:
         """The stream's."""
@@ -83,7 +83,7 @@ def _generator(seed: int, epoch: int) -> np.random.Generator:
 
 
 class _Epochs:
-    """A cursor over an epoch's list of batches; what the batches are, subclasses say."""
+    """A cursor over the batches of an epoch; subclasses define the batches."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -97,11 +97,11 @@ class _Epochs:
         raise NotImplementedError
 
     def next(self) -> Any:
-        """The next micro-batch; a new epoch is planned when the last one is used up."""
+        """The next micro-batch; a new epoch is planned at the end of the last one."""
         return self.make(self._advance())
 
     def skip(self) -> None:
-        """Goes past a micro-batch without making it."""
+        """Advance past a micro-batch without building it."""
         self._advance()
 
     def _advance(self) -> Any:
@@ -114,19 +114,19 @@ class _Epochs:
         return self._batches[self.index - 1]
 
     def state(self) -> dict[str, int]:
-        """Epoch, and batches of it already seen."""
+        """The epoch, and the number of its batches already read."""
         return {"epoch": self.epoch, "index": self.index}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Goes on at this epoch and batch."""
+        """Continue at this epoch and batch."""
         self.epoch, self.index, self._batches = state["epoch"], state["index"], None
 
 
 class WindowStream(_Epochs):
-    """Shuffled windows of a long text: each epoch covers it once, its grid of windows shifted by a random offset.
+    """Shuffled windows of a long text. Each epoch covers the text once, with windows shifted by a random offset.
 
-    `stride` is the distance of two windows' beginnings, `length` unless given: with a smaller one windows overlap, and
-    an epoch learns each token `length / stride` times, each time with another text before it.
+    `stride` is the distance between the starts of two windows, by default `length`. With a smaller stride windows
+    overlap, and an epoch learns each token `length / stride` times, each time with a different context.
     """
 
     def __init__(self, tokens: np.ndarray, *, length: int, rows: int, seed: int, stride: int | None = None):
@@ -139,10 +139,10 @@ class WindowStream(_Epochs):
         super().__init__(seed)
         self.tokens, self.length, self.rows, self.stride = tokens, length, rows, stride or length
         if not 1 <= self.stride <= length:
-            raise InputError(f"stride {stride}: must be from 1 to the window's {length} tokens; beyond, some are lost.")
+            raise InputError(f"stride {stride}: must be from 1 to the {length} of a window; more would skip tokens.")
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        """Starts of the windows, cut into batches of `rows`; a last short batch is filled from the epoch's first."""
+        """The starts of the windows in batches of `rows`; the last batch is filled up with the first windows."""
         generator = _generator(self.seed, epoch)
         spare = len(self.tokens) - 1
         offset = int(generator.integers(0, min(self.stride, spare - self.length + 1)))
@@ -170,22 +170,22 @@ class ShuffledStream(_Epochs):
         self.seeds: list[tuple[int, int, int]] = []
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        """The numbers of the examples of each batch."""
+        """The indices of the examples of each batch."""
         order = _generator(self.seed, epoch).permutation(len(self.examples))
         return [order[start : start + self.rows] for start in range(0, len(order), self.rows)]
 
     def make(self, item: np.ndarray) -> list[Any]:
-        """The examples of these numbers."""
+        """The examples with these indices."""
         self.seeds = [(abs(self.seed), self.epoch, int(number)) for number in item]
         return [self.examples[number] for number in item]
 
     def steps(self, epochs: float, accumulation: int) -> int:
-        """Optimizer steps of so many epochs."""
+        """The number of optimizer steps in `epochs` epochs (at least 1)."""
         return max(1, round(epochs * math.ceil(len(self.examples) / self.rows) / accumulation))
 
 
 class ExampleStream(_Epochs):
-    """Shuffled examples in batches of at most `batch_tokens`, each of similar lengths, so that little is padding."""
+    """Shuffled examples in batches of at most `batch_tokens`, of similar lengths to limit padding."""
 
     def __init__(self, examples: Sequence[TokenExample], *, batch_tokens: int, seed: int, sort_window: int = 64):
         if not examples:
@@ -198,7 +198,7 @@ class ExampleStream(_Epochs):
         self.seeds: list[tuple[int, ...]] | None = None
 
     def plan(self, epoch: int) -> list[list[int]]:
-        """Indices of the examples of each batch: shuffled, sorted by length within a window, cut, shuffled again."""
+        """The indices of each batch; see `_plan`."""
         return _plan(self.lengths, _generator(self.seed, epoch), self.batch_tokens, self.rows * self.sort_window)
 
     def make(self, item: list[int]) -> list[TokenExample]:
@@ -214,7 +214,7 @@ class ExampleStream(_Epochs):
 
 
 def _plan(lengths: np.ndarray, generator: np.random.Generator, batch_tokens: int, window: int) -> list[list[int]]:
-    """Indices of batches: shuffled, sorted by length within a window, cut at `batch_tokens`, shuffled again."""
+    """Indices of batches: shuffled, sorted by length within a window, cut at `batch_tokens`, and shuffled again."""
     order = generator.permutation(len(lengths))
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
@@ -235,9 +235,9 @@ def _cut(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[list
 
 
 class PackedStream(_Epochs):
-    """Shuffled examples, as many in a row of `length` tokens as fit, none of them seen by another; `rows` a batch.
+    """Shuffled examples packed into rows of `length` tokens, without attention between examples; `rows` per batch.
 
-    What shares a row changes from epoch to epoch: examples are shuffled, and filled into rows `window` at a time.
+    The packing changes every epoch: examples are shuffled, and packed `window` examples at a time.
     """
 
     def __init__(
@@ -249,10 +249,10 @@ class PackedStream(_Epochs):
         self.examples, self.length, self.rows, self.pad_id, self.window = examples, length, rows, pad_id, window
         self.sizes = np.array([len(example) - 1 for example in examples])
         if (longest := int(self.sizes.max())) > length:
-            raise InputError(f"An example of {longest + 1} tokens does not fit a row of {length}; give more context.")
+            raise InputError(f"An example of {longest + 1} tokens does not fit a row of {length}; use more context.")
 
     def plan(self, epoch: int) -> list[list[list[int]]]:
-        """For each batch its rows, for each row the numbers of its examples."""
+        """For each batch its rows, for each row the indices of its examples."""
         generator = _generator(self.seed, epoch)
         order = generator.permutation(len(self.sizes))
         rows: list[list[int]] = []
@@ -274,11 +274,11 @@ class PackedStream(_Epochs):
 
 
 class StreamedExamples:
-    """Shuffled examples of a source that is read through and never held: a block of `buffer` examples at a time.
+    """Shuffled examples of a source that does not fit in memory, shuffled in blocks of `buffer` examples.
 
-    `read(start)` iterates the source's examples from number `start` on. Each epoch begins its blocks at another place,
-    so that what shares a block changes. The order follows from (seed, epoch, block): the cursor is three numbers, and a
-    resumed run reads from the beginning of its block.
+    `read(start)` iterates over the source's examples from index `start`. Blocks begin at different places in each
+    epoch, so that their examples change. The order depends on (seed, epoch, block): the cursor is three numbers, and a
+    resumed run reads from the start of its block.
     """
 
     def __init__(
@@ -299,7 +299,7 @@ class StreamedExamples:
         self._batches: list[list[int]] | None = None
 
     def next(self) -> list[Any]:
-        """The examples of the next micro-batch. Raises InputError where the source has none."""
+        """The examples of the next micro-batch. Raises InputError if the source is empty."""
         if self._batches is None:
             self._fill()
         while self._batches is not None and self.index >= len(self._batches):
@@ -311,10 +311,10 @@ class StreamedExamples:
         return [self._block[number] for number in item]
 
     def _fill(self) -> None:
-        """Reads the block that begins at `start`, or the next epoch's first where the source has ended."""
+        """Read the block at `start`, or the first block of the next epoch at the end of the source."""
         if self._source is None:
             self._source = iter(self.read(self.start))
-        # The first block of an epoch is cut short by a random length: its blocks then begin elsewhere.
+        # The first block of an epoch gets a random length, which shifts all later blocks.
         size = self.buffer if self.start else int(_generator(self.seed, self.epoch).integers(1, self.buffer + 1))
         self._block = list(itertools.islice(self._source, size))
         if not self._block:
@@ -329,21 +329,21 @@ class StreamedExamples:
         self._batches = _plan(lengths, generator, self.batch_tokens, rows * self.sort_window)
 
     def state(self) -> dict[str, int]:
-        """Epoch, the number of its example with which the block begins, and batches of the block already seen."""
+        """The epoch, the index of the first example of the block, and the batches of the block already read."""
         return {"epoch": self.epoch, "start": self.start, "index": self.index}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Goes on there."""
+        """Continue from a cursor."""
         self.epoch, self.start, self.index = state["epoch"], state["start"], state["index"]
         self._source, self._block, self._batches = None, [], None
 
 
 class CopyStream:
-    """Random tokens said twice, the second time learned: nothing but copying foretells them.
+    """Repeated random sequences; only the repetition is learned, and only copying can predict it.
 
-    Attention heads that look up what followed a token before (induction heads, Olsson et al. 2022, arXiv 2209.11895)
-    are slow to form from text, which word frequencies explain so much of. On this stream they form within minutes.
-    Sequences of 2 to 8 tokens, as names and numbers are; `separator` parts and ends them.
+    Attention heads that look up what followed an earlier occurrence of a token (induction heads, Olsson et al. 2022,
+    arXiv 2209.11895) form slowly on text, where word frequencies explain so much. On this stream they form within
+    minutes. Sequences have 2 to 8 tokens, like names and numbers; `separator` follows each of them.
     """
 
     def __init__(self, tokens: Sequence[int], separator: int, *, length: int, rows: int, seed: int):
@@ -353,7 +353,7 @@ class CopyStream:
         self.index = 0
 
     def next(self) -> TokenBatch:
-        """The next batch (rows, length); batch number i follows from (seed, i) alone."""
+        """The next batch (rows, length); batch i depends on (seed, i) alone."""
         generator = _generator(self.seed, self.index)
         self.index += 1
         ids = np.empty((self.rows, self.length + 1), dtype=np.int64)
@@ -361,27 +361,27 @@ class CopyStream:
         for row, mask in zip(ids, learned, strict=True):
             place = 0
             while place < len(row):
-                said = generator.choice(self.tokens, generator.integers(2, 9))
-                twice = np.concatenate([said, [self.separator], said, [self.separator]])
+                sequence = generator.choice(self.tokens, generator.integers(2, 9))
+                twice = np.concatenate([sequence, [self.separator], sequence, [self.separator]])
                 room = min(len(twice), len(row) - place)
                 row[place : place + room] = twice[:room]
-                mask[place + len(said) + 1 : place + room] = True
+                mask[place + len(sequence) + 1 : place + room] = True
                 place += room
         inputs, labels = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
         labels[torch.from_numpy(~learned[:, 1:])] = IGNORE
         return TokenBatch.of(inputs, labels)
 
     def state(self) -> dict[str, int]:
-        """Batches already seen."""
+        """The number of batches already read."""
         return {"index": self.index}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Goes on at this batch."""
+        """Continue at this batch."""
         self.index = state["index"]
 
 
 class AlternatingStream:
-    """One stream for its first `count` micro-batches, then another, with one of the first after each `every` - 1."""
+    """The first stream for `count` micro-batches, then the second, with every `every`-th one from the first again."""
 
     def __init__(self, first: BatchStream, count: int, second: BatchStream, *, every: int = 0):
         self.first, self.count, self.second, self.every = first, count, second, every
@@ -389,7 +389,7 @@ class AlternatingStream:
         self.seeds: Any = None
 
     def next(self) -> Any:
-        """The next micro-batch of the stream whose turn it is."""
+        """The next micro-batch of the stream that is due."""
         self.seen += 1
         again = bool(self.every) and (self.seen - self.count) % self.every == 0
         stream = self.first if self.seen <= self.count or again else self.second
@@ -398,11 +398,11 @@ class AlternatingStream:
         return found
 
     def state(self) -> dict[str, Any]:
-        """Micro-batches seen, and both cursors."""
+        """The number of micro-batches read, and both cursors."""
         return {"seen": self.seen, "first": self.first.state(), "second": self.second.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on where both cursors say."""
+        """Continue from both cursors."""
         self.seen = state["seen"]
         self.first.load_state(state["first"])
         self.second.load_state(state["second"])

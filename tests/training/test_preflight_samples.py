@@ -41,7 +41,7 @@ def test_a_chat_shows_what_is_learned(chatty):
     read = "".join(text for text, learned in found.samples[0] if not learned)
     assert said.startswith("sat on the mat") and "<|im_end|>" in said
     assert "the cat" in read and "<|im_start|>assistant" in read
-    assert found.special["<|im_end|>"] == "10, 2 a row, 5 learned"
+    assert found.special["<|im_end|>"] == "10, 2 per row, 5 learned"
     assert found.lengths["shortest"] == found.lengths["longest"] == len(chat_example(chatty))
     assert 0 < found.learned < found.tokens
 
@@ -49,9 +49,9 @@ def test_a_chat_shows_what_is_learned(chatty):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: TokenExample(e.ids, [False] * len(e.ids)), "my.jsonl:7: no token of it is learned"),
-        (lambda e: TokenExample(e.ids, [True] * len(e.ids)), "every token of it is learned, the user's too"),
-        (lambda e: TokenExample([*e.ids, 999], [*e.mask, True]), "it has the token 999, and the embedding"),
+        (lambda e: TokenExample(e.ids, [False] * len(e.ids)), "my.jsonl:7: no token is learned"),
+        (lambda e: TokenExample(e.ids, [True] * len(e.ids)), "every token is learned, including the user's"),
+        (lambda e: TokenExample([*e.ids, 999], [*e.mask, True]), "it has the token id 999, but the embedding"),
         (lambda e: TokenExample([0, 0, *e.ids], [False, False, *e.mask]), "it begins with two begin-of-text tokens"),
     ],
 )
@@ -73,7 +73,7 @@ def test_a_turn_that_is_never_ended_is_refused(chatty):
 def test_nothing_learned_at_all_is_refused(chatty):
     example = chat_example(chatty)
     found = chats(chatty, [TokenExample(example.ids, [False] * len(example))] * 9)
-    assert any("and 6 more: no token of it is learned" in problem for problem in found.problems)
+    assert any("and 6 more: no token is learned" in problem for problem in found.problems)
     assert any(problem.startswith("no token is learned") for problem in found.problems)
 
 
@@ -89,7 +89,7 @@ def test_hidden_words_spans_pairs_and_classes():
     masked = Masked(words, max_length=32)
     found = look(masked, words, config("bert", words.vocab_size), examples=masked.prepare(records)[0])
     assert not found.problems and 0.05 < found.learned / found.tokens < 0.25
-    assert found.special["[CLS]"].endswith("1 a row")
+    assert found.special["[CLS]"].endswith("1 per row")
 
     spans = Tokenizer.train(TEXTS, kind="bpe", vocab_size=320, special_tokens=["<extra_id_0>", "<extra_id_1>"])
     corruption = SpanCorruption(spans, max_length=32)

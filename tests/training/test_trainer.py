@@ -394,7 +394,7 @@ def test_windows_with_a_stride_overlap_and_cover_the_text(stride):
     stream = WindowStream(text, length=8, rows=1, seed=0, stride=stride)
     starts = sorted(int(stream.next().input_ids[0, 0]) for _ in range(len(stream.plan(0))))
     assert set(np.diff(starts)) == {stride} and starts[0] < stride and starts[-1] > 100 - 9 - stride
-    with pytest.raises(InputError, match="stride 9: must be from 1 to the window's 8"):
+    with pytest.raises(InputError, match="stride 9: must be from 1 to the 8"):
         WindowStream(text, length=8, rows=1, seed=0, stride=9)
 
 
