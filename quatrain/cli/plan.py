@@ -28,9 +28,9 @@ def plan(
     paged_optimizer: bool = False,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
-    """Count the parameters of a model folder or of a recipe's model, its memory and its operations.
+    """Estimate the parameters, memory and FLOPs of a model folder or of a recipe's model, without reading weights.
 
-    With --method also what training it so will hold, by part and at the peak. Nothing of the weights is read.
+    With --method also the memory of training it, by part and at the peak.
 
     Parameters
     ----------
@@ -69,34 +69,32 @@ def plan(
     from quatrain.core.errors import InputError
     from quatrain.planning.training_plan import plan_method
 
-    train = {"batch_tokens": batch_tokens, "accumulation": accumulation, "optimizer": optimizer, "precision": precision}
-    given = {name: value for name, value in train.items() if value is not None} | (
-        {"paged_optimizer": True} if paged_optimizer else {}
-    )
+    train: dict[str, Any] = _given(
+        batch_tokens=batch_tokens, accumulation=accumulation, optimizer=optimizer, precision=precision,
+        paged_optimizer=paged_optimizer or None,
+    )  # fmt: skip
+    adapter = _given(rank=rank, target_modules=target_modules or None, trainable_tokens=trainable_tokens)
     config, recipe, stored = _config(model, overrides)
-    asked = None
-    if method is None:
-        more = {
-            "rank": rank, "target_modules": target_modules or None, "trainable_tokens": trainable_tokens,
-            "context": context,
-        }  # fmt: skip
-        wanted = [*given, *(name for name, value in more.items() if value is not None)]
-        if wanted:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in wanted)
-            raise InputError(f"{flags}: says how a model is trained; name a --method too, such as --method lora.")
-    else:
-        adapter: dict[str, Any] = {} if rank is None else {"rank": rank}
-        adapter |= {"target_modules": target_modules} if target_modules else {}
-        adapter |= {} if trainable_tokens is None else {"trainable_tokens": trainable_tokens}
-        asked = plan_method(
-            config, method, train=given, adapter=adapter, context=context, special=_special(model), stored=stored
+    method_plan = None
+    if method is not None:
+        method_plan = plan_method(
+            config, method, train=train, adapter=adapter, context=context, special=_special(model), stored=stored
         )
-    figures = _figures(config, recipe, stored) | ({} if asked is None else {"method": asked.as_dict()})
+    elif names := [*train, *adapter, *_given(context=context)]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise InputError(f"{flags}: says how a model is trained; name a --method too, such as --method lora.")
+    figures = _figures(config, recipe, stored) | ({} if method_plan is None else {"method": method_plan.as_dict()})
     if json_lines:
         show_json(figures)
     else:
-        show_table(["what", "how much"], [*_rows(config, figures), *([] if asked is None else asked.rows_for_table())])
+        method_rows = [] if method_plan is None else method_plan.rows_for_table()
+        show_table(["what", "how much"], [*_rows(config, figures), *method_rows])
     return 0
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe | None, str]:
@@ -130,7 +128,7 @@ def _special(model: str) -> list[int]:
 
 
 def _figures(config: ModelConfig, recipe: Recipe | None, stored: str) -> dict[str, Any]:
-    """The counts as plain numbers: bytes, and operations for one token."""
+    """The counts as plain numbers: bytes, and FLOPs for one token."""
     from quatrain.planning import counts
     from quatrain.planning.training_plan import plan_training
 
@@ -147,11 +145,11 @@ def _figures(config: ModelConfig, recipe: Recipe | None, stored: str) -> dict[st
         train = getattr(stage, "train", None)
         if recipe is None or train is None:
             continue
-        found = plan_training(
+        stage_plan = plan_training(
             config, train, recipe.context_of(stage), adapter=getattr(stage, "adapter", None), stored=stored
         )
-        training[stage.kind] = found.memory.peak
-        stored = "float32"  # what a stage leaves to the next
+        training[stage.kind] = stage_plan.memory.peak
+        stored = "float32"  # the dtype of the model that a stage leaves to the next
     return figures | ({"training": training} if training else {})
 
 
