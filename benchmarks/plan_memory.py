@@ -104,7 +104,9 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     tiny, _ = load_model(folder.parent / "tiny", quantize="nf4" if case["method"] == "qlora" else None)
     if case["method"] == "qlora":
         apply(tiny, AdapterSettings.model_validate({"method": "lora", "quantize_base": "nf4"}))
-    settings = TrainSettings.model_validate({"steps": 1, "warmup_steps": 0, "batch_tokens": 32, "device": "cpu"})
+    settings = TrainSettings.model_validate(
+        {"steps": 1, "warmup_steps": 0, "schedule": "constant", "batch_tokens": 32, "device": "cpu"}
+    )
     steps(tiny, settings, 2, 16)
     del tiny
     gc.collect()
@@ -146,7 +148,7 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
     words = ["--method", case["method"], "--batch-tokens", str(case["rows"] * case["length"])]
     words += ["--context", str(case["length"]), "--precision", case["precision"]]
     words += ["--optimizer", case.get("optimizer", "adamw"), *(["--rank", str(case["rank"])] if "rank" in case else [])]
-    words += [] if case["method"] == "full" else ["--tokens", case.get("tokens", "none")]
+    words += [] if case["method"] == "full" else ["--trainable-tokens", case.get("tokens", "none")]
     said = json.loads(quatrain("plan", str(place), *words, "--json").splitlines()[-1])["method"]
     worker = Worker(__file__, "--worker", name, str(place))
     found = worker.turn()
