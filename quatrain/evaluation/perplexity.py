@@ -1,4 +1,4 @@
-"""Perplexity: how surprised a model is by a text, each token read with what its window holds before it."""
+"""Perplexity of texts and of marked tokens; the loss of token frequencies alone is its dumb baseline."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def text_loss(model: Model, tokens: np.ndarray, *, context: int, batch_tokens: i
 
 @torch.inference_mode()
 def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_tokens: int = 16_384) -> TextLoss:
-    """The mean loss over the learned tokens of examples, each read by itself from its own beginning.
+    """The mean loss over the marked tokens of examples, each in a row of its own.
 
-    Raises InputError where nothing is learned.
+    Raises InputError where no token is marked.
     """
     was_training = model.training
     model.eval()
@@ -65,7 +65,7 @@ def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_token
     while order:
         rows = max(1, batch_tokens // len(order[-1]))
         part, order = order[-rows:], order[:-rows]
-        # The padding's id is never seen by a token that is learned.
+        # No marked token attends to padding, so its id does not matter.
         batch = pad(part, 0).to(model.device)
         _, loss = model(labels=batch.labels, **batch.inputs)
         total += loss.double().sum().item()
@@ -79,7 +79,7 @@ def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_token
 def unigram_loss(examples: Sequence[TokenExample]) -> TextLoss:
     """The least mean loss of a model that knows only how often each learned token occurs: their entropy in nats.
 
-    Raises InputError where nothing is learned.
+    Raises InputError where no token is marked.
     """
     pairs = (pair for example in examples for pair in zip(example.ids[1:], example.mask[1:], strict=True))
     tokens = [token for token, learned in pairs if learned]

@@ -1,4 +1,4 @@
-"""The metrics that papers quote, each from plain lists; wrong input is told with the number of the example."""
+"""The standard metrics, each on plain lists. An error about the input names the number of the example."""
 
 from quatrain.evaluation.metrics.answers import normalized, squad, token_f1
 from quatrain.evaluation.metrics.classification import accuracy, f1, matthews, pearson, spearman

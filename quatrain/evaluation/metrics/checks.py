@@ -1,4 +1,4 @@
-"""What every metric asks of its input, and the message of a library that is not installed."""
+"""Checks of the input of every metric, and the message for a library that is not installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_lengths(predictions: Sequence[Any], references: Sequence[Any], metric:
 
 
 def check_texts(values: Sequence[Any], name: str, metric: str) -> None:
-    """Raises InputError for what is no text, with its number (from 1)."""
+    """Raises InputError for a value that is not a text, with its number (from 1)."""
     wrong = next(((number, value) for number, value in enumerate(values, 1) if not isinstance(value, str)), None)
     if wrong is not None:
         raise InputError(f"{metric}: {name} number {wrong[0]} is {type(wrong[1]).__name__}; must be a text.")

@@ -1,4 +1,4 @@
-"""A model measured on held-out examples of an objective: its loss, and the metrics that papers quote for the task."""
+"""Evaluates a model on held-out examples of an objective: the loss, and the standard metrics of the task."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ DETAILED = 64
 def evaluate_objective(
     objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS, seed: int = 0
 ) -> dict[str, float]:
-    """{"loss": mean, and the task's metrics} of a model on examples that the objective has prepared.
+    """{"loss": mean, and the task's metrics} of a model on prepared examples.
 
     Accuracy and macro F1 for labels (with two also Matthews), accuracy and micro F1 for several labels, correlations
     for numbers, entity F1 for tags that are spans, accuracy for other tags, SQuAD's exact match and F1, perplexity
-    where words are learned (Masked: also accuracy of the hidden words). What is drawn follows from `seed` and an
-    example's place alone, so that two evaluations hide the same. The model is left as it was. Raises InputError for
-    no example.
+    where words are learned (Masked: also accuracy of the hidden words). Random choices follow from `seed` and the
+    position of an example, so that two evaluations mask the same tokens. The model's mode is restored.
+
+    Raises InputError where there is no example.
     """
     return measure(objective, model, examples, batch_tokens=batch_tokens, seed=seed)[0]
 
@@ -40,7 +41,7 @@ def evaluate_objective(
 def measure(
     objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """As `evaluate_objective`, and of classes and tags what is behind the scores, where there are at most 64 of them.
+    """As `evaluate_objective`, with the table of confusions and the scores per label for at most 64 labels.
 
     {"confusion": {"labels", "counts"}, "by_label": rows of label, precision, recall, f1, count}; of tags that are
     spans, the rows are the types of spans.
@@ -54,7 +55,7 @@ def measure(
     finally:
         model.train(was_training)
     if not weight:
-        raise InputError("evaluation: these examples have nothing to learn, so there is nothing to measure.")
+        raise InputError("evaluation: these examples have no labels, so there is no loss to measure.")
     found = {"loss": total / weight, **{name: value / weight for name, value in sums.items()}}
     if isinstance(objective, LANGUAGE):
         words = sums.get("masked_loss", sums.get("plain_loss", total))
@@ -66,7 +67,7 @@ def measure(
 def _run(
     objective: Any, model: Any, examples: Sequence[Any], batch_tokens: int, seed: int
 ) -> tuple[float, int, dict[str, float], list[Any]]:
-    """Sums of loss, weight and metrics, and for each example what `predict` says of it."""
+    """Sums of loss, weight and metrics, and the prediction of each example."""
     total, weight, sums = 0.0, 0, dict[str, float]()
     answers: list[Any] = [None] * len(examples)
     predicts = hasattr(objective, "predict")
@@ -88,7 +89,7 @@ def _run(
 
 
 def batches_of(examples: Sequence[Any], batch_tokens: int) -> list[list[int]]:
-    """Places of examples of about the same length, so that little is padding."""
+    """Positions of examples in batches of similar lengths, with little padding."""
     order = sorted(range(len(examples)), key=lambda place: -len(examples[place]))
     batches: list[list[int]] = [[]]
     for place in order:
@@ -115,7 +116,7 @@ def _details(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dic
 
 
 def references(objective: Any, examples: Sequence[Any]) -> list[Any] | None:
-    """What is right, in the form that `scores` takes; None for objectives without predictions to compare."""
+    """The references in the form that `scores` takes; None for objectives without predictions to compare."""
     if isinstance(objective, kinds.SequenceClassification):
         labels = [example.label for example in examples]
         if objective.problem == "single":
@@ -135,7 +136,7 @@ def references(objective: Any, examples: Sequence[Any]) -> list[Any] | None:
 
 
 def scores(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    """The metrics that papers quote for the objective's task, of predictions beside what is right."""
+    """The standard metrics of the objective's task, of predictions compared with references."""
     if isinstance(objective, kinds.SequenceClassification):
         return _of_labels(objective, predictions, references)
     if isinstance(objective, kinds.TokenClassification):
@@ -188,7 +189,7 @@ def _are_spans(labels: Sequence[str]) -> bool:
 
 
 def _correlations(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-    """None where one side is constant or alone: there is no number to give."""
+    """Empty where one side is constant or has one value: the correlation is undefined."""
     if len(set(predictions)) < 2 or len(set(references)) < 2:
         return {}
     return {"pearson": pearson(predictions, references), "spearman": spearman(predictions, references)}

@@ -17,7 +17,7 @@ from quatrain.tasks.text2sql.dataset import SETS, Text2SQL
 from quatrain.tasks.text2sql.examples import Example, messages
 from quatrain.tasks.text2sql.introspection import introspect
 from quatrain.tasks.text2sql.judge import Verdict, execution_match
-from quatrain.tasks.text2sql.sandbox import Connection, Result, answer
+from quatrain.tasks.text2sql.sandbox import Connection, Result
 from quatrain.tasks.text2sql.schema import Schema
 from quatrain.tasks.text2sql.shop import create_shop
 
@@ -29,7 +29,6 @@ __all__ = [
     "Schema",
     "Text2SQL",
     "Verdict",
-    "answer",
     "create_shop",
     "execution_match",
     "introspect",

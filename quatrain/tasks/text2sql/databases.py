@@ -39,7 +39,7 @@ LARGEST = 8 * 1024**3
 
 @dataclass(frozen=True)
 class Packed:
-    """A database in a zip file, and where it is put when it is asked for."""
+    """A database in a zip file, and the file that it is unpacked to at the first use."""
 
     archive: Path
     member: str
@@ -103,7 +103,7 @@ class Databases:
 
     @property
     def mark(self) -> str:
-        """What identifies the content: names, and of each file its size and the time of its last change."""
+        """Identifies the content for caches: the name, size and modification time of each file."""
         known = []
         for name, found in sorted(self._files.items()):
             file = found if isinstance(found, Path) else found.target.parent
@@ -157,7 +157,7 @@ def tables_of(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def schema_text(path: Path) -> str:
-    """What a database holds, as a model reads it: a line for each table with its columns, one for each foreign key.
+    """The schema as a model reads it: a line for each table with its columns, a line for each foreign key.
 
     Names are in small letters, which SQLite takes for the same, and quoted where SQL wants it. Raises InputError for a
     file that is no database, or has no tables.
@@ -201,7 +201,7 @@ def _files_of(source: str) -> tuple[dict[str, Path | Packed], dict[str, list[str
             raise InputError(f"{path} is a damaged zip file ({error}); get it again") from error
         packed = [each for each in members if each.suffix.lower() in SUFFIXES and each.name[:2] != "._"]
         return _by_name([(each, Packed(path, str(each), folder / each.name)) for each in packed], path)
-    connect(path).close()  # says what is wrong with it
+    connect(path).close()  # raises the error for a file that is no database
     return {path.stem.lower(): path}, {}
 
 

@@ -62,7 +62,7 @@ def write(
 
 
 def write_part(shape: Shape, combination: Combination, draw: Draw) -> list[str] | None:
-    """What the rows are, in English twice and as `FROM ... WHERE ...`; None for shapes that do more than select."""
+    """The selected rows, twice in English and as `FROM ... WHERE ...`; None for shapes that do more than select."""
     if shape.family not in OUTPUTS or not getattr(shape, "wanted", ()):
         return None
     state = draw.rng.getstate()

@@ -28,7 +28,7 @@ _JUDGED_ROWS = 20_000
 class Verdict:
     """Whether the prediction is right, and in `detail` why it is or is not.
 
-    `judged` is False where the reference itself fails: then nothing is known about the prediction.
+    `judged` is False where the reference itself fails, so that the prediction cannot be judged.
     """
 
     correct: bool
@@ -52,7 +52,7 @@ def _spaced(pieces: list[str]) -> str:
 
 
 def is_empty(result: Result) -> bool:
-    """Whether an answer says nothing: an error, no rows, or only NULL and 0."""
+    """Whether an answer is empty: an error, no rows, or only NULL and 0."""
     return result.error is not None or all(cell is None or cell == 0 for row in result.rows for cell in row)
 
 
@@ -140,5 +140,5 @@ def _same(first: Any, second: Any) -> bool:
     if isinstance(first, float) or isinstance(second, float):
         numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
         return numbers and math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-9)
-    # Two whole numbers are counts or keys: neighbours are different, however large. A text is no number.
+    # Whole numbers are counts or keys and must be equal, however large. A text never equals a number.
     return type(first) is type(second) and bool(first == second)

@@ -1,4 +1,4 @@
-"""How a condition on a column is said in English: templates with `{v}` and `{w}` where the values go.
+"""Conditions on columns in English: templates with `{v}` and `{w}` where the values go.
 
 Every template follows a plural noun ("products whose price is above {v}"). The general ones fit any column; where the
 name or the role of a column allows more natural words ("cheaper than {v}", "joined in {v}", "in {v}"), these come on

@@ -44,15 +44,15 @@ _TRIM_LENGTH = 10_000
 _SLOW_STEPS = 50
 
 _ROW_BYTES = 256 * 1024 * 1024
-"""What one row may take before its cells are cut."""
+"""The most bytes of one row before its cells are cut."""
 
 _HEAP = 512 * 1024 * 1024
-"""What SQLite may hold. This is a setting of the library: it holds for all connections of the process, and stays."""
+"""The most bytes that SQLite may allocate, a setting of the library for all connections of the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a statement gave: rows, or in `error` the reason why there are none. `seconds` is the time it took,
+    """The result of a statement: rows, or in `error` the reason for none. `seconds` is its time,
     `size` about how many bytes the rows take."""
 
     columns: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Result:
 
 
 class Connection:
-    """A read-only connection to one database for SQL that nobody has checked.
+    """A read-only connection to one database for untrusted SQL.
 
     Only one SELECT (or WITH ... SELECT, or VALUES) is run at a time, with a list of harmless functions; it is stopped
     after `seconds`, its answer is cut after `rows` rows or `size` bytes, and cells after `cell` characters. May be used
@@ -106,7 +106,7 @@ class Connection:
         self._raw.close()
 
     def execute(self, sql: str, *, rows: int | None = None, exact: bool = False) -> Result:
-        """Run one statement. Whatever is wrong with it is said in `Result.error`.
+        """Run one statement. Faults of any kind are in `Result.error`.
 
         Cells are for showing: long texts end in "…", blobs are "<3 bytes>". With `exact` they are for comparing:
         blobs are bytes, and what is cut has a digest of the whole.
@@ -195,11 +195,6 @@ class Connection:
         if isinstance(error, MemoryError) or "too big" in text:
             return "the answer is too large"
         return text or type(error).__name__
-
-
-def answer(connection: Connection, sql: str) -> Result:
-    """Run a model's SQL for a person: `Result.rows` to show, or `Result.error` to tell."""
-    return connection.execute(sql)
 
 
 def _length(sql: str) -> int:

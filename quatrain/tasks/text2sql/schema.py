@@ -1,4 +1,4 @@
-"""What a SQLite database holds, as far as questions about it need to know.
+"""The schema of a SQLite database, as far as questions about it need it.
 
 `introspect` opens any SQLite file read-only and describes its tables: columns with a role, row counts, the columns that
 name a row, and the foreign keys, declared or carefully inferred. Views and system tables are ignored, empty tables are

@@ -1,6 +1,6 @@
-"""SQL as it is taught and as it is said: one way to write a statement, and the statement in what a model answers.
+"""Statements in canonical form, and the statement within a model's answer.
 
-Sets of questions write SQL in as many ways as they had writers. Taught in one way, models of all sizes answer better
+Data sets write SQL in as many ways as they had authors. Trained on one form, models of all sizes answer better
 (RESDSQL, Li et al. 2023, arXiv 2302.05965, does the same): small letters, one space, single quotes around texts, and no
 other names for tables that are named once.
 """
@@ -18,9 +18,9 @@ _FENCE = re.compile(r"```(?:\w+\n|\n)?(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def plain(connection: Connection, sql: str) -> str:
-    """The statement as it is taught, the first of some ways to write it that gives the same answer on the database.
+    """The statement in canonical form: the first of some ways to write it that gives the same answer on the database.
 
-    Where a table has two aliases, its own name may mean another query: an answer that says nothing is no proof then.
+    Where a table has two aliases, its own name may mean another query: so an empty answer proves nothing.
     A statement that fails, or whose answer no other way gives, comes back with its white space alone made one space.
     """
     written = " ".join(sql.strip().rstrip("; \n\t").split())
@@ -40,7 +40,7 @@ def plain(connection: Connection, sql: str) -> str:
 
 
 def statement_of(answer: str) -> str:
-    """The SQL in what a model says: that between its first ``` and the next, or all of it."""
+    """The SQL in a model's answer: the text between its first ``` and the next, or all of it."""
     fenced = _FENCE.search(answer)
     return (fenced[1] if fenced else answer).strip()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quatrain.tasks.text2sql import Connection, answer
+from quatrain.tasks.text2sql import Connection
 
 BOMB = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
 
@@ -20,7 +20,7 @@ def connection(shop: Path) -> Connection:
 
 
 def test_a_question_is_answered(connection: Connection) -> None:
-    result = answer(connection, "SELECT name, price AS cost FROM products ORDER BY price DESC LIMIT 2;")
+    result = connection.execute("SELECT name, price AS cost FROM products ORDER BY price DESC LIMIT 2;")
     assert result.error is None
     assert result.columns == ("name", "cost")
     assert len(result.rows) == 2

@@ -1,4 +1,4 @@
-"""What a question shape is: which combinations of columns it fits, and how one becomes a question and its SQL."""
+"""Question shapes: the combinations of columns that a shape fits, and how one becomes a question with its SQL."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Shape(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called; no two shapes share a name."""
+        """The unique name of the shape."""
         ...
 
     @property

@@ -18,7 +18,7 @@ _FUNCTIONS = {"count": "COUNT(*)", "average": "AVG({})", "sum": "SUM({})", "maxi
 
 
 def grouping(schema: Schema, table: Table, depth: int) -> Iterator[tuple[Path, tuple[Column, ...]]]:
-    """What rows can be grouped by: an own repeated column, or, `depth` joins up, a name or a repeated column.
+    """The columns to group rows by: an own repeated column, or, `depth` joins up, a name or a repeated column.
 
     Words that mean two things ("per department" over two ways up) mean the nearer, or nothing when both are as near.
     """

@@ -16,7 +16,7 @@ _NOT_ADDED = frozenset("rating density age percent percentage rate score year av
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What is asked of the rows: `columns` gives the choices of output columns, `select` their SQL."""
+    """The output of a query: `columns` gives the choices of output columns, `select` their SQL."""
 
     columns: Callable[[Table], list[tuple[Column, ...]]]
     select: Callable[[Table, tuple[Column, ...], bool], str]
