@@ -228,4 +228,4 @@ def test_the_catalog_takes_some_rows_of_a_file(shared: Path) -> None:
     assert counts == {"train": 331, "new-questions": 170, "new-queries": 182}
     both = Corpus("geoquery-train + spider-dev")
     assert both.format == "sql" and len(list(both)) == 331 + 614
-    assert Corpus("geoquery-train").mark != Corpus("geoquery-new-queries").mark
+    assert Corpus("geoquery-train").fingerprint != Corpus("geoquery-new-queries").fingerprint
