@@ -69,7 +69,7 @@ def chat_examples(
         examples, notes = encode_chats(both[part], tokenizer, limit)
         return examples, [*source_notes, *notes] if part == 0 else notes
 
-    marks = [None if data.database is not None else mark_of(data, context, part) for part in ("source", "dev")]
+    marks = [None if data.database is not None else fingerprint_of(data, context, part) for part in ("source", "dev")]
     if None in marks:
         learned, notes = made(0)
         held_out, others = made(1)
@@ -97,12 +97,12 @@ def _warned(notes: list[str], validation_notes: list[str], context: StageContext
     return notes
 
 
-def mark_of(data: DataSettings, context: StageContext, part: str) -> str | None:
+def fingerprint_of(data: DataSettings, context: StageContext, part: str) -> str | None:
     """Identifies the content of a part of the data for caches; "" where there is none, None where it must be read."""
     if getattr(data, part) is None:
         return ""
     task = source_task(data, part)
-    return chat_corpus(data, context, part).fingerprint if task is None else task.mark
+    return chat_corpus(data, context, part).fingerprint if task is None else task.fingerprint
 
 
 def _both(

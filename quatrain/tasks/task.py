@@ -209,7 +209,7 @@ class SourceTask(Task[Example]):
 
     @property
     @abstractmethod
-    def mark(self) -> str | None:
+    def fingerprint(self) -> str | None:
         """What identifies the content, for caches; None where only reading it could tell."""
 
 

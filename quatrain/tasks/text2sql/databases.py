@@ -102,7 +102,7 @@ class Databases:
         self._connections.clear()
 
     @property
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """Identifies the content for caches: the name, size and modification time of each file."""
         known = []
         for name, found in sorted(self._files.items()):

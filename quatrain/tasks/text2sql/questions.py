@@ -173,9 +173,9 @@ class SQLQuestions(SourceTask[SchemaQuestion]):
                 yield SourceFault(place, "query", text)
 
     @property
-    def mark(self) -> str | None:
-        mark = self._corpus().fingerprint
-        return None if mark is None else f"{mark} {self.databases.mark}"
+    def fingerprint(self) -> str | None:
+        fingerprint = self._corpus().fingerprint
+        return None if fingerprint is None else f"{fingerprint} {self.databases.fingerprint}"
 
     def messages(self, example: SchemaQuestion) -> list[dict[str, str]]:
         return example.messages
