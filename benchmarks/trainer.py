@@ -127,7 +127,7 @@ def train_theirs(model: Any, precision: str, rows: int, length: int, steps: int,
     """The same of a model that is there already."""
     import torch
 
-    from quatrain.training.schedules import share
+    from quatrain.training.schedules import learning_rate_ratio
 
     transformers = require("transformers")
     require("accelerate", "test")
@@ -151,7 +151,8 @@ def train_theirs(model: Any, precision: str, rows: int, length: int, steps: int,
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: share(min(step, steps - 1), steps=steps, warmup_steps=WARMUP)
+                optimizer or self.optimizer,
+                lambda step: learning_rate_ratio(min(step, steps - 1), steps=steps, warmup_steps=WARMUP),
             )
             return self.lr_scheduler
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from quatrain.core.settings import Listing, Problem, Settings, quote
-from quatrain.training.schedules import share
+from quatrain.training.schedules import learning_rate_ratio
 
 
 class TrainSettings(Settings):
@@ -82,12 +82,12 @@ class TrainSettings(Settings):
     def rates(self, steps: int) -> list[float]:
         """Shares of the peak learning rate at the first two of so many steps: both are 0 where every rate is."""
         return [
-            share(
+            learning_rate_ratio(
                 step,
                 steps=steps,
                 schedule=self.schedule,
                 warmup_steps=self.warmup_steps,
-                minimum=self.min_learning_rate_ratio,
+                min_ratio=self.min_learning_rate_ratio,
                 decay_ratio=self.decay_ratio,
             )
             for step in range(min(2, steps))

@@ -38,7 +38,7 @@ from quatrain.training.optimizers import (
     set_learning_rate,
 )
 from quatrain.training.precision import DTYPES, LossScaler, Precision, dtype_name, working_dtype
-from quatrain.training.schedules import share
+from quatrain.training.schedules import learning_rate_ratio
 from quatrain.training.settings import TrainSettings
 from quatrain.training.stopping import Best
 from quatrain.training.streams import BatchStream
@@ -270,12 +270,12 @@ class Trainer:
 
     def _update(self) -> tuple[Step, float, str | None]:
         """Update the weights unless the step is bad. Returns the step, the learning rate, and the reason to skip it."""
-        rate = self.settings.learning_rate * share(
+        rate = self.settings.learning_rate * learning_rate_ratio(
             self.steps_done,
             steps=self.steps,
             schedule=self.settings.schedule,
             warmup_steps=self.settings.warmup_steps,
-            minimum=self.settings.min_learning_rate_ratio,
+            min_ratio=self.settings.min_learning_rate_ratio,
             decay_ratio=self.settings.decay_ratio,
         )
         step = self.gradients.of(self.steps_done)

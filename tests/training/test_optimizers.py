@@ -9,7 +9,7 @@ from tiny_models import llama
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.stack import Model
 from quatrain.training.optimizers import Muon, make_optimizers, orthogonalize
-from quatrain.training.schedules import share
+from quatrain.training.schedules import learning_rate_ratio
 from quatrain.training.settings import TrainSettings
 
 
@@ -108,7 +108,8 @@ def test_every_weight_is_in_one_group_and_biases_and_norms_never_decay(family, h
 def test_schedules_rise_then_never_rise_again(steps, warmup_steps, schedule, minimum):
     warmup_steps = min(warmup_steps, steps)
     shares = [
-        share(step, steps=steps, schedule=schedule, warmup_steps=warmup_steps, minimum=minimum) for step in range(steps)
+        learning_rate_ratio(step, steps=steps, schedule=schedule, warmup_steps=warmup_steps, min_ratio=minimum)
+        for step in range(steps)
     ]
     assert all(0 <= value <= 1 for value in shares)
     assert shares[:warmup_steps] == sorted(shares[:warmup_steps])
@@ -118,7 +119,13 @@ def test_schedules_rise_then_never_rise_again(steps, warmup_steps, schedule, min
 
 
 def test_cosine_by_hand():
-    assert [round(share(step, steps=4, schedule="cosine"), 4) for step in range(4)] == [0.8536, 0.5, 0.1464, 0.0]
+    assert [round(learning_rate_ratio(step, steps=4, schedule="cosine"), 4) for step in range(4)] == [
+        0.8536,
+        0.5,
+        0.1464,
+        0.0,
+    ]
     assert [
-        share(step, steps=10, schedule="wsd", decay_ratio=0.5, warmup_steps=2) for step in (0, 1, 2, 4, 5, 7, 9)
+        learning_rate_ratio(step, steps=10, schedule="wsd", decay_ratio=0.5, warmup_steps=2)
+        for step in (0, 1, 2, 4, 5, 7, 9)
     ] == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.8, 0.4, 0.0])
