@@ -203,7 +203,7 @@ def widen(folder: Path) -> None:
     [
         (truncate, "not a whole safetensors file"),
         (widen, "has shape (32, 16), config.json says (64, 16)"),
-        (lambda folder: (folder / "config.json").unlink(), "no config.json in it, so this is no model folder"),
+        (lambda folder: (folder / "config.json").unlink(), "so it is not a model folder"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json, line 1, column 2: not valid JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors in it"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "It is not a whole tokenizer.json"),

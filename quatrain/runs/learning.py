@@ -116,7 +116,7 @@ def check_learns_whole(model: Model, name: str) -> None:
     raise InputError(
         f"{name}: every weight is to learn, but the model is held in {layers[0].method}: of its {total:,} weights only "
         f"{trainable:,} ({percent:.0f} %) could, the linear layers not. Give the stage an adapter, which learns beside "
-        "them (adapter = { rank = 16 }), or begin from the model in floats."
+        "them (adapter = { rank = 16 }), or start from the float model."
     )
 
 

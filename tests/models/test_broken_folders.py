@@ -179,7 +179,7 @@ def test_many_layers_that_the_files_lack_are_counted(whole: Path) -> None:
         model_folder.load(whole)
     assert len(caught.value.problems) == 51
     (whole / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1_500}))
-    assert "one of the two is of another model" in refused(whole)
+    assert "one of the two belongs to another model" in refused(whole)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes by name are of POSIX")

@@ -214,7 +214,7 @@ WRONG = {
     "a span of one end": ("question_answering", lambda ids: torch.tensor([1, 2, 3]), "first and last token"),
     "spans of fractions": ("question_answering", lambda ids: torch.rand(3, 2), "whole numbers"),
     "no tensor": ("sequence_classification", lambda ids: [0, 1, 2], "labels: list"),
-    "one half of pretraining": ("pretraining", lambda ids: ids, "this head wants two"),
+    "one half of pretraining": ("pretraining", lambda ids: ids, "this head needs two"),
     "a third sentence": ("pretraining", lambda ids: (ids, torch.tensor([0, 1, 2])), "must be 0 to 1"),
     "a word past the vocabulary": ("masked", lambda ids: ids + 97, "must be 0 to 96"),
     "what has no labels": ("embedding", lambda ids: ids, "no labels"),

@@ -202,7 +202,7 @@ def test_long_texts_take_the_path_that_keeps_no_scores():
     model = Model(llama(num_hidden_layers=1, max_position_embeddings=8192))
 
     def by_hand(length):
-        return model._views(None, 0, torch.zeros(1, length, 32), None, None)["full"].by_hand
+        return model._masks(None, 0, torch.zeros(1, length, 32), None, None)["full"].use_cpu_kernel
 
     assert by_hand(64) and not by_hand(8192)
     with torch.no_grad():

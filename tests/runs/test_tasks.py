@@ -433,7 +433,7 @@ def test_a_stage_quantizes(method: str, data: dict[str, str], tmp_path: Path) ->
     assert names == {method}
     head = f"name = 'on'\n[data]\nsource = '{data['text']}'\n[model]\nfolder = '{run.model}'\n"
     again = loads(head + stage("pretrain", 4, objective='"masked"'))
-    with pytest.raises(InputError, match=r"a quantized model.*begin from the model in floats"):
+    with pytest.raises(InputError, match=r"a quantized model.*start from the float model"):
         quatrain.run(again, runs_dir=tmp_path, reporter=SilentReporter())
     with pytest.raises(InputError) as caught:
         go(tmp_path, stage("tokenizer"), stage("quantize", method='"int8"', group="64"), data="source = 'x'")

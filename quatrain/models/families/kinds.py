@@ -16,7 +16,7 @@ MOST_LABELS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueType:
     """A type of a key: `wanted` completes the sentence "must be …"."""
 
     wanted: str
@@ -35,21 +35,23 @@ def _tokens(value: Any) -> bool:
     return TOKEN.fits(value) or (isinstance(value, list) and bool(value) and all(map(TOKEN.fits, value)))
 
 
-SIZE = Kind(f"a whole number from 1 to {LARGEST:,}", _whole(1))
-SIZE_OR_ZERO = Kind(f"a whole number from 0 to {LARGEST:,}", _whole(0))
-LAYERS = Kind(f"a whole number from 1 to {MAX_LAYERS:,}", _whole(1, MAX_LAYERS))
-LAYERS_OR_ZERO = Kind(f"a whole number from 0 to {MAX_LAYERS:,}", _whole(0, MAX_LAYERS))
-LABELS = Kind(f"a whole number from 1 to {MOST_LABELS:,}", _whole(1, MOST_LABELS))
-TOKEN = Kind(f"a token id: a whole number from -1 to {LARGEST:,}", _whole(-1))
-TOKENS = Kind("a token id or a list of them", _tokens)
-POSITIVE = Kind("a number above 0 (at most 1e18)", _number(1e-30, 1e18))
-NOT_NEGATIVE = Kind("a number of at least 0 (at most 1e18)", _number(0, 1e18))
-SHARE = Kind("a number above 0 and at most 1", _number(1e-9, 1))
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-TEXT = Kind("a text", lambda value: isinstance(value, str))
-TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value))
-TABLE = Kind("a table", lambda value: isinstance(value, dict))
-TEXT_BY_NUMBER = Kind(
+SIZE = ValueType(f"a whole number from 1 to {LARGEST:,}", _whole(1))
+SIZE_OR_ZERO = ValueType(f"a whole number from 0 to {LARGEST:,}", _whole(0))
+LAYERS = ValueType(f"a whole number from 1 to {MAX_LAYERS:,}", _whole(1, MAX_LAYERS))
+LAYERS_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_LAYERS:,}", _whole(0, MAX_LAYERS))
+LABELS = ValueType(f"a whole number from 1 to {MOST_LABELS:,}", _whole(1, MOST_LABELS))
+TOKEN = ValueType(f"a token id: a whole number from -1 to {LARGEST:,}", _whole(-1))
+TOKENS = ValueType("a token id or a list of them", _tokens)
+POSITIVE = ValueType("a number above 0 (at most 1e18)", _number(1e-30, 1e18))
+NOT_NEGATIVE = ValueType("a number of at least 0 (at most 1e18)", _number(0, 1e18))
+SHARE = ValueType("a number above 0 and at most 1", _number(1e-9, 1))
+FLAG = ValueType("true or false", lambda value: isinstance(value, bool))
+TEXT = ValueType("a text", lambda value: isinstance(value, str))
+TEXTS = ValueType(
+    "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+)
+TABLE = ValueType("a table", lambda value: isinstance(value, dict))
+TEXT_BY_NUMBER = ValueType(
     "a table of names whose keys are 0, 1, 2 and so on",
     lambda value: (
         isinstance(value, dict)
@@ -58,7 +60,7 @@ TEXT_BY_NUMBER = Kind(
     ),
 )
 
-COMMON: Mapping[str, Kind] = {
+COMMON: Mapping[str, ValueType] = {
     "model_type": TEXT,
     "architectures": TEXTS,
     "dtype": TEXT,
@@ -74,7 +76,7 @@ COMMON: Mapping[str, Kind] = {
 }
 """Keys that every family reads."""
 
-FIELDS: Mapping[str, Kind] = {
+FIELDS: Mapping[str, ValueType] = {
     "vocab_size": SIZE,
     "hidden_size": SIZE,
     "intermediate_size": SIZE,
@@ -99,7 +101,7 @@ FIELDS: Mapping[str, Kind] = {
 }
 """Fields of ours that are one key of a family's."""
 
-READ: Mapping[str, Kind] = {
+READ: Mapping[str, ValueType] = {
     "_num_labels": LABELS,
     "_remove_final_layer_norm": FLAG,
     "_sliding_window_pattern": SIZE,
@@ -168,7 +170,7 @@ READ: Mapping[str, Kind] = {
 """Keys that a family's `read` computes fields from. A key means the same in every family that has it."""
 
 
-def wrong_types(config: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Iterator[str]:
+def wrong_types(config: Mapping[str, Any], kinds: Mapping[str, ValueType]) -> Iterator[str]:
     """A line for each key of a config.json whose value is none of its kind."""
     for key, kind in kinds.items():
         value = config.get(key)

@@ -1,8 +1,8 @@
-"""How a family's `config.json` and its weights map to the stack: the data that a family's page fills in, and its
-reading.
+"""Maps a family's `config.json` and weights to the transformer stack: the data that a family's file declares, and the
+code that reads it.
 
-An option of a config.json that is neither mapped, nor required to have one value, nor known to shape nothing is
-refused by name, never ignored.
+Every option of a config.json must be mapped, must have one value, or must be known to have no effect. Any other option
+is refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from quatrain.models.families.kinds import (
     SIZE_OR_ZERO,
     TEXT_BY_NUMBER,
     TEXTS,
-    Kind,
+    ValueType,
     wrong_types,
 )
 from quatrain.models.families.weights import Operation, expand
 from quatrain.models.transformer.config import ModelConfig
 
-NEEDED: Any = ...
+REQUIRED: Any = ...
 """The default of a key that a config.json must have."""
 
 ACTIVATIONS = {
@@ -47,79 +47,79 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a config.json that is one field of ours."""
+    """A key of config.json that maps to one field of `ModelConfig`."""
 
     theirs: str
     ours: str
-    default: Any = NEEDED
-    """Where the config.json has no such key, or null; NEEDED: it must have it."""
+    default: Any = REQUIRED
+    """The value if config.json lacks the key or has null; REQUIRED: the key must be there."""
     choices: Mapping[Any, Any] | None = None
-    """Their values and ours, where they differ."""
+    """Their values -> ours, if they differ."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """One head of a family: the transformers class whose files it is, where its weights are, what it sets."""
+    """A head of a family: the transformers class of its files, its weights, and the fields it sets."""
 
     architecture: str
     operations: Sequence[Operation] = ()
     prefix: str | None = None
-    """What its files put before the names of the body; None: the family's prefix."""
+    """Prefix of the body's weight names in files of this head; None: the family's prefix."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the configuration that this head decides."""
+    """Fields of the configuration that this head sets."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of config.json that are written for this head alone."""
+    """Keys of config.json that are written for this head only."""
     absent: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Weights that some files of this head lack, and the fields that then are others."""
+    """Weights that some files of this head lack, and the configuration fields to use then."""
     derived: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    """Fields that this head makes of the family's."""
+    """Computes fields of this head from the family's."""
     ignored: Sequence[str] = ()
-    """Regular expressions of weight names that files may hold and this head does not need."""
+    """Regular expressions of weight names that files may contain and this head does not need."""
     old_architectures: Sequence[str] = ()
-    """What the class was called before."""
+    """Former names of the class."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one Hugging Face architecture maps to the stack, both ways."""
+    """How one Hugging Face architecture maps to the transformer stack, in both directions."""
 
     name: str
     """Its `model_type` in config.json."""
     keys: Sequence[Key]
     operations: Sequence[Operation] | Callable[[ModelConfig], Sequence[Operation]]
-    """The weights of the body, without the prefix; a function where they depend on the configuration."""
+    """The weights of the body, without the prefix; a function if they depend on the configuration."""
     heads: Mapping[str, Head]
-    """By the name of the head; the first one is that of a config.json which names no architecture."""
+    """Heads by name; the first one is the default of a config.json that names no architecture."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that the family decides."""
+    """Fields that are the same for the whole family."""
     must: Mapping[str, Any] = field(default_factory=dict)
-    """Options whose only known value is this one."""
+    """Options that must have this value."""
     harmless: frozenset[str] = frozenset()
-    """Keys that shape nothing here and are written back as they were (rates of dropout, what training used)."""
+    """Keys without effect, written back unchanged (dropout rates, training options)."""
     read: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    """Fields that follow from several keys, or from one in a way of its own; takes the config.json."""
+    """Computes fields that depend on several keys, or on one in a special way, from the config.json."""
     reads: frozenset[str] = frozenset()
-    """The keys that `read` looks at."""
+    """The keys that `read` uses."""
     write: Callable[[ModelConfig], dict[str, Any]] | None = None
-    """The keys that `read` looked at, from our configuration."""
+    """Computes the keys that `read` uses from our configuration."""
     prefix: str = ""
-    """What the files of most heads put before the names of the body, and some checkpoints leave out."""
+    """Prefix of the body's weight names in the files of most heads; some checkpoints leave it out."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names under which a checkpoint may hold the same tensor (tied ones), with the name used here."""
+    """Other names of the same (tied) tensor in checkpoints -> the name used here."""
     ignored: Sequence[str] = ()
-    """Regular expressions of weight names that hold no parameter (old buffers)."""
+    """Regular expressions of weight names that are not parameters (old buffers)."""
     old_names: Sequence[tuple[str, str]] = ()
-    """Ends of weight names in old checkpoints, and what they are called here."""
+    """Endings of weight names in old checkpoints, and their present ones."""
     within: Mapping[str, str] = field(default_factory=dict)
-    """Model types whose config.json holds this family's (a text model beside one that reads images), and its key."""
+    """Model types whose config.json contains this family's (a text model inside an image-text model), and its key."""
     other_prefixes: Sequence[str] = ()
-    """What the files of these model types put before the names of the body."""
+    """Prefixes of the body's weight names in the files of these model types."""
 
     @property
-    def kinds(self) -> dict[str, Kind]:
-        """The type of every key that is read."""
+    def kinds(self) -> dict[str, ValueType]:
+        """The type of every key."""
         own = {key.theirs: FIELDS[key.ours] for key in self.keys}
-        # 0 as a width of heads means hidden_size / num_attention_heads, and is written so by older versions of ours
+        # A head width of 0 means hidden_size / num_attention_heads; older versions of Quatrain wrote it.
         own |= {key.theirs: SIZE_OR_ZERO for key in self.keys if key.default == 0 and FIELDS[key.ours] is SIZE}
         return {**COMMON_KINDS, **{key: READ[key] for key in sorted(self.reads)}, **own}
 
@@ -129,11 +129,11 @@ class Family:
         return next(iter(self.heads.values())).architecture
 
     def from_hf(self, config: Mapping[str, Any], *, head: str | None = None) -> ModelConfig:
-        """A config.json as our configuration, with the head that it names or another.
+        """Our configuration from a config.json, with the head that it names or the given one.
 
-        Raises InputError naming, all at once, what is missing, contradictory or unknown.
+        Raises InputError naming everything missing, contradictory or unknown at once.
         """
-        config = self.opened(config)
+        config = self.unwrapped(config)
         kinds = self.kinds
         mistyped = list(wrong_types(config, kinds))
         wrong = {line.partition(":")[0] for line in mistyped}
@@ -142,7 +142,7 @@ class Family:
         for key in self.keys:
             value = config.get(key.theirs)
             value = key.default if value is None else value
-            if value is NEEDED:
+            if value is REQUIRED:
                 problems.append(f"{key.theirs}: missing; a {self.name} config needs it")
             elif key.theirs in wrong:
                 continue
@@ -170,7 +170,7 @@ class Family:
         return ModelConfig(family=self.name, head=head, extra=extra, **fields)
 
     def to_hf(self, config: ModelConfig) -> dict[str, Any]:
-        """Our configuration as a config.json of this family."""
+        """The config.json of our configuration."""
         head = self.heads[config.head]
         written: dict[str, Any] = {"model_type": self.name, "architectures": [head.architecture]}
         written |= {key: getattr(config, key) for key in COMMON_KEYS}
@@ -188,8 +188,8 @@ class Family:
         return written | dict(head.extra)
 
     def head_of(self, config: Mapping[str, Any]) -> str:
-        """The name of the head that a config.json names. Raises InputError with the family's heads."""
-        named = self.opened(config).get("architectures") or [self.architecture]
+        """The head that a config.json names. Raises InputError, with the family's heads, for an unknown one."""
+        named = self.unwrapped(config).get("architectures") or [self.architecture]
         if not TEXTS.fits(named):
             raise InputError(f"architectures: {shown(named)}; must be {TEXTS.wanted}")
         for name, head in self.heads.items():
@@ -200,10 +200,10 @@ class Family:
             f"architectures: {shown(named[0])} is none of {self.name} that Quatrain knows; known: {known}."
         )
 
-    def opened(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The family's own config.json, where it stands within that of another model type; else `config` itself.
+    def unwrapped(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The family's own config.json if it is nested in that of another model type; else `config` itself.
 
-        Raises InputError where the other has no such key.
+        Raises InputError if the other model's config.json lacks it.
         """
         key = self.within.get(str(config.get("model_type")))
         if key is None:
@@ -216,23 +216,23 @@ class Family:
         return {**inner, **outer, "model_type": self.name}
 
     def weights(self, config: ModelConfig) -> list[Operation]:
-        """The operations for one configuration, those of its head included."""
+        """The weight operations for one configuration, those of its head included."""
         head = self.heads[config.head]
         prefix = self.prefix if head.prefix is None else head.prefix
         body = self.operations(config) if callable(self.operations) else self.operations
         return expand([*(operation.prefixed(prefix) for operation in body), *head.operations], config)
 
     def _unknown(self, config: Mapping[str, Any]) -> list[str]:
-        """Every option of a config.json that would change the network in a way that is not known."""
+        """Every option of a config.json that is unknown and may change the network."""
         known = {key.theirs for key in self.keys} | set(self.reads) | self.harmless | COMMON | GENERATION
         problems = []
         for key, value in config.items():
             if key in self.must:
                 if value not in (None, self.must[key]):
-                    problems.append(f"{key}: {shown(value)} is not known to Quatrain; must be {self.must[key]!r}")
+                    problems.append(f"{key}: {shown(value)} is not supported; must be {self.must[key]!r}")
             elif key not in known and value not in (None, False, {}, []):
                 problems.append(
-                    f"{printable(key[:80])}: {shown(value)} is an option of {self.name} that Quatrain does not know"
+                    f"{printable(key[:80])}: {shown(value)} is an unknown option of {self.name}"
                 )
         return problems
 

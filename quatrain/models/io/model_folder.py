@@ -1,7 +1,7 @@
 """Reads and writes model folders in Hugging Face's layout: `config.json` and safetensors, sharded or not.
 
-Weights go from the memory-mapped file straight into place, one tensor at a time. Keys are strict both ways:
-each missing or unexpected name is shown. Nothing is ever unpickled.
+Weights are copied from the memory-mapped file one tensor at a time. Names are checked in both directions: every missing
+or unexpected tensor is reported. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ SHARD_BYTES = 5_000_000_000
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `config.json` of a model folder. Raises InputError where it is absent or no JSON."""
+    """The `config.json` of a model folder. Raises InputError if it is missing or not JSON."""
     path = user_path(folder, "the model") / "config.json"
     if not os.path.lexists(path):
         if not path.parent.exists():
             raise InputError(f"{folder}: there is no such model folder.")
-        raise InputError(f"{folder}: no config.json in it, so this is no model folder.")
-    found: dict[str, Any] = read_json(path)
-    return found
+        raise InputError(f"{folder}: contains no config.json, so it is not a model folder.")
+    config: dict[str, Any] = read_json(path)
+    return config
 
 
 def load_config(model: str | Path) -> ModelConfig:
@@ -51,12 +51,12 @@ def load_config(model: str | Path) -> ModelConfig:
 
 
 def checkpoint_dtype(model: str | Path) -> str:
-    """The dtype of the weights in a model's files as its config.json names it; float32 where it does not."""
+    """The dtype of a model's weights as its config.json names it; float32 if it names none."""
     config = read_config(resolve(model, files=CONFIG))
-    said = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if not isinstance(said, str):
-        raise InputError(f"dtype: {shown(said)}; must be a text such as float32")
-    return said.removeprefix("torch.")
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if not isinstance(dtype, str):
+        raise InputError(f"dtype: {shown(dtype)}; must be a text such as float32")
+    return dtype.removeprefix("torch.")
 
 
 def load(
@@ -71,23 +71,25 @@ def load(
     prepare: Callable[[Model, dict[str, Any]], None] | None = None,
     bits: int | None = None,
 ) -> Model:
-    """The model of a folder or a hub id, in evaluation mode, its weights in `dtype` on `device`.
+    """Loads a model folder or hub id, in evaluation mode, with weights in `dtype` on `device`.
 
-    `head` names another head than that of the files, `labels` what it tells apart, and `problem` how: `single`,
-    `several` at once, or `regression`. Weights of the head that the files lack, or have for another number of labels,
-    are drawn fresh from `seed`; their names are in the model's `fresh`. A folder of Sentence Transformers has the head
-    `embedding`, pooled as it says.
-    `prepare(model, config_json)` may replace modules before the weights are read (quantized linears do); a tensor
-    of an integer dtype keeps it. `bits` is how many a weight then takes, where these are fewer than those of `dtype`.
-    Raises InputError naming every missing, unexpected or misshapen tensor, and for a model that this machine cannot
-    hold.
+    `head` selects another head than that of the files, `labels` names its classes, and `problem` is `single` (one label
+    each), `several`, or `regression`. Weights of the head that the files lack, or have for another number of labels,
+    are initialized from `seed`; the model's `newly_initialized` lists their names. A Sentence Transformers folder gets the
+    head `embedding` with its own pooling.
+
+    `prepare(model, config_json)` may replace modules before the weights are read, as quantized layers do; integer
+    tensors keep their dtype. `bits` is the size of a weight then, if smaller than that of `dtype`.
+
+    Raises InputError naming every missing, unexpected or misshapen tensor, and for a model that does not fit into
+    memory.
     """
     folder = resolve(model)
     raw = read_config(folder)
     if raw.get("quantization_config") and prepare is None:
         raise InputError(
-            f"{folder}: a quantized model; read it with quatrain.loading.model.load_model. To learn every weight, "
-            "begin from the model in floats; a finetune stage may put an adapter over this one."
+            f"{folder}: a quantized model; load it with quatrain.loading.model.load_model. To train every weight, "
+            "start from the float model; a finetune stage can put an adapter over this one."
         )
     kind = family(raw.get("model_type"))
     pooled = sentence_transformers.read(folder)
@@ -114,22 +116,22 @@ def load(
 
 
 def check_size(config: ModelConfig, tensors: Tensors) -> None:
-    """Refuse at once a config.json of another model: no file holds a weight in less than a bit."""
+    """Refuses a config.json of another model at once: no file stores a weight in less than a bit."""
     described, held = least_parameters(config), tensors.nbytes
     if described > 8 * held:
         raise InputError(
             f"{tensors.folder}: config.json describes at least {described:,} weights (num_hidden_layers "
             f"{config.num_hidden_layers:,}, hidden_size {config.hidden_size:,}, vocab_size {config.vocab_size:,}), and "
-            f"the files hold {held:,} bytes of them; one of the two is of another model."
+            f"the files hold {held:,} bytes of them; one of the two belongs to another model."
         )
 
 
 def config_of(
     raw: dict[str, Any], *, head: str | None = None, labels: Sequence[str] | None = None, problem: str | None = None
 ) -> ModelConfig:
-    """The configuration that a config.json means under a head, with labels and problem as `load` takes them.
+    """The configuration of a config.json with a head, labels and problem as for `load`.
 
-    Raises InputError for a head that the family has not, and for labels that cannot be.
+    Raises InputError for a head that the family does not have, and for labels that cannot be used.
     """
     kind = family(raw.get("model_type"))
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
@@ -154,7 +156,7 @@ def _label_problems(labels: Sequence[str], head: str) -> Iterator[str]:
 
 
 def _without_absent(config: ModelConfig, head: Head, names: Names) -> ModelConfig:
-    """The configuration without the parts that some files of this head lack, as these do."""
+    """The configuration without the optional parts of this head that these files lack."""
     for name, fields in head.absent.items():
         if names.find(name) is None:
             config = config.with_(**fields)

@@ -49,13 +49,13 @@ class Attention(nn.Module):
         """x (B, T, hidden_size) to the same shape."""
         query = self._heads(self.q_proj(x), self.num_heads, self.q_norm)
         if self.cross:
-            mixed, blind = self._over_encoded(query, context), context.masks["cross"].blind
-            return self.o_proj(mixed if blind is None else mixed.masked_fill(blind[..., None], 0.0))
+            mixed, without_keys = self._cross_attention(query, context), context.masks["cross"].without_keys
+            return self.o_proj(mixed if without_keys is None else mixed.masked_fill(without_keys[..., None], 0.0))
         key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
-        view, rotary = context.masks[self.kind], context.rotary.get(self.kind)
-        if view.by_hand and context.prefix is None:
-            return self.o_proj(self._mix_by_hand(query, key, value, view, rotary))
+        mask, rotary = context.masks[self.kind], context.rotary.get(self.kind)
+        if mask.use_cpu_kernel and context.prefix is None:
+            return self.o_proj(self._cpu_kernel(query, key, value, mask, rotary))
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if rotary is not None:
             cos, sin = (table.unsqueeze(-3) for table in rotary)
@@ -65,86 +65,86 @@ class Attention(nn.Module):
             key, value = context.prefix.put(key, keys), context.prefix.put(value, values)
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)
-        seen = None if context.trace is None else context.trace.attentions
-        return self.o_proj(self._mix(query, key, value, view, seen))
+        recorded = None if context.trace is None else context.trace.attentions
+        return self.o_proj(self._attend(query, key, value, mask, recorded))
 
     def _heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
-        """A projection (B, T, H D) as (B, T, H, D), each head normalised where the family does so."""
+        """Splits a projection (B, T, H D) into heads (B, T, H, D), normalized if the family does so."""
         x = x.view(*x.shape[:2], heads, self.head_dim)
         return x if norm is None else norm(x)
 
-    def _over_encoded(self, query: Tensor, context: ForwardContext) -> Tensor:
-        """Attention over the encoder's states, whose keys and values a cache keeps from the first step on."""
-        view, kept = context.masks["cross"], None if context.cache is None else context.cache.cross(self.layer)
-        if kept is None:
+    def _cross_attention(self, query: Tensor, context: ForwardContext) -> Tensor:
+        """Attention over the encoder's output, whose keys and values a cache stores from the first step on."""
+        mask, stored = context.masks["cross"], None if context.cache is None else context.cache.cross(self.layer)
+        if stored is None:
             encoded = context.encoded
             key = self._heads(self.k_proj(encoded), self.num_kv_heads, self.k_norm)
             value = self._heads(self.v_proj(encoded), self.num_kv_heads)
-            if view.by_hand:
-                return self._mix_by_hand(query, key, value, view, None)
-            kept = key.transpose(1, 2), value.transpose(1, 2)
+            if mask.use_cpu_kernel:
+                return self._cpu_kernel(query, key, value, mask, None)
+            stored = key.transpose(1, 2), value.transpose(1, 2)
             if context.cache is not None:
-                context.cache.keep_cross_attention(self.layer, *kept)
-        seen = None if context.trace is None else context.trace.cross_attentions
-        return self._mix(query.transpose(1, 2), *kept, view, seen)
+                context.cache.keep_cross_attention(self.layer, *stored)
+        recorded = None if context.trace is None else context.trace.cross_attentions
+        return self._attend(query.transpose(1, 2), *stored, mask, recorded)
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, view: AttentionMask, seen: list[Tensor] | None) -> Tensor:
-        """Mixes the values (B, G, S, D) that each query (B, H, T, D) sees; gives (B, T, H D)."""
-        if seen is None and flex.suits(query, self.softcap, self.window, key.shape[2]):
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, recorded: list[Tensor] | None
+    ) -> Tensor:
+        """Attention of queries (B, H, T, D) over keys and values (B, G, S, D); gives (B, T, H D)."""
+        if recorded is None and flex.suits(query, self.softcap, self.window, key.shape[2]):
             mixed = flex.mix(
                 query,
                 key,
                 value,
                 scale=self.scale,
                 softcap=self.softcap,
-                added=view.bias,
-                mask=view.mask,
-                causal=view.causal,
+                added=mask.bias,
+                mask=mask.mask,
+                causal=mask.causal,
             )
-        elif seen is not None or self.softcap is not None:
-            mixed = self._mix_plainly(query, self._spread(key, 1), self._spread(value, 1), view, seen)
+        elif recorded is not None or self.softcap is not None:
+            mixed = self._explicit(query, self._repeat_kv(key, 1), self._repeat_kv(value, 1), mask, recorded)
         else:
             mixed = F.scaled_dot_product_attention(
                 query,
-                self._spread(key, 1),
-                self._spread(value, 1),
-                attn_mask=view.for_sdpa(),
-                is_causal=view.is_plain_causal,
+                self._repeat_kv(key, 1),
+                self._repeat_kv(value, 1),
+                attn_mask=mask.for_sdpa(),
+                is_causal=mask.is_plain_causal,
                 scale=self.scale,
             )
         return mixed.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
 
-    def _mix_plainly(
-        self, query: Tensor, key: Tensor, value: Tensor, view: AttentionMask, seen: list[Tensor] | None
+    def _explicit(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, recorded: list[Tensor] | None
     ) -> Tensor:
-        """The pass whose weights (B, H, T, S) exist and can be kept."""
+        """Attention that materializes its weights (B, H, T, S), which can be recorded."""
         scores = query @ key.mT * self.scale
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
-        added = view.added(query.shape[2], key.shape[2], query)
+        added = mask.added(query.shape[2], key.shape[2], query)
         scores = scores if added is None else scores + added
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        if seen is not None:
-            seen.append(weights)
+        if recorded is not None:
+            recorded.append(weights)
         return weights @ value
 
-    def _mix_by_hand(
-        self, query: Tensor, key: Tensor, value: Tensor, view: AttentionMask, rotary: tuple[Tensor, Tensor] | None
+    def _cpu_kernel(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, rotary: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """The hand-written pass over (B, T, H, D); gives (B, T, H D)."""
+        """The hand-written CPU kernel over (B, T, H, D); gives (B, T, H D)."""
         cos, sin = None, None
         if rotary is not None:
             cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(-2) for table in rotary)
-        plainly = view.is_plain_causal and query.shape[1] == key.shape[1]
-        added = None if plainly else view.added(query.shape[1], key.shape[1], query)
-        if added is not None and (added.shape[1] > 1 or added.requires_grad):  # it differs by the head of the query
-            key, value = self._spread(key, 2), self._spread(value, 2)
-        return cpu.AttentionFunction.apply(
-            query, key, value, cos, sin, added, self.scale, self.softcap, view.causal
-        )
+        plain = mask.is_plain_causal and query.shape[1] == key.shape[1]
+        added = None if plain else mask.added(query.shape[1], key.shape[1], query)
+        if added is not None and (added.shape[1] > 1 or added.requires_grad):  # It differs between query heads.
+            key, value = self._repeat_kv(key, 2), self._repeat_kv(value, 2)
+        return cpu.AttentionFunction.apply(query, key, value, cos, sin, added, self.scale, self.softcap, mask.causal)
 
-    def _spread(self, x: Tensor, axis: int) -> Tensor:
-        """Repeats each group's head for the query heads that share it."""
+    def _repeat_kv(self, x: Tensor, axis: int) -> Tensor:
+        """Repeats each key/value head for the query heads that share it."""
         if self.num_kv_heads == self.num_heads:
             return x
         return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=axis)

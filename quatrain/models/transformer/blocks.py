@@ -1,4 +1,4 @@
-"""Blocks of attention and feed-forward, and the stack of them between an embedding and a head."""
+"""Transformer blocks (attention and feed-forward), and the stack of blocks between embedding and head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from quatrain.core.errors import InputError
 from quatrain.models.kernels import cpu
 from quatrain.models.transformer.attention import Attention
 from quatrain.models.transformer.config import ModelConfig
-from quatrain.models.transformer.context import AttentionMask, ForwardContext, Prefix, Trace, visible, visible_encoded
+from quatrain.models.transformer.context import (
+    AttentionMask,
+    ForwardContext,
+    Prefix,
+    Trace,
+    visible_encoded,
+    visible_keys,
+)
 from quatrain.models.transformer.feed_forward import FeedForward
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.norms import make_norm
@@ -26,10 +33,9 @@ from quatrain.models.transformer.positions import (
 
 
 class Block(nn.Module):
-    """Attention, attention over the encoded text in an encoder-decoder, and feed-forward, each with its residual and
-    norm.
+    """Self-attention, cross-attention in a decoder that has an encoder, and feed-forward, with residuals and norms.
 
-    A part's norm stands before it (pre), after its residual (post), or before it with a second one behind (sandwich).
+    A part's norm comes before it (pre), after its residual (post), or before it and again behind it (sandwich).
     """
 
     is_block = True
@@ -50,10 +56,10 @@ class Block(nn.Module):
         self.feed_forward_output_layernorm = make_norm(config) if sandwich else None
 
     def prepare_recomputation(self, x: Tensor, context: ForwardContext) -> None:
-        """Makes the attention biases that all blocks share, so that none of them belongs to a recomputed block."""
-        for view in context.masks.values():
-            if view.bias is not None:
-                view.added(view.bias.shape[-2], view.bias.shape[-1], x)
+        """Computes the attention biases that all blocks share before the first block, which may be recomputed, runs."""
+        for mask in context.masks.values():
+            if mask.bias is not None:
+                mask.added(mask.bias.shape[-2], mask.bias.shape[-1], x)
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
@@ -84,7 +90,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Positions, blocks and the final norm: from embedded tokens (B, T, embedding_size) to hidden states."""
+    """Positions, blocks and final norm: embedded tokens (B, T, embedding_size) to hidden states."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -117,9 +123,9 @@ class Stack(nn.Module):
         encoder_segments: Tensor | None = None,
         prefix: Prefix | None = None,
     ) -> Tensor:
-        """The last hidden states (B, T, hidden_size) of embedded tokens; see `Model.forward` for the rest.
+        """The last hidden states (B, T, hidden_size) of embedded tokens; arguments as in `Model.forward`.
 
-        `prefix` holds keys and values that slots have in place of those that a layer computes.
+        `prefix` holds keys and values that replace those that the layers compute.
         """
         length, past = embedded.shape[1], cache.length if cache is not None else 0
         self._check_length(positions, past, length)
@@ -132,11 +138,11 @@ class Stack(nn.Module):
             for kind in sorted(set(self.config.layer_types))
             if self._rotary
         }
-        masks = self._views(slots, past, x, cache, trace)
+        masks = self._masks(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
-            mask, blind = visible_encoded(segments, encoder_segments)
-            by_hand = self._by_hand(x, self._slots_across(encoded, cache), cache, trace, causal=False)
-            masks["cross"] = AttentionMask(mask, blind=blind, by_hand=by_hand)
+            mask, without_keys = visible_encoded(segments, encoder_segments)
+            use_cpu_kernel = self._use_cpu_kernel(x, self._slots_across(encoded, cache), cache, trace, causal=False)
+            masks["cross"] = AttentionMask(mask, without_keys=without_keys, use_cpu_kernel=use_cpu_kernel)
         context = ForwardContext(masks, rotary, cache, trace, encoded, prefix)
         for layer in self.layers:
             if trace is not None:
@@ -206,19 +212,19 @@ class Stack(nn.Module):
             "Shorten the text, ask for truncation, or use a model with a longer context."
         )
 
-    def _views(
+    def _masks(
         self, slots: Tensor | None, past: int, x: Tensor, cache: KVCache | None, trace: Trace | None
     ) -> dict[str, AttentionMask]:
         """What each type of layer sees."""
         length, masks = x.shape[1], {}
-        by_hand = self._by_hand(x, length, cache, trace, causal=self.config.is_causal)
+        use_cpu_kernel = self._use_cpu_kernel(x, length, cache, trace, causal=self.config.is_causal)
         for kind in sorted(set(self.config.layer_types)):
             window = self.config.sliding_window if kind == "sliding" else None
             keys = length if cache is None else cache.reach(window, length)
             first = past + length - keys
-            mask = visible(self.config, kind, slots, length, keys, first, x.device)
+            mask = visible_keys(self.config, kind, slots, length, keys, first, x.device)
             bias = self._position_bias(length, keys, x)
-            masks[kind] = AttentionMask(mask, self.config.is_causal and length > 1, bias, by_hand=by_hand)
+            masks[kind] = AttentionMask(mask, self.config.is_causal and length > 1, bias, use_cpu_kernel=use_cpu_kernel)
         return masks
 
     def _position_bias(self, queries: int, keys: int, x: Tensor) -> Tensor | None:
@@ -234,7 +240,9 @@ class Stack(nn.Module):
         buckets = relative_buckets(distance, config.relative_buckets, config.relative_max_distance, config.is_causal)
         return self.relative_bias(buckets).permute(2, 0, 1)[None]
 
-    def _by_hand(self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None, *, causal: bool) -> bool:
+    def _use_cpu_kernel(
+        self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None, *, causal: bool
+    ) -> bool:
         """Whether the hand-written attention is taken: training on the CPU, of scores that fit."""
         if cache is not None or trace is not None:
             return False

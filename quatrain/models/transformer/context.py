@@ -1,6 +1,4 @@
-"""What the layers of one forward pass see: which token may look at which, where tokens are, and what is kept to look
-at.
-"""
+"""Per-forward state shared by all layers: masks, rotary tables, KV cache, recorded activations."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from quatrain.models.transformer.kv_cache import KVCache
 
 @dataclass
 class Trace:
-    """Collects what one forward pass computes on its way, where it is given as `trace=`.
+    """Records the activations of a forward pass that is given it as `trace=`.
 
-    hidden_states: the embedding's output, then that of each layer, the last one behind the final norm: (B, T,
-    hidden_size). attentions: the weights of each layer (B, H, T, S). An encoder-decoder's encoder has its own, and
-    its decoder the weights over the encoded text in `cross_attentions`.
+    hidden_states: the embedding's output, then each layer's, the last one after the final norm: (B, T, hidden_size).
+    attentions: each layer's attention weights (B, H, T, S). For an encoder-decoder, the `encoder_` lists are the
+    encoder's, and `cross_attentions` the decoder's weights over the encoder's output.
     """
 
     hidden_states: list[Tensor] = field(default_factory=list)
@@ -29,16 +27,16 @@ class Trace:
     encoder_attentions: list[Tensor] = field(default_factory=list)
 
     def encoder(self) -> Trace:
-        """The trace that the encoder fills: its lists are this one's `encoder_` lists."""
+        """The trace of the encoder: its lists are the `encoder_` lists of this one."""
         return Trace(hidden_states=self.encoder_hidden_states, attentions=self.encoder_attentions)
 
 
 @dataclass
 class Prefix:
-    """Keys and values that slots of a row have, in place of those that a layer computes; positions are in them.
+    """Keys and values of a prefix, which replace those that a layer computes for its positions; positions included.
 
-    layers: for each layer (num_key_value_heads, S, head_dim), or of each row (B, …). places (B, S): the slots' places
-    in their rows; None: they are the first. holds (B, S): which of them it is so for; None: all.
+    layers: for each layer keys and values (num_key_value_heads, S, head_dim), or one of each per row (B, …). places
+    (B, S): the prefix's places in each row; None: the first ones. holds (B, S): which of them are replaced; None: all.
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -46,7 +44,7 @@ class Prefix:
     holds: Tensor | None = None
 
     def put(self, own: Tensor, learned: Tensor) -> Tensor:
-        """Keys or values (B, H, T, D) with the learned ones of a layer in their places."""
+        """Keys or values (B, H, T, D) with those of the prefix in their places."""
         learned = learned.to(own.dtype).expand(own.shape[0], -1, -1, -1)
         if self.places is None and self.holds is None:
             return torch.cat((learned, own[:, :, learned.shape[2] :]), dim=2)
@@ -61,33 +59,33 @@ class Prefix:
 
 @dataclass
 class AttentionMask:
-    """Which keys a query may see in one type of layer, and what is added to its scores.
+    """Which keys a query may attend to in one type of layer, and the bias added to its scores.
 
-    mask (B or 1, T, S): True where seen; None: all, or all but the later ones where `causal`. bias (1, H, T, S): what
-    the position adds to the scores (ALiBi, relative), else None. blind (B, T or 1): tokens that see no key, whose
-    attention is 0; None: there are none. by_hand: whether the hand-written pass is taken.
+    mask (B or 1, T, S): True where a query attends to a key; None: everywhere, or for `causal` to no later key. bias
+    (1, H, T, S): positional bias of the scores (ALiBi, relative), or None. without_keys (B, T or 1): queries that have
+    no key, whose attention is 0; None: there are none. use_cpu_kernel: whether the hand-written CPU kernel runs.
     """
 
     mask: Tensor | None = None
     causal: bool = False
     bias: Tensor | None = None
-    blind: Tensor | None = None
-    by_hand: bool = False
+    without_keys: Tensor | None = None
+    use_cpu_kernel: bool = False
     _added: Tensor | None = None
 
     @property
     def is_plain_causal(self) -> bool:
-        """Whether "no later token" is all there is to say, which PyTorch's attention does by itself."""
+        """Whether the mask is exactly causal, which PyTorch's attention handles itself."""
         return self.causal and self.mask is None and self.bias is None
 
     def for_sdpa(self) -> Tensor | None:
-        """The mask (B or 1, 1, T, S), or the bias with it; None where there is nothing to add."""
+        """The mask (B or 1, 1, T, S), or the bias with the mask applied; None if there is nothing to add."""
         if self.bias is None:
             return None if self.mask is None else self.mask[:, None]
         return self.added(self.bias.shape[-2], self.bias.shape[-1], self.bias)
 
     def added(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
-        """What is added to the scores (B or 1, H or 1, queries, keys), -inf where nothing is seen; None for nothing."""
+        """Mask and bias as a term (B or 1, H or 1, queries, keys) of the scores, -inf at masked keys; None for none."""
         if self._added is None or self._added.dtype != like.dtype:
             mask = self.mask
             if mask is None and self.causal:
@@ -104,11 +102,11 @@ class AttentionMask:
 
 @dataclass
 class ForwardContext:
-    """What every layer of one forward pass sees alike.
+    """Per-forward state shared by all layers.
 
-    views: by type of layer ("full", "sliding"), and "cross" for the encoded text. rotary: by type of layer, cosines
-    and sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's last hidden states, None once a cache
-    has their keys. prefix: keys and values that slots have.
+    masks: by type of layer ("full", "sliding"), and "cross" for cross-attention. rotary: by type of layer, cosines and
+    sines (T, R) or (B, T, R). encoded (B, S, hidden_size): the encoder's output, None once a cache has its keys and
+    values. prefix: keys and values of a soft prompt.
     """
 
     masks: dict[str, AttentionMask]
@@ -119,7 +117,7 @@ class ForwardContext:
     prefix: Prefix | None = None
 
 
-def visible(
+def visible_keys(
     config: ModelConfig,
     kind: str,
     segments: Tensor | None,
@@ -164,7 +162,7 @@ def visible_encoded(segments: Tensor | None, encoder_segments: Tensor | None) ->
     if segments is not None:
         own = segments[:, :, None] == encoder_segments[:, None, :]
         seen = torch.where((segments == 0)[:, :, None], text, own & text)
-    blind = ~seen.any(-1)
-    if seen.device.type == "cpu" and not bool(blind.any()):  # elsewhere looking would mean waiting
+    without_keys = ~seen.any(-1)
+    if seen.device.type == "cpu" and not bool(without_keys.any()):  # elsewhere looking would mean waiting
         return seen, None
-    return seen | blind[..., None], blind
+    return seen | without_keys[..., None], without_keys

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far, so that decoding reads each token once."""
+"""KV cache: keys and values of the tokens so far, so that decoding runs each token once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from quatrain.models.transformer.rotary_scaling import original_length
 class KVCache:
     """Keys and values of every layer, (B, num_key_value_heads, slots, head_dim) each.
 
-    `length` is the number of slots filled. A full layer has room for `max_length` of them; a sliding one keeps those
-    that its window still sees. An encoder-decoder's layers also keep the encoded text's, from the first step on.
-    `segments` (B, max_length), kept once a padded or packed batch is written, holds each slot's segment; 0 is padding.
-    `encoder_segments` (B, S) are those of the encoded text. `tokens` and `positions` (B, max_length) are kept where
-    all of a text may have to be read again (`reread`).
+    `length` is the number of filled slots. A full-attention layer has `max_length` slots; a sliding-window layer keeps
+    the slots inside its window. Layers with cross-attention also keep the keys and values of the encoder's output, from
+    the first step on. `segments` (B, max_length) holds each slot's segment once a padded or packed batch is written; 0
+    is padding. `encoder_segments` (B, S) are the encoder's. `tokens` and `positions` (B, max_length) are kept for
+    models that may have to read a whole text again (`reread`).
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class KVCache:
             config.sliding_window if kind == "sliding" and config.sliding_window else None
             for kind in config.layer_types
         ]
-        # A window is moved to the front each time its room is full: twice the room halves the moving.
+        # A window moves to the front whenever its slots are full; twice the slots halve the number of moves.
         rooms = [max_length if window is None else min(max_length, 2 * window) for window in self.windows]
         heads, width = config.num_key_value_heads, config.head_dim
         self.keys = [torch.empty(batch_size, heads, room, width, dtype=dtype, device=device) for room in rooms]
@@ -48,14 +48,14 @@ class KVCache:
         self.encoder_segments: Tensor | None = None
 
     def reach(self, window: int | None, count: int) -> int:
-        """How many slots a layer gives for `count` new ones: all, or those that its window can see."""
+        """How many slots a layer returns for `count` new ones: all, or those inside its window."""
         total = self.length + count
         return total if window is None else min(total, window - 1 + count)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes T new slots of a layer, returns those that they may see (B, H, S, D); `advance` moves the length.
+        """Writes T new slots of a layer and returns those that they attend to (B, H, S, D); `advance` moves `length`.
 
-        A full layer gives all of its length + T slots, a sliding one the last window - 1 + T.
+        A full-attention layer returns all length + T slots, a sliding-window layer the last window - 1 + T.
         """
         count = key.shape[2]
         seen = self.reach(self.windows[layer], count)

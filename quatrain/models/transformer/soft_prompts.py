@@ -13,7 +13,7 @@ from quatrain.models.transformer.context import Prefix
 
 
 @dataclass
-class Read:
+class StackInput:
     """What a stack reads of a batch: embedded tokens (B, N, C) with slots among them, and what is said of each.
 
     `prefix` are keys and values of slots, where they do not follow from the embeddings.
@@ -53,7 +53,7 @@ class SoftPrompt(nn.Module):
         """How many of the slots, the last ones, each row has (B,); None where all have all."""
         return None
 
-    def before(self, read: Read, *, first: bool) -> Read:
+    def before(self, read: StackInput, *, first: bool) -> StackInput:
         """What the stack reads: the slots in front of each row's first token, or later tokens that follow them.
 
         Raises InputError for rows of several segments: each would want slots of its own.
@@ -62,7 +62,7 @@ class SoftPrompt(nn.Module):
         shift = length if lengths is None else lengths[:, None]
         positions, segments, types = read.positions, read.segments, read.token_types
         if not first or not length:
-            return Read(read.embedded, None if positions is None else positions + shift, segments, types)
+            return StackInput(read.embedded, None if positions is None else positions + shift, segments, types)
         if segments is None and lengths is not None:
             segments = torch.ones(read.embedded.shape[:2], dtype=torch.long, device=read.embedded.device)
         own, prefix = self.embeddings(), self.keys_values()
@@ -76,18 +76,18 @@ class SoftPrompt(nn.Module):
         if types is not None:
             types = torch.cat((types.new_zeros(rows, length), types), dim=1)
         if segments is None:
-            return Read(embedded, positions, None, types, prefix)
+            return StackInput(embedded, positions, None, types, prefix)
         one = segments.amax(1, keepdim=True)
         if bool(((segments != 0) & (segments != one)).any()):
             raise InputError("A soft prompt stands before one text a row; packed rows hold several: train.packing.")
         padding = (segments.cumsum(1) == 0).sum(1, keepdim=True)
         taken = one.expand(-1, length) if lengths is None else one * (numbers >= length - lengths[:, None])
         segments = torch.cat((taken, segments), dim=1)
-        found = Read(embedded, positions, segments, types, prefix)
+        found = StackInput(embedded, positions, segments, types, prefix)
         return _behind(found, padding, length) if bool(padding.any()) else found
 
 
-def _behind(read: Read, padding: Tensor, length: int) -> Read:
+def _behind(read: StackInput, padding: Tensor, length: int) -> StackInput:
     """The same with each row's slots behind its padding (B, 1), next to its first token, as distances want it."""
     numbers = torch.arange(read.embedded.shape[1], device=padding.device)[None]
     order = torch.where(numbers < padding, numbers + length, numbers)
@@ -98,4 +98,4 @@ def _behind(read: Read, padding: Tensor, length: int) -> Read:
     prefix = read.prefix
     if prefix is not None:
         prefix = Prefix(prefix.layers, padding + numbers[:, :length], prefix.holds)
-    return Read(embedded, positions, segments, types, prefix)
+    return StackInput(embedded, positions, segments, types, prefix)

@@ -23,7 +23,7 @@ from quatrain.models.transformer.heads import IGNORE
 from quatrain.models.transformer.initialization import initialize
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.positions import positions_of_tokens
-from quatrain.models.transformer.soft_prompts import Read, SoftPrompt
+from quatrain.models.transformer.soft_prompts import SoftPrompt, StackInput
 from quatrain.models.transformer.trainable_tokens import TrainableTokens
 from quatrain.planning.limits import check_weights
 
@@ -31,11 +31,11 @@ __all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
 
 
 class Model(Stack):
-    """A transformer: `model(x, y) -> (logits, loss)`; for a language model logits (B, T, V), loss (B, T).
+    """A transformer: `model(input_ids, labels) -> (logits, loss)`; for a language model logits (B, T, V), loss (B, T).
 
-    `labels[b, t]` is what a language model should say after reading `input_ids[b, : t + 1]`: labels come shifted,
-    with -100 where nothing is learned. The loss is unreduced, in nats, 0 where the label is -100. What the other heads
-    give and want is said at `forward`.
+    `labels[b, t]` is the target of a language model after `input_ids[b, : t + 1]`: labels are already shifted, with
+    -100 at positions without a target. The loss is unreduced, in nats, and 0 where the label is -100. `forward` lists
+    the outputs and labels of the other heads.
     """
 
     def __init__(self, config: ModelConfig):
@@ -57,14 +57,14 @@ class Model(Stack):
         self.prompt: SoftPrompt | None = None
         self.trainable_tokens: TrainableTokens | None = None
         self.adapter_set: Any = None
-        """Several adapters that the rows of a batch choose from (`quatrain.adapters.adapter_set`)."""
+        """Several adapters, one for each row of a batch (`quatrain.adapters.adapter_set`)."""
         self.untied = False
-        """Whether the head was given a matrix of its own that the model's files do not have."""
+        """Whether the head has its own matrix although the model's files tie it to the embedding."""
         self.newly_initialized: list[str] = []
         self.added: list[int] = []
-        """Ids of tokens that were added to the vocabulary and have not learned yet."""
+        """Ids of tokens that were added to the vocabulary and are not trained yet."""
         self.generation: dict[str, Any] | None = None
-        """How the files of a model that was loaded say to generate; written back with it."""
+        """The generation settings of the files that the model was loaded from; saved with it."""
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)
 
     def forward(
@@ -81,15 +81,15 @@ class Model(Stack):
         trace: Trace | None = None,
         adapters: Sequence[str | None] | None = None,
     ) -> tuple[Any, Any]:
-        """Reads input_ids (B, T) and returns logits and, given labels, the loss.
+        """Runs input_ids (B, T) through the model; returns logits and, given labels, the loss.
 
-        positions (B, T): by default each token's place in its segment, going on after the cache. segments (B, T):
-        tokens of one segment see each other only; 0 is padding. token_types (B, T): 0 unless given. A cache is read and
-        extended, a trace filled. `adapters` are those that the rows go through, of a model with several.
+        positions (B, T): the default is each token's place in its segment, continuing after the cache. segments (B, T):
+        tokens attend within their segment only; 0 is padding. token_types (B, T): default 0. A cache is read and
+        extended; a trace is filled. `adapters`, for a model with an adapter set, names each row's adapter.
 
-        An encoder-decoder's encoder reads input_ids (B, S), which may be None once the cache holds the encoded text;
-        `segments` and `positions` are the encoder's. Its decoder reads decoder_input_ids (B, T): the labels shifted
-        right unless given.
+        The encoder of an encoder-decoder reads input_ids (B, S), which may be None once the cache holds its keys and
+        values; `segments` and `positions` are the encoder's. The decoder reads decoder_input_ids (B, T), by default the
+        labels shifted right.
 
         | head | logits | labels | loss |
         |---|---|---|---|
@@ -101,10 +101,10 @@ class Model(Stack):
         | question_answering | (B, T, 2) | (B, 2): first and last token | (B) |
         | multiple_choice, input_ids (B, C, T) | (B, C) | (B) | (B) |
         | embedding | (B, hidden_size), pooled | | |
-        | value | (B, T) | (B, T), not a number where unknown | (B, T) |
+        | value | (B, T) | (B, T), NaN where unknown | (B, T) |
         | none | hidden states | | |
 
-        Raises InputError where the text is longer than the model's context or has ids past its vocabulary.
+        Raises InputError for a text longer than the model's context, or ids beyond its vocabulary.
         """
         if self.config.head == "multiple_choice" and input_ids is not None:
             return self._choose(input_ids, labels, segments, token_types)
@@ -138,7 +138,7 @@ class Model(Stack):
         trace: Trace | None = None,
         adapters: Sequence[str | None] | None = None,
     ) -> Tensor:
-        """The last hidden states (B, T, hidden_size), after the final norm; of an encoder-decoder its decoder's."""
+        """The last hidden states (B, T, hidden_size), after the final norm; the decoder's in an encoder-decoder."""
         if adapters is not None:
             self.adapter_set.activate(adapters)
         if self.encoder is None:
@@ -146,7 +146,7 @@ class Model(Stack):
             positions = self._counted(ids, segments) if positions is None else positions
             if cache is not None:
                 read, positions, segments = cache.reread(ids, positions, segments)
-            slots = Read(self.embed(read), positions, segments, token_types)
+            slots = StackInput(self.embed(read), positions, segments, token_types)
             if self.prompt is not None:
                 slots = self.prompt.before(slots, first=cache is None or cache.length == 0)
             hidden = self.run(**vars(slots), cache=cache, trace=trace)
@@ -176,25 +176,23 @@ class Model(Stack):
         segments: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """What an encoder-decoder's encoder makes of input_ids (B, S): (B, S, hidden_size); a soft prompt's slots
-        come first.
-        """
+        """The encoder's output for input_ids (B, S): (B, S, hidden_size), after the positions of a soft prompt."""
         return self._encode(input_ids, positions=positions, segments=segments, trace=trace)[0]
 
     def _encode(
         self, input_ids: Tensor, *, positions: Tensor | None, segments: Tensor | None, trace: Trace | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The encoded text, and the segments of what was read."""
+        """The encoder's output, and the segments of its input."""
         if self.encoder is None:
             raise InputError(f"A {self.config.family} model has no encoder of its own.")
-        read = Read(self.embed(input_ids), positions, segments)
+        read = StackInput(self.embed(input_ids), positions, segments)
         read = read if self.prompt is None else self.prompt.before(read, first=True)
         return self.encoder.run(**vars(read), trace=None if trace is None else trace.encoder()), read.segments
 
     def head(
         self, hidden: Tensor, labels: Any = None, input_ids: Tensor | None = None, segments: Tensor | None = None
     ) -> tuple[Any, Any]:
-        """Logits and loss of hidden states (B, T, hidden_size), as `forward` says them."""
+        """Logits and loss of hidden states (B, T, hidden_size), as in `forward`."""
         config = self.config
         if labels is not None and config.head in ("none", "embedding"):
             raise InputError(f"This model has the head {config.head}, which has no labels.")
@@ -214,13 +212,13 @@ class Model(Stack):
         return logits, None if labels is None else heads.label_loss(logits, labels, config.problem)
 
     def lm_logits(self, hidden: Tensor, owners: Tensor | None = None) -> Tensor:
-        """The vocabulary's logits (…, V) for hidden states (…, hidden_size).
+        """The logits (…, V) of hidden states (…, hidden_size).
 
-        A mixture of adapters says each row of a batch (B, T, …) by its own; `owners` (N) are the rows that states
-        (N, hidden_size) are of.
+        With an adapter set, each row of a batch (B, T, …) uses its own adapter; for single states (N, hidden_size),
+        `owners` (N) gives the row of each.
         """
         if self.lm_head is None:
-            raise InputError(f"This model has the head {self.config.head}, which says no tokens.")
+            raise InputError(f"This model has the head {self.config.head}, which does not predict tokens.")
         config = self.config
         hidden = hidden if self.transform is None else self.transform(hidden)
         if config.logit_scale != 1.0:
@@ -229,7 +227,7 @@ class Model(Stack):
         if self.trainable_tokens is not None:
             logits = self.trainable_tokens.lm_logits(hidden, logits, getattr(self.lm_head, "bias", None), owners)
         if self.logits_bias is not None:
-            logits = logits + self.logits_bias.to(logits.dtype)  # training narrows weights, not buffers
+            logits = logits + self.logits_bias.to(logits.dtype)  # Training converts weights to its dtype, not buffers.
         if config.logit_softcap is not None:
             logits = cpu.SoftCapFunction.apply(logits, config.logit_softcap)
         return logits
@@ -244,7 +242,7 @@ class Model(Stack):
     ) -> tuple[Tensor, Tensor | None]:
         logits = self._score(hidden if self.pooler is None else self.pooler(hidden))
         if self.config.head == "question_answering" and segments is not None:
-            # no span begins or ends in padding
+            # A span neither starts nor ends in padding.
             logits = logits.masked_fill((segments == 0)[..., None], torch.finfo(logits.dtype).min)
         if self.config.head == "value":
             values = logits[..., 0]
@@ -253,14 +251,14 @@ class Model(Stack):
         return logits, None if labels is None else loss(logits, labels)
 
     def _pretrain(self, hidden: Tensor, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Any:
-        """Masked tokens and whether the second sentence follows the first (BERT's pretraining)."""
+        """Logits and losses of BERT's pre-training: masked tokens, and whether the second text follows the first."""
         pooled = heads.pool(hidden, self.config, self._ids(input_ids), segments)
         tokens = self.lm_logits(hidden)
         follows = self._score(pooled if self.pooler is None else self.pooler(pooled))
         if labels is None:
             return (tokens, follows), None
         if not isinstance(labels, tuple | list) or len(labels) != 2:
-            raise InputError("labels: this head wants two: masked tokens (B, T), and whether sentences follow (B).")
+            raise InputError("labels: this head needs two: masked tokens (B, T), and whether sentences follow (B).")
         masked, sentence = labels
         return (tokens, follows), (heads.token_loss(tokens, masked), heads.label_loss(follows, sentence, "single"))
 
