@@ -75,8 +75,8 @@ def load(
 
     `head` selects another head than that of the files, `labels` names its classes, and `problem` is `single` (one label
     each), `several`, or `regression`. Weights of the head that the files lack, or have for another number of labels,
-    are initialized from `seed`; the model's `newly_initialized` lists their names. A Sentence Transformers folder gets the
-    head `embedding` with its own pooling.
+    are initialized from `seed`; the model's `newly_initialized` lists their names. A Sentence Transformers folder gets
+    the head `embedding` with its own pooling.
 
     `prepare(model, config_json)` may replace modules before the weights are read, as quantized layers do; integer
     tensors keep their dtype. `bits` is the size of a weight then, if smaller than that of `dtype`.
