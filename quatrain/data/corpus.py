@@ -129,7 +129,7 @@ class Corpus:
             layout = self.origin.layout(None, columns)
         except InputError:
             return self.origin.layout(default, columns)
-        return layout if layout.format in accept else self.origin.layout(default, columns)
+        return layout if layout.format in (default, *accept) else self.origin.layout(default, columns)
 
     def __iter__(self) -> Iterator[AnyRecord]:
         return self.read()
