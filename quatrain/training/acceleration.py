@@ -24,13 +24,13 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 @contextmanager
 def activation_checkpointing(model: nn.Module, wanted: bool = True) -> Iterator[None]:
     """In this context each block keeps only its input for the backward pass. Recomputation repeats the random draws."""
-    found = blocks(model) if wanted else []
-    for block in found:
+    targets = blocks(model) if wanted else []
+    for block in targets:
         block.forward = functools.partial(_recomputed, block.forward, block)
     try:
         yield
     finally:
-        for block in found:
+        for block in targets:
             del block.forward
 
 
@@ -42,8 +42,8 @@ def _recomputed(forward: Callable[..., Tensor], block: nn.Module, *given: Any) -
     if prepare is not None:
         prepare(*given)
     draws = any(getattr(module, "dropout", 0) for module in block.modules())
-    found: Tensor = checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=draws)
-    return found
+    output: Tensor = checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=draws)
+    return output
 
 
 class Compiled:

@@ -87,9 +87,9 @@ def where_from(
     bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if bad is not None:
         place = f" Micro-batch {bad + 1} of {len(losses)}" if len(losses) > 1 else " The forward pass"
-        with _first_wrong(model) as found, torch.no_grad():
+        with _first_wrong(model) as bad_modules, torch.no_grad():
             again(batches[bad])
-        return f"{place} first gives NaN or inf in {found[0]}." if found else f"{place} gives NaN or inf."
+        return f"{place} first gives NaN or inf in {bad_modules[0]}." if bad_modules else f"{place} gives NaN or inf."
     wrong = [name for name, master in masters.items() if master.grad is not None and not _finite(master.grad)]
     return f" The loss is finite; these gradients contain NaN or inf: {_listed(wrong)}." if wrong else ""
 
@@ -183,12 +183,12 @@ def _mark(tensor: Tensor) -> tuple[float, float]:
 @contextmanager
 def _first_wrong(model: nn.Module) -> Iterator[list[str]]:
     """Collect the names of leaf modules whose output is not finite, in the order of execution."""
-    found: list[str] = []
+    bad_modules: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, out: Any) -> None:
             if isinstance(out, Tensor) and not _finite(out):
-                found.append(name)
+                bad_modules.append(name)
 
         return hook
 
@@ -198,7 +198,7 @@ def _first_wrong(model: nn.Module) -> Iterator[list[str]]:
         if name and not any(True for _ in module.children())
     ]
     try:
-        yield found
+        yield bad_modules
     finally:
         for handle in handles:
             handle.remove()

@@ -163,7 +163,7 @@ class _Counts:
         self.special = tokenizer.special_ids
         self.lengths: list[int] = []
         self.tokens = self.learned = self.rows = 0
-        self.read, self.said = Counter[int](), Counter[int]()
+        self.special_counts, self.special_learned = Counter[int](), Counter[int]()
         self.wrong: dict[str, list[str]] = {}
 
     def add(self, rows: Sequence[PreviewRow], place: str) -> None:
@@ -189,8 +189,8 @@ class _Counts:
             self._note("it begins with two begin-of-text tokens", place)
         for token, learned in zip(row.ids, row.learned, strict=True):
             if token in self.special:
-                self.read[token] += 1
-                self.said[token] += learned
+                self.special_counts[token] += 1
+                self.special_learned[token] += learned
 
     def _note(self, problem: str, place: str) -> None:
         self.wrong.setdefault(problem, []).append(place)
@@ -200,16 +200,16 @@ class _Counts:
         report.tokens, report.learned = self.tokens, self.learned
         ordered = np.sort(np.array(self.lengths or [0]))
         report.lengths = {name: int(ordered[round(share * (len(ordered) - 1))]) for name, share in QUANTILES}
-        for token, count in self.read.most_common():
+        for token, count in self.special_counts.most_common():
             name = self.tokenizer.id_to_token(token) or str(token)
             report.special[name] = f"{count:,}, {count / max(1, self.rows):.3g} per row" + (
-                f", {self.said[token]:,} learned" if self.said[token] else ""
+                f", {self.special_learned[token]:,} learned" if self.special_learned[token] else ""
             )
         for problem, places in self.wrong.items():
             more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
             report.problems.append(f"{', '.join(places[:3])}{more}: {problem}")
         ends = self.tokenizer.stop_ids & self.special
-        if self.chats and ends and not any(self.said[token] for token in ends):
+        if self.chats and ends and not any(self.special_learned[token] for token in ends):
             names = ", ".join(sorted(self.tokenizer.id_to_token(token) or "" for token in ends))
             report.problems.append(
                 f"no example learns to end its turn ({names}): the model would never stop. Check the chat template"

@@ -104,7 +104,7 @@ class TrainSettings(Settings):
             text = f"{self.warmup_steps}; must be at most steps = {self.steps}"
             yield Problem(("warmup_steps",), text, (("steps",),))
         if self.steps is not None and not any(self.rates(self.steps)):
-            text = f"{quote(self.schedule)}; its only step has the rate 0, and nothing would be learned: take "
+            text = f"{quote(self.schedule)}; its only step has the rate 0, and nothing would be learned: use "
             text += '"constant", min_learning_rate_ratio above 0, or more steps'
             yield Problem(("schedule",), text, (("steps",), ("warmup_steps",), ("min_learning_rate_ratio",)))
         if self.loss_spike_factor and self.loss_spike_factor <= 1:
@@ -112,15 +112,15 @@ class TrainSettings(Settings):
                 ("loss_spike_factor",), f"{self.loss_spike_factor}; must be above 1 (3 is usual), or 0 for none"
             )
         if self.paged_optimizer and self.optimizer == "muon":
-            text = 'true; "muon" updates the matrices of one shape together: take optimizer = "adamw" or "adamw8bit"'
+            text = 'true; "muon" updates matrices of equal shape together: use optimizer = "adamw" or "adamw8bit"'
             yield Problem(("paged_optimizer",), text, (("optimizer",),))
         if self.parallel not in ("auto", "ddp"):
-            parts = f'parallel = "{self.parallel}" parts the states among the processes'
+            parts = f'parallel = "{self.parallel}" shards the optimizer states'
             if self.optimizer == "adamw8bit":
-                text = f'"adamw8bit"; {parts}, across its blocks: take optimizer = "adamw", or parallel = "ddp"'
+                text = f'"adamw8bit"; {parts}, and would split its blocks: use optimizer = "adamw" or parallel = "ddp"'
                 yield Problem(("optimizer",), text, (("parallel",),))
             if self.paged_optimizer:
-                text = f'true; {parts}, on their GPUs: leave it out, or take parallel = "ddp"'
+                text = f'true; {parts} on the GPUs: remove it, or use parallel = "ddp"'
                 yield Problem(("paged_optimizer",), text, (("parallel",),))
         if (self.patience or self.keep == "best") and not self.evaluate_every:
             wish = f"patience = {self.patience}" if self.patience else 'keep = "best"'

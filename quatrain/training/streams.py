@@ -393,9 +393,9 @@ class AlternatingStream:
         self.seen += 1
         again = bool(self.every) and (self.seen - self.count) % self.every == 0
         stream = self.first if self.seen <= self.count or again else self.second
-        found = stream.next()
+        micro_batch = stream.next()
         self.seeds = getattr(stream, "seeds", None)
-        return found
+        return micro_batch
 
     def state(self) -> dict[str, Any]:
         """The number of micro-batches read, and both cursors."""

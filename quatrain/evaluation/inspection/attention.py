@@ -96,9 +96,9 @@ def attention_maps(
         if model.encoder is None:
             model.hidden_states(batch, trace=trace)
             return (_maps(model.config.architecture, read, read, trace.attentions),)
-        said = [decoder_start(model.config), *answer]
-        model.hidden_states(batch, decoder_input_ids=torch.tensor([said], device=model.device), trace=trace)
-    written = tokens(target_tokenizer or tokenizer, said)
+        decoder_ids = [decoder_start(model.config), *answer]
+        model.hidden_states(batch, decoder_input_ids=torch.tensor([decoder_ids], device=model.device), trace=trace)
+    written = tokens(target_tokenizer or tokenizer, decoder_ids)
     return (
         _maps("encoder", read, read, trace.encoder_attentions),
         _maps("decoder", written, written, trace.attentions),

@@ -152,8 +152,8 @@ class _Frame:
 def _hover_cells(maps: AttentionMaps, layer: int, head: int) -> Iterator[str]:
     weights = maps.weights[layer, head]
     for row, column in (weights >= SEEN).nonzero().tolist():
-        said = f"{maps.queries[row].shown} → {maps.keys[column].shown}: {float(weights[row, column]):.1%}"
-        yield f'<path d="M{column} {row}h1v1h-1z"><title>{escape(said)}</title></path>'
+        hover_text = f"{maps.queries[row].shown} → {maps.keys[column].shown}: {float(weights[row, column]):.1%}"
+        yield f'<path d="M{column} {row}h1v1h-1z"><title>{escape(hover_text)}</title></path>'
 
 
 def _hover_rows(maps: AttentionMaps, layer: int, head: int) -> Iterator[str]:
@@ -164,8 +164,8 @@ def _hover_rows(maps: AttentionMaps, layer: int, head: int) -> Iterator[str]:
             for share, place in zip(values[row].tolist(), places[row].tolist(), strict=True)
             if share >= SEEN
         ]
-        said = f"{query.shown} → {', '.join(links)}"
-        yield f'<path d="M0 {row}h{len(maps.keys)}v1h-{len(maps.keys)}z"><title>{escape(said)}</title></path>'
+        hover_text = f"{query.shown} → {', '.join(links)}"
+        yield f'<path d="M0 {row}h{len(maps.keys)}v1h-{len(maps.keys)}z"><title>{escape(hover_text)}</title></path>'
 
 
 def _no_hover(maps: AttentionMaps, layer: int, head: int) -> Iterator[str]:
@@ -177,26 +177,26 @@ def _strongest(maps: AttentionMaps, layer: int, head: int, count: int = 6) -> li
     weights = maps.weights[layer, head][:, 1:] if len(maps.keys) > 1 else maps.weights[layer, head]
     skipped = len(maps.keys) - weights.shape[1]
     values, places = weights.flatten().topk(min(count, weights.numel()))
-    found = []
+    entries = []
     for share, place in zip(values.tolist(), places.tolist(), strict=True):
         row, column = divmod(place, weights.shape[1])
         query, key = maps.queries[row], maps.keys[column + skipped]
         if share >= SEEN:
-            found.append({"query": _label(query), "key": _label(key), "share": f"{share:.0%}"})
-    return found
+            entries.append({"query": _label(query), "key": _label(key), "share": f"{share:.0%}"})
+    return entries
 
 
 def _near(maps: AttentionMaps, layer: int, head: int) -> list[dict[str, str]]:
     """Links to the adjacent heads and layers."""
-    found = []
+    entries = []
     places = {
         "← head": (layer, head - 1), "head →": (layer, head + 1),
         "↑ layer": (layer - 1, head), "↓ layer": (layer + 1, head),
     }  # fmt: skip
     for words, (row, column) in places.items():
         there = 0 <= row < maps.layers and 0 <= column < maps.heads
-        found.append({"words": words, "id": f"{maps.kind}-{row}-{column}" if there else ""})
-    return found
+        entries.append({"words": words, "id": f"{maps.kind}-{row}-{column}" if there else ""})
+    return entries
 
 
 def _label(token: Token) -> str:

@@ -55,7 +55,7 @@ def choices(config: ModelConfig) -> dict[str, str]:
     layers = f"{config.num_hidden_layers}"
     if config.architecture == "encoder-decoder":
         layers = f"{config.num_encoder_layers} of the encoder, {layers} of the decoder"
-    found = {
+    descriptions = {
         "architecture": config.architecture,
         "head": f"{config.head}: gives {HEADS.get(config.head, config.head)}",
         "layers": f"{layers}; {config.hidden_size:,} wide",
@@ -70,7 +70,7 @@ def choices(config: ModelConfig) -> dict[str, str]:
         "pooling": _pooling(config),
         "labels": _labels(config),
     }
-    return {name: words for name, words in found.items() if words}
+    return {name: words for name, words in descriptions.items() if words}
 
 
 def _norm_position(config: ModelConfig) -> str:

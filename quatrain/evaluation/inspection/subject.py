@@ -105,8 +105,8 @@ class Subject:
         floats = Counter(dict(self.weights.dtypes))
         if floats:
             return floats.most_common(1)[0][0]
-        said = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")
-        return str(said or "float32").removeprefix("torch.")
+        declared = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")
+        return str(declared or "float32").removeprefix("torch.")
 
     @cached_property
     def weights(self) -> Weights:

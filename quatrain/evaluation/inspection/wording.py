@@ -22,15 +22,15 @@ KINDS = {
 LONGEST_TOKEN = 20
 
 
-def architecture_lines(found: Architecture, *, width: int = 100) -> Iterator[str]:
+def architecture_lines(result: Architecture, *, width: int = 100) -> Iterator[str]:
     """The tree with shapes, parameters and shares, then the design choices of the configuration."""
     width = max(width, NARROWEST)
-    dtypes = dict.fromkeys(part.dtype for _, part in found.root.walk() if part.dtype)
-    yield f"{found.parameters:,} parameters, {' and '.join(dtypes)}, {format_bytes(found.bytes)}"
+    dtypes = dict.fromkeys(part.dtype for _, part in result.root.walk() if part.dtype)
+    yield f"{result.parameters:,} parameters, {' and '.join(dtypes)}, {format_bytes(result.bytes)}"
     yield ""
-    yield from _tree(found.root, width, uniform=bool(found.root.dtype))
+    yield from _tree(result.root, width, uniform=bool(result.root.dtype))
     yield ""
-    words = choices(found.config)
+    words = choices(result.config)
     margin = max(map(len, words)) + 2
     for name, chosen in words.items():
         lines = textwrap.wrap(chosen, max(20, width - margin)) or [""]
@@ -96,30 +96,30 @@ def token_lines(read: Sequence[Token]) -> Iterator[str]:
         yield f"{token.position:>{places}}  {token.id:>{ids}}  {token.shown}{special}"
 
 
-def prediction_lines(found: Predictions, *, width: int = 100) -> Iterator[str]:
+def prediction_lines(result: Predictions, *, width: int = 100) -> Iterator[str]:
     """One block per position: the actual token with probability, rank and surprisal, then the most likely tokens."""
     width = max(width, NARROWEST)
-    yield KINDS[found.kind]
+    yield KINDS[result.kind]
     yield ""
-    names = [_cut(item.token.shown) if item.token else _absent(found, item) for item in found.items]
+    names = [_cut(item.token.shown) if item.token else _absent(result, item) for item in result.items]
     longest = max(_cells(name) for name in [*names, "token"])
-    places = max(len("pos"), len(str(found.items[-1].position)))
+    places = max(len("pos"), len(str(result.items[-1].position)))
     head = f"{'pos':>{places}}  {_pad('token', longest)}  {'prob':>7}  {'rank':>6}  {'bits':>5}  "
     yield f"{head}most likely"
-    for name, item in zip(names, found.items, strict=True):
+    for name, item in zip(names, result.items, strict=True):
         begin = f"{item.position:>{places}}  {_pad(name, longest)}  {_figures(item)}  "
         lines = _wrapped([_candidate(each.token, each.probability) for each in item.candidates], width - len(head))
         yield begin + lines[0]
         yield from (" " * len(head) + line for line in lines[1:])
-    mean = found.mean_bits
+    mean = result.mean_bits
     if mean is not None:
-        count = sum(item.bits is not None for item in found.items)
+        count = sum(item.bits is not None for item in result.items)
         yield ""
         yield f"{count:,} tokens: surprisal {mean:.2f} bits/token, perplexity {2 ** min(mean, 1000):,.1f}"
 
 
-def _absent(found: Predictions, item: Prediction) -> str:
-    return "(mask)" if found.kind == "masked" else "(next)"
+def _absent(result: Predictions, item: Prediction) -> str:
+    return "(mask)" if result.kind == "masked" else "(next)"
 
 
 def _figures(item: Prediction) -> str:
@@ -147,13 +147,13 @@ def _wrapped(words: Sequence[str], width: int) -> list[str]:
     return lines or [""]
 
 
-def neighbour_lines(token: Token, found: Sequence[Neighbour]) -> Iterator[str]:
+def neighbour_lines(token: Token, result: Sequence[Neighbour]) -> Iterator[str]:
     """One line per neighbour: its similarity, its id and its text."""
     yield f"Nearest to {token.shown} (#{token.id}) in the embedding:"
     yield ""
-    ids = max([len("id"), *(len(str(each.token.id)) for each in found)])
+    ids = max([len("id"), *(len(str(each.token.id)) for each in result)])
     yield f"cosine  {'id':>{ids}}  token"
-    for each in found:
+    for each in result:
         special = "  (special)" if each.token.special else ""
         yield f"{each.similarity:>6.3f}  {each.token.id:>{ids}}  {each.token.shown}{special}"
 

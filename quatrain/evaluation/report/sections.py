@@ -248,7 +248,7 @@ def _score_chart(having: list[StageRecord], held_out: str, main: str, names: dic
 
 def _quantization(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]] | None:
     """For each stage that compresses the model: size and speed before and after."""
-    found = []
+    comparisons = []
     for index, stage in enumerate(run.stages):
         before = next((s for s in reversed(run.stages[:index]) if s.number("model_bytes") is not None), None)
         if not stage.result.get("compressed") or not stage.finished or before is None:
@@ -274,8 +274,8 @@ def _quantization(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]]
             earlier = before.scores.get(held_out, {}).get(key)
             if earlier is not None:
                 facts.append(f"{held_out}: {metric(key, earlier)} → {metric(key, metrics[key])}")
-        found.append({"name": names[stage.name], "before": names[before.name], "charts": charts, "facts": facts})
-    return found or None
+        comparisons.append({"name": names[stage.name], "before": names[before.name], "charts": charts, "facts": facts})
+    return comparisons or None
 
 
 def _models(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]] | None:
