@@ -153,7 +153,7 @@ def _tell(report: CheckReport) -> None:
     if report.faults or report.warnings:
         show()
     show(f"{report.source}: {report.described}")
-    show(f"{report.rows:,} rows, {report.records:,} of use")
+    show(f"{report.rows:,} rows, {report.records:,} usable")
     for line in report.left_out:
         show(line)
     if report.labels:

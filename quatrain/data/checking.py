@@ -42,7 +42,10 @@ QUANTILES = (("least", 0.0), ("quarter", 0.25), ("median", 0.5), ("three quarter
 
 @dataclass
 class CheckReport:
-    """The result of a check: the first faults and warnings, their counts, and a description of the data."""
+    """The result of a check: the first faults and warnings, their counts, and a description of the data.
+
+    `rows` counts the rows of the files, `records` the records without a fault that they hold.
+    """
 
     source: str
     format: str
@@ -156,8 +159,9 @@ class _Check:
                 if self.unread is not None:
                     self.unread.add(row, records)
                 for record in records:
-                    self.report.records += 1
+                    before = self.report.fault_count
                     self._check_record(row, record)
+                    self.report.records += self.report.fault_count == before
         except InputError as error:
             self.report.add(Finding(self.corpus.origin.name, error.message))
         if not self.report.records and not self.report.fault_count:

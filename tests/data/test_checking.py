@@ -86,6 +86,12 @@ def test_all_faults_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
     assert report.rows == 5
 
 
+def test_records_with_a_fault_are_not_of_use(tmp_path: Path) -> None:
+    rows = [{"messages": [USER, SAYS]}, {"messages": [SAYS]}, "{", {"messages": [USER, SAYS | {"content": "yes"}]}]
+    report = check(written(tmp_path, "x.jsonl", rows))
+    assert (report.rows, report.records, report.fault_count) == (4, 2, 2)
+
+
 def test_many_faults_are_counted_and_the_first_shown(tmp_path: Path) -> None:
     rows = [{"messages": [USER, SAYS]}] + [{"messages": [SAYS]}] * 500
     report = check(written(tmp_path, "x.jsonl", rows))
