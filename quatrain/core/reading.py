@@ -43,7 +43,7 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
     """
     text = str(text)
     if "\0" in text:
-        raise InputError(f"{what} {shown(text)} contains a NUL character, which no file name can have")
+        raise InputError(f"{what} {shown(text, 200)} contains a NUL character, which no file name can have")
     if not text:
         raise InputError(f"{what} is empty; give a file or folder")
     path = Path(text)
@@ -51,12 +51,12 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
         path = path.expanduser()
         path.stat()
     except RuntimeError as error:  # ~nosuch, or no HOME
-        raise InputError(f"{what} {shown(text)}: the home folder of {path.parts[0]} is not known") from error
+        raise InputError(f"{what} {shown(text, 200)}: the home folder of {path.parts[0]} is not known") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-            raise InputError(f"{what} {shown(text)} cannot be opened: {_reason(error)}") from error
+            raise InputError(f"{what} {shown(text, 200)} cannot be opened: {_reason(error)}") from error
     except ValueError as error:
-        raise InputError(f"{what} {shown(text)} cannot be opened: {error}") from error
+        raise InputError(f"{what} {shown(text, 200)} cannot be opened: {error}") from error
     return path
 
 

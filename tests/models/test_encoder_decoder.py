@@ -1,5 +1,6 @@
 """Encoder-decoders beyond the battery: heads of their own, tensors written twice, padding and packing on both sides."""
 
+import copy
 import json
 import logging
 from contextlib import contextmanager
@@ -333,7 +334,8 @@ def padded(texts, side):
 )
 @settings(max_examples=12, deadline=None)
 def test_packed_pairs_are_read_as_if_alone(name, models, lengths, seed, before, after):
-    model = models(name)
+    # In float64: float32's rounding comes up to the limit for some lengths.
+    model = copy.deepcopy(models(name)).double()
     pairs = [(ids(n, seed=seed + i), ids(m, seed=seed + 50 + i)) for i, (n, m) in enumerate(lengths)]
     row, segments = pack([text for text, _ in pairs], before, after)
     read, read_segments = pack([read for _, read in pairs], after, before)

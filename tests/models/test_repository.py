@@ -23,6 +23,7 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from quatrain.core.errors import InputError, OfflineError
+from quatrain.models import hub as model_hub
 from quatrain.models.hub import CONFIG, EVERYTHING, TOKENIZER, resolve
 from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
 
@@ -484,7 +485,7 @@ def test_a_full_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    monkeypatch.setattr(hub, "_in_cache", lambda name, revision: None)
+    monkeypatch.setattr(model_hub, "_in_cache", lambda name, revision: None)
     with pytest.raises(Exception, match="the disk is full"):
         resolve("org/tiny")
 

@@ -109,6 +109,7 @@ BOMBS = {
 
 BOMB_SCRIPT = """
 import json, resource, sys, time
+from quatrain.core.process_memory import peak_memory
 from quatrain.tasks.text2sql import Connection
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 start = time.perf_counter()
@@ -116,19 +117,18 @@ with Connection(sys.argv[1], seconds=1.0) as connection:
     result = connection.execute(sys.argv[2])
     connection.seconds = 60
     assert connection.execute("SELECT 1").rows == ((1,),)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps([result.error, time.perf_counter() - start, peak]))
+print(json.dumps([result.error, time.perf_counter() - start, peak_memory()]))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ru_maxrss in the unit of Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
 @pytest.mark.parametrize("sql", BOMBS.values(), ids=BOMBS)
 def test_bombs_end_soon_and_small(large: Path, sql: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BOMB_SCRIPT, str(large), sql], capture_output=True, text=True, timeout=120, check=True
     )
     error, seconds, peak = json.loads(done.stdout)
-    assert error is not None
+    assert error is not None or seconds < 3, "a fast machine may come to the end within the limit"
     assert seconds < 30, "the machine may be busy; without a limit it is minutes"
     assert peak < 1_200_000_000
 
