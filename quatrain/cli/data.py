@@ -112,7 +112,7 @@ def _ask(
     from quatrain.core.errors import InputError
     from quatrain.data.checking import Finding
     from quatrain.data.corpus import Corpus
-    from quatrain.data.settings import DataSettings
+    from quatrain.data.settings import source_settings
     from quatrain.tasks.task import spec_of_source
 
     if report.format != "sql":
@@ -120,7 +120,7 @@ def _ask(
         raise InputError(f"--databases: is for questions with SQL; {what}. Leave it out.")
     if not report.ok:
         return  # report invalid rows first
-    data = DataSettings(source=report.source, format="sql", databases=databases)
+    data = source_settings(report.source, databases).model_copy(update={"format": "sql"})
     spec = spec_of_source(data)
     corpus = Corpus(report.source, format="sql", columns=columns, subset=subset, split=split)
     if spec is not None:

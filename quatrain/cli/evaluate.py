@@ -73,10 +73,10 @@ def evaluate(
     limit = context or longest
     if network.config.head not in TEXT_HEADS:
         return _records(network, tokenizer, data, split, source_prefix, examples, limit, max_new_tokens, json_lines)
-    from quatrain.data.settings import DataSettings
+    from quatrain.data.settings import source_settings
     from quatrain.tasks.task import spec_of_source
 
-    if spec_of_source(DataSettings(source=data, databases=databases)) is not None:
+    if spec_of_source(source_settings(data, databases)) is not None:
         return _source_task(network, tokenizer, data, databases, examples, max_new_tokens, json_lines)
     if _is_chat(data):
         return _chats(network, tokenizer, data, examples, limit, json_lines)
@@ -137,7 +137,7 @@ def _source_task(
     from quatrain.core.progress import SilentReporter, create_reporter
     from quatrain.core.wording import format_metric, text_table
     from quatrain.data.corpus import Corpus
-    from quatrain.data.settings import DataSettings
+    from quatrain.data.settings import source_settings
     from quatrain.data.sources import source_names
     from quatrain.evaluation.evaluate import evaluate
     from quatrain.generation.engine import Engine, SamplingParams
@@ -147,7 +147,7 @@ def _source_task(
     reporter = SilentReporter() if json_lines else create_reporter()
     results, notes, kind = {}, [], ""
     for name in source_names(data):
-        settings = DataSettings(source=name, databases=databases)
+        settings = source_settings(name, databases)
         spec = spec_of_source(settings)
         if spec is None:
             continue

@@ -8,9 +8,15 @@ from typing import Literal
 from pydantic import Field
 
 from quatrain.core.errors import InputError
-from quatrain.core.settings import Listing, Problem, Settings
+from quatrain.core.settings import Listing, Problem, Settings, parse
 from quatrain.data.formats import layout_from_columns
 from quatrain.tokenizers.templates import source_of
+
+
+def source_settings(source: str, databases: str | None = None) -> DataSettings:
+    """The settings of a source that a verb was given. Raises InputError, for an empty name too."""
+    given = {"source": source, "databases": databases}
+    return parse(DataSettings, {key: value for key, value in given.items() if value is not None}, what="the data")
 
 
 class DataSettings(Settings):

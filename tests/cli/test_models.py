@@ -91,6 +91,12 @@ def test_generate_refuses_flags_out_of_range(folder: Path, capsys: pytest.Captur
     assert "temperature" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [[], ["--databases", ""]], ids=["source", "databases"])
+def test_evaluate_of_an_empty_name(more: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(folder), "x" if more else "", *more]) == 2
+    assert ("databases" if more else "source") in capsys.readouterr().err
+
+
 def test_evaluate_measures_a_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("It was a dark night. " * 40)
