@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.adapters.apply import apply
-from quatrain.adapters.layer import AdapterLayer, adapter_layers, replace_module
+from quatrain.adapters.layer import AdapterLayer, adapter_layers
 from quatrain.adapters.peft_files import read_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import token_rows, train_tokens
 from quatrain.core.errors import InputError
+from quatrain.models.modules import replace_module
 from quatrain.models.transformer.context import Prefix
 from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model

@@ -15,7 +15,7 @@ from quatrain.adapters.bottleneck import BottleneckLinear
 from quatrain.adapters.dora import DoRALinear
 from quatrain.adapters.ia3 import IA3Linear
 from quatrain.adapters.last_layers import last_layers
-from quatrain.adapters.layer import AdapterLayer, adapter_layers, dequantized, replace_module
+from quatrain.adapters.layer import AdapterLayer, adapter_layers, dequantized
 from quatrain.adapters.loha import LoHaLinear
 from quatrain.adapters.lokr import LoKrLinear
 from quatrain.adapters.lora import LoRALinear
@@ -24,6 +24,7 @@ from quatrain.adapters.targets import ALL_LINEAR, find_targets, near
 from quatrain.adapters.trainable_tokens import merge_token_rows
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
+from quatrain.models.modules import replace_module
 from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.trainable_tokens import PARTS

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.core.errors import InputError
+from quatrain.models.modules import is_linear
 
 
 class AdapterLayer(nn.Module):
@@ -20,6 +21,7 @@ class AdapterLayer(nn.Module):
     itself. A new adapter layer computes what its base does.
     """
 
+    is_adapter: ClassVar[bool] = True
     method: ClassVar[str]
     merges: ClassVar[bool] = True
     """Whether the adapter can be merged into an `nn.Linear`."""
@@ -92,21 +94,9 @@ def dequantized(base: nn.Module) -> nn.Linear:
     return result
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module maps (…, in_features) to (…, out_features) and is not an adapter layer."""
-    sizes = hasattr(module, "in_features") and hasattr(module, "out_features")
-    return sizes and not isinstance(module, AdapterLayer)
-
-
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
     """The adapter layers of a model with their paths."""
     yield from ((name, module) for name, module in model.named_modules() if isinstance(module, AdapterLayer))
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a module at a path of the model, in the model's training mode."""
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module.train(model.training))
 
 
 @torch.no_grad()

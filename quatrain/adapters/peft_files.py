@@ -20,17 +20,18 @@ from torch import Tensor
 from quatrain.adapters import peft_layers, peft_modules, peft_patterns, peft_prompts, peft_tokens, prompts
 from quatrain.adapters.apply import fully_trained_parameters
 from quatrain.adapters.ia3 import IA3Linear
-from quatrain.adapters.layer import AdapterLayer, adapter_layers, is_linear, replace_module
+from quatrain.adapters.layer import AdapterLayer, adapter_layers
 from quatrain.adapters.lokr import LoKrLinear
 from quatrain.adapters.lora import LoRALinear
 from quatrain.adapters.peft_config import PLAIN, TASKS, TYPES, method_of, read_config, written_base  # fmt: skip
 from quatrain.adapters.peft_layers import PREFIX, FileLayer, LayerTensors, file_layers
-from quatrain.adapters.targets import is_of_head, linear_names
+from quatrain.adapters.targets import linear_names
 from quatrain.adapters.trainable_tokens import make_token_rows
 from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json
 from quatrain.models.hub import ADAPTER_CONFIG
+from quatrain.models.modules import is_in_head, is_linear, replace_module
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.trainable_tokens import TokenRows
 from quatrain.models.transformer.vocabulary import is_tied, resize_vocabulary, untie
@@ -302,7 +303,7 @@ def _of_other_layers(
     own = {name for name in inside if not name.endswith((".weight", ".bias")) or ".lora_" in name}
     held = {path for path in linear if any(name.startswith(f"{path}.") for name in own)}
     if str(config["target_modules"]).lower() == peft_patterns.ALL_LINEAR:
-        chosen = {path for path in chosen if path in held or not is_of_head(layers[path].parts[0])}
+        chosen = {path for path in chosen if path in held or not is_in_head(layers[path].parts[0])}
     told = [
         f"{path}: its weights are here, but target_modules and the options beside it leave it out"
         for path in linear

@@ -8,24 +8,18 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from quatrain.adapters.layer import AdapterLayer, is_linear
+from quatrain.adapters.layer import AdapterLayer
 from quatrain.core.errors import InputError
+from quatrain.models.modules import is_in_head, is_linear
 from quatrain.models.transformer.stack import Model
 
 ALL_LINEAR = "all-linear"
-HEADS = ("lm_head", "score", "pooler")
-"""First parts of the paths of a model's heads, which "all-linear" leaves out."""
 
 
 def linear_names(model: nn.Module) -> list[str]:
     """The paths of a model's linear layers, without the base layers inside adapters."""
     inside = tuple(f"{name}.base" for name, module in model.named_modules() if isinstance(module, AdapterLayer))
     return [name for name, module in model.named_modules() if name and is_linear(module) and name not in inside]
-
-
-def is_of_head(name: str) -> bool:
-    """Whether a path belongs to a head."""
-    return name.partition(".")[0] in HEADS
 
 
 def find_targets(model: Model, targets: str | Sequence[str]) -> list[str]:
@@ -36,7 +30,7 @@ def find_targets(model: Model, targets: str | Sequence[str]) -> list[str]:
     """
     available = linear_names(model)
     if targets == ALL_LINEAR or tuple(targets) == (ALL_LINEAR,):
-        return [name for name in available if not is_of_head(name)]
+        return [name for name in available if not is_in_head(name)]
     wanted = (targets,) if isinstance(targets, str) else tuple(targets)
     chosen: dict[str, None] = {}
     problems = []

@@ -14,6 +14,7 @@ from quatrain.compression.packing import FORMAT, METHOD, WEIGHTS, file_names
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 from quatrain.models.families.kinds import TEXTS
+from quatrain.models.modules import is_in_head, replace_module
 from quatrain.models.transformer.stack import Model
 
 
@@ -22,9 +23,6 @@ def prepare(model: Model, config: dict[str, Any]) -> None:
 
     Raises InputError, every point at once, for a quantization that is not known here.
     """
-    from quatrain.adapters.layer import replace_module
-    from quatrain.adapters.targets import is_of_head
-
     wanted = config.get("quantization_config")
     if not wanted:
         return
@@ -33,7 +31,7 @@ def prepare(model: Model, config: dict[str, Any]) -> None:
     kept = wanted.get("ignore" if ours else "llm_int8_skip_modules") or []
     names = file_names(model)
     for name, module in list(model.named_modules()):
-        stays = _ignored(names.get(name, name), kept) or (is_of_head(name) and not ours)
+        stays = _ignored(names.get(name, name), kept) or (is_in_head(name) and not ours)
         if isinstance(module, nn.Linear) and not stays:
             replace_module(model, name, _layer(module, wanted))
 

@@ -13,6 +13,7 @@ from quatrain.compression.int8 import Int8Linear
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.compression.nf4 import NF4Linear
 from quatrain.core.errors import InputError
+from quatrain.models.modules import is_adapter, is_in_head, replace_module
 from quatrain.models.transformer.stack import Model
 
 METHODS: dict[str, type[QuantizedLinear]] = {kind.method: kind for kind in (Int8Linear, Int4Linear, NF4Linear)}
@@ -31,12 +32,8 @@ def _chosen(model: Model, kind: type[QuantizedLinear], wanted: dict[str, Any]) -
     The head stays: its rounding reaches every prediction undamped, and a tied head is the embedding. Raises InputError
     where there are none.
     """
-    from quatrain.adapters.targets import is_of_head
-
     linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not is_of_head(name)
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and not is_in_head(name)
     }
     options = kind.options(list(linears.values()), **wanted)
     names = [name for name, module in linears.items() if kind.fits(module, **options)]
@@ -52,10 +49,8 @@ def quantize(model: Model, method: str, **options: Any) -> list[str]:
     Options are `double` for nf4, and `group` for int4, which leaves layers as they are whose inputs it does not divide.
     Raises InputError for unmerged adapters, and where nothing is left to quantize.
     """
-    from quatrain.adapters.layer import adapter_layers, replace_module
-
     kind = kind_of(method)
-    if adapted := [name for name, _ in adapter_layers(model)]:
+    if adapted := [name for name, module in model.named_modules() if is_adapter(module)]:
         raise InputError("Merge the adapters before quantizing the model:", adapted[:5])
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("No linear layer is left to quantize: the model is quantized already.")
@@ -67,8 +62,6 @@ def quantize(model: Model, method: str, **options: Any) -> list[str]:
 
 def dequantize(model: nn.Module) -> list[str]:
     """Turns quantized layers back into plain ones, in place; returns their paths."""
-    from quatrain.adapters.layer import replace_module
-
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
     for name, module in found:
         replace_module(model, name, module.dequantize())
@@ -84,8 +77,6 @@ def preparation(method: str | None) -> Callable[[Model, dict[str, Any]], None]:
     kind = None if method is None else kind_of(method)
 
     def prepare(model: Model, config: dict[str, Any]) -> None:
-        from quatrain.adapters.layer import replace_module
-
         files.prepare(model, config)
         if kind is None or config.get("quantization_config"):
             return

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from quatrain.adapters.layer import AdapterLayer, replace_module
+from quatrain.adapters.layer import AdapterLayer
 from quatrain.adapters.peft_config import base_folder
 from quatrain.adapters.peft_files import LoadedAdapter, head_of, read_adapter
 from quatrain.compression import methods
 from quatrain.loading.model import load_weights
 from quatrain.models.hub import resolve
+from quatrain.models.modules import replace_module
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.vocabulary import untie
 

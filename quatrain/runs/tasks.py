@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from quatrain.adapters.targets import is_of_head
 from quatrain.core.errors import InputError
 from quatrain.data.corpus import Corpus
 from quatrain.data.example_cache import cached_examples
@@ -20,6 +19,7 @@ from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.generation.logits import SamplingParams
 from quatrain.loading.model import load_weights
 from quatrain.models.hub import ADAPTER_CONFIG
+from quatrain.models.modules import is_in_head
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import streaming
 from quatrain.runs.chats import split as split_share
@@ -59,9 +59,7 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
     corpus = open_corpus(settings, data)
     task = record_task(settings)
     labels = task.labels(settings, corpus)
-    model = with_dropout(
-        model or starting_model(settings, context, tokenizer, labels), settings.train.dropout
-    )
+    model = with_dropout(model or starting_model(settings, context, tokenizer, labels), settings.train.dropout)
     limit = longest(model, settings, model.config.context_length)
     objective = task.make_objective(settings, tokenizer, corpus.format, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
@@ -171,7 +169,7 @@ def starting_model(
     folder = model_folder_of(context)
     if folder is None:
         model = fresh_model(context, tokenizer, head=head, **more)
-        model.newly_initialized = [name for name, _ in model.named_parameters() if is_of_head(name)]
+        model.newly_initialized = [name for name, _ in model.named_parameters() if is_in_head(name)]
         return model
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(

@@ -15,8 +15,9 @@ from torch import nn
 from quatrain.adapters.apply import OVER_LINEAR, apply, count_trainable_parameters, merge_adapters
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.adapters.targets import find_targets, is_of_head, linear_names
+from quatrain.adapters.targets import find_targets, linear_names
 from quatrain.core.errors import InputError
+from quatrain.models.modules import is_in_head
 from quatrain.models.transformer.stack import Model
 
 TREE = st.recursive(
@@ -65,7 +66,7 @@ def test_a_pattern_names_what_it_says_or_is_an_error(tree: Any, patterns: list[s
         assert all(repr(pattern) in told for pattern in silent) and told.count("did you mean") == len(silent)
         return
     assert find_targets(model, patterns) == [name for name in names if any(name in named(p) for p in patterns)]
-    assert find_targets(model, "all-linear") == [name for name in names if not is_of_head(name)]
+    assert find_targets(model, "all-linear") == [name for name in names if not is_in_head(name)]
 
 
 @settings(max_examples=100, deadline=None)
