@@ -101,6 +101,7 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
     """The configuration of a model folder, hub model or recipe; its recipe, if any; dtype of the initial weights."""
     from quatrain.core.errors import InputError
     from quatrain.core.progress import create_reporter
+    from quatrain.models.hub import CONFIG, resolve
     from quatrain.models.io.model_folder import checkpoint_dtype, load_config
     from quatrain.models.runs import run_folder
     from quatrain.runs.recipe import load, recipe_names
@@ -110,10 +111,12 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
     if of_run or of_hub or Path(model).is_dir():
         if overrides:
             raise InputError(f"{overrides[0]}: only a recipe's settings can be changed, and {model} is a model")
-        return load_config(model), None, checkpoint_dtype(model)
+        folder = resolve(model, files=CONFIG)
+        return load_config(folder), None, checkpoint_dtype(folder)
     recipe = load(model, overrides, say=create_reporter(stream=sys.stderr).info)
     if recipe.model.folder is not None:
-        return load_config(recipe.model.folder), recipe, checkpoint_dtype(recipe.model.folder)
+        folder = resolve(recipe.model.folder, files=CONFIG)
+        return load_config(folder), recipe, checkpoint_dtype(folder)
     return recipe.model.config(recipe.tokenizer.vocab_size), recipe, "float32"
 
 

@@ -25,6 +25,7 @@ from quatrain.planning.limits import check_generation
 
 if TYPE_CHECKING:
     from quatrain.adapters.adapter_set import AdapterChoice
+    from quatrain.loading.model import ResolvedModel
 
 __all__ = ["Completion", "Engine", "TextChunk", "SamplingParams"]
 
@@ -98,7 +99,7 @@ class Engine:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: str | Path | ResolvedModel,
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -111,17 +112,15 @@ class Engine:
         `adapters` maps names to folders of adapters over the model, from which each prompt can choose; `adapter` is the
         default of prompts that name none. `quantize` as for `load_model`.
         """
-        from quatrain.loading.model import load_model
-        from quatrain.models.hub import resolve
-        from quatrain.tokenizers.tokenizer import Tokenizer
+        from quatrain.loading.model import ResolvedModel, load_model
 
-        folder = resolve(model)
-        network, tokenizer = load_model(folder, dtype=dtype, device=device, quantize=quantize)
+        resolved = ResolvedModel.of(model)
+        network, tokenizer = load_model(resolved, dtype=dtype, device=device, quantize=quantize)
         if adapters:
             from quatrain.adapters.adapter_set import AdapterSet
 
             tokenizer = AdapterSet.load(network, adapters).tokenizer or tokenizer
-        target = Tokenizer.find(folder, target=True) if has_encoder(network.config) else None
+        target = resolved.tokenizer(target=True) if has_encoder(network.config) else None
         engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter)
         engine._adapters(None, 1)
         return engine

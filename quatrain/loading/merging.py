@@ -19,7 +19,7 @@ from quatrain.adapters.peft_config import base_folder
 from quatrain.compression import methods
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
-from quatrain.loading.model import load_model
+from quatrain.loading.model import ResolvedModel, load_weights
 from quatrain.models.hub import resolve
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.vocabulary import resize_vocabulary, untie
@@ -128,10 +128,11 @@ def _check_alike(folder: str | Path, one: Model, first: Model) -> None:
 @torch.no_grad()
 def _merged(folder: str | Path) -> tuple[Model, dict[str, Tensor]]:
     """A base of floats with one adapter in it, and the base's weights by name."""
-    model, _ = load_model(folder)
+    resolved = ResolvedModel.of(folder)
+    model = load_weights(resolved)
     if what := unmergeable_reason(model):
         raise InputError(f"{folder}: {what} is no weight and cannot be merged; use the folder as it is.")
-    base, _ = load_model(base_folder(resolve(folder)))
+    base = load_weights(resolved.base)
     resize_vocabulary(base, model.config.vocab_size)
     for each in (model, base):
         merge_adapters(each)
@@ -152,9 +153,7 @@ def change(before: Model, after: Model, ids: Tensor) -> Change:
     share = largest / max(float(first.abs().max()), 1e-12)
     if before.config.head != "causal" or ids.shape[1] < 2:
         return Change(largest, share)
-    losses = [
-        float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])) for logits in (first, second)
-    ]
+    losses = [float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])) for logits in (first, second)]
     return Change(largest, share, *losses)
 
 

@@ -74,11 +74,11 @@ class Predictor:
         model: Model,
         tokenizer: Tokenizer | None,
         *,
-        engine: Callable[[], Any] | None = None,
+        target_tokenizer: Tokenizer | None = None,
         source_prefix: str = "",
         max_new_tokens: int = 120,
     ):
-        """`engine` makes what answers for an encoder-decoder; `source_prefix` stands before each of its sources.
+        """For an encoder-decoder: `target_tokenizer` decodes its answers, `source_prefix` stands before each source.
 
         Raises InputError for a head that predicts nothing, or a model without a tokenizer.
         """
@@ -92,18 +92,18 @@ class Predictor:
             raise InputError("The model has no tokenizer: a text cannot be read without its tokens.")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.source_prefix, self.max_new_tokens = source_prefix, max_new_tokens
-        self._engine = engine
-        self._answerer: Any = None
+        self.target_tokenizer = target_tokenizer
         self._read: Callable[[Sequence[Mapping[str, Any]]], list[Prediction]] = getattr(self, f"_{head}")
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> Predictor:
         """The predictor of a model folder, an adapter, a run or a hub id; `options` as for the class."""
-        from quatrain.generation.engine import Engine
-        from quatrain.loading.model import load_model
+        from quatrain.loading.model import ResolvedModel, load_model
 
-        network, tokenizer = load_model(model)
-        return cls(network, tokenizer, engine=lambda: Engine.load(model), **options)
+        resolved = ResolvedModel.of(model)
+        network, tokenizer = load_model(resolved)
+        target = resolved.tokenizer(target=True) if network.config.head == "seq2seq" else None
+        return cls(network, tokenizer, target_tokenizer=target, **options)
 
     @property
     def config(self) -> ModelConfig:
@@ -233,11 +233,10 @@ class Predictor:
         from quatrain.generation.engine import Engine
         from quatrain.generation.logits import SamplingParams
 
-        if self._answerer is None:
-            self._answerer = self._engine() if self._engine is not None else Engine(self.model, self.tokenizer)
+        engine = Engine(self.model, self.tokenizer, target_tokenizer=self.target_tokenizer)
         params = SamplingParams(max_new_tokens=self.max_new_tokens)
         prompts = [self.source_prefix + each["text"] for each in inputs]
-        return [Prediction({"text": each.text}) for each in self._answerer.generate(prompts, params)]
+        return [Prediction({"text": each.text}) for each in engine.generate(prompts, params)]
 
     def _embedding(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         from quatrain.models.io.sentence_transformers import embed

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
-from quatrain.loading.model import load_model, load_weights
+from quatrain.loading.model import load_weights
 from quatrain.models import hub
 from quatrain.models.families import family
 from quatrain.models.hub import ADAPTER_CONFIG
@@ -154,7 +154,7 @@ class Subject:
     def model(self) -> Model:
         """The model in float32, in evaluation mode."""
         try:
-            return load_model(self.folder)[0] if self.is_adapter else load_weights(self.folder)
+            return load_weights(self.folder)
         except InputError as error:
             if self.weights.problem:
                 raise InputError(

@@ -20,7 +20,6 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.reading import read_json, shown, user_path
 from quatrain.models.families import Head, family
 from quatrain.models.families.mapping import GENERATION, LABELLED
-from quatrain.models.hub import CONFIG, resolve
 from quatrain.models.io import sentence_transformers
 from quatrain.models.io.filling import Names, fill, weight_operations
 from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
@@ -44,15 +43,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_config(model: str | Path) -> ModelConfig:
-    """The configuration of a model folder or hub id, without its weights."""
-    config = read_config(resolve(model, files=CONFIG))
+def load_config(folder: str | Path) -> ModelConfig:
+    """The configuration of a model folder, without its weights."""
+    config = read_config(folder)
     return family(config.get("model_type")).from_hf(config)
 
 
-def checkpoint_dtype(model: str | Path) -> str:
+def checkpoint_dtype(folder: str | Path) -> str:
     """The dtype of a model's weights as its config.json names it; float32 if it names none."""
-    config = read_config(resolve(model, files=CONFIG))
+    config = read_config(folder)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if not isinstance(dtype, str):
         raise InputError(f"dtype: {shown(dtype)}; must be a text such as float32")
@@ -60,7 +59,7 @@ def checkpoint_dtype(model: str | Path) -> str:
 
 
 def load(
-    model: str | Path,
+    folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -71,7 +70,7 @@ def load(
     prepare: Callable[[Model, dict[str, Any]], None] | None = None,
     bits: int | None = None,
 ) -> Model:
-    """Loads a model folder or hub id, in evaluation mode, with weights in `dtype` on `device`.
+    """Loads a model folder, in evaluation mode, with weights in `dtype` on `device`.
 
     `head` selects another head than that of the files, `labels` names its classes, and `problem` is `single` (one label
     each), `several`, or `regression`. Weights of the head that the files lack, or have for another number of labels,
@@ -84,7 +83,7 @@ def load(
     Raises InputError naming every missing, unexpected or misshapen tensor, and for a model that does not fit into
     memory.
     """
-    folder = resolve(model)
+    folder = Path(folder)
     raw = read_config(folder)
     if raw.get("quantization_config") and prepare is None:
         raise InputError(
