@@ -41,7 +41,13 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a CUDA device where there is none; torch is loaded only if there is such a test."""
+    """Side by side, files with slow tests come first, so that no worker ends with them alone.
+
+    Skip what needs a CUDA device where there is none; torch is loaded only if there is such a test.
+    """
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing:
         import torch

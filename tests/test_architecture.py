@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,17 @@ def module_of(path: Path) -> str:
 
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 PARTS = sorted({part_of(path) for path in SOURCES} - {"__init__"})
 
 
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """The syntax tree of every file, parsed when the first test asks: every worker collects this file."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+
+
 def of_part(part: str) -> Iterator[tuple[Path, ast.Module]]:
-    return ((path, tree) for path, tree in TREES.items() if part_of(path) == part)
+    return ((path, tree) for path, tree in trees().items() if part_of(path) == part)
 
 
 def imports(tree: ast.AST, path: Path) -> Iterator[tuple[str, int]]:
@@ -115,7 +121,7 @@ def test_no_files_import_each_other_in_a_circle():
     modules = {f"quatrain.{module_of(path)}".removesuffix("."): path for path in SOURCES}
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
-        graph[module] = {name for name in imported_files(TREES[path], modules)} - {module}
+        graph[module] = {name for name in imported_files(trees()[path], modules)} - {module}
     cycles = [sorted(group) for group in strongly_connected(graph) if len(group) > 1]
     assert not cycles, "\n".join(map(", ".join, cycles))
 
@@ -181,7 +187,7 @@ def test_models_and_text_know_nothing_of_each_other(part, never):
 def test_only_the_text_to_sql_task_imports_text_to_sql():
     outside = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for name, line in imports(tree, path)
         if name.startswith("quatrain.tasks.text2sql") and "text2sql" not in path.parts
     ]
@@ -220,7 +226,7 @@ def declared() -> tuple[set[str], set[str]]:
 def test_what_is_imported_is_declared():
     core, extras = declared()
     wrong = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         at_load = {name for name, _ in imports(when_loaded(tree), path)}
         for name, line in imports(tree, path):
             top = name.partition(".")[0]
@@ -275,7 +281,7 @@ UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal
 
 def test_nothing_is_pickled_or_evaluated():
     wrong = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         where = path.relative_to(ROOT)
         wrong += [
             f"{where}:{line}: {name}" for name, line in imports(tree, path) if name.split(".")[0] in UNSAFE_MODULES
@@ -291,7 +297,7 @@ def test_nothing_is_pickled_or_evaluated():
 def test_the_package_raises_and_never_asserts():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Assert)
     ]
@@ -300,7 +306,7 @@ def test_the_package_raises_and_never_asserts():
 
 def test_no_error_is_swallowed_whole():
     found = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if not isinstance(node, ast.ExceptHandler):
                 continue
@@ -313,7 +319,7 @@ def test_no_error_is_swallowed_whole():
 
 def test_functions_are_short_and_take_few_parameters():
     found = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
@@ -330,7 +336,7 @@ def test_functions_are_short_and_take_few_parameters():
 
 def test_what_is_public_is_described():
     silent = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         where = path.relative_to(ROOT)
         if tree.body and not ast.get_docstring(tree):
             silent.append(f"{where}: the module")

@@ -23,7 +23,7 @@ QUICK = {
     "generation_speed.py": [],
     "passes.py": [],
     "startup.py": [],
-    "families.py": ["--families", "llama", "bert", "t5"],
+    "families.py": ["--families", "llama", "bert", "t5", "--dtypes", "bfloat16"],
     "load_memory.py": [],
     "trainer.py": [],
     "adapters.py": [],

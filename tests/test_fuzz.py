@@ -26,7 +26,7 @@ def tokenize(model: str, text: str, *, pair: str | None = None) -> int:
 
 app.tokenize = tokenize
 fuzz.PEAK = 1024**3
-sys.exit(fuzz.main(["--kind", "tokenizer", "--inputs", "10", "--limit", "5", "--jobs", "1"]))
+sys.exit(fuzz.main(["--kind", "tokenizer", "--inputs", "{inputs}", "--limit", "5", "--jobs", "1"]))
 """
 """The fuzzer with a verb that has a fault."""
 
@@ -52,19 +52,19 @@ def test_a_short_run_ends_with_its_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("body", "fault"),
+    ("body", "fault", "inputs"),
     [
-        ("raise RuntimeError('planted')", "internal_errors"),
-        ("raise SystemExit(print('Traceback (most recent call last):', file=sys.stderr) or 1)", "tracebacks"),
-        ("return 0 if time.sleep(60) else 0", "hangs"),
-        ("return 7", "wrong_exit_codes"),
-        ("return len(b'x' * 1_200_000_000) * 0", "over_2gb"),
+        ("raise RuntimeError('planted')", "internal_errors", 10),
+        ("raise SystemExit(print('Traceback (most recent call last):', file=sys.stderr) or 1)", "tracebacks", 10),
+        ("return 0 if time.sleep(60) else 0", "hangs", 2),  # of which each waits for its limit
+        ("return 7", "wrong_exit_codes", 10),
+        ("return len(b'x' * 1_200_000_000) * 0", "over_2gb", 10),
     ],
     ids=["bug", "traceback", "hang", "exit code", "memory"],
 )
-def test_a_planted_fault_is_found(body: str, fault: str, tmp_path: Path) -> None:
+def test_a_planted_fault_is_found(body: str, fault: str, inputs: int, tmp_path: Path) -> None:
     script = tmp_path / "planted.py"
-    script.write_text(PLANTED.format(benchmarks=str(BENCHMARKS), body=body), encoding="utf-8")
+    script.write_text(PLANTED.format(benchmarks=str(BENCHMARKS), body=body, inputs=inputs), encoding="utf-8")
     code, line, text = ended(str(script))
     assert code == 1 and line[fault] > 0, text
     assert "--seed 0 --kind 'tokenizer' --only " in text

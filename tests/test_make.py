@@ -206,8 +206,17 @@ def test_test_checks_all_and_fails_if_any_does(make, machine, monkeypatch, capsy
 
 
 def test_arguments_pick_tests(make, machine, monkeypatch):
+    (make.ROOT / "tests" / "models").mkdir(parents=True)
     assert said(make, "test", "tests/models", "-k", "cache or rope", monkeypatch=monkeypatch) == 0
     assert machine.calls[-1][1:] == ["-m", "pytest", "tests/models", "-k", "cache or rope"]
+
+
+def test_tests_picked_by_a_mark_run_side_by_side(make, machine, monkeypatch):
+    """And what the caller asks for wins: it comes last."""
+    assert said(make, "test", "-m", "not slow", "-n", "3", monkeypatch=monkeypatch) == 0
+    words = machine.calls[-1][1:]
+    assert words[:2] == ["-m", "pytest"] and words[-4:] == ["-m", "not slow", "-n", "3"]
+    assert "--numprocesses=auto" in words and "--dist=loadfile" in words
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")

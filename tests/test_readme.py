@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("readme")  # one worker runs the commands, once
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SHELL = [line.strip() for kind, body in BLOCKS if kind == "sh" for line in body.splitlines() if line.strip()]
@@ -103,6 +102,7 @@ def outputs(place: Path) -> dict[str, str]:
     return outputs
 
 
+@pytest.mark.slow
 def test_the_commands_run(outputs, place):
     assert len(outputs) >= 8
     for command in COMMANDS:
@@ -121,6 +121,7 @@ def test_the_commands_run(outputs, place):
     assert (place / "runs" / "quickstart" / "shop.sqlite").is_file()
 
 
+@pytest.mark.slow
 def test_what_they_say(outputs):
     for line, output in outputs.items():
         if line.startswith("quatrain chat"):
@@ -131,6 +132,7 @@ def test_what_they_say(outputs):
             assert "learned tokens" in output and "peak memory" in output
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_shows_its_stages(outputs, place):
     html = (place / "runs" / "quickstart" / "report.html").read_text(encoding="utf-8")
     for wanted in (
@@ -145,6 +147,7 @@ def test_the_report_of_a_run_shows_its_stages(outputs, place):
     assert "not finished" not in html and "Unreadable" not in html
 
 
+@pytest.mark.slow
 def test_the_python_runs(outputs, place):
     """In the folder where `quatrain run quickstart` has run: the same call from Python finds it, and does nothing."""
     assert len(PYTHON) == 1

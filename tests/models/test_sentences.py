@@ -64,7 +64,6 @@ def their_embeddings(folder, texts):
     return torch.cat(found)
 
 
-@pytest.mark.xdist_group("minilm")
 def test_minilm_gives_what_its_own_pipeline_gives(minilm, real):
     model, tokenizer = model_folder.load(minilm), Tokenizer.load(minilm)
     assert (model.config.head, model.config.pooling, model.config.embedding_vector) == ("embedding", "mean", "unit")
@@ -79,7 +78,6 @@ def test_minilm_gives_what_its_own_pipeline_gives(minilm, real):
     assert near[0] @ near[1] > 0.7 > ours[2] @ ours[5]
 
 
-@pytest.mark.xdist_group("minilm")
 def test_minilm_gives_what_sentence_transformers_give(minilm, real, tmp_path):
     package = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     expected = package.SentenceTransformer(str(minilm), device="cpu").encode(real, convert_to_tensor=True)
@@ -91,7 +89,6 @@ def test_minilm_gives_what_sentence_transformers_give(minilm, real, tmp_path):
     torch.testing.assert_close(back, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.xdist_group("minilm")
 def test_minilm_is_written_whole(minilm, tmp_path):
     model = model_folder.load(minilm)
     model_folder.save(model, tmp_path)
