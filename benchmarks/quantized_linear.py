@@ -21,8 +21,8 @@ from common import finish, geometric_mean, in_turns, parser, require, seconds_of
 from torch import Tensor, nn
 
 from quatrain.compression import int4_kernels
-from quatrain.compression.int4 import factors_of
-from quatrain.compression.int8 import packed_product
+from quatrain.compression.int4 import scales_for_kernel
+from quatrain.compression.int8 import kernel_matmul
 from quatrain.compression.methods import METHODS
 
 ROWS = (1, 64)
@@ -54,12 +54,12 @@ def peers(layer: Any, linear: nn.Linear, dtype: torch.dtype) -> dict[str, tuple[
         theirs.load_state_dict(linear.state_dict())
         found["bitsandbytes nf4"] = theirs.to("cpu"), held(layer)
     elif layer.method == "int8":
-        found["torch int8"] = (lambda x: packed_product(x, layer.weight, layer.scale)), held(layer)
+        found["torch int8"] = (lambda x: kernel_matmul(x, layer.weight, layer.scale)), held(layer)
     else:
-        kernel = int4_kernels.kernel_of("cpu")
+        kernel = int4_kernels.device_kernel("cpu")
         if kernel is not None:
-            packed, factors = kernel.pack(layer.rows()), factors_of(layer.scale, dtype)
-            found["torch int4"] = (lambda x: kernel.product(x, packed, layer.group, factors)), held(layer)
+            packed, factors = kernel.pack(layer.packed_weight()), scales_for_kernel(layer.scale, dtype)
+            found["torch int4"] = (lambda x: kernel.matmul(x, packed, layer.group, factors)), held(layer)
     return found
 
 

@@ -94,7 +94,7 @@ class _FusedLoRA(torch.autograd.Function):
         """x (…, in), A (rank, in), B (out, rank) to (…, out)."""
         flat = x.reshape(-1, x.shape[-1])
         quantized = isinstance(base, QuantizedLinear)
-        result = base.result(flat) if quantized else F.linear(flat, base.weight, base.bias)
+        result = base.linear_no_grad(flat) if quantized else F.linear(flat, base.weight, base.bias)
         thin = F.linear(flat, first) * scaling
         result.addmm_(thin, second.t())
         ctx.save_for_backward(x, first, second, thin, None if quantized else base.weight)
@@ -110,7 +110,7 @@ class _FusedLoRA(torch.autograd.Function):
         inner = (flat @ second) * ctx.scaling
         of_x = of_first = of_second = None
         if ctx.needs_input_grad[0]:
-            of_x = flat @ weight if ctx.layer is None else ctx.layer.product_back(flat)
+            of_x = flat @ weight if ctx.layer is None else ctx.layer.input_gradient(flat)
             of_x = of_x.addmm_(inner, first).view(x.shape)
         if ctx.needs_input_grad[1]:
             of_first = inner.t() @ x.reshape(-1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""Reads a folder's `quantization_config`: checks it and puts the layers it describes into a model."""
+"""Reads the `quantization_config` of a folder: checks it, and puts the quantized layers it describes into a model."""
 
 from __future__ import annotations
 
@@ -10,86 +10,98 @@ from torch import nn
 from quatrain.compression import nf4
 from quatrain.compression.int4 import GROUPS, Int4Linear
 from quatrain.compression.int8 import Int8Linear
-from quatrain.compression.packing import FORMAT, METHOD, WEIGHTS, file_names
+from quatrain.compression.packing import FORMAT, METHOD, WEIGHTS, paths_in_files
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 from quatrain.models.families.kinds import TEXTS
 from quatrain.models.modules import is_in_head, replace_module
 from quatrain.models.transformer.stack import Model
 
+SKIP_KEYS = {METHOD: "ignore", nf4.METHOD: "llm_int8_skip_modules"}
+"""The key that lists the float layers, by `quant_method`."""
 
-def prepare(model: Model, config: dict[str, Any]) -> None:
-    """Puts the layers that a folder's `quantization_config` asks for into a model about to be filled.
 
-    Raises InputError, every point at once, for a quantization that is not known here.
+def replace_layers(model: Model, config: dict[str, Any]) -> None:
+    """Puts the layers of a `config.json`'s `quantization_config` into a model that is about to be filled.
+
+    Raises InputError, with all problems at once, for a quantization that Quatrain does not read.
     """
-    wanted = config.get("quantization_config")
-    if not wanted:
+    quantization = config.get("quantization_config")
+    if not quantization:
         return
-    _check(wanted)
-    ours = wanted["quant_method"] == METHOD
-    kept = wanted.get("ignore" if ours else "llm_int8_skip_modules") or []
-    names = file_names(model)
+    _check(quantization)
+    method = quantization["quant_method"]
+    skipped = quantization.get(SKIP_KEYS[method]) or []
+    paths = paths_in_files(model)
     for name, module in list(model.named_modules()):
-        stays = _ignored(names.get(name, name), kept) or (is_in_head(name) and not ours)
-        if isinstance(module, nn.Linear) and not stays:
-            replace_module(model, name, _layer(module, wanted))
+        is_float = _matches(paths.get(name, name), skipped) or (is_in_head(name) and method == nf4.METHOD)
+        if isinstance(module, nn.Linear) and not is_float:
+            replace_module(model, name, _layer(module, quantization))
 
 
-def _layer(linear: nn.Linear, wanted: dict[str, Any]) -> nn.Module:
-    """The layer that a `quantization_config` wants in a linear one's place."""
-    sizes = linear.in_features, linear.out_features, linear.bias is not None, linear.weight.device
-    if wanted["quant_method"] == nf4.METHOD:
-        return nf4.NF4Linear(*sizes, double=bool(wanted.get("bnb_4bit_use_double_quant")))
-    (group,) = wanted["config_groups"].values()
+def _layer(linear: nn.Linear, quantization: dict[str, Any]) -> nn.Module:
+    """The empty quantized layer that replaces a linear one."""
+    if quantization["quant_method"] == nf4.METHOD:
+        return nf4.NF4Linear.empty_like(linear, double=bool(quantization.get("bnb_4bit_use_double_quant")))
+    (group,) = quantization["config_groups"].values()
     weights = group.get("weights") or {}
-    return Int4Linear(*sizes, group=weights["group_size"]) if weights.get("num_bits") == 4 else Int8Linear(*sizes)
+    if weights.get("num_bits") == 4:
+        return Int4Linear.empty_like(linear, group=weights["group_size"])
+    return Int8Linear.empty_like(linear)
 
 
-def _check(wanted: dict[str, Any]) -> None:
-    problems = []
-    if not isinstance(wanted, dict):
-        raise InputError(f"quantization_config: {shown(wanted)}; must be a table")
-    kept = wanted.get("ignore" if wanted.get("quant_method") == METHOD else "llm_int8_skip_modules")
-    if kept is not None and not TEXTS.fits(kept):
-        problems.append(f"ignore: {shown(kept)}; must be a list of names")
+def _check(quantization: Any) -> None:
+    if not isinstance(quantization, dict):
+        raise InputError(f"quantization_config: {shown(quantization)}; must be a table")
+    method = quantization.get("quant_method")
+    skip_key = SKIP_KEYS[nf4.METHOD] if method == nf4.METHOD else SKIP_KEYS[METHOD]
+    problems = _pattern_problems(skip_key, quantization.get(skip_key))
+    if method == nf4.METHOD:
+        problems += nf4.config_problems(quantization)
+    elif method != METHOD:
+        problems.append(f"quant_method: {shown(method)}; Quatrain reads {' and '.join(SKIP_KEYS)}")
+    elif quantization.get("format") != FORMAT:
+        problems.append(f"format: {shown(quantization.get('format'))}; Quatrain reads {FORMAT}")
     else:
-        problems += [f"ignore: {shown(name)}; no regular expression" for name in kept or () if not _compiles(name)]
-    if wanted.get("quant_method") == nf4.METHOD:
-        problems += nf4.problems_of(wanted)
-    elif wanted.get("quant_method") != METHOD:
-        known = f"{METHOD} and {nf4.METHOD}"
-        problems.append(f"quant_method: {shown(wanted.get('quant_method'))}; Quatrain reads {known}")
-    elif wanted.get("format") != FORMAT:
-        problems.append(f"format: {shown(wanted.get('format'))}; Quatrain reads {FORMAT}")
-    else:
-        groups = wanted.get("config_groups") or {}
-        if not _are_groups(groups):
-            problems.append(f"config_groups: {shown(groups)}; must be a table of one group, a table with its weights")
-            groups = {}
-        elif len(groups) != 1 or any(group.get("targets") != ["Linear"] for group in groups.values()):
-            problems.append("config_groups: must be one group whose targets are Linear")
-        for name, group in groups.items():
-            weights = group.get("weights") or {}
-            problems += [f"config_groups.{name}.weights.{problem}" for problem in _problems_of(weights)]
-            problems += [
-                f"config_groups.{name}.{key}: quantized activations are not known to Quatrain"
-                for key in ("input_activations", "output_activations")
-                if group.get(key)
-            ]
+        problems += _group_problems(quantization.get("config_groups") or {})
     if problems:
         raise InputError("This quantization_config of config.json cannot be used:", problems)
 
 
-def _are_groups(groups: Any) -> bool:
-    """Whether `config_groups` is a table of tables, each with a table of its weights or none."""
-    return isinstance(groups, dict) and all(
+def _pattern_problems(key: str, patterns: Any) -> list[str]:
+    """The faults of a list of layer names, in which `re:` marks a regular expression."""
+    if patterns is not None and not TEXTS.fits(patterns):
+        return [f"{key}: {shown(patterns)}; must be a list of names"]
+    problems = []
+    for pattern in patterns or ():
+        try:
+            re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
+        except (re.error, RecursionError, OverflowError):
+            problems.append(f"{key}: {shown(pattern)}; not a valid regular expression")
+    return problems
+
+
+def _group_problems(groups: Any) -> list[str]:
+    """The faults of `config_groups`, a table of tables that each have a table `weights` or none."""
+    if not isinstance(groups, dict) or not all(
         isinstance(group, dict) and isinstance(group.get("weights"), dict | None) for group in groups.values()
-    )
+    ):
+        return [f"config_groups: {shown(groups)}; must be a table of one group, a table with its weights"]
+    problems = []
+    if len(groups) != 1 or any(group.get("targets") != ["Linear"] for group in groups.values()):
+        problems.append("config_groups: must be one group whose targets are Linear")
+    for name, group in groups.items():
+        problems += [f"config_groups.{name}.weights.{each}" for each in _weight_problems(group.get("weights") or {})]
+        problems += [
+            f"config_groups.{name}.{key}: Quatrain does not read quantized activations"
+            for key in ("input_activations", "output_activations")
+            if group.get(key)
+        ]
+    return problems
 
 
-def _problems_of(weights: dict[str, Any]) -> list[str]:
-    """What of the weights' entries is not read here."""
+def _weight_problems(weights: dict[str, Any]) -> list[str]:
+    """The faults of a group's `weights`."""
     bits = weights.get("num_bits", 8)
     if not isinstance(bits, int) or bits not in WEIGHTS:
         return [f"num_bits: {shown(bits)}; Quatrain reads {' or '.join(map(str, WEIGHTS))}"]
@@ -104,16 +116,7 @@ def _problems_of(weights: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _compiles(pattern: str) -> bool:
-    """Whether an entry of `ignore` is a name, or a regular expression that can be read."""
-    try:
-        re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
-
-
-def _ignored(name: str, patterns: list[str]) -> bool:
+def _matches(name: str, patterns: list[str]) -> bool:
     return any(
         re.match(pattern.removeprefix("re:"), name) is not None if pattern.startswith("re:") else pattern == name
         for pattern in patterns

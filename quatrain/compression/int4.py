@@ -1,7 +1,7 @@
-"""Weight-only int4 linear layers: a scale for each group of a row's weights, symmetric, rounded to the nearest.
+"""Weight-only int4 linear layers: symmetric, one scale per group of a row's weights, rounded to the nearest.
 
-Groups as in Dettmers and Zettlemoyer 2022 (The case for 4-bit precision, arXiv 2212.09720); numbers are those of
-compressed-tensors' groups. With 128 weights to a scale of 16 bits a weight takes 4.125 bits.
+Groups as in Dettmers and Zettlemoyer 2022 (The case for 4-bit precision, arXiv 2212.09720). The quantized values equal
+those of compressed-tensors' group strategy. With groups of 128 and 16-bit scales, a weight takes 4.125 bits.
 """
 
 from __future__ import annotations
@@ -13,27 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.compression import packing
-from quatrain.compression.int4_kernels import Kernel, kernel_of
-from quatrain.compression.layer import QuantizedLinear, bucket, check_finite, in_strips, is_faster, looked_up
+from quatrain.compression.int4_kernels import Kernel, device_kernel
+from quatrain.compression.layer import (
+    QuantizedLinear,
+    check_finite,
+    dequantize_by_lookup,
+    is_faster,
+    matmul_in_strips,
+    row_bucket,
+)
 from quatrain.core.errors import InputError
 
 LOWEST, HIGHEST = -8, 7
-"""The whole numbers of a weight."""
+"""The range of a quantized weight."""
 GROUPS = (128, 64, 32)
-"""Sizes of a group that files and kernels know, the smallest in bits first."""
-MOST_ROWS = 512
-"""What is faster for this many rows is faster for more of them."""
+"""Group sizes that the file format and the kernels support; the first takes the fewest bits."""
+MAX_MEASURED_ROWS = 512
+"""An implementation that is faster for so many rows is faster for more."""
 
 
 class Int4Linear(QuantizedLinear):
-    """y = x W^T + bias, W the numbers of `weight` times the `scale` of their group.
+    """y = x W^T + bias, with W the 4-bit values of `weight` times the `scale` of their group.
 
-    Buffers: `weight` (out_features, in_features / 2) uint8, two numbers a byte, raised by 8, the first in its lower
-    half; `scale` (out_features, in_features / group) bfloat16, so that products in bfloat16 round it no further.
+    Buffers: `weight` (out_features, in_features / 2) uint8, two values a byte, each with an offset of 8, the first in
+    the lower half; `scale` (out_features, in_features / group) bfloat16, so that bfloat16 products do not round it.
 
-    PyTorch has kernels that read four bits, in an order of their own. In evaluation, where one is faster (measured once
-    for each dtype, shape and number of rows), the layer holds its weight in that order instead, never in both; it goes
-    back to its own for training, for another device and for files.
+    PyTorch's int4 kernels need their own memory layout. In evaluation, if the kernel is faster (measured once for each
+    dtype, shape and number of rows), the layer converts its weight to that layout and keeps only the converted copy. It
+    converts back for training, for a move to another device and for files.
     """
 
     method: ClassVar[str] = "int4"
@@ -54,161 +61,156 @@ class Int4Linear(QuantizedLinear):
         self.register_buffer("weight", torch.zeros(out_features, in_features // 2, dtype=torch.uint8, device=device))
         scale = torch.ones(out_features, in_features // group, dtype=torch.bfloat16, device=device)
         self.register_buffer("scale", scale)
-        self.held: Tensor | None = None  # the weight in the kernel's order, while that is where it is
-        self.factors: dict[torch.dtype, Tensor] = {}
+        self.kernel_weight: Tensor | None = None  # replaces `weight` while the kernel is used
+        self.kernel_scales: dict[torch.dtype, Tensor] = {}
 
     @classmethod
-    def options(cls, linears: list[nn.Linear], **wanted: Any) -> dict[str, Any]:
-        """The largest group that divides as many layers as the smallest does, unless one is wanted."""
-        if wanted.get("group") is None:
-            counts = {size: sum(cls.fits(linear, group=size) for linear in linears) for size in GROUPS}
-            wanted["group"] = next(size for size in GROUPS if counts[size] == max(counts.values()))
-        return wanted
+    def shared_options(cls, linears: list[nn.Linear], **options: Any) -> dict[str, Any]:
+        """Unless `group` is given, the largest one that divides as many layers as the smallest one does."""
+        if options.get("group") is None:
+            counts = {size: sum(cls.supports(linear, group=size) for linear in linears) for size in GROUPS}
+            options["group"] = next(size for size in GROUPS if counts[size] == max(counts.values()))
+        return options
 
     @classmethod
-    def fits(cls, linear: nn.Linear, **options: Any) -> bool:
-        """Whether the group divides the layer's inputs."""
+    def supports(cls, linear: nn.Linear, **options: Any) -> bool:
+        """Whether the group size divides the layer's inputs."""
         return linear.in_features % int(options["group"]) == 0
 
-    def rounded(self, weight: Tensor) -> dict[str, Tensor]:
+    def quantize_weight(self, weight: Tensor) -> dict[str, Tensor]:
         check_finite(weight)
         groups = weight.float().reshape(weight.shape[0], -1, self.group)
-        largest = groups.abs().amax(dim=2)
-        scale = (largest / ((HIGHEST - LOWEST) / 2)).bfloat16()
+        scale = (groups.abs().amax(dim=2) / ((HIGHEST - LOWEST) / 2)).bfloat16()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        numbers = (groups / scale.float()[..., None]).round_().clamp_(LOWEST, HIGHEST) - LOWEST
-        return {"weight": in_pairs(numbers.to(torch.uint8).view(weight.shape)), "scale": scale}
+        quantized = (groups / scale.float()[..., None]).round_().clamp_(LOWEST, HIGHEST) - LOWEST
+        return {"weight": pack_pairs(quantized.to(torch.uint8).view(weight.shape)), "scale": scale}
 
-    def rows(self) -> Tensor:
-        """The numbers as `weight` has them, wherever they are held."""
-        if self.held is None:
+    def packed_weight(self) -> Tensor:
+        """The values in the layout of `weight`, whichever layout the layer holds."""
+        if self.kernel_weight is None:
             return self.weight
-        return self._kernel().unpack(self.held, self.out_features, self.in_features)
+        return self._kernel().unpack(self.kernel_weight, self.out_features, self.in_features)
 
     def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return worked_out(self.rows(), self.scale, self.group, dtype)
+        return dequantize(self.packed_weight(), self.scale, self.group, dtype)
 
-    def product(self, x: Tensor) -> Tensor:
-        return product(x, self.rows(), self.scale, self.group)
+    def matmul(self, x: Tensor) -> Tensor:
+        return dequantized_matmul(x, self.packed_weight(), self.scale, self.group)
 
     def inference(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
         if self.training or not rows:
-            return self.product(x)
-        sizes = self.in_features, self.out_features, self.group, bucket(rows, MOST_ROWS)
-        if not kernel_is_faster(x.dtype, x.device.type, *sizes, self.held is not None):
-            return self.product(x)
+            return self.matmul(x)
+        sizes = self.in_features, self.out_features, self.group, row_bucket(rows, MAX_MEASURED_ROWS)
+        if not kernel_is_faster(x.dtype, x.device.type, *sizes, self.kernel_weight is not None):
+            return self.matmul(x)
         kernel = self._kernel()
-        if self.held is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self.held = kernel.pack(self.weight)
+        with torch.inference_mode(False), torch.no_grad():
+            if self.kernel_weight is None:
+                self.kernel_weight = kernel.pack(self.weight)
                 self._buffers["weight"] = None
-        if x.dtype not in self.factors:
-            with torch.inference_mode(False), torch.no_grad():
-                self.factors = {x.dtype: factors_of(self.scale, x.dtype)}
-        y = kernel.product(x.reshape(-1, self.in_features), self.held, self.group, self.factors[x.dtype])
+            if x.dtype not in self.kernel_scales:
+                self.kernel_scales = {x.dtype: scales_for_kernel(self.scale, x.dtype)}
+        flat = x.reshape(-1, self.in_features)
+        y = kernel.matmul(flat, self.kernel_weight, self.group, self.kernel_scales[x.dtype])
         return y.view(*x.shape[:-1], self.out_features)
 
     def _kernel(self) -> Kernel:
-        kernel = kernel_of(self.scale.device.type)
+        kernel = device_kernel(self.scale.device.type)
         if kernel is None:
             raise RuntimeError(f"{self.scale.device.type} has no int4 kernel")
         return kernel
 
-    def release_packed(self) -> None:
-        """Holds the weight in its own order again."""
-        if self.held is not None:
+    def release_kernel_weight(self) -> None:
+        """Converts the weight back to the layout of files and training."""
+        if self.kernel_weight is not None:
             with torch.inference_mode(False), torch.no_grad():
-                self._buffers["weight"] = self.rows()
-            self.held, self.factors = None, {}
+                self._buffers["weight"] = self.packed_weight()
+        self.kernel_weight, self.kernel_scales = None, {}
 
     def train(self, mode: bool = True) -> Int4Linear:
-        """For training the weight is in its own order."""
         if mode:
-            self.release_packed()
+            self.release_kernel_weight()
         return super().train(mode)
 
     def _apply(self, *arguments: Any, **named: Any) -> Any:
-        self.release_packed()
-        self.factors = {}
+        self.release_kernel_weight()
         return super()._apply(*arguments, **named)
 
     def _save_to_state_dict(self, *arguments: Any) -> None:
-        self.release_packed()
+        self.release_kernel_weight()
         super()._save_to_state_dict(*arguments)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        self.release_packed()
-        self.factors = {}
+        self.release_kernel_weight()
         super()._load_from_state_dict(*arguments)
 
-    def files(self, operation: Any) -> Any:
-        return packing.packed(operation, self.method, 4, self.in_features)
+    def folder_operation(self, operation: Any) -> Any:
+        return packing.packed_operation(operation, 4, self.in_features)
 
-    def folder_entries(self, model: Any) -> dict[str, Any]:
+    def quantization_config(self, model: Any) -> dict[str, Any]:
         return packing.quantization_config(model, packing.WEIGHTS[4] | {"group_size": self.group})
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, group={self.group}"
 
 
-def in_pairs(numbers: Tensor) -> Tensor:
-    """Numbers from 0 to 15 (out, in) uint8 as (out, in / 2), the first of two in the lower half of their byte."""
-    words = numbers.contiguous().view(torch.int16)
+def pack_pairs(values: Tensor) -> Tensor:
+    """Packs values 0 to 15 (out, in) uint8 into (out, in / 2), the first of a pair in the lower half of a byte."""
+    words = values.contiguous().view(torch.int16)
     return (words | (words >> 4)).to(torch.uint8)
 
 
 @cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The two numbers that each byte stands for (256, 2)."""
-    number = torch.arange(16, dtype=dtype) + LOWEST
-    return torch.stack([number.repeat(16), number.repeat_interleave(16)], dim=1).to(device)
+    """The two values of each byte (256, 2)."""
+    values = torch.arange(16, dtype=dtype) + LOWEST
+    return torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1).to(device)
 
 
-def worked_out(rows: Tensor, scale: Tensor, group: int, dtype: torch.dtype) -> Tensor:
-    """W (out, in) in `dtype`: numbers (out, in / 2) of two a byte, times the scale (out, in / group) of their group."""
-    # Numbers and scales are bfloat16 without rounding, so that their product is the same as from float32.
+def dequantize(packed: Tensor, scale: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    """W (out, in) in `dtype`, from packed values (out, in / 2) and the scale (out, in / group) of each group."""
+    # Values and scales are exact in bfloat16, so that their bfloat16 product equals the rounded float32 product.
     within = torch.bfloat16 if dtype == torch.bfloat16 and scale.dtype == dtype else torch.float32
-    count = 2 * rows.numel()
-    pairs = _pairs(within, rows.device)
-    return looked_up(rows, pairs, scale.to(within).reshape(-1), group, count, dtype).view(rows.shape[0], -1)
+    pairs, scales = _pairs(within, packed.device), scale.to(within).reshape(-1)
+    return dequantize_by_lookup(packed, pairs, scales, group, 2 * packed.numel(), dtype).view(packed.shape[0], -1)
 
 
-def product(x: Tensor, rows: Tensor, scale: Tensor, group: int) -> Tensor:
-    """x W^T for the W of `worked_out`."""
+def dequantized_matmul(x: Tensor, packed: Tensor, scale: Tensor, group: int) -> Tensor:
+    """x W^T, with strips of W dequantized as they are needed."""
 
     def strip(start: int, stop: int) -> Tensor:
-        return worked_out(rows[start:stop], scale[start:stop], group, x.dtype)
+        return dequantize(packed[start:stop], scale[start:stop], group, x.dtype)
 
-    return in_strips(x, len(rows), strip)
+    return matmul_in_strips(x, len(packed), strip)
 
 
-def factors_of(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales (out, groups) as the kernels take them: (groups, out, 2), with the zero that is added to each."""
+def scales_for_kernel(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales (out, groups) in the kernels' layout (groups, out, 2): each with a zero point, which is 0."""
     scales = scale.t().to(dtype)
     return torch.stack([scales, torch.zeros_like(scales)], dim=-1).contiguous()
 
 
 @cache
 def kernel_is_faster(
-    dtype: torch.dtype, device: str, in_features: int, out_features: int, group: int, rows: int, held: bool
+    dtype: torch.dtype, device: str, in_features: int, out_features: int, group: int, rows: int, converted: bool
 ) -> bool:
-    """Whether the device's kernel multiplies `rows` rows faster than working the weight out, measured here.
+    """Whether the device's kernel multiplies `rows` rows faster than the dequantized weight does, measured here.
 
-    `held`: the weight is in the kernel's order already. A kernel that fails, disagrees or does not give the numbers
-    back is never taken.
+    `converted`: the weight is in the kernel's layout already. A kernel that fails, disagrees or does not unpack to the
+    same values is never used.
     """
-    kernel = kernel_of(device)
-    if kernel is None or not kernel.fits(in_features, out_features, dtype):
+    kernel = device_kernel(device)
+    if kernel is None or not kernel.supports(in_features, out_features, dtype):
         return False
-    # The kernel's time grows with every row; to work the weight out takes the same for all of them.
-    if rows > 1 and not kernel_is_faster(dtype, device, in_features, out_features, group, rows // 2, held):
+    # The kernel's time grows with the rows, the dequantization's does not.
+    if rows > 1 and not kernel_is_faster(dtype, device, in_features, out_features, group, rows // 2, converted):
         return False
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(rows, in_features, generator=draw).to(device, dtype)
     weight = torch.randint(256, (out_features, in_features // 2), dtype=torch.uint8, generator=draw).to(device)
     scale = torch.full((out_features, in_features // group), 0.01, dtype=torch.bfloat16, device=device)
-    factors = factors_of(scale, dtype)
+    scales = scales_for_kernel(scale, dtype)
     try:
         packed = kernel.pack(weight)
         if not torch.equal(kernel.unpack(packed, out_features, in_features), weight):
@@ -216,8 +218,8 @@ def kernel_is_faster(
     except (RuntimeError, NotImplementedError):
         return False
 
-    def plain() -> Tensor:
-        numbers = kernel.unpack(packed, out_features, in_features) if held else weight
-        return product(x, numbers, scale, group)
+    def reference() -> Tensor:
+        values = kernel.unpack(packed, out_features, in_features) if converted else weight
+        return dequantized_matmul(x, values, scale, group)
 
-    return is_faster(lambda: kernel.product(x, packed, group, factors), plain, dtype)
+    return is_faster(lambda: kernel.matmul(x, packed, group, scales), reference, dtype)

@@ -1,7 +1,7 @@
-"""What all quantized linear layers share: how they come to be, a product with gradients, and the way back.
+"""The base class of quantized linear layers, and what their implementations share.
 
-A layer rounds a weight to a few bits, and works it out again where it is needed. Whatever reads x and not the weight,
-such as an adapter over it, gets its gradients; the weight itself has none.
+A layer stores its weight in a few bits and dequantizes it when a product needs it. Gradients flow to the input, so
+that adapters can be trained over the layer; the weight itself has no gradient.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from quatrain.core.errors import InputError
 
 
 class QuantizedLinear(nn.Module):
-    """y = x W^T + bias, for a W (out_features, in_features) of which the buffers hold the rounded numbers.
+    """y = x W^T + bias, with W (out_features, in_features) quantized in the layer's buffers.
 
-    A subclass implements `rounded`, `dequantized_weight` and `product`; `files` and `folder_entries` for model folders;
-    and optionally `inference`, a faster forward without gradients.
+    A subclass implements `quantize_weight`, `dequantized_weight` and `matmul`; `folder_operation` and
+    `quantization_config` for model folders; and optionally `inference`, a faster product without gradients.
     """
 
     method: ClassVar[str]
-    """The word that names it in settings."""
+    """The method's name in settings."""
     fixed_dtype: ClassVar[tuple[str, ...]] = ()
-    """Buffers that keep the dtype of their file, whatever the model's."""
-    from_float = False
-    """Whether it is about to be filled from a folder of float weights."""
+    """Buffers that keep the dtype of their file, whatever the model's dtype."""
+    quantize_on_load = False
+    """Whether the layer is about to be filled from a folder of float weights."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, device: Any = None):
         super().__init__()
@@ -37,62 +37,68 @@ class QuantizedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, device=device)) if bias else None
 
     @classmethod
+    def empty_like(cls, linear: nn.Module, **options: Any) -> Self:
+        """A layer of a linear layer's shape and device, not filled yet."""
+        weight: Any = linear.weight
+        return cls(
+            weight.shape[1], weight.shape[0], getattr(linear, "bias", None) is not None, weight.device, **options
+        )
+
+    @classmethod
     def from_linear(cls, linear: nn.Module, **options: Any) -> Self:
-        """The layer nearest to a linear one. Raises InputError for weights that are not finite."""
-        weight: Tensor = linear.weight.detach()  # type: ignore[operator]
-        bias = getattr(linear, "bias", None)
-        layer = cls(weight.shape[1], weight.shape[0], bias is not None, weight.device, **options)
-        for name, tensor in layer.rounded(weight).items():
+        """Quantizes a linear layer. Raises InputError if its weights are not finite."""
+        layer = cls.empty_like(linear, **options)
+        for name, tensor in layer.quantize_weight(linear.weight.detach()).items():  # type: ignore[operator]
             setattr(layer, name, tensor)
-        if bias is not None:
-            layer.bias = nn.Parameter(bias.detach().clone())
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(linear.bias.detach().clone())  # type: ignore[operator]
         return layer.train(linear.training)
 
     @classmethod
-    def options(cls, linears: list[nn.Linear], **wanted: Any) -> dict[str, Any]:
-        """What all layers of one model have in common, beyond what is wanted, chosen by their shapes."""
-        return wanted
+    def shared_options(cls, linears: list[nn.Linear], **options: Any) -> dict[str, Any]:
+        """The options of all layers of one model; those not given are chosen by the layers' shapes."""
+        return options
 
     @classmethod
-    def fits(cls, linear: nn.Linear, **options: Any) -> bool:
-        """Whether a layer of this shape can be one."""
+    def supports(cls, linear: nn.Linear, **options: Any) -> bool:
+        """Whether the method can quantize a layer of this shape."""
         return True
 
-    def rounded(self, weight: Tensor) -> dict[str, Tensor]:
-        """The buffers for a weight (out, in) of any float dtype. Raises InputError where it is not finite."""
+    def quantize_weight(self, weight: Tensor) -> dict[str, Tensor]:
+        """The buffers for a weight (out, in) of any float dtype. Raises InputError if it is not finite."""
         raise NotImplementedError
 
     def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """W (out_features, in_features), worked out in float32 and rounded to `dtype`."""
+        """W (out_features, in_features), computed in float32 and rounded to `dtype`."""
         raise NotImplementedError
 
-    def product(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """x W^T in x's dtype."""
         raise NotImplementedError
 
-    def result(self, x: Tensor) -> Tensor:
-        """x W^T and the bias in x's dtype, of which no backward pass knows."""
-        found = self.product(x)
-        return found if self.bias is None else found.add_(self.bias.to(found.dtype))
+    def linear_no_grad(self, x: Tensor) -> Tensor:
+        """x W^T + bias in x's dtype, for use inside an autograd function."""
+        y = self.matmul(x)
+        return y if self.bias is None else y.add_(self.bias.to(y.dtype))
 
-    def product_back(self, gradient: Tensor) -> Tensor:
-        """What the gradient of x W^T is for x."""
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient of x, from the gradient of x W^T."""
         return gradient @ self.dequantized_weight(gradient.dtype)
 
     def inference(self, x: Tensor) -> Tensor:
-        """x W^T where nobody asks for gradients: by the fastest way there is."""
-        return self.product(x)
+        """x W^T without gradients, by the fastest implementation."""
+        return self.matmul(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, in_features) to (…, out_features), in x's dtype (autocast's where it is on)."""
+        """x (…, in_features) to (…, out_features), in x's dtype or in autocast's where that is enabled."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        learning = x.requires_grad and torch.is_grad_enabled()
-        y: Tensor = _Product.apply(x, self) if learning else self.inference(x)
+        needs_gradient = x.requires_grad and torch.is_grad_enabled()
+        y: Tensor = _MatmulWithGradient.apply(x, self) if needs_gradient else self.inference(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def dequantize(self) -> nn.Linear:
-        """A plain linear layer with the same weights, in float32."""
+        """A float32 linear layer with the same weights."""
         weight = self.dequantized_weight()
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=weight.device)
         with torch.no_grad():
@@ -101,150 +107,153 @@ class QuantizedLinear(nn.Module):
                 linear.bias.copy_(self.bias)
         return linear.train(self.training)
 
-    def files(self, operation: Any) -> Any:
-        """The operation of its tensors in a model folder, in place of the family's for a float weight.
+    def folder_operation(self, operation: Any) -> Any:
+        """The weight operation of the quantized layer, which replaces the family's operation for the float weight.
 
-        Raises InputError for layers that are no plain linear layer in the family's files.
+        Raises InputError for a layer that the family's files do not store as one plain linear layer.
         """
         raise NotImplementedError
 
-    def folder_entries(self, model: Any) -> dict[str, Any]:
+    def quantization_config(self, model: Any) -> dict[str, Any]:
         """The `quantization_config` of a folder of the model."""
         raise NotImplementedError
 
-    def file_names(self, operation: Any) -> Iterator[Any]:
-        """How this layer's tensors stand in the folder that is read or written."""
-        yield Quantizing(operation, self) if self.from_float else self.files(operation)
+    def weight_operations(self, operation: Any) -> Iterator[Any]:
+        """Yields the operation that reads or writes this layer's tensors in a model folder."""
+        yield QuantizeOnLoad(operation, self) if self.quantize_on_load else self.folder_operation(operation)
 
     def config_entries(self, model: Any) -> dict[str, Any]:
-        """What a `config.json` says of the quantization of `model`."""
-        return {"quantization_config": self.folder_entries(model)}
+        """The entries that the layer adds to the `config.json` of `model`."""
+        return {"quantization_config": self.quantization_config(model)}
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _Product(torch.autograd.Function):
-    """x W^T, whose backward pass works W out again: between the two nothing of its size is held."""
+class _MatmulWithGradient(torch.autograd.Function):
+    """x W^T; the backward pass dequantizes W again, so that no tensor of W's size is saved between the passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
-        return layer.product(x)
+        return layer.matmul(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.product_back(gradient), None
+        return ctx.layer.input_gradient(gradient), None
 
 
 @dataclass(frozen=True)
-class Quantizing:
-    """A float weight of the files that is quantized as it is read: no more than one is held."""
+class QuantizeOnLoad:
+    """A weight operation that quantizes a float weight as it is read: one float weight is in memory at a time."""
 
     operation: Any
     layer: QuantizedLinear
 
     @property
     def sources(self) -> list[str]:
-        """Their names."""
-        found: list[str] = self.operation.sources
-        return found
+        """Names in the files."""
+        names: list[str] = self.operation.sources
+        return names
 
     @property
     def targets(self) -> list[str]:
-        """Our names."""
+        """Names in the model."""
         ends = list(self.layer._buffers)
         return [f"{name.removesuffix('.weight')}.{end}" for name in self.operation.targets for end in ends]
 
     def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Our tensors, from a function that gives theirs by name."""
+        """Yields the model's tensors; `get` returns a tensor of the files by name."""
         for name, tensor in self.operation.read(get):
-            for end, value in self.layer.rounded(tensor).items():
+            for end, value in self.layer.quantize_weight(tensor).items():
                 yield f"{name.removesuffix('.weight')}.{end}", value
 
 
 def check_finite(weight: Tensor) -> None:
-    """Raises InputError for a weight that cannot be rounded."""
+    """Raises InputError for a weight with NaN or inf."""
     if not bool(torch.isfinite(weight).all()):
         raise InputError("A weight is not finite (NaN or infinite), so it cannot be quantized; use another model.")
 
 
-STRIP, MANY = 1 << 20, 512
-"""Weights of a strip of outputs, multiplied while the processor's cache has them; rows for which that saves nothing."""
+STRIP_WEIGHTS = 1 << 20
+"""Weights of one strip of output rows: its product runs while the strip is in the CPU's cache."""
+WHOLE_ROWS = 512
+"""From so many rows of x on, the product dominates, and W is dequantized whole."""
 
 
-def in_strips(x: Tensor, out_features: int, strip: Callable[[int, int], Tensor]) -> Tensor:
-    """x W^T for x (…, in), some outputs after the other, of which `strip(start, stop)` are the rows of W.
+def matmul_in_strips(x: Tensor, out_features: int, strip: Callable[[int, int], Tensor]) -> Tensor:
+    """x W^T for x (…, in), in strips of outputs; `strip(start, stop)` returns those rows of W.
 
-    Starts are multiples of 64. Nothing of the size of W is written to memory or read from it, but for many rows, whose
-    product takes so long that W is worked out whole.
+    Starts are multiples of 64. On a CPU with few rows of x, no tensor of the size of W is written or read.
     """
     flat = x.reshape(-1, x.shape[-1])
-    step = max(64, STRIP // x.shape[-1] // 64 * 64)
-    if x.device.type != "cpu" or len(flat) >= MANY or step >= out_features:
+    step = max(64, STRIP_WEIGHTS // x.shape[-1] // 64 * 64)
+    if x.device.type != "cpu" or len(flat) >= WHOLE_ROWS or step >= out_features:
         return (flat @ strip(0, out_features).t()).view(*x.shape[:-1], out_features)
-    found = x.new_empty(len(flat), out_features)
+    y = x.new_empty(len(flat), out_features)
     for start in range(0, out_features, step):
         stop = min(start + step, out_features)
-        found[:, start:stop] = flat @ strip(start, stop).t()
-    return found.view(*x.shape[:-1], out_features)
+        y[:, start:stop] = flat @ strip(start, stop).t()
+    return y.view(*x.shape[:-1], out_features)
 
 
-PART = 1 << 17
-"""Weights that are worked out at a time: what lies between fits the processor's cache."""
+LOOKUP_CHUNK = 1 << 17
+"""Weights that are dequantized at a time: the intermediate tensors fit the CPU's cache."""
 
 
-def looked_up(packed: Tensor, pairs: Tensor, scales: Tensor, block: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Weights (count,) of bytes that stand for two each, times the scales (ceil(count / block),) of blocks of them.
+def dequantize_by_lookup(
+    packed: Tensor, pairs: Tensor, scales: Tensor, block: int, count: int, dtype: torch.dtype
+) -> Tensor:
+    """Weights (count,) from bytes of two 4-bit weights each, times the scales (ceil(count / block),) of their blocks.
 
-    `pairs` (256, 2), in the dtype of the scales, are the two weights of each byte. The product is in that dtype, and
-    rounded to `dtype`.
+    `pairs` (256, 2), in the dtype of the scales, holds the two weights of each byte. The product is computed in that
+    dtype and rounded to `dtype`.
     """
-    found = torch.empty(count, dtype=dtype, device=packed.device)
-    # One word of a table is both weights of a byte: to fetch it takes half as long as to fetch a row of two.
+    weights = torch.empty(count, dtype=dtype, device=packed.device)
+    # One word of the table is both weights of a byte: fetching it takes half the time of fetching a row of two.
     words = pairs.view(torch.int64 if pairs.dtype == torch.float32 else torch.int32).view(-1)
-    flat, step = packed.reshape(-1), PART if packed.device.type == "cpu" else count + 1
+    flat, step = packed.reshape(-1), LOOKUP_CHUNK if packed.device.type == "cpu" else count + 1
     step += -step % (2 * block)
     for start in range(0, count, step):
         end = min(start + step, count)
-        part = words.index_select(0, flat[start // 2 : (end + 1) // 2].int()).view(pairs.dtype)[: end - start]
+        chunk = words.index_select(0, flat[start // 2 : (end + 1) // 2].int()).view(pairs.dtype)[: end - start]
         factors = scales[start // block : -(-end // block)]
         if (end - start) % block:
-            part = part * factors.repeat_interleave(block)[: end - start]
+            chunk = chunk * factors.repeat_interleave(block)[: end - start]
         else:
-            part = part.view(-1, block).mul_(factors[:, None]).view(-1)
-        found[start:end] = part
-    return found
+            chunk = chunk.view(-1, block).mul_(factors[:, None]).view(-1)
+        weights[start:end] = chunk
+    return weights
 
 
-def bucket(rows: int, most: int) -> int:
-    """The next power of two: the number of rows that stands for this one when ways are measured."""
-    return min(most, 1 << (rows - 1).bit_length())
+def row_bucket(rows: int, largest: int) -> int:
+    """The next power of two, at most `largest`: implementations are measured once for each bucket of rows."""
+    return min(largest, 1 << (rows - 1).bit_length())
 
 
-def is_faster(other: Callable[[], Tensor], plain: Callable[[], Tensor], dtype: torch.dtype) -> bool:
-    """Whether another way than the plain one is faster here, gives the same up to rounding, and does not fail."""
+def is_faster(candidate: Callable[[], Tensor], reference: Callable[[], Tensor], dtype: torch.dtype) -> bool:
+    """Whether a candidate runs on this machine, agrees with the reference up to rounding, and is faster."""
     try:
         with torch.inference_mode():
-            expected, found = plain().float(), other().float()
+            expected, result = reference().float(), candidate().float()
             largest = float(expected.abs().max())
-            if not float((expected - found).abs().max()) <= 4 * torch.finfo(dtype).eps * max(1.0, largest):
+            if not float((expected - result).abs().max()) <= 4 * torch.finfo(dtype).eps * max(1.0, largest):
                 return False
-            limit = _seconds(plain)
-            return _seconds(other, limit) < limit
+            limit = _best_time(reference)
+            return _best_time(candidate, limit) < limit
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
 
 
-def _seconds(way: Callable[[], Tensor], limit: float = float("inf")) -> float:
-    """The best of four turns; of two, where both take more than three times the limit: one may have been disturbed."""
+def _best_time(run: Callable[[], Tensor], limit: float = float("inf")) -> float:
+    """The shortest of four runs, in seconds; of two, if both take more than three times the limit."""
     best = float("inf")
-    for turn in range(4):
+    for repeat in range(4):
         start = time.perf_counter()
-        device = way().device
+        device = run().device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
-        if turn and best > 3 * limit:
+        if repeat and best > 3 * limit:
             break
     return best

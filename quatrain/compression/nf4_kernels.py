@@ -1,4 +1,4 @@
-"""bitsandbytes' kernel for working NF4 weights out, where that library is installed and is the faster way."""
+"""bitsandbytes' NF4 dequantization kernel, used if the library is installed, agrees bit for bit and is faster."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch import Tensor
 
 from quatrain.compression.layer import is_faster
 
-Plainly = Callable[[Tensor, Tensor, Sequence[int], torch.dtype], Tensor]
-"""Weights of a shape and dtype, out of their numbers and scales, by PyTorch alone."""
+Dequantize = Callable[[Tensor, Tensor, Sequence[int], torch.dtype], Tensor]
+"""Weights of a shape and dtype, from packed values and scales."""
 
 PROBE = 1024
-"""Inputs and outputs of the weight that both ways are tried on."""
+"""Inputs and outputs of the weight that the implementations are measured on."""
 
 
-def takes(shape: Sequence[int], block: int) -> bool:
-    """Whether the kernel takes a weight of this shape: of other rows than of whole blocks it may read other scales."""
+def supports(shape: Sequence[int], block: int) -> bool:
+    """Whether the kernel takes a weight of this shape: rows must be whole blocks, else it may read wrong scales."""
     return shape[-1] % block == 0
 
 
-def worked_out(packed: Tensor, scales: Tensor, block: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The weights of this shape of bytes that stand for two each, times the scales of blocks, rounded to `dtype`."""
-    found: Tensor = torch.ops.bitsandbytes.dequantize_4bit(packed, scales, block, "nf4", list(shape), dtype)
-    return found
+def dequantize(packed: Tensor, scales: Tensor, block: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Weights of a shape, from bytes of two values each and the scale of each block, rounded to `dtype`."""
+    weights: Tensor = torch.ops.bitsandbytes.dequantize_4bit(packed, scales, block, "nf4", list(shape), dtype)
+    return weights
 
 
 @cache
-def kernel_is_faster(device: torch.device, dtype: torch.dtype, block: int, plainly: Plainly) -> bool:
-    """Whether the kernel is here, gives the same bits as the plain way, and is faster, measured here."""
+def kernel_is_faster(device: torch.device, dtype: torch.dtype, block: int, reference: Dequantize) -> bool:
+    """Whether the kernel is available, equals the reference bit for bit, and is faster, measured here."""
     if device.type not in ("cpu", "cuda") or not _imported():
         return False
     draw, count = torch.Generator().manual_seed(0), PROBE * PROBE
@@ -41,21 +41,21 @@ def kernel_is_faster(device: torch.device, dtype: torch.dtype, block: int, plain
     scales = torch.rand(count // block, generator=draw).to(device)
 
     def plain() -> Tensor:
-        return plainly(packed, scales, (PROBE, PROBE), dtype)
+        return reference(packed, scales, (PROBE, PROBE), dtype)
 
-    def other() -> Tensor:
-        return worked_out(packed, scales, block, (PROBE, PROBE), dtype)
+    def kernel() -> Tensor:
+        return dequantize(packed, scales, block, (PROBE, PROBE), dtype)
 
     try:
-        same = torch.equal(plain(), other())
+        same = torch.equal(plain(), kernel())
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
-    return same and is_faster(other, plain, dtype)
+    return same and is_faster(kernel, plain, dtype)
 
 
 @cache
 def _imported() -> bool:
-    """Whether bitsandbytes can be imported; what it warns of concerns products that are not used here."""
+    """Whether bitsandbytes can be imported. Its warnings are silenced: they concern products that are not used here."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return False
     logger = logging.getLogger("bitsandbytes")

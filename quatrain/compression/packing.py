@@ -30,8 +30,8 @@ WEIGHTS: dict[int, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Packed:
-    """One layer: `weight_packed` (out, in / 4 or 8) int32, `weight_scale` (out, groups), `weight_shape` of theirs."""
+class PackedOperation:
+    """In the files: `weight_packed` (out, in / 4 or 8) int32, `weight_scale` (out, groups), `weight_shape`."""
 
     theirs: str
     ours: str
@@ -64,29 +64,30 @@ class Packed:
         yield from zip(self.sources, (words, scale.reshape(len(weight), -1), shape), strict=True)
 
 
-def packed(operation: Any, method: str, bits: int, in_features: int) -> Packed:
-    """The weight operation of an int8 or int4 layer, which replaces the family's operation for the float layer.
+def packed_operation(operation: Any, bits: int, in_features: int) -> PackedOperation:
+    """The weight operation of an int8 or int4 layer. Raises InputError as `plain_paths` does."""
+    theirs, ours = plain_paths(operation, METHOD)
+    return PackedOperation(theirs, ours, in_features, bits)
 
-    Raises InputError for a layer that the family's files do not store as one plain linear layer: the format cannot
-    hold it.
+
+def plain_paths(operation: Any, file_format: str) -> tuple[str, str]:
+    """The paths, in the files and in the model, of a layer that the files store as one plain linear layer.
+
+    Raises InputError for any other layer: quantized folders cannot store it.
     """
     if not isinstance(operation, Rename) or operation.transpose:
         raise InputError(
-            f"{operation.theirs}: this family fuses or transposes it in its files, and compressed-tensors, the format "
-            f"of {method} model folders, has no place for that. Quantize a model of another family, such as "
-            "llama, or keep it in memory alone."
+            f"{operation.theirs}: this family fuses or transposes it in its files, and {file_format}, the format of "
+            "quantized model folders, has no place for that. Quantize a model of another family, such as llama, or "
+            "keep the quantized model in memory."
         )
-    theirs, ours = operation.theirs.removesuffix(".weight"), operation.ours.removesuffix(".weight")
-    return Packed(theirs, ours, in_features, bits)
+    return operation.theirs.removesuffix(".weight"), operation.ours.removesuffix(".weight")
 
 
 def pack(weight: Tensor) -> Tensor:
-    """int8 (out, in) as int32 (out, ceil(in / 4)): four weights a word, raised by 128, lowest byte first."""
-    raised = (weight.to(torch.int16) + OFFSET).to(torch.uint8)
-    missing = -weight.shape[1] % 4
-    if missing:
-        raised = nn.functional.pad(raised, (0, missing))
-    words = raised.view(weight.shape[0], -1, 4).to(torch.int64)
+    """int8 (out, in) as int32 (out, ceil(in / 4)): four weights a word, offset by 128, lowest byte first."""
+    values = (weight.to(torch.int16) + OFFSET).to(torch.uint8)
+    words = nn.functional.pad(values, (0, -weight.shape[1] % 4)).view(weight.shape[0], -1, 4).to(torch.int64)
     shifts = torch.tensor([0, 8, 16, 24])
     unsigned = (words << shifts).sum(dim=-1)
     return torch.where(unsigned >= 2**31, unsigned - 2**32, unsigned).to(torch.int32)
@@ -94,25 +95,29 @@ def pack(weight: Tensor) -> Tensor:
 
 def unpack(words: Tensor, columns: int) -> Tensor:
     """The inverse of `pack`: int32 (out, ceil(columns / 4)) as int8 (out, columns)."""
-    parts = (words.to(torch.int64)[..., None] >> torch.tensor([0, 8, 16, 24])) & 0xFF
-    return (parts.flatten(1)[:, :columns] - OFFSET).to(torch.int8)
+    values = (words.to(torch.int64)[..., None] >> torch.tensor([0, 8, 16, 24])) & 0xFF
+    return (values.flatten(1)[:, :columns] - OFFSET).to(torch.int8)
 
 
 def quantization_config(model: Model, weights: dict[str, Any]) -> dict[str, Any]:
-    """The `quantization_config` of a model's config.json: the format of its `weights`, and the layers left in float."""
-    names = file_names(model)
-    kept = [names.get(name, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """The `quantization_config` of a model's config.json, with the format of its `weights`."""
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     return {
         "quant_method": METHOD,
         "format": FORMAT,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": sorted(kept),
+        "ignore": float_layers(model),
     }
 
 
-def file_names(model: Model) -> dict[str, str]:
+def float_layers(model: Model) -> list[str]:
+    """The paths in the family's files of the linear layers that are not quantized, sorted."""
+    paths = paths_in_files(model)
+    return sorted(paths.get(name, name) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+
+
+def paths_in_files(model: Model) -> dict[str, str]:
     """Maps the path of each layer in the model to its path in the family's files."""
     operations = family(model.config.family).weights(model.config)
     return {

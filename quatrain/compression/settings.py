@@ -1,6 +1,6 @@
-"""Limits of quantization that are known without torch."""
+"""Limits of quantization; this module does not import torch."""
 
 from __future__ import annotations
 
 FLOAT_ONLY_FAMILIES = ("gpt2", "phi3", "bloom", "gpt_neox")
-"""Families whose files fuse or transpose linear layers, for which the formats of quantized folders have no place."""
+"""Families whose files fuse or transpose linear layers, so that quantized model folders cannot store them."""

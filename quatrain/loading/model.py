@@ -85,9 +85,9 @@ def load_weights(
 
         head = head_of(resolved.folder)
     bits = 4 if quantize else None
-    prepare = methods.preparation(quantize)
+    prepare = methods.loading_hook(quantize)
     network = model_folder.load(resolved.base, dtype=dtype, device=device, prepare=prepare, bits=bits, **head)
-    methods.filled(network)
+    methods.finish_loading(network)
     if resolved.is_adapter:
         load_adapter(network, resolved.folder)
     elif resolved.adapters:

@@ -25,7 +25,7 @@ from quatrain.adapters.apply import apply, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.compression import methods
-from quatrain.compression.layer import QuantizedLinear, in_strips
+from quatrain.compression.layer import QuantizedLinear, matmul_in_strips
 from quatrain.core.allocation import keeps
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
@@ -185,12 +185,12 @@ def _model(
         model = Model(config)
         if adapter is not None:
             if adapter.quantize_base != "float":
-                methods.preparation(adapter.quantize_base)(model, {})
-                methods.filled(model)
+                methods.loading_hook(adapter.quantize_base)(model, {})
+                methods.finish_loading(model)
                 for layer in model.modules():
                     if isinstance(layer, QuantizedLinear):  # do not run the dequantization
                         layer.dequantized_weight = partial(_empty_weight, layer)  # type: ignore[method-assign]
-                        layer.product = partial(_empty_product, layer)  # type: ignore[method-assign]
+                        layer.matmul = partial(_empty_product, layer)  # type: ignore[method-assign]
             apply(model, adapter)
             if adapter.learns_special_tokens(config.head):
                 train_tokens(model, special or (0,))
@@ -203,7 +203,7 @@ def _empty_weight(layer: QuantizedLinear, dtype: torch.dtype = torch.float32) ->
 
 def _empty_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
     wide = layer.in_features
-    return in_strips(x, layer.out_features, lambda start, stop: x.new_empty(stop - start, wide))
+    return matmul_in_strips(x, layer.out_features, lambda start, stop: x.new_empty(stop - start, wide))
 
 
 @dataclass

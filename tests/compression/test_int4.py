@@ -87,13 +87,13 @@ def test_a_weight_in_another_dtype_is_the_exact_one_rounded(dtype: torch.dtype) 
 @pytest.mark.parametrize("outputs", [64, 128, 320])
 @pytest.mark.parametrize("inputs", [32, 96, 256])
 def test_the_kernels_order_and_back(inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = int4_kernels.kernel_of("cpu")
+    kernel = int4_kernels.device_kernel("cpu")
     if kernel is None:
         pytest.skip("this PyTorch has no int4 kernel for processors")
     rows = torch.randint(256, (outputs, inputs // 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole = kernel.pack(rows)
     assert whole.nbytes == rows.nbytes and torch.equal(kernel.unpack(whole, outputs, inputs), rows)
-    monkeypatch.setattr(int4_kernels, "PART", 1 << 13)
+    monkeypatch.setattr(int4_kernels, "CHUNK", 1 << 13)
     assert torch.equal(kernel.pack(rows), whole) and torch.equal(kernel.unpack(whole, outputs, inputs), rows)
 
 
@@ -107,9 +107,9 @@ def test_the_kernel_agrees_with_the_plain_weight(group: int, rows: int, dtype: t
     expected = nn.functional.linear(x.double(), layer.dequantized_weight().double(), layer.bias.detach().double())
     with torch.inference_mode():
         found = layer(x.to(dtype))
-    if int4_kernels.kernel_of("cpu") is not None:
-        assert layer.held is not None and layer.weight is None
-        assert layer.held.nbytes == before.nbytes and [name for name, _ in layer.named_buffers()] == ["scale"]
+    if int4_kernels.device_kernel("cpu") is not None:
+        assert layer.kernel_weight is not None and layer.weight is None
+        assert layer.kernel_weight.nbytes == before.nbytes and [name for name, _ in layer.named_buffers()] == ["scale"]
     assert found.dtype == dtype
     close = 2e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found.double(), expected, atol=close * float(expected.abs().max()), rtol=close)
@@ -120,12 +120,12 @@ def test_the_kernel_agrees_with_the_plain_weight(group: int, rows: int, dtype: t
     layer(ask).sum().backward()
     torch.testing.assert_close(ask.grad[0, 0], layer.dequantized_weight().sum(0), atol=1e-5, rtol=1e-5)
     layer.train()
-    assert layer.held is None and torch.equal(layer.weight, before)
+    assert layer.kernel_weight is None and torch.equal(layer.weight, before)
     layer.load_state_dict(layer.state_dict())
 
 
 def test_a_way_that_is_slower_fails_or_disagrees_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = int4_kernels.kernel_of("cpu")
+    kernel = int4_kernels.device_kernel("cpu")
     if kernel is None:
         pytest.skip("this PyTorch has no int4 kernel for processors")
     x = torch.randn(2, 128).bfloat16()
@@ -133,7 +133,7 @@ def test_a_way_that_is_slower_fails_or_disagrees_is_never_taken(monkeypatch: pyt
     def fails(*_: object) -> None:
         raise RuntimeError("no such processor")
 
-    for number, changes in enumerate(({"product": lambda *_: torch.zeros(2, 64)}, {"product": fails}, {"pack": fails},
+    for number, changes in enumerate(({"matmul": lambda *_: torch.zeros(2, 64)}, {"matmul": fails}, {"pack": fails},
                                       {"unpack": lambda *_: torch.zeros(64, 64, dtype=torch.uint8)})):  # fmt: skip
         int4.kernel_is_faster.cache_clear()
         with monkeypatch.context() as patch:
@@ -142,7 +142,9 @@ def test_a_way_that_is_slower_fails_or_disagrees_is_never_taken(monkeypatch: pyt
             layer = Int4Linear.from_linear(linear(128, 64, seed=number))
             with torch.no_grad():
                 found = layer(x)
-            assert layer.held is None and torch.equal(found, nn.functional.linear(x, layer.dequantized_weight(x.dtype)))
+            assert layer.kernel_weight is None and torch.equal(
+                found, nn.functional.linear(x, layer.dequantized_weight(x.dtype))
+            )
     int4.kernel_is_faster.cache_clear()
 
 
@@ -160,9 +162,9 @@ def test_the_order_of_cuda_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randint(256, (64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(kernel.unpack(kernel.pack(rows), 64, 128), rows)
     layer, x = Int4Linear.from_linear(linear(128, 64), group=32), torch.randn(3, 128).bfloat16()
-    found = kernel.product(x, kernel.pack(layer.weight), 32, int4.factors_of(layer.scale, x.dtype))
+    found = kernel.matmul(x, kernel.pack(layer.weight), 32, int4.scales_for_kernel(layer.scale, x.dtype))
     torch.testing.assert_close(found, nn.functional.linear(x, layer.dequantized_weight(x.dtype)), atol=2e-2, rtol=2e-2)
-    assert kernel.fits(128, 64, torch.bfloat16) and not kernel.fits(96, 64, torch.bfloat16)
+    assert kernel.supports(128, 64, torch.bfloat16) and not kernel.supports(96, 64, torch.bfloat16)
 
 
 def test_the_group_is_the_largest_that_fits_and_others_stay(tmp_path: Path) -> None:
@@ -177,10 +179,10 @@ def test_the_group_is_the_largest_that_fits_and_others_stay(tmp_path: Path) -> N
     with torch.no_grad():
         assert torch.equal(again(IDS)[0], some(IDS)[0])
     odd = random_model(llama(hidden_size=48, intermediate_size=80))
-    with pytest.raises(InputError, match="none is of a size"):
+    with pytest.raises(InputError, match="unsuitable for int4"):
         methods.quantize(odd, "int4")
     model_folder.save(odd, tmp_path / "odd")
-    with pytest.raises(InputError, match="none is of a size"):
+    with pytest.raises(InputError, match="unsuitable for int4"):
         load_model(tmp_path / "odd", quantize="int4")
     with pytest.raises(InputError, match="group: 128, for a layer of 96 inputs"):
         Int4Linear(96, 4)
@@ -195,8 +197,8 @@ def test_a_folder_written_while_the_kernel_holds_the_weight_is_the_same(tmp_path
     model.float()
     with torch.inference_mode():
         model(IDS)
-    if int4_kernels.kernel_of("cpu") is not None:
-        assert model.layers[0].mlp.up_proj.held is not None
+    if int4_kernels.device_kernel("cpu") is not None:
+        assert model.layers[0].mlp.up_proj.kernel_weight is not None
     state = model.state_dict()
     weight = "layers.1.mlp.down_proj.weight"
     assert torch.equal(state[weight], load_model(tmp_path / "before")[0].state_dict()[weight])
@@ -217,4 +219,4 @@ def test_other_groups_are_refused_by_name(tmp_path: Path) -> None:
         changed = copy.deepcopy(config)
         changed["config_groups"]["group_0"]["weights"] |= change
         with pytest.raises(InputError, match=part):
-            files.prepare(random_model(CONFIG), {"quantization_config": changed})
+            files.replace_layers(random_model(CONFIG), {"quantization_config": changed})

@@ -59,7 +59,7 @@ def test_numbers_and_scales_are_those_of_bitsandbytes(rows, columns, seed, size,
     weight[0] = 0
     weight[-1, : columns // 2] = weight[-1].abs().max() / 2  # half way between two numbers
     numbers, largest, _ = library.int8_vectorwise_quant(weight.clone())
-    found = int8.Int8Linear(columns, rows).rounded(weight)
+    found = int8.Int8Linear(columns, rows).quantize_weight(weight)
     zero = largest == 0  # whose scale is 0 there and 1 here
     assert torch.equal(found["weight"][~zero], numbers[~zero]) and not found["weight"][zero].any()
     assert torch.equal(found["scale"][~zero], largest[~zero] / 127) and (found["scale"][zero] == 1).all()
@@ -73,16 +73,16 @@ def test_the_ways_agree(dtype, rows):
     weight = torch.randint(-127, 128, (128, 64), dtype=torch.int8)
     scale = torch.rand(128) * 0.01
     exact = (x.double() @ (weight * scale.double()[:, None]).T).float()
-    for path in (int8.dequantized, int8.packed_product):
+    for path in (int8.dequantized_matmul, int8.kernel_matmul):
         found = path(x, weight, scale)
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), exact, atol=2e-2 if dtype == torch.bfloat16 else 1e-4, rtol=1e-2)
-    assert int8.fastest_path(dtype, "cpu", 64, 128, rows) in (int8.dequantized, int8.packed_product)
+    assert int8.fastest_matmul(dtype, "cpu", 64, 128, rows) in (int8.dequantized_matmul, int8.kernel_matmul)
 
 
 def test_a_way_that_disagrees_is_never_taken(monkeypatch):
-    monkeypatch.setattr(int8, "packed_product", lambda x, weight, scale: int8.dequantized(x, weight, scale) + 1)
-    assert int8.fastest_path(torch.float32, "cpu", 64, 192, 4) is int8.dequantized
+    monkeypatch.setattr(int8, "kernel_matmul", lambda x, weight, scale: int8.dequantized_matmul(x, weight, scale) + 1)
+    assert int8.fastest_matmul(torch.float32, "cpu", 64, 192, 4) is int8.dequantized_matmul
 
 
 def test_quantized_model_is_near_and_smaller():
@@ -188,4 +188,4 @@ def test_other_quantizations_are_refused_by_name(tmp_path):
         ({"config_groups": {}}, "one group"),
     ]:
         with pytest.raises(InputError, match=part):
-            files.prepare(random_model(CONFIG), {"quantization_config": wanted | change})
+            files.replace_layers(random_model(CONFIG), {"quantization_config": wanted | change})

@@ -55,8 +55,8 @@ def test_strips_are_parts_of_the_same_product(method: str, outputs: int, monkeyp
     layer = METHODS[method].from_linear(nn.Linear(96, outputs), **({"group": 32} if method == "int4" else {}))
     x, expected = torch.randn(3, 96), []
     for strip in (1 << 20, 1):
-        monkeypatch.setattr(layers, "STRIP", strip)
-        expected.append(layer.product(x))
+        monkeypatch.setattr(layers, "STRIP_WEIGHTS", strip)
+        expected.append(layer.matmul(x))
     torch.testing.assert_close(*expected)
     torch.testing.assert_close(expected[0], x @ layer.dequantized_weight().t(), atol=1e-5, rtol=1e-5)
 
@@ -152,7 +152,7 @@ def test_a_weight_is_quantized_while_no_other_float_is_held(method: str, tmp_pat
     """Beside what is there for good, at no time more than one weight and what rounding it takes."""
     save_random(CONFIG.with_(num_hidden_layers=6), tmp_path)
     alive: list[int] = []
-    rounded = METHODS[method].rounded
+    rounded = METHODS[method].quantize_weight
 
     def watched(self: nn.Module, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.device.type == "cpu"]
@@ -164,7 +164,7 @@ def test_a_weight_is_quantized_while_no_other_float_is_held(method: str, tmp_pat
     gc.freeze()  # `get_objects` then lists what the load makes, not the hundred thousands of objects from before
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(METHODS[method], "rounded", watched)
+            patch.setattr(METHODS[method], "quantize_weight", watched)
             load_model(tmp_path, quantize=method)
     finally:
         gc.unfreeze()

@@ -17,7 +17,7 @@ from torch import nn
 from quatrain.compression import layer as layers
 from quatrain.compression import methods, nf4, nf4_kernels
 from quatrain.compression.blockwise import dynamic_code
-from quatrain.compression.nf4 import NF4Linear, dequantized, quantized, scales_of
+from quatrain.compression.nf4 import NF4Linear, dequantize, dequantize_scales, quantize
 from quatrain.core.errors import InputError
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder
@@ -33,10 +33,10 @@ def test_numbers_and_scales_are_those_of_bitsandbytes(rows: int, columns: int, s
     weight = size * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     weight[0, :3] = 0
     packed, state = library.quantize_4bit(weight, blocksize=64, compress_statistics=False, quant_type="nf4")
-    found = quantized(weight, double=False)
+    found = quantize(weight, double=False)
     assert torch.equal(found["weight"][: weight.numel() // 2], packed[: weight.numel() // 2])
     assert torch.equal(found["absmax"], state.absmax)
-    plain = dequantized(found["weight"], found["absmax"], weight.shape, torch.float32)
+    plain = dequantize(found["weight"], found["absmax"], weight.shape, torch.float32)
     if columns % 64 == 0:  # of other shapes its kernel for processors takes other blocks than it made
         assert torch.equal(plain, library.dequantize_4bit(packed, state))
     code = torch.tensor(nf4.CODE)
@@ -63,34 +63,34 @@ def measured():
 def test_the_librarys_kernel_gives_the_same_bits(rows: int, blocks: int, dtype: torch.dtype, seed: int) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     weight = torch.randn(rows, 64 * blocks, generator=torch.Generator().manual_seed(seed))
-    found = quantized(weight, double=False)
+    found = quantize(weight, double=False)
     given = found["weight"], found["absmax"]
-    plain = nf4.looked_up_weights(*given, weight.shape, dtype)
-    assert nf4_kernels.takes(weight.shape, 64)
-    assert torch.equal(nf4_kernels.worked_out(*given, 64, weight.shape, dtype), plain)
-    assert torch.equal(dequantized(*given, weight.shape, dtype), plain)
+    plain = nf4.dequantize_plain(*given, weight.shape, dtype)
+    assert nf4_kernels.supports(weight.shape, 64)
+    assert torch.equal(nf4_kernels.dequantize(*given, 64, weight.shape, dtype), plain)
+    assert torch.equal(dequantize(*given, weight.shape, dtype), plain)
 
 
 def test_a_kernel_that_disagrees_fails_or_is_missing_is_not_taken(measured, monkeypatch) -> None:
     weight = torch.randn(8, 128)
-    found = quantized(weight, double=False)
-    plain = nf4.looked_up_weights(found["weight"], found["absmax"], weight.shape, torch.float32)
+    found = quantize(weight, double=False)
+    plain = nf4.dequantize_plain(found["weight"], found["absmax"], weight.shape, torch.float32)
 
     def off_by_one_bit(*given: Any) -> torch.Tensor:
-        return nf4.looked_up_weights(given[0], given[1], given[3], given[4]).nextafter(torch.tensor(9.0))
+        return nf4.dequantize_plain(given[0], given[1], given[3], given[4]).nextafter(torch.tensor(9.0))
 
     def failing(*given: Any) -> torch.Tensor:
         raise NotImplementedError
 
     for broken in (off_by_one_bit, failing):
         nf4_kernels.kernel_is_faster.cache_clear()
-        monkeypatch.setattr(nf4_kernels, "worked_out", broken)
-        assert torch.equal(dequantized(found["weight"], found["absmax"], weight.shape, torch.float32), plain)
-        assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64, nf4.looked_up_weights)
+        monkeypatch.setattr(nf4_kernels, "dequantize", broken)
+        assert torch.equal(dequantize(found["weight"], found["absmax"], weight.shape, torch.float32), plain)
+        assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64, nf4.dequantize_plain)
     nf4_kernels.kernel_is_faster.cache_clear()
     nf4_kernels._imported.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64, nf4.looked_up_weights)
+    assert not nf4_kernels.kernel_is_faster(torch.device("cpu"), torch.float32, 64, nf4.dequantize_plain)
 
 
 @settings(max_examples=20, deadline=None)
@@ -100,17 +100,17 @@ def test_scales_of_scales_are_those_of_bitsandbytes(rows: int, seed: int) -> Non
     library = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").functional
     weight = torch.randn(rows, 192, generator=torch.Generator().manual_seed(seed))
     _, state = library.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
-    found = quantized(weight, double=True)
+    found = quantize(weight, double=True)
     assert torch.equal(dynamic_code(), state.state2.code)
     assert torch.equal(found["offset"], state.offset)
     assert torch.equal(found["nested"], state.state2.absmax)
     apart = (found["absmax"].int() - state.absmax.int()).abs()
     assert apart.max() <= 1 and (apart > 0).float().mean() <= 0.05
-    centred = quantized(weight, double=False)["absmax"] - found["offset"]
+    centred = quantize(weight, double=False)["absmax"] - found["offset"]
     distances = (centred / found["nested"].repeat_interleave(256)[: len(centred)])[:, None] - dynamic_code()
     mine = distances.abs().gather(1, found["absmax"].long()[:, None])[:, 0]
     assert (mine <= distances.abs().amin(1) + 1e-6).all(), "ours are the nearest"
-    scales = scales_of(state.absmax, state.state2.absmax, state.offset)
+    scales = dequantize_scales(state.absmax, state.state2.absmax, state.offset)
     theirs = library.dequantize_blockwise(state.absmax, state.state2) + state.offset
     assert torch.equal(scales, theirs)
 
@@ -118,7 +118,7 @@ def test_scales_of_scales_are_those_of_bitsandbytes(rows: int, seed: int) -> Non
 def test_parts_of_a_large_weight_are_worked_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = NF4Linear.from_linear(nn.Linear(130, 77))
     whole = layer.dequantized_weight()
-    monkeypatch.setattr(layers, "PART", 300)
+    monkeypatch.setattr(layers, "LOOKUP_CHUNK", 300)
     assert torch.equal(layer.dequantized_weight(), whole)
     assert torch.equal(layer.dequantized_weight(torch.bfloat16), whole.bfloat16())
 

@@ -250,6 +250,6 @@ def test_a_quantization_is_known_or_refused(data: st.DataObject) -> None:
     with torch.device("meta"):
         model = Model(config)
     try:
-        files.prepare(model, {"quantization_config": data.draw(st.just(wanted) | values)})
+        files.replace_layers(model, {"quantization_config": data.draw(st.just(wanted) | values)})
     except InputError:
         return

@@ -91,9 +91,9 @@ class Subject:
 
     def prepare(self, model: Model) -> None:
         """Replace layers of a model without weights by quantized layers and adapters."""
-        from quatrain.compression.files import prepare
+        from quatrain.compression.files import replace_layers
 
-        prepare(model, self.raw_config)
+        replace_layers(model, self.raw_config)
         if self.is_adapter:
             from quatrain.adapters.peft_files import load_adapter
 

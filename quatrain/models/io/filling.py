@@ -125,12 +125,12 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 def weight_operations(kind: Family, model: Model) -> Iterator[Any]:
     """The family's operations for this model; a replaced module brings the names of its own tensors."""
-    replaced = {name: module for name, module in model.named_modules() if hasattr(module, "file_names")}
+    replaced = {name: module for name, module in model.named_modules() if hasattr(module, "weight_operations")}
     for operation in kind.weights(model.config):
         owners = {target.rpartition(".")[0] for target in operation.targets if target.endswith(".weight")}
         modules = [replaced[owner] for owner in owners if owner in replaced]
         if modules:
-            yield from modules[0].file_names(operation)
+            yield from modules[0].weight_operations(operation)
         else:
             yield operation
 
