@@ -82,7 +82,7 @@ def loading_hook(method: str | None) -> Callable[[Model, dict[str, Any]], None]:
     quantized = None if method is None else layer_class(method)
 
     def prepare(model: Model, config: dict[str, Any]) -> None:
-    
+
         files.replace_layers(model, config)
         if quantized is None or config.get("quantization_config"):
             return
