@@ -39,7 +39,7 @@ def cases(size: dict[str, int], dtype: torch.dtype) -> dict[str, tuple[Pass, Pas
     config = ModelConfig("llama", 1, hidden, 1, 1, heads, heads, length)
     cos, sin = (table.to(dtype) for table in Rotary(config, config.rope_theta, None).tables(length, length))
     half_cos, half_sin = (table[..., : width // 2].unsqueeze(-2) for table in (cos, sin))
-    bias = AttentionMask(causal=True).added(length, length, torch.empty(0, dtype=dtype))
+    bias = AttentionMask(causal=True).additive(length, length, torch.empty(0, dtype=dtype))
 
     def attention(turn: bool) -> Pass:
         def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -236,7 +236,7 @@ def adapter(bench: Bench) -> Case:
     words, typed = bench.asked(folder, head, whole=True)
     if (folder / "labels.json").exists() and bench.chance(0.5):
         path = folder / "labels.json"
-        keys = ("labels", "problem", "x")
+        keys = ("labels", "problem_type", "x")
         return Case(words, _edit(bench, path, keys)[0] if bench.chance(0.7) else _break(bench, path)[0], EITHER, typed)
     if bench.chance(0.4):
         words = ["merge", str(folder), "--out", "merged"]

@@ -188,7 +188,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
         ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("pad", "bos", "eos")}
         sizes = SIZES | {"vocab_size": tokenizer.vocab_size} | {k: v for k, v in ids.items() if v is not None}
         config = fresh_config(family, sizes, head=head)
-        model = Model(config.with_(**more) if more else config).initialize(0)
+        model = Model(config.replace(**more) if more else config).initialize(0)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -76,7 +76,7 @@ class AdapterSet:
             own = {name: each.layers[path] for name, each in self.members.items() if path in each.layers}
             replace_module(model, path, MixedLinear(self, own))
         if any(member.prompt is not None for member in self.members.values()):
-            model.prompt = MixedPrompt(self)
+            model.soft_prompt = MixedPrompt(self)
         model.trainable_tokens = MixedTrainableTokens(self)
         model.adapter_set = self
         self.activate(None)
@@ -123,9 +123,9 @@ class AdapterSet:
             apply(model, settings, seed + number, tokenizer=tokenizer)
             train_tokens(model, ids)
             members[name] = Member(
-                dict(adapter_layers(model)), model.prompt, model.config.vocab_size, tokenizer, token_rows(model)
+                dict(adapter_layers(model)), model.soft_prompt, model.config.vocab_size, tokenizer, token_rows(model)
             )
-            model.prompt, model.trainable_tokens = None, None
+            model.soft_prompt, model.trainable_tokens = None, None
             for path, layer in members[name].layers.items():
                 replace_module(model, path, layer.base)
         return cls(model, members)
@@ -135,7 +135,7 @@ class AdapterSet:
         """A context in which the model has one of the adapters and no other, as it is saved to a folder."""
         member = self.members[name]
         with self.disabled():
-            self.model.prompt, self.model.trainable_tokens = member.prompt, member.rows
+            self.model.soft_prompt, self.model.trainable_tokens = member.prompt, member.rows
             for path, layer in member.layers.items():
                 replace_module(self.model, path, layer)
             try:
@@ -147,18 +147,18 @@ class AdapterSet:
     @contextmanager
     def disabled(self) -> Iterator[Model]:
         """A context in which the model has no adapters."""
-        prompt, rows, mixed = self.model.prompt, self.model.trainable_tokens, self._take_off()
+        prompt, rows, mixed = self.model.soft_prompt, self.model.trainable_tokens, self._take_off()
         try:
             yield self.model
         finally:
-            self.model.prompt, self.model.trainable_tokens, self.model.adapter_set = prompt, rows, self
+            self.model.soft_prompt, self.model.trainable_tokens, self.model.adapter_set = prompt, rows, self
             for path, module in mixed.items():
                 replace_module(self.model, path, module)
 
     def _take_off(self) -> dict[str, nn.Module]:
         """Removes all adapters from the model; returns the layers that replaced its own."""
         self.activate(None)
-        self.model.prompt, self.model.trainable_tokens, self.model.adapter_set = None, None, None
+        self.model.soft_prompt, self.model.trainable_tokens, self.model.adapter_set = None, None, None
         mixed: dict[str, Any] = {path: self.model.get_submodule(path) for path in self._paths}
         for path, module in mixed.items():
             replace_module(self.model, path, module.base)
@@ -365,7 +365,7 @@ def _base_name(state: Mapping[str, Any], name: str) -> str:
 
 def _check_bare(model: Model) -> None:
     """Raises InputError for a model with adapters."""
-    if model.adapter_set is not None or model.prompt is not None or any(True for _ in adapter_layers(model)):
+    if model.adapter_set is not None or model.soft_prompt is not None or any(True for _ in adapter_layers(model)):
         raise InputError("This model has adapters already; an adapter set needs a base model without any.")
 
 

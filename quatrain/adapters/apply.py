@@ -28,7 +28,7 @@ from quatrain.models.modules import replace_module
 from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.trainable_tokens import PARTS
-from quatrain.models.transformer.vocabulary import cannot_untie, untie
+from quatrain.models.transformer.vocabulary import untie, untie_obstacle
 from quatrain.planning.limits import check_bytes
 from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     _check_floats(model, saved)
     if set(settings.modules_to_save) & set(PARTS):
         # As in PEFT, the embedding or the head trains and the other one keeps its values.
-        if reason := cannot_untie(model):
+        if reason := untie_obstacle(model):
             raise InputError("This adapter cannot be applied:", [f"modules_to_save: {reason}; remove it"])
         untie(model)
     if settings.method in PROMPTS:
@@ -79,8 +79,8 @@ def apply(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: 
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     if settings.method in PROMPTS:
-        model.prompt = _prompt(model, settings, generator, tokenizer)
-        changed = [f"prompt.{name}" for name, _ in model.prompt.named_parameters()]
+        model.soft_prompt = _prompt(model, settings, generator, tokenizer)
+        changed = [f"soft_prompt.{name}" for name, _ in model.soft_prompt.named_parameters()]
     elif settings.method == "bitfit":
         changed = biases(model)
     elif settings.method == "last-layers":
@@ -200,9 +200,9 @@ def fully_trained_parameters(model: Model) -> list[str]:
 
 def unmergeable_reason(model: Model) -> str | None:
     """What of the model's adapter cannot be merged into weights; None if all of it can."""
-    if model.prompt is not None:
+    if model.soft_prompt is not None:
         return "a soft prompt"
-    if "lm_head" in dict(adapter_layers(model)) and cannot_untie(model):
+    if "lm_head" in dict(adapter_layers(model)) and untie_obstacle(model):
         return "an adapter over a head that is the embedding"
     return next((f"a {layer.method}" for _, layer in adapter_layers(model) if not layer.merges), None)
 
@@ -210,7 +210,7 @@ def unmergeable_reason(model: Model) -> str | None:
 @contextmanager
 def adapters_disabled(model: Model) -> Iterator[Model]:
     """A context in which the model has no adapters, soft prompt or trained token rows: the base model in float."""
-    prompt, model.prompt = model.prompt, None
+    prompt, model.soft_prompt = model.soft_prompt, None
     rows, model.trainable_tokens = model.trainable_tokens, None
     found = list(adapter_layers(model))
     for name, layer in found:
@@ -219,7 +219,7 @@ def adapters_disabled(model: Model) -> Iterator[Model]:
     try:
         yield model
     finally:
-        model.prompt, model.trainable_tokens = prompt, rows
+        model.soft_prompt, model.trainable_tokens = prompt, rows
         for name, layer in found:
             replace_module(model, name, layer)
 

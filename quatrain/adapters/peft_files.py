@@ -48,8 +48,8 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     directory, and written as an absolute path. Raises InputError for a model without adapter, or one that PEFT's files
     cannot hold.
     """
-    found, prompt = dict(adapter_layers(model)), model.prompt
-    whole = [name for name in fully_trained_parameters(model) if not name.startswith("prompt.")]
+    found, prompt = dict(adapter_layers(model)), model.soft_prompt
+    whole = [name for name in fully_trained_parameters(model) if not name.startswith("soft_prompt.")]
     if not found and prompt is None and not (whole and len(whole) < len(list(model.parameters()))):
         raise InputError("This model has no adapter to write.")
     layers = file_layers(model.config)
@@ -81,7 +81,7 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
 
     write_json(folder / ADAPTER_CONFIG, config)
     if model.config.labels:
-        write_json(folder / LABELS, {"labels": list(model.config.labels), "problem": model.config.problem})
+        write_json(folder / LABELS, {"labels": list(model.config.labels), "problem_type": model.config.problem_type})
     with atomic_write(folder / WEIGHTS, "wb") as file:
         file.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
 
@@ -183,7 +183,7 @@ class _Labels(BaseModel):
     """The labels file of an adapter."""
 
     labels: Annotated[list[str], Field(min_length=1)]
-    problem: Literal["single", "several", "regression"] | None = None
+    problem_type: Literal["single_label", "multi_label", "regression"] | None = None
 
 
 def _is_of_scores(name: str) -> bool:
@@ -218,7 +218,7 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     if found.rows is not None:
         model.trainable_tokens = found.rows.requires_grad_(True)
     if found.prompt is not None:
-        model.prompt = found.prompt.train(model.training)
+        model.soft_prompt = found.prompt.train(model.training)
     for name, layer in found.layers.items():
         for parameter in layer.adapter_parameters().values():
             parameter.requires_grad_(True)
@@ -239,7 +239,7 @@ def read_adapter(model: Model, folder: str | Path) -> LoadedAdapter:
     if not tensors:
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
     names = {path: path for path in layers} | peft_modules.rename_aliases(model.config, tensors)
-    tied = is_tied(model) or model.untied
+    tied = is_tied(model) or model.untied_after_load
     ids_rows = peft_tokens.read(config, layers, tensors, tied=tied)
     frozen = peft_modules.rename_copies(model.config, tensors)
     size, needed = model.config.vocab_size, peft_tokens.needed(layers, ids_rows, tensors)

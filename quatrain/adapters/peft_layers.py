@@ -24,7 +24,7 @@ from quatrain.adapters.loha import LoHaLinear
 from quatrain.adapters.lokr import LoKrLinear
 from quatrain.adapters.lora import LoRALinear
 from quatrain.core.errors import InputError
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.families.weights import Rename, Split
 from quatrain.models.transformer.config import ModelConfig
 
@@ -68,7 +68,7 @@ def file_layers(config: ModelConfig) -> dict[str, FileLayer]:
     """The linear layers and embeddings of a family's files by path."""
     return {
         operation.theirs.removesuffix(".weight"): FileLayer(operation.theirs.removesuffix(".weight"), operation)
-        for operation in family(config.family).weights(config)
+        for operation in get_family(config.family).weights(config)
         if isinstance(operation, Rename | Split) and operation.theirs.endswith(".weight")
     }
 

@@ -18,11 +18,11 @@ from quatrain.adapters.peft_config import PLAIN
 from quatrain.adapters.peft_layers import PREFIX
 from quatrain.adapters.trainable_tokens import token_rows
 from quatrain.core.errors import InputError
-from quatrain.models.families import Family, family
+from quatrain.models.families import Family, get_family
 from quatrain.models.families.weights import Rename, Split
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.stack import Model
-from quatrain.models.transformer.vocabulary import cannot_untie, is_tied
+from quatrain.models.transformer.vocabulary import is_tied, untie_obstacle
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 COPIES = (
@@ -45,11 +45,11 @@ class SavedModules:
 
 def operations(config: ModelConfig) -> list[Rename | Split]:
     """The operations that map the family's file tensors to our weights, a tied head's included."""
-    kind = family(config.family)
+    kind = get_family(config.family)
     found = [each for each in kind.weights(config) if isinstance(each, Rename | Split)]
     if config.tie_word_embeddings and config.head in LANGUAGE_HEADS:
         known = {each.theirs for each in found}
-        untied = kind.weights(config.with_(tie_word_embeddings=False))
+        untied = kind.weights(config.replace(tie_word_embeddings=False))
         found += [each for each in untied if isinstance(each, Rename | Split) and each.theirs not in known]
     return found
 
@@ -59,7 +59,7 @@ def rename_aliases(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
     one.
     """
     renamed = {}
-    for alias, name in _head_aliases(family(config.family), operations(config)).items():
+    for alias, name in _head_aliases(get_family(config.family), operations(config)).items():
         before, after = (f"{PREFIX}{each.removesuffix('.weight')}." for each in (alias, name))
         if any(each.startswith(after) for each in tensors):  # LayerTensors under both names.
             for each in [each for each in tensors if each.startswith(before)]:
@@ -77,7 +77,7 @@ def write_aliases(model: Model, config: dict[str, Any], tensors: dict[str, Tenso
     GPT-NeoX's head is `embed_out` in older releases of transformers and `lm_head` in newer ones; PEFT ignores the name
     that its model does not have.
     """
-    for alias, name in _head_aliases(family(model.config.family), operations(model.config)).items():
+    for alias, name in _head_aliases(get_family(model.config.family), operations(model.config)).items():
         old, new = name.removesuffix(".weight"), alias.removesuffix(".weight")
         copies = {
             f"{PREFIX}{new}.{each.removeprefix(f'{PREFIX}{old}.')}": tensor.clone()
@@ -147,9 +147,9 @@ def read(
 def _tie(model: Model, config: Mapping[str, Any], found: SavedModules, problems: list[str]) -> None:
     """Decides whether a tied model stays tied, and if so gives both names the same tensor."""
     given = {name: found.tensors[name] for name in (EMBEDDING, HEAD) if name in found.tensors}
-    if not given or not (is_tied(model) or model.untied):
+    if not given or not (is_tied(model) or model.untied_after_load):
         return
-    kind = family(model.config.family)
+    kind = get_family(model.config.family)
     saved = any(_names(kind, config, each) for each in operations(model.config) if given.keys() & set(each.targets))
     both = len(given) == 2
     alike = both and torch.equal(given[EMBEDDING], given[HEAD])
@@ -164,7 +164,7 @@ def _tie(model: Model, config: Mapping[str, Any], found: SavedModules, problems:
             found.tensors |= {EMBEDDING: one, HEAD: one}
         return
     found.unties = True
-    if reason := cannot_untie(model):
+    if reason := untie_obstacle(model):
         problems.append(f"modules_to_save: {reason}")
 
 
@@ -179,7 +179,7 @@ def _names(kind: Family, config: Mapping[str, Any], operation: Rename | Split) -
 
 def _missing(model: Model, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
     """Weights of `modules_to_save` that the adapter lacks. PEFT also lists heads that the model does not have."""
-    state, kind = dict(model.named_parameters(remove_duplicate=False)), family(model.config.family)
+    state, kind = dict(model.named_parameters(remove_duplicate=False)), get_family(model.config.family)
     return [
         f"{PREFIX}{operation.theirs}: missing, and modules_to_save names it"
         for operation in kind.weights(model.config)
@@ -242,7 +242,7 @@ def writes_merged_rows(model: Model, whole: set[str]) -> bool:
     if rows is None:
         return False
     names = {f"{part}.weight" for part in rows.tables()}
-    return bool(names & whole) or (model.untied and HEAD in whole and EMBEDDING in names)
+    return bool(names & whole) or (model.untied_after_load and HEAD in whole and EMBEDDING in names)
 
 
 def load_into(model: Model, whole: SavedModules) -> None:
@@ -252,4 +252,3 @@ def load_into(model: Model, whole: SavedModules) -> None:
         for name, tensor in whole.tensors.items():
             if name in state:
                 state[name].requires_grad_(name not in whole.frozen).copy_(tensor)
-

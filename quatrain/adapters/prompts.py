@@ -131,7 +131,7 @@ def check(model: Model, method: str) -> None:
     problems = []
     if model.encoder is not None and method == "prefix":
         problems.append(f"method: prefix; {model.config.family} has an encoder: use prompt or p-tuning")
-    if model.prompt is not None:
+    if model.soft_prompt is not None:
         problems.append("method: the model has a soft prompt already")
     if problems:
         raise InputError("This adapter cannot be applied:", problems)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, pad
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pad
 from quatrain.models.transformer.stack import Model
 
 
@@ -102,7 +102,7 @@ class DPO:
         }
         if self.sft_weight:
             count = len(chosen)
-            lengths = (batch.labels[:count] != IGNORE).sum(dim=1)
+            lengths = (batch.labels[:count] != IGNORE_INDEX).sum(dim=1)
             likelihood = -logprobs[:count] / lengths
             losses = losses + self.sft_weight * likelihood
             metrics["sft_loss"] = likelihood.sum().detach()

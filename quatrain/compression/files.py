@@ -13,7 +13,7 @@ from quatrain.compression.int8 import Int8Linear
 from quatrain.compression.packing import FORMAT, METHOD, WEIGHTS, paths_in_files
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
-from quatrain.models.families.kinds import TEXTS
+from quatrain.models.families.value_types import TEXTS
 from quatrain.models.modules import is_in_head, replace_module
 from quatrain.models.transformer.stack import Model
 
@@ -70,7 +70,7 @@ def _check(quantization: Any) -> None:
 
 def _pattern_problems(key: str, patterns: Any) -> list[str]:
     """The faults of a list of layer names, in which `re:` marks a regular expression."""
-    if patterns is not None and not TEXTS.fits(patterns):
+    if patterns is not None and not TEXTS.accepts(patterns):
         return [f"{key}: {shown(patterns)}; must be a list of names"]
     problems = []
     for pattern in patterns or ():

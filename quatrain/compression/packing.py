@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.families.weights import Rename
 from quatrain.models.transformer.stack import Model
 
@@ -119,7 +119,7 @@ def float_layers(model: Model) -> list[str]:
 
 def paths_in_files(model: Model) -> dict[str, str]:
     """Maps the path of each layer in the model to its path in the family's files."""
-    operations = family(model.config.family).weights(model.config)
+    operations = get_family(model.config.family).weights(model.config)
     return {
         operation.ours.removesuffix(".weight"): operation.theirs.removesuffix(".weight")
         for operation in operations

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE = -100
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Batch:
     def num_labels(self) -> int:
         """The number of labels that are not -100, of the first labels if there are several."""
         labels = self.labels[0] if isinstance(self.labels, tuple) else self.labels
-        return int((labels != IGNORE).sum())
+        return int((labels != IGNORE_INDEX).sum())
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -171,7 +171,7 @@ def text_segments(rows: Sequence[Sequence[int]], length: int) -> Tensor | None:
 
 def shift(example: TokenExample) -> tuple[list[int], list[int]]:
     """Inputs and labels, one token shorter than the example: ids `abc` with mask `011` give `ab` and `bc`."""
-    labels = [token if learn else IGNORE for token, learn in zip(example.ids[1:], example.mask[1:], strict=True)]
+    labels = [token if learn else IGNORE_INDEX for token, learn in zip(example.ids[1:], example.mask[1:], strict=True)]
     return list(example.ids[:-1]), labels
 
 
@@ -184,7 +184,7 @@ def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> 
     length = max(len(inputs) for inputs, _ in rows)
     length = -(-length // multiple) * multiple
     input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-    labels = np.full((len(rows), length), IGNORE, dtype=np.int64)
+    labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
     for number, (inputs, targets) in enumerate(rows):
         input_ids[number, : len(inputs)] = inputs
         labels[number, : len(targets)] = targets
@@ -226,7 +226,7 @@ def fill_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
 def pack_rows(rows: Sequence[Sequence[TokenExample]], length: int, pad_id: int) -> TokenBatch:
     """A batch with the given examples in each row of `length` tokens, with segment numbers and positions."""
     shape = (len(rows), length)
-    input_ids, targets = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
+    input_ids, targets = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORE_INDEX, dtype=np.int64)
     positions, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, examples in enumerate(rows):
         start = 0

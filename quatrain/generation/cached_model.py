@@ -26,9 +26,9 @@ def has_encoder(config: ModelConfig) -> bool:
 
 def context_limit(model: Model) -> int | None:
     """The most tokens that one side of a model reads, without its soft prompt; None without a limit on positions."""
-    if not model.config.bounded:
+    if not model.config.has_position_limit:
         return None
-    return model.config.context_length - (0 if model.prompt is None else model.prompt.length)
+    return model.config.context_length - (0 if model.soft_prompt is None else model.soft_prompt.length)
 
 
 class CachedModel:
@@ -67,7 +67,7 @@ class CachedModel:
         self.cache = KVCache(
             model.config,
             len(prompts),
-            self.decoder_ids.shape[1] + new + (0 if model.prompt is None else model.prompt.length),
+            self.decoder_ids.shape[1] + new + (0 if model.soft_prompt is None else model.soft_prompt.length),
             dtype=model.embed_tokens.weight.dtype,
             device=self.device,
         )

@@ -86,7 +86,7 @@ def read_generation_config(model: Model) -> GenerationConfig:
     Raises InputError, all problems at once, for values out of range and settings that are not supported.
     """
     config = model.config
-    raw: Mapping[str, Any] = config.extra if model.generation is None else model.generation
+    raw: Mapping[str, Any] = config.extra if model.generation_config is None else model.generation_config
     problems = list(_unknown(raw))
     values: dict[str, Any] = {}
     for name, (convert, wanted) in RULES.items():

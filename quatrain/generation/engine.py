@@ -302,7 +302,7 @@ class Engine:
             beams=beams,
             prompt_tokens=max(len(sequence.prompt) for sequence in batch),
             new_tokens=max(sequence.limit for sequence in batch),
-            virtual_tokens=0 if model.prompt is None else model.prompt.length,
+            virtual_tokens=0 if model.soft_prompt is None else model.soft_prompt.length,
             item_bytes=model.embed_tokens.weight.element_size(),
             device=model.device,
         )
@@ -431,7 +431,7 @@ class Engine:
 
 def _end_ids(model: Model, tokenizer: TokenizerLike | None) -> list[int]:
     found = set(tokenizer.stop_ids) if tokenizer is not None else set()
-    for configured in (model.config.eos_token_id, (model.generation or {}).get("eos_token_id")):
+    for configured in (model.config.eos_token_id, (model.generation_config or {}).get("eos_token_id")):
         if configured is not None:
             found |= set(configured) if isinstance(configured, list) else {configured}
     return sorted(token for token in found if token is not None and token >= 0)

@@ -88,7 +88,7 @@ def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quant
         for number, (folder, weight) in enumerate(zip(folders, weights, strict=True)):
             one = merged if number == 0 else _merged(folder)[0]
             _check_alike(folder, one, merged)
-            if one.untied and not merged.untied:
+            if one.untied_after_load and not merged.untied_after_load:
                 untie(merged)
             for name, tensor in one.state_dict().items():
                 if name in sums and tensor.is_floating_point():

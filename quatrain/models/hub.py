@@ -18,7 +18,7 @@ from pathlib import Path
 from quatrain.core.atomic import disk_error
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.core.offline import offline
-from quatrain.models.io.tensors import CONVERT, INDEX, WEIGHTS, pickled_weights, weight_files
+from quatrain.models.io.tensors import CONVERT_HINT, INDEX, WEIGHTS, pickled_weights, weight_files
 from quatrain.models.runs import model_of_run
 
 ADAPTER_CONFIG, ADAPTERS, BASE = "adapter_config.json", "adapters", "base"
@@ -188,7 +188,7 @@ def _chosen(name: str, listing: Sequence[str], files: Sequence[str]) -> list[str
         unwanted.add(INDEX)
     if WEIGHTS in files and not {WEIGHTS, INDEX, "adapter_model.safetensors"} & set(chosen):
         if pickled := pickled_weights(listing):
-            raise InputError(f"{name}: this repository has only pickled weights ({', '.join(pickled)}). {CONVERT}")
+            raise InputError(f"{name}: this repository has only pickled weights ({', '.join(pickled)}). {CONVERT_HINT}")
         raise InputError(f"{name}: no {WEIGHTS} in this repository. It has: {there}.")
     return [each for each in chosen if each not in unwanted]
 

@@ -127,13 +127,13 @@ def adapt(
 
     Raises InputError where it cannot be put there, or could not be written for PEFT.
     """
-    if model.added and adapter.method in PROMPTS:
-        shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
+    if model.added_token_ids and adapter.method in PROMPTS:
+        shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added_token_ids)
         raise InputError(
             f"adapter.method: {adapter.method} leaves the embedding as it is, and the new tokens {shown} could never "
             "learn; take another method in a stage before, or leave the tokens out."
         )
-    learned = set(model.added)
+    learned = set(model.added_token_ids)
     if adapter.learns_special_tokens(model.config.head):
         learned |= tokenizer.special_ids
     if tasks:
@@ -282,7 +282,7 @@ def longest(model: Model, settings: Any, usual: int) -> int:
     """
     limit: int = settings.context or usual
     slots = 0 if settings.adapter is None else settings.adapter.slots
-    if not slots or not model.config.bounded:
+    if not slots or not model.config.has_position_limit:
         return limit
     room = model.config.context_length - slots
     if room < 2:
@@ -300,7 +300,7 @@ def mean_length(examples: Sequence[Any]) -> int:
 
 def with_dropout(model: Model, dropout: float) -> Model:
     """The same model with this dropout probability in training."""
-    model.config = model.config.with_(dropout=dropout)
+    model.config = model.config.replace(dropout=dropout)
     for layer in model.modules():
         if isinstance(layer, Block):
             layer.dropout = dropout

@@ -117,11 +117,11 @@ def as_wanted(model: Model, context: StageContext) -> Model:
     if context.recipe.tokenizer.special_tokens or context.recipe.tokenizer.chat_template:
         stored = _stored_tokenizer(context)
         tokenizer = _as_wanted(stored, context)
-        model.added = sorted(tokenizer.special_ids - stored.special_ids)
-        if model.added:
+        model.added_token_ids = sorted(tokenizer.special_ids - stored.special_ids)
+        if model.added_token_ids:
             # Some models have unused rows.
             resize_vocabulary(model, max(model.config.vocab_size, tokenizer.vocab_size))
-            shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added)
+            shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added_token_ids)
             context.reporter.info(f"New tokens, each with a row that learns: {shown}.")
     return model
 
@@ -129,7 +129,7 @@ def as_wanted(model: Model, context: StageContext) -> Model:
 def with_rules(model: Model, context: StageContext) -> Model:
     """The model with the recipe's rules of speaking beside its own."""
     if rules := context.recipe.model.generation.model_dump(exclude_none=True):
-        model.generation = {**(model.generation or {}), **rules}
+        model.generation_config = {**(model.generation_config or {}), **rules}
     return model
 
 

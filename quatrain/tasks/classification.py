@@ -39,7 +39,7 @@ class Classification(RecordTask):
 
     @classmethod
     def head_options(cls, labels: Sequence[str]) -> dict[str, Any]:
-        return {"labels": tuple(labels), "problem": "single"}
+        return {"labels": tuple(labels), "problem_type": "single_label"}
 
     def question(self, example: Row) -> str:
         return text_pair(example)
@@ -72,7 +72,7 @@ class Regression(RecordTask):
         cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
     ) -> SequenceClassification:
         numbered = bool(settings.labels)
-        return SequenceClassification(tokenizer, labels, problem="regression", max_length=limit, numbered=numbered)
+        return SequenceClassification(tokenizer, labels, problem_type="regression", max_length=limit, numbered=numbered)
 
     @classmethod
     def labels(cls, settings: TaskSettings, corpus: Corpus) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Regression(RecordTask):
 
     @classmethod
     def head_options(cls, labels: Sequence[str]) -> dict[str, Any]:
-        return {"labels": tuple(labels), "problem": "regression"}
+        return {"labels": tuple(labels), "problem_type": "regression"}
 
     def question(self, example: Row) -> str:
         return text_pair(example)

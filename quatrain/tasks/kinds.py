@@ -36,8 +36,8 @@ def task_of_model(config: ModelConfig, *, source_prefix: str = "") -> TaskSettin
         known = ", ".join(OF_HEAD)
         raise InputError(f"The model has the head {config.head}, which is of no task; tasks have one of {known}.")
     kind: Any = OF_HEAD[config.head].name
-    if config.head == Regression.head and config.problem != "single":
-        if config.problem != "regression" or len(config.labels) != 1:
+    if config.head == Regression.head and config.problem_type != "single_label":
+        if config.problem_type != "regression" or len(config.labels) != 1:
             raise InputError("The model predicts several labels or numbers at once, which cannot be evaluated here.")
         kind = Regression.name
     # The labels are the model's own: `labels` of a stage would say what numbers in the data stand for.

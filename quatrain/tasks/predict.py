@@ -146,10 +146,10 @@ class Predictor:
         return [Prediction(value, row.cut) for value, row in zip(values, rows, strict=True)]
 
     def _classes(self, logits: Tensor) -> dict[str, Any]:
-        labels, problem = self.config.labels, self.config.problem
-        if problem == "regression":
+        labels, problem_type = self.config.labels, self.config.problem_type
+        if problem_type == "regression":
             return {"scores": dict(zip(labels, logits.tolist(), strict=True))}
-        if problem == "several":
+        if problem_type == "multi_label":
             scores = dict(zip(labels, logits.sigmoid().tolist(), strict=True))
             return {"labels": [label for label, score in scores.items() if score > 0.5], "scores": scores}
         scores = dict(zip(labels, logits.softmax(-1).tolist(), strict=True))

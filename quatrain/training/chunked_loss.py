@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from quatrain.models.transformer.cross_entropy import PORTION, portions
-from quatrain.models.transformer.heads import IGNORE, check_token_labels, token_loss
+from quatrain.models.transformer.cross_entropy import CHUNK_ELEMENTS, row_chunks
+from quatrain.models.transformer.heads import IGNORE_INDEX, check_token_labels, token_loss
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.trainable_tokens import TokenRows
 
@@ -65,7 +65,7 @@ def summed_language_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor
     if not chunked(labels.numel() * vocabulary):
         return token_loss(model.lm_logits(hidden), labels).sum()
     check_token_labels(labels, (*hidden.shape[:-1], vocabulary))
-    rows = (labels.reshape(-1) != IGNORE).nonzero()[:, 0]
+    rows = (labels.reshape(-1) != IGNORE_INDEX).nonzero()[:, 0]
     states, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).long()
     if len(rows) < len(targets):
         states, targets = states[rows], targets[rows]
@@ -172,10 +172,10 @@ class _Chunks:
 def _measure(logits: Tensor, labels: Tensor, softcap: float | None, outer: Tensor | None) -> Tensor:
     """Losses (n) of a chunk's logits (n, V), which the gradient of the sum of outer (n) times losses overwrites.
 
-    Without `outer` their new content has no meaning. Works in float32 on portions that fit a cache.
+    Without `outer` their new content has no meaning. Works in float32 on row_chunks that fit a cache.
     """
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
-    for rows in portions(logits):
+    for rows in row_chunks(logits):
         targets = labels[rows, None]
         part = logits[rows].float()
         tanh = None
@@ -233,8 +233,8 @@ class _Gradients:
 
     @staticmethod
     def _add_wider(total: Tensor, gradient: Tensor) -> None:
-        """Add a tensor of a narrower dtype in portions, because each portion is first converted."""
-        rows = max(1, PORTION.get(total.device.type, PORTION["else"]) // total.shape[-1])
+        """Add a tensor of a narrower dtype in row_chunks, because each portion is first converted."""
+        rows = max(1, CHUNK_ELEMENTS.get(total.device.type, CHUNK_ELEMENTS["else"]) // total.shape[-1])
         for into, part in zip(total.split(rows), gradient.split(rows), strict=True):
             into.add_(part)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quatrain.data.batches import IGNORE, TokenBatch, TokenExample
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import Causal, Objective, collate
@@ -64,10 +64,10 @@ def rows_of_batch(batch: TokenBatch, *, says: bool = False) -> list[PreviewRow]:
     rows = []
     for number, row in enumerate(ids.tolist()):
         length = len(row) if segments is None else int((segments[number] > 0).sum())
-        learned = [label != IGNORE for label in labels[number, :length].tolist()] if aligned else [False] * length
+        learned = [label != IGNORE_INDEX for label in labels[number, :length].tolist()] if aligned else [False] * length
         rows.append(PreviewRow(row[:length], learned, "reads" if words and says else ""))
         if words and says:
-            target = [token for token in labels[number].tolist() if token != IGNORE]
+            target = [token for token in labels[number].tolist() if token != IGNORE_INDEX]
             rows.append(PreviewRow(target, [True] * len(target), "says"))
     return rows
 

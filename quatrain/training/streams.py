@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, fill_rows, pack_rows, windows
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, fill_rows, pack_rows, windows
 from quatrain.planning.limits import check_tokens
 
 
@@ -368,7 +368,7 @@ class CopyStream:
                 mask[place + len(sequence) + 1 : place + room] = True
                 place += room
         inputs, labels = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
-        labels[torch.from_numpy(~learned[:, 1:])] = IGNORE
+        labels[torch.from_numpy(~learned[:, 1:])] = IGNORE_INDEX
         return TokenBatch.of(inputs, labels)
 
     def state(self) -> dict[str, int]:

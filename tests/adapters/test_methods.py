@@ -373,7 +373,7 @@ def model_of(config: Any, architecture: str, folder: Path, **changes: Any) -> Mo
     config.architectures = [architecture]
     config.save_pretrained(folder)
     with torch.device("meta"):
-        return Model(model_folder.load_config(folder).with_(**changes))
+        return Model(model_folder.load_config(folder).replace(**changes))
 
 
 def test_counts_of_gpt2_with_two_classes(tmp_path: Path) -> None:

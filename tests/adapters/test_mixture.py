@@ -134,7 +134,7 @@ def test_switching_and_taking_off(folders: Path) -> None:
         with torch.no_grad():
             for found in model(batch)[0]:
                 close(found[:, : expected.shape[-1]], expected)
-    assert adapter_set.unload() is model and model.prompt is None and model.adapter_set is None
+    assert adapter_set.unload() is model and model.soft_prompt is None and model.adapter_set is None
     now = model.state_dict()
     assert now.keys() == state.keys()
     assert all(torch.equal(now[name][: len(tensor)], tensor) for name, tensor in state.items())

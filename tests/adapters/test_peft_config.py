@@ -71,7 +71,7 @@ def test_no_key_is_in_a_table_that_peft_does_not_know() -> None:
 
 def test_every_other_method_is_refused_by_name() -> None:
     for kind in (str(each.value) for each in PeftType if each.value not in READ):
-        assert [f"peft_type: \"{kind}\"" in problem for problem in problems_of({"peft_type": kind})] == [True]
+        assert [f'peft_type: "{kind}"' in problem for problem in problems_of({"peft_type": kind})] == [True]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,8 @@ def test_broken_weights_are_refused_by_name(base: Path, how: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("labels", ["{", "[]", "3", '{"labels": 3}', '{"labels": [1]}', '{"labels": []}',
-                                    '{"labels": ["a"], "problem": "none"}', '{"problem": "single"}'])  # fmt: skip
+                                    '{"labels": ["a"], "problem_type": "none"}',
+                                    '{"problem_type": "single_label"}'])  # fmt: skip
 def test_broken_labels_are_refused(base: Path, labels: str, tmp_path: Path) -> None:
     made_by_peft(base, tmp_path)
     place = tmp_path / "adapter_config.json"

@@ -78,12 +78,12 @@ def test_a_step_is_that_of_peft(family: str, name: str, tmp_path: Path) -> None:
     model = prompted(base, name)
     (rows,) = [parameter for parameter in reference.parameters() if parameter.requires_grad]
     with torch.no_grad():
-        rows.copy_(model.prompt.rows)
+        rows.copy_(model.soft_prompt.rows)
     model.eval()(IDS, LABELS)[1].mean().backward()
     logits = reference(IDS).logits[:, -11:]
     nn.functional.cross_entropy(logits.flatten(0, 1), LABELS.flatten()).backward()
     assert rows.grad.abs().max() > 1e-4
-    close(model.prompt.rows.grad, rows.grad)
+    close(model.soft_prompt.rows.grad, rows.grad)
 
 
 @pytest.mark.parametrize("kind", ["prompt", "p-tuning", "prefix", "prefix-network"])
@@ -159,7 +159,7 @@ def test_only_the_prompt_learns_and_comes_back(name: str, tmp_path: Path) -> Non
     for key, parameter in model.named_parameters():
         assert torch.equal(parameter, before[key]) != key.startswith("prompt."), key
     trained, total, _ = count_trainable_parameters(model)
-    assert trained == sum(parameter.numel() for parameter in model.prompt.parameters())
+    assert trained == sum(parameter.numel() for parameter in model.soft_prompt.parameters())
     assert total == trained + sum(parameter.numel() for parameter in model_folder.load(base).parameters())
     state.save(model, tmp_path / "state")
     again = prompted(base, name)
@@ -174,7 +174,7 @@ def test_it_begins_as_the_tokens_of_a_text(tmp_path: Path) -> None:
     settings = AdapterSettings(method="prompt", num_virtual_tokens=5, init_text="cat")
     apply(model, settings, tokenizer=tokenizer)
     ids = tokenizer.encode("cat")
-    assert torch.equal(model.prompt.rows, model.embed_tokens.weight[[*ids, *ids][:5]])
+    assert torch.equal(model.soft_prompt.rows, model.embed_tokens.weight[[*ids, *ids][:5]])
     with pytest.raises(InputError, match="needs a tokenizer"):
         apply(model_folder.load(tmp_path / "base"), settings)
     with pytest.raises(InputError, match="has a soft prompt already"):

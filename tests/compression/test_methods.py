@@ -150,7 +150,7 @@ def test_floats_are_read_straight_into_it(config: ModelConfig, method: str, tmp_
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_is_quantized_while_no_other_float_is_held(method: str, tmp_path: Path) -> None:
     """Beside what is there for good, at no time more than one weight and what rounding it takes."""
-    save_random(CONFIG.with_(num_hidden_layers=6), tmp_path)
+    save_random(CONFIG.replace(num_hidden_layers=6), tmp_path)
     alive: list[int] = []
     rounded = METHODS[method].quantize_weight
 
@@ -189,7 +189,7 @@ def test_folder_comes_back_bit_for_bit_and_loads_in_transformers(
 ) -> None:
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     transformers = pytest.importorskip("transformers")
-    model = random_model(CONFIG.with_(**changes))
+    model = random_model(CONFIG.replace(**changes))
     methods.quantize(model, method)
     model_folder.save(model, tmp_path)
     again, _ = load_model(tmp_path)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import llama
 
-from quatrain.data.batches import IGNORE, TokenExample, fill_rows, pack, pad, shift, windows
+from quatrain.data.batches import IGNORE_INDEX, TokenExample, fill_rows, pack, pad, shift, windows
 from quatrain.models.transformer.stack import Model
 
 example = st.lists(st.tuples(st.integers(0, 49), st.booleans()), min_size=2, max_size=20).map(
@@ -15,7 +15,7 @@ example = st.lists(st.tuples(st.integers(0, 49), st.booleans()), min_size=2, max
 
 
 def test_shift_by_hand():
-    assert shift(TokenExample([5, 6, 7], [True, False, True])) == ([5, 6], [IGNORE, 7])
+    assert shift(TokenExample([5, 6, 7], [True, False, True])) == ([5, 6], [IGNORE_INDEX, 7])
 
 
 @given(st.lists(example, min_size=1, max_size=8))
@@ -25,7 +25,7 @@ def test_padding_and_packing_learn_exactly_what_is_to_be_learned(examples):
     assert padded.num_labels == packed.num_labels == wanted
     assert padded.input_ids.shape[1] % 8 == 0
     assert packed.input_ids[packed.segments > 0].numel() == sum(len(each) - 1 for each in examples)
-    assert (packed.labels[packed.segments == 0] == IGNORE).all()
+    assert (packed.labels[packed.segments == 0] == IGNORE_INDEX).all()
 
 
 def test_packed_and_padded_give_the_same_loss_and_gradients():

@@ -39,7 +39,7 @@ from quatrain.evaluation.inspection.attention import AttentionMaps, drawable
 from quatrain.evaluation.inspection.attention_page import png
 from quatrain.evaluation.inspection.tokens import Token, visible
 from quatrain.evaluation.inspection.wording import architecture_lines, prediction_lines, token_lines
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.config import CHOICES, ModelConfig
 from quatrain.models.transformer.stack import Model
@@ -102,7 +102,7 @@ def unfolded(part):
 @pytest.mark.parametrize("name", CASES)
 def test_the_tree_holds_every_tensor_once_and_counts_right(name):
     case = CASES[name]
-    config = family(theirs(case).config.model_type).from_hf(
+    config = get_family(theirs(case).config.model_type).from_hf(
         theirs(case).config.to_dict() | {"architectures": [case.model]}, head=case.head
     )
     found, model = architecture(config), built(config)
@@ -198,7 +198,7 @@ def test_byte_level_tokens_are_readable(text):
 def test_texts_are_cut_between_their_special_tokens():
     tokenizer = words()
     encoder = theirs(BERT).config.to_dict() | {"max_position_embeddings": 5, "architectures": ["BertForMaskedLM"]}
-    short = family("bert").from_hf(encoder)
+    short = get_family("bert").from_hf(encoder)
     text = "w3 w4 w5 w6 w7"
     assert read_ids(tokenizer, text) == [1, 3, 4, 5, 6, 7, 2]
     assert read_ids(tokenizer, text, short, truncate=True) == [1, 3, 4, 5, 2]

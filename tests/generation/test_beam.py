@@ -164,7 +164,7 @@ def hub_cut(model, vocabulary):
     """The model with its first tokens only."""
     from quatrain.models.transformer.stack import Model
 
-    cut = Model(model.config.with_(vocab_size=vocabulary, eos_token_id=None, bos_token_id=None, pad_token_id=None))
+    cut = Model(model.config.replace(vocab_size=vocabulary, eos_token_id=None, bos_token_id=None, pad_token_id=None))
     whole = model.state_dict()
     cut.load_state_dict({name: whole[name][: tensor.shape[0]] for name, tensor in cut.state_dict().items()})
     return cut.eval()

@@ -245,8 +245,8 @@ def test_what_is_said_may_have_a_tokenizer_of_its_own(pair):
 
 def test_a_decoder_that_cannot_begin_is_told(pair):
     model = Model(pair("t5")[1].model.config)
-    model.generation = {"decoder_start_token_id": VOCABULARY}
+    model.generation_config = {"decoder_start_token_id": VOCABULARY}
     with pytest.raises(InputError, match=f"token {VOCABULARY} is not in the model's vocabulary"):
         Engine(model)
     with pytest.raises(InputError, match="decoder_start_token_id"):
-        Engine(Model(model.config.with_(decoder_start_token_id=None)))
+        Engine(Model(model.config.replace(decoder_start_token_id=None)))

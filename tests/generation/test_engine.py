@@ -43,7 +43,7 @@ class Scripted(Model):
     """A model that says a fixed sequence of ids, whatever it reads: position p is followed by script[p]."""
 
     def __init__(self, script, vocabulary=260):
-        super().__init__(LLAMA.with_(vocab_size=vocabulary, max_position_embeddings=max(len(script) + 2, 4)))
+        super().__init__(LLAMA.replace(vocab_size=vocabulary, max_position_embeddings=max(len(script) + 2, 4)))
         self.initialize(0)
         self.script = torch.tensor(script)
 
@@ -294,7 +294,7 @@ def test_a_model_that_does_not_say_the_next_token_is_refused(head):
 def test_stop_strings_of_the_model_end_a_completion():
     script = [4 + byte for byte in b"?abc STOP def"]
     model = Scripted([*script, 2])
-    model.generation = {"stop_strings": ["STOP"]}
+    model.generation_config = {"stop_strings": ["STOP"]}
     engine = Engine(model, Bytes())
     (done,) = engine.generate([script[:1]], SamplingParams(20))
     assert (done.text, done.finish_reason) == ("?abc ", "stop") and done.ids == script[:9]
@@ -327,7 +327,7 @@ def test_an_end_token_that_is_not_flagged_special_is_no_text(beams):
 
 def test_a_vocabulary_that_is_all_banned_is_refused():
     model = Scripted([5] * 9)
-    model.generation = {"suppress_tokens": list(range(260))}
+    model.generation_config = {"suppress_tokens": list(range(260))}
     engine = Engine(model, Bytes())
     for params in (SamplingParams(3), SamplingParams(3, temperature=1.0), SamplingParams(3, num_beams=2)):
         with pytest.raises(InputError, match="Every token of the vocabulary is ruled out"):

@@ -44,7 +44,7 @@ CHAT = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repet
 def settings_of(values, config=CONFIG):
     """The settings of a model that was read with this generation_config.json, or without one (None)."""
     model = TINY if config is CONFIG else Model(config)
-    model.generation = values
+    model.generation_config = values
     return read_generation_config(model)
 
 
@@ -74,7 +74,7 @@ def test_what_transformers_writes_by_default_is_read():
 
 
 def test_without_a_file_the_configuration_decides():
-    config = CONFIG.with_(extra={"no_repeat_ngram_size": 3, "num_beams": 2}, bos_token_id=7)
+    config = CONFIG.replace(extra={"no_repeat_ngram_size": 3, "num_beams": 2}, bos_token_id=7)
     old = settings_of(None, config)
     assert old.rules == GenerationRules(decoder_start_token_id=7, no_repeat_ngram_size=3)
     assert old.recommended.num_beams == 2
@@ -111,7 +111,7 @@ def test_all_problems_at_once():
 
 
 def test_without_parameters_the_models_own_settings_decide(tmp_path):
-    model_folder.save(Model(CONFIG.with_(vocab_size=40)).initialize(3), tmp_path)
+    model_folder.save(Model(CONFIG.replace(vocab_size=40)).initialize(3), tmp_path)
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({"num_beams": 3, "max_new_tokens": 5, "suppress_tokens": list(range(4, 20))}))
     engine = Engine.load(tmp_path)
@@ -166,8 +166,8 @@ def test_wrong_types_are_refused_by_name_or_mean_nothing(key):
 
 
 def test_max_length_counts_the_prompt():
-    model = Model(CONFIG.with_(vocab_size=40)).initialize(3)
-    model.generation = {"max_length": 6, "eos_token_id": []}
+    model = Model(CONFIG.replace(vocab_size=40)).initialize(3)
+    model.generation_config = {"max_length": 6, "eos_token_id": []}
     engine = Engine(model, end_ids=[])
     assert [len(done.ids) for done in engine.generate([[5, 6], [5, 6, 7, 8]])] == [4, 2]
     assert len(engine.generate([[5] * 6], SamplingParams(9))[0].ids) == 9, "the caller's parameters go before"

@@ -20,9 +20,9 @@ from tiny_configs import tiny
 from quatrain.compression import files
 from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection import open_subject
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.io import model_folder, sentence_transformers
-from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
+from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader
 from quatrain.models.transformer.stack import Model
 
 json_values = st.recursive(
@@ -52,7 +52,7 @@ VALUES: tuple[Any, ...] = (
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tiny model in two shards."""
-    model = Model(family("llama").from_hf(tiny("llama"))).initialize(0)
+    model = Model(get_family("llama").from_hf(tiny("llama"))).initialize(0)
     model_folder.save(model, tmp_path, shard_bytes=3_000)
     assert (tmp_path / INDEX).is_file()
     return tmp_path
@@ -108,7 +108,7 @@ def test_an_index_that_is_no_table(folder: Path, text: str) -> None:
 @pytest.fixture
 def whole(folder: Path) -> Path:
     """The same in one file."""
-    with Tensors(folder) as tensors:
+    with SafetensorsReader(folder) as tensors:
         every = {name: tensors.read(name) for name in tensors.names}
     save_file(every, folder / WEIGHTS)
     (folder / INDEX).unlink()
@@ -246,7 +246,7 @@ def test_a_quantization_is_known_or_refused(data: st.DataObject) -> None:
     wanted = data.draw(st.sampled_from([wanted, NF4, wanted | {"config_groups": data.draw(values)}]))
     more = [*QUANTIZED, *NF4, "llm_int8_skip_modules", "bnb_4bit_use_double_quant"]
     wanted = wanted | data.draw(st.dictionaries(st.sampled_from(more), values, max_size=2))
-    config = family("llama").from_hf(tiny("llama") | {"hidden_size": 32, "intermediate_size": 64})
+    config = get_family("llama").from_hf(tiny("llama") | {"hidden_size": 32, "intermediate_size": 64})
     with torch.device("meta"):
         model = Model(config)
     try:

@@ -10,10 +10,10 @@ from tiny_configs import tiny
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import families, family
+from quatrain.models.families import families, get_family
 from quatrain.models.families.harmless import WHY
-from quatrain.models.families.kinds import COMMON as TYPED
 from quatrain.models.families.mapping import COMMON, GENERATION
+from quatrain.models.families.value_types import COMMON as TYPED
 
 
 def known_to_transformers(name: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def known_to_transformers(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(families()))
 def test_every_key_of_transformers_is_honoured_harmless_or_refused(name: str) -> None:
     kind = families()[name]
-    honoured = {key.theirs for key in kind.keys} | set(kind.reads) | set(kind.must) | set(TYPED) | GENERATION
+    honoured = {key.theirs for key in kind.keys} | set(kind.reads) | set(kind.required) | set(TYPED) | GENERATION
     for key, default in known_to_transformers(name).items():
         if key in honoured:
             continue
@@ -38,7 +38,7 @@ def test_every_key_of_transformers_is_honoured_harmless_or_refused(name: str) ->
             continue
         assert default in (None, False, 0, [], {}, ()), f"{name}: {key} = {default!r} is new; read it or say why not"
         with pytest.raises(InputError, match=key):
-            family(name).from_hf(tiny(name) | {key: 7})
+            get_family(name).from_hf(tiny(name) | {key: 7})
 
 
 @pytest.mark.parametrize("name", sorted(families()))
@@ -56,4 +56,4 @@ def test_a_reason_is_given_for_keys_that_a_family_has_only() -> None:
 def test_options_that_only_one_of_two_families_knows(name: str, value: Any) -> None:
     key = {"gemma2": "use_bidirectional_attention", "gemma3_text": "attn_logit_softcapping"}[name]
     with pytest.raises(InputError, match=key):
-        family(name).from_hf(tiny(name) | {key: value})
+        get_family(name).from_hf(tiny(name) | {key: value})

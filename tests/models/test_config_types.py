@@ -11,8 +11,8 @@ from tiny_configs import tiny
 
 from quatrain.core.errors import InputError
 from quatrain.models.families import families
-from quatrain.models.families.kinds import FIELDS, READ
 from quatrain.models.families.mapping import COMMON
+from quatrain.models.families.value_types import FIELDS, READ
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.counts import parameters
@@ -52,10 +52,10 @@ def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | Non
     if repr(found) not in SEEN and parameters(found) < 200_000:
         SEEN.add(repr(found))
         model = Model(found).initialize(0).eval()
-        length = 1 if found.bounded and found.context_length < 3 else 3
+        length = 1 if found.has_position_limit and found.context_length < 3 else 3
         ids = torch.full((1, length), found.vocab_size - 1)
         said = ids if found.architecture == "encoder-decoder" else None
-        if found.pooling == "end" and found.head == "sequence_classification":
+        if found.pooling == "eos" and found.head == "sequence_classification":
             return found  # reads the end token of a text
         with torch.inference_mode():
             model(ids[:, None] if found.head == "multiple_choice" else ids, decoder_input_ids=said)
@@ -66,7 +66,7 @@ def settle(config: dict[str, Any], head: str | None = None) -> ModelConfig | Non
 def test_a_wrong_value_at_any_key_is_refused_or_works(name: str) -> None:
     kind = families()[name]
     assert settle(tiny(name)) is not None
-    keys = {key.theirs for key in kind.keys} | set(kind.reads) | set(kind.must) | COMMON - {"model_type"}
+    keys = {key.theirs for key in kind.keys} | set(kind.reads) | set(kind.required) | COMMON - {"model_type"}
     for key in sorted(keys):
         for value in WRONG:
             try:
@@ -109,10 +109,10 @@ def test_a_wrong_value_under_any_head_is_refused_or_works(name: str) -> None:
 
 @pytest.mark.parametrize("value", [None, 5, True, [], ["llama"], {}, "lama", "x" * 1000, math.nan])
 def test_a_wrong_family_is_refused(value: Any) -> None:
-    from quatrain.models.families import family
+    from quatrain.models.families import get_family
 
     with pytest.raises(InputError, match="model_type"):
-        family(value)
+        get_family(value)
 
 
 @pytest.mark.parametrize("name", sorted(families()))

@@ -19,13 +19,13 @@ def test_values_and_gradients(rows, vocabulary, seed, portion):
     labels[torch.rand(rows, generator=generator) < 0.3] = -100
     weights = torch.randn(rows, generator=generator)
     expected = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
-    before = cross_entropy.PORTION["cpu"]
-    cross_entropy.PORTION["cpu"] = portion
+    before = cross_entropy.CHUNK_ELEMENTS["cpu"]
+    cross_entropy.CHUNK_ELEMENTS["cpu"] = portion
     try:
         loss = CrossEntropyFunction.apply(logits, labels, -100)
         (gradient,) = torch.autograd.grad((loss * weights).sum(), logits)
     finally:
-        cross_entropy.PORTION["cpu"] = before
+        cross_entropy.CHUNK_ELEMENTS["cpu"] = before
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     (theirs,) = torch.autograd.grad((expected * weights).sum(), logits)
     torch.testing.assert_close(gradient, theirs, atol=1e-6, rtol=1e-5)

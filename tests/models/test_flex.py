@@ -46,13 +46,13 @@ def test_equal_to_the_plain_pass(name, heads):
     query = torch.randn(2, 4, case.pop("length"), 16)
     key, value = torch.randn(2, 2, heads, 150, 16)
     with torch.no_grad():
-        ours = flex.mix(query, key, value, scale=0.3, **case)
+        ours = flex.attention(query, key, value, scale=0.3, **case)
         torch.testing.assert_close(ours, plain(query, key, value, 0.3, **case), atol=1e-5, rtol=1e-5)
 
 
 def test_only_where_it_pays():
     query = torch.randn(1, 2, 512, 8)
-    assert not flex.suits(query, 5.0, None, 512)  # not on a CPU
+    assert not flex.supports(query, 5.0, None, 512)  # not on a CPU
 
 
 @pytest.mark.gpu
@@ -62,7 +62,7 @@ def test_values_and_gradients_on_cuda(name):
     case = {"softcap": None, "added": None, "mask": None} | CASES[name]
     case["mask"] = None if case["mask"] is None else window(512, 512, 9).cuda()
     tensors = [torch.randn(2, 4, 512, 64, device="cuda", requires_grad=True) for _ in range(3)]
-    ours, theirs = flex.mix(*tensors, scale=0.3, **case), plain(*tensors, 0.3, **case)
+    ours, theirs = flex.attention(*tensors, scale=0.3, **case), plain(*tensors, 0.3, **case)
     torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-2)
     for one, other in zip(
         torch.autograd.grad(ours.sum(), tensors), torch.autograd.grad(theirs.sum(), tensors), strict=True

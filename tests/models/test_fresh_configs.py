@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import families, family
+from quatrain.models.families import families, get_family
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer import settings
 from quatrain.models.transformer.settings import ModelSettings
@@ -54,7 +54,7 @@ def test_the_lists_of_settings_are_those_of_the_families():
 def test_the_families_of_an_objective_are_those_that_have_its_head(objective):
     every = (*settings.DECODERS, *settings.ENCODERS, *settings.ENCODER_DECODERS)
     head = settings.HEADS[objective]
-    assert set(settings.families_of(objective)) == {name for name in every if head in family(name).heads}
+    assert set(settings.families_of(objective)) == {name for name in every if head in get_family(name).heads}
 
 
 def test_what_a_family_cannot_have_is_told_at_once():

@@ -135,15 +135,17 @@ def test_a_head_that_is_not_there_is_named_with_the_others(folders):
     ):
         with pytest.raises(InputError, match=told):
             model_folder.load(folders / "bert", head=head, labels=labels)
-    with pytest.raises(InputError, match="problem: \"multi\"; must be one of single, several, regression"):
-        model_folder.load(folders / "bert", head="sequence_classification", labels=LABELS, problem="multi")
+    with pytest.raises(InputError, match='problem_type: "multi"; must be one of single_label, multi_label, regression'):
+        model_folder.load(folders / "bert", head="sequence_classification", labels=LABELS, problem_type="multi")
 
 
-@pytest.mark.parametrize("problem", ["several", "regression"])
-def test_what_labels_are_is_written_and_read(folders, tmp_path, problem):
-    model = model_folder.load(folders / "distilbert", head="sequence_classification", labels=LABELS, problem=problem)
+@pytest.mark.parametrize("problem_type", ["multi_label", "regression"])
+def test_what_labels_are_is_written_and_read(folders, tmp_path, problem_type):
+    model = model_folder.load(
+        folders / "distilbert", head="sequence_classification", labels=LABELS, problem_type=problem_type
+    )
     model_folder.save(model, tmp_path)
-    assert model_folder.load(tmp_path).config.problem == model.config.problem == problem
+    assert model_folder.load(tmp_path).config.problem_type == model.config.problem_type == problem_type
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     ids, mask = battery.batch(ENCODERS["distilbert"], "right")
     wanted = torch.rand(3, 3, generator=torch.Generator().manual_seed(0)).round()
@@ -198,10 +200,10 @@ def test_spans_outside_the_text_count_nothing():
 
 def test_ragged_labels_of_a_text_count_nothing():
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    loss = heads.label_loss(logits, torch.tensor([4, -100, 0]), "single")
+    loss = heads.label_loss(logits, torch.tensor([4, -100, 0]), "single_label")
     torch.testing.assert_close(loss[[0, 2]], F.cross_entropy(logits[[0, 2]], torch.tensor([4, 0]), reduction="none"))
     assert loss[1] == 0
-    assert torch.equal(loss, heads.label_loss(logits, torch.tensor([4, -100, 0], dtype=torch.int32), "single"))
+    assert torch.equal(loss, heads.label_loss(logits, torch.tensor([4, -100, 0], dtype=torch.int32), "single_label"))
 
 
 WRONG = {
@@ -230,17 +232,17 @@ def test_wrong_labels_are_named_before_a_kernel_fails(folders, head, labels, tol
 
 
 @pytest.mark.parametrize(
-    ("problem", "labels", "told"),
+    ("problem_type", "labels", "told"),
     [
-        ("several", torch.tensor([[0.0, 1.0], [2.0, 0.0]]), "0 or 1 for each"),
-        ("several", torch.tensor([0.0, 1.0]), r"shape \(2,\)"),
+        ("multi_label", torch.tensor([[0.0, 1.0], [2.0, 0.0]]), "0 or 1 for each"),
+        ("multi_label", torch.tensor([0.0, 1.0]), r"shape \(2,\)"),
         ("regression", torch.zeros(2, 3), r"shape \(2, 3\)"),
         ("regression", torch.zeros(2), r"shape \(2, 2\)"),
     ],
 )
-def test_wrong_numbers_are_named(problem, labels, told):
+def test_wrong_numbers_are_named(problem_type, labels, told):
     with pytest.raises(InputError, match=told):
-        heads.label_loss(torch.zeros(2, 2), labels, problem)
+        heads.label_loss(torch.zeros(2, 2), labels, problem_type)
 
 
 def test_wrong_types_of_tokens_are_named(folders):

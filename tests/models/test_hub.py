@@ -41,7 +41,7 @@ def problems_of(folder):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shard_bytes", [10**9, 9000])
 def test_bit_for_bit(config, tied, shard_bytes, tmp_path):
-    model = random_model(config.with_(tie_word_embeddings=tied))
+    model = random_model(config.replace(tie_word_embeddings=tied))
     model_folder.save(model, tmp_path, shard_bytes=shard_bytes)
     again = model_folder.load(tmp_path)
     assert again.config == model.config and not again.training

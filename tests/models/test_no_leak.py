@@ -20,7 +20,7 @@ SETTINGS = settings(max_examples=60, deadline=None)
 
 
 NAMED = ("position", "norm", "norm_position", "residual", "feed_forward", "activation", "attention_bias",
-         "attention_scale_by_layer", "query_key_norm", "pooling", "position_counting", "padding_row")  # fmt: skip
+         "attention_scale_by_layer", "query_key_norm", "pooling", "padding_positions", "padding_embedding")  # fmt: skip
 
 
 @st.composite
@@ -28,7 +28,7 @@ def configurations(draw, architecture, heads):
     """A random valid configuration: what no stack has together is not drawn."""
     both, choices = architecture == "encoder-decoder", {name: CHOICES[name] for name in NAMED}
     if architecture != "encoder":
-        choices["position_counting"] = ("slots",)
+        choices["padding_positions"] = ("counted",)
     if both:
         choices["residual"] = ("sequential",)
     choice = {name: draw(st.sampled_from(allowed)) for name, allowed in choices.items()}
@@ -306,7 +306,7 @@ def test_encoder_decoders(config, encoded_length, packed, cached, seed, length, 
         ("encoder-decoder", {"residual": "parallel"}, "residual"),
         ("encoder-decoder", {"embedding_size": 6}, "embedding_size"),
         ("encoder", {"norm_position": "post", "first_norm": False}, "first_norm"),
-        ("decoder", {"position_counting": "tokens"}, "position_counting"),
+        ("decoder", {"padding_positions": "skipped"}, "padding_positions"),
     ],
 )
 def test_choices_that_no_stack_has_together_are_refused(architecture, choices, named):

@@ -90,7 +90,7 @@ def test_gradients(family, changes, tmp_path):
     ours(IDS, LABELS)[1].mean().backward()
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    from quatrain.models.families import family as find
+    from quatrain.models.families import get_family as find
 
     compared = set()
     for operation in find(family).weights(ours.config):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import families, family
+from quatrain.models.families import families, get_family
 from quatrain.models.transformer.stack import Model
 from quatrain.planning import counts
 
@@ -81,7 +81,7 @@ def test_random_shapes(case, data):
     except (ValueError, TypeError, KeyError):
         assume(False)
     written = theirs.to_dict() | {"architectures": [case.model]}
-    config = family(theirs.model_type).from_hf(written)
+    config = get_family(theirs.model_type).from_hf(written)
     ours = counts.built(config)
     with torch.device("meta"):
         reference = getattr(transformers, case.model)(theirs)
@@ -93,7 +93,7 @@ def test_random_shapes(case, data):
     )
     assert ours.num_parameters() == theirs_count
     assert counts.parameters(config) == ours.num_parameters()
-    kind = family(config.family)
+    kind = get_family(config.family)
     again = kind.to_hf(config)
     assert kind.from_hf(again) == config
     assert kind.to_hf(kind.from_hf(again)) == again
@@ -108,7 +108,7 @@ def test_random_shapes(case, data):
 @pytest.mark.parametrize("case", language_cases(), ids=str)
 def test_a_config_that_lacks_a_needed_size_or_contradicts_itself_is_told(case):
     theirs = battery.theirs(case).config
-    kind, written = family(theirs.model_type), theirs.to_dict() | {"architectures": [case.model]}
+    kind, written = get_family(theirs.model_type), theirs.to_dict() | {"architectures": [case.model]}
     kind.from_hf(written)
     needed = [key.theirs for key in kind.keys if key.default is ...]
     assert needed
@@ -134,7 +134,7 @@ def test_every_family_has_its_cases(name):
 @pytest.mark.parametrize("case", language_cases(), ids=str)
 def test_fresh_weights_say_something_finite_and_differ_by_seed(case):
     theirs = battery.theirs(case).config
-    config = family(theirs.model_type).from_hf(theirs.to_dict() | {"architectures": [case.model]})
+    config = get_family(theirs.model_type).from_hf(theirs.to_dict() | {"architectures": [case.model]})
     one, other = (Model(config).initialize(seed) for seed in (0, 1))
     assert not torch.equal(one.embed_tokens.weight, other.embed_tokens.weight)
     assert all(parameter.isfinite().all() for parameter in one.parameters())

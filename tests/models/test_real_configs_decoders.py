@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
 
@@ -170,7 +170,7 @@ EVERY = pytest.mark.parametrize(("config", "count"), FIGURES.values(), ids=FIGUR
 
 
 def read(config):
-    return family(config["model_type"]).from_hf(config)
+    return get_family(config["model_type"]).from_hf(config)
 
 
 def their_count(config):
@@ -196,7 +196,7 @@ def test_counts(config, count):
 @EVERY
 def test_written_and_read_again(config, count):
     ours = read(config)
-    written = family(config["model_type"]).to_hf(ours)
+    written = get_family(config["model_type"]).to_hf(ours)
     assert read(written) == ours
     theirs = their_config(written).to_dict()
     assert read(theirs | {"architectures": config["architectures"]}) == ours
@@ -224,7 +224,7 @@ def test_keys_that_are_left_out_mean_what_transformers_takes_for_them():
     sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 4,
              "num_attention_heads": 32}  # fmt: skip
     for name in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"):
-        kind = family(name)
+        kind = get_family(name)
         theirs = transformers.AutoConfig.for_model(name, **sizes).to_dict()
         assert kind.from_hf(sizes | {"model_type": name}) == kind.from_hf(
             theirs | {key: None for key in ("bos_token_id", "eos_token_id", "pad_token_id", "architectures")}

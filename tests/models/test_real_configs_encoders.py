@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import families, family
+from quatrain.models.families import families, get_family
 from quatrain.models.transformer.stack import Model
 
 BERT = {
@@ -115,7 +115,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("config", "count"), PUBLISHED.values(), ids=PUBLISHED)
 def test_parameters_without_weights(config, count):
-    ours = family(config["model_type"]).from_hf(config)
+    ours = get_family(config["model_type"]).from_hf(config)
     with torch.device("meta"):
         model = Model(ours)
         theirs = getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
@@ -124,7 +124,7 @@ def test_parameters_without_weights(config, count):
 
 @pytest.mark.parametrize("config", [config for config, _ in PUBLISHED.values()], ids=PUBLISHED)
 def test_written_and_read_again(config):
-    kind = family(config["model_type"])
+    kind = get_family(config["model_type"])
     ours = kind.from_hf(config)
     written = json.loads(json.dumps(kind.to_hf(ours)))
     assert kind.from_hf(written) == ours
@@ -161,7 +161,7 @@ def shapes(draw):
 @given(shapes())
 @settings(max_examples=80, deadline=None)
 def test_random_encoders_count_right_and_come_back(config):
-    kind = family(config["model_type"])
+    kind = get_family(config["model_type"])
     ours = kind.from_hf(config)
     assert kind.from_hf(json.loads(json.dumps(kind.to_hf(ours)))) == ours
     with torch.device("meta"):
@@ -173,7 +173,7 @@ def test_random_encoders_count_right_and_come_back(config):
 
 
 def test_both_layouts_of_modernbert_say_the_same():
-    kind = family("modernbert")
+    kind = get_family("modernbert")
     old = kind.from_hf(MODERNBERT)
     assert (old.rope_theta, old.local_rope_theta, old.sliding_window) == (160_000.0, 10_000.0, 128)
     assert old.layer_types[:5] == ("full", "sliding", "sliding", "full", "sliding") and len(old.layer_types) == 22
@@ -207,7 +207,7 @@ REFUSED = {
 def test_what_cannot_be_read_is_named(config, changes, named):
     changed = {key: value for key, value in (config | changes).items() if value is not None}
     with pytest.raises(InputError) as caught:
-        family(config["model_type"]).from_hf(changed)
+        get_family(config["model_type"]).from_hf(changed)
     assert all(name in str(caught.value) for name in named)
 
 

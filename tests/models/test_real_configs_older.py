@@ -8,7 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
 
@@ -135,7 +135,7 @@ def their_config(config):
 def test_parameters_as_published(name):
     config, published = REAL[name]
     with torch.device("meta"):
-        assert Model(family(config["model_type"]).from_hf(config)).num_parameters() == published
+        assert Model(get_family(config["model_type"]).from_hf(config)).num_parameters() == published
         reference = getattr(transformers, config["architectures"][0])(their_config(config))
     assert reference.num_parameters() == published
 
@@ -143,7 +143,7 @@ def test_parameters_as_published(name):
 @EVERY
 def test_written_as_it_was_read(name):
     config = REAL[name][0]
-    kind = family(config["model_type"])
+    kind = get_family(config["model_type"])
     ours = kind.from_hf(config)
     written = json.loads(json.dumps(kind.to_hf(ours)))
     assert kind.from_hf(written) == ours
@@ -158,7 +158,7 @@ def test_written_as_it_was_read(name):
 
 
 def test_what_the_old_keys_mean():
-    read = {name: family(config["model_type"]).from_hf(config) for name, (config, _) in REAL.items()}
+    read = {name: get_family(config["model_type"]).from_hf(config) for name, (config, _) in REAL.items()}
     narrow = read["opt-350m"]
     assert (narrow.norm_position, narrow.embedding_size, narrow.position_offset) == ("post", 512, 2)
     assert (read["phi-2"].rotary_dim, read["phi-1.5"].rotary_dim, read["pythia-2.8b"].rotary_dim) == (32, 32, 20)
@@ -201,7 +201,7 @@ WRONG = {
 def test_what_cannot_be_read_is_told_by_name(name):
     config, begins = WRONG[name]
     with pytest.raises(InputError) as caught:
-        family(config["model_type"]).from_hf(config)
+        get_family(config["model_type"]).from_hf(config)
     problems = sorted(caught.value.problems)
     assert len(problems) == len(begins)
     assert all(problem.startswith(begin) for problem, begin in zip(problems, sorted(begins), strict=True))
@@ -221,11 +221,11 @@ def test_what_cannot_be_read_is_told_by_name(name):
 )
 def test_contradictory_positions_are_told(config, word):
     with pytest.raises(InputError, match=word):
-        family(config["model_type"]).from_hf(config)
+        get_family(config["model_type"]).from_hf(config)
 
 
 def test_later_keys_of_gpt_neox_that_repeat_the_old_ones():
-    kind = family("gpt_neox")
+    kind = get_family("gpt_neox")
     assert kind.from_hf(PYTHIA | {"partial_rotary_factor": 0.25, "rope_theta": 10000}) == kind.from_hf(PYTHIA)
     new = {key: PYTHIA[key] for key in PYTHIA if key not in ("rotary_pct", "rotary_emb_base")}
     rope = {"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 0.25}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.transformer.stack import Model
 
 transformers = pytest.importorskip("transformers")
@@ -113,7 +113,7 @@ EVERY = pytest.mark.parametrize(("raw", "published"), PUBLISHED.values(), ids=PU
 
 
 def read(raw):
-    return family(raw["model_type"]).from_hf(raw)
+    return get_family(raw["model_type"]).from_hf(raw)
 
 
 def theirs(raw, folder):
@@ -141,7 +141,7 @@ def test_parameters_as_published_and_in_transformers(raw, published, tmp_path):
 @EVERY
 def test_back_and_forth(raw, published, tmp_path):
     config = read(raw)
-    written = family(config.family).to_hf(config)
+    written = get_family(config.family).to_hf(config)
     again = read(json.loads(json.dumps(written)))
     assert again == config
     ours = transformers.AutoConfig.for_model(**written)

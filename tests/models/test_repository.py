@@ -25,7 +25,7 @@ from safetensors.torch import save
 from quatrain.core.errors import InputError, OfflineError
 from quatrain.models import hub as model_hub
 from quatrain.models.hub import CONFIG, EVERYTHING, TOKENIZER, resolve
-from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
+from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TENSOR = torch.arange(6.0).view(2, 3)
@@ -134,7 +134,7 @@ def test_what_the_cache_has_is_used(name: str, files: dict[str, bytes], cache: P
     snapshot = fill_cache(cache, name, files)
     found = resolve(name)
     assert found.samefile(snapshot)
-    with Tensors(found) as tensors:
+    with SafetensorsReader(found) as tensors:
         assert torch.equal(tensors.read("x"), TENSOR)
 
 
@@ -327,7 +327,7 @@ def test_a_model_is_fetched_once_and_then_used_without_the_network(hub: Hub, cac
     assert found.is_relative_to(cache.resolve())
     hub.asked.clear()
     assert resolve("org/tiny") == found and hub.asked == []
-    with Tensors(found) as tensors:
+    with SafetensorsReader(found) as tensors:
         assert torch.equal(tensors.read("x"), TENSOR)
 
 
@@ -358,7 +358,7 @@ def test_shards_are_fetched_once(shards: tuple[str, str], hub: Hub) -> None:
         names[0]: SHARDED[A],
         names[1]: SHARDED[B],
     } | others
-    with Tensors(resolve("org/tiny")) as tensors:
+    with SafetensorsReader(resolve("org/tiny")) as tensors:
         assert set(tensors.names) == {"x", "y"}
     assert hub.downloaded() == {"config.json", INDEX, *names}
 
@@ -378,7 +378,7 @@ def test_what_the_cache_lacks_is_added(hub: Hub, cache: Path) -> None:
     fill_cache(cache, "org/shards", without(SHARDED, B))
     assert (resolve("org/tiny") / "tokenizer.json").is_file()
     assert hub.downloaded() == {"tokenizer.json"}
-    assert len(Tensors(resolve("org/shards"))) == 2
+    assert len(SafetensorsReader(resolve("org/shards"))) == 2
 
 
 def refused(hub: Hub, name: str, status: int, code: str = "") -> InputError | OfflineError:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import llama, random_model
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import family, rope
+from quatrain.models.families import get_family, rope
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.config import RotaryScaling
 from quatrain.models.transformer.kv_cache import KVCache
@@ -93,26 +93,26 @@ def test_one_meaning_in_every_layout(kind):
                                                 **numbers}},
         {"rope_scaling": {"rope_type": kind, "rope_theta": 500.0, **numbers}, "partial_rotary_factor": None},
     ]  # fmt: skip
-    configs = [family("llama").from_hf(SIZES | layout) for layout in layouts]
+    configs = [get_family("llama").from_hf(SIZES | layout) for layout in layouts]
     assert configs[0].rope_theta == 500.0 and configs[0].rope_scaling.kind == kind
     assert all(config == configs[0] for config in configs)
-    assert family("llama").from_hf(family("llama").to_hf(configs[0])) == configs[0]
+    assert get_family("llama").from_hf(get_family("llama").to_hf(configs[0])) == configs[0]
 
 
 @pytest.mark.parametrize("plain", [{}, {"rope_scaling": None}, {"rope_scaling": {"type": "default"}},
                                    {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}])  # fmt: skip
 def test_no_scaling(plain):
-    config = family("llama").from_hf(SIZES | plain)
+    config = get_family("llama").from_hf(SIZES | plain)
     assert config.rope_scaling is None and config.rope_theta == 10000.0
 
 
 def test_the_length_of_pretraining_beside_the_scaling_counts_more():
     inside = {"type": "longrope", **lists(4), "original_max_position_embeddings": 12}
-    config = family("llama").from_hf(SIZES | {"rope_scaling": inside, "original_max_position_embeddings": 20})
+    config = get_family("llama").from_hf(SIZES | {"rope_scaling": inside, "original_max_position_embeddings": 20})
     assert config.rope_scaling.get("original_max_position_embeddings") == 20
     phi = SIZES | {"model_type": "phi3", "rope_scaling": inside | {"type": "su"}}
-    assert family("phi3").from_hf(phi).rope_scaling.get("original_max_position_embeddings") == 4096
-    old = family("phi3").from_hf(phi | {"original_max_position_embeddings": 12})
+    assert get_family("phi3").from_hf(phi).rope_scaling.get("original_max_position_embeddings") == 4096
+    old = get_family("phi3").from_hf(phi | {"original_max_position_embeddings": 12})
     assert old.rope_scaling.kind == "longrope" and old.rope_scaling.get("original_max_position_embeddings") == 12
 
 
@@ -124,14 +124,14 @@ def test_a_base_for_each_type_of_layer():
     old = {"rope_theta": 500, "rope_local_base_freq": 90, "rope_scaling": linear}
     new = {"rope_parameters": {"full_attention": {**linear, "rope_theta": 500},
                                "sliding_attention": {"rope_type": "default", "rope_theta": 90}}}  # fmt: skip
-    first, second = (family("gemma3_text").from_hf(GEMMA | layout) for layout in (old, new))
+    first, second = (get_family("gemma3_text").from_hf(GEMMA | layout) for layout in (old, new))
     assert first == second
     assert (first.rope_theta, first.local_rope_theta, first.local_rope_scaling) == (500.0, 90.0, None)
     assert first.rope_scaling == RotaryScaling("linear", (("factor", 8.0),))
-    plain = family("gemma3_text").from_hf(GEMMA)
+    plain = get_family("gemma3_text").from_hf(GEMMA)
     assert (plain.rope_theta, plain.local_rope_theta, plain.rope_scaling) == (1e6, 1e4, None)
     with pytest.raises(InputError, match="for each type of layer") as caught:
-        family("gemma3_text").from_hf(GEMMA | {"rope_parameters": {"rope_theta": 500, "rope_type": "default"}})
+        get_family("gemma3_text").from_hf(GEMMA | {"rope_parameters": {"rope_theta": 500, "rope_type": "default"}})
     assert len(caught.value.problems) == 2
 
 
@@ -150,7 +150,7 @@ def test_a_base_for_each_type_of_layer():
 )
 def test_every_wrong_number_is_told(scaling, told):
     with pytest.raises(InputError) as caught:
-        family("llama").from_hf(SIZES | {"rope_scaling": scaling})
+        get_family("llama").from_hf(SIZES | {"rope_scaling": scaling})
     problems = sorted(caught.value.problems)
     assert len(problems) == len(told)
     assert all(problem.startswith(begin) for problem, begin in zip(problems, sorted(told), strict=True))
@@ -165,7 +165,7 @@ def test_unknown_scalings_bases_and_parts_are_refused():
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "4 of 8 channels"),
     ]:
         with pytest.raises(InputError, match=named):
-            family("llama").from_hf(SIZES | wrong)
+            get_family("llama").from_hf(SIZES | wrong)
 
 
 CONFIG = llama(max_position_embeddings=16)
@@ -183,7 +183,7 @@ CONFIG = llama(max_position_embeddings=16)
     ],
 )
 def test_texts_as_long_as_the_scaling_stretches(scaling, length):
-    model = Model(CONFIG.with_(rope_scaling=scaling)).eval()
+    model = Model(CONFIG.replace(rope_scaling=scaling)).eval()
     assert model.config.context_length == length
     padded = torch.ones(1, length, dtype=torch.long)
     padded[0, 0] = 0
@@ -248,7 +248,7 @@ def test_greedy_past_the_length_of_pretraining(tmp_path):
 
 def test_each_text_has_the_frequencies_of_its_own_length():
     numbers = {name: tuple(value) for name, value in lists(4).items()} | {"original_max_position_embeddings": 9}
-    model = random_model(CONFIG.with_(rope_scaling=RotaryScaling("longrope", tuple(sorted(numbers.items())))))
+    model = random_model(CONFIG.replace(rope_scaling=RotaryScaling("longrope", tuple(sorted(numbers.items())))))
     torch.manual_seed(0)
     texts = [torch.randint(0, 60, (1, length)) for length in (16, 5, 9, 11)]
     alone = [model(text)[0][0] for text in texts]
@@ -280,6 +280,6 @@ def test_each_text_has_the_frequencies_of_its_own_length():
 
 def test_the_factor_on_cosines_is_in_the_tables():
     scaling = RotaryScaling("yarn", (("factor", 4.0), ("original_max_position_embeddings", 16)))
-    model = Model(CONFIG.with_(rope_scaling=scaling))
+    model = Model(CONFIG.replace(rope_scaling=scaling))
     cos, sin = model._rotary["full"].tables(5, 5)
     torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, (0.1 * math.log(4.0) + 1) ** 2))

@@ -66,7 +66,7 @@ def their_embeddings(folder, texts):
 
 def test_minilm_gives_what_its_own_pipeline_gives(minilm, real):
     model, tokenizer = model_folder.load(minilm), Tokenizer.load(minilm)
-    assert (model.config.head, model.config.pooling, model.config.embedding_vector) == ("embedding", "mean", "unit")
+    assert (model.config.head, model.config.pooling, model.config.normalize_embedding) == ("embedding", "mean", True)
     assert model.config.max_text_length == 256 and model.num_parameters() == 22_713_216
     assert model.newly_initialized == []
     ours = sentence_transformers.embed(model, tokenizer, real, batch_size=16)
@@ -170,7 +170,7 @@ def test_other_heads_leave_the_pooling_alone(folder):
     (folder / "modules.json").unlink()
     assert model_folder.load(folder).config.head == "none"
     plain = model_folder.load(folder, head="embedding").config
-    assert (plain.pooling, plain.embedding_vector, plain.max_text_length) == ("mean", "unit", 0)
+    assert (plain.pooling, plain.normalize_embedding, plain.max_text_length) == ("mean", True, 0)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_prompt_before_every_text_is_refused(folder):
     (folder / "config_sentence_transformers.json").write_text(
         '{"prompts": {"q": "query: "}, "default_prompt_name": "q"}'
     )
-    with pytest.raises(InputError, match="default_prompt_name = \"q\""):
+    with pytest.raises(InputError, match='default_prompt_name = "q"'):
         model_folder.load(folder)
 
 

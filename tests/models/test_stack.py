@@ -157,7 +157,7 @@ def test_too_long_a_text_is_told_with_counts(name):
 
 
 def test_dropout_acts_in_training_only():
-    model = random_model(LLAMA.with_(dropout=0.3))
+    model = random_model(LLAMA.replace(dropout=0.3))
     with torch.no_grad():
         assert torch.equal(model(ids(1, 9))[0], MODELS["llama"](ids(1, 9))[0])
         model.train()
@@ -166,7 +166,7 @@ def test_dropout_acts_in_training_only():
 
 def test_configurations_that_cannot_be_built():
     with pytest.raises(InputError) as caught:
-        LLAMA.with_(activation="sillu", num_key_value_heads=3, dropout=1.0, head_dim=5, norm="batch")
+        LLAMA.replace(activation="sillu", num_key_value_heads=3, dropout=1.0, head_dim=5, norm="batch")
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 5
     for part in (
@@ -178,4 +178,4 @@ def test_configurations_that_cannot_be_built():
     ):
         assert part in text
     with pytest.raises(InputError, match="vocab_size"):
-        LLAMA.with_(vocab_size=0)
+        LLAMA.replace(vocab_size=0)

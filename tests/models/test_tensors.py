@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from quatrain.core.errors import InputError
 from quatrain.models.io import tensors as module
-from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors, pickled_weights
+from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader, pickled_weights
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 WHOLE_NUMBERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.bool]
@@ -42,7 +42,7 @@ def write(folder: Path, shards: dict[str, dict[str, torch.Tensor]], index: objec
 
 def error_of(folder: Path) -> InputError:
     with pytest.raises(InputError) as caught:
-        Tensors(folder)
+        SafetensorsReader(folder)
     return caught.value
 
 
@@ -66,7 +66,7 @@ def test_every_dtype_and_shape_bit_for_bit(tmp_path: Path) -> None:
         for dtype in FLOATS + WHOLE_NUMBERS
         for number, shape in enumerate(shapes)
     }
-    with Tensors(write(tmp_path / "model", {WEIGHTS: saved})) as tensors:
+    with SafetensorsReader(write(tmp_path / "model", {WEIGHTS: saved})) as tensors:
         assert sorted(tensors.names) == sorted(saved) and len(tensors) == len(saved)
         for name, tensor in saved.items():
             assert (
@@ -74,13 +74,13 @@ def test_every_dtype_and_shape_bit_for_bit(tmp_path: Path) -> None:
             )
             read = tensors.read(name)
             assert read.dtype == tensor.dtype and read.is_contiguous() and torch.equal(read, tensor)
-    assert "another" not in Tensors(tmp_path / "model")
+    assert "another" not in SafetensorsReader(tmp_path / "model")
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floats_are_converted_as_torch_does_and_whole_numbers_kept(dtype: torch.dtype, tmp_path: Path) -> None:
     saved = {str(each): random_tensor((6, 5), each) for each in FLOATS + WHOLE_NUMBERS}
-    with Tensors(write(tmp_path / "model", {WEIGHTS: saved})) as tensors:
+    with SafetensorsReader(write(tmp_path / "model", {WEIGHTS: saved})) as tensors:
         for name, tensor in saved.items():
             expected = tensor.to(dtype) if tensor.is_floating_point() else tensor
             read = tensors.read(name, dtype)
@@ -101,7 +101,7 @@ def test_any_view_in_chunks_of_any_size(data, shape, chunk, tmp_path_factory) ->
     def turned(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.permute(order).narrow(axis, start, tensor.permute(order).size(axis) - start)
 
-    with pytest.MonkeyPatch.context() as patch, Tensors(folder) as tensors:
+    with pytest.MonkeyPatch.context() as patch, SafetensorsReader(folder) as tensors:
         patch.setattr(module, "CHUNK", chunk)
         read = tensors.copy(turned(tensors.view("x")), dtype)
     assert read.is_contiguous() and torch.equal(read, turned(saved).to(dtype))
@@ -110,7 +110,7 @@ def test_any_view_in_chunks_of_any_size(data, shape, chunk, tmp_path_factory) ->
 def test_what_was_read_is_its_own_and_outlives_the_file(tmp_path: Path) -> None:
     saved = {"fused": random_tensor((6, 4)), "n": random_tensor((3,), torch.int64)}
     folder = write(tmp_path / "model", {WEIGHTS: saved})
-    with Tensors(folder) as tensors:
+    with SafetensorsReader(folder) as tensors:
         read = {name: tensors.read(name) for name in saved}
         parts = [tensors.copy(part) for part in tensors.view("fused").chunk(3)]
         stacked = tensors.copy(torch.cat([tensors.view("fused"), tensors.view("fused")]), torch.float64)
@@ -134,27 +134,27 @@ def test_tensors_need_not_be_aligned(tmp_path: Path) -> None:
     }).encode()  # fmt: skip
     body = len(header).to_bytes(8, "little") + header + odd + floats.numpy().tobytes()
     (tmp_path / WEIGHTS).write_bytes(body)
-    with Tensors(tmp_path) as tensors:
+    with SafetensorsReader(tmp_path) as tensors:
         assert torch.equal(tensors.read("floats"), floats)
         assert torch.equal(tensors.copy(tensors.view("floats").t(), torch.bfloat16), floats.t().bfloat16())
         assert tensors.read("odd").tolist() == [1, 2, 3]
 
 
 def test_shards_and_the_whole_file_before_them(sharded: Path) -> None:
-    with Tensors(sharded) as tensors:
+    with SafetensorsReader(sharded) as tensors:
         assert tensors.names == ("a", "b", "c")
         assert torch.equal(tensors.read("c"), random_tensor((2, 2)))
     save_file({"whole": torch.ones(2)}, sharded / WEIGHTS)
-    assert Tensors(sharded).names == ("whole",)  # as transformers chooses
+    assert SafetensorsReader(sharded).names == ("whole",)  # as transformers chooses
 
 
 def test_a_tensor_that_the_index_leaves_out_is_still_there(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", {A: {"a": torch.ones(1), "extra": torch.ones(1)}}, {"weight_map": {"a": A}})
-    assert set(Tensors(folder).names) == {"a", "extra"}
+    assert set(SafetensorsReader(folder).names) == {"a", "extra"}
 
 
 def test_an_unknown_name_is_told_with_those_near(sharded: Path) -> None:
-    with Tensors(sharded) as tensors:
+    with SafetensorsReader(sharded) as tensors:
         for ask in (tensors.shape, tensors.dtype, tensors.view, tensors.read):
             with pytest.raises(InputError, match="no tensor 'aa'; near it: a"):
                 ask("aa")
@@ -163,7 +163,7 @@ def test_an_unknown_name_is_told_with_those_near(sharded: Path) -> None:
 
 
 def test_views_that_are_held_keep_the_file(sharded: Path) -> None:
-    with Tensors(sharded) as tensors:
+    with SafetensorsReader(sharded) as tensors:
         view = tensors.view("a")
     assert torch.equal(view, random_tensor((3, 4)))
     assert len(tensors) == 0
@@ -227,7 +227,7 @@ def test_headers_of_every_length_are_taken_for_what_they_are(tmp_path: Path) -> 
     for length in (0x0280, 0x0480, 0x10480):
         text = json.dumps({"x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode().ljust(length)
         (tmp_path / WEIGHTS).write_bytes(length.to_bytes(8, "little") + text + b"\7")
-        assert Tensors(tmp_path).read("x").tolist() == [7]
+        assert SafetensorsReader(tmp_path).read("x").tolist() == [7]
 
 
 @settings(max_examples=150, deadline=None)
@@ -239,7 +239,7 @@ def test_a_wrong_byte_in_the_header_is_an_input_error_or_harmless(place: int, by
     data[place % len(data)] = byte
     path.write_bytes(data)
     try:
-        with Tensors(folder) as tensors:
+        with SafetensorsReader(folder) as tensors:
             for name in tensors.names:
                 tensors.read(name)
     except InputError as error:
@@ -330,14 +330,14 @@ MEASURE = """
 import json, os, sys
 import torch
 from quatrain.core.process_memory import peak_memory, reset_peak_memory
-from quatrain.models.io.tensors import Tensors
+from quatrain.models.io.tensors import SafetensorsReader
 
 def read(folder, dtype):
-    with Tensors(folder) as tensors:
+    with SafetensorsReader(folder) as tensors:
         return [tensors.read(name, dtype) for name in tensors.names]
 
 def parts(folder, dtype):
-    with Tensors(folder) as tensors:
+    with SafetensorsReader(folder) as tensors:
         return [tensors.copy(p.t(), dtype) for name in tensors.names for p in tensors.view(name).chunk(2)]
 
 def plain(folder, dtype):

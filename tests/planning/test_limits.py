@@ -15,7 +15,7 @@ from tiny_configs import tiny
 from quatrain.adapters.apply import apply
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
-from quatrain.models.families import families, family
+from quatrain.models.families import families, get_family
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
@@ -44,17 +44,17 @@ def soon() -> Iterator[None]:
 
 @pytest.mark.parametrize("sizes", LARGE, ids=str)
 def test_models_that_nothing_holds(sizes: dict[str, Any], tmp_path: Path) -> None:
-    model_folder.save(Model(family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
+    model_folder.save(Model(get_family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | sizes))
     with pytest.raises(InputError):
         model_folder.load(tmp_path)
     with pytest.raises(InputError):
-        Model(family("llama").from_hf(tiny("llama") | sizes))
+        Model(get_family("llama").from_hf(tiny("llama") | sizes))
 
 
 def test_layers_that_fit_the_memory_and_not_the_files(tmp_path: Path) -> None:
-    model_folder.save(Model(family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
+    model_folder.save(Model(get_family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1_900}))
     with pytest.raises(InputError, match=r"num_hidden_layers 1,900.*one of the two belongs to another model"):
@@ -68,7 +68,7 @@ def test_counts_are_those_of_the_built_model(name: str) -> None:
     if name in ("t5", "mt5"):
         deep["num_decoder_layers"] = 3
     for head in families()[name].heads:
-        config = family(name).from_hf(tiny(name) | deep, head=head)
+        config = get_family(name).from_hf(tiny(name) | deep, head=head)
         model = counts.built(config)
         assert counts.parameters(config) == model.num_parameters()
         assert counts.embedding_parameters(config) == counts._tables(model)
@@ -81,7 +81,7 @@ def large() -> ModelConfig:
     """Llama 3.1 405B."""
     sizes = {"vocab_size": 128_256, "hidden_size": 16_384, "intermediate_size": 53_248, "num_hidden_layers": 126}
     sizes |= {"num_attention_heads": 128, "num_key_value_heads": 8}
-    return family("llama").from_hf({"model_type": "llama"} | sizes)
+    return get_family("llama").from_hf({"model_type": "llama"} | sizes)
 
 
 def test_a_large_model_is_planned() -> None:
@@ -91,7 +91,7 @@ def test_a_large_model_is_planned() -> None:
 
 
 def test_a_large_training_is_estimated() -> None:
-    few = large().with_(num_hidden_layers=2)
+    few = large().replace(num_hidden_layers=2)
     found = training_memory(few, TrainSettings(steps=1), rows=1, length=16, precision="bfloat16")
     assert found.peak > 50e9
 
@@ -99,7 +99,7 @@ def test_a_large_training_is_estimated() -> None:
 @pytest.mark.parametrize(("rows", "vocabulary"), [(10**11, 60), (100, 10**8)])
 def test_losses_of_too_many_chunks_are_not_gone_through(rows: int, vocabulary: int) -> None:
     """A simulation takes a moment for each product; this many took minutes and gigabytes."""
-    config = family("llama").from_hf(tiny("llama")).with_(vocab_size=vocabulary)
+    config = get_family("llama").from_hf(tiny("llama")).replace(vocab_size=vocabulary)
     start = time.process_time()
     with pytest.raises(InputError, match="logits: too large to be reckoned"):
         training_memory(config, TrainSettings(steps=1), rows=rows, length=40, precision="float32")
@@ -108,7 +108,7 @@ def test_losses_of_too_many_chunks_are_not_gone_through(rows: int, vocabulary: i
 
 @pytest.mark.parametrize(("rows", "length"), [(10**12, 16), (1, 10**13), (10**18, 10**18)])
 def test_batches_that_nothing_holds(rows: int, length: int) -> None:
-    config = family("llama").from_hf(tiny("llama"))
+    config = get_family("llama").from_hf(tiny("llama"))
     with pytest.raises(InputError, match="rows"):
         CopyStream([1, 2, 3], 0, length=length, rows=rows, seed=0)
     with pytest.raises(InputError):
@@ -132,7 +132,7 @@ def test_batches_that_nothing_holds(rows: int, length: int) -> None:
     ids=str,
 )
 def test_adapters_that_nothing_holds(asked: dict[str, Any]) -> None:
-    config = family("llama").from_hf(tiny("llama") | {"hidden_size": 1024, "num_hidden_layers": 8})
+    config = get_family("llama").from_hf(tiny("llama") | {"hidden_size": 1024, "num_hidden_layers": 8})
     with pytest.raises(InputError, match="this machine has"):
         apply(Model(config), AdapterSettings(**asked))
 

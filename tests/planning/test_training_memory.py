@@ -19,7 +19,7 @@ from quatrain.planning.training_memory import Heap, training_memory
 from quatrain.training.objectives import Causal
 from quatrain.training.trainer import Trainer
 
-SHAPE = CONFIG.with_(hidden_size=128, intermediate_size=256, vocab_size=500, max_position_embeddings=128)
+SHAPE = CONFIG.replace(hidden_size=128, intermediate_size=256, vocab_size=500, max_position_embeddings=128)
 ADAPTERS = [
     None, *({"method": each} for each in ("lora", "dora", "ia3", "prefix")), {"method": "lora", "quantize_base": "nf4"}
 ]  # fmt: skip
@@ -80,7 +80,7 @@ def test_all_of_a_quantized_model_is_counted():
 def test_less_is_held_of_what_is_said_to_save_memory():
     def peak(adapter=None, **changes):
         wanted = settings(**changes)
-        deep = SHAPE.with_(num_hidden_layers=6)
+        deep = SHAPE.replace(num_hidden_layers=6)
         return training_memory(deep, wanted, rows=4, length=64, precision="float32", adapter=adapter)
 
     plain = peak()

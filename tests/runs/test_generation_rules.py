@@ -87,7 +87,7 @@ def test_fresh_models_of_every_stage_have_the_rules_and_speak_by_them(tmp_path: 
 def test_a_folders_own_rules_stay_beside_them(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["the lot of the house by the river. " * 20], vocab_size=300, kind="bpe")
     model = Model(llama(vocab_size=tokenizer.vocab_size)).initialize(0)
-    model.generation = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 5}
+    model.generation_config = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 5}
     model_folder.save(model, tmp_path / "base")
     tokenizer.save(tmp_path / "base")
     made = run(ON_FOLDER, tmp_path, folder=tmp_path / "base")

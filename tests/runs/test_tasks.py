@@ -501,7 +501,7 @@ def test_a_chat_is_learned_beside_a_frozen_model(method: str, data: dict[str, st
     counts = {"prompt": 4 * 16, "prefix": 4 * 16 * 4, "bottleneck": 4 * (3 * 16 + 3 + 16 * 3 + 16)}
     assert taught["trainable_parameters"] == counts[method]
     model, tokenizer = load_model(run.model)
-    assert (model.prompt is None) == (method == "bottleneck") and tokenizer.chat_template
+    assert (model.soft_prompt is None) == (method == "bottleneck") and tokenizer.chat_template
     before = model_folder.load(run.folder / "stages" / "02-pretrain" / "model")
     for name, parameter in before.named_parameters():
         own = name if name in dict(model.named_parameters()) else name.replace("_proj.", "_proj.base.")

@@ -16,7 +16,7 @@ import cases
 import torch
 import transformers
 
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.context import Trace
 from quatrain.models.transformer.kv_cache import KVCache
@@ -193,11 +193,11 @@ def check_loss_and_gradients(case: Case, folder: Path) -> None:
     loss.backward()
     torch.testing.assert_close(loss, expected.loss, **TOLERANCE)
     found = dict(reference.named_parameters(remove_duplicate=False))
-    aliases = family(model.config.family).aliases
+    aliases = get_family(model.config.family).aliases
     found |= {name: found[other] for other, name in aliases.items() if other in found and name not in found}
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     compared = set()
-    for operation in family(model.config.family).weights(model.config):
+    for operation in get_family(model.config.family).weights(model.config):
         if operation.sources[0] in found and all(name in gradients for name in operation.targets):
             gradient = found[operation.sources[0]].grad
             if gradient is None:

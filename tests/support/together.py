@@ -58,7 +58,7 @@ class Spare(nn.Linear):
 
 def llama(case):
     """The model that most cases train, with an adapter or weights without a use where asked."""
-    model = Model(CONFIG.with_(dropout=case.get("settings", {}).get("dropout", 0.0))).initialize(0)
+    model = Model(CONFIG.replace(dropout=case.get("settings", {}).get("dropout", 0.0))).initialize(0)
     if case.get("adapter"):
         apply(model, AdapterSettings(rank=2, alpha=4.0))
     if case.get("rows"):

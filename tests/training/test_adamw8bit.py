@@ -20,7 +20,7 @@ from quatrain.training.optimizers import load_optimizer_tensors, make_optimizers
 from quatrain.training.paged import PagedAdamW, PagedAdamW8bit
 from quatrain.training.trainer import Hooks, Trainer
 
-WIDE = CONFIG.with_(hidden_size=64, intermediate_size=192)
+WIDE = CONFIG.replace(hidden_size=64, intermediate_size=192)
 """Wide enough that most of its weights are in matrices of 4,096 elements and more."""
 
 

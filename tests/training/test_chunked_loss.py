@@ -76,7 +76,7 @@ def assert_same(found, expected):
 def small_chunks(monkeypatch, logits):
     monkeypatch.setattr(chunked_loss, "CHUNK", {"cpu": logits, "else": logits})
     monkeypatch.setattr(chunked_loss, "TOKENS", {"cpu": 40, "else": 40})
-    monkeypatch.setattr(chunked_loss, "PORTION", {"cpu": 7 * 32, "else": 7 * 32})
+    monkeypatch.setattr(chunked_loss, "CHUNK_ELEMENTS", {"cpu": 7 * 32, "else": 7 * 32})
 
 
 @pytest.mark.parametrize("kind", HEADS)

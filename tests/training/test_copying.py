@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tiny_models import llama
 
-from quatrain.data.batches import IGNORE
+from quatrain.data.batches import IGNORE_INDEX
 from quatrain.models.transformer.stack import Model
 from quatrain.training.objectives import Causal
 from quatrain.training.settings import TrainSettings
@@ -19,7 +19,7 @@ def stream(seed=0, rows=4):
 def test_every_learned_token_was_said_before_and_nothing_else_is_learned():
     for batch in (stream().next() for _ in range(5)):
         for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
-            text = [*ids, labels[-1] if labels[-1] != IGNORE else 0]
+            text = [*ids, labels[-1] if labels[-1] != IGNORE_INDEX else 0]
             parts, part = [], []
             for place, token in enumerate(text):
                 part.append(place)
@@ -29,7 +29,7 @@ def test_every_learned_token_was_said_before_and_nothing_else_is_learned():
             for first, second in zip(parts[::2], parts[1::2], strict=False):
                 assert [text[i] for i in first] == [text[i] for i in second]
                 assert all(labels[i - 1] == text[i] for i in second)
-                assert all(labels[i - 1] == IGNORE for i in first if i)
+                assert all(labels[i - 1] == IGNORE_INDEX for i in first if i)
 
 
 def test_batches_follow_from_seed_and_number():
@@ -52,15 +52,13 @@ def test_turns_come_first_and_then_now_and_again():
 
 
 def test_a_small_model_learns_to_copy_what_it_never_saw():
-    config = llama(
-        vocab_size=20, hidden_size=48, intermediate_size=96, num_attention_heads=2, tie_word_embeddings=True
-    )
+    config = llama(vocab_size=20, hidden_size=48, intermediate_size=96, num_attention_heads=2, tie_word_embeddings=True)
     model = Model(config).initialize(0)
     settings = TrainSettings(steps=200, batch_tokens=512, learning_rate=6e-3, optimizer="muon", precision="float32")
     Trainer(model, Causal(), stream(rows=16), settings, steps=200).train()
     batch = stream(seed=99, rows=64).next()
     with torch.no_grad():
         logits, _ = model(batch.input_ids)
-    learned = batch.labels != IGNORE
+    learned = batch.labels != IGNORE_INDEX
     accuracy = (logits.argmax(-1)[learned] == batch.labels[learned]).float().mean()
     assert accuracy > 0.4  # the commonest guess would be right about once in ten times

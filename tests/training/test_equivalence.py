@@ -12,7 +12,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tiny_training import CONFIG, FixedStream, ragged, settings, weights, windows
 
-from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, pack, pad
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pack, pad
 from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer.stack import Model
 from quatrain.training import chunked_loss
@@ -111,11 +111,9 @@ def test_activation_checkpointing_bit_for_bit(family, dropout):
     }  # fmt: skip
     found = []
     for wanted in (False, True):
-        model = Model(fresh_config(family, sizes).with_(dropout=dropout)).initialize(0)
+        model = Model(fresh_config(family, sizes).replace(dropout=dropout)).initialize(0)
         names = list(model.state_dict())
-        found.append(
-            one_step(shares(ragged(), 2), model=model, activation_checkpointing=wanted, dropout=dropout)
-        )
+        found.append(one_step(shares(ragged(), 2), model=model, activation_checkpointing=wanted, dropout=dropout))
         assert list(model.state_dict()) == names and "forward" not in vars(model.layers[0])
     assert_same(found[1], found[0], bits=True)
 
@@ -287,7 +285,7 @@ def test_segments_that_are_packed_do_not_see_each_other():
 
 
 def test_a_micro_batch_without_any_label_counts_nothing():
-    empty = TokenBatch.of(torch.zeros(2, 8, dtype=torch.long), torch.full((2, 8), IGNORE))
+    empty = TokenBatch.of(torch.zeros(2, 8, dtype=torch.long), torch.full((2, 8), IGNORE_INDEX))
     texts = pad(ragged(), 0)
     assert_same(one_step([texts, empty]), whole())
     found = one_step([empty])

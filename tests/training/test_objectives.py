@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE
+from quatrain.data.batches import IGNORE_INDEX
 from quatrain.models.io import model_folder
 from quatrain.training import objectives as o
 from quatrain.training.chunked_loss import chunking
@@ -74,12 +74,12 @@ CASES = {
         lambda t: o.SequenceClassification(t, LABELS), RECORDS, NAMES, None),
     "several bert": (
         "BertForSequenceClassification", setup.wordpiece,
-        lambda t: o.SequenceClassification(t, LABELS, problem="several"),
+        lambda t: o.SequenceClassification(t, LABELS, problem_type="multi_label"),
         [{"text": text, "labels": LABELS[: number % 4]} for number, text in enumerate(TEXTS)],
         {**NAMES, "problem_type": "multi_label_classification"}, None),
     "regression bert": (
         "BertForSequenceClassification", setup.wordpiece,
-        lambda t: o.SequenceClassification(t, ["score"], problem="regression"),
+        lambda t: o.SequenceClassification(t, ["score"], problem_type="regression"),
         [{"text": text, "label": len(text) / 30} for text in TEXTS],
         {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}, None),
     "tags bert": (
@@ -138,7 +138,7 @@ def test_the_loss_of_pretraining_is_that_of_transformers(tmp_path):
     batch, examples = batch_of(objective, DOCUMENTS)
     assert {example.label for example in examples} == {FOLLOWS, RANDOM}
     masked, follows = batch.labels
-    hidden = (masked != IGNORE).sum(1)
+    hidden = (masked != IGNORE_INDEX).sum(1)
     with torch.no_grad():
         output = theirs(**setup.their_inputs(batch), labels=masked, next_sentence_label=follows)
         total, weight, metrics = objective.loss(model, batch)
@@ -151,9 +151,7 @@ def test_the_loss_of_pretraining_is_that_of_transformers(tmp_path):
     same = [examples[row] for row in alike]
     again = objective.collate(same, seed=5)
     with torch.no_grad():
-        expected = theirs(
-            **setup.their_inputs(again), labels=again.labels[0], next_sentence_label=again.labels[1]
-        ).loss
+        expected = theirs(**setup.their_inputs(again), labels=again.labels[0], next_sentence_label=again.labels[1]).loss
         torch.testing.assert_close(mean(objective, model, again), expected, atol=2e-6, rtol=2e-6)
 
 
@@ -278,8 +276,8 @@ WRONG_MODELS = {
                RECORDS,
                "the model has no, perhaps, yes, the objective yes, perhaps, no"),
     "problem": ("BertForSequenceClassification", NAMES,
-                lambda t: o.SequenceClassification(t, LABELS, problem="several"),
-                [{"text": "the fox", "labels": []}], "problem: the model has single"),
+                lambda t: o.SequenceClassification(t, LABELS, problem_type="multi_label"),
+                [{"text": "the fox", "labels": []}], "problem_type: the model has single_label"),
     "no decoder": ("BertForMaskedLM", {}, lambda t: o.Seq2Seq(t), TRANSLATIONS, "this objective trains seq2seq"),
 }  # fmt: skip
 

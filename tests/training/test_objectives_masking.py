@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE, TokenExample, windows
+from quatrain.data.batches import IGNORE_INDEX, TokenExample, windows
 from quatrain.data.records import Row
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import objectives as o
@@ -44,11 +44,11 @@ def test_masks_hide_what_the_labels_say_and_nothing_special(row, seed, whole):
     before, after = [WORDPIECE.bos_id], [WORDPIECE.eos_id]
     original = torch.tensor([*before, *row, *after])
     ids, labels = batch.input_ids[0, : len(original)], batch.labels[0, : len(original)]
-    hidden = labels != IGNORE
+    hidden = labels != IGNORE_INDEX
     assert torch.equal(ids[~hidden], original[~hidden]) and torch.equal(labels[hidden], original[hidden])
     special = torch.tensor([token in WORDPIECE.special_ids for token in original.tolist()])
     assert not (hidden & special).any()
-    assert (batch.labels[0, len(original) :] == IGNORE).all()
+    assert (batch.labels[0, len(original) :] == IGNORE_INDEX).all()
     changed = ids[ids != original]
     assert all(token == WORDPIECE.mask_id or token not in WORDPIECE.special_ids for token in changed.tolist())
     free = int((~special).sum())
@@ -63,9 +63,9 @@ def test_whole_words_are_hidden_whole(row, seed):
     _, labels = objective.hide(row, np.random.default_rng(seed))
     spans = objective.words.spans(row)
     assert [place for start, end in spans for place in range(start, end)] == list(range(len(row)))
-    hidden = [span for span in spans if labels[span[0]] != IGNORE]
+    hidden = [span for span in spans if labels[span[0]] != IGNORE_INDEX]
     for start, end in spans:
-        assert len({label != IGNORE for label in labels[start:end]}) == 1
+        assert len({label != IGNORE_INDEX for label in labels[start:end]}) == 1
     free = sum(token not in WORDPIECE.special_ids for token in row)
     # No more than asked for, but where the first word alone is.
     assert sum(end - start for start, end in hidden) <= max(1, round(0.15 * free)) or len(hidden) == 1
@@ -93,7 +93,7 @@ def test_four_in_five_become_the_mask():
     draws = 2000
     for seed in range(draws):
         ids, labels = objective.hide(row, np.random.default_rng(seed))
-        chosen = labels != IGNORE
+        chosen = labels != IGNORE_INDEX
         assert chosen.sum() == 15
         places += chosen
         for token, label in zip(ids[chosen].tolist(), labels[chosen].tolist(), strict=True):
@@ -217,7 +217,7 @@ def test_source_and_target_give_back_the_row(row, seed):
     assert said == objective.sentinels[: len(said)] == [token for token in source if token in objective.sentinels]
     assert source[-1] == target[-1] == SENTINELS.eos_id
     batch = objective.collate([row], seed=seed)
-    assert batch.labels[0, -1] in (IGNORE, SENTINELS.eos_id)
+    assert batch.labels[0, -1] in (IGNORE_INDEX, SENTINELS.eos_id)
 
 
 @settings(deadline=None)
@@ -262,7 +262,7 @@ def test_denoising_keeps_order_and_content(row, seed):
     if not special:
         assert len(row) - len(kept) == (min(round(0.3 * len(row)), len(row) - 1) if len(row) > 1 else 0)
     batch = objective.collate([row], seed=seed)
-    assert [token for token in batch.labels[0].tolist() if token != IGNORE] == [BYTES.bos_id, *row, BYTES.eos_id]
+    assert [token for token in batch.labels[0].tolist() if token != IGNORE_INDEX] == [BYTES.bos_id, *row, BYTES.eos_id]
 
 
 def test_denoising_draws_poisson_spans():
@@ -301,7 +301,7 @@ def test_a_stream_of_windows_is_read_by_each():
     made = o.Masked(WORDPIECE, max_length=18).collate(batch, seed=1)
     assert made.input_ids.shape == (3, 18) and made.segments is None
     assert (made.input_ids[:, 0] == WORDPIECE.bos_id).all() and (made.input_ids[:, -1] == WORDPIECE.eos_id).all()
-    whole = torch.where(made.labels == IGNORE, made.input_ids, made.labels)
+    whole = torch.where(made.labels == IGNORE_INDEX, made.input_ids, made.labels)
     assert torch.equal(whole[:, 1:-1], batch.input_ids)
     with pytest.raises(InputError, match=r"row 1: 16 tokens; must be at most 15") as caught:
         o.Masked(WORDPIECE, max_length=17).collate(batch, seed=1)
@@ -353,8 +353,8 @@ def test_pretraining_batches_hold_two_kinds_of_labels():
     batch = objective.collate(examples, seed=0)
     masked, follows = batch.to("cpu").labels
     assert masked.shape == batch.input_ids.shape == batch.token_types.shape and follows.shape == (len(examples),)
-    assert batch.num_labels == int((masked != IGNORE).sum())
-    assert ((masked != IGNORE).sum(1) >= 1).all()
+    assert batch.num_labels == int((masked != IGNORE_INDEX).sum())
+    assert ((masked != IGNORE_INDEX).sum(1) >= 1).all()
 
 
 FAULTS = {
@@ -389,7 +389,7 @@ def test_what_is_wrong_is_told(fault):
 
 
 def test_decoders_read_the_labels_one_later():
-    labels = torch.tensor([[5, 6, 1, IGNORE], [7, 1, IGNORE, IGNORE]])
+    labels = torch.tensor([[5, 6, 1, IGNORE_INDEX], [7, 1, IGNORE_INDEX, IGNORE_INDEX]])
     assert shifted_right(labels, 2, 0).tolist() == [[2, 5, 6, 1], [2, 7, 1, 0]]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE
+from quatrain.data.batches import IGNORE_INDEX
 from quatrain.data.records import Row
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import objectives as o
@@ -84,10 +84,10 @@ def test_labels_by_name_number_and_text():
     assert objective.collate([{"text": "a fox", "label": label} for label in (2, 0)]).labels.tolist() == [2, 0]
     numbered = o.SequenceClassification(WORDPIECE, LABELS, numbered=True)
     assert numbered.collate([{"text": "a fox", "label": label} for label in ("2", "0")]).labels.tolist() == [2, 0]
-    several = o.SequenceClassification(WORDPIECE, LABELS, problem="several")
+    several = o.SequenceClassification(WORDPIECE, LABELS, problem_type="multi_label")
     made = several.collate([{"text": "a fox", "labels": labels} for labels in ([], ["no", "yes"], ["perhaps"])])
     assert made.labels.tolist() == [[0, 0, 0], [1, 0, 1], [0, 1, 0]]
-    numbers = o.SequenceClassification(WORDPIECE, ["x", "y"], problem="regression")
+    numbers = o.SequenceClassification(WORDPIECE, ["x", "y"], problem_type="regression")
     assert numbers.collate([{"text": "a fox", "label": [0.5, "2"]}]).labels.tolist() == [[0.5, 2.0]]
 
 
@@ -149,7 +149,7 @@ def test_every_word_counts_once_at_its_first_token(words, limit, data):
         # The first token of a word is where its text begins.
         whole = [tokenizer.decode(ids[: place + 1]) for place in range(len(ids))]
         assert len(whole) == len(owners)
-        counted = [label for each in found for label in each.labels if label != IGNORE]
+        counted = [label for each in found for label in each.labels if label != IGNORE_INDEX]
         assert len(counted) == len(words)
 
 
@@ -303,15 +303,15 @@ FAULTS = {
          "example 3: label: 3; must be one of no, perhaps, yes, or a number from 0 to 2",
          "example 4: text: is empty; must contain text"],
     ),
-    "several": (
-        lambda: o.SequenceClassification(WORDPIECE, LABELS, problem="several").prepare(
+    "multi_label": (
+        lambda: o.SequenceClassification(WORDPIECE, LABELS, problem_type="multi_label").prepare(
             [{"text": "x", "labels": "no"}, {"text": "x", "labels": [True]}]
         ),
         ["example 1: labels: 'no'; must be a list of label names",
          "example 2: labels: True; must be one of no, perhaps, yes, or a number from 0 to 2"],
     ),
     "a number": (
-        lambda: o.SequenceClassification(WORDPIECE, ["s"], problem="regression").prepare(
+        lambda: o.SequenceClassification(WORDPIECE, ["s"], problem_type="regression").prepare(
             [{"text": "x", "label": "much"}, {"text": "x", "label": float("nan")}, {"text": "x", "label": [1, 2]}]
         ),
         ["example 1: label: 'much'; must be a number", "example 2: label: nan; must be a number",
@@ -374,7 +374,7 @@ SETTINGS = {
     "no labels": (lambda: o.SequenceClassification(WORDPIECE, []), "labels: none"),
     "twice": (lambda: o.TokenClassification(WORDPIECE, ["a", "a"]), "labels: a more than once"),
     "one text": (lambda: o.TokenClassification(WORDPIECE, "ab"), "labels: 'ab'; must be a list of names"),
-    "problem": (lambda: o.SequenceClassification(WORDPIECE, LABELS, problem="many"), "problem: 'many'; must be one of"),
+    "problem": (lambda: o.SequenceClassification(WORDPIECE, LABELS, problem_type="many"), "problem_type: 'many'; must"),
     "stride": (lambda: o.TokenClassification(WORDPIECE, LABELS, max_length=12, stride=10), "stride: 10; .* below 10"),
     "negative stride": (lambda: o.ExtractiveQA(WORDPIECE, stride=-1), "stride: -1; must be a whole number"),
     "temperature": (lambda: o.Contrastive(WORDPIECE, temperature=0), "temperature: 0; must be above 0"),
@@ -411,7 +411,7 @@ def test_targets_end_with_the_end_token_also_where_they_are_cut():
     assert len(example.source) == 12 and len(example.target) == 6 and example.target[-1] == SENTINELS.eos_id
     assert example.source == SENTINELS.encode("say: " + setup.TEXTS[0])[:12] and len(notes) == 1
     batch = objective.collate(examples)
-    assert batch.labels[0, :6].tolist() == example.target and (batch.labels[0, 6:] == IGNORE).all()
+    assert batch.labels[0, :6].tolist() == example.target and (batch.labels[0, 6:] == IGNORE_INDEX).all()
 
 
 def test_anchors_come_first_then_what_is_theirs():

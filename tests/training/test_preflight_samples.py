@@ -118,9 +118,9 @@ def test_samples_show_what_is_learned_beside_the_tokens():
     text, labels = "the cat sat on the mat", ["bad", "good"]
     cases = [
         (o.SequenceClassification(tokenizer, labels), {"text": text, "label": "good"}, "label: good"),
-        (o.SequenceClassification(tokenizer, labels, problem="several"), {"text": text, "labels": ["bad", "good"]},
-         "labels: bad, good"),
-        (o.SequenceClassification(tokenizer, ["score"], problem="regression"), {"text": text, "label": 2.5},
+        (o.SequenceClassification(tokenizer, labels, problem_type="multi_label"),
+         {"text": text, "labels": ["bad", "good"]}, "labels: bad, good"),
+        (o.SequenceClassification(tokenizer, ["score"], problem_type="regression"), {"text": text, "label": 2.5},
          "score: 2.5"),
         (o.TokenClassification(tokenizer, ["O", "B-X"]), {"words": text.split(), "tags": ["O", "B-X", *["O"] * 4]},
          "tags: O B-X O O O O"),

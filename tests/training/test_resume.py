@@ -88,7 +88,7 @@ def test_stopped_anywhere_and_resumed_twice(tmp_path, case):
     wanted = settings(**({"steps": 14, "checkpoint_every": 1} | changes))
 
     def run(folder, stop=None):
-        model = Model(CONFIG.with_(dropout=wanted.dropout)).initialize(0)
+        model = Model(CONFIG.replace(dropout=wanted.dropout)).initialize(0)
         calls = []
 
         def validate(current):
@@ -137,9 +137,7 @@ def best_run(tmp_path, values, *, folder=True, steps=12, **changes):
     wanted = settings(**({"steps": steps, "evaluate_every": 2, "checkpoint_every": 2} | changes))
     warned = []
     hooks = hooks_of(model, validate=validate, warn=warned.append) if folder else Hooks(validate=validate)
-    trainer = Trainer(
-        model, Causal(), windows(), wanted, steps=steps, folder=tmp_path if folder else None, hooks=hooks
-    )
+    trainer = Trainer(model, Causal(), windows(), wanted, steps=steps, folder=tmp_path if folder else None, hooks=hooks)
     return trainer.train(), weights(model), seen, warned
 
 
@@ -148,9 +146,7 @@ def best_run(tmp_path, values, *, folder=True, steps=12, **changes):
 @pytest.mark.parametrize("metric", ["validation_loss", "accuracy"])
 def test_the_best_weights_are_kept(tmp_path, folder, precision, metric):
     values = [3.0, 2.0, 1.0, 5.0, 4.0, 6.0]
-    result, after, seen, _ = best_run(
-        tmp_path, values, folder=folder, keep="best", precision=precision, metric=metric
-    )
+    result, after, seen, _ = best_run(tmp_path, values, folder=folder, keep="best", precision=precision, metric=metric)
     assert result.best_step == 6 and result.steps == 12 and result.metrics["validation_loss"] == 1.0
     assert all(torch.equal(after[name], seen[2][name]) for name in after)
     if folder:

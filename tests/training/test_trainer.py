@@ -116,7 +116,7 @@ def test_clipping_bounds_the_gradient():
     [("adamw", "float32", 0.0), ("muon", "float32", 0.1), ("muon", "bfloat16", 0.0), ("adamw", "bfloat16", 0.2)],
 )
 def test_stopped_twice_and_resumed_is_never_stopped_bit_for_bit(tmp_path, optimizer, precision, dropout):
-    config = CONFIG.with_(dropout=dropout)
+    config = CONFIG.replace(dropout=dropout)
     wanted = settings(optimizer=optimizer, precision=precision, dropout=dropout, checkpoint_every=1)
 
     def run(folder, stop_after=()):
@@ -304,7 +304,7 @@ def test_bfloat16_follows_float32():
 def test_validation_does_not_change_training():
     ends = []
     for every in (0, 3):
-        model = Model(CONFIG.with_(dropout=0.1)).initialize(0)
+        model = Model(CONFIG.replace(dropout=0.1)).initialize(0)
         hooks = Hooks(validate=lambda current: {"validation_loss": current(torch.arange(8)[None])[0].sum().item()})
         Trainer(model, Causal(), windows(), settings(dropout=0.1, evaluate_every=every), steps=12, hooks=hooks).train()
         ends.append(weights(model))
@@ -318,7 +318,7 @@ def test_looking_at_what_it_says_does_not_change_training():
         return [{"prompt": "a", "output": "b"}]
 
     seen = []
-    model, other = (Model(CONFIG.with_(dropout=0.1)).initialize(0) for _ in range(2))
+    model, other = (Model(CONFIG.replace(dropout=0.1)).initialize(0) for _ in range(2))
     Trainer(model, Causal(), windows(), settings(sample_every=5), steps=12,
             hooks=Hooks(sample=look, log=seen.append)).train()  # fmt: skip
     Trainer(other, Causal(), windows(), settings(), steps=12).train()

@@ -40,7 +40,7 @@ RESIDUALS = {
 POOLINGS = {
     "first": "the first token",
     "last": "the last token",
-    "end": "the end token",
+    "eos": "the end token",
     "max": "the maximum of each channel",
     "mean": "the mean of all tokens",
     "mean_sqrt": "the sum of all tokens over the root of their number",
@@ -97,7 +97,7 @@ def _vocabulary(config: ModelConfig) -> str:
 
 def _position(config: ModelConfig) -> str:
     longest = f"up to {config.context_length:,} tokens"
-    if config.position_counting == "tokens":
+    if config.padding_positions == "skipped":
         longest += ", padding not counted"
     if config.position == "rotary":
         return f"rotary{_rotary(config)}, {longest}"
@@ -189,7 +189,7 @@ def _pooling(config: ModelConfig) -> str:
     if config.head not in ("embedding", "sequence_classification", "multiple_choice", "next_sentence", "pretraining"):
         return ""
     words = POOLINGS.get(config.pooling, config.pooling)
-    return f"{words}, to unit length" if (config.head, config.embedding_vector) == ("embedding", "unit") else words
+    return f"{words}, to unit length" if config.head == "embedding" and config.normalize_embedding else words
 
 
 def _labels(config: ModelConfig) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from quatrain.core.errors import InputError
 from quatrain.loading.model import load_weights
 from quatrain.models import hub
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.io import sentence_transformers
 from quatrain.models.io.model_folder import check_size, config_of, read_config
-from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors, weight_files
+from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader, weight_files
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 
@@ -85,9 +85,11 @@ class Subject:
 
             if taught := head_of(self.folder):
                 labels = tuple(taught.get("labels", ()))
-                return config_of(raw, head=taught["head"], labels=labels or None, problem=taught.get("problem"))
-        config = family(raw.get("model_type")).from_hf(raw, head=None if pooled is None else "embedding")
-        return config if pooled is None else config.with_(**pooled)
+                return config_of(
+                    raw, head=taught["head"], labels=labels or None, problem_type=taught.get("problem_type")
+                )
+        config = get_family(raw.get("model_type")).from_hf(raw, head=None if pooled is None else "embedding")
+        return config if pooled is None else config.replace(**pooled)
 
     def prepare(self, model: Model) -> None:
         """Replace layers of a model without weights by quantized layers and adapters."""
@@ -113,7 +115,7 @@ class Subject:
         """The weight files; only their headers are read. Raises InputError if files are broken."""
         try:
             paths = list(weight_files(self.base))
-            with Tensors(self.base) as tensors:
+            with SafetensorsReader(self.base) as tensors:
                 check_size(self.config, tensors)
                 counts: Counter[str] = Counter()
                 for name in tensors.names:

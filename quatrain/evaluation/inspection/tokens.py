@@ -127,7 +127,7 @@ def check_ids(ids: Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> 
 
 
 def _longest(config: ModelConfig | None, limit: int | None) -> int | None:
-    endless = config is None or not config.bounded
+    endless = config is None or not config.has_position_limit
     context = None if config is None or endless else config.context_length
     known = [length for length in (context, limit) if length is not None]
     return min(known, default=None)

@@ -103,7 +103,7 @@ def _details(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dic
     labels = list(getattr(objective, "labels", ()))
     if not 1 < len(labels) <= DETAILED:
         return {}
-    if isinstance(objective, kinds.SequenceClassification) and objective.problem == "single":
+    if isinstance(objective, kinds.SequenceClassification) and objective.problem_type == "single_label":
         counts = confusion(answers, [example.label for example in examples], len(labels))
         return {"confusion": {"labels": labels, "counts": counts}, "by_label": by_label(counts, labels)}
     if isinstance(objective, kinds.TokenClassification):
@@ -119,9 +119,9 @@ def references(objective: Any, examples: Sequence[Any]) -> list[Any] | None:
     """The references in the form that `scores` takes; None for objectives without predictions to compare."""
     if isinstance(objective, kinds.SequenceClassification):
         labels = [example.label for example in examples]
-        if objective.problem == "single":
+        if objective.problem_type == "single_label":
             return labels
-        if objective.problem == "several":
+        if objective.problem_type == "multi_label":
             return [[number for number, value in enumerate(row) if value] for row in labels]
         return [row[0] for row in labels] if len(objective.labels) == 1 else None
     if isinstance(objective, kinds.TokenClassification):
@@ -162,10 +162,10 @@ def _scores(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict
 
 
 def _of_labels(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    if objective.problem == "single":
+    if objective.problem_type == "single_label":
         found = {"accuracy": accuracy(predictions, references), "f1_macro": f1(predictions, references)["f1"]}
         return found if len(objective.labels) != 2 else {**found, "matthews": matthews(predictions, references)}
-    if objective.problem == "several":
+    if objective.problem_type == "multi_label":
         return {
             "accuracy": accuracy(predictions, references),
             "f1_micro": f1(predictions, references, average="micro")["f1"],
@@ -174,9 +174,7 @@ def _of_labels(objective: Any, predictions: Sequence[Any], references: Sequence[
     return _correlations(predictions, references)
 
 
-def _of_tags(
-    objective: Any, predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]
-) -> dict[str, float]:
+def _of_tags(objective: Any, predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float]:
     flat = [[tag for sentence in side for tag in sentence] for side in (predicted, true)]
     found = {"accuracy": accuracy(*flat)}
     if _are_spans(objective.labels):

@@ -11,7 +11,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 from quatrain.models.families.mapping import Family, Head, Key
 
-__all__ = ["Family", "Head", "Key", "families", "family"]
+__all__ = ["Family", "Head", "Key", "families", "get_family"]
 
 
 @cache
@@ -24,7 +24,7 @@ def families() -> dict[str, Family]:
     return found
 
 
-def family(name: str | None) -> Family:
+def get_family(name: str | None) -> Family:
     """The family of a `model_type`. Raises InputError with the known ones, nearest first."""
     known = families()
     if not isinstance(name, str):
@@ -33,7 +33,7 @@ def family(name: str | None) -> Family:
     if name in known:
         return known[name]
     for kind in known.values():
-        if name in kind.within:
+        if name in kind.nested_in:
             return kind
     near = difflib.get_close_matches(str(name), known, len(known), cutoff=0.4)
     ordered = [*near, *(other for other in known if other not in near)]

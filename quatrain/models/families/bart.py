@@ -62,8 +62,8 @@ FIXED: dict[str, Any] = {
     "feed_forward_bias": True,
     "tie_word_embeddings": True,
     "head_bias": "fixed",
-    "padding_row": "fixed",
-    "pooling": "end",
+    "padding_embedding": "fixed",
+    "pooling": "eos",
     "score_bias": True,
 }
 
@@ -147,7 +147,7 @@ FAMILIES = (
             "question_answering": Head("BartForQuestionAnswering", renames("qa_outputs", "score")),
         },
         fixed=FIXED,
-        must=MUST | {"normalize_embedding": True, "static_position_embeddings": False},
+        required=MUST | {"normalize_embedding": True, "static_position_embeddings": False},
         harmless=HARMLESS,
         read=read,
         reads=READS,

@@ -94,7 +94,7 @@ FAMILIES = (
             "feed_forward_bias": True,
             "activation": "gelu_tanh",
         },
-        must={"apply_residual_connection_post_layernorm": False},
+        required={"apply_residual_connection_post_layernorm": False},
         harmless=frozenset(
             {
                 "hidden_dropout",

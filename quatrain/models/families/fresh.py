@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.families.mapping import COMMON_KEYS
 from quatrain.models.transformer.config import ModelConfig
 
@@ -18,7 +18,7 @@ def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None
     An encoder has the sizes of the decoder unless its own are given. Raises InputError, all at once, for what the
     family's config.json cannot say.
     """
-    kind = family(name)
+    kind = get_family(name)
     wanted = dict(sizes)
     heads, layers = wanted["num_attention_heads"], wanted["num_hidden_layers"]
     wanted.setdefault("num_key_value_heads", heads)
@@ -38,7 +38,7 @@ def fresh_config(name: str, sizes: Mapping[str, Any], *, head: str | None = None
         if start.decoder_start_token_id is None:
             tokens = (wanted.get(role) for role in ("pad_token_id", "bos_token_id"))
             wanted["decoder_start_token_id"] = next((token for token in tokens if token is not None), 0)
-    config = start.with_(**wanted)
+    config = start.replace(**wanted)
     again = kind.from_hf(kind.to_hf(config), head=config.head)
     if lost := [
         f"{field.name}: {getattr(config, field.name)!r}; a {name} model has {getattr(again, field.name)!r}"

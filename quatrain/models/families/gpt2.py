@@ -81,9 +81,7 @@ FAMILIES = (
         ],
         heads={
             "causal": Head("GPT2LMHeadModel", [Rename("lm_head.weight", "lm_head.weight")]),
-            "sequence_classification": Head(
-                "GPT2ForSequenceClassification", [Rename("score.weight", "score.weight")]
-            ),
+            "sequence_classification": Head("GPT2ForSequenceClassification", [Rename("score.weight", "score.weight")]),
             "token_classification": Head(
                 "GPT2ForTokenClassification", renames("classifier", "score"), settings={"score_bias": True}
             ),
@@ -106,7 +104,7 @@ FAMILIES = (
             "attention_bias": "all",
             "feed_forward_bias": True,
         },
-        must={
+        required={
             "add_cross_attention": False,
         },
         harmless=frozenset(

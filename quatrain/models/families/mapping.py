@@ -14,8 +14,8 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 from quatrain.core.wording import printable
-from quatrain.models.families.kinds import COMMON as COMMON_KINDS
-from quatrain.models.families.kinds import (
+from quatrain.models.families.value_types import COMMON as COMMON_TYPES
+from quatrain.models.families.value_types import (
     FIELDS,
     POSITIVE,
     READ,
@@ -24,7 +24,7 @@ from quatrain.models.families.kinds import (
     TEXT_BY_NUMBER,
     TEXTS,
     ValueType,
-    wrong_types,
+    type_errors,
 )
 from quatrain.models.families.weights import Operation, expand
 from quatrain.models.transformer.config import ModelConfig
@@ -92,7 +92,7 @@ class Family:
     """Heads by name; the first one is the default of a config.json that names no architecture."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Fields that are the same for the whole family."""
-    must: Mapping[str, Any] = field(default_factory=dict)
+    required: Mapping[str, Any] = field(default_factory=dict)
     """Options that must have this value."""
     harmless: frozenset[str] = frozenset()
     """Keys without effect, written back unchanged (dropout rates, training options)."""
@@ -110,18 +110,18 @@ class Family:
     """Regular expressions of weight names that are not parameters (old buffers)."""
     old_names: Sequence[tuple[str, str]] = ()
     """Endings of weight names in old checkpoints, and their present ones."""
-    within: Mapping[str, str] = field(default_factory=dict)
+    nested_in: Mapping[str, str] = field(default_factory=dict)
     """Model types whose config.json contains this family's (a text model inside an image-text model), and its key."""
     other_prefixes: Sequence[str] = ()
     """Prefixes of the body's weight names in the files of these model types."""
 
     @property
-    def kinds(self) -> dict[str, ValueType]:
+    def value_types(self) -> dict[str, ValueType]:
         """The type of every key."""
         own = {key.theirs: FIELDS[key.ours] for key in self.keys}
         # A head width of 0 means hidden_size / num_attention_heads; older versions of Quatrain wrote it.
         own |= {key.theirs: SIZE_OR_ZERO for key in self.keys if key.default == 0 and FIELDS[key.ours] is SIZE}
-        return {**COMMON_KINDS, **{key: READ[key] for key in sorted(self.reads)}, **own}
+        return {**COMMON_TYPES, **{key: READ[key] for key in sorted(self.reads)}, **own}
 
     @property
     def architecture(self) -> str:
@@ -134,8 +134,8 @@ class Family:
         Raises InputError naming everything missing, contradictory or unknown at once.
         """
         config = self.unwrapped(config)
-        kinds = self.kinds
-        mistyped = list(wrong_types(config, kinds))
+        kinds = self.value_types
+        mistyped = list(type_errors(config, kinds))
         wrong = {line.partition(":")[0] for line in mistyped}
         problems = [*self._unknown(config), *mistyped]
         values: dict[str, Any] = {}
@@ -164,9 +164,9 @@ class Family:
             fields |= derived(fields)
         if head in LABELLED:
             fields["labels"] = _labels(config)
-            fields["problem"] = _problem(config)
+            fields["problem_type"] = _problem(config)
             if config.get("problem_type") is None and len(fields["labels"]) == 1:
-                fields["problem"] = "regression"
+                fields["problem_type"] = "regression"
         return ModelConfig(family=self.name, head=head, extra=extra, **fields)
 
     def to_hf(self, config: ModelConfig) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Family:
         head = self.heads[config.head]
         written: dict[str, Any] = {"model_type": self.name, "architectures": [head.architecture]}
         written |= {key: getattr(config, key) for key in COMMON_KEYS}
-        written |= {**self.must, **{key: config.extra[key] for key in self.harmless if key in config.extra}}
+        written |= {**self.required, **{key: config.extra[key] for key in self.harmless if key in config.extra}}
         for key in self.keys:
             written[key.theirs] = self._written(key, config)
         if self.write is not None:
@@ -183,15 +183,15 @@ class Family:
             written["id2label"] = {str(number): label for number, label in enumerate(config.labels)}
             written["label2id"] = {label: number for number, label in enumerate(config.labels)}
             written["problem_type"] = next(
-                theirs for theirs, ours in PROBLEMS.items() if theirs and ours == config.problem
+                theirs for theirs, ours in PROBLEM_TYPES.items() if theirs and ours == config.problem_type
             )
         return written | dict(head.extra)
 
     def head_of(self, config: Mapping[str, Any]) -> str:
         """The head that a config.json names. Raises InputError, with the family's heads, for an unknown one."""
         named = self.unwrapped(config).get("architectures") or [self.architecture]
-        if not TEXTS.fits(named):
-            raise InputError(f"architectures: {shown(named)}; must be {TEXTS.wanted}")
+        if not TEXTS.accepts(named):
+            raise InputError(f"architectures: {shown(named)}; must be {TEXTS.description}")
         for name, head in self.heads.items():
             if any(architecture in named for architecture in (head.architecture, *head.old_architectures)):
                 return name
@@ -205,7 +205,7 @@ class Family:
 
         Raises InputError if the other model's config.json lacks it.
         """
-        key = self.within.get(str(config.get("model_type")))
+        key = self.nested_in.get(str(config.get("model_type")))
         if key is None:
             return config
         inner = config.get(key)
@@ -227,13 +227,11 @@ class Family:
         known = {key.theirs for key in self.keys} | set(self.reads) | self.harmless | COMMON | GENERATION
         problems = []
         for key, value in config.items():
-            if key in self.must:
-                if value not in (None, self.must[key]):
-                    problems.append(f"{key}: {shown(value)} is not supported; must be {self.must[key]!r}")
+            if key in self.required:
+                if value not in (None, self.required[key]):
+                    problems.append(f"{key}: {shown(value)} is not supported; must be {self.required[key]!r}")
             elif key not in known and value not in (None, False, {}, []):
-                problems.append(
-                    f"{printable(key[:80])}: {shown(value)} is an unknown option of {self.name}"
-                )
+                problems.append(f"{printable(key[:80])}: {shown(value)} is an unknown option of {self.name}")
         return problems
 
     def _written(self, key: Key, config: ModelConfig) -> Any:
@@ -249,10 +247,10 @@ class Family:
 LABELLED = ("sequence_classification", "token_classification")
 """Heads whose labels have names."""
 
-PROBLEMS = {
-    None: "single",
-    "single_label_classification": "single",
-    "multi_label_classification": "several",
+PROBLEM_TYPES = {
+    None: "single_label",
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
     "regression": "regression",
 }
 """Hugging Face's names of what labels are."""
@@ -261,17 +259,17 @@ PROBLEMS = {
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config.get("id2label")
     if names:
-        if not TEXT_BY_NUMBER.fits(names):
-            raise InputError(f"id2label: {shown(names)}; must be {TEXT_BY_NUMBER.wanted}")
+        if not TEXT_BY_NUMBER.accepts(names):
+            raise InputError(f"id2label: {shown(names)}; must be {TEXT_BY_NUMBER.description}")
         return tuple(str(names[key]) for key in sorted(names, key=int))
     return tuple(f"LABEL_{number}" for number in range(config.get("num_labels") or 2))
 
 
 def _problem(config: Mapping[str, Any]) -> str:
     named = config.get("problem_type")
-    if named not in PROBLEMS:
-        raise InputError(f"problem_type: {shown(named)}; must be one of {', '.join(filter(None, PROBLEMS))}")
-    return PROBLEMS[named]
+    if named not in PROBLEM_TYPES:
+        raise InputError(f"problem_type: {shown(named)}; must be one of {', '.join(filter(None, PROBLEM_TYPES))}")
+    return PROBLEM_TYPES[named]
 
 
 COMMON_KEYS = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")

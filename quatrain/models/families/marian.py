@@ -60,7 +60,7 @@ FAMILIES = (
             "none": Head("MarianModel", (), ""),
         },
         fixed=bart.FIXED | {"position": "sinusoidal", "position_offset": 0, "embedding_norm": False},
-        must=bart.MUST
+        required=bart.MUST
         | {"normalize_embedding": False, "static_position_embeddings": True, "share_encoder_decoder_embeddings": True},
         harmless=bart.HARMLESS,
         read=_read,

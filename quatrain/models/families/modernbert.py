@@ -162,7 +162,7 @@ FAMILIES = (
             "feed_forward": "gated",
             "score_bias": True,
         },
-        must={"position_embedding_type": "absolute"},
+        required={"position_embedding_type": "absolute"},
         harmless=frozenset(
             {
                 "attention_dropout",

@@ -52,7 +52,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     return {
-        "word_embed_proj_dim": config.output_size,
+        "word_embed_proj_dim": config.output_hidden_size,
         "do_layer_norm_before": config.norm_position == "pre",
         "_remove_final_layer_norm": not config.final_norm,
         "layer_norm_elementwise_affine": config.norm == "layer",
@@ -86,7 +86,7 @@ FAMILIES = (
             "embedding": Head("OPTModel", prefix=""),
         },
         fixed={"position": "learned", "position_offset": 2, "feed_forward": "plain"},
-        must={"learned_embeddings": True, "scale_embeddings": False},
+        required={"learned_embeddings": True, "scale_embeddings": False},
         harmless=frozenset({"dropout", "activation_dropout", "attention_dropout", "layerdrop", "prefix"}),
         read=_read,
         reads=frozenset(

@@ -14,8 +14,8 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 from quatrain.core.wording import printable
-from quatrain.models.families.kinds import POSITIVE, SHARE
-from quatrain.models.transformer.config import LARGEST, ModelConfig, RotaryScaling
+from quatrain.models.families.value_types import POSITIVE, SHARE
+from quatrain.models.transformer.config import MAX_SIZE, ModelConfig, RotaryScaling
 
 KEYS = frozenset(
     {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings"}
@@ -200,7 +200,7 @@ def given(*values: Any) -> Any:
 def theta(value: Any) -> float:
     """A base of rotary positions. Raises InputError for one that is no number above 0."""
     if not _is_number(value):
-        raise InputError(f"rope_theta: {shown(value)}; must be {POSITIVE.wanted}")
+        raise InputError(f"rope_theta: {shown(value)}; must be {POSITIVE.description}")
     return float(value)
 
 
@@ -212,13 +212,13 @@ def _wrong(name: str, value: Any) -> str | None:
         fine = isinstance(value, list | tuple) and all(_is_number(number) for number in value)
         return None if fine else "a list of numbers above 0"
     if name == "original_max_position_embeddings":
-        fine = isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= LARGEST
-        return None if fine else f"a whole number from 2 to {LARGEST:,}"
-    return None if _is_number(value) else POSITIVE.wanted
+        fine = isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= MAX_SIZE
+        return None if fine else f"a whole number from 2 to {MAX_SIZE:,}"
+    return None if _is_number(value) else POSITIVE.description
 
 
 def _is_number(value: Any) -> bool:
-    return POSITIVE.fits(value)
+    return POSITIVE.accepts(value)
 
 
 def rotary_dim(config: dict[str, Any], default: float, key: str = "partial_rotary_factor") -> int:
@@ -233,8 +233,8 @@ def rotary_dim(config: dict[str, Any], default: float, key: str = "partial_rotar
     factor = next(iter(said.values()), default)
     if len({repr(value) for value in said.values()}) > 1:
         raise InputError(f"{' and '.join(said)}: two shares of each head that turns; leave one of them out.")
-    if not SHARE.fits(factor):
-        raise InputError(f"{key}: {shown(factor)}; must be {SHARE.wanted}")
+    if not SHARE.accepts(factor):
+        raise InputError(f"{key}: {shown(factor)}; must be {SHARE.description}")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     width = config.get("head_dim") or hidden // heads
     if width >= 2 and width * factor < 2:

@@ -20,9 +20,7 @@ def _attention(theirs: str, ours: str) -> list[Operation]:
 def _feed_forward(theirs: str, ours: str, gated: bool) -> list[Operation]:
     names = {"wi_0": "gate_proj", "wi_1": "up_proj"} if gated else {"wi": "up_proj"}
     names["wo"] = "down_proj"
-    return [
-        Rename(f"{theirs}.DenseReluDense.{name}.weight", f"{ours}.mlp.{our}.weight") for name, our in names.items()
-    ]
+    return [Rename(f"{theirs}.DenseReluDense.{name}.weight", f"{ours}.mlp.{our}.weight") for name, our in names.items()]
 
 
 BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -169,10 +167,10 @@ def _family(name: str, stem: str) -> Family:
             "position": "relative",
             "norm": "rms",
             "attention_scale": 1.0,
-            "pooling": "end",
+            "pooling": "eos",
             "score_bias": True,
         },
-        must={"is_decoder": False},
+        required={"is_decoder": False},
         harmless=frozenset({"dropout_rate", "classifier_dropout", "initializer_factor", "tokenizer_class"}),
         read=_read,
         reads=frozenset(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quatrain.core.errors import InputError
 from quatrain.models.families import Family, Head
 from quatrain.models.families.weights import Computed
-from quatrain.models.io.tensors import AGAIN, Tensors, first_of
+from quatrain.models.io.tensors import RETRY_HINT, SafetensorsReader, first_problems
 from quatrain.models.transformer.initialization import initialize
 from quatrain.models.transformer.stack import Model
 
@@ -62,7 +62,7 @@ def fill(model: Model, names: Names, dtype: torch.dtype, device: torch.device, s
     ]
     problems += [f"{name}: unexpected" for name in names.unexpected()]
     if problems:
-        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", first_of(problems))
+        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", first_problems(problems))
     broken: list[str] = []
     for operation, found in plan:
         for name, view in operation.read(lambda source, found=found: names.tensors.view_whole(found[source])):
@@ -79,11 +79,11 @@ def fill(model: Model, names: Names, dtype: torch.dtype, device: torch.device, s
                 broken += found.values()
             _assign(model, name, tensor)
     if problems:
-        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", first_of(problems))
+        raise InputError(f"{names.tensors.folder}: the weights do not fit config.json:", first_problems(problems))
     if broken:
         raise InputError(
-            f"{names.tensors.folder}: tensors hold NaN, from which only NaN would follow. {AGAIN}",
-            first_of([f"{place}: holds NaN" for place in dict.fromkeys(broken)]),
+            f"{names.tensors.folder}: tensors hold NaN, from which only NaN would follow. {RETRY_HINT}",
+            first_problems([f"{place}: holds NaN" for place in dict.fromkeys(broken)]),
         )
     fresh.sort()
     for name in fresh:
@@ -142,7 +142,9 @@ class Names:
     beyond the model's is left.
     """
 
-    def __init__(self, kind: Family, head: Head, tensors: Tensors, *, strict: bool, ignored: Sequence[str] = ()):
+    def __init__(
+        self, kind: Family, head: Head, tensors: SafetensorsReader, *, strict: bool, ignored: Sequence[str] = ()
+    ):
         self.kind, self.tensors, self.strict, self.ignored = kind, tensors, strict, ignored
         self.prefixes = {kind.prefix, *(head.prefix or "" for head in kind.heads.values())} - {""}
         self.own = kind.prefix if head.prefix is None else head.prefix

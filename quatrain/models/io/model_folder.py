@@ -18,11 +18,11 @@ from quatrain.core.allocation import large_apart
 from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.reading import read_json, shown, user_path
-from quatrain.models.families import Head, family
+from quatrain.models.families import Head, get_family
 from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.io import sentence_transformers
 from quatrain.models.io.filling import Names, fill, weight_operations
-from quatrain.models.io.tensors import INDEX, WEIGHTS, Tensors
+from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader
 from quatrain.models.io.writing import write_safetensors
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.stack import Model
@@ -46,7 +46,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def load_config(folder: str | Path) -> ModelConfig:
     """The configuration of a model folder, without its weights."""
     config = read_config(folder)
-    return family(config.get("model_type")).from_hf(config)
+    return get_family(config.get("model_type")).from_hf(config)
 
 
 def checkpoint_dtype(folder: str | Path) -> str:
@@ -65,7 +65,7 @@ def load(
     device: torch.device | str = "cpu",
     head: str | None = None,
     labels: Sequence[str] | None = None,
-    problem: str | None = None,
+    problem_type: str | None = None,
     seed: int = 0,
     prepare: Callable[[Model, dict[str, Any]], None] | None = None,
     bits: int | None = None,
@@ -90,15 +90,15 @@ def load(
             f"{folder}: a quantized model; load it with quatrain.loading.model.load_model. To train every weight, "
             "start from the float model; a finetune stage can put an adapter over this one."
         )
-    kind = family(raw.get("model_type"))
+    kind = get_family(raw.get("model_type"))
     pooled = sentence_transformers.read(folder)
     if head is None and pooled is not None:
         head = "embedding"
-    config = config_of(raw, head=head, labels=labels, problem=problem)
+    config = config_of(raw, head=head, labels=labels, problem_type=problem_type)
     if config.head == "embedding" and pooled is not None:
-        config = config.with_(**pooled)
+        config = config.replace(**pooled)
     of_files = kind.heads[kind.head_of(raw)]
-    with large_apart(), Tensors(folder) as tensors:
+    with large_apart(), SafetensorsReader(folder) as tensors:
         check_weights(config, bits or (4 if raw.get("quantization_config") else 8 * dtype.itemsize), device)
         check_size(config, tensors)
         strict = labels is None and kind.heads[config.head] == of_files
@@ -110,11 +110,11 @@ def load(
             if prepare is not None:
                 prepare(network, raw)
         network.newly_initialized = fill(network, names, dtype, torch.device(device), seed)
-    network.generation = _generation(folder, raw)
+    network.generation_config = _generation(folder, raw)
     return network.eval()
 
 
-def check_size(config: ModelConfig, tensors: Tensors) -> None:
+def check_size(config: ModelConfig, tensors: SafetensorsReader) -> None:
     """Refuses a config.json of another model at once: no file stores a weight in less than a bit."""
     described, held = least_parameters(config), tensors.nbytes
     if described > 8 * held:
@@ -126,13 +126,17 @@ def check_size(config: ModelConfig, tensors: Tensors) -> None:
 
 
 def config_of(
-    raw: dict[str, Any], *, head: str | None = None, labels: Sequence[str] | None = None, problem: str | None = None
+    raw: dict[str, Any],
+    *,
+    head: str | None = None,
+    labels: Sequence[str] | None = None,
+    problem_type: str | None = None,
 ) -> ModelConfig:
     """The configuration of a config.json with a head, labels and problem as for `load`.
 
     Raises InputError for a head that the family does not have, and for labels that cannot be used.
     """
-    kind = family(raw.get("model_type"))
+    kind = get_family(raw.get("model_type"))
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
     if head is not None and head not in kind.heads:
         raise InputError(f"head: {head!r} is none of {kind.name}; must be one of {', '.join(kind.heads)}")
@@ -142,7 +146,7 @@ def config_of(
             raise InputError("These labels cannot be used:", problems)
         raw["id2label"] = {str(number): label for number, label in enumerate(labels)}
     config = kind.from_hf(raw, head=head)
-    return config if problem is None else config.with_(problem=problem)
+    return config if problem_type is None else config.replace(problem_type=problem_type)
 
 
 def _label_problems(labels: Sequence[str], head: str) -> Iterator[str]:
@@ -158,7 +162,7 @@ def _without_absent(config: ModelConfig, head: Head, names: Names) -> ModelConfi
     """The configuration without the optional parts of this head that these files lack."""
     for name, fields in head.absent.items():
         if names.find(name) is None:
-            config = config.with_(**fields)
+            config = config.replace(**fields)
     return config
 
 
@@ -174,9 +178,9 @@ def _tied_as_in_files(config: ModelConfig, names: Names) -> ModelConfig:
     if head is None:
         return config
     places = names.find(embedding), names.find(head)
-    can_untie = "tie_word_embeddings" not in {**names.kind.fixed, **names.kind.must}
+    can_untie = "tie_word_embeddings" not in {**names.kind.fixed, **names.kind.required}
     if can_untie and places[0] and places[1] and not names.tensors.equal(places[0], places[1]):
-        return config.with_(tie_word_embeddings=False)
+        return config.replace(tie_word_embeddings=False)
     names.others.setdefault(names.bare(embedding), []).append(head)
     return config
 
@@ -202,7 +206,7 @@ def file_state_dict(model: Model) -> dict[str, Tensor]:
         ours.pop("lm_head.weight")
     theirs: dict[str, Tensor] = {}
     covered: set[str] = set()
-    for operation in weight_operations(family(model.config.family), model):
+    for operation in weight_operations(get_family(model.config.family), model):
         if all(name in ours for name in operation.targets):
             theirs.update(operation.write(ours.__getitem__))
             covered.update(operation.targets)
@@ -225,7 +229,7 @@ def save(
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in file_state_dict(model).items()}
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config = family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
+    config = get_family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
     for module in model.modules():
         entries: Any = getattr(module, "config_entries", None)  # what a replaced module has to say of the files
         if entries is not None:
@@ -236,7 +240,7 @@ def save(
         sentence_transformers.write(folder, model.config)
     asked = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
     legacy = {key: model.config.extra[key] for key in sorted(GENERATION & model.config.extra.keys())}
-    asked |= legacy if model.generation is None else model.generation
+    asked |= legacy if model.generation_config is None else model.generation_config
     write_json(folder / GENERATION_CONFIG, {key: value for key, value in asked.items() if value is not None})
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:

@@ -16,7 +16,7 @@ from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_json, shown, user_path
 from quatrain.core.wording import printable
-from quatrain.models.families.kinds import TEXTS
+from quatrain.models.families.value_types import TEXTS
 from quatrain.models.transformer.config import ModelConfig, is_size
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read(folder: str | Path) -> dict[str, Any] | None:
         problems.append(
             f"{MODULES}: {', '.join(kinds)}; must be Transformer, Pooling and perhaps Normalize, in this order"
         )
-    fields: dict[str, Any] = {"embedding_vector": "unit" if kinds[-1:] == ["Normalize"] else "plain"}
+    fields: dict[str, Any] = {"normalize_embedding": kinds[-1:] == ["Normalize"]}
     if not problems:
         fields["pooling"] = _pooling(folder / modules[1].get("path", "") / "config.json", problems)
         fields["max_text_length"] = _length(folder / modules[0].get("path", ""), problems)
@@ -112,10 +112,10 @@ def write(folder: str | Path, config: ModelConfig) -> None:
     if name is None:
         raise InputError(f"pooling: {config.pooling!r} has no name in a folder of Sentence Transformers.")
     parts = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    if config.embedding_vector == "unit":
+    if config.normalize_embedding:
         parts.append(("Normalize", "2_Normalize"))
     pooling = {
-        WIDTHS[0]: config.output_size,
+        WIDTHS[0]: config.output_hidden_size,
         **{key: mode == name for key, mode in FLAGS.items()},
         "include_prompt": True,
     }
@@ -142,7 +142,7 @@ def embed(model: Model, tokenizer: Tokenizes, texts: Sequence[str], *, batch_siz
     limit = min(config.max_text_length or config.context_length, config.context_length)
     ids = [_cut(tokenizer, text, limit) for text in texts]
     padding = tokenizer.pad_id if config.pad_token_id is None else config.pad_token_id
-    found = torch.empty(len(ids), config.output_size, dtype=model.embed_tokens.weight.dtype, device=model.device)
+    found = torch.empty(len(ids), config.output_hidden_size, dtype=model.embed_tokens.weight.dtype, device=model.device)
     by_length = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     for start in range(0, len(ids), batch_size):
         rows = by_length[start : start + batch_size]
@@ -187,7 +187,7 @@ def _pooling(path: Path, problems: list[str]) -> str:
         if not isinstance(value, bool)
     ]
     named = config.get("pooling_mode")
-    if named is not None and not isinstance(named, str) and not TEXTS.fits(named):
+    if named is not None and not isinstance(named, str) and not TEXTS.accepts(named):
         problems.append(f"{path.name}: pooling_mode = {shown(named)}; must be a text or a list of texts")
         return "mean"
     named = [named] if isinstance(named, str) else list(named or [])

@@ -38,8 +38,8 @@ DTYPES = {
 }  # fmt: skip
 """The format's names of the dtypes that are read."""
 
-AGAIN = "Fetch or write the model again."
-CONVERT = (
+RETRY_HINT = "Fetch or write the model again."
+CONVERT_HINT = (
     "Pickled files can run code when they are read. Convert them once, with a source that you trust, in transformers: "
     "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), or the class of the model's head in its place."
 )
@@ -55,13 +55,13 @@ SHOWN = 50
 """Problems of one kind that a message names."""
 
 
-def first_of(problems: Sequence[str]) -> list[str]:
+def first_problems(problems: Sequence[str]) -> list[str]:
     """The first problems, and how many there are beside."""
     more = len(problems) - SHOWN
     return [*problems[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
 
 
-class Tensors:
+class SafetensorsReader:
     """The tensors of a model folder by name: `model.safetensors`, or the shards that its index names.
 
     Opening reads the headers alone. Use it in a `with` statement: leaving it lets go of the files; what `read` and
@@ -75,7 +75,7 @@ class Tensors:
         self._files = _open_all(self.folder, list(indexed))
         self._entries = _entries(self.folder, self._files, indexed)
 
-    def __enter__(self) -> Tensors:
+    def __enter__(self) -> SafetensorsReader:
         return self
 
     def __exit__(
@@ -182,7 +182,7 @@ class Tensors:
         """Gives the files' pages back before more than `CHUNK` bytes of them are resident."""
         if self._resident + size > CHUNK:
             for file in self._files:
-                file.release_packed()
+                file.release_pages()
             self._resident = 0
         self._resident += size
 
@@ -209,7 +209,7 @@ class _File:
                 # A copy on write, since torch has no read-only tensors; nothing writes to it.
                 self.mapping = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         except SafetensorError as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error}). {AGAIN}") from error
+            raise InputError(f"{path}: not a whole safetensors file ({error}). {RETRY_HINT}") from error
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
         self.address = torch.frombuffer(self.mapping, dtype=torch.uint8).data_ptr()
@@ -221,7 +221,7 @@ class _File:
         """Whether a tensor's memory is this file's."""
         return tensor.device.type == "cpu" and 0 <= tensor.data_ptr() - self.address < len(self.mapping)
 
-    def release_packed(self) -> None:
+    def release_pages(self) -> None:
         """Drops the resident pages, where the system can; the next use reads them again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.mapping.madvise(mmap.MADV_DONTNEED)
@@ -257,7 +257,7 @@ def weight_files(folder: Path) -> dict[Path, list[str]]:
         raise InputError(f"{folder}: there is no such model folder.")
     names = sorted(path.name for path in folder.iterdir())
     if pickled := pickled_weights(names):
-        raise InputError(f"{folder}: only pickled weights in it ({', '.join(pickled)}). {CONVERT}")
+        raise InputError(f"{folder}: only pickled weights in it ({', '.join(pickled)}). {CONVERT_HINT}")
     others = [name for name in names if name.endswith((".safetensors", ".gguf", ".h5", ".msgpack"))]
     there = f" It has {', '.join(others)}, which is no such file by its name." if others else ""
     raise InputError(f"{folder}: no {WEIGHTS} in it. A model folder needs its weights in safetensors.{there}")
@@ -267,9 +267,11 @@ def _indexed(index: Path) -> dict[Path, list[str]]:
     """The shards that an index names, all of them beside it, each with its tensors."""
     weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise InputError(f"{index}: weight_map: {shown(weight_map)}; must be a table of tensors and files. {AGAIN}")
+        raise InputError(
+            f"{index}: weight_map: {shown(weight_map)}; must be a table of tensors and files. {RETRY_HINT}"
+        )
     if not weight_map:
-        raise InputError(f"{index}: names no tensors. {AGAIN}")
+        raise InputError(f"{index}: names no tensors. {RETRY_HINT}")
     outside = [
         f"{shown(name)}: {shown(shard)}; allowed are names of .safetensors files beside the index"
         for name, shard in weight_map.items()
@@ -281,13 +283,15 @@ def _indexed(index: Path) -> dict[Path, list[str]]:
         or not shard.endswith(".safetensors")
     ]
     if outside:
-        raise InputError(f"{index}: must name files of its own folder. {AGAIN}", first_of(outside))
+        raise InputError(f"{index}: must name files of its own folder. {RETRY_HINT}", first_problems(outside))
     tensors: dict[str, list[str]] = defaultdict(list)
     for name, shard in weight_map.items():
         tensors[shard].append(name)
     missing = [f"{shard}: missing" for shard in sorted(tensors) if not _exists(index.parent / shard)]
     if missing:
-        raise InputError(f"{index.parent}: {INDEX} names files that are not there. Fetch them:", first_of(missing))
+        raise InputError(
+            f"{index.parent}: {INDEX} names files that are not there. Fetch them:", first_problems(missing)
+        )
     return {index.parent / shard: tensors[shard] for shard in sorted(tensors)}
 
 
@@ -327,7 +331,7 @@ def _entries(folder: Path, files: list[_File], indexed: dict[Path, list[str]]) -
                 shape = tuple(header["shape"])
                 entries[name] = _Entry(file, DTYPES[header["dtype"]], shape, file.data + start, end - start)
     if problems:
-        raise InputError(f"{folder}: the shards do not fit each other. {AGAIN}", first_of(problems))
+        raise InputError(f"{folder}: the shards do not fit each other. {RETRY_HINT}", first_problems(problems))
     if unknown:
         raise InputError(
             f"{folder}: tensors of dtypes that cannot be read. Allowed are {', '.join(DTYPES)}: take the model's "
@@ -340,15 +344,15 @@ def _entries(folder: Path, files: list[_File], indexed: dict[Path, list[str]]) -
 def _no_safetensors(path: Path) -> str | None:
     """What a file is in the place of safetensors, and the remedy; None where only the library can tell."""
     if not path.is_file():
-        return f"a link to a file that is gone. {AGAIN}" if path.is_symlink() else "no file."
+        return f"a link to a file that is gone. {RETRY_HINT}" if path.is_symlink() else "no file."
     with open(path, "rb") as handle:
         beginning = handle.read(48)
     if beginning.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer in the place of the weights. Run `git lfs pull` in its folder."
     if not beginning:
-        return f"not a whole safetensors file (it is empty). {AGAIN}"
+        return f"not a whole safetensors file (it is empty). {RETRY_HINT}"
     if beginning.startswith(_PICKLED) and beginning[8:9] not in (b"", b"{"):
-        return f"pickled weights by another name. {CONVERT}"
+        return f"pickled weights by another name. {CONVERT_HINT}"
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.models.transformer.cross_entropy import portions
+from quatrain.models.transformer.cross_entropy import row_chunks
 
 MAX_SCORES = 1 << 27
 """Most attention scores (B H T S) that are kept for the backward pass; longer texts take the path without them."""
@@ -26,14 +26,14 @@ BLOCK = 128
 """Queries of a block of causal attention: fewer would make its products too small to be fast."""
 
 
-def suits(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether a tensor is trained on the CPU, in a dtype that these passes are written for."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.dtype in (torch.bfloat16, torch.float32)
 
 
-def suits_attention(x: Tensor, heads: int, slots: int, *, alone: bool, causal: bool) -> bool:
+def supports_attention(x: Tensor, heads: int, slots: int, *, alone: bool, causal: bool) -> bool:
     """Whether attention of x (B, T, C) over `slots` keys is fastest by hand; `alone` where PyTorch has no fast pass."""
-    if not suits(x) or x.shape[0] * heads * x.shape[1] * slots > MAX_SCORES:
+    if not supports(x) or x.shape[0] * heads * x.shape[1] * slots > MAX_SCORES:
         return False
     return alone or max(x.shape[1], slots) <= MAX_LENGTH[causal][x.dtype]
 
@@ -46,7 +46,7 @@ class RMSNormFunction(torch.autograd.Function):
         """Keeps the normalised x and the scale (…, 1)."""
         flat = x.reshape(-1, x.shape[-1])
         scale = torch.empty(len(flat), 1, dtype=torch.float32, device=x.device)
-        for rows in portions(flat):
+        for rows in row_chunks(flat):
             torch.linalg.vector_norm(flat[rows], dim=-1, keepdim=True, dtype=torch.float32, out=scale[rows])
         scale = scale.view(*x.shape[:-1], 1)
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -85,7 +85,7 @@ class SwiGLUFunction(torch.autograd.Function):
         for_gate = torch.empty_like(gate)
         flat = [each.reshape(-1, gate.shape[-1]) for each in (gradient, gate, up)]
         into = for_gate.view(-1, gate.shape[-1])
-        for rows in portions(into):
+        for rows in row_chunks(into):
             of_silu = torch.mul(flat[0][rows], flat[2][rows], out=into[rows])
             torch.ops.aten.silu_backward.grad_input(of_silu, flat[1][rows], grad_input=of_silu)
         return for_gate, _gated(gate, gradient)
@@ -95,7 +95,7 @@ def _gated(gate: Tensor, other: Tensor) -> Tensor:
     """silu(gate) * other, a strip after the other."""
     found = torch.empty_like(gate)
     into, gates, others = (each.reshape(-1, gate.shape[-1]) for each in (found, gate, other))
-    for rows in portions(into):
+    for rows in row_chunks(into):
         torch.ops.aten.silu.out(gates[rows], out=into[rows]).mul_(others[rows])
     return found
 
@@ -223,8 +223,7 @@ def _blocks(length: int, slots: int, causal: bool) -> list[tuple[slice, slice]]:
 
 
 def _later(length: int, each: int, like: Tensor) -> Tensor:
-    """-inf where one of the last `length` keys comes after a query (length * each, length), `each` queries to a place.
-    """
+    """A causal mask (length * each, length), -inf at later keys; `each` query rows share a position."""
     later = like.new_full((length, length), float("-inf")).triu_(1)
     return later.repeat_interleave(each, dim=0)
 

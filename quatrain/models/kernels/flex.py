@@ -17,7 +17,7 @@ SHORTEST = 256
 """Queries from which blocks of 128 are worth their set-up."""
 
 
-def suits(query: Tensor, softcap: float | None, window: int | None, keys: int) -> bool:
+def supports(query: Tensor, softcap: float | None, window: int | None, keys: int) -> bool:
     """Whether attention of query (B, H, T, D) over `keys` slots is better taken here."""
     if query.device.type != "cuda" or query.shape[2] < SHORTEST or not _compiler():
         return False
@@ -39,7 +39,7 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def mix(
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,

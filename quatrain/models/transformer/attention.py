@@ -62,7 +62,7 @@ class Attention(nn.Module):
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if context.prefix is not None:
             keys, values = context.prefix.layers[self.layer]
-            key, value = context.prefix.put(key, keys), context.prefix.put(value, values)
+            key, value = context.prefix.insert(key, keys), context.prefix.insert(value, values)
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)
         recorded = None if context.trace is None else context.trace.attentions
@@ -75,7 +75,10 @@ class Attention(nn.Module):
 
     def _cross_attention(self, query: Tensor, context: ForwardContext) -> Tensor:
         """Attention over the encoder's output, whose keys and values a cache stores from the first step on."""
-        mask, stored = context.masks["cross"], None if context.cache is None else context.cache.cross(self.layer)
+        mask, stored = (
+            context.masks["cross"],
+            None if context.cache is None else context.cache.cross_attention.get(self.layer),
+        )
         if stored is None:
             encoded = context.encoded
             key = self._heads(self.k_proj(encoded), self.num_kv_heads, self.k_norm)
@@ -84,7 +87,7 @@ class Attention(nn.Module):
                 return self._cpu_kernel(query, key, value, mask, None)
             stored = key.transpose(1, 2), value.transpose(1, 2)
             if context.cache is not None:
-                context.cache.keep_cross_attention(self.layer, *stored)
+                context.cache.store_cross_attention(self.layer, *stored)
         recorded = None if context.trace is None else context.trace.cross_attentions
         return self._attend(query.transpose(1, 2), *stored, mask, recorded)
 
@@ -92,8 +95,8 @@ class Attention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, recorded: list[Tensor] | None
     ) -> Tensor:
         """Attention of queries (B, H, T, D) over keys and values (B, G, S, D); gives (B, T, H D)."""
-        if recorded is None and flex.suits(query, self.softcap, self.window, key.shape[2]):
-            mixed = flex.mix(
+        if recorded is None and flex.supports(query, self.softcap, self.window, key.shape[2]):
+            mixed = flex.attention(
                 query,
                 key,
                 value,
@@ -123,7 +126,7 @@ class Attention(nn.Module):
         scores = query @ key.mT * self.scale
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
-        added = mask.added(query.shape[2], key.shape[2], query)
+        added = mask.additive(query.shape[2], key.shape[2], query)
         scores = scores if added is None else scores + added
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         if recorded is not None:
@@ -138,7 +141,7 @@ class Attention(nn.Module):
         if rotary is not None:
             cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(-2) for table in rotary)
         plain = mask.is_plain_causal and query.shape[1] == key.shape[1]
-        added = None if plain else mask.added(query.shape[1], key.shape[1], query)
+        added = None if plain else mask.additive(query.shape[1], key.shape[1], query)
         if added is not None and (added.shape[1] > 1 or added.requires_grad):  # It differs between query heads.
             key, value = self._repeat_kv(key, 2), self._repeat_kv(value, 2)
         return cpu.AttentionFunction.apply(query, key, value, cos, sin, added, self.scale, self.softcap, mask.causal)

@@ -17,17 +17,17 @@ from quatrain.models.transformer.context import (
     ForwardContext,
     Prefix,
     Trace,
-    visible_encoded,
-    visible_keys,
+    cross_attention_mask,
+    self_attention_mask,
 )
 from quatrain.models.transformer.feed_forward import FeedForward
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.norms import make_norm
 from quatrain.models.transformer.positions import (
     alibi_slopes,
-    positions_of,
+    make_rotary,
+    positions_in_segments,
     relative_buckets,
-    rotary_of,
     sinusoidal_table,
 )
 
@@ -59,7 +59,7 @@ class Block(nn.Module):
         """Computes the attention biases that all blocks share before the first block, which may be recomputed, runs."""
         for mask in context.masks.values():
             if mask.bias is not None:
-                mask.added(mask.bias.shape[-2], mask.bias.shape[-1], x)
+                mask.additive(mask.bias.shape[-2], mask.bias.shape[-1], x)
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """x (B, T, hidden_size) to the same shape."""
@@ -67,9 +67,7 @@ class Block(nn.Module):
             normed = self.input_layernorm(x)
             other = normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
             return x + self._drop(self.self_attn(normed, context)) + self._drop(self.mlp(other))
-        x = self._add(
-            x, lambda h: self.self_attn(h, context), self.input_layernorm, self.attention_output_layernorm
-        )
+        x = self._add(x, lambda h: self.self_attn(h, context), self.input_layernorm, self.attention_output_layernorm)
         if self.cross_attn is not None and self.cross_attn_layernorm is not None:
             cross = self.cross_attn
             x = self._add(x, lambda h: cross(h, context), self.cross_attn_layernorm)
@@ -107,7 +105,7 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = make_norm(config) if config.final_norm and config.norm_position != "post" else None
         self.project_out = nn.Linear(hidden, width, bias=False) if width != hidden else None
-        self._rotary = rotary_of(config)
+        self._rotary = make_rotary(config)
         self._table: Tensor | None = None
 
     def run(
@@ -131,7 +129,7 @@ class Stack(nn.Module):
         self._check_length(positions, past, length)
         slots = cache.write_segments(segments, length) if cache is not None else segments
         if positions is None and slots is not None:
-            positions = positions_of(slots)[:, past:]
+            positions = positions_in_segments(slots)[:, past:]
         x = self._embed(embedded, positions, past, token_types)
         rotary = {
             kind: self._rotary[kind].at(positions, past, length, x, slots)
@@ -140,7 +138,7 @@ class Stack(nn.Module):
         }
         masks = self._masks(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
-            mask, without_keys = visible_encoded(segments, encoder_segments)
+            mask, without_keys = cross_attention_mask(segments, encoder_segments)
             use_cpu_kernel = self._use_cpu_kernel(x, self._slots_across(encoded, cache), cache, trace, causal=False)
             masks["cross"] = AttentionMask(mask, without_keys=without_keys, use_cpu_kernel=use_cpu_kernel)
         context = ForwardContext(masks, rotary, cache, trace, encoded, prefix)
@@ -197,7 +195,7 @@ class Stack(nn.Module):
     def _check_length(self, positions: Tensor | None, past: int, length: int) -> None:
         """Raises InputError where a text is longer than the positions of the model, or given ones are past them."""
         limit = self.config.context_length
-        if not self.config.bounded:
+        if not self.config.has_position_limit:
             return
         if positions is not None:
             if positions.device.type == "cpu" and positions.numel():
@@ -220,9 +218,9 @@ class Stack(nn.Module):
         use_cpu_kernel = self._use_cpu_kernel(x, length, cache, trace, causal=self.config.is_causal)
         for kind in sorted(set(self.config.layer_types)):
             window = self.config.sliding_window if kind == "sliding" else None
-            keys = length if cache is None else cache.reach(window, length)
+            keys = length if cache is None else cache.attended_slots(window, length)
             first = past + length - keys
-            mask = visible_keys(self.config, kind, slots, length, keys, first, x.device)
+            mask = self_attention_mask(self.config, kind, slots, length, keys, first, x.device)
             bias = self._position_bias(length, keys, x)
             masks[kind] = AttentionMask(mask, self.config.is_causal and length > 1, bias, use_cpu_kernel=use_cpu_kernel)
         return masks
@@ -247,10 +245,12 @@ class Stack(nn.Module):
         if cache is not None or trace is not None:
             return False
         alone = self.relative_bias is not None or self.config.attention_softcap is not None
-        return cpu.suits_attention(x, self.config.num_attention_heads, keys, alone=alone, causal=causal)
+        return cpu.supports_attention(x, self.config.num_attention_heads, keys, alone=alone, causal=causal)
 
     @staticmethod
     def _slots_across(encoded: Tensor | None, cache: KVCache | None) -> int:
         if encoded is not None:
             return encoded.shape[1]
-        return next(iter(cache.crossed.values()))[0].shape[2] if cache is not None and cache.crossed else 0
+        return (
+            next(iter(cache.cross_attention.values()))[0].shape[2] if cache is not None and cache.cross_attention else 0
+        )

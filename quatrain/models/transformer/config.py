@@ -6,15 +6,16 @@ the stack (`quatrain.models.transformer.stack`) reads nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 
-LARGEST = 2**31 - 1
+MAX_SIZE = 2**31 - 1
 """The largest size or id: what an index of 32 bits can name."""
 
 MAX_LAYERS = 2_000
@@ -37,7 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "none",
     ),
     "position": ("rotary", "learned", "sinusoidal", "alibi", "relative", "none"),
-    "position_counting": ("slots", "tokens"),
+    "padding_positions": ("counted", "skipped"),
     "norm": ("rms", "rms_offset", "layer", "layer_without_bias", "layer_without_parameters"),
     "norm_position": ("pre", "post", "sandwich"),
     "residual": ("sequential", "parallel", "parallel_shared"),
@@ -46,26 +47,25 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention_bias": ("none", "qkv", "all"),
     "attention_scale_by_layer": ("constant", "inverse"),
     "query_key_norm": ("none", "head"),
-    "pooling": ("first", "last", "mean", "mean_sqrt", "weighted_mean", "max", "end"),
-    "embedding_vector": ("unit", "plain"),
-    "problem": ("single", "several", "regression"),
+    "pooling": ("first", "last", "mean", "mean_sqrt", "weighted_mean", "max", "eos"),
+    "problem_type": ("single_label", "multi_label", "regression"),
     "head_bias": ("none", "learned", "fixed"),
-    "padding_row": ("learned", "fixed"),
+    "padding_embedding": ("learned", "fixed"),
 }
 """What every named choice may be. Most explain themselves; these need a word:
 
-position_counting: `tokens` counts only those that are no padding token, and puts padding before the first (RoBERTa).
+padding_positions: `skipped` gives padding tokens no position of their own (RoBERTa).
 norm: `rms_offset` multiplies by 1 + weight (Gemma). norm_position: `pre` x + f(norm(x)), `post` norm(x + f(x)),
 `sandwich` x + norm(f(norm(x))). residual: `parallel` adds attention and feed-forward of the same x, `parallel_shared`
 behind one norm. attention_bias: `qkv` leaves the output projection without. attention_scale_by_layer: `inverse`
 divides the scale by the layer's number, counted from 1. query_key_norm: `head` normalises each head's queries and
 keys. pooling: `mean_sqrt` is the sum over the root of the count, `weighted_mean` weighs a token by its place from 1,
 `end` is the last end token of a text. embedding_vector: `unit` divides by the length. problem: `several` labels may
-hold at once. head_bias: `fixed` is not trained. padding_row: the embedding of the padding token is `fixed` where
+hold at once. head_bias: `fixed` is not trained. padding_embedding: the embedding of the padding token is `fixed` where
 reading it teaches it nothing.
 """
 
-CLASSIFIERS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
+CLASSIFICATION_HEADS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
 """Heads with a `score` layer whose outputs are labels."""
 
 LANGUAGE_HEADS = ("causal", "masked", "pretraining", "seq2seq")
@@ -121,7 +121,7 @@ class ModelConfig:
     position: str = "rotary"
     position_offset: int = 0
     """Rows of the learned table before that of the first position."""
-    position_counting: str = "slots"
+    padding_positions: str = "counted"
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None
     """The base of the sliding layers, unscaled, where it is another."""
@@ -137,7 +137,7 @@ class ModelConfig:
     """Width of the token embedding; 0 means hidden_size. Another is projected in and out."""
     embedding_scale: float = 1.0
     embedding_norm: bool = False
-    padding_row: str = "learned"
+    padding_embedding: str = "learned"
     type_vocab_size: int = 0
     """Rows of the table of token types (sentence A, sentence B); 0: no such table."""
 
@@ -179,9 +179,9 @@ class ModelConfig:
     logit_softcap: float | None = None
     labels: tuple[str, ...] = ()
     """Names of a classifier's outputs."""
-    problem: str = "single"
+    problem_type: str = "single_label"
     pooling: str = "last"
-    embedding_vector: str = "unit"
+    normalize_embedding: bool = True
     max_text_length: int = 0
     """Tokens that a text of a sentence embedding is cut to; 0 means max_position_embeddings."""
     pooler: str = "none"
@@ -232,14 +232,14 @@ class ModelConfig:
         sizes += ["sliding_window"] if self.sliding_window is not None else []
         wrong = []
         for name in sizes:
-            most = MAX_LAYERS if name in ("num_hidden_layers", "num_encoder_layers") else LARGEST
+            most = MAX_LAYERS if name in ("num_hidden_layers", "num_encoder_layers") else MAX_SIZE
             if not is_size(getattr(self, name), most):
                 wrong.append(name)
                 yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 1 to {most:,}"
         for name in ("rotary_dim", "embedding_size", "type_vocab_size", "position_offset", "max_text_length"):
             if getattr(self, name) != 0 and not is_size(getattr(self, name)):
                 wrong.append(name)
-                yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 0 to {LARGEST:,}"
+                yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 0 to {MAX_SIZE:,}"
         for name, allowed in CHOICES.items():
             yield from _choice(name, getattr(self, name), allowed)
         for name in ("head_transform", "pooler"):
@@ -325,22 +325,22 @@ class ModelConfig:
             yield f"residual: {self.residual!r}; an encoder-decoder needs 'sequential'"
         if self.norm_position == "post" and not self.first_norm:
             yield "first_norm: False; needs norms before the parts, and norm_position is 'post'"
-        if self.position_counting == "tokens" and self.architecture != "encoder":
-            yield f"position_counting: 'tokens'; needs the architecture encoder, not {self.architecture}"
+        if self.padding_positions == "skipped" and self.architecture != "encoder":
+            yield f"padding_positions: 'skipped'; needs the architecture encoder, not {self.architecture}"
         if both and self.embedding_size not in (0, self.hidden_size):
             yield f"embedding_size: {self.embedding_size}; an encoder-decoder needs hidden_size ({self.hidden_size})"
 
-    def with_(self, **changes: Any) -> ModelConfig:
+    def replace(self, **changes: Any) -> ModelConfig:
         """This configuration with some fields changed; the layer types follow the number of layers unless given."""
         if "num_hidden_layers" in changes and len(set(self.layer_types)) == 1:
             changes.setdefault("layer_types", ())
-        return replace(self, **changes)
+        return dataclasses.replace(self, **changes)
 
     @property
     def encoder(self) -> ModelConfig:
         """The encoder of an encoder-decoder, as a configuration of its own."""
         heads = self.encoder_attention_heads or self.num_attention_heads
-        return replace(
+        return dataclasses.replace(
             self,
             architecture="encoder",
             head="none",
@@ -361,7 +361,7 @@ class ModelConfig:
         return 1 if self.head in ("multiple_choice", "value") else len(self.labels)
 
     @property
-    def output_size(self) -> int:
+    def output_hidden_size(self) -> int:
         """Width of the last hidden states: that of the embedding, to which they are projected where it has its own."""
         return self.embedding_size or self.hidden_size
 
@@ -373,7 +373,7 @@ class ModelConfig:
         return self.rope_scaling.context_length(self.max_position_embeddings)
 
     @property
-    def bounded(self) -> bool:
+    def has_position_limit(self) -> bool:
         """Whether positions end at `context_length`, past which no text is read."""
         return self.position not in ("alibi", "relative", "none")
 
@@ -383,7 +383,7 @@ class ModelConfig:
         return self.architecture != "encoder"
 
 
-def is_size(value: Any, most: int = LARGEST) -> bool:
+def is_size(value: Any, most: int = MAX_SIZE) -> bool:
     """Whether a value can count something: a whole number from 1 to `most`."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 

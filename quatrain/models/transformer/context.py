@@ -43,7 +43,7 @@ class Prefix:
     places: Tensor | None = None
     holds: Tensor | None = None
 
-    def put(self, own: Tensor, learned: Tensor) -> Tensor:
+    def insert(self, own: Tensor, learned: Tensor) -> Tensor:
         """Keys or values (B, H, T, D) with those of the prefix in their places."""
         learned = learned.to(own.dtype).expand(own.shape[0], -1, -1, -1)
         if self.places is None and self.holds is None:
@@ -71,7 +71,7 @@ class AttentionMask:
     bias: Tensor | None = None
     without_keys: Tensor | None = None
     use_cpu_kernel: bool = False
-    _added: Tensor | None = None
+    _additive: Tensor | None = None
 
     @property
     def is_plain_causal(self) -> bool:
@@ -82,22 +82,22 @@ class AttentionMask:
         """The mask (B or 1, 1, T, S), or the bias with the mask applied; None if there is nothing to add."""
         if self.bias is None:
             return None if self.mask is None else self.mask[:, None]
-        return self.added(self.bias.shape[-2], self.bias.shape[-1], self.bias)
+        return self.additive(self.bias.shape[-2], self.bias.shape[-1], self.bias)
 
-    def added(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
+    def additive(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
         """Mask and bias as a term (B or 1, H or 1, queries, keys) of the scores, -inf at masked keys; None for none."""
-        if self._added is None or self._added.dtype != like.dtype:
+        if self._additive is None or self._additive.dtype != like.dtype:
             mask = self.mask
             if mask is None and self.causal:
                 mask = torch.ones(1, queries, keys, dtype=torch.bool, device=like.device).tril_(keys - queries)
             if mask is None:
                 return None if self.bias is None else self.bias.to(like.dtype)
             if self.bias is not None:
-                self._added = self.bias.to(like.dtype).masked_fill(~mask[:, None], float("-inf"))
+                self._additive = self.bias.to(like.dtype).masked_fill(~mask[:, None], float("-inf"))
             else:
                 zeros = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
-                self._added = zeros.masked_fill_(~mask, float("-inf"))[:, None]
-        return self._added
+                self._additive = zeros.masked_fill_(~mask, float("-inf"))[:, None]
+        return self._additive
 
 
 @dataclass
@@ -117,7 +117,7 @@ class ForwardContext:
     prefix: Prefix | None = None
 
 
-def visible_keys(
+def self_attention_mask(
     config: ModelConfig,
     kind: str,
     segments: Tensor | None,
@@ -149,7 +149,9 @@ def visible_keys(
     return (own == theirs) & seen
 
 
-def visible_encoded(segments: Tensor | None, encoder_segments: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def cross_attention_mask(
+    segments: Tensor | None, encoder_segments: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """Which encoded tokens each decoder token sees: (B, T or 1, S), or None for all; and which see none: (B, T or 1).
 
     With segments on both sides, those of its own; a decoder's padding, or a decoder without segments, sees all text.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PORTION = {"cpu": 1 << 19, "else": 1 << 26}
+CHUNK_ELEMENTS = {"cpu": 1 << 19, "else": 1 << 26}
 """Numbers that several passes go over one after the other: on a CPU as many as stay in its cache."""
 
 
@@ -31,7 +31,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         spread, said = torch.empty_like(largest), torch.empty_like(largest)
         counted = labels != ignore
         targets = torch.where(counted, labels, 0)
-        for rows in portions(logits):
+        for rows in row_chunks(logits):
             part = logits[rows].float()
             largest[rows] = part.amax(-1)
             said[rows] = part.gather(-1, targets[rows, None])[:, 0]
@@ -45,7 +45,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         logits, largest, spread, targets, counted = ctx.saved_tensors
         weight = gradients[0].float() * counted
         found = torch.empty_like(logits)
-        for rows in portions(logits):
+        for rows in row_chunks(logits):
             # In float32 the gradient is computed in its own place, else in a portion that is rounded into it.
             part = found[rows] if logits.dtype == torch.float32 else logits[rows].float()
             torch.sub(logits[rows], largest[rows, None], out=part)
@@ -56,7 +56,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         return found, None, None
 
 
-def portions(x: Tensor) -> list[slice]:
+def row_chunks(x: Tensor) -> list[slice]:
     """The rows of x (N, C) in parts that are gone over at a time."""
-    rows = max(1, PORTION.get(x.device.type, PORTION["else"]) // x.shape[-1])
+    rows = max(1, CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS["else"]) // x.shape[-1])
     return [slice(start, start + rows) for start in range(0, x.shape[0], rows)]

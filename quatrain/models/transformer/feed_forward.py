@@ -36,6 +36,6 @@ class FeedForward(nn.Module):
         if self.gate_proj is None:
             return self.down_proj(self.activation(self.up_proj(x)))
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if self.is_swiglu and cpu.suits(x):
+        if self.is_swiglu and cpu.supports(x):
             return self.down_proj(cpu.SwiGLUFunction.apply(gate, up))
         return self.down_proj(self.activation(gate) * up)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quatrain.core.errors import InputError
-from quatrain.models.transformer.config import CLASSIFIERS, ModelConfig
+from quatrain.models.transformer.config import CLASSIFICATION_HEADS, ModelConfig
 from quatrain.models.transformer.cross_entropy import CrossEntropyFunction
 from quatrain.models.transformer.feed_forward import ACTIVATIONS
 from quatrain.models.transformer.norms import make_norm
 
-IGNORE = -100
+IGNORE_INDEX = -100
 """The label of a position where nothing is learned."""
 
 LARGE_VOCABULARY = 4096
@@ -31,9 +31,9 @@ class Dense(nn.Module):
 
     def __init__(self, config: ModelConfig, activation: str, *, norm: bool, bias: bool = True):
         super().__init__()
-        self.dense = nn.Linear(config.output_size, config.output_size, bias=bias)
+        self.dense = nn.Linear(config.output_hidden_size, config.output_hidden_size, bias=bias)
         self.activation = ACTIVATIONS[activation]
-        self.norm = make_norm(config, config.output_size) if norm else None
+        self.norm = make_norm(config, config.output_hidden_size) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, output_size) to the same shape."""
@@ -57,11 +57,11 @@ def make_pooler(config: ModelConfig) -> Dense | None:
 
 def make_score(config: ModelConfig) -> nn.Linear | None:
     """The layer whose outputs are labels, a span's start and end, a choice's score or a value."""
-    if config.head not in (*CLASSIFIERS, "question_answering", "pretraining"):
+    if config.head not in (*CLASSIFICATION_HEADS, "question_answering", "pretraining"):
         return None
     if config.num_labels < 1:
         raise InputError(f"labels: none; the head {config.head} needs the names of what it tells apart.")
-    return nn.Linear(config.output_size, config.num_labels, bias=config.score_bias)
+    return nn.Linear(config.output_hidden_size, config.num_labels, bias=config.score_bias)
 
 
 def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor, segments: Tensor | None) -> Tensor:
@@ -78,7 +78,7 @@ def pool(hidden: Tensor, config: ModelConfig, input_ids: Tensor, segments: Tenso
     slots = torch.arange(hidden.shape[1], device=hidden.device)
     if config.pooling == "first":
         return hidden[rows, torch.where(text, slots, hidden.shape[1] - 1).amin(1)]
-    if config.pooling == "end":
+    if config.pooling == "eos":
         ends = torch.tensor(_end_ids(config), device=hidden.device)
         ended = torch.isin(input_ids, ends) & text
         if not bool(ended.any(1).all()):
@@ -113,12 +113,12 @@ def _in_range(labels: Tensor, outputs: int) -> None:
     low, high = (int(end) for end in torch.aminmax(labels))
     if low >= 0 and high < outputs:
         return
-    wrong = ((labels < 0) | (labels >= outputs)) & (labels != IGNORE)
+    wrong = ((labels < 0) | (labels >= outputs)) & (labels != IGNORE_INDEX)
     if bool(wrong.any()):
         first = wrong.nonzero()[0].tolist()
         raise InputError(
             f"labels: {int(labels[tuple(first)])} at {first}, {int(wrong.sum())} such in all; must be 0 to "
-            f"{outputs - 1}, or {IGNORE} where nothing is learned."
+            f"{outputs - 1}, or {IGNORE_INDEX} where nothing is learned."
         )
 
 
@@ -139,31 +139,31 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     check_token_labels(labels, logits.shape)
     flat, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
     if logits.shape[-1] < LARGE_VOCABULARY:
-        loss = F.cross_entropy(flat.float(), wanted, ignore_index=IGNORE, reduction="none")
+        loss = F.cross_entropy(flat.float(), wanted, ignore_index=IGNORE_INDEX, reduction="none")
     else:
-        loss = CrossEntropyFunction.apply(flat, wanted, IGNORE)
+        loss = CrossEntropyFunction.apply(flat, wanted, IGNORE_INDEX)
     return loss.view(labels.shape)
 
 
-def label_loss(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
+def label_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
     """The loss (B) of each text's logits (B, L): cross-entropy, for several labels the mean of the binary ones, or MSE.
 
     Raises InputError for labels of another shape, past the outputs, or for several labels other than 0 and 1.
     """
     logits = logits.float()
-    if problem == "single":
+    if problem_type == "single_label":
         _fit(labels, logits.shape[:1], "one label for each text", whole=True)
         _in_range(labels, logits.shape[1])
-        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
+        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
     numbers = (
         logits.shape[:1] if logits.shape[1] == 1 and isinstance(labels, Tensor) and labels.dim() == 1 else logits.shape
     )
-    what = "a number for each output" if problem == "regression" else "0 or 1 for each of several labels"
+    what = "a number for each output" if problem_type == "regression" else "0 or 1 for each of several labels"
     _fit(labels, numbers, what, whole=False)
     wanted = labels.float().view(logits.shape)
-    if problem == "several" and bool(((wanted < 0) | (wanted > 1)).any()):
+    if problem_type == "multi_label" and bool(((wanted < 0) | (wanted > 1)).any()):
         raise InputError(f"labels: {float(wanted.min())} to {float(wanted.max())}; this head wants {what}.")
-    measure = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+    measure = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
     return measure(logits, wanted, reduction="none").mean(-1)
 
 
@@ -176,8 +176,8 @@ def span_loss(logits: Tensor, labels: Tensor) -> Tensor:
     length = logits.shape[1]
     total = torch.zeros(logits.shape[0], device=logits.device)
     for part, wanted in zip(logits.float().unbind(-1), labels.unbind(-1), strict=True):
-        inside = torch.where((wanted < 0) | (wanted >= length), IGNORE, wanted)
-        total = total + F.cross_entropy(part, inside.long(), ignore_index=IGNORE, reduction="none")
+        inside = torch.where((wanted < 0) | (wanted >= length), IGNORE_INDEX, wanted)
+        total = total + F.cross_entropy(part, inside.long(), ignore_index=IGNORE_INDEX, reduction="none")
     return total / 2
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quatrain.models.transformer.config import ModelConfig
-from quatrain.models.transformer.positions import positions_of
+from quatrain.models.transformer.positions import positions_in_segments
 from quatrain.models.transformer.rotary_scaling import original_length
 
 
@@ -17,7 +17,7 @@ class KVCache:
     the slots inside its window. Layers with cross-attention also keep the keys and values of the encoder's output, from
     the first step on. `segments` (B, max_length) holds each slot's segment once a padded or packed batch is written; 0
     is padding. `encoder_segments` (B, S) are the encoder's. `tokens` and `positions` (B, max_length) are kept for
-    models that may have to read a whole text again (`reread`).
+    models that may have to read a whole text again (`tokens_to_process`).
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class KVCache:
         self.keys = [torch.empty(batch_size, heads, room, width, dtype=dtype, device=device) for room in rooms]
         self.values = [torch.empty_like(keys) for keys in self.keys]
         self.starts = [0] * len(rooms)
-        self.crossed: dict[int, tuple[Tensor, Tensor]] = {}
+        self.cross_attention: dict[int, tuple[Tensor, Tensor]] = {}
         self.max_length, self.length = max_length, 0
         self.segments: Tensor | None = None
         self.switch_length = _switch_length(config, max_length)
@@ -47,7 +47,7 @@ class KVCache:
         self.positions: Tensor | None = None
         self.encoder_segments: Tensor | None = None
 
-    def reach(self, window: int | None, count: int) -> int:
+    def attended_slots(self, window: int | None, count: int) -> int:
         """How many slots a layer returns for `count` new ones: all, or those inside its window."""
         total = self.length + count
         return total if window is None else min(total, window - 1 + count)
@@ -58,7 +58,7 @@ class KVCache:
         A full-attention layer returns all length + T slots, a sliding-window layer the last window - 1 + T.
         """
         count = key.shape[2]
-        seen = self.reach(self.windows[layer], count)
+        seen = self.attended_slots(self.windows[layer], count)
         if self.windows[layer] is None:
             return self._write(layer, self.length, key, value, seen)
         room, start = self.keys[layer].shape[2], self.starts[layer]
@@ -91,11 +91,11 @@ class KVCache:
 
     def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """The keys and values of the encoded text, once they are kept."""
-        return self.crossed.get(layer)
+        return self.cross_attention.get(layer)
 
-    def keep_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> None:
+    def store_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keeps the keys and values (B, H, S, D) of the encoded text."""
-        self.crossed[layer] = key, value
+        self.cross_attention[layer] = key, value
 
     def write_segments(self, segments: Tensor | None, count: int) -> Tensor | None:
         """Notes the segments (B, count) of the slots about to be written; returns those of all slots, or None."""
@@ -109,7 +109,7 @@ class KVCache:
             self.segments[:, self.length : end] = segments
         return self.segments[:, :end]
 
-    def reread(
+    def tokens_to_process(
         self, ids: Tensor, positions: Tensor | None, segments: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What must be read for the next tokens `ids` (B, T): they alone, or, rarely, all of the text again.
@@ -124,7 +124,7 @@ class KVCache:
         slots = self.write_segments(segments, ids.shape[1])
         new = positions
         if new is None:
-            every = torch.arange(end, device=ids.device)[None] if slots is None else positions_of(slots)
+            every = torch.arange(end, device=ids.device)[None] if slots is None else positions_in_segments(slots)
             new = every[:, self.length :]
         if self.tokens is None or self.positions is None:
             self.tokens = ids.new_empty(ids.shape[0], self.max_length)
@@ -147,7 +147,7 @@ class KVCache:
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         self.keys = [self._selected(layer, key, rows) for layer, key in enumerate(self.keys)]
         self.values = [self._selected(layer, value, rows) for layer, value in enumerate(self.values)]
-        self.crossed = {layer: (key[rows], value[rows]) for layer, (key, value) in self.crossed.items()}
+        self.cross_attention = {layer: (key[rows], value[rows]) for layer, (key, value) in self.cross_attention.items()}
         if self.segments is not None:
             self.segments = self.segments[rows]
         if self.tokens is not None and self.positions is not None:

@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
         if self.offset and x.dtype.itemsize < 4:  # 1 + weight has more digits than a narrow type holds
             return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float() + self.offset, self.eps).to(x.dtype)
         weight = (self.weight + self.offset if self.offset else self.weight).to(x.dtype)
-        if cpu.suits(x):
+        if cpu.supports(x):
             return cpu.RMSNormFunction.apply(x, weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
 

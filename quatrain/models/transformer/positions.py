@@ -19,7 +19,7 @@ SMALL_TABLE = 8192
 """Positions up to which a table is made whole, so that no position has to be read back from a device."""
 
 
-def positions_of(segments: Tensor) -> Tensor:
+def positions_in_segments(segments: Tensor) -> Tensor:
     """The place of each slot within its own run of one segment: (B, S) from segments (B, S)."""
     slots = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     begins = torch.ones_like(segments, dtype=torch.bool)
@@ -27,16 +27,16 @@ def positions_of(segments: Tensor) -> Tensor:
     return slots - torch.where(begins, slots, 0).cummax(dim=1).values
 
 
-def text_lengths(segments: Tensor) -> Tensor:
+def segment_lengths(segments: Tensor) -> Tensor:
     """How many slots the run of one segment has that each slot is of: (B, S) from segments (B, S)."""
     slots = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     ends = torch.ones_like(segments, dtype=torch.bool)
     ends[:, :-1] = segments[:, 1:] != segments[:, :-1]
     last = torch.where(ends, slots, segments.shape[1]).flip(1).cummin(dim=1).values.flip(1)
-    return positions_of(segments) + last - slots + 1
+    return positions_in_segments(segments) + last - slots + 1
 
 
-def positions_of_tokens(input_ids: Tensor, padding: int, segments: Tensor | None) -> Tensor:
+def positions_without_padding(input_ids: Tensor, padding: int, segments: Tensor | None) -> Tensor:
     """The place of each token among those of its segment that are no padding token: (B, T); padding is at -1."""
     counted = input_ids != padding
     total = counted.long().cumsum(1)
@@ -76,7 +76,7 @@ class Rotary:
         if segments is None or not is_long or self.scaling is None or self.scaling.kind != "longrope":
             return cos[positions], sin[positions]
         short_cos, short_sin = self._table(total, False, like)
-        far = (text_lengths(segments)[:, past:] > original)[..., None]
+        far = (segment_lengths(segments)[:, past:] > original)[..., None]
         return (
             torch.where(far, cos[positions], short_cos[positions]),
             torch.where(far, sin[positions], short_sin[positions]),
@@ -108,7 +108,7 @@ class Rotary:
         return angles.cos() * factor, angles.sin() * factor
 
 
-def rotary_of(config: ModelConfig) -> dict[str, Rotary]:
+def make_rotary(config: ModelConfig) -> dict[str, Rotary]:
     """The rotary positions of each type of layer: sliding ones may have their own base, and then their own scaling."""
     if config.position != "rotary":
         return {}

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Problem, Settings
-from quatrain.models.transformer.config import LARGEST, MAX_LAYERS, ModelConfig
+from quatrain.models.transformer.config import MAX_LAYERS, MAX_SIZE, ModelConfig
 
 DecoderFamily = Literal[
     "llama",
@@ -104,8 +104,8 @@ class ModelSettings(Settings):
     num_hidden_layers: int = Field(default=4, ge=1, le=MAX_LAYERS)
     num_attention_heads: int = Field(default=4, ge=1, le=1_000_000)
     num_key_value_heads: int | None = Field(default=None, ge=1, le=1_000_000)
-    intermediate_size: int | None = Field(default=None, ge=1, le=LARGEST)
-    max_position_embeddings: int = Field(default=256, ge=2, le=LARGEST)
+    intermediate_size: int | None = Field(default=None, ge=1, le=MAX_SIZE)
+    max_position_embeddings: int = Field(default=256, ge=2, le=MAX_SIZE)
     tie_word_embeddings: bool = True
     rope_theta: float = Field(default=10_000.0, gt=0, le=1e18)
     folder: str | None = Field(
@@ -152,9 +152,9 @@ class ModelSettings(Settings):
             sizes["rope_theta"] = self.rope_theta
         if self.family == "llama":
             sizes["norm_eps"] = 1e-5  # Llama 2's; the first Llama's, which its config.json defaults to, is a tenth
-        later = {name: more.pop(name) for name in ("labels", "problem") if name in more}
+        later = {name: more.pop(name) for name in ("labels", "problem_type") if name in more}
         dropout = more.pop("dropout", 0.0)
-        return fresh_config(self.family, sizes | more, head=head).with_(dropout=dropout, **later)
+        return fresh_config(self.family, sizes | more, head=head).replace(dropout=dropout, **later)
 
     def conflicts(self) -> Iterator[Problem]:
         if self.folder is not None:

@@ -36,13 +36,12 @@ class SoftPrompt(nn.Module):
     method: ClassVar[str]
     length: int
 
-    def plain(self) -> Tensor:
+    def table(self) -> Tensor:
         """What a file holds: one row a slot."""
         raise NotImplementedError
 
     def embeddings(self) -> Tensor | None:
-        """What the slots hold (length, embedding_size), or of each row (B, …); None where only keys and values matter.
-        """
+        """Embeddings of the slots (length, embedding_size) or (B, …); None if only `keys_values` are used."""
         raise NotImplementedError
 
     def keys_values(self) -> Prefix | None:
@@ -53,7 +52,7 @@ class SoftPrompt(nn.Module):
         """How many of the slots, the last ones, each row has (B,); None where all have all."""
         return None
 
-    def before(self, read: StackInput, *, first: bool) -> StackInput:
+    def prepend_to(self, read: StackInput, *, first: bool) -> StackInput:
         """What the stack reads: the slots in front of each row's first token, or later tokens that follow them.
 
         Raises InputError for rows of several segments: each would want slots of its own.

@@ -19,15 +19,15 @@ from quatrain.models.transformer import heads
 from quatrain.models.transformer.blocks import Block, Stack
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.context import Trace
-from quatrain.models.transformer.heads import IGNORE
+from quatrain.models.transformer.heads import IGNORE_INDEX
 from quatrain.models.transformer.initialization import initialize
 from quatrain.models.transformer.kv_cache import KVCache
-from quatrain.models.transformer.positions import positions_of_tokens
+from quatrain.models.transformer.positions import positions_without_padding
 from quatrain.models.transformer.soft_prompts import SoftPrompt, StackInput
 from quatrain.models.transformer.trainable_tokens import TrainableTokens
 from quatrain.planning.limits import check_weights
 
-__all__ = ["IGNORE", "Block", "Model", "Stack", "Trace"]
+__all__ = ["IGNORE_INDEX", "Block", "Model", "Stack", "Trace"]
 
 
 class Model(Stack):
@@ -42,7 +42,9 @@ class Model(Stack):
         check_weights(config, 8 * torch.get_default_dtype().itemsize, torch.get_default_device())
         super().__init__(config)
         width = config.embedding_size or config.hidden_size
-        unread = config.pad_token_id if config.padding_row == "fixed" and (config.pad_token_id or 0) >= 0 else None
+        unread = (
+            config.pad_token_id if config.padding_embedding == "fixed" and (config.pad_token_id or 0) >= 0 else None
+        )
         self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=unread)
         self.encoder = Stack(config.encoder) if config.architecture == "encoder-decoder" else None
         self.transform = heads.make_transform(config)
@@ -54,16 +56,16 @@ class Model(Stack):
             if config.tie_word_embeddings:
                 self.lm_head.weight = self.embed_tokens.weight
         fixed = config.head in LANGUAGE_HEADS and config.head_bias == "fixed"
-        self.prompt: SoftPrompt | None = None
+        self.soft_prompt: SoftPrompt | None = None
         self.trainable_tokens: TrainableTokens | None = None
         self.adapter_set: Any = None
         """Several adapters, one for each row of a batch (`quatrain.adapters.adapter_set`)."""
-        self.untied = False
+        self.untied_after_load = False
         """Whether the head has its own matrix although the model's files tie it to the embedding."""
         self.newly_initialized: list[str] = []
-        self.added: list[int] = []
+        self.added_token_ids: list[int] = []
         """Ids of tokens that were added to the vocabulary and are not trained yet."""
-        self.generation: dict[str, Any] | None = None
+        self.generation_config: dict[str, Any] | None = None
         """The generation settings of the files that the model was loaded from; saved with it."""
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)
 
@@ -145,16 +147,16 @@ class Model(Stack):
             read = ids = self._ids(input_ids)
             positions = self._counted(ids, segments) if positions is None else positions
             if cache is not None:
-                read, positions, segments = cache.reread(ids, positions, segments)
+                read, positions, segments = cache.tokens_to_process(ids, positions, segments)
             slots = StackInput(self.embed(read), positions, segments, token_types)
-            if self.prompt is not None:
-                slots = self.prompt.before(slots, first=cache is None or cache.length == 0)
+            if self.soft_prompt is not None:
+                slots = self.soft_prompt.prepend_to(slots, first=cache is None or cache.length == 0)
             hidden = self.run(**vars(slots), cache=cache, trace=trace)
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None:
             encoded, segments = self._encode(input_ids, positions=positions, segments=segments, trace=trace)
-        elif cache is None or not cache.crossed:
+        elif cache is None or not cache.cross_attention:
             raise InputError("An encoder-decoder needs input_ids until a cache holds the encoded text.")
         if cache is not None:
             cache.encoder_segments = segments if encoded is not None else cache.encoder_segments
@@ -186,7 +188,7 @@ class Model(Stack):
         if self.encoder is None:
             raise InputError(f"A {self.config.family} model has no encoder of its own.")
         read = StackInput(self.embed(input_ids), positions, segments)
-        read = read if self.prompt is None else self.prompt.before(read, first=True)
+        read = read if self.soft_prompt is None else self.soft_prompt.prepend_to(read, first=True)
         return self.encoder.run(**vars(read), trace=None if trace is None else trace.encoder()), read.segments
 
     def head(
@@ -207,9 +209,9 @@ class Model(Stack):
             return self._label_tokens(hidden, labels, segments)
         pooled = heads.pool(hidden, config, self._ids(input_ids), segments)
         if config.head == "embedding":
-            return F.normalize(pooled, dim=-1) if config.embedding_vector == "unit" else pooled, None
+            return F.normalize(pooled, dim=-1) if config.normalize_embedding else pooled, None
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
-        return logits, None if labels is None else heads.label_loss(logits, labels, config.problem)
+        return logits, None if labels is None else heads.label_loss(logits, labels, config.problem_type)
 
     def lm_logits(self, hidden: Tensor, owners: Tensor | None = None) -> Tensor:
         """The logits (…, V) of hidden states (…, hidden_size).
@@ -260,7 +262,10 @@ class Model(Stack):
         if not isinstance(labels, tuple | list) or len(labels) != 2:
             raise InputError("labels: this head needs two: masked tokens (B, T), and whether sentences follow (B).")
         masked, sentence = labels
-        return (tokens, follows), (heads.token_loss(tokens, masked), heads.label_loss(follows, sentence, "single"))
+        return (tokens, follows), (
+            heads.token_loss(tokens, masked),
+            heads.label_loss(follows, sentence, "single_label"),
+        )
 
     def _choose(
         self, input_ids: Tensor, labels: Tensor | None, segments: Tensor | None, token_types: Tensor | None
@@ -274,7 +279,7 @@ class Model(Stack):
         hidden = self.hidden_states(flat, segments=flat_segments, token_types=types)
         pooled = heads.pool(hidden, self.config, self._ids(flat), flat_segments)
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled)).view(input_ids.shape[:2])
-        return logits, None if labels is None else heads.label_loss(logits, labels, "single")
+        return logits, None if labels is None else heads.label_loss(logits, labels, "single_label")
 
     def embed(self, input_ids: Tensor | None) -> Tensor:
         """The embedding (…, embedding_size) of tokens (…), with the rows that an adapter has for some of them.
@@ -294,12 +299,12 @@ class Model(Stack):
 
     def _counted(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
         """The positions (B, T) of a family that counts tokens, not slots; None for all others."""
-        if self.config.position_counting == "slots":
+        if self.config.padding_positions == "counted":
             return None
         ids = self._ids(input_ids)
         self._check_length(None, 0, ids.shape[1])
         padding = -1 if self.config.pad_token_id is None else self.config.pad_token_id
-        return positions_of_tokens(ids, padding, segments)
+        return positions_without_padding(ids, padding, segments)
 
     def _ids(self, ids: Tensor | None) -> Tensor:
         if ids is None:
@@ -321,7 +326,7 @@ class Model(Stack):
         shifted = torch.cat((torch.full_like(source[:, :1], start), source[:, :-1]), dim=1)
         if segments is not None:
             shifted[:, 1:].masked_fill_(segments[:, 1:] != segments[:, :-1], start)
-        return shifted.masked_fill(shifted == IGNORE, pad if pad is not None else start)
+        return shifted.masked_fill(shifted == IGNORE_INDEX, pad if pad is not None else start)
 
     def initialize(self, seed: int = 0) -> Model:
         """Draws fresh weights (`quatrain.models.transformer.initialization`)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.core.errors import InputError
-from quatrain.models.families import family
+from quatrain.models.families import get_family
 from quatrain.models.transformer.stack import Model
 
 
@@ -39,7 +39,7 @@ def resize_vocabulary(model: Model, size: int) -> list[int]:
     if model.logits_bias is not None:
         bias: Any = model.logits_bias
         model.logits_bias = _rows(bias[0], size)[None]
-    model.config = model.config.with_(vocab_size=size)
+    model.config = model.config.replace(vocab_size=size)
     return list(range(before, size))
 
 
@@ -48,10 +48,10 @@ def is_tied(model: Model) -> bool:
     return model.lm_head is not None and model.config.tie_word_embeddings
 
 
-def cannot_untie(model: Model) -> str | None:
+def untie_obstacle(model: Model) -> str | None:
     """Why the head of a tied model cannot get a matrix of its own; None where it can, or has one."""
-    kind = family(model.config.family)
-    if not is_tied(model) or (model.encoder is None and "tie_word_embeddings" not in {**kind.fixed, **kind.must}):
+    kind = get_family(model.config.family)
+    if not is_tied(model) or (model.encoder is None and "tie_word_embeddings" not in {**kind.fixed, **kind.required}):
         return None
     return f"a {kind.name} ties the embedding and the head in its files, so that neither can learn without the other"
 
@@ -64,12 +64,12 @@ def untie(model: Model) -> None:
     """
     if not is_tied(model):
         return
-    if reason := cannot_untie(model):
+    if reason := untie_obstacle(model):
         raise InputError(f"The embedding and the head cannot be two: {reason}.")
     head: Any = getattr(model.lm_head, "base", model.lm_head)  # an adapter may be over it
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
-    model.config = model.config.with_(tie_word_embeddings=False)
-    model.untied = True
+    model.config = model.config.replace(tie_word_embeddings=False)
+    model.untied_after_load = True
 
 
 def _resized(parameter: Tensor, size: int) -> nn.Parameter:

@@ -33,7 +33,7 @@ SUFFIXES = (".sqlite", ".sqlite3", ".db")
 OPEN = 64
 """Connections that are held at once."""
 
-LARGEST = 8 * 1024**3
+MAX_SIZE = 8 * 1024**3
 """Bytes of a database that is unpacked out of a zip file."""
 
 
@@ -52,9 +52,9 @@ class Packed:
         try:
             with zipfile.ZipFile(self.archive) as archive:
                 size = archive.getinfo(self.member).file_size
-                if size > LARGEST:
+                if size > MAX_SIZE:
                     raise InputError(
-                        f"{self.archive}: {self.member} has {size:,} bytes unpacked; at most {LARGEST:,} are; unpack "
+                        f"{self.archive}: {self.member} has {size:,} bytes unpacked; at most {MAX_SIZE:,} are; unpack "
                         "it yourself and name the folder"
                     )
                 with archive.open(self.member) as packed, atomic_write(self.target, "wb") as file:

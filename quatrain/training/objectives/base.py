@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE, Batch, TokenBatch, TokenExample, pad
+from quatrain.data.batches import IGNORE_INDEX, Batch, TokenBatch, TokenExample, pad
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.training.chunked_loss import summed_language_loss
@@ -117,7 +117,7 @@ def forward(model: Any, batch: TokenBatch, labels: Any = None) -> tuple[Any, Any
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """How many of the labels (…) have the highest of their logits (…, L); labels of -100 do not count."""
-    labelled = labels != IGNORE
+    labelled = labels != IGNORE_INDEX
     return (logits.detach()[labelled].argmax(-1) == labels[labelled]).sum()
 
 

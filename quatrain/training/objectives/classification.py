@@ -20,18 +20,18 @@ from quatrain.training.objectives.base import Loss, check_head, config_of, corre
 from quatrain.training.objectives.labels import LabelledObjective
 from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse, shown
 
-PROBLEMS = ("single", "several", "regression")
+PROBLEM_TYPES = ("single_label", "multi_label", "regression")
 
 
 class SequenceClassification(LabelledObjective):
     """Texts or pairs of texts with labels; `labels` are the model's label names, in its order.
 
-    A record has `text`, for a pair also `text_pair`, and its labels, by `problem`:
+    A record has `text`, for a pair also `text_pair`, and its labels, by `problem_type`:
 
-    | problem | field | loss of a text |
+    | problem_type | field | loss of a text |
     |---|---|---|
-    | `single` | `label`: a name | cross-entropy |
-    | `several` | `labels`: a list of names, which may be empty | mean binary cross-entropy |
+    | `single_label` | `label`: a name | cross-entropy |
+    | `multi_label` | `labels`: a list of names, which may be empty | mean binary cross-entropy |
     | `regression` | `label`: a number, or one number per output | squared error |
 
     For numbers as labels see `quatrain.training.objectives.labels`. The weight of the loss is the number of texts.
@@ -44,25 +44,29 @@ class SequenceClassification(LabelledObjective):
         tokenizer: Tokenizer,
         labels: Sequence[str],
         *,
-        problem: str = "single",
+        problem_type: str = "single_label",
         max_length: int | None = None,
         numbered: bool = False,
     ):
         super().__init__(tokenizer, labels, max_length=max_length, numbered=numbered)
-        if problem not in PROBLEMS:
-            refuse([f"problem: {problem!r}; must be one of {', '.join(PROBLEMS)}"], "SequenceClassification")
-        self.problem = problem
+        if problem_type not in PROBLEM_TYPES:
+            refuse(
+                [f"problem_type: {problem_type!r}; must be one of {', '.join(PROBLEM_TYPES)}"], "SequenceClassification"
+            )
+        self.problem_type = problem_type
 
     @property
     def label_field(self) -> str | None:
         """The field with the label names; None for regression."""
-        return {"single": "label", "several": "labels"}.get(self.problem)
+        return {"single_label": "label", "multi_label": "labels"}.get(self.problem_type)
 
     def encode(self, record: Any, place: str = "this example") -> list[EncodedText]:
         """One example. Raises InputError that names the missing or wrong fields."""
         fields = FieldReader(record, place)
         text, other = fields.text("text"), fields.optional_text("text_pair")
-        label = {"single": self._one, "several": self._several, "regression": self._numbers}[self.problem](fields)
+        label = {"single_label": self._one, "multi_label": self._several, "regression": self._numbers}[
+            self.problem_type
+        ](fields)
         fields.check()
         return [replace(self.read(text, other), label=label)]
 
@@ -96,29 +100,31 @@ class SequenceClassification(LabelledObjective):
 
     def describe_target(self, example: EncodedText) -> str:
         """The labels or numbers of a text, for a preview."""
-        if self.problem == "single":
+        if self.problem_type == "single_label":
             return f"label: {self.labels[example.label]}"
         values = list(zip(self.labels, example.label, strict=True))
-        if self.problem == "several":
+        if self.problem_type == "multi_label":
             return f"labels: {', '.join(label for label, value in values if value) or 'none'}"
         return ", ".join(f"{label}: {value:.4g}" for label, value in values)
 
     def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Texts (B, T) with labels (B), or (B, L) for several labels and for regression."""
         rows: list[EncodedText] = self.encoded(examples)
-        return self.batch(rows, labels_tensor([row.label for row in rows], floating=self.problem != "single"))
+        return self.batch(
+            rows, labels_tensor([row.label for row in rows], floating=self.problem_type != "single_label")
+        )
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
-        """The loss summed over the texts, and their number; with `single` also the number of correct texts."""
-        problem = config_of(model).problem
-        if config_of(model).head == self.head and problem != self.problem:
+        """The loss summed over the texts, and their number; with `single_label` also the number of correct texts."""
+        problem_type = config_of(model).problem_type
+        if config_of(model).head == self.head and problem_type != self.problem_type:
             raise InputError(
-                f"problem: the model has {problem}, the objective {self.problem}. "
-                f"Load the model with problem={self.problem!r}."
+                f"problem_type: the model has {problem_type}, the objective {self.problem_type}. "
+                f"Load the model with problem_type={self.problem_type!r}."
             )
         logits, loss = self.forward(model, batch, batch.labels)
         metrics: dict[str, float | Tensor] = {}
-        if self.problem == "single":
+        if self.problem_type == "single_label":
             metrics["accuracy"] = correct(logits, batch.labels)
         return loss.sum(), len(batch.labels), metrics
 
@@ -126,9 +132,9 @@ class SequenceClassification(LabelledObjective):
     def predict(self, model: Any, batch: TokenBatch) -> list[Any]:
         """For each text the index of its label, the indices of labels with probability above 0.5, or its numbers."""
         logits = self.forward(model, batch)[0].float()
-        if self.problem == "single":
+        if self.problem_type == "single_label":
             return logits.argmax(-1).tolist()
-        if self.problem == "several":
+        if self.problem_type == "multi_label":
             return [[index for index, present in enumerate(row) if present] for row in (logits > 0).tolist()]
         return (logits[:, 0] if logits.shape[1] == 1 else logits).tolist()
 
@@ -203,7 +209,7 @@ class MultipleChoice(TextObjective):
     def loss(self, model: Any, batch: ChoiceBatch) -> Loss:
         """The loss summed over the questions, their number, and the number of correct answers."""
         scores = self._scores(model, batch)
-        loss = label_loss(scores, batch.labels, "single")
+        loss = label_loss(scores, batch.labels, "single_label")
         return loss.sum(), len(batch.labels), {"accuracy": correct(scores, batch.labels)}
 
     @torch.no_grad()

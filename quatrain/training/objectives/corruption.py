@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE, TokenBatch, TokenExample, stack, text_segments
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, stack, text_segments
 from quatrain.data.records import Row
 from quatrain.training.chunked_loss import summed_language_loss
 from quatrain.training.objectives.base import Loss, Seeds, check_head, generators
@@ -124,7 +124,7 @@ def source_and_target(
 ) -> TokenBatch:
     """Encoder inputs (B, S) and labels (B, T), padded with -100."""
     input_ids = stack(sources, pad_id, limit=limit, multiple=multiple)
-    labels = stack(targets, IGNORE, multiple=multiple)
+    labels = stack(targets, IGNORE_INDEX, multiple=multiple)
     return TokenBatch.of(input_ids, labels, segments=text_segments(sources, input_ids.shape[1]))
 
 
@@ -132,7 +132,7 @@ def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
     """Decoder inputs for labels (B, T): the start token, then all labels but the last; -100 becomes padding."""
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = start
-    return shifted.masked_fill(shifted == IGNORE, pad)
+    return shifted.masked_fill(shifted == IGNORE_INDEX, pad)
 
 
 def decoder_states(model: Any, batch: TokenBatch) -> Tensor:
@@ -160,6 +160,6 @@ def language_loss(model: Any, hidden: Tensor, labels: Tensor) -> Loss:
 
     Logits over the vocabulary are computed at labelled positions only.
     """
-    labelled = labels != IGNORE
+    labelled = labels != IGNORE_INDEX
     targets = labels[labelled]
     return summed_language_loss(model, hidden[labelled][None], targets[None]), targets.numel(), {}

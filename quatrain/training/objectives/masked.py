@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quatrain.data.batches import IGNORE, TokenBatch, stack
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch, stack
 from quatrain.models.transformer.heads import label_loss, pool
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, Seeds, check_head, check_number, config_of, generators, inputs_of
@@ -73,7 +73,7 @@ class Masked(CorruptionObjective):
         """A masked row (T,) and its labels (T,): the original tokens at selected positions, -100 elsewhere."""
         row = np.array(ids, dtype=np.int64)
         chosen = self._selected(ids, generator)
-        labels = np.full(len(row), IGNORE, dtype=np.int64)
+        labels = np.full(len(row), IGNORE_INDEX, dtype=np.int64)
         labels[chosen] = row[chosen]
         fate = generator.random(len(chosen))
         others = generator.choice(self.choices, len(chosen))
@@ -108,7 +108,9 @@ class Masked(CorruptionObjective):
         batch = self.batch(
             [EncodedText(row.tolist(), pair.token_types) for pair, (row, _) in zip(pairs, drawn, strict=True)], None
         )
-        labels: Any = stack([row.tolist() for _, row in drawn], IGNORE, multiple=self.multiple, limit=self.max_length)
+        labels: Any = stack(
+            [row.tolist() for _, row in drawn], IGNORE_INDEX, multiple=self.multiple, limit=self.max_length
+        )
         if self.next_sentence_prediction:
             labels = (labels, torch.tensor([pair.label for pair in pairs]))
         return TokenBatch.of(batch.input_ids, labels, segments=batch.segments, token_types=batch.token_types)
@@ -125,8 +127,8 @@ class Masked(CorruptionObjective):
         masked, follows = batch.labels
         total, weight, _ = language_loss(model, hidden, masked)
         scores = model.score(_pooled(model, hidden, batch))
-        times = (masked != IGNORE).sum(1)
-        sentence_loss = (times * label_loss(scores, follows, "single")).sum()
+        times = (masked != IGNORE_INDEX).sum(1)
+        sentence_loss = (times * label_loss(scores, follows, "single_label")).sum()
         right = (times * (scores.detach().argmax(-1) == follows)).sum()
         metrics: dict[str, float | Tensor] = {
             "masked_loss": total.detach(),
@@ -139,7 +141,9 @@ class Masked(CorruptionObjective):
     def predict(self, model: Any, batch: TokenBatch) -> list[int]:
         """The most likely token at each masked position, in the order of `batch.labels`."""
         labels = batch.labels[0] if self.next_sentence_prediction else batch.labels
-        return model.lm_logits(model.hidden_states(**inputs_of(model, batch))[labels != IGNORE]).argmax(-1).tolist()
+        return (
+            model.lm_logits(model.hidden_states(**inputs_of(model, batch))[labels != IGNORE_INDEX]).argmax(-1).tolist()
+        )
 
 
 def _pooled(model: Any, hidden: Tensor, batch: TokenBatch) -> Tensor:

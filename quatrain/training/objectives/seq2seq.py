@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE, TokenBatch
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, check_number
 from quatrain.training.objectives.corruption import decoder_states, source_and_target, target_loss
@@ -56,9 +56,7 @@ class Seq2Seq(TextObjective):
         if max_target_length is not None:
             problems += check_number("max_target_length", max_target_length, 4, whole=True)
         if self.target_tokenizer.eos_id is None:
-            problems.append(
-                "target_tokenizer: has no end token; without one, generation would never stop"
-            )
+            problems.append("target_tokenizer: has no end token; without one, generation would never stop")
         refuse(problems, "Seq2Seq")
 
     def encode(self, record: Any, place: str = "this example") -> list[Seq2SeqExample]:
@@ -87,7 +85,7 @@ class Seq2Seq(TextObjective):
         """Cross-entropy in nats, summed over the target tokens; the weight is their number."""
         if not self.label_smoothing:
             return target_loss(model, batch)
-        learned = batch.labels != IGNORE
+        learned = batch.labels != IGNORE_INDEX
         targets = batch.labels[learned]
         if bool((targets >= model.config.vocab_size).any()):
             raise InputError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE, TokenBatch, stack
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch, stack
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, correct
 from quatrain.training.objectives.labels import LabelledObjective
@@ -100,13 +100,13 @@ class TokenClassification(LabelledObjective):
             targets, numbers = list[int](), list[int]()
             for owner in owners[start:end]:
                 if owner is None or owner in labelled:
-                    targets.append(IGNORE)
+                    targets.append(IGNORE_INDEX)
                     continue
                 targets.append(labels[owner])
                 numbers.append(owner)
                 labelled.add(owner)
             row = [*before, *ids[start:end], *after]
-            padded = [IGNORE] * len(before) + targets + [IGNORE] * len(after)
+            padded = [IGNORE_INDEX] * len(before) + targets + [IGNORE_INDEX] * len(after)
             windows.append(TaggedWindow(row, padded, numbers, len(labels), not windows, 0 if windows else lost))
             if end == len(ids):
                 break
@@ -115,7 +115,7 @@ class TokenClassification(LabelledObjective):
 
     def describe_target(self, example: TaggedWindow) -> str:
         """The tags of a window, for a preview."""
-        return "tags: " + " ".join(self.labels[label] for label in example.labels if label != IGNORE)
+        return "tags: " + " ".join(self.labels[label] for label in example.labels if label != IGNORE_INDEX)
 
     def notes(self, examples: Sequence[TaggedWindow]) -> list[str]:
         """Notes on sentences that became several windows and on words without tokens."""
@@ -130,7 +130,7 @@ class TokenClassification(LabelledObjective):
     def collate(self, examples: Sequence[Any]) -> TokenBatch:
         """Sentences (B, T) with labels (B, T)."""
         rows: list[TaggedWindow] = self.encoded(examples)
-        labels = stack([row.labels for row in rows], IGNORE, multiple=self.multiple, limit=self.max_length)
+        labels = stack([row.labels for row in rows], IGNORE_INDEX, multiple=self.multiple, limit=self.max_length)
         return self.batch([EncodedText(row.ids) for row in rows], labels)
 
     def loss(self, model: Any, batch: TokenBatch) -> Loss:
@@ -142,7 +142,7 @@ class TokenClassification(LabelledObjective):
     def predict(self, model: Any, batch: TokenBatch) -> list[list[int]]:
         """For each row the predicted label indices at its labelled positions."""
         best = self.forward(model, batch)[0].argmax(-1)
-        return [row[labels != IGNORE].tolist() for row, labels in zip(best, batch.labels, strict=True)]
+        return [row[labels != IGNORE_INDEX].tolist() for row, labels in zip(best, batch.labels, strict=True)]
 
     def sentences(self, examples: Iterable[TaggedWindow], predictions: Iterable[Sequence[int]]) -> list[list[str]]:
         """The tag names of whole sentences, from the predictions for their windows, in order.
@@ -163,7 +163,7 @@ class TokenClassification(LabelledObjective):
     def truths(self, examples: Iterable[TaggedWindow]) -> list[list[str]]:
         """The reference tag names of whole sentences, in the format of `sentences`."""
         examples = list(examples)
-        return self.sentences(examples, [[each for each in row.labels if each != IGNORE] for row in examples])
+        return self.sentences(examples, [[each for each in row.labels if each != IGNORE_INDEX] for row in examples])
 
 
 def word_tokens(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[list[int], list[int | None]]:

@@ -19,8 +19,9 @@ from quatrain.tasks.text2sql.databases import Databases, schema_text, tables_of
 from quatrain.tasks.text2sql.opening import connect
 
 Make = Callable[..., Path]
-PRICES = "CREATE TABLE items (name TEXT, price REAL)", *(
-    f"INSERT INTO items VALUES ('thing {number}', {number * 1.5})" for number in range(40)
+PRICES = (
+    "CREATE TABLE items (name TEXT, price REAL)",
+    *(f"INSERT INTO items VALUES ('thing {number}', {number * 1.5})" for number in range(40)),
 )
 
 
@@ -228,7 +229,7 @@ def test_zip_files_of_all_kinds(make: Make, tmp_path: Path, monkeypatch: pytest.
     broken.write_bytes(content)
     with Databases(broken) as databases, pytest.raises(InputError, match="is damaged"):
         databases.schema("items")
-    monkeypatch.setattr("quatrain.tasks.text2sql.databases.LARGEST", 100)
+    monkeypatch.setattr("quatrain.tasks.text2sql.databases.MAX_SIZE", 100)
     with Databases(path) as databases, pytest.raises(InputError, match="at most 100 are"):
         databases.schema("items")
     monkeypatch.undo()

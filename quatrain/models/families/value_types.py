@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quatrain.core.reading import shown
-from quatrain.models.transformer.config import LARGEST, MAX_LAYERS
+from quatrain.models.transformer.config import MAX_LAYERS, MAX_SIZE
 
 MOST_LABELS = 1_000_000
 
@@ -19,11 +19,11 @@ MOST_LABELS = 1_000_000
 class ValueType:
     """A type of a key: `wanted` completes the sentence "must be …"."""
 
-    wanted: str
-    fits: Callable[[Any], bool]
+    description: str
+    accepts: Callable[[Any], bool]
 
 
-def _whole(least: int, most: int = LARGEST) -> Callable[[Any], bool]:
+def _whole(least: int, most: int = MAX_SIZE) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
@@ -32,15 +32,15 @@ def _number(least: float, most: float) -> Callable[[Any], bool]:
 
 
 def _tokens(value: Any) -> bool:
-    return TOKEN.fits(value) or (isinstance(value, list) and bool(value) and all(map(TOKEN.fits, value)))
+    return TOKEN.accepts(value) or (isinstance(value, list) and bool(value) and all(map(TOKEN.accepts, value)))
 
 
-SIZE = ValueType(f"a whole number from 1 to {LARGEST:,}", _whole(1))
-SIZE_OR_ZERO = ValueType(f"a whole number from 0 to {LARGEST:,}", _whole(0))
+SIZE = ValueType(f"a whole number from 1 to {MAX_SIZE:,}", _whole(1))
+SIZE_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_SIZE:,}", _whole(0))
 LAYERS = ValueType(f"a whole number from 1 to {MAX_LAYERS:,}", _whole(1, MAX_LAYERS))
 LAYERS_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_LAYERS:,}", _whole(0, MAX_LAYERS))
 LABELS = ValueType(f"a whole number from 1 to {MOST_LABELS:,}", _whole(1, MOST_LABELS))
-TOKEN = ValueType(f"a token id: a whole number from -1 to {LARGEST:,}", _whole(-1))
+TOKEN = ValueType(f"a token id: a whole number from -1 to {MAX_SIZE:,}", _whole(-1))
 TOKENS = ValueType("a token id or a list of them", _tokens)
 POSITIVE = ValueType("a number above 0 (at most 1e18)", _number(1e-30, 1e18))
 NOT_NEGATIVE = ValueType("a number of at least 0 (at most 1e18)", _number(0, 1e18))
@@ -170,9 +170,9 @@ READ: Mapping[str, ValueType] = {
 """Keys that a family's `read` computes fields from. A key means the same in every family that has it."""
 
 
-def wrong_types(config: Mapping[str, Any], kinds: Mapping[str, ValueType]) -> Iterator[str]:
+def type_errors(config: Mapping[str, Any], kinds: Mapping[str, ValueType]) -> Iterator[str]:
     """A line for each key of a config.json whose value is none of its kind."""
     for key, kind in kinds.items():
         value = config.get(key)
-        if value is not None and not kind.fits(value):
-            yield f"{key}: {shown(value)}; must be {kind.wanted}"
+        if value is not None and not kind.accepts(value):
+            yield f"{key}: {shown(value)}; must be {kind.description}"
