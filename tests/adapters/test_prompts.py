@@ -157,7 +157,7 @@ def test_only_the_prompt_learns_and_comes_back(name: str, tmp_path: Path) -> Non
         optimizer.step()
     assert losses[-1] < losses[0] - 0.1
     for key, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[key]) != key.startswith("prompt."), key
+        assert torch.equal(parameter, before[key]) != key.startswith("soft_prompt."), key
     trained, total, _ = count_trainable_parameters(model)
     assert trained == sum(parameter.numel() for parameter in model.soft_prompt.parameters())
     assert total == trained + sum(parameter.numel() for parameter in model_folder.load(base).parameters())
