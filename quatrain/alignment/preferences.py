@@ -11,7 +11,7 @@ from quatrain.alignment.dpo import PreferenceExample
 from quatrain.core.errors import InputError
 from quatrain.data.records import Messages
 from quatrain.generation.engine import Completion, Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 
 Judge = Callable[[int, str], bool]
 """`judge(prompt_index, text)`: whether a text is a correct answer to that prompt."""

@@ -227,7 +227,7 @@ def _records(
     from quatrain.core.wording import text_table
     from quatrain.data.corpus import Corpus
     from quatrain.evaluation.evaluate import evaluate
-    from quatrain.generation.logits import SamplingParams
+    from quatrain.generation.params import SamplingParams
     from quatrain.tasks.kinds import record_task, task_of_model
     from quatrain.tasks.records import placed
 

@@ -21,7 +21,7 @@ from quatrain.evaluation.metrics.objectives import scores as metric_scores
 from quatrain.evaluation.metrics.texts import AUTO, bleu, chrf, rouge
 from quatrain.evaluation.perplexity import examples_loss, unigram_loss
 from quatrain.generation.engine import Completion, Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.tasks.records import RecordTask
 from quatrain.tasks.seq2seq import TextToText

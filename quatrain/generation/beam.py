@@ -16,9 +16,11 @@ from torch import Tensor
 
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.cached_model import CachedModel
-from quatrain.generation.constraints import Constraint, DecodingState
-from quatrain.generation.decoding import SHRINK_AT, SequenceState, adapters_of
-from quatrain.generation.logits import BROKEN, NO_TOKEN_LEFT, SamplingParams
+from quatrain.generation.choosing import TokenChooser
+from quatrain.generation.constraints import DecodingState
+from quatrain.generation.decoding import SHRINK_AT, adapters_of
+from quatrain.generation.filters import BROKEN, NO_TOKEN_LEFT
+from quatrain.generation.requests import SequenceState
 from quatrain.models.transformer.stack import Model
 
 NEVER = -1.0e9
@@ -89,21 +91,21 @@ class BeamSearch:
         self,
         model: Model,
         sequences: Sequence[SequenceState],
-        params: SamplingParams,
-        end_ids: Tensor,
-        *,
-        constraints: Sequence[Constraint] = (),
-        start_id: int | None = None,
+        chooser: TokenChooser,
         stopped: Callable[[list[int]], bool] | None = None,
     ):
-        """`stopped` tells whether the newest of a hypothesis' ids has completed a stop string."""
-        self.params, self.constraints, self.stopped = params, list(constraints), stopped
-        self.end_ids = end_ids[:0] if params.ignore_eos else end_ids
-        self.width = params.num_beams
-        self.rows = list(sequences)
+        """The sequences have equal parameters and end tokens. `stopped` tells whether the newest of a hypothesis' ids
+        has completed a stop string.
+        """
+        self.rows, self.stopped = list(sequences), stopped
+        self.params, end_ids = self.rows[0].params, self.rows[0].end_ids
+        self.constraints = chooser.constraints(self.params, end_ids, model.device)
+        ends = [] if self.params.ignore_eos else list(end_ids)
+        self.end_ids = torch.tensor(ends, dtype=torch.long, device=model.device)
+        self.width = self.params.num_beams
         length = max(row.limit for row in self.rows)
         prompts = [row.prompt for row in self.rows]
-        self.model = CachedModel(model, prompts, length, start_id, adapters_of(model, self.rows))
+        self.model = CachedModel(model, prompts, length, self.rows[0].decoder_start, adapters_of(model, self.rows))
         device = self.model.device
         self.limits = torch.tensor([[row.limit] for row in self.rows], device=device)
         self.open = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
@@ -170,7 +172,8 @@ class BeamSearch:
         new = self.beams.ids[:, :, : self.steps].flatten(0, 1)
         limits = self.limits.repeat_interleave(self.width, dim=0)
         ids = torch.cat([self.model.decoder_ids, new], dim=1)
-        state = DecodingState(ids, self.model.start, limits, self.steps)
+        new_tokens = torch.full_like(limits, self.steps)
+        state = DecodingState(ids, self.model.start, limits, new_tokens)
         for constrain in self.constraints:
             logprobs = constrain(logprobs, state)
         return logprobs
@@ -228,7 +231,7 @@ class BeamSearch:
         for beam in range(self.params.num_return_sequences):
             length = int(self.finished.lengths[index, beam])
             if length:
-                hypothesis = row if not found else SequenceState(row.prompt, row.limit, row.seed, adapter=row.adapter)
+                hypothesis = row if not found else row.sibling()
                 hypothesis.ids = self.finished.ids[index, beam, :length].tolist()
                 hypothesis.logprobs = self.finished.logprobs[index, beam, :length].tolist()
                 hypothesis.score = float(self.finished.scores[index, beam])

@@ -16,7 +16,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import kind_of, shown
 from quatrain.generation.cached_model import has_encoder
 from quatrain.generation.constraints import GenerationRules
-from quatrain.generation.logits import MIN_REPETITION_PENALTY, SamplingParams
+from quatrain.generation.params import MIN_REPETITION_PENALTY, SamplingParams
 from quatrain.models.transformer.stack import Model
 
 REFUSED = "This model's generation_config.json (or config.json) has settings that are not supported:"

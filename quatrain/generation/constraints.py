@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 
 OUT = float("-inf")
 PADDING = -1
@@ -63,8 +63,8 @@ class DecodingState:
     """(B, 1): number of tokens before the first new one."""
     limits: Tensor
     """(B, 1): the most new tokens of each row."""
-    new: int
-    """Number of new tokens, the same in every row."""
+    new: Tensor
+    """(B, 1): number of new tokens so far."""
 
 
 Constraint = Callable[[Tensor, DecodingState], Tensor]
@@ -115,19 +115,17 @@ def exponential_decay(start: int, factor: float, ends: Tensor) -> Constraint:
     """Raises the logits of end tokens (for a factor above 1) with every new token after the first `start`."""
 
     def process(scores: Tensor, state: DecodingState) -> Tensor:
-        if state.new <= start:
-            return scores
         there = ends[ends < scores.shape[-1]]
-        grown = _power(factor, state.new - start)
+        grown = _power(factor, (state.new - start).clamp(min=0)).to(scores.dtype)
         own = scores[:, there]
         return scores.index_add(1, there, (own.abs() * grown).masked_fill(~own.isfinite(), 0.0))
 
     return process
 
 
-def _power(factor: float, times: int) -> float:
+def _power(factor: float, times: Tensor) -> Tensor:
     """factor ** times - 1, capped within float32: far below the cap, only an end token is possible."""
-    return math.exp(min(times * math.log(factor), 60.0)) - 1
+    return (times.double() * math.log(factor)).clamp(max=60.0).exp() - 1
 
 
 def bad_words(sequences: Sequence[Sequence[int]], ends: Tensor) -> Constraint:
@@ -171,9 +169,8 @@ def suppress(tokens: Sequence[int], at: int | None = None) -> Constraint:
     """Forbids these tokens: always, or only as new token number `at` (from 0)."""
 
     def process(scores: Tensor, state: DecodingState) -> Tensor:
-        if at is not None and state.new != at:
-            return scores
-        return scores.index_fill(1, torch.tensor(list(tokens), device=scores.device), OUT)
+        without = scores.index_fill(1, torch.tensor(list(tokens), device=scores.device), OUT)
+        return without if at is None else without.where(state.new == at, scores)
 
     return process
 

@@ -14,10 +14,11 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 from quatrain.generation.beam import BeamSearch
 from quatrain.generation.cached_model import context_limit, has_encoder
+from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.config import GenerationConfig, read_generation_config
-from quatrain.generation.constraints import Constraint, constraints
-from quatrain.generation.decoding import Decoding, SequenceState, row_seeds
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.decoding import Decoding
+from quatrain.generation.params import SamplingParams
+from quatrain.generation.requests import SequenceState, row_seeds
 from quatrain.generation.text import TextStreamer, TokenizerLike, find_stop, special_token_id, stopped, token_ids_of
 from quatrain.models.transformer.rotary_scaling import depends_on_length
 from quatrain.models.transformer.stack import Model
@@ -92,6 +93,7 @@ class Engine:
                 "This encoder-decoder names no decoder_start_token_id and no bos_token_id, so its decoder cannot "
                 "start. Give one in its generation_config.json."
             )
+        self.chooser = TokenChooser(self.rules, encoder_decoder=self.has_encoder)
         self.tokenizer = tokenizer
         self.target_tokenizer = target_tokenizer or tokenizer
         self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
@@ -152,13 +154,12 @@ class Engine:
         if truncate:
             encoded = [self.truncate(ids, params) for ids in encoded]
         sequences = self._sequences(encoded, params, own)
-        params, end_ids = self._stops(params)
         batches = list(self._batches(sequences, max(batch_size // params.num_beams, 1)))
         for batch in batches:
             self._check_memory(batch, params.num_beams)
         for batch in batches:
-            self._run(batch, params, end_ids)
-        return [self._completion(sequence, params) for sequence in sequences]
+            self._run(batch)
+        return [self._completion(sequence) for sequence in sequences]
 
     def chat(
         self,
@@ -232,9 +233,8 @@ class Engine:
         own = self._adapters(adapter, 1)
         ids = self.encode(prompt, own[0])
         (sequence,) = self._sequences([self.truncate(ids, params) if truncate else ids], params, own)
-        params, end_ids = self._stops(params)
         self._check_memory([sequence], params.num_beams)
-        return self._chunks(sequence, params, end_ids)
+        return self._chunks(sequence)
 
     def stream_chat(
         self,
@@ -342,8 +342,10 @@ class Engine:
             for ids in prompts
             for room in [self.remaining_tokens(ids)]
         ]
+        start = self.rules.decoder_start_token_id if self.has_encoder else None
+        params, ends = self._stops(params)
         return [
-            SequenceState(ids, min(room), row_seed, adapter=adapter)
+            SequenceState(ids, params, min(room), row_seed, ends, start, adapter)
             for ids, room, row_seed, adapter in zip(prompts, rooms, row_seeds(prompts, seed), adapters, strict=True)
         ]
 
@@ -357,7 +359,7 @@ class Engine:
             for start in range(0, len(group), count):
                 yield group[start : start + count]
 
-    def _stops(self, params: SamplingParams) -> tuple[SamplingParams, torch.Tensor]:
+    def _stops(self, params: SamplingParams) -> tuple[SamplingParams, tuple[int, ...]]:
         """The parameters with all stop strings, and the end ids; a string that is a special token is one of those."""
         ends, strings = list(self.end_ids), []
         stop = params.stop or (() if params.ignore_eos else self.rules.stop_strings)
@@ -368,22 +370,18 @@ class Engine:
             special = special_token_id(self.target_tokenizer, string) if self.target_tokenizer is not None else None
             strings += [string] if special is None else []
             ends += [] if special is None else [special]
-        return replace(params, stop=tuple(strings)), torch.tensor(ends, dtype=torch.long, device=self.model.device)
+        return replace(params, stop=tuple(strings)), tuple(ends)
 
     @torch.inference_mode()
-    def _run(self, sequences: list[SequenceState], params: SamplingParams, end_ids: torch.Tensor) -> None:
+    def _run(self, sequences: list[SequenceState]) -> None:
+        params = sequences[0].params
         if params.num_beams > 1:
             check = self._is_stopped(params) if params.stop else None
-            BeamSearch(self.model, sequences, params, end_ids, stopped=check, **self._rules(params, end_ids)).run()
+            BeamSearch(self.model, sequences, self.chooser, stopped=check).run()
             return
-        decoding = Decoding(self.model, sequences, params, end_ids, **self._rules(params, end_ids))
+        decoding = Decoding(self.model, sequences, self.chooser)
         while decoding.active:
-            self._step(decoding, params)
-
-    def _rules(self, params: SamplingParams, end_ids: torch.Tensor) -> dict[str, Any]:
-        ends = end_ids[:0] if params.ignore_eos else end_ids
-        chain: list[Constraint] = constraints(self.rules, params, ends, encoder_decoder=self.has_encoder)
-        return {"constraints": chain, "start_id": self.rules.decoder_start_token_id}
+            self._step(decoding)
 
     def _is_stopped(self, params: SamplingParams) -> Callable[[list[int]], bool]:
         """Whether the newest of a completion's ids has completed a stop string."""
@@ -392,38 +390,35 @@ class Engine:
             return lambda ids: False
         return lambda ids: stopped(tokenizer, ids, params.stop)
 
-    def _step(self, decoding: Decoding, params: SamplingParams) -> None:
-        grown = decoding.step()
-        if params.stop:
-            is_stopped = self._is_stopped(params)
-            for sequence in grown:
-                if is_stopped(sequence.ids):
-                    sequence.finished = "stop"
+    def _step(self, decoding: Decoding) -> None:
+        for sequence in decoding.step():
+            if sequence.params.stop and self._is_stopped(sequence.params)(sequence.ids):
+                sequence.finished = "stop"
 
-    def _completion(self, sequence: SequenceState, params: SamplingParams) -> Completion:
-        said = sequence.ids[:-1] if sequence.ended else sequence.ids
-        text = self.target_tokenizer.decode(said) if self.target_tokenizer is not None else ""
+    def _completion(self, sequence: SequenceState) -> Completion:
+        visible = sequence.ids[:-1] if sequence.ended else sequence.ids
+        text = self.target_tokenizer.decode(visible) if self.target_tokenizer is not None else ""
         return Completion(
-            text[: find_stop(text, params.stop)],
+            text[: find_stop(text, sequence.params.stop)],
             sequence.ids,
             sequence.finished or "length",
             sequence.logprobs,
             sequence.score,
-            [self._completion(other, params) for other in sequence.alternatives],
+            [self._completion(other) for other in sequence.alternatives],
         )
 
-    def _chunks(self, sequence: SequenceState, params: SamplingParams, end_ids: torch.Tensor) -> Iterator[TextChunk]:
-        growing = TextStreamer(self.target_tokenizer, params.stop)
-        if params.num_beams > 1:
-            self._run([sequence], params, end_ids)
+    def _chunks(self, sequence: SequenceState) -> Iterator[TextChunk]:
+        growing = TextStreamer(self.target_tokenizer, sequence.params.stop)
+        if sequence.params.num_beams > 1:
+            self._run([sequence])
         else:
             with torch.inference_mode():
-                decoding = Decoding(self.model, [sequence], params, end_ids, **self._rules(params, end_ids))
+                decoding = Decoding(self.model, [sequence], self.chooser)
             while sequence.finished is None:
-                self._step(decoding, params)
+                self._step(decoding)
                 if sequence.finished is None and (more := growing.more(sequence.ids)):
                     yield TextChunk(more)
-        completion = self._completion(sequence, params)
+        completion = self._completion(sequence)
         last = TextChunk(completion.text[growing.shown :])
         last.completion = completion
         yield last

@@ -16,7 +16,7 @@ from quatrain.data.settings import DataSettings
 from quatrain.data.sources import source_names
 from quatrain.evaluation.evaluate import Evaluation, evaluate, spread
 from quatrain.generation.engine import Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.runs.chats import conversations, split
 from quatrain.runs.material import source_task
 from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult

@@ -15,7 +15,7 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.settings import Settings, quote
 from quatrain.evaluation.evaluate import complete, evaluate
 from quatrain.generation.engine import Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs import answers as answering
 from quatrain.runs.material import generated_task

@@ -16,7 +16,7 @@ from quatrain.data.records import Row
 from quatrain.data.settings import DataSettings
 from quatrain.evaluation.evaluate import evaluate, record_samples, spread
 from quatrain.evaluation.metrics.objectives import evaluate_objective
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.loading.model import load_weights
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.modules import is_in_head

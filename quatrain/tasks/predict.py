@@ -231,7 +231,7 @@ class Predictor:
 
     def _seq2seq(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         from quatrain.generation.engine import Engine
-        from quatrain.generation.logits import SamplingParams
+        from quatrain.generation.params import SamplingParams
 
         engine = Engine(self.model, self.tokenizer, target_tokenizer=self.target_tokenizer)
         params = SamplingParams(max_new_tokens=self.max_new_tokens)

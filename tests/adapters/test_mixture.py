@@ -20,7 +20,7 @@ from quatrain.adapters.settings import PROMPTS, AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model

@@ -15,7 +15,7 @@ from quatrain.adapters.apply import apply, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import generation
 
 from quatrain.generation.constraints import PADDING, DecodingState, GenerationRules, constraints
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 
 VOCABULARY, LIMIT = 12, 6
 ENDS = torch.tensor([2, 5])
@@ -46,7 +46,7 @@ def scored(rules, ids, start, scores, *, params=None, encoder_decoder=False):
         torch.tensor([[PADDING] * (width - len(row)) + row for row in ids]),
         torch.tensor(start)[:, None],
         torch.full((len(ids), 1), LIMIT),
-        new,
+        torch.full((len(ids), 1), new),
     )
     params = params or SamplingParams(num_beams=2)
     for constrain in constraints(rules, params, ENDS, encoder_decoder=encoder_decoder):

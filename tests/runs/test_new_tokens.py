@@ -14,7 +14,7 @@ import quatrain
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
 from quatrain.generation.engine import Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.loading.merging import merge
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder

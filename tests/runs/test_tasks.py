@@ -18,7 +18,7 @@ from quatrain.cli import main
 from quatrain.core.errors import InputError
 from quatrain.core.progress import SilentReporter
 from quatrain.generation.engine import Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.loading.model import load_model
 from quatrain.models.io import model_folder
 from quatrain.runs.recipe import loads

@@ -16,7 +16,7 @@ from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pai
 from quatrain.core.errors import InputError
 from quatrain.evaluation.evaluate import evaluate
 from quatrain.generation.engine import Engine
-from quatrain.generation.logits import SamplingParams
+from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess
 from quatrain.runs.job import TrainingJob

@@ -1,45 +1,25 @@
-"""From logits to the next token: temperature, filters, and sampling with noise that the caller owns.
+"""How one completion is generated: `SamplingParams`, checked when they are created, all problems at once.
 
-Temperature and top-k as in Fan et al. 2018 (arXiv 1805.04833), top-p in Holtzman et al. 2020 (arXiv 1904.09751),
-min-p in Nguyen et al. 2024 (arXiv 2407.01082), locally typical sampling in Meister et al. 2022 (arXiv 2202.00666),
-epsilon and eta in Hewitt et al. 2022 (arXiv 2210.15191), top-h in Baghaei Potraghloo et al. 2025 (arXiv 2509.02510).
-Order and ties follow transformers: temperature, top-h, top-k, top-p, min-p, typical, epsilon, eta, each applied to what
-the one before has left. A removed token has the logit -inf.
+The docstring under each field says what it does; `filters`, `constraints` and `beam` name the papers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.errors import InputError
 from quatrain.core.reading import shown
 
 MIN_REPETITION_PENALTY = 1e-6
 """A repetition penalty below it, or above its inverse, would drive logits out of float32."""
-
-NO_TOKEN_LEFT = (
-    "Every token of the vocabulary is ruled out, so nothing can be generated: suppress_tokens, bad_words_ids, "
-    "no_repeat_ngram_size and min_new_tokens leave none. Take some of them out."
-)
-
-BROKEN = (
-    "The model gave logits that are not finite (NaN or infinite), so nothing can be generated from it. "
-    "Its weights are broken or its training diverged: use another one."
-)
 
 _SHARES = {
     **{"top_p": False, "min_p": True, "typical_p": False},
     **{"epsilon_cutoff": True, "eta_cutoff": True, "top_h": False},
 }
 """Filters that keep a share between 0 and 1, and whether 0 is allowed."""
-
-Processor = Callable[[Tensor], Tensor]
-"""Logits (B, V) in float32 to logits (B, V)."""
 
 
 @dataclass(frozen=True)
@@ -164,144 +144,3 @@ def _whole(value: object, least: int) -> bool:
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def temperature(value: float) -> Processor:
-    """Divides the logits: below 1 sharpens, above 1 flattens. One next to 0 leaves the likeliest tokens alone."""
-
-    def process(logits: Tensor) -> Tensor:
-        scaled = logits / value
-        if torch.equal(scaled.isfinite(), logits.isfinite()) and not bool(scaled.isnan().any()):
-            return scaled
-        # Too small or too large a value for this dtype: in float64, and relative to the likeliest, nothing overflows.
-        top = logits.amax(dim=-1, keepdim=True)
-        return ((logits.double() - top) / value).to(logits.dtype)
-
-    return process
-
-
-def top_k(count: int) -> Processor:
-    """Drops every token less likely than the count-th likeliest."""
-
-    def process(logits: Tensor) -> Tensor:
-        smallest = torch.topk(logits, min(count, logits.shape[-1]), dim=-1).values[..., -1:]
-        return logits.masked_fill(logits < smallest, float("-inf"))
-
-    return process
-
-
-def top_p(share: float) -> Processor:
-    """Drops the unlikely tail: the smallest set of likeliest tokens with at least `share` of the probability stays."""
-
-    def process(logits: Tensor) -> Tensor:
-        ascending, order = torch.sort(logits, dim=-1)
-        out = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - share
-        out[..., -1] = False
-        return logits.masked_fill(out.scatter(-1, order, out), float("-inf"))
-
-    return process
-
-
-def min_p(share: float) -> Processor:
-    """Drops every token less than `share` times as likely as the likeliest."""
-
-    def process(logits: Tensor) -> Tensor:
-        probabilities = logits.softmax(dim=-1)
-        return logits.masked_fill(probabilities < share * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
-
-    return process
-
-
-def typical(mass: float) -> Processor:
-    """Drops what is least typical: tokens whose surprise is far from the entropy, once the others have `mass`."""
-
-    def process(logits: Tensor) -> Tensor:
-        logprobs = logits.log_softmax(dim=-1)
-        entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
-        distance, order = torch.sort((-logprobs - entropy).abs(), dim=-1)
-        reached = (logits.gather(-1, order).softmax(dim=-1).cumsum(dim=-1) < mass).sum(dim=-1, keepdim=True)
-        out = distance > distance.gather(-1, reached.clamp(max=logits.shape[-1] - 1))
-        out[..., 0] = False
-        return logits.masked_fill(out.scatter(-1, order, out), float("-inf"))
-
-    return process
-
-
-def epsilon(cutoff: float) -> Processor:
-    """Drops every token of less than `cutoff` probability, the likeliest apart."""
-
-    def process(logits: Tensor) -> Tensor:
-        out = (logits.softmax(dim=-1) < cutoff) & (logits < logits.amax(dim=-1, keepdim=True))
-        return logits.masked_fill(out, float("-inf"))
-
-    return process
-
-
-def eta(cutoff: float) -> Processor:
-    """Drops tokens below `cutoff`, or below √cutoff · e^-entropy where that is less, the likeliest apart."""
-
-    def process(logits: Tensor) -> Tensor:
-        bound = torch.tensor(cutoff, device=logits.device)
-        entropy = torch.distributions.Categorical(logits=logits).entropy()
-        least = torch.min(bound, bound.sqrt() * torch.exp(-entropy))[..., None]
-        out = (logits.softmax(dim=-1) < least) & (logits < logits.amax(dim=-1, keepdim=True))
-        return logits.masked_fill(out, float("-inf"))
-
-    return process
-
-
-def top_h(share: float) -> Processor:
-    """Keeps the likeliest of the first 100 tokens whose entropy terms sum to at most `share` of their entropy."""
-
-    def process(logits: Tensor) -> Tensor:
-        likeliest, places = torch.topk(logits, min(100, logits.shape[-1]), dim=-1)
-        found = torch.distributions.Categorical(logits=likeliest)
-        # From the first token without any probability on the terms are NaN, and NaN <= x keeps none.
-        terms = -found.probs * found.probs.log()
-        keep = terms.cumsum(dim=-1) <= (found.entropy() * share).unsqueeze(-1)
-        keep[..., 0] = True
-        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, places, keep)
-        return logits.masked_fill(~kept, float("-inf"))
-
-    return process
-
-
-def processors(params: SamplingParams) -> list[Processor]:
-    """The processors that these parameters ask for, in transformers' order; none for greedy decoding."""
-    if params.temperature == 0:
-        return []
-    chain: list[Processor] = []
-    if params.temperature != 1:
-        chain.append(temperature(params.temperature))
-    if params.top_h is not None:
-        chain.append(top_h(params.top_h))
-    if params.top_k is not None:
-        chain.append(top_k(params.top_k))
-    if params.top_p is not None and params.top_p < 1:
-        chain.append(top_p(params.top_p))
-    if params.min_p:
-        chain.append(min_p(params.min_p))
-    if params.typical_p is not None and params.typical_p < 1:
-        chain.append(typical(params.typical_p))
-    if params.epsilon_cutoff and params.epsilon_cutoff < 1:
-        chain.append(epsilon(params.epsilon_cutoff))
-    if params.eta_cutoff and params.eta_cutoff < 1:
-        chain.append(eta(params.eta_cutoff))
-    return chain
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One token per row, by inverting the cumulative distribution: logits (B, V), uniform (B,) in [0, 1) -> (B,).
-
-    One number of noise decides one row, so that a row's draw depends on its own noise alone. Raises InputError where a
-    row has no token left, QuatrainError for logits that are NaN or +inf.
-    """
-    cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    if not bool(cumulative[:, -1].isfinite().all()):
-        if bool(logits.isneginf().all(dim=-1).any()):
-            raise InputError(NO_TOKEN_LEFT)
-        raise QuatrainError(BROKEN)
-    target = uniform.to(torch.float64)[:, None] * cumulative[:, -1:]
-    # right=True: the first token whose cumulative probability exceeds the target, which thus has probability > 0.
-    tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return tokens.clamp(max=logits.shape[-1] - 1)

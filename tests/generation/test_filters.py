@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.generation.logits import SamplingParams, draw, processors
+from quatrain.generation.filters import draw, processors
+from quatrain.generation.params import SamplingParams
 
 
 def reference(logits, params):
