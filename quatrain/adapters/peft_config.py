@@ -15,7 +15,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from quatrain.adapters import peft_patterns, peft_prompts
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.core.reading import read_json, shown, user_path
+from quatrain.core.reading import read_json, user_path
+from quatrain.core.wording import format_value
 from quatrain.models.hub import ADAPTER_CONFIG, BASE, is_hub_id, resolve
 
 PLAIN, BOTTLENECK = "QUATRAIN_WEIGHTS", "QUATRAIN_BOTTLENECK"
@@ -146,7 +147,7 @@ def problems_of(config: Mapping[str, Any]) -> Iterator[str]:
     kind = config.get("peft_type")
     known = sorted({*TYPES.values(), *peft_prompts.TYPES.values(), PLAIN})
     if kind not in known:
-        yield f"peft_type: {shown(kind)} is not supported; must be one of {', '.join(known)}"
+        yield f"peft_type: {format_value(kind)} is not supported; must be one of {', '.join(known)}"
         return
     schemas = HONOURED | {key: schema for key, (schema, _) in HARMLESS.items()}
     sound = set()
@@ -160,9 +161,9 @@ def problems_of(config: Mapping[str, Any]) -> Iterator[str]:
         elif key in REFUSED:
             inert, what = REFUSED[key]
             if not any(value == each and type(value) is type(each) for each in inert):
-                yield f"{key}: {shown(value)}: {what}, which is not supported; must be {shown(inert[0])}"
+                yield f"{key}: {format_value(value)}: {what}, which is not supported; must be {format_value(inert[0])}"
         elif value not in (None, False, "") and value != [] and value != {}:
-            yield f"{shown(key)}: {shown(value)} is an unknown option, which may change the result"
+            yield f"{format_value(key)}: {format_value(value)} is an unknown option, which may change the result"
     for key in NEEDED.get(str(kind), ()):
         if config.get(key) is None and (key in sound or key not in config):
             yield f"{key}: missing"
@@ -175,21 +176,21 @@ def _wrong(key: str, value: Any, schema: Any) -> Iterator[str]:
         TypeAdapter(schema).validate_python(value, strict=True)
     except ValidationError as error:
         messages = dict.fromkeys(each["msg"] for each in error.errors(include_url=False, include_input=False))
-        yield f"{key}: {shown(value)}; {'; or '.join(list(messages)[:3])}"
+        yield f"{key}: {format_value(value)}; {'; or '.join(list(messages)[:3])}"
         return
     if isinstance(value, int | float) and not isinstance(value, bool) and not math.isfinite(value):
-        yield f"{key}: {shown(value)}; must be finite"
+        yield f"{key}: {format_value(value)}; must be finite"
 
 
 def _wrong_beginning(value: Any) -> Iterator[str]:
     if value is None or isinstance(value, bool):
         return
     if not isinstance(value, str):
-        yield f"init_lora_weights: {shown(value)}; must be true, false or a name"
+        yield f"init_lora_weights: {format_value(value)}; must be true, false or a name"
     elif value.lower() not in HARMLESS_BEGINNINGS:
         yield (
-            f"init_lora_weights: {shown(value)} changes the weights of the base, which these files do not hold; save "
-            "the adapter with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+            f"init_lora_weights: {format_value(value)} changes the weights of the base, which these files do not "
+            "hold; save the adapter with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )
 
 
@@ -198,12 +199,12 @@ def _contradictions(config: Mapping[str, Any], sound: set[str]) -> Iterator[str]
     targets = config.get("target_modules") if "target_modules" in sound else None
     for key in ("layers_to_transform", "layers_pattern"):
         if isinstance(targets, str) and key in sound and config[key] is not None:
-            yield f"{key}: {shown(config[key])}; PEFT reads it with a list of target_modules only"
+            yield f"{key}: {format_value(config[key])}; PEFT reads it with a list of target_modules only"
     if config.get("layers_pattern") and config.get("layers_to_transform") is None:
         yield "layers_pattern: needs layers_to_transform, which is missing"
     for key, pattern in peft_patterns.expressions({key: config[key] for key in sound}):
         if fault := peft_patterns.fault(pattern):
-            yield f"{key}: {shown(pattern)} is not a regular expression: {fault}"
+            yield f"{key}: {format_value(pattern)} is not a regular expression: {fault}"
 
 
 def method_of(config: Mapping[str, Any]) -> str:
@@ -230,7 +231,7 @@ def base_folder(folder: str | Path) -> Path:
         if (place / "config.json").is_file():
             return place
     looked = " and ".join(dict.fromkeys(str(place) for place in places))
-    message = f"{folder}: its base model {shown(name)} is not a model folder (looked in {looked})"
+    message = f"{folder}: its base model {format_value(name)} is not a model folder (looked in {looked})"
     if not given.is_absolute() and is_hub_id(name):
         try:
             return resolve(name, revision=config.get("revision"))

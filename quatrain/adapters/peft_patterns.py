@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 
 SECONDS = 10
 """Time limit for all patterns of an adapter."""
@@ -143,7 +143,7 @@ def _matches(wanted: Sequence[Wanted], paths: Sequence[str]) -> list[dict[str, s
             input=json.dumps([wanted, paths]), capture_output=True, text=True, timeout=SECONDS, check=True,
         )  # fmt: skip
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        slow = [shown(pattern) for pattern, _ in wanted if _may_be_slow(pattern)]
+        slow = [format_value(pattern) for pattern, _ in wanted if _may_be_slow(pattern)]
         raise InputError(
             f"The patterns of {'adapter_config.json'} are not matched within {SECONDS} seconds; write them without "
             "repetitions within each other, or name the layers in full:",

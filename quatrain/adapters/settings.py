@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict
 
-from quatrain.core.settings import Listing, Problem, Settings, quote
+from quatrain.core.settings import Listing, Problem, Settings
+from quatrain.core.wording import format_value
 
 LOW_RANK = ("lora", "dora", "loha", "lokr")
 OVER_LINEAR = (*LOW_RANK, "ia3", "bottleneck")
@@ -109,8 +110,8 @@ class AdapterSettings(Settings):
         for name, methods in only.items():
             value = getattr(self, name)
             if value != type(self).model_fields[name].default and self.method not in methods:
-                shown = list(value) if isinstance(value, tuple) else value
-                text = f"{quote(shown)}; only method = {' or '.join(map(quote, methods))} uses it: leave it out"
+                users = " or ".join(map(format_value, methods))
+                text = f"{format_value(value)}; only method = {users} uses it: leave it out"
                 yield Problem((name,), text, (("method",),))
         if self.quantize_base != "float" and self.method not in OVER_LINEAR:
             text = f'"{self.quantize_base}"; method = "{self.method}" trains weights of the model, which must be float'

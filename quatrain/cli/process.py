@@ -17,7 +17,8 @@ from typing import Any
 
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.processes import RANGES, environment_number
-from quatrain.core.reading import decode, shown
+from quatrain.core.reading import decode
+from quatrain.core.wording import format_value
 
 MAX_INPUT_BYTES = 64 * 1024 * 1024
 """Limit on the bytes of standard input, and of one line of it."""
@@ -62,7 +63,7 @@ def safe_streams() -> Iterator[None]:
 def check_arguments(words: Sequence[str]) -> None:
     """Raises InputError for arguments that are not UTF-8, which contain lone surrogates."""
     problems = [
-        f"argument {number}, {shown(word)}"
+        f"argument {number}, {format_value(word)}"
         for number, word in enumerate(words, 1)
         if any("\ud800" <= character <= "\udfff" for character in word)
     ]
@@ -84,8 +85,8 @@ def check_environment() -> None:
         parts = os.environ.get(name, "").split(",")  # OpenMP accepts a list, one number per nesting level
         if parts != [""] and not all(_is_number(part.strip(), MAX_THREADS) for part in parts):
             problems.append(
-                f"{name}={shown(os.environ[name])}: must be a whole number from 1 to {MAX_THREADS:,}; unset it to use "
-                "all cores"
+                f"{name}={format_value(os.environ[name])}: must be a whole number from 1 to {MAX_THREADS:,}; unset "
+                "it to use all cores"
             )
     rank, size = (os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE"))
     if not problems and rank and int(rank) >= int(size or 1):

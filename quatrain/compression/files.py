@@ -12,7 +12,7 @@ from quatrain.compression.int4 import GROUPS, Int4Linear
 from quatrain.compression.int8 import Int8Linear
 from quatrain.compression.packing import FORMAT, METHOD, WEIGHTS, paths_in_files
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.models.families.value_types import TEXTS
 from quatrain.models.modules import is_in_head, replace_module
 from quatrain.models.transformer.stack import Model
@@ -52,16 +52,16 @@ def _layer(linear: nn.Linear, quantization: dict[str, Any]) -> nn.Module:
 
 def _check(quantization: Any) -> None:
     if not isinstance(quantization, dict):
-        raise InputError(f"quantization_config: {shown(quantization)}; must be a table")
+        raise InputError(f"quantization_config: {format_value(quantization)}; must be a table")
     method = quantization.get("quant_method")
     skip_key = SKIP_KEYS[nf4.METHOD] if method == nf4.METHOD else SKIP_KEYS[METHOD]
     problems = _pattern_problems(skip_key, quantization.get(skip_key))
     if method == nf4.METHOD:
         problems += nf4.config_problems(quantization)
     elif method != METHOD:
-        problems.append(f"quant_method: {shown(method)}; Quatrain reads {' and '.join(SKIP_KEYS)}")
+        problems.append(f"quant_method: {format_value(method)}; Quatrain reads {' and '.join(SKIP_KEYS)}")
     elif quantization.get("format") != FORMAT:
-        problems.append(f"format: {shown(quantization.get('format'))}; Quatrain reads {FORMAT}")
+        problems.append(f"format: {format_value(quantization.get('format'))}; Quatrain reads {FORMAT}")
     else:
         problems += _group_problems(quantization.get("config_groups") or {})
     if problems:
@@ -71,13 +71,13 @@ def _check(quantization: Any) -> None:
 def _pattern_problems(key: str, patterns: Any) -> list[str]:
     """The faults of a list of layer names, in which `re:` marks a regular expression."""
     if patterns is not None and not TEXTS.accepts(patterns):
-        return [f"{key}: {shown(patterns)}; must be a list of names"]
+        return [f"{key}: {format_value(patterns)}; must be a list of names"]
     problems = []
     for pattern in patterns or ():
         try:
             re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
         except (re.error, RecursionError, OverflowError):
-            problems.append(f"{key}: {shown(pattern)}; not a valid regular expression")
+            problems.append(f"{key}: {format_value(pattern)}; not a valid regular expression")
     return problems
 
 
@@ -86,7 +86,7 @@ def _group_problems(groups: Any) -> list[str]:
     if not isinstance(groups, dict) or not all(
         isinstance(group, dict) and isinstance(group.get("weights"), dict | None) for group in groups.values()
     ):
-        return [f"config_groups: {shown(groups)}; must be a table of one group, a table with its weights"]
+        return [f"config_groups: {format_value(groups)}; must be a table of one group, a table with its weights"]
     problems = []
     if len(groups) != 1 or any(group.get("targets") != ["Linear"] for group in groups.values()):
         problems.append("config_groups: must be one group whose targets are Linear")
@@ -104,15 +104,15 @@ def _weight_problems(weights: dict[str, Any]) -> list[str]:
     """The faults of a group's `weights`."""
     bits = weights.get("num_bits", 8)
     if not isinstance(bits, int) or bits not in WEIGHTS:
-        return [f"num_bits: {shown(bits)}; Quatrain reads {' or '.join(map(str, WEIGHTS))}"]
+        return [f"num_bits: {format_value(bits)}; Quatrain reads {' or '.join(map(str, WEIGHTS))}"]
     problems = [
-        f"{key}: {shown(weights.get(key))}; Quatrain reads {value!r}"
+        f"{key}: {format_value(weights.get(key))}; Quatrain reads {format_value(value)}"
         for key, value in WEIGHTS[bits].items()
         if weights.get(key, value) != value
     ]
     size = weights.get("group_size")
     if bits == 4 and (not isinstance(size, int) or size not in GROUPS):
-        problems.append(f"group_size: {shown(size)}; Quatrain reads {', '.join(map(str, GROUPS))}")
+        problems.append(f"group_size: {format_value(size)}; Quatrain reads {', '.join(map(str, GROUPS))}")
     return problems
 
 

@@ -23,7 +23,8 @@ from quatrain.compression.blockwise import dynamic_code
 from quatrain.compression.layer import QuantizedLinear, check_finite, dequantize_by_lookup, matmul_in_strips
 from quatrain.compression.packing import float_layers, plain_paths
 from quatrain.core.errors import InputError
-from quatrain.core.reading import decode, parse_json, shown
+from quatrain.core.reading import decode, parse_json
+from quatrain.core.wording import format_value
 from quatrain.models.transformer.stack import Model
 
 BLOCK, NESTED_BLOCK = 64, 256
@@ -182,7 +183,7 @@ class NF4Operation:
         state = parse_json(decode(bytes(stored.flatten().tolist()), self.sources[-1]), self.sources[-1])
         offset = state.get("nested_offset")
         if self.double and (isinstance(offset, bool) or not isinstance(offset, int | float)):
-            raise InputError(f"{self.sources[-1]}: nested_offset: {shown(offset)}; must be a number")
+            raise InputError(f"{self.sources[-1]}: nested_offset: {format_value(offset)}; must be a number")
         expected = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(self.shape)}
         expected |= {"nested_blocksize": NESTED_BLOCK} if self.double else {}
         if wrong := {key: state.get(key) for key, value in expected.items() if state.get(key) != value}:
@@ -209,11 +210,11 @@ class NF4Operation:
 def config_problems(config: dict[str, Any]) -> list[str]:
     """The entries of a `quantization_config` of bitsandbytes that Quatrain does not read."""
     problems = [
-        f"{key}: {shown(config.get(key))}; Quatrain reads {value!r}"
+        f"{key}: {format_value(config.get(key))}; Quatrain reads {format_value(value)}"
         for key, value in REQUIRED_ENTRIES.items()
         if config.get(key) != value
     ]
     double = config.get("bnb_4bit_use_double_quant")
     if not isinstance(double, bool | None):
-        problems.append(f"bnb_4bit_use_double_quant: {shown(double)}; must be true or false")
+        problems.append(f"bnb_4bit_use_double_quant: {format_value(double)}; must be true or false")
     return problems

@@ -15,7 +15,8 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import parse_toml
-from quatrain.core.settings import Place, Settings, annotation_at, did_you_mean, format_place, quote
+from quatrain.core.settings import Place, Settings, annotation_at, did_you_mean, format_place
+from quatrain.core.wording import format_value
 
 _PART = re.compile(r"([^.\[\]]+)|\[(-?[0-9]{1,9})\]")
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -56,7 +57,7 @@ def _apply(cls: type[Settings], raw: dict[str, Any], override: str) -> Place:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise InputError(f"{quote(override)}: must have the form key=value, such as stage.1.train.steps=100")
+        raise InputError(f"{format_value(override)}: must have the form key=value, such as stage.1.train.steps=100")
     place = _resolve(raw, _split(key, override), override)
     annotation = annotation_at(cls, place, raw)
     value = None if text.strip() == "none" else read_value(text.strip(), annotation)
@@ -69,12 +70,12 @@ def _apply(cls: type[Settings], raw: dict[str, Any], override: str) -> Place:
         if following is None and part not in target and isinstance(place[depth + 1], str):
             following = target[part] = {}
         if not isinstance(following, dict | list):
-            raise InputError(f"{quote(override)}: {format_place(place[: depth + 1])} has no keys below it")
+            raise InputError(f"{format_value(override)}: {format_place(place[: depth + 1])} has no keys below it")
         target = following
     if isinstance(target, list):
         if value is not None:
             raise InputError(
-                f"{quote(override)}: a whole stage cannot be replaced; name a key of it, or take it out with none"
+                f"{format_value(override)}: a whole stage cannot be replaced; name a key of it, or remove it with none"
             )
         del target[int(place[-1])]
         return place
@@ -91,15 +92,17 @@ def _split(key: str, override: str) -> list[str | int]:
     while position < len(key):
         match = _PART.match(key, position)
         if match is None:
-            raise InputError(f"{quote(override)}: {quote(key)} is no key; must look like stage[1].train.steps")
+            raise InputError(
+                f"{format_value(override)}: {format_value(key)} is not a key; must look like stage[1].train.steps"
+            )
         parts.append(match[1] if match[1] is not None else int(match[2]))
         position = match.end()
         if position < len(key) and key[position] == ".":
             position += 1
             if position == len(key):
-                raise InputError(f"{quote(override)}: {quote(key)} ends with a dot")
+                raise InputError(f"{format_value(override)}: {format_value(key)} ends with a dot")
     if len(parts) > MOST_PARTS:
-        raise InputError(f"{quote(override)}: a key of {len(parts):,} parts; none has more than {MOST_PARTS}")
+        raise InputError(f"{format_value(override)}: a key of {len(parts):,} parts; none has more than {MOST_PARTS}")
     return parts
 
 
@@ -125,9 +128,11 @@ def _item(items: Sequence[Any], part: str | int, name: str, override: str) -> in
         if len(indices) == 1:
             return indices[0]
         if indices:
-            raise InputError(f"{quote(override)}: there are {len(indices)} {part} stages; must be one of {numbered}")
+            raise InputError(
+                f"{format_value(override)}: there are {len(indices)} {part} stages; must be one of {numbered}"
+            )
         near = did_you_mean(part, kinds)
-        raise InputError(f"{quote(override)}: no {name} of kind {part}; must be one of {numbered}{near}")
+        raise InputError(f"{format_value(override)}: no {name} of kind {part}; must be one of {numbered}{near}")
     if not 0 <= int(part) < len(items):
-        raise InputError(f"{quote(override)}: no {name}[{part}]; must be one of {numbered}")
+        raise InputError(f"{format_value(override)}: no {name}[{part}]; must be one of {numbered}")
     return int(part)

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value, type_name
+
+shown, kind_of = format_value, type_name
 
 MAX_DEPTH = 64
 """Limit on nested lists and tables. Real configurations and tool schemas stay below 20."""
@@ -43,7 +46,7 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
     """
     text = str(text)
     if "\0" in text:
-        raise InputError(f"{what} {shown(text, 200)} contains a NUL character, which no file name can have")
+        raise InputError(f"{what} {format_value(text, 200)} contains a NUL character, which no file name can have")
     if not text:
         raise InputError(f"{what} is empty; give a file or folder")
     path = Path(text)
@@ -51,12 +54,14 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
         path = path.expanduser()
         path.stat()
     except RuntimeError as error:  # ~nosuch, or no HOME
-        raise InputError(f"{what} {shown(text, 200)}: the home folder of {path.parts[0]} is not known") from error
+        raise InputError(
+            f"{what} {format_value(text, 200)}: the home folder of {path.parts[0]} is not known"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-            raise InputError(f"{what} {shown(text, 200)} cannot be opened: {_reason(error)}") from error
+            raise InputError(f"{what} {format_value(text, 200)} cannot be opened: {_reason(error)}") from error
     except ValueError as error:
-        raise InputError(f"{what} {shown(text, 200)} cannot be opened: {error}") from error
+        raise InputError(f"{what} {format_value(text, 200)} cannot be opened: {error}") from error
     return path
 
 
@@ -198,8 +203,8 @@ def typed(value: Any, where: str, schema: Any) -> Any:
         return value
     if schema in (dict, list, str):
         if not isinstance(value, schema):
-            names = {dict: "a table {…}", list: "a list […]", str: "a text"}
-            raise InputError(f"{where}: must be {names[schema]}, not {kind_of(value)}")
+            names = {dict: "an object {…}", list: "a list […]", str: "text"}
+            raise InputError(f"{where}: must be {names[schema]}, not {type_name(value)}")
         return value
     from pydantic import TypeAdapter, ValidationError
 
@@ -207,32 +212,10 @@ def typed(value: Any, where: str, schema: Any) -> Any:
         return TypeAdapter(schema).validate_python(value, strict=True)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {shown(problem['input'])}: {problem['msg']}"
+            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {format_value(problem['input'])}: {problem['msg']}"
             for problem in error.errors(include_url=False)
         ]
         raise InputError(f"{where} cannot be used:", problems) from error
-
-
-def kind_of(value: Any) -> str:
-    """The JSON type of a value in words: "a list", "a number"."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    for kind, name in ((int | float, "a number"), (str, "a text"), (list, "a list"), (dict, "a table")):
-        if isinstance(value, kind):
-            return name
-    return type(value).__name__
-
-
-def shown(value: Any, limit: int = 80) -> str:
-    """A user's value for a message: one line, control characters escaped, cut to `limit` characters."""
-    try:
-        text = repr(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except ValueError:  # more digits than Python prints
-        text = f"a {type(value).__name__} with a number of too many digits"
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def depth_of(value: Any) -> int:

@@ -14,7 +14,6 @@ A class with constraints between keys overrides `Settings.conflicts`. A class th
 from __future__ import annotations
 
 import copy
-import datetime
 import difflib
 import types
 import typing
@@ -25,7 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
 from quatrain.core.errors import InputError
-from quatrain.core.wording import printable
+from quatrain.core.wording import format_value, printable, shorten, type_name
 
 Place = tuple[str | int, ...]
 
@@ -35,8 +34,8 @@ Listing = Annotated[tuple[Item, ...], Strict(False)]
 """A TOML list, stored as a tuple so that settings are immutable."""
 
 
-MOST_SHOWN = MOST_BITS = 1_000
-"""Limits on the characters of a problem, and on the bits of an integer that is written out."""
+MOST_SHOWN = 1_000
+"""Limit on the characters of a problem."""
 
 LARGEST_WHOLE = 2**63 - 1
 """The largest integer that our files and all libraries can represent."""
@@ -56,7 +55,7 @@ class Problem:
 
     def __str__(self) -> str:
         text = f"{format_place(self.place)}: {self.text}" if self.place else self.text
-        return _shorten(printable(text), MOST_SHOWN)
+        return shorten(printable(text), MOST_SHOWN)
 
 
 class Settings(BaseModel):
@@ -116,7 +115,7 @@ def parse(cls: type[S], data: Mapping[str, Any], *, what: str = "the settings", 
 def _too_large(data: Any, place: Place = ()) -> Iterator[Problem]:
     """Problems for integers beyond LARGEST_WHOLE."""
     if isinstance(data, int) and abs(data) > LARGEST_WHOLE:
-        yield Problem(place, f"{quote(data)}; must be at most {LARGEST_WHOLE:,}")
+        yield Problem(place, f"{format_value(data)}; must be at most {LARGEST_WHOLE:,}")
     items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
     for key, value in items:
         yield from _too_large(value, (*place, key))
@@ -145,40 +144,6 @@ def did_you_mean(word: str, words: Sequence[str]) -> str:
     """`; did you mean llama?`, or an empty string."""
     near = suggest(word, words)
     return f"; did you mean {near}?" if near else ""
-
-
-def describe(value: object) -> str:
-    """A user's value with its type: `"x" is text`."""
-    kinds: list[tuple[type | tuple[type, ...], str]] = [
-        (bool, "true or false"),
-        (str, "text"),
-        (int, "a whole number"),
-        (float, "a number"),
-        (Mapping, "a table"),
-        ((list, tuple), "a list"),
-        ((datetime.date, datetime.time), "a date or time"),
-    ]
-    kind = next((name for types_, name in kinds if isinstance(value, types_)), type(value).__name__)
-    return f"{quote(value)} is {kind}"
-
-
-def quote(value: object) -> str:
-    """A value in TOML syntax, shortened if it is long."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"' + _shorten(printable(value.replace("\n", "\\n"))) + '"'
-    if isinstance(value, int) and value.bit_length() > MOST_BITS:
-        return f"a whole number of {value.bit_length():,} bits"
-    if isinstance(value, Mapping):
-        return _shorten("{" + ", ".join(f"{key} = {quote(item)}" for key, item in value.items()) + "}")
-    if isinstance(value, list | tuple):
-        return _shorten("[" + ", ".join(map(quote, value)) + "]")
-    return _shorten(str(value))
-
-
-def _shorten(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def annotation_at(cls: type[Settings], place: Place, data: Any) -> Any:
@@ -314,20 +279,25 @@ def _message(cls: type[Settings], place: Place, items: list[Any], data: Any) -> 
     if kind == "literal_error":
         choices = [str(choice) for choice in typing.get_args(annotation_at(cls, place, data))]
         near_word = did_you_mean(value, choices) if isinstance(value, str) else ""
-        return f"{quote(value)}; must be one of {', '.join(choices)}{near_word}"
+        return f"{format_value(value)}; must be one of {', '.join(choices)}{near_word}"
     if kind == "value_error":
-        return f"{quote(value)}; {context.get('error', item['msg'])}"
+        return f"{format_value(value)}; {context.get('error', item['msg'])}"
     if kind in _LIMITS:
-        return f"{quote(value)}; must be {_LIMITS[kind].format(**context)}"
+        return f"{format_value(value)}; must be {_LIMITS[kind].format(**context)}"
     if kind == "string_pattern_mismatch":
         owner = annotation_at(cls, place[:-1], data)
         field = owner.model_fields.get(place[-1]) if _is_settings(owner) else None
         wanted_text = field.description if field is not None and field.description else f"like {context['pattern']}"
-        return f"{quote(value)}; must be {wanted_text}"
+        return f"{format_value(value)}; must be {wanted_text}"
     wanted = [_TYPES[error["type"]] for error in items if error["type"] in _TYPES]
     if wanted:
-        return f"{describe(value)}; must be {' or '.join(dict.fromkeys(wanted))}"
-    return f"{quote(value)}; {item['msg'][:1].lower()}{item['msg'][1:]}"
+        return f"{_with_type(value)}; must be {' or '.join(dict.fromkeys(wanted))}"
+    return f"{format_value(value)}; {item['msg'][:1].lower()}{item['msg'][1:]}"
+
+
+def _with_type(value: object) -> str:
+    """`"x" is text`. A mapping of a recipe is "a table", as TOML calls it."""
+    return f"{format_value(value)} is {'a table' if isinstance(value, Mapping) else type_name(value)}"
 
 
 def _tag_message(cls: type[Settings], place: Place, value: Any, data: Any) -> str:
@@ -339,11 +309,11 @@ def _tag_message(cls: type[Settings], place: Place, value: Any, data: Any) -> st
         kinds = list(members(typing.get_args(parent)[0]))
     choices = ", ".join(kinds)
     if not isinstance(value, Mapping):
-        return f"{describe(value)}; must be a table with a kind, one of {choices}"
+        return f"{_with_type(value)}; must be a table with a kind, one of {choices}"
     if "kind" not in value:
         return f"missing; must be one of {choices}"
     near = did_you_mean(value["kind"], kinds) if isinstance(value["kind"], str) else ""
-    return f"{quote(value['kind'])}; must be one of {choices}{near}"
+    return f"{format_value(value['kind'])}; must be one of {choices}{near}"
 
 
 _TYPES = {
@@ -413,4 +383,4 @@ def _touches(problem: Problem, dropped: list[Place]) -> bool:
     return False
 
 
-__all__ = ["Listing", "Literal", "Problem", "Settings", "describe", "did_you_mean", "format_place", "parse", "suggest"]
+__all__ = ["Listing", "Literal", "Problem", "Settings", "did_you_mean", "format_place", "parse", "suggest"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from datetime import date, time
+from itertools import islice
+from pathlib import PurePath
 from typing import Any, TextIO
 
 
@@ -94,6 +97,59 @@ def json_line(value: Any, encoding: str | None = "utf-8") -> str:
 
 def _json_escape(character: str) -> str:
     return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
+
+
+def shorten(text: str, limit: int) -> str:
+    """A text of at most `limit` characters; a longer one ends with "…"."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def format_value(value: object, limit: int = 80) -> str:
+    """A user's value for a message, on one line and cut to `limit` characters.
+
+    Text, numbers, lists and mappings are written as in JSON. Control characters are escaped.
+    """
+    text = _written(value, limit)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return shorten(text, limit)
+
+
+def _written(value: object, limit: int) -> str:
+    if isinstance(value, str):
+        return json.dumps(value[:limit], ensure_ascii=False)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        return f"a whole number of {value.bit_length():,} bits"
+    if isinstance(value, Mapping):
+        items = (f"{_written(key, limit)}: {_written(item, limit)}" for key, item in islice(value.items(), limit))
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_written(item, limit) for item in islice(value, limit)) + "]"
+    return str(value) if isinstance(value, int | float | date | time | PurePath) else repr(value)
+
+
+def type_name(value: object) -> str:
+    """The type of a user's value in words, such as "text", "a whole number" or "an object"."""
+    for types, name in _TYPE_NAMES:
+        if isinstance(value, types):
+            return name
+    return "null" if value is None else type(value).__name__
+
+
+_TYPE_NAMES = (
+    (bool, "true or false"),
+    (str, "text"),
+    (int, "a whole number"),
+    (float, "a number"),
+    (Mapping, "an object"),
+    (list | tuple, "a list"),
+    (date | time, "a date or time"),
+)
+
+MAX_BITS = 1_000
+"""Limit on the bits of an integer that messages write out."""
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None) -> str:

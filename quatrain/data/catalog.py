@@ -16,7 +16,8 @@ from pathlib import Path
 
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.core.offline import offline
-from quatrain.core.reading import sha256_of, shown, user_path
+from quatrain.core.reading import sha256_of, user_path
+from quatrain.core.wording import format_value
 from quatrain.data.download import DownloadProgress, download
 
 _GUTENBERG = re.compile(r"gutenberg:0*([1-9]\d{0,6})$", re.IGNORECASE)
@@ -131,7 +132,7 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("QUATRAIN_CACHE"):
         folder = user_path(chosen, "QUATRAIN_CACHE")
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"QUATRAIN_CACHE={shown(chosen)}: must be a folder, which is made where it is missing")
+            raise InputError(f"QUATRAIN_CACHE={format_value(chosen)}: must be a folder; a missing one is created")
         return folder
     try:
         if sys.platform == "win32":
@@ -150,7 +151,7 @@ def data_folder() -> Path | None:
         return None
     folder = user_path(chosen, "QUATRAIN_DATA")
     if not folder.is_dir():
-        raise InputError(f"QUATRAIN_DATA={shown(chosen)}: must be a folder that is there; unset it to do without")
+        raise InputError(f"QUATRAIN_DATA={format_value(chosen)}: must be an existing folder; or unset it")
     return folder
 
 

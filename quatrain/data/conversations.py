@@ -14,6 +14,7 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import parse_json
+from quatrain.core.wording import type_name
 from quatrain.data.formats import CHAT_PAIRS
 from quatrain.data.messages import ABOUT, ROLES, content_fault, weight_fault
 from quatrain.data.records import Conversation, Fault, Message, Messages, Preference, raise_together
@@ -106,7 +107,7 @@ def _from_json(value: Any, name: str, kind: type) -> Any:
         except InputError as error:
             raise Fault(error.message, name) from error
     if not isinstance(value, kind):
-        raise Fault(f"field {name!r} is {kind_of(value)}, must be {'a list' if kind is list else 'an object'}")
+        raise Fault(f"field {name!r} is {type_name(value)}, must be {'a list' if kind is list else 'an object'}")
     return value
 
 
@@ -251,7 +252,7 @@ def _text(fields: dict[str, Any], name: str) -> str:
         raise Fault(f"no field {name!r} beside {_names(fields)}; add it")
     value = fields[name]
     if not isinstance(value, str):
-        raise Fault(f"field {name!r} is {kind_of(value)}, must be text")
+        raise Fault(f"field {name!r} is {type_name(value)}, must be text")
     _check_characters(value, name)
     return value
 
@@ -262,14 +263,6 @@ def _check_characters(text: str, name: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise Fault(f"field {name!r}: half of a character (\\u{code:04x}) at {error.start}; remove it") from error
-
-
-def kind_of(value: Any) -> str:
-    """The JSON type of a value, in words."""
-    names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
-    if isinstance(value, str):
-        return "text"
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _prompt(fields: dict[str, Any], name: str) -> list[Message]:
@@ -306,7 +299,7 @@ def _messages(value: Any, name: str) -> list[Message]:
     if isinstance(value, str) and value[:1] == "[":  # CSV and Parquet files may hold the list as JSON
         value = parsed(value, name)
     if not isinstance(value, list) or not value:
-        kind = "an empty list" if value == [] else kind_of(value)
+        kind = "an empty list" if value == [] else type_name(value)
         raise Fault(f"field {name!r} is {kind}, must be a list of messages")
     messages, faults = [], []
     for number, each in enumerate(value):
@@ -320,7 +313,7 @@ def _messages(value: Any, name: str) -> list[Message]:
 
 def _message(value: Any, place: str) -> Message:
     if not isinstance(value, dict):
-        raise Fault(f'field {place!r} is {kind_of(value)}, must be {{"role": …, "content": …}}')
+        raise Fault(f'field {place!r} is {type_name(value)}, must be {{"role": …, "content": …}}')
     role_name, content_name = ("from", "value") if "from" in value else ("role", "content")
     if role_name not in value:
         raise Fault(f"field {place!r}: no 'role' beside {_names(value)}; add it")
@@ -341,7 +334,7 @@ def _message(value: Any, place: str) -> Message:
     if content is None and not carries:
         raise Fault(f"field '{place}.{content_name}' is null, must be text")
     if content is not None and (fault := content_fault(content, role)):
-        raise Fault(f"field '{place}.{content_name}' is {kind_of(content)}, {fault}")
+        raise Fault(f"field '{place}.{content_name}' is {type_name(content)}, {fault}")
     for text in [content] if not isinstance(content, list) else [part.get("text") for part in content]:
         if isinstance(text, str):
             _check_characters(text, f"{place}.{content_name}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quatrain.data.conversations import BESIDE, kind_of, parsed, to_conversations, to_preferences, to_prompts
+from quatrain.core.wording import type_name
+from quatrain.data.conversations import BESIDE, parsed, to_conversations, to_preferences, to_prompts
 from quatrain.data.formats import Layout, as_number
 from quatrain.data.records import (
     AnyRecord,
@@ -83,7 +84,7 @@ class RowReader:
         """A value as text, with a fault if it is not one; `at` is its position within the column, for messages."""
         name = self.column(part) + at
         if not isinstance(value, str):
-            self.faults.append(Fault(f"field {name!r} is {kind_of(value)}, must be text; put it in quotes", name))
+            self.faults.append(Fault(f"field {name!r} is {type_name(value)}, must be text; put it in quotes", name))
             return ""
         if not value.strip() and not may_be_empty:
             self.faults.append(Fault(f"field {name!r} is empty; write a text or take the row out", name))
@@ -105,7 +106,7 @@ class RowReader:
                 self.fault(part, str(error).partition(": ")[2] + "; write a list")
                 return []
         if value is not None and not isinstance(value, list):
-            self.fault(part, f"is {kind_of(value)}, must be a list; write […]")
+            self.fault(part, f"is {type_name(value)}, must be a list; write […]")
             return []
         return value or []
 
@@ -159,7 +160,7 @@ def _label(row: RowReader) -> str | float:
             row.fault("label", f"{value} stands for no label; take the row out")
         return str(value)
     if not isinstance(value, str):
-        row.fault("label", f"is {kind_of(value)}, must be a text or a whole number")
+        row.fault("label", f"is {type_name(value)}, must be a text or a whole number")
         return ""
     if not value.strip():
         row.fault("label", "is empty; write the class")
@@ -216,9 +217,9 @@ def _answers(row: RowReader, context: str) -> tuple[list[str], list[int]]:
                 texts.append(each)
                 places.append(None)
             else:
-                row.fault("answers", f"number {number} is {kind_of(each)}, must be {{text, answer_start}}")
+                row.fault("answers", f"number {number} is {type_name(each)}, must be {{text, answer_start}}")
     elif value is not None:
-        row.fault("answers", f"is {kind_of(value)}, must be a text or a list of {{text, answer_start}}")
+        row.fault("answers", f"is {type_name(value)}, must be a text or a list of {{text, answer_start}}")
     if not texts and not impossible and value is not None and not row.faults and "is_impossible" in row.value:
         row.fault("answers", "is empty, but is_impossible is not true; write an answer or set it")
     found: list[str] = []
@@ -243,7 +244,7 @@ def _start(row: RowReader, context: str, answer: str, place: Any, number: int) -
             row.fault("answers", f"{_short(answer)} does not occur in the context; copy it from there letter by letter")
         return near if near >= 0 else None
     if not isinstance(place, int) or isinstance(place, bool):
-        row.fault("answers", f"[{number}].answer_start is {kind_of(place)}, must be a whole number")
+        row.fault("answers", f"[{number}].answer_start is {type_name(place)}, must be a whole number")
         return None
     if place >= 0 and context.startswith(answer, place):
         return place

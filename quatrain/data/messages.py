@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """The roles of the conversation formats. A template may name others."""
@@ -70,7 +70,7 @@ def weight_fault(message: Mapping[str, Any]) -> str | None:
     weight = message.get("weight")
     if weight is None or (isinstance(weight, bool | int | float) and weight in (0, 1)):
         return None
-    return f"the weight {shown(weight)}: allowed are 0 (the turn is not learned) and 1"
+    return f"the weight {format_value(weight)}: allowed are 0 (the turn is not learned) and 1"
 
 
 def content_fault(content: Any, role: Any) -> str | None:
@@ -80,7 +80,7 @@ def content_fault(content: Any, role: Any) -> str | None:
     if isinstance(content, list):
         for number, part in enumerate(content):
             if not isinstance(part, Mapping) or not ({"type", "text"} & part.keys()):
-                return f'part {number} is {shown(part, 40)}, must be such as {{"type": "text", "text": …}}'
+                return f'part {number} is {format_value(part, 40)}, must be such as {{"type": "text", "text": …}}'
             if part.get("type", "text") == "text" and not isinstance(part.get("text"), str):
                 return f"part {number} has no text"
         return None
@@ -105,7 +105,9 @@ def check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> list
     checked = []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            problems.append(f'message {number}: {shown(message)} is no message; write {{"role": …, "content": …}}')
+            problems.append(
+                f'message {number}: {format_value(message)} is not a message; write {{"role": …, "content": …}}'
+            )
             continue
         kept = plain({key: value for key, value in message.items() if value is not None}, f"message {number}")
         faults = [_role_fault(kept, template), _missing(kept), weight_fault(kept)]
@@ -124,7 +126,7 @@ def _role_fault(message: Mapping[str, Any], template: str) -> str | None:
         return None
     meant = _MEANT.get(role.lower()) if isinstance(role, str) else None
     hint = f"; did you mean {meant}?" if meant else ""
-    return f"role {shown(role)}: allowed are {', '.join(ROLES)}{hint}"
+    return f"role {format_value(role)}: allowed are {', '.join(ROLES)}{hint}"
 
 
 def _missing(message: Mapping[str, Any]) -> str | None:

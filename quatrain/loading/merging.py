@@ -18,7 +18,7 @@ from quatrain.adapters.apply import merge_adapters, unmergeable_reason
 from quatrain.adapters.peft_config import base_folder
 from quatrain.compression import methods
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.loading.model import ResolvedModel, load_weights
 from quatrain.models.hub import resolve
 from quatrain.models.transformer.stack import Model
@@ -63,7 +63,7 @@ def argument_problems(
     if weights and not any(weights):
         problems.append("weights: all are 0, so that nothing would be merged")
     if quantize is not None and quantize not in methods.METHODS:
-        problems.append(f"quantize: {shown(quantize)}; must be one of {', '.join(methods.METHODS)}")
+        problems.append(f"quantize: {format_value(quantize)}; must be one of {', '.join(methods.METHODS)}")
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         problems.append(f"tolerance: {tolerance}; must be a finite number, at least 0")
     return problems

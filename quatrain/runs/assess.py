@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.core.settings import Settings, quote
+from quatrain.core.settings import Settings
+from quatrain.core.wording import format_value
 from quatrain.evaluation.evaluate import complete, evaluate
 from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
@@ -164,12 +165,12 @@ def _readable_prompts(settings: Settings, context: StageContext, engine: Engine)
         if fault is None:
             prompts.append(prompt)
         else:
-            notes.append(f"evaluate.prompts: {quote(prompt)} left out: {fault}")
+            notes.append(f"evaluate.prompts: {format_value(prompt)} left out: {fault}")
     if not notes or prompts:
         return prompts, notes
     opening = _opening(settings, context)
     if opening and _fault(engine, opening) is None:
-        return [opening], [*notes, f"the text's own beginning is the prompt instead: {quote(opening)}"]
+        return [opening], [*notes, f"the text's own beginning is the prompt instead: {format_value(opening)}"]
     return [], notes
 
 

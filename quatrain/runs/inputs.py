@@ -13,7 +13,8 @@ from pathlib import Path
 from quatrain.core import tracking
 from quatrain.core.errors import InputError
 from quatrain.core.reading import exists, user_path
-from quatrain.core.settings import did_you_mean, quote, suggest
+from quatrain.core.settings import did_you_mean, suggest
+from quatrain.core.wording import format_value
 from quatrain.data import sources
 from quatrain.data.huggingface import PREFIX as HUB
 from quatrain.data.settings import DataSettings
@@ -106,7 +107,7 @@ def _unknown_sources(recipe: RecipeSettings) -> list[str]:
                 if source.startswith(HUB) or is_path(source) or catalog.find(source) is not None:
                     continue
                 near = did_you_mean(source, list(catalog.CATALOG))
-                problems.append(f"{place}.{key}: {quote(source)} is not a file; must be {_expected(key)}{near}")
+                problems.append(f"{place}.{key}: {format_value(source)} is not a file; must be {_expected(key)}{near}")
     return problems
 
 

@@ -21,8 +21,8 @@ from pydantic import Field
 from quatrain.core.errors import InputError
 from quatrain.core.overrides import apply_overrides
 from quatrain.core.reading import MAX_DEPTH, depth_of, parse_toml, read_text, user_path
-from quatrain.core.settings import Listing, Problem, did_you_mean, parse, quote, suggest
-from quatrain.core.wording import printable
+from quatrain.core.settings import Listing, Problem, did_you_mean, parse, suggest
+from quatrain.core.wording import format_value, printable
 from quatrain.runs.dependent import adapt
 from quatrain.runs.settings import UNMARKED_KEYS, RecipeSettings, StageSettings, to_dict
 from quatrain.runs.stages import spec_of, specs
@@ -83,7 +83,7 @@ class Recipe(RecipeSettings):
             if "tokenizer" in spec.produces and has_model:
                 text = f"{kind} must come before the stages that make a model"
                 if self.model.folder is not None:
-                    text = f"{kind} must be left out: the model in {quote(self.model.folder)} has its own"
+                    text = f"{kind} must be left out: the model in {format_value(self.model.folder)} has its own"
                     text += f" (stage.{kind}=none)"
                 yield Problem(place, text, related)
             if "tokenizer" in needs and not has_tokenizer and not has_model:
@@ -188,7 +188,7 @@ def changes(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _changed(flat: Mapping[str, Any], key: str) -> str:
-    return quote(flat[key]) if key in flat else "not set"
+    return format_value(flat[key]) if key in flat else "not set"
 
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _flat(value: Any, place: str = "") -> dict[str, Any]:
 
 
 def _shown(name_or_path: str | os.PathLike[str]) -> str:
-    return quote(os.fspath(name_or_path))
+    return format_value(os.fspath(name_or_path))
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from quatrain.core.settings import Listing, Place, Problem, Settings, quote
+from quatrain.core.settings import Listing, Place, Problem, Settings
+from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings, TokenizerSettings
 from quatrain.evaluation.settings import EvaluateSettings
 from quatrain.models.transformer.settings import ModelSettings, families_of
@@ -77,7 +78,8 @@ def family_conflicts(recipe: RecipeSettings, place: Place, objective: str) -> It
     families = families_of(objective)
     if recipe.model.folder is None and recipe.model.family not in families:
         named = ", ".join(families)
-        text = f"{quote(objective)}; no model of family = {quote(recipe.model.family)} does it, only {named}"
+        family = format_value(recipe.model.family)
+        text = f"{format_value(objective)}; no model of family = {family} does it, only {named}"
         yield Problem(place, text, (("model", "family"),))
 
 
@@ -89,8 +91,8 @@ def unread_settings(stage: Any, objectives: Mapping[str, tuple[str, ...]]) -> It
     for name, readers in objectives.items():
         value = getattr(stage, name)
         if value != type(stage).model_fields[name].default and stage.objective not in readers:
-            shown = list(value) if isinstance(value, tuple) else value
-            text = f'{quote(shown)}; only objective = {" or ".join(map(quote, readers))} reads it: leave it out'
+            objectives_of = " or ".join(map(format_value, readers))
+            text = f"{format_value(value)}; only objective = {objectives_of} reads it: leave it out"
             yield Problem((name,), text, (("objective",),))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import exists, shown, user_path
+from quatrain.core.reading import exists, user_path
+from quatrain.core.wording import format_value
 from quatrain.data.decoding import check_head, lines_of, read_text, suffix_of
 from quatrain.data.formats import input_columns
 from quatrain.data.rows import RECORD_SUFFIXES, read_records
@@ -38,7 +39,7 @@ def is_file(source: str) -> bool:
         return True
     looks = short and len(source.split()) == 1 and suffix_of(Path(source)) in (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
     if looks:
-        raise InputError(f"{shown(source)} does not exist; to mean it as a text, send it to standard input (-)")
+        raise InputError(f"{format_value(source)} does not exist; to mean it as a text, send it to standard input (-)")
     return False
 
 
@@ -90,7 +91,7 @@ def _value(row: Mapping[str, Any], column: str, place: str) -> Any:
         raise InputError(f"{place}: no column {column!r} beside {', '.join(map(repr, row))}")
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str) and each.strip() for each in texts) or not texts:
-        raise InputError(f"{place}: field {column!r} is {shown(value)}; must be a text with something in it")
+        raise InputError(f"{place}: field {column!r} is {format_value(value)}; must be a text with something in it")
     for each in texts:
         if any("\ud800" <= character <= "\udfff" for character in each):
             raise InputError(f"{place}: field {column!r} holds half of a character; remove it")

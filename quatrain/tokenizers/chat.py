@@ -22,8 +22,8 @@ import jinja2.ext
 import jinja2.nodes
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import parse_json, shown
-from quatrain.core.wording import printable
+from quatrain.core.reading import parse_json
+from quatrain.core.wording import format_value, printable
 from quatrain.data.messages import REASONING, ROLES, check_messages, is_learned, joined, plain
 from quatrain.tokenizers.metering import TemplateLimitError, metered
 from quatrain.tokenizers.sandbox import MeteredEnvironment
@@ -154,9 +154,9 @@ def _list_of_objects(values: Any, name: str) -> list[dict[str, Any]] | None:
     if values is None:
         return None
     if isinstance(values, str | Mapping) or not isinstance(values, Sequence):
-        raise InputError(f"{name} must be a list of objects, not {shown(values)}")
+        raise InputError(f"{name} must be a list of objects, not {format_value(values)}")
     wrong = [
-        f"{name}[{number}] is {shown(each)}, must be an object"
+        f"{name}[{number}] is {format_value(each)}, must be an object"
         for number, each in enumerate(values)
         if not isinstance(each, Mapping)
     ]

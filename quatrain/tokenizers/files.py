@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core import reading
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
 from quatrain.tokenizers import tiktoken
 from quatrain.tokenizers.legacy import LARGEST_ID, LegacyTokenizer, refusing
 from quatrain.tokenizers.sentencepiece import read_marian, read_sentencepiece
@@ -118,7 +119,7 @@ def read_json_backend(file: Path) -> Backend:
     token, number = max(backend.get_vocab().items(), key=lambda each: each[1], default=("", 0))
     if number > LARGEST_ID:
         raise InputError(
-            f"cannot read the tokenizer {file}: {reading.shown(token)} has id {number:,}, and ids go up to "
+            f"cannot read the tokenizer {file}: {format_value(token)} has id {number:,}, and ids go up to "
             f"{LARGEST_ID:,} at most. It is not a whole tokenizer.json"
         )
     return backend

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import read_json, read_text, shown, user_path
+from quatrain.core.reading import read_json, read_text, user_path
 from quatrain.core.settings import did_you_mean
+from quatrain.core.wording import format_value
 
 #: Name -> the tokens that a tokenizer must know for that template, the end-of-turn token last.
 TEMPLATE_TOKENS: dict[str, tuple[str, ...]] = {
@@ -71,9 +72,10 @@ def named_templates(written: Any) -> dict[str, str]:
         found = [(each.get("name"), each.get("template")) if isinstance(each, dict) else (None, each)
                  for each in written]  # fmt: skip
     else:
-        raise InputError(f"chat_template is {shown(written)}; must be a text, or a list of named templates")
+        raise InputError(f"chat_template is {format_value(written)}; must be text, or a list of named templates")
     problems = [
-        f'number {number}: must be {{"name": a text, "template": a text}}, not {shown(source)} named {shown(name)}'
+        f'number {number}: must be {{"name": text, "template": text}}, not {format_value(source)} with the name '
+        f"{format_value(name)}"
         for number, (name, source) in enumerate(found)
         if not isinstance(name, str) or not isinstance(source, str)
     ]
@@ -123,13 +125,13 @@ def template_for(templates: Mapping[str, str], name: str | None, *, tools: bool)
         name = TOOL_USE if tools and TOOL_USE in templates else DEFAULT
         if name not in templates:
             raise InputError(
-                f"the tokenizer has the chat templates {', '.join(map(shown, sorted(templates)))} and none named "
-                f'"{DEFAULT}"; choose one of them by its name'
+                f'the tokenizer has no chat template named "{DEFAULT}"; choose one by its name: '
+                f"{', '.join(map(format_value, sorted(templates)))}"
             )
     if name not in templates:
         raise InputError(
-            f"the tokenizer has no chat template {shown(name)}{did_you_mean(name, list(templates))}; it has "
-            f"{', '.join(map(shown, sorted(templates)))}"
+            f"the tokenizer has no chat template {format_value(name)}{did_you_mean(name, list(templates))}; it has "
+            f"{', '.join(map(format_value, sorted(templates)))}"
         )
     return templates[name]
 
@@ -144,6 +146,6 @@ def source_of(written: str) -> str:
     if isinstance(written, str) and ("{{" in written or "{%" in written):
         return written
     raise InputError(
-        f"chat_template {shown(written)} is neither Jinja source ({{{{ … }}}}, {{% … %}}) nor a known name"
+        f"chat_template {format_value(written)} is neither Jinja source ({{{{ … }}}}, {{% … %}}) nor a known name"
         f"{did_you_mean(str(written), list(TEMPLATES))}; the names are {', '.join(sorted(TEMPLATES))}"
     )

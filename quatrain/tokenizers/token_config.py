@@ -19,7 +19,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import kind_of, read_json, shown
+from quatrain.core.reading import read_json
+from quatrain.core.wording import format_value, type_name
 from quatrain.tokenizers.templates import template_files
 
 _SWITCHES = (
@@ -60,21 +61,21 @@ def key_problems(config: Mapping[str, Any]) -> Iterator[str]:
     """Problems with the other values of a tokenizer_config.json."""
     for name in _SWITCHES:
         if config.get(name) is not None and not isinstance(config[name], bool):
-            yield f"{name}: {shown(config[name])}; must be true or false"
+            yield f"{name}: {format_value(config[name])}; must be true or false"
     for name in _SIDES:
         if config.get(name) not in (None, "left", "right"):
-            yield f"{name}: {shown(config[name])}; must be left or right"
+            yield f"{name}: {format_value(config[name])}; must be left or right"
     for name in ("model_max_length", "max_len"):
         value = config.get(name)
         if value is not None and not _is_length(value):
-            yield f"{name}: {shown(value)}; must be a number of at least 1"
+            yield f"{name}: {format_value(value)}; must be a number of at least 1"
     extra = config.get("extra_ids")
     if extra is not None and not (isinstance(extra, int) and not isinstance(extra, bool) and 0 <= extra <= 100_000):
-        yield f"extra_ids: {shown(extra)}; must be a whole number from 0 to 100,000"
+        yield f"extra_ids: {format_value(extra)}; must be a whole number from 0 to 100,000"
     if not isinstance(config.get("tokenizer_class"), str | None):
-        yield f"tokenizer_class: {shown(config['tokenizer_class'])}; must be a name"
+        yield f"tokenizer_class: {format_value(config['tokenizer_class'])}; must be a name"
     if not isinstance(config.get("chat_template"), str | list | dict | None):
-        kind = kind_of(config["chat_template"])
+        kind = type_name(config["chat_template"])
         yield f"chat_template: must be a text or a list of named ones, not {kind}"
 
 
@@ -305,9 +306,9 @@ def _plain_problems(value: Any, where: str = "") -> Iterator[str]:
         for number, each in enumerate(value):
             yield from _plain_problems(each, f"{where}[{number}]")
     elif isinstance(value, float) and not math.isfinite(value):
-        yield f"{shown(where)}: {value}; must be a finite number"
+        yield f"{format_value(where)}: {value}; must be a finite number"
     elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        yield f"{shown(where)}: {shown(value)}; holds half of a character (a lone surrogate)"
+        yield f"{format_value(where)}: {format_value(value)}; holds half of a character (a lone surrogate)"
 
 
 def _token_problems(config: dict[str, Any]) -> Iterator[str]:
@@ -326,15 +327,16 @@ def _token_problems(config: dict[str, Any]) -> Iterator[str]:
         elif isinstance(value, Mapping) and key == "extra_special_tokens":
             yield from _table_problems(key, value)
         elif value is not None:
-            yield f"{key}: {shown(value)}; must be a list of tokens, not {kind_of(value)}"
+            yield f"{key}: {format_value(value)}; must be a list of tokens, not {type_name(value)}"
     yield from _table_problems("model_specific_special_tokens", config.get("model_specific_special_tokens"))
     decoder = config.get("added_tokens_decoder")
     if decoder is not None and not isinstance(decoder, Mapping):
-        yield f"added_tokens_decoder: {shown(decoder)}; must be a table of ids and tokens, not {kind_of(decoder)}"
+        fault = f"must be an object of ids and tokens, not {type_name(decoder)}"
+        yield f"added_tokens_decoder: {format_value(decoder)}; {fault}"
     elif decoder is not None:
         for number, token in decoder.items():
             if not _is_id(number):
-                yield f"added_tokens_decoder: {shown(number)}; must be a token id, a whole number from 0 to 2³¹ - 1"
+                yield f"added_tokens_decoder: {format_value(number)}; must be a token id from 0 to 2³¹ - 1"
             yield from _one_problem(f"added_tokens_decoder.{number}", token)
 
 
@@ -343,19 +345,19 @@ def _table_problems(key: str, value: Any) -> Iterator[str]:
         for name, token in value.items():
             yield from _one_problem(f"{key}.{name}", token)
     elif value is not None:
-        yield f"{key}: {shown(value)}; must be a table of names and tokens, not {kind_of(value)}"
+        yield f"{key}: {format_value(value)}; must be a table of names and tokens, not {type_name(value)}"
 
 
 def _one_problem(where: str, token: Any) -> Iterator[str]:
     if isinstance(token, Mapping):
         if not isinstance(token.get("content"), str):
-            yield f"{where}.content: {shown(token.get('content'))}; must be the token's text"
+            yield f"{where}.content: {format_value(token.get('content'))}; must be the token's text"
         for name in _FLAGS:
             if token.get(name) is not None and not isinstance(token[name], bool):
-                yield f"{where}.{name}: {shown(token[name])}; must be true or false"
+                yield f"{where}.{name}: {format_value(token[name])}; must be true or false"
         token = token.get("content") if isinstance(token.get("content"), str) else ""
     if not isinstance(token, str):
-        yield f"{where}: {shown(token)}; must be a text or a table with its content, not {kind_of(token)}"
+        yield f"{where}: {format_value(token)}; must be a text or a table with its content, not {type_name(token)}"
 
 
 def _number_problems(added: dict[str, Any]) -> Iterator[str]:
@@ -363,11 +365,11 @@ def _number_problems(added: dict[str, Any]) -> Iterator[str]:
     yield from _plain_problems(added)
     for token, number in added.items():
         if not isinstance(number, int) or isinstance(number, bool) or not _is_id(str(number)):
-            yield f"{shown(token)}: {shown(number)}; must be a token id, a whole number from 0 to 2³¹ - 1"
+            yield f"{format_value(token)}: {format_value(number)}; must be a token id from 0 to 2³¹ - 1"
         else:
             first = owner.setdefault(number, token)
             if first != token:
-                yield f"{shown(token)}: id {number} is also that of {shown(first)}"
+                yield f"{format_value(token)}: id {number} is also that of {format_value(first)}"
 
 
 def _is_id(text: str) -> bool:

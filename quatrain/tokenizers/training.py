@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.tokenizers.templates import TEMPLATE_TOKENS
 
 KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
@@ -93,7 +93,7 @@ def _check(kind: str, vocab_size: int, special_tokens: Sequence[str]) -> None:
         hint = f"; did you mean {near[0]}?" if near else ""
         problems.append(f"kind {kind!r}: allowed are {', '.join(KINDS)}{hint}")
     if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or not 1 <= vocab_size <= MOST:
-        problems.append(f"vocab_size {shown(vocab_size)}: must be a whole number of at least 1 and at most {MOST:,}")
+        problems.append(f"vocab_size {format_value(vocab_size)}: must be a whole number from 1 to {MOST:,}")
     problems.extend(
         f"special token {token!r}: must be a text that is neither empty nor begins or ends with white space"
         for token in special_tokens

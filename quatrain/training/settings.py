@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from quatrain.core.settings import Listing, Problem, Settings, quote
+from quatrain.core.settings import Listing, Problem, Settings
+from quatrain.core.wording import format_value
 from quatrain.training.schedules import learning_rate_ratio
 
 
@@ -104,7 +105,7 @@ class TrainSettings(Settings):
             text = f"{self.warmup_steps}; must be at most steps = {self.steps}"
             yield Problem(("warmup_steps",), text, (("steps",),))
         if self.steps is not None and not any(self.rates(self.steps)):
-            text = f"{quote(self.schedule)}; its only step has the rate 0, and nothing would be learned: use "
+            text = f"{format_value(self.schedule)}; its only step has the rate 0, and nothing would be learned: use "
             text += '"constant", min_learning_rate_ratio above 0, or more steps'
             yield Problem(("schedule",), text, (("steps",), ("warmup_steps",), ("min_learning_rate_ratio",)))
         if self.loss_spike_factor and self.loss_spike_factor <= 1:

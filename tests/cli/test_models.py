@@ -138,7 +138,7 @@ def test_plan_counts_a_recipe_without_making_it(capsys: pytest.CaptureFixture[st
         ("{% if %}", "no valid Jinja"),
         ("{{ raise_exception('no') }}", "refuses this conversation: no"),
         ("{% for a in range(10**9) %}{% endfor %}", "the chat template was stopped"),
-        ([{"name": "rag", "template": "{{ messages }}"}], 'none named "default"'),
+        ([{"name": "rag", "template": "{{ messages }}"}], 'no chat template named "default"'),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--db"]])

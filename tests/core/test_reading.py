@@ -60,7 +60,7 @@ def test_what_is_written_is_read(
         (b"", "not valid JSON"),
         (b'{"a": 1} x', "not valid JSON: Extra data"),
         (b'{"a": 1', "line 1, column 8"),
-        (b"[1]", "must be a table {…}, not a list"),
+        (b"[1]", "must be an object {…}, not a list"),
         (b'{"a": "Gr\xfc\xdfe"}', "byte 0xfc at 9 is not UTF-8"),
         (b'{"a": "\0"}', "a NUL character"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "nested deeper than the 64 levels"),

@@ -180,7 +180,9 @@ FAULTS = [
     ({"messages": "hi"}, "field 'messages' is text, must be a list of messages"),
     ({"messages": [user("a"), {"role": "elf", "content": "b"}]}, "'messages[1].role' is 'elf'; allowed are system"),
     ({"messages": [user("a"), {"role": "assistant"}]}, "'messages[1]': no 'content' beside 'role'"),
-    ({"messages": [user("a"), {"role": "assistant", "content": 3}]}, "'messages[1].content' is a number, must be text"),
+    (
+        {"messages": [user("a"), {"role": "assistant", "content": 3}]},
+        "messages[1].content' is a whole number, must be text"),
     ({"messages": [user("a"), "b"]}, "'messages[1]' is text, must be {"),
     ({"messages": [user("a")]}, "nothing is said by the assistant"),
     ({"conversations": [{"from": "elf", "value": "a"}]}, "'conversations[0].from' is 'elf'; allowed are system, human"),
@@ -192,7 +194,7 @@ FAULTS = [
     ({"instruction": "a", "output": None}, "field 'output' is null, must be text"),
     ({"instruction": "a", "output": "b", "history": [["a"]]}, "field 'history'"),
     ({"prompt": "a"}, "no conversation; write"),
-    ({"prompt": 1, "completion": "b"}, "field 'prompt' is a number"),
+    ({"prompt": 1, "completion": "b"}, "field 'prompt' is a whole number"),
     ([1], "found list, expected an object"),
     ({"prompt": "a", "completion": "\ud83d"}, "half of a character"),
 ]
@@ -232,7 +234,7 @@ def test_items_of_a_list_have_their_lines(tmp_path: Path) -> None:
         ({"prompt": "a", "chosen": "b"}, "no field 'rejected'"),
         ({"prompt": "a"}, "no field 'chosen' and 'rejected'"),
         ({"chosen": "a", "rejected": "b"}, "no prompt beside chosen and rejected"),
-        ({"prompt": "a", "chosen": 1, "rejected": "b"}, "field 'chosen' is a number"),
+        ({"prompt": "a", "chosen": 1, "rejected": "b"}, "field 'chosen' is a whole number"),
         ({"chosen": [user("p"), assistant("a")], "rejected": [user("q"), assistant("b")]}, "do not begin alike"),
     ],
 )

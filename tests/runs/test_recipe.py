@@ -226,7 +226,7 @@ def test_overrides_reach_any_depth() -> None:
         ("stage[7].train.steps=1", "no stage[7]; must be one of 0 (tokenizer), 1 (pretrain)"),
         ("stage[-1].train.steps=1", "no stage[-1]"),
         ("seed.deeper=1", "seed has no keys below it"),
-        ("a[[=1", '"a[[" is no key'),
+        ("a[[=1", '"a[[" is not a key'),
         ("data.=1", "ends with a dot"),
         ("stage[0]=1", "a whole stage cannot be replaced"),
     ],

@@ -227,7 +227,7 @@ def tokenizer() -> Tokenizer:
         ([{"role": "user"}], 'no "content"'),
         ([{"content": "x"}], 'no "role"'),
         ([{"role": "user", "content": 3}], "must be text"),
-        (["x"], "is no message"),
+        (["x"], "is not a message"),
     ],
 )
 def test_faults_of_a_conversation(tokenizer: Tokenizer, messages: Any, words: str) -> None:

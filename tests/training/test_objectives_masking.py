@@ -373,8 +373,8 @@ FAULTS = {
     "plain text": (lambda: o.Masked(WORDPIECE).collate(["the fox"]), "must be a record with `text`"),
     "no text": (
         lambda: o.Denoising(BYTES).prepare([{"text": "x"}, {"txt": "y"}, {"text": 3}, "z", {"text": " "}]),
-        "example 2: text: missing; the fields of this record are: txt\n.*example 3: text: 3; must be a text\n.*"
-        "example 4: 'z'; must be a record.*\n.*example 5: text: is empty",
+        "example 2: text: missing; the fields of this record are: txt\n.*example 3: text: 3; must be text\n.*"
+        "example 4: \"z\"; must be a record.*\n.*example 5: text: is empty",
     ),
     "a place": (lambda: o.Masked(WORDPIECE).prepare([Row("a.jsonl:7", {"text": None})]), "a.jsonl:7: text: missing"),
     "nothing": (lambda: o.Masked(WORDPIECE).prepare([]), "no example to learn from: the data has no record"),

@@ -337,7 +337,7 @@ FAULTS = {
          "example 2: answers: number 1: 'dog' is not at character 2, which has 'qui'; the context does not "
          "contain it",
          "example 3: answers: {'text': ['fox'], 'answer_start': []}; must have the lists text and answer_start, of one "
-         "length", "example 4: answers: missing; the fields of this record are: question, context"],
+         "one length", "example 4: answers: missing; the fields of this record are: question, context"],
     ),
     "choices": (
         lambda: o.MultipleChoice(WORDPIECE).prepare(

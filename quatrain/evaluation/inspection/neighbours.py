@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.evaluation.inspection.tokens import Token, check_ids, token, tokens
 from quatrain.models.transformer.stack import Model
 
@@ -59,7 +59,7 @@ def find_token(tokenizer: Tokenizer, text: str) -> Token:
     if re.fullmatch(r"#[0-9]+", text):
         return _by_id(tokenizer, text[1:])
     hints = _hints(tokenizer, text, pieces)
-    raise InputError(f"{shown(text)} is not a token of this vocabulary of {tokenizer.vocab_size:,}.", hints)
+    raise InputError(f"{format_value(text)} is not a token of this vocabulary of {tokenizer.vocab_size:,}.", hints)
 
 
 def _by_id(tokenizer: Tokenizer, digits: str) -> Token:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.tokenizers.fit import check_fits
 
@@ -84,7 +84,7 @@ def text_ids(
     if ended and config is not None and config.architecture == "decoder":
         ids = ids[:-1]
     if not ids:
-        raise InputError(f"The {what} {shown(text)} has no tokens in this tokenizer.")
+        raise InputError(f"The {what} {format_value(text)} has no tokens in this tokenizer.")
     return ids
 
 

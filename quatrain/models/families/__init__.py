@@ -8,7 +8,7 @@ import pkgutil
 from functools import cache
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.models.families.mapping import Family, Head, Key
 
 __all__ = ["Family", "Head", "Key", "families", "get_family"]
@@ -28,7 +28,7 @@ def get_family(name: str | None) -> Family:
     """The family of a `model_type`. Raises InputError with the known ones, nearest first."""
     known = families()
     if not isinstance(name, str):
-        said = "missing" if name is None else shown(name)
+        said = "missing" if name is None else format_value(name)
         raise InputError(f"model_type: {said}; must be the name of a family: {', '.join(known)}.")
     if name in known:
         return known[name]
@@ -38,5 +38,5 @@ def get_family(name: str | None) -> Family:
     near = difflib.get_close_matches(str(name), known, len(known), cutoff=0.4)
     ordered = [*near, *(other for other in known if other not in near)]
     raise InputError(
-        f"model_type: {shown(name)} is a family that Quatrain does not know. Known families: {', '.join(ordered)}."
+        f"model_type: {format_value(name)} is not a family that Quatrain knows. It knows: {', '.join(ordered)}."
     )

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
-from quatrain.core.wording import printable
+from quatrain.core.wording import format_value, printable
 from quatrain.models.families.value_types import COMMON as COMMON_TYPES
 from quatrain.models.families.value_types import (
     FIELDS,
@@ -147,7 +146,9 @@ class Family:
             elif key.theirs in wrong:
                 continue
             elif key.choices is not None and value not in key.choices:
-                problems.append(f"{key.theirs}: {shown(value)}; must be one of {', '.join(map(str, key.choices))}")
+                problems.append(
+                    f"{key.theirs}: {format_value(value)}; must be one of {', '.join(map(str, key.choices))}"
+                )
             elif key.choices is not None:
                 values[key.ours] = key.choices[value]
             else:
@@ -191,13 +192,13 @@ class Family:
         """The head that a config.json names. Raises InputError, with the family's heads, for an unknown one."""
         named = self.unwrapped(config).get("architectures") or [self.architecture]
         if not TEXTS.accepts(named):
-            raise InputError(f"architectures: {shown(named)}; must be {TEXTS.description}")
+            raise InputError(f"architectures: {format_value(named)}; must be {TEXTS.description}")
         for name, head in self.heads.items():
             if any(architecture in named for architecture in (head.architecture, *head.old_architectures)):
                 return name
         known = ", ".join(head.architecture for head in self.heads.values())
         raise InputError(
-            f"architectures: {shown(named[0])} is none of {self.name} that Quatrain knows; known: {known}."
+            f"architectures: {format_value(named[0])} is none of {self.name} that Quatrain knows; known: {known}."
         )
 
     def unwrapped(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -229,9 +230,9 @@ class Family:
         for key, value in config.items():
             if key in self.required:
                 if value not in (None, self.required[key]):
-                    problems.append(f"{key}: {shown(value)} is not supported; must be {self.required[key]!r}")
+                    problems.append(f"{key}: {format_value(value)} is not supported; must be {self.required[key]!r}")
             elif key not in known and value not in (None, False, {}, []):
-                problems.append(f"{printable(key[:80])}: {shown(value)} is an unknown option of {self.name}")
+                problems.append(f"{printable(key[:80])}: {format_value(value)} is an unknown option of {self.name}")
         return problems
 
     def _written(self, key: Key, config: ModelConfig) -> Any:
@@ -260,7 +261,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config.get("id2label")
     if names:
         if not TEXT_BY_NUMBER.accepts(names):
-            raise InputError(f"id2label: {shown(names)}; must be {TEXT_BY_NUMBER.description}")
+            raise InputError(f"id2label: {format_value(names)}; must be {TEXT_BY_NUMBER.description}")
         return tuple(str(names[key]) for key in sorted(names, key=int))
     return tuple(f"LABEL_{number}" for number in range(config.get("num_labels") or 2))
 
@@ -268,7 +269,9 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _problem(config: Mapping[str, Any]) -> str:
     named = config.get("problem_type")
     if named not in PROBLEM_TYPES:
-        raise InputError(f"problem_type: {shown(named)}; must be one of {', '.join(filter(None, PROBLEM_TYPES))}")
+        raise InputError(
+            f"problem_type: {format_value(named)}; must be one of {', '.join(filter(None, PROBLEM_TYPES))}"
+        )
     return PROBLEM_TYPES[named]
 
 

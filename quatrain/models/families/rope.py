@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
-from quatrain.core.wording import printable
+from quatrain.core.wording import format_value, printable
 from quatrain.models.families.value_types import POSITIVE, SHARE
 from quatrain.models.transformer.config import MAX_SIZE, ModelConfig, RotaryScaling
 
@@ -106,7 +105,7 @@ def by_layer(config: dict[str, Any]) -> list[dict[str, Any]]:
         f"{printable(name[:80])}: is none of {', '.join(LAYER_TYPES)}" for name in both if name not in LAYER_TYPES
     ]
     problems += [
-        f"{name}: {shown(both[name])}; must be a table"
+        f"{name}: {format_value(both[name])}; must be a table"
         for name in LAYER_TYPES
         if not isinstance(both.get(name), dict | None)
     ]
@@ -127,13 +126,13 @@ def scaling(
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
     if not isinstance(kind, str):
-        raise InputError(f"rope_type: {shown(kind)}; must be a text: default, {', '.join(SCALINGS)}")
+        raise InputError(f"rope_type: {format_value(kind)}; must be a text: default, {', '.join(SCALINGS)}")
     kind = (names or {}).get(kind, kind)
     if kind == "default":
         return None
     if kind not in SCALINGS:
         raise InputError(
-            f"rope_type: {shown(kind)} is a rotary scaling that Quatrain does not know; "
+            f"rope_type: {format_value(kind)} is a rotary scaling that Quatrain does not know; "
             f"known: default, {', '.join(SCALINGS)}."
         )
     needed, optional = SCALINGS[kind]
@@ -144,7 +143,7 @@ def scaling(
         if name not in (*needed, *optional):
             problems.append(f"{printable(name[:80])}: not known for {kind} rotary scaling")
         elif wanted := _wrong(name, value):
-            problems.append(f"{name}: {shown(value)}; must be {wanted}")
+            problems.append(f"{name}: {format_value(value)}; must be {wanted}")
     if not problems:
         problems += _contradictions(rope)
     if problems:
@@ -200,7 +199,7 @@ def given(*values: Any) -> Any:
 def theta(value: Any) -> float:
     """A base of rotary positions. Raises InputError for one that is no number above 0."""
     if not _is_number(value):
-        raise InputError(f"rope_theta: {shown(value)}; must be {POSITIVE.description}")
+        raise InputError(f"rope_theta: {format_value(value)}; must be {POSITIVE.description}")
     return float(value)
 
 
@@ -234,7 +233,7 @@ def rotary_dim(config: dict[str, Any], default: float, key: str = "partial_rotar
     if len({repr(value) for value in said.values()}) > 1:
         raise InputError(f"{' and '.join(said)}: two shares of each head that turns; leave one of them out.")
     if not SHARE.accepts(factor):
-        raise InputError(f"{key}: {shown(factor)}; must be {SHARE.description}")
+        raise InputError(f"{key}: {format_value(factor)}; must be {SHARE.description}")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     width = config.get("head_dim") or hidden // heads
     if width >= 2 and width * factor < 2:

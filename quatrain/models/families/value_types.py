@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.models.transformer.config import MAX_LAYERS, MAX_SIZE
 
 MOST_LABELS = 1_000_000
@@ -175,4 +175,4 @@ def type_errors(config: Mapping[str, Any], kinds: Mapping[str, ValueType]) -> It
     for key, kind in kinds.items():
         value = config.get(key)
         if value is not None and not kind.accepts(value):
-            yield f"{key}: {shown(value)}; must be {kind.description}"
+            yield f"{key}: {format_value(value)}; must be {kind.description}"

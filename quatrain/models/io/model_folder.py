@@ -17,7 +17,8 @@ from torch import Tensor
 from quatrain.core.allocation import large_apart
 from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.core.reading import read_json, shown, user_path
+from quatrain.core.reading import read_json, user_path
+from quatrain.core.wording import format_value
 from quatrain.models.families import Head, get_family
 from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.io import sentence_transformers
@@ -54,7 +55,7 @@ def checkpoint_dtype(folder: str | Path) -> str:
     config = read_config(folder)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if not isinstance(dtype, str):
-        raise InputError(f"dtype: {shown(dtype)}; must be a text such as float32")
+        raise InputError(f"dtype: {format_value(dtype)}; must be a text such as float32")
     return dtype.removeprefix("torch.")
 
 

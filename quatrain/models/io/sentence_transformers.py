@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quatrain.core.atomic import write_json
 from quatrain.core.errors import InputError
-from quatrain.core.reading import read_json, shown, user_path
-from quatrain.core.wording import printable
+from quatrain.core.reading import read_json, user_path
+from quatrain.core.wording import format_value, printable
 from quatrain.models.families.value_types import TEXTS
 from quatrain.models.transformer.config import ModelConfig, is_size
 
@@ -77,14 +77,14 @@ def read(folder: str | Path) -> dict[str, Any] | None:
         return None
     modules = _json(folder / MODULES, list)
     problems = [
-        f"{MODULES}: path: {shown(module['path'])}; must be the name of a folder in this one"
+        f"{MODULES}: path: {format_value(module['path'])}; must be the name of a folder in this one"
         for module in modules
         if isinstance(module, dict) and not _is_inside(module.get("path", ""))
     ]
     kinds = [_kind(module) for module in modules]
     problems += [
-        f"{MODULES}: {shown(module.get('type') if isinstance(module, dict) else module)} is a part that Quatrain does "
-        "not know; known: Transformer, Pooling, Normalize"
+        f"{MODULES}: {format_value(module.get('type') if isinstance(module, dict) else module)} is a part that "
+        "Quatrain does not know; known: Transformer, Pooling, Normalize"
         for module, kind in zip(modules, kinds, strict=True)
         if kind not in ("Transformer", "Pooling", "Normalize")
     ]
@@ -182,26 +182,26 @@ def _pooling(path: Path, problems: list[str]) -> str:
     config = _json(path, dict)
     flags = {key: config[key] for key in (*FLAGS, "include_prompt") if config.get(key) is not None}
     problems += [
-        f"{path.name}: {key} = {shown(value)}; must be true or false"
+        f"{path.name}: {key} = {format_value(value)}; must be true or false"
         for key, value in flags.items()
         if not isinstance(value, bool)
     ]
     named = config.get("pooling_mode")
     if named is not None and not isinstance(named, str) and not TEXTS.accepts(named):
-        problems.append(f"{path.name}: pooling_mode = {shown(named)}; must be a text or a list of texts")
+        problems.append(f"{path.name}: pooling_mode = {format_value(named)}; must be a text or a list of texts")
         return "mean"
     named = [named] if isinstance(named, str) else list(named or [])
     chosen = [*named, *(mode for key, mode in FLAGS.items() if config.get(key))]
     known = {"pooling_mode", "include_prompt", *WIDTHS, *FLAGS}
     problems += [
-        f"{path.name}: {printable(key)} = {shown(config[key])} is not known"
+        f"{path.name}: {printable(key)} = {format_value(config[key])} is not known"
         for key in config
         if key not in known and config[key]
     ]
     if config.get("include_prompt") is False:
         problems.append(f"{path.name}: include_prompt = false, so prompts stay out of the mean; must be true")
     problems += [
-        f"pooling: {shown(mode)} is not known; must be one of {', '.join(POOLINGS)}"
+        f"pooling: {format_value(mode)} is not known; must be one of {', '.join(POOLINGS)}"
         for mode in named
         if mode not in POOLINGS
     ]
@@ -224,7 +224,7 @@ def _length(folder: Path, problems: list[str]) -> int:
             f"{path.name}: do_lower_case = true is not known; lowercase the texts yourself and set it to false"
         )
     if length is not None and not is_size(length):
-        problems.append(f"{path.name}: max_seq_length = {shown(length)}; must be a whole number of at least 1")
+        problems.append(f"{path.name}: max_seq_length = {format_value(length)}; must be a whole number of at least 1")
         return 0
     return length or 0
 
@@ -233,8 +233,8 @@ def _refuse_prompt(path: Path, problems: list[str]) -> None:
     name = _json(path, dict).get("default_prompt_name") if path.is_file() else None
     if name is not None:
         problems.append(
-            f"{path.name}: default_prompt_name = {shown(name)}, a prompt before every text, is not known; put it "
-            "before the texts yourself and set it to null"
+            f"{path.name}: default_prompt_name = {format_value(name)}, a prompt before every text, is not known; put "
+            "it before the texts yourself and set it to null"
         )
 
 

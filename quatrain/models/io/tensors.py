@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import read_json, shown
+from quatrain.core.reading import read_json
+from quatrain.core.wording import format_value
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHUNK = 8 * 2**20
@@ -268,12 +269,12 @@ def _indexed(index: Path) -> dict[Path, list[str]]:
     weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict):
         raise InputError(
-            f"{index}: weight_map: {shown(weight_map)}; must be a table of tensors and files. {RETRY_HINT}"
+            f"{index}: weight_map: {format_value(weight_map)}; must be an object of tensors and files. {RETRY_HINT}"
         )
     if not weight_map:
         raise InputError(f"{index}: names no tensors. {RETRY_HINT}")
     outside = [
-        f"{shown(name)}: {shown(shard)}; allowed are names of .safetensors files beside the index"
+        f"{format_value(name)}: {format_value(shard)}; allowed are names of .safetensors files beside the index"
         for name, shard in weight_map.items()
         if not isinstance(shard, str)
         or Path(shard).name != shard

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 
 MAX_SIZE = 2**31 - 1
 """The largest size or id: what an index of 32 bits can name."""
@@ -235,11 +235,11 @@ class ModelConfig:
             most = MAX_LAYERS if name in ("num_hidden_layers", "num_encoder_layers") else MAX_SIZE
             if not is_size(getattr(self, name), most):
                 wrong.append(name)
-                yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 1 to {most:,}"
+                yield f"{name}: {format_value(getattr(self, name))}; must be a whole number from 1 to {most:,}"
         for name in ("rotary_dim", "embedding_size", "type_vocab_size", "position_offset", "max_text_length"):
             if getattr(self, name) != 0 and not is_size(getattr(self, name)):
                 wrong.append(name)
-                yield f"{name}: {shown(getattr(self, name))}; must be a whole number from 0 to {MAX_SIZE:,}"
+                yield f"{name}: {format_value(getattr(self, name))}; must be a whole number from 0 to {MAX_SIZE:,}"
         for name, allowed in CHOICES.items():
             yield from _choice(name, getattr(self, name), allowed)
         for name in ("head_transform", "pooler"):
@@ -252,7 +252,7 @@ class ModelConfig:
             if getattr(self, name) is not None:
                 yield from _number(name, getattr(self, name))
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            yield f"dropout: {shown(self.dropout)}; must be at least 0 and below 1"
+            yield f"dropout: {format_value(self.dropout)}; must be at least 0 and below 1"
         if self.layer_types and not wrong:
             yield from self._layer_problems()
         if not wrong:
@@ -299,21 +299,21 @@ class ModelConfig:
             yield f"head: 'seq2seq'; needs the architecture encoder-decoder, not {self.architecture}"
         start = self.decoder_start_token_id
         if start is not None and ((not is_size(start) and start != 0) or not 0 <= start < self.vocab_size):
-            yield f"decoder_start_token_id: {shown(start)}; must be a token of the vocabulary, below {self.vocab_size}"
+            yield f"decoder_start_token_id: {format_value(start)}; must be a token id below {self.vocab_size}"
         if self.head == "causal" and self.architecture != "decoder":
             yield f"head: 'causal'; needs the architecture decoder, not {self.architecture}"
         pad = self.pad_token_id
         if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool) or not -1 <= pad < self.vocab_size):
-            yield f"pad_token_id: {shown(pad)}; must be a token id below vocab_size ({self.vocab_size})"
+            yield f"pad_token_id: {format_value(pad)}; must be a token id below vocab_size ({self.vocab_size})"
 
     def _relative_problems(self) -> Iterator[str]:
         """Half of the buckets are for one direction in an encoder; half of these are exact, and the rest grow."""
         if not is_size(self.relative_buckets) or self.relative_buckets < 4:
-            yield f"relative_buckets: {shown(self.relative_buckets)}; must be a whole number of at least 4"
+            yield f"relative_buckets: {format_value(self.relative_buckets)}; must be a whole number of at least 4"
         elif not is_size(self.relative_max_distance) or self.relative_max_distance <= self.relative_buckets // 2:
             yield (
-                f"relative_max_distance: {shown(self.relative_max_distance)}; must be a whole number above half of "
-                f"relative_buckets ({self.relative_buckets // 2})"
+                f"relative_max_distance: {format_value(self.relative_max_distance)}; must be a whole number above half "
+                f"of relative_buckets ({self.relative_buckets // 2})"
             )
 
     def _unbuildable_choices(self) -> Iterator[str]:
@@ -390,12 +390,12 @@ def is_size(value: Any, most: int = MAX_SIZE) -> bool:
 
 def _number(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        yield f"{name}: {shown(value)}; must be a number above 0"
+        yield f"{name}: {format_value(value)}; must be a number above 0"
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> Iterator[str]:
     if not isinstance(value, str) or value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, 1)
-        yield f"{name}: {shown(value)}; must be one of {', '.join(allowed)}" + (
+        yield f"{name}: {format_value(value)}; must be one of {', '.join(allowed)}" + (
             f"; did you mean {near[0]}?" if near else ""
         )

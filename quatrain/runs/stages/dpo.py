@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from quatrain.adapters.settings import AdapterSettings
-from quatrain.core.settings import Problem, quote
+from quatrain.core.settings import Problem
+from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings
 from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts
 from quatrain.runs.stage import Need, StageSpec, deferred
@@ -47,7 +48,7 @@ def conflicts(settings: DPOStage, recipe: RecipeSettings, index: int) -> Iterato
         yield Problem(
             ("stage", index),
             "dpo needs data.database, whose answers are judged by execution, or data.preferences, a file of "
-            f"pairs; data.source = {quote(data.source)} has neither",
+            f"pairs; data.source = {format_value(data.source)} has neither",
             (("data", "source"), ("data", "database"), ("data", "preferences")),
         )
     yield from family_conflicts(recipe, ("stage", index), "dpo")

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from quatrain.adapters.settings import PROMPTS, AdapterSettings
-from quatrain.core.settings import Problem, quote
+from quatrain.core.settings import Problem
+from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings
 from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts, unread_settings
 from quatrain.runs.stage import Lesson, Need, StageSpec, deferred
@@ -67,7 +68,7 @@ class FinetuneStage(TaskSettings, StageSettings):
             yield Problem(("train", "packing"), "true; a row is of one task: leave it out", (("tasks",),))
         for name, data in self.tasks.items():
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-                text = f"{quote(name)}; must be letters, digits, - and _, for a folder will bear the name"
+                text = f"{format_value(name)}; must be letters, digits, - and _, for a folder will bear the name"
                 yield Problem(("tasks", name), text)
             if data.streaming:
                 yield Problem(("tasks", name, "streaming"), "true; tasks are read whole to be shuffled: leave it out")
@@ -90,7 +91,7 @@ def conflicts(settings: FinetuneStage, recipe: RecipeSettings, index: int) -> It
     place = ("stage", index, "objective")
     yield from family_conflicts(recipe, place, settings.objective)
     if settings.objective != "chat" and recipe.data_of(settings).database is not None:
-        text = f"{quote(settings.objective)}; it learns from data.source, and a database has chats and texts alone"
+        text = f"{format_value(settings.objective)}; it learns from data.source; a database has only chats and texts"
         yield Problem(place, text, (("data", "database"),))
 
 

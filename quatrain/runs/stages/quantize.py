@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
-from quatrain.core.settings import Problem, quote
+from quatrain.core.settings import Problem
+from quatrain.core.wording import format_value
 from quatrain.runs.folder import read_json
 from quatrain.runs.settings import RecipeSettings, StageSettings
 from quatrain.runs.stage import StageContext, StageResult, StageSpec
@@ -42,7 +43,7 @@ class QuantizeStage(StageSettings):
 def conflicts(settings: QuantizeStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
     """Families whose files have no format for quantized layers."""
     if recipe.model.folder is None and recipe.model.family in FLOAT_ONLY_FAMILIES:
-        text = f"quantize cannot follow model.family = {quote(recipe.model.family)}, {UNQUANTIZABLE}"
+        text = f"quantize cannot follow model.family = {format_value(recipe.model.family)}, {UNQUANTIZABLE}"
         yield Problem(("stage", index), text, (("model", "family"),))
 
 
@@ -51,7 +52,7 @@ def file_problems(settings: QuantizeStage, recipe: RecipeSettings) -> Iterator[s
     if recipe.model.folder is not None:
         config = read_json(Path(recipe.model.folder).expanduser() / "config.json") or {}
         if config.get("model_type") in FLOAT_ONLY_FAMILIES:
-            folder = quote(recipe.model.folder)
+            folder = format_value(recipe.model.folder)
             yield f"model.folder: {folder} holds a {config['model_type']} model, {UNQUANTIZABLE}"
 
 

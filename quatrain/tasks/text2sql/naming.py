@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _HUMP = re.compile(r"(?<=[^\W\dA-Z_])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][^\W\dA-Z_])")
@@ -121,7 +121,7 @@ def quote(identifier: str) -> str:
 def named(identifier: str) -> str:
     """The identifier in a message: as it is, or in quotes with its control characters as text."""
     plain = identifier.isprintable() and identifier.strip() and len(identifier) <= 80
-    return identifier if plain else shown(identifier)
+    return identifier if plain else format_value(identifier)
 
 
 @lru_cache(maxsize=4096)

@@ -1,9 +1,9 @@
 """Questions to many databases: the records of a source, with the schema of their database in the prompt.
 
-    with SQLQuestions(Databases("spider-databases"), Corpus("spider-dev", format="sql")) as task:
-        for question in task.read():
-            print(task.prompt(question), task.reference(question))
-        print(task.notes)
+with SQLQuestions(Databases("spider-databases"), Corpus("spider-dev", format="sql")) as task:
+    for question in task.read():
+        print(task.prompt(question), task.reference(question))
+    print(task.notes)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import islice
 from typing import cast
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.data import catalog
 from quatrain.data.corpus import Corpus
 from quatrain.data.huggingface import is_dataset
@@ -163,7 +163,7 @@ class SQLQuestions(SourceTask[SchemaQuestion]):
         for place, found in self._corpus().placed():
             record = cast(SQLQuestion, found)
             if record.database not in self.databases:
-                name = shown(record.database) if record.database else "(without a name)"
+                name = format_value(record.database) if record.database else "(without a name)"
                 text = f"there is no database {name} in {self.databases.source}; add it, or name another"
                 yield SourceFault(place, "database", text)
                 continue

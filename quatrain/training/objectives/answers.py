@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
 from quatrain.data.batches import TokenBatch
 from quatrain.tokenizers.tokenizer import EncodedPair, Tokenizer
 from quatrain.training.objectives.base import Loss, check_head, check_number, forward
-from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse, shown
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse
 
 
 @dataclass(frozen=True)
@@ -268,24 +269,27 @@ def _answers(fields: FieldReader, context: str) -> list[tuple[str, int]]:
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            fields.fault(f"answers: {shown(value)}; must have the lists text and answer_start, of one length")
+            fields.fault(f"answers: {format_value(value)}; must have the lists text and answer_start, of one length")
             return []
         value = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     if not isinstance(value, list | tuple):
-        fields.fault(f"answers: {shown(value)}; must be a list of {{text, answer_start}}")
+        fields.fault(f"answers: {format_value(value)}; must be a list of {{text, answer_start}}")
         return []
     answers = []
     for number, answer in enumerate(value, 1):
         text = answer.get("text") if isinstance(answer, dict) else None
         start = answer.get("answer_start") if isinstance(answer, dict) else None
         if not isinstance(text, str) or not text.strip() or not isinstance(start, int):
-            fields.fault(f"answers: number {number}: {shown(answer)}; must have a text and a whole number answer_start")
+            fields.fault(
+                f"answers: number {number}: {format_value(answer)}; must have a text and an integer answer_start"
+            )
         elif start < 0 or context[start : start + len(text)] != text:
             there = context[max(0, start) : max(0, start) + len(text)]
             where = context.find(text)
             hint = f"; it starts at {where}" if where >= 0 else "; the context does not contain it"
             fields.fault(
-                f"answers: number {number}: {shown(text)} is not at character {start}, which has {shown(there)}{hint}"
+                f"answers: number {number}: {format_value(text)} is not at character {start}, which has "
+                f"{format_value(there)}{hint}"
             )
         else:
             answers.append((text, start))

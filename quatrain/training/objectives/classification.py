@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
 from quatrain.data.batches import TokenBatch
 from quatrain.models.transformer.heads import label_loss
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, check_head, config_of, correct, forward, labels_tensor
 from quatrain.training.objectives.labels import LabelledObjective
-from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse, shown
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse
 
 PROBLEM_TYPES = ("single_label", "multi_label", "regression")
 
@@ -79,7 +80,7 @@ class SequenceClassification(LabelledObjective):
         if value is None:
             return []
         if isinstance(value, str) or not isinstance(value, Sequence):
-            fields.fault(f"labels: {shown(value)}; must be a list of label names")
+            fields.fault(f"labels: {format_value(value)}; must be a list of label names")
             return []
         present = set(self.indices(fields, value, "labels"))
         return [float(index in present) for index in range(len(self.labels))]
@@ -95,7 +96,7 @@ class SequenceClassification(LabelledObjective):
             numbers = []
         if len(numbers) != len(self.labels) or not all(-1e30 < each < 1e30 for each in numbers):
             count = len(self.labels)
-            fields.fault(f"label: {shown(value)}; must be {'a number' if count == 1 else f'{count} numbers'}")
+            fields.fault(f"label: {format_value(value)}; must be {'a number' if count == 1 else f'{count} numbers'}")
         return numbers
 
     def describe_target(self, example: EncodedText) -> str:
@@ -176,7 +177,9 @@ class MultipleChoice(TextObjective):
             label = ord(label.upper()) - ord("A")
         valid = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(choices)
         if not valid and not fields.problems:
-            fields.fault(f"label: {shown(label)}; must be a number from 0 to {len(choices) - 1}, or a letter from A on")
+            fields.fault(
+                f"label: {format_value(label)}; must be from 0 to {len(choices) - 1}, or a letter from A on"
+            )
         fields.check()
         rows = [self.read(question, choice) for choice in choices]
         return [ChoiceExample(rows, int(label), cut=sum(row.cut for row in rows))]

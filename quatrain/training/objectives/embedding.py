@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from quatrain.core.wording import format_value
 from quatrain.data.batches import TokenBatch
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, check_head, check_number, correct, forward, labels_tensor
-from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse, shown
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class CosineSimilarity(_Embedding):
         fields = FieldReader(record, place)
         texts, score = [fields.text("text"), fields.text("text_pair")], fields.raw("score")
         if score is not None and check_number("score", score, self.lowest, self.highest):
-            fields.fault(f"score: {shown(score)}; must be a number from {self.lowest:g} to {self.highest:g}")
+            fields.fault(f"score: {format_value(score)}; must be a number from {self.lowest:g} to {self.highest:g}")
         fields.check()
         return [self.related(texts, (float(score) - self.lowest) / (self.highest - self.lowest))]
 

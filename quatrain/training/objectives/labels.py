@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
 from quatrain.data.batches import TokenBatch
 from quatrain.data.records import Row
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -45,8 +46,7 @@ def label_index(value: Any, labels: Sequence[str], *, numbered: bool = False) ->
         return number
     as_text = isinstance(value, str) and value.strip().isdecimal()
     rest = f", or a number from 0 to {len(labels) - 1}" if indices and not as_text else ""
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '…'}; must be one of {listed(labels)}{rest}"
+    return f"{format_value(value)}; must be one of {listed(labels)}{rest}"
 
 
 def _are_default(labels: Sequence[str]) -> bool:

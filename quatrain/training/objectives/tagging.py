@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch, stack
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import Loss, correct
@@ -63,7 +64,7 @@ class TokenClassification(LabelledObjective):
         room = None if max_length is None else max_length - sum(map(len, frame(tokenizer)))
         if not isinstance(stride, int) or stride < 0 or (room is not None and stride >= room):
             below = "" if room is None else f" and below {room}, the tokens of a window"
-            refuse([f"stride: {stride!r}; must be at least 0{below}"], "TokenClassification")
+            refuse([f"stride: {format_value(stride)}; must be at least 0{below}"], "TokenClassification")
 
     @property
     def label_field(self) -> str:
@@ -76,7 +77,7 @@ class TokenClassification(LabelledObjective):
         words, tags = fields.texts("tokens" if "tokens" in fields.record else "words"), fields.raw("tags")
         if not isinstance(tags, Sequence) or isinstance(tags, str):
             if tags is not None:
-                fields.fault(f"tags: {tags!r}; must be a list with a tag for each token")
+                fields.fault(f"tags: {format_value(tags)}; must be a list with a tag for each token")
             tags = []
         elif len(tags) != len(words) and not fields.problems:
             fields.fault(f"tags: {len(tags)} for {len(words)} tokens; must be one for each")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
 from quatrain.data.batches import TokenBatch, stack, text_segments
 from quatrain.data.records import Problems, Row
 from quatrain.tokenizers.tokenizer import EncodedPair, Tokenizer
@@ -37,7 +38,7 @@ class FieldReader:
         record = plain(record)
         self.record: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
         if not isinstance(record, Mapping):
-            self.problems.append(f"{place}: {shown(record)}; must be a record, such as a dictionary of fields")
+            self.problems.append(f"{place}: {format_value(record)}; must be a record, such as a dictionary of fields")
 
     def fault(self, text: str) -> None:
         """Add a problem of this record."""
@@ -57,7 +58,7 @@ class FieldReader:
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.fault(f"{name}: {shown(value)}; must be a text")
+            self.fault(f"{name}: {format_value(value)}; must be text")
             return ""
         if not empty and not value.strip():
             self.fault(f"{name}: is empty; must contain text")
@@ -74,7 +75,7 @@ class FieldReader:
             return []
         are_texts = isinstance(value, Sequence) and all(isinstance(each, str) for each in value)
         if isinstance(value, str) or not are_texts:
-            self.fault(f"{name}: {shown(value)}; must be a list of texts")
+            self.fault(f"{name}: {format_value(value)}; must be a list of texts")
             return []
         if len(value) < least:
             self.fault(f"{name}: {len(value)} of them; must be at least {least}")
@@ -239,7 +240,7 @@ def label_names(labels: Sequence[str], what: str) -> tuple[str, ...]:
     """Check label names. Raises InputError for an empty list, duplicates, or a value that is not a list of names."""
     problems = []
     if isinstance(labels, str) or not all(isinstance(label, str) and label for label in labels):
-        problems.append(f"labels: {shown(labels)}; must be a list of names")
+        problems.append(f"labels: {format_value(labels)}; must be a list of names")
     elif not labels:
         problems.append("labels: none; give the names of the classes")
     elif twice := sorted({label for label in labels if list(labels).count(label) > 1}):
@@ -251,9 +252,3 @@ def label_names(labels: Sequence[str], what: str) -> tuple[str, ...]:
 def plain(record: Any) -> Any:
     """A typed record (`quatrain.data.records`) as a dictionary of its fields; anything else unchanged."""
     return record.fields() if callable(getattr(record, "fields", None)) else record
-
-
-def shown(value: Any) -> str:
-    """A value for a message, shortened to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
