@@ -212,7 +212,7 @@ def test_other_groups_are_refused_by_name(tmp_path: Path) -> None:
     assert config["config_groups"]["group_0"]["weights"]["group_size"] == 64
     for change, part in [
         ({"group_size": 16}, "group_size: 16; Quatrain reads 128, 64, 32"),
-        ({"symmetric": False}, "symmetric: False; Quatrain reads True"),
+        ({"symmetric": False}, "symmetric: false; Quatrain reads true"),
         ({"num_bits": 3}, "num_bits: 3; Quatrain reads 8 or 4"),
         ({"actorder": "group"}, 'actorder: "group"'),
     ]:

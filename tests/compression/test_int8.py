@@ -183,7 +183,7 @@ def test_other_quantizations_are_refused_by_name(tmp_path):
         ({"format": "marlin-24"}, "marlin-24"),
         (
             {"config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group"}}}},
-            "group_size: None",
+            "group_size: null",
         ),
         ({"config_groups": {}}, "one group"),
     ]:

@@ -268,7 +268,7 @@ def test_a_stored_truncation_does_not_cut_texts(trained: dict[str, Tokenizer], t
     ("options", "words"),
     [
         ({"kind": "bep"}, "did you mean bpe?"),
-        ({"vocab_size": 0}, "at least 1"),
+        ({"vocab_size": 0}, "from 1 to 4,000,000"),
         ({"vocab_size": 257}, "needs at least 258"),
         ({"special_tokens": [" "]}, "neither empty"),
         ({"kind": "bep", "vocab_size": -1, "special_tokens": [""]}, "neither empty"),
