@@ -297,9 +297,9 @@ FAULTS = {
         lambda: o.SequenceClassification(WORDPIECE, LABELS).prepare(
             [{"text": "x", "label": "maybe"}, {"text": "x"}, {"text": 5, "label": 3}, {"label": "no", "text": " "}]
         ),
-        ["example 1: label: 'maybe'; must be one of no, perhaps, yes, or a number from 0 to 2",
+        ['example 1: label: "maybe"; must be one of no, perhaps, yes, or a number from 0 to 2',
          "example 2: label: missing; the fields of this record are: text",
-         "example 3: text: 5; must be a text",
+         "example 3: text: 5; must be text",
          "example 3: label: 3; must be one of no, perhaps, yes, or a number from 0 to 2",
          "example 4: text: is empty; must contain text"],
     ),
@@ -307,14 +307,14 @@ FAULTS = {
         lambda: o.SequenceClassification(WORDPIECE, LABELS, problem_type="multi_label").prepare(
             [{"text": "x", "labels": "no"}, {"text": "x", "labels": [True]}]
         ),
-        ["example 1: labels: 'no'; must be a list of label names",
-         "example 2: labels: True; must be one of no, perhaps, yes, or a number from 0 to 2"],
+        ['example 1: labels: "no"; must be a list of label names',
+         "example 2: labels: true; must be one of no, perhaps, yes, or a number from 0 to 2"],
     ),
     "a number": (
         lambda: o.SequenceClassification(WORDPIECE, ["s"], problem_type="regression").prepare(
             [{"text": "x", "label": "much"}, {"text": "x", "label": float("nan")}, {"text": "x", "label": [1, 2]}]
         ),
-        ["example 1: label: 'much'; must be a number", "example 2: label: nan; must be a number",
+        ['example 1: label: "much"; must be a number', "example 2: label: nan; must be a number",
          "example 3: label: [1, 2]; must be a number"],
     ),
     "tags": (
@@ -322,8 +322,8 @@ FAULTS = {
             [{"tokens": ["a", "b"], "tags": ["no"]}, {"tokens": "a b", "tags": ["no"]},
              {"tokens": ["a"], "tags": ["B-X"]}, {"tokens": ["a", " "], "tags": [0, 1]}, {"tokens": [], "tags": []}]
         ),
-        ["example 1: tags: 1 for 2 tokens; must be one for each", "example 2: tokens: 'a b'; must be a list of texts",
-         "example 3: tags: number 1: 'B-X'; must be one of no, perhaps, yes, or a number from 0 to 2",
+        ["example 1: tags: 1 for 2 tokens; must be one for each", 'example 2: tokens: "a b"; must be a list of texts',
+         'example 3: tags: number 1: "B-X"; must be one of no, perhaps, yes, or a number from 0 to 2',
          "example 4: tokens: number 2 is empty", "example 5: tokens: 0 of them; must be at least 1"],
     ),
     "answers": (
@@ -333,18 +333,18 @@ FAULTS = {
              {"question": "what ?", "context": "a quick fox", "answers": {"text": ["fox"], "answer_start": []}},
              {"question": "what ?", "context": "a quick fox"}]
         ),
-        ["example 1: answers: number 1: 'fox' is not at character 2, which has 'qui'; it starts at 8",
-         "example 2: answers: number 1: 'dog' is not at character 2, which has 'qui'; the context does not "
+        ['example 1: answers: number 1: "fox" is not at character 2, which has "qui"; it starts at 8',
+         'example 2: answers: number 1: "dog" is not at character 2, which has "qui"; the context does not '
          "contain it",
-         "example 3: answers: {'text': ['fox'], 'answer_start': []}; must have the lists text and answer_start, of one "
-         "one length", "example 4: answers: missing; the fields of this record are: question, context"],
+         'example 3: answers: {"text": ["fox"], "answer_start": []}; must have the lists text and answer_start, of one '
+         "length", "example 4: answers: missing; the fields of this record are: question, context"],
     ),
     "choices": (
         lambda: o.MultipleChoice(WORDPIECE).prepare(
             [{"question": "x", "choices": ["a"], "label": 0}, {"question": "x", "choices": ["a", "b"], "label": "D"}]
         ),
         ["example 1: choices: 1 of them; must be at least 2",
-         "example 2: label: 3; must be a number from 0 to 1, or a letter from A on"],
+         "example 2: label: 3; must be from 0 to 1, or a letter from A on"],
     ),
     "translations": (
         lambda: o.Seq2Seq(SENTINELS).prepare([{"source": "x"}, {"source": "", "target": "y"}]),
@@ -373,7 +373,7 @@ def test_every_fault_of_every_record_is_told(fault):
 SETTINGS = {
     "no labels": (lambda: o.SequenceClassification(WORDPIECE, []), "labels: none"),
     "twice": (lambda: o.TokenClassification(WORDPIECE, ["a", "a"]), "labels: a more than once"),
-    "one text": (lambda: o.TokenClassification(WORDPIECE, "ab"), "labels: 'ab'; must be a list of names"),
+    "one text": (lambda: o.TokenClassification(WORDPIECE, "ab"), 'labels: "ab"; must be a list of names'),
     "problem": (lambda: o.SequenceClassification(WORDPIECE, LABELS, problem_type="many"), "problem_type: 'many'; must"),
     "stride": (lambda: o.TokenClassification(WORDPIECE, LABELS, max_length=12, stride=10), "stride: 10; .* below 10"),
     "negative stride": (lambda: o.ExtractiveQA(WORDPIECE, stride=-1), "stride: -1; must be a whole number"),
