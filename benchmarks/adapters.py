@@ -38,7 +38,7 @@ def write(name: str, folder: Path) -> None:
     """`base` with fresh weights of a shape, and `adapter`, a LoRA over all its linear layers."""
     import torch
 
-    from quatrain.adapters.apply import apply
+    from quatrain.adapters.apply import apply_adapter
     from quatrain.adapters.peft_files import save_adapter
     from quatrain.adapters.settings import AdapterSettings
     from quatrain.models.families.fresh import fresh_config
@@ -50,7 +50,7 @@ def write(name: str, folder: Path) -> None:
         for key, parameter in model.named_parameters():
             parameter.copy_(("norm" in key) + 0.02 * torch.randn(parameter.shape, generator=generator))
     model_folder.save(model, folder / "base")
-    apply(model, AdapterSettings.model_validate(ADAPTER), seed=0)
+    apply_adapter(model, AdapterSettings.model_validate(ADAPTER), seed=0)
     save_adapter(model, folder / "adapter", base_model=str(folder / "base"))
 
 

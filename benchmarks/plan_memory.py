@@ -93,7 +93,7 @@ def steps(model: Any, settings: Any, rows: int, length: int) -> None:
 
 def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """The bytes by which this process grows while it reads a model and trains it."""
-    from quatrain.adapters.apply import apply
+    from quatrain.adapters.apply import apply_adapter
     from quatrain.adapters.settings import AdapterSettings
     from quatrain.adapters.trainable_tokens import train_tokens
     from quatrain.core.process_memory import peak_memory, reset_peak_memory, resident_memory
@@ -103,7 +103,7 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     # Once through, so that everything is imported, bitsandbytes' kernel too.
     tiny, _ = load_model(folder.parent / "tiny", quantize="nf4" if case["method"] == "qlora" else None)
     if case["method"] == "qlora":
-        apply(tiny, AdapterSettings.model_validate({"method": "lora", "quantize_base": "nf4"}))
+        apply_adapter(tiny, AdapterSettings.model_validate({"method": "lora", "quantize_base": "nf4"}))
     settings = TrainSettings.model_validate(
         {"steps": 1, "warmup_steps": 0, "schedule": "constant", "batch_tokens": 32, "device": "cpu"}
     )
@@ -128,7 +128,7 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     model, _ = load_model(folder, quantize="nf4" if method == "qlora" else None)
     if method != "full":
         given = {"method": "lora", "quantize_base": "nf4"} if method == "qlora" else {"method": method}
-        apply(model, AdapterSettings.model_validate(given | ({"rank": case["rank"]} if "rank" in case else {})))
+        apply_adapter(model, AdapterSettings.model_validate(given | ({"rank": case["rank"]} if "rank" in case else {})))
         if case.get("tokens") == "special":
             train_tokens(model, [0, 1])
     loaded = peak_memory() - before

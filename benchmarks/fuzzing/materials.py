@@ -166,7 +166,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
     """The heads of the models and of the adapters that were written."""
     import torch
 
-    from quatrain.adapters.apply import apply
+    from quatrain.adapters.apply import apply_adapter
     from quatrain.adapters.peft_files import save_adapter
     from quatrain.adapters.settings import AdapterSettings
     from quatrain.compression.methods import quantize
@@ -219,7 +219,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
         name = f"adapter-{method}" if head is None else f"adapter-{family}-{head}"
         base = "llama" if head is None else next(each for each, of in HEADED.items() if of == (family, head))
         model, tokenizer = fresh(family, head, **({} if head is None else {"labels": LABELS}))
-        apply(model, AdapterSettings(method=method), tokenizer=tokenizer)  # type: ignore[arg-type]
+        apply_adapter(model, AdapterSettings(method=method), tokenizer=tokenizer)  # type: ignore[arg-type]
         save_adapter(model, folder / name, base_model=str(folder / base))
         adapters[name] = model.config.head
     return heads, adapters

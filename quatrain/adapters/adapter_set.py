@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.layer import AdapterLayer, adapter_layers
 from quatrain.adapters.peft_files import read_adapter
 from quatrain.adapters.settings import AdapterSettings
@@ -115,12 +115,12 @@ class AdapterSet:
     ) -> AdapterSet:
         """New trainable adapters with the same settings, each with trained embedding rows for `ids`.
 
-        Raises InputError as `apply` and `train_tokens` do.
+        Raises InputError as `apply_adapter` and `train_tokens` do.
         """
         _check_bare(model)
         members = dict[str, Member]()
         for number, name in enumerate(names):
-            apply(model, settings, seed + number, tokenizer=tokenizer)
+            apply_adapter(model, settings, seed + number, tokenizer=tokenizer)
             train_tokens(model, ids)
             members[name] = Member(
                 dict(adapter_layers(model)), model.soft_prompt, model.config.vocab_size, tokenizer, token_rows(model)

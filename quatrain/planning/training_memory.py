@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from quatrain.adapters.apply import apply, count_trainable_parameters
+from quatrain.adapters.apply import apply_adapter, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.compression import methods
@@ -191,7 +191,7 @@ def _model(
                     if isinstance(layer, QuantizedLinear):  # do not run the dequantization
                         layer.dequantized_weight = partial(_empty_weight, layer)  # type: ignore[method-assign]
                         layer.matmul = partial(_empty_product, layer)  # type: ignore[method-assign]
-            apply(model, adapter)
+            apply_adapter(model, adapter)
             if adapter.learns_special_tokens(config.head):
                 train_tokens(model, special or (0,))
     return model.train()

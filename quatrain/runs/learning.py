@@ -14,7 +14,7 @@ from quatrain.adapters import state
 from quatrain.adapters.adapter_set import AdapterSet
 from quatrain.adapters.apply import (
     adapters_disabled,
-    apply,
+    apply_adapter,
     count_trainable_parameters,
     merge_adapters,
     unmergeable_reason,
@@ -139,7 +139,7 @@ def adapt(
     if tasks:
         AdapterSet.create(model, tasks, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
         return
-    apply(model, adapter, seed=seed, tokenizer=tokenizer)
+    apply_adapter(model, adapter, seed=seed, tokenizer=tokenizer)
     layers = file_layers(model.config)
     check_writable(layers, group(layers, dict(adapter_layers(model))))
     train_tokens(model, sorted(learned))

@@ -8,7 +8,7 @@ from tiny_models import llama, random_model
 from torch import nn
 
 from quatrain.adapters import state
-from quatrain.adapters.apply import apply, count_trainable_parameters, merge_adapters
+from quatrain.adapters.apply import apply_adapter, count_trainable_parameters, merge_adapters
 from quatrain.adapters.dora import DoRALinear
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.lora import LoRALinear
@@ -30,7 +30,7 @@ def options(**changes):
 
 def adapted(**changes):
     model = random_model(CONFIG)
-    apply(model, options(**changes), seed=1)
+    apply_adapter(model, options(**changes), seed=1)
     with torch.no_grad():
         for number, (_, layer) in enumerate(adapter_layers(model)):
             layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
@@ -119,9 +119,9 @@ def test_forward_is_the_formula(rank, alpha, bias, seed):
 def test_starts_as_the_base_and_seeds_decide():
     plain = random_model(CONFIG)
     first, second, other = (random_model(CONFIG) for _ in range(3))
-    names = apply(first, options(), seed=1)
-    apply(second, options(), seed=1)
-    apply(other, options(), seed=2)
+    names = apply_adapter(first, options(), seed=1)
+    apply_adapter(second, options(), seed=1)
+    apply_adapter(other, options(), seed=2)
     assert len(names) == 14 and "lm_head" not in names
     with torch.no_grad():
         torch.testing.assert_close(first(IDS)[0], plain(IDS)[0], atol=0, rtol=0)
@@ -213,13 +213,13 @@ def test_bfloat16_base_and_autocast():
 
 def test_checkpointed_tensors_come_back(tmp_path):
     model, fresh = adapted(), random_model(CONFIG)
-    apply(fresh, options(), seed=9)
+    apply_adapter(fresh, options(), seed=9)
     state.save(model, tmp_path)
     state.load(fresh, tmp_path)
     with torch.no_grad():
         assert torch.equal(fresh(IDS)[0], model(IDS)[0])
     other = random_model(CONFIG)
-    apply(other, options(target_modules=("q_proj",), rank=2), seed=9)
+    apply_adapter(other, options(target_modules=("q_proj",), rank=2), seed=9)
     before = {name: tensor.clone() for name, tensor in state.trained_tensors(other).items()}
     with pytest.raises(InputError) as caught:
         state.load(other, tmp_path)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quatrain.adapters import peft_files, state
 from quatrain.adapters.apply import (
     adapters_disabled,
-    apply,
+    apply_adapter,
     count_trainable_parameters,
     fully_trained_parameters,
     merge_adapters,
@@ -85,7 +85,7 @@ def stirred(model: Model) -> Model:
 
 def adapted(base: Path, name: str, **more: Any) -> Model:
     model = model_folder.load(base)
-    apply(model, settings_of(name, **more), seed=1)
+    apply_adapter(model, settings_of(name, **more), seed=1)
     return stirred(model)
 
 
@@ -198,7 +198,7 @@ def any_settings(name: str, **more: Any) -> AdapterSettings:
 def test_what_trains_moves_and_nothing_else_by_a_bit(name: str, tmp_path: Path) -> None:
     model = model_folder.load(base_of("gpt2" if name == "bitfit" else "llama", tmp_path / "base"))
     plain = model(IDS)[0].detach()
-    apply(model, any_settings(name), seed=1)
+    apply_adapter(model, any_settings(name), seed=1)
     with torch.no_grad():
         close(model(IDS)[0], plain)  # a fresh adapter changes nothing
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
@@ -221,7 +221,7 @@ def test_what_trains_moves_and_nothing_else_by_a_bit(name: str, tmp_path: Path) 
         assert torch.equal(again(IDS)[0], learned) or name == "rslora"
         close(again(IDS)[0], learned)
         resumed = model_folder.load(tmp_path / "base")
-        apply(resumed, any_settings(name), seed=2)
+        apply_adapter(resumed, any_settings(name), seed=2)
         state.load(resumed, tmp_path / "state")
         assert torch.equal(resumed(IDS)[0], learned)
         if name == "bottleneck":
@@ -243,7 +243,7 @@ def test_a_bottleneck_is_that_of_the_paper_over_transformers(family: str, tmp_pa
 
     base = base_of(family, tmp_path / "base")
     model = model_folder.load(base)
-    changed = apply(model, AdapterSettings(method="bottleneck", bottleneck_dim=6), seed=1)
+    changed = apply_adapter(model, AdapterSettings(method="bottleneck", bottleneck_dim=6), seed=1)
     assert len(changed) == 4 and {name.rpartition(".")[2] for name in changed} == {"o_proj", "down_proj"}
     stirred(model)
     peft_files.save_adapter(model, tmp_path / "adapter", base_model="../base")
@@ -272,7 +272,7 @@ def test_a_fresh_head_learns_whole_and_is_saved(name: str, tmp_path: Path) -> No
     if name in ("loha", "lokr", "lokr-both"):
         base = base_of("llama", tmp_path / "llama")
     model = model_folder.load(base, head="sequence_classification", labels=("no", "yes"), seed=1)
-    apply(model, any_settings(name), seed=1)
+    apply_adapter(model, any_settings(name), seed=1)
     assert "score.weight" in fully_trained_parameters(model)
     stirred(model)
     peft_files.save_adapter(model, tmp_path / "adapter", base_model=str(base))
@@ -331,15 +331,15 @@ adapter = { method = "ia3", rank = 4, num_layers = 2, dropout = 0.1 }
 def test_parts_and_layers_that_are_not_there(tmp_path: Path) -> None:
     model = model_folder.load(base_of("llama", tmp_path / "base"))
     with pytest.raises(InputError, match="cannot be applied") as caught:
-        apply(model, AdapterSettings(modules_to_save=("nrm", "lm_heat")))
+        apply_adapter(model, AdapterSettings(modules_to_save=("nrm", "lm_heat")))
     assert "'nrm' names no module; did you mean norm" in caught.value.problems[0]
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(InputError, match="num_layers: 3; the model has 2"):
-        apply(model, AdapterSettings(method="last-layers", num_layers=3))
+        apply_adapter(model, AdapterSettings(method="last-layers", num_layers=3))
     with pytest.raises(InputError, match="llama has none"):
-        apply(model, AdapterSettings(method="bitfit"))
+        apply_adapter(model, AdapterSettings(method="bitfit"))
     with pytest.raises(InputError, match="cannot be applied") as caught:
-        apply(model, AdapterSettings(modules_to_save=("q_proj",)))
+        apply_adapter(model, AdapterSettings(modules_to_save=("q_proj",)))
     assert "learns whole, and would have an adapter too" in caught.value.problems[0]
 
 
@@ -351,20 +351,20 @@ def test_layers_in_few_bits_do_not_learn_whole(tmp_path: Path) -> None:
         model = model_folder.load(base_of("llama", tmp_path / "base"))
         methods.quantize(model, "int8")
         with pytest.raises(InputError, match="cannot be applied") as caught:
-            apply(model, AdapterSettings(**how))
+            apply_adapter(model, AdapterSettings(**how))
         assert "is quantized to int8 and cannot be trained" in caught.value.problems[0]
 
 
 def test_counts(tmp_path: Path) -> None:
     model = model_folder.load(base_of("llama", tmp_path / "base"))
     whole = count_trainable_parameters(model)[1]
-    apply(model, AdapterSettings(method="last-layers", num_layers=1))
+    apply_adapter(model, AdapterSettings(method="last-layers", num_layers=1))
     trained, total, _ = count_trainable_parameters(model)
     assert total == whole
     block = sum(parameter.numel() for parameter in model.layers[1].parameters())
     assert trained == block + 32 + 60 * 32  # the last norm and the head
     model = model_folder.load(tmp_path / "base")
-    apply(model, AdapterSettings(method="ia3"))
+    apply_adapter(model, AdapterSettings(method="ia3"))
     assert count_trainable_parameters(model)[0] == 2 * (16 + 16 + 48)
 
 
@@ -383,7 +383,7 @@ def test_counts_of_gpt2_with_two_classes(tmp_path: Path) -> None:
     config = transformers.GPT2Config(num_labels=2)
     model = model_of(config, "GPT2ForSequenceClassification", tmp_path, score_bias=True)
     assert count_trainable_parameters(model)[1] == 124_441_346
-    apply(model, AdapterSettings(rank=16, alpha=16.0, target_modules=("*",)))
+    apply_adapter(model, AdapterSettings(rank=16, alpha=16.0, target_modules=("*",)))
     assert count_trainable_parameters(model)[0] == 2_666_528
 
 
@@ -394,6 +394,6 @@ def test_counts_of_mt0_small(tmp_path: Path) -> None:
     )  # fmt: skip
     # The model's file says that its head is untied; today's transformers does not write that.
     model = model_of(config, "MT5ForConditionalGeneration", tmp_path, tie_word_embeddings=False)
-    apply(model, AdapterSettings(rank=64, target_modules=("q_proj", "v_proj")))
+    apply_adapter(model, AdapterSettings(rank=64, target_modules=("q_proj", "v_proj")))
     trainable, total, percent = count_trainable_parameters(model)
     assert (trainable, total) == (2_752_512, 302_929_280) and f"{percent:.4f}" == "0.9086"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quatrain.adapters import peft_files
 from quatrain.adapters.adapter_set import AdapterSet
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import PROMPTS, AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
@@ -51,7 +51,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         model = model_folder.load(folder / "base")
         if name == "new":
             resize_vocabulary(model, 62)
-        apply(model, AdapterSettings(**{"method": name} | how), seed=1)
+        apply_adapter(model, AdapterSettings(**{"method": name} | how), seed=1)
         train_tokens(model, {"rows": [3, 9], "new": [60, 61, 4]}.get(name, []))
         with torch.no_grad():
             for key, parameter in sorted(model.named_parameters()):
@@ -167,7 +167,7 @@ def test_tokenizers_must_agree(tmp_path: Path) -> None:
     known = Tokenizer.train(["a text"] * 3, vocab_size=300)
     for name, token in (("one", "<sql>"), ("other", "<tool>")):
         adapted = model_folder.load(tmp_path / "base")
-        apply(adapted, AdapterSettings(rank=2))
+        apply_adapter(adapted, AdapterSettings(rank=2))
         peft_files.save_adapter(adapted, tmp_path / name, base_model="../base")
         known.extended([token]).save(tmp_path / name)
     with pytest.raises(InputError, match="added other tokens") as caught:

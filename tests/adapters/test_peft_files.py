@@ -7,7 +7,7 @@ import torch
 from tiny_models import gpt2, llama, save_random
 
 from quatrain.adapters import peft_files, state
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.peft_layers import file_layers
 from quatrain.adapters.settings import AdapterSettings
@@ -35,7 +35,7 @@ def theirs(base):
 
 def ours(base, targets="all-linear", rank=4):
     model = model_folder.load(base)
-    apply(model, AdapterSettings(rank=rank, alpha=8.0, dropout=0.0, target_modules=targets), seed=1)
+    apply_adapter(model, AdapterSettings(rank=rank, alpha=8.0, dropout=0.0, target_modules=targets), seed=1)
     with torch.no_grad():
         for number, (_, layer) in enumerate(adapter_layers(model)):
             layer.lora_B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))

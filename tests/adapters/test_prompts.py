@@ -11,7 +11,7 @@ from tiny_models import bloom, gpt2, llama, random_model, save_random
 from torch import nn
 
 from quatrain.adapters import peft_files, state
-from quatrain.adapters.apply import apply, count_trainable_parameters
+from quatrain.adapters.apply import apply_adapter, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine
@@ -36,7 +36,7 @@ def base_of(family: str, folder: Path) -> Path:
 
 def prompted(base: Path, name: str = "prompt", **more: Any) -> Model:
     model = model_folder.load(base)
-    apply(model, AdapterSettings(**{"method": name, "num_virtual_tokens": 5} | METHODS[name] | more), seed=1)
+    apply_adapter(model, AdapterSettings(**{"method": name, "num_virtual_tokens": 5} | METHODS[name] | more), seed=1)
     return model
 
 
@@ -172,20 +172,20 @@ def test_it_begins_as_the_tokens_of_a_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["the cat sat on the mat"], kind="char", vocab_size=60)
     model = model_folder.load(base_of("llama", tmp_path / "base"))
     settings = AdapterSettings(method="prompt", num_virtual_tokens=5, init_text="cat")
-    apply(model, settings, tokenizer=tokenizer)
+    apply_adapter(model, settings, tokenizer=tokenizer)
     ids = tokenizer.encode("cat")
     assert torch.equal(model.soft_prompt.rows, model.embed_tokens.weight[[*ids, *ids][:5]])
     with pytest.raises(InputError, match="needs a tokenizer"):
-        apply(model_folder.load(tmp_path / "base"), settings)
+        apply_adapter(model_folder.load(tmp_path / "base"), settings)
     with pytest.raises(InputError, match="has a soft prompt already"):
-        apply(model, settings, tokenizer=tokenizer)
+        apply_adapter(model, settings, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_slots_stand_next_to_the_text_where_distance_counts(name: str) -> None:
     """ALiBi counts slots between tokens, so that padding must not lie between a prompt and its text."""
     model = random_model(bloom())
-    apply(model, AdapterSettings(method=name, num_virtual_tokens=5), seed=1)  # type: ignore[arg-type]
+    apply_adapter(model, AdapterSettings(method=name, num_virtual_tokens=5), seed=1)  # type: ignore[arg-type]
     rows = [[3, 7, 9, 4, 8, 2], [5, 6]]
     params = SamplingParams(max_new_tokens=4, temperature=0.0)
     together = Engine(model).generate(rows, params)
@@ -206,7 +206,7 @@ def test_an_encoder_reads_a_prompt_as_pefts_does(kind: str, tmp_path: Path) -> N
     theirs.save_pretrained(tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
     width = 24 if kind == "p-tuning" else 0
-    apply(model, AdapterSettings(method=kind, num_virtual_tokens=5, bottleneck_dim=width), seed=1)  # type: ignore[arg-type]
+    apply_adapter(model, AdapterSettings(method=kind, num_virtual_tokens=5, bottleneck_dim=width), seed=1)  # type: ignore[arg-type]
     peft_files.save_adapter(model, tmp_path / "ours", base_model="../base")
     base = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "base")
     reference = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
@@ -232,4 +232,4 @@ def test_an_encoder_reads_a_prompt_as_pefts_does(kind: str, tmp_path: Path) -> N
     for ids, answer in zip(rows, Engine(model).generate(rows, params), strict=True):
         assert answer.ids == Engine(model).generate([ids], params)[0].ids
     with pytest.raises(InputError, match="prefix; t5 has an encoder"):
-        apply(model_folder.load(tmp_path / "base"), AdapterSettings(method="prefix"))
+        apply_adapter(model_folder.load(tmp_path / "base"), AdapterSettings(method="prefix"))

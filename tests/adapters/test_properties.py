@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import llama
 from torch import nn
 
-from quatrain.adapters.apply import OVER_LINEAR, apply, count_trainable_parameters, merge_adapters
+from quatrain.adapters.apply import OVER_LINEAR, apply_adapter, count_trainable_parameters, merge_adapters
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.targets import find_targets, linear_names
@@ -81,7 +81,7 @@ def test_any_tree_takes_any_method(tree: Any, method: str, data: st.DataObject) 
     with torch.no_grad():
         before = {name: model.get_submodule(name)(x) for name, x in inputs.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    apply(model, AdapterSettings(**{"method": method, "target_modules": tuple(chosen)} | METHODS[method]))  # type: ignore[arg-type]
+    apply_adapter(model, AdapterSettings(**{"method": method, "target_modules": tuple(chosen)} | METHODS[method]))  # type: ignore[arg-type]
     over = dict(adapter_layers(model))
     assert set(over) == set(chosen)
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

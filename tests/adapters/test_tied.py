@@ -13,7 +13,7 @@ from tiny_models import gpt2, llama, random_model, save_random
 
 from quatrain.adapters import peft_files
 from quatrain.adapters.adapter_set import AdapterSet
-from quatrain.adapters.apply import apply, fully_trained_parameters, merge_adapters
+from quatrain.adapters.apply import apply_adapter, fully_trained_parameters, merge_adapters
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
@@ -109,7 +109,7 @@ def test_what_learns_here_is_read_by_peft(family: str, rows: Any, parts: tuple[s
     base = random_model({"llama": llama, "gpt2": gpt2}[family](tie_word_embeddings=True))
     model_folder.save(base, tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
-    apply(model, AdapterSettings(rank=4, target_modules=("q_proj",), modules_to_save=parts))
+    apply_adapter(model, AdapterSettings(rank=4, target_modules=("q_proj",), modules_to_save=parts))
     train_tokens(model, rows)
     learning = {name for name in fully_trained_parameters(model)}
     assert learning == {f"{part}.weight" for part in parts}
@@ -129,7 +129,7 @@ def test_what_learns_here_is_read_by_peft(family: str, rows: Any, parts: tuple[s
 def test_gradients_reach_the_named_part_alone(tied: Path) -> None:
     for part, other in (("embed_tokens", "lm_head"), ("lm_head", "embed_tokens")):
         model = model_folder.load(tied)
-        apply(model, AdapterSettings(rank=4, modules_to_save=(part,)))
+        apply_adapter(model, AdapterSettings(rank=4, modules_to_save=(part,)))
         model(IDS, IDS)[1].sum().backward()
         assert model.get_submodule(part).weight.grad is not None  # type: ignore[union-attr]
         assert model.get_submodule(other).weight.grad is None  # type: ignore[union-attr]
@@ -144,7 +144,7 @@ def test_a_family_that_is_always_tied_says_so(part: str, tmp_path: Path) -> None
     transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path)
     model = model_folder.load(tmp_path)
     with pytest.raises(InputError, match="cannot be applied") as caught:
-        apply(model, AdapterSettings(rank=4, modules_to_save=(part,)))
+        apply_adapter(model, AdapterSettings(rank=4, modules_to_save=(part,)))
     assert "ties the embedding and the head" in caught.value.problems[0]
 
 
@@ -196,7 +196,7 @@ def test_a_head_under_two_names_is_written_under_both(learned: dict[str, Any], t
     )  # fmt: skip
     transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
-    apply(model, AdapterSettings(**{"rank": 4, "target_modules": ["q_proj"], **learned}))
+    apply_adapter(model, AdapterSettings(**{"rank": 4, "target_modules": ["q_proj"], **learned}))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

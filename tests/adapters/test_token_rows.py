@@ -5,7 +5,7 @@ import torch
 from tiny_models import gpt2, llama, random_model
 
 from quatrain.adapters import peft_files
-from quatrain.adapters.apply import apply, count_trainable_parameters, merge_adapters
+from quatrain.adapters.apply import apply_adapter, count_trainable_parameters, merge_adapters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import merge_token_rows, token_rows, train_tokens
 from quatrain.core.errors import InputError
@@ -25,7 +25,7 @@ def base_of(family="llama", tied=True):
 
 
 def trained(model, precision="float32"):
-    apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
+    apply_adapter(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
     train_tokens(model, IDS)
     examples = [TokenExample([i % 30, *IDS, (i + 5) % 30, 3], [True] * 5) for i in range(24)]
     settings = TrainSettings(
@@ -79,7 +79,7 @@ def test_a_row_learns_as_it_would_in_a_matrix_that_learns_whole(tied, chunks):
 
 def test_what_learns_whole_is_left_to_it():
     model = base_of(tied=False)
-    apply(model, AdapterSettings(rank=4, modules_to_save=("lm_head",)), seed=0)
+    apply_adapter(model, AdapterSettings(rank=4, modules_to_save=("lm_head",)), seed=0)
     train_tokens(model, IDS)
     assert set(token_rows(model).tables()) == {"embed_tokens"}
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 4]]))[1].sum().backward()
@@ -88,7 +88,7 @@ def test_what_learns_whole_is_left_to_it():
 
 def test_the_report_counts_the_rows_alone():
     model = base_of()
-    apply(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
+    apply_adapter(model, AdapterSettings(rank=4, alpha=8.0), seed=0)
     without, *_ = count_trainable_parameters(model)
     train_tokens(model, IDS)
     assert count_trainable_parameters(model)[0] == without + len(IDS) * 32

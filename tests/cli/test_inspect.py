@@ -194,7 +194,7 @@ def test_runs_adapters_and_quantized_models(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     from quatrain.adapters import peft_files
-    from quatrain.adapters.apply import apply
+    from quatrain.adapters.apply import apply_adapter
     from quatrain.adapters.settings import AdapterSettings
     from quatrain.compression import methods
 
@@ -203,7 +203,7 @@ def test_runs_adapters_and_quantized_models(
     (run_folder / "recipe.toml").write_text("name = 'run'\n")
     assert found(capsys, run_folder)["parameters"] == model_folder.load(base).num_parameters()
     adapted = model_folder.load(base)
-    apply(adapted, AdapterSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=["q_proj", "v_proj"]))
+    apply_adapter(adapted, AdapterSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=["q_proj", "v_proj"]))
     peft_files.save_adapter(adapted, tmp_path / "adapter", base_model=str(base))
     assert run(tmp_path / "adapter") == 0
     text = " ".join(capsys.readouterr().out.split())  # lines break where the folder's name is long
@@ -222,12 +222,12 @@ def test_runs_adapters_and_quantized_models(
 @pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr", "ia3", "bottleneck", "prompt", "prefix"])
 def test_adapters_of_every_method_are_shown(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from quatrain.adapters import peft_files
-    from quatrain.adapters.apply import apply
+    from quatrain.adapters.apply import apply_adapter
     from quatrain.adapters.settings import AdapterSettings
 
     base = make(tmp_path / "model")
     adapted = model_folder.load(base)
-    apply(adapted, AdapterSettings(method=method, rank=4))  # type: ignore[arg-type]
+    apply_adapter(adapted, AdapterSettings(method=method, rank=4))  # type: ignore[arg-type]
     peft_files.save_adapter(adapted, tmp_path / "adapter", base_model=str(base))
     assert found(capsys, tmp_path / "adapter")["parameters"] > model_folder.load(base).num_parameters()
 

@@ -10,7 +10,7 @@ import torch
 from tiny_models import llama, random_model
 
 from quatrain.adapters import peft_files
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.cli import main
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
         "soft": AdapterSettings(method="prompt", num_virtual_tokens=3),
     }.items()):  # fmt: skip
         model = model_folder.load(tmp_path / "base")
-        apply(model, how, seed=number)
+        apply_adapter(model, how, seed=number)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -132,7 +132,7 @@ def test_adapters_of_a_tied_base_are_merged_untied(folder: Path) -> None:
     model_folder.save(random_model(llama(tie_word_embeddings=True), scale=0.1), folder / "tied")
     for number, parts in enumerate([(), ("embed_tokens",)]):
         model = model_folder.load(folder / "tied")
-        apply(model, AdapterSettings(rank=2, modules_to_save=parts), seed=number)
+        apply_adapter(model, AdapterSettings(rank=2, modules_to_save=parts), seed=number)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:

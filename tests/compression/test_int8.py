@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import gpt2, llama, random_model
 from torch import nn
 
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import files, int8, methods, packing
 from quatrain.compression.settings import FLOAT_ONLY_FAMILIES
@@ -151,7 +151,7 @@ def test_bfloat16_and_autocast():
 
 def test_what_cannot_be_quantized_is_told(tmp_path):
     small = random_model(CONFIG)
-    apply(small, AdapterSettings(rank=2, alpha=2.0, dropout=0.0, target_modules="q_proj"))
+    apply_adapter(small, AdapterSettings(rank=2, alpha=2.0, dropout=0.0, target_modules="q_proj"))
     with pytest.raises(InputError, match="Merge the adapters"):
         methods.quantize(small, "int8")
     twice = random_model(CONFIG)

@@ -10,7 +10,7 @@ import torch
 from tiny_models import gpt2, llama, random_model, save_random
 from torch import nn
 
-from quatrain.adapters.apply import apply, count_trainable_parameters, merge_adapters
+from quatrain.adapters.apply import apply_adapter, count_trainable_parameters, merge_adapters
 from quatrain.adapters.layer import dequantized
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import layer as layers
@@ -78,7 +78,7 @@ def test_a_lora_over_it_learns_and_merges(method: str) -> None:
     weights = {name: model.get_submodule(name).dequantized_weight() for name in names}
     elements = sum(weight.numel() for weight in weights.values())
     settings = AdapterSettings(rank=4, alpha=8.0, trainable_tokens="none", quantize_base=method)
-    assert apply(model, settings, seed=1) == names
+    assert apply_adapter(model, settings, seed=1) == names
     assert count_trainable_parameters(model)[1] >= elements + sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -111,7 +111,7 @@ def test_gradients_of_a_lora_are_those_over_the_plain_weights(method: str) -> No
     methods.dequantize(float_model)
     found = []
     for model in (quantized, float_model):
-        apply(model, AdapterSettings(rank=4, trainable_tokens="none"), seed=1)
+        apply_adapter(model, AdapterSettings(rank=4, trainable_tokens="none"), seed=1)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("lora_B"):

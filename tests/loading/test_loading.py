@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import llama
 
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.peft_files import save_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
@@ -82,7 +82,7 @@ def test_end_ids_come_from_model_tokenizer_and_generation_config(folder, tokeniz
 def test_an_adapter_has_the_settings_of_its_base(folder, tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({"num_beams": 3, "suppress_tokens": [9]}))
     model = load_model(folder)[0]
-    apply(model, AdapterSettings(rank=2, alpha=4.0, target_modules=("q_proj",)))
+    apply_adapter(model, AdapterSettings(rank=2, alpha=4.0, target_modules=("q_proj",)))
     save_adapter(model, tmp_path / "adapter", base_model=str(folder))
     engine = Engine.load(tmp_path / "adapter")
     assert (engine.rules.suppress_tokens, engine.recommended.num_beams) == ((9,), 3)

@@ -475,13 +475,13 @@ def test_t5_reads_texts_of_any_length(models):
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
 def test_adapters_of_both_sides_are_those_of_peft(name, targets, models, tmp_path):
     from quatrain.adapters import peft_files
-    from quatrain.adapters.apply import apply
+    from quatrain.adapters.apply import apply_adapter
     from quatrain.adapters.settings import AdapterSettings
 
     peft = pytest.importorskip("peft")
     model_folder.save(models(name), tmp_path / "base")
     model = model_folder.load(tmp_path / "base")
-    changed = apply(model, AdapterSettings(rank=2, alpha=4.0, dropout=0.0, target_modules=targets), seed=1)
+    changed = apply_adapter(model, AdapterSettings(rank=2, alpha=4.0, dropout=0.0, target_modules=targets), seed=1)
     assert {part for name in changed for part in name.split(".")} >= {"encoder", "self_attn", "cross_attn"}
     with torch.no_grad():
         for number, (_, layer) in enumerate(adapter_layers(model)):

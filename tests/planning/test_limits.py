@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_configs import tiny
 
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
 from quatrain.models.families import families, get_family
@@ -134,7 +134,7 @@ def test_batches_that_nothing_holds(rows: int, length: int) -> None:
 def test_adapters_that_nothing_holds(asked: dict[str, Any]) -> None:
     config = get_family("llama").from_hf(tiny("llama") | {"hidden_size": 1024, "num_hidden_layers": 8})
     with pytest.raises(InputError, match="this machine has"):
-        apply(Model(config), AdapterSettings(**asked))
+        apply_adapter(Model(config), AdapterSettings(**asked))
 
 
 def test_nothing_is_refused_where_nothing_is_held() -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tiny_training import CONFIG, settings
 
-from quatrain.adapters.apply import apply, count_trainable_parameters
+from quatrain.adapters.apply import apply_adapter, count_trainable_parameters
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.compression import methods
 from quatrain.core.errors import InputError
@@ -57,7 +57,7 @@ def test_the_parts_are_those_that_a_training_measures(given_, precision, optimiz
     if adapter is not None:
         if adapter.quantize_base == "nf4":
             methods.quantize(model, "nf4")
-        apply(model, adapter)
+        apply_adapter(model, adapter)
     assert (said.trainable, said.total) == count_trainable_parameters(model)[:2]
     found = Trainer(model, Causal(), Same(), wanted, steps=3).train().memory
     for part in ("gradients", "logits"):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tiny_training import CONFIG, hooks_of, ragged, settings
 from torch import nn
 
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.data.batches import pad
@@ -60,7 +60,7 @@ def llama(case):
     """The model that most cases train, with an adapter or weights without a use where asked."""
     model = Model(CONFIG.replace(dropout=case.get("settings", {}).get("dropout", 0.0))).initialize(0)
     if case.get("adapter"):
-        apply(model, AdapterSettings(rank=2, alpha=4.0))
+        apply_adapter(model, AdapterSettings(rank=2, alpha=4.0))
     if case.get("rows"):
         train_tokens(model, case["rows"])
     if case.get("kind") == "spare":

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import llama
 
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
@@ -116,7 +116,7 @@ def test_any_shape_mask_and_chunk(rows, length, share, factor, logits):
 def test_an_adapted_head_is_said_in_parts(monkeypatch):
     small_chunks(monkeypatch, 4 * 101)
     model = ready(Model(plain_config(tie_word_embeddings=False)))
-    apply(model, AdapterSettings(rank=4, target_modules=("lm_head",)), seed=0)
+    apply_adapter(model, AdapterSettings(rank=4, target_modules=("lm_head",)), seed=0)
     for name, parameter in model.named_parameters():
         if name.endswith("_B"):
             torch.nn.init.normal_(parameter)

@@ -7,7 +7,7 @@ import torch
 from tiny_models import llama
 from torch import Tensor
 
-from quatrain.adapters.apply import apply
+from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
@@ -28,7 +28,7 @@ def adapted(*, rounded: bool) -> Model:
     model = Model(CONFIG).initialize(0)
     if rounded:
         model = model.bfloat16().float()
-    apply(model, ADAPTER, seed=0)
+    apply_adapter(model, ADAPTER, seed=0)
     return model
 
 
