@@ -60,7 +60,9 @@ DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {"ia3": ia3.TARGETS, "bottleneck":
 """Method -> default target modules, for methods whose default is not every linear layer."""
 
 
-def apply_adapter(model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: Tokenizer | None = None) -> list[str]:
+def apply_adapter(
+    model: Model, settings: AdapterSettings, seed: int = 0, *, tokenizer: Tokenizer | None = None
+) -> list[str]:
     """Puts an adapter on a model and freezes everything else.
 
     Returns the paths of the adapted layers, or the names of the trained weights for methods without adapter layers.

@@ -47,7 +47,7 @@ class Tagging(RecordTask):
         return completion.split(" ")
 
     def prediction_text(self, examples: Sequence[Any], predictions: Sequence[Any]) -> str:
-        return " ".join(self.objective.sentences(examples, predictions)[0])
+        return " ".join(self.objective.predictions(examples, predictions)[0])
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
         """The tag that the words of these examples have most often."""

@@ -141,7 +141,7 @@ def test_every_word_counts_once_at_its_first_token(words, limit, data):
         found, _ = objective.prepare([{"tokens": words, "tags": tags}])
         assert all(len(each) <= limit and len(each.ids) == len(each.labels) for each in found)
         assert sorted(word for each in found for word in each.words) == list(range(len(words)))
-        assert objective.truths(found) == [tags]
+        assert objective.references(found) == [tags]
         ids, owners = word_tokens(tokenizer, words)
         assert ids == tokenizer.encode(" ".join(words))
         before, after = frame(tokenizer)
@@ -170,9 +170,9 @@ def test_a_word_without_token_is_said_and_gets_the_plain_tag():
     objective = o.TokenClassification(tokenizer, ["B-X", "O"])
     found, notes = objective.prepare([{"tokens": ["fox", "\u200d\u0007", "dog"], "tags": ["B-X", "B-X", "O"]}])
     assert notes == ["words without a token of their own in this tokenizer, which are not learned: 1"]
-    assert objective.sentences(found, [[0, 0]]) == [["B-X", "O", "B-X"]]
+    assert objective.predictions(found, [[0, 0]]) == [["B-X", "O", "B-X"]]
     with pytest.raises(InputError, match="3 for 2 words"):
-        objective.sentences(found, [[0, 0, 0]])
+        objective.predictions(found, [[0, 0, 0]])
 
 
 @settings(deadline=None)

@@ -1,8 +1,11 @@
-"""Evaluates a model on held-out examples of an objective: the loss, and the standard metrics of the task."""
+"""Evaluates a model on held-out examples of an objective: the loss, and the standard metrics of the objective's task.
+
+The objective gives predictions and references; the tables here choose the metrics that compare them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +15,18 @@ from quatrain.evaluation.metrics.answers import squad
 from quatrain.evaluation.metrics.classification import accuracy, by_label, confusion, f1, matthews, pearson, spearman
 from quatrain.evaluation.metrics.entities import PREFIXES, by_type, entity_f1
 from quatrain.evaluation.metrics.likelihood import perplexity
-from quatrain.training import objectives as kinds
-
-LANGUAGE = (kinds.Causal, kinds.Masked, kinds.SpanCorruption, kinds.Denoising, kinds.Seq2Seq)
+from quatrain.training.objectives import (
+    CosineSimilarity,
+    ExtractiveQA,
+    SequenceClassification,
+    TokenClassification,
+    collate,
+)
 
 BATCH_TOKENS = 8192
 """Tokens, padding included, that are evaluated together."""
-
-DETAILED = 64
-"""Labels up to which the table of confusions is kept."""
+MAX_CONFUSION_LABELS = 64
+"""The most labels for which a confusion matrix is kept."""
 
 
 def evaluate_objective(
@@ -28,12 +34,12 @@ def evaluate_objective(
 ) -> dict[str, float]:
     """{"loss": mean, and the task's metrics} of a model on prepared examples.
 
-    Accuracy and macro F1 for labels (with two also Matthews), accuracy and micro F1 for several labels, correlations
-    for numbers, entity F1 for tags that are spans, accuracy for other tags, SQuAD's exact match and F1, perplexity
-    where words are learned (Masked: also accuracy of the hidden words). Random choices follow from `seed` and the
-    position of an example, so that two evaluations mask the same tokens. The model's mode is restored.
+    Accuracy and macro F1 for labels (also Matthews' coefficient for two), accuracy and micro F1 for several labels per
+    text, correlations for numbers, entity F1 for tags that mark spans, accuracy for other tags, SQuAD's exact match and
+    F1, perplexity for language models (for masked ones also the accuracy on masked tokens). Random draws follow from
+    `seed` and the position of an example, so that two evaluations mask the same tokens. The model's mode is restored.
 
-    Raises InputError where there is no example.
+    Raises InputError if there are no examples.
     """
     return measure(objective, model, examples, batch_tokens=batch_tokens, seed=seed)[0]
 
@@ -41,51 +47,52 @@ def evaluate_objective(
 def measure(
     objective: Any, model: Any, examples: Sequence[Any], *, batch_tokens: int = BATCH_TOKENS, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """As `evaluate_objective`, with the table of confusions and the scores per label for at most 64 labels.
+    """The metrics of `evaluate_objective`, and the confusion matrix and scores of each label (for at most 64 labels).
 
-    {"confusion": {"labels", "counts"}, "by_label": rows of label, precision, recall, f1, count}; of tags that are
-    spans, the rows are the types of spans.
+    The second dictionary is {"confusion": {"labels", "counts"}, "by_label": rows of label, precision, recall, f1,
+    count}; for tags that mark spans, the rows are types of spans.
     """
     if not len(examples):
         raise InputError("evaluation: there is no example to measure; at least one is needed.")
     was_training = model.training
+    expected = references(objective, examples)
     model.eval()
     try:
-        total, weight, sums, answers = _run(objective, model, examples, batch_tokens, seed)
+        total, weight, sums, outputs = _run(objective, model, examples, expected is not None, batch_tokens, seed)
     finally:
         model.train(was_training)
     if not weight:
         raise InputError("evaluation: these examples have no labels, so there is no loss to measure.")
-    found = {"loss": total / weight, **{name: value / weight for name, value in sums.items()}}
-    if isinstance(objective, LANGUAGE):
-        words = sums.get("masked_loss", sums.get("plain_loss", total))
-        found["perplexity"] = perplexity(words, weight)
-    return found | _scores(objective, examples, answers), _details(objective, examples, answers)
+    metrics = {"loss": total / weight, **{name: value / weight for name, value in sums.items()}}
+    if (likelihood := getattr(objective, "likelihood", None)) is not None:
+        metrics["perplexity"] = perplexity(sums.get(likelihood, total), weight)
+    if expected is None:
+        return metrics, {}
+    predictions = objective.predictions(examples, outputs)
+    details = _of(DETAILS, objective, lambda *_: {})
+    return metrics | scores(objective, predictions, expected), details(objective, predictions, expected)
 
 
 @torch.no_grad()
 def _run(
-    objective: Any, model: Any, examples: Sequence[Any], batch_tokens: int, seed: int
+    objective: Any, model: Any, examples: Sequence[Any], predict: bool, batch_tokens: int, seed: int
 ) -> tuple[float, int, dict[str, float], list[Any]]:
-    """Sums of loss, weight and metrics, and the prediction of each example."""
+    """Sums of loss, weight and metrics, and the output of `objective.predict` for each example."""
     total, weight, sums = 0.0, 0, dict[str, float]()
-    answers: list[Any] = [None] * len(examples)
-    predicts = hasattr(objective, "predict")
+    outputs: list[Any] = [None] * len(examples)
     for places in batches_of(examples, batch_tokens):
-        part = [examples[place] for place in places]
-        batch = kinds.collate(objective, part, [(seed, place) for place in places]).to(model.device)
+        chosen = [examples[place] for place in places]
+        batch = collate(objective, chosen, [(seed, place) for place in places]).to(model.device)
         loss, count, metrics = objective.loss(model, batch)
         total, weight = total + float(loss.double()), weight + int(count)
+        if hasattr(objective, "evaluation_metrics"):
+            metrics = {**metrics, **objective.evaluation_metrics(model, batch)}
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value)
-        if isinstance(objective, kinds.Masked):
-            labels = batch.labels[0] if objective.next_sentence_prediction else batch.labels
-            right = torch.tensor(objective.predict(model, batch)) == labels[labels != -100].cpu()
-            sums["accuracy"] = sums.get("accuracy", 0.0) + float(right.sum())
-        elif predicts:
-            for place, answer in zip(places, objective.predict(model, batch), strict=True):
-                answers[place] = answer
-    return total, weight, sums, answers
+        if predict:
+            for place, output in zip(places, objective.predict(model, batch), strict=True):
+                outputs[place] = output
+    return total, weight, sums, outputs
 
 
 def batches_of(examples: Sequence[Any], batch_tokens: int) -> list[list[int]]:
@@ -99,95 +106,82 @@ def batches_of(examples: Sequence[Any], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def _details(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, Any]:
-    labels = list(getattr(objective, "labels", ()))
-    if not 1 < len(labels) <= DETAILED:
-        return {}
-    if isinstance(objective, kinds.SequenceClassification) and objective.problem_type == "single_label":
-        counts = confusion(answers, [example.label for example in examples], len(labels))
-        return {"confusion": {"labels": labels, "counts": counts}, "by_label": by_label(counts, labels)}
-    if isinstance(objective, kinds.TokenClassification):
-        sides = objective.sentences(examples, answers), objective.truths(examples)
-        said, true = ([labels.index(tag) for sentence in side for tag in sentence] for side in sides)
-        counts = confusion(said, true, len(labels))
-        rows = by_type(*sides) if _are_spans(labels) else by_label(counts, labels)
-        return {"confusion": {"labels": labels, "counts": counts}, "by_label": rows}
-    return {}
-
-
 def references(objective: Any, examples: Sequence[Any]) -> list[Any] | None:
-    """The references in the form that `scores` takes; None for objectives without predictions to compare."""
-    if isinstance(objective, kinds.SequenceClassification):
-        labels = [example.label for example in examples]
-        if objective.problem_type == "single_label":
-            return labels
-        if objective.problem_type == "multi_label":
-            return [[number for number, value in enumerate(row) if value] for row in labels]
-        return [row[0] for row in labels] if len(objective.labels) == 1 else None
-    if isinstance(objective, kinds.TokenClassification):
-        return list(objective.truths(examples))
-    if isinstance(objective, kinds.ExtractiveQA):
-        return [example.answers for example in examples if example.first]
-    if isinstance(objective, kinds.CosineSimilarity):
-        return [example.score for example in examples]
-    if isinstance(objective, kinds.MultipleChoice):
-        return [example.label for example in examples]
-    return None
+    """The objective's references for the examples; None if it predicts nothing that could be compared."""
+    return objective.references(examples) if hasattr(objective, "references") else None
 
 
 def scores(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    """The standard metrics of the objective's task, of predictions compared with references."""
-    if isinstance(objective, kinds.SequenceClassification):
-        return _of_labels(objective, predictions, references)
-    if isinstance(objective, kinds.TokenClassification):
-        return _of_tags(objective, predictions, references)
-    if isinstance(objective, kinds.ExtractiveQA):
-        return squad(predictions, references)
-    if isinstance(objective, kinds.CosineSimilarity):
-        return _correlations(predictions, references)
-    return {"accuracy": accuracy(predictions, references)}
+    """The standard metrics of the objective's task: accuracy, unless `SCORES` has others."""
+    compare = _of(SCORES, objective, lambda _, *sides: {"accuracy": accuracy(*sides)})
+    return compare(objective, predictions, references)
 
 
-def _scores(objective: Any, examples: Sequence[Any], answers: list[Any]) -> dict[str, float]:
-    """The metrics of what `predict` has returned for each example."""
-    right = references(objective, examples)
-    if right is None:
-        return {}
-    if isinstance(objective, kinds.TokenClassification):
-        return scores(objective, objective.sentences(examples, answers), right)
-    if isinstance(objective, kinds.ExtractiveQA):
-        best = kinds.best_answers(examples, answers, may_be_none=not all(right))
-        return scores(objective, [ranked[0].text for ranked in best], right)
-    return scores(objective, answers, right)
+def _of(table: dict[type, Compare], objective: Any, default: Compare) -> Compare:
+    return next((table[each] for each in type(objective).__mro__ if each in table), default)
 
 
-def _of_labels(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    if objective.problem_type == "single_label":
-        found = {"accuracy": accuracy(predictions, references), "f1_macro": f1(predictions, references)["f1"]}
-        return found if len(objective.labels) != 2 else {**found, "matthews": matthews(predictions, references)}
+def _label_scores(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+    if objective.problem_type == "regression":
+        return _correlations(objective, predictions, references)
+    metrics = {"accuracy": accuracy(predictions, references)}
     if objective.problem_type == "multi_label":
-        return {
-            "accuracy": accuracy(predictions, references),
-            "f1_micro": f1(predictions, references, average="micro")["f1"],
-            "f1_macro": f1(predictions, references)["f1"],
-        }
-    return _correlations(predictions, references)
+        metrics["f1_micro"] = f1(predictions, references, average="micro")["f1"]
+    metrics["f1_macro"] = f1(predictions, references)["f1"]
+    if objective.problem_type == "single_label" and len(objective.labels) == 2:
+        metrics["matthews"] = matthews(predictions, references)
+    return metrics
 
 
-def _of_tags(objective: Any, predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float]:
-    flat = [[tag for sentence in side for tag in sentence] for side in (predicted, true)]
-    found = {"accuracy": accuracy(*flat)}
-    if _are_spans(objective.labels):
-        return found | entity_f1(predicted, true)
-    return {**found, "f1_macro": f1(*flat)["f1"]}
+def _tag_scores(
+    objective: Any, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    flat = [[tag for sentence in side for tag in sentence] for side in (predictions, references)]
+    metrics = {"accuracy": accuracy(*flat)}
+    if _mark_spans(objective.labels):
+        return metrics | entity_f1(predictions, references)
+    return {**metrics, "f1_macro": f1(*flat)["f1"]}
 
 
-def _are_spans(labels: Sequence[str]) -> bool:
+def _mark_spans(labels: Sequence[str]) -> bool:
     return "O" in labels and all(label.partition("-")[0] in PREFIXES for label in labels)
 
 
-def _correlations(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-    """Empty where one side is constant or has one value: the correlation is undefined."""
+def _correlations(objective: Any, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+    """Empty if one side has a single value: the correlation is then undefined."""
     if len(set(predictions)) < 2 or len(set(references)) < 2:
         return {}
     return {"pearson": pearson(predictions, references), "spearman": spearman(predictions, references)}
+
+
+def _label_details(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, Any]:
+    labels = list(objective.labels)
+    if objective.problem_type != "single_label" or not 1 < len(labels) <= MAX_CONFUSION_LABELS:
+        return {}
+    counts = confusion(predictions, references, len(labels))
+    return {"confusion": {"labels": labels, "counts": counts}, "by_label": by_label(counts, labels)}
+
+
+def _tag_details(
+    objective: Any, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    labels = list(objective.labels)
+    if not 1 < len(labels) <= MAX_CONFUSION_LABELS:
+        return {}
+    predicted, true = ([labels.index(tag) for tags in side for tag in tags] for side in (predictions, references))
+    counts = confusion(predicted, true, len(labels))
+    rows = by_type(predictions, references) if _mark_spans(labels) else by_label(counts, labels)
+    return {"confusion": {"labels": labels, "counts": counts}, "by_label": rows}
+
+
+Compare = Callable[[Any, Sequence[Any], Sequence[Any]], dict[str, Any]]
+"""(objective, predictions, references) to metrics or details."""
+SCORES: dict[type, Compare] = {
+    SequenceClassification: _label_scores,
+    TokenClassification: _tag_scores,
+    ExtractiveQA: lambda _, predictions, references: squad(predictions, references),
+    CosineSimilarity: _correlations,
+}
+"""The metrics of an objective; accuracy for all others."""
+DETAILS: dict[type, Compare] = {SequenceClassification: _label_details, TokenClassification: _tag_details}
+"""The confusion matrix and scores of each label, for objectives with labels."""

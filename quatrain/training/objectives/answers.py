@@ -173,6 +173,15 @@ class ExtractiveQA(TextObjective):
         exact = (logits.detach().argmax(1) == batch.labels).all(-1).sum()
         return loss.sum(), len(batch.labels), {"span_accuracy": exact}
 
+    def references(self, examples: Sequence[ContextWindow]) -> list[tuple[str, ...]]:
+        """The answers of each question; an empty tuple for a question without answer."""
+        return [example.answers for example in examples if example.first]
+
+    def predictions(self, examples: Sequence[ContextWindow], outputs: Sequence[Tensor]) -> list[str]:
+        """The best answer of each question; "" is possible if a question of the examples has no answer."""
+        ranked = best_answers(examples, outputs, may_be_none=not all(self.references(examples)))
+        return [answers[0].text for answers in ranked]
+
     @torch.no_grad()
     def predict(self, model: Any, batch: TokenBatch) -> list[Tensor]:
         """Start and end logits (T, 2) of each window, for `best_answers`."""

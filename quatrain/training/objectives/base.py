@@ -32,7 +32,8 @@ class Objective(Protocol):
     """What the trainer needs of an objective.
 
     An objective with random draws sets `draws = True` and accepts `collate(examples, seed=…)`; see `collate` in this
-    module.
+    module. Evaluation also reads, if present, `likelihood`, `references`, `predict`, `predictions` and
+    `evaluation_metrics`; see `TextObjective`.
     """
 
     def collate(self, examples: Sequence[Any]) -> Batch:
@@ -46,6 +47,8 @@ class Objective(Protocol):
 
 class Causal:
     """Next-token prediction on the labelled tokens: all of a text, or the assistant's turns of a chat."""
+
+    likelihood = "loss"
 
     def __init__(self, pad_id: int = 0, *, multiple: int = 8):
         self.pad_id, self.multiple = pad_id, multiple

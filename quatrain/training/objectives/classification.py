@@ -129,6 +129,15 @@ class SequenceClassification(LabelledObjective):
             metrics["accuracy"] = correct(logits, batch.labels)
         return loss.sum(), len(batch.labels), metrics
 
+    def references(self, examples: Sequence[EncodedText]) -> list[Any] | None:
+        """What `predict` should give for each text; None for a regression with several numbers."""
+        labels = [example.label for example in examples]
+        if self.problem_type == "single_label":
+            return labels
+        if self.problem_type == "multi_label":
+            return [[index for index, present in enumerate(row) if present] for row in labels]
+        return [row[0] for row in labels] if len(self.labels) == 1 else None
+
     @torch.no_grad()
     def predict(self, model: Any, batch: TokenBatch) -> list[Any]:
         """For each text the index of its label, the indices of labels with probability above 0.5, or its numbers."""
@@ -214,6 +223,10 @@ class MultipleChoice(TextObjective):
         scores = self._scores(model, batch)
         loss = label_loss(scores, batch.labels, "single_label")
         return loss.sum(), len(batch.labels), {"accuracy": correct(scores, batch.labels)}
+
+    def references(self, examples: Sequence[ChoiceExample]) -> list[int]:
+        """The index of the correct choice of each question."""
+        return [example.label for example in examples]
 
     @torch.no_grad()
     def predict(self, model: Any, batch: ChoiceBatch) -> list[int]:

@@ -26,6 +26,7 @@ class CorruptionObjective(TextObjective):
     """
 
     draws = True
+    likelihood = "loss"
 
     @cached_property
     def words(self) -> WordBoundaries:

@@ -141,6 +141,10 @@ class CosineSimilarity(_Embedding):
         """The score of a pair, for a preview."""
         return f"score: {example.score:.4g}"
 
+    def references(self, examples: Sequence[EmbeddingExample]) -> list[float]:
+        """The score of each pair."""
+        return [example.score for example in examples]
+
     @torch.no_grad()
     def predict(self, model: Any, batch: TokenBatch) -> list[float]:
         """The cosine of each pair."""

@@ -34,6 +34,8 @@ class Masked(CorruptionObjective):
     masked tokens; with equal numbers the loss is the sum of both means, as in BERT.
     """
 
+    likelihood = "masked_loss"
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -138,12 +140,12 @@ class Masked(CorruptionObjective):
         return total + sentence_loss, weight, metrics
 
     @torch.no_grad()
-    def predict(self, model: Any, batch: TokenBatch) -> list[int]:
-        """The most likely token at each masked position, in the order of `batch.labels`."""
+    def evaluation_metrics(self, model: Any, batch: TokenBatch) -> dict[str, float]:
+        """The number of masked tokens that are predicted correctly."""
         labels = batch.labels[0] if self.next_sentence_prediction else batch.labels
-        return (
-            model.lm_logits(model.hidden_states(**inputs_of(model, batch))[labels != IGNORE_INDEX]).argmax(-1).tolist()
-        )
+        masked = labels != IGNORE_INDEX
+        predicted = model.lm_logits(model.hidden_states(**inputs_of(model, batch))[masked]).argmax(-1)
+        return {"accuracy": float((predicted == labels[masked]).sum())}
 
 
 def _pooled(model: Any, hidden: Tensor, batch: TokenBatch) -> Tensor:

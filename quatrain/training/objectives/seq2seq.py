@@ -36,6 +36,8 @@ class Seq2Seq(TextObjective):
     over all tokens (Szegedy et al. 2016).
     """
 
+    likelihood = "plain_loss"
+
     def __init__(
         self,
         tokenizer: Tokenizer,

@@ -6,7 +6,7 @@ section 5.3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,14 +145,14 @@ class TokenClassification(LabelledObjective):
         best = self.forward(model, batch)[0].argmax(-1)
         return [row[labels != IGNORE_INDEX].tolist() for row, labels in zip(best, batch.labels, strict=True)]
 
-    def sentences(self, examples: Iterable[TaggedWindow], predictions: Iterable[Sequence[int]]) -> list[list[str]]:
-        """The tag names of whole sentences, from the predictions for their windows, in order.
+    def predictions(self, examples: Sequence[TaggedWindow], outputs: Sequence[Sequence[int]]) -> list[list[str]]:
+        """The tag names of whole sentences, from the label indices of their windows, in order.
 
         A word without a token gets "O" if that is a label, otherwise the first label.
         """
         default = "O" if "O" in self.labels else self.labels[0]
         sentences: list[list[str]] = []
-        for example, predicted in zip(examples, predictions, strict=True):
+        for example, predicted in zip(examples, outputs, strict=True):
             if len(example.words) != len(predicted):
                 raise InputError(f"predictions: {len(predicted)} for {len(example.words)} words of a window.")
             if example.first:
@@ -161,10 +161,9 @@ class TokenClassification(LabelledObjective):
                 sentences[-1][word] = self.labels[label]
         return sentences
 
-    def truths(self, examples: Iterable[TaggedWindow]) -> list[list[str]]:
-        """The reference tag names of whole sentences, in the format of `sentences`."""
-        examples = list(examples)
-        return self.sentences(examples, [[each for each in row.labels if each != IGNORE_INDEX] for row in examples])
+    def references(self, examples: Sequence[TaggedWindow]) -> list[list[str]]:
+        """The reference tag names of whole sentences."""
+        return self.predictions(examples, [[each for each in row.labels if each != IGNORE_INDEX] for row in examples])
 
 
 def word_tokens(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[list[int], list[int | None]]:

@@ -96,6 +96,9 @@ class TextObjective:
     """
 
     draws: ClassVar[bool] = False
+    likelihood: ClassVar[str | None] = None
+    """The metric of `loss` that is the negative log-likelihood of tokens ("loss" if there is no such metric); None for
+    objectives without perplexity."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_length: int | None = None):
         self.tokenizer, self.max_length = tokenizer, max_length
@@ -137,6 +140,18 @@ class TextObjective:
     def describe_target(self, example: Any) -> str:
         """What is learned of an example besides its tokens, for a preview; "" if there is nothing else."""
         return ""
+
+    def references(self, examples: Sequence[Any]) -> list[Any] | None:
+        """What the predictions for the examples are compared with; None if nothing is predicted."""
+        return None
+
+    def predictions(self, examples: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+        """The predictions in the format of `references`, from the output of `predict` for each example."""
+        return list(outputs)
+
+    def evaluation_metrics(self, model: Any, batch: Any) -> dict[str, float]:
+        """Metrics that only evaluation computes, summed like those of `loss`."""
+        return {}
 
     def notes(self, examples: Sequence[Any]) -> list[str]:
         """Notes for the user about these examples."""
