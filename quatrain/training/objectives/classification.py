@@ -186,9 +186,7 @@ class MultipleChoice(TextObjective):
             label = ord(label.upper()) - ord("A")
         valid = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(choices)
         if not valid and not fields.problems:
-            fields.fault(
-                f"label: {format_value(label)}; must be from 0 to {len(choices) - 1}, or a letter from A on"
-            )
+            fields.fault(f"label: {format_value(label)}; must be from 0 to {len(choices) - 1}, or a letter from A on")
         fields.check()
         rows = [self.read(question, choice) for choice in choices]
         return [ChoiceExample(rows, int(label), cut=sum(row.cut for row in rows))]
