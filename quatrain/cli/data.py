@@ -111,20 +111,19 @@ def _ask(
     """Add a fault to the report for each question whose SQL fails on its database."""
     from quatrain.core.errors import InputError
     from quatrain.data.checking import Finding
-    from quatrain.data.corpus import Corpus
+    from quatrain.data.corpus import DataParts
     from quatrain.data.settings import source_settings
-    from quatrain.tasks.task import spec_of_source
+    from quatrain.tasks.task import source_task
 
     if report.format != "sql":
         what = f"{report.source} is {report.described}"
         raise InputError(f"--databases: is for questions with SQL; {what}. Leave it out.")
     if not report.ok:
         return  # report invalid rows first
-    data = source_settings(report.source, databases).model_copy(update={"format": "sql"})
-    spec = spec_of_source(data)
-    corpus = Corpus(report.source, format="sql", columns=columns, subset=subset, split=split)
-    if spec is not None:
-        with spec.open(data, "source", corpus) as task:
+    given = {"format": "sql", "columns": columns or {}, "subset": subset, "split": split}
+    task = source_task(DataParts(source_settings(report.source, databases).model_copy(update=given)))
+    if task is not None:
+        with task:
             for fault in task.faults():
                 report.add(Finding(fault.place, fault.text, fault.field))
 

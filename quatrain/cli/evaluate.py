@@ -73,10 +73,11 @@ def evaluate(
     limit = context or longest
     if network.config.head not in TEXT_HEADS:
         return _records(network, tokenizer, data, split, source_prefix, examples, limit, max_new_tokens, json_lines)
+    from quatrain.data.corpus import DataParts
     from quatrain.data.settings import source_settings
     from quatrain.tasks.task import spec_of_source
 
-    if spec_of_source(source_settings(data, databases)) is not None:
+    if spec_of_source(DataParts(source_settings(data, databases))) is not None:
         return _source_task(network, tokenizer, data, databases, examples, max_new_tokens, json_lines)
     if _is_chat(data):
         return _chats(network, tokenizer, data, examples, limit, json_lines)
@@ -136,23 +137,22 @@ def _source_task(
     from quatrain.cli.output import show, show_json
     from quatrain.core.progress import SilentReporter, create_reporter
     from quatrain.core.wording import format_metric, text_table
-    from quatrain.data.corpus import Corpus
+    from quatrain.data.corpus import DataParts
     from quatrain.data.settings import source_settings
     from quatrain.data.sources import source_names
     from quatrain.evaluation.evaluate import evaluate
     from quatrain.generation.engine import Engine, SamplingParams
-    from quatrain.tasks.task import spec_of_source
+    from quatrain.tasks.task import source_task
 
     engine, params = Engine(network, tokenizer), SamplingParams(max_new_tokens=max_new_tokens)
     reporter = SilentReporter() if json_lines else create_reporter()
     results, notes, kind = {}, [], ""
     for name in source_names(data):
-        settings = source_settings(name, databases)
-        spec = spec_of_source(settings)
-        if spec is None:
+        task = source_task(DataParts(source_settings(name, databases)))
+        if task is None:
             continue
-        kind = spec.name
-        with spec.open(settings, "source", Corpus(name, format=spec.name)) as task:
+        kind = task.name
+        with task:
             chosen = task.take(examples)
             result = evaluate(engine, task, name, chosen, params=params)
             notes += [f"{name}: {note}" for note in (*task.notes, *result.notes)]

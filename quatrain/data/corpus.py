@@ -5,7 +5,7 @@
 
 The format is detected from the columns, or given: `Corpus("reviews.csv", columns={"text": "review", "label":
 "stars"})`. Rows are read one at a time, so a source of any size needs constant memory (except a JSON list, which is
-parsed whole).
+parsed whole). `DataParts` opens the parts of a recipe's data, each once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import MAX_DIGITS, sha256_of
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 200
 """Rows from which the format of a file is detected."""
+
+Record = TypeVar("Record")
 
 Reader = Callable[[Path], Iterable[str]]
 """Yields the text of a file in chunks."""
@@ -84,8 +89,6 @@ class Corpus:
         source: str | Path,
         *,
         format: str | None = None,
-        default_format: str | None = None,
-        accept: Sequence[str] = (),
         columns: Mapping[str, str] | None = None,
         subset: str | None = None,
         split: str | None = None,
@@ -96,7 +99,6 @@ class Corpus:
     ):
         """Open `source` and detect its format, unless `format` (one of FORMATS) or `columns` (role -> column) is given.
 
-        With `default_format`, rows that are detected as no format, or as none of `accept`, are read in that one.
         `subset` and `split` select from a Hugging Face data set (`hf:owner/name`); `streaming` reads it without
         downloading it first. `skipped` is called for each file of a folder that is not read, `progress` during a
         download. `reader` yields the text of a file. Raises InputError if the source does not exist or its format is
@@ -104,32 +106,21 @@ class Corpus:
         """
         if format is not None and format not in FORMATS:
             raise InputError(f"format {format!r}: allowed are {', '.join(FORMATS)}")
-        self.source = str(source)
+        self.source, self.columns = str(source), columns
         self.origin = _origin(source, subset=subset, split=split, streaming=streaming, skipped=skipped,
                               progress=progress, reader=reader)  # fmt: skip
-        self.layout = self._layout(format, columns, default_format, accept)
+        self.layout = self.origin.layout(format, columns)
         self.format = self.layout.format
 
-    @classmethod
-    def of(cls, data: DataSettings, **options: Any) -> Corpus:
-        """The corpus of a recipe's data settings. Raises InputError if they have no source."""
-        if data.source is None:
-            raise InputError(
-                "data.source: nothing is named; give a file, a folder, a name of the catalog or hf:owner/name"
-            )
-        names = ("format", "columns", "subset", "split", "streaming")
-        return cls(data.source, **{name: getattr(data, name) for name in names}, **options)
-
-    def _layout(
-        self, format: str | None, columns: Mapping[str, str] | None, default: str | None, accept: Sequence[str]
-    ) -> Layout:
-        if format is not None or default is None:
-            return self.origin.layout(format, columns)
-        try:
-            layout = self.origin.layout(None, columns)
-        except InputError:
-            return self.origin.layout(default, columns)
-        return layout if layout.format in (default, *accept) else self.origin.layout(default, columns)
+    def read_as(self, format: str | None) -> Corpus:
+        """The same source in another format; None detects it. Raises InputError as opening does."""
+        if format == self.format:
+            return self
+        other = copy(self)
+        other.origin = copy(self.origin)
+        other.layout = other.origin.layout(format, self.columns)
+        other.format = other.layout.format
+        return other
 
     def __iter__(self) -> Iterator[AnyRecord]:
         return self.read()
@@ -181,6 +172,94 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.source!r}, format={self.format!r})"
+
+
+class DataParts:
+    """The parts of a recipe's data (`source`, `dev`, `test`), each opened, and its format detected, once.
+
+    `kept` holds examples that were read and are used again, by a name of the reader's choice.
+    """
+
+    def __init__(self, settings: DataSettings, seed: int = 0):
+        """`seed` draws the share of the source that is held out."""
+        self.settings, self.seed = settings, seed
+        self.kept: dict[Any, Any] = {}
+        self._opened: dict[tuple[str, str | None], Corpus] = {}
+
+    def name(self, part: str = "source") -> str | None:
+        """The source that the settings name for a part."""
+        name: str | None = getattr(self.settings, part)
+        return name
+
+    def corpus(
+        self,
+        part: str = "source",
+        *,
+        format: str | None = None,
+        default_format: str | None = None,
+        accept: Sequence[str] = (),
+    ) -> Corpus:
+        """The records of a part in this format, or in that of the settings, or in the one that is detected.
+
+        `default_format` reads what is detected as no format, or as none of `accept`. Raises InputError as `Corpus`.
+        """
+        settings, source = self.settings, self.name(part)
+        format = format or settings.format
+        if format is None and default_format is not None:
+            try:
+                detected = self.corpus(part)
+            except InputError:
+                return self.corpus(part, format=default_format)
+            return detected if detected.format in accept else self.corpus(part, format=default_format)
+        key = part, format
+        if key not in self._opened:
+            opened = next((corpus for (other, _), corpus in self._opened.items() if other == part), None)
+            self._opened[key] = opened.read_as(format) if opened is not None else Corpus(
+                str(source),
+                format=format,
+                columns=settings.columns or None,
+                subset=settings.subset,
+                split=settings.split if part == "source" else getattr(settings, f"{part}_split"),
+                streaming=settings.streaming,
+            )  # fmt: skip
+        return self._opened[key]
+
+    def held_out_sets(self, *, by_source: bool = False) -> dict[str, tuple[DataParts, str]]:
+        """The sets that scores are measured on, by name, each with the part that holds it.
+
+        They are `test`, or else `dev`, or else "held out", the share of the source. With `by_source` each source of
+        "a.jsonl + b.jsonl" is a set of its own.
+        """
+        for part in ("test", "dev"):
+            source = self.name(part)
+            if source is None:
+                continue
+            if not by_source:
+                return {part: (self, part)}
+            return {name: (self._alone(part, name), part) for name in source_names(source)}
+        return {"held out": (self, "source")} if self.settings.source is not None and self.settings.validation else {}
+
+    def _alone(self, part: str, name: str) -> DataParts:
+        """These parts with one of the sources that a part joins."""
+        if name == self.name(part):
+            return self
+        if (part, name) not in self.kept:
+            settings = self.settings.model_copy(update={part: name})
+            self.kept[part, name] = DataParts(settings, self.seed)
+        alone: DataParts = self.kept[part, name]
+        return alone
+
+    def split(self, examples: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+        """Examples to train on, and the random share `validation` that is held out.
+
+        Nothing is held out where the share rounds to no example.
+        """
+        count = round(self.settings.validation * len(examples))
+        if not 0 < count < len(examples):
+            return list(examples), []
+        held_out = set(np.random.default_rng(self.seed).permutation(len(examples))[:count].tolist())
+        training = [example for number, example in enumerate(examples) if number not in held_out]
+        return training, [examples[number] for number in sorted(held_out)]
 
 
 def label_names(records: Iterable[AnyRecord]) -> list[str]:
@@ -250,7 +329,7 @@ class FileSource:
 
     def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
         """The layout of the first file with rows; the others have the same format, each with its own columns."""
-        self.columns = columns
+        self.columns, self._layouts = columns, {}
         layouts = (self._layout_of_file(path, format, columns) for path in self.files)
         layout = next((each for each in layouts if each is not None), None)
         if layout is None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TaskExample, TokenExample
@@ -24,10 +24,9 @@ from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.tasks.records import RecordTask
-from quatrain.tasks.seq2seq import TextToText
 from quatrain.tasks.task import Score, Task
 from quatrain.tokenizers.tokenizer import Tokenizer
-from quatrain.training.objectives import Contrastive, collate
+from quatrain.training.objectives import collate
 
 MAIN_METRICS = ("f1", "accuracy", "pearson", "bleu")
 """The metrics that stand for a task of records, the first that it has before the others."""
@@ -79,9 +78,10 @@ def evaluate(
     Raises InputError where no example has a reference that can be judged.
     """
     examples = task.held_out[name] if examples is None else examples
-    if isinstance(task, RecordTask):
+    if task.objective is not None:
         network, tokenizer = (model.model, model.tokenizer) if isinstance(model, Engine) else model
-        return _with_head(network, tokenizer, task, name, examples, params or SamplingParams(), progress)
+        of_head = cast(RecordTask, task)
+        return _with_head(network, tokenizer, of_head, name, examples, params or SamplingParams(), progress)
     engine = model if isinstance(model, Engine) else Engine(*model)
     if task.measures_loss:
         return _with_loss(engine, task, name, examples, params)
@@ -90,12 +90,27 @@ def evaluate(
     seconds = time.perf_counter() - started
     progress(len(completions))
     evaluation = judge(task, name, examples, [completion.text for completion in completions])
-    baseline = judge(task, name, examples, task.baseline(examples))
     evaluation.notes[:0] = notes
-    evaluation.baseline, evaluation.baseline_name = baseline.scores, task.baseline_name
+    evaluation.baseline = baseline_scores(task, name, examples, lambda: _judged_baseline(task, name, examples))
+    evaluation.baseline_name = task.baseline_name
     evaluation.tokens = sum(len(completion.ids) for completion in completions)
     evaluation.seconds = seconds
     return evaluation
+
+
+def baseline_scores(
+    task: Task[Any], name: str, examples: Sequence[Any], score: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """The scores of the dumb baseline on a set, which `score` computes unless the task has them already."""
+    known, scores = task.baseline_scores.get(name, ((), {}))
+    if len(known) != len(examples) or any(one is not other for one, other in zip(known, examples, strict=True)):
+        scores = score()
+        task.baseline_scores[name] = examples, scores
+    return dict(scores)
+
+
+def _judged_baseline(task: Task[Any], name: str, examples: Sequence[Any]) -> dict[str, float]:
+    return judge(task, name, examples, task.baseline(examples)).scores
 
 
 def _with_head(
@@ -110,14 +125,14 @@ def _with_head(
     """The loss and the metrics of a model that has the head of the task; an encoder-decoder also writes its answers."""
     examples, notes = task.objective.prepare(records)
     scores, details = measure(task.objective, model, examples)
-    baseline = _baseline_of_head(task, records, examples)
-    if isinstance(task, TextToText):
+    baseline = baseline_scores(task, name, records, lambda: _baseline_of_head(task, records, examples))
+    if task.writes:
         started = time.perf_counter()
         texts = translations(Engine(model, tokenizer), task, records, params, progress)
         scores["texts_per_second"] = round(len(texts) / (time.perf_counter() - started), 2)
         right = [task.references(record) for record in records]
         compared, missing = text_scores(texts, right)
-        scores, baseline = scores | compared, text_scores(task.baseline(records), right)[0]
+        scores |= compared
         notes = [*notes, *missing]
         pairs = spread(list(zip(records, texts, strict=True)), SAMPLES)
         samples = [text_sample(task, record, text, name) for record, text in pairs]
@@ -136,9 +151,11 @@ def _with_head(
 
 
 def _baseline_of_head(task: RecordTask, records: Sequence[Row], examples: Sequence[Any]) -> dict[str, float]:
-    """The metrics of the dumb baseline; of texts that find their own in a batch, the chance to hit it."""
-    if isinstance(task.objective, Contrastive):
-        return {"accuracy": len(batches_of(examples, BATCH_TOKENS)) / len(examples)}
+    """The metrics of the dumb baseline, or those of chance."""
+    if task.writes:
+        return text_scores(task.baseline(records), [task.references(record) for record in records])[0]
+    if chance := task.chance(len(batches_of(examples, BATCH_TOKENS)), len(examples)):
+        return chance
     right = references(task.objective, examples)
     if right is None:
         return {}
@@ -160,7 +177,7 @@ def text_scores(texts: Sequence[str], right: Sequence[Sequence[str]]) -> tuple[d
 
 def translations(
     engine: Engine,
-    task: TextToText,
+    task: RecordTask,
     records: Sequence[Row],
     params: SamplingParams,
     progress: Callable[[int], None] = lambda done: None,
@@ -178,14 +195,14 @@ def record_samples(
     model: Model, tokenizer: Tokenizer, task: RecordTask, records: Sequence[Row], name: str, max_new_tokens: int
 ) -> list[dict[str, Any]]:
     """The model's answers to some records, for the look during training."""
-    if not isinstance(task, TextToText):
+    if not task.writes:
         return predicted_samples(task, model, records, name)
     params = SamplingParams(max_new_tokens=max_new_tokens)
     texts = translations(Engine(model, tokenizer), task, records, params)
     return [text_sample(task, record, text, name) for record, text in zip(records, texts, strict=True)]
 
 
-def text_sample(task: TextToText, record: Row, text: str, name: str) -> dict[str, Any]:
+def text_sample(task: RecordTask, record: Row, text: str, name: str) -> dict[str, Any]:
     """A record and the text that the model wrote."""
     return {"set": name, "prompt": task.question(record), "reference": task.reference(record), "output": text}
 
@@ -233,7 +250,7 @@ def _with_loss(
     texts = [completion.text for completion in completions]
     if scored:
         scores = judge(task, name, answered, texts).scores
-        baseline = judge(task, name, answered, task.baseline(answered)).scores
+        baseline = baseline_scores(task, name, answered, lambda: _judged_baseline(task, name, answered))
         evaluation.scores |= {key: value for key, value in scores.items() if key != "count"}
         evaluation.baseline |= {key: value for key, value in baseline.items() if key != "count"}
         texts = spread(texts, SAMPLES)

@@ -8,6 +8,7 @@ from typing import Any
 
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.models.transformer.stack import Model
+from quatrain.tasks.records import RecordTask
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import Objective
 from quatrain.training.settings import TrainSettings
@@ -18,6 +19,16 @@ Sample = Callable[[Model], list[dict[str, Any]]]
 
 
 @dataclass
+class TrainingData:
+    """What a stage trains on: a stream, its number of steps, its first or all examples, and those held out."""
+
+    stream: BatchStream
+    steps: int
+    examples: Sequence[Any]
+    held_out: Sequence[Any] = ()
+
+
+@dataclass
 class TrainingJob:
     """Everything that the training of one stage depends on.
 
@@ -25,7 +36,8 @@ class TrainingJob:
     is the typical length of a row in tokens, `limit` the longest row that the model may read. `held_out` are the
     examples of validations, on which `validate` measures a model; with `compare` it also measures the model before the
     training. `notes` are for the reader. `sample` generates text for `train.sample_every`. `tasks` names the tasks that
-    are trained together, each with its own adapter. `chats` tells the preflight that the examples are rendered chats.
+    are trained together, each with its own adapter. `task` is the task that a model's head learns. `chats` tells the
+    preflight that the examples are rendered chats.
     """
 
     model: Model
@@ -44,4 +56,5 @@ class TrainingJob:
     compare: bool = False
     notes: list[str] = field(default_factory=list)
     tasks: tuple[str, ...] = ()
+    task: RecordTask | None = None
     chats: bool = False

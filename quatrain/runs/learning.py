@@ -35,7 +35,7 @@ from quatrain.models.transformer.stack import Block, Model
 from quatrain.planning.counts import flops_per_token
 from quatrain.planning.machine import choose_device
 from quatrain.planning.training_memory import step_activations
-from quatrain.runs.job import TrainingJob
+from quatrain.runs.job import TrainingData, TrainingJob
 from quatrain.runs.job_checks import check_job
 from quatrain.runs.material import base_name_of, model_folder_of, write_mixture, write_model
 from quatrain.runs.settings import to_dict
@@ -273,6 +273,26 @@ def example_stream(
     else:
         stream = ExampleStream(examples, batch_tokens=tokens, seed=context.seed)
     return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
+
+
+def training_job(
+    settings: Any, model: Model, tokenizer: Tokenizer, objective: Any, data: TrainingData, *, limit: int, **more: Any
+) -> TrainingJob:
+    """The job of a stage that trains on examples of at most `limit` tokens; `more` are further fields of the job."""
+    return TrainingJob(
+        model,
+        tokenizer,
+        objective,
+        data.stream,
+        settings.train,
+        data.steps,
+        length=mean_length(data.examples),
+        limit=limit,
+        examples=data.examples,
+        held_out=data.held_out,
+        adapter=settings.adapter,
+        **more,
+    )
 
 
 def longest(model: Model, settings: Any, usual: int) -> int:

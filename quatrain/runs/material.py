@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
-from quatrain.data.corpus import Corpus
 from quatrain.data.documents import DocumentChunk, read_chunks
 from quatrain.data.huggingface import is_dataset
 from quatrain.data.messages import content_text
@@ -24,7 +23,6 @@ from quatrain.data.records import (
     SQLQuestion,
     TaggedTokens,
 )
-from quatrain.data.settings import DataSettings
 from quatrain.runs.inputs import beginning, is_of_hub
 from quatrain.runs.settings import StageSettings
 from quatrain.runs.stage import StageContext
@@ -34,7 +32,7 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from quatrain.adapters.settings import AdapterSettings
     from quatrain.models.transformer.stack import Model
-    from quatrain.tasks.task import SourceTask, Task
+    from quatrain.tasks.task import Task
 
 CHAT_TEMPLATE = "chatml"
 MAX_HELD = 8_000_000
@@ -143,42 +141,23 @@ def pieces(context: StageContext, stage: StageSettings, part: str = "source") ->
 
     A large document comes in several pieces, so that no more of it is in memory than a piece.
     """
-    data = context.recipe.data_of(stage)
+    from quatrain.tasks.task import source_task
+
+    data = context.data_of(stage)
     task = generated_task(context, stage) if part == "source" else None
     task = task or source_task(data, part)
     if task is not None:
         with task:
             yield from (DocumentChunk(text, True) for text in task.documents())
         return
-    corpus = corpus_of(data, part)
+    corpus, settings = data.corpus(part), data.settings
     chats = corpus.format in ("chat", "preference") and spec_of(stage).teaches(stage) == "text"
-    plain = data.format is None and not data.columns and not is_dataset(corpus.source)
+    plain = settings.format is None and not settings.columns and not is_dataset(corpus.source)
     if chats or (corpus.format == "text" and plain):
         # Documents of any size come in pieces; chats are refused there, with a word about finetuning.
         yield from read_chunks(corpus.source)
     else:
         yield from (DocumentChunk(text, True) for record in corpus for text in texts_of(record) if text.strip())
-
-
-def corpus_of(data: DataSettings, part: str = "source", *, format: str | None = None, **options: Any) -> Corpus:
-    """The records of a part of the data: `source`, `dev` or `test`. `options` are those of `Corpus`."""
-    return Corpus(
-        str(getattr(data, part)),
-        format=format or data.format,
-        columns=data.columns or None,
-        subset=data.subset,
-        split=data.split if part == "source" else getattr(data, f"{part}_split"),
-        streaming=data.streaming,
-        **options,
-    )
-
-
-def source_task(data: DataSettings, part: str = "source") -> SourceTask[Any] | None:
-    """The task whose examples a part of the data holds; None where no task claims it."""
-    from quatrain.tasks.task import spec_of_source
-
-    spec = spec_of_source(data, part)
-    return None if spec is None else spec.open(data, part, corpus_of(data, part, format=spec.name))
 
 
 def texts_of(record: AnyRecord) -> list[str]:

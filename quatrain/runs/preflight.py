@@ -96,12 +96,13 @@ def preflight(
     """
     reporter = reporter or SilentReporter()
     stages, skipped = [], []
+    shared: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="quatrain-check-") as place:
         work = Path(place) / recipe.name
         work.mkdir()
         write_text(work / "recipe.toml", dumps(recipe))
         for index, settings in enumerate(recipe.stage):
-            context = check_context(recipe, work, index, reporter)
+            context = check_context(recipe, work, index, reporter, shared)
             prepare = spec_of(settings).prepare
             job = prepare(settings, context) if prepare is not None else None
             if isinstance(job, str):
@@ -124,9 +125,12 @@ def _existing(path: Path) -> Path:
     return next(each for each in (path, *path.resolve().parents) if each.exists())
 
 
-def check_context(recipe: Recipe, work: Path, index: int, reporter: Reporter) -> StageContext:
-    """The context that a stage is prepared in. Where no stage has made a model yet, fresh weights stand in."""
-    context = stage_context(recipe, work, index, reporter, fresh_model=True)
+def check_context(recipe: Recipe, work: Path, index: int, reporter: Reporter, shared: dict[str, Any]) -> StageContext:
+    """The context that a stage is prepared in. Where no stage has made a model yet, fresh weights stand in.
+
+    The stages share what they open, such as their data, in `shared`.
+    """
+    context = stage_context(recipe, work, index, reporter, fresh_model=True, shared=shared)
     context.stage_folder.mkdir(parents=True, exist_ok=True)
     return context
 
@@ -214,4 +218,3 @@ def rows_for_table(stage: StagePreflight) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{format_bytes(stage.peak)}: {by_part}, the rest of the process {other}"
     yield "disk", f"{format_bytes(stage.disk)} at most while it trains"
     yield from (("note", note) for note in stage.notes)
-

@@ -27,6 +27,9 @@ from quatrain.runs.settings import RecipeSettings, StageSettings
 
 if TYPE_CHECKING:
     from quatrain.core.progress import Reporter
+    from quatrain.core.settings import Settings
+    from quatrain.data.corpus import DataParts
+    from quatrain.data.settings import DataSettings
     from quatrain.evaluation.evaluate import Evaluation
     from quatrain.runs.job import TrainingJob
 
@@ -63,6 +66,17 @@ class StageContext:
     processes: int = 1
     announce: Callable[[], None] = lambda: None
     fresh_model: bool = False
+
+    def data_of(self, stage: Settings) -> DataParts:
+        """The data of a stage: its own, or the recipe's."""
+        return self.parts(self.recipe.data_of(stage))
+
+    def parts(self, data: DataSettings) -> DataParts:
+        """The parts of these data. They are opened once a process, for all that reads them."""
+        from quatrain.data.corpus import DataParts
+
+        parts: DataParts = self.shared.setdefault(f"data:{data!r}", DataParts(data, self.seed))
+        return parts
 
     @property
     def is_main(self) -> bool:

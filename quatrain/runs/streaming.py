@@ -7,8 +7,7 @@ preflight checks the next ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,6 +17,7 @@ from quatrain.data.batches import TokenExample
 from quatrain.data.documents import DocumentChunk
 from quatrain.data.records import Row
 from quatrain.data.settings import DataSettings
+from quatrain.runs.job import TrainingData
 from quatrain.runs.stage import StageContext
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.streams import StreamedExamples
@@ -29,16 +29,6 @@ FIRST = 256
 
 Make = Callable[[], Iterable[Any]]
 """Returns the examples from the first on at each call."""
-
-
-@dataclass
-class Streamed:
-    """A stream with its number of steps, its first examples, and those held out for validation."""
-
-    stream: StreamedExamples
-    steps: int
-    examples: Sequence[Any]
-    held_out: Sequence[Any] = field(default_factory=list)
 
 
 def check(settings: Any, data: DataSettings) -> None:
@@ -55,7 +45,7 @@ def check(settings: Any, data: DataSettings) -> None:
         raise InputError("data.streaming = true does not work with:", problems)
 
 
-def streamed(settings: Any, context: StageContext, make: Make, *, dev: Make | None = None, held: int) -> Streamed:
+def streamed(settings: Any, context: StageContext, make: Make, *, dev: Make | None = None, held: int) -> TrainingData:
     """The stream of the examples of `make`. `dev` gives those for validation, at most `held`.
 
     Without `dev` the first examples are held out and not trained on. Raises InputError where no example is left.
@@ -78,7 +68,7 @@ def streamed(settings: Any, context: StageContext, make: Make, *, dev: Make | No
     train = settings.train
     tokens = max(1, train.batch_tokens // train.accumulation)
     stream = StreamedExamples(read, batch_tokens=tokens, seed=context.seed, buffer=BLOCK)
-    return Streamed(stream, train.steps, first, held_out)
+    return TrainingData(stream, train.steps, first, held_out)
 
 
 def of_records(objective: Any, records: Iterable[Row], source: str) -> Iterator[Any]:

@@ -35,7 +35,7 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
     from quatrain.training.trainer import CHECKPOINT_SECONDS, Hooks, Trainer
 
     recipe = loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-    context = check_context(recipe, folder, index, SilentReporter())
+    context = check_context(recipe, folder, index, SilentReporter(), {})
     job = spec_of(recipe.stage[index]).training_job(recipe.stage[index], context)
     save, load = attach(job, context)
     settings = job.settings

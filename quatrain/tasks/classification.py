@@ -55,8 +55,8 @@ class Classification(RecordTask):
         return str(self.objective.labels[int(predictions[0])])
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
-        """The class that these examples have most often."""
-        return [Counter(map(self.reference, examples)).most_common(1)[0][0]] * len(examples)
+        """The class that the training examples have most often."""
+        return [Counter(map(self.reference, self.counted(examples))).most_common(1)[0][0]] * len(examples)
 
 
 class Regression(RecordTask):
@@ -130,5 +130,5 @@ class BestChoice(RecordTask):
         return LETTERS[int(predictions[0])]
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
-        """The letter that is right most often among these examples."""
-        return [Counter(map(self.reference, examples)).most_common(1)[0][0]] * len(examples)
+        """The letter that is right most often among the training examples."""
+        return [Counter(map(self.reference, self.counted(examples))).most_common(1)[0][0]] * len(examples)

@@ -35,6 +35,10 @@ class Similarity(RecordTask):
     def reference(self, example: Row) -> str:
         return str(example.value["positive"] if "anchor" in example.value else example.value["label"])
 
+    def chance(self, batches: int, count: int) -> dict[str, float]:
+        """Contrastive data: the mean chance to hit a text's partner among those of its batch."""
+        return {"accuracy": batches / count} if isinstance(self.objective, Contrastive) else {}
+
     def parse(self, completion: str) -> Any:
         return float(completion)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.data.batches import TokenExample
+from quatrain.data.corpus import Corpus, DataParts
 from quatrain.data.messages import content_text, has_calls
-from quatrain.data.records import LabelledText
-from quatrain.tasks.task import Score, Task
+from quatrain.data.records import Conversation, LabelledText
+from quatrain.tasks.task import DataTask, Score
 from quatrain.tokenizers.chat import render
 from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -30,15 +31,31 @@ SHORT = 5
 """The most words of an answer that is compared as a text."""
 
 
-class Instructions(Task[Chat]):
+class Instructions(DataTask[Chat]):
     """Chats with their places; the reference is the last turn, of the assistant."""
 
     name = "chat"
     baseline_name = "token frequencies; the commonest answer"
     measures_loss = True
+    by_source = True
+
+    @staticmethod
+    def corpus(data: DataParts, part: str = "source") -> Corpus:
+        """A part of the data: conversations, or texts with their answers."""
+        return data.corpus(part, default_format="chat", accept=ANSWERED)
+
+    def read(self, data: DataParts, part: str) -> Iterator[Chat]:
+        for place, record in self.corpus(data, part).placed():
+            yield place, record.messages if isinstance(record, Conversation) else turns_of(record)
 
     def messages(self, example: Chat) -> list[dict[str, Any]]:
         return example[1]
+
+    def place(self, example: Chat) -> str:
+        return example[0]
+
+    def counted(self, examples: Sequence[Chat]) -> Sequence[Chat]:
+        return [example for example in super().counted(examples) if self.answered(example)]
 
     def question(self, example: Chat) -> str:
         return content_text(example[1][-2] if len(example[1]) > 1 else example[1][-1])
@@ -66,8 +83,8 @@ class Instructions(Task[Chat]):
         return Score({"exact": float(completion.strip() == self.reference(example).strip())})
 
     def baseline(self, examples: Sequence[Chat]) -> list[str]:
-        """The answer that is right most often among these examples."""
-        common = Counter(self.reference(example).strip() for example in examples).most_common(1)
+        """The answer that is right most often among the training examples."""
+        common = Counter(self.reference(example).strip() for example in self.counted(examples)).most_common(1)
         return [common[0][0] if common else ""] * len(examples)
 
 
@@ -89,9 +106,7 @@ class ChatEncoder:
         self.first: dict[str, list[str]] = {"long": [], "empty": []}
         self.notes: list[str] = []
 
-    def encode(
-        self, chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer
-    ) -> Iterator[TokenExample]:
+    def encode(self, chats: Iterable[tuple[str, list[dict[str, Any]]]], tokenizer: Tokenizer) -> Iterator[TokenExample]:
         """The examples of the usable chats. Counts of an earlier, longer reading are kept."""
         long = empty = count = 0
         for place, messages in chats:

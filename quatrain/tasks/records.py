@@ -10,14 +10,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from quatrain.data.corpus import Corpus
+from quatrain.core.errors import InputError
+from quatrain.data.corpus import Corpus, DataParts
 from quatrain.data.records import Fault, Pair, Row
-from quatrain.tasks.task import Score, Task
+from quatrain.tasks.task import DataTask, Score
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.settings import TaskSettings
 
 
-class RecordTask(Task[Row]):
+class RecordTask(DataTask[Row]):
     """Records of one format, and the training objective that a model learns them by.
 
     Completions are texts. `parse` turns one into a prediction as the metrics take it: a label's number, a list of tags,
@@ -33,9 +34,29 @@ class RecordTask(Task[Row]):
     exact: ClassVar[bool] = False
     """Whether a sample is either right or wrong."""
 
-    def __init__(self, objective: Any):
-        super().__init__()
+    writes: ClassVar[bool] = False
+    """Whether the model also answers with a text of its own, as an encoder-decoder does."""
+
+    def __init__(self, objective: Any, data: DataParts | None = None, *, limit: int | None = None):
+        super().__init__(data, limit=limit)
         self.objective = objective
+
+    @classmethod
+    def corpus(cls, data: DataParts, part: str = "source") -> Corpus:
+        """A part of the data in the task's format. Raises InputError if the settings name another format."""
+        format = data.settings.format
+        if format is not None and cls.format is not None and format != cls.format:
+            raise InputError(f"data.format: {format}; objective {cls.name} reads {cls.format}. Leave it out.")
+        return data.corpus(part, format=cls.format)
+
+    def read(self, data: DataParts, part: str) -> Iterator[Row]:
+        return placed(self.corpus(data, part), related=self.related)
+
+    def place(self, example: Row) -> str:
+        return example.place
+
+    def counted(self, examples: Sequence[Row]) -> Sequence[Row]:
+        return [row for row in super().counted(examples) if row.fault is None]
 
     @classmethod
     def make_objective(
@@ -71,8 +92,16 @@ class RecordTask(Task[Row]):
     def reference(self, example: Row) -> str:
         raise NotImplementedError
 
+    def references(self, example: Row) -> list[str]:
+        """All right answers."""
+        return [self.reference(example)]
+
     def score(self, example: Row, completion: str) -> Score:
         return Score({"accuracy": float(completion.strip() == self.reference(example))})
+
+    def chance(self, batches: int, count: int) -> dict[str, float]:
+        """The scores of a random choice among `count` examples in `batches`, for a task without another baseline."""
+        return {}
 
     def parse(self, completion: str) -> Any:
         """A completion as the metrics take it."""

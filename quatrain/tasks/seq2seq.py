@@ -21,6 +21,7 @@ class TextToText(RecordTask):
     name = "seq2seq"
     format = "pair"
     head = "seq2seq"
+    writes = True
     baseline_name = "the first three turns or sentences of the source"
 
     @classmethod
@@ -42,7 +43,6 @@ class TextToText(RecordTask):
         return str(example.value["target"])
 
     def references(self, example: Row) -> list[str]:
-        """All right answers."""
         return [self.reference(example), *example.value.get("references", [])]
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:

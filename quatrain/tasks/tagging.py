@@ -50,6 +50,6 @@ class Tagging(RecordTask):
         return " ".join(self.objective.predictions(examples, predictions)[0])
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
-        """The tag that the words of these examples have most often."""
-        ((tag, _),) = Counter(tag for example in examples for tag in self._tags(example)).most_common(1)
+        """The tag that the words of the training examples have most often."""
+        ((tag, _),) = Counter(tag for example in self.counted(examples) for tag in self._tags(example)).most_common(1)
         return [" ".join([tag] * len(example.value["words"])) for example in examples]

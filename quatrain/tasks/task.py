@@ -7,10 +7,12 @@ Evaluation, preference sampling and reinforcement learning use a task through th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -19,7 +21,7 @@ from quatrain.data.settings import DataSettings
 
 if TYPE_CHECKING:
     from quatrain.data.batches import TokenExample
-    from quatrain.data.corpus import Corpus
+    from quatrain.data.corpus import DataParts
     from quatrain.tokenizers.tokenizer import Tokenizer
 
 Example = TypeVar("Example")
@@ -47,6 +49,22 @@ class Score:
         return self.main >= 1
 
 
+class ExampleSets(Mapping[str, Sequence[Example]], Generic[Example]):
+    """Named sets of examples that are read when they are used. `readers` return the examples of a set."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Sequence[Example]]]):
+        self.readers = readers
+
+    def __getitem__(self, name: str) -> Sequence[Example]:
+        return self.readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
 class Task(ABC, Generic[Example]):
     """Examples in named splits, and how a completion of each is judged.
 
@@ -65,10 +83,12 @@ class Task(ABC, Generic[Example]):
     """Whether evaluation measures the loss of the references too (`encode`)."""
 
     def __init__(self) -> None:
-        self.splits: dict[str, Sequence[Example]] = {}
+        self.splits: Mapping[str, Sequence[Example]] = {}
         """Examples to learn from and to choose by, such as "train" and "development"."""
-        self.held_out: dict[str, Sequence[Example]] = {}
+        self.held_out: Mapping[str, Sequence[Example]] = {}
         """Examples that only evaluation sees, by the name of the set."""
+        self.baseline_scores: dict[str, tuple[Sequence[Example], dict[str, float]]] = {}
+        """The scores of the dumb baseline on the examples of a set, so that a run computes them once."""
         self.notes: list[str] = []
 
     def __enter__(self) -> Self:
@@ -87,6 +107,10 @@ class Task(ABC, Generic[Example]):
     def prompt(self, example: Example) -> list[dict[str, Any]]:
         """The chat that the model completes."""
         return self.messages(example)[:-1]
+
+    def place(self, example: Example) -> str:
+        """Where the example stands, such as file and line."""
+        return self.question(example)
 
     def question(self, example: Example) -> str:
         """The prompt as people read it in samples."""
@@ -146,11 +170,79 @@ class Task(ABC, Generic[Example]):
 
     @abstractmethod
     def baseline(self, examples: Sequence[Example]) -> list[str]:
-        """The completions of the dumb baseline, the least that a trained model has to beat."""
+        """The completions of the dumb baseline, the least that a trained model has to beat.
+
+        A baseline that counts, such as the most frequent class, counts in `counted(examples)`.
+        """
+
+    def counted(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """What a baseline is fitted on: the training examples, or, without these, the evaluated `examples`."""
+        return self.splits.get("train", examples)
 
     def documents(self) -> Iterator[str]:
         """Texts for pre-training, where the task has some."""
         return iter(())
+
+
+class DataTask(Task[Example]):
+    """A task whose examples are the records of a recipe's data, in the sets of `data_sets`."""
+
+    by_source = False
+    """Whether each source of a joined `data.test` is a held-out set of its own."""
+
+    def __init__(self, data: DataParts | None = None, *, limit: int | None = None):
+        """Without `data` only given examples can be evaluated. `limit` as for `data_sets`."""
+        super().__init__()
+        self.data = data
+        if data is not None:
+            sets = data_sets(self.name, data, self.read, by_source=self.by_source, limit=limit)
+            self.splits, self.held_out = sets
+            self.baseline_scores = data.kept.setdefault((self.name, "baselines"), {})
+
+    @abstractmethod
+    def read(self, data: DataParts, part: str) -> Iterator[Example]:
+        """The examples of a part of the data, in order."""
+
+
+def data_sets(
+    name: str,
+    data: DataParts,
+    read: Callable[[DataParts, str], Iterable[Example]],
+    *,
+    by_source: bool = False,
+    limit: int | None = None,
+) -> tuple[ExampleSets[Example], ExampleSets[Example]]:
+    """The splits and the held-out sets of a recipe's data.
+
+    The split "train" is the source without the share held out, and is read anew at each use; "development" is
+    `data.dev`, or the share. A stream has no splits. The held-out sets are those of `DataParts.held_out_sets`, with
+    `limit` examples of `data.test`, `data.dev` or a stream. They are read once and kept for all tasks of this name.
+    """
+
+    def train() -> Sequence[Example]:
+        examples = list(read(data, "source"))
+        if data.name("dev") is not None:
+            return examples
+        learned, data.kept[name, "share"] = data.split(examples)
+        return learned
+
+    def development() -> Sequence[Example]:
+        return held_out(data, "source" if data.name("dev") is None else "dev", None)
+
+    def held_out(parts: DataParts, part: str, limit: int | None) -> Sequence[Example]:
+        is_share = part == "source" and not parts.settings.streaming
+        key = (name, "share") if is_share else (name, part, limit)
+        if key not in parts.kept and is_share:
+            train()
+        elif key not in parts.kept:
+            parts.kept[key] = list(islice(read(parts, part), limit))
+        kept: Sequence[Example] = parts.kept[key]
+        return kept
+
+    sets = data.held_out_sets(by_source=by_source)
+    scored = ExampleSets({set_name: partial(held_out, *place, limit) for set_name, place in sets.items()})
+    is_whole = data.settings.source is not None and not data.settings.streaming
+    return ExampleSets({"train": train, "development": development} if is_whole else {}), scored
 
 
 class Table(Protocol):
@@ -200,10 +292,6 @@ class SourceTask(Task[Example]):
         """The first `count` examples, or all. Raises InputError where none is usable."""
 
     @abstractmethod
-    def place(self, example: Example) -> str:
-        """Where the example stands: file and line."""
-
-    @abstractmethod
     def faults(self) -> Iterator[SourceFault]:
         """Every example that cannot be used."""
 
@@ -228,11 +316,11 @@ class TaskSpec(Protocol):
 
     name: str
 
-    def reads(self, data: DataSettings, part: str) -> bool:
-        """Whether `data.source`, `data.dev` or `data.test` (the `part`) holds examples of this task."""
+    def reads(self, data: DataParts, part: str) -> bool:
+        """Whether the `part` "source", "dev" or "test" of the data holds examples of this task."""
 
-    def open(self, data: DataSettings, part: str, corpus: Corpus) -> SourceTask[Any]:
-        """The task over the records of a corpus."""
+    def open(self, data: DataParts, part: str) -> SourceTask[Any]:
+        """The task over the records of a part of the data."""
 
     def generates(self, data: DataSettings) -> bool:
         """Whether the task can generate its examples from these data."""
@@ -240,9 +328,7 @@ class TaskSpec(Protocol):
     def generate(self, data: DataSettings, settings: GenerateSettings) -> Task[Any]:
         """The task with generated examples."""
 
-    def database(
-        self, path: Path, *, rows: int, size: int, show_schema: bool
-    ) -> AbstractContextManager[Database]:
+    def database(self, path: Path, *, rows: int, size: int, show_schema: bool) -> AbstractContextManager[Database]:
         """A database for a conversation; at most `rows` rows and `size` bytes of an answer are read."""
 
 
@@ -252,9 +338,34 @@ def specs() -> list[TaskSpec]:
     return [import_module(f"quatrain.tasks.{name}.task").SPEC for name in names]
 
 
-def spec_of_source(data: DataSettings, part: str = "source") -> TaskSpec | None:
+def spec_of_source(data: DataParts, part: str = "source") -> TaskSpec | None:
     """The task whose examples a part of the data holds; None where no task claims it."""
-    return next((spec for spec in specs() if getattr(data, part) is not None and spec.reads(data, part)), None)
+    if (part, "spec") not in data.kept:
+        named = specs() if data.name(part) is not None else []
+        data.kept[part, "spec"] = next((spec for spec in named if spec.reads(data, part)), None)
+    spec: TaskSpec | None = data.kept[part, "spec"]
+    return spec
+
+
+def source_task(data: DataParts, part: str = "source") -> SourceTask[Any] | None:
+    """The task whose examples a part of the data holds, with the sets of `data_sets`; None where no task claims it.
+
+    It is opened once.
+    """
+    spec = spec_of_source(data, part)
+    return None if spec is None else _opened(spec, data, part)
+
+
+def _opened(spec: TaskSpec, data: DataParts, part: str) -> SourceTask[Any]:
+    if (part, "task") not in data.kept:
+
+        def read(parts: DataParts, part: str) -> list[Any]:
+            return _opened(spec, parts, part).take()
+
+        task = data.kept[part, "task"] = spec.open(data, part)
+        task.splits, task.held_out = data_sets(spec.name, data, read, by_source=True)
+    opened: SourceTask[Any] = data.kept[part, "task"]
+    return opened
 
 
 def spec_of_database() -> TaskSpec:
@@ -266,5 +377,3 @@ def generated(data: DataSettings, settings: GenerateSettings) -> Task[Any] | Non
     """The task that generates its examples from the data; None where there is none."""
     spec = next((spec for spec in specs() if spec.generates(data)), None)
     return None if spec is None else spec.generate(data, settings)
-
-

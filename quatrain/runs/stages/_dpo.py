@@ -19,8 +19,8 @@ from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess
-from quatrain.runs.job import TrainingJob
-from quatrain.runs.learning import example_stream, learn, mean_length, with_dropout
+from quatrain.runs.job import TrainingData
+from quatrain.runs.learning import example_stream, learn, training_job, with_dropout
 from quatrain.runs.material import generated_task, model_of, tokenizer_of, write_model
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages.dpo import DPOStage
@@ -67,21 +67,9 @@ def _run(
     finally:
         weights.close()
     objective = DPO(beta=settings.beta, sft_weight=settings.sft_weight, pad_id=pad_id)
-    stream, steps = example_stream(settings, context, examples)
-    learning = TrainingJob(
-        model,
-        tokenizer,
-        objective,
-        stream,
-        settings.train,
-        steps,
-        length=mean_length(examples),
-        limit=limit,
-        examples=examples,
-        adapter=settings.adapter,
-        notes=notes,
-    )
-    _, result = learn(learning, context, check=False)
+    data = TrainingData(*example_stream(settings, context, examples), examples)
+    job = training_job(settings, model, tokenizer, objective, data, limit=limit, notes=notes)
+    _, result = learn(job, context, check=False)
     if task is not None and before is not None:
         after = _development_score(context, task, model, tokenizer)
         result.notes.append(f"questions kept apart: {before:.1%} right before, {after:.1%} after")
@@ -106,7 +94,9 @@ def _unchanged(
 def _own_pairs(
     settings: DPOStage, context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer
 ) -> tuple[list[PreferenceExample], list[str]]:
-    """Pairs of the model's own completions of practice examples, judged by the task; the reference where none is right.
+    """Pairs of the model's own completions of practice examples, judged by the task.
+
+    The reference is chosen where none is right.
     """
     examples, notes = task.judgeable(task.splits["practice"][: settings.prompts])
     engine = Engine(model, tokenizer)

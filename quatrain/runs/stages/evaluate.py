@@ -10,7 +10,8 @@ from quatrain.runs.stage import StageContext, StageResult, StageSpec
 
 if TYPE_CHECKING:
     from quatrain.models.transformer.stack import Model
-    from quatrain.runs.stages.finetune import FinetuneStage
+    from quatrain.tasks.records import RecordTask
+    from quatrain.tokenizers.tokenizer import Tokenizer
 
 
 class EvaluateStage(StageSettings):
@@ -25,53 +26,43 @@ def run(settings: EvaluateStage, context: StageContext) -> StageResult:
     from quatrain.runs import tasks
     from quatrain.runs.assess import assess
     from quatrain.runs.material import model_of, tokenizer_of
-    from quatrain.tasks.kinds import record_task
 
-    model = model_of(context)
+    model, tokenizer = model_of(context), tokenizer_of(context)
     result = StageResult(parameters=model.num_parameters())
-    task = task_of(settings, context, model)
+    task = task_of(settings, context, model, tokenizer)
     if task is None:
-        assess(settings, context, model, tokenizer_of(context), result)
-        return result
-    tokenizer = tokenizer_of(context)
-    corpus = tasks.open_corpus(task, context.recipe.data_of(task))
-    limit = task.context or model.config.context_length
-    kind = record_task(task)
-    labels = kind.model_labels(model.config.labels)
-    objective = kind.make_objective(task, tokenizer, corpus.format, labels, limit)
-    tasks.measure(task, context, objective, model, tokenizer, result)
+        assess(settings, context, model, tokenizer, result)
+    else:
+        tasks.measure(task, context, model, tokenizer, result)
     return result
 
 
-def task_of(settings: EvaluateStage, context: StageContext, model: Model) -> FinetuneStage | None:
+def task_of(settings: EvaluateStage, context: StageContext, model: Model, tokenizer: Tokenizer) -> RecordTask | None:
     """The task to evaluate the model on: the last one that it was finetuned for, or that of its head; None for text.
 
     The data are the evaluate stage's own, or those of the stage that taught the task, or the recipe's.
     """
     from quatrain.runs.stages import spec_of
-    from quatrain.runs.stages.finetune import FinetuneStage
-    from quatrain.tasks.kinds import OF_HEAD, task_of_model
-    from quatrain.training.settings import TrainSettings
+    from quatrain.tasks.kinds import OF_HEAD, record_task, task_of_model
 
     earlier = context.recipe.stage[: context.index]
-    taught = [stage for stage in earlier if spec_of(stage).teaches(stage) in ("chat", "task")]
-    task: Any = None
-    if taught and spec_of(taught[-1]).teaches(taught[-1]) == "task":
-        task = taught[-1]
-    elif model.config.head not in OF_HEAD or (model.config.head == "seq2seq" and not _is_pairs(settings, context)):
+    taught: Any = next(
+        (stage for stage in reversed(earlier) if spec_of(stage).teaches(stage) in ("chat", "task")), None
+    )
+    data, limit = context.data_of(settings), model.config.context_length
+    if taught is not None and spec_of(taught).teaches(taught) == "task":
+        learned, limit = taught, taught.context or limit
+        data = context.parts(settings.data or context.recipe.data_of(taught))
+    elif model.config.head not in OF_HEAD or (
+        model.config.head == "seq2seq" and (data.name() is None or data.corpus().format != "pair")
+    ):
         return None
     else:
-        train = TrainSettings(steps=1, warmup_steps=0)
-        task = FinetuneStage(train=train, **task_of_model(model.config).model_dump())
-    copy: FinetuneStage = task.model_copy(update={"data": settings.data or task.data})
-    return copy
-
-
-def _is_pairs(settings: EvaluateStage, context: StageContext) -> bool:
-    from quatrain.runs import tasks
-
-    data = context.recipe.data_of(settings)
-    return data.source is not None and tasks.corpus_of(data).format == "pair"
+        learned = task_of_model(model.config)
+    kind = record_task(learned)
+    labels = kind.model_labels(model.config.labels)
+    objective = kind.make_objective(learned, tokenizer, kind.corpus(data).format, labels, limit)
+    return kind(objective, data, limit=context.recipe.evaluate.examples)
 
 
 SPEC = StageSpec(EvaluateStage, run=run, needs=lambda settings, recipe: {"model"})

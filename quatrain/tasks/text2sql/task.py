@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import user_path
-from quatrain.data.corpus import Corpus
+from quatrain.data.corpus import DataParts
 from quatrain.data.settings import DataSettings
 from quatrain.tasks.task import GenerateSettings, Score, Task
 from quatrain.tasks.text2sql.databases import schema_text, tables_of
@@ -108,13 +108,14 @@ class Text2SQLSpec:
 
     name = "sql"
 
-    def reads(self, data: DataSettings, part: str) -> bool:
+    def reads(self, data: DataParts, part: str) -> bool:
         """Whether a part of the data holds questions with SQL."""
-        return asks_sql(getattr(data, part), format=data.format, databases=data.databases)
+        return asks_sql(data, part)
 
-    def open(self, data: DataSettings, part: str, corpus: Corpus) -> SQLQuestions:
-        """The questions of a corpus to the databases that `data.databases` or the catalog names."""
-        return SQLQuestions(databases_of(getattr(data, part), data.databases), corpus)
+    def open(self, data: DataParts, part: str) -> SQLQuestions:
+        """The questions of a part of the data to the databases that `data.databases` or the catalog names."""
+        databases = databases_of(str(data.name(part)), data.settings.databases)
+        return SQLQuestions(databases, data.corpus(part, format=self.name))
 
     def generates(self, data: DataSettings) -> bool:
         """Whether the data is a database."""

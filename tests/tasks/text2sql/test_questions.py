@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from quatrain.core.errors import InputError
-from quatrain.data.corpus import Corpus
+from quatrain.data.corpus import Corpus, DataParts
+from quatrain.data.settings import DataSettings
 from quatrain.evaluation.evaluate import judge
 from quatrain.tasks.text2sql import Connection
 from quatrain.tasks.text2sql.databases import Databases, schema_text
@@ -118,6 +119,10 @@ def questions(path: Path, *rows: tuple[str, str, str]) -> Path:
     return path
 
 
+def parts(source: Path | str, **settings: str) -> DataParts:
+    return DataParts(DataSettings(source=str(source), **settings))
+
+
 def test_what_cannot_be_asked_is_left_out_and_told(folder: Path, tmp_path: Path) -> None:
     source = questions(
         tmp_path / "q.jsonl",
@@ -126,7 +131,7 @@ def test_what_cannot_be_asked_is_left_out_and_told(folder: Path, tmp_path: Path)
         ("pets", "How heavy?", "SELECT weight FROM pets"),
         ("Singers", "Who?", "SELECT Name FROM Singer"),
     )
-    assert asks_sql(str(source)) and not asks_sql(str(source), format="chat") and not asks_sql("the-verdict")
+    assert asks_sql(parts(source)) and not asks_sql(parts(source, format="chat")) and not asks_sql(parts("the-verdict"))
     with pytest.raises(InputError, match="none are named"):
         databases_of(str(source))
     with SQLQuestions(databases_of(str(source), str(folder)), Corpus(source)) as task:
