@@ -1,8 +1,8 @@
 """The one evaluator: a model's completions of a task's examples, scored by the task, beside its dumb baseline.
 
-    with task:
-        evaluation = evaluate(Engine.load("runs/sql"), task, "new values")
-    evaluation.scores, evaluation.baseline
+with task:
+    evaluation = evaluate(Engine.load("runs/sql"), task, "new values")
+evaluation.scores, evaluation.baseline
 """
 
 from __future__ import annotations

@@ -113,9 +113,7 @@ def test_the_statement_is_taken_out_of_what_a_chat_model_says() -> None:
 
 
 def questions(path: Path, *rows: tuple[str, str, str]) -> Path:
-    path.write_text(
-        "".join(json.dumps({"db_id": name, "question": q, "query": sql}) + "\n" for name, q, sql in rows)
-    )
+    path.write_text("".join(json.dumps({"db_id": name, "question": q, "query": sql}) + "\n" for name, q, sql in rows))
     return path
 
 
