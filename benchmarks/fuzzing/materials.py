@@ -172,7 +172,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
     from quatrain.compression.methods import quantize
     from quatrain.models.families.fresh import fresh_config
     from quatrain.models.io import model_folder
-    from quatrain.models.transformer.settings import DECODERS, ENCODERS, Family
+    from quatrain.models.transformer.settings import DECODERS, ENCODERS, FamilyName
     from quatrain.models.transformer.stack import Model
     from quatrain.tokenizers.tokenizer import Tokenizer
 
@@ -202,7 +202,7 @@ def _make_models(folder: Path, texts: list[str]) -> tuple[dict[str, str], dict[s
 
     heads: dict[str, str] = {}
     adapters: dict[str, str] = {}
-    for family in _names(Family):
+    for family in _names(FamilyName):
         save(family, *fresh(family, None))
     for name, (family, head) in HEADED.items():
         more: dict[str, Any] = {"labels": LABELS} if head.endswith("classification") else {}

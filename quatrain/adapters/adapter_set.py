@@ -308,8 +308,8 @@ class MixedPrompt(SoftPrompt):
 
         lengths = [0 if row is None else row.layers[0][0].shape[1] for row in rows]
         numbers = torch.arange(self.length, device=like.layers[0][0].device)
-        holds = numbers >= self.length - torch.tensor(lengths, device=numbers.device)[:, None]
-        return Prefix([(stacked(layer, 0), stacked(layer, 1)) for layer in range(len(like.layers))], holds=holds)
+        active = numbers >= self.length - torch.tensor(lengths, device=numbers.device)[:, None]
+        return Prefix([(stacked(layer, 0), stacked(layer, 1)) for layer in range(len(like.layers))], active=active)
 
     def _filled(self, own: Tensor | None, like: Tensor, axis: int) -> Tensor:
         """A row's prompt, padded at its start along `axis` to the length of the longest one."""

@@ -15,10 +15,27 @@ from quatrain.core.settings import Listing, Place, Problem, Settings
 from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings, TokenizerSettings
 from quatrain.evaluation.settings import EvaluateSettings
-from quatrain.models.transformer.settings import ModelSettings, families_of
+from quatrain.models.transformer.settings import ModelSettings, families_with_head
 
 UNMARKED_KEYS = frozenset({"log_every", "checkpoint_every", "parallel", "device"})
 """Keys of any table that change what a run shows, or where it runs, but not its results."""
+
+HEAD_OF_OBJECTIVE = {
+    "causal": "causal",
+    "chat": "causal",
+    "dpo": "causal",
+    "masked": "masked",
+    "span": "seq2seq",
+    "denoise": "seq2seq",
+    "seq2seq": "seq2seq",
+    "classify": "sequence_classification",
+    "regress": "sequence_classification",
+    "tag": "token_classification",
+    "answer": "question_answering",
+    "choice": "multiple_choice",
+    "embed": "embedding",
+}
+"""The head that a recipe's objective trains."""
 
 
 class StageSettings(Settings):
@@ -75,7 +92,7 @@ class RecipeSettings(Settings):
 
 def family_conflicts(recipe: RecipeSettings, place: Place, objective: str) -> Iterator[Problem]:
     """The conflict of an objective with a `model.family` that has no head for it."""
-    families = families_of(objective)
+    families = families_with_head(HEAD_OF_OBJECTIVE[objective])
     if recipe.model.folder is None and recipe.model.family not in families:
         named = ", ".join(families)
         family = format_value(recipe.model.family)

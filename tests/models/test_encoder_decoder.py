@@ -369,7 +369,7 @@ def test_classifiers_read_a_padded_text_as_if_alone(name, models):
 def test_a_text_without_an_end_token_is_told(models):
     text = ids(2, 6)
     text[0, -1] = END
-    with pytest.raises(InputError, match=r"Texts \[1\] of the batch have no end token \[2\]"):
+    with pytest.raises(InputError, match=r"Texts \[1\] of the batch have no end-of-sequence token \[2\]"):
         models("bart classifier")(text)
 
 

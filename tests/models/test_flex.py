@@ -6,14 +6,14 @@ import torch
 from quatrain.models.kernels import flex
 
 
-def plain(query, key, value, scale, softcap, added, mask, causal):
+def plain(query, key, value, scale, softcap, bias, mask, causal):
     repeat = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     scores = query @ key.mT * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if added is not None:
-        scores = scores + added
+    if bias is not None:
+        scores = scores + bias
     if mask is None and causal:
         mask = torch.ones(1, query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
     if mask is not None:
@@ -33,7 +33,7 @@ CASES = {
     "mask of each row": {"mask": window(150, 150, 40, 2) & (torch.arange(300).view(2, 1, 150) % 7 > 0)
                          | torch.eye(150, dtype=torch.bool), "causal": True},
     "all": {"softcap": 3.0, "causal": False},
-    "positions": {"added": torch.randn(1, 4, 150, 150), "causal": True},
+    "positions": {"bias": torch.randn(1, 4, 150, 150), "causal": True},
     "fewer queries": {"softcap": 5.0, "causal": True, "length": 130},
 }  # fmt: skip
 
@@ -42,7 +42,7 @@ CASES = {
 @pytest.mark.parametrize("heads", [4, 2])
 def test_equal_to_the_plain_pass(name, heads):
     torch.manual_seed(0)
-    case = {"softcap": None, "added": None, "mask": None, "length": 150} | CASES[name]
+    case = {"softcap": None, "bias": None, "mask": None, "length": 150} | CASES[name]
     query = torch.randn(2, 4, case.pop("length"), 16)
     key, value = torch.randn(2, 2, heads, 150, 16)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_only_where_it_pays():
 @pytest.mark.parametrize("name", ["soft cap, causal", "window"])
 def test_values_and_gradients_on_cuda(name):
     torch.manual_seed(0)
-    case = {"softcap": None, "added": None, "mask": None} | CASES[name]
+    case = {"softcap": None, "bias": None, "mask": None} | CASES[name]
     case["mask"] = None if case["mask"] is None else window(512, 512, 9).cuda()
     tensors = [torch.randn(2, 4, 512, 64, device="cuda", requires_grad=True) for _ in range(3)]
     ours, theirs = flex.attention(*tensors, scale=0.3, **case), plain(*tensors, 0.3, **case)

@@ -11,6 +11,7 @@ from quatrain.models.families.fresh import fresh_config
 from quatrain.models.transformer import settings
 from quatrain.models.transformer.settings import ModelSettings
 from quatrain.models.transformer.stack import Model
+from quatrain.runs.settings import HEAD_OF_OBJECTIVE
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3,
          "num_attention_heads": 4, "max_position_embeddings": 24}  # fmt: skip
@@ -37,8 +38,8 @@ def test_the_lists_of_settings_are_those_of_the_families():
     others = set(settings.ENCODERS) | set(settings.ENCODER_DECODERS)
     for name in decoders | others:
         config = ModelSettings(family=name, hidden_size=32).config(61, pad_token_id=0)
-        assert (config.feed_forward == "plain") == (name in settings.PLAIN)
-        assert (config.position != "rotary") == (name in settings.UNTURNED)
+        assert (config.feed_forward == "plain") == (name in settings.PLAIN_FEED_FORWARD)
+        assert (config.position != "rotary") == (name in settings.NOT_ROTARY)
         encodes = {"encoder": settings.ENCODERS, "encoder-decoder": settings.ENCODER_DECODERS}
         assert name in encodes.get(config.architecture, decoders)
         grouped = True
@@ -47,14 +48,13 @@ def test_the_lists_of_settings_are_those_of_the_families():
         except InputError as error:
             grouped = False
             assert any(problem.startswith("num_key_value_heads: 2") for problem in error.problems)
-        assert grouped == (name not in settings.UNGROUPED)
+        assert grouped == (name not in settings.NO_GROUPED_QUERIES)
 
 
-@pytest.mark.parametrize("objective", settings.HEADS)
-def test_the_families_of_an_objective_are_those_that_have_its_head(objective):
+@pytest.mark.parametrize("head", sorted(set(HEAD_OF_OBJECTIVE.values())))
+def test_the_table_of_heads_agrees_with_the_families(head):
     every = (*settings.DECODERS, *settings.ENCODERS, *settings.ENCODER_DECODERS)
-    head = settings.HEADS[objective]
-    assert set(settings.families_of(objective)) == {name for name in every if head in get_family(name).heads}
+    assert set(settings.families_with_head(head)) == {name for name in every if head in get_family(name).heads}
 
 
 def test_what_a_family_cannot_have_is_told_at_once():

@@ -253,7 +253,7 @@ def test_wrong_types_of_tokens_are_named(folders):
     assert torch.equal(distilbert(ids, token_types=torch.zeros_like(ids))[0], distilbert(ids)[0])
     for model, types, told in (
         (bert, torch.full_like(ids, 2), "token_types: 2; must be 0 to 1"),
-        (distilbert, torch.ones_like(ids), "this model tells none apart"),
+        (distilbert, torch.ones_like(ids), "this model has no token types"),
         (bert, torch.zeros(3, 4, dtype=torch.long), r"shape \(3, 4\); must be \(3, 19\)"),
     ):
         with pytest.raises(InputError, match=told):

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
 from quatrain.core.settings import format_place, parse
-from quatrain.models.transformer.settings import Family
+from quatrain.models.transformer.settings import FamilyName
 from quatrain.runs.recipe import Recipe, changes, dumps, load, loads, recipe_names, to_dict
 
-FAMILIES = ", ".join(typing.get_args(Family))
+FAMILIES = ", ".join(typing.get_args(FamilyName))
 FULL = Path(__file__).parent / "recipes" / "full.toml"
 """Every kind of stage once. The shipped recipes' numbers are tuned, these stay."""
 
@@ -74,11 +74,11 @@ def test_shipped_recipes_are_right_and_described(name: str) -> None:
         ("stage.pretrain.train.beta1=1", "stage[1].train.beta1: 1; must be less than 1"),
         (
             "model.family=lama",
-            'model.family: "lama"; must be one of ' + ", ".join(typing.get_args(Family)) + "; did you mean llama?",
+            'model.family: "lama"; must be one of ' + ", ".join(typing.get_args(FamilyName)) + "; did you mean llama?",
         ),
         (
             "model.family=LLAMA",
-            'model.family: "LLAMA"; must be one of ' + ", ".join(typing.get_args(Family)) + "; did you mean llama?",
+            'model.family: "LLAMA"; must be one of ' + ", ".join(typing.get_args(FamilyName)) + "; did you mean llama?",
         ),
         ("model.rope_theta=inf", "model.rope_theta: inf; must be a finite number"),
         ("model.tie_word_embeddings=yes", 'model.tie_word_embeddings: "yes" is text; must be true or false'),

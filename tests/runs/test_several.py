@@ -159,7 +159,7 @@ def test_what_tasks_cannot_have_is_said(folder: Path) -> None:
         loads(text.replace('adapter = { method = "bitfit" }\n', ""))
     prompts = RECIPE.format(folder=folder, method="prompt", more="", rate=0.1, steps=2)
     start, end = prompts.index("[stage.tasks]"), prompts.index("[evaluate]")
-    with pytest.raises(InputError, match="stands before one text a row"):
+    with pytest.raises(InputError, match="precedes one text per row"):
         loads((prompts[:start] + prompts[end:]).replace("evaluate_every = 20", "packing = true"))
 
 

@@ -1,7 +1,7 @@
-"""Attention by FlexAttention (Dong et al. 2024, arXiv 2412.05496) on CUDA, where PyTorch's own has no fast pass.
+"""FlexAttention (Dong et al. 2024, arXiv 2412.05496) on CUDA, for cases without a fast kernel in PyTorch.
 
-A soft cap on the scores has none at all: without this its scores (B, H, T, S) exist in full. A window much shorter than
-the text leaves most blocks of the mask empty, and those are skipped. All else is `scaled_dot_product_attention`'s.
+With a soft cap, `scaled_dot_product_attention` cannot be used, and the scores (B, H, T, S) would be materialized. With
+a window much shorter than the text, most blocks of the mask are empty, and FlexAttention skips them.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SHORTEST = 256
-"""Queries from which blocks of 128 are worth their set-up."""
+MIN_QUERIES = 256
+"""Minimum number of queries: for shorter texts, building the block mask costs more than it saves."""
 
 
 def supports(query: Tensor, softcap: float | None, window: int | None, keys: int) -> bool:
-    """Whether attention of query (B, H, T, D) over `keys` slots is better taken here."""
-    if query.device.type != "cuda" or query.shape[2] < SHORTEST or not _compiler():
+    """Whether FlexAttention is the better choice for query (B, H, T, D) and `keys` keys."""
+    if query.device.type != "cuda" or query.shape[2] < MIN_QUERIES or not _can_compile():
         return False
     return softcap is not None or (window is not None and 4 * window <= keys)
 
 
 @cache
-def _compiler() -> bool:
-    """Whether there is what FlexAttention is compiled with; uncompiled it is slower than the plain pass."""
+def _can_compile() -> bool:
+    """Whether Triton is installed, which compiles FlexAttention; uncompiled it is slower than explicit attention."""
     import importlib.util
 
     return importlib.util.find_spec("triton") is not None
@@ -46,14 +46,14 @@ def attention(
     *,
     scale: float,
     softcap: float | None,
-    added: Tensor | None,
+    bias: Tensor | None,
     mask: Tensor | None,
     causal: bool,
 ) -> Tensor:
-    """softmax(softcap(scale q k^T) + added) v: query (B, H, T, D), key, value (B, G, S, D) with G dividing H.
+    """softmax(softcap(scale q k^T) + bias) v: query (B, H, T, D), key, value (B, G, S, D) with G dividing H.
 
-    mask (B or 1, T, S): True where a key is seen; None: all, or where `causal` none later. added (1, H, T, S): what
-    positions add to the scores. Gives (B, H, T, D).
+    mask (B or 1, T, S): True where a query attends to a key; None: everywhere, or for `causal` to no later key. bias
+    (1, H, T, S): positional bias of the scores, or None. Returns (B, H, T, D).
     """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -63,9 +63,9 @@ def attention(
     def score(value: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if softcap is not None:
             value = torch.tanh(value / softcap) * softcap
-        return value if added is None else value + added[0, h, q, k]
+        return value if bias is None else value + bias[0, h, q, k]
 
-    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def is_visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if mask is None:
             return k - q <= slots - length
         return mask[b if mask.shape[0] > 1 else 0, q, k]
@@ -73,9 +73,9 @@ def attention(
     blocks = None
     if mask is not None or causal:
         rows = batch if mask is not None and mask.shape[0] > 1 else None
-        blocks = create_block_mask(seen, rows, None, length, slots, device=str(query.device))
+        blocks = create_block_mask(is_visible, rows, None, length, slots, device=str(query.device))
     uncompiled: Any = flex_attention
     run = _compiled() if query.device.type == "cuda" else uncompiled
     grouped = key.shape[1] != query.shape[1]
-    mixed: Tensor = run(query, key, value, score_mod=score, block_mask=blocks, scale=scale, enable_gqa=grouped)
-    return mixed
+    output: Tensor = run(query, key, value, score_mod=score, block_mask=blocks, scale=scale, enable_gqa=grouped)
+    return output

@@ -1,8 +1,8 @@
-"""Multi-head attention: over a text itself or over another, with grouped keys and values, seen or fast.
+"""Multi-head self-attention and cross-attention, with grouped keys and values.
 
-Vaswani et al. 2017 (arXiv 1706.03762), Ainslie et al. 2023 (arXiv 2305.13245). Four passes give the same: PyTorch's
-`scaled_dot_product_attention`; FlexAttention on CUDA where that has no fast one; a hand-written one for training on the
-CPU; and the plain one with weights to look at.
+Vaswani et al. 2017 (arXiv 1706.03762), Ainslie et al. 2023 (arXiv 2305.13245). Four implementations give the same
+result: PyTorch's `scaled_dot_product_attention`; FlexAttention on CUDA for cases that PyTorch's fast kernels do not
+cover; a hand-written kernel for training on the CPU; and explicit attention, whose weights can be recorded.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Attention(nn.Module):
         """x (B, T, hidden_size) to the same shape."""
         query = self._heads(self.q_proj(x), self.num_heads, self.q_norm)
         if self.cross:
-            mixed, without_keys = self._cross_attention(query, context), context.masks["cross"].without_keys
-            return self.o_proj(mixed if without_keys is None else mixed.masked_fill(without_keys[..., None], 0.0))
+            output, without_keys = self._cross_attention(query, context), context.masks["cross"].without_keys
+            return self.o_proj(output if without_keys is None else output.masked_fill(without_keys[..., None], 0.0))
         key = self._heads(self.k_proj(x), self.num_kv_heads, self.k_norm)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
         mask, rotary = context.masks[self.kind], context.rotary.get(self.kind)
@@ -96,20 +96,20 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention of queries (B, H, T, D) over keys and values (B, G, S, D); gives (B, T, H D)."""
         if recorded is None and flex.supports(query, self.softcap, self.window, key.shape[2]):
-            mixed = flex.attention(
+            output = flex.attention(
                 query,
                 key,
                 value,
                 scale=self.scale,
                 softcap=self.softcap,
-                added=mask.bias,
+                bias=mask.bias,
                 mask=mask.mask,
                 causal=mask.causal,
             )
         elif recorded is not None or self.softcap is not None:
-            mixed = self._explicit(query, self._repeat_kv(key, 1), self._repeat_kv(value, 1), mask, recorded)
+            output = self._explicit(query, self._repeat_kv(key, 1), self._repeat_kv(value, 1), mask, recorded)
         else:
-            mixed = F.scaled_dot_product_attention(
+            output = F.scaled_dot_product_attention(
                 query,
                 self._repeat_kv(key, 1),
                 self._repeat_kv(value, 1),
@@ -117,7 +117,7 @@ class Attention(nn.Module):
                 is_causal=mask.is_plain_causal,
                 scale=self.scale,
             )
-        return mixed.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
+        return output.transpose(1, 2).reshape(query.shape[0], query.shape[2], self.num_heads * self.head_dim)
 
     def _explicit(
         self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, recorded: list[Tensor] | None

@@ -35,20 +35,21 @@ from quatrain.models.transformer.positions import (
 class Block(nn.Module):
     """Self-attention, cross-attention in a decoder that has an encoder, and feed-forward, with residuals and norms.
 
-    A part's norm comes before it (pre), after its residual (post), or before it and again behind it (sandwich).
+    `norm_position` places the norm of each sublayer before it (pre), after the residual (post), or before and after it
+    (sandwich).
     """
 
     is_block = True
-    """Activation checkpointing and torch.compile work on these."""
+    """Marks the unit of activation checkpointing and torch.compile."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.norm_position, self.residual, self.dropout = config.norm_position, config.residual, config.dropout
         self.input_layernorm = make_norm(config) if config.first_norm or layer else nn.Identity()
         self.self_attn = Attention(config, layer)
-        crossed = config.architecture == "encoder-decoder"
-        self.cross_attn_layernorm = make_norm(config) if crossed else None
-        self.cross_attn = Attention(config, layer, cross=True) if crossed else None
+        has_encoder = config.architecture == "encoder-decoder"
+        self.cross_attn_layernorm = make_norm(config) if has_encoder else None
+        self.cross_attn = Attention(config, layer, cross=True) if has_encoder else None
         self.post_attention_layernorm = make_norm(config) if config.residual != "parallel_shared" else None
         self.mlp = FeedForward(config)
         sandwich = config.norm_position == "sandwich"
@@ -74,13 +75,13 @@ class Block(nn.Module):
         return self._add(x, self.mlp, self.post_attention_layernorm, self.feed_forward_output_layernorm)
 
     def _add(
-        self, x: Tensor, part: Callable[[Tensor], Tensor], norm: nn.Module | None, after: nn.Module | None = None
+        self, x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: nn.Module | None, after: nn.Module | None = None
     ) -> Tensor:
         if norm is None:
-            return x + self._drop(part(x))
+            return x + self._drop(sublayer(x))
         if self.norm_position == "post":
-            return norm(x + self._drop(part(x)))
-        out = part(norm(x))
+            return norm(x + self._drop(sublayer(x)))
+        out = sublayer(norm(x))
         return x + self._drop(out if after is None else after(out))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class Stack(nn.Module):
         masks = self._masks(slots, past, x, cache, trace)
         if self.config.architecture == "encoder-decoder":
             mask, without_keys = cross_attention_mask(segments, encoder_segments)
-            use_cpu_kernel = self._use_cpu_kernel(x, self._slots_across(encoded, cache), cache, trace, causal=False)
+            use_cpu_kernel = self._use_cpu_kernel(x, self._encoder_length(encoded, cache), cache, trace, causal=False)
             masks["cross"] = AttentionMask(mask, without_keys=without_keys, use_cpu_kernel=use_cpu_kernel)
         context = ForwardContext(masks, rotary, cache, trace, encoded, prefix)
         for layer in self.layers:
@@ -155,7 +156,7 @@ class Stack(nn.Module):
         return x
 
     def _embed(self, x: Tensor, positions: Tensor | None, past: int, token_types: Tensor | None) -> Tensor:
-        """Adds what says where a token is and of which type, with the scale and norm that the family has."""
+        """Scales and projects the embeddings, adds positions and token types, applies norm and dropout."""
         config, length = self.config, x.shape[1]
         if config.embedding_scale != 1.0:
             x = x * torch.tensor(config.embedding_scale, dtype=x.dtype).item()
@@ -173,14 +174,14 @@ class Stack(nn.Module):
         return F.dropout(x, config.dropout, self.training) if config.dropout else x
 
     def _check_types(self, token_types: Tensor, x: Tensor) -> None:
-        """Raises InputError for token types that a model has not, of another shape, or past its table."""
+        """Raises InputError for token types of another shape or outside the model's table."""
         rows = self.config.type_vocab_size
         if token_types.shape != x.shape[:2]:
             raise InputError(f"token_types: have shape {tuple(token_types.shape)}; must be {tuple(x.shape[:2])}.")
         if token_types.device.type == "cpu" and token_types.numel():
             low, high = (int(end) for end in torch.aminmax(token_types))
             if low < 0 or high >= max(rows, 1):
-                known = f"0 to {rows - 1}" if rows else "0: this model tells none apart"
+                known = f"0 to {rows - 1}" if rows else "0: this model has no token types"
                 raise InputError(f"token_types: {high if low >= 0 else low}; must be {known}.")
 
     def _position_rows(self, positions: Tensor, x: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ class Stack(nn.Module):
         return self._table[positions]
 
     def _check_length(self, positions: Tensor | None, past: int, length: int) -> None:
-        """Raises InputError where a text is longer than the positions of the model, or given ones are past them."""
+        """Raises InputError for a text longer than the model's context, or positions outside it."""
         limit = self.config.context_length
         if not self.config.has_position_limit:
             return
@@ -206,14 +207,14 @@ class Stack(nn.Module):
         if past + length <= limit:
             return
         raise InputError(
-            f"This text has {past + length} tokens ({past} before, {length} new); the model reads {limit}. "
-            "Shorten the text, ask for truncation, or use a model with a longer context."
+            f"This text has {past + length} tokens ({past} cached, {length} new); the model reads at most {limit}. "
+            "Shorten or truncate the text, or use a model with a longer context."
         )
 
     def _masks(
         self, slots: Tensor | None, past: int, x: Tensor, cache: KVCache | None, trace: Trace | None
     ) -> dict[str, AttentionMask]:
-        """What each type of layer sees."""
+        """The attention mask of each type of layer."""
         length, masks = x.shape[1], {}
         use_cpu_kernel = self._use_cpu_kernel(x, length, cache, trace, causal=self.config.is_causal)
         for kind in sorted(set(self.config.layer_types)):
@@ -226,7 +227,7 @@ class Stack(nn.Module):
         return masks
 
     def _position_bias(self, queries: int, keys: int, x: Tensor) -> Tensor | None:
-        """What ALiBi or a relative bias adds to the scores: (1, H, queries, keys)."""
+        """ALiBi's or T5's bias of the attention scores: (1, H, queries, keys); None for other positions."""
         config = self.config
         if config.position not in ("alibi", "relative"):
             return None
@@ -241,16 +242,18 @@ class Stack(nn.Module):
     def _use_cpu_kernel(
         self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None, *, causal: bool
     ) -> bool:
-        """Whether the hand-written attention is taken: training on the CPU, of scores that fit."""
+        """Whether the hand-written CPU attention is used: in training, if its scores fit in memory."""
         if cache is not None or trace is not None:
             return False
-        alone = self.relative_bias is not None or self.config.attention_softcap is not None
-        return cpu.supports_attention(x, self.config.num_attention_heads, keys, alone=alone, causal=causal)
+        no_fast_path = self.relative_bias is not None or self.config.attention_softcap is not None
+        return cpu.supports_attention(
+            x, self.config.num_attention_heads, keys, no_fast_path=no_fast_path, causal=causal
+        )
 
     @staticmethod
-    def _slots_across(encoded: Tensor | None, cache: KVCache | None) -> int:
+    def _encoder_length(encoded: Tensor | None, cache: KVCache | None) -> int:
         if encoded is not None:
             return encoded.shape[1]
-        return (
-            next(iter(cache.cross_attention.values()))[0].shape[2] if cache is not None and cache.cross_attention else 0
-        )
+        if cache is None or not cache.cross_attention:
+            return 0
+        return next(iter(cache.cross_attention.values()))[0].shape[2]

@@ -1,7 +1,7 @@
-"""Everything that shapes a network, as named choices.
+"""The configuration of a transformer: sizes and named choices.
 
-A family (`quatrain.models.families`) turns a Hugging Face `config.json` into a `ModelConfig` and back;
-the stack (`quatrain.models.transformer.stack`) reads nothing else.
+A family (`quatrain.models.families`) converts a Hugging Face `config.json` to a `ModelConfig` and back. The stack
+(`quatrain.models.transformer.stack`) is built from a `ModelConfig` alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 
 MAX_SIZE = 2**31 - 1
-"""The largest size or id: what an index of 32 bits can name."""
+"""The largest size or id: the maximum of a signed 32-bit integer."""
 
 MAX_LAYERS = 2_000
-"""Layers of one stack; the deepest transformer that was published has 1,000 (Wang et al. 2022, arXiv 2203.00555)."""
+"""Maximum number of layers; the deepest published transformer has 1,000 (Wang et al. 2022, arXiv 2203.00555)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": ("decoder", "encoder", "encoder-decoder"),
@@ -52,44 +52,51 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "head_bias": ("none", "learned", "fixed"),
     "padding_embedding": ("learned", "fixed"),
 }
-"""What every named choice may be. Most explain themselves; these need a word:
+"""The allowed values of each choice. Those that need an explanation:
 
-padding_positions: `skipped` gives padding tokens no position of their own (RoBERTa).
-norm: `rms_offset` multiplies by 1 + weight (Gemma). norm_position: `pre` x + f(norm(x)), `post` norm(x + f(x)),
-`sandwich` x + norm(f(norm(x))). residual: `parallel` adds attention and feed-forward of the same x, `parallel_shared`
-behind one norm. attention_bias: `qkv` leaves the output projection without. attention_scale_by_layer: `inverse`
-divides the scale by the layer's number, counted from 1. query_key_norm: `head` normalises each head's queries and
-keys. pooling: `mean_sqrt` is the sum over the root of the count, `weighted_mean` weighs a token by its place from 1,
-`end` is the last end token of a text. embedding_vector: `unit` divides by the length. problem: `several` labels may
-hold at once. head_bias: `fixed` is not trained. padding_embedding: the embedding of the padding token is `fixed` where
-reading it teaches it nothing.
+| field | value | meaning |
+|---|---|---|
+| padding_positions | `skipped` | padding tokens take no position (RoBERTa) |
+| norm | `rms_offset` | RMSNorm that multiplies by 1 + weight (Gemma) |
+| norm_position | `pre`, `post`, `sandwich` | x + f(norm(x)), norm(x + f(x)), x + norm(f(norm(x))) |
+| residual | `parallel` | x + attention(norm1(x)) + feed_forward(norm2(x)) |
+| | `parallel_shared` | the same with one norm for both |
+| attention_bias | `qkv` | no bias in the output projection |
+| attention_scale_by_layer | `inverse` | the scale is divided by the layer's number, counted from 1 |
+| query_key_norm | `head` | the queries and keys of each head are normalized |
+| pooling | `mean_sqrt` | the sum of the states divided by the square root of their number |
+| | `weighted_mean` | the mean, each token weighted by its position, counted from 1 |
+| | `eos` | the state of the last end-of-sequence token |
+| problem_type | `multi_label` | a text may have any number of labels |
+| head_bias | `fixed` | read from the files, not trained |
+| padding_embedding | `fixed` | the embedding of the padding token gets no gradient |
 """
 
 CLASSIFICATION_HEADS = ("sequence_classification", "token_classification", "multiple_choice", "next_sentence", "value")
-"""Heads with a `score` layer whose outputs are labels."""
+"""Heads with a `score` layer that has one output per label, choice or value."""
 
 LANGUAGE_HEADS = ("causal", "masked", "pretraining", "seq2seq")
-"""Heads that say a token of the vocabulary at every position."""
+"""Heads that predict a token of the vocabulary at every position."""
 
 
 @dataclass(frozen=True)
 class RotaryScaling:
-    """How rotary frequencies change for texts longer than those of pretraining.
+    """How the rotary frequencies are scaled to read texts longer than those of pre-training.
 
     kind: `linear` (Chen et al. 2023, arXiv 2306.15595), `dynamic` (NTK-aware), `yarn` (Peng et al. 2023, arXiv
-    2309.00071), `longrope` (Ding et al. 2024, arXiv 2402.13753), `llama3` (Llama 3.1). `values` holds the kind's own
-    numbers under the names of `rope_scaling` in config.json.
+    2309.00071), `longrope` (Ding et al. 2024, arXiv 2402.13753), `llama3` (Llama 3.1). `values` holds the parameters
+    of this kind, named as in the `rope_scaling` of config.json.
     """
 
     kind: str
     values: tuple[tuple[str, Any], ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """One of the kind's numbers."""
+        """One parameter by name, or `default` if it is not set."""
         return dict(self.values).get(name, default)
 
     def context_length(self, max_position_embeddings: int) -> int:
-        """Tokens that a model of so many positions reads: more where the scaling stretches those of pretraining."""
+        """The longest text, in tokens, that a model with `max_position_embeddings` can read with this scaling."""
         factor, original = self.get("factor") or 1, self.get("original_max_position_embeddings")
         if self.kind in ("linear", "dynamic"):
             original = max_position_embeddings
@@ -100,9 +107,10 @@ class RotaryScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a transformer. Sizes count elements; rates are shares between 0 and 1; 0 or None is "not there".
+    """The configuration of a transformer. A size of 0, or None, means that the part does not exist.
 
-    In an encoder-decoder, the plain fields are the decoder's; the `encoder_` ones say where its encoder differs.
+    In an encoder-decoder the fields describe the decoder; the `encoder_` fields are those in which the encoder
+    differs. Raises InputError, with all problems, for values that are invalid or contradict each other.
     """
 
     family: str
@@ -120,47 +128,47 @@ class ModelConfig:
 
     position: str = "rotary"
     position_offset: int = 0
-    """Rows of the learned table before that of the first position."""
+    """Unused rows of the learned position table before the row of the first position."""
     padding_positions: str = "counted"
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None
-    """The base of the sliding layers, unscaled, where it is another."""
+    """The rotary base of the sliding-window layers, if it differs."""
     rotary_dim: int = 0
-    """Channels of a head that turn; 0 means all."""
+    """Channels of each head that are rotated; 0 means all."""
     rope_scaling: RotaryScaling | None = None
     local_rope_scaling: RotaryScaling | None = None
-    """The scaling of the sliding layers, where they have their own base."""
+    """The scaling of the sliding-window layers; used only with `local_rope_theta`."""
     relative_buckets: int = 32
     relative_max_distance: int = 128
 
     embedding_size: int = 0
-    """Width of the token embedding; 0 means hidden_size. Another is projected in and out."""
+    """Width of the token embedding; 0 means hidden_size. A different width is projected to hidden_size and back."""
     embedding_scale: float = 1.0
     embedding_norm: bool = False
     padding_embedding: str = "learned"
     type_vocab_size: int = 0
-    """Rows of the table of token types (sentence A, sentence B); 0: no such table."""
+    """Number of token types (BERT's sentence A and B); 0: no token-type embedding."""
 
     norm: str = "rms"
     norm_eps: float = 1e-5
     norm_position: str = "pre"
     first_norm: bool = True
-    """Whether the first layer's attention has a norm before it."""
+    """Whether the attention of the first layer has a norm before it (False in ModernBERT)."""
     final_norm: bool = True
-    """Whether a norm follows the last layer, where norms stand before."""
+    """Whether a norm follows the last layer; `post` norms never have one."""
     residual: str = "sequential"
 
     attention_bias: str = "none"
     attention_scale: float | None = None
-    """What queries times keys are multiplied with; None means 1 / sqrt(head_dim)."""
+    """Factor of the attention scores; None means 1 / sqrt(head_dim)."""
     attention_scale_by_layer: str = "constant"
     attention_softcap: float | None = None
-    """c in c tanh(score / c)."""
+    """c in c * tanh(score / c)."""
     query_key_norm: str = "none"
     sliding_window: int | None = None
-    """Tokens that a sliding layer sees: in a decoder itself and those before, in an encoder half to either side."""
+    """Tokens in the window of a sliding-window layer: the last ones in a decoder, half on each side in an encoder."""
     layer_types: tuple[str, ...] = ()
-    """"full" or "sliding" for each layer; empty: all sliding where there is a window, all full where there is none."""
+    """`full` or `sliding` for each layer; empty: all `sliding` if sliding_window is set, else all `full`."""
 
     feed_forward: str = "gated"
     activation: str = "silu"
@@ -174,43 +182,43 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     head_bias: str = "none"
     head_transform: str = "none"
-    """Activation of the dense layer and norm between the last hidden state and a masked language head, or none."""
+    """Activation of the dense layer, followed by a norm, before a masked language head; `none`: no such layer."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     labels: tuple[str, ...] = ()
-    """Names of a classifier's outputs."""
+    """Label names of a classifier, in the order of its outputs."""
     problem_type: str = "single_label"
     pooling: str = "last"
     normalize_embedding: bool = True
     max_text_length: int = 0
-    """Tokens that a text of a sentence embedding is cut to; 0 means max_position_embeddings."""
+    """Tokens to which texts are truncated for sentence embeddings; 0 means the whole context."""
     pooler: str = "none"
-    """Activation of the dense layer between the pooled hidden state and the classifier, or none."""
+    """Activation of the dense layer between the pooled hidden state and the classifier; `none`: no such layer."""
     pooler_bias: bool = True
     pooler_norm: bool = False
-    """Whether a norm follows the pooler's activation."""
+    """Whether a norm follows the activation of the pooler."""
     score_bias: bool = False
 
     initializer_range: float = 0.02
     dropout: float = 0.0
-    """Share of the embedding's and every residual branch's elements dropped in training."""
+    """Dropout probability of the embedding and of each residual branch, in training."""
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
-    """Keys of the original `config.json` that shape nothing here and are written back as they were."""
+    """Keys of the original `config.json` without effect here; they are written back unchanged."""
 
     def __post_init__(self) -> None:
-        uneven = []
+        problems = []
         if self.head_dim == 0 and is_size(self.num_attention_heads) and is_size(self.hidden_size):
             if self.hidden_size % self.num_attention_heads:
                 heads, size = self.num_attention_heads, self.hidden_size
-                uneven = [f"num_attention_heads: {heads}; must divide hidden_size ({size})"]
+                problems = [f"num_attention_heads: {heads}; must divide hidden_size ({size})"]
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         for name in ("layer_types", "labels"):
             if not isinstance(getattr(self, name), tuple):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        problems = [*uneven, *self._problems()]
+        problems += self._problems()
         if problems:
             raise InputError("This model configuration cannot be built:", problems)
         if not self.layer_types:
@@ -282,10 +290,10 @@ class ModelConfig:
                 if scaling is not None and scaling.kind == "yarn" and base <= 1:
                     yield f"rope_theta: {base}; must be above 1 with yarn scaling"
             for name in ("short_factor", "long_factor"):
-                found = self.rope_scaling.get(name) if self.rope_scaling is not None else None
+                factors = self.rope_scaling.get(name) if self.rope_scaling is not None else None
                 pairs = (self.rotary_dim or self.head_dim) // 2
-                if found is not None and len(found) != pairs:
-                    yield f"{name}: {len(found)} numbers; must be one for each of the {pairs} turning pairs"
+                if factors is not None and len(factors) != pairs:
+                    yield f"{name}: {len(factors)} numbers; must be {pairs}, one for each rotated pair of channels"
         if self.position == "relative":
             yield from self._relative_problems()
         if self.position == "sinusoidal" and self.hidden_size % 2:
@@ -307,7 +315,7 @@ class ModelConfig:
             yield f"pad_token_id: {format_value(pad)}; must be a token id below vocab_size ({self.vocab_size})"
 
     def _relative_problems(self) -> Iterator[str]:
-        """Half of the buckets are for one direction in an encoder; half of these are exact, and the rest grow."""
+        """Relative positions need room for exact buckets and for logarithmic ones, in each direction of an encoder."""
         if not is_size(self.relative_buckets) or self.relative_buckets < 4:
             yield f"relative_buckets: {format_value(self.relative_buckets)}; must be a whole number of at least 4"
         elif not is_size(self.relative_max_distance) or self.relative_max_distance <= self.relative_buckets // 2:
@@ -317,7 +325,7 @@ class ModelConfig:
             )
 
     def _unbuildable_choices(self) -> Iterator[str]:
-        """Choices that are each known and that no stack has together."""
+        """Choices that are valid alone and that the stack does not support together."""
         both = self.architecture == "encoder-decoder"
         if self.residual != "sequential" and self.norm_position != "pre":
             yield f"norm_position: {self.norm_position!r}; a {self.residual} residual needs 'pre'"
@@ -331,14 +339,14 @@ class ModelConfig:
             yield f"embedding_size: {self.embedding_size}; an encoder-decoder needs hidden_size ({self.hidden_size})"
 
     def replace(self, **changes: Any) -> ModelConfig:
-        """This configuration with some fields changed; the layer types follow the number of layers unless given."""
+        """A copy with some fields changed. A new number of layers keeps the layer type if all layers share one."""
         if "num_hidden_layers" in changes and len(set(self.layer_types)) == 1:
             changes.setdefault("layer_types", ())
         return dataclasses.replace(self, **changes)
 
     @property
     def encoder(self) -> ModelConfig:
-        """The encoder of an encoder-decoder, as a configuration of its own."""
+        """The configuration of the encoder of an encoder-decoder."""
         heads = self.encoder_attention_heads or self.num_attention_heads
         return dataclasses.replace(
             self,
@@ -355,36 +363,36 @@ class ModelConfig:
 
     @property
     def num_labels(self) -> int:
-        """Outputs of the `score` layer: 2 for a span's start and end, 1 for a choice or a value, else the labels."""
+        """Outputs of the `score` layer: 2 for a span (start and end), 1 for a choice or a value, else one per label."""
         if self.head in ("question_answering", "next_sentence", "pretraining"):
             return 2
         return 1 if self.head in ("multiple_choice", "value") else len(self.labels)
 
     @property
     def output_hidden_size(self) -> int:
-        """Width of the last hidden states: that of the embedding, to which they are projected where it has its own."""
+        """Width of the last hidden states: `embedding_size` if it is set, else `hidden_size`."""
         return self.embedding_size or self.hidden_size
 
     @property
     def context_length(self) -> int:
-        """Tokens of the longest text: max_position_embeddings, or what the rotary scaling makes of them."""
+        """The longest text in tokens: max_position_embeddings, or more with a rotary scaling."""
         if self.position != "rotary" or self.rope_scaling is None:
             return self.max_position_embeddings
         return self.rope_scaling.context_length(self.max_position_embeddings)
 
     @property
     def has_position_limit(self) -> bool:
-        """Whether positions end at `context_length`, past which no text is read."""
+        """Whether the model cannot read texts longer than `context_length`."""
         return self.position not in ("alibi", "relative", "none")
 
     @property
     def is_causal(self) -> bool:
-        """Whether a token sees none of those after it."""
+        """Whether a token attends to no later token."""
         return self.architecture != "encoder"
 
 
 def is_size(value: Any, most: int = MAX_SIZE) -> bool:
-    """Whether a value can count something: a whole number from 1 to `most`."""
+    """Whether a value is a whole number from 1 to `most`."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 

@@ -33,28 +33,28 @@ class Trace:
 
 @dataclass
 class Prefix:
-    """Keys and values of a prefix, which replace those that a layer computes for its positions; positions included.
+    """Keys and values of a learned prefix; they replace those that each layer computes at the prefix's slots.
 
-    layers: for each layer keys and values (num_key_value_heads, S, head_dim), or one of each per row (B, …). places
-    (B, S): the prefix's places in each row; None: the first ones. holds (B, S): which of them are replaced; None: all.
+    layers: for each layer keys and values (num_key_value_heads, S, head_dim), or (B, …) with one prefix per row. slots
+    (B, S): the slots of the prefix in each row; None: the first S. active (B, S): which slots are replaced; None: all.
     """
 
     layers: list[tuple[Tensor, Tensor]]
-    places: Tensor | None = None
-    holds: Tensor | None = None
+    slots: Tensor | None = None
+    active: Tensor | None = None
 
-    def insert(self, own: Tensor, learned: Tensor) -> Tensor:
-        """Keys or values (B, H, T, D) with those of the prefix in their places."""
-        learned = learned.to(own.dtype).expand(own.shape[0], -1, -1, -1)
-        if self.places is None and self.holds is None:
-            return torch.cat((learned, own[:, :, learned.shape[2] :]), dim=2)
-        places = self.places
-        if places is None:
-            places = torch.arange(learned.shape[2], device=own.device).expand(own.shape[0], -1)
-        places = places[:, None, :, None].expand_as(learned)
-        if self.holds is not None:
-            learned = torch.where(self.holds[:, None, :, None], learned, own.gather(2, places))
-        return own.scatter(2, places, learned)
+    def insert(self, computed: Tensor, learned: Tensor) -> Tensor:
+        """The computed keys or values (B, H, T, D) with those of the prefix (H, S, D) or (B, H, S, D) in its slots."""
+        learned = learned.to(computed.dtype).expand(computed.shape[0], -1, -1, -1)
+        if self.slots is None and self.active is None:
+            return torch.cat((learned, computed[:, :, learned.shape[2] :]), dim=2)
+        slots = self.slots
+        if slots is None:
+            slots = torch.arange(learned.shape[2], device=computed.device).expand(computed.shape[0], -1)
+        slots = slots[:, None, :, None].expand_as(learned)
+        if self.active is not None:
+            learned = torch.where(self.active[:, None, :, None], learned, computed.gather(2, slots))
+        return computed.scatter(2, slots, learned)
 
 
 @dataclass
@@ -126,45 +126,48 @@ def self_attention_mask(
     first_key: int,
     device: torch.device,
 ) -> Tensor | None:
-    """Which of the last `keys` slots each of the last `queries` slots sees: (B or 1, queries, keys), or None.
+    """Which of the last `keys` slots each of the last `queries` slots attends to: (B or 1, queries, keys), or None.
 
-    None means all keys where the architecture looks both ways or one query looks back, and all but the later ones where
-    it is causal. `segments` (B, all slots): a token sees its own segment only; padding (0) sees padding, so that no row
-    is empty. `first_key` is the slot of the first key.
+    None means no restriction for an encoder or a single query, and a plain causal mask otherwise. With `segments` (B,
+    all slots) a token attends within its segment; padding (0) attends to padding, so that no row is empty. `first_key`
+    is the slot of the first key.
     """
     total = first_key + keys
     window = config.sliding_window if kind == "sliding" else None
-    reach = None if window is None else (window if config.is_causal else window // 2 + 1)
-    bounded = reach is not None and total > reach and not (config.is_causal and queries == 1 and keys <= reach)
-    if segments is None and not bounded and (not config.is_causal or queries == 1 or queries == total):
+    distance_limit = None if window is None else (window if config.is_causal else window // 2 + 1)
+    is_limited = distance_limit is not None and total > distance_limit
+    if config.is_causal and queries == 1 and distance_limit is not None and keys <= distance_limit:
+        is_limited = False
+    if segments is None and not is_limited and (not config.is_causal or queries == 1 or queries == total):
         return None
     slots = torch.arange(total, device=device)
     distance = slots[first_key:][None, :] - slots[total - queries :, None]
-    seen = distance <= 0 if config.is_causal else torch.ones_like(distance, dtype=torch.bool)
-    if bounded and reach is not None:
-        seen = seen & (distance.abs() < reach)
+    mask = distance <= 0 if config.is_causal else torch.ones_like(distance, dtype=torch.bool)
+    if is_limited and distance_limit is not None:
+        mask = mask & (distance.abs() < distance_limit)
     if segments is None:
-        return seen[None]
-    own, theirs = segments[:, total - queries : total, None], segments[:, None, first_key:total]
-    return (own == theirs) & seen
+        return mask[None]
+    query_segments, key_segments = segments[:, total - queries : total, None], segments[:, None, first_key:total]
+    return (query_segments == key_segments) & mask
 
 
 def cross_attention_mask(
     segments: Tensor | None, encoder_segments: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Which encoded tokens each decoder token sees: (B, T or 1, S), or None for all; and which see none: (B, T or 1).
+    """The cross-attention mask (B, T or 1, S), None for all keys; and the queries without any key (B, T or 1), or None.
 
-    With segments on both sides, those of its own; a decoder's padding, or a decoder without segments, sees all text.
-    The row of a token that sees none is open, so that its weights are numbers, and what they give is to be dropped.
+    With segments on both sides a token attends to its own segment. Padding in the decoder, or a decoder without
+    segments, attends to all tokens but padding. The mask row of a query without a key is all True to avoid NaN; the
+    caller discards its result.
     """
     if encoder_segments is None:
         return None, None
-    text = (encoder_segments != 0)[:, None, :]
-    seen = text
+    is_text = (encoder_segments != 0)[:, None, :]
+    mask = is_text
     if segments is not None:
-        own = segments[:, :, None] == encoder_segments[:, None, :]
-        seen = torch.where((segments == 0)[:, :, None], text, own & text)
-    without_keys = ~seen.any(-1)
-    if seen.device.type == "cpu" and not bool(without_keys.any()):  # elsewhere looking would mean waiting
-        return seen, None
-    return seen | without_keys[..., None], without_keys
+        same_segment = segments[:, :, None] == encoder_segments[:, None, :]
+        mask = torch.where((segments == 0)[:, :, None], is_text, same_segment & is_text)
+    without_keys = ~mask.any(-1)
+    if mask.device.type == "cpu" and not bool(without_keys.any()):  # On a GPU this check would wait for the device.
+        return mask, None
+    return mask | without_keys[..., None], without_keys

@@ -1,4 +1,4 @@
-"""Feed-forward blocks: plain (Vaswani et al. 2017) and gated (SwiGLU and kin, Shazeer 2020, arXiv 2002.05202)."""
+"""Feed-forward networks: plain (Vaswani et al. 2017) and gated (SwiGLU etc., Shazeer 2020, arXiv 2002.05202)."""
 
 from __future__ import annotations
 

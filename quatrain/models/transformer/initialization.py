@@ -1,4 +1,4 @@
-"""Fresh weights, as short runs like them best (K. Jordan et al., modded-nanogpt, 2024)."""
+"""Initial weights, chosen for short training runs (K. Jordan et al., modded-nanogpt, 2024)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from quatrain.models.transformer.norms import RMSNorm
 
 
 def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Collection[str] | None = None) -> None:
-    """Draws every parameter of a model, or those named in `only`, the same ones for the same seed.
+    """Initializes all parameters of a model, or those named in `only`, reproducibly from `seed`.
 
-    Projections that read the residual stream are uniform within 1 / sqrt(inputs), those that write to it start at
-    zero, so that each block begins as the identity. A vocabulary head of its own starts at zero and its embedding at
-    0.5; an embedding that is tied to the head at 0.05; tables of positions and types, and labels, at
-    initializer_range. Norms start as the identity.
+    Projections that read the residual stream are uniform within 1 / sqrt(inputs); those that write to it are zero, so
+    that each block starts as the identity. An untied vocabulary head is zero and its embedding has standard deviation
+    0.5; a tied embedding has 0.05. Position and token-type tables and label layers have initializer_range. Norms start
+    as the identity.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = {
@@ -26,7 +26,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
         if isinstance(module, RMSNorm | nn.LayerNorm)
     }
     with torch.no_grad():
-        # The embedding first: the order of the draws is part of what a seed means.
+        # The embedding comes first: the order of the draws determines the weights of a seed.
         for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0] != "embed_tokens.weight"):
             if only is not None and name not in only:
                 continue
@@ -44,7 +44,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int = 0, *, only: Co
 
 
 def _deviation(name: str, config: ModelConfig) -> float | None:
-    """The standard deviation of a table's rows or a label layer's weights; None for a projection."""
+    """The standard deviation of an embedding table or label layer; None for a projection."""
     if name == "embed_tokens.weight":
         return 0.05 if config.tie_word_embeddings else 0.5
     tables = ("embed_positions.weight", "embed_token_types.weight", "relative_bias.weight", "score.weight")

@@ -1,4 +1,4 @@
-"""Normalisation: LayerNorm (Ba et al. 2016, arXiv 1607.06450) and RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+"""Normalization: LayerNorm (Ba et al. 2016, arXiv 1607.06450) and RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quatrain.models.transformer.config import ModelConfig
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (offset + weight) over the last axis, the statistics in float32 whatever the dtype of x."""
+    """x / rms(x) * (offset + weight) over the last axis, statistics in float32 for every dtype of x."""
 
     def __init__(self, size: int, eps: float, offset: float = 0.0):
         super().__init__()
@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.offset and x.dtype.itemsize < 4:  # 1 + weight has more digits than a narrow type holds
+        if self.offset and x.dtype.itemsize < 4:  # 1 + weight would be rounded in a 16-bit type.
             return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float() + self.offset, self.eps).to(x.dtype)
         weight = (self.weight + self.offset if self.offset else self.weight).to(x.dtype)
         if cpu.supports(x):
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
-    """The norm that `config.norm` names, over `size` channels: hidden_size unless given."""
+    """The norm that `config.norm` names, over `size` channels (default: hidden_size)."""
     size = size or config.hidden_size
     if config.norm.startswith("rms"):
         return RMSNorm(size, config.norm_eps, 1.0 if config.norm == "rms_offset" else 0.0)

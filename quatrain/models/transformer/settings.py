@@ -1,4 +1,4 @@
-"""Settings of a network: a public family and its shape, or a folder to start from."""
+"""The `[model]` section of a recipe: a family and its sizes, or a model folder to start from."""
 
 from __future__ import annotations
 
@@ -25,81 +25,78 @@ DecoderFamily = Literal[
     "bloom",
     "gpt_neox",
 ]
-"""The families whose models say the next token."""
+"""Decoder families: causal language models."""
 
 EncoderFamily = Literal["bert", "roberta", "distilbert", "modernbert"]
-"""The families whose models read a text from both sides."""
+"""Encoder families: bidirectional models."""
 
 EncoderDecoderFamily = Literal["t5", "mt5", "bart", "marian"]
-"""The families whose models read one text and say another."""
+"""Encoder-decoder families."""
 
-Family = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily]
+FamilyName = Literal[DecoderFamily, EncoderFamily, EncoderDecoderFamily]
 
 DECODERS, ENCODERS, ENCODER_DECODERS = map(get_args, (DecoderFamily, EncoderFamily, EncoderDecoderFamily))
 
-PLAIN = ("gpt2", "phi", "opt", "bloom", "gpt_neox", "bert", "roberta", "distilbert", "t5", "bart", "marian")
-"""Those whose feed-forward part is not gated."""
+PLAIN_FEED_FORWARD = (
+    "gpt2",
+    "phi",
+    "opt",
+    "bloom",
+    "gpt_neox",
+    "bert",
+    "roberta",
+    "distilbert",
+    "t5",
+    "bart",
+    "marian",
+)
+"""Families whose feed-forward network is not gated."""
 
-UNGROUPED = ("gpt2", "opt", "bloom", "gpt_neox", *ENCODERS, *ENCODER_DECODERS)
-"""Those whose keys have as many heads as their queries."""
+NO_GROUPED_QUERIES = ("gpt2", "opt", "bloom", "gpt_neox", *ENCODERS, *ENCODER_DECODERS)
+"""Families without grouped-query attention."""
 
-UNTURNED = ("gpt2", "opt", "bloom", "bert", "roberta", "distilbert", *ENCODER_DECODERS)
-"""Those whose positions are not rotary."""
+NOT_ROTARY = ("gpt2", "opt", "bloom", "bert", "roberta", "distilbert", *ENCODER_DECODERS)
+"""Families without rotary positions."""
 
-LACKING = {
+MISSING_HEADS = {
     "multiple_choice": tuple(name for name in DECODERS if name != "gpt2") + ENCODER_DECODERS,
     "token_classification": ("gemma3_text", "opt", "bart", "marian"),
     "question_answering": ("gemma2", "gemma3_text", "phi", "phi3", "marian"),
     "sequence_classification": ("marian",),
     "embedding": ("bart", "marian"),
 }
-"""Heads that transformers has not, or we have not, for a family; a test compares it with the families."""
-
-HEADS = {
-    "causal": "causal",
-    "chat": "causal",
-    "dpo": "causal",
-    "masked": "masked",
-    "span": "seq2seq",
-    "denoise": "seq2seq",
-    "seq2seq": "seq2seq",
-    "classify": "sequence_classification",
-    "regress": "sequence_classification",
-    "tag": "token_classification",
-    "answer": "question_answering",
-    "choice": "multiple_choice",
-    "embed": "embedding",
-}
-"""The head that a recipe's objective trains."""
+"""For each head the families that do not have it; a test compares this table with the families."""
 
 
-def families_of(objective: str) -> tuple[str, ...]:
-    """The families that have the head of an objective."""
-    head = HEADS[objective]
+def families_with_head(head: str) -> tuple[str, ...]:
+    """The families that have a head."""
     language = {"causal": DECODERS, "masked": ENCODERS, "seq2seq": ENCODER_DECODERS}
     every = language.get(head, (*ENCODERS, *DECODERS, *ENCODER_DECODERS))
-    return tuple(family for family in every if family not in LACKING.get(head, ()))
+    return tuple(family for family in every if family not in MISSING_HEADS.get(head, ()))
 
 
 class GenerationSettings(Settings):
-    """How the model speaks wherever nothing else is asked for, by the names of Hugging Face's `generation_config.json`,
-    into which it is written; what is not given stays as the model has it.
+    """The model's default generation settings, written to `generation_config.json` under Hugging Face's names.
+
+    A setting that is left out stays as the model has it.
     """
 
-    no_repeat_ngram_size: int | None = Field(default=None, ge=0, description="tokens in a row never said twice")
+    no_repeat_ngram_size: int | None = Field(
+        default=None, ge=0, description="length of the token sequences that never repeat"
+    )
     repetition_penalty: float | None = Field(
-        default=None, gt=0, le=100, description="what logits of tokens said before are divided by"
+        default=None, gt=0, le=100, description="divisor of the logits of tokens that occurred before"
     )
 
 
 class ModelSettings(Settings):
-    """Names as in Hugging Face's `config.json`; the vocabulary comes from the tokenizer.
+    """Sizes of a model under the names of Hugging Face's `config.json`; the vocabulary size comes from the tokenizer.
 
-    `num_key_value_heads` is `num_attention_heads` unless given, `intermediate_size` four times `hidden_size` for a
-    plain feed-forward part (GPT-2) and 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
+    `num_key_value_heads` defaults to `num_attention_heads`. `intermediate_size` defaults to 4 * `hidden_size` for a
+    plain feed-forward network (GPT-2), and to 8/3 of it, rounded up to a multiple of 64, for a gated one (Llama).
     """
 
-    family: Family = "llama"
+    family: FamilyName = "llama"
     hidden_size: int = Field(default=256, ge=1, le=1_000_000)
     num_hidden_layers: int = Field(default=4, ge=1, le=MAX_LAYERS)
     num_attention_heads: int = Field(default=4, ge=1, le=1_000_000)
@@ -109,33 +106,31 @@ class ModelSettings(Settings):
     tie_word_embeddings: bool = True
     rope_theta: float = Field(default=10_000.0, gt=0, le=1e18)
     folder: str | None = Field(
-        default=None, min_length=1, description="a model folder, or owner/name of the hub, to start from"
+        default=None, min_length=1, description="model folder, or hub id owner/name, to start from"
     )
     generation: GenerationSettings = GenerationSettings()
 
     @property
     def resolved_intermediate_size(self) -> int:
-        """Width of the feed-forward part, the family's usual one where none is given."""
+        """Width of the feed-forward network, with the default of the family."""
         if self.intermediate_size is not None:
             return self.intermediate_size
-        if self.family in PLAIN:
+        if self.family in PLAIN_FEED_FORWARD:
             return 4 * self.hidden_size
         return -(-8 * self.hidden_size // 3 // 64) * 64
 
     @property
     def resolved_key_value_heads(self) -> int:
-        """Heads of keys and values: all of them unless grouped-query attention is asked for."""
+        """Number of key and value heads: `num_attention_heads` without grouped-query attention."""
         return self.num_key_value_heads or self.num_attention_heads
 
     def config(self, vocab_size: int, *, head: str | None = None, **more: Any) -> ModelConfig:
-        """The shape as a `ModelConfig` of its family; `more` sets what no recipe does, such as special ids and labels.
+        """The `ModelConfig` of these sizes; `more` sets other fields, such as the special token ids and labels.
 
-        `head` is the family's language head unless given.
-
-        Raises InputError where `folder` has the shape.
+        `head` defaults to the family's language head. Raises InputError if `folder` is set, whose sizes apply then.
         """
         if self.folder is not None:
-            raise InputError(f"the shape of the model is that of {self.folder}; read its config.json")
+            raise InputError(f"model.folder = {self.folder!r} has its own sizes; read its config.json")
         from quatrain.models.families.fresh import fresh_config
 
         sizes: dict[str, Any] = {
@@ -148,13 +143,13 @@ class ModelSettings(Settings):
             "max_position_embeddings": self.max_position_embeddings,
             "tie_word_embeddings": self.tie_word_embeddings,
         }
-        if self.family not in (*UNTURNED, "modernbert"):
+        if self.family not in (*NOT_ROTARY, "modernbert"):
             sizes["rope_theta"] = self.rope_theta
         if self.family == "llama":
-            sizes["norm_eps"] = 1e-5  # Llama 2's; the first Llama's, which its config.json defaults to, is a tenth
-        later = {name: more.pop(name) for name in ("labels", "problem_type") if name in more}
+            sizes["norm_eps"] = 1e-5  # That of Llama 2; config.json defaults to the 1e-6 of the first Llama.
+        own = {name: more.pop(name) for name in ("labels", "problem_type") if name in more}
         dropout = more.pop("dropout", 0.0)
-        return fresh_config(self.family, sizes | more, head=head).replace(dropout=dropout, **later)
+        return fresh_config(self.family, sizes | more, head=head).replace(dropout=dropout, **own)
 
     def conflicts(self) -> Iterator[Problem]:
         if self.folder is not None:
@@ -168,7 +163,7 @@ class ModelSettings(Settings):
                 f"{size}; must be divisible by num_attention_heads = {heads}, such as {near}",
                 (("num_attention_heads",),),
             )
-        elif self.family not in UNTURNED and (size // heads) % 2:
+        elif self.family not in NOT_ROTARY and (size // heads) % 2:
             yield Problem(
                 ("hidden_size",),
                 f"{size}; with num_attention_heads = {heads} each head is {size // heads} wide, and rotary positions "
@@ -183,7 +178,7 @@ class ModelSettings(Settings):
                 f"{groups}; must divide num_attention_heads = {heads}: one of {', '.join(map(str, divisors))}",
                 (("num_attention_heads",),),
             )
-        if self.family in UNGROUPED and groups not in (None, heads):
+        if self.family in NO_GROUPED_QUERIES and groups not in (None, heads):
             yield Problem(
                 ("num_key_value_heads",),
                 f"{groups}; the {self.family} family has no grouped-query attention: leave it out or use "

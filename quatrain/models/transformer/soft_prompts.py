@@ -1,4 +1,8 @@
-"""What a model reads before every text and is not in it: learned embeddings, or learned keys and values."""
+"""Soft prompts: learned embeddings, or learned keys and values, in slots before every text.
+
+Prompt tuning (Lester et al. 2021, arXiv 2104.08691) and prefix tuning (Li & Liang 2021, arXiv 2101.00190); the methods
+are in `quatrain.adapters.prompts`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,9 @@ from quatrain.models.transformer.context import Prefix
 
 @dataclass
 class StackInput:
-    """What a stack reads of a batch: embedded tokens (B, N, C) with slots among them, and what is said of each.
+    """The input of a stack: embedded tokens (B, N, C), and positions, segments and token types (B, N).
 
-    `prefix` are keys and values of slots, where they do not follow from the embeddings.
+    `prefix` holds the keys and values of soft-prompt slots, unless these follow from the embeddings.
     """
 
     embedded: Tensor
@@ -27,17 +31,18 @@ class StackInput:
 
 
 class SoftPrompt(nn.Module):
-    """`length` slots before a row's first token. A subclass says what stands in them.
+    """`length` slots before the first token of each row; a subclass gives their content.
 
-    To everything else they are tokens of the row's segment: they take positions, are seen by all of it, and are kept in
-    a cache; no hidden state of theirs comes out. An encoder-decoder's encoder reads them, and its decoder sees them.
+    The slots behave like tokens of the row's segment: they take positions, all tokens of the segment attend to them,
+    and the KV cache stores them. The model returns no hidden states for them. In an encoder-decoder they precede the
+    encoder's input.
     """
 
     method: ClassVar[str]
     length: int
 
     def table(self) -> Tensor:
-        """What a file holds: one row a slot."""
+        """The tensor stored in the adapter file, with one row per slot."""
         raise NotImplementedError
 
     def embeddings(self) -> Tensor | None:
@@ -45,56 +50,64 @@ class SoftPrompt(nn.Module):
         raise NotImplementedError
 
     def keys_values(self) -> Prefix | None:
-        """Keys and values of the slots in each layer; None where they follow from the embeddings."""
+        """Keys and values of the slots in each layer; None if they follow from the embeddings."""
         return None
 
     def lengths(self) -> Tensor | None:
-        """How many of the slots, the last ones, each row has (B,); None where all have all."""
+        """The number of slots that each row uses, the last ones (B,); None if every row uses all."""
         return None
 
-    def prepend_to(self, read: StackInput, *, first: bool) -> StackInput:
-        """What the stack reads: the slots in front of each row's first token, or later tokens that follow them.
+    def prepend_to(self, inputs: StackInput, *, first: bool) -> StackInput:
+        """The input with the slots inserted before each row's first token.
 
-        Raises InputError for rows of several segments: each would want slots of its own.
+        If not `first`, the cache holds the slots already, and only positions are shifted. Raises InputError for rows
+        with several segments: each would need its own slots.
         """
-        rows, length, lengths = read.embedded.shape[0], self.length, self.lengths()
+        rows, length, lengths = inputs.embedded.shape[0], self.length, self.lengths()
         shift = length if lengths is None else lengths[:, None]
-        positions, segments, types = read.positions, read.segments, read.token_types
+        positions, segments, types = inputs.positions, inputs.segments, inputs.token_types
         if not first or not length:
-            return StackInput(read.embedded, None if positions is None else positions + shift, segments, types)
+            return StackInput(inputs.embedded, None if positions is None else positions + shift, segments, types)
         if segments is None and lengths is not None:
-            segments = torch.ones(read.embedded.shape[:2], dtype=torch.long, device=read.embedded.device)
-        own, prefix = self.embeddings(), self.keys_values()
-        slots = read.embedded.new_zeros(length, read.embedded.shape[2]) if own is None else own.to(read.embedded.dtype)
-        embedded = torch.cat((slots.expand(rows, -1, -1), read.embedded), dim=1)
-        numbers = torch.arange(length, device=embedded.device)
+            segments = torch.ones(inputs.embedded.shape[:2], dtype=torch.long, device=inputs.embedded.device)
+        slots, prefix = self.embeddings(), self.keys_values()
+        if slots is None:
+            slots = inputs.embedded.new_zeros(length, inputs.embedded.shape[2])
+        slots = slots.to(inputs.embedded.dtype)
+        embedded = torch.cat((slots.expand(rows, -1, -1), inputs.embedded), dim=1)
+        slot_numbers = torch.arange(length, device=embedded.device)
         if positions is not None:
-            places = numbers if lengths is None else (numbers - (length - lengths[:, None])).clamp(min=0)
+            offsets = slot_numbers if lengths is None else (slot_numbers - (length - lengths[:, None])).clamp(min=0)
             start = positions.amin(1, keepdim=True).expand(rows, 1)
-            positions = torch.cat((start + places, (positions + shift).expand(rows, -1)), dim=1)
+            positions = torch.cat((start + offsets, (positions + shift).expand(rows, -1)), dim=1)
         if types is not None:
             types = torch.cat((types.new_zeros(rows, length), types), dim=1)
         if segments is None:
             return StackInput(embedded, positions, None, types, prefix)
-        one = segments.amax(1, keepdim=True)
-        if bool(((segments != 0) & (segments != one)).any()):
-            raise InputError("A soft prompt stands before one text a row; packed rows hold several: train.packing.")
+        segment = segments.amax(1, keepdim=True)
+        if bool(((segments != 0) & (segments != segment)).any()):
+            raise InputError(
+                "A soft prompt precedes one text per row; packed rows hold several: set train.packing = false."
+            )
         padding = (segments.cumsum(1) == 0).sum(1, keepdim=True)
-        taken = one.expand(-1, length) if lengths is None else one * (numbers >= length - lengths[:, None])
-        segments = torch.cat((taken, segments), dim=1)
-        found = StackInput(embedded, positions, segments, types, prefix)
-        return _behind(found, padding, length) if bool(padding.any()) else found
+        used = segment.expand(-1, length) if lengths is None else segment * (slot_numbers >= length - lengths[:, None])
+        segments = torch.cat((used, segments), dim=1)
+        result = StackInput(embedded, positions, segments, types, prefix)
+        return _after_padding(result, padding, length) if bool(padding.any()) else result
 
 
-def _behind(read: StackInput, padding: Tensor, length: int) -> StackInput:
-    """The same with each row's slots behind its padding (B, 1), next to its first token, as distances want it."""
-    numbers = torch.arange(read.embedded.shape[1], device=padding.device)[None]
-    order = torch.where(numbers < padding, numbers + length, numbers)
-    order = torch.where((numbers >= padding) & (numbers < padding + length), numbers - padding, order)
-    embedded = read.embedded.gather(1, order[..., None].expand_as(read.embedded))
-    said = (read.positions, read.segments, read.token_types)
-    positions, segments, types = (None if each is None else each.gather(1, order) for each in said)
-    prefix = read.prefix
+def _after_padding(inputs: StackInput, padding: Tensor, length: int) -> StackInput:
+    """Moves the slots of left-padded rows next to their first token; `padding` (B, 1) counts the padding tokens.
+
+    Relative positions and sliding windows measure distances between slots, so no padding may lie between.
+    """
+    index = torch.arange(inputs.embedded.shape[1], device=padding.device)[None]
+    order = torch.where(index < padding, index + length, index)
+    order = torch.where((index >= padding) & (index < padding + length), index - padding, order)
+    embedded = inputs.embedded.gather(1, order[..., None].expand_as(inputs.embedded))
+    fields = (inputs.positions, inputs.segments, inputs.token_types)
+    positions, segments, types = (None if each is None else each.gather(1, order) for each in fields)
+    prefix = inputs.prefix
     if prefix is not None:
-        prefix = Prefix(prefix.layers, padding + numbers[:, :length], prefix.holds)
+        prefix = Prefix(prefix.layers, padding + index[:, :length], prefix.active)
     return StackInput(embedded, positions, segments, types, prefix)

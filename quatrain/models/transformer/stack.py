@@ -1,7 +1,6 @@
-"""The one model: token embedding, stack of blocks, head; with an encoder of its own where the family has one.
+"""The transformer model of every family: token embedding, stack of blocks and head, with an encoder if it has one.
 
-Every family is this model under another configuration (`quatrain.models.families`). Parameter names follow
-Hugging Face's Llama.
+Families (`quatrain.models.families`) differ in their configuration alone. Parameter names follow Hugging Face's Llama.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ class Model(Stack):
         check_weights(config, 8 * torch.get_default_dtype().itemsize, torch.get_default_device())
         super().__init__(config)
         width = config.embedding_size or config.hidden_size
-        unread = (
+        frozen_row = (
             config.pad_token_id if config.padding_embedding == "fixed" and (config.pad_token_id or 0) >= 0 else None
         )
-        self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=unread)
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=frozen_row)
         self.encoder = Stack(config.encoder) if config.architecture == "encoder-decoder" else None
         self.transform = heads.make_transform(config)
         self.pooler = heads.make_pooler(config)
@@ -61,12 +60,12 @@ class Model(Stack):
         self.adapter_set: Any = None
         """Several adapters, one for each row of a batch (`quatrain.adapters.adapter_set`)."""
         self.untied_after_load = False
-        """Whether the head has its own matrix although the model's files tie it to the embedding."""
+        """Whether the head was untied after loading, so that the embedding's files tie it and this model does not."""
         self.newly_initialized: list[str] = []
         self.added_token_ids: list[int] = []
-        """Ids of tokens that were added to the vocabulary and are not trained yet."""
+        """Tokens that were added to the vocabulary and are not trained yet."""
         self.generation_config: dict[str, Any] | None = None
-        """The generation settings of the files that the model was loaded from; saved with it."""
+        """The `generation_config.json` of the model folder; saved with the model. None: the folder has none."""
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size) if fixed else None)
 
     def forward(
@@ -85,8 +84,8 @@ class Model(Stack):
     ) -> tuple[Any, Any]:
         """Runs input_ids (B, T) through the model; returns logits and, given labels, the loss.
 
-        positions (B, T): the default is each token's place in its segment, continuing after the cache. segments (B, T):
-        tokens attend within their segment only; 0 is padding. token_types (B, T): default 0. A cache is read and
+        positions (B, T): the default is each token's position in its segment, continuing after the cache. segments (B,
+        T): tokens attend within their segment only; 0 is padding. token_types (B, T): default 0. A cache is read and
         extended; a trace is filled. `adapters`, for a model with an adapter set, names each row's adapter.
 
         The encoder of an encoder-decoder reads input_ids (B, S), which may be None once the cache holds its keys and
@@ -98,7 +97,7 @@ class Model(Stack):
         | causal, masked, seq2seq | (B, T, V) | (B, T) | (B, T) |
         | pretraining | (B, T, V) and (B, 2) | the pair (B, T), (B) | the pair (B, T), (B) |
         | next_sentence | (B, 2) | (B) | (B) |
-        | sequence_classification | (B, L) | (B), for `several` and regressions (B, L) | (B) |
+        | sequence_classification | (B, L) | (B), for `multi_label` and `regression` (B, L) | (B) |
         | token_classification | (B, T, L) | (B, T) | (B, T) |
         | question_answering | (B, T, 2) | (B, 2): first and last token | (B) |
         | multiple_choice, input_ids (B, C, T) | (B, C) | (B) | (B) |
@@ -106,14 +105,14 @@ class Model(Stack):
         | value | (B, T) | (B, T), NaN where unknown | (B, T) |
         | none | hidden states | | |
 
-        Raises InputError for a text longer than the model's context, or ids beyond its vocabulary.
+        Raises InputError for a text longer than the model's context, and for ids outside its vocabulary.
         """
         if self.config.head == "multiple_choice" and input_ids is not None:
-            return self._choose(input_ids, labels, segments, token_types)
+            return self._score_choices(input_ids, labels, segments, token_types)
         if self.encoder is not None and decoder_input_ids is None:
             if self.config.head != "seq2seq" and decoder_segments is None:
                 decoder_segments = segments
-            decoder_input_ids = self._shifted(labels, input_ids, decoder_segments)
+            decoder_input_ids = self._shift_right(labels, input_ids, decoder_segments)
         hidden = self.hidden_states(
             input_ids,
             positions=positions,
@@ -144,20 +143,20 @@ class Model(Stack):
         if adapters is not None:
             self.adapter_set.activate(adapters)
         if self.encoder is None:
-            read = ids = self._ids(input_ids)
-            positions = self._counted(ids, segments) if positions is None else positions
+            new = ids = self._require_ids(input_ids)
+            positions = self._default_positions(ids, segments) if positions is None else positions
             if cache is not None:
-                read, positions, segments = cache.tokens_to_process(ids, positions, segments)
-            slots = StackInput(self.embed(read), positions, segments, token_types)
+                new, positions, segments = cache.tokens_to_process(ids, positions, segments)
+            inputs = StackInput(self.embed(new), positions, segments, token_types)
             if self.soft_prompt is not None:
-                slots = self.soft_prompt.prepend_to(slots, first=cache is None or cache.length == 0)
-            hidden = self.run(**vars(slots), cache=cache, trace=trace)
+                inputs = self.soft_prompt.prepend_to(inputs, first=cache is None or cache.length == 0)
+            hidden = self.run(**vars(inputs), cache=cache, trace=trace)
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None:
             encoded, segments = self._encode(input_ids, positions=positions, segments=segments, trace=trace)
         elif cache is None or not cache.cross_attention:
-            raise InputError("An encoder-decoder needs input_ids until a cache holds the encoded text.")
+            raise InputError("An encoder-decoder needs input_ids until a cache holds the output of its encoder.")
         if cache is not None:
             cache.encoder_segments = segments if encoded is not None else cache.encoder_segments
             segments = cache.encoder_segments
@@ -178,7 +177,10 @@ class Model(Stack):
         segments: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """The encoder's output for input_ids (B, S): (B, S, hidden_size), after the positions of a soft prompt."""
+        """The encoder's output (B, S, hidden_size) for input_ids (B, S); with a soft prompt its slots come first.
+
+        Raises InputError for a model without an encoder.
+        """
         return self._encode(input_ids, positions=positions, segments=segments, trace=trace)[0]
 
     def _encode(
@@ -186,18 +188,22 @@ class Model(Stack):
     ) -> tuple[Tensor, Tensor | None]:
         """The encoder's output, and the segments of its input."""
         if self.encoder is None:
-            raise InputError(f"A {self.config.family} model has no encoder of its own.")
-        read = StackInput(self.embed(input_ids), positions, segments)
-        read = read if self.soft_prompt is None else self.soft_prompt.prepend_to(read, first=True)
-        return self.encoder.run(**vars(read), trace=None if trace is None else trace.encoder()), read.segments
+            raise InputError(f"A {self.config.family} model is no encoder-decoder: it has no separate encoder.")
+        inputs = StackInput(self.embed(input_ids), positions, segments)
+        if self.soft_prompt is not None:
+            inputs = self.soft_prompt.prepend_to(inputs, first=True)
+        return self.encoder.run(**vars(inputs), trace=None if trace is None else trace.encoder()), inputs.segments
 
     def head(
         self, hidden: Tensor, labels: Any = None, input_ids: Tensor | None = None, segments: Tensor | None = None
     ) -> tuple[Any, Any]:
-        """Logits and loss of hidden states (B, T, hidden_size), as in `forward`."""
+        """Logits and loss of hidden states (B, T, hidden_size), as in `forward`.
+
+        Raises InputError for labels of a head that has none, and for labels that do not fit the logits.
+        """
         config = self.config
         if labels is not None and config.head in ("none", "embedding"):
-            raise InputError(f"This model has the head {config.head}, which has no labels.")
+            raise InputError(f"This model has the head {config.head}, which takes no labels.")
         if config.head == "none":
             return hidden, None
         if config.head in ("causal", "masked", "seq2seq"):
@@ -207,7 +213,7 @@ class Model(Stack):
             return self._pretrain(hidden, labels, input_ids, segments)
         if config.head in ("token_classification", "question_answering", "value"):
             return self._label_tokens(hidden, labels, segments)
-        pooled = heads.pool(hidden, config, self._ids(input_ids), segments)
+        pooled = heads.pool(hidden, config, self._require_ids(input_ids), segments)
         if config.head == "embedding":
             return F.normalize(pooled, dim=-1) if config.normalize_embedding else pooled, None
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled))
@@ -217,7 +223,7 @@ class Model(Stack):
         """The logits (…, V) of hidden states (…, hidden_size).
 
         With an adapter set, each row of a batch (B, T, …) uses its own adapter; for single states (N, hidden_size),
-        `owners` (N) gives the row of each.
+        `owners` (N) gives the batch row of each. Raises InputError for a head that does not predict tokens.
         """
         if self.lm_head is None:
             raise InputError(f"This model has the head {self.config.head}, which does not predict tokens.")
@@ -236,7 +242,7 @@ class Model(Stack):
 
     def _score(self, x: Tensor) -> Tensor:
         if self.score is None:
-            raise InputError(f"This model has the head {self.config.head}, which has no labels.")
+            raise InputError(f"This model has the head {self.config.head}, which has no score layer.")
         return self.score(x)
 
     def _label_tokens(
@@ -253,21 +259,21 @@ class Model(Stack):
         return logits, None if labels is None else loss(logits, labels)
 
     def _pretrain(self, hidden: Tensor, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Any:
-        """Logits and losses of BERT's pre-training: masked tokens, and whether the second text follows the first."""
-        pooled = heads.pool(hidden, self.config, self._ids(input_ids), segments)
+        """Logits and losses of BERT's pre-training: masked tokens and next-sentence prediction."""
+        pooled = heads.pool(hidden, self.config, self._require_ids(input_ids), segments)
         tokens = self.lm_logits(hidden)
         follows = self._score(pooled if self.pooler is None else self.pooler(pooled))
         if labels is None:
             return (tokens, follows), None
         if not isinstance(labels, tuple | list) or len(labels) != 2:
-            raise InputError("labels: this head needs two: masked tokens (B, T), and whether sentences follow (B).")
+            raise InputError("labels: this head needs a pair: masked tokens (B, T) and next-sentence labels (B).")
         masked, sentence = labels
         return (tokens, follows), (
             heads.token_loss(tokens, masked),
             heads.label_loss(follows, sentence, "single_label"),
         )
 
-    def _choose(
+    def _score_choices(
         self, input_ids: Tensor, labels: Tensor | None, segments: Tensor | None, token_types: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """One score for each choice: input_ids (B, C, T) to logits (B, C)."""
@@ -277,45 +283,45 @@ class Model(Stack):
             None if x is None else x.flatten(0, 1) for x in (input_ids, segments, token_types)
         )
         hidden = self.hidden_states(flat, segments=flat_segments, token_types=types)
-        pooled = heads.pool(hidden, self.config, self._ids(flat), flat_segments)
+        pooled = heads.pool(hidden, self.config, self._require_ids(flat), flat_segments)
         logits = self._score(pooled if self.pooler is None else self.pooler(pooled)).view(input_ids.shape[:2])
         return logits, None if labels is None else heads.label_loss(logits, labels, "single_label")
 
     def embed(self, input_ids: Tensor | None) -> Tensor:
-        """The embedding (…, embedding_size) of tokens (…), with the rows that an adapter has for some of them.
+        """The embeddings (…, embedding_size) of tokens (…), with trained rows of an adapter if there are any.
 
-        Raises InputError for tokens past the vocabulary.
+        Raises InputError for ids outside the vocabulary; they are checked on the CPU only.
         """
-        ids = self._ids(input_ids)
+        ids = self._require_ids(input_ids)
         if ids.device.type == "cpu" and ids.numel():
             low, high = (int(end) for end in torch.aminmax(ids))
             if low < 0 or high >= self.config.vocab_size:
                 raise InputError(
                     f"Token {high if high >= self.config.vocab_size else low} is not in the model's vocabulary of "
-                    f"{self.config.vocab_size}: model and tokenizer do not fit."
+                    f"{self.config.vocab_size}: model and tokenizer do not match."
                 )
         embedded = self.embed_tokens(ids)
         return embedded if self.trainable_tokens is None else self.trainable_tokens.embed(ids, embedded)
 
-    def _counted(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
-        """The positions (B, T) of a family that counts tokens, not slots; None for all others."""
+    def _default_positions(self, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
+        """The positions (B, T) of a family whose padding takes no positions; None for all others."""
         if self.config.padding_positions == "counted":
             return None
-        ids = self._ids(input_ids)
+        ids = self._require_ids(input_ids)
         self._check_length(None, 0, ids.shape[1])
         padding = -1 if self.config.pad_token_id is None else self.config.pad_token_id
         return positions_without_padding(ids, padding, segments)
 
-    def _ids(self, ids: Tensor | None) -> Tensor:
+    def _require_ids(self, ids: Tensor | None) -> Tensor:
         if ids is None:
-            what = "input_ids" if self.encoder is None else "decoder_input_ids, or labels to make them of"
+            what = "input_ids" if self.encoder is None else "decoder_input_ids, or labels to derive them from"
             raise InputError(f"A {self.config.family} model needs {what}.")
         return ids
 
-    def _shifted(self, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
-        """What the decoder reads to say `labels`: the start token, then the labels but the last, in each segment anew.
+    def _shift_right(self, labels: Any, input_ids: Tensor | None, segments: Tensor | None) -> Tensor | None:
+        """The decoder's input for `labels`: the start token, then all labels but the last, in each segment.
 
-        A classifier on an encoder-decoder lets its decoder read the text itself.
+        In a classifier the decoder reads the text itself.
         """
         source = labels if self.config.head == "seq2seq" else input_ids
         if source is None:
@@ -329,20 +335,20 @@ class Model(Stack):
         return shifted.masked_fill(shifted == IGNORE_INDEX, pad if pad is not None else start)
 
     def initialize(self, seed: int = 0) -> Model:
-        """Draws fresh weights (`quatrain.models.transformer.initialization`)."""
+        """Initializes all weights from `seed` (`quatrain.models.transformer.initialization`)."""
         initialize(self, self.config, seed)
         return self
 
     @property
     def output_size(self) -> int:
-        """The last dimension of the logits over the vocabulary."""
+        """The last dimension of the logits: the vocabulary size."""
         return self.config.vocab_size
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding lives."""
+        """The device of the embedding."""
         return self.embed_tokens.weight.device
 
     def num_parameters(self, *, trainable: bool = False) -> int:
-        """Elements of all distinct parameters (tied ones once), or of those that require a gradient."""
+        """Number of parameters, tied ones counted once; `trainable`: only those that require a gradient."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)

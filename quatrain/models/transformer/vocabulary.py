@@ -1,4 +1,4 @@
-"""A model's vocabulary made larger or smaller: rows of its embedding, and of its head."""
+"""Resizes the vocabulary of a model, and unties its head from the embedding."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from quatrain.models.transformer.stack import Model
 
 @torch.no_grad()
 def resize_vocabulary(model: Model, size: int) -> list[int]:
-    """Gives the embedding and the head `size` rows, in place; returns the ids that are new.
+    """Resizes embedding and head to `size` tokens, in place; returns the new token ids.
 
-    A new row is the mean of those there were, so that what the model says of the old tokens hardly changes (Hewitt
-    2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). Rows are cut off at the end. What learned goes on
-    doing so. Raises InputError for fewer than one row, and for a head under an adapter.
+    Each new row is the mean of the existing rows, which hardly changes the probabilities of the old tokens (Hewitt
+    2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). A smaller size removes the last rows. Parameters
+    stay trainable or frozen. Raises InputError for a size below 1, and for a head with an adapter.
     """
     before = model.config.vocab_size
     head = model.lm_head
     if size < 1:
-        raise InputError(f"a vocabulary of {size} tokens; must be at least 1")
+        raise InputError(f"vocabulary size: {size}; must be at least 1")
     if head is not None and not isinstance(head, nn.Linear):
-        raise InputError("The head is under an adapter; change the vocabulary before one is put on it.")
+        raise InputError("The head has an adapter. Resize the vocabulary before adding adapters.")
     if size == before:
         return []
     tied = head is not None and head.weight is model.embed_tokens.weight
@@ -44,29 +44,31 @@ def resize_vocabulary(model: Model, size: int) -> list[int]:
 
 
 def is_tied(model: Model) -> bool:
-    """Whether the head has no matrix of its own but says by the embedding."""
+    """Whether the head shares its matrix with the embedding."""
     return model.lm_head is not None and model.config.tie_word_embeddings
 
 
 def untie_obstacle(model: Model) -> str | None:
-    """Why the head of a tied model cannot get a matrix of its own; None where it can, or has one."""
-    kind = get_family(model.config.family)
-    if not is_tied(model) or (model.encoder is None and "tie_word_embeddings" not in {**kind.fixed, **kind.required}):
+    """Why the head of a tied model cannot be untied, or None if it can or is not tied."""
+    family = get_family(model.config.family)
+    if not is_tied(model) or (
+        model.encoder is None and "tie_word_embeddings" not in {**family.fixed, **family.required}
+    ):
         return None
-    return f"a {kind.name} ties the embedding and the head in its files, so that neither can learn without the other"
+    return f"{family.name} files always tie the head to the embedding, so the two cannot be trained apart"
 
 
 @torch.no_grad()
 def untie(model: Model) -> None:
-    """Gives the head of a tied model a matrix of its own, a copy of the embedding's; one that has it stays as it is.
+    """Gives the head of a tied model its own matrix, a copy of the embedding; does nothing if it is not tied.
 
-    Raises InputError for a family whose files cannot say so.
+    Raises InputError for families whose files always tie the head.
     """
     if not is_tied(model):
         return
     if reason := untie_obstacle(model):
-        raise InputError(f"The embedding and the head cannot be two: {reason}.")
-    head: Any = getattr(model.lm_head, "base", model.lm_head)  # an adapter may be over it
+        raise InputError(f"The head cannot be untied from the embedding: {reason}.")
+    head: Any = getattr(model.lm_head, "base", model.lm_head)  # Without its adapter, if it has one.
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     model.config = model.config.replace(tie_word_embeddings=False)
     model.untied_after_load = True
@@ -77,9 +79,9 @@ def _resized(parameter: Tensor, size: int) -> nn.Parameter:
 
 
 def _rows(values: Tensor, size: int) -> Tensor:
-    """The first `size` rows, followed by means of all there are."""
-    more = size - values.shape[0]
-    if more <= 0:
+    """The first `size` rows; missing rows are the mean of the existing ones."""
+    missing = size - values.shape[0]
+    if missing <= 0:
         return values[:size].clone()
     mean = values.float().mean(0, keepdim=True).to(values.dtype)
-    return torch.cat((values, mean.expand(more, *values.shape[1:])))
+    return torch.cat((values, mean.expand(missing, *values.shape[1:])))

@@ -13,12 +13,12 @@ from quatrain.data.token_file import TokenFile
 from quatrain.evaluation.metrics.objectives import evaluate_objective
 from quatrain.evaluation.perplexity import TextLoss, examples_loss, text_loss
 from quatrain.models.io import model_folder
-from quatrain.models.transformer.settings import HEADS
 from quatrain.models.transformer.stack import Model
 from quatrain.runs.assess import assess, preview
 from quatrain.runs.job import TrainingJob, Validate
 from quatrain.runs.learning import example_stream, learn, with_dropout
 from quatrain.runs.material import as_wanted, fresh_model, model_folder_of, pieces, tokenizer_of
+from quatrain.runs.settings import HEAD_OF_OBJECTIVE
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.runs.stages.pretrain import PretrainStage
 from quatrain.runs.streaming import Make, of_texts, streamed
@@ -236,7 +236,7 @@ def whole_documents(file: TokenFile, length: int) -> list[TokenExample]:
 
 def starting_model(settings: PretrainStage, context: StageContext, tokenizer: Tokenizer) -> Model:
     """Fresh weights of the recipe's shape, or the model of an earlier stage."""
-    head = "pretraining" if settings.next_sentence_prediction else HEADS[settings.objective]
+    head = "pretraining" if settings.next_sentence_prediction else HEAD_OF_OBJECTIVE[settings.objective]
     folder = model_folder_of(context)
     if folder is None:
         return fresh_model(context, tokenizer, head=head)

@@ -47,7 +47,7 @@ class FinetuneStage(TaskSettings, StageSettings):
         if self.train.packing and self.objective != "chat":
             yield Problem(("train", "packing"), 'true; only objective = "chat" has it: leave it out', (("objective",),))
         if self.train.packing and self.adapter is not None and self.adapter.method in PROMPTS:
-            text = f'true; a soft prompt stands before one text a row: leave it out of method = "{self.adapter.method}"'
+            text = f'true; a soft prompt precedes one text per row: leave it out with method = "{self.adapter.method}"'
             yield Problem(("train", "packing"), text, (("adapter", "method"),))
         if self.tasks:
             yield from self._joint_conflicts(self.adapter)
