@@ -216,7 +216,7 @@ WRONG = {
     "a span of one end": ("question_answering", lambda ids: torch.tensor([1, 2, 3]), "first and last token"),
     "spans of fractions": ("question_answering", lambda ids: torch.rand(3, 2), "whole numbers"),
     "no tensor": ("sequence_classification", lambda ids: [0, 1, 2], "labels: list"),
-    "one half of pretraining": ("pretraining", lambda ids: ids, "this head needs two"),
+    "one half of pretraining": ("pretraining", lambda ids: ids, "this head needs a pair"),
     "a third sentence": ("pretraining", lambda ids: (ids, torch.tensor([0, 1, 2])), "must be 0 to 1"),
     "a word past the vocabulary": ("masked", lambda ids: ids + 97, "must be 0 to 96"),
     "what has no labels": ("embedding", lambda ids: ids, "no labels"),
@@ -303,7 +303,7 @@ def test_roberta_counts_the_tokens_that_are_no_padding(folders):
     ids[0, 4], ids[1, :3], ids[2, -2:] = 1, 1, 1
     with torch.no_grad():
         torch.testing.assert_close(model(ids)[0], theirs(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
-    with pytest.raises(InputError, match=r"39 tokens.*the model reads 38"):
+    with pytest.raises(InputError, match=r"39 tokens.*the model reads at most 38"):
         model(torch.full((1, 39), 5))
 
 

@@ -167,7 +167,7 @@ def test_a_bias_by_the_head_has_keys_of_every_head():
     mine = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "suits", lambda x: False)
+        patch.setattr(cpu, "supports", lambda x: False)
         model(ids, ids)[1].sum().backward()
     for one, parameter in zip(mine, model.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, atol=2e-4, rtol=1e-4)
@@ -189,7 +189,7 @@ def test_the_stack_gives_the_same_with_and_without_them(monkeypatch):
     found = []
     for own in (True, False):
         if not own:
-            monkeypatch.setattr(cpu, "suits", lambda x: False)
+            monkeypatch.setattr(cpu, "supports", lambda x: False)
         model = Model(llama(num_hidden_layers=3)).initialize(1)
         logits, loss = model(ids, labels)
         loss.sum().backward()

@@ -147,7 +147,7 @@ def test_inference_first_then_training(name):
 @FAMILIES
 def test_too_long_a_text_is_told_with_counts(name):
     model = MODELS[name]
-    with pytest.raises(InputError, match=r"has 49 tokens.*reads 48"):
+    with pytest.raises(InputError, match=r"has 49 tokens.*reads at most 48"):
         model(ids(1, 49))
     cache = KVCache(model.config, 1, 60)
     with torch.no_grad():

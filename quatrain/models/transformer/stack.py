@@ -203,7 +203,7 @@ class Model(Stack):
         """
         config = self.config
         if labels is not None and config.head in ("none", "embedding"):
-            raise InputError(f"This model has the head {config.head}, which takes no labels.")
+            raise InputError(f"This model has the head {config.head}, which has no labels.")
         if config.head == "none":
             return hidden, None
         if config.head in ("causal", "masked", "seq2seq"):
