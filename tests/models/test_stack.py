@@ -152,7 +152,7 @@ def test_too_long_a_text_is_told_with_counts(name):
     cache = KVCache(model.config, 1, 60)
     with torch.no_grad():
         model(ids(1, 40), cache=cache)
-        with pytest.raises(InputError, match="40 before, 9 new"):
+        with pytest.raises(InputError, match="40 cached, 9 new"):
             model(ids(1, 9), cache=cache)
 
 
