@@ -271,7 +271,7 @@ def read_adapter(model: Model, folder: str | Path) -> LoadedAdapter:
             continue
         out = sum(int(base.out_features) for base in bases)  # type: ignore[arg-type, misc]
         fault = peft_layers.shapes(method, found, int(bases[0].in_features), out)  # type: ignore[arg-type]
-        if fault := fault or _wrong_rank(config, method, found, hows[path]):
+        if fault := fault or _wrong_rank(method, found, hows[path]):
             problems.append(f"{PREFIX}{path}: {fault}")
             continue
         try:
@@ -348,10 +348,8 @@ def _hows(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict
     }
 
 
-def _wrong_rank(
-    config: Mapping[str, Any], method: str, tensors: Mapping[str, Tensor], how: Mapping[str, Any]
-) -> str | None:
-    """What is wrong where the tensors of a layer have another rank than the configuration says."""
+def _wrong_rank(method: str, tensors: Mapping[str, Tensor], how: Mapping[str, Any]) -> str | None:
+    """The fault of tensors whose rank differs from that of the configuration; None if it is the same."""
     inner = {"lora": "lora_A.weight", "dora": "lora_A.weight", "loha": "hada_w1_b"}.get(method)
     if inner is None or len(tensors[inner]) == how["rank"]:
         return None

@@ -96,12 +96,11 @@ def _is_chat(data: str) -> bool:
 
 def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_lines: bool) -> int:
     """The perplexity of a text."""
-    import math
-
     import numpy as np
 
     from quatrain.cli.output import show, show_json
     from quatrain.data.documents import read_documents
+    from quatrain.evaluation.metrics.likelihood import bits_per
     from quatrain.evaluation.perplexity import text_loss, token_entropy
 
     documents = list(read_documents(data))
@@ -110,7 +109,7 @@ def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_li
     measured = text_loss(network, tokens, context=context)
     baseline = token_entropy(tokens)
     characters = sum(map(len, documents))
-    bits = measured.loss * measured.count / math.log(2) / max(1, characters)
+    bits = bits_per(measured.loss * measured.count, characters, "character")
     if json_lines:
         beside = {"name": "token frequencies", "loss": baseline.loss, "perplexity": baseline.perplexity}
         figures: dict[str, Any] = {"loss": measured.loss, "perplexity": measured.perplexity, "bits_per_character": bits}

@@ -249,7 +249,7 @@ def _turn(role: str, content: str) -> Message:
 
 def _text(fields: dict[str, Any], name: str) -> str:
     if name not in fields:
-        raise Fault(f"no field {name!r} beside {_names(fields)}; add it")
+        raise Fault(f"no field {name!r}; the row has {_names(fields)}; add it")
     value = fields[name]
     if not isinstance(value, str):
         raise Fault(f"field {name!r} is {type_name(value)}, must be text")
@@ -316,7 +316,7 @@ def _message(value: Any, place: str) -> Message:
         raise Fault(f'field {place!r} is {type_name(value)}, must be {{"role": …, "content": …}}')
     role_name, content_name = ("from", "value") if "from" in value else ("role", "content")
     if role_name not in value:
-        raise Fault(f"field {place!r}: no 'role' beside {_names(value)}; add it")
+        raise Fault(f"field {place!r}: no 'role'; the message has {_names(value)}; add it")
     written = value[role_name]
     role = _ROLES.get(written.lower()) if isinstance(written, str) else None
     if role is None:
@@ -330,7 +330,7 @@ def _message(value: Any, place: str) -> Message:
         raise Fault(f"field '{place}.weight': {fault}")
     carries = {key for key, each in rest.items() if each is not None} - ABOUT
     if content_name not in value and not carries:
-        raise Fault(f"field {place!r}: no {content_name!r} beside {_names(value)}; add it")
+        raise Fault(f"field {place!r}: no {content_name!r}; the message has {_names(value)}; add it")
     if content is None and not carries:
         raise Fault(f"field '{place}.{content_name}' is null, must be text")
     if content is not None and (fault := content_fault(content, role)):

@@ -1,11 +1,11 @@
-"""Converts rows to typed records: reads each role from its column and names every fault with its field and fix."""
+"""Converts rows to typed records. Each role is read from its column; every fault names its field and a fix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quatrain.core.wording import type_name
+from quatrain.core.wording import format_value, type_name
 from quatrain.data.conversations import BESIDE, parsed, to_conversations, to_preferences, to_prompts
 from quatrain.data.formats import Layout, as_number
 from quatrain.data.records import (
@@ -25,7 +25,7 @@ from quatrain.data.records import (
 
 
 def convert(row: Row, layout: Layout) -> list[AnyRecord]:
-    """The typed records of a row: usually one; none for an empty text or a preference judged as a tie.
+    """The typed records of a row: usually one; none for an empty text or a tie between two answers.
 
     Raises Fault with all faults of the row.
     """
@@ -35,7 +35,7 @@ def convert(row: Row, layout: Layout) -> list[AnyRecord]:
     if layout.format in ("text", "lines") and isinstance(value, str):
         return [Document(value)] if value.strip() else []
     if not isinstance(value, Mapping):
-        raise Fault(f"found {type(value).__name__}, expected an object with fields; write {{…}}")
+        raise Fault(f"the row is {type_name(value)}, must be an object with fields; write {{…}}")
     reader = RowReader(value, layout, row.place)
     records = _CONVERTERS[layout.format](reader)
     raise_together(reader.faults)
@@ -63,10 +63,10 @@ class RowReader:
         name = self.column(part)
         value, exists = _at(self.value, name)
         if not exists:
-            names = ", ".join(repr(each) for each in list(self.value)[:12]) or "(none)"
-            self.faults.append(Fault(f"no field {name!r} beside {names}; add it", name))
+            names = ", ".join(map(repr, list(self.value)[:12])) or "(none)"
+            self.faults.append(Fault(f"no field {name!r}; the row has {names}; add it", name))
         elif value is None:
-            self.fault(part, "is null; write a value or take the row out")
+            self.fault(part, "is null; write a value or remove the row")
         return value
 
     def has(self, part: str) -> bool:
@@ -74,7 +74,7 @@ class RowReader:
         return _at(self.value, self.column(part))[0] is not None
 
     def text(self, part: str, *, may_be_empty: bool = False) -> str:
-        """The text of a role; "", with a fault, if there is none."""
+        """The text of a role; "", with a fault, if it is missing."""
         value = self.raw(part)
         if value is None:
             return ""
@@ -87,17 +87,17 @@ class RowReader:
             self.faults.append(Fault(f"field {name!r} is {type_name(value)}, must be text; put it in quotes", name))
             return ""
         if not value.strip() and not may_be_empty:
-            self.faults.append(Fault(f"field {name!r} is empty; write a text or take the row out", name))
+            self.faults.append(Fault(f"field {name!r} is empty; write a text or remove the row", name))
         try:
             value.encode()
         except UnicodeEncodeError as error:
             code = ord(value[error.start])
-            fault = f"field {name!r}: half of a character (\\u{code:04x}) at {error.start}; remove it"
+            fault = f"field {name!r}: a lone surrogate (\\u{code:04x}) at character {error.start}; remove it"
             self.faults.append(Fault(fault, name))
         return value
 
     def items(self, part: str) -> list[Any]:
-        """The list of a role, which a table may hold as JSON; [], with a fault, if there is none."""
+        """The list of a role, which a table may hold as JSON text; [], with a fault, if it is missing or no list."""
         value = self.raw(part)
         if isinstance(value, str) and value[:1] == "[":
             try:
@@ -111,6 +111,20 @@ class RowReader:
         return value or []
 
 
+Converter = Callable[[RowReader], list[AnyRecord]]
+_CONVERTERS: dict[str, Converter] = {}
+
+
+def _converts(*formats: str) -> Callable[[Converter], Converter]:
+    """Register a function as the converter of data formats of `quatrain.data.formats.FORMATS`."""
+
+    def register(converter: Converter) -> Converter:
+        _CONVERTERS.update(dict.fromkeys(formats, converter))
+        return converter
+
+    return register
+
+
 def _at(value: Mapping[str, Any], name: str) -> tuple[Any, bool]:
     """The value of a column, and whether the column exists; "a.b" is field b of the object a."""
     if name in value:
@@ -120,6 +134,7 @@ def _at(value: Mapping[str, Any], name: str) -> tuple[Any, bool]:
     return _at(nested, inner) if isinstance(nested, Mapping) else (None, False)
 
 
+@_converts("text", "lines")
 def _text(row: RowReader) -> list[AnyRecord]:
     value, exists = _at(row.value, row.column("text"))
     if exists and value is None:
@@ -128,6 +143,7 @@ def _text(row: RowReader) -> list[AnyRecord]:
     return [Document(text)] if text.strip() else []
 
 
+@_converts("labelled")
 def _labelled(row: RowReader) -> list[AnyRecord]:
     text = row.text("text")
     other = row.text("other") if "other" in row.layout.parts else None
@@ -149,7 +165,7 @@ def _label(row: RowReader) -> str | float:
     if row.layout.scores:
         number = as_number(value)
         if number is None:
-            row.fault("label", f"{value!r} is no number as the others are; write one")
+            row.fault("label", f"{format_value(value)} is not a number, as the other scores are; write a number")
         return number or 0.0
     if isinstance(value, bool):
         return str(value).lower()
@@ -157,10 +173,10 @@ def _label(row: RowReader) -> str | float:
         value = int(value)
     if isinstance(value, int):
         if value < 0:
-            row.fault("label", f"{value} stands for no label; take the row out")
+            row.fault("label", f"{value} means no label; remove the row")
         return str(value)
     if not isinstance(value, str):
-        row.fault("label", f"is {type_name(value)}, must be a text or a whole number")
+        row.fault("label", f"is {type_name(value)}, must be text or a whole number")
         return ""
     if not value.strip():
         row.fault("label", "is empty; write the class")
@@ -168,24 +184,26 @@ def _label(row: RowReader) -> str | float:
     return row.checked("label", value).strip()
 
 
+@_converts("tagged")
 def _tagged(row: RowReader) -> list[AnyRecord]:
     words, tags = row.items("words"), row.items("tags")
     if not row.faults and not words:
-        row.fault("words", "is an empty list; take the row out")
+        row.fault("words", "is an empty list; remove the row")
     if not row.faults and len(words) != len(tags):
         row.fault("tags", f"{len(tags)} tags for {len(words)} words; each word needs one")
     for number, word in enumerate(words):
         row.checked("words", word, at=f"[{number}]")
-    read: list[str] = []
+    names: list[str] = []
     for number, tag in enumerate(tags):
         whole = isinstance(tag, int) and not isinstance(tag, bool)
-        read.append(str(tag) if whole else row.checked("tags", tag, at=f"[{number}]"))
+        names.append(str(tag) if whole else row.checked("tags", tag, at=f"[{number}]"))
     numbers = bool(tags) and all(isinstance(tag, int) and not isinstance(tag, bool) for tag in tags)
-    return [TaggedTokens(list(words), read, numbers)]
+    return [TaggedTokens(list(words), names, numbers)]
 
 
+@_converts("qa")
 def _question(row: RowReader) -> list[AnyRecord]:
-    """A question of a nested SQuAD file or of a flat row; answers without a start are searched in the context."""
+    """A question of a nested SQuAD file or of a flat row. The start of an answer without one is searched for."""
     context, question = row.text("context"), row.text("question")
     answers, starts = _answers(row, context)
     name = row.value.get(row.layout.parts.get("id", "id"))
@@ -196,75 +214,72 @@ def _answers(row: RowReader, context: str) -> tuple[list[str], list[int]]:
     value = row.raw("answers")
     impossible = row.value.get("is_impossible") is True
     texts: list[Any] = []
-    places: list[Any] = []
+    starts: list[Any] = []
     if isinstance(value, str):
         texts = [value] if value.strip() else []
-        at = row.value.get(row.layout.parts.get("starts", "answer_start"))
-        places = [int(at) if isinstance(at, str) and at.strip().isdigit() else at]
+        start = row.value.get(row.layout.parts.get("starts", "answer_start"))
+        starts = [int(start) if isinstance(start, str) and start.strip().isdigit() else start]
     elif isinstance(value, Mapping):
-        texts, places = value.get("text"), value.get("answer_start", [])  # type: ignore[assignment]
+        texts, starts = value.get("text"), value.get("answer_start", [])  # type: ignore[assignment]
         texts = [texts] if isinstance(texts, str) else texts
-        places = [places] if isinstance(places, int) else places
-        if not isinstance(texts, list) or not isinstance(places, list) or len(places) not in (0, len(texts)):
-            row.fault("answers", "must have as many answer_start as text, both lists")
+        starts = [starts] if isinstance(starts, int) else starts
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(starts) not in (0, len(texts)):
+            row.fault("answers", "must have the lists text and answer_start, of the same length")
             return [], []
     elif isinstance(value, list):
-        for number, each in enumerate(value):
-            if isinstance(each, Mapping):
-                texts.append(each.get("text"))
-                places.append(each.get("answer_start"))
-            elif isinstance(each, str):
-                texts.append(each)
-                places.append(None)
+        for number, answer in enumerate(value):
+            if isinstance(answer, Mapping):
+                texts.append(answer.get("text"))
+                starts.append(answer.get("answer_start"))
+            elif isinstance(answer, str):
+                texts.append(answer)
+                starts.append(None)
             else:
-                row.fault("answers", f"number {number} is {type_name(each)}, must be {{text, answer_start}}")
+                row.fault("answers", f"[{number}] is {type_name(answer)}, must be {{text, answer_start}}")
     elif value is not None:
-        row.fault("answers", f"is {type_name(value)}, must be a text or a list of {{text, answer_start}}")
+        row.fault("answers", f"is {type_name(value)}, must be text or a list of {{text, answer_start}}")
     if not texts and not impossible and value is not None and not row.faults and "is_impossible" in row.value:
         row.fault("answers", "is empty, but is_impossible is not true; write an answer or set it")
-    found: list[str] = []
-    starts: list[int] = []
+    answers: list[str] = []
+    checked_starts: list[int] = []
     for number, text in enumerate(texts):
-        place = places[number] if number < len(places) else None
-        read = row.checked("answers", text, at=f"[{number}].text" if not isinstance(value, str) else "")
-        start = _start(row, context, read, place, number)
+        answer = row.checked("answers", text, at=f"[{number}].text" if not isinstance(value, str) else "")
+        start = _start(row, context, answer, starts[number] if number < len(starts) else None, number)
         if start is not None:
-            found.append(read)
-            starts.append(start)
-    return found, starts
+            answers.append(answer)
+            checked_starts.append(start)
+    return answers, checked_starts
 
 
-def _start(row: RowReader, context: str, answer: str, place: Any, number: int) -> int | None:
-    """The start of an answer in its context; None, with a fault, if it is not there."""
+def _start(row: RowReader, context: str, answer: str, start: Any, number: int) -> int | None:
+    """The start of an answer in its context, checked or searched for; None, with a fault, if it does not match."""
     if not answer or not context:
         return None
-    near = context.find(answer)
-    if place is None:
-        if near < 0:
-            row.fault("answers", f"{_short(answer)} does not occur in the context; copy it from there letter by letter")
-        return near if near >= 0 else None
-    if not isinstance(place, int) or isinstance(place, bool):
-        row.fault("answers", f"[{number}].answer_start is {type_name(place)}, must be a whole number")
+    first = context.find(answer)
+    if start is None:
+        if first < 0:
+            fault = f"{format_value(answer, 42)} does not occur in the context; copy it from there letter by letter"
+            row.fault("answers", fault)
+        return first if first >= 0 else None
+    if not isinstance(start, int) or isinstance(start, bool):
+        row.fault("answers", f"[{number}].answer_start is {type_name(start)}, must be a whole number")
         return None
-    if place >= 0 and context.startswith(answer, place):
-        return place
-    there = context[max(0, place) : max(0, place) + len(answer)] if place >= 0 else ""
-    fix = f"answer_start is {_nearest(context, answer, place)}" if near >= 0 else "it occurs nowhere in the context"
-    row.fault("answers", f"[{number}] {_short(answer)} is not at answer_start {place}, {_short(there)} is; {fix}")
+    if start >= 0 and context.startswith(answer, start):
+        return start
+    actual = context[start : start + len(answer)] if start >= 0 else ""
+    fix = f"answer_start is {_nearest(context, answer, start)}" if first >= 0 else "it occurs nowhere in the context"
+    fault = f"{format_value(answer, 42)} is not at answer_start {start}, which has {format_value(actual, 42)}; {fix}"
+    row.fault("answers", f"[{number}] {fault}")
     return None
 
 
-def _nearest(context: str, answer: str, place: int) -> int:
+def _nearest(context: str, answer: str, start: int) -> int:
     """The start of the occurrence of an answer nearest to a position."""
-    before, after = context.rfind(answer, 0, max(0, place) + len(answer)), context.find(answer, max(0, place))
-    places = [each for each in (before, after) if each >= 0]
-    return min(places, key=lambda each: abs(each - place))
+    before, after = context.rfind(answer, 0, max(0, start) + len(answer)), context.find(answer, max(0, start))
+    return min((position for position in (before, after) if position >= 0), key=lambda position: abs(position - start))
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:39] + "…")
-
-
+@_converts("choice")
 def _choice(row: RowReader) -> list[AnyRecord]:
     """A multiple-choice question in the form of MMLU, ARC, HellaSwag, SWAG, PIQA, COPA or WinoGrande."""
     question = row.text("question")
@@ -275,21 +290,21 @@ def _choice(row: RowReader) -> list[AnyRecord]:
     else:
         value = _at(row.value, row.column("choices"))[0]
         if isinstance(value, Mapping) and isinstance(value.get("text"), list):
-            names, value = [str(each) for each in value.get("label") or []], value["text"]
+            names, value = [str(name) for name in value.get("label") or []], value["text"]
         else:
             value = row.items("choices")
-        choices = [row.checked("choices", each, at=f"[{number}]") for number, each in enumerate(value)]
+        choices = [row.checked("choices", choice, at=f"[{number}]") for number, choice in enumerate(value)]
     if not row.faults and len(choices) < 2:
-        row.fault("choices", f"{len(choices)} of them; write at least two")
+        row.fault("choices", f"has {len(choices)}; write at least two")
     return [Choice(question, choices, _right(row, names, choices))]
 
 
 def _right(row: RowReader, names: list[str], choices: list[str]) -> int:
-    """The index of the right choice, given by number, letter, name, or the text of the choice."""
+    """The index of the right choice, which the label names by number, letter, name or text."""
     value = row.raw("label")
     if value is None:
         return 0
-    # Columns called option1 and option2 are answered by "1" and "2".
+    # The labels of columns option1 and option2 are "1" and "2".
     from_one = row.column("choices").startswith("option1")
     number: int | None = None
     if str(value) in names:
@@ -304,10 +319,11 @@ def _right(row: RowReader, names: list[str], choices: list[str]) -> int:
         number = choices.index(value)
     if number is None or not 0 <= number < len(choices):
         allowed = f"0 to {len(choices) - 1}, or a letter from A"
-        row.fault("label", f"{value!r} is none of the {len(choices)} choices; allowed are {allowed}")
+        row.fault("label", f"{format_value(value)} is not one of the {len(choices)} choices; allowed are {allowed}")
     return number or 0
 
 
+@_converts("pair")
 def _pair(row: RowReader) -> list[AnyRecord]:
     if row.column("source") == row.column("target"):
         return [_translation(row)]
@@ -330,42 +346,31 @@ def _translation(row: RowReader) -> Pair:
     return Pair(row.checked("source", source, at=f".{first}"), row.checked("source", target, at=f".{second}"))
 
 
+@_converts("sql")
 def _sql(row: RowReader) -> list[AnyRecord]:
     database = row.text("database") if "database" in row.layout.parts else ""
     return [SQLQuestion(row.text("question"), row.text("query"), database)]
 
 
+@_converts("chat")
 def _chat(row: RowReader) -> list[AnyRecord]:
     return list(to_conversations(_renamed(row)))
 
 
+@_converts("prompts")
 def _prompts(row: RowReader) -> list[AnyRecord]:
     return [Conversation(messages) for messages in to_prompts(_renamed(row))]
 
 
+@_converts("preference")
 def _preference(row: RowReader) -> list[AnyRecord]:
     return list(to_preferences(_renamed(row)))
 
 
 def _renamed(row: RowReader) -> dict[str, Any]:
-    """The fields of a row by role; only the assigned columns if the user assigned columns."""
+    """The fields of a row by role; if the user assigned columns, only these and the inputs of the chat template."""
     parts = row.layout.parts
     if all(part == column for part, column in parts.items()):
         return dict(row.value)
     beside = {name: row.value[name] for name in BESIDE if name in row.value and name not in parts.values()}
     return beside | {part: row.raw(part) for part in parts}
-
-
-_CONVERTERS: dict[str, Callable[[RowReader], list[AnyRecord]]] = {
-    "text": _text,
-    "lines": _text,
-    "chat": _chat,
-    "prompts": _prompts,
-    "preference": _preference,
-    "labelled": _labelled,
-    "tagged": _tagged,
-    "qa": _question,
-    "choice": _choice,
-    "pair": _pair,
-    "sql": _sql,
-}

@@ -55,7 +55,7 @@ FORMATS: dict[str, Format] = {
     "pair": _format("pairs of texts", "source target", "source target"),
     "sql": _format("questions with SQL", "question query database?", "question query"),
 }
-"""Every data format by name. `quatrain.data.convert` has the function that converts each one's rows."""
+"""Every data format by name. `quatrain.data.convert` has a converter for the rows of each."""
 
 CHAT_BESIDE = ("system", "tools", "functions", "documents")
 """Columns that belong to a conversation in addition to its messages."""

@@ -59,7 +59,7 @@ class HuggingFaceSource:
         if source.startswith(PREFIX):
             name, _, revision = source.removeprefix(PREFIX).partition("@")
             _check_name(name)
-            data = _load(name, subset, split, revision or None, streaming)
+            data = _load(name, subset, revision or None, streaming)
         else:
             if subset is not None:
                 raise InputError(f"{source}: a saved data set has no subsets; take subset = {subset!r} out")
@@ -134,7 +134,7 @@ def _quiet(library: Any) -> Iterator[None]:
             library.enable_progress_bars()
 
 
-def _load(name: str, subset: str | None, split: str | None, revision: str | None, streaming: bool) -> Any:
+def _load(name: str, subset: str | None, revision: str | None, streaming: bool) -> Any:
     library = _library()
     try:
         with _quiet(library):

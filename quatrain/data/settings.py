@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Listing, Problem, Settings, parse
-from quatrain.data.formats import layout_from_columns
+from quatrain.data.formats import FORMATS, layout_from_columns
 from quatrain.tokenizers.templates import source_of
+
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
 
 
 def source_settings(source: str, databases: str | None = None) -> DataSettings:
@@ -29,9 +34,7 @@ class DataSettings(Settings):
     source: str | None = Field(
         default=None, min_length=1, description="a catalog name, a file, a folder, or hf:owner/name"
     )
-    format: Literal[
-        "text", "lines", "chat", "prompts", "preference", "labelled", "tagged", "qa", "choice", "pair", "sql"
-    ] | None = Field(default=None, description="what the data is, where its columns do not tell")  # fmt: skip
+    format: FormatName | None = Field(default=None, description="what the data is, if its columns do not tell")
     columns: dict[str, str] = Field(default={}, description='parts and the columns they are in: {text = "review"}')
     subset: str | None = Field(default=None, min_length=1, description="of a data set hf:owner/name, such as sst2")
     split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face, such as train")

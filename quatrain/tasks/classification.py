@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from quatrain.data.corpus import Corpus
 from quatrain.data.records import Row
-from quatrain.tasks.records import RecordTask, text_pair, words_of
+from quatrain.tasks.records import LabelTask, RecordTask, most_frequent, text_pair, words_of
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import MultipleChoice, SequenceClassification
 from quatrain.training.settings import TaskSettings
@@ -18,13 +17,12 @@ SCORE = ("score",)
 """The name of the number that `regress` predicts."""
 
 
-class Classification(RecordTask):
+class Classification(LabelTask):
     """The class of a text or of a pair of texts."""
 
     name = "classify"
     format = "labelled"
     head = "sequence_classification"
-    exact = True
     baseline_name = "the most frequent class"
 
     @classmethod
@@ -34,10 +32,6 @@ class Classification(RecordTask):
         return SequenceClassification(tokenizer, labels, max_length=limit, numbered=bool(settings.labels))
 
     @classmethod
-    def labels(cls, settings: TaskSettings, corpus: Corpus) -> tuple[str, ...]:
-        return tuple(settings.labels) or tuple(corpus.labels())
-
-    @classmethod
     def head_options(cls, labels: Sequence[str]) -> dict[str, Any]:
         return {"labels": tuple(labels), "problem_type": "single_label"}
 
@@ -45,7 +39,7 @@ class Classification(RecordTask):
         return text_pair(example)
 
     def reference(self, example: Row) -> str:
-        return str(self.objective.name_of(example.value["label"]))
+        return self.name_of(example.value["label"])
 
     def parse(self, completion: str) -> int:
         labels = self.objective.labels
@@ -56,7 +50,7 @@ class Classification(RecordTask):
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
         """The class that the training examples have most often."""
-        return [Counter(map(self.reference, self.counted(examples))).most_common(1)[0][0]] * len(examples)
+        return [most_frequent(map(self.reference, self.counted(examples)))] * len(examples)
 
 
 class Regression(RecordTask):
@@ -131,4 +125,4 @@ class BestChoice(RecordTask):
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
         """The letter that is right most often among the training examples."""
-        return [Counter(map(self.reference, self.counted(examples))).most_common(1)[0][0]] * len(examples)
+        return [most_frequent(map(self.reference, self.counted(examples)))] * len(examples)

@@ -7,7 +7,8 @@ A task names the format of its data (`quatrain.data.formats`), the head, and the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from quatrain.core.errors import InputError
@@ -110,6 +111,25 @@ class RecordTask(DataTask[Row]):
     def prediction_text(self, examples: Sequence[Any], predictions: Sequence[Any]) -> str:
         """The model's prediction of one record as people read it."""
         return f"{float(predictions[0]):.3g}"
+
+
+class LabelTask(RecordTask):
+    """A task whose answers are names of a fixed set of labels: the classes of texts, the tags of words."""
+
+    exact = True
+
+    @classmethod
+    def labels(cls, settings: TaskSettings, corpus: Corpus) -> tuple[str, ...]:
+        return tuple(settings.labels) or tuple(corpus.labels())
+
+    def name_of(self, label: str | int) -> str:
+        """The name of a label, which the data may have as its index."""
+        return str(self.objective.name_of(label))
+
+
+def most_frequent(answers: Iterable[str]) -> str:
+    """The most frequent of some answers, the first among equals."""
+    return Counter(answers).most_common(1)[0][0]
 
 
 def text_pair(record: Row) -> str:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from quatrain.data.corpus import Corpus
 from quatrain.data.records import Row
-from quatrain.tasks.records import RecordTask
+from quatrain.tasks.records import LabelTask, most_frequent
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import TokenClassification
 from quatrain.training.settings import TaskSettings
 
 
-class Tagging(RecordTask):
+class Tagging(LabelTask):
     """Sentences with a tag for each word; a completion is the tags with spaces between."""
 
     name = "tag"
     format = "tagged"
     head = "token_classification"
-    exact = True
     baseline_name = "the most frequent tag"
 
     @classmethod
@@ -30,10 +27,6 @@ class Tagging(RecordTask):
         stride, numbered = settings.stride or 0, bool(settings.labels)
         return TokenClassification(tokenizer, labels, max_length=limit, stride=stride, numbered=numbered)
 
-    @classmethod
-    def labels(cls, settings: TaskSettings, corpus: Corpus) -> tuple[str, ...]:
-        return tuple(settings.labels) or tuple(corpus.labels())
-
     def question(self, example: Row) -> str:
         return " ".join(example.value["words"])
 
@@ -41,7 +34,7 @@ class Tagging(RecordTask):
         return " ".join(self._tags(example))
 
     def _tags(self, example: Row) -> list[str]:
-        return [str(self.objective.name_of(tag)) for tag in example.value["tags"]]
+        return [self.name_of(tag) for tag in example.value["tags"]]
 
     def parse(self, completion: str) -> list[str]:
         return completion.split(" ")
@@ -51,5 +44,5 @@ class Tagging(RecordTask):
 
     def baseline(self, examples: Sequence[Row]) -> list[str]:
         """The tag that the words of the training examples have most often."""
-        ((tag, _),) = Counter(tag for example in self.counted(examples) for tag in self._tags(example)).most_common(1)
+        tag = most_frequent(tag for example in self.counted(examples) for tag in self._tags(example))
         return [" ".join([tag] * len(example.value["words"])) for example in examples]

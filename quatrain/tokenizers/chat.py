@@ -24,17 +24,15 @@ import jinja2.nodes
 from quatrain.core.errors import InputError
 from quatrain.core.reading import parse_json
 from quatrain.core.wording import format_value, printable
-from quatrain.data.messages import REASONING, ROLES, check_messages, is_learned, joined, plain
+from quatrain.data.messages import REASONING, check_messages, is_learned, joined, plain
 from quatrain.tokenizers.metering import TemplateLimitError, metered
 from quatrain.tokenizers.sandbox import MeteredEnvironment
-from quatrain.tokenizers.templates import CHATML, MAX_SOURCE, TEMPLATES
+from quatrain.tokenizers.templates import MAX_SOURCE, TEMPLATES
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser
 
     from quatrain.tokenizers.tokenizer import Tokenizer
-
-__all__ = ["CHATML", "ROLES", "TEMPLATES", "Rendered", "check_template", "has_marks", "render", "render_text"]
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 

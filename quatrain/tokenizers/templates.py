@@ -43,7 +43,6 @@ _FOLDER = resources.files("quatrain.tokenizers") / "templates"
 
 #: Name -> Jinja source.
 TEMPLATES: dict[str, str] = {name: (_FOLDER / f"{name}.jinja").read_bytes().decode() for name in TEMPLATE_TOKENS}
-CHATML = TEMPLATES["chatml"]
 
 #: Tokens that end a turn in the public chat formats; generation stops at those that the tokenizer knows.
 END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")

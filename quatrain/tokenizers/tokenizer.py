@@ -166,25 +166,26 @@ class Tokenizer:
         split_digits: bool = True,
         spaces: str = "attached",
         lowercase: bool = False,
-        max_length: int | None = None,
     ) -> Tokenizer:
-        """Learn a tokenizer from a stream of texts (read once, never held whole). The same texts give the same one.
+        """Train a tokenizer on a stream of texts, which is read once and never held whole.
 
-        `kind`: "bpe" (byte-level, any text round-trips exactly; Sennrich et al. 2016, Radford et al. 2019),
-        "wordpiece" (Schuster and Nakajima 2012, BERT's layout), "unigram" (Kudo 2018, with bytes for what is unknown),
-        "word", or "char" (every character of the texts is a token, in code point order).
-        `vocab_size` counts everything, special tokens too; it is an upper limit, and "char" ignores it.
-        `special_tokens` come on top of `eos` (default "<|endoftext|>", which is also BOS and parts documents) and
-        `pad` (default "<|pad|>"); None leaves one out. "char" has only those that are asked for, "wordpiece" has
-        BERT's [PAD] [UNK] [CLS] [SEP] [MASK] instead.
-        `chat_template` is a name of `quatrain.tokenizers.templates.TEMPLATES`, whose tokens are added, or Jinja source;
-        anything else is refused.
-        `split_digits` makes every digit a token of its own, so that numbers are copied digit by digit. With `spaces`
-        "free" (for "bpe") the space before a capitalised word or a digit is a token of its own, so that a name is the
-        same tokens in a sentence, in quotes and in code, and a small model learns much sooner to copy it.
-        `lowercase` is for "wordpiece" and "word". `max_length` is written as `model_max_length`.
+        The same texts give the same tokenizer.
 
-        Raises InputError for an unknown kind, a vocabulary too small for the kind, or texts without a character.
+        - `kind`: "bpe" (byte-level, restores any text exactly; Sennrich et al. 2016, Radford et al. 2019), "wordpiece"
+          (Schuster and Nakajima 2012, in BERT's layout), "unigram" (Kudo 2018, with byte fallback), "word", or "char"
+          (one token per character of the texts, in code point order).
+        - `vocab_size`: upper limit on all tokens, special tokens included. "char" ignores it.
+        - `special_tokens`: tokens in addition to `eos` (default "<|endoftext|>", also BOS and document separator) and
+          `pad` (default "<|pad|>"); None omits one. "char" has only the requested ones; "wordpiece" has BERT's [PAD],
+          [UNK], [CLS], [SEP] and [MASK] instead.
+        - `chat_template`: a name in `quatrain.tokenizers.templates.TEMPLATES`, whose tokens are added, or Jinja source.
+        - `split_digits`: each digit is a token, so that numbers are copied digit by digit.
+        - `spaces`: with "free" ("bpe" only), the space before a capitalized word or a digit is a separate token. A name
+          then has the same tokens in a sentence, in quotes and in code, and small models learn to copy it sooner.
+        - `lowercase`: convert the texts to lower case ("wordpiece" and "word").
+
+        Raises InputError for an unknown kind or template, a vocabulary too small for the kind, or texts without
+        characters.
         """
         template = source_of(chat_template) if chat_template is not None else None
         backend, config = train_backend(
@@ -199,7 +200,7 @@ class Tokenizer:
             spaces=spaces,
             lowercase=lowercase,
         )
-        config |= {"model_max_length": max_length or NO_LIMIT, "chat_template": template}
+        config |= {"model_max_length": NO_LIMIT, "chat_template": template}
         return cls(backend, config)
 
     @classmethod

@@ -20,7 +20,8 @@ TEXT = "the quick brown fox jumps over the lazy dog"
 
 def make(place: Path, *, kind: str = "bpe", **changes: object) -> Path:
     """A model folder of fresh weights with its tokenizer."""
-    tokenizer = Tokenizer.train([f"{TEXT}. " * 9], kind=kind, vocab_size=320, max_length=64)
+    tokenizer = Tokenizer.train([f"{TEXT}. " * 9], kind=kind, vocab_size=320)
+    tokenizer.max_length = 64
     settings = {
         "vocab_size": tokenizer.vocab_size, "intermediate_size": 64, "tie_word_embeddings": True,
         "eos_token_id": tokenizer.eos_id,

@@ -14,7 +14,7 @@ from tiny_models import llama
 from quatrain.cli import main
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
-from quatrain.tokenizers.templates import CHATML
+from quatrain.tokenizers.templates import TEMPLATES
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of fresh weights with a character tokenizer that has a chat template."""
     place = tmp_path_factory.mktemp("model")
     letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?*;'<>|_\n"
-    tokenizer = Tokenizer.train([letters * 3], kind="char", chat_template=CHATML)
+    tokenizer = Tokenizer.train([letters * 3], kind="char", chat_template=TEMPLATES["chatml"])
     torch.manual_seed(0)
     config = llama(
         vocab_size=tokenizer.vocab_size, intermediate_size=64, num_attention_heads=2, max_position_embeddings=128,

@@ -179,7 +179,7 @@ FAULTS = [
     ({"messages": []}, "field 'messages' is an empty list, must be a list of messages"),
     ({"messages": "hi"}, "field 'messages' is text, must be a list of messages"),
     ({"messages": [user("a"), {"role": "elf", "content": "b"}]}, "'messages[1].role' is 'elf'; allowed are system"),
-    ({"messages": [user("a"), {"role": "assistant"}]}, "'messages[1]': no 'content' beside 'role'"),
+    ({"messages": [user("a"), {"role": "assistant"}]}, "'messages[1]': no 'content'; the message has 'role'"),
     (
         {"messages": [user("a"), {"role": "assistant", "content": 3}]},
         "messages[1].content' is a whole number, must be text"),
@@ -190,12 +190,12 @@ FAULTS = [
     ({"conversations": [{"from": "function_call", "value": "1" * 5000}]}, "a number of 5,000 digits"),
     ({"messages": "[" * 5000}, "field 'messages': not valid JSON"),
     ({"conversations": [{"from": "function_call", "value": "{}"}]}, 'must be {"name"'),
-    ({"instruction": "a"}, "no field 'output' beside 'instruction'"),
+    ({"instruction": "a"}, "no field 'output'; the row has 'instruction'"),
     ({"instruction": "a", "output": None}, "field 'output' is null, must be text"),
     ({"instruction": "a", "output": "b", "history": [["a"]]}, "field 'history'"),
     ({"prompt": "a"}, "no conversation; write"),
     ({"prompt": 1, "completion": "b"}, "field 'prompt' is a whole number"),
-    ([1], "found list, expected an object"),
+    ([1], "the row is a list, must be an object"),
     ({"prompt": "a", "completion": "\ud83d"}, "half of a character"),
 ]
 

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
-from quatrain.tokenizers.chat import TEMPLATES, render, render_text
-from quatrain.tokenizers.templates import TEMPLATE_TOKENS
+from quatrain.tokenizers.chat import render, render_text
+from quatrain.tokenizers.templates import TEMPLATE_TOKENS, TEMPLATES
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 # Runs of white space become tokens, which a content that begins with some could reach into.

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
 from quatrain.data.corpus import Corpus
-from quatrain.tokenizers.chat import TEMPLATES, render
+from quatrain.tokenizers.chat import render
+from quatrain.tokenizers.templates import TEMPLATES
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")

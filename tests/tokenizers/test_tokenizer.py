@@ -201,7 +201,8 @@ def test_transformers_reads_what_is_written(trained: dict[str, Tokenizer], kind:
     transformers = pytest.importorskip("transformers")
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     extra = {} if kind == "char" else {"special_tokens": ["<|x|>"]}
-    tokenizer = Tokenizer.train(TEXT, kind=kind, vocab_size=400, chat_template=template, max_length=512, **extra)
+    tokenizer = Tokenizer.train(TEXT, kind=kind, vocab_size=400, chat_template=template, **extra)
+    tokenizer.max_length = 512
     tokenizer.save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
