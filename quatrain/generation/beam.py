@@ -17,7 +17,7 @@ from torch import Tensor
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.cached_model import CachedModel
 from quatrain.generation.choosing import TokenChooser
-from quatrain.generation.constraints import DecodingState
+from quatrain.generation.constraints import DecodingState, padded
 from quatrain.generation.decoding import SHRINK_AT, adapters_of
 from quatrain.generation.filters import BROKEN, NO_TOKEN_LEFT
 from quatrain.generation.requests import SequenceState
@@ -100,8 +100,7 @@ class BeamSearch:
         self.rows, self.stopped = list(sequences), stopped
         self.params, end_ids = self.rows[0].params, self.rows[0].end_ids
         self.constraints = chooser.constraints(self.params, end_ids, model.device)
-        ends = [] if self.params.ignore_eos else list(end_ids)
-        self.end_ids = torch.tensor(ends, dtype=torch.long, device=model.device)
+        self.end_ids = torch.tensor(end_ids, dtype=torch.long, device=model.device)
         self.width = self.params.num_beams
         length = max(row.limit for row in self.rows)
         prompts = [row.prompt for row in self.rows]
@@ -173,7 +172,8 @@ class BeamSearch:
         limits = self.limits.repeat_interleave(self.width, dim=0)
         ids = torch.cat([self.model.decoder_ids, new], dim=1)
         new_tokens = torch.full_like(limits, self.steps)
-        state = DecodingState(ids, self.model.start, limits, new_tokens)
+        source = padded([row.prompt for row in self.rows], self.limits.device).repeat_interleave(self.width, dim=0)
+        state = DecodingState(ids, self.model.start, limits, new_tokens, source)
         for constrain in self.constraints:
             logprobs = constrain(logprobs, state)
         return logprobs

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.generation.constraints import PADDING, Constraint, DecodingState, GenerationRules, constraints
+from quatrain.generation.constraints import PADDING, Constraint, DecodingState, GenerationRules, constraints, padded
 from quatrain.generation.filters import BROKEN, NO_TOKEN_LEFT, Processor, draw, processors
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState
+from quatrain.generation.text import TokenizerLike
+from quatrain.generation.vocabulary import Vocabulary
 
 SPARE = 64
 """Columns by which the tensor of a batch's tokens grows."""
@@ -33,7 +36,9 @@ class Choice:
 
     tokens: list[int]
     logprobs: list[float]
-    """Log-probability of each token under the model itself, before all processors; in nats."""
+    """Log-probability of each token in nats, by the row's `logprobs_mode`: by default under the model itself."""
+    top: list[list[tuple[int, float]] | None]
+    """For rows with `logprobs`: the likeliest tokens and their log-probabilities, likeliest first; None for others."""
     problems: list[QuatrainError | None]
     """Why no token could be chosen for a row, whose other values then mean nothing; None for the other rows."""
 
@@ -42,19 +47,47 @@ class Choice:
         for problem in self.problems:
             if problem is not None:
                 raise problem
-        for row, token, logprob in zip(rows, self.tokens, self.logprobs, strict=True):
-            row.append(token, logprob)
+        for row, token, logprob, top in zip(rows, self.tokens, self.logprobs, self.top, strict=True):
+            row.append(token, logprob, top)
 
 
 class TokenChooser:
     """Chooses the next tokens of sequences of one model.
 
     `rules` are the model's own, from its generation_config.json; each row's parameters override parts of them.
+    `tokenizer` decodes completions; constraints on their text need it.
     """
 
-    def __init__(self, rules: GenerationRules | None = None, *, encoder_decoder: bool = False):
-        self.rules, self.encoder_decoder = rules or GenerationRules(), encoder_decoder
+    def __init__(
+        self,
+        rules: GenerationRules | None = None,
+        *,
+        encoder_decoder: bool = False,
+        tokenizer: TokenizerLike | None = None,
+    ):
+        self.rules, self.encoder_decoder, self.tokenizer = rules or GenerationRules(), encoder_decoder, tokenizer
         self._plans: WeakValueDictionary[tuple[object, ...], _Plan] = WeakValueDictionary()
+
+    def check(self, params: SamplingParams, vocab_size: int) -> None:
+        """Raises InputError, all problems at once, for parameters that this model and tokenizer cannot follow."""
+        problems = list(params.check_vocabulary(vocab_size))
+        if any(isinstance(word, str) for word in params.bad_words):
+            if self.tokenizer is None:
+                problems.append("bad_words: texts need a tokenizer, and this engine has none; give token ids")
+            else:
+                try:
+                    self.vocabulary  # noqa: B018
+                except InputError as error:
+                    problems.append(f"bad_words: {error}")
+        if problems:
+            raise InputError("These sampling parameters cannot be used with this model:", problems)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The text of the tokenizer's tokens. Raises InputError without a tokenizer or where they have none."""
+        if self.tokenizer is None:
+            raise InputError("Constraints on text need a tokenizer, and this engine has none.")
+        return Vocabulary(self.tokenizer)
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, rows: Sequence[SequenceState]) -> Choice:
@@ -64,9 +97,9 @@ class TokenChooser:
         every token (InputError) gets its problem in the result.
         """
         if not rows:
-            return Choice([], [], [])
+            return Choice([], [], [], [])
         logits = logits.float()
-        processed = self.process(logits, rows)
+        processed, failures = self._process(logits, rows)
         best, tokens = processed.max(dim=-1)
         total = logits.logsumexp(dim=-1)
         tokens = self._draw(processed, best, tokens, rows)
@@ -74,28 +107,51 @@ class TokenChooser:
         packed = torch.stack([tokens.double(), logprobs.double(), total.double(), best.double()]).tolist()
         numbers, chosen, totals, bests = packed
         problems = [_problem(*values) for values in zip(chosen, totals, bests, strict=True)]
-        return Choice([int(number) for number in numbers], chosen, problems)
+        for index, failure in failures.items():
+            problems[index] = failure
+        choice = Choice([int(number) for number in numbers], chosen, [None] * len(rows), problems)
+        self._add_logprobs(choice, logits, processed, rows)
+        return choice
 
     @torch.inference_mode()
     def process(self, logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:
-        """The logits (B, V) in float32 after every constraint and filter; a token that is ruled out has -inf."""
+        """The logits (B, V) in float32 after every constraint and filter; a token that is ruled out has -inf.
+
+        Raises the problem of the first row that has one: a caller's function that failed.
+        """
+        processed, failures = self._process(logits.float(), rows)
+        for failure in failures.values():
+            raise failure
+        return processed
+
+    def _process(self, logits: Tensor, rows: Sequence[SequenceState]) -> tuple[Tensor, dict[int, QuatrainError]]:
+        """The processed logits, and the problem of each row, by its place, whose constraints failed."""
         plans = [self._plan(row, logits.device) for row in rows]
         if all(plan is plans[0] for plan in plans):
             return plans[0].process(logits, rows)
         groups: dict[_Plan, list[int]] = {}
         for index, plan in enumerate(plans):
-            if plan.changes:
+            if plan.constraints or plan.filters:
                 groups.setdefault(plan, []).append(index)
         result = logits.clone() if groups else logits
+        failures: dict[int, QuatrainError] = {}
         for plan, indices in groups.items():
             chosen = torch.tensor(indices, device=logits.device)
-            result[chosen] = plan.process(logits[chosen], [rows[index] for index in indices])
-        return result
+            result[chosen], failed = plan.process(logits[chosen], [rows[index] for index in indices])
+            failures |= {indices[place]: problem for place, problem in failed.items()}
+        return result, failures
 
     def constraints(self, params: SamplingParams, end_ids: Sequence[int], device: torch.device) -> list[Constraint]:
         """The constraints of sequences with these parameters and end tokens."""
-        ends = torch.tensor([] if params.ignore_eos else list(end_ids), dtype=torch.long, device=device)
-        return constraints(self.rules, params, ends, encoder_decoder=self.encoder_decoder)
+        ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
+        texts = any(isinstance(word, str) for word in params.bad_words)
+        return constraints(
+            self.rules,
+            params,
+            ends,
+            encoder_decoder=self.encoder_decoder,
+            vocabulary=self.vocabulary if texts else None,
+        )
 
     def _draw(self, processed: Tensor, best: Tensor, greedy: Tensor, rows: Sequence[SequenceState]) -> Tensor:
         """The tokens (B,): drawn for rows that sample, the likeliest for the others."""
@@ -110,11 +166,34 @@ class TokenChooser:
         chosen = torch.tensor(sampled, device=processed.device)
         return greedy.index_copy(0, chosen, draw(usable[chosen], noise.to(processed.device)))
 
+    def _add_logprobs(self, choice: Choice, logits: Tensor, processed: Tensor, rows: Sequence[SequenceState]) -> None:
+        """Adds the log-probabilities of the likeliest tokens, and those of the processed distributions, if asked."""
+        for mode, values in (("raw", logits), ("processed", processed)):
+            wanted = [
+                index
+                for index, row in enumerate(rows)
+                if row.params.logprobs_mode == mode and (mode == "processed" or row.params.logprobs is not None)
+            ]
+            if not wanted:
+                continue
+            logprobs = values[torch.tensor(wanted, device=values.device)].log_softmax(dim=-1)
+            counts = [min(rows[index].params.logprobs or 0, values.shape[-1]) for index in wanted]
+            best, tokens = logprobs.topk(max(counts), dim=-1)
+            for place, (index, count) in enumerate(zip(wanted, counts, strict=True)):
+                if mode == "processed":
+                    choice.logprobs[index] = float(logprobs[place, choice.tokens[index]])
+                if rows[index].params.logprobs is not None:
+                    pairs = zip(tokens[place, :count].tolist(), best[place, :count].tolist(), strict=True)
+                    choice.top[index] = [(token, value) for token, value in pairs if value > float("-inf")]
+
     def _plan(self, row: SequenceState, device: torch.device) -> _Plan:
         plan = row.plan
         if not isinstance(plan, _Plan) or plan.place != (self, device):
-            key = (row.params, row.end_ids, device)
-            plan = self._plans.get(key)
+            key: tuple[object, ...] = (row.params, row.end_ids, device)
+            try:
+                plan = self._plans.get(key)
+            except TypeError:  # a caller's processor that cannot be hashed
+                key, plan = (id(row), row.end_ids, device), None
             if plan is None:
                 chain = self.constraints(row.params, row.end_ids, device)
                 plan = self._plans[key] = _Plan(chain, processors(row.params), (self, device))
@@ -127,22 +206,40 @@ class _Plan:
 
     def __init__(self, chain: list[Constraint], filters: list[Processor], place: tuple[TokenChooser, torch.device]):
         self.constraints, self.filters, self.place = chain, filters, place
-        self.changes = bool(chain or filters)
         self.history = _History()
 
-    def process(self, logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:
+    def process(self, logits: Tensor, rows: Sequence[SequenceState]) -> tuple[Tensor, dict[int, QuatrainError]]:
+        """The logits after all constraints and filters, and the problem of each row whose constraints failed."""
+        failures: dict[int, QuatrainError] = {}
         if self.constraints:
             state = self.history.state(rows, logits.device)
             for constrain in self.constraints:
-                logits = constrain(logits, state)
+                try:
+                    logits = constrain(logits, state)
+                except InputError:
+                    logits = self._one_by_one(constrain, logits, state, failures)
         if not self.filters:
-            return logits
+            return logits, failures
         usable = logits.amax(dim=-1, keepdim=True).isfinite()
         # A row without a distribution stays as it is, for `choose` to report; filters would raise for the whole batch.
         safe = whole = logits if bool(usable.all()) else logits.where(usable, 0.0)
         for process in self.filters:
             safe = process(safe)
-        return safe if whole is logits else safe.where(usable, logits)
+        return (safe if whole is logits else safe.where(usable, logits)), failures
+
+    @staticmethod
+    def _one_by_one(
+        constrain: Constraint, logits: Tensor, state: DecodingState, failures: dict[int, QuatrainError]
+    ) -> Tensor:
+        """The rows after a constraint that raises for some of them, whose errors are added to `failures`."""
+        result = []
+        for index, row in enumerate(logits.split(1)):
+            try:
+                result.append(constrain(row, state.row(index)))
+            except InputError as error:
+                failures.setdefault(index, error)
+                result.append(row)
+        return torch.cat(result)
 
 
 class _History:
@@ -155,7 +252,7 @@ class _History:
         self.rows: list[SequenceState] = []
         self.lengths: list[tuple[int, int]] = []
         self.width = 0
-        self.tokens = self.start = self.limits = self.new = torch.empty(0)
+        self.tokens = self.start = self.limits = self.new = self.source = torch.empty(0)
 
     def state(self, rows: Sequence[SequenceState], device: torch.device) -> DecodingState:
         """The state of these rows, whose next tokens are to be chosen."""
@@ -169,13 +266,14 @@ class _History:
         elif not same or lengths != self.lengths:
             self._write(rows, device)
         self.lengths = lengths
-        return DecodingState(self.tokens[:, : self.width], self.start, self.limits, self.new)
+        return DecodingState(self.tokens[:, : self.width], self.start, self.limits, self.new, self.source)
 
     def _write(self, rows: Sequence[SequenceState], device: torch.device) -> None:
         listed = [[*row.prefix, *row.ids] for row in rows]
         self.rows, self.width = list(rows), max(map(len, listed))
-        padded = [[PADDING] * (self.width - len(ids)) + ids + [PADDING] * SPARE for ids in listed]
-        self.tokens = torch.tensor(padded, device=device)
+        wide = [[PADDING] * (self.width - len(ids)) + ids + [PADDING] * SPARE for ids in listed]
+        self.tokens = torch.tensor(wide, device=device)
+        self.source = padded([row.prompt for row in rows], device)
         columns = [[len(row.prefix), row.limit, len(row.ids)] for row in rows]
         self.start, self.limits, self.new = torch.tensor(columns, device=device).split(1, dim=1)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import kind_of, shown
+from quatrain.core.wording import format_value, type_name
 from quatrain.generation.cached_model import has_encoder
 from quatrain.generation.constraints import GenerationRules
 from quatrain.generation.params import MIN_REPETITION_PENALTY, SamplingParams
@@ -22,8 +22,6 @@ from quatrain.models.transformer.stack import Model
 REFUSED = "This model's generation_config.json (or config.json) has settings that are not supported:"
 
 UNKNOWN: dict[str, tuple[Any, ...]] = {
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1,),
     "guidance_scale": (1,),
     "penalty_alpha": (0,),
     "num_beam_groups": (1,),
@@ -63,6 +61,7 @@ HARMLESS: dict[str, str] = {
 RECOMMENDED = ("num_beams", "length_penalty", "early_stopping", "max_new_tokens", "num_return_sequences")
 SAMPLED = (
     *("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"),
+    "num_return_sequences",
 )
 """The recommended parameters that apply without `do_sample`, and with it."""
 
@@ -98,7 +97,7 @@ def read_generation_config(model: Model) -> GenerationConfig:
         try:
             values[name] = convert(value)
         except (TypeError, ValueError, OverflowError):
-            problems.append(f"{name}: {shown(value)}; must be {wanted}")
+            problems.append(f"{name}: {format_value(value)}; must be {wanted}")
             continue
         if (
             wanted.endswith(("token id", "of them", "token ids", "a number"))
@@ -129,19 +128,13 @@ def _unknown(raw: Mapping[str, Any]) -> Iterator[str]:
         if value is not None and not any(
             value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
         ):
-            yield f"{name}: {shown(value)}; not supported; remove it to generate without it"
+            yield f"{name}: {format_value(value)}; not supported; remove it to generate without it"
     sampled = raw.get("do_sample")
     if sampled is not None and not isinstance(sampled, bool):
-        yield f"do_sample: {shown(sampled)}; must be true or false"
+        yield f"do_sample: {format_value(sampled)}; must be true or false"
     beams = raw.get("num_beams")
     if sampled and beams is not None and beams != 1:
-        yield f"num_beams: {shown(beams)}; not supported together with do_sample; remove one of them"
-    count = raw.get("num_return_sequences")
-    if count is not None and count != 1 and (sampled or not _is_count(beams) or not _is_count(count) or count > beams):
-        yield (
-            f"num_return_sequences: {shown(count)}; not supported beyond num_beams; remove it and give the prompt "
-            "several times"
-        )
+        yield f"num_beams: {format_value(beams)}; not supported together with do_sample; remove one of them"
 
 
 def _recommended(raw: Mapping[str, Any], problems: list[str], *, encoder_decoder: bool) -> SamplingParams:
@@ -152,7 +145,7 @@ def _recommended(raw: Mapping[str, Any], problems: list[str], *, encoder_decoder
         values.setdefault("temperature", 1.0)
         values["top_k"] = None if values.get("top_k") == 0 else values.get("top_k")
     if length is not None and not _is_count(length):
-        problems.append(f"max_length: {shown(length)}; must be a whole number of at least 1")
+        problems.append(f"max_length: {format_value(length)}; must be a whole number of at least 1")
     elif length is not None and encoder_decoder:
         # The decoder's start token counts in max_length.
         values.setdefault("max_new_tokens", max(length - 1, 1))
@@ -170,7 +163,7 @@ def _end_problems(name: str, value: Any) -> Iterator[str]:
     for token in listed:
         # Some checkpoints write -1 for "none".
         if token is not None and not _is_count(token) and not (token == -1 and not isinstance(token, bool | float)):
-            yield f"{name}: {shown(token)}; must be a token id" + (
+            yield f"{name}: {format_value(token)}; must be a token id" + (
                 " or a list of them" if name == "eos_token_id" else ""
             )
 
@@ -244,7 +237,7 @@ def _switch(value: Any) -> bool:
 def _strings(value: Any) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple) or any(not isinstance(text, str) or not text for text in listed):
-        raise ValueError(kind_of(value))
+        raise ValueError(type_name(value))
     return tuple(listed)
 
 
@@ -264,6 +257,11 @@ RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
         _penalty,
         f"a positive number from {MIN_REPETITION_PENALTY:g} to {1 / MIN_REPETITION_PENALTY:g}",
     ),
+    "encoder_repetition_penalty": (
+        _penalty,
+        f"a positive number from {MIN_REPETITION_PENALTY:g} to {1 / MIN_REPETITION_PENALTY:g}",
+    ),
+    "encoder_no_repeat_ngram_size": (_count, _COUNT),
     "exponential_decay_length_penalty": (_decay, "a pair of a whole number and a factor above 0 and at most 1000"),
     "renormalize_logits": (_switch, "true or false"),
     "stop_strings": (_strings, "a text or a list of texts, none of them empty"),

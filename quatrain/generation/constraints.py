@@ -1,21 +1,24 @@
 """Constraints on the next token that depend on the tokens so far.
 
 Repetition penalty as in Keskar et al. 2019 (arXiv 1909.05858), no repeated n-grams as in Paulus et al. 2017
-(arXiv 1705.04304); the rest is needed by published checkpoints (BART's first and last tokens are forced, Marian never
-generates its padding token). Meaning and order follow transformers, except that padding never counts as a token of the
-text: a row gets the same completion alone and in a batch.
+(arXiv 1705.04304), frequency and presence penalties as in OpenAI's API; the rest is needed by published checkpoints
+(BART's first and last tokens are forced, Marian never generates its padding token). Meaning and order follow
+transformers, except that padding never counts as a token of the text: a row gets the same completion alone and in a
+batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from quatrain.generation.params import SamplingParams
+from quatrain.core.errors import InputError
+from quatrain.generation.params import LogitsProcessor, SamplingParams
+from quatrain.generation.vocabulary import Vocabulary
 
 OUT = float("-inf")
 PADDING = -1
@@ -43,6 +46,10 @@ class GenerationRules:
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt (encoder-decoders: of what the encoder read) become more likely."""
+    encoder_no_repeat_ngram_size: int = 0
+    """No sequence of this many tokens of the prompt is repeated."""
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
     """Added to the logit of the token that would complete each sequence."""
     exponential_decay_length_penalty: tuple[int, float] | None = None
@@ -65,6 +72,18 @@ class DecodingState:
     """(B, 1): the most new tokens of each row."""
     new: Tensor
     """(B, 1): number of new tokens so far."""
+    source: Tensor
+    """(B, S): the prompt, or what the encoder of an encoder-decoder read; PADDING on the right of shorter rows."""
+
+    def row(self, index: int) -> DecodingState:
+        """The state of one row, as a batch of one."""
+        return DecodingState(*(getattr(self, field.name)[index : index + 1] for field in fields(self)))
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Lists of ids as one tensor, PADDING on the right of shorter ones."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[PADDING] * (width - len(row))] for row in rows], device=device)
 
 
 Constraint = Callable[[Tensor, DecodingState], Tensor]
@@ -81,6 +100,41 @@ def repetition_penalty(penalty: float) -> Constraint:
     return process
 
 
+def prompt_repetition_penalty(penalty: float) -> Constraint:
+    """Raises the scores of tokens of the prompt: multiplies positive ones by the penalty, divides negative ones."""
+
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        raised = torch.where(scores < 0, scores * (1 / penalty), scores / (1 / penalty))
+        return torch.where(_mark(scores, state.source), raised, scores)
+
+    return process
+
+
+def count_penalties(frequency: float, presence: float) -> Constraint:
+    """Subtracts `frequency` for each time, and `presence` once, that a token is among the new tokens so far."""
+
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        size = scores.shape[-1]
+        ids = _new_tokens(state)
+        counts = torch.zeros(scores.shape[0], size + 1, dtype=scores.dtype, device=scores.device)
+        places = ids.masked_fill((ids < 0) | (ids >= size), size)
+        counts = counts.scatter_add_(1, places, torch.ones_like(places, dtype=scores.dtype))[:, :size]
+        return scores - frequency * counts - presence * (counts > 0)
+
+    return process
+
+
+def logit_bias(biases: Sequence[tuple[int, float]]) -> Constraint:
+    """Adds a number to the logits of some tokens."""
+
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        tokens, values = zip(*biases, strict=True)
+        added = torch.tensor(values, dtype=scores.dtype, device=scores.device)
+        return scores.index_add(1, torch.tensor(tokens, device=scores.device), added.expand(scores.shape[0], -1))
+
+    return process
+
+
 def no_repeat_ngram(size: int) -> Constraint:
     """Forbids every token that would complete a sequence of `size` tokens for the second time."""
 
@@ -89,6 +143,21 @@ def no_repeat_ngram(size: int) -> Constraint:
         if length < size:
             return scores
         windows = state.ids.unfold(1, size, 1)  # (B, L - size + 1, size)
+        tail = state.ids[:, length + 1 - size :]
+        again = (windows[..., :-1] == tail[:, None]).all(dim=-1)
+        return scores.masked_fill(_mark(scores, windows[..., -1].masked_fill(~again, PADDING)), OUT)
+
+    return process
+
+
+def no_repeat_prompt_ngram(size: int) -> Constraint:
+    """Forbids every token that would complete a sequence of `size` tokens of the prompt."""
+
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        length = state.ids.shape[1]
+        if state.source.shape[1] < size or length + 1 < size:
+            return scores
+        windows = state.source.unfold(1, size, 1)
         tail = state.ids[:, length + 1 - size :]
         again = (windows[..., :-1] == tail[:, None]).all(dim=-1)
         return scores.masked_fill(_mark(scores, windows[..., -1].masked_fill(~again, PADDING)), OUT)
@@ -145,6 +214,68 @@ def bad_words(sequences: Sequence[Sequence[int]], ends: Tensor) -> Constraint:
     return process
 
 
+def banned_texts(texts: Sequence[str], vocabulary: Vocabulary, device: torch.device) -> Constraint:
+    """Forbids every token after which the completion would contain one of these texts, however it is tokenized.
+
+    A text ends with the new token if the bytes so far end with a beginning of it and the token begins with the rest:
+    one set of tokens for each place where a text can be cut.
+    """
+    size = len(vocabulary.pieces)
+    cuts: list[tuple[bytes, Tensor]] = []
+    for text in texts:
+        word = text.encode()
+        for cut in range(len(word)):
+            starts, rest = word[:cut], word[cut:]
+            tokens = [
+                token
+                for token, piece in enumerate(vocabulary.pieces)
+                if (piece.startswith(rest) if cut else rest in piece or rest in vocabulary.first_pieces[token])
+            ]
+            if tokens:
+                cuts.append((starts, torch.tensor(tokens, device=device)))
+    longest = max(len(starts) for starts, _ in cuts) if cuts else 0
+
+    def process(scores: Tensor, state: DecodingState) -> Tensor:
+        scores = scores.clone()
+        for row, ids in enumerate(_new_tokens(state).tolist()):
+            tail = b""
+            for token in reversed(ids):
+                if len(tail) >= longest or token == PADDING:
+                    break
+                tail = (vocabulary.pieces[token] if token < size else b"") + tail
+            for starts, tokens in cuts:
+                if tail.endswith(starts):
+                    scores[row, tokens] = OUT
+        return scores
+
+    return process
+
+
+def custom(process: LogitsProcessor) -> Constraint:
+    """The caller's own function for each row, on the ids without padding and a copy of the row's logits.
+
+    Raises InputError, with what it raised as the cause, for a function that fails or returns another shape.
+    """
+
+    def each(scores: Tensor, state: DecodingState) -> Tensor:
+        rows = []
+        for ids, row in zip(state.ids.tolist(), scores, strict=True):
+            name = getattr(process, "__name__", type(process).__name__)
+            try:
+                result = process([token for token in ids if token != PADDING], row.clone())
+            except Exception as error:
+                raise InputError(f"logits_processors: {name} raised {type(error).__name__}: {error}") from error
+            if not isinstance(result, Tensor) or result.shape != row.shape:
+                got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+                raise InputError(
+                    f"logits_processors: {name} returned {got}; must be logits of shape {tuple(row.shape)}"
+                )
+            rows.append(result.to(row))
+        return torch.stack(rows)
+
+    return each
+
+
 def min_length(total: int, new: int, ends: Tensor) -> Constraint:
     """Forbids end tokens until a row has `total` tokens with its prompt and `new` ones without it."""
 
@@ -176,9 +307,17 @@ def suppress(tokens: Sequence[int], at: int | None = None) -> Constraint:
 
 
 def constraints(
-    rules: GenerationRules, params: SamplingParams, ends: Tensor, *, encoder_decoder: bool
+    rules: GenerationRules,
+    params: SamplingParams,
+    ends: Tensor,
+    *,
+    encoder_decoder: bool,
+    vocabulary: Vocabulary | None = None,
 ) -> list[Constraint]:
-    """The constraints that the model's rules and the parameters ask for, in transformers' order."""
+    """The constraints that the model's rules and the parameters ask for, in transformers' order.
+
+    `ends` are the tokens that end a completion; texts in `bad_words` need the `vocabulary`.
+    """
     penalty = rules.repetition_penalty if params.repetition_penalty is None else params.repetition_penalty
     ngram = rules.no_repeat_ngram_size if params.no_repeat_ngram_size is None else params.no_repeat_ngram_size
     total, new = rules.min_length, rules.min_new_tokens
@@ -187,12 +326,24 @@ def constraints(
     chain: list[Constraint] = []
     if rules.sequence_bias:
         chain.append(sequence_bias(rules.sequence_bias))
+    if params.logit_bias:
+        chain.append(logit_bias(params.logit_bias))
+    if rules.encoder_repetition_penalty != 1:
+        chain.append(prompt_repetition_penalty(rules.encoder_repetition_penalty))
     if penalty != 1:
         chain.append(repetition_penalty(penalty))
+    if params.frequency_penalty or params.presence_penalty:
+        chain.append(count_penalties(params.frequency_penalty, params.presence_penalty))
     if ngram:
         chain.append(no_repeat_ngram(ngram))
-    if rules.bad_words_ids:
-        chain.append(bad_words(rules.bad_words_ids, ends))
+    if rules.encoder_no_repeat_ngram_size:
+        chain.append(no_repeat_prompt_ngram(rules.encoder_no_repeat_ngram_size))
+    banned = [word for word in params.bad_words if not isinstance(word, str)]
+    if rules.bad_words_ids or banned:
+        chain.append(bad_words([*rules.bad_words_ids, *banned], ends))
+    texts = [word for word in params.bad_words if isinstance(word, str)]
+    if texts and vocabulary is not None:
+        chain.append(banned_texts(texts, vocabulary, ends.device))
     if (total or new) and len(ends):
         chain.append(min_length(total, new, ends))
     if rules.forced_bos_token_id is not None:
@@ -206,9 +357,18 @@ def constraints(
     if rules.begin_suppress_tokens:
         forced = encoder_decoder and rules.forced_bos_token_id is not None
         chain.append(suppress(rules.begin_suppress_tokens, at=1 if forced else 0))
+    chain += [custom(process) for process in params.logits_processors]
     if rules.renormalize_logits and params.num_beams > 1:
         chain.append(lambda scores, state: scores.log_softmax(dim=-1))
     return chain
+
+
+def _new_tokens(state: DecodingState) -> Tensor:
+    """The new tokens (B, N) of each row, PADDING on the left of rows with fewer."""
+    widest = int(state.new.max()) if len(state.new) else 0
+    ids = state.ids[:, state.ids.shape[1] - widest :]
+    place = torch.arange(widest, 0, -1, device=ids.device)[None]
+    return ids.masked_fill(place > state.new, PADDING)
 
 
 def _mark(scores: Tensor, ids: Tensor) -> Tensor:

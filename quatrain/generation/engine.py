@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 from quatrain.generation.beam import BeamSearch
 from quatrain.generation.cached_model import context_limit, has_encoder
 from quatrain.generation.choosing import TokenChooser
@@ -40,11 +40,14 @@ class Completion:
     finish_reason: str
     """"stop" (an end token or stop string) or "length" (max_new_tokens reached, or the model's context full)."""
     logprobs: list[float]
-    """Log-probability of each id under the model itself, before temperature and all processors; in nats."""
+    """Log-probability of each id in nats: under the model itself, before temperature and all processors, unless
+    `logprobs_mode` asks for those of the distribution from which the id was taken."""
     score: float | None = None
     """Beam search only: the score that ranks hypotheses, their log-probability / length ** length_penalty."""
     alternatives: list[Completion] = field(default_factory=list)
-    """Beam search with num_return_sequences above 1: the next best hypotheses, best first."""
+    """With num_return_sequences above 1: the other samples, or the next best hypotheses of a beam search."""
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    """With `logprobs`: at each id, the likeliest tokens and their log-probabilities, likeliest first."""
 
 
 class TextChunk(str):
@@ -93,9 +96,9 @@ class Engine:
                 "This encoder-decoder names no decoder_start_token_id and no bos_token_id, so its decoder cannot "
                 "start. Give one in its generation_config.json."
             )
-        self.chooser = TokenChooser(self.rules, encoder_decoder=self.has_encoder)
         self.tokenizer = tokenizer
         self.target_tokenizer = target_tokenizer or tokenizer
+        self.chooser = TokenChooser(self.rules, encoder_decoder=self.has_encoder, tokenizer=self.target_tokenizer)
         self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
 
     @classmethod
@@ -148,7 +151,7 @@ class Engine:
         """
         params = params or self.recommended
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise InputError(f"batch_size: {shown(batch_size)}; must be a whole number of at least 1")
+            raise InputError(f"batch_size: {format_value(batch_size)}; must be a whole number of at least 1")
         own = self._adapters(adapters, len(prompts))
         encoded = [self.encode(prompt, adapter) for prompt, adapter in zip(prompts, own, strict=True)]
         if truncate:
@@ -159,7 +162,12 @@ class Engine:
             self._check_memory(batch, params.num_beams)
         for batch in batches:
             self._run(batch)
-        return [self._completion(sequence) for sequence in sequences]
+        completions = [self._completion(sequence) for sequence in sequences]
+        samples = len(completions) // max(len(prompts), 1)
+        if samples > 1:
+            for start in range(0, len(completions), samples):
+                completions[start].alternatives = completions[start + 1 : start + samples]
+        return completions[:: max(samples, 1)]
 
     def chat(
         self,
@@ -230,6 +238,11 @@ class Engine:
         before the first piece.
         """
         params = params or self.recommended
+        if params.num_return_sequences > 1 and params.num_beams == 1:
+            raise InputError(
+                f"num_return_sequences: {params.num_return_sequences}; a stream is one completion; use generate, or "
+                "several streams"
+            )
         own = self._adapters(adapter, 1)
         ids = self.encode(prompt, own[0])
         (sequence,) = self._sequences([self.truncate(ids, params) if truncate else ids], params, own)
@@ -336,6 +349,11 @@ class Engine:
         ]
         if problems:
             raise InputError("These prompts cannot be read by the model:", problems)
+        self.chooser.check(params, vocabulary)
+        # Several samples of a prompt are those of the prompt given several times.
+        samples = params.num_return_sequences if params.num_beams == 1 else 1
+        prompts = [ids for ids in prompts for _ in range(samples)]
+        adapters = [adapter for adapter in adapters for _ in range(samples)]
         seed = params.seed if params.seed is not None else torch.Generator().seed()
         rooms = [
             [params.max_new_tokens if longest is None else longest - len(ids), *([] if room is None else [room])]
@@ -361,7 +379,7 @@ class Engine:
 
     def _stops(self, params: SamplingParams) -> tuple[SamplingParams, tuple[int, ...]]:
         """The parameters with all stop strings, and the end ids; a string that is a special token is one of those."""
-        ends, strings = list(self.end_ids), []
+        ends, strings = [*([] if params.ignore_eos else self.end_ids), *params.stop_token_ids], []
         stop = params.stop or (() if params.ignore_eos else self.rules.stop_strings)
         if stop and self.target_tokenizer is None:
             whose = "" if params.stop else " (stop_strings of the model's own settings)"
@@ -370,7 +388,7 @@ class Engine:
             special = special_token_id(self.target_tokenizer, string) if self.target_tokenizer is not None else None
             strings += [string] if special is None else []
             ends += [] if special is None else [special]
-        return replace(params, stop=tuple(strings)), tuple(ends)
+        return replace(params, stop=tuple(strings)), tuple(dict.fromkeys(ends))
 
     @torch.inference_mode()
     def _run(self, sequences: list[SequenceState]) -> None:
@@ -405,6 +423,7 @@ class Engine:
             sequence.logprobs,
             sequence.score,
             [self._completion(other) for other in sequence.alternatives],
+            sequence.top_logprobs,
         )
 
     def _chunks(self, sequence: SequenceState) -> Iterator[TextChunk]:

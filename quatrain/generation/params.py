@@ -1,19 +1,29 @@
 """How one completion is generated: `SamplingParams`, checked when they are created, all problems at once.
 
-The docstring under each field says what it does; `filters`, `constraints` and `beam` name the papers.
+The docstring under each field says what it does; `filters`, `constraints`, `beam` and their neighbours name the papers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_REPETITION_PENALTY = 1e-6
 """A repetition penalty below it, or above its inverse, would drive logits out of float32."""
+MAX_BIAS = 100.0
+"""The largest logit bias: it decides by itself already."""
+MAX_LOGPROBS = 1000
+"""The most alternatives that are returned with each token."""
+
+LogitsProcessor = Callable[[list[int], "Tensor"], "Tensor"]
+"""The ids that the decoder has read and generated so far, and the logits (V,) of the next token, to logits (V,)."""
 
 _SHARES = {
     **{"top_p": False, "min_p": True, "typical_p": False},
@@ -24,9 +34,13 @@ _SHARES = {
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a completion is generated. Raises InputError, all problems at once, for values out of range."""
+    """How a completion is generated. Raises InputError, all problems at once, for values out of range.
+
+    Lists and mappings are kept as tuples, so that parameters are values: equal ones are processed together.
+    """
 
     max_new_tokens: int = 128
+    """The most tokens of a completion, its end token included."""
     temperature: float = 0.0
     """0 always takes the likeliest token (greedy decoding); 1 samples from the model's own distribution."""
     top_k: int | None = None
@@ -49,7 +63,8 @@ class SamplingParams:
     """When a beam search stops: True once num_beams hypotheses have ended, False once no beam of the current length can
     beat them, "never" once no beam of any length can."""
     num_return_sequences: int = 1
-    """How many hypotheses a beam search returns: the best one, and the next best as its `alternatives`."""
+    """How many completions of a prompt: independent samples, or the best hypotheses of a beam search. The first is the
+    completion, the others are its `alternatives`."""
     min_new_tokens: int | None = None
     """No end token before this many new tokens. None (here and in the next two): the model's own setting."""
     no_repeat_ngram_size: int | None = None
@@ -64,39 +79,78 @@ class SamplingParams:
     """Keep the tokens with at least min(eta, √eta · e^-entropy) probability; 0 keeps every token."""
     top_h: float | None = None
     """Keep the likeliest of the first 100 tokens until they have this share of the entropy."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for every time that the completion already contains the token; -2 to 2."""
+    presence_penalty: float = 0.0
+    """Subtracted from a token's logit once the completion contains the token; -2 to 2."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of tokens, by id; -100 practically forbids a token, 100 practically forces it."""
+    bad_words: tuple[str | tuple[int, ...], ...] = ()
+    """Texts that the completion never contains, however they are tokenized; or sequences of token ids that it never
+    contains."""
+    stop_token_ids: tuple[int, ...] = ()
+    """More tokens that end a completion, besides the model's end tokens; as these, they are not part of its text."""
+    logprobs: int | None = None
+    """Return the log-probabilities of this many of the likeliest tokens at each token of the completion."""
+    logprobs_mode: Literal["raw", "processed"] = "raw"
+    """Log-probabilities of the model itself, or of the distribution from which the token was taken."""
+    logits_processors: tuple[LogitsProcessor, ...] = ()
+    """The caller's own functions (ids, logits) -> logits, after all other constraints and before the filters."""
 
     def __post_init__(self) -> None:
         given: Any = self.stop
-        stop = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else (given,)
-        object.__setattr__(self, "stop", stop)
-        problems = [*self._beam_problems(), *self._constraint_problems(), *self._filter_problems()]
-        if not _whole(self.max_new_tokens, 1):
-            problems.append(f"max_new_tokens: {shown(self.max_new_tokens)}; must be at least 1, a whole number")
-        if not _number(self.temperature) or not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature: {shown(self.temperature)}; must be 0 (greedy) or a positive number")
-        if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
-            problems.append(f"seed: {shown(self.seed)}; must be a whole number")
-        if not isinstance(self.ignore_eos, bool):
-            problems.append(f"ignore_eos: {shown(self.ignore_eos)}; must be true or false")
-        if any(text == "" for text in stop):
-            problems.append("stop: an empty string would end every completion at once; remove it")
-        problems += [f"stop: {shown(text)}; must be a text" for text in stop if not isinstance(text, str)]
+        self._set("stop", (given,) if isinstance(given, str) else _listed(given))
+        bias: Any = self.logit_bias
+        self._set("logit_bias", tuple(bias.items()) if isinstance(bias, Mapping) else _listed(bias))
+        words: Any = self.bad_words
+        words = (words,) if isinstance(words, str) else _listed(words)
+        self._set("bad_words", tuple(tuple(word) if isinstance(word, list) else word for word in words))
+        self._set("stop_token_ids", _listed(self.stop_token_ids))
+        self._set("logits_processors", _listed(self.logits_processors))
+        problems = [
+            *self._beam_problems(),
+            *self._constraint_problems(),
+            *self._token_problems(),
+            *self._filter_problems(),
+            *self._length_problems(),
+        ]
         if problems:
             raise InputError("These sampling parameters cannot be used:", problems)
+        # Ids as keys of JSON objects are texts.
+        self._set("logit_bias", tuple((int(token), float(value)) for token, value in self.logit_bias))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _length_problems(self) -> Iterator[str]:
+        if not _whole(self.max_new_tokens, 1):
+            yield f"max_new_tokens: {format_value(self.max_new_tokens)}; must be at least 1, a whole number"
+        if not _number(self.temperature) or not 0 <= self.temperature < float("inf"):
+            yield f"temperature: {format_value(self.temperature)}; must be 0 (greedy) or a positive number"
+        if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
+            yield f"seed: {format_value(self.seed)}; must be a whole number"
+        if not isinstance(self.ignore_eos, bool):
+            yield f"ignore_eos: {format_value(self.ignore_eos)}; must be true or false"
+        if any(text == "" for text in self.stop):
+            yield "stop: an empty string would end every completion at once; remove it"
+        for text in self.stop:
+            if not isinstance(text, str):
+                yield f"stop: {format_value(text)}; must be a text"
 
     def _filter_problems(self) -> Iterator[str]:
         if self.top_k is not None and not _whole(self.top_k, 1):
-            yield f"top_k: {shown(self.top_k)}; must be at least 1, a whole number; leave it out to keep every token"
+            value = format_value(self.top_k)
+            yield f"top_k: {value}; must be at least 1, a whole number; leave it out to keep every token"
         for name, includes_0 in _SHARES.items():
             value = getattr(self, name)
             if value is None or (_number(value) and (0 < value <= 1 or (includes_0 and value == 0))):
                 continue
             bounds = "between 0 and 1" if includes_0 else "above 0 and at most 1"
-            yield f"{name}: {shown(value)}; must be {bounds}; leave it out to keep every token"
+            yield f"{name}: {format_value(value)}; must be {bounds}; leave it out to keep every token"
 
     def _beam_problems(self) -> Iterator[str]:
         if not _whole(self.num_beams, 1):
-            yield f"num_beams: {shown(self.num_beams)}; must be a whole number of at least 1"
+            yield f"num_beams: {format_value(self.num_beams)}; must be a whole number of at least 1"
         elif self.num_beams > 1:
             asked = {"temperature": self.temperature or None, "top_k": self.top_k}
             asked |= {name: getattr(self, name) for name in _SHARES}
@@ -106,16 +160,28 @@ class SamplingParams:
                         f"{name}: {value}; beam search (num_beams: {self.num_beams}) takes the likeliest and does not "
                         f"draw; leave {name} out, or num_beams"
                     )
+            if self.logprobs is not None:
+                yield (
+                    f"logprobs: {format_value(self.logprobs)}; beam search (num_beams: {self.num_beams}) keeps those "
+                    "of its own tokens only; leave logprobs out, or num_beams"
+                )
+            if self.logprobs_mode == "processed":
+                yield (
+                    f"logprobs_mode: processed; beam search (num_beams: {self.num_beams}) gives those of the model "
+                    "itself; leave logprobs_mode out, or num_beams"
+                )
         if not _number(self.length_penalty) or not -10 <= self.length_penalty <= 10:
             yield f"length_penalty: {self.length_penalty!r}; must be a number between -10 and 10"
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             yield f'early_stopping: {self.early_stopping!r}; must be true, false or "never"'
         if not _whole(self.num_return_sequences, 1):
             yield f"num_return_sequences: {self.num_return_sequences!r}; must be a whole number of at least 1"
-        elif _whole(self.num_beams, 1) and self.num_return_sequences > self.num_beams:
+        elif _whole(self.num_beams, 2) and self.num_return_sequences > self.num_beams:
+            yield f"num_return_sequences: {self.num_return_sequences}; must be at most num_beams ({self.num_beams})"
+        elif self.num_beams == 1 and self.num_return_sequences > 1 and self.temperature == 0:
             yield (
-                f"num_return_sequences: {self.num_return_sequences}; must be at most num_beams ({self.num_beams}); for "
-                "several samples give the prompt several times"
+                f"num_return_sequences: {self.num_return_sequences}; greedy decoding gives the same completion each "
+                "time; for several samples set temperature, for the best hypotheses num_beams"
             )
 
     def _constraint_problems(self) -> Iterator[str]:
@@ -133,9 +199,54 @@ class SamplingParams:
         least, most = MIN_REPETITION_PENALTY, 1 / MIN_REPETITION_PENALTY
         if penalty is not None and not (_number(penalty) and least <= penalty <= most):
             yield (
-                f"repetition_penalty: {shown(penalty)}; must be a positive number from {MIN_REPETITION_PENALTY:g} to "
-                f"{1 / MIN_REPETITION_PENALTY:g}; 1 changes nothing"
+                f"repetition_penalty: {format_value(penalty)}; must be a positive number from {least:g} to {most:g}; "
+                "1 changes nothing"
             )
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            if not _number(value) or not -2 <= value <= 2:
+                yield f"{name}: {format_value(value)}; must be a number from -2 to 2; 0 changes nothing"
+
+    def _token_problems(self) -> Iterator[str]:
+        for pair in self.logit_bias:
+            token, value = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
+            if isinstance(token, str) and token.isascii() and token.isdigit():
+                token = int(token)
+            if not _whole(token, 0) or not _number(value) or not -MAX_BIAS <= value <= MAX_BIAS:
+                yield f"logit_bias: {format_value(pair)}; must give a number from -100 to 100 for a token id"
+        for word in self.bad_words:
+            if not (isinstance(word, str) and word) and not (word and _ids(word)):
+                yield f"bad_words: {format_value(word)}; must be a text or a list of token ids, neither of them empty"
+        for token in self.stop_token_ids:
+            if not _whole(token, 0):
+                yield f"stop_token_ids: {format_value(token)}; must be a token id"
+        if self.logprobs is not None and not (_whole(self.logprobs, 0) and self.logprobs <= MAX_LOGPROBS):
+            yield f"logprobs: {format_value(self.logprobs)}; must be a whole number from 0 to {MAX_LOGPROBS}"
+        if self.logprobs_mode not in ("raw", "processed"):
+            yield f'logprobs_mode: {format_value(self.logprobs_mode)}; must be "raw" or "processed"'
+        for process in self.logits_processors:
+            if not callable(process):
+                yield f"logits_processors: {format_value(process)}; must be a function (ids, logits) -> logits"
+
+    def check_vocabulary(self, size: int) -> Iterator[str]:
+        """Problems of token ids that a model with a vocabulary of `size` does not have."""
+        given = {
+            "logit_bias": [token for token, _ in self.logit_bias],
+            "bad_words": [token for word in self.bad_words if not isinstance(word, str) for token in word],
+            "stop_token_ids": self.stop_token_ids,
+        }
+        for name, tokens in given.items():
+            for token in sorted({token for token in tokens if token >= size}):
+                yield f"{name}: token {token} is not in the model's vocabulary of {size}"
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    """A list's members; anything else is one member, for the checks to refuse."""
+    return tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
+
+
+def _ids(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(_whole(token, 0) for token in value)
 
 
 def _whole(value: object, least: int) -> bool:

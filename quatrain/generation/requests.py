@@ -24,7 +24,7 @@ class SequenceState:
     limit: int
     seed: int
     end_ids: tuple[int, ...] = ()
-    """Tokens that end the completion, unless `params.ignore_eos`."""
+    """Tokens that end the completion."""
     decoder_start: int | None = None
     """The start token of an encoder-decoder's decoder; None for a decoder, which starts with the prompt."""
     adapter: str | None = None
@@ -32,7 +32,10 @@ class SequenceState:
     ids: list[int] = field(default_factory=list)
     """The new tokens so far, an end token included."""
     logprobs: list[float] = field(default_factory=list)
-    """Log-probability of each id under the model itself, before temperature and all processors; in nats."""
+    """Log-probability of each id, in nats, by `params.logprobs_mode`: by default under the model itself, before
+    temperature and all processors."""
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    """With `params.logprobs`: at each id, the likeliest tokens and their log-probabilities, likeliest first."""
     finished: str | None = None
     """"stop" or "length" once the completion is finished."""
     ended: bool = False
@@ -61,11 +64,13 @@ class SequenceState:
             self._noise += torch.rand(NOISE_BLOCK, dtype=torch.float64, generator=self._generator).tolist()
         return self._noise[index]
 
-    def append(self, token: int, logprob: float) -> None:
+    def append(self, token: int, logprob: float, top: list[tuple[int, float]] | None = None) -> None:
         """Adds a token; an end token ("stop") or the limit ("length") finishes the sequence."""
         self.ids.append(token)
         self.logprobs.append(logprob)
-        if token in self.end_ids and not self.params.ignore_eos:
+        if top is not None:
+            self.top_logprobs.append(top)
+        if token in self.end_ids:
             self.finished, self.ended = "stop", True
         elif len(self.ids) >= self.limit:
             self.finished = "length"
@@ -77,7 +82,7 @@ class SequenceState:
 
     def truncate(self, length: int) -> None:
         """Takes back all but the first `length` new tokens, as after a rejected speculation."""
-        del self.ids[length:], self.logprobs[length:]
+        del self.ids[length:], self.logprobs[length:], self.top_logprobs[length:]
         self.finished, self.ended, self.edits = None, False, self.edits + 1
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import shown
+from quatrain.core.wording import format_value
 
 REPLACEMENT = "\ufffd"
 """What a decoder writes for bytes that are not a complete UTF-8 character (yet)."""
@@ -52,7 +52,7 @@ def token_ids_of(prompt: object) -> list[int]:
     try:
         return [operator.index(token) for token in prompt]  # type: ignore[attr-defined]
     except TypeError as error:
-        raise InputError(f"prompt: {shown(prompt)}; must be a text or a list of token ids") from error
+        raise InputError(f"prompt: {format_value(prompt)}; must be a text or a list of token ids") from error
 
 
 def special_token_id(tokenizer: TokenizerLike, text: str) -> int | None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import generation
 
-from quatrain.generation.constraints import PADDING, DecodingState, GenerationRules, constraints
+from quatrain.generation.constraints import PADDING, DecodingState, GenerationRules, constraints, padded
 from quatrain.generation.params import SamplingParams
 
 VOCABULARY, LIMIT = 12, 6
@@ -33,6 +33,18 @@ THEIRS = {
         (2, 1.4),
         lambda start: generation.logits_process.ExponentialDecayLengthPenalty((2, 1.4), ENDS, start),
     ),
+    "encoder_repetition_penalty": (
+        1.7,
+        lambda start: (
+            lambda ids, scores: generation.EncoderRepetitionPenaltyLogitsProcessor(1.7, ids[:, :start])(ids, scores)
+        ),
+    ),
+    "encoder_no_repeat_ngram_size": (
+        2,
+        lambda start: (
+            lambda ids, scores: generation.EncoderNoRepeatNGramLogitsProcessor(2, ids[:, :start])(ids, scores)
+        ),
+    ),
     "renormalize_logits": (True, lambda start: generation.LogitNormalization()),
 }
 TOKENS = st.integers(0, 7)
@@ -47,6 +59,7 @@ def scored(rules, ids, start, scores, *, params=None, encoder_decoder=False):
         torch.tensor(start)[:, None],
         torch.full((len(ids), 1), LIMIT),
         torch.full((len(ids), 1), new),
+        padded([row[:count] for row, count in zip(ids, start)], torch.device("cpu")),
     )
     params = params or SamplingParams(num_beams=2)
     for constrain in constraints(rules, params, ENDS, encoder_decoder=encoder_decoder):

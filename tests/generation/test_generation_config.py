@@ -86,7 +86,7 @@ def test_all_problems_at_once():
     with pytest.raises(InputError) as caught:
         settings_of(
             {
-                "encoder_no_repeat_ngram_size": 3,
+                "encoder_no_repeat_ngram_size": -3,
                 "num_beam_groups": 2,
                 "bad_words_ids": [[]],
                 "min_length": -1,
@@ -96,12 +96,12 @@ def test_all_problems_at_once():
             }
         )
     assert [problem.partition(":")[0] for problem in caught.value.problems] == [
-        "encoder_no_repeat_ngram_size",
         "guidance_scale",
         "num_beam_groups",
         "forced_eos_token_id",
         "bad_words_ids",
         "min_length",
+        "encoder_no_repeat_ngram_size",
     ]
     for values in ({"do_sample": True, "typical_p": 9}, {"do_sample": True, "num_beams": 4}):
         with pytest.raises(InputError, match=list(values)[1]):
