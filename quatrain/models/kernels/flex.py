@@ -53,7 +53,7 @@ def attention(
     """softmax(softcap(scale q k^T) + bias) v: query (B, H, T, D), key, value (B, G, S, D) with G dividing H.
 
     mask (B or 1, T, S): True where a query attends to a key; None: everywhere, or for `causal` to no later key. bias
-    (1, H, T, S): positional bias of the scores, or None. Returns (B, H, T, D).
+    (B or 1, H, T, S): positional bias of the scores, or None. Returns (B, H, T, D).
     """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -63,7 +63,7 @@ def attention(
     def score(value: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if softcap is not None:
             value = torch.tanh(value / softcap) * softcap
-        return value if bias is None else value + bias[0, h, q, k]
+        return value if bias is None else value + bias[b if bias.shape[0] > 1 else 0, h, q, k]
 
     def is_visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if mask is None:

@@ -75,10 +75,9 @@ class Attention(nn.Module):
 
     def _cross_attention(self, query: Tensor, context: ForwardContext) -> Tensor:
         """Attention over the encoder's output, whose keys and values a cache stores from the first step on."""
-        mask, stored = (
-            context.masks["cross"],
-            None if context.cache is None else context.cache.cross_attention.get(self.layer),
-        )
+        mask, stored = context.masks["cross"], None
+        if context.cache is not None:
+            stored = context.cache.cross_attention(self.layer)
         if stored is None:
             encoded = context.encoded
             key = self._heads(self.k_proj(encoded), self.num_kv_heads, self.k_norm)

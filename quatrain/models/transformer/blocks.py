@@ -19,9 +19,10 @@ from quatrain.models.transformer.context import (
     Trace,
     cross_attention_mask,
     self_attention_mask,
+    self_attention_mask_at,
 )
 from quatrain.models.transformer.feed_forward import FeedForward
-from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.kv_cache import CacheRows
 from quatrain.models.transformer.norms import make_norm
 from quatrain.models.transformer.positions import (
     alibi_slopes,
@@ -116,7 +117,7 @@ class Stack(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         token_types: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: CacheRows | None = None,
         trace: Trace | None = None,
         encoded: Tensor | None = None,
         encoder_segments: Tensor | None = None,
@@ -126,14 +127,19 @@ class Stack(nn.Module):
 
         `prefix` holds keys and values that replace those that the layers compute.
         """
-        length, past = embedded.shape[1], cache.length if cache is not None else 0
-        self._check_length(positions, past, length)
-        slots = cache.write_segments(segments, length) if cache is not None else segments
+        length, past, text_length = embedded.shape[1], 0, None
+        if cache is not None:
+            self._check_length(positions, max(cache.token_counts(length)) - length, length)
+            cache.begin(length, segments)
+            positions, past, text_length = self._continued(cache, positions), cache.past or 0, cache.text_length
+        else:
+            self._check_length(positions, 0, length)
+        slots = segments if cache is None else cache.segments
         if positions is None and slots is not None:
             positions = positions_in_segments(slots)[:, past:]
         x = self._embed(embedded, positions, past, token_types)
         rotary = {
-            kind: self._rotary[kind].at(positions, past, length, x, slots)
+            kind: self._rotary[kind].at(positions, past, length, x, slots, text_length)
             for kind in sorted(set(self.config.layer_types))
             if self._rotary
         }
@@ -148,12 +154,23 @@ class Stack(nn.Module):
                 trace.hidden_states.append(x)
             x = layer(x, context)
         if cache is not None:
-            cache.advance(length)
+            cache.advance()
         x = x if self.norm is None else self.norm(x)
         x = x if self.project_out is None else self.project_out(x)
         if trace is not None:
             trace.hidden_states.append(x)
         return x
+
+    def _continued(self, cache: CacheRows, positions: Tensor | None) -> Tensor | None:
+        """The positions of new tokens, from the lengths of their rows if these differ and no positions are given."""
+        if positions is not None or cache.positions is None:
+            return positions
+        # A column that holds no token may be past the model's last position.
+        return (
+            cache.positions.clamp(max=self.config.context_length - 1)
+            if self.config.has_position_limit
+            else cache.positions
+        )
 
     def _embed(self, x: Tensor, positions: Tensor | None, past: int, token_types: Tensor | None) -> Tensor:
         """Scales and projects the embeddings, adds positions and token types, applies norm and dropout."""
@@ -212,35 +229,43 @@ class Stack(nn.Module):
         )
 
     def _masks(
-        self, slots: Tensor | None, past: int, x: Tensor, cache: KVCache | None, trace: Trace | None
+        self, slots: Tensor | None, past: int, x: Tensor, cache: CacheRows | None, trace: Trace | None
     ) -> dict[str, AttentionMask]:
         """The attention mask of each type of layer."""
         length, masks = x.shape[1], {}
         use_cpu_kernel = self._use_cpu_kernel(x, length, cache, trace, causal=self.config.is_causal)
         for kind in sorted(set(self.config.layer_types)):
-            window = self.config.sliding_window if kind == "sliding" else None
-            keys = length if cache is None else cache.attended_slots(window, length)
-            first = past + length - keys
-            mask = self_attention_mask(self.config, kind, slots, length, keys, first, x.device)
-            bias = self._position_bias(length, keys, x)
+            keys = length if cache is None else cache.seen(kind)
+            if cache is not None and cache.positions is not None:
+                distance = cache.distances(kind, cache.positions)
+                mask: Tensor | None = self_attention_mask_at(self.config, kind, distance)
+            else:
+                distance = (
+                    torch.arange(keys, device=x.device) - torch.arange(keys - length, keys, device=x.device)[:, None]
+                )
+                mask = self_attention_mask(self.config, kind, slots, length, keys, past + length - keys, x.device)
+            bias = self._position_bias(distance, x)
             masks[kind] = AttentionMask(mask, self.config.is_causal and length > 1, bias, use_cpu_kernel=use_cpu_kernel)
         return masks
 
-    def _position_bias(self, queries: int, keys: int, x: Tensor) -> Tensor | None:
-        """ALiBi's or T5's bias of the attention scores: (1, H, queries, keys); None for other positions."""
+    def _position_bias(self, distance: Tensor, x: Tensor) -> Tensor | None:
+        """ALiBi's or T5's bias of the attention scores (B or 1, H, T, S); None for other positions.
+
+        `distance` (T, S) or (B, T, S) is that of each key ahead of its query.
+        """
         config = self.config
-        if config.position not in ("alibi", "relative"):
-            return None
-        slots = torch.arange(keys, device=x.device)
-        distance = slots[None, :] - slots[keys - queries :, None]
-        if self.relative_bias is None:
+        if config.position == "alibi":
             slopes = alibi_slopes(config.num_attention_heads).to(x.device)
-            return (slopes[:, None, None] * -distance.abs())[None].to(x.dtype)
+            bias = slopes[:, None, None] * -distance.abs().unsqueeze(-3)
+            return (bias if bias.dim() == 4 else bias[None]).to(x.dtype)
+        if self.relative_bias is None:
+            return None
         buckets = relative_buckets(distance, config.relative_buckets, config.relative_max_distance, config.is_causal)
-        return self.relative_bias(buckets).permute(2, 0, 1)[None]
+        bias = self.relative_bias(buckets).movedim(-1, -3)
+        return bias if bias.dim() == 4 else bias[None]
 
     def _use_cpu_kernel(
-        self, x: Tensor, keys: int, cache: KVCache | None, trace: Trace | None, *, causal: bool
+        self, x: Tensor, keys: int, cache: CacheRows | None, trace: Trace | None, *, causal: bool
     ) -> bool:
         """Whether the hand-written CPU attention is used: in training, if its scores fit in memory."""
         if cache is not None or trace is not None:
@@ -251,9 +276,7 @@ class Stack(nn.Module):
         )
 
     @staticmethod
-    def _encoder_length(encoded: Tensor | None, cache: KVCache | None) -> int:
+    def _encoder_length(encoded: Tensor | None, cache: CacheRows | None) -> int:
         if encoded is not None:
             return encoded.shape[1]
-        if cache is None or not cache.cross_attention:
-            return 0
-        return next(iter(cache.cross_attention.values()))[0].shape[2]
+        return 0 if cache is None else cache.encoded_width

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quatrain.models.transformer.config import ModelConfig
-from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.kv_cache import CacheRows
 
 
 @dataclass
@@ -62,8 +62,8 @@ class AttentionMask:
     """Which keys a query may attend to in one type of layer, and the bias added to its scores.
 
     mask (B or 1, T, S): True where a query attends to a key; None: everywhere, or for `causal` to no later key. bias
-    (1, H, T, S): positional bias of the scores (ALiBi, relative), or None. without_keys (B, T or 1): queries that have
-    no key, whose attention is 0; None: there are none. use_cpu_kernel: whether the hand-written CPU kernel runs.
+    (B or 1, H, T, S): positional bias of the scores (ALiBi, relative), or None. without_keys (B, T or 1): queries that
+    have no key, whose attention is 0; None: there are none. use_cpu_kernel: whether the hand-written CPU kernel runs.
     """
 
     mask: Tensor | None = None
@@ -111,7 +111,7 @@ class ForwardContext:
 
     masks: dict[str, AttentionMask]
     rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    cache: KVCache | None = None
+    cache: CacheRows | None = None
     trace: Trace | None = None
     encoded: Tensor | None = None
     prefix: Prefix | None = None
@@ -149,6 +149,12 @@ def self_attention_mask(
         return mask[None]
     query_segments, key_segments = segments[:, total - queries : total, None], segments[:, None, first_key:total]
     return (query_segments == key_segments) & mask
+
+
+def self_attention_mask_at(config: ModelConfig, kind: str, distance: Tensor) -> Tensor:
+    """Which keys a causal model's queries see, from the distances (B, T, S) of keys ahead of their queries."""
+    seen = distance <= 0
+    return seen & (distance > -config.sliding_window) if kind == "sliding" and config.sliding_window else seen
 
 
 def cross_attention_mask(

@@ -57,22 +57,30 @@ class Rotary:
         self._tables: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def at(
-        self, positions: Tensor | None, past: int, length: int, like: Tensor, segments: Tensor | None = None
+        self,
+        positions: Tensor | None,
+        past: int,
+        length: int,
+        like: Tensor,
+        segments: Tensor | None = None,
+        text_length: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, rotary_dim), or (B, T, rotary_dim) for positions (B, T), in the dtype of `like`.
 
         `past` tokens precede the `length` new ones. With LongRoPE the frequencies depend on the length of each text,
-        given by segments (B, past + T). A dynamic base depends on the last position in the batch.
+        given by segments (B, past + T). A dynamic base depends on the last position in the batch. `text_length` is
+        that of texts whose beginnings are read.
         """
         total, original = past + length, original_length(self.scaling, self.config.max_position_embeddings)
         if positions is not None:
             limit = self.config.context_length
             small = limit <= SMALL_TABLE and not depends_on_length(self.scaling)
-            total = limit if small else int(positions.max()) + 1
+            total = limit if small else text_length or int(positions.max()) + 1
+        total = max(total, text_length or 0)
         is_long = depends_on_length(self.scaling) and total > original
         cos, sin = self._table(total, is_long, like)
         if positions is None:
-            return cos[past:total], sin[past:total]
+            return cos[past : past + length], sin[past : past + length]
         if segments is None or not is_long or self.scaling is None or self.scaling.kind != "longrope":
             return cos[positions], sin[positions]
         short_cos, short_sin = self._table(total, False, like)

@@ -20,7 +20,7 @@ from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.context import Trace
 from quatrain.models.transformer.heads import IGNORE_INDEX
 from quatrain.models.transformer.initialization import initialize
-from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.kv_cache import CacheRows, KVCache
 from quatrain.models.transformer.positions import positions_without_padding
 from quatrain.models.transformer.soft_prompts import SoftPrompt, StackInput
 from quatrain.models.transformer.trainable_tokens import TrainableTokens
@@ -78,7 +78,7 @@ class Model(Stack):
         token_types: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_segments: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheRows | None = None,
         trace: Trace | None = None,
         adapters: Sequence[str | None] | None = None,
     ) -> tuple[Any, Any]:
@@ -135,35 +135,37 @@ class Model(Stack):
         token_types: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_segments: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheRows | None = None,
         trace: Trace | None = None,
         adapters: Sequence[str | None] | None = None,
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size), after the final norm; the decoder's in an encoder-decoder."""
         if adapters is not None:
             self.adapter_set.activate(adapters)
+        rows = None if cache is None else cache.rows()
         if self.encoder is None:
             new = ids = self._require_ids(input_ids)
             positions = self._default_positions(ids, segments) if positions is None else positions
-            if cache is not None:
-                new, positions, segments = cache.tokens_to_process(ids, positions, segments)
+            if rows is not None:
+                new, positions, segments = rows.tokens_to_process(ids, positions, segments)
             inputs = StackInput(self.embed(new), positions, segments, token_types)
             if self.soft_prompt is not None:
-                inputs = self.soft_prompt.prepend_to(inputs, first=cache is None or cache.length == 0)
-            hidden = self.run(**vars(inputs), cache=cache, trace=trace)
+                inputs = self.soft_prompt.prepend_to(inputs, first=rows is None or rows.length == 0)
+            hidden = self.run(**vars(inputs), cache=rows, trace=trace)
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None:
             encoded, segments = self._encode(input_ids, positions=positions, segments=segments, trace=trace)
-        elif cache is None or not cache.cross_attention:
+        elif rows is None or not rows.has_encoded:
             raise InputError("An encoder-decoder needs input_ids until a cache holds the output of its encoder.")
-        if cache is not None:
-            cache.encoder_segments = segments if encoded is not None else cache.encoder_segments
-            segments = cache.encoder_segments
+        if rows is not None:
+            if encoded is not None:
+                rows.encode(segments, encoded.shape[1])
+            segments = rows.encoder_segments
         return self.run(
             self.embed(decoder_input_ids),
             segments=decoder_segments,
-            cache=cache,
+            cache=rows,
             trace=trace,
             encoded=encoded,
             encoder_segments=segments,
