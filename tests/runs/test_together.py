@@ -60,6 +60,7 @@ def recipe(materials: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_model_of_one(recipe: Path, tmp_path: Path) -> None:
     one = quatrain.run(loads(recipe.read_text()), runs_dir=tmp_path / "one", reporter=SilentReporter())
     done = torchrun(recipe, folder=tmp_path / "two")
@@ -76,12 +77,14 @@ def test_two_processes_make_the_model_of_one(recipe: Path, tmp_path: Path) -> No
     assert again.returncode == 0 and "Finished in" not in again.stdout
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_recipe_ends_all_processes(recipe: Path, tmp_path: Path) -> None:
     done = torchrun(recipe, "data.source=absent.txt", folder=tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("absent.txt") == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_takes_the_others_with_it_and_the_run_goes_on_later(recipe: Path, tmp_path: Path) -> None:
     script = tmp_path / "failing.py"
     script.write_text(FAILING, encoding="utf-8")

@@ -60,6 +60,14 @@ def torchrun(cases: list[dict], folder: Path, processes: int = 2) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
 
 
+def train_alone(cases: list[dict], folder: Path) -> None:
+    """The cases by one process: this one."""
+    (folder / "alone.json").write_text(json.dumps(cases))
+    threads = torch.get_num_threads()
+    together.main(str(folder / "alone.json"), str(folder))
+    torch.set_num_threads(threads)
+
+
 def on(name: str, mode: str) -> dict:
     """What a mode needs to be told; hybrid: two machines of one process."""
     return {"name": name, "mode": mode} | ({"local": 1} if mode == "hybrid" else {})
@@ -74,10 +82,7 @@ def folder(tmp_path_factory):
     saved = {"settings": {"checkpoint_every": 1, "optimizer": "muon"}}
     alone.append({"name": "one-whole", **saved})
     alone.append({"name": "cut-one", "stop": 3, "checkpoints": "one-two", **saved})
-    (folder / "alone.json").write_text(json.dumps(alone))
-    threads = torch.get_num_threads()
-    together.main(str(folder / "alone.json"), str(folder))
-    torch.set_num_threads(threads)
+    train_alone(alone, folder)
     cases = [{**on(f"{mode}-{name}", mode), **case} for (mode, name), case in CASES.items()]
     for name, first, second in RESUMES:
         cases.append({**on(f"cut-{name}", first), "stop": 3, "checkpoints": name, **saved})
@@ -87,9 +92,7 @@ def folder(tmp_path_factory):
     cases.append({**on("cut-two", "zero3"), "stop": 3, "checkpoints": "two-one", **saved})
     done = torchrun(cases, folder)
     assert done.returncode == 0, done.stderr[-6000:]
-    (folder / "alone.json").write_text(json.dumps([{"name": "resumed-two-one", "checkpoints": "two-one", **saved}]))
-    together.main(str(folder / "alone.json"), str(folder))
-    torch.set_num_threads(threads)
+    train_alone([{"name": "resumed-two-one", "checkpoints": "two-one", **saved}], folder)
     return folder
 
 
@@ -100,8 +103,23 @@ def same(folder: Path, name: str, expected: str, tolerance: float) -> None:
         assert (found[key] - wanted[key]).abs().max() <= tolerance, key
 
 
+def test_ddp_and_zero3_in_brief(tmp_path: Path) -> None:
+    """The first of the cases below, for the quick set of tests."""
+    train_alone([{"name": "one-adamw"}], tmp_path)
+    done = torchrun([on(f"{mode}-adamw", mode) for mode in ("ddp", "zero3")], tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    for mode in ("ddp", "zero3"):
+        are_one(tmp_path, mode, "adamw")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "variant"), CASES)
 def test_two_processes_are_one(folder: Path, mode: str, variant: str) -> None:
+    are_one(folder, mode, variant)
+
+
+def are_one(folder: Path, mode: str, variant: str) -> None:
+    """A variant by two processes gives the losses, norms, counts and weights of one process."""
     one, two = (json.loads((folder / f"{name}-{variant}.json").read_text()) for name in ("one", mode))
     rounding = HALF.get(variant, 0.0)
     assert two["losses"] == pytest.approx(one["losses"], abs=max(2e-6, rounding))
@@ -113,6 +131,7 @@ def test_two_processes_are_one(folder: Path, mode: str, variant: str) -> None:
     same(folder, f"{mode}-{variant}", f"one-{variant}", 2e-5)
 
 
+@pytest.mark.slow
 def test_rows_that_learn_leave_the_embedding_to_the_bit(folder: Path) -> None:
     before = Model(CONFIG).initialize(0).embed_tokens.weight
     for mode in SOME["rows that learn"][1]:
@@ -121,6 +140,7 @@ def test_rows_that_learn_leave_the_embedding_to_the_bit(folder: Path) -> None:
         assert (found["trainable_tokens.embed_tokens"] != before[[3, 7]]).any(1).all()
 
 
+@pytest.mark.slow
 def test_the_first_step_is_the_same_to_the_last_digits(folder: Path) -> None:
     """Before AdamW's square roots make much of little."""
     for mode in MODES:
@@ -129,21 +149,25 @@ def test_the_first_step_is_the_same_to_the_last_digits(folder: Path) -> None:
         assert two["norms"][0] == pytest.approx(one["norms"][0], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "first", "second"), RESUMES)
 def test_a_run_goes_on_in_another_mode(folder: Path, name: str, first: str, second: str) -> None:
     same(folder, f"resumed-{name}", "one-whole", 2e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_bit_for_bit_both_times(folder: Path) -> None:
     for name, _, _ in RESUMES:
         same(folder, f"again-{name}", f"resumed-{name}", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one-two", "two-one"])
 def test_a_run_goes_on_with_another_number_of_processes(folder: Path, name: str) -> None:
     same(folder, f"resumed-{name}", "one-whole", 2e-5)
 
 
+@pytest.mark.slow
 def test_a_parted_checkpoint_has_nothing_pickled(folder: Path) -> None:
     files = [path for path in (folder / "zero3-zero3").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json"}
@@ -174,6 +198,7 @@ def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         make_parallel("ddp")
 
 
+@pytest.mark.slow
 def test_four_processes_on_two_machines_are_one(folder: Path) -> None:
     """hybrid as it is meant: parts within a machine, copies across."""
     case = VARIANTS["accumulation"]

@@ -297,6 +297,7 @@ def test_a_full_disk_in_the_middle_of_a_run_is_resumed(tmp_path):
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks its runs, which this system cannot")
 def test_kills_at_random_moments_each_resumed_twice():
     """Six kills during steps, evaluations and checkpoint writes; `benchmarks/kills.py --kills 200` runs more."""

@@ -59,6 +59,8 @@ SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-q
         "soft-prompt": ["sentiment: sst2-test", "instructions: held out"]}  # fmt: skip
 ASKED = {"instruct": 3}
 """Prompts of a recipe, which are answered beside the records."""
+QUICK = {"gpt-pretrain", "bert-pretrain", "t5-pretrain"}
+"""Recipes that read a short story alone; the others read the whole of their data first, which takes longer."""
 ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char"}
 """Recipes that the README's and the quickstart's tests run."""
 
@@ -75,7 +77,7 @@ def run(name: str, overrides: list[str], folder: Path) -> Run:
 
 
 @needs_data
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (each not in QUICK)) for each in CASES])
 def test_a_recipe_runs_on_its_data(name: str, tmp_path: Path) -> None:
     done = run(name, CASES[name], tmp_path)
     model = quatrain.load(done.model)
@@ -127,6 +129,7 @@ OVER = ["model=none", "stage.tokenizer=none", "stage.pretrain=none", "evaluate.m
 
 
 @needs_data
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"),
     [
