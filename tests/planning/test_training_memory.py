@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from quick_set import some
 from tiny_training import CONFIG, settings
 
 from quatrain.adapters.apply import apply_adapter, count_trainable_parameters
@@ -41,9 +42,9 @@ class Same:
         pass
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", some(["float32", "bfloat16"], ["float32"]))
 @pytest.mark.parametrize("given_", ADAPTERS, ids=str)
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
+@pytest.mark.parametrize("optimizer", some(["adamw", "adamw8bit", "muon"], ["adamw"]))
 def test_the_parts_are_those_that_a_training_measures(given_, precision, optimizer):
     if given_ is not None and optimizer == "muon":
         pytest.skip("thin matrices go to AdamW")
@@ -80,14 +81,14 @@ def test_all_of_a_quantized_model_is_counted():
 def test_less_is_held_of_what_is_said_to_save_memory():
     def peak(adapter=None, **changes):
         wanted = settings(**changes)
-        deep = SHAPE.replace(num_hidden_layers=6)
+        deep = SHAPE.replace(num_hidden_layers=3)
         return training_memory(deep, wanted, rows=4, length=64, precision="float32", adapter=adapter)
 
     plain = peak()
     assert peak(activation_checkpointing=True).peak < plain.peak
     assert peak(optimizer="adamw8bit").parts["optimizer"] < 0.3 * plain.parts["optimizer"]
-    assert peak(adapter=AdapterSettings()).peak < plain.peak
-    assert peak(adapter=AdapterSettings(quantize_base="nf4")).peak < peak(adapter=AdapterSettings()).peak
+    adapter = peak(adapter=AdapterSettings()).peak
+    assert peak(adapter=AdapterSettings(quantize_base="nf4")).peak < adapter < plain.peak
 
 
 def test_nothing_is_left_behind_and_nothing_is_drawn():

@@ -77,6 +77,7 @@ def kill_in(process: subprocess.Popen[str], folder: Path, stage: str, step: int,
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_in_pretraining_and_in_finetuning(materials: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.toml"

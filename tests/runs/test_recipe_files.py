@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_set import some
 
 from quatrain.core.errors import InputError
 from quatrain.runs.recipe import Recipe, load, loads, to_dict
@@ -81,7 +82,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
+@pytest.mark.parametrize("value", some(VALUES, ["none", "0", "text"]), ids=range(len(VALUES)))
 def test_a_wrong_value_at_any_key(value: str) -> None:
     for key in KEYS:
         for name in ("quickstart", "sql-finetune"):

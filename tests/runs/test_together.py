@@ -77,7 +77,6 @@ def test_two_processes_make_the_model_of_one(recipe: Path, tmp_path: Path) -> No
     assert again.returncode == 0 and "Finished in" not in again.stdout
 
 
-@pytest.mark.slow
 def test_what_is_wrong_with_a_recipe_ends_all_processes(recipe: Path, tmp_path: Path) -> None:
     done = torchrun(recipe, "data.source=absent.txt", folder=tmp_path)
     assert done.returncode != 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick_set import some
 from tiny_models import llama
 
 import quatrain
@@ -77,7 +78,7 @@ def run(name: str, overrides: list[str], folder: Path) -> Run:
 
 
 @needs_data
-@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (each not in QUICK)) for each in CASES])
+@pytest.mark.parametrize("name", some(CASES, QUICK))
 def test_a_recipe_runs_on_its_data(name: str, tmp_path: Path) -> None:
     done = run(name, CASES[name], tmp_path)
     model = quatrain.load(done.model)
