@@ -19,29 +19,33 @@ from quatrain.adapters.layer import AdapterLayer, adapter_layers, dequantized
 from quatrain.adapters.loha import LoHaLinear
 from quatrain.adapters.lokr import LoKrLinear
 from quatrain.adapters.lora import LoRALinear
-from quatrain.adapters.settings import PROMPTS, AdapterSettings
+from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.targets import ALL_LINEAR, find_targets, near
 from quatrain.adapters.trainable_tokens import merge_token_rows
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
 from quatrain.models.modules import replace_module
-from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.trainable_tokens import PARTS
 from quatrain.models.transformer.vocabulary import untie, untie_obstacle
 from quatrain.planning.limits import check_bytes
 from quatrain.tokenizers.tokenizer import Tokenizer
 
-INNER = "down_proj"
-"""The projection out of a feed-forward part, whose input IA³ scales."""
+FEED_FORWARD_OUTPUT = "down_proj"
+"""The output projection of a feed-forward network, whose input IA³ scales."""
 
 
 def _lora(name: str, base: nn.Module, settings: AdapterSettings) -> AdapterLayer:
-    kind = DoRALinear if settings.method == "dora" else LoRALinear
-    return kind(base, settings.rank, settings.alpha, settings.dropout, use_rslora=settings.use_rslora)
+    layer = DoRALinear if settings.method == "dora" else LoRALinear
+    return layer(base, settings.rank, settings.alpha, settings.dropout, use_rslora=settings.use_rslora)
 
 
-OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], AdapterLayer]] = {
+def _last_layers(model: Model, settings: AdapterSettings) -> list[str]:
+    _check_floats(model, [f"layers.{number}" for number in range(len(model.layers))][-settings.num_layers :])
+    return last_layers(model, settings.num_layers)
+
+
+LAYERS: dict[str, Callable[[str, nn.Module, AdapterSettings], AdapterLayer]] = {
     "lora": _lora,
     "dora": _lora,
     "loha": lambda name, base, settings: LoHaLinear(base, settings.rank, settings.alpha),
@@ -52,12 +56,18 @@ OVER_LINEAR: dict[str, Callable[[str, nn.Module, AdapterSettings], AdapterLayer]
         decompose_factor=settings.decompose_factor,
         decompose_both=settings.decompose_both,
     ),
-    "ia3": lambda name, base, settings: IA3Linear(base, inner=name.rpartition(".")[2] == INNER),
+    "ia3": lambda name, base, settings: IA3Linear(base, inner=name.rpartition(".")[2] == FEED_FORWARD_OUTPUT),
     "bottleneck": lambda name, base, settings: BottleneckLinear(base, settings.bottleneck_dim),
 }
-"""Method -> constructor of its layer over a linear layer."""
+"""Method -> constructor of its layer over a linear layer with a name."""
 DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {"ia3": ia3.TARGETS, "bottleneck": bottleneck.TARGETS}
 """Method -> default target modules, for methods whose default is not every linear layer."""
+WEIGHTS: dict[str, Callable[[Model, AdapterSettings], list[str]]] = {
+    "bitfit": lambda model, settings: biases(model),
+    "last-layers": _last_layers,
+}
+"""Method -> the names of the model's own weights that it trains."""
+REFUSED = "This adapter cannot be applied:"
 
 
 def apply_adapter(
@@ -74,89 +84,58 @@ def apply_adapter(
     if set(settings.modules_to_save) & set(PARTS):
         # As in PEFT, the embedding or the head trains and the other one keeps its values.
         if reason := untie_obstacle(model):
-            raise InputError("This adapter cannot be applied:", [f"modules_to_save: {reason}; remove it"])
+            raise InputError(REFUSED, [f"modules_to_save: {reason}; remove it"])
         untie(model)
-    if settings.method in PROMPTS:
+    if settings.method in prompts.CLASSES:
         prompts.check(model, settings.method)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    if settings.method in PROMPTS:
-        model.soft_prompt = _prompt(model, settings, generator, tokenizer)
-        changed = [f"soft_prompt.{name}" for name, _ in model.soft_prompt.named_parameters()]
-    elif settings.method == "bitfit":
-        changed = biases(model)
-    elif settings.method == "last-layers":
-        _check_floats(model, [f"layers.{number}" for number in range(len(model.layers))][-settings.num_layers :])
-        changed = last_layers(model, settings.num_layers)
+    trained: list[str] = []
+    if settings.method in prompts.CLASSES:
+        model.soft_prompt = prompts.make_prompt(model, settings, generator, tokenizer)
+        changed = trained = [f"soft_prompt.{name}" for name, _ in model.soft_prompt.named_parameters()]
+    elif settings.method in WEIGHTS:
+        changed = trained = WEIGHTS[settings.method](model, settings)
     else:
-        usual: str | tuple[str, ...] = DEFAULT_TARGETS.get(settings.method, ALL_LINEAR)
-        changed = find_targets(model, settings.target_modules or usual)
-        under = [name for name in changed if any(name == part or name.startswith(f"{part}.") for part in saved)]
-        if under:
-            raise InputError(
-                "This adapter cannot be applied:",
-                [f"modules_to_save: {name} learns whole, and would have an adapter too; remove it" for name in under],
-            )
-        _check_room(model, settings, changed)
-        for name in changed:
-            layer = OVER_LINEAR[settings.method](name, model.get_submodule(name), settings)
-            layer.reset_parameters(generator)
-            replace_module(model, name, layer)
-    learned = set() if changed and settings.method in OVER_LINEAR else set(changed)
+        changed = _adapt_layers(model, settings, saved, generator)
     for name, parameter in model.named_parameters():
-        if name in learned or any(name.startswith(f"{part}.") for part in saved):
+        if name in trained or _is_inside(name, saved):
             parameter.requires_grad_(True)
     return changed
 
 
-def _check_room(model: Model, settings: AdapterSettings, changed: Sequence[str]) -> None:
-    """Refuse ranks and widths whose matrices beside the layers cannot be held."""
-    layers: list[Any] = [model.get_submodule(name) for name in changed]
-    sides = sum(layer.in_features + layer.out_features for layer in layers if hasattr(layer, "in_features"))
-    width = {
-        "lora": settings.rank,
-        "dora": settings.rank,
-        "loha": 2 * settings.rank,
-        "bottleneck": settings.bottleneck_dim,
-    }
-    size = 4 * width.get(settings.method, 0) * sides
-    name = "bottleneck_dim" if settings.method == "bottleneck" else "rank"
-    check_bytes(size, f"An adapter of {name} {getattr(settings, name):,}", SMALLER, model.device)
-
-
-SMALLER = "make it smaller"
-
-
-def _prompt(
-    model: Model, settings: AdapterSettings, generator: torch.Generator, tokenizer: Tokenizer | None
-) -> SoftPrompt:
-    """The soft prompt of the settings, initialized."""
-    width, device = model.embed_tokens.embedding_dim, model.device
-    hidden, config = settings.bottleneck_dim, model.config
-    wide = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    elements = {
-        "prefix": settings.num_virtual_tokens * wide + hidden * wide,
-        "p-tuning": (hidden or width) * (2 * width + (hidden or width)),
-        "prompt": settings.num_virtual_tokens * width,
-    }[settings.method]
-    asked = f"A {settings.method} of num_virtual_tokens {settings.num_virtual_tokens:,} and bottleneck_dim {hidden:,}"
-    check_bytes(4 * elements, asked, SMALLER, device)
-    if settings.method == "prefix":
-        prefix = prompts.PrefixTuning(settings.num_virtual_tokens, model.config, settings.bottleneck_dim, device)
-        prefix.reset_parameters(generator)
-        return prefix
-    if settings.method == "p-tuning":
-        prompt: prompts.PromptTuning = prompts.PTuning(
-            settings.num_virtual_tokens, width, settings.bottleneck_dim or width, device
+def _adapt_layers(
+    model: Model, settings: AdapterSettings, saved: Sequence[str], generator: torch.Generator
+) -> list[str]:
+    """Puts adapter layers over the target modules; returns their paths."""
+    targets: str | Sequence[str] = DEFAULT_TARGETS.get(settings.method, ALL_LINEAR)
+    names = find_targets(model, settings.target_modules or targets)
+    both = [name for name in names if _is_inside(f"{name}.", saved)]
+    if both:
+        raise InputError(
+            REFUSED,
+            [f"modules_to_save: {name} is trained in full and would have an adapter too; remove it" for name in both],
         )
-    else:
-        prompt = prompts.PromptTuning(settings.num_virtual_tokens, width, device)
-    prompt.reset_parameters(generator)
-    if settings.init_text is not None:
-        if tokenizer is None:
-            raise InputError("init_text: needs a tokenizer to read it, and there is none; leave init_text out.")
-        prompt.init_from_tokens(model.embed_tokens.weight, tokenizer.encode(settings.init_text))
-    return prompt
+    _check_memory(model, settings, names)
+    for name in names:
+        layer = LAYERS[settings.method](name, model.get_submodule(name), settings)
+        layer.reset_parameters(generator)
+        replace_module(model, name, layer)
+    return names
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _check_memory(model: Model, settings: AdapterSettings, names: Sequence[str]) -> None:
+    """Raises InputError for a rank or width whose matrices do not fit in memory."""
+    layers: list[Any] = [model.get_submodule(name) for name in names]
+    features = sum(layer.in_features + layer.out_features for layer in layers)
+    option = "bottleneck_dim" if settings.method == "bottleneck" else "rank"
+    width = getattr(settings, option)
+    matrices = {"lora": 1, "dora": 1, "loha": 2, "bottleneck": 1}.get(settings.method, 0)
+    check_bytes(4 * matrices * width * features, f"An adapter of {option} {width:,}", "make it smaller", model.device)
 
 
 def modules_to_save(model: Model, names: Sequence[str]) -> list[str]:
@@ -165,31 +144,31 @@ def modules_to_save(model: Model, names: Sequence[str]) -> list[str]:
     Raises InputError, with near names, for names that match no module.
     """
     known = [name for name, module in model.named_modules() if name and _has_weights(module)]
-    found = dict.fromkeys(name.rpartition(".")[0] for name in getattr(model, "newly_initialized", ()))
+    paths = dict.fromkeys(name.rpartition(".")[0] for name in getattr(model, "newly_initialized", ()))
     problems = []
-    for wanted in names:
-        matching = [name for name in known if name == wanted or name.endswith(f".{wanted}")]
+    for name in names:
+        matching = [path for path in known if path == name or path.endswith(f".{name}")]
         if not matching:
-            problems.append(f"modules_to_save: {wanted!r} names no module; did you mean {near(wanted, known)}?")
-        found.update(dict.fromkeys(matching))
+            problems.append(f"modules_to_save: {name!r} names no module; did you mean {near(name, known)}?")
+        paths.update(dict.fromkeys(matching))
     if problems:
-        raise InputError("This adapter cannot be applied:", problems)
-    return list(found)
+        raise InputError(REFUSED, problems)
+    return list(paths)
 
 
 def _has_weights(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(isinstance(each, QuantizedLinear) for each in module.modules())
 
 
-def _check_floats(model: Model, whole: Sequence[str]) -> None:
+def _check_floats(model: Model, modules: Sequence[str]) -> None:
     """Raises InputError for modules to be trained in full that contain quantized layers, which cannot be trained."""
-    held = [
+    problems = [
         f"{name}: is quantized to {layer.method} and cannot be trained; put an adapter over it, or use a float base"
         for name, layer in model.named_modules()
-        if isinstance(layer, QuantizedLinear) and any(f"{name}.".startswith(f"{part}.") for part in whole)
+        if isinstance(layer, QuantizedLinear) and _is_inside(f"{name}.", modules)
     ]
-    if held:
-        raise InputError("This adapter cannot be applied:", held[:10])
+    if problems:
+        raise InputError(REFUSED, problems[:10])
 
 
 def fully_trained_parameters(model: Model) -> list[str]:
@@ -201,7 +180,7 @@ def fully_trained_parameters(model: Model) -> list[str]:
 
 
 def unmergeable_reason(model: Model) -> str | None:
-    """What of the model's adapter cannot be merged into weights; None if all of it can."""
+    """The part of the model's adapter that cannot be merged into weights; None if all of it can."""
     if model.soft_prompt is not None:
         return "a soft prompt"
     if "lm_head" in dict(adapter_layers(model)) and untie_obstacle(model):
@@ -214,15 +193,15 @@ def adapters_disabled(model: Model) -> Iterator[Model]:
     """A context in which the model has no adapters, soft prompt or trained token rows: the base model in float."""
     prompt, model.soft_prompt = model.soft_prompt, None
     rows, model.trainable_tokens = model.trainable_tokens, None
-    found = list(adapter_layers(model))
-    for name, layer in found:
+    layers = list(adapter_layers(model))
+    for name, layer in layers:
         layer.base = dequantized(layer.base)
         replace_module(model, name, layer.base)
     try:
         yield model
     finally:
         model.soft_prompt, model.trainable_tokens = prompt, rows
-        for name, layer in found:
+        for name, layer in layers:
             replace_module(model, name, layer)
 
 

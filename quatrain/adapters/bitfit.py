@@ -1,4 +1,4 @@
-"""BitFit: nothing learns but the biases (Ben Zaken et al. 2021, arXiv 2106.10199)."""
+"""BitFit: trains only the biases (Ben Zaken et al. 2021, arXiv 2106.10199)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from quatrain.models.transformer.stack import Model
 
 
 def biases(model: Model) -> list[str]:
-    """The names of a model's biases, of linear layers and norms. Raises InputError where it has none."""
-    found = [name for name, _ in model.named_parameters() if name.endswith("bias")]
-    if not found:
+    """The names of a model's biases, of linear layers and norms. Raises InputError if it has none."""
+    names = [name for name, _ in model.named_parameters() if name.endswith("bias")]
+    if not names:
         raise InputError(
-            f'This adapter cannot be applied: method = "bitfit" learns biases, and {model.config.family} has none. '
-            'Take "ia3", which learns about as little.'
+            f'This adapter cannot be applied: method = "bitfit" trains biases, and {model.config.family} has none. '
+            'Use "ia3", which trains about as few parameters.'
         )
-    return found
+    return names

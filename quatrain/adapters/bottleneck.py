@@ -50,8 +50,8 @@ class BottleneckLinear(AdapterLayer):
         return (result + F.linear(inside, self.up, self.up_bias)).to(result.dtype)
 
     def merged_weight(self) -> tuple[Tensor, Tensor | None]:
-        """Raises InputError: what is not linear is no weight."""
-        raise InputError("A bottleneck is no weight and cannot be merged; use the adapter's folder as it is.")
+        """Raises InputError: a bottleneck is not linear."""
+        raise InputError("A bottleneck is not linear, so it cannot be merged; use the adapter's folder as it is.")
 
     def extra_repr(self) -> str:
         return f"bottleneck_dim={self.bottleneck_dim}"

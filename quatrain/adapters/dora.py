@@ -1,4 +1,4 @@
-"""DoRA: LoRA on the direction of each row of a weight, beside a trained length (Liu et al. 2024, arXiv 2402.09353)."""
+"""DoRA: LoRA for the direction of each weight row, with a trained magnitude (Liu et al. 2024, arXiv 2402.09353)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from quatrain.adapters.lora import LoRALinear
 
 
 class DoRALinear(LoRALinear):
-    """m (W + scaling * B A) / |W + scaling * B A| x + b, with a length m (out_features,) for each row.
+    """m (W + scaling * B A) / |W + scaling * B A| x + b, with a trained magnitude m (out_features,) for each row.
 
-    The norm counts as a constant in the gradient (the paper's section 4.3). With dropout, what the adapter changes is
-    computed of the dropped input, as PEFT does: W x + b is not touched by it.
+    The norm is a constant in the gradient (the paper's section 4.3). As in PEFT, dropout affects only the change that
+    the adapter makes, not W x + b.
     """
 
     method: ClassVar[str] = "dora"
@@ -34,7 +34,7 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def norm(self) -> Tensor:
-        """The length of each row of the weight with the adapter in it (out_features,), float32."""
+        """The norm of each row of the weight with the adapter merged (out_features,), float32."""
         return torch.linalg.vector_norm(dequantized(self.base).weight.float() + self.delta(), dim=1)
 
     def after(self, x: Tensor, result: Tensor) -> Tensor:

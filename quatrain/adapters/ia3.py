@@ -1,4 +1,4 @@
-"""IA³: keys, values and inner states, each times a trained vector (Liu et al. 2022, arXiv 2205.05638)."""
+"""IA³: scales keys, values and feed-forward activations by trained vectors (Liu et al. 2022, arXiv 2205.05638)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from quatrain.adapters.layer import AdapterLayer, dequantized
 
 TARGETS = ("k_proj", "v_proj", "down_proj")
-"""What the paper scales."""
+"""Default targets, as in the paper."""
 
 
 class IA3Linear(AdapterLayer):
-    """base(x) ∘ l, or with `inner`, for the projection out of a feed-forward part, base(x ∘ l). l starts at one."""
+    """base(x) ∘ l, or, with `inner`, base(x ∘ l), for the output projection of a feed-forward layer. l starts at 1."""
 
     method: ClassVar[str] = "ia3"
 

@@ -68,9 +68,15 @@ class AdapterLayer(nn.Module):
         """x (…, in_features) to (…, out_features)."""
         return self.after(x, self.base(self.before(x)))
 
-    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (out_features, in_features) and bias (out_features,) of a linear layer that computes the same."""
+    def delta(self) -> Tensor:
+        """What the adapter adds to the base's weight (out_features, in_features), in float32."""
         raise NotImplementedError
+
+    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (out_features, in_features) of a linear layer that computes the same, and its bias (out_features,), or
+        None for the base's bias.
+        """
+        return dequantized(self.base).weight.float() + self.delta(), None
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quatrain.adapters.layer import AdapterLayer, dequantized, init_uniform
+from quatrain.adapters.layer import AdapterLayer, init_uniform
 
 
 class LoHaLinear(AdapterLayer):
@@ -34,15 +34,11 @@ class LoHaLinear(AdapterLayer):
             self.b2.zero_()
 
     def delta(self) -> Tensor:
-        """What the adapter adds to the weight (out_features, in_features), in float32."""
         return self.scaling * (self.a1 @ self.b1) * (self.a2 @ self.b2)
 
     def after(self, x: Tensor, result: Tensor) -> Tensor:
         inputs = self.inputs(x)
         return (result + F.linear(inputs, self.delta().to(inputs.dtype))).to(result.dtype)
-
-    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
-        return dequantized(self.base).weight.float() + self.delta(), None
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quatrain.adapters.layer import AdapterLayer, dequantized, init_uniform
+from quatrain.adapters.layer import AdapterLayer, init_uniform
 
 
 class LoKrLinear(AdapterLayer):
@@ -54,7 +54,6 @@ class LoKrLinear(AdapterLayer):
         return own[name] if name in own else own[f"{name}_a"] @ own[f"{name}_b"]
 
     def delta(self) -> Tensor:
-        """What the adapter adds to the weight (out_features, in_features), in float32."""
         return self.scaling * torch.kron(self._factor("w1"), self._factor("w2"))
 
     def after(self, x: Tensor, result: Tensor) -> Tensor:
@@ -64,9 +63,6 @@ class LoKrLinear(AdapterLayer):
         rows = F.linear(inputs.unflatten(-1, (first.shape[1], second.shape[1])), second)
         added = torch.einsum("oi,...ik->...ok", first, rows).flatten(-2)
         return (result + self.scaling * added).to(result.dtype)
-
-    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
-        return dequantized(self.base).weight.float() + self.delta(), None
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}"

@@ -1,7 +1,7 @@
 """LoRA: a frozen linear layer plus a trained product of two thin matrices (Hu et al. 2021, arXiv 2106.09685).
 
-Rank-stabilised (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732) the product is scaled by alpha over the rank's root, so
-that higher ranks learn as fast.
+rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) scales the product by alpha / sqrt(rank), so that higher ranks learn as
+fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from quatrain.adapters.layer import AdapterLayer, dequantized, init_uniform
+from quatrain.adapters.layer import AdapterLayer, init_uniform
 from quatrain.compression.layer import QuantizedLinear
 
 
@@ -67,26 +67,22 @@ class LoRALinear(AdapterLayer):
         inputs = self.inputs(x)
         if self.dropout:
             inputs = F.dropout(inputs, self.dropout, self.training)
-        # Scaled while it is thin, and added by the product itself: no pass over the wide output more than needed.
+        # Scale the thin matrix, and add in the product: no extra pass over the wide output.
         thin = F.linear(inputs, self.lora_A) * self.scaling
         flat = result.reshape(-1, self.out_features)
         added = torch.addmm(flat.to(thin.dtype), thin.reshape(-1, self.rank), self.lora_B.t().to(thin.dtype))
         return added.view(result.shape).to(result.dtype)
 
     def delta(self) -> Tensor:
-        """What the adapter adds to the weight (out_features, in_features), in float32."""
         return self.scaling * (self.lora_B.float() @ self.lora_A.float())
-
-    def merged_weight(self) -> tuple[Tensor, Tensor | None]:
-        return dequantized(self.base).weight.float() + self.delta(), None
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"
 
 
 class _FusedLoRA(torch.autograd.Function):
-    """base(x) + scaling * B A x: what the adapter adds goes into the base's own result, and on the way back into its
-    gradient, where PyTorch would write each down and add them in passes of their own.
+    """base(x) + scaling * B A x. Output and input gradient are accumulated in place, which saves the separate passes
+    with which autograd would add them.
     """
 
     @staticmethod
@@ -115,5 +111,5 @@ class _FusedLoRA(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_first = inner.t() @ x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[2]:
-            of_second = (thin.t() @ flat).t()  # to turn the wide one costs more than the product
+            of_second = (thin.t() @ flat).t()  # transposing the wide matrix would cost more than the product
         return of_x, of_first, of_second, None, None

@@ -1,4 +1,4 @@
-"""Prompts that are learned, over a model that is frozen whole: soft prompts, p-tuning, prefixes.
+"""Trained prompts over a frozen model: prompt tuning, p-tuning and prefix tuning.
 
 Lester et al. 2021 (prompt tuning, arXiv 2104.08691), Liu et al. 2021 (p-tuning, arXiv 2103.10385), Li and Liang 2021
 (prefix tuning, arXiv 2101.00190).
@@ -6,17 +6,21 @@ Lester et al. 2021 (prompt tuning, arXiv 2104.08691), Liu et al. 2021 (p-tuning,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from quatrain.adapters.layer import init_uniform
+from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.context import Prefix
 from quatrain.models.transformer.soft_prompts import SoftPrompt
 from quatrain.models.transformer.stack import Model
+from quatrain.planning.limits import check_bytes
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 
 class PromptTuning(SoftPrompt):
@@ -28,6 +32,11 @@ class PromptTuning(SoftPrompt):
         super().__init__()
         self.length = length
         self.rows = nn.Parameter(torch.zeros(length, width, device=device))
+
+    @classmethod
+    def create(cls, model: Model, settings: AdapterSettings, device: torch.device | str) -> Self:
+        """An uninitialized prompt for a model."""
+        return cls(settings.num_virtual_tokens, model.embed_tokens.embedding_dim, device)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Standard normal, like an embedding."""
@@ -63,19 +72,18 @@ class PTuning(PromptTuning):
             nn.Linear(hidden, width, device=device),
         )  # fmt: skip
 
+    @classmethod
+    def create(cls, model: Model, settings: AdapterSettings, device: torch.device | str) -> Self:
+        width = model.embed_tokens.embedding_dim
+        return cls(settings.num_virtual_tokens, width, settings.bottleneck_dim or width, device)
+
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)
-        from quatrain.adapters.layer import init_uniform
-
-        for layer in self.network:
-            if isinstance(layer, nn.Linear):
-                init_uniform(layer.weight, generator)
-                with torch.no_grad():
-                    layer.bias.zero_()
+        _init_network(self.network, generator)
 
     def embeddings(self) -> Tensor:
-        found: Tensor = self.network(self.rows)
-        return found
+        embeddings: Tensor = self.network(self.rows)
+        return embeddings
 
 
 class PrefixTuning(SoftPrompt):
@@ -99,17 +107,16 @@ class PrefixTuning(SoftPrompt):
                 nn.Linear(size, hidden, device=device), nn.Tanh(), nn.Linear(hidden, whole, device=device)
             )
 
+    @classmethod
+    def create(cls, model: Model, settings: AdapterSettings, device: torch.device | str) -> Self:
+        """An uninitialized prefix for a model."""
+        return cls(settings.num_virtual_tokens, model.config, settings.bottleneck_dim, device)
+
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Standard normal, like an embedding; the network's layers like linear layers."""
-        from quatrain.adapters.layer import init_uniform
-
         with torch.no_grad():
             self.rows.copy_(torch.randn(self.rows.shape, generator=generator))
-        for layer in self.network or ():
-            if isinstance(layer, nn.Linear):
-                init_uniform(layer.weight, generator)
-                with torch.no_grad():
-                    layer.bias.zero_()
+        _init_network(self.network or (), generator)
 
     def embeddings(self) -> None:
         return None
@@ -124,6 +131,36 @@ class PrefixTuning(SoftPrompt):
     def file_tensor(self) -> Tensor:
         """Keys and values of all layers (length, layers * 2 * heads * head_dim), as files store them."""
         return self._whole().detach()
+
+
+CLASSES: dict[str, type[PromptTuning | PrefixTuning]] = {
+    prompt.method: prompt for prompt in (PromptTuning, PTuning, PrefixTuning)
+}
+
+
+def make_prompt(
+    model: Model, settings: AdapterSettings, generator: torch.Generator, tokenizer: Tokenizer | None
+) -> SoftPrompt:
+    """The initialized soft prompt of the settings. Raises InputError if it does not fit in memory."""
+    prompt_class = CLASSES[settings.method]
+    elements = sum(parameter.numel() for parameter in prompt_class.create(model, settings, "meta").parameters())
+    options = f"num_virtual_tokens {settings.num_virtual_tokens:,} and bottleneck_dim {settings.bottleneck_dim:,}"
+    check_bytes(4 * elements, f"A {settings.method} of {options}", "make it smaller", model.device)
+    prompt = prompt_class.create(model, settings, model.device)
+    prompt.reset_parameters(generator)
+    if settings.init_text is not None and isinstance(prompt, PromptTuning):
+        if tokenizer is None:
+            raise InputError("init_text: needs a tokenizer to read it, and there is none; leave init_text out.")
+        prompt.init_from_tokens(model.embed_tokens.weight, tokenizer.encode(settings.init_text))
+    return prompt
+
+
+def _init_network(network: Iterable[nn.Module], generator: torch.Generator) -> None:
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            init_uniform(layer.weight, generator)
+            with torch.no_grad():
+                layer.bias.zero_()
 
 
 def check(model: Model, method: str) -> None:

@@ -11,8 +11,8 @@ from quatrain.core.settings import Listing, Problem, Settings
 from quatrain.core.wording import format_value
 
 LOW_RANK = ("lora", "dora", "loha", "lokr")
-OVER_LINEAR = (*LOW_RANK, "ia3", "bottleneck")
-PROMPTS = ("prompt", "p-tuning", "prefix")
+LAYER_METHODS = (*LOW_RANK, "ia3", "bottleneck")
+PROMPT_METHODS = ("prompt", "p-tuning", "prefix")
 
 
 class AdapterSettings(Settings):
@@ -87,11 +87,11 @@ class AdapterSettings(Settings):
     @property
     def slots(self) -> int:
         """Positions that a soft prompt takes before every input; 0 for other methods."""
-        return self.num_virtual_tokens if self.method in PROMPTS else 0
+        return self.num_virtual_tokens if self.method in PROMPT_METHODS else 0
 
     def learns_special_tokens(self, head: str) -> bool:
         """Whether the embedding rows of special tokens train beside the adapter, in a model with this head."""
-        return self.trainable_tokens == "special" and self.method not in PROMPTS and head == "causal"
+        return self.trainable_tokens == "special" and self.method not in PROMPT_METHODS and head == "causal"
 
     def conflicts(self) -> Iterator[Problem]:
         only = {
@@ -102,8 +102,8 @@ class AdapterSettings(Settings):
             "decompose_factor": ("lokr",),
             "decompose_both": ("lokr",),
             "num_layers": ("last-layers",),
-            "target_modules": OVER_LINEAR,
-            "num_virtual_tokens": PROMPTS,
+            "target_modules": LAYER_METHODS,
+            "num_virtual_tokens": PROMPT_METHODS,
             "init_text": ("prompt",),
             "bottleneck_dim": ("p-tuning", "prefix", "bottleneck"),
         }
@@ -113,7 +113,7 @@ class AdapterSettings(Settings):
                 users = " or ".join(map(format_value, methods))
                 text = f"{format_value(value)}; only method = {users} uses it: leave it out"
                 yield Problem((name,), text, (("method",),))
-        if self.quantize_base != "float" and self.method not in OVER_LINEAR:
+        if self.quantize_base != "float" and self.method not in LAYER_METHODS:
             text = f'"{self.quantize_base}"; method = "{self.method}" trains weights of the model, which must be float'
             yield Problem(("quantize_base",), text, (("method",),))
         if self.decompose_factor == 0:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from quatrain.adapters.settings import OVER_LINEAR, PROMPTS, AdapterSettings
+from quatrain.adapters.settings import LAYER_METHODS, PROMPT_METHODS, AdapterSettings
 from quatrain.core.settings import Settings, did_you_mean, parse
 from quatrain.core.wording import format_bytes
 from quatrain.models.transformer.config import ModelConfig
@@ -84,7 +84,7 @@ def plan_training(
         config, train, rows=rows, length=context, precision=precision, adapter=adapter, device=device,
         special=special, stored=stored,
     )  # fmt: skip
-    merges = adapter is not None and adapter.method in OVER_LINEAR and adapter.quantize_base != "float"
+    merges = adapter is not None and adapter.method in LAYER_METHODS and adapter.quantize_base != "float"
     merged = weight_bytes(config) if merges else 0
     return TrainingPlan(method, rows, context, precision, train.optimizer, device.type, memory, merged)
 
@@ -104,7 +104,7 @@ def plan_method(
     if method == "full" and adapter:
         problems.append(f'{", ".join(adapter)}: method = "full" trains every weight and has no adapter: leave it out')
     default_slots = AdapterSettings.model_fields["num_virtual_tokens"].default
-    slots = adapter.get("num_virtual_tokens", default_slots) if method in PROMPTS else 0
+    slots = adapter.get("num_virtual_tokens", default_slots) if method in PROMPT_METHODS else 0
     longest = config.max_position_embeddings - slots
     left = f" ({slots} slots are the {method}'s)" if slots else ""
     if context is not None and not 2 <= context <= longest:

@@ -22,7 +22,7 @@ from quatrain.adapters.apply import (
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.peft_files import check_writable, group, save_adapter
 from quatrain.adapters.peft_layers import file_layers
-from quatrain.adapters.settings import PROMPTS, AdapterSettings
+from quatrain.adapters.settings import PROMPT_METHODS, AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear
@@ -127,7 +127,7 @@ def adapt(
 
     Raises InputError where it cannot be put there, or could not be written for PEFT.
     """
-    if model.added_token_ids and adapter.method in PROMPTS:
+    if model.added_token_ids and adapter.method in PROMPT_METHODS:
         shown = ", ".join(str(tokenizer.id_to_token(token)) for token in model.added_token_ids)
         raise InputError(
             f"adapter.method: {adapter.method} leaves the embedding as it is, and the new tokens {shown} could never "

@@ -340,7 +340,7 @@ def test_parts_and_layers_that_are_not_there(tmp_path: Path) -> None:
         apply_adapter(model, AdapterSettings(method="bitfit"))
     with pytest.raises(InputError, match="cannot be applied") as caught:
         apply_adapter(model, AdapterSettings(modules_to_save=("q_proj",)))
-    assert "learns whole, and would have an adapter too" in caught.value.problems[0]
+    assert "is trained in full and would have an adapter too" in caught.value.problems[0]
 
 
 def test_layers_in_few_bits_do_not_learn_whole(tmp_path: Path) -> None:

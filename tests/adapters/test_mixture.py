@@ -16,7 +16,7 @@ from torch import Tensor
 from quatrain.adapters import peft_files
 from quatrain.adapters.adapter_set import AdapterSet
 from quatrain.adapters.apply import apply_adapter
-from quatrain.adapters.settings import PROMPTS, AdapterSettings
+from quatrain.adapters.settings import PROMPT_METHODS, AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine
@@ -178,14 +178,14 @@ def test_tokenizers_must_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunks", [True, False])
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "prefix"])
 def test_gradients_of_a_mixed_batch_are_those_of_each_alone(method: str, chunks: bool, folders: Path) -> None:
-    how = AdapterSettings(**{"method": method} | ({"num_virtual_tokens": 4} if method in PROMPTS else {}))  # type: ignore[arg-type]
+    how = AdapterSettings(**{"method": method} | ({"num_virtual_tokens": 4} if method in PROMPT_METHODS else {}))  # type: ignore[arg-type]
     model = model_folder.load(folders / "base")
-    ids = () if method in PROMPTS else (3, 9, 11)
+    ids = () if method in PROMPT_METHODS else (3, 9, 11)
     adapter_set = AdapterSet.create(model, ("one", "other"), how, seed=3, ids=ids)
     rows, names = torch.tensor(rows_of(4)), ["one", "other", None, "one"]
     labels = torch.tensor(rows_of(5)[:4])
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert learning and all(("prompt" in name) == (method in PROMPTS) for name in learning)
+    assert learning and all(("prompt" in name) == (method in PROMPT_METHODS) for name in learning)
 
     def learn(rows: Any, labels: Any, names: Any) -> None:
         with chunking(chunks):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import llama
 from torch import nn
 
-from quatrain.adapters.apply import OVER_LINEAR, apply_adapter, count_trainable_parameters, merge_adapters
+from quatrain.adapters.apply import LAYERS, apply_adapter, count_trainable_parameters, merge_adapters
 from quatrain.adapters.layer import adapter_layers
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.adapters.targets import find_targets, linear_names
@@ -73,7 +73,7 @@ def test_a_pattern_names_what_it_says_or_is_an_error(tree: Any, patterns: list[s
 @given(TREE, st.sampled_from(sorted(METHODS)), st.data())
 def test_any_tree_takes_any_method(tree: Any, method: str, data: st.DataObject) -> None:
     """Named layers have adapters and only those learn; a fresh one changes nothing; merging gives the tree back."""
-    assert set(METHODS) == set(OVER_LINEAR)
+    assert set(METHODS) == set(LAYERS)
     model = model_with(tree)
     inside = [name for name in linear_names(model) if name.startswith("layers.")]
     chosen = data.draw(st.lists(st.sampled_from(inside), min_size=1, unique=True))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from quatrain.adapters.settings import PROMPTS, AdapterSettings
+from quatrain.adapters.settings import PROMPT_METHODS, AdapterSettings
 from quatrain.core.settings import Problem
 from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings
@@ -46,7 +46,7 @@ class FinetuneStage(TaskSettings, StageSettings):
         yield from unread_settings(self, only)
         if self.train.packing and self.objective != "chat":
             yield Problem(("train", "packing"), 'true; only objective = "chat" has it: leave it out', (("objective",),))
-        if self.train.packing and self.adapter is not None and self.adapter.method in PROMPTS:
+        if self.train.packing and self.adapter is not None and self.adapter.method in PROMPT_METHODS:
             text = f'true; a soft prompt precedes one text per row: leave it out with method = "{self.adapter.method}"'
             yield Problem(("train", "packing"), text, (("adapter", "method"),))
         if self.tasks:
