@@ -22,18 +22,20 @@ import numpy as np
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import MAX_DIGITS, sha256_of
+from quatrain.data import catalog
 from quatrain.data.convert import convert
 from quatrain.data.decoding import read_text, suffix_of
 from quatrain.data.download import DownloadProgress
 from quatrain.data.formats import FORMATS, Layout, detect_layout
 from quatrain.data.gutenberg import strip_pieces
-from quatrain.data.huggingface import HuggingFaceSource, is_dataset
+from quatrain.data.huggingface import HuggingFaceSource
 from quatrain.data.records import AnyRecord, Fault, LabelledText, Problems, Row, TaggedTokens
 from quatrain.data.rows import RECORD_SUFFIXES, lines, read_records
 from quatrain.data.sources import (
     JOINED,
     OnSkipped,
     find_files,
+    is_dataset,
     is_record_file,
     parallel_names,
     selected_rows,
@@ -223,6 +225,18 @@ class DataParts:
                 streaming=settings.streaming,
             )  # fmt: skip
         return self._opened[key]
+
+    def detected_format(self, part: str = "source") -> str | None:
+        """The format of the catalog's entries or of the files of a part; None for data sets and what cannot be read."""
+        source = str(self.name(part))
+        entries = [catalog.find(name) for name in source_names(source)]
+        formats = {entry.format for entry in entries if entry is not None}
+        if None not in entries:
+            return formats.pop() if len(formats) == 1 else None
+        try:
+            return None if is_dataset(source) else self.corpus(part).format
+        except InputError:
+            return None
 
     def held_out_sets(self, *, by_source: bool = False) -> dict[str, tuple[DataParts, str]]:
         """The sets that scores are measured on, by name, each with the part that holds it.

@@ -15,10 +15,10 @@ from quatrain.data.corpus import Corpus
 from quatrain.data.decoding import read_text
 from quatrain.data.download import DownloadProgress
 from quatrain.data.gutenberg import strip_pieces
-from quatrain.data.huggingface import HuggingFaceSource, is_dataset
+from quatrain.data.huggingface import HuggingFaceSource
 from quatrain.data.records import Conversation, Message, Preference, Problems, Row
 from quatrain.data.rows import read_records
-from quatrain.data.sources import OnSkipped, find_files, is_record_file
+from quatrain.data.sources import OnSkipped, find_files, is_dataset, is_record_file
 
 __all__ = [
     "DocumentChunk",

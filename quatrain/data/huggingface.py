@@ -15,24 +15,11 @@ from typing import Any
 
 from quatrain.core.errors import InputError, OfflineError
 from quatrain.core.offline import offline
-from quatrain.core.reading import exists, user_path
 from quatrain.data.formats import FORMATS, Layout, detect_layout
 from quatrain.data.records import Row
+from quatrain.data.sources import PREFIX
 
-PREFIX = "hf:"
 _SAMPLE = 200
-
-
-def is_dataset(source: str | Path) -> bool:
-    """Whether a source is a data set on the hub, or a folder written by `save_to_disk`."""
-    if isinstance(source, str) and source.startswith(PREFIX):
-        return True
-    if not exists(source):
-        return False
-    path = user_path(source)
-    return (path / "dataset_dict.json").is_file() or (
-        (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
-    )
 
 
 def _check_name(name: str) -> None:

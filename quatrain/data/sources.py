@@ -1,4 +1,4 @@
-"""Resolves the name of a source to files: a catalog name, a file, a folder, or parallel files.
+"""What the name of a source stands for: a catalog name, a file, a folder, parallel files, or a Hugging Face data set.
 
 `train.{en,de}` names two parallel files, whose lines correspond: shell syntax for `train.en` and `train.de`.
 `mine.jsonl + spider-train` names several sources, which are read one after the other.
@@ -18,11 +18,13 @@ from quatrain.core.reading import exists, user_path
 from quatrain.data import catalog
 from quatrain.data.decoding import PACKED, check_head, suffix_of
 from quatrain.data.download import DownloadProgress
-from quatrain.data.huggingface import is_dataset
 from quatrain.data.rows import RECORD_SUFFIXES
 
 #: Suffixes read as plain text in folders. A file that the user names is read whatever its suffix.
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
+
+PREFIX = "hf:"
+"""The beginning of the name of a data set on the Hugging Face hub."""
 
 JOINED = " + "
 """The separator of several source names."""
@@ -60,6 +62,18 @@ def find_files(
         raise _absent(source, path)
     check_head(path)
     return [path]
+
+
+def is_dataset(source: str | Path) -> bool:
+    """Whether a source is a data set on the hub, or a folder written by `save_to_disk`."""
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return True
+    if not exists(source):
+        return False
+    path = user_path(source)
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    )
 
 
 def source_names(source: str | Path) -> tuple[str, ...]:

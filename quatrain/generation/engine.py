@@ -20,7 +20,7 @@ from quatrain.generation.decoding import Decoding
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState, row_seeds
 from quatrain.generation.text import TextStreamer, TokenizerLike, find_stop, special_token_id, stopped, token_ids_of
-from quatrain.models.transformer.rotary_scaling import depends_on_length
+from quatrain.models.transformer.positions import depends_on_length
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.limits import check_generation
 

@@ -16,8 +16,8 @@ from quatrain.core.reading import exists, user_path
 from quatrain.core.settings import did_you_mean, suggest
 from quatrain.core.wording import format_value
 from quatrain.data import sources
-from quatrain.data.huggingface import PREFIX as HUB
 from quatrain.data.settings import DataSettings
+from quatrain.data.sources import PREFIX as HUB
 from quatrain.data.sources import parallel_names, source_names
 from quatrain.models.runs import model_of_run
 from quatrain.runs.recipe import recipe_names

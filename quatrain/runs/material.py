@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from quatrain.core.errors import InputError
 from quatrain.core.settings import Settings
 from quatrain.data.documents import DocumentChunk, read_chunks
-from quatrain.data.huggingface import is_dataset
 from quatrain.data.messages import content_text
 from quatrain.data.records import (
     AnyRecord,
@@ -23,6 +22,7 @@ from quatrain.data.records import (
     SQLQuestion,
     TaggedTokens,
 )
+from quatrain.data.sources import is_dataset
 from quatrain.runs.inputs import beginning, is_of_hub
 from quatrain.runs.settings import StageSettings
 from quatrain.runs.stage import StageContext

@@ -315,9 +315,9 @@ class TaskSpec(Protocol):
     """How recipes and verbs open a task. The object `SPEC` in `quatrain/tasks/NAME/task.py`."""
 
     name: str
-
-    def reads(self, data: DataParts, part: str) -> bool:
-        """Whether the `part` "source", "dev" or "test" of the data holds examples of this task."""
+    """The name of the task and of the format of its records."""
+    keys: tuple[str, ...]
+    """Keys of the data settings that only this task reads; data that have one belong to it."""
 
     def open(self, data: DataParts, part: str) -> SourceTask[Any]:
         """The task over the records of a part of the data."""
@@ -342,9 +342,16 @@ def spec_of_source(data: DataParts, part: str = "source") -> TaskSpec | None:
     """The task whose examples a part of the data holds; None where no task claims it."""
     if (part, "spec") not in data.kept:
         named = specs() if data.name(part) is not None else []
-        data.kept[part, "spec"] = next((spec for spec in named if spec.reads(data, part)), None)
+        data.kept[part, "spec"] = next((spec for spec in named if _claims(spec, data, part)), None)
     spec: TaskSpec | None = data.kept[part, "spec"]
     return spec
+
+
+def _claims(spec: TaskSpec, data: DataParts, part: str) -> bool:
+    settings = data.settings
+    if settings.format is not None:
+        return settings.format == spec.name
+    return any(getattr(settings, key) is not None for key in spec.keys) or data.detected_format(part) == spec.name
 
 
 def source_task(data: DataParts, part: str = "source") -> SourceTask[Any] | None:

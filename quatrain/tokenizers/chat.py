@@ -25,8 +25,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import parse_json
 from quatrain.core.wording import format_value, printable
 from quatrain.data.messages import REASONING, check_messages, is_learned, joined, plain
-from quatrain.tokenizers.metering import TemplateLimitError, metered
-from quatrain.tokenizers.sandbox import MeteredEnvironment
+from quatrain.tokenizers.sandbox import MeteredEnvironment, TemplateLimitError, metered
 from quatrain.tokenizers.templates import MAX_SOURCE, TEMPLATES
 
 if TYPE_CHECKING:

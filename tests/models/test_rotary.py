@@ -13,7 +13,7 @@ from quatrain.models.families import get_family, rope
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.config import RotaryScaling
 from quatrain.models.transformer.kv_cache import KVCache
-from quatrain.models.transformer.rotary_scaling import inverse_frequency
+from quatrain.models.transformer.positions import inverse_frequency
 from quatrain.models.transformer.stack import Model
 
 transformers = pytest.importorskip("transformers")

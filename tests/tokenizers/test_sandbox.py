@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quatrain.core.errors import InputError
 from quatrain.tokenizers.chat import render_text
-from quatrain.tokenizers.metering import TemplateLimitError
+from quatrain.tokenizers.sandbox import TemplateLimitError
 
 MESSAGES = [{"role": "user", "content": "hello <world>"}, {"role": "assistant", "content": "x\ny"}]
 NS = "{% set ns = namespace(x=[1], y=[1], t=(), s='ab') %}"

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from quatrain.core.errors import InputError
 from quatrain.models.transformer.config import ModelConfig
-from quatrain.models.transformer.positions import positions_in_segments
-from quatrain.models.transformer.rotary_scaling import original_length
+from quatrain.models.transformer.positions import original_length, positions_in_segments
 
 
 class KVCache:

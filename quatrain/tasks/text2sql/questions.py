@@ -19,8 +19,7 @@ from typing import cast
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 from quatrain.data import catalog
-from quatrain.data.corpus import Corpus, DataParts
-from quatrain.data.huggingface import is_dataset
+from quatrain.data.corpus import Corpus
 from quatrain.data.records import SQLQuestion
 from quatrain.data.sources import source_names
 from quatrain.tasks.task import Score, SourceFault, SourceTask
@@ -61,22 +60,6 @@ class SchemaQuestion:
 def prompt(schema: str, question: str) -> str:
     """The prompt: how to answer, the schema of the database, and the question."""
     return f"Answer with one SQLite statement.\n{schema}\nQuestion: {question}"
-
-
-def asks_sql(data: DataParts, part: str = "source") -> bool:
-    """Whether a part of the data holds questions with SQL: by its format, its databases, the catalog or its columns."""
-    source, format = data.name(part), data.settings.format
-    if source is None or format not in (None, "sql"):
-        return False
-    if format == "sql" or data.settings.databases is not None:
-        return True
-    entries = [catalog.find(name) for name in source_names(source)]
-    if all(entries):
-        return all(entry is not None and entry.format == "sql" for entry in entries)
-    try:
-        return not is_dataset(source) and data.corpus(part).format == "sql"
-    except InputError:
-        return False
 
 
 def databases_of(source: str, databases: str | None = None) -> Databases:

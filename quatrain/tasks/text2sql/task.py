@@ -17,7 +17,7 @@ from quatrain.tasks.text2sql.dataset import Text2SQL
 from quatrain.tasks.text2sql.examples import Example, messages
 from quatrain.tasks.text2sql.judge import reference_error
 from quatrain.tasks.text2sql.naming import named
-from quatrain.tasks.text2sql.questions import SQLQuestions, asks_sql, databases_of, prompt, score
+from quatrain.tasks.text2sql.questions import SQLQuestions, databases_of, prompt, score
 from quatrain.tasks.text2sql.sandbox import Connection, Result
 from quatrain.tasks.text2sql.shop import create_shop
 from quatrain.tasks.text2sql.statements import statement_of
@@ -107,10 +107,7 @@ class Text2SQLSpec:
     """Opens the text-to-SQL task (`quatrain.tasks.task.TaskSpec`)."""
 
     name = "sql"
-
-    def reads(self, data: DataParts, part: str) -> bool:
-        """Whether a part of the data holds questions with SQL."""
-        return asks_sql(data, part)
+    keys = ("databases",)
 
     def open(self, data: DataParts, part: str) -> SQLQuestions:
         """The questions of a part of the data to the databases that `data.databases` or the catalog names."""

@@ -13,9 +13,10 @@ from quatrain.core.errors import InputError
 from quatrain.data.corpus import Corpus, DataParts
 from quatrain.data.settings import DataSettings
 from quatrain.evaluation.evaluate import judge
+from quatrain.tasks.task import spec_of_source
 from quatrain.tasks.text2sql import Connection
 from quatrain.tasks.text2sql.databases import Databases, schema_text
-from quatrain.tasks.text2sql.questions import SchemaQuestion, SQLQuestions, asks_sql, databases_of
+from quatrain.tasks.text2sql.questions import SchemaQuestion, SQLQuestions, databases_of
 from quatrain.tasks.text2sql.statements import plain, statement_of
 
 SINGERS = """
@@ -129,7 +130,8 @@ def test_what_cannot_be_asked_is_left_out_and_told(folder: Path, tmp_path: Path)
         ("pets", "How heavy?", "SELECT weight FROM pets"),
         ("Singers", "Who?", "SELECT Name FROM Singer"),
     )
-    assert asks_sql(parts(source)) and not asks_sql(parts(source, format="chat")) and not asks_sql(parts("the-verdict"))
+    assert spec_of_source(parts(source)) and spec_of_source(parts("the-verdict")) is None
+    assert spec_of_source(parts(source, format="chat")) is None
     with pytest.raises(InputError, match="none are named"):
         databases_of(str(source))
     with SQLQuestions(databases_of(str(source), str(folder)), Corpus(source)) as task:
