@@ -77,17 +77,24 @@ def load_weights(
     gives their base with `model.adapter_set`, which chooses. `quantize` = "int8", "int4" or "nf4" reads the base's
     linear layers straight into that format; `head` and its options are those of `model_folder.load`. Raises InputError.
     """
-    from quatrain.compression import methods
-
     resolved = ResolvedModel.of(model)
     if resolved.is_adapter:
         from quatrain.adapters.peft_files import head_of, load_adapter
 
         head = head_of(resolved.folder)
+
+    def replace_layers(network: Model, config: dict[str, Any]) -> None:
+        if quantize or config.get("quantization_config"):
+            from quatrain.compression.methods import loading_hook
+
+            loading_hook(quantize)(network, config)
+
     bits = 4 if quantize else None
-    prepare = methods.loading_hook(quantize)
-    network = model_folder.load(resolved.base, dtype=dtype, device=device, prepare=prepare, bits=bits, **head)
-    methods.finish_loading(network)
+    network = model_folder.load(resolved.base, dtype=dtype, device=device, prepare=replace_layers, bits=bits, **head)
+    if quantize:
+        from quatrain.compression.methods import finish_loading
+
+        finish_loading(network)
     if resolved.is_adapter:
         load_adapter(network, resolved.folder)
     elif resolved.adapters:
