@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import decode, open_regular, parse_json, read_bytes, shown
+from quatrain.core.reading import decode, open_regular, parse_json, shown
 
 if TYPE_CHECKING:
     from quatrain.core.reporter import Reporter
@@ -182,18 +182,23 @@ def _finished(out: Path, prompts: Sequence[Prompt], settings: str) -> tuple[int,
     """How many prompts have their completion in the file, and the bytes of those lines."""
     if not out.exists():
         return 0, 0
-    content = read_bytes(out, max_bytes=1 << 40)
-    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        where = f"{out}, line {number + 1}"
-        value = parse_json(decode(line, where), where)
-        if "settings" not in value or "completion" not in value or number >= len(prompts):
-            raise InputError(f"{where}: not a completion of these prompts; give another file with --out")
-        if value["settings"] != settings:
-            raise InputError(
-                f"{where}: made by another model or with other settings; give another file with --out, or remove it"
-            )
-        prompt = prompts[number]
-        if value["line"] != prompt.line or any(value.get(name) != prompt.record[name] for name in prompt.record):
-            raise InputError(f"{where}: the completion of another prompt; give another file with --out, or remove it")
-    return len(lines), sum(map(len, lines))
+    done = size = 0
+    with open_regular(out) as file:
+        while (line := file.readline(1 << 28)).endswith(b"\n"):  # a last line without it was half written
+            prompt = prompts[done] if done < len(prompts) else None
+            done, size = done + 1, size + len(line)
+            _check_finished(line, prompt, settings, f"{out}, line {done}")
+    return done, size
+
+
+def _check_finished(line: bytes, prompt: Prompt | None, settings: str, where: str) -> None:
+    """Raises InputError if a line of the output is not the completion of this prompt with these settings."""
+    value = parse_json(decode(line, where), where)
+    if prompt is None or not {"settings", "completion", "line"} <= value.keys():
+        raise InputError(f"{where}: not a completion of these prompts; give another file with --out")
+    if value["settings"] != settings:
+        raise InputError(
+            f"{where}: made by another model or with other settings; give another file with --out, or remove it"
+        )
+    if value["line"] != prompt.line or any(value.get(name) != prompt.record[name] for name in prompt.record):
+        raise InputError(f"{where}: the completion of another prompt; give another file with --out, or remove it")

@@ -220,6 +220,7 @@ class Engine:
 
     def _tokenizer_of(self, adapter: str | None) -> TokenizerLike | None:
         """The tokenizer that an adapter was trained with: its chat template may differ from the base model's."""
+        self._adapters([adapter], 1)
         member = None if adapter is None else self.model.adapter_set.members[adapter]
         return self.tokenizer if member is None or member.tokenizer is None else member.tokenizer
 
@@ -305,6 +306,11 @@ class Engine:
             return ids[: room - 1] + ids[-1:] if ids[-1] in self.end_ids else ids[:room]
         kept = 1 if room > 1 and ids[0] in (config.bos_token_id, getattr(self.tokenizer, "bos_id", None)) else 0
         return ids[:kept] + ids[len(ids) - room + kept :]
+
+    def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, adapters: AdapterChoice = None) -> None:
+        """Raises InputError, all problems at once, for prompts of token ids that `generate` would refuse."""
+        self._sequences([list(ids) for ids in prompts], params, self._adapters(adapters, len(prompts)))
+        self._stops(params)
 
     def _check_memory(self, batch: Sequence[SequenceState], beams: int) -> None:
         """Raises InputError if a batch does not fit in the device's memory."""

@@ -18,22 +18,6 @@ from quatrain.tokenizers.templates import TEMPLATES
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of fresh weights with a character tokenizer that has a chat template."""
-    place = tmp_path_factory.mktemp("model")
-    letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?*;'<>|_\n"
-    tokenizer = Tokenizer.train([letters * 3], kind="char", chat_template=TEMPLATES["chatml"])
-    torch.manual_seed(0)
-    config = llama(
-        vocab_size=tokenizer.vocab_size, intermediate_size=64, num_attention_heads=2, max_position_embeddings=128,
-        eos_token_id=tokenizer.eos_id, bos_token_id=tokenizer.bos_id,
-    )  # fmt: skip
-    tokenizer.save(place)
-    model_folder.save(Model(config), place)
-    return place
-
-
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     path = tmp_path / "shop.sqlite"
