@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from quatrain.cli.arguments import TextArgument
 from quatrain.cli.generate import show_speed
-from quatrain.cli.sampling import ModelOptions, SamplingOptions
+from quatrain.cli.sampling import MODEL_DEFAULTS, SAMPLING_DEFAULTS, ModelOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from quatrain.generation.engine import Engine, SamplingParams
@@ -58,8 +58,8 @@ def chat(
     rows: int = 20,
     system: TextArgument = "",
     explain: bool = False,
-    sampling: SamplingOptions = SamplingOptions(),
-    loading: ModelOptions = ModelOptions(),
+    sampling: SamplingOptions = SAMPLING_DEFAULTS,
+    loading: ModelOptions = MODEL_DEFAULTS,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Talk to a model, or question a SQLite database in English.
@@ -112,8 +112,9 @@ class Talk(Protocol):
 
     prompt: str
 
-    commands: Mapping[str, Command]
-    """What can be typed beside questions, by name."""
+    @property
+    def commands(self) -> Mapping[str, Command]:
+        """What can be typed beside questions, by name."""
 
     def answer(self, question: str) -> None:
         """Answer what the user typed."""
@@ -146,14 +147,16 @@ def converse(talk: Talk) -> int:
 def _questions(prompt: str) -> Iterator[str]:
     """What the user types: a line, or the lines between two lines of three quotation marks."""
     lines: list[str] | None = None
-    for line in _lines(lambda: prompt if lines is None else "... "):
+    prompts = [prompt]
+    for line in _lines(prompts):
         mark = line.strip() == QUOTES
         if lines is not None and not mark:
             lines.append(line.rstrip("\n"))
             continue
         if mark and lines is None:
-            lines = []
+            lines, prompts[0] = [], "... "
             continue
+        prompts[0] = prompt
         text = line.strip() if lines is None else "\n".join(lines).strip("\n")
         lines = None
         if text:
@@ -162,8 +165,8 @@ def _questions(prompt: str) -> Iterator[str]:
         yield "\n".join(lines).strip("\n")
 
 
-def _lines(prompt: Callable[[], str]) -> Iterator[str]:
-    """Lines of a terminal with a prompt and a history, or of a pipe as they are. Ctrl-C drops the line."""
+def _lines(prompt: list[str]) -> Iterator[str]:
+    """Lines of a terminal with a prompt (the list's item) and a history, or of a pipe. Ctrl-C drops the line."""
     from quatrain.cli.output import show
     from quatrain.cli.process import input_is_terminal, input_lines
 
@@ -173,7 +176,7 @@ def _lines(prompt: Callable[[], str]) -> Iterator[str]:
     with _history():
         while True:
             try:
-                yield input(prompt())
+                yield input(prompt[0])
             except EOFError:
                 show()
                 return
@@ -228,7 +231,8 @@ def _help(talk: Talk) -> None:
     from quatrain.cli.output import show, show_table
 
     rows = [[f"{name} {command.argument}".strip(), command.effect] for name, command in talk.commands.items()]
-    show_table(["type", "to"], [*rows, [QUOTES, "begin and end a question of several lines"], ["/quit", "leave (also Ctrl-D)"]])
+    rows += [[QUOTES, "begin and end a question of several lines"], ["/quit", "leave (also Ctrl-D)"]]
+    show_table(["type", "to"], rows)
     show("Ctrl-C stops an answer.")
 
 
@@ -242,7 +246,7 @@ class PlainTalk:
         self.params = options.params(engine, max_new_tokens=MAX_NEW_TOKENS)
         self.messages: list[dict[str, Any]] = []
         self.explained, self.noted = False, False
-        self.commands = {
+        self.commands: dict[str, Command] = {
             "/system": Command("TEXT", "set the instructions of the model, or remove them", self._set_system),
             "/set": Command("NAME VALUE", "change a setting, such as temperature 0.7", self._set),
             "/settings": Command("", "show the settings", self._settings),
@@ -336,7 +340,8 @@ class PlainTalk:
         setting = None if value.strip().lower() in ("", "none") else read_value(value.strip(), types[name])
         if name == "stop" and isinstance(setting, str | type(None)):
             setting = () if setting is None else (setting,)
-        options = replace(self.options, **{name: setting})
+        changed: dict[str, Any] = {name: setting}
+        options = replace(self.options, **changed)
         self.params = self._params(options)
         self.options = options
         show(f"({name}: {getattr(self.params, name)})")

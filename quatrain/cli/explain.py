@@ -62,7 +62,8 @@ def show_explanation(engine: Engine, completion: Completion) -> None:
     if coloured():
         for piece in _painted(tokens):
             sys.stdout.write(piece)
-        shades = ", ".join(f"{shade}{part}{_PLAIN}" for (_, shade), part in zip(_SHADES, LEGEND.split(", "), strict=True))
+        parts = zip((shade for _, shade in _SHADES), LEGEND.split(", "), strict=True)
+        shades = ", ".join(f"{shade}{part}{_PLAIN}" for shade, part in parts)
         sys.stdout.write(f"\n\nProbability: {shades}\n")
         sys.stdout.flush()
     rows = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from quatrain.cli.arguments import TextArgument, read_text_argument
-from quatrain.cli.sampling import ModelOptions, SamplingOptions
+from quatrain.cli.sampling import MODEL_DEFAULTS, SAMPLING_DEFAULTS, ModelOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from quatrain.generation.engine import Completion, Engine, SamplingParams
@@ -29,8 +29,8 @@ def generate(
     truncate: bool = False,
     explain: bool = False,
     stream: Annotated[bool, Parameter(negative="--no-stream")] = True,
-    sampling: SamplingOptions = SamplingOptions(),
-    loading: ModelOptions = ModelOptions(),
+    sampling: SamplingOptions = SAMPLING_DEFAULTS,
+    loading: ModelOptions = MODEL_DEFAULTS,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
     quiet: bool = False,
 ) -> int:
@@ -182,7 +182,8 @@ def _complete_file(
     seconds = time.perf_counter() - started
     speed = tokens / max(seconds, 1e-9)
     if json_lines:
-        show_json({"event": "finished", "prompts": len(lines), "new_tokens": tokens, "tokens_per_second": round(speed, 1)})
+        counts = {"prompts": len(lines), "new_tokens": tokens, "tokens_per_second": round(speed, 1)}
+        show_json({"event": "finished"} | counts)
     elif not quiet:
         reporter.info(f"{out}: {len(lines):,} completions; {tokens:,} new tokens, {speed:,.1f} tokens/s.")
     return 0

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import decode, open_regular, parse_json, shown
+from quatrain.core.reading import decode, open_regular, parse_json
+from quatrain.core.wording import format_value
 
 if TYPE_CHECKING:
     from quatrain.core.reporter import Reporter
@@ -81,9 +82,9 @@ def _prompt(text: str, number: int, where: str) -> Prompt:
         raise InputError(f"{where}: has {both}; give one of them")
     content, adapter = value[named[0]], value.get("adapter")
     if named == ["prompt"] and not isinstance(content, str):
-        raise InputError(f"{where}: prompt: {shown(content)}; must be a text")
+        raise InputError(f"{where}: prompt: {format_value(content)}; must be a text")
     if adapter is not None and not isinstance(adapter, str):
-        raise InputError(f"{where}: adapter: {shown(adapter)}; must be a name")
+        raise InputError(f"{where}: adapter: {format_value(adapter)}; must be a name")
     return Prompt(number, content, value, adapter)
 
 
@@ -114,9 +115,10 @@ def complete_file(
     tokens = 0
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with open(out, "r+b" if out.exists() else "xb") as file, reporter.task(
-            "generating", len(prompts), "prompt"
-        ) as task:
+        with (
+            open(out, "r+b" if out.exists() else "xb") as file,
+            reporter.task("generating", len(prompts), "prompt") as task,
+        ):
             file.truncate(size)
             file.seek(size)
             task.update(done)

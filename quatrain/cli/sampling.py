@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
@@ -43,11 +43,11 @@ class ModelOptions:
         import torch
 
         from quatrain.core.errors import InputError
-        from quatrain.core.reading import shown
+        from quatrain.core.wording import format_value
         from quatrain.generation.engine import Engine
 
         pairs = dict(text.partition("=")[::2] for text in self.adapters)
-        problems = [f"--adapters {shown(text)}" for text in self.adapters if not all(text.partition("="))]
+        problems = [f"--adapters {format_value(text)}" for text in self.adapters if not all(text.partition("="))]
         if problems:
             raise InputError("An adapter is given as NAME=FOLDER:", problems)
         try:
@@ -55,7 +55,7 @@ class ModelOptions:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(
-                f"--device {shown(self.device)}: not available here; use cpu, or run `quatrain doctor` to see the devices"
+                f"--device {format_value(self.device)}: not available here; use cpu, or see `quatrain doctor`"
             ) from error
         return Engine.load(
             model,
@@ -149,3 +149,7 @@ def _content(name: str, path: Path) -> Any:
     from quatrain.core.reading import read_json, read_text
 
     return read_json(path) if name == "json_schema" else read_text(path)
+
+
+MODEL_DEFAULTS, SAMPLING_DEFAULTS = ModelOptions(), SamplingOptions()
+"""The options of a command that gives none."""

@@ -307,7 +307,9 @@ class Engine:
         kept = 1 if room > 1 and ids[0] in (config.bos_token_id, getattr(self.tokenizer, "bos_id", None)) else 0
         return ids[:kept] + ids[len(ids) - room + kept :]
 
-    def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, adapters: AdapterChoice = None) -> None:
+    def check(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, adapters: AdapterChoice = None
+    ) -> None:
         """Raises InputError, all problems at once, for prompts of token ids that `generate` would refuse."""
         self._sequences([list(ids) for ids in prompts], params, self._adapters(adapters, len(prompts)))
         self._stops(params)

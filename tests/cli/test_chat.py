@@ -22,7 +22,11 @@ from quatrain.generation.engine import Engine, SamplingParams
 
 
 def says(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *lines: str, more: tuple[str, ...] = ()
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    *lines: str,
+    more: tuple[str, ...] = (),
 ) -> tuple[str, str]:
     """What a conversation of these lines writes to standard output and standard error."""
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
@@ -38,9 +42,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[dict[str, str]], S
     calls: list[tuple[list[dict[str, str]], SamplingParams]] = []
     real = Engine.stream_chat
 
-    def stream_chat(engine: Engine, messages: list[dict[str, str]], params: SamplingParams, **options: object) -> object:
+    def stream_chat(
+        engine: Engine, messages: list[dict[str, str]], params: SamplingParams, **options: object
+    ) -> object:
         calls.append((list(messages), params))
-        return real(engine, messages, params, **options)  # type: ignore[arg-type]
+        return real(engine, messages, params, **options)
 
     monkeypatch.setattr(Engine, "stream_chat", stream_chat)
     return calls
@@ -102,7 +108,9 @@ def test_a_saved_conversation_is_continued(
     assert len(asked[3][0]) == len(asked[2][0]) + 2
 
 
-def test_answers_are_explained(talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_are_explained(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, _ = says(monkeypatch, capsys, talker, "a", "/explain", "b", "/explain", "c", more=("--explain",))
     assert out.count("alternatives") == 2
 

@@ -130,9 +130,8 @@ def test_all_wrong_prompts_are_named_before_a_token_is_made(
     assert main(words) == 2
     error = capsys.readouterr().err
     assert all(f"line {number}" in error for number in range(2, 8)) and "line 1:" not in error and not out.exists()
-    path.write_text(
-        "\n".join(map(json.dumps, ["fine", "x" * 500, {"messages": [{"role": "user"}]}, {"prompt": "x", "adapter": "b"}]))
-    )
+    wrong = ["fine", "x" * 500, {"messages": [{"role": "user"}]}, {"prompt": "x", "adapter": "b"}]
+    path.write_text("\n".join(map(json.dumps, wrong)))
     assert main(words) == 2
     error = capsys.readouterr().err
     assert "line 2: " in error and "500 tokens" in error and "line 3: " in error and "line 4: " in error
@@ -200,5 +199,3 @@ def test_model_settings_hold_unless_an_option_says_otherwise(folder: Path) -> No
     engine.recommended = SamplingParams(temperature=0.8, top_p=0.9)
     beams = SamplingOptions(num_beams=2).params(engine, max_new_tokens=5)
     assert (beams.temperature, beams.top_p, beams.num_beams, beams.max_new_tokens) == (0.0, None, 2, 5)
-
-

@@ -8,7 +8,6 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_models import llama
 
 from quatrain.cli import main

@@ -57,9 +57,7 @@ def test_rank_and_targets_are_heard(folder: Path, capsys: pytest.CaptureFixture[
     assert trainable("--rank", "4", "--target-modules", "q_proj", "--target-modules", "o_proj") == 2 * 2 * 4 * (64 + 64)
 
 
-def test_rows_of_special_tokens_cost_themselves_alone(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_of_special_tokens_cost_themselves_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_rows = planned(capsys, str(folder), "--method", "lora", *SMALL)["method"]
     without = planned(capsys, str(folder), "--method", "lora", *SMALL, *NONE)["method"]
     both = 2 * 4 * 64  # no tokenizer is there: one row of the embedding stands for all, and one of the head's own
