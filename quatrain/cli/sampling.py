@@ -100,24 +100,8 @@ class SamplingOptions:
     """Stop at this text; may be given several times."""
     num_beams: int | None = None
     """The number of beams of a beam search; 1 turns it off."""
-    num_beam_groups: int | None = None
-    """Groups of beams that are kept different from each other (diverse beam search)."""
-    diversity_penalty: float | None = None
-    """How much a group of beams avoids the tokens of the groups before it."""
     length_penalty: float | None = None
     """For beam search: values above 0 favour long texts, below 0 short ones."""
-    penalty_alpha: float | None = None
-    """Contrastive search: how much a token is punished for resembling the text so far; needs --top-k."""
-    json_schema: Path | None = None
-    """A file with a JSON schema; the answer is JSON that fits it."""
-    regex: TextArgument | None = None
-    """The answer matches this regular expression."""
-    grammar: Path | None = None
-    """A file with a Lark grammar; the answer is a sentence of it."""
-    choice: tuple[TextArgument, ...] = ()
-    """The answer is this text or one of the others given; may be given several times."""
-    prompt_lookup_num_tokens: int | None = None
-    """Speed: guess this many tokens from repetitions in the text and verify them at once; the answer is the same."""
 
     def given(self) -> dict[str, Any]:
         """The options that were given, as fields of SamplingParams; files are read."""

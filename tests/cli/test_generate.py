@@ -109,7 +109,7 @@ def test_a_stopped_file_is_continued(
         assert main([*words, str(out)]) == 0
         assert out.read_bytes() == content
     capsys.readouterr()
-    assert main([*words, str(out), "--top-k", "3", "--temperature", "0.5"]) == 2
+    assert main([*words, str(out), "--min-new-tokens", "3"]) == 2
     assert "other settings" in capsys.readouterr().err and out.read_bytes() == content
     prompts.write_text(json.dumps("another"))
     assert main([*words, str(out)]) == 2

@@ -8,12 +8,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import llama
 
 from quatrain.cli import main
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.stack import Model
-from quatrain.tokenizers.templates import TEMPLATES
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 
