@@ -204,11 +204,11 @@ class _Look:
 
     def _next(self, ids: list[int], answer: list[int], top: int) -> dict[str, Any]:
         from quatrain.evaluation.inspection import predictions
-        from quatrain.evaluation.inspection.predictions import refuse_silent
+        from quatrain.evaluation.inspection.predictions import check_language_head
         from quatrain.evaluation.inspection.wording import prediction_lines
 
         subject = self.subject
-        refuse_silent(subject.config)
+        check_language_head(subject.config)
         said = subject.target_tokenizer if subject.config.architecture == "encoder-decoder" else subject.tokenizer
         found = predictions(subject.model, said, ids, answer=answer, top=top)
         self.show([*prediction_lines(found, width=_width()), ""])

@@ -1,8 +1,8 @@
 """Charts as SVG text, in plain Python: line charts, bars with intervals, and shares of a whole.
 
-They hold no colours: every mark has a class, and the page's style sheet gives it one for light, dark and
-paper. Every text is escaped, every number finite or left out, so that a chart can be drawn of anything that a
-run writes. Widths and heights are in the units of the chart's `viewBox`; the page scales it.
+Charts have no colours: every mark has a class, which the page's style sheet colours for light, dark and print. All text
+is escaped and values that are not finite are omitted, so that any run can be drawn. Widths and heights are in units of
+the chart's `viewBox`; the page scales it.
 """
 
 from __future__ import annotations
@@ -56,19 +56,15 @@ class Slice:
 
 
 def finite(value: object) -> float | None:
-    """The value as a float if it is a number that can be drawn, otherwise None.
-
-    None stands for text, truth values, NaN, infinities, and numbers past 1e100, whose differences may overflow.
-    """
+    """The value as a float if it can be drawn; otherwise None, also beyond 1e100, where differences may overflow."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) <= _LARGEST else None  # NaN compares false
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten) that span `low` to `high`, both inside.
-
-    The first is at or below `low` and the last at or above `high`: they are the ends of an axis.
+    """The ticks of an axis: about `count` multiples of 1, 2 or 5 times a power of ten, from at or below `low` to at or
+    above `high`.
     """
     if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
         pad = abs(low) * 0.1 or 1.0
@@ -108,8 +104,8 @@ def line_chart(
 ) -> str:
     """A line chart with axes, grid, legend and, in `columns` bands across it, the values as hover titles.
 
-    `y_range` limits what is shown (lines beyond it are clipped); without it, all finite values fit.
-    A chart with nothing finite to show says so instead. `label` describes it to a screen reader.
+    Lines are clipped to `y_range`; without it, all finite values fit. A chart without finite values shows a note
+    instead. `label` describes the chart for screen readers.
     """
     series = [_only_finite_x(line) for line in series]
     xs = [x for line in series for x, y in zip(line.x, line.y, strict=True) if finite(y) is not None]
@@ -159,7 +155,7 @@ def line_chart(
 def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, width: int = 340) -> str:
     """Horizontal bars from zero to `maximum` (without it, the largest value), their values at the right edge.
 
-    A bar with `low` and `high` carries that interval as a whisker.
+    A bar with `low` and `high` shows that interval as a whisker.
     """
     top = maximum or max((max(bar.value, bar.high or 0) for bar in bars), default=0) or 1.0
     row, left = 30, 14 + _CHARACTER * max((len(_shorten(bar.label)) for bar in bars), default=0)
@@ -219,10 +215,9 @@ def ordered_mark(index: int, count: int) -> str:
 
 
 def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
-    """The mean of the about `window` values around each one: unlike a running average, it does not lag behind.
+    """The centred moving average over about `window` values.
 
-    At the ends the window is narrower, as wide as both of its sides can be. Values that are not finite count
-    for nothing, and stay None.
+    The window shrinks symmetrically at both ends. Values that are not finite are ignored, and stay None.
     """
     known = [finite(value) for value in values]
     sums, counts = [0.0], [0]
@@ -240,7 +235,7 @@ def smooth(values: Sequence[float | None], window: int) -> list[float | None]:
 def thin(x: Sequence[float], y: Sequence[float | None], limit: int) -> tuple[list[float], list[float | None]]:
     """At most about `limit` points that keep the shape: the lowest and the highest of each stretch, first and last.
 
-    A stretch without a finite value keeps one gap. Short lines come back as they are.
+    A stretch without a finite value keeps one gap. Short lines are returned unchanged.
     """
     if len(x) <= limit:
         return list(x), list(y)
@@ -254,9 +249,9 @@ def thin(x: Sequence[float], y: Sequence[float | None], limit: int) -> tuple[lis
 
 
 def robust_range(values: Sequence[float | None], share: float = 0.995) -> tuple[float, float] | None:
-    """The range from the lowest value to one that this share stays below: a spike does not flatten all else.
+    """The range from the lowest value to the `share` quantile, so that spikes do not flatten the rest of the curve.
 
-    All values fit where the highest is not far off. None where nothing is finite.
+    All values fit if the highest is not far above. None without finite values.
     """
     known = sorted(value for value in map(finite, values) if value is not None)
     if not known:

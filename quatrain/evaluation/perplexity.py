@@ -24,16 +24,15 @@ class TextLoss:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean loss; infinite where that is beyond a float."""
+        """exp of the mean loss; infinite if that overflows a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
 @torch.inference_mode()
 def text_loss(model: Model, tokens: np.ndarray, *, context: int, batch_tokens: int = 16_384) -> TextLoss:
-    """The mean loss of a text of ids (N,) in windows of `context` tokens that do not overlap, the last one shorter.
+    """The mean loss of a text of ids (N,) in windows of `context` tokens without overlap; the last window is shorter.
 
-    Every token but the first is predicted once, so that no part of the text is left out. Raises InputError for a
-    text of fewer than two tokens.
+    Every token but the first is predicted exactly once. Raises InputError for a text of fewer than two tokens.
     """
     predicted = len(tokens) - 1
     if predicted < 1:
@@ -56,7 +55,7 @@ def text_loss(model: Model, tokens: np.ndarray, *, context: int, batch_tokens: i
 def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_tokens: int = 16_384) -> TextLoss:
     """The mean loss over the marked tokens of examples, each in a row of its own.
 
-    Raises InputError where no token is marked.
+    Raises InputError if no token is marked.
     """
     was_training = model.training
     model.eval()
@@ -77,9 +76,9 @@ def examples_loss(model: Model, examples: Sequence[TokenExample], *, batch_token
 
 
 def unigram_loss(examples: Sequence[TokenExample]) -> TextLoss:
-    """The least mean loss of a model that knows only how often each learned token occurs: their entropy in nats.
+    """The lowest mean loss of a model that knows only token frequencies: the entropy of the learned tokens in nats.
 
-    Raises InputError where no token is marked.
+    Raises InputError if no token is marked.
     """
     pairs = (pair for example in examples for pair in zip(example.ids[1:], example.mask[1:], strict=True))
     tokens = [token for token, learned in pairs if learned]

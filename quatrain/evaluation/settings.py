@@ -1,4 +1,4 @@
-"""Settings of measuring: what is scored and sampled after each stage that makes a model."""
+"""Settings of evaluation: what is scored and sampled after each stage that trains a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quatrain.core.settings import Listing, Settings
 
 
 class EvaluateSettings(Settings):
-    """`examples` questions of each held-out set; a sample of each prompt at each temperature."""
+    """Scores `examples` examples of each held-out set, and samples each prompt at each temperature."""
 
     examples: int = Field(default=200, ge=1)
     prompts: Listing[str] = ()

@@ -1,7 +1,7 @@
-"""What a model is, sees and does: its architecture, tokens, predictions, attention and embedding, as data.
+"""Inspection of a model as data: its architecture, tokens, predictions, attention and embedding.
 
-Every function takes a model, a tokenizer or a configuration and returns plain data, for a notebook as much as for
-`quatrain inspect`; `open_subject` finds them in a folder. The writers of the attention maps make a page and a picture.
+The functions take a model, a tokenizer or a configuration and return plain data, for notebooks and `quatrain inspect`;
+`open_subject` reads them from a folder. `attention_page` and `attention_picture` draw attention maps.
 """
 
 from quatrain.evaluation.inspection.architecture import Architecture, ModulePart, architecture

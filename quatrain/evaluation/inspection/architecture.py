@@ -45,11 +45,11 @@ BLOCK_ORDER["sandwich"] = BLOCK_ORDER["pre"]
 
 @dataclass(frozen=True)
 class ModulePart:
-    """A module of a network. An entry may stand for `count` equal modules; its numbers are those of one of them.
+    """A module of a network, or `count` equal modules.
 
-    tensors: name -> shape of its own tensors, children not among them. parameters: elements of one such part, its
-    children included and tied tensors counted where they are first; `total` those of all of them together, in the whole
-    model. dtype: that of the weights, "" where those within differ. tied: the path of the tensor that this one is.
+    `tensors` maps the names of the module's own tensors to their shapes. `parameters` counts one module with its
+    children, and a tied tensor at its first occurrence only; `total` counts all equal modules in the whole model.
+    `dtype` is the dtype of the weights, "" if they differ. `tied` is the path of the tensor that this one shares.
     """
 
     name: str

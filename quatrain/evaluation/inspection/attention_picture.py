@@ -28,7 +28,7 @@ LABELLED = 12
 def attention_picture(maps: Sequence[AttentionMaps], *, title: str) -> bytes:
     """The maps of one text as a PNG, one row per layer and one column per head; tokens are shown if there is room.
 
-    Colours grow with the square root of a weight. Raises InputError where matplotlib is not installed.
+    Colours grow with the square root of a weight. Raises InputError if matplotlib is not installed.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -84,12 +84,12 @@ def _colours() -> Any:
 
 
 def _fitted(title: str, width: float, points: float) -> str:
-    """A title truncated to a width in pixels."""
+    """A title, truncated to a width in pixels."""
     room = max(20, int(width / (points * DPI / 72 * 0.66)))
     return title if len(title) <= room else title[: room - 1] + "…"
 
 
-def _said(maps: AttentionMaps) -> str:
+def _text(maps: AttentionMaps) -> str:
     """The text of the maps, shown if there is no room for tokens beside the maps."""
     texts = dict.fromkeys(" ".join(token.shown for token in each) for each in (maps.queries, maps.keys))
     return " over ".join(texts)
@@ -131,7 +131,7 @@ class _Sheet:
         from matplotlib.patches import Rectangle
 
         maps, keys, queries = self.maps, len(self.maps.keys), len(self.maps.queries)
-        name = maps.name if self.labelled else f"{maps.name}: {_said(maps)}"
+        name = maps.name if self.labelled else f"{maps.name}: {_text(maps)}"
         axes.set_title(_fitted(name, self.across, 8), loc="left", fontsize=9, pad=26, parse_math=False)
         axes.set_axis_off()
         corners = [

@@ -40,7 +40,7 @@ class Neighbour:
 def find_token(tokenizer: Tokenizer, text: str) -> Token:
     """The token that `text` names: as in the vocabulary, as plain text with or without a leading space, or as #ID.
 
-    Raises InputError with the nearest tokens where it names none, and what it is cut into.
+    Raises InputError with similar tokens, and the tokens of the text, if it names none.
     """
     if not text:
         raise InputError("The token is empty: give its text, or its id, such as #42.")
@@ -76,13 +76,13 @@ def _hints(tokenizer: Tokenizer, text: str, pieces: list[int]) -> list[str]:
         shown = " ".join(each.shown for each in tokens(tokenizer, pieces[:12])) + (" …" if len(pieces) > 12 else "")
         hints.append(f"it is cut into {len(pieces)} tokens: {shown}; ask for one of them")
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
-    wanted = text.strip().lower()
+    query = text.strip().lower()
     by_text: dict[str, int] = {}
     for written, token_id in sorted(vocabulary.items(), key=lambda item: item[1]):
         bare = written.lstrip("Ġ▁#").lower()
-        if abs(len(bare) - len(wanted)) <= 3:
+        if abs(len(bare) - len(query)) <= 3:
             by_text.setdefault(bare, token_id)
-    near = difflib.get_close_matches(wanted, by_text, NEAR, cutoff=0.6)
+    near = difflib.get_close_matches(query, by_text, NEAR, cutoff=0.6)
     if near:
         named = (token(tokenizer, by_text[each]) for each in near)
         hints.append("near it: " + ", ".join(f"{each.shown} (#{each.id})" for each in named))
@@ -98,15 +98,15 @@ def neighbours(model: Model, tokenizer: Tokenizer, token_id: int, *, top: int = 
         raise InputError(f"top: {top}; must be at least 1")
     check_ids([token_id], tokenizer, model.config)
     with torch.no_grad():
-        every = torch.arange(model.embed_tokens.num_embeddings, device=model.device)
-        mine = torch.nn.functional.normalize(model.embed(every[token_id, None]).float(), dim=1)[0]
-        near = torch.cat(
-            [torch.nn.functional.normalize(model.embed(ids).float(), dim=1) @ mine for ids in every.split(ROWS)]
+        all_ids = torch.arange(model.embed_tokens.num_embeddings, device=model.device)
+        query = torch.nn.functional.normalize(model.embed(all_ids[token_id, None]).float(), dim=1)[0]
+        similarities = torch.cat(
+            [torch.nn.functional.normalize(model.embed(ids).float(), dim=1) @ query for ids in all_ids.split(ROWS)]
         ).cpu()
-    near[token_id] = -torch.inf
-    beyond = [row for row in range(len(near)) if tokenizer.id_to_token(row) is None]
-    near[beyond] = -torch.inf
-    values, ids = near.topk(min(top, len(near)))
+    similarities[token_id] = -torch.inf
+    beyond = [row for row in range(len(similarities)) if tokenizer.id_to_token(row) is None]
+    similarities[beyond] = -torch.inf
+    values, ids = similarities.topk(min(top, len(similarities)))
     return tuple(
         Neighbour(token(tokenizer, int(each)), value)
         for value, each in zip(values.tolist(), ids, strict=True)

@@ -42,8 +42,8 @@ class Candidate:
 class Prediction:
     """The prediction at `position`: the most likely tokens, and the rank and probability of the actual token.
 
-    token: None where nothing stands there (behind a mask, after the end), and then its rank (1 is the likeliest),
-    probability and surprisal (-log2 of the probability, in bits) too. entropy: of the whole distribution, in bits.
+    `rank` 1 is the most likely token; `bits` is the surprisal, -log2 of the probability. All of these and `token` are
+    None where there is no actual token: at a mask, and after the end. `entropy` is the distribution's, in bits.
     """
 
     position: int
@@ -56,14 +56,14 @@ class Prediction:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values; an infinite surprisal is null."""
-        found = dict(self.__dict__)
+        fields = dict(self.__dict__)
         if self.bits is not None and not math.isfinite(self.bits):
-            found["bits"] = None
-        found["token"] = None if self.token is None else self.token.as_dict()
-        found["candidates"] = [
+            fields["bits"] = None
+        fields["token"] = None if self.token is None else self.token.as_dict()
+        fields["candidates"] = [
             {"id": each.token.id, "text": each.token.text, "probability": each.probability} for each in self.candidates
         ]
-        return found
+        return fields
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def predictions(
     An encoder-decoder reads `ids` and predicts each token of `answer` and the token after it. `tokenizer` is the
     tokenizer of the output. Raises InputError for a model without a language head.
     """
-    refuse_silent(model.config)
+    check_language_head(model.config)
     if top < 1:
         raise InputError(f"top: {top}; must be at least 1")
     limit = min(top, model.config.vocab_size)
@@ -111,7 +111,7 @@ def predictions(
     return _of_masks(model, tokenizer, list(ids), limit)
 
 
-def refuse_silent(config: ModelConfig) -> None:
+def check_language_head(config: ModelConfig) -> None:
     """Raises InputError for a model without a language head."""
     if config.head not in LANGUAGE_HEADS:
         raise InputError(
@@ -140,7 +140,7 @@ def _of_answer(model: Model, tokenizer: Tokenizer, ids: list[int], answer: list[
 def decoder_start(config: ModelConfig) -> int:
     """The decoder's start token. Raises InputError if the configuration has none."""
     if config.decoder_start_token_id is None:
-        raise InputError("decoder_start_token_id: missing in config.json; it says what the decoder begins with.")
+        raise InputError("decoder_start_token_id: missing in config.json; the decoder needs it as its first token.")
     return config.decoder_start_token_id
 
 
@@ -157,7 +157,7 @@ def _of_masks(model: Model, tokenizer: Tokenizer, ids: list[int], top: int) -> P
         return Predictions("masked", read, _items(model, tokenizer, hidden, places, [None] * len(places), top))
     places = [each.position for each in read if not each.special]
     if not places:
-        raise InputError("The text holds special tokens alone: there is nothing to mask.")
+        raise InputError("The text has only special tokens, so there is nothing to mask.")
     items: list[Prediction] = []
     for start in range(0, len(places), MASKED_ROWS):
         some = places[start : start + MASKED_ROWS]
@@ -185,12 +185,12 @@ def _items(
     top: int,
 ) -> tuple[Prediction, ...]:
     """Predictions from hidden states (N, C) for these positions, compared with the actual tokens."""
-    found: list[Prediction] = []
+    items: list[Prediction] = []
     for start in range(0, len(places), ROWS):
         with torch.no_grad():
             logs = model.lm_logits(hidden[start : start + ROWS]).float().log_softmax(-1).cpu()
         if bool(logs.isnan().any()):
-            raise InputError("The model's logits are not numbers: its weights are broken. Fetch or train it again.")
+            raise InputError("The model's logits are NaN: its weights are broken. Fetch or train it again.")
         best = logs.topk(top, dim=-1)
         entropies = torch.special.entr(logs.exp()).sum(-1) / math.log(2)
         for row, place in enumerate(places[start : start + ROWS]):
@@ -198,22 +198,23 @@ def _items(
                 Candidate(token(tokenizer, int(each)), math.exp(value))
                 for each, value in zip(best.indices[row], best.values[row].tolist(), strict=True)
             )
-            there = actual[start + row]
-            found.append(_prediction(tokenizer, logs[row], place, there, float(entropies[row]), candidates))
-    return tuple(found)
+            items.append(
+                _prediction(tokenizer, logs[row], place, actual[start + row], float(entropies[row]), candidates)
+            )
+    return tuple(items)
 
 
 def _prediction(
     tokenizer: Tokenizer,
     logs: Tensor,
     place: int,
-    there: int | None,
+    actual: int | None,
     entropy: float,
     candidates: tuple[Candidate, ...],
 ) -> Prediction:
-    if there is None:
+    if actual is None:
         return Prediction(place, None, None, None, None, entropy, candidates)
-    value = float(logs[there])
+    value = float(logs[actual])
     rank = 1 + int((logs > value).sum())
     bits = abs(value) / math.log(2)
-    return Prediction(place, token(tokenizer, there, place), rank, math.exp(value), bits, entropy, candidates)
+    return Prediction(place, token(tokenizer, actual, place), rank, math.exp(value), bits, entropy, candidates)

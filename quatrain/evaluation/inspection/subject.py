@@ -33,7 +33,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Weights:
-    """A folder's weight files: their bytes, their number, the elements of each dtype; or what is wrong."""
+    """A folder's weight files: bytes, number of files, elements by dtype; `problem` if they cannot be read."""
 
     bytes: int = 0
     files: int = 0
@@ -127,7 +127,7 @@ class Subject:
             return Weights(sum(path.stat().st_size for path in paths), len(paths), tuple(floating.items()))
         except InputError as error:
             if any(os.path.lexists(self.base / name) for name in (WEIGHTS, INDEX)):
-                raise  # they are there and broken
+                raise  # the files exist and are broken
             return Weights(problem=str(error))
 
     @cached_property
@@ -170,6 +170,7 @@ class Subject:
 def open_subject(model: str | Path, need: str = "everything") -> Subject:
     """The model that `model` names: a model or adapter folder, a hub id, or a run (its final or newest model).
 
-    `need`: "architecture", "tokens" or "everything" says what is fetched of a hub repository that is not in the cache.
+    `need` selects the files to fetch from a hub repository that is not in the cache: "architecture", "tokens" or
+    "everything".
     """
     return Subject(str(model), hub.resolve(model, files=PARTS[need]))

@@ -23,7 +23,7 @@ SPACE = "␣"
 class Token:
     """One token: its position, id, text, spelling in the vocabulary, and whether it is special.
 
-    Bytes that are no whole character are written <0xE2> in `text`.
+    In `text`, bytes of partial characters are written as <0xE2>.
     """
 
     position: int
@@ -75,10 +75,10 @@ def text_ids(
 ) -> list[int]:
     """All ids of a text as the model reads it: with special tokens, but without an end token for a decoder.
 
-    Raises InputError for a text without tokens; `what` is how the message calls it.
+    Raises InputError for a text without tokens; `what` names it in the message.
     """
     if not text:
-        raise InputError(f"The {what} is empty: there are no tokens to look at. Give at least one character.")
+        raise InputError(f"The {what} is empty: there are no tokens to inspect. Give at least one character.")
     ids = tokenizer.encode(text, special_tokens=special_tokens)
     ended = special_tokens and ids[-1:] == [tokenizer.eos_id] != tokenizer.encode(text)[-1:]
     if ended and config is not None and config.architecture == "decoder":
@@ -100,8 +100,8 @@ def read_ids(
 ) -> list[int]:
     """The ids of a text (`text_ids`), checked against the model's longest input; `truncate` cuts longer texts.
 
-    Given a configuration, its context is the limit; `limit` is another. What is cut keeps the special tokens around it.
-    Raises InputError with the counts for a text that is too long, and for ids past the model's vocabulary.
+    The limits are the configuration's context and `limit`. A cut text keeps its special tokens. Raises InputError for a
+    text that is too long, and for ids outside the model's vocabulary.
     """
     ids = text_ids(tokenizer, text, config, special_tokens=special_tokens, what=what)
     longest = _longest(config, limit)
@@ -120,15 +120,15 @@ def read_ids(
 def check_ids(ids: Sequence[int], tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raises InputError if a tokenizer gives ids outside the model's embedding.
 
-    Tokens past the vocabulary that a text does not use do no harm: some public models have such.
+    Tokens outside the vocabulary are allowed if the text does not use them; some public models have such tokens.
     """
     if max(ids) >= config.vocab_size:
         check_fits(tokenizer, config.vocab_size)
 
 
 def _longest(config: ModelConfig | None, limit: int | None) -> int | None:
-    endless = config is None or not config.has_position_limit
-    context = None if config is None or endless else config.context_length
+    limited = config is not None and config.has_position_limit
+    context = config.context_length if config is not None and limited else None
     known = [length for length in (context, limit) if length is not None]
     return min(known, default=None)
 

@@ -1,4 +1,4 @@
-"""The standard metrics, each on plain lists. An error about the input names the number of the example."""
+"""The standard metrics, as functions of plain lists. Errors name the example by its number."""
 
 from quatrain.evaluation.metrics.answers import normalized, squad, token_f1
 from quatrain.evaluation.metrics.classification import accuracy, f1, matthews, pearson, spearman

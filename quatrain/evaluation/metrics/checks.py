@@ -1,4 +1,4 @@
-"""Checks of the input of every metric, and the message for a library that is not installed."""
+"""Input checks shared by all metrics, and the error for a library that is not installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quatrain.core.errors import InputError
 
 
 def check_lengths(predictions: Sequence[Any], references: Sequence[Any], metric: str) -> None:
-    """Raises InputError for no example at all, and for another number of predictions than references."""
+    """Raises InputError if the lists are empty or differ in length."""
     for name, values in (("predictions", predictions), ("references", references)):
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise InputError(
@@ -32,7 +32,7 @@ def check_texts(values: Sequence[Any], name: str, metric: str) -> None:
 
 
 def reference_lists(references: Sequence[Any], metric: str) -> list[list[str]]:
-    """One or several texts for each example as lists. Raises InputError for none, or what is no text."""
+    """The references of each example as a list. Raises InputError for an example without texts."""
     lists = [[each] if isinstance(each, str) else list(each) if isinstance(each, list | tuple) else [each]
              for each in references]  # fmt: skip
     for number, each in enumerate(lists, 1):
@@ -43,7 +43,7 @@ def reference_lists(references: Sequence[Any], metric: str) -> list[list[str]]:
 
 
 def library(name: str, package: str, metric: str) -> Any:
-    """A library of the extra `eval`. Raises InputError that says how to install it."""
+    """Imports a library of the extra `eval`. Raises InputError with the command that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Labels and numbers: accuracy, precision, recall and F1, Matthews' correlation, Pearson's and Spearman's.
+"""Metrics of labels and numbers: accuracy, precision, recall, F1, and the correlations of Matthews, Pearson, Spearman.
 
-The formulas are a few lines each and need no library while a model trains; the tests hold them against scikit-learn's
-and SciPy's, ties, absent classes and constant answers among them.
+They need no library, so that validation during training works without extras. The tests compare them with scikit-learn
+and SciPy, including ties, absent classes and constant predictions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ AVERAGES = ("macro", "micro", "weighted", "binary")
 
 
 def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """The share of predictions that equal their reference, from 0 to 1. Raises InputError for no or uneven input."""
+    """The share of predictions that equal their reference, from 0 to 1.
+
+    Raises InputError for lists that are empty or differ in length.
+    """
     check_lengths(predictions, references, "accuracy")
     return sum(one == other for one, other in zip(predictions, references, strict=True)) / len(references)
 
@@ -33,15 +36,15 @@ def f1(
 ) -> dict[str, float]:
     """{"precision", "recall", "f1"}, from 0 to 1, over the labels that are predicted or true.
 
-    `average`: "macro" is the mean over the labels, "weighted" weighs it by how often each is true, "micro" counts
-    over all labels, "binary" looks at the label `positive` alone. What would divide by nothing is 0. A prediction may
-    be a list of labels that hold at once, as its reference then is. Raises InputError for no or uneven input, or an
-    unknown average.
+    `average`: "macro" is the mean over the labels, "weighted" the mean weighted by how often each label is true,
+    "micro" counts over all labels, and "binary" scores the label `positive` alone. A division by zero gives 0. For
+    multi-label data, predictions and references are lists of labels. Raises InputError for lists that are empty or
+    differ in length, and for an unknown average.
     """
     check_lengths(predictions, references, "F1")
     if average not in AVERAGES:
         raise InputError(f"F1: average {average!r}; must be one of {', '.join(AVERAGES)}.")
-    predicted, true = [_held(each) for each in predictions], [_held(each) for each in references]
+    predicted, true = [_label_set(each) for each in predictions], [_label_set(each) for each in references]
     labels = sorted(set().union(*predicted, *true), key=lambda label: (str(type(label)), label))
     if average == "binary":
         labels = [positive]
@@ -65,9 +68,9 @@ def f1(
 
 
 def confusion(predictions: Sequence[int], references: Sequence[int], count: int) -> list[list[int]]:
-    """How often each of `count` labels, by row, was taken for each other, by column.
+    """The confusion matrix of `count` labels: true labels by row, predicted labels by column.
 
-    Raises InputError for no or uneven input.
+    Raises InputError for lists that are empty or differ in length.
     """
     check_lengths(predictions, references, "confusion")
     table = np.zeros((count, count), dtype=np.int64)
@@ -77,17 +80,17 @@ def confusion(predictions: Sequence[int], references: Sequence[int], count: int)
 
 
 def by_label(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """For each label that occurs {"label", "precision", "recall", "f1", "count"}, from a table of confusions."""
-    found = []
+    """For each label that occurs {"label", "precision", "recall", "f1", "count"}, from a confusion matrix."""
+    rows = []
     for place, label in enumerate(labels):
         true, predicted = sum(counts[place]), sum(row[place] for row in counts)
         if true or predicted:
             scores = dict(zip(("precision", "recall", "f1"), _scores(counts[place][place], predicted, true)))
-            found.append({"label": label} | scores | {"count": true})
-    return found
+            rows.append({"label": label} | scores | {"count": true})
+    return rows
 
 
-def _held(label: Any) -> frozenset[Hashable]:
+def _label_set(label: Any) -> frozenset[Hashable]:
     return frozenset(label) if isinstance(label, list | tuple | set | frozenset) else frozenset([label])
 
 
@@ -100,9 +103,9 @@ def _scores(both: float, predicted: float, true: float) -> tuple[float, float, f
 
 
 def matthews(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
-    """Matthews' correlation coefficient (Matthews 1975, for many labels Gorodkin 2004), from -1 to 1; 0 for a constant.
+    """Matthews' correlation coefficient (Matthews 1975; for many labels Gorodkin 2004), from -1 to 1; 0 for a constant.
 
-    Raises InputError for no or uneven input.
+    Raises InputError for lists that are empty or differ in length.
     """
     check_lengths(predictions, references, "Matthews")
     numbers = {label: number for number, label in enumerate(dict.fromkeys([*references, *predictions]))}
@@ -115,20 +118,19 @@ def matthews(predictions: Sequence[Hashable], references: Sequence[Hashable]) ->
 
 
 def pearson(predictions: Sequence[float], references: Sequence[float]) -> float:
-    """The correlation of numbers, from -1 to 1. Raises InputError for fewer than two, for what is no number, or a
-    constant.
+    """Pearson's correlation, from -1 to 1.
 
-    A constant has no correlation: a model that says one number for all is told as such.
+    Raises InputError for fewer than two numbers, for other values, and for a constant, whose correlation is undefined.
     """
     one, other = _numbers(predictions, references, "Pearson")
     one, other = one - one.mean(), other - other.mean()
-    # Divided by the largest first, so that very small or large numbers stay within a float.
+    # Divide by the largest value first, so that very small or large numbers do not under- or overflow.
     one, other = one / np.abs(one).max(), other / np.abs(other).max()
     return float(np.clip(one @ other / math.sqrt((one @ one) * (other @ other)), -1, 1))
 
 
 def spearman(predictions: Sequence[float], references: Sequence[float]) -> float:
-    """The correlation of ranks, ties sharing theirs, from -1 to 1. Raises InputError as `pearson` does."""
+    """Spearman's rank correlation, with mean ranks for ties, from -1 to 1. Raises InputError as `pearson` does."""
     one, other = _numbers(predictions, references, "Spearman")
     return pearson(_ranks(one), _ranks(other))  # type: ignore[arg-type]
 
@@ -137,7 +139,7 @@ def _numbers(predictions: Sequence[float], references: Sequence[float], metric: 
     check_lengths(predictions, references, metric)
     if len(references) < 2:
         raise InputError(f"{metric}: one pair of numbers has no correlation; at least 2 are needed.")
-    found = []
+    arrays = []
     for name, values in (("predictions", predictions), ("references", references)):
         try:
             array = np.asarray(values, dtype=np.float64)
@@ -148,8 +150,8 @@ def _numbers(predictions: Sequence[float], references: Sequence[float], metric: 
             raise InputError(f"{metric}: {name} must be {what}.")
         if (array == array[0]).all():
             raise InputError(f"{metric}: all {name} are {array[0]:g}; a constant has no correlation.")
-        found.append(array)
-    return found[0], found[1]
+        arrays.append(array)
+    return arrays[0], arrays[1]
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How surprised a model is: perplexity, and bits for each byte or character, which tokenizers cannot change."""
+"""Perplexity, and bits per byte or character, which do not depend on the tokenizer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from quatrain.core.errors import InputError
 
 
 def perplexity(nats: float, tokens: int) -> float:
-    """exp of the mean loss of a sum of `nats` over `tokens`; infinite where that is beyond a float.
+    """exp(nats / tokens), for a loss of `nats` summed over `tokens`; infinite if that overflows a float.
 
-    Raises InputError where there is no token, or the sum is no number of at least 0.
+    Raises InputError for fewer than one token, or a sum below 0.
     """
     mean = _mean(nats, tokens, "perplexity", "token")
     return math.exp(mean) if mean < 709 else math.inf
 
 
 def bits_per(nats: float, units: int, unit: str = "byte") -> float:
-    """Bits for each byte (or other unit) of a text whose loss sums up to `nats`. Raises InputError as `perplexity`."""
+    """Bits per byte (or other unit) of a text whose summed loss is `nats`. Raises InputError as `perplexity` does."""
     return _mean(nats, units, f"bits per {unit}", unit) / math.log(2)
 
 

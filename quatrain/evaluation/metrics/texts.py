@@ -1,4 +1,4 @@
-"""Texts that a model says beside those that people wrote: BLEU and chrF by sacrebleu, ROUGE by Google's rouge-score.
+"""Generated texts compared with references: BLEU and chrF by sacrebleu, ROUGE by Google's rouge-score.
 
 Papineni et al. 2002; Popović 2015; Lin 2004; Post 2018 (arXiv 1804.08771) on why the tokenization of BLEU must be
 named. Both libraries are in the extra `eval`.
@@ -16,13 +16,13 @@ ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 TOKENIZERS = ("13a", "intl", "char", "zh", "none")
 _NGRAMS = tuple(f"rouge{length}" for length in range(1, 10))
 AUTO = "auto"
-"""Lets the script of the references choose BLEU's tokenizer."""
+"""Chooses BLEU's tokenizer by the script of the references."""
 
 
 def _columns(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]], metric: str
 ) -> list[list[str | None]]:
-    """References as sacrebleu takes them: the first of each example, then the second, …, None where there is none."""
+    """References in sacrebleu's order: the first of each example, then the second, …; None for a missing one."""
     check_lengths(predictions, references, metric)
     check_texts(predictions, "prediction", metric)
     lists = reference_lists(references, metric)
@@ -37,11 +37,11 @@ def bleu(
     tokenize: str = "13a",
     lowercase: bool = False,
 ) -> dict[str, float | str]:
-    """{"bleu": 0 to 100, "signature"}: the BLEU of the whole set, with sacrebleu's signature to be quoted beside it.
+    """{"bleu": 0 to 100, "signature"}: BLEU over all examples, with sacrebleu's signature to quote beside it.
 
-    Each example has one reference or several. `tokenize="auto"` takes `zh` for Chinese references, `char` for others
-    that are written without spaces, and `13a` for the rest. Raises InputError for no or uneven input, or an unknown
-    `tokenize`.
+    Each example has one reference or several. `tokenize="auto"` takes `zh` for Chinese references, `char` for other
+    scripts without spaces, and `13a` otherwise. Raises InputError for lists that are empty or differ in length, and for
+    an unknown `tokenize`.
     """
     columns = _columns(predictions, references, "BLEU")
     if tokenize == AUTO:
@@ -56,9 +56,9 @@ def bleu(
 def chrf(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, word_order: int = 0
 ) -> dict[str, float | str]:
-    """{"chrf": 0 to 100, "signature"}: the chrF of the whole set; with `word_order` 2 it is chrF++.
+    """{"chrf": 0 to 100, "signature"}: chrF over all examples; chrF++ with `word_order` 2.
 
-    Raises InputError for no or uneven input.
+    Raises InputError for lists that are empty or differ in length.
     """
     columns = _columns(predictions, references, "chrF")
     if word_order not in (0, 1, 2):
@@ -77,9 +77,9 @@ def rouge(
 ) -> dict[str, float]:
     """The mean F1 of each kind, 0 to 1: words (rouge1), pairs (rouge2), longest common sequence (rougeL, rougeLsum).
 
-    Of several references the best fitting counts, for each kind by itself. rougeLsum takes each line as a sentence.
-    ASCII texts have rouge-score's words; for other scripts see `quatrain.evaluation.metrics.words`.
-    `stemming` is for English. Raises InputError for no or uneven input, or an unknown kind.
+    Of several references the best one counts, separately for each kind. rougeLsum takes each line as a sentence. ASCII
+    texts are split as by rouge-score; for other scripts see `quatrain.evaluation.metrics.words`. `stemming` is for
+    English. Raises InputError for lists that are empty or differ in length, and for an unknown kind.
     """
     check_lengths(predictions, references, "ROUGE")
     check_texts(predictions, "prediction", "ROUGE")
@@ -92,15 +92,15 @@ def rouge(
         list(kinds), tokenizer=_Words(stemming)
     )
     totals = dict.fromkeys(kinds, 0.0)
-    for prediction, wanted in zip(predictions, lists, strict=True):
-        found = [scorer.score(reference, prediction) for reference in wanted]
+    for prediction, texts in zip(predictions, lists, strict=True):
+        scores = [scorer.score(reference, prediction) for reference in texts]
         for kind in kinds:
-            totals[kind] += max(scores[kind].fmeasure for scores in found)
+            totals[kind] += max(score[kind].fmeasure for score in scores)
     return {kind: total / len(lists) for kind, total in totals.items()}
 
 
 class _Words:
-    """`words` as rouge-score asks for them, with its stemmer."""
+    """Adapts `words` to rouge-score's tokenizer interface, optionally with its stemmer."""
 
     def __init__(self, stemming: bool):
         self.stem: Callable[[str], str] | None = None

@@ -1,9 +1,9 @@
-"""Words of any script, for ROUGE and for the choice of BLEU's tokenizer.
+"""Splits text of any script into words, for ROUGE and for the choice of BLEU's tokenizer.
 
-For ASCII they are those of Google's rouge-score: runs of letters and digits in lower case. In other scripts, letters,
-the marks that belong to them and digits make a word. Scripts that are written without spaces (Chinese, Japanese, Thai,
-Lao, Khmer, Burmese, Tibetan) have no words to be split at, so that each character is a token, as in multilingual ROUGE
-(Hasan et al. 2021, arXiv 2106.13822, use segmenters there; characters need none and rank summaries alike).
+ASCII text is split as by Google's rouge-score: runs of letters and digits in lower case. In other scripts a word is a
+run of letters with their marks, and digits. In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
+Tibetan) each character is a token. (Hasan et al. 2021, arXiv 2106.13822, use segmenters there; characters need none and
+rank summaries alike.)
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _ZERO_WIDTH_SPACE = "\u200b"
 def words(text: str, stem: Callable[[str], str] | None = None) -> list[str]:
     """The words of a text, in lower case. `stem` shortens ASCII words of more than three letters, as rouge-score does.
 
-    Letters with accents are composed first, so that both ways to write them are equal.
+    Accented letters are composed first (NFC), so that both of their encodings are equal.
     """
     if text.isascii():
-        found = _ASCII.findall(text.lower())
+        split = _ASCII.findall(text.lower())
     else:
-        found = list(_unicode_words(unicodedata.normalize("NFC", text.casefold())))
+        split = list(_unicode_words(unicodedata.normalize("NFC", text.casefold())))
     if stem is None:
-        return found
-    stemmed = (stem(word) if len(word) > 3 and word.isascii() else word for word in found)
+        return split
+    stemmed = (stem(word) if len(word) > 3 and word.isascii() else word for word in split)
     return [word for word in stemmed if word]
 
 
@@ -55,7 +55,7 @@ def _unicode_words(text: str) -> Iterable[str]:
     for character in text:
         kind = unicodedata.category(character)
         if kind == "Cf" and character != _ZERO_WIDTH_SPACE:
-            continue  # joiners, soft hyphens and marks of direction are within words
+            continue  # joiners, soft hyphens and direction marks do not end a word
         if kind[0] == "M" and word:
             word += character
             continue
@@ -75,8 +75,8 @@ def _within(character: str, ranges: Iterable[tuple[int, int]]) -> bool:
 
 
 def bleu_tokenizer(texts: Iterable[str]) -> str:
-    """The tokenizer of BLEU for texts of this script: `zh` where most letters are Chinese, `char` for others that are
-    written without spaces, `13a` for the rest. With `13a`, a Chinese sentence would be one token.
+    """BLEU's tokenizer for these texts: `zh` if most letters are Chinese, `char` for other scripts without spaces,
+    otherwise `13a`, with which a Chinese sentence would be one token.
     """
     han = unspaced = letters = 0
     for text in texts:

@@ -17,13 +17,16 @@ _DRAWN, _NARROW = 24, 8
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 
-def looks(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dict[str, Any]] | None:
+def training_samples(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dict[str, Any]] | None:
     """For each stage with samples during training: its prompts, each with the outputs at some steps."""
     sections = []
     for stage in stages:
         rows: dict[tuple[str, str], list[tuple[str, str]]] = {}
         expected: dict[tuple[str, str], str] = {}
-        for step, samples in [*((f"step {step:,.0f}", each) for step, each in stage.looks), ("the end", stage.samples)]:
+        for step, samples in [
+            *((f"step {step:,.0f}", each) for step, each in stage.training_samples),
+            ("the end", stage.samples),
+        ]:
             for sample in samples:
                 key = text_of(sample.get("set")), text_of(sample.get("prompt"))
                 if key in rows or step != "the end":

@@ -14,7 +14,7 @@ from quatrain.core.reading import parse_toml, read_bytes
 from quatrain.evaluation.charts import finite
 
 MOST_BYTES = 256 * 1024 * 1024
-"""Of one stage's result."""
+"""The largest result of a stage that is read."""
 
 _NO_CURVE = frozenset({"stage", "step", "tokens", "seconds", "epoch", "time"})
 
@@ -41,7 +41,7 @@ class StageRecord:
     finished: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
-    looks: list[tuple[float, list[dict[str, Any]]]] = field(default_factory=list)
+    training_samples: list[tuple[float, list[dict[str, Any]]]] = field(default_factory=list)
     """Samples of the model during training, by step."""
 
     def number(self, key: str) -> float | None:
@@ -104,7 +104,7 @@ class StageRecord:
 class RunRecord:
     """The record of a run: its name, the planned stages and the stages that exist.
 
-    `made` is when the newest part was written; `damaged` names files that could not be read.
+    `updated` is when the newest part was written; `damaged` names files that could not be read.
     """
 
     name: str
@@ -113,7 +113,7 @@ class RunRecord:
     recipe: str = ""
     planned: list[str] = field(default_factory=list)
     stages: list[StageRecord] = field(default_factory=list)
-    made: datetime | None = None
+    updated: datetime | None = None
     damaged: list[str] = field(default_factory=list)
 
     @property
@@ -126,7 +126,7 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read a run's folder.
 
-    Raises InputError where the folder is absent or holds none of a run's files.
+    Raises InputError if the folder does not exist or has none of a run's files.
     """
     parts = [folder / "recipe.toml", folder / "metrics.jsonl", folder / "stages"]
     if not any(part.exists() for part in parts):
@@ -139,7 +139,7 @@ def read_run(folder: Path) -> RunRecord:
     _read_metrics(run, parts[1])
     run.stages.sort(key=lambda stage: stage.name)
     if newest:
-        run.made = datetime.fromtimestamp(newest, tz=UTC)
+        run.updated = datetime.fromtimestamp(newest, tz=UTC)
     return run
 
 
@@ -188,7 +188,7 @@ def _read_stages(run: RunRecord, folder: Path) -> float:
 def _read_metrics(run: RunRecord, path: Path) -> None:
     """Read the curves. Of a step written twice, because a run was resumed, the last entry counts."""
     columns: dict[str, dict[str, dict[float, float | None]]] = {}
-    looks: dict[str, dict[float, list[dict[str, Any]]]] = {}
+    samples: dict[str, dict[float, list[dict[str, Any]]]] = {}
     bad_lines = 0
     if path.exists() and not path.is_file():  # a pipe would block
         run.damaged.append(path.name)
@@ -196,7 +196,7 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                bad_lines += not _take(line, columns, looks) if line.strip() else 0
+                bad_lines += not _take(line, columns, samples) if line.strip() else 0
     except FileNotFoundError:
         return
     except OSError:
@@ -204,9 +204,9 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
     if bad_lines > 1:  # the last line of a killed run may be truncated
         run.damaged.append(f"{path.name} ({bad_lines:,} lines)")
     by_name = {stage.name: stage for stage in run.stages}
-    for name, by_step in looks.items():
+    for name, by_step in samples.items():
         if name in by_name:
-            by_name[name].looks = sorted(by_step.items(), key=lambda item: item[0])
+            by_name[name].training_samples = sorted(by_step.items(), key=lambda item: item[0])
     for name, metrics in columns.items():
         if name not in by_name:
             by_name[name] = StageRecord(name, name.partition("-")[2] or name)
@@ -219,7 +219,7 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
 def _take(
     line: str,
     columns: dict[str, dict[str, dict[float, float | None]]],
-    looks: dict[str, dict[float, list[dict[str, Any]]]],
+    samples: dict[str, dict[float, list[dict[str, Any]]]],
 ) -> bool:
     """Add one line of metrics to the columns. Returns False for a line that is not an entry."""
     try:
@@ -232,8 +232,8 @@ def _take(
     if step is None:
         return False
     metrics = columns.setdefault(entry["stage"], {})
-    if isinstance(samples := entry.get("samples"), list):
-        looks.setdefault(entry["stage"], {})[step] = [sample for sample in samples if isinstance(sample, dict)]
+    if isinstance(logged := entry.get("samples"), list):
+        samples.setdefault(entry["stage"], {})[step] = [sample for sample in logged if isinstance(sample, dict)]
     for key, value in entry.items():
         if key not in _NO_CURVE and (value is None or isinstance(value, (int, float))) and not isinstance(value, bool):
             number = finite(value)

@@ -1,6 +1,6 @@
 """The sections of the report: texts, tables and charts from the records of a run.
 
-Each function returns plain data for the template, or None where a run has nothing for the section.
+Each function returns plain data for the template, or None for an empty section.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quatrain.evaluation.charts import (
     smooth,
     thin,
 )
-from quatrain.evaluation.report.learning import confusions, looks, memory
+from quatrain.evaluation.report.learning import confusions, memory, training_samples
 from quatrain.evaluation.report.reading import Curve, RunRecord, StageRecord
 from quatrain.evaluation.report.samples import samples
 from quatrain.evaluation.report.wording import amount, duration, interval, is_share, metric, plain, size
@@ -41,7 +41,7 @@ def page(run: RunRecord) -> dict[str, Any]:
         "tiles": _tiles(run, names),
         "curves": _curves(run, names),
         "scores": _scores(run, names),
-        "looks": looks(run.stages, names),
+        "training_samples": training_samples(run.stages, names),
         "confusions": confusions(run.stages, names),
         "samples": samples(run.stages, names),
         "quantization": _quantization(run, names),

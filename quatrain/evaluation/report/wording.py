@@ -52,7 +52,7 @@ def is_sql(text: str) -> bool:
 
 
 def sql_markup(text: str) -> Any:
-    """A query as markup, a line for each clause, with its keywords, strings and numbers told apart.
+    """A query as markup, one line per clause, with marked keywords, strings and numbers.
 
     Every piece is escaped; the result is a `markupsafe.Markup`.
     """
