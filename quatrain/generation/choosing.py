@@ -21,6 +21,7 @@ from torch import Tensor
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.constraints import PADDING, Constraint, DecodingState, GenerationRules, constraints, padded
 from quatrain.generation.filters import BROKEN, NO_TOKEN_LEFT, Processor, draw, processors
+from quatrain.generation.grammar import Grammar, GrammarCompiler, grammar_constraint
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.text import TokenizerLike
@@ -39,6 +40,8 @@ class Choice:
     """Log-probability of each token in nats, by the row's `logprobs_mode`: by default under the model itself."""
     top: list[list[tuple[int, float]] | None]
     """For rows with `logprobs`: the likeliest tokens and their log-probabilities, likeliest first; None for others."""
+    complete: list[bool]
+    """Whether a row's text, with its token, is a whole match of its grammar that nothing can continue."""
     problems: list[QuatrainError | None]
     """Why no token could be chosen for a row, whose other values then mean nothing; None for the other rows."""
 
@@ -47,8 +50,9 @@ class Choice:
         for problem in self.problems:
             if problem is not None:
                 raise problem
-        for row, token, logprob, top in zip(rows, self.tokens, self.logprobs, self.top, strict=True):
-            row.append(token, logprob, top)
+        values = zip(rows, self.tokens, self.logprobs, self.top, self.complete, strict=True)
+        for row, token, logprob, top, complete in values:
+            row.append(token, logprob, top, complete=complete)
 
 
 class TokenChooser:
@@ -79,8 +83,19 @@ class TokenChooser:
                     self.vocabulary  # noqa: B018
                 except InputError as error:
                     problems.append(f"bad_words: {error}")
+        try:
+            self._grammar(params)
+        except InputError as error:
+            problems.append(error.message if ":" in error.message else f"constrained output: {error}")
         if problems:
             raise InputError("These sampling parameters cannot be used with this model:", problems)
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        return self._compiler.compile(params) if params.constrained else None
+
+    @cached_property
+    def _compiler(self) -> GrammarCompiler:
+        return GrammarCompiler(self.vocabulary)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -97,7 +112,7 @@ class TokenChooser:
         every token (InputError) gets its problem in the result.
         """
         if not rows:
-            return Choice([], [], [], [])
+            return Choice([], [], [], [], [])
         logits = logits.float()
         processed, failures = self._process(logits, rows)
         best, tokens = processed.max(dim=-1)
@@ -109,7 +124,9 @@ class TokenChooser:
         problems = [_problem(*values) for values in zip(chosen, totals, bests, strict=True)]
         for index, failure in failures.items():
             problems[index] = failure
-        choice = Choice([int(number) for number in numbers], chosen, [None] * len(rows), problems)
+        count = len(rows)
+        choice = Choice([int(number) for number in numbers], chosen, [None] * count, [False] * count, problems)
+        self._advance_grammars(choice, rows)
         self._add_logprobs(choice, logits, processed, rows)
         return choice
 
@@ -131,7 +148,7 @@ class TokenChooser:
             return plans[0].process(logits, rows)
         groups: dict[_Plan, list[int]] = {}
         for index, plan in enumerate(plans):
-            if plan.constraints or plan.filters:
+            if plan.constraints or plan.filters or plan.grammar is not None:
                 groups.setdefault(plan, []).append(index)
         result = logits.clone() if groups else logits
         failures: dict[int, QuatrainError] = {}
@@ -145,13 +162,34 @@ class TokenChooser:
         """The constraints of sequences with these parameters and end tokens."""
         ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
         texts = any(isinstance(word, str) for word in params.bad_words)
-        return constraints(
+        chain = constraints(
             self.rules,
             params,
             ends,
             encoder_decoder=self.encoder_decoder,
             vocabulary=self.vocabulary if texts else None,
         )
+        # Last, so that nothing brings a token back. Without beams each row carries its own state.
+        grammar = self._grammar(params) if params.num_beams > 1 else None
+        return chain if grammar is None else [*chain, grammar_constraint(grammar, end_ids, self._forced_tokens)]
+
+    @property
+    def _forced_tokens(self) -> int:
+        """How many tokens at the beginning are the model's own, not part of the text that a grammar describes."""
+        return int(self.encoder_decoder and self.rules.forced_bos_token_id is not None)
+
+    @staticmethod
+    def _advance_grammars(choice: Choice, rows: Sequence[SequenceState]) -> None:
+        """Follows the chosen tokens in the rows' grammars, to know which texts are complete."""
+        for index, row in enumerate(rows):
+            if row.grammar is None or choice.problems[index] is not None or choice.tokens[index] in row.end_ids:
+                continue
+            try:
+                row.grammar.follow([*row.ids, choice.tokens[index]])
+            except InputError as error:
+                choice.problems[index] = error
+            else:
+                choice.complete[index] = row.grammar.complete
 
     def _draw(self, processed: Tensor, best: Tensor, greedy: Tensor, rows: Sequence[SequenceState]) -> Tensor:
         """The tokens (B,): drawn for rows that sample, the likeliest for the others."""
@@ -196,16 +234,24 @@ class TokenChooser:
                 key, plan = (id(row), row.end_ids, device), None
             if plan is None:
                 chain = self.constraints(row.params, row.end_ids, device)
-                plan = self._plans[key] = _Plan(chain, processors(row.params), (self, device))
+                grammar = self._grammar(row.params) if row.params.num_beams == 1 else None
+                plan = self._plans[key] = _Plan(chain, processors(row.params), grammar, (self, device))
             row.plan = plan
+            row.grammar = None if plan.grammar is None else plan.grammar.start(self._forced_tokens)
         return plan
 
 
 class _Plan:
     """What happens to the logits of sequences with equal parameters."""
 
-    def __init__(self, chain: list[Constraint], filters: list[Processor], place: tuple[TokenChooser, torch.device]):
-        self.constraints, self.filters, self.place = chain, filters, place
+    def __init__(
+        self,
+        chain: list[Constraint],
+        filters: list[Processor],
+        grammar: Grammar | None,
+        place: tuple[TokenChooser, torch.device],
+    ):
+        self.constraints, self.filters, self.grammar, self.place = chain, filters, grammar, place
         self.history = _History()
 
     def process(self, logits: Tensor, rows: Sequence[SequenceState]) -> tuple[Tensor, dict[int, QuatrainError]]:
@@ -218,6 +264,8 @@ class _Plan:
                     logits = constrain(logits, state)
                 except InputError:
                     logits = self._one_by_one(constrain, logits, state, failures)
+        if self.grammar is not None:
+            logits = self._matching(logits, rows, failures)
         if not self.filters:
             return logits, failures
         usable = logits.amax(dim=-1, keepdim=True).isfinite()
@@ -226,6 +274,19 @@ class _Plan:
         for process in self.filters:
             safe = process(safe)
         return (safe if whole is logits else safe.where(usable, logits)), failures
+
+    @staticmethod
+    def _matching(logits: Tensor, rows: Sequence[SequenceState], failures: dict[int, QuatrainError]) -> Tensor:
+        """The logits of the tokens that each row's grammar allows."""
+        masks = torch.zeros(logits.shape, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            if row.grammar is not None:
+                try:
+                    row.grammar.follow(row.ids)
+                    masks[index] = row.grammar.mask(row.end_ids, logits.shape[-1])
+                except InputError as error:
+                    failures.setdefault(index, error)
+        return logits.masked_fill(~masks.to(logits.device), float("-inf"))
 
     @staticmethod
     def _one_by_one(

@@ -348,7 +348,7 @@ def constraints(
         chain.append(min_length(total, new, ends))
     if rules.forced_bos_token_id is not None:
         chain.append(forced_first(rules.forced_bos_token_id))
-    if rules.forced_eos_token_id and not params.ignore_eos:
+    if rules.forced_eos_token_id and not params.ignore_eos and not params.constrained:
         chain.append(forced_last(rules.forced_eos_token_id))
     if rules.exponential_decay_length_penalty is not None and len(ends):
         chain.append(exponential_decay(*rules.exponential_decay_length_penalty, ends))

@@ -388,7 +388,7 @@ class Engine:
     def _stops(self, params: SamplingParams) -> tuple[SamplingParams, tuple[int, ...]]:
         """The parameters with all stop strings, and the end ids; a string that is a special token is one of those."""
         ends, strings = [*([] if params.ignore_eos else self.end_ids), *params.stop_token_ids], []
-        stop = params.stop or (() if params.ignore_eos else self.rules.stop_strings)
+        stop = params.stop or (() if params.ignore_eos or params.constrained else self.rules.stop_strings)
         if stop and self.target_tokenizer is None:
             whose = "" if params.stop else " (stop_strings of the model's own settings)"
             raise InputError(f"Stop strings{whose} need a tokenizer, and this engine has none.")

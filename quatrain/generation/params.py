@@ -5,6 +5,7 @@ The docstring under each field says what it does; `filters`, `constraints`, `bea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,8 @@ MIN_REPETITION_PENALTY = 1e-6
 """A repetition penalty below it, or above its inverse, would drive logits out of float32."""
 MAX_BIAS = 100.0
 """The largest logit bias: it decides by itself already."""
+MAX_GRAMMAR = 200_000
+"""The most characters of a schema, an expression, a grammar or a choice."""
 MAX_LOGPROBS = 1000
 """The most alternatives that are returned with each token."""
 
@@ -97,6 +100,15 @@ class SamplingParams:
     logits_processors: tuple[LogitsProcessor, ...] = ()
     """The caller's own functions (ids, logits) -> logits, after all other constraints and before the filters."""
 
+    json_schema: str | None = None
+    """The completion is JSON that this JSON schema accepts (given as a mapping, or as JSON text)."""
+    regex: str | None = None
+    """The whole completion matches this regular expression (without look-around and back-references)."""
+    grammar: str | None = None
+    """The completion is a text of this grammar, in the Lark syntax of llguidance."""
+    choice: tuple[str, ...] = ()
+    """The completion is one of these texts."""
+
     def __post_init__(self) -> None:
         given: Any = self.stop
         self._set("stop", (given,) if isinstance(given, str) else _listed(given))
@@ -107,7 +119,16 @@ class SamplingParams:
         self._set("bad_words", tuple(tuple(word) if isinstance(word, list) else word for word in words))
         self._set("stop_token_ids", _listed(self.stop_token_ids))
         self._set("logits_processors", _listed(self.logits_processors))
+        schema: Any = self.json_schema
+        if isinstance(schema, Mapping | bool):
+            try:
+                self._set("json_schema", json.dumps(schema, allow_nan=False))
+            except (TypeError, ValueError, RecursionError) as error:
+                problem = f"json_schema: cannot be written as JSON ({type(error).__name__}: {error})"
+                raise InputError("These sampling parameters cannot be used:", [problem]) from error
+        self._set("choice", _listed(self.choice))
         problems = [
+            *self._grammar_problems(),
             *self._beam_problems(),
             *self._constraint_problems(),
             *self._token_problems(),
@@ -228,6 +249,40 @@ class SamplingParams:
             if not callable(process):
                 yield f"logits_processors: {format_value(process)}; must be a function (ids, logits) -> logits"
 
+    @property
+    def constrained(self) -> bool:
+        """Whether the text must match a schema, an expression, a grammar or a choice."""
+        return any(value not in (None, ()) for value in (self.json_schema, self.regex, self.grammar, self.choice))
+
+    def _grammar_problems(self) -> Iterator[str]:
+        names = ("json_schema", "regex", "grammar", "choice")
+        given = [name for name in names if getattr(self, name) not in (None, ())]
+        if len(given) > 1:
+            yield f"{', '.join(given)}: only one of them can constrain a completion"
+        for name in given[:1]:
+            for other in ("stop", "ignore_eos"):
+                if getattr(self, other):
+                    yield f"{other}: would cut the text that {name} asks for; leave one of them out"
+        for name in given:
+            value = getattr(self, name)
+            for text in value if name == "choice" else [value]:
+                if not isinstance(text, str) or not text:
+                    allowed = "a mapping or JSON text" if name == "json_schema" else "a text that is not empty"
+                    yield f"{name}: {format_value(text)}; must be {allowed}"
+                elif not _is_text(text):
+                    yield f"{name}: {format_value(text)}; holds half of a character (a lone surrogate)"
+            size = sum(len(text) for text in (value if name == "choice" else [value]) if isinstance(text, str))
+            if size > MAX_GRAMMAR:
+                yield f"{name}: {size:,} characters; must be at most {MAX_GRAMMAR:,}"
+        if isinstance(self.json_schema, str) and self.json_schema and _is_text(self.json_schema):
+            try:
+                schema = json.loads(self.json_schema)
+            except (ValueError, RecursionError) as error:
+                yield f"json_schema: not JSON: {error}"
+            else:
+                if not isinstance(schema, dict | bool):
+                    yield f"json_schema: {format_value(schema)}; must be a mapping, or true or false"
+
     def check_vocabulary(self, size: int) -> Iterator[str]:
         """Problems of token ids that a model with a vocabulary of `size` does not have."""
         given = {
@@ -238,6 +293,10 @@ class SamplingParams:
         for name, tokens in given.items():
             for token in sorted({token for token in tokens if token >= size}):
                 yield f"{name}: token {token} is not in the model's vocabulary of {size}"
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

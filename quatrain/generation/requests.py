@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from quatrain.generation.grammar import GrammarState
 from quatrain.generation.params import SamplingParams
 
 NOISE_BLOCK = 256
@@ -48,6 +49,8 @@ class SequenceState:
     """How often tokens were taken back; whoever caches something about `ids` compares it."""
     plan: object = field(default=None, repr=False)
     """What the chooser works out once from the parameters."""
+    grammar: GrammarState | None = field(default=None, repr=False)
+    """How far the completion has come in its grammar, if it has one; the chooser moves it."""
     _noise: list[float] = field(default_factory=list, repr=False)
     _generator: torch.Generator | None = field(default=None, repr=False)
 
@@ -64,14 +67,18 @@ class SequenceState:
             self._noise += torch.rand(NOISE_BLOCK, dtype=torch.float64, generator=self._generator).tolist()
         return self._noise[index]
 
-    def append(self, token: int, logprob: float, top: list[tuple[int, float]] | None = None) -> None:
-        """Adds a token; an end token ("stop") or the limit ("length") finishes the sequence."""
+    def append(
+        self, token: int, logprob: float, top: list[tuple[int, float]] | None = None, *, complete: bool = False
+    ) -> None:
+        """Adds a token; an end token or a `complete` text ("stop") or the limit ("length") finishes the sequence."""
         self.ids.append(token)
         self.logprobs.append(logprob)
         if top is not None:
             self.top_logprobs.append(top)
         if token in self.end_ids:
             self.finished, self.ended = "stop", True
+        elif complete:
+            self.finished = "stop"
         elif len(self.ids) >= self.limit:
             self.finished = "length"
 
