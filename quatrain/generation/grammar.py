@@ -168,7 +168,7 @@ class GrammarCompiler:
     def _json_grammar(self, schema: Any) -> str:
         if schema is False:
             raise InputError("json_schema: false accepts nothing")
-        options = {"whitespace_pattern": WHITE_SPACE}
+        options: Any = {"whitespace_pattern": WHITE_SPACE}
         try:
             grammar = self._library.LLMatcher.grammar_from_json_schema(
                 {} if schema is True else schema, overrides=options
