@@ -104,7 +104,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
         ("empty.txt", b"", "is empty; must be"),
         ("white.txt", b" \n\n\t", "nothing but white space"),
         ("binary.txt", bytes(range(256)) * 9, "is binary, not text"),
-        ("image.txt", b"\x89PNG\r\n\x1a\n" + bytes(100), "is no text: it looks like a PNG image"),
+        ("image.txt", b"\x89PNG\r\n\x1a\n" + bytes(100), "is not text: it looks like a PNG image"),
         ("latin.txt", LATIN, "latin.txt:1: byte 0xfc at offset 1 is not valid UTF-8. It looks like latin-1"),
         ("lines.jsonl", b'{"text": "a"}\n{"text": \n', "lines.jsonl:2: not valid JSON"),
         ("short.txt", b"the cat sat", "fewer than one context of 48 + 1. Use a longer text or a smaller context"),

@@ -172,7 +172,7 @@ def parse_json(text: str, where: str, schema: Any = dict) -> Any:
     """
     _check_depth(text, where)
     try:
-        value = json.loads(text, parse_int=_whole_number)
+        value = json.loads(text, parse_int=parse_whole_number)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
@@ -218,6 +218,16 @@ def typed(value: Any, where: str, schema: Any) -> Any:
         raise InputError(f"{where} cannot be used:", problems) from error
 
 
+def lone_surrogate(text: str) -> str | None:
+    """The fault of a text with a lone surrogate, which JSON can write but no encoding can; None if it has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        return f"half of a character (a lone surrogate, \\u{code:04x}) at character {error.start}; remove it"
+    return None
+
+
 def depth_of(value: Any) -> int:
     """The nesting depth of lists and tables in a value, 0 for a scalar. Not recursive."""
     depth, level = 0, [value]
@@ -259,7 +269,8 @@ def _refuse_half_characters(value: Any, where: str) -> None:
         raise InputError(f"{where}: \\u{code:04x} is one half of a character, without the other; remove it") from error
 
 
-def _whole_number(digits: str) -> int:
+def parse_whole_number(digits: str) -> int:
+    """An integer of JSON. Raises ValueError for more than `MAX_DIGITS` digits."""
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits):,} digits; at most {MAX_DIGITS} are read")
     return int(digits)

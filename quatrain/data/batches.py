@@ -181,15 +181,10 @@ def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> 
     With causal attention no token attends to the padding on its right, so no mask is needed; its labels are -100.
     """
     rows = [shift(example) for example in examples]
-    length = max(len(inputs) for inputs, _ in rows)
-    length = -(-length // multiple) * multiple
-    input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-    labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
-    for number, (inputs, targets) in enumerate(rows):
-        input_ids[number, : len(inputs)] = inputs
-        labels[number, : len(targets)] = targets
-    adapters = tuple(each.adapter for each in examples if isinstance(each, TaskExample))
-    return TokenBatch.of(torch.from_numpy(input_ids), torch.from_numpy(labels), adapters=adapters or None)
+    input_ids = stack([inputs for inputs, _ in rows], pad_id, multiple=multiple)
+    labels = stack([targets for _, targets in rows], IGNORE_INDEX, multiple=multiple)
+    adapters = tuple(example.adapter for example in examples if isinstance(example, TaskExample))
+    return TokenBatch.of(input_ids, labels, adapters=adapters or None)
 
 
 def pack(examples: Sequence[TokenExample], length: int, pad_id: int) -> TokenBatch:

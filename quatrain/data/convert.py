@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import parse_json
+from quatrain.core.reading import lone_surrogate, parse_json
 from quatrain.core.wording import format_value, type_name
 from quatrain.data.formats import CHAT_PAIRS, Layout, as_number
 from quatrain.data.messages import ABOUT, ROLES, content_fault, weight_fault
@@ -32,6 +32,7 @@ from quatrain.data.records import (
     Row,
     SQLQuestion,
     TaggedTokens,
+    field_names,
     raise_together,
 )
 
@@ -59,12 +60,11 @@ _PREFERENCE_FORMATS = (
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-_BESIDE = (("tools", "functions"), ("documents",))
-"""Other inputs of a chat template, under the names that data sets use."""
+_TEMPLATE_LISTS = (("tools", "functions"), ("documents",))
+"""Inputs of a chat template that are lists of objects, each under the names that data sets use."""
 
-
-BESIDE = ("tools", "functions", "documents", "chat_template_kwargs")
-"""Fields of a row that reach the chat template, whichever columns hold the conversation."""
+TEMPLATE_INPUTS = ("tools", "functions", "documents", "chat_template_kwargs")
+"""Fields of a row that the chat template gets, whichever columns hold the conversation."""
 
 
 def convert(row: Row, layout: Layout) -> list[AnyRecord]:
@@ -106,8 +106,7 @@ class RowReader:
         name = self.column(part)
         value, exists = _at(self.value, name)
         if not exists:
-            names = ", ".join(map(repr, list(self.value)[:12])) or "(none)"
-            self.faults.append(Fault(f"no field {name!r}; the row has {names}; add it", name))
+            self.faults.append(Fault(f"no field {name!r}; the row has {field_names(self.value)}; add it", name))
         elif value is None:
             self.fault(part, "is null; write a value or remove the row")
         return value
@@ -131,12 +130,8 @@ class RowReader:
             return ""
         if not value.strip() and not may_be_empty:
             self.faults.append(Fault(f"field {name!r} is empty; write a text or remove the row", name))
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            code = ord(value[error.start])
-            fault = f"field {name!r}: a lone surrogate (\\u{code:04x}) at character {error.start}; remove it"
-            self.faults.append(Fault(fault, name))
+        if (fault := lone_surrogate(value)) is not None:
+            self.faults.append(Fault(f"field {name!r}: {fault}", name))
         return value
 
     def items(self, part: str) -> list[Any]:
@@ -415,8 +410,8 @@ def _renamed(row: RowReader) -> dict[str, Any]:
     parts = row.layout.parts
     if all(part == column for part, column in parts.items()):
         return dict(row.value)
-    beside = {name: row.value[name] for name in BESIDE if name in row.value and name not in parts.values()}
-    return beside | {part: row.raw(part) for part in parts}
+    inputs = {name: row.value[name] for name in TEMPLATE_INPUTS if name in row.value and name not in parts.values()}
+    return inputs | {part: row.raw(part) for part in parts}
 
 
 def to_conversations(fields: dict[str, Any]) -> list[Conversation]:
@@ -431,15 +426,15 @@ def to_conversations(fields: dict[str, Any]) -> list[Conversation]:
         messages = _conversation(fields)
     except Fault as fault:
         faults.append(fault)
-    beside = _beside(fields, faults)
+    inputs = _template_inputs(fields, faults)
     raise_together(faults)
-    return [Conversation(messages, **beside)]
+    return [Conversation(messages, **inputs)]
 
 
-def _beside(fields: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
-    """A row's tools, documents and chat_template_kwargs, which may be JSON text; adds what is wrong to `faults`."""
-    found: dict[str, Any] = {}
-    for names in _BESIDE:
+def _template_inputs(fields: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
+    """A row's tools, documents and chat_template_kwargs, which may be JSON text; adds faults to `faults`."""
+    inputs: dict[str, Any] = {}
+    for names in _TEMPLATE_LISTS:
         name = next((name for name in names if fields.get(name) not in (None, "")), None)
         if name is None:
             continue
@@ -447,24 +442,24 @@ def _beside(fields: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
             continue  # a column with another meaning, which no template reads; `data check` reports it
         try:
             value = _from_json(fields[name], name, list)
-            if not all(isinstance(each, dict) for each in value):
+            if not all(isinstance(item, dict) for item in value):
                 raise Fault(f"field {name!r}: must be a list of objects")
-            found[names[0]] = value
+            inputs[names[0]] = value
         except Fault as fault:
             faults.append(fault)
     if fields.get("chat_template_kwargs") not in (None, ""):
         try:
-            found["variables"] = _from_json(fields["chat_template_kwargs"], "chat_template_kwargs", dict)
+            inputs["variables"] = _from_json(fields["chat_template_kwargs"], "chat_template_kwargs", dict)
         except Fault as fault:
             faults.append(fault)
-    return found
+    return inputs
 
 
 def _are_objects(value: Any) -> bool:
     """Whether a value is a list of objects, or JSON text that may be one."""
     if isinstance(value, str):
         return value.lstrip()[:1] == "["
-    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _from_json(value: Any, name: str, kind: type) -> Any:
@@ -505,16 +500,16 @@ def to_preferences(fields: dict[str, Any]) -> list[Preference]:
         return _judged(fields)
     preference = _paired(fields)
     faults: list[Fault] = []
-    beside = _beside(fields, faults)
+    inputs = _template_inputs(fields, faults)
     raise_together(faults)
-    return [Preference(Messages(preference.prompt, **beside), preference.chosen, preference.rejected)]
+    return [Preference(Messages(preference.prompt, **inputs), preference.chosen, preference.rejected)]
 
 
 def _instances(fields: dict[str, Any]) -> list[list[Message]]:
     instances = fields["instances"]
-    if not isinstance(instances, list) or not all(isinstance(each, dict) for each in instances):
+    if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
         raise Fault('field \'instances\': must be a list of {"input": …, "output": …}', "instances")
-    return [_conversation({"instruction": fields["instruction"], **each}) for each in instances]
+    return [_conversation({"instruction": fields["instruction"], **instance}) for instance in instances]
 
 
 def _judged(fields: dict[str, Any]) -> list[Preference]:
@@ -540,14 +535,16 @@ def _conversation(fields: dict[str, Any]) -> list[Message]:
         if isinstance(fields.get("system"), str) and fields["system"] and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": fields["system"]})
         if not any(message["role"] == "assistant" for message in messages):
-            raise Fault(f"field {name!r}: nothing is said by the assistant, so nothing can be learned; remove it")
+            raise Fault(f"field {name!r}: it has no turn of the assistant, so nothing can be learned; remove it")
         return messages
     if "instruction" in fields:
-        return _joined(lambda: _alpaca_prompt(fields), lambda: [_turn("assistant", _text_field(fields, "output"))])
-    for asked, answered in CHAT_PAIRS:
-        if asked in fields and answered in fields:
-            return _joined(partial(_prompt, fields, asked), partial(_answer, fields, answered))
-    raise Fault(f"fields {_names(fields)}: no conversation; write {_FORMATS}")
+        return _concatenated(
+            lambda: _alpaca_prompt(fields), lambda: [_turn("assistant", _text_field(fields, "output"))]
+        )
+    for prompt, answer in CHAT_PAIRS:
+        if prompt in fields and answer in fields:
+            return _concatenated(partial(_prompt, fields, prompt), partial(_answer, fields, answer))
+    raise Fault(f"fields {field_names(fields)}: not a conversation; write {_FORMATS}")
 
 
 def _paired(fields: dict[str, Any]) -> Preference:
@@ -564,7 +561,7 @@ def _paired(fields: dict[str, Any]) -> Preference:
     for name in ("messages", "conversations"):
         if name in fields:
             return Preference(_messages(fields[name], name), chosen, rejected)
-    return _parted(
+    return _split_pair(
         *(
             _dialogue(fields[name]) if isinstance(fields[name], str) else answer
             for name, answer in (("chosen", chosen), ("rejected", rejected))
@@ -572,7 +569,7 @@ def _paired(fields: dict[str, Any]) -> Preference:
     )
 
 
-def _joined(*parts: Callable[[], list[Message]]) -> list[Message]:
+def _concatenated(*parts: Callable[[], list[Message]]) -> list[Message]:
     """The messages of several parts, concatenated. Raises Fault with the faults of all parts."""
     messages: list[Message] = []
     faults = []
@@ -585,7 +582,7 @@ def _joined(*parts: Callable[[], list[Message]]) -> list[Message]:
     return messages
 
 
-def _parted(chosen: list[Message], rejected: list[Message]) -> Preference:
+def _split_pair(chosen: list[Message], rejected: list[Message]) -> Preference:
     """Two whole conversations split into their common prompt and two answers."""
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
@@ -601,14 +598,10 @@ def _dialogue(text: str) -> list[Message]:
     """The messages of a dialogue in one text, in the form of Anthropic's HH-RLHF (Bai et al. 2022)."""
     before, *turns = _TURN.split(text)
     if not turns or before.strip():
-        raise Fault(f"no prompt beside chosen and rejected; write {_PREFERENCE_FORMATS}")
+        raise Fault(f"no prompt in addition to chosen and rejected; write {_PREFERENCE_FORMATS}")
     roles = {"Human": "user", "Assistant": "assistant"}
     pairs = zip(turns[::2], turns[1::2], strict=True)
     return [_turn(roles[name], text.removeprefix(" ")) for name, text in pairs]
-
-
-def _names(fields: dict[str, Any]) -> str:
-    return ", ".join(repr(name) for name in list(fields)[:12]) or "(none)"
 
 
 def _turn(role: str, content: str) -> Message:
@@ -617,7 +610,7 @@ def _turn(role: str, content: str) -> Message:
 
 def _text_field(fields: dict[str, Any], name: str) -> str:
     if name not in fields:
-        raise Fault(f"no field {name!r}; the row has {_names(fields)}; add it")
+        raise Fault(f"no field {name!r}; the row has {field_names(fields)}; add it")
     value = fields[name]
     if not isinstance(value, str):
         raise Fault(f"field {name!r} is {type_name(value)}, must be text")
@@ -626,11 +619,8 @@ def _text_field(fields: dict[str, Any], name: str) -> str:
 
 
 def _check_characters(text: str, name: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise Fault(f"field {name!r}: half of a character (\\u{code:04x}) at {error.start}; remove it") from error
+    if (fault := lone_surrogate(text)) is not None:
+        raise Fault(f"field {name!r}: {fault}")
 
 
 def _prompt(fields: dict[str, Any], name: str) -> list[Message]:
@@ -659,8 +649,8 @@ def _alpaca_prompt(fields: dict[str, Any]) -> list[Message]:
             raise Fault("field 'history': must be a list of [question, answer] pairs of texts")
         messages += [_turn("user", pair[0]), _turn("assistant", pair[1])]
     instruction = _text_field(fields, "instruction")
-    given = _text_field(fields, "input") if fields.get("input") is not None else ""
-    return [*messages, _turn("user", f"{instruction}\n\n{given}" if given.strip() else instruction)]
+    context = _text_field(fields, "input") if fields.get("input") is not None else ""
+    return [*messages, _turn("user", f"{instruction}\n\n{context}" if context.strip() else instruction)]
 
 
 def _messages(value: Any, name: str) -> list[Message]:
@@ -670,9 +660,9 @@ def _messages(value: Any, name: str) -> list[Message]:
         kind = "an empty list" if value == [] else type_name(value)
         raise Fault(f"field {name!r} is {kind}, must be a list of messages")
     messages, faults = [], []
-    for number, each in enumerate(value):
+    for number, message in enumerate(value):
         try:
-            messages.append(_message(each, f"{name}[{number}]"))
+            messages.append(_message(message, f"{name}[{number}]"))
         except Fault as fault:
             faults.append(fault)
     raise_together(faults)
@@ -684,22 +674,22 @@ def _message(value: Any, place: str) -> Message:
         raise Fault(f'field {place!r} is {type_name(value)}, must be {{"role": …, "content": …}}')
     role_name, content_name = ("from", "value") if "from" in value else ("role", "content")
     if role_name not in value:
-        raise Fault(f"field {place!r}: no 'role'; the message has {_names(value)}; add it")
-    written = value[role_name]
-    role = _ROLES.get(written.lower()) if isinstance(written, str) else None
+        raise Fault(f"field {place!r}: no 'role'; the message has {field_names(value)}; add it")
+    role_value = value[role_name]
+    role = _ROLES.get(role_value.lower()) if isinstance(role_value, str) else None
     if role is None:
         allowed = "user, assistant, tool" if role_name == "role" else "human, gpt, function_call, observation"
-        raise Fault(f"field '{place}.{role_name}' is {written!r}; allowed are system, {allowed}")
+        raise Fault(f"field '{place}.{role_name}' is {role_value!r}; allowed are system, {allowed}")
     content = value.get(content_name)
-    rest = {key: each for key, each in value.items() if key not in (role_name, content_name)}
-    if isinstance(written, str) and written.lower() == "function_call" and "function_call" not in value:
+    rest = {key: item for key, item in value.items() if key not in (role_name, content_name)}
+    if isinstance(role_value, str) and role_value.lower() == "function_call" and "function_call" not in value:
         return {"role": role, "content": "", "tool_calls": [_call(content, f"{place}.{content_name}")], **rest}
     if fault := weight_fault(value):
         raise Fault(f"field '{place}.weight': {fault}")
-    carries = {key for key, each in rest.items() if each is not None} - ABOUT
-    if content_name not in value and not carries:
-        raise Fault(f"field {place!r}: no {content_name!r}; the message has {_names(value)}; add it")
-    if content is None and not carries:
+    replacements = {key for key, item in rest.items() if item is not None} - ABOUT
+    if content_name not in value and not replacements:
+        raise Fault(f"field {place!r}: no {content_name!r}; the message has {field_names(value)}; add it")
+    if content is None and not replacements:
         raise Fault(f"field '{place}.{content_name}' is null, must be text")
     if content is not None and (fault := content_fault(content, role)):
         raise Fault(f"field '{place}.{content_name}' is {type_name(content)}, {fault}")

@@ -24,13 +24,13 @@ from quatrain.core.errors import InputError
 from quatrain.core.reading import MAX_DIGITS, sha256_of
 from quatrain.data import catalog
 from quatrain.data.convert import convert
-from quatrain.data.decoding import read_text, suffix_of
+from quatrain.data.decoding import lines_of, read_text, suffix_of
 from quatrain.data.download import DownloadProgress
 from quatrain.data.formats import FORMATS, Layout, detect_layout
 from quatrain.data.gutenberg import strip_pieces
 from quatrain.data.huggingface import HuggingFaceSource
 from quatrain.data.records import AnyRecord, Fault, LabelledText, Problems, Row, TaggedTokens
-from quatrain.data.rows import RECORD_SUFFIXES, lines, read_records
+from quatrain.data.rows import RECORD_SUFFIXES, read_records
 from quatrain.data.sources import (
     JOINED,
     OnSkipped,
@@ -423,7 +423,7 @@ def _has(row: Any, values: Mapping[str, str]) -> bool:
 
 
 def _lines(path: Path, pieces: Iterable[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines(pieces), 1):
+    for number, line in enumerate(lines_of(pieces), 1):
         if line.strip():
             yield Row(f"{path}:{number}", line.rstrip("\n"))
 
@@ -484,7 +484,7 @@ class ParallelSource:
 
     def rows(self) -> Iterator[Row]:
         """One pair per line; a fault if one file has more lines."""
-        sides = (lines(self.reader(path)) for path in self.files)
+        sides = (lines_of(self.reader(path)) for path in self.files)
         for number, (source, target) in enumerate(itertools.zip_longest(*sides), 1):
             place = f"{self.files[0]}:{number}"
             if source is None or target is None:

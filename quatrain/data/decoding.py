@@ -22,7 +22,7 @@ PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
 """Suffix -> compression format."""
 
 FREE = 64 * 1024 * 1024
-"""Decompressed bytes below which the ratio is not checked."""
+"""The compression ratio is checked beyond this many decompressed bytes."""
 
 RATIO = 250
 """The largest allowed compression ratio. Text reaches 30, repetitive logs 100."""
@@ -42,20 +42,20 @@ def unpacked(handle: IO[bytes], path: Path, packing: str, block: int) -> Iterato
     Concatenated compressed streams are one file, as in gzip, bzip2 and xz. Raises InputError for a damaged file, and
     for one that decompresses to more than `RATIO` times its size.
     """
-    given = produced = 0
+    consumed = produced = 0
     try:
-        for found in _unpacked_parts(handle, packing, block):
-            produced += len(found)
-            given = handle.tell()
-            if produced > FREE and produced > RATIO * given:
+        for data in _unpacked_parts(handle, packing, block):
+            produced += len(data)
+            consumed = handle.tell()
+            if produced > FREE and produced > RATIO * consumed:
                 raise InputError(
-                    f"{path} unpacks to more than {RATIO} times its size ({given:,} bytes became {produced:,}): it is "
-                    "damaged or made to fill the memory. Unpack it, if it is meant so"
+                    f"{path} unpacks to more than {RATIO} times its size ({consumed:,} bytes became {produced:,}): it "
+                    "is damaged, or made to fill the memory. If you trust it, unpack it first"
                 )
-            yield found
+            yield data
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        reason = str(error) or "it ends too early"
-        raise InputError(f"{path} is not a whole {packing} file: {reason}. Get it again, or unpack it") from error
+        reason = str(error) or "it is truncated"
+        raise InputError(f"{path} is not a valid {packing} file: {reason}. Download it again, or unpack it") from error
 
 
 class _Gzip:
@@ -89,30 +89,30 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 
 def _unpacked_parts(handle: IO[bytes], packing: str, block: int) -> Iterator[bytes]:
     make = _DECOMPRESSORS[packing]
-    part, waiting, whole = None, b"", False
+    part, waiting, complete = None, b"", False
     while True:
         data = waiting or handle.read(min(block, 1 << 16))
         waiting = b""
         if part is None:
             # zero bytes may pad the space after a stream
-            data = data.lstrip(b"\0") if whole else data
+            data = data.lstrip(b"\0") if complete else data
             if not data and not (waiting := handle.read(min(block, 1 << 16))):
                 break
             if not data:
                 continue
             part = make()
         elif not data and part.needs_input:
-            raise EOFError("it ends before its last block does")
-        found = part.decompress(data, block)
-        if found:
-            yield found
+            raise EOFError("it is truncated")
+        content = part.decompress(data, block)
+        if content:
+            yield content
         while not part.eof and not part.needs_input:
-            found = part.decompress(b"", block)
-            if found:
-                yield found
+            content = part.decompress(b"", block)
+            if content:
+                yield content
         if part.eof:
-            waiting, part, whole = part.unused_data, None, True
-    if not whole:
+            waiting, part, complete = part.unused_data, None, True
+    if not complete:
         raise EOFError("it is empty")
 
 
@@ -241,7 +241,7 @@ def _encoding(head: bytes) -> tuple[str, bytes]:
 def _refuse_binary(path: Path, head: bytes) -> None:
     for magic, name in _MAGIC:
         if head.startswith(magic):
-            raise InputError(f"{path} is no text: it looks like {name}")
+            raise InputError(f"{path} is not text: it looks like {name}")
     zeros = head.count(0)
     if not zeros:
         control = sum(head.count(byte) for byte in range(32) if byte not in (7, 8, 9, 10, 12, 13, 27))
@@ -265,13 +265,13 @@ def explain_byte(path: Path, error: UnicodeDecodeError, encoding: str, at: int) 
     if encoding != "utf-8":
         return f"{where} ({error.reason}). Save the file as UTF-8"
     if error.reason == "unexpected end of data":
-        return f"{where}: the file ends in the middle of a character. Get it again"
+        return f"{where}: the file ends in the middle of a character. Download it again"
     high = [byte for byte in data if byte >= 0x80]
     # Latin-1 has no printable characters from 0x80 to 0x9F, Windows' code page 1252 has.
     guess = "cp1252" if any(byte < 0xA0 for byte in high) else "latin-1"
-    shown = data[max(error.start - 12, 0) : error.start + 12].decode(guess, "replace")
-    shown = " ".join(shown.split())
-    return f"{where}. It looks like {guess} (“…{shown}…”). Convert it: {_convert(path, guess)}"
+    excerpt = data[max(error.start - 12, 0) : error.start + 12].decode(guess, "replace")
+    excerpt = " ".join(excerpt.split())
+    return f"{where}. It looks like {guess} (“…{excerpt}…”). Convert it: {_convert(path, guess)}"
 
 
 def _convert(path: Path, encoding: str) -> str:
@@ -285,23 +285,23 @@ def lines_of(pieces: Iterable[str], path: Path | None = None) -> Iterator[str]:
 
     Raises InputError, with the line number in `path`, for a line longer than `MAX_LINE`.
     """
-    held: list[str] = []
+    start: list[str] = []
     number = size = 0
     for piece in pieces:
         if "\n" not in piece:
-            held.append(piece)
+            start.append(piece)
             size += len(piece)
             if size > MAX_LINE:
                 raise InputError(
-                    f"{path or 'the text'}:{number + 1}: a line of more than {MAX_LINE:,} characters; break it up"
+                    f"{path or 'the text'}:{number + 1}: a line of more than {MAX_LINE:,} characters; split it"
                 )
             continue
         first, *rest = piece.split("\n")
-        yield "".join([*held, first, "\n"])
+        yield "".join([*start, first, "\n"])
         number += len(rest)
         for line in rest[:-1]:
             yield line + "\n"
-        held, size = [rest[-1]], len(rest[-1])
-    last = "".join(held)
+        start, size = [rest[-1]], len(rest[-1])
+    last = "".join(start)
     if last:
         yield last

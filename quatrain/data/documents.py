@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from quatrain.core.errors import InputError
+from quatrain.core.reading import lone_surrogate
+from quatrain.core.wording import type_name
 from quatrain.data.corpus import Corpus
 from quatrain.data.decoding import read_text
 from quatrain.data.download import DownloadProgress
 from quatrain.data.gutenberg import strip_pieces
 from quatrain.data.huggingface import HuggingFaceSource
-from quatrain.data.records import Conversation, Message, Preference, Problems, Row
+from quatrain.data.records import Conversation, Message, Preference, Problems, Row, field_names
 from quatrain.data.rows import read_records
 from quatrain.data.sources import OnSkipped, find_files, is_dataset, is_record_file
 
@@ -66,12 +68,12 @@ def read_documents(
     progress: DownloadProgress | None = None,
 ) -> Iterator[str]:
     """The documents of `source`, each as one string; otherwise as `read_chunks`."""
-    held: list[str] = []
-    for piece in read_chunks(source, column=column, skipped=skipped, progress=progress):
-        held.append(piece.text)
-        if piece.last:
-            yield "".join(held)
-            held = []
+    parts: list[str] = []
+    for chunk in read_chunks(source, column=column, skipped=skipped, progress=progress):
+        parts.append(chunk.text)
+        if chunk.last:
+            yield "".join(parts)
+            parts = []
 
 
 def read_conversations(
@@ -112,7 +114,7 @@ def _pieces(files: list[Path], column: str) -> Iterator[DocumentChunk]:
             raise _with_the_others(error, files[number + 1 :], column) from error
     if empty:
         names = files[0] if len(files) == 1 else f"all {len(files)} files"
-        raise InputError(f"there is no text in {names}: nothing but white space")
+        raise InputError(f"there is no text in {names}, only white space")
 
 
 def _of_file(path: Path, column: str) -> Iterator[DocumentChunk]:
@@ -160,27 +162,17 @@ def _text(record: Row, column: str) -> tuple[str, str | None]:
         return "", record.fault
     if isinstance(value, dict):
         if column not in value:
-            names = ", ".join(repr(name) for name in list(value)[:12]) or "none"
             chat = {"messages", "conversations", "instruction", "prompt", "chosen"} & set(value)
-            hint = " (this looks like a file of chats: teach it in a finetune stage)" if chat else ""
-            return "", f"no field {column!r}; the fields are {names}{hint}"
+            hint = " (this looks like chats: use the file in a finetune stage)" if chat else ""
+            return "", f"no field {column!r}; the row has {field_names(value)}{hint}"
         value = value[column]
     if value is None:
         return "", None
     if not isinstance(value, str):
-        return "", f"field {column!r} is {type(value).__name__}, must be text"
-    if (half := half_character(value)) is not None:
-        return "", f"field {column!r}: {half}"
+        return "", f"field {column!r} is {type_name(value)}, must be text"
+    if (fault := lone_surrogate(value)) is not None:
+        return "", f"field {column!r}: {fault}"
     return (value, None) if value.strip() else ("", None)
-
-
-def half_character(text: str) -> str | None:
-    """The message for a lone surrogate, which JSON can contain (\\ud83d) but no encoding can; None if there is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"half of a character (\\u{ord(text[error.start]):04x}) at character {error.start}; remove it"
-    return None
 
 
 def _with_the_others(error: InputError, rest: list[Path], column: str) -> InputError:

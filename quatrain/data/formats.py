@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.settings import suggest
+from quatrain.core.settings import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ FORMATS: dict[str, Format] = {
 }
 """Every data format by name. `quatrain.data.convert` has a converter for the rows of each."""
 
-CHAT_BESIDE = ("system", "tools", "functions", "documents")
+CHAT_EXTRAS = ("system", "tools", "functions", "documents")
 """Columns that belong to a conversation in addition to its messages."""
 
 CHAT_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
@@ -112,7 +112,7 @@ _PAIRS = (
 )
 _EXACT = (
     *(name for pair in (*_TEXT_PAIRS, *_PAIRS, *CHAT_PAIRS) for name in pair),
-    *(column for parts in _CHOICES for each in parts.values() for column in each.split(",")),
+    *(column for parts in _CHOICES for columns in parts.values() for column in columns.split(",")),
     *(*_TEXTS, *_SCORES, *_LABELS, *_QUERIES[:1], *_DATABASES, *_WORDS, *_TAGS, *_CONTEXTS, *_ANSWERS),
     *("messages", "conversations", "instruction", "output", "instances", "turns", "chosen", "rejected"),
 )
@@ -247,23 +247,23 @@ def _spelling_variants(names: list[str]) -> Iterator[Layout]:
     for meaning in (_plain_name, _synonym):
         exact = {known.get(plain, plain): name for name in names for plain in [meaning(name)]}
         if len(exact) == len(names) and list(exact) != names:
-            layouts = (_with_own_names(layout, exact) for layout in _candidates(list(exact)))
+            layouts = (_with_file_names(layout, exact) for layout in _candidates(list(exact)))
             yield from (layout for layout in layouts if meaning is _plain_name or layout.format == "labelled")
 
 
-def _with_own_names(layout: Layout, exact: Mapping[str, str]) -> Layout:
+def _with_file_names(layout: Layout, exact: Mapping[str, str]) -> Layout:
     """The layout with the columns as the file spells them; `exact` maps known names to these."""
     parts = dict(layout.parts)
     if layout.format == "chat":
-        parts = {name: name for name in ("messages", "instruction", "input", "output", *CHAT_BESIDE) if name in exact}
+        parts = {name: name for name in ("messages", "instruction", "input", "output", *CHAT_EXTRAS) if name in exact}
         pair = next((pair for pair in CHAT_PAIRS if {*pair} <= set(exact)), None)
         if "conversations" in exact:
-            parts = {name: name for name in parts if name in CHAT_BESIDE} | {"messages": "conversations"}
+            parts = {name: name for name in parts if name in CHAT_EXTRAS} | {"messages": "conversations"}
         elif pair is not None and not {"messages", "instruction"} & set(parts):
-            parts = {name: name for name in parts if name in CHAT_BESIDE} | {"prompt": pair[0], "completion": pair[1]}
+            parts = {name: name for name in parts if name in CHAT_EXTRAS} | {"prompt": pair[0], "completion": pair[1]}
     elif layout.format == "preference":
         parts = {name: name for name in FORMATS["preference"].roles if name in exact}
-    columns = {part: ",".join(exact[each] for each in column.split(",")) for part, column in parts.items()}
+    columns = {part: ",".join(exact[name] for name in column.split(",")) for part, column in parts.items()}
     return Layout(layout.format, columns)
 
 
@@ -311,7 +311,7 @@ def input_columns(names: Sequence[str], format: str) -> dict[str, str]:
     inputs: dict[str, tuple[dict[str, str], ...]] = {
         "tagged": tuple({"words": name} for name in _WORDS),
         "qa": tuple({"context": name, "question": "question"} for name in _CONTEXTS),
-        "choice": tuple({part: column for part, column in each.items() if part != "label"} for each in _CHOICES),
+        "choice": tuple({part: column for part, column in parts.items() if part != "label"} for parts in _CHOICES),
         "pair": tuple({"source": source} for source, _ in _PAIRS),
     }
     texts = (*({"text": text, "other": other} for text, other in _TEXT_PAIRS), *({"text": name} for name in _TEXTS))
@@ -320,8 +320,8 @@ def input_columns(names: Sequence[str], format: str) -> dict[str, str]:
     for meaning in (str, _plain_name, _synonym):
         exact = {known.get(plain, plain): name for name in names for plain in [meaning(name)]}
         for parts in choices:
-            if all(each in exact for column in parts.values() for each in column.split(",")):
-                return {part: ",".join(exact[each] for each in column.split(",")) for part, column in parts.items()}
+            if all(column in exact for columns in parts.values() for column in columns.split(",")):
+                return {part: ",".join(exact[name] for name in column.split(",")) for part, column in parts.items()}
     return {"text": names[0]} if format == "text" and len(names) == 1 else {}
 
 
@@ -331,18 +331,16 @@ def layout_from_columns(columns: Mapping[str, str], format: str | None = None) -
     for name, candidate in candidates.items():
         if candidate.accepts(set(columns)):
             return Layout(name, dict(columns))
-    known = dict.fromkeys(role.rstrip("?") for each in FORMATS.values() for role in each.roles)
+    known = dict.fromkeys(role.rstrip("?") for format_ in FORMATS.values() for role in format_.roles)
     problems = []
     for part in columns:
         if part not in known:
-            near = suggest(part, known)
-            hint = f"; did you mean {near}?" if near else ""
-            problems.append(f"columns.{part}: no part of any format{hint}")
+            problems.append(f"columns.{part}: not a role of any format{did_you_mean(part, list(known))}")
     if not problems:
-        kind = f"the format {format}" if format else "no format"
-        problems.append(f"columns: {', '.join(columns)} together are {'not ' if format else ''}{kind}'s parts")
+        which = f"the format {format} does not have" if format else "no format has"
+        problems.append(f"columns: {which} the roles {', '.join(columns)} together")
     sets = "; ".join(f"{name}: {', '.join(candidate.roles)}" for name, candidate in candidates.items())
-    what = "data.columns do not say what the data is. Each format's parts (? may be absent)"
+    what = "data.columns match no format. The roles of each format (? is optional)"
     raise InputError(f"{what}: {sets}", problems)
 
 

@@ -1,7 +1,7 @@
-"""Project Gutenberg's header and footer, removed from a stream of text.
+"""Removes Project Gutenberg's header, credits and footer from a stream of text.
 
-New files have "*** START OF THE PROJECT GUTENBERG EBOOK … ***", older ones "THIS" for "THE", those of before about
-2003 only the end of "the small print". A text without such a mark is passed on untouched.
+The header of recent files ends with "*** START OF THE PROJECT GUTENBERG EBOOK … ***" (older ones have "THIS" for
+"THE"), that of files before about 2003 with "*END* THE SMALL PRINT". A text without either is unchanged.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-#: A mark later than this is not at the beginning of a file.
-_HEAD = 40_000
-#: What must be seen after the mark to find the credits that follow it.
-_CREDITS = 3_000
+_HEADER_LENGTH = 40_000
+"""Limit on the characters of a header."""
+
+_CREDITS_LENGTH = 3_000
+"""Characters to read after the header to find the credits that may follow it."""
 
 _START = re.compile(
     r"^[ \t]*\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG (?:EBOOK|ETEXT)[^*]{0,400}\*\*\*[^\n]*\n?",
@@ -33,52 +34,52 @@ _CREDIT = re.compile(
 
 
 def strip_pieces(pieces: Iterable[str]) -> Iterator[str]:
-    """Yields a book, whose text comes in pieces, without header, credits, footer and licence; other texts unchanged.
+    """Yield the text of a book without header, credits, footer and licence; other texts are unchanged.
 
-    Holds back little more than one piece.
+    Buffers the header and then little more than one piece.
     """
     stream = iter(pieces)
-    head, found = "", None
+    head, header = "", None
     for piece in stream:
         head += piece
-        found = _mark(head)
-        if (found is not None and len(head) > found.end() + _CREDITS) or len(head) > _HEAD + _CREDITS:
+        header = _header_end(head)
+        if len(head) > (_HEADER_LENGTH if header is None else header.end()) + _CREDITS_LENGTH:
             break
-    if found is None:
+    if header is None:
         if head:
             yield head
         yield from stream
         return
-    body = head[found.end() :]
+    body = head[header.end() :]
     if credit := _CREDIT.match(body):
         body = body[credit.end() :]
     yield from _until_end(body.lstrip(), stream)
 
 
-def _mark(head: str) -> re.Match[str] | None:
-    """The end of the header: a mark that stands within the beginning of the text."""
-    for mark in (_START, _SMALL_PRINT):
-        found = mark.search(head)
-        if found is not None and found.start() < _HEAD:
-            return found
+def _header_end(head: str) -> re.Match[str] | None:
+    """The line that ends the header; None if the text does not begin with one."""
+    for pattern in (_START, _SMALL_PRINT):
+        match = pattern.search(head)
+        if match is not None and match.start() < _HEADER_LENGTH:
+            return match
     return None
 
 
-def _until_end(held: str, stream: Iterator[str]) -> Iterator[str]:
-    """Pass text on up to the footer. What may be the beginning of its line, and white space before it, is held."""
+def _until_end(buffer: str, stream: Iterator[str]) -> Iterator[str]:
+    """Yield the text up to the footer. The last line, which may begin the footer, and the space before it wait."""
     while True:
-        if found := _END.search(held):
-            yield held[: found.start()].rstrip() + "\n"
+        if footer := _END.search(buffer):
+            yield buffer[: footer.start()].rstrip() + "\n"
             return
         piece = next(stream, None)
         if piece is None:
-            if held:
-                yield held
+            if buffer:
+                yield buffer
             return
-        line = held.rfind("\n")
-        # No line of a footer is this long: a text without line ends still flows.
-        cut = line if len(held) - line < 10_000 else len(held)
-        ready = held[:cut].rstrip()
+        last_line = buffer.rfind("\n")
+        # No line of a footer is this long, so a text without line breaks need not wait.
+        end = last_line if len(buffer) - last_line < 10_000 else len(buffer)
+        ready = buffer[:end].rstrip()
         if ready:
             yield ready
-        held = held[len(ready) :] + piece
+        buffer = buffer[len(ready) :] + piece

@@ -14,7 +14,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-"""The roles of the conversation formats. A template may name others."""
+"""The roles of chat formats. A template may name others."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Fields for the assistant's reasoning. Most templates read the first, those of gpt-oss the second."""
@@ -49,8 +49,8 @@ def content_text(message: Mapping[str, Any]) -> str:
     return "" if content is None else str(content)
 
 
-def says_nothing(message: Mapping[str, Any]) -> bool:
-    """Whether a message has neither content nor a replacement for it, such as tool calls."""
+def is_empty(message: Mapping[str, Any]) -> bool:
+    """Whether a message has neither content nor anything in place of it, such as tool calls."""
     return not content_text(message).strip() and not any(message.get(key) for key in message if key not in ABOUT)
 
 
@@ -109,10 +109,10 @@ def check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> list
                 f'message {number}: {format_value(message)} is not a message; write {{"role": …, "content": …}}'
             )
             continue
-        kept = plain({key: value for key, value in message.items() if value is not None}, f"message {number}")
-        faults = [_role_fault(kept, template), _missing(kept), weight_fault(kept)]
+        message = plain({key: value for key, value in message.items() if value is not None}, f"message {number}")
+        faults = [_role_fault(message, template), _missing(message), weight_fault(message)]
         problems += [f"message {number}: {fault}" for fault in faults if fault]
-        checked.append(_with_reasoning(kept))
+        checked.append(_with_reasoning(message))
     if problems:
         raise InputError("the conversation cannot be rendered", problems)
     return checked
@@ -134,7 +134,7 @@ def _missing(message: Mapping[str, Any]) -> str | None:
         fault = content_fault(message["content"], message.get("role"))
         return fault and f"content is {type(message['content']).__name__}, {fault}"
     if set(message) <= ABOUT:
-        return 'no "content"; write the text that was said ("" where nothing was)'
+        return 'no "content"; write the text of the turn ("" for an empty one)'
     return None
 
 
@@ -167,8 +167,8 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return plain(value.item(), where, depth + 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        found = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-        return plain(found, where, depth + 1)
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return plain(fields, where, depth + 1)
     if callable(dump := getattr(value, "model_dump", None)):
         return plain(dump(), where, depth + 1)
     return f"<{type(value).__name__}>"

@@ -281,6 +281,11 @@ class Fault(Exception):
         return [self, *(nested for fault in self.more for nested in fault.all)]
 
 
+def field_names(fields: Mapping[str, Any]) -> str:
+    """The names of a row's first fields, for messages."""
+    return ", ".join(map(repr, list(fields)[:12])) or "no fields"
+
+
 def raise_together(faults: Iterable[Fault]) -> None:
     """Raise the first fault with the others attached; do nothing if there is none."""
     faults = list(faults)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import MAX_DEPTH, MAX_DIGITS, depth_of, open_regular
+from quatrain.core.reading import MAX_DEPTH, depth_of, open_regular, parse_whole_number
+from quatrain.core.wording import shorten
 from quatrain.data.decoding import is_packed, lines_of, read_text, suffix_of
 from quatrain.data.formats import has_known_columns
 from quatrain.data.records import Row
@@ -23,7 +24,7 @@ PARQUET_BATCH = 256
 """Rows of a Parquet file in memory at once."""
 
 ROWS_A_BYTE = 10_000
-"""The most rows per byte of a Parquet file: run-length encoding gives many, a damaged row count even more."""
+"""Limit on the rows per byte of a Parquet file. Run-length encoding allows many; a larger count is damaged."""
 
 
 def read_parquet(path: Path, column: str | None = None) -> Iterator[Row]:
@@ -48,7 +49,7 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[Row]:
                 for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=columns):
                     for value in batch.to_pylist():
                         row += 1
-                        yield Row(f"{path}:row {row}", {name: _parquet_value(each) for name, each in value.items()})
+                        yield Row(f"{path}:row {row}", {name: _parquet_value(item) for name, item in value.items()})
         except (
             pyarrow.ArrowException,
             OSError,
@@ -59,18 +60,17 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[Row]:
             MemoryError,
         ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            after = f" behind row {row:,}" if row else ""
-            raise InputError(f"{path} is not a whole Parquet file{after}: {reason}") from error
+            after = f" after row {row:,}" if row else ""
+            raise InputError(f"{path} is not a valid Parquet file{after}: {reason}") from error
 
 
 def _check_parquet(path: Path, names: list[str], rows: int, size: int) -> None:
     if not names:
         raise InputError(f"{path} has no columns")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        said = ", ".join(map(repr, twice))
-        raise InputError(f"{path} has the column {said} more than once; give each its own name")
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path} has the column {', '.join(map(repr, duplicates))} more than once; rename columns")
     if rows > ROWS_A_BYTE * size:
-        raise InputError(f"{path} says that its {size:,} bytes hold {rows:,} rows; it is damaged")
+        raise InputError(f"{path} claims {rows:,} rows in {size:,} bytes; it is damaged")
 
 
 def _parquet_value(value: Any) -> Any:
@@ -81,11 +81,11 @@ def _parquet_value(value: Any) -> Any:
         except UnicodeDecodeError:
             return value
     if isinstance(value, list):
-        if value and all(isinstance(each, tuple) and len(each) == 2 for each in value):
-            return {str(key): _parquet_value(each) for key, each in value}
-        return [_parquet_value(each) for each in value]
+        if value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
+            return {str(key): _parquet_value(item) for key, item in value}
+        return [_parquet_value(item) for item in value]
     if isinstance(value, dict):
-        return {key: _parquet_value(each) for key, each in value.items()}
+        return {key: _parquet_value(item) for key, item in value.items()}
     return value
 
 
@@ -98,10 +98,10 @@ RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TA
 #: The columns of CoNLL-U (https://universaldependencies.org/format.html).
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
-_TOO_DEEP = "nested too deep"
+_TOO_DEEP = "nested too deeply"
 
 MAX_DOCUMENT = 1024 * 1024 * 1024
-"""Limit on the characters of a JSON document, which is parsed whole. JSON lines have no such limit."""
+"""Limit on the characters of a JSON document, which is parsed at once. JSON lines have no such limit."""
 
 
 def read_records(
@@ -114,14 +114,14 @@ def read_records(
 ) -> Iterator[Row]:
     """The rows of a file with one of RECORD_SUFFIXES. A line that is not a row becomes a Row with a `fault`.
 
-    `column` limits Parquet files to one column. `header` tells whether a table has a header (None: detect it), `suffix`
-    the format if it is not that of the file's own suffix, `pieces` the text if it has been read already. Raises
+    `column` limits Parquet files to one column. `header`: whether a table has a header (None: detect it). `suffix`
+    overrides the suffix of the file, `pieces` is the text if it has been read already. Raises
     InputError for a file that cannot be read at all.
     """
     suffix = suffix or suffix_of(path)
     if suffix == ".parquet":
         if is_packed(path):
-            raise InputError(f"{path}: Parquet files are compressed inside; unpack this one")
+            raise InputError(f"{path}: Parquet files are compressed internally; unpack this one")
         return read_parquet(path, column)
     text = read_text(path) if pieces is None else pieces
     if suffix in (".jsonl", ".ndjson"):
@@ -133,9 +133,6 @@ def read_records(
     if suffix in TAGGED_SUFFIXES:
         return _sentences(path, text, universal=suffix == ".conllu")
     raise InputError(f"{path}: records are read from {', '.join(RECORD_SUFFIXES)} files, not {suffix or 'this'}")
-
-
-lines = lines_of
 
 
 def _json_lines(path: Path, text: Iterable[str]) -> Iterator[Row]:
@@ -152,17 +149,10 @@ def _json_lines(path: Path, text: Iterable[str]) -> Iterator[Row]:
 
 
 def _json_fault(error: json.JSONDecodeError, text: str) -> str:
-    shown = text if len(text) <= 60 else text[:57] + "…"
-    return f"not valid JSON ({error.msg} at column {error.colno}): {shown}"
+    return f"not valid JSON ({error.msg} at column {error.colno}): {shorten(text, 60)}"
 
 
-def _whole_number(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits; at most {MAX_DIGITS} are read")
-    return int(digits)
-
-
-_DECODER = json.JSONDecoder(parse_int=_whole_number)
+_DECODER = json.JSONDecoder(parse_int=parse_whole_number)
 
 
 def _checked(value: Any, text: str) -> Any:
@@ -183,51 +173,51 @@ def _value(text: str, at: int) -> tuple[Any, int]:
 def _json(path: Path, pieces: Iterable[str]) -> Iterator[Row]:
     """The items of a JSON list, or of the list "data" of an object, each with the line on which it begins.
 
-    Any other object is read as a list of one.
+    Any other value is a single row.
     """
     text = _document(path, pieces)
     at = _skip(text, 0)
     line = _Line(text)
     if text[at : at + 1] == "[":
         end = yield from _json_list(path, text, at)
-        yield from _behind(path, text, end, line)
+        yield from _trailing(path, text, end, line)
         return
     try:
         value, end = _value(text, at)
     except (ValueError, RecursionError) as error:
-        hint = "; for one object a line, give the file the ending .jsonl"
+        hint = "; if it has one object per line, give it the ending .jsonl"
         yield Row(f"{path}:{line(at)}", fault=f"not valid JSON ({_reason(error)}){hint}")
         return
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         start = next(start for key, start, _ in _children(text, at) if key == "data")
-        articles = any(isinstance(each, dict) and "paragraphs" in each for each in value["data"])
+        articles = any(isinstance(item, dict) and "paragraphs" in item for item in value["data"])
         yield from _squad(path, text, start, line) if articles else _json_list(path, text, start)
     else:
         yield Row(f"{path}:{line(at)}", value)
-    yield from _behind(path, text, end, line)
+    yield from _trailing(path, text, end, line)
 
 
 def _document(path: Path, pieces: Iterable[str]) -> str:
-    held, size = [], 0
+    parts, size = [], 0
     for piece in pieces:
-        held.append(piece)
+        parts.append(piece)
         size += len(piece)
         if size > MAX_DOCUMENT:
             raise InputError(
-                f"{path} has more than {MAX_DOCUMENT:,} characters, and JSON is read whole; write one object a line "
-                "(.jsonl), which may have any size"
+                f"{path} has more than {MAX_DOCUMENT:,} characters, and JSON is parsed at once; write one object per "
+                "line (.jsonl), for files of any size"
             )
-    return "".join(held)
+    return "".join(parts)
 
 
-def _behind(path: Path, text: str, end: int | None, line: _Line) -> Iterator[Row]:
-    """The fault of text behind a JSON value; nothing where there is none, or where the value has no end."""
+def _trailing(path: Path, text: str, end: int | None, line: _Line) -> Iterator[Row]:
+    """The fault of text after a JSON value that ends at `end`; nothing if there is none, or if `end` is None."""
     if end is None or (at := _skip(text, end)) == len(text):
         return
     rest = " ".join(text[at : at + 40].split())
     is_value = text[at] in '{["'
     fault = (
-        "more than one JSON value; give the file the ending .jsonl" if is_value else "not valid JSON (text behind it)"
+        "more than one JSON value; give the file the ending .jsonl" if is_value else "not valid JSON (text after it)"
     )
     yield Row(f"{path}:{line(at)}", fault=f"{fault}: {rest}")
 
@@ -239,7 +229,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Line:
-    """The line of a place in a text; each place asked for lies behind the one before."""
+    """The line number of an index of a text, for ascending indices."""
 
     def __init__(self, text: str):
         self.text, self.line, self.counted = text, 1, 0
@@ -251,7 +241,7 @@ class _Line:
 
 
 def _json_list(path: Path, text: str, at: int) -> Generator[Row, None, int | None]:
-    """The items of the list that begins at `at`; returns where it ends, None where it does not."""
+    """The items of the list that begins at index `at`. Returns the index of its end, None if it is not closed."""
     line = _Line(text)
     at = _skip(text, at + 1)
     while text[at : at + 1] != "]":
@@ -274,7 +264,7 @@ def _json_list(path: Path, text: str, at: int) -> Generator[Row, None, int | Non
 
 
 def _children(text: str, at: int) -> Iterator[tuple[str | int, int, Any]]:
-    """The values of a valid JSON list or object at `at`: key or number, where the value begins, the value."""
+    """The values of the valid JSON list or object at index `at`, as (key or number, index of the value, value)."""
     is_list, number = text[at] == "[", 0
     at = _skip(text, at + 1)
     while text[at] not in "]}":
@@ -291,17 +281,17 @@ def _children(text: str, at: int) -> Iterator[tuple[str | int, int, Any]]:
 
 
 def _squad(path: Path, text: str, at: int, line: _Line) -> Iterator[Row]:
-    """The questions of SQuAD's files (Rajpurkar et al. 2016, arXiv 1606.05250), each with its paragraph."""
+    """The questions of a SQuAD file (Rajpurkar et al. 2016, arXiv 1606.05250), each with its paragraph."""
     for _, article_at, article in _children(text, at):
         place = f"{path}:{line(article_at)}"
         if not isinstance(article, dict) or not isinstance(article.get("paragraphs"), list):
-            yield Row(place, fault="field 'paragraphs' is missing or no list; write one for every article")
+            yield Row(place, fault="field 'paragraphs' is missing or not a list; each article needs one")
             continue
         start = next(start for key, start, _ in _children(text, article_at) if key == "paragraphs")
         for _, paragraph_at, paragraph in _children(text, start):
             if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
                 place = f"{path}:{line(paragraph_at)}"
-                yield Row(place, fault="field 'qas' is missing or no list; write one for every paragraph")
+                yield Row(place, fault="field 'qas' is missing or not a list; each paragraph needs one")
                 continue
             rest = {key: value for key, value in paragraph.items() if key != "qas"}
             rest |= {"title": article["title"]} if "title" in article else {}
@@ -318,46 +308,46 @@ def _skip(text: str, at: int) -> int:
 
 
 def _sentences(path: Path, text: Iterable[str], *, universal: bool) -> Iterator[Row]:
-    """The sentences of a file with a word a line, its columns parted by tabs or spaces, and empty lines between them.
+    """The sentences of a file with one word per line, in columns of tabs or spaces, and empty lines between sentences.
 
-    In CoNLL-U words of several tokens and empty nodes are left out: their tokens are there by themselves.
+    The multiword tokens and empty nodes of CoNLL-U are skipped, because their words have lines of their own.
     """
     rows: list[list[str]] = []
     numbers: list[int] = []
-    whole, said = True, ""
-    for number, line in enumerate(_with_an_end(lines_of(text, path)), 1):
+    valid, comment = True, ""
+    for number, line in enumerate(_with_empty_line(lines_of(text, path)), 1):
         line = line.rstrip("\n")
         if not line.strip():
-            if rows and whole:
-                names = CONLLU if universal else [str(each) for each in range(1, len(rows[0]) + 1)]
+            if rows and valid:
+                names = CONLLU if universal else [str(column) for column in range(1, len(rows[0]) + 1)]
                 value: dict[str, Any] = {name: list(cells) for name, cells in zip(names, zip(*rows, strict=True),
                                                                                   strict=True)}  # fmt: skip
-                yield Row(f"{path}:{numbers[0]}", value | ({"text": said} if said else {}), lines=tuple(numbers))
-            rows, numbers, whole, said = [], [], True, ""
+                yield Row(f"{path}:{numbers[0]}", value | ({"text": comment} if comment else {}), lines=tuple(numbers))
+            rows, numbers, valid, comment = [], [], True, ""
             continue
         if universal and line.startswith("#"):
-            said = line.removeprefix("# text = ") if line.startswith("# text = ") else said
+            comment = line.removeprefix("# text = ") if line.startswith("# text = ") else comment
             continue
         cells = line.split("\t") if "\t" in line else line.split()
         if cells[0] == "-DOCSTART-":
             continue
-        wanted = len(CONLLU) if universal else len(rows[0]) if rows else max(2, len(cells))
-        if len(cells) != wanted or not all(cell.strip() for cell in cells):
-            whole = False
-            yield Row(f"{path}:{number}", fault=_column_fault(cells, wanted))
+        expected = len(CONLLU) if universal else len(rows[0]) if rows else max(2, len(cells))
+        if len(cells) != expected or not all(cell.strip() for cell in cells):
+            valid = False
+            yield Row(f"{path}:{number}", fault=_column_fault(cells, expected))
         elif not (universal and not cells[0].isdigit()):
             rows.append(cells)
             numbers.append(number)
 
 
-def _column_fault(cells: list[str], wanted: int) -> str:
-    if len(cells) != wanted:
-        found = f"{len(cells)} column{'s' if len(cells) > 1 else ''}"
-        return f"{found}, must be {wanted}, parted by one tab or by spaces; write the missing or join the others"
+def _column_fault(cells: list[str], expected: int) -> str:
+    if len(cells) != expected:
+        count = f"{len(cells)} column{'s' if len(cells) > 1 else ''}"
+        return f"{count}, must be {expected}, separated by one tab or by spaces"
     empty = next(number for number, cell in enumerate(cells, 1) if not cell.strip())
     return f"column {empty} is empty; write a word or a tag"
 
 
-def _with_an_end(text: Iterator[str]) -> Iterator[str]:
+def _with_empty_line(text: Iterator[str]) -> Iterator[str]:
     yield from text
     yield ""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from quatrain.data.messages import has_calls, is_learned, says_nothing
+from quatrain.data.messages import has_calls, is_empty, is_learned
 from quatrain.data.records import (
     AnyRecord,
     Choice,
@@ -38,14 +38,14 @@ class Finding:
 def check_record(row: Row, record: AnyRecord) -> Iterator[Finding]:
     """The findings within one record."""
     if isinstance(record, Conversation):
-        yield from (Finding(row.place, *each) for each in check_turns(record.messages, row.value))
+        yield from (Finding(row.place, *fault) for fault in check_turns(record.messages, row.value))
     elif isinstance(record, Preference):
         yield from _check_preference(row, record)
     elif isinstance(record, Choice) and len(set(record.choices)) < len(record.choices):
         yield Finding(row.place, "two choices are the same; write different ones", "choices", True)
     elif isinstance(record, Question) and not record.answers and _is_plain(row.value):
-        yield Finding(row.place, "field 'answers' is empty: the question has no answer; write one, or "
-                      "\"is_impossible\": true where the text has none", "answers", True)  # fmt: skip
+        yield Finding(row.place, "field 'answers' is empty; write an answer, or "
+                      "\"is_impossible\": true if the text has none", "answers", True)  # fmt: skip
 
 
 def _is_plain(value: Any) -> bool:
@@ -54,41 +54,41 @@ def _is_plain(value: Any) -> bool:
 
 def check_turns(messages: list[Message], value: Any = None) -> Iterator[tuple[str, str]]:
     """Turns out of order and empty answers, as (text, field). `value` is the raw row."""
-    name = next(
-        (each for each in ("messages", "conversations") if isinstance(value, dict) and each in value), "messages"
-    )
-    written = value.get(name) if isinstance(value, dict) else None
-    shift = len(messages) - len(written) if isinstance(written, list) else 0
+    row = value if isinstance(value, dict) else {}
+    name = "conversations" if "conversations" in row and "messages" not in row else "messages"
+    turns = row.get(name)
+    # A system message from another column precedes the turns.
+    shift = len(messages) - len(turns) if isinstance(turns, list) else 0
     before = ""
     for number, message in enumerate(messages):
-        role, place = message["role"], f"{name}[{number - shift}]" if isinstance(written, list) else "the answer"
+        role, place = message["role"], f"{name}[{number - shift}]" if isinstance(turns, list) else "the answer"
         calls = has_calls(message)
         fault = _order(role, before, first=number == 0)
         if fault is not None:
             yield f"field '{place}': {fault}", place
-        if role == "assistant" and says_nothing(message):
-            yield f"field '{place}': the assistant says nothing; write its answer or remove the turn", place
+        if role == "assistant" and is_empty(message):
+            yield f"field '{place}': the assistant's turn is empty; write its answer or remove the turn", place
         before = "call" if calls else role
-    said = [each for each in messages if each["role"] == "assistant"]
-    if said and not any(map(is_learned, said)):
-        yield f"field '{name}': every turn of the assistant has the weight 0, nothing is learned; remove the row", name
-    if messages and messages[-1]["role"] != "assistant" and any(each["role"] == "assistant" for each in messages):
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if answers and not any(map(is_learned, answers)):
+        yield f"field '{name}': every turn of the assistant has weight 0, so nothing is learned; remove the row", name
+    if answers and messages[-1]["role"] != "assistant":
         place = f"{name}[{len(messages) - 1 - shift}]"
-        yield f"field '{place}': the last turn is the {messages[-1]['role']}'s, nobody answers; remove it", place
+        yield f"field '{place}': the last turn is the {messages[-1]['role']}'s and has no answer; remove it", place
 
 
 def _order(role: str, before: str, *, first: bool) -> str | None:
     """Why a turn of this role cannot follow one of role `before` ("call" is an assistant turn with a tool call)."""
     if role == "system" and not first:
-        return "the system speaks after the beginning; put its message first"
+        return "the system message is not the first; put it first"
     if role == "assistant" and before in ("", "system", "developer"):
-        return "the assistant speaks first; put the user's turn before it"
+        return "the assistant's turn comes first; put the user's turn before it"
     if role == before and role in ("user", "assistant"):
-        return f"two turns of the {role} in a row; join them, or write the one between"
+        return f"two turns of the {role} in a row; join them, or write the missing turn"
     if role in ("tool", "function") and before not in ("call", "tool", "function"):
-        return "a tool answers that was not called; put the assistant's call before it"
+        return "a tool's result without a call; put the assistant's call before it"
     if role == "user" and before == "call":
-        return "the user speaks before the tool that was called has answered; put its answer before"
+        return "the user's turn follows a tool call without a result; put the tool's result before it"
     return None
 
 
@@ -96,20 +96,20 @@ def _check_preference(row: Row, record: Preference) -> Iterator[Finding]:
     if record.chosen == record.rejected:
         yield Finding(row.place, "chosen and rejected are the same; remove the row", "chosen")
     for name, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
-        said = [each for each in messages if each["role"] == "assistant"]
-        if not said:
-            yield Finding(row.place, f"field {name!r}: nothing is said by the assistant; write its answer", name)
-        elif any(says_nothing(each) for each in said):
-            # An empty answer may be what was rejected.
-            text = f"field {name!r}: the assistant says nothing; write its answer or remove the row"
+        answers = [message for message in messages if message["role"] == "assistant"]
+        if not answers:
+            yield Finding(row.place, f"field {name!r}: it has no turn of the assistant; write its answer", name)
+        elif any(map(is_empty, answers)):
+            # A rejected answer may be empty on purpose.
+            text = f"field {name!r}: the assistant's turn is empty; write its answer or remove the row"
             yield Finding(row.place, text, name, warning=name == "rejected")
 
 
 class TagChecker:
     """Checks entity tag sequences against their scheme.
 
-    Schemes: IOB2 (every entity begins with B-), IOB1 (B- only where two entities of a type touch, Ramshaw and Marcus
-    1995), IO (I- alone), IOBES and BILOU (single and last words marked too, Ratinov and Roth 2009).
+    Schemes: IOB2 (every entity begins with B-), IOB1 (B- only between adjacent entities of one type, Ramshaw and
+    Marcus 1995), IO (only I-), IOBES and BILOU (also mark single and last words, Ratinov and Roth 2009).
     """
 
     def __init__(self, limit: int):
@@ -117,8 +117,8 @@ class TagChecker:
         self.count = Counter[str]()
         self.firsts: dict[str, str] = {}
         self.faults: list[Finding] = []
-        self.begun_apart = False
-        self._bad = 0
+        self.starts_apart = False
+        self._fault_count = 0
 
     def add(self, row: Row, record: TaggedTokens) -> None:
         """Add a sentence."""
@@ -130,10 +130,10 @@ class TagChecker:
                 self.firsts[tag] = at
             self.count[tag] += 1
             field = None if row.lines else f"tags[{number}]"
-            self.begun_apart |= tag[:2] == "B-" and before[2:] != tag[2:]
+            self.starts_apart |= tag[:2] == "B-" and before[2:] != tag[2:]
             fault = _follows(tag, before)
             if fault is not None:
-                self._bad += 1
+                self._fault_count += 1
                 if len(self.faults) < self.limit:
                     where = f"field '{field}': " if field else ""
                     self.faults.append(Finding(at, f"{where}{fault}", field))
@@ -151,12 +151,12 @@ class TagChecker:
             return "BILOU"
         if "B-" not in heads:
             return "IO"
-        return "IOB2" if self.begun_apart or not self._bad else "IOB1"
+        return "IOB2" if self.starts_apart or not self._fault_count else "IOB1"
 
     def findings(self) -> tuple[list[Finding], int]:
         """The first faults and the count of all."""
         if self.scheme in ("IOB2", "IOBES", "BILOU"):
-            return self.faults, self._bad
+            return self.faults, self._fault_count
         if self.scheme is None and "O" in self.count:
             return self._odd()
         return [], 0
@@ -167,13 +167,11 @@ class TagChecker:
         odd = [tag for tag in self.count if tag not in right and tag != "O"]
         if not right or len(odd) > len(right):
             return [], 0
-        found = [
-            Finding(
-                self.firsts[tag], f"the tag {tag!r} ({self.count[tag]:,} times) is neither O nor B-… nor I-…; mend it"
-            )
+        odd_tags = [
+            Finding(self.firsts[tag], f"the tag {tag!r} ({self.count[tag]:,} times) is not O, B-… or I-…; correct it")
             for tag in odd
         ]
-        return [*self.faults, *found][: self.limit], self._bad + len(odd)
+        return [*self.faults, *odd_tags][: self.limit], self._fault_count + len(odd)
 
 
 def _follows(tag: str, before: str) -> str | None:
@@ -181,7 +179,7 @@ def _follows(tag: str, before: str) -> str | None:
     head, kind = tag[:2], tag[2:]
     inside = before[:2] in ("B-", "I-") and before[2:] == kind
     if head in ("I-", "E-", "L-") and not inside:
-        after = f"after {before}" if before != "O" else "where no entity goes on"
+        after = f"after {before}" if before != "O" else "where no entity continues"
         return f"{tag} {after}; write {'B' if head == 'I-' else 'S' if head == 'E-' else 'U'}-{kind}"
     return None
 
@@ -198,18 +196,18 @@ class DuplicateFinder:
         key = _digest(record)
         first = self.seen.setdefault(key, row.place)
         if first != row.place:
-            return Finding(row.place, f"the same as {first}; remove one", None, True)
+            return Finding(row.place, f"a duplicate of {first}; remove one", None, True)
         if isinstance(record, LabelledText):
             text = _digest((record.text, record.other))
             before, label = self.labels.setdefault(text, (row.place, record.label))
             if label != record.label:
-                said = f"labelled {record.label!r}, the same text at {before} {label!r}; decide for one"
-                return Finding(row.place, said, "label", True)
+                text_fault = f"labelled {record.label!r}, but the same text at {before} is {label!r}; choose one"
+                return Finding(row.place, text_fault, "label", True)
         return None
 
 
 def _digest(value: Any) -> bytes:
-    told = value
+    content = value
     if not isinstance(value, tuple):
-        told = [getattr(value, each.name) for each in fields(value) if each.name != "id"]
-    return hashlib.blake2b(repr(told).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        content = [getattr(value, field.name) for field in fields(value) if field.name != "id"]
+    return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=8).digest()

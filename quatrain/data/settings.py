@@ -34,24 +34,28 @@ class DataSettings(Settings):
     source: str | None = Field(
         default=None, min_length=1, description="a catalog name, a file, a folder, or hf:owner/name"
     )
-    format: FormatName | None = Field(default=None, description="what the data is, if its columns do not tell")
-    columns: dict[str, str] = Field(default={}, description='parts and the columns they are in: {text = "review"}')
-    subset: str | None = Field(default=None, min_length=1, description="of a data set hf:owner/name, such as sst2")
-    split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face, such as train")
-    dev: str | None = Field(default=None, min_length=1, description="a source that validations read")
+    format: FormatName | None = Field(default=None, description="the data format; detected from the columns by default")
+    columns: dict[str, str] = Field(default={}, description='the column of each role: {text = "review"}')
+    subset: str | None = Field(
+        default=None, min_length=1, description="subset of a Hugging Face data set, such as sst2"
+    )
+    split: str | None = Field(default=None, min_length=1, description="split of a Hugging Face data set, such as train")
+    dev: str | None = Field(default=None, min_length=1, description="a source for validation")
     dev_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
-    test: str | None = Field(default=None, min_length=1, description="a source that the scores are measured on")
+    test: str | None = Field(default=None, min_length=1, description="a source for the final scores")
     test_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
-    streaming: bool = Field(default=False, description="read as it is needed, hold no more than a block")
+    streaming: bool = Field(default=False, description="read during training; only a block is in memory")
     database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
     databases: str | None = Field(
-        default=None, min_length=1, description="of questions with SQL: a folder, a .zip or a file of SQLite databases"
+        default=None,
+        min_length=1,
+        description="the databases of SQL questions: a folder, a .zip or a SQLite file",
     )
     preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
     examples: int = Field(
-        default=20_000, ge=1, le=10_000_000, description="training questions that are generated for a database"
+        default=20_000, ge=1, le=10_000_000, description="number of training questions to generate for a database"
     )
-    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data that is never learned")
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data for validation")
 
     def conflicts(self) -> Iterator[Problem]:
         if self.source is not None and self.database is not None:
@@ -72,28 +76,28 @@ class DataSettings(Settings):
 class TokenizerSettings(Settings):
     """The tokenizer to train, or the one to use as it is (`path`).
 
-    `special_tokens` and the tokens of `chat_template` are added to the one of `model.folder` too, where it has them
-    not: the model gets a row for each, which learns.
+    `special_tokens` and the tokens of `chat_template` are also added to the tokenizer of `model.folder` if it lacks
+    them. The model then gets a trainable embedding row for each.
     """
 
     kind: Literal["bpe", "wordpiece", "unigram", "word", "char"] = "bpe"
     vocab_size: int = Field(default=8192, ge=2, le=2_000_000)
-    path: str | None = Field(default=None, min_length=1, description="a tokenizer.json or the folder of one")
+    path: str | None = Field(default=None, min_length=1, description="a tokenizer.json, or a folder with one")
     spaces: Literal["attached", "free"] = Field(
-        default="attached", description="free: a name is the same tokens after a space, in quotes and in code (bpe)"
+        default="attached", description="free: a name has the same tokens after a space, in quotes and in code (bpe)"
     )
-    lowercase: bool = Field(default=False, description="read capitals as small letters (wordpiece, word)")
-    special_tokens: Listing[str] = Field(default=(), description="more tokens, each one id wherever it stands")
+    lowercase: bool = Field(default=False, description="convert the text to lower case (wordpiece, word)")
+    special_tokens: Listing[str] = Field(default=(), description="tokens to add; each is one id")
     chat_template: str | None = Field(default=None, min_length=1, description="a chat template, such as chatml")
 
     def conflicts(self) -> Iterator[Problem]:
         if self.spaces == "free" and self.kind != "bpe":
-            yield Problem(("spaces",), f'"free"; only kind = "bpe" has it, not "{self.kind}"', (("kind",),))
+            yield Problem(("spaces",), f'"free"; only kind = "bpe" has this setting, not "{self.kind}"', (("kind",),))
         if self.chat_template is not None:
             try:
                 source_of(self.chat_template)
             except InputError as error:
                 yield Problem(("chat_template",), error.message.removeprefix("chat_template "))
         if self.lowercase and self.kind not in ("wordpiece", "word"):
-            text = f'true; only kind = "wordpiece" or "word" has it, not "{self.kind}"'
+            text = f'true; only kind = "wordpiece" and "word" have this setting, not "{self.kind}"'
             yield Problem(("lowercase",), text, (("kind",),))

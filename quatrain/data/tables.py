@@ -1,7 +1,7 @@
-"""Reads CSV and TSV tables: detects delimiter, quoting and header from the beginning of a table.
+"""Reads CSV and TSV tables. Delimiter, quoting and header are detected from the first rows.
 
-A comma is preferred to other delimiters. TSV has no quotes (IANA text/tab-separated-values defines none), unless only
-quotes give all rows the same number of fields.
+A comma is preferred to other delimiters. TSV has no quotes (as IANA defines text/tab-separated-values), unless only
+quoting gives all rows the same number of fields.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLE_SIZE = 256 * 1024
 
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
-# A column name: a few words, not a sentence.
+# A column name has at most four words and does not end like a sentence.
 _NAME = re.compile(r"[^\W\d][\w\-()/%#:.]*( [\w\-()/%#:.]+){0,3}(?<![.:])")
 _USUAL = frozenset(
     """text texts sentence review content comment tweet document question title body subject message summary article
@@ -40,7 +40,7 @@ _SEPARATOR = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Shape:
+class Dialect:
     """The dialect of a table: delimiter, quote character ("" for none) and escape character."""
 
     delimiter: str = ","
@@ -64,7 +64,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class _Fit:
-    """How well a dialect fits: do all rows have as many fields as the first, and what share of them does."""
+    """How well a dialect fits the first rows.
+
+    `even`: all have as many fields as the first; `share`: the share that has; `named`: the first looks like a header.
+    """
 
     even: bool
     share: float
@@ -76,73 +79,73 @@ class _Fit:
         return self.even, self.share, self.named, self.columns
 
 
-def shape_of(head: str, *, tabs: bool) -> Shape:
-    """The dialect of a table that begins with `head`; `tabs` if its suffix is that of TSV."""
+def detect_dialect(head: str, *, tabs: bool) -> Dialect:
+    """The dialect of a table that begins with `head`; `tabs`: its suffix is that of TSV."""
     lines, cut = _whole_lines(head)
-    plain = Shape("\t", "") if tabs else Shape()
-    fits = {shape: _fit(shape, lines, cut) for shape in (plain, *_others(head, tabs=tabs))}
+    plain = Dialect("\t", "") if tabs else Dialect()
+    fits = {dialect: _fit(dialect, lines, cut) for dialect in (plain, *_others(head, tabs=tabs))}
     if tabs:
-        quoted = Shape("\t", '"')
+        quoted = Dialect("\t", '"')
         return quoted if _needs_quotes(fits[plain], fits[quoted], lines) else plain
     usual = fits.pop(plain)
     if usual.even:
-        # 'a','b' reads as even rows too, with the quotes in the fields
-        single = Shape(",", "'")
+        # rows such as 'a','b' are even in the plain dialect too, with the quotes as part of the fields
+        single = Dialect(",", "'")
         return single if single in fits and fits[single].even and _is_quoted(lines, single) else plain
     several = usual.columns > 1 and usual.share >= 0.5
     likely = [
-        shape
-        for shape, fit in fits.items()
+        dialect
+        for dialect, fit in fits.items()
         if fit.columns > 1 and (fit.even or (not several and fit.named and fit.share >= 0.5))
     ]
-    return max(likely, key=lambda shape: fits[shape].rank, default=plain)
+    return max(likely, key=lambda dialect: fits[dialect].rank, default=plain)
 
 
 def _whole_lines(head: str) -> tuple[list[str], bool]:
-    """The lines of a table's beginning, and whether more follow."""
-    found = list(lines_of([head[:SAMPLE_SIZE]]))
+    """The complete lines of a table's beginning, and whether more follow."""
+    lines = list(lines_of([head[:SAMPLE_SIZE]]))
     cut = len(head) >= SAMPLE_SIZE
-    return (found[:-1] if cut and len(found) > 1 else found), cut
+    return (lines[:-1] if cut and len(lines) > 1 else lines), cut
 
 
-def _others(head: str, *, tabs: bool) -> Iterator[Shape]:
-    """The possible dialects of a table, the usual one excluded."""
+def _others(head: str, *, tabs: bool) -> Iterator[Dialect]:
+    """The dialects to try besides the default one."""
     if tabs:
-        yield Shape("\t", '"')
+        yield Dialect("\t", '"')
         return
     for delimiter in DELIMITERS:
         if delimiter not in head:
             continue
         if delimiter != ",":
-            yield Shape(delimiter)
+            yield Dialect(delimiter)
         if '\\"' in head:
-            yield Shape(delimiter, '"', "\\")
+            yield Dialect(delimiter, '"', "\\")
         if re.search(rf"(^|{re.escape(delimiter)})'", head, re.MULTILINE):
-            yield Shape(delimiter, "'")
+            yield Dialect(delimiter, "'")
         if delimiter == "\t":
-            yield Shape(delimiter, "")
+            yield Dialect(delimiter, "")
 
 
-def _fit(shape: Shape, lines: Sequence[str], cut: bool) -> _Fit:
-    rows, whole = sample(shape, lines, cut)
+def _fit(dialect: Dialect, lines: Sequence[str], cut: bool) -> _Fit:
+    rows, whole = sample(dialect, lines, cut)
     if not rows:
         return _Fit(False, 0.0, False, 0)
     columns = len(rows[0])
     share = sum(len(row) == columns for row in rows) / len(rows)
     named = all(_NAME.fullmatch(cell.strip()) for cell in rows[0])
-    # one column is even in any text that lacks the delimiter, and so is one row
+    # any text without the delimiter has even rows of one column, and a single row is always even
     even = whole and share == 1 and columns > 1 and (len(rows) > 1 or named)
     return _Fit(even, share if whole else share / 2, named, columns)
 
 
-def sample(shape: Shape, lines: Iterable[str], cut: bool = False) -> tuple[list[list[str]], bool]:
-    """The first rows without comments and empty lines, and whether they could all be read.
+def sample(dialect: Dialect, lines: Iterable[str], cut: bool = False) -> tuple[list[list[str]], bool]:
+    """The first rows, without comments and empty lines, and whether all of them are valid.
 
-    `cut`: more lines follow, so that a field may end behind them.
+    `cut`: the lines are the beginning of a table, so that a quoted field may end after them.
     """
     rows: list[list[str]] = []
     try:
-        for row in shape.reader(lines):
+        for row in dialect.reader(lines):
             if row and not (not rows and row[0].startswith("# ")):
                 rows.append(row)
             if len(rows) >= SAMPLE_ROWS:
@@ -153,29 +156,29 @@ def sample(shape: Shape, lines: Iterable[str], cut: bool = False) -> tuple[list[
 
 
 def _needs_quotes(plain: _Fit, quoted: _Fit, lines: Sequence[str]) -> bool:
-    """Whether a table with tabs is quoted all the same, as spreadsheets and data frames write it."""
+    """Whether a table with tabs has quotes, as spreadsheets and data frames write it."""
     if not quoted.even or not any('"' in line for line in lines):
         return False
-    if not plain.even or _is_quoted(lines, Shape("\t", '"')):
+    if not plain.even or _is_quoted(lines, Dialect("\t", '"')):
         return True
-    # a quote within a quoted field is doubled, which nobody writes otherwise
-    cells = (cell for row in sample(Shape("\t", ""), lines)[0] for cell in row if cell[:1] == cell[-1:] == '"')
+    # doubled quotes inside a field occur only in quoted fields
+    cells = (cell for row in sample(Dialect("\t", ""), lines)[0] for cell in row if cell[:1] == cell[-1:] == '"')
     return any('""' in cell[1:-1] for cell in cells)
 
 
-def _is_quoted(lines: Sequence[str], shape: Shape) -> bool:
+def _is_quoted(lines: Sequence[str], dialect: Dialect) -> bool:
     """Whether the first row, or every row, begins and ends with a quote."""
     raw = [line.strip() for line in lines[:SAMPLE_ROWS] if line.strip()]
-    marked = [len(line) > 1 and line[0] == line[-1] == shape.quote for line in raw]
-    between = f"{shape.quote}{shape.delimiter}{shape.quote}"
+    marked = [len(line) > 1 and line[0] == line[-1] == dialect.quote for line in raw]
+    between = f"{dialect.quote}{dialect.delimiter}{dialect.quote}"
     return bool(raw) and marked[0] and between in raw[0] and (all(marked) or _NAME.match(raw[0][1:]) is not None)
 
 
 def names_columns(rows: Sequence[Sequence[str]], known: Callable[[Sequence[str]], bool]) -> bool:
-    """Whether the first of some rows is a header. `known` says whether some names tell a format.
+    """Whether the first row is a header. `known` tells if names are the columns of a known format.
 
-    Cells like names are a header where one of them is a usual name of columns, or where the values below are of another
-    kind: labels that repeat themselves without it, numbers, or sentences.
+    A row of name-like cells is a header if one of them is a usual column name, or if the values below differ in kind:
+    repeated labels without that name, numbers, or sentences.
     """
     first, others = [cell.strip() for cell in rows[0]], rows[1:]
     if known(first):
@@ -197,7 +200,7 @@ def names_columns(rows: Sequence[Sequence[str]], known: Callable[[Sequence[str]]
 
 
 def _repeats(values: Sequence[str]) -> bool:
-    """Whether a column holds few short values, again and again: labels."""
+    """Whether a column has few distinct short values that repeat, as labels do."""
     distinct = set(values)
     return bool(values) and max(map(len, distinct)) <= 40 and len(values) > len(distinct) <= max(2, len(values) // 5)
 
@@ -218,10 +221,10 @@ def read_table(
     header: bool | None,
     known: Callable[[Sequence[str]], bool],
 ) -> Iterator[Row]:
-    """The rows of a table as dictionaries. A row with another number of fields comes as a Record with a fault.
+    """The rows of a table as dictionaries. A row with a wrong number of fields becomes a Row with a fault.
 
-    `header` says whether the first row names the columns (None: the beginning tells); without names they are "1", "2",
-    …. A column without a name has its number. A name that is there twice is a fault of the whole table.
+    `header`: whether the first row names the columns (None: detect it). Without a header the columns are "1", "2", …; a
+    column with an empty name is called by its number. A duplicate name is a fault of the whole table.
     """
     pieces = iter(text)
     head = ""
@@ -231,23 +234,23 @@ def read_table(
             break
     source = itertools.chain([head], pieces)
     start = 1
-    if said := _SEPARATOR.match(head):  # Excel's own line, which names the delimiter
-        head, start = head[said.end() :], 2
-        shape = Shape(said[1])
+    if separator := _SEPARATOR.match(head):  # Excel's line "sep=;", which gives the delimiter
+        head, start = head[separator.end() :], 2
+        dialect = Dialect(separator[1])
         source = itertools.chain([head], pieces)
     else:
-        shape = shape_of(head, tabs=tabs)
+        dialect = detect_dialect(head, tabs=tabs)
     if header is None:
-        rows, _ = sample(shape, _whole_lines(head)[0])
+        rows, _ = sample(dialect, _whole_lines(head)[0])
         header = bool(rows) and names_columns(rows, known)
-    yield from _rows(path, shape, source, start, header)
+    yield from _rows(path, dialect, source, start, header)
 
 
-def _rows(path: Path, shape: Shape, source: Iterable[str], start: int, header: bool) -> Iterator[Row]:
+def _rows(path: Path, dialect: Dialect, source: Iterable[str], start: int, header: bool) -> Iterator[Row]:
     names: list[str] | None = None
     first = ""
     before = start - 1
-    reader = shape.reader(lines_of(source, path))
+    reader = dialect.reader(lines_of(source, path))
     try:
         for row in reader:
             place, start = f"{path}:{start}", reader.line_num + before + 1  # type: ignore[attr-defined]
@@ -259,22 +262,22 @@ def _rows(path: Path, shape: Shape, source: Iterable[str], start: int, header: b
                         [cell.strip(_SPACE) or str(number) for number, cell in enumerate(row, 1)],
                         "the header",
                     )
-                    twice = [name for name, count in Counter(names).items() if count > 1]
-                    if twice:
-                        said = ", ".join(map(repr, twice))
-                        yield Row(place, fault=f"the header has {said} more than once; give each column its name")
+                    duplicates = [name for name, count in Counter(names).items() if count > 1]
+                    if duplicates:
+                        fault = f"the header has {', '.join(map(repr, duplicates))} more than once; rename columns"
+                        yield Row(place, fault=fault)
                         return
                     continue
                 names, first = [str(number) for number in range(1, len(row) + 1)], "the first row"
             if len(row) != len(names):
-                yield Row(place, fault=f"{len(row)} fields, {first} has {len(names)}; {_hint(shape)}")
+                yield Row(place, fault=f"{len(row)} fields, {first} has {len(names)}; {_hint(dialect)}")
             else:
                 yield Row(place, dict(zip(names, row, strict=True)))
     except csv.Error as error:
-        yield Row(f"{path}:{start}", fault=f"not valid CSV ({error}); the rows behind it cannot be read")
+        yield Row(f"{path}:{start}", fault=f"not valid CSV ({error}); the rows after it cannot be read")
 
 
-def _hint(shape: Shape) -> str:
-    if not shape.quote:
-        return "a tab parts fields, take it out of the text"
-    return f"a field with {DELIMITERS.get(shape.delimiter, repr(shape.delimiter))} needs quotes"
+def _hint(dialect: Dialect) -> str:
+    if not dialect.quote:
+        return "a tab separates fields; remove it from the text"
+    return f"a field with {DELIMITERS.get(dialect.delimiter, repr(dialect.delimiter))} needs quotes"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quatrain.core.errors import InputError
-from quatrain.core.reading import exists, user_path
+from quatrain.core.reading import exists, lone_surrogate, user_path
 from quatrain.core.wording import format_value
 from quatrain.data.decoding import check_head, lines_of, read_text, suffix_of
 from quatrain.data.formats import input_columns
@@ -88,13 +88,13 @@ def _value(row: Mapping[str, Any], column: str, place: str) -> Any:
     elif "," in column and all(name in row for name in column.split(",")):
         value = [row[name] for name in column.split(",")]
     else:
-        raise InputError(f"{place}: no column {column!r} beside {', '.join(map(repr, row))}")
+        raise InputError(f"{place}: no column {column!r}; the columns are {', '.join(map(repr, row))}")
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str) and each.strip() for each in texts) or not texts:
-        raise InputError(f"{place}: field {column!r} is {format_value(value)}; must be a text with something in it")
-    for each in texts:
-        if any("\ud800" <= character <= "\udfff" for character in each):
-            raise InputError(f"{place}: field {column!r} holds half of a character; remove it")
+        raise InputError(f"{place}: field {column!r} is {format_value(value)}; must be text that is not empty")
+    for text in texts:
+        if (fault := lone_surrogate(text)) is not None:
+            raise InputError(f"{place}: field {column!r} has {fault}")
     return value
 
 

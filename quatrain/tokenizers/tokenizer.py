@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core.atomic import write_json, write_text
 from quatrain.core.errors import InputError
+from quatrain.core.reading import lone_surrogate
 from quatrain.tokenizers.files import has_tokenizer, read, roles_by_name
 from quatrain.tokenizers.templates import (
     DEFAULT,
@@ -39,10 +40,10 @@ from quatrain.tokenizers.training import UNSET, train_backend
 def once(encoding: Encoding) -> slice:
     """The slice of an encoding without added special tokens that the text itself already begins or ends with."""
     added, ids = encoding.special_tokens_mask, encoding.ids
-    own = [number for number, special in enumerate(added) if not special]
-    if not own:
+    text_tokens = [number for number, special in enumerate(added) if not special]
+    if not text_tokens:
         return slice(None)
-    start, end = own[0], own[-1] + 1
+    start, end = text_tokens[0], text_tokens[-1] + 1
     before, after = ids[:start], ids[end:]
     doubled = bool(before) and ids[start : start + len(before)] == before and not any(added[start : 2 * start])
     # Count a token once, as the beginning or as the end.
@@ -50,36 +51,21 @@ def once(encoding: Encoding) -> slice:
     return slice(start if doubled else 0, end if after and rest[-len(after) :] == after else None)
 
 
-def is_text(text: object) -> bool:
-    """Whether this is a string without lone surrogates, which no tokenizer accepts."""
-    if not isinstance(text, str):
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def not_text(text: object) -> InputError:
-    """The error for a value that cannot be tokenized."""
-    if not isinstance(text, str):
-        return InputError(f"only text can be tokenized, not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return InputError(
-            f"the text holds half of a character (a lone surrogate, U+{ord(text[error.start]):04X}) at character "
-            f"{error.start}; remove it or read the text again with the right encoding"
-        )
+def not_text(texts: Iterable[object]) -> InputError:
+    """The error for the first of some values that cannot be tokenized: another type, or a lone surrogate."""
+    for text in texts:
+        if not isinstance(text, str):
+            return InputError(f"only text can be tokenized, not {type(text).__name__}")
+        if (fault := lone_surrogate(text)) is not None:
+            return InputError(f"the text has {fault}, or read the text again with the right encoding")
     return InputError("the text could not be tokenized")
 
 
 def unknown_characters(unknown: set[str], known: int) -> InputError:
     """The error for characters that a character tokenizer of `known` ones does not have."""
-    shown = ", ".join(f"{each!r} (U+{ord(each):04X})" for each in sorted(unknown)[:8])
+    first = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in sorted(unknown)[:8])
     return InputError(
-        f"characters that this character tokenizer does not know: {shown}. It knows the {known} characters of its "
+        f"characters that this character tokenizer does not know: {first}. It knows the {known} characters of its "
         "training text; remove them, or train a tokenizer of kind bpe, which takes any text"
     )
 
@@ -144,7 +130,7 @@ class Tokenizer:
 
     def __init__(self, backend: Backend, config: dict[str, Any] | None = None):
         """Wrap a `tokenizers.Tokenizer` and its tokenizer_config.json (None: infer roles from token names)."""
-        # A stored file may have the truncation and padding of its training; texts are encoded whole.
+        # A stored file may have truncation and padding enabled; texts are always encoded whole.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
@@ -265,7 +251,9 @@ class Tokenizer:
         if set(self.chat_templates) == {DEFAULT}:
             config["chat_template"] = self.chat_templates[DEFAULT]
         elif self.chat_templates:
-            config["chat_template"] = [{"name": name, "template": own} for name, own in self.chat_templates.items()]
+            config["chat_template"] = [
+                {"name": name, "template": source} for name, source in self.chat_templates.items()
+            ]
         write_json(folder / "tokenizer_config.json", config)
         # Files of a previous tokenizer in the folder would override the new ones.
         stale = (folder / name for name in (TEMPLATE_FILE, "special_tokens_map.json", "added_tokens.json"))
@@ -283,7 +271,7 @@ class Tokenizer:
         try:
             encoding = self.backend.encode(text, add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
-            raise not_text(text) from error
+            raise not_text([text]) from error
         return encoding.ids[once(encoding)] if special_tokens else encoding.ids
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
@@ -293,10 +281,10 @@ class Tokenizer:
             self._refuse_lost(text)
         encode = getattr(self.backend, "encode_batch_fast", self.backend.encode_batch)
         try:
-            found = encode(texts, add_special_tokens=special_tokens)
+            encodings = encode(texts, add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
-            raise next((not_text(text) for text in texts if not is_text(text)), not_text(texts)) from error
-        return [each.ids[once(each)] if special_tokens else each.ids for each in found]
+            raise not_text(texts) from error
+        return [encoding.ids[once(encoding)] if special_tokens else encoding.ids for encoding in encodings]
 
     def encode_pair(self, text: str, other: str, *, special_tokens: bool = True) -> EncodedPair:
         """Two texts as one input, joined by the post-processor: [CLS] text [SEP] other [SEP] for BERT.
@@ -306,11 +294,13 @@ class Tokenizer:
         for each in (text, other):
             self._refuse_lost(each)
         try:
-            found = self.backend.encode(text, other, add_special_tokens=special_tokens)
+            encoding = self.backend.encode(text, other, add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
-            raise next((not_text(each) for each in (text, other) if not is_text(each)), not_text(text)) from error
-        kept = once(found) if special_tokens else slice(None)
-        return EncodedPair(found.ids[kept], found.type_ids[kept], found.sequence_ids[kept], found.offsets[kept])
+            raise not_text((text, other)) from error
+        part = once(encoding) if special_tokens else slice(None)
+        return EncodedPair(
+            encoding.ids[part], encoding.type_ids[part], encoding.sequence_ids[part], encoding.offsets[part]
+        )
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and for each its span [start, end) of characters in `text`."""
@@ -318,7 +308,7 @@ class Tokenizer:
         try:
             encoding = self.backend.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
-            raise not_text(text) from error
+            raise not_text([text]) from error
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -384,8 +374,8 @@ class Tokenizer:
     def _role_id(self, *roles: str) -> int | None:
         for role in roles:
             token = self.special_token(role)
-            if token is not None and (found := self.backend.token_to_id(token)) is not None:
-                return found
+            if token is not None and (token_id := self.backend.token_to_id(token)) is not None:
+                return token_id
         return None
 
     @property
@@ -416,8 +406,8 @@ class Tokenizer:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids after which generation stops: EOS and the known end-of-turn tokens in the vocabulary."""
-        found = {self.eos_id, *(self.backend.token_to_id(token) for token in END_OF_TURN_TOKENS)}
-        return frozenset(each for each in found if each is not None)
+        ids = (self.eos_id, *(self.backend.token_to_id(token) for token in END_OF_TURN_TOKENS))
+        return frozenset(token_id for token_id in ids if token_id is not None)
 
     @cached_property
     def vocab_size(self) -> int:

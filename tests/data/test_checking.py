@@ -104,7 +104,7 @@ def test_what_may_be_meant_is_a_warning(tmp_path: Path) -> None:
     report = check(written(tmp_path, "x.jsonl", rows))
     assert report.ok
     said = "\n".join(f"{each.place}: {each.text}" for each in report.warnings)
-    assert "x.jsonl:2: the same as" in said and "differ in case" in said and "there once" in said
+    assert "x.jsonl:2: a duplicate of" in said and "differ in case" in said and "there once" in said
     assert report.labels == {"yes": 2, "no": 2, "No": 1}
     assert report.lengths["text"]["least"] == 3 and report.lengths["text"]["most"] == 5
 
@@ -202,7 +202,7 @@ def test_the_template_of_a_check(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"messages": [USER, SAYS | {"weight": 0}]}, "every turn of the assistant has the weight 0"),
+        ({"messages": [USER, SAYS | {"weight": 0}]}, "every turn of the assistant has weight 0"),
         ({"messages": [USER, SAYS | {"weight": 0.5}]}, "field 'messages[1].weight': the weight 0.5: allowed are 0"),
         ({"messages": [USER, SAYS], "tools": "[{"}, "field 'tools'"),
         ({"messages": [USER, SAYS], "tools": {"name": "f"}}, "field 'tools' is an object, must be a list"),

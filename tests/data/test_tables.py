@@ -150,9 +150,9 @@ def test_tables_without_a_header_stay_so(tmp_path: Path) -> None:
         ("only a header in other words", "Label,Text\n", "nothing in it"),
         ("a column twice", "text,text,label\na,b,x\nc,d,y\n", "'text' more than once"),
         ("an unknown column twice", "name,name\na b.,x\nc d!,y\n", "'name' more than once"),
-        ("text behind a list", '[{"text": "a", "label": "x"}] more', "text behind it"),
+        ("text behind a list", '[{"text": "a", "label": "x"}] more', "text after it"),
         ("a value behind a list", '[{"text": "a", "label": "x"}]\n[]', "more than one JSON value"),
-        ("text behind an object", '{"text": "a", "label": "x"} more', "text behind it"),
+        ("text behind an object", '{"text": "a", "label": "x"} more', "text after it"),
     ],
 )
 def test_data_check_finds(tmp_path: Path, name: str, content: str, fault: str) -> None:
@@ -236,7 +236,7 @@ def test_archives_are_whole_or_refused(tmp_path: Path, data: bytes, suffix: str,
     assert "".join(read_text(path)) == text * parts
     path.write_bytes(whole[:-cut])
     assume(parts == 1)
-    with pytest.raises(InputError, match="not a whole"):
+    with pytest.raises(InputError, match="not a valid"):
         list(read_text(path))
 
 

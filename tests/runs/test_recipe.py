@@ -154,7 +154,7 @@ def test_all_problems_come_at_once_those_between_keys_too() -> None:
         (["stage.0.kind=evaluate"], "stage[1]: pretrain needs a tokenizer"),
         (
             ["tokenizer.kind=unigram", "tokenizer.spaces=free"],
-            'tokenizer.spaces: "free"; only kind = "bpe" has it, not "unigram"',
+            'tokenizer.spaces: "free"; only kind = "bpe" has this setting, not "unigram"',
         ),
         (["model.folder=base"], "stage[0]: tokenizer must be left out"),
         (
