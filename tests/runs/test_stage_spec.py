@@ -119,6 +119,7 @@ def command_line(recipe: Path, *words: str, fails: bool = False) -> subprocess.C
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_a_kind_of_stage_in_one_file_is_checked_run_resumed_and_reported(recipe: Path) -> None:
     checked = command_line(recipe, "check", str(recipe), "--no-measure", "--json")
     assert checked.returncode == 0, checked.stderr
