@@ -96,6 +96,7 @@ adapter = {{ rank = 4, trainable_tokens = "none" }}
 TRAIN = 'train = { steps = 2, batch_tokens = 128, precision = "bfloat16", warmup_steps = 0 }'
 
 
+@pytest.mark.slow
 def test_frozen_weights_of_narrow_files_cost_less_where_training_begins_from_them(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quick_set import slow
 
 import quatrain
 from quatrain.cli import main
@@ -60,7 +61,7 @@ def shell(command: str, folder: Path, **environment: str) -> tuple[int, str, str
         ("quatrain --help >/dev/full", 1, "error: standard output cannot be written"),
         ("quatrain nosuch 2>/dev/full >&-", 2, ""),
         ("quatrain recipes 2>&- | head -1", 0, ""),
-        ("quatrain run small.toml name=quiet --quiet >&-", 0, ""),
+        slow(("quatrain run small.toml name=quiet --quiet >&-", 0, "")),
         ("quatrain tokenize small - <&-", 2, "error: standard input is closed"),
         (r"printf 'caf\xe9' | quatrain tokenize small -", 2, "standard input, line 1: byte 0xe9 at 3 is not UTF-8"),
         (r"quatrain tokenize small $'caf\xe9'", 2, r'argument 3, "caf\udce9"'),

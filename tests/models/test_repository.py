@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from quick_set import some
 from safetensors.torch import save
 
 from quatrain.core.errors import InputError, OfflineError
@@ -210,7 +211,7 @@ def test_huggingfaces_own_variable_forbids_the_network_too(cache: Path, monkeypa
         resolve("org/nothing")
 
 
-@pytest.mark.parametrize("variable", ["QUATRAIN_OFFLINE", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("variable", some(["QUATRAIN_OFFLINE", "HF_HUB_OFFLINE"], ["QUATRAIN_OFFLINE"]))
 def test_a_process_with_its_own_hf_home(variable: str, tmp_path: Path) -> None:
     """The environment alone: the cache of HF_HOME is read, and nothing reaches for the network."""
     snapshot = fill_cache(tmp_path / "hub", "org/tiny", MODEL)

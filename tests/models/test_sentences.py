@@ -64,6 +64,7 @@ def their_embeddings(folder, texts):
     return torch.cat(found)
 
 
+@pytest.mark.slow
 def test_minilm_gives_what_its_own_pipeline_gives(minilm, real):
     model, tokenizer = model_folder.load(minilm), Tokenizer.load(minilm)
     assert (model.config.head, model.config.pooling, model.config.normalize_embedding) == ("embedding", "mean", True)

@@ -78,6 +78,7 @@ def test_all_of_a_quantized_model_is_counted():
     assert count_trainable_parameters(model.requires_grad_(False))[:2] == (0, whole)
 
 
+@pytest.mark.slow
 def test_less_is_held_of_what_is_said_to_save_memory():
     def peak(adapter=None, **changes):
         wanted = settings(**changes)
