@@ -35,9 +35,9 @@ class TrainingJob:
     `examples` are the examples of the stream where they can be counted (None for windows of a running text). `length`
     is the typical length of a row in tokens, `limit` the longest row that the model may read. `held_out` are the
     examples of validations, on which `validate` measures a model; with `compare` it also measures the model before the
-    training. `notes` are for the reader. `sample` generates text for `train.sample_every`. `tasks` names the tasks that
-    are trained together, each with its own adapter. `task` is the task that a model's head learns. `chats` tells the
-    preflight that the examples are rendered chats.
+    training. `notes` are for the reader. `sample` generates text for `train.sample_every`. `adapters` names those that
+    are trained together, each by its own set of examples. `task` is the task that a model's head learns. `chats` tells
+    the preflight that the examples are rendered chats.
     """
 
     model: Model
@@ -55,6 +55,6 @@ class TrainingJob:
     adapter: AdapterSettings | None = None
     compare: bool = False
     notes: list[str] = field(default_factory=list)
-    tasks: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     task: RecordTask | None = None
     chats: bool = False

@@ -68,7 +68,7 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
     if learning.compare and learning.validate is not None:
         before = learning.validate(model).get("validation_loss")
     trained, result = train(learning, context, save=save, load=load)
-    if learning.adapter is not None and not learning.tasks:
+    if learning.adapter is not None and not learning.adapters:
         save_adapter(model, context.stage_folder / "adapter", base_model=base_name_of(context))
         tokenizer.save(context.stage_folder / "adapter")
         merges = unmergeable_reason(model) is None
@@ -76,7 +76,7 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
             merge_adapters(model)
         methods.dequantize(model)
     folder = context.model_folder
-    if learning.tasks:
+    if learning.adapters:
         result.model_bytes = write_mixture(model, tokenizer, folder)
     elif merges:
         result.model_bytes = write_model(model, tokenizer, folder)
@@ -102,7 +102,7 @@ def attach(learning: TrainingJob, context: StageContext) -> tuple[Callable[[Path
     if adapter is None:
         check_learns_whole(model, context.name)
         return partial(model_folder.save, model), partial(load_weights, model)
-    adapt(model, adapter, learning.tokenizer, seed=context.seed, tasks=learning.tasks)
+    adapt(model, adapter, learning.tokenizer, seed=context.seed, adapters=learning.adapters)
     trainable, total, percent = count_trainable_parameters(model)
     context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
     return partial(state.save, model), partial(state.load, model)
@@ -121,9 +121,9 @@ def check_learns_whole(model: Model, name: str) -> None:
 
 
 def adapt(
-    model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed: int = 0, tasks: Sequence[str] = ()
+    model: Model, adapter: AdapterSettings, tokenizer: Tokenizer, *, seed: int = 0, adapters: Sequence[str] = ()
 ) -> None:
-    """Freezes a model but for an adapter that is put on it, or one for each of several tasks.
+    """Freezes a model but for an adapter that is put on it, or several with the names `adapters`.
 
     Raises InputError where it cannot be put there, or could not be written for PEFT.
     """
@@ -136,8 +136,8 @@ def adapt(
     learned = set(model.added_token_ids)
     if adapter.learns_special_tokens(model.config.head):
         learned |= tokenizer.special_ids
-    if tasks:
-        AdapterSet.create(model, tasks, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
+    if adapters:
+        AdapterSet.create(model, adapters, adapter, seed=seed, tokenizer=tokenizer, ids=sorted(learned))
         return
     apply_adapter(model, adapter, seed=seed, tokenizer=tokenizer)
     layers = file_layers(model.config)

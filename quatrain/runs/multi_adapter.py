@@ -1,4 +1,4 @@
-"""Trains several sets of chats together over one frozen model, each by its own adapter, in the same batches."""
+"""Trains a mixture: several sets of chats over one frozen model, each by its own adapter, in the same batches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from quatrain.runs.stages.finetune import FinetuneStage
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 
-def of_task(settings: FinetuneStage, name: str) -> FinetuneStage:
-    """The same stage with one of its tasks alone."""
-    return settings.model_copy(update={"data": settings.tasks[name], "tasks": {}})
+def of_set(settings: FinetuneStage, name: str) -> FinetuneStage:
+    """The same stage with one set of its mixture alone."""
+    return settings.model_copy(update={"data": settings.mixture[name], "mixture": {}})
 
 
 def setup(
@@ -29,10 +29,10 @@ def setup(
     model: Model | None,
     one: Callable[[FinetuneStage, Model | None], TrainingJob],
 ) -> TrainingJob:
-    """The training job: the examples of all tasks, each prepared by `one`, shuffled together."""
+    """The training job: the examples of all sets, each prepared by `one`, shuffled together."""
     parts: dict[str, TrainingJob] = {}
-    for name in settings.tasks:
-        parts[name] = one(of_task(settings, name), model)
+    for name in settings.mixture:
+        parts[name] = one(of_set(settings, name), model)
         model = parts[name].model
     first = next(iter(parts.values()))
     examples = [each for name, part in parts.items() for each in tagged(part.examples or (), name)]
@@ -42,8 +42,8 @@ def setup(
     def validate(model: Model) -> dict[str, float]:
         losses = {name: examples_loss(model, examples) for name, examples in held_out.items()}
         total = sum(loss.loss * loss.count for loss in losses.values())
-        by_task = {f"validation_loss_{name}": loss.loss for name, loss in losses.items()}
-        return {"validation_loss": total / sum(loss.count for loss in losses.values()), **by_task}
+        by_set = {f"validation_loss_{name}": loss.loss for name, loss in losses.items()}
+        return {"validation_loss": total / sum(loss.count for loss in losses.values()), **by_set}
 
     return replace(
         first,
@@ -55,7 +55,7 @@ def setup(
         validate=validate if held_out else None,
         notes=[f"{name}: {note}" for name, part in parts.items() for note in part.notes],
         sample=lambda model: preview(settings, context, model, first.tokenizer),
-        tasks=tuple(parts),
+        adapters=tuple(parts),
     )
 
 
@@ -70,18 +70,18 @@ def preview(
     """A few answers by each adapter during training."""
     return [
         {**sample, "set": f"{name}: {sample['set']}"}
-        for name in settings.tasks
-        for sample in answers.preview(of_task(settings, name), context, Engine(model, tokenizer, adapter=name))
+        for name in settings.mixture
+        for sample in answers.preview(of_set(settings, name), context, Engine(model, tokenizer, adapter=name))
     ]
 
 
 def measure(settings: FinetuneStage, context: StageContext, learning: TrainingJob, result: StageResult) -> None:
-    """The scores of each task with its own adapter, and the loss of the frozen model without an adapter."""
+    """The scores of each set with its own adapter, and the loss of the frozen model without an adapter."""
     scores: dict[str, dict[str, float]] = {}
     baselines: dict[str, dict[str, Any]] = {}
     result.samples = []
-    for name in settings.tasks:
-        own, evaluated = of_task(settings, name), StageResult()
+    for name in settings.mixture:
+        own, evaluated = of_set(settings, name), StageResult()
         answers.measure(own, context, Engine(learning.model, learning.tokenizer, adapter=name), evaluated)
         held = [each for each in learning.held_out if isinstance(each, TaskExample) and each.adapter == name]
         without = {"loss_without": examples_loss(learning.model, tagged(held, None)).loss} if held else {}

@@ -26,7 +26,7 @@ from quatrain.runs.job_checks import ineffective_settings, inspect_examples, mem
 from quatrain.runs.learning import adapt, check_learns_whole
 from quatrain.runs.recipe import Recipe, dumps
 from quatrain.runs.stage import StageContext
-from quatrain.runs.stages import spec_of
+from quatrain.runs.stages import child_environment, spec_of
 from quatrain.training.preflight import DataReport
 
 CHECKPOINTS = 3
@@ -139,7 +139,7 @@ def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
     """What a job will read and cost, as far as that is known without a step."""
     data = inspect_examples(job)
     if job.adapter is not None:
-        adapt(job.model, job.adapter, job.tokenizer, seed=context.seed, tasks=job.tasks)
+        adapt(job.model, job.adapter, job.tokenizer, seed=context.seed, adapters=job.adapters)
     else:
         check_learns_whole(job.model, context.name)
     trained, total, _ = count_trainable_parameters(job.model)
@@ -164,7 +164,7 @@ def _stage(job: TrainingJob, context: StageContext) -> StagePreflight:
 def _measure(work: Path, index: int, result: StagePreflight) -> None:
     """Measures some steps in another process, and extrapolates the time of all steps."""
     command = [sys.executable, "-m", "quatrain.runs.trial", str(work), str(index)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     lines = done.stdout.strip().splitlines()
     if done.returncode < 0:
         result.problems.append(

@@ -44,7 +44,7 @@ class StageSettings(Settings):
     kind: str
 
     def datasets(self) -> dict[str, DataSettings]:
-        """The stage's own data by the place in its table: `{"data": …}`, `{"tasks.reviews": …}`."""
+        """The stage's own data by the place in its table: `{"data": …}`, `{"mixture.reviews": …}`."""
         datasets: dict[str, DataSettings] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)

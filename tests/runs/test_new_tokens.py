@@ -126,8 +126,9 @@ def test_tasks_teach_new_tokens_each_by_rows_of_its_own(tied: bool, tmp_path: Pa
         chat = {"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(chat) + "\n")
     source = tmp_path / "one.jsonl"
-    text = RECIPE.format(chats=source, base=base, adapter='adapter = { method = "lora" }', steps=6) + "[stage.tasks]\n"
-    text += "".join(f'{name} = {{ source = "{tmp_path}/{name}.jsonl", validation = 0.0 }}\n' for name in names)
+    text = RECIPE.format(chats=source, base=base, adapter='adapter = { method = "lora" }', steps=6)
+    sets = [f'{name} = {{ source = "{tmp_path}/{name}.jsonl", validation = 0.0 }}\n' for name in names]
+    text += "".join(["[stage.mixture]\n", *sets])
     run = quatrain.run(loads(text), runs_dir=tmp_path / "runs", reporter=SilentReporter())
     model, tokenizer = load_model(run.model)
     assert tokenizer.token_to_id("<sql>") is not None

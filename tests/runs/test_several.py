@@ -48,7 +48,7 @@ train = {{ steps = 40, batch_tokens = 512, learning_rate = 0.01, warmup_steps = 
 kind = "finetune"
 adapter = {{ method = "{method}"{more} }}
 train = {{ steps = {steps}, batch_tokens = 512, learning_rate = {rate}, warmup_steps = 0, evaluate_every = 20 }}
-[stage.tasks]
+[stage.mixture]
 praise = {{ source = "{folder}/praise.jsonl", validation = 0.2 }}
 blame = {{ source = "{folder}/blame.jsonl", validation = 0.2 }}
 [evaluate]
@@ -149,17 +149,17 @@ def test_a_run_that_stopped_goes_on_to_the_same_numbers(folder: Path, tmp_path: 
 
 def test_what_tasks_cannot_have_is_said(folder: Path) -> None:
     text = RECIPE.format(folder=folder, method="bitfit", more="", rate=0.1, steps=2)
-    text = text.replace("[[stage]]\nkind = \"finetune\"", "[[stage]]\nkind = \"finetune\"\ndata = { source = \"x\" }")
+    text = text.replace('[[stage]]\nkind = "finetune"', '[[stage]]\nkind = "finetune"\ndata = { source = "x" }')
     text = text.replace("praise = {", '"a/b" = {').replace("evaluate_every = 20", "packing = true")
     with pytest.raises(InputError) as caught:
         loads(text)
     told = "\n".join(caught.value.problems)
     assert "learns weights of the model itself" in told and "must be letters, digits" in told
-    assert "a row is of one task" in told and "given beside tasks" in told
+    assert "a row is of one set" in told and "given beside mixture" in told
     with pytest.raises(InputError, match=r"adapter: missing"):
         loads(text.replace('adapter = { method = "bitfit" }\n', ""))
     prompts = RECIPE.format(folder=folder, method="prompt", more="", rate=0.1, steps=2)
-    start, end = prompts.index("[stage.tasks]"), prompts.index("[evaluate]")
+    start, end = prompts.index("[stage.mixture]"), prompts.index("[evaluate]")
     with pytest.raises(InputError, match="precedes one text per row"):
         loads((prompts[:start] + prompts[end:]).replace("evaluate_every = 20", "packing = true"))
 
@@ -179,11 +179,20 @@ def test_an_adapter_is_chosen_on_the_command_line(
     assert "no adapter of this model; they are blame, praise" in capsys.readouterr().err
 
 
+def test_the_former_key_of_a_mixture_names_the_new_one(folder: Path) -> None:
+    text = RECIPE.format(folder=folder, method="lora", more="", rate=0.1, steps=2).replace(
+        "stage.mixture", "stage.tasks"
+    )
+    with pytest.raises(InputError) as caught:
+        loads(text)
+    assert any("tasks: unknown; did you mean mixture?" in problem for problem in caught.value.problems)
+
+
 def test_files_of_tasks_are_looked_at_before_a_run(folder: Path, tmp_path: Path) -> None:
     recipe = loads(RECIPE.format(folder=folder, method="prompt", more="", rate=0.1, steps=2))
-    assert {f"stage[2].tasks.{name}.source" for name in TASKS} <= set(input_marks(recipe))
+    assert {f"stage[2].mixture.{name}.source" for name in TASKS} <= set(input_marks(recipe))
     text = RECIPE.format(folder=folder, method="prompt", more="", rate=0.1, steps=2)
     wrong = loads(text.replace("blame.jsonl", "blane.jsonl"))
     with pytest.raises(InputError) as caught:
         quatrain.run(wrong, runs_dir=tmp_path, reporter=SilentReporter())
-    assert any("stage[2].tasks.blame.source" in line and "did you mean" in line for line in caught.value.problems)
+    assert any("stage[2].mixture.blame.source" in line and "did you mean" in line for line in caught.value.problems)

@@ -87,14 +87,6 @@ SPEC = StageSpec(
 )
 '''
 
-PROGRAM = """
-import sys
-from quatrain.runs import stages
-stages.__path__.append(sys.argv.pop(1))
-from quatrain.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
 TRAIN = "train = {{ steps = {steps}, batch_tokens = 192, warmup_steps = 1, log_every = 1, checkpoint_every = 2 }}"
 
 
@@ -113,9 +105,10 @@ def recipe(tmp_path: Path, materials: Path) -> Path:
 
 
 def command_line(recipe: Path, *words: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM, str(recipe.parent / "kinds"), *words]
-    package = str(Path(quatrain.__file__).parent.parent)
-    environment = os.environ | {"REPEAT_FAILS": "1" if fails else "", "PYTHONPATH": package}
+    command = [sys.executable, "-m", "quatrain", *words]
+    package, kinds = Path(quatrain.__file__).parent.parent, recipe.parent / "kinds"
+    environment = os.environ | {"QUATRAIN_STAGES": str(kinds), "PYTHONPATH": str(package)}
+    environment["REPEAT_FAILS"] = "1" if fails else ""
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -136,6 +129,20 @@ def test_a_kind_of_stage_in_one_file_is_checked_run_resumed_and_reported(recipe:
     result = json.loads((folder / "stages/03-repeat/result.json").read_text())
     assert result["kind"] == "repeat" and result["steps"] == 6 and result["samples"]
     assert "repeat" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_process_that_measures_knows_a_kind_that_was_added_by_a_program(recipe: Path) -> None:
+    program = (
+        "import sys; from quatrain.runs import stages; stages.__path__.append(sys.argv.pop(1)); "
+        "from quatrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [str(recipe.parent / "kinds"), "check", str(recipe), "stage.pretrain.train.steps=1", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(Path(quatrain.__file__).parent.parent)}
+    command = [sys.executable, "-c", program, *words]
+    checked = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert checked.returncode == 0, checked.stderr
+    measured = json.loads(checked.stdout)["stages"][1]
+    assert measured["stage"] == "03-repeat" and measured["seconds"] > 0 and not measured["problems"]
 
 
 def test_the_recipe_checks_a_kind_of_stage_of_another_module(recipe: Path) -> None:

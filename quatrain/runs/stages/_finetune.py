@@ -36,7 +36,7 @@ def run(settings: FinetuneStage, context: StageContext) -> StageResult:
     """Prepares the examples, trains all weights or an adapter, writes `model/` (and `adapter/`) and evaluates it."""
     job = prepare(settings, context)
     _, result = learn(job, context)
-    if settings.tasks:
+    if settings.mixture:
         if settings.evaluate:
             multi_adapter.measure(settings, context, job, result)
     elif settings.objective == "chat":
@@ -49,7 +49,7 @@ def run(settings: FinetuneStage, context: StageContext) -> StageResult:
 
 def prepare(settings: FinetuneStage, context: StageContext, model: Model | None = None) -> TrainingJob:
     """The training job of the stage. `model` replaces the one that earlier stages have left."""
-    if settings.tasks:
+    if settings.mixture:
         return multi_adapter.setup(settings, context, model, lambda task, shared: prepare(task, context, shared))
     if settings.objective != "chat":
         return tasks.setup(settings, context, model)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,22 +20,24 @@ from quatrain.training.settings import TaskSettings, TrainSettings
 class FinetuneStage(TaskSettings, StageSettings):
     """Finetunes the model so far; for tasks other than chats, fresh weights too. Without `adapter` every weight trains.
 
-    `objective` and `labels` are those of `TaskSettings`. `tasks` are several sets of chats by name that are trained
+    `objective` and `labels` are those of `TaskSettings`. `mixture` has several sets of chats by name that are trained
     together over one frozen model: each has its own adapter, and a batch holds rows of all of them. The embedding,
     which they share, is not trained.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {**TaskSettings.renamed_keys, "tasks": "mixture"}
 
     kind: Literal["finetune"] = "finetune"
     context: int | None = Field(default=None, ge=2)
     train: TrainSettings
     adapter: AdapterSettings | None = None
     data: DataSettings | None = None
-    tasks: dict[str, DataSettings] = Field(default={}, description="sets of chats, each with an adapter of its own")
+    mixture: dict[str, DataSettings] = Field(default={}, description="sets of chats, each with an adapter of its own")
     evaluate: bool = True
 
     def conflicts(self) -> Iterator[Problem]:
         only = {
-            "tasks": ("chat",),
+            "mixture": ("chat",),
             "labels": ("classify", "tag"),
             "stride": ("tag", "answer"),
             "source_prefix": ("seq2seq",),
@@ -49,31 +51,37 @@ class FinetuneStage(TaskSettings, StageSettings):
         if self.train.packing and self.adapter is not None and self.adapter.method in PROMPT_METHODS:
             text = f'true; a soft prompt precedes one text per row: leave it out with method = "{self.adapter.method}"'
             yield Problem(("train", "packing"), text, (("adapter", "method"),))
-        if self.tasks:
+        if self.mixture:
             yield from self._joint_conflicts(self.adapter)
 
     def _joint_conflicts(self, adapter: AdapterSettings | None) -> Iterator[Problem]:
-        """Conflicts of tasks that are trained together."""
+        """Conflicts of sets that are trained together."""
         if adapter is None:
-            yield Problem(("adapter",), "missing; each of the tasks learns an adapter of its own over the frozen model")
+            yield Problem(
+                ("adapter",), "missing; each set of the mixture learns an adapter of its own over the frozen model"
+            )
         elif adapter.method in ("bitfit", "last-layers") or adapter.modules_to_save:
-            text = "learns weights of the model itself, which all tasks share; take another for several tasks"
-            yield Problem(("adapter", "method"), f'"{adapter.method}"; {text}', (("tasks",),))
+            text = "learns weights of the model itself, which all sets share; take another for a mixture"
+            yield Problem(("adapter", "method"), f'"{adapter.method}"; {text}', (("mixture",),))
         elif adapter.quantize_base != "float":
-            text = f'"{adapter.quantize_base}"; several tasks learn over floats alone: leave it out'
-            yield Problem(("adapter", "base"), text, (("tasks",),))
+            text = f'"{adapter.quantize_base}"; the sets of a mixture learn over floats alone: leave it out'
+            yield Problem(("adapter", "base"), text, (("mixture",),))
         if self.data is not None:
-            yield Problem(("data",), "given beside tasks, which have data of their own: leave it out", (("tasks",),))
+            yield Problem(
+                ("data",), "given beside mixture, whose sets have data of their own: leave it out", (("mixture",),)
+            )
         if self.train.packing:
-            yield Problem(("train", "packing"), "true; a row is of one task: leave it out", (("tasks",),))
-        for name, data in self.tasks.items():
+            yield Problem(("train", "packing"), "true; a row is of one set: leave it out", (("mixture",),))
+        for name, data in self.mixture.items():
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 text = f"{format_value(name)}; must be letters, digits, - and _, for a folder will bear the name"
-                yield Problem(("tasks", name), text)
+                yield Problem(("mixture", name), text)
             if data.streaming:
-                yield Problem(("tasks", name, "streaming"), "true; tasks are read whole to be shuffled: leave it out")
+                yield Problem(
+                    ("mixture", name, "streaming"), "true; the sets are read whole to be shuffled: leave it out"
+                )
             if data.source is None:
-                yield Problem(("tasks", name, "source"), "missing; name a file, a folder or a catalog name")
+                yield Problem(("mixture", name, "source"), "missing; name a file, a folder or a catalog name")
 
     def streaming_problems(self) -> Iterator[str]:
         if self.objective in ("classify", "tag") and not self.labels:
@@ -83,7 +91,7 @@ class FinetuneStage(TaskSettings, StageSettings):
 def needs(settings: FinetuneStage, recipe: RecipeSettings) -> set[Need]:
     """Chats need a model. Other tasks train fresh weights too, and need a tokenizer at least."""
     needed: set[Need] = {"model" if settings.objective == "chat" else "tokenizer"}
-    return needed if settings.tasks else needed | {"data"}
+    return needed if settings.mixture else needed | {"data"}
 
 
 def conflicts(settings: FinetuneStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
