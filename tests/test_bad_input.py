@@ -201,11 +201,11 @@ def widen(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("breaking", "part"),
     [
-        (truncate, "not a whole safetensors file"),
+        (truncate, "incomplete or invalid safetensors file"),
         (widen, "has shape (32, 16), config.json says (64, 16)"),
         (lambda folder: (folder / "config.json").unlink(), "so it is not a model folder"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json, line 1, column 2: not valid JSON"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors in it"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "contains no model.safetensors"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "It is not a whole tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
     ],
@@ -308,4 +308,4 @@ def test_a_run_without_a_model_says_so(
     (tmp_path / "runs/half/run.json").touch()
     for words in (["generate", "half", "x"], ["tokenize", "runs/half", "x"], ["inspect", "half"], ["plan", "half"]):
         assert main(words) == 1
-        assert "has made no" in capsys.readouterr().err
+        assert "has no" in capsys.readouterr().err

@@ -366,7 +366,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path}: not a whole safetensors file ({error}). Fetch or write the adapter again."
+            f"{path}: incomplete or invalid safetensors file ({error}). Fetch or write the adapter again."
         ) from error
     problems = [f"{name}: {tensor.dtype}; must be floating point" for name, tensor in tensors.items()
                 if not tensor.is_floating_point()]  # fmt: skip

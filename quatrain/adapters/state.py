@@ -40,7 +40,7 @@ def load(model: Model, folder: str | Path) -> None:
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing; it holds the trained tensors of the adapter.") from error
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}).") from error
+        raise InputError(f"{path}: incomplete or invalid safetensors file ({error}).") from error
     ours = trained_tensors(model)
     problems = [f"{name}: missing" for name in ours if name not in tensors]
     problems += [f"{name}: unexpected" for name in tensors if name not in ours]

@@ -1,8 +1,9 @@
-"""Finds the folder of a model: one on this machine, or a repository of the Hugging Face hub by its id.
+"""Finds the folder of a model: a local folder, a run, or a Hugging Face hub id, which is downloaded if necessary.
 
-The hub is read through huggingface_hub and its cache (`HF_HOME`), which other tools share. What the cache has whole is
-used without touching the network; `QUATRAIN_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid it. Of a repository only what a
-model needs is fetched: settings, tokenizer and safetensors, each once; no code, no pickles, no copies in other formats.
+Downloads go through huggingface_hub and its cache (`HF_HOME`), which other tools share. A model that is complete in the
+cache is used without network access; `QUATRAIN_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid network access. Only
+configuration, tokenizer and safetensors files are downloaded, each once: no code, no pickles, no copies in other
+formats.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from quatrain.models.io.tensors import CONVERT_HINT, INDEX, WEIGHTS, pickled_wei
 from quatrain.models.runs import model_of_run
 
 ADAPTER_CONFIG, ADAPTERS, BASE = "adapter_config.json", "adapters", "base"
-"""What makes a folder that of an adapter; the folder of several, and that of their base, or of one's that was moved."""
+"""The file that marks an adapter folder; in a folder of several adapters, the folders of the adapters and of their
+base model. A single adapter may contain its base model as well."""
 CONFIG = ("config.json", "generation_config.json", ADAPTER_CONFIG)
 MODEL = ("config.json", ADAPTER_CONFIG)
-"""A repository of a model has one of these."""
+"""A model repository contains one of these."""
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "target_vocab.json", "*.model", "*.spm", "chat_template.jinja", "chat_template.json",
@@ -35,43 +37,43 @@ SENTENCES = (
     "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*/*.json",
     "[0-9]_*/*.safetensors",
 )  # fmt: skip
-"""What Sentence Transformers say of the pooling behind an encoder."""
+"""Sentence Transformers' configuration of pooling and normalization."""
 TENSORS = (WEIGHTS, INDEX, "*-of-*.safetensors", "adapter_model.safetensors")
 EVERYTHING = (*CONFIG, *TOKENIZER, *SENTENCES, *TENSORS)
 
 
 def resolve(model: str | Path, *, revision: str | None = None, files: Sequence[str] = EVERYTHING) -> Path:
-    """The folder of `model`: an existing folder is taken as it is, a hub id ("name" or "org/name") from the cache.
+    """The folder of `model`: a local folder, a run (its newest model), or a hub id ("name" or "org/name").
 
-    A run's folder, or the name of a run in `runs`, stands for its final model or that of its newest stage.
+    A hub model that is missing in the cache is downloaded: the files that match a pattern of `files` (`CONFIG`: no
+    weights). `revision` is a branch, tag or commit of the hub. A `Path` is never interpreted as a hub id.
 
-    Where the cache lacks it, it is fetched: those of its files that match a pattern of `files` (`CONFIG` alone costs
-    no weights). `revision` is a branch, tag or commit of the hub; a `Path` is never taken for a hub id.
-
-    Raises InputError for what is neither, for a repository without safetensors and for one that needs a login;
-    OfflineError where the network is needed and forbidden or not there.
+    Raises InputError if there is no such model, if it has no safetensors or needs a login; OfflineError if the network
+    is needed but forbidden or unreachable.
     """
     folder = model_of_run(model) or Path(os.path.expanduser(model))
     if str(model) and os.path.isdir(folder):
         if revision is not None:
             raise InputError(
-                f"{model}: a folder has no revision {revision!r}; that is for ids of the hub. Leave it out."
+                f"{model}: a folder has no revision {revision!r}; revisions exist for hub ids only. Leave it out."
             )
         return folder
     if isinstance(model, Path) or not is_hub_id(model):
-        raise _no_folder(str(model), folder)
-    cached = _in_cache(model, revision)
-    if cached is not None and not _lacking(cached, files) and _has_tokenizer(cached, files):
+        raise _no_such_model(str(model), folder)
+    cached = _cached_snapshot(model, revision)
+    if cached is not None and not _missing(cached, files) and _has_tokenizer(cached, files):
         return cached
-    if variable := _forbidden():
-        if cached is not None and not _lacking(cached, files):
-            return cached  # a tokenizer may not be there at all; only the hub could say
-        raise _not_cached(model, revision, cached, files, f"{variable} forbids the network.", f", or unset {variable}")
-    return _fetched(model, revision, files, cached)
+    if variable := _offline_variable():
+        if cached is not None and not _missing(cached, files):
+            return cached  # The model may have no tokenizer; only the hub could tell.
+        raise _offline_error(
+            model, revision, cached, files, f"{variable} forbids the network.", f", or unset {variable}"
+        )
+    return _download(model, revision, files, cached)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name may be that of a repository of the hub: "name" or "owner/name"."""
+    """Whether a name has the form of a hub id: "name" or "owner/name"."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -81,14 +83,14 @@ def is_hub_id(name: str) -> bool:
     return True
 
 
-def _no_folder(name: str, folder: Path) -> InputError:
+def _no_such_model(name: str, folder: Path) -> InputError:
     if os.path.isfile(folder):
-        return InputError(f"{name}: a file. Name the model's folder, which holds it and its config.json.")
-    allowed = "Allowed are a folder of this machine, and an id of the Hugging Face hub such as org/name."
-    return InputError(f"{name}: there is no such model folder. {allowed}", _near(name))
+        return InputError(f"{name}: is a file. Give the model folder that contains it and config.json.")
+    allowed = "Allowed are a local folder, a run, and an id of the Hugging Face hub such as org/name."
+    return InputError(f"{name}: there is no such model folder. {allowed}", _suggestions(name))
 
 
-def _forbidden() -> str | None:
+def _offline_variable() -> str | None:
     """The environment variable that forbids the network."""
     from huggingface_hub import constants
 
@@ -97,14 +99,14 @@ def _forbidden() -> str | None:
     return "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else None
 
 
-def _in_cache(name: str, revision: str | None) -> Path | None:
-    """The snapshot of a revision that the cache has, whole or not."""
+def _cached_snapshot(name: str, revision: str | None) -> Path | None:
+    """The snapshot of a revision in the cache, complete or not; None if there is none."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import LocalEntryNotFoundError
 
     try:
-        # Its own check of completeness is kept to what every snapshot has: it cannot know which files were left out.
-        found = snapshot_download(
+        # The patterns limit the completeness check of huggingface_hub, which does not know which files were selected.
+        snapshot = snapshot_download(
             name,
             revision=revision,
             cache_dir=constants.HF_HUB_CACHE,
@@ -113,32 +115,34 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
         )
     except LocalEntryNotFoundError:
         return None
-    return Path(found)
+    return Path(snapshot)
 
 
-def _lacking(folder: Path, files: Sequence[str]) -> list[str]:
-    """What a snapshot lacks of that which every model has."""
+def _missing(folder: Path, files: Sequence[str]) -> list[str]:
+    """Problems of a snapshot: missing config.json or missing weights."""
     problems = []
     if "config.json" in files and not any((folder / name).is_file() for name in MODEL):
         problems.append("config.json: missing")
     if WEIGHTS in files and not (folder / "adapter_model.safetensors").is_file():
         try:
-            problems += [f"{path.name}: its file is gone" for path in weight_files(folder) if not path.is_file()]
+            problems += [f"{path.name}: missing" for path in weight_files(folder) if not path.is_file()]
         except InputError as error:
             names = [path.name for path in folder.iterdir()]
             pickled = ", ".join(pickled_weights(names))
-            problems += error.problems or [f"{WEIGHTS}: missing{f', there is only {pickled}' if pickled else ''}"]
+            problems += error.problems or [
+                f"{WEIGHTS}: missing{f', only pickled weights: {pickled}' if pickled else ''}"
+            ]
     return problems
 
 
 def _has_tokenizer(folder: Path, files: Sequence[str]) -> bool:
-    """Whether a snapshot has a tokenizer, where one is asked for: other tools fetch a model without it."""
-    asked = [name for name in TOKENIZER if name in files]
-    return not asked or bool(_matching((path.name for path in folder.iterdir()), asked))
+    """Whether a snapshot has a tokenizer or none is requested: other tools may have downloaded weights alone."""
+    patterns = [name for name in TOKENIZER if name in files]
+    return not patterns or bool(_matching((path.name for path in folder.iterdir()), patterns))
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match a pattern; a star does not reach into another folder."""
+    """The names that match a pattern; a star does not match a slash."""
     return [
         name
         for name in names
@@ -146,55 +150,55 @@ def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def _fetched(name: str, revision: str | None, files: Sequence[str], cached: Path | None) -> Path:
-    """Fetches what is wanted of a repository and the cache lacks."""
+def _download(name: str, revision: str | None, files: Sequence[str], cached: Path | None) -> Path:
+    """Downloads the requested files of a repository that the cache does not have."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     try:
-        # One request, and no pauses between tries: whoever has no network should hear of it soon.
+        # One request without retries, so that a missing network is reported at once.
         listing = [each.rfilename for each in HfApi().model_info(name, revision=revision, timeout=30).siblings or []]
-        patterns = [glob.escape(each) for each in _chosen(name, listing, files)]
+        patterns = [glob.escape(each) for each in _select_files(name, listing, files)]
         folder = Path(
             snapshot_download(name, revision=revision, cache_dir=constants.HF_HUB_CACHE, allow_patterns=patterns)
         )
     except QuatrainError:
         raise
     except Exception as error:
-        if cached is not None and not _lacking(cached, files) and _is_of_the_network(error):
+        if cached is not None and not _missing(cached, files) and _is_network_error(error):
             return cached
-        told = _told(error, name, revision, cached, files)
-        if told is None:
+        user_error = _user_error(error, name, revision, cached, files)
+        if user_error is None:
             raise
-        raise told from error
-    if lacking := _lacking(folder, files):
-        raise InputError(f"{name}: its repository is not whole; tell its authors, or name another revision:", lacking)
+        raise user_error from error
+    if problems := _missing(folder, files):
+        raise InputError(f"{name}: the repository is incomplete; try another revision or tell its authors:", problems)
     return folder
 
 
-def _chosen(name: str, listing: Sequence[str], files: Sequence[str]) -> list[str]:
-    """Those of a repository's files that are fetched. Raises InputError where it holds no model that can be read."""
+def _select_files(name: str, listing: Sequence[str], files: Sequence[str]) -> list[str]:
+    """The files of a repository to download. Raises InputError if it contains no model that can be read."""
     chosen = _matching(listing, files)
-    there = ", ".join(sorted(listing)[:6]) or "nothing"
+    contents = ", ".join(sorted(listing)[:6]) or "nothing"
     if not set(MODEL) & set(listing):
-        raise InputError(f"{name}: no config.json in this repository, so it holds no model. It has: {there}.")
+        raise InputError(f"{name}: no config.json in this repository, so it is not a model. It contains: {contents}.")
     if not chosen:
-        raise InputError(f"{name}: none of {', '.join(files)} in this repository. It has: {there}.")
+        raise InputError(f"{name}: none of {', '.join(files)} in this repository. It contains: {contents}.")
     shards = _matching(chosen, ["*-of-*.safetensors"])
     unwanted = set(shards)
     if INDEX in chosen and WEIGHTS not in chosen:
-        # Some repositories hold the same weights twice, for another program and under another name.
+        # Some repositories contain the same weights twice, for another program under another name.
         unwanted -= set(_matching(shards, ["model-*"]) or shards)
     elif WEIGHTS in chosen:
         unwanted.add(INDEX)
     if WEIGHTS in files and not {WEIGHTS, INDEX, "adapter_model.safetensors"} & set(chosen):
         if pickled := pickled_weights(listing):
             raise InputError(f"{name}: this repository has only pickled weights ({', '.join(pickled)}). {CONVERT_HINT}")
-        raise InputError(f"{name}: no {WEIGHTS} in this repository. It has: {there}.")
+        raise InputError(f"{name}: no {WEIGHTS} in this repository. It contains: {contents}.")
     return [each for each in chosen if each not in unwanted]
 
 
-def _is_of_the_network(error: Exception) -> bool:
-    """Whether the hub could not be reached, or failed itself."""
+def _is_network_error(error: Exception) -> bool:
+    """Whether the hub could not be reached, or had an internal error."""
     from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     if isinstance(error, HfHubHTTPError):
@@ -206,10 +210,10 @@ def _is_of_the_network(error: Exception) -> bool:
     )  # fmt: skip
 
 
-def _told(
+def _user_error(
     error: Exception, name: str, revision: str | None, cached: Path | None, files: Sequence[str]
 ) -> QuatrainError | None:
-    """The message for a failure of the hub; None for one that is none of the user's."""
+    """The error to show the user for a failure of the hub; None for an unexpected one."""
     from huggingface_hub import constants
     from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -219,40 +223,40 @@ def _told(
         return InputError(f"{name}: a gated model. Accept its terms at {page}, then {login}.")
     if isinstance(error, RepositoryNotFoundError):
         return InputError(
-            f"{name}: neither a folder of this machine nor a model of the hub ({constants.ENDPOINT}). Look up its id; "
+            f"{name}: neither a local folder nor a model on the hub ({constants.ENDPOINT}). Check the id; "
             f"if it is private, {login}.",
-            _near(name),
+            _suggestions(name),
         )
     if isinstance(error, RevisionNotFoundError):
-        return InputError(f"{name}: no revision {revision!r}. Allowed are its branches, tags and full commit hashes.")
-    if _is_of_the_network(error):
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        again = f"The hub ({constants.ENDPOINT}) cannot be reached: {reason}."
-        return _not_cached(name, revision, cached, files, again, ", or try again")
+        return InputError(f"{name}: no revision {revision!r}. Allowed are branches, tags and full commit hashes.")
+    if _is_network_error(error):
+        details = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"The hub ({constants.ENDPOINT}) cannot be reached: {details}."
+        return _offline_error(name, revision, cached, files, reason, ", or try again")
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code if error.response is not None else "nothing"
-        return InputError(f"{name}: the hub refuses it (it answered {status}). If it is private, {login}.")
+        return InputError(f"{name}: the hub refuses access (status {status}). If it is private, {login}.")
     if isinstance(error, OSError) and error.errno is not None:
         return disk_error(error, constants.HF_HUB_CACHE)
     return None
 
 
-def _not_cached(
+def _offline_error(
     name: str, revision: str | None, cached: Path | None, files: Sequence[str], why: str, remedy: str
 ) -> OfflineError:
-    """What to do where the network is needed and not there."""
+    """The error for a model that is not in the cache while the network is unavailable, with the remedy."""
     from huggingface_hub import constants
 
     of = f" --revision {revision}" if revision else ""
-    fetch = f"Fetch it where there is a network (`hf download {name}{of}` fills this cache){remedy}."
+    download = f"Download it with network access (`hf download {name}{of}` fills this cache){remedy}."
     if cached is not None:
-        return OfflineError(f"{name}: the cache has a part of it only. {why} {fetch}", _lacking(cached, files))
+        return OfflineError(f"{name}: the cache contains only a part of it. {why} {download}", _missing(cached, files))
     what = f"revision {revision!r} of it" if revision else "it"
     known = sorted(path.name for path in Path(constants.HF_HUB_CACHE, _cache_name(name), "refs").glob("*"))
     others = [f"revisions in the cache: {', '.join(known)}"] if known else []
     return OfflineError(
-        f"{name}: no such folder on this machine, and {constants.HF_HUB_CACHE} does not have {what}. {why} {fetch}",
-        [*others, *_near(name)],
+        f"{name}: no such local folder, and {constants.HF_HUB_CACHE} does not have {what}. {why} {download}",
+        [*others, *_suggestions(name)],
     )
 
 
@@ -260,8 +264,8 @@ def _cache_name(name: str) -> str:
     return "--".join(["models", *name.split("/")])
 
 
-def _near(name: str) -> list[str]:
-    """What is near by name: folders beside the one that is not there, and models of the cache."""
+def _suggestions(name: str) -> list[str]:
+    """Suggestions with similar names: local folders, and models in the cache."""
     from huggingface_hub import constants
 
     folder = Path(os.path.expanduser(name))
@@ -277,5 +281,5 @@ def _near(name: str) -> list[str]:
     by_name = {each.rpartition("/")[2].lower(): each for each in cached} | {each.lower(): each for each in cached}
     words = [name.lower(), name.rpartition("/")[2].lower()]
     models = dict.fromkeys(by_name[each] for word in words for each in difflib.get_close_matches(word, by_name, n=3))
-    said = {"folders near it by name": folders, "models of the cache near it by name": list(models)[:3]}
-    return [f"{what}: {', '.join(found)}" for what, found in said.items() if found]
+    suggestions = {"folders with similar names": folders, "models in the cache with similar names": list(models)[:3]}
+    return [f"{kind}: {', '.join(names)}" for kind, names in suggestions.items() if names]

@@ -1,4 +1,4 @@
-"""A run's folder in the place of a model: the run's final model, or that of its newest stage."""
+"""Finds the model and the tokenizer of a run, so that a run can be given wherever a model is expected."""
 
 from __future__ import annotations
 
@@ -8,32 +8,38 @@ from pathlib import Path
 from quatrain.core.errors import QuatrainError
 
 RUNS = "runs"
-"""The folder in which `quatrain run` keeps runs unless told otherwise; a bare name is looked for in it."""
+"""The default folder of `quatrain run`; a run given by name is searched in it."""
 
 MODEL = ("config.json", "adapter_config.json", "adapters")
-"""A folder of a model has one of these."""
+"""A model folder contains one of these."""
 
 TOKENIZER = ("tokenizer.json",)
 
 
 def run_folder(name: str | Path) -> Path | None:
-    """The folder of a run: a path of one, or the name of one in `runs`. None for anything else."""
+    """The folder of a run, given by its path or by its name in `runs`; None if there is no such run."""
     text = os.path.expanduser(str(name))
-    places = [text] if text else []
+    paths = [text] if text else []
     if text and not os.path.exists(text) and os.path.basename(text) == text:
-        places = [os.path.join(RUNS, text)]
-    # A run's final model has its recipe beside it too, but neither a state nor stages.
-    found = (place for place in places if _has(place, ("recipe.toml",)) and _has(place, ("run.json", "stages")))
-    return next((Path(place) for place in found if not _has(place, MODEL)), None)
+        paths = [os.path.join(RUNS, text)]
+    # The final model of a run also contains recipe.toml, but neither run.json nor stages.
+    runs = (path for path in paths if _has(path, ("recipe.toml",)) and _has(path, ("run.json", "stages")))
+    return next((Path(path) for path in runs if not _has(path, MODEL)), None)
 
 
 def model_of_run(name: str | Path) -> Path | None:
-    """The newest model that a run has made; None where `name` is no run's. Raises QuatrainError for a run without."""
+    """The final model of a run, or that of its newest stage; None if `name` is not a run.
+
+    Raises QuatrainError for a run without a model.
+    """
     return _newest(name, MODEL, ["model"])
 
 
 def tokenizer_of_run(name: str | Path) -> Path | None:
-    """The tokenizer that a run has made, with its newest model or before it; None where `name` is no run's."""
+    """The tokenizer of a run, from its newest model or else a tokenizer stage; None if `name` is not a run.
+
+    Raises QuatrainError for a run without a tokenizer.
+    """
     return _newest(name, TOKENIZER, ["model", "tokenizer"])
 
 
@@ -45,7 +51,7 @@ def _newest(name: str | Path, files: tuple[str, ...], kinds: list[str]) -> Path 
         for path in (folder / kind, *sorted(folder.glob(f"stages/*/{kind}"), reverse=True)):
             if _has(path, files):
                 return path
-    raise QuatrainError(f"{folder}: this run has made no {kinds[-1]} yet; let it go on with `quatrain run`.")
+    raise QuatrainError(f"{folder}: this run has no {kinds[-1]} yet; continue it with `quatrain run`.")
 
 
 def _has(folder: str | Path, files: tuple[str, ...]) -> bool:

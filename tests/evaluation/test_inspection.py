@@ -491,7 +491,7 @@ def test_a_subject_knows_its_files(tmp_path, read):
     (tmp_path / "run.json").write_text("{}")
     assert open_subject(tmp_path).folder == tmp_path / "model"
     (tmp_path / "model").rename(tmp_path / "gone")
-    with pytest.raises(Exception, match="has made no model yet"):
+    with pytest.raises(Exception, match="has no model yet"):
         open_subject(tmp_path)
 
 

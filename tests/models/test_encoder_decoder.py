@@ -194,7 +194,7 @@ def test_an_embedding_of_its_own_is_told_not_dropped(name, models, tmp_path):
         edit(tmp_path, lambda tensors, other=other: tensors.update({other: tensors[shared] + 1e-3}))
         with pytest.raises(InputError) as caught:
             model_folder.load(tmp_path)
-        assert caught.value.problems == [f"{other}: differs from {shared}, which config.json ties it to"]
+        assert caught.value.problems == [f"{other}: differs from {shared}, to which config.json ties it"]
         edit(tmp_path, lambda tensors, other=other: tensors.pop(other))
 
 

@@ -119,7 +119,9 @@ def test_every_wrong_name_and_shape_is_told(folder):
 def test_truncated_weights(folder, keep):
     data = (folder / model_folder.WEIGHTS).read_bytes()
     (folder / model_folder.WEIGHTS).write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    assert "not a whole safetensors file" in problems_of(folder).message
+    assert any(
+        words in problems_of(folder).message for words in ("incomplete or invalid safetensors file", "an empty file")
+    )
 
 
 def test_missing_shard(tmp_path):
@@ -178,7 +180,7 @@ def test_missing_options_are_told(folder):
 @pytest.mark.parametrize(("name", "nearest"), [("lama", "llama"), ("gpt-2", "gpt2"), ("gpt_neo", "gpt_neox")])
 def test_an_unknown_family_is_told_with_the_nearest_first(folder, name, nearest):
     change(folder, model_type=name)
-    assert f"Known families: {nearest}" in problems_of(folder).message
+    assert f"It knows: {nearest}" in problems_of(folder).message
 
 
 def test_gpt2_files_without_prefix_and_with_old_buffers(tmp_path):

@@ -212,7 +212,7 @@ def test_what_cannot_be_read_is_told_by_name(name):
     [
         (PHI2 | {"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
         (PHI2 | {"partial_rotary_factor": "half"}, "partial_rotary_factor"),
-        (PHI2 | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "two shares"),
+        (PHI2 | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "two different partial"),
         (PYTHIA | {"partial_rotary_factor": 0.5}, "rotary_pct and partial_rotary_factor"),
         (PYTHIA | {"rope_theta": 5000}, "rotary_emb_base and rope_theta"),
         (PHI2 | {"num_attention_heads": 0}, "num_attention_heads"),

@@ -113,7 +113,7 @@ def test_a_path_is_never_an_id(cache: Path) -> None:
 
 def test_a_file_is_told_from_a_folder(cache: Path, tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).write_bytes(b"")
-    with pytest.raises(InputError, match=r"a file\. Name the model's folder"):
+    with pytest.raises(InputError, match=r"is a file\. Give the model folder"):
         resolve(str(tmp_path / WEIGHTS))
 
 
@@ -121,8 +121,8 @@ def test_folders_near_by_name_are_told(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "sherlock").mkdir(parents=True)
     with pytest.raises(InputError) as caught:
         resolve(tmp_path / "runs" / "sherlok")
-    assert caught.value.problems == [f"folders near it by name: {tmp_path / 'runs' / 'sherlock'}"]
-    with pytest.raises(OfflineError, match="folders near it by name: runs"):
+    assert caught.value.problems == [f"folders with similar names: {tmp_path / 'runs' / 'sherlock'}"]
+    with pytest.raises(OfflineError, match="folders with similar names: runs"):
         resolve("runs/sherlok")
 
 
@@ -164,7 +164,7 @@ def test_settings_alone_need_no_weights(cache: Path) -> None:
     assert resolve("org/tiny", files=CONFIG).samefile(snapshot)
     with pytest.raises(OfflineError) as caught:
         resolve("org/tiny")
-    assert "a part of it only" in caught.value.message and caught.value.problems == [f"{WEIGHTS}: missing"]
+    assert "only a part of it" in caught.value.message and caught.value.problems == [f"{WEIGHTS}: missing"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,10 @@ def test_settings_alone_need_no_weights(cache: Path) -> None:
     [
         (without(SHARDED, B), f"{B}: missing"),
         (without(MODEL, "config.json") | {"adapter.txt": b""}, "config.json: missing"),
-        (without(MODEL, WEIGHTS) | {"pytorch_model.bin": b""}, f"{WEIGHTS}: missing, there is only pytorch_model.bin"),
+        (
+            without(MODEL, WEIGHTS) | {"pytorch_model.bin": b""},
+            f"{WEIGHTS}: missing, only pickled weights: pytorch_model.bin",
+        ),
     ],
 )
 def test_a_part_of_a_model_is_told_as_such(files: dict[str, bytes], problem: str, cache: Path) -> None:
@@ -188,7 +191,7 @@ def test_a_snapshot_whose_blob_is_gone(cache: Path) -> None:
     (snapshot / WEIGHTS).resolve().unlink()
     with pytest.raises(OfflineError) as caught:
         resolve("org/tiny")
-    assert caught.value.problems == [f"{WEIGHTS}: its file is gone"]
+    assert caught.value.problems == [f"{WEIGHTS}: missing"]
 
 
 def test_what_is_nowhere_is_told_with_what_is_near(cache: Path) -> None:
@@ -196,9 +199,9 @@ def test_what_is_nowhere_is_told_with_what_is_near(cache: Path) -> None:
         fill_cache(cache, name, MODEL)
     with pytest.raises(OfflineError) as caught:
         resolve("tiny-lama")
-    assert "no such folder on this machine" in caught.value.message and "hf download tiny-lama" in caught.value.message
+    assert "no such local folder" in caught.value.message and "hf download tiny-lama" in caught.value.message
     assert "QUATRAIN_OFFLINE forbids the network" in caught.value.message and str(cache) in caught.value.message
-    assert caught.value.problems == ["models of the cache near it by name: org/tiny-llama"]
+    assert caught.value.problems == ["models in the cache with similar names: org/tiny-llama"]
     with pytest.raises(OfflineError) as caught:
         resolve("huggingfacetb/smollm-135m")
     assert "HuggingFaceTB/SmolLM-135M" in caught.value.problems[0]
@@ -391,10 +394,10 @@ def refused(hub: Hub, name: str, status: int, code: str = "") -> InputError | Of
 
 def test_a_model_that_the_hub_does_not_know(hub: Hub, cache: Path) -> None:
     fill_cache(cache, "org/tiny-model", MODEL)
-    with pytest.raises(InputError, match="neither a folder of this machine nor a model of the hub") as caught:
+    with pytest.raises(InputError, match="neither a local folder nor a model on the hub") as caught:
         resolve("org/tiny-mode")
     assert "hf auth login" in caught.value.message and hub.address in caught.value.message
-    assert caught.value.problems == ["models of the cache near it by name: org/tiny-model"]
+    assert caught.value.problems == ["models in the cache with similar names: org/tiny-model"]
     assert isinstance(refused(hub, "org/gone", 404, "RepoNotFound"), InputError)
 
 
@@ -422,7 +425,7 @@ def test_a_revision_that_is_not_there(hub: Hub) -> None:
 @pytest.mark.parametrize("status", [400, 401, 403])
 def test_refusals(status: int, hub: Hub) -> None:
     error = refused(hub, "org/tiny", status, "Invalid credentials in Authorization header")
-    assert isinstance(error, InputError) and f"answered {status}" in error.message
+    assert isinstance(error, InputError) and f"status {status}" in error.message
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
@@ -453,10 +456,10 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             {"config.json": b"{}", "model.gguf": b""},
-            f"no {WEIGHTS} in this repository. It has: config.json, model.gguf",
+            f"no {WEIGHTS} in this repository. It contains: config.json, model.gguf",
         ),
-        ({"data.csv": b""}, "holds no model. It has: data.csv"),
-        ({}, "It has: nothing"),
+        ({"data.csv": b""}, "is not a model. It contains: data.csv"),
+        ({}, "It contains: nothing"),
     ],
 )
 def test_repositories_without_a_model_are_not_downloaded(files: dict[str, bytes], words: str, hub: Hub) -> None:
@@ -474,7 +477,7 @@ def test_a_repository_without_what_is_asked_for(hub: Hub) -> None:
 
 def test_a_repository_that_lacks_a_shard(hub: Hub) -> None:
     hub.repositories["org/tiny"] = without(SHARDED, B)
-    with pytest.raises(InputError, match="its repository is not whole") as caught:
+    with pytest.raises(InputError, match="the repository is incomplete") as caught:
         resolve("org/tiny")
     assert caught.value.problems == [f"{B}: missing"]
 
@@ -486,7 +489,7 @@ def test_a_full_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    monkeypatch.setattr(model_hub, "_in_cache", lambda name, revision: None)
+    monkeypatch.setattr(model_hub, "_cached_snapshot", lambda name, revision: None)
     with pytest.raises(Exception, match="the disk is full"):
         resolve("org/tiny")
 

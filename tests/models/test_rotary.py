@@ -141,7 +141,7 @@ def test_a_base_for_each_type_of_layer():
         ({"type": "linear"}, ["factor: missing"]),
         ({"type": "linear", "factor": "4"}, ['factor: "4"']),
         ({"type": "dynamic", "factor": -2.0}, ["factor: -2.0"]),
-        ({"type": "yarn", "factor": 4.0, "truncate": 1, "beta": 2}, ["truncate: 1", "beta: not known"]),
+        ({"type": "yarn", "factor": 4.0, "truncate": 1, "beta": 2}, ["truncate: 1", "beta: unknown parameter"]),
         ({"type": "llama3", "factor": 8.0}, ["high_freq_factor: missing", "low_freq_factor: missing"]),
         ({"type": "longrope", "short_factor": [1.0] * 4}, ["long_factor: missing"]),
         ({"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, "x"]}, ['long_factor: [1.0, "x"]']),

@@ -177,7 +177,7 @@ def test_other_heads_leave_the_pooling_alone(folder):
 @pytest.mark.parametrize(
     ("kinds", "pooling", "length", "told"),
     [
-        (("Transformer", "Pooling", "Dense"), {"pooling_mode": "mean"}, None, ["models.Dense", "known: Transformer"]),
+        (("Transformer", "Pooling", "Dense"), {"pooling_mode": "mean"}, None, ["models.Dense", "must be Transformer"]),
         (("Pooling", "Transformer"), {"pooling_mode": "mean"}, None, ["in this order"]),
         (("Transformer", "Pooling"), {"pooling_mode": "attention"}, None, ['"attention"', "cls, lasttoken, mean"]),
         (("Transformer", "Pooling"), {"pooling_mode": ["cls", "mean"]}, None, ["cls, mean; must be exactly one"]),

@@ -57,7 +57,7 @@ def test_layers_that_fit_the_memory_and_not_the_files(tmp_path: Path) -> None:
     model_folder.save(Model(get_family("llama").from_hf(tiny("llama"))).initialize(0), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1_900}))
-    with pytest.raises(InputError, match=r"num_hidden_layers 1,900.*one of the two belongs to another model"):
+    with pytest.raises(InputError, match=r"num_hidden_layers 1,900.*one of them belongs to another model"):
         model_folder.load(tmp_path)
 
 

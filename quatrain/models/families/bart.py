@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2019, arXiv 1910.13461): an encoder-decoder, positions learned, norms after the residuals."""
+"""BART (Lewis et al. 2019, arXiv 1910.13461): an encoder-decoder with learned positions and post-norm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quatrain.models.transformer.config import ModelConfig
 
 
 def layers(theirs: str, ours: str, mark: str) -> list[Operation]:
-    """The weights that a layer of the encoder and one of the decoder both have, as Marian's files call them too."""
+    """The weights of each layer of the encoder (`{e}`) or decoder (`{n}`); Marian's files have the same names."""
     attention = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": "o_proj"}
     parts = {f"self_attn.{name}": f"self_attn.{our}" for name, our in attention.items()}
     parts |= {"self_attn_layer_norm": "input_layernorm", "fc1": "mlp.up_proj", "fc2": "mlp.down_proj"}
@@ -82,19 +82,19 @@ HARMLESS = frozenset({"dropout", "attention_dropout", "activation_dropout", "cla
 READS = frozenset({"scale_embedding", "decoder_start_token_id", "is_encoder_decoder", "num_hidden_layers",
                    "hidden_size", "num_attention_heads", "_num_labels", "force_bos_token_to_be_generated"})  # fmt: skip
 
-SAME = {
+REPEATED = {
     "num_hidden_layers": "encoder_layers",
     "num_attention_heads": "encoder_attention_heads",
     "hidden_size": "d_model",
 }
-"""Keys that old files have besides, with the one whose value they repeat."""
+"""Further keys of old files, with the key whose value they repeat."""
 
 
 def read(config: dict[str, Any]) -> dict[str, Any]:
-    """Fields that follow from several keys; raises InputError where a repeated key says something else."""
+    """Fields that follow from several keys; raises InputError if a repeated key has another value."""
     problems = [
         f"{again}: {config[again]!r}; must be {key} = {config[key]!r}, which it repeats"
-        for again, key in SAME.items()
+        for again, key in REPEATED.items()
         if config.get(again) not in (None, config[key])
     ]
     width = config["d_model"]
@@ -103,7 +103,7 @@ def read(config: dict[str, Any]) -> dict[str, Any]:
         if width % heads:
             problems.append(f"{side}_attention_heads: {heads}; must divide d_model ({width})")
     if config.get("is_encoder_decoder") is False:
-        problems.append("is_encoder_decoder: False; this family is an encoder-decoder here, never its decoder alone")
+        problems.append("is_encoder_decoder: False; must be true: the decoder alone is not supported")
     if problems:
         raise InputError(f"This {config['model_type']} config.json cannot be used:", problems)
     start = config.get("decoder_start_token_id")
@@ -115,7 +115,7 @@ def read(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """The keys that `read` looked at."""
+    """The keys that `read` uses."""
     return {
         "scale_embedding": config.embedding_scale != 1.0,
         "decoder_start_token_id": config.decoder_start_token_id,

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018, arXiv 1810.04805): an encoder, norms after the residuals, token types, masked tokens."""
+"""BERT (Devlin et al. 2018, arXiv 1810.04805): an encoder with norms after the residuals and token types."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ HARMLESS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "cl
                       "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
                       "pooler_type", "_num_labels", "language", "name", "sentence_transformers", "tokenizer_class",
                       "sbert_ce_default_activation_function"})  # fmt: skip
-"""Rates of dropout, the pooler of another implementation, and notes that published checkpoints carry."""
+"""Dropout rates, options of another implementation's pooler, and notes in published checkpoints."""
 
 MUST = {
     "tie_word_embeddings": True,
@@ -61,13 +61,13 @@ MUST = {
 }
 
 OLD_NORMS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-"""How checkpoints converted from the first TensorFlow release call a norm's tensors, and their names since."""
+"""Norm weights: names in checkpoints converted from the first TensorFlow release, and present names."""
 
 TANH = {"pooler": "tanh"}
 
 
 def pooler(prefix: str) -> list[Operation]:
-    """The dense layer on the first token, behind the prefix of the body."""
+    """The dense layer on the first token; `prefix` is that of the body."""
     return renames(f"{prefix}pooler.dense", "pooler.dense")
 
 
@@ -80,12 +80,12 @@ MASKED: list[Operation] = [
 
 
 def leftovers(name: str, *more: str) -> tuple[str, ...]:
-    """Patterns of what published checkpoints hold besides: a buffer, and what was pretrained beside their head."""
+    """Patterns of further weights in published checkpoints: a buffer, the pooler, and `more`."""
     return (rf"({name}\.)?embeddings\.position_ids", rf"({name}\.)?pooler\.dense\.(weight|bias)", *more)
 
 
 def bodies(architecture: str) -> dict[str, Head]:
-    """A body without a head: its hidden states, or their mean as a sentence embedding. Some folders have no pooler."""
+    """The heads `none` and `embedding` (mean pooling). Some model folders have no pooler."""
     absent = {"pooler.dense.weight": {"pooler": "none"}}
     return {
         "none": Head(architecture, pooler(""), "", TANH, absent=absent),

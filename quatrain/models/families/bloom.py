@@ -1,4 +1,4 @@
-"""BLOOM (Le Scao et al. 2022, arXiv 2211.05100): ALiBi, a norm behind the embedding, fused projections."""
+"""BLOOM (Le Scao et al. 2022, arXiv 2211.05100): ALiBi, a norm after the embedding, fused projections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quatrain.models.transformer.config import ModelConfig
 
 
 def fused(theirs: str, leaf: str) -> Split:
-    """Queries, keys and values of one head after those of another, in one tensor."""
+    """The fused query-key-value projection, interleaved by head; `leaf` is weight or bias."""
     return Split(
         f"{theirs}.{leaf}", tuple(f"layers.{{n}}.self_attn.{name}_proj.{leaf}" for name in "qkv"), parts="interleaved"
     )
@@ -36,26 +36,27 @@ SIZES = {
     "num_hidden_layers": ("n_layer", "num_hidden_layers"),
     "num_attention_heads": ("n_head", "num_attention_heads"),
 }
-"""Our name of a size and those that its config.json files give it."""
+"""Our name of a size and its names in config.json files."""
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     problems = []
     for ours, names in SIZES.items():
-        said = {name: config[name] for name in names if config.get(name) is not None}
-        if not said:
+        given = {name: config[name] for name in names if config.get(name) is not None}
+        if not given:
             problems.append(f"{' or '.join(names)}: missing; a bloom config needs it")
-        elif len(set(said.values())) > 1:
-            problems.append(f"{' and '.join(f'{name} {value}' for name, value in said.items())}: contradict each other")
+        elif len(set(given.values())) > 1:
+            named = " and ".join(f"{name} {value}" for name, value in given.items())
+            problems.append(f"{named}: contradict each other")
         else:
-            values[ours] = next(iter(said.values()))
+            values[ours] = next(iter(given.values()))
     hidden = values.get("hidden_size")
     inner = config.get("n_inner")
     if hidden is not None and inner not in (None, 4 * hidden):
-        problems.append(f"n_inner: {inner!r}; bloom has four times hidden_size ({4 * hidden})")
+        problems.append(f"n_inner: {inner!r}; must be 4 * hidden_size ({4 * hidden})")
     if config.get("slow_but_exact") and (config.get("pretraining_tp") or 1) > 1:
-        problems.append("slow_but_exact: True leaves biases out where pretraining_tp is above 1; must be False")
+        problems.append("slow_but_exact: true; must be false, because with pretraining_tp above 1 it leaves out biases")
     if problems:
         raise InputError("This bloom config.json cannot be used:", problems)
     return {

@@ -64,7 +64,7 @@ FAMILIES = (
         },
         fixed={name: value for name, value in bert.FIXED.items() if name != "tie_word_embeddings"}
         | {"norm_eps": 1e-12},
-        # sinusoidal_pos_embds says how the table of positions began; its rows are in the files either way
+        # sinusoidal_pos_embds is the initialization of the position table, whose rows are in the files in any case.
         harmless=frozenset(
             {
                 "dropout",

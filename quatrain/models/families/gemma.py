@@ -1,9 +1,9 @@
 """Gemma 2 (Gemma Team 2024, arXiv 2408.00118) and the text model of Gemma 3 (Gemma Team 2025, arXiv 2503.19786).
 
-Norms before and behind each part, with 1 + weight; an embedding scaled by the root of its width; layers that see a
-window between those that see all. Gemma 2 has soft caps, Gemma 3 a norm of each head's queries and keys and a rotary
-base for each type of layer; of one that reads images, the text model is taken, which is also how it is written. A
-Gemma 3 that looks both ways (EmbeddingGemma, arXiv 2509.20354) is an encoder.
+Norms before and after each sublayer, with 1 + weight; embeddings scaled by the square root of their width; alternating
+full and sliding-window layers. Gemma 2 has soft caps; Gemma 3 has normalized queries and keys of each head, and a
+rotary base for each type of layer. From a Gemma 3 that reads images only the text model is loaded, and saved as such. A
+bidirectional Gemma 3 (EmbeddingGemma, arXiv 2509.20354) is an encoder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NORMS = {
     "pre_feedforward_layernorm": "post_attention_layernorm",
     "post_feedforward_layernorm": "feed_forward_output_layernorm",
 }
-"""Their names of the norms around the parts of a layer, and ours."""
+"""The norms around the sublayers of a layer: their names and ours."""
 
 SANDWICH: list[Operation] = [
     *(operation for operation in BODY if "post_attention_layernorm" not in operation.sources[0]),
@@ -50,11 +50,11 @@ READS = rope.KEYS | {
 }
 
 HARMLESS = frozenset({"attention_dropout", "hidden_act", "cache_implementation"})
-"""`hidden_act` is left from before `hidden_activation`, which alone counts."""
+"""`hidden_act` is superseded by `hidden_activation`."""
 
 
 def _read(config: dict[str, Any], every: int, softcap: float | None) -> dict[str, Any]:
-    """What both have; every n-th layer sees all of the text, `softcap` is that of logits where there is no such key."""
+    """The fields of both versions. Each `every`-th layer has full attention; `softcap` is the default of the logits."""
     kinds = [rope.LAYER_TYPES[bool((layer + 1) % every)] for layer in range(config["num_hidden_layers"])]
     scalar = config.get("query_pre_attn_scalar")
     hidden = config["hidden_size"]
@@ -111,7 +111,7 @@ def _write3(config: ModelConfig) -> dict[str, Any]:
 
 
 def _heads3() -> dict[str, Head]:
-    """transformers has no tagger and no span head of Gemma 3."""
+    """transformers has no token-classification and no span head for Gemma 3."""
     named = heads("Gemma3Text", spans=None)
     del named["token_classification"]
     score = named["sequence_classification"]

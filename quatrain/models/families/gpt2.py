@@ -18,7 +18,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
         problems.append(f"n_ctx: {context}; contradicts n_positions ({config['n_positions']})")
     if "GPT2DoubleHeadsModel" in (config.get("architectures") or []):
         problems += [
-            f"{key}: {config[key]!r} is not known to Quatrain; must be {' or '.join(map(repr, known))}"
+            f"{key}: {config[key]!r} is not supported; must be {' or '.join(map(repr, known))}"
             for key, known in SUMMARY.items()
             if key in config and config[key] not in known
         ]
@@ -47,11 +47,11 @@ SUMMARY: dict[str, tuple[Any, ...]] = {
     "summary_activation": (None, ""),
     "summary_proj_to_labels": (True,),
 }
-"""What shapes the head of multiple choices, and what it may be: a score of each choice's last token."""
+"""Options of the multiple-choice head and their supported values: a score of the last token of each choice."""
 
 
-def _projections(kind: str) -> tuple[str, ...]:
-    return tuple(f"layers.{{n}}.self_attn.{name}_proj.{kind}" for name in "qkv")
+def _projections(leaf: str) -> tuple[str, ...]:
+    return tuple(f"layers.{{n}}.self_attn.{name}_proj.{leaf}" for name in "qkv")
 
 
 FAMILIES = (
@@ -109,7 +109,7 @@ FAMILIES = (
         },
         harmless=frozenset(
             {
-                # Which of two orders rounds the scores less: the weights are those of float32 here in any case.
+                # Selects the more precise of two orders of operations; here softmax is always computed in float32.
                 "reorder_and_upcast_attn",
                 "predict_special_tokens",
                 "summary_type",

@@ -1,6 +1,6 @@
 """GPT-NeoX (Black et al. 2022, arXiv 2204.06745) and Pythia (Biderman et al. 2023, arXiv 2304.01373).
 
-Rotary positions turn a quarter of each head; attention and feed-forward stand side by side, each behind its own norm.
+Rotary positions on a quarter of each head; parallel attention and feed-forward, each with its own norm.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     written = rope.write(config)
-    # The names that every version of transformers reads.
+    # These names are read by every version of transformers.
     written["rotary_emb_base"] = written.pop("rope_theta")
     return {
         **written,

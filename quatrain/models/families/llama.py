@@ -1,6 +1,6 @@
-"""Llama (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; Llama 3.1, arXiv 2407.21783) and what is built like it.
+"""Llama (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; Llama 3.1, arXiv 2407.21783) and similar models.
 
-Rotary positions, RMSNorm, SwiGLU, grouped heads. SmolLM is a Llama by its own config.json.
+Rotary positions, RMSNorm, SwiGLU, grouped-query attention. SmolLM uses this architecture under the name llama.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ BODY: list[Operation] = [
 
 
 def heads(name: str, *, spans: str | None = "transformer.") -> dict[str, Head]:
-    """The heads that transformers has for a decoder class `name`; `spans` is the prefix of its span head's body."""
+    """The heads of a transformers decoder; `spans` is the body's prefix in span-head files, None: no span head."""
     score: list[Operation] = [Rename("score.weight", "score.weight")]
-    found = {
+    result = {
         "causal": Head(f"{name}ForCausalLM", [Rename("lm_head.weight", "lm_head.weight")]),
         "sequence_classification": Head(f"{name}ForSequenceClassification", score),
         "token_classification": Head(
@@ -53,14 +53,14 @@ def heads(name: str, *, spans: str | None = "transformer.") -> dict[str, Head]:
         "embedding": Head(f"{name}Model", prefix=""),
     }
     if spans is not None:
-        found["question_answering"] = Head(
+        result["question_answering"] = Head(
             f"{name}ForQuestionAnswering", renames("qa_outputs", "score"), spans, {"score_bias": True}
         )
-    return found
+    return result
 
 
 def classifier_heads(name: str) -> dict[str, Head]:
-    """The token heads of a decoder class `name` that transformers calls `classifier` and `qa_outputs`."""
+    """The token heads of a decoder `name` whose weights transformers calls `classifier` and `qa_outputs`."""
     bias = {"score_bias": True}
     return {
         "token_classification": Head(f"{name}ForTokenClassification", renames("classifier", "score"), settings=bias),
@@ -69,7 +69,7 @@ def classifier_heads(name: str) -> dict[str, Head]:
 
 
 REWARD = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
-"""A model of values is written as a regression of one number, which is how reward models are kept."""
+"""config.json keys of a value head: it is stored as a regression with one output, as reward models are."""
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:

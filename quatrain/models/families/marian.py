@@ -1,6 +1,6 @@
-"""Marian (Junczys-Dowmunt et al. 2018, arXiv 1804.00344): the original encoder-decoder, its positions computed.
+"""Marian (Junczys-Dowmunt et al. 2018, arXiv 1804.00344): the opus-mt translation models.
 
-The transformer of Vaswani et al. 2017 (arXiv 1706.03762) with sinusoidal positions, as the opus-mt translators have it.
+The encoder-decoder of Vaswani et al. 2017 (arXiv 1706.03762) with sinusoidal positions.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from quatrain.models.transformer.positions import sinusoidal_table
 
 
 def _table(config: ModelConfig) -> Tensor:
-    """The positions that files may hold, (max_position_embeddings, hidden_size)."""
+    """The position table that files may contain, (max_position_embeddings, hidden_size)."""
     return sinusoidal_table(config.max_position_embeddings, config.hidden_size)
 
 
 def _body(config: ModelConfig) -> list[Operation]:
-    # transformers expects the tables in the files of the body, and leaves them out of those of the translator
+    # transformers expects the tables in files of the body and omits them in files of the translator.
     written = config.head == "none"
     return [
         Rename("shared.weight", "embed_tokens.weight"),
@@ -38,8 +38,8 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     vocabularies = config.get("decoder_vocab_size"), config["vocab_size"]
     if vocabularies[0] is not None and vocabularies[0] != vocabularies[1]:
         raise InputError(
-            f"decoder_vocab_size: {vocabularies[0]}; must be vocab_size ({vocabularies[1]}): a translator whose sides "
-            "have their own vocabularies is not known to Quatrain."
+            f"decoder_vocab_size: {vocabularies[0]}; must be vocab_size ({vocabularies[1]}): separate "
+            "vocabularies of encoder and decoder are not supported."
         )
     fields = bart.read(config)
     start = config.get("decoder_start_token_id")

@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al. 2023, arXiv 2310.06825): Llama's body, every layer of which sees a window of the text."""
+"""Mistral (Jiang et al. 2023, arXiv 2310.06825): Llama with sliding-window attention in every layer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from quatrain.models.transformer.config import ModelConfig
 
 
 def key_value_heads(config: dict[str, Any], default: int | None = None) -> int:
-    """How many heads keys have: null means as many as queries, and so does no such key without another default."""
+    """The number of key and value heads: `default` if the key is missing, that of the queries if it is null or there
+    is no default.
+    """
     if "num_key_value_heads" not in config and default is not None:
         return default
-    own: int | None = config.get("num_key_value_heads")
-    return config["num_attention_heads"] if own is None else own
+    heads: int | None = config.get("num_key_value_heads")
+    return config["num_attention_heads"] if heads is None else heads
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:

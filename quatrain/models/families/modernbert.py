@@ -1,6 +1,6 @@
-"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): an encoder, rotary, gated, its attention mostly local.
+"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): a gated encoder with rotary positions and mostly local attention.
 
-Every third layer sees the whole text and has a rotary base of its own, the others see `local_attention` tokens.
+Every third layer attends to the whole text and has its own rotary base; the others attend to `local_attention` tokens.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ def _layer_types(config: dict[str, Any]) -> list[str]:
 
 
 def _rotary(config: dict[str, Any]) -> dict[str, Any]:
-    """The bases of both types of layer, in the old layout (a key for each) and the new one (an object for each)."""
-    whole, local = rope.by_layer(config)
-    theta = rope.theta(rope.given(whole.get("rope_theta"), config.get("global_rope_theta"), GLOBAL_THETA))
+    """The rotary fields of both types of layer, from the old layout (one key each) or the new one (one object each)."""
+    full, local = rope.by_layer(config)
+    theta = rope.theta(rope.first_given(full.get("rope_theta"), config.get("global_rope_theta"), GLOBAL_THETA))
     old = config.get("local_rope_theta", LOCAL_THETA)
     if rope.scaling(local) is not None:
-        raise InputError("rope_parameters: the sliding layers of a modernbert have no scaling that Quatrain knows.")
+        raise InputError("rope_parameters: a modernbert model supports no rotary scaling of its sliding-window layers.")
     return {
         "rope_theta": theta,
-        "local_rope_theta": rope.theta(rope.given(local.get("rope_theta"), old, theta)),
-        "rope_scaling": rope.scaling(whole),
+        "local_rope_theta": rope.theta(rope.first_given(local.get("rope_theta"), old, theta)),
+        "rope_scaling": rope.scaling(full),
     }
 
 
@@ -109,7 +109,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "classifier_activation": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.head_transform),
     }
     every = _every(config.layer_types)
-    if every is not None and config.rope_scaling is None:  # what versions of transformers before 5 read
+    if every is not None and config.rope_scaling is None:  # Read by versions of transformers before 5.
         written |= {
             "global_attn_every_n_layers": every,
             "global_rope_theta": config.rope_theta,
@@ -119,7 +119,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 
 def _every(layers: tuple[str, ...]) -> int | None:
-    """The n of "every n-th layer sees the whole text", where the layers are so."""
+    """The n such that every n-th layer has full attention, or None if there is no such n."""
     for every in range(1, len(layers) + 1):
         if all((kind == "full") == (layer % every == 0) for layer, kind in enumerate(layers)):
             return every

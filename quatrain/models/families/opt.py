@@ -1,6 +1,6 @@
-"""OPT (Zhang et al. 2022, arXiv 2205.01068): learned positions behind two unused rows, LayerNorm, ReLU, ties.
+"""OPT (Zhang et al. 2022, arXiv 2205.01068): learned positions after two unused rows, LayerNorm, ReLU, tied head.
 
-The 350m model alone has its norms after the residuals and an embedding narrower than its hidden states.
+Only the 350m model has norms after the residuals and an embedding narrower than the hidden states.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ BODY: list[Operation] = [
 def _read(config: dict[str, Any]) -> dict[str, Any]:
     biased = config.get("enable_bias") is not False
     width, hidden = config.get("word_embed_proj_dim") or config["hidden_size"], config["hidden_size"]
-    before = config.get("do_layer_norm_before") is not False
+    is_pre_norm = config.get("do_layer_norm_before") is not False
     return {
         "num_key_value_heads": config["num_attention_heads"],
         "embedding_size": 0 if width == hidden else width,
-        "norm_position": "pre" if before else "post",
+        "norm_position": "pre" if is_pre_norm else "post",
         "final_norm": not config.get("_remove_final_layer_norm"),
         "norm": "layer_without_parameters" if config.get("layer_norm_elementwise_affine") is False else "layer",
         "attention_bias": "all" if biased else "none",

@@ -1,6 +1,6 @@
-"""Phi 1, 1.5 and 2 (Li et al. 2023, arXiv 2309.05463): attention and feed-forward side by side behind one norm.
+"""Phi 1, 1.5 and 2 (Li et al. 2023, arXiv 2309.05463): parallel attention and feed-forward with one norm.
 
-Rotary positions turn a part of each head; every projection has a bias, the vocabulary's too.
+Partial rotary positions; every projection has a bias, including the vocabulary head.
 """
 
 from __future__ import annotations

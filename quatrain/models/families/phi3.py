@@ -1,6 +1,6 @@
-"""Phi-3, 3.5 and 4 (Abdin et al. 2024, arXiv 2404.14219): Llama's body, its files with fused projections.
+"""Phi-3, 3.5 and 4 (Abdin et al. 2024, arXiv 2404.14219): Llama with fused projections in its files.
 
-Long texts are read with LongRoPE; Phi-4-mini turns a part of each head.
+LongRoPE for long texts; Phi-4-mini has partial rotary positions.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from quatrain.models.families.weights import Rename, Split
 from quatrain.models.transformer.config import ModelConfig
 
 ORIGINAL_LENGTH = 4096
-"""Tokens of a text of pretraining, where config.json does not say."""
+"""Default context length of pre-training, in tokens."""
 
 OLD_NAMES = {"su": "longrope", "yarn": "longrope"}
-"""What LongRoPE was called in the first config.json files."""
+"""Names of LongRoPE in the first config.json files."""
 
 UNUSED = ("interpolate_factor", "full_attn_mod")
-"""Options of Phi-4-mini's config.json that mean nothing where they are 1, as they are."""
+"""Options of Phi-4-mini's config.json that have no effect with the value 1, the only one in use."""
 
 
 def _read(config: dict[str, Any]) -> dict[str, Any]:
@@ -33,16 +33,16 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     original = config.get("original_max_position_embeddings") or ORIGINAL_LENGTH
     read = rope.read({**config, "original_max_position_embeddings": original}, names=OLD_NAMES)
     if read["rope_scaling"] is not None and read["rope_scaling"].kind != "longrope":
-        raise InputError(f"rope_type: {read['rope_scaling'].kind!r}; a phi3 knows default and longrope.")
+        raise InputError(f"rope_type: {read['rope_scaling'].kind!r}; a phi3 model supports default and longrope.")
     return {
         **read,
-        "rotary_dim": 0 if rotary == rope.rotary_dim(_whole(config), 1.0) else rotary,
+        "rotary_dim": 0 if rotary == rope.rotary_dim(_without_rope(config), 1.0) else rotary,
         "num_key_value_heads": key_value_heads(config),
         "sliding_window": config.get("sliding_window"),
     }
 
 
-def _whole(config: dict[str, Any]) -> dict[str, Any]:
+def _without_rope(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in rope.KEYS}
 
 

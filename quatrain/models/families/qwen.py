@@ -1,7 +1,7 @@
 """Qwen2 and 2.5 (Yang et al. 2024, arXiv 2407.10671 and 2412.15115), Qwen3 (Yang et al. 2025, arXiv 2505.09388).
 
-Llama's body; Qwen2's queries, keys and values have biases, Qwen3 normalises each head's queries and keys instead. The
-last layers may see a window of the text.
+Llama with biases of queries, keys and values (Qwen2), or with normalized queries and keys of each head (Qwen3). The
+last layers may use sliding-window attention.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from quatrain.models.families.weights import Rename
 from quatrain.models.transformer.config import ModelConfig
 
 LAYERS = dict(zip(rope.LAYER_TYPES, ("full", "sliding"), strict=True))
-"""transformers' names of the types of layers, and ours."""
+"""The types of layers: transformers' names and ours."""
 
 
 def layer_types(config: dict[str, Any], default: list[str]) -> tuple[str, ...]:
-    """The type of each layer. Raises InputError for one that is not known."""
+    """The type of each layer from config.json, else `default`. Raises InputError for an unknown type."""
     named = default if config.get("layer_types") is None else config["layer_types"]
     unknown = sorted({str(kind) for kind in named} - set(LAYERS))
     if unknown:
@@ -30,13 +30,13 @@ def layer_types(config: dict[str, Any], default: list[str]) -> tuple[str, ...]:
 
 
 def written_layer_types(config: ModelConfig) -> list[str]:
-    """The type of each layer, as transformers names it."""
+    """The type of each layer by transformers' names."""
     names = {ours: theirs for theirs, ours in LAYERS.items()}
     return [names[kind] for kind in config.layer_types]
 
 
 def _layers(config: dict[str, Any]) -> dict[str, Any]:
-    """Which layers see a window; without use_sliding_window, none, whatever the other keys say."""
+    """The sliding-window layers; without use_sliding_window there are none, even if other keys are set."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
     first = config.get("max_window_layers", 28) if window is not None else config["num_hidden_layers"]
     kinds = [rope.LAYER_TYPES[layer >= first] for layer in range(config["num_hidden_layers"])]

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT's body, positions that leave out padding, heads of its own.
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT with positions that skip padding and other heads.
 
 XLM-RoBERTa (Conneau et al. 2019, arXiv 1911.02116) and CamemBERT (Martin et al. 2019, arXiv 1911.03894) are the same.
 """
@@ -32,7 +32,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
             f"max_position_embeddings: {rows}; must be above {padding + 1}, the row of the first token "
             "(pad_token_id + 1)."
         )
-    # the table's first rows are those of padding and of the ids below it, which no token is at
+    # The first rows of the table belong to padding and to the ids below it; no token uses them.
     return {
         "num_key_value_heads": config["num_attention_heads"],
         "pad_token_id": padding,

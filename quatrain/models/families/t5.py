@@ -1,6 +1,6 @@
 """T5 (Raffel et al. 2019, arXiv 1910.10683): an encoder-decoder with relative positions, RMSNorm and no biases.
 
-T5 v1.1, FLAN-T5 and mT5 (Xue et al. 2020, arXiv 2010.11934) are gated and have a head of their own.
+T5 v1.1, FLAN-T5 and mT5 (Xue et al. 2020, arXiv 2010.11934) have a gated feed-forward network and an untied head.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _operations(config: ModelConfig) -> list[Operation]:
 
 
 def _encoder_alone(fields: dict[str, Any]) -> dict[str, Any]:
-    """What the heads that stand on the encoder change."""
+    """The fields that heads on the encoder alone change."""
     return {"architecture": "encoder", "num_hidden_layers": fields["num_encoder_layers"]}
 
 
@@ -70,20 +70,20 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     known = {**ACTIVATIONS, "gelu": "gelu_tanh"} if gate else ACTIVATIONS
     if gate not in ("", "gated") or activation not in known:
         raise InputError(
-            f"feed_forward_proj: {named!r} is not known to Quatrain; must be an activation "
-            f"({', '.join(ACTIVATIONS)}) or gated- and one."
+            f"feed_forward_proj: {named!r} is not supported; must be an activation "
+            f"({', '.join(ACTIVATIONS)}) or gated- followed by one."
         )
     derived = {"dense_act_fn": config.get("dense_act_fn"), "is_gated_act": config.get("is_gated_act")}
     same = {"dense_act_fn": (None, activation, "gelu_new" if gate else activation), "is_gated_act": (None, bool(gate))}
     problems = [
-        f"{key}: {value!r}; must be {same[key][-1]!r}, which feed_forward_proj {named!r} means"
+        f"{key}: {value!r}; must be {same[key][-1]!r}, as feed_forward_proj {named!r} implies"
         for key, value in derived.items()
         if value not in same[key] and ACTIVATIONS.get(str(value)) != known[activation]
     ]
     if problems:
         raise InputError(f"This {config['model_type']} config.json cannot be used:", problems)
     tied, width = config.get("tie_word_embeddings") is not False, config["d_model"]
-    # version 1.1 is known by its untied head, unless newer files say it by name; mT5 never scales
+    # Version 1.1 is recognized by its untied head unless newer files name the scaling; mT5 never scales.
     scaled = config.get("scale_decoder_outputs", tied) and config.get("model_type") != "mt5"
     start, pad = config.get("decoder_start_token_id"), config.get("pad_token_id", 0)
     layers = config.get("num_decoder_layers")
@@ -116,7 +116,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 
 DECODER = (r"(transformer\.)?decoder\..*", r"lm_head\.weight")
-"""What files of the whole model hold and its encoder alone does not need."""
+"""Weights in files of the whole model that the encoder alone does not need."""
 
 
 def _family(name: str, stem: str) -> Family:

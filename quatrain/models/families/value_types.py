@@ -1,6 +1,6 @@
-"""The type of every key of a `config.json` that a family reads, as data: what a value may be, and how to say so.
+"""The type of every key of a `config.json` that a family reads, checked before the value is used.
 
-A key is checked before anything is computed from it. `null` always passes: it means that the key is not given.
+`null` is always accepted and means that the key is missing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from quatrain.core.wording import format_value
 from quatrain.models.transformer.config import MAX_LAYERS, MAX_SIZE
 
-MOST_LABELS = 1_000_000
+MAX_LABELS = 1_000_000
 
 
 @dataclass(frozen=True)
 class ValueType:
-    """A type of a key: `wanted` completes the sentence "must be …"."""
+    """The type of a key; `description` completes the message "must be …"."""
 
     description: str
     accepts: Callable[[Any], bool]
@@ -39,7 +39,7 @@ SIZE = ValueType(f"a whole number from 1 to {MAX_SIZE:,}", _whole(1))
 SIZE_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_SIZE:,}", _whole(0))
 LAYERS = ValueType(f"a whole number from 1 to {MAX_LAYERS:,}", _whole(1, MAX_LAYERS))
 LAYERS_OR_ZERO = ValueType(f"a whole number from 0 to {MAX_LAYERS:,}", _whole(0, MAX_LAYERS))
-LABELS = ValueType(f"a whole number from 1 to {MOST_LABELS:,}", _whole(1, MOST_LABELS))
+LABELS = ValueType(f"a whole number from 1 to {MAX_LABELS:,}", _whole(1, MAX_LABELS))
 TOKEN = ValueType(f"a token id: a whole number from -1 to {MAX_SIZE:,}", _whole(-1))
 TOKENS = ValueType("a token id or a list of them", _tokens)
 POSITIVE = ValueType("a number above 0 (at most 1e18)", _number(1e-30, 1e18))
@@ -74,7 +74,7 @@ COMMON: Mapping[str, ValueType] = {
     "pad_token_id": TOKEN,
     "quantization_config": TABLE,
 }
-"""Keys that every family reads."""
+"""Types of the keys that every family reads."""
 
 FIELDS: Mapping[str, ValueType] = {
     "vocab_size": SIZE,
@@ -99,7 +99,7 @@ FIELDS: Mapping[str, ValueType] = {
     "pooler_bias": FLAG,
     "activation": TEXT,
 }
-"""Fields of ours that are one key of a family's."""
+"""Types of `ModelConfig` fields that a family maps to one key."""
 
 READ: Mapping[str, ValueType] = {
     "_num_labels": LABELS,
@@ -167,12 +167,12 @@ READ: Mapping[str, ValueType] = {
     "use_sliding_window": FLAG,
     "word_embed_proj_dim": SIZE,
 }
-"""Keys that a family's `read` computes fields from. A key means the same in every family that has it."""
+"""Types of the keys that a family's `read` function uses. A key has the same type in every family."""
 
 
-def type_errors(config: Mapping[str, Any], kinds: Mapping[str, ValueType]) -> Iterator[str]:
-    """A line for each key of a config.json whose value is none of its kind."""
-    for key, kind in kinds.items():
+def type_errors(config: Mapping[str, Any], types: Mapping[str, ValueType]) -> Iterator[str]:
+    """A problem for each key of a config.json whose value has the wrong type."""
+    for key, value_type in types.items():
         value = config.get(key)
-        if value is not None and not kind.accepts(value):
-            yield f"{key}: {format_value(value)}; must be {kind.description}"
+        if value is not None and not value_type.accepts(value):
+            yield f"{key}: {format_value(value)}; must be {value_type.description}"

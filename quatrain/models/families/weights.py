@@ -1,8 +1,7 @@
-"""Reversible operations between a family's weight names and ours: rename, transpose, split.
+"""Reversible operations that map the weights of a family's files (`theirs`) to those of the stack (`ours`).
 
-Names may hold `{n}`, which stands for every layer, or `{e}`, which stands for every layer of an encoder-decoder's
-encoder. An operation reads (theirs to ours) and writes (ours to theirs), so that one list maps a checkpoint both
-ways, bit for bit.
+Names may contain `{n}` for each layer, or `{e}` for each layer of an encoder-decoder's encoder. Every operation can
+read (theirs to ours) and write (ours to theirs), so that one list maps a checkpoint in both directions, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from quatrain.models.transformer.config import ModelConfig
 
 @dataclass(frozen=True)
 class Rename:
-    """One tensor of theirs is one of ours, transposed when the family stores (in, out)."""
+    """One tensor under two names; `transpose` if the family stores it as (in, out)."""
 
     theirs: str
     ours: str
@@ -35,34 +34,34 @@ class Rename:
         return [self.ours]
 
     def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Our tensors, from a function that gives theirs by name; views of them where that can be."""
+        """Our tensors, from a function that returns theirs by name; views if possible."""
         tensor = get(self.theirs)
         yield self.ours, tensor.t() if self.transpose else tensor
 
     def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Their tensors, from a function that gives ours by name."""
+        """Their tensors, from a function that returns ours by name."""
         tensor = get(self.ours)
         yield self.theirs, tensor.t().contiguous() if self.transpose else tensor
 
     def at(self, layer: str, number: int) -> Rename:
-        """This operation for one layer."""
+        """This operation for one layer: `layer` (`{n}` or `{e}`) replaced with its number."""
         return replace(self, theirs=self.theirs.replace(layer, str(number)), ours=self.ours.replace(layer, str(number)))
 
     def sized(self, config: ModelConfig) -> Rename:
-        """This operation for one configuration."""
+        """This operation with the sizes of a configuration."""
         return self
 
     def prefixed(self, prefix: str) -> Rename:
-        """This operation with a prefix before their names."""
+        """This operation with a prefix added to their names."""
         return replace(self, theirs=prefix + self.theirs)
 
 
 @dataclass(frozen=True)
 class Split:
-    """One fused tensor of theirs is several of ours, side by side along the output axis.
+    """One fused tensor of theirs is several of ours, concatenated along the output axis.
 
-    parts: `equal`; `grouped`, as queries, keys and values are where keys have fewer heads; `interleaved`, the
-    queries, keys and values of one head after those of another.
+    parts: `equal`; `grouped`: queries, keys and values with grouped-query attention; `interleaved`: the query, key and
+    value of the first head, then those of the next.
     """
 
     theirs: str
@@ -83,13 +82,13 @@ class Split:
         return list(self.ours)
 
     def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Our tensors, from a function that gives theirs by name; views of them where that can be."""
+        """Our tensors, from a function that returns theirs by name; views if possible."""
         fused = get(self.theirs)
         fused = fused.t() if self.transpose else fused
         yield from zip(self.ours, self._cut(fused), strict=True)
 
     def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Their tensors, from a function that gives ours by name."""
+        """Their tensors, from a function that returns ours by name."""
         parts = [get(name) for name in self.ours]
         if self.parts == "interleaved":
             rest = parts[0].shape[1:]
@@ -107,24 +106,24 @@ class Split:
         return fused.chunk(len(self.ours), dim=0)
 
     def at(self, layer: str, number: int) -> Split:
-        """This operation for one layer."""
+        """This operation for one layer: `layer` (`{n}` or `{e}`) replaced with its number."""
         ours = tuple(name.replace(layer, str(number)) for name in self.ours)
         return replace(self, theirs=self.theirs.replace(layer, str(number)), ours=ours)
 
     def sized(self, config: ModelConfig) -> Split:
-        """This operation for one configuration."""
+        """This operation with the sizes of a configuration."""
         query, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
         sizes = (query, kv, kv) if self.parts == "grouped" else ()
         return replace(self, sizes=sizes, heads=config.num_attention_heads)
 
     def prefixed(self, prefix: str) -> Split:
-        """This operation with a prefix before their names."""
+        """This operation with a prefix added to their names."""
         return replace(self, theirs=prefix + self.theirs)
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor that files may hold and the model computes: checked when read, written where transformers wants it."""
+    """A tensor that the model computes: checked if a file contains it, written if transformers needs it."""
 
     theirs: str
     value: Callable[[ModelConfig], Tensor]
@@ -138,36 +137,36 @@ class Computed:
 
     @property
     def targets(self) -> list[str]:
-        """Our names: none."""
+        """No names: the model has no such parameter."""
         return []
 
     def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Nothing: no tensor of ours comes of it."""
+        """No tensors: the model has no such parameter."""
         return iter(())
 
     def write(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Their tensor, where it is written."""
+        """Their tensor, if it is written."""
         if self.written and self.config is not None:
             yield self.theirs, self.value(self.config)
 
     def agrees(self, tensor: Tensor) -> bool:
-        """Whether a file's tensor is the computed one, within the precision of its dtype."""
+        """Whether a tensor of a file equals the computed one, within the precision of its dtype."""
         if self.config is None:
             return False
         ours = self.value(self.config)
-        close = 1e-5 if tensor.dtype in (torch.float32, torch.float64) else 1e-2
-        return tensor.shape == ours.shape and torch.allclose(tensor.float(), ours, rtol=0.0, atol=close)
+        tolerance = 1e-5 if tensor.dtype in (torch.float32, torch.float64) else 1e-2
+        return tensor.shape == ours.shape and torch.allclose(tensor.float(), ours, rtol=0.0, atol=tolerance)
 
     def at(self, layer: str, number: int) -> Computed:
-        """This operation for one layer."""
+        """This operation for one layer: `layer` (`{n}` or `{e}`) replaced with its number."""
         return replace(self, theirs=self.theirs.replace(layer, str(number)))
 
     def sized(self, config: ModelConfig) -> Computed:
-        """This operation for one configuration."""
+        """This operation with the sizes of a configuration."""
         return replace(self, config=config)
 
     def prefixed(self, prefix: str) -> Computed:
-        """This operation with a prefix before their names."""
+        """This operation with a prefix added to their names."""
         return replace(self, theirs=prefix + self.theirs)
 
 
@@ -175,7 +174,7 @@ Operation = Rename | Split | Computed
 
 
 def expand(operations: Sequence[Operation], config: ModelConfig) -> list[Operation]:
-    """The operations for one configuration, with `{n}` and `{e}` written out for every layer."""
+    """The operations for a configuration, one for each layer instead of `{n}` and `{e}`."""
     layers = {"{n}": config.num_hidden_layers, "{e}": config.num_encoder_layers}
     expanded: list[Operation] = []
     for operation in operations:
@@ -191,5 +190,5 @@ def expand(operations: Sequence[Operation], config: ModelConfig) -> list[Operati
 def renames(
     theirs: str, ours: str, leaves: Sequence[str] = ("weight", "bias"), transpose: bool = False
 ) -> list[Operation]:
-    """A module's tensors under another name; a `transpose` is that of the weight."""
+    """Renames the weight and bias of a module; `transpose` applies to the weight."""
     return [Rename(f"{theirs}.{leaf}", f"{ours}.{leaf}", transpose and leaf == "weight") for leaf in leaves]

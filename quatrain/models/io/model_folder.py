@@ -22,8 +22,8 @@ from quatrain.core.wording import format_value
 from quatrain.models.families import Head, get_family
 from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.io import sentence_transformers
-from quatrain.models.io.filling import Names, fill, weight_operations
 from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader
+from quatrain.models.io.weights import TensorNames, load_weights, weight_operations
 from quatrain.models.io.writing import write_safetensors
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.stack import Model
@@ -73,10 +73,10 @@ def load(
 ) -> Model:
     """Loads a model folder, in evaluation mode, with weights in `dtype` on `device`.
 
-    `head` selects another head than that of the files, `labels` names its classes, and `problem` is `single` (one label
-    each), `several`, or `regression`. Weights of the head that the files lack, or have for another number of labels,
-    are initialized from `seed`; the model's `newly_initialized` lists their names. A Sentence Transformers folder gets
-    the head `embedding` with its own pooling.
+    `head` selects another head than that of the files, `labels` names its classes, and `problem_type` is
+    `single_label`, `multi_label` or `regression`. Weights of the head that the files lack, or have for another number
+    of labels, are initialized from `seed`; the model's `newly_initialized` lists their names. A Sentence Transformers
+    folder gets the head `embedding` with its own pooling.
 
     `prepare(model, config_json)` may replace modules before the weights are read, as quantized layers do; integer
     tensors keep their dtype. `bits` is the size of a weight then, if smaller than that of `dtype`.
@@ -91,38 +91,38 @@ def load(
             f"{folder}: a quantized model; load it with quatrain.loading.model.load_model. To train every weight, "
             "start from the float model; a finetune stage can put an adapter over this one."
         )
-    kind = get_family(raw.get("model_type"))
+    family = get_family(raw.get("model_type"))
     pooled = sentence_transformers.read(folder)
     if head is None and pooled is not None:
         head = "embedding"
     config = config_of(raw, head=head, labels=labels, problem_type=problem_type)
     if config.head == "embedding" and pooled is not None:
         config = config.replace(**pooled)
-    of_files = kind.heads[kind.head_of(raw)]
+    of_files = family.heads[family.head_of(raw)]
     with large_apart(), SafetensorsReader(folder) as tensors:
         check_weights(config, bits or (4 if raw.get("quantization_config") else 8 * dtype.itemsize), device)
         check_size(config, tensors)
-        strict = labels is None and kind.heads[config.head] == of_files
-        names = Names(kind, of_files, tensors, strict=strict, ignored=kind.heads[config.head].ignored)
-        config = _without_absent(config, kind.heads[config.head], names)
+        strict = labels is None and family.heads[config.head] == of_files
+        names = TensorNames(family, of_files, tensors, strict=strict, ignored=family.heads[config.head].ignored)
+        config = _without_absent(config, family.heads[config.head], names)
         config = _tied_as_in_files(config, names)
         with torch.device("meta"):
             network = Model(config)
             if prepare is not None:
                 prepare(network, raw)
-        network.newly_initialized = fill(network, names, dtype, torch.device(device), seed)
+        network.newly_initialized = load_weights(network, names, dtype, torch.device(device), seed)
     network.generation_config = _generation(folder, raw)
     return network.eval()
 
 
 def check_size(config: ModelConfig, tensors: SafetensorsReader) -> None:
-    """Refuses a config.json of another model at once: no file stores a weight in less than a bit."""
-    described, held = least_parameters(config), tensors.nbytes
-    if described > 8 * held:
+    """Raises InputError if config.json describes more weights than the files can contain, at one bit per weight."""
+    described, stored = least_parameters(config), tensors.nbytes
+    if described > 8 * stored:
         raise InputError(
             f"{tensors.folder}: config.json describes at least {described:,} weights (num_hidden_layers "
             f"{config.num_hidden_layers:,}, hidden_size {config.hidden_size:,}, vocab_size {config.vocab_size:,}), and "
-            f"the files hold {held:,} bytes of them; one of the two belongs to another model."
+            f"the files contain {stored:,} bytes of weights; one of them belongs to another model."
         )
 
 
@@ -133,33 +133,33 @@ def config_of(
     labels: Sequence[str] | None = None,
     problem_type: str | None = None,
 ) -> ModelConfig:
-    """The configuration of a config.json with a head, labels and problem as for `load`.
+    """The configuration of a config.json with `head`, `labels` and `problem_type` as for `load`.
 
     Raises InputError for a head that the family does not have, and for labels that cannot be used.
     """
-    kind = get_family(raw.get("model_type"))
+    family = get_family(raw.get("model_type"))
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
-    if head is not None and head not in kind.heads:
-        raise InputError(f"head: {head!r} is none of {kind.name}; must be one of {', '.join(kind.heads)}")
+    if head is not None and head not in family.heads:
+        raise InputError(f"head: {head!r} is not a head of {family.name}; must be one of {', '.join(family.heads)}")
     if labels is not None:
-        problems = list(_label_problems(labels, head or kind.head_of(raw)))
+        problems = list(_label_problems(labels, head or family.head_of(raw)))
         if problems:
             raise InputError("These labels cannot be used:", problems)
         raw["id2label"] = {str(number): label for number, label in enumerate(labels)}
-    config = kind.from_hf(raw, head=head)
+    config = family.from_hf(raw, head=head)
     return config if problem_type is None else config.replace(problem_type=problem_type)
 
 
 def _label_problems(labels: Sequence[str], head: str) -> Iterator[str]:
     if head not in LABELLED:
-        yield f"labels: the head {head} names none; must be left out, or the head one of {', '.join(LABELLED)}"
+        yield f"labels: the head {head} has none; leave them out, or choose one of the heads {', '.join(LABELLED)}"
     if not labels or isinstance(labels, str):
         yield f"labels: {labels!r}; must be a list of at least one name"
     elif twice := sorted({str(label) for label in labels if list(labels).count(label) > 1}):
-        yield f"labels: {', '.join(twice)} more than once; each must have a name of its own"
+        yield f"labels: {', '.join(twice)} more than once; names must be unique"
 
 
-def _without_absent(config: ModelConfig, head: Head, names: Names) -> ModelConfig:
+def _without_absent(config: ModelConfig, head: Head, names: TensorNames) -> ModelConfig:
     """The configuration without the optional parts of this head that these files lack."""
     for name, fields in head.absent.items():
         if names.find(name) is None:
@@ -167,34 +167,34 @@ def _without_absent(config: ModelConfig, head: Head, names: Names) -> ModelConfi
     return config
 
 
-def _tied_as_in_files(config: ModelConfig, names: Names) -> ModelConfig:
-    """The configuration, untied where the files hold a head that is not the embedding, as transformers reads them.
+def _tied_as_in_files(config: ModelConfig, names: TensorNames) -> ModelConfig:
+    """The configuration, untied if the files contain a head that differs from the embedding, as in transformers.
 
-    Newer T5 files say that it is tied and mean it only where they hold no head. Of two tied names one is enough.
+    Newer T5 files set tie_word_embeddings even if they contain a separate head. Of two tied tensors one is enough.
     """
     if config.head not in LANGUAGE_HEADS or not config.tie_word_embeddings:
         return config
-    sources = {name: operation.sources[0] for operation in names.kind.weights(config) for name in operation.targets}
+    sources = {name: operation.sources[0] for operation in names.family.weights(config) for name in operation.targets}
     embedding, head = sources["embed_tokens.weight"], sources.get("lm_head.weight")
     if head is None:
         return config
     places = names.find(embedding), names.find(head)
-    can_untie = "tie_word_embeddings" not in {**names.kind.fixed, **names.kind.required}
+    can_untie = "tie_word_embeddings" not in {**names.family.fixed, **names.family.required}
     if can_untie and places[0] and places[1] and not names.tensors.equal(places[0], places[1]):
         return config.replace(tie_word_embeddings=False)
-    names.others.setdefault(names.bare(embedding), []).append(head)
+    names.aliases.setdefault(names.without_prefix(embedding), []).append(head)
     return config
 
 
 def _generation(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """How the files say to generate: in a file of its own, or in the config.json of older ones."""
+    """The generation settings: from generation_config.json, or from config.json in older folders."""
     if os.path.lexists(folder / GENERATION_CONFIG):
-        found = read_json(folder / GENERATION_CONFIG)
+        settings = read_json(folder / GENERATION_CONFIG)
     else:
-        found = {key: raw[key] for key in sorted(GENERATION & raw.keys())}
+        settings = {key: raw[key] for key in sorted(GENERATION & raw.keys())}
         if raw.get("force_bos_token_to_be_generated") and raw.get("bos_token_id") is not None:
-            found["forced_bos_token_id"] = raw["bos_token_id"]  # what old files of BART call it
-    return {key: value for key, value in found.items() if key not in ("transformers_version", "_from_model_config")}
+            settings["forced_bos_token_id"] = raw["bos_token_id"]  # The key in old files of BART.
+    return {key: value for key, value in settings.items() if key not in ("transformers_version", "_from_model_config")}
 
 
 def file_state_dict(model: Model) -> dict[str, Tensor]:
@@ -232,7 +232,9 @@ def save(
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = get_family(model.config.family).to_hf(model.config) | {"dtype": dtype} | (extra_config or {})
     for module in model.modules():
-        entries: Any = getattr(module, "config_entries", None)  # what a replaced module has to say of the files
+        entries: Any = getattr(
+            module, "config_entries", None
+        )  # Replaced modules (quantized layers) add their own keys.
         if entries is not None:
             config |= entries(model)
             break

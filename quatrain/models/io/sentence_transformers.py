@@ -1,8 +1,7 @@
-"""Folders of Sentence Transformers: how an encoder's states become one vector for a text.
+"""Sentence Transformers folders: reads and writes the pooling of an encoder, and computes sentence embeddings.
 
-Reimers & Gurevych 2019 (arXiv 1908.10084).
-`modules.json` lists what a text goes through: the encoder, a pooling, perhaps a division by the length. A part or a
-pooling that is not known is refused by name.
+Reimers & Gurevych 2019 (arXiv 1908.10084). `modules.json` lists the modules: the encoder, a pooling, and optionally a
+normalization to unit length. Unknown modules and poolings are refused by name.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ POOLINGS = {
     "weightedmean": "weighted_mean",
     "max": "max",
 }
-"""Their names of poolings, and ours."""
+"""Poolings: their names and ours."""
 
 FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -48,49 +47,49 @@ FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_max_tokens": "max",
 }
-"""The keys of the older layout, one of which is true."""
+"""Keys of the older layout, exactly one of which is true."""
 
-LONGEST = 1_000_000
-"""Above it a tokenizer's length means none."""
+MAX_LENGTH = 1_000_000
+"""A tokenizer's model_max_length above this means no limit."""
 
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 
 
-class Tokenizes(Protocol):
-    """What is asked of a tokenizer: `quatrain.tokenizers.tokenizer.Tokenizer` is one."""
+class TextEncoder(Protocol):
+    """The methods that `embed` needs of a tokenizer, such as `quatrain.tokenizers.tokenizer.Tokenizer`."""
 
     @property
     def pad_id(self) -> int | None:
-        """The id of padding."""
+        """The id of the padding token."""
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """The ids of a text, with what belongs around it where asked."""
+        """The token ids of a text, with special tokens if requested."""
 
 
 def read(folder: str | Path) -> dict[str, Any] | None:
-    """The fields of a configuration that a folder's pooling decides; None where it is not of Sentence Transformers.
+    """The `ModelConfig` fields that the folder's pooling sets; None if it is not a Sentence Transformers folder.
 
-    Raises InputError naming every part, pooling and option that is not known.
+    Raises InputError naming every unknown module, pooling and option.
     """
     folder = Path(folder)
     if not os.path.lexists(folder / MODULES):
         return None
     modules = _json(folder / MODULES, list)
     problems = [
-        f"{MODULES}: path: {format_value(module['path'])}; must be the name of a folder in this one"
+        f"{MODULES}: path: {format_value(module['path'])}; must be the name of a subfolder"
         for module in modules
         if isinstance(module, dict) and not _is_inside(module.get("path", ""))
     ]
     kinds = [_kind(module) for module in modules]
     problems += [
-        f"{MODULES}: {format_value(module.get('type') if isinstance(module, dict) else module)} is a part that "
-        "Quatrain does not know; known: Transformer, Pooling, Normalize"
+        f"{MODULES}: {format_value(module.get('type') if isinstance(module, dict) else module)} is an unknown module; "
+        "must be Transformer, Pooling or Normalize"
         for module, kind in zip(modules, kinds, strict=True)
         if kind not in ("Transformer", "Pooling", "Normalize")
     ]
     if not problems and kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         problems.append(
-            f"{MODULES}: {', '.join(kinds)}; must be Transformer, Pooling and perhaps Normalize, in this order"
+            f"{MODULES}: {', '.join(kinds)}; must be Transformer, Pooling and optionally Normalize, in this order"
         )
     fields: dict[str, Any] = {"normalize_embedding": kinds[-1:] == ["Normalize"]}
     if not problems:
@@ -103,17 +102,17 @@ def read(folder: str | Path) -> dict[str, Any] | None:
 
 
 def write(folder: str | Path, config: ModelConfig) -> None:
-    """Writes `modules.json` and what belongs to it beside a model whose head is `embedding`.
+    """Writes `modules.json` and the files that it names, for a model with the head `embedding`.
 
-    Raises InputError for a pooling that Sentence Transformers do not have.
+    Raises InputError for a pooling that Sentence Transformers do not support.
     """
     folder = Path(folder)
     name = next((theirs for theirs, ours in POOLINGS.items() if ours == config.pooling), None)
     if name is None:
-        raise InputError(f"pooling: {config.pooling!r} has no name in a folder of Sentence Transformers.")
-    parts = [("Transformer", ""), ("Pooling", "1_Pooling")]
+        raise InputError(f"pooling: {config.pooling!r} is not supported by Sentence Transformers.")
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     if config.normalize_embedding:
-        parts.append(("Normalize", "2_Normalize"))
+        modules.append(("Normalize", "2_Normalize"))
     pooling = {
         WIDTHS[0]: config.output_hidden_size,
         **{key: mode == name for key, mode in FLAGS.items()},
@@ -122,17 +121,18 @@ def write(folder: str | Path, config: ModelConfig) -> None:
     (folder / POOLING).parent.mkdir(parents=True, exist_ok=True)
     write_json(folder / POOLING, pooling)
     write_json(folder / LENGTH, {"max_seq_length": config.max_text_length or None, "do_lower_case": False})
-    modules = [
+    entries = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (kind, path) in enumerate(parts)
+        for number, (kind, path) in enumerate(modules)
     ]
-    write_json(folder / MODULES, modules)
+    write_json(folder / MODULES, entries)
 
 
-def embed(model: Model, tokenizer: Tokenizes, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
-    """The vectors (N, hidden_size) of texts by a model with the head `embedding`, on the model's device.
+def embed(model: Model, tokenizer: TextEncoder, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
+    """Embeddings (N, hidden_size) of N texts, on the model's device.
 
-    Texts are cut to the model's `max_text_length`, special tokens kept, and read in batches of about the same length.
+    Texts are truncated to the model's `max_text_length` without losing special tokens, and batched by length. Raises
+    InputError unless the model has the head `embedding`.
     """
     import torch
 
@@ -140,41 +140,43 @@ def embed(model: Model, tokenizer: Tokenizes, texts: Sequence[str], *, batch_siz
     if config.head != "embedding":
         raise InputError(f"This model has the head {config.head}; load it with head='embedding'.")
     limit = min(config.max_text_length or config.context_length, config.context_length)
-    ids = [_cut(tokenizer, text, limit) for text in texts]
+    ids = [_truncate(tokenizer, text, limit) for text in texts]
     padding = tokenizer.pad_id if config.pad_token_id is None else config.pad_token_id
-    found = torch.empty(len(ids), config.output_hidden_size, dtype=model.embed_tokens.weight.dtype, device=model.device)
+    embeddings = torch.empty(
+        len(ids), config.output_hidden_size, dtype=model.embed_tokens.weight.dtype, device=model.device
+    )
     by_length = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     for start in range(0, len(ids), batch_size):
         rows = by_length[start : start + batch_size]
         longest = len(ids[rows[0]])
         batch = torch.full((len(rows), longest), padding or 0)
         segments = torch.zeros(len(rows), longest, dtype=torch.long)
-        for place, row in enumerate(rows):
-            batch[place, : len(ids[row])] = torch.tensor(ids[row], dtype=torch.long)
-            segments[place, : len(ids[row])] = 1
+        for index, row in enumerate(rows):
+            batch[index, : len(ids[row])] = torch.tensor(ids[row], dtype=torch.long)
+            segments[index, : len(ids[row])] = 1
         with torch.inference_mode():
-            found[rows] = model(batch.to(model.device), segments=segments.to(model.device))[0]
-    return found
+            embeddings[rows] = model(batch.to(model.device), segments=segments.to(model.device))[0]
+    return embeddings
 
 
-def _cut(tokenizer: Tokenizes, text: str, limit: int) -> list[int]:
-    """The ids of a text, cut so that with its special tokens it has at most `limit`."""
+def _truncate(tokenizer: TextEncoder, text: str, limit: int) -> list[int]:
+    """The token ids of a text, truncated to `limit` including special tokens."""
     ids = tokenizer.encode(text, special_tokens=True)
     if len(ids) <= limit:
         return ids
     plain = tokenizer.encode(text)
-    around = len(ids) - len(plain)
-    start = next((place for place in range(around + 1) if ids[place : place + len(plain)] == plain), 0)
-    return [*ids[:start], *plain[: max(limit - around, 0)], *ids[start + len(plain) :]][:limit]
+    num_special = len(ids) - len(plain)
+    start = next((index for index in range(num_special + 1) if ids[index : index + len(plain)] == plain), 0)
+    return [*ids[:start], *plain[: max(limit - num_special, 0)], *ids[start + len(plain) :]][:limit]
 
 
 def _kind(module: Any) -> str:
-    """The class of a part, whatever module of theirs it lives in."""
+    """The class name of a module, without its package."""
     return str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else ""
 
 
 def _is_inside(path: Any) -> bool:
-    """Whether a part's path is a folder below its own."""
+    """Whether the path of a module stays inside the model folder."""
     return isinstance(path, str) and "\0" not in path and not path.startswith(("/", "\\")) and ".." not in path
 
 
@@ -194,14 +196,14 @@ def _pooling(path: Path, problems: list[str]) -> str:
     chosen = [*named, *(mode for key, mode in FLAGS.items() if config.get(key))]
     known = {"pooling_mode", "include_prompt", *WIDTHS, *FLAGS}
     problems += [
-        f"{path.name}: {printable(key)} = {format_value(config[key])} is not known"
+        f"{path.name}: {printable(key)} = {format_value(config[key])} is not supported"
         for key in config
         if key not in known and config[key]
     ]
     if config.get("include_prompt") is False:
-        problems.append(f"{path.name}: include_prompt = false, so prompts stay out of the mean; must be true")
+        problems.append(f"{path.name}: include_prompt = false, which excludes prompts from pooling; must be true")
     problems += [
-        f"pooling: {format_value(mode)} is not known; must be one of {', '.join(POOLINGS)}"
+        f"pooling: {format_value(mode)} is unknown; must be one of {', '.join(POOLINGS)}"
         for mode in named
         if mode not in POOLINGS
     ]
@@ -211,17 +213,17 @@ def _pooling(path: Path, problems: list[str]) -> str:
 
 
 def _length(folder: Path, problems: list[str]) -> int:
-    """Tokens that a text is cut to, 0 for the model's context: newer folders have it in the tokenizer's file."""
+    """The maximum text length in tokens, 0 for the whole context; newer folders have it in the tokenizer's file."""
     path = folder / LENGTH
     config = _json(path, dict) if path.is_file() else {}
     length = config.get("max_seq_length")
     if length is None and (folder / TOKENIZER).is_file():
         length = _json(folder / TOKENIZER, dict).get("model_max_length")
-        fits = isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < LONGEST
+        fits = isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < MAX_LENGTH
         length = int(length) if fits else None
     if config.get("do_lower_case"):
         problems.append(
-            f"{path.name}: do_lower_case = true is not known; lowercase the texts yourself and set it to false"
+            f"{path.name}: do_lower_case = true is not supported; lowercase the texts yourself and set it to false"
         )
     if length is not None and not is_size(length):
         problems.append(f"{path.name}: max_seq_length = {format_value(length)}; must be a whole number of at least 1")
@@ -233,12 +235,12 @@ def _refuse_prompt(path: Path, problems: list[str]) -> None:
     name = _json(path, dict).get("default_prompt_name") if path.is_file() else None
     if name is not None:
         problems.append(
-            f"{path.name}: default_prompt_name = {format_value(name)}, a prompt before every text, is not known; put "
-            "it before the texts yourself and set it to null"
+            f"{path.name}: default_prompt_name = {format_value(name)}, a prompt before every text, is not "
+            "supported; prepend it to the texts yourself and set it to null"
         )
 
 
 def _json(path: Path, kind: type) -> Any:
     if not os.path.lexists(user_path(path)):
-        raise InputError(f"{path}: missing; {MODULES} names it.")
+        raise InputError(f"{path}: missing, although {MODULES} names it.")
     return read_json(path, kind)

@@ -1,6 +1,6 @@
-"""Writes safetensors files one tensor at a time: the library's own writer holds all of a file's bytes once or twice.
+"""Writes safetensors files one tensor at a time; the library's writer holds the whole file in memory once or twice.
 
-The format, and the order of the tensors, are the library's: the same tensors make the same bytes.
+Format and order of the tensors are those of the library: the files are identical byte for byte.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""Names of the format, in the order in which the library writes their tensors."""
+"""The format's names of dtypes, in the order in which the library writes their tensors."""
 
 
 def write_safetensors(
     file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors by name; each is brought to the CPU by itself."""
+    """Writes named tensors to an open file; each is copied to the CPU when it is written."""
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     order = list(DTYPES)
     names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
-    place = 0
+    offset = 0
     for name in names:
         tensor = tensors[name]
         size = tensor.numel() * tensor.element_size()
-        offsets = [place, place + size]
+        offsets = [offset, offset + size]
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        place += size
+        offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little"))
@@ -51,4 +51,3 @@ def write_safetensors(
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         if flat.numel():
             file.write(flat.view(torch.uint8).numpy().data)
-
