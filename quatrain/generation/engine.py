@@ -19,6 +19,7 @@ from quatrain.generation.config import GenerationConfig, read_generation_config
 from quatrain.generation.decoding import Decoding
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState, row_seeds
+from quatrain.generation.scoring import CompletionScore, score_completions
 from quatrain.generation.text import TextStreamer, TokenizerLike, find_stop, special_token_id, stopped, token_ids_of
 from quatrain.models.transformer.positions import depends_on_length
 from quatrain.models.transformer.stack import Model
@@ -168,6 +169,67 @@ class Engine:
             for start in range(0, len(completions), samples):
                 completions[start].alternatives = completions[start + 1 : start + samples]
         return completions[:: max(samples, 1)]
+
+    def score(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        completions: Sequence[str | Sequence[int]],
+        *,
+        logprobs: int = 0,
+        batch_size: int = 64,
+        adapters: AdapterChoice = None,
+    ) -> list[CompletionScore]:
+        """How likely each given completion is after its prompt, without generating.
+
+        Texts are tokenized together with their prompt, as the model would read them: a completion is what its prompt
+        does not already begin with. `logprobs` is the number of likeliest tokens that are returned with each id.
+        Raises InputError, all problems at once, for an empty completion and for texts that the model cannot read.
+        """
+        if len(prompts) != len(completions):
+            raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each.")
+        own = self._adapters(adapters, len(prompts))
+        pairs = [self._pair(*pair) for pair in zip(prompts, completions, own, strict=True)]
+        limit, vocabulary, problems = context_limit(self.model), self.model.config.vocab_size, []
+        for number, (prompt, completion) in enumerate(pairs, 1):
+            length = max(len(prompt), len(completion)) if self.has_encoder else len(prompt) + len(completion) - 1
+            if not completion:
+                problems.append(f"completion {number}: empty; give at least one token")
+            elif limit is not None and length > limit:
+                problems.append(f"prompt {number}: {length} tokens with its completion; the model reads {limit}")
+            for token in sorted({token for token in (*prompt, *completion) if not 0 <= token < vocabulary})[:1]:
+                problems.append(f"prompt {number}: token {token} is not in the model's vocabulary of {vocabulary}")
+        if problems:
+            raise InputError("These completions cannot be scored by the model:", problems)
+        return score_completions(
+            self.model,
+            [prompt for prompt, _ in pairs],
+            [completion for _, completion in pairs],
+            decoder_start=self.rules.decoder_start_token_id if self.has_encoder else None,
+            adapters=own,
+            logprobs=logprobs,
+            batch_size=batch_size,
+        )
+
+    def _pair(
+        self, prompt: str | Sequence[int], completion: str | Sequence[int], adapter: str | None
+    ) -> tuple[list[int], list[int]]:
+        """The ids of a prompt and of its completion."""
+        ids = self.encode(prompt, adapter)
+        if not isinstance(completion, str):
+            return ids, token_ids_of(completion)
+        if self.has_encoder or not isinstance(prompt, str) or not prompt:
+            if self.target_tokenizer is None:
+                raise InputError(
+                    "A text completion needs a tokenizer, and this engine has none. Give token ids instead."
+                )
+            return ids, self.target_tokenizer.encode(completion)
+        whole = self.encode(prompt + completion, adapter)
+        shared = 0
+        while shared < min(len(ids), len(whole)) and ids[shared] == whole[shared]:
+            shared += 1
+        # The prompt's last tokens may be others together with the completion; one token must be left to read.
+        shared = max(shared, 1)
+        return whole[:shared], whole[shared:]
 
     def chat(
         self,
