@@ -21,10 +21,8 @@ from quatrain.adapters import peft_layers, peft_modules, peft_patterns, peft_pro
 from quatrain.adapters.apply import fully_trained_parameters
 from quatrain.adapters.ia3 import IA3Linear
 from quatrain.adapters.layer import AdapterLayer, adapter_layers
-from quatrain.adapters.lokr import LoKrLinear
-from quatrain.adapters.lora import LoRALinear
 from quatrain.adapters.peft_config import PLAIN, TASKS, TYPES, method_of, read_config, written_base  # fmt: skip
-from quatrain.adapters.peft_layers import PREFIX, FileLayer, LayerTensors, file_layers
+from quatrain.adapters.peft_layers import FORMATS, PREFIX, FileLayer, LayerTensors, StoredLayer, file_layers
 from quatrain.adapters.targets import linear_names
 from quatrain.adapters.trainable_tokens import make_token_rows
 from quatrain.core.atomic import atomic_write, write_json
@@ -48,12 +46,12 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     directory, and written as an absolute path. Raises InputError for a model without adapter, or one that PEFT's files
     cannot hold.
     """
-    found, prompt = dict(adapter_layers(model)), model.soft_prompt
+    adapters, prompt = dict(adapter_layers(model)), model.soft_prompt
     whole = [name for name in fully_trained_parameters(model) if not name.startswith("soft_prompt.")]
-    if not found and prompt is None and not (whole and len(whole) < len(list(model.parameters()))):
+    if not adapters and prompt is None and not (whole and len(whole) < len(list(model.parameters()))):
         raise InputError("This model has no adapter to write.")
     layers = file_layers(model.config)
-    grouped = group(layers, found)
+    grouped = group(layers, adapters)
     check_writable(layers, grouped)
     written = {path: peft_layers.write(layers[path], each, model.get_submodule) for path, each in grouped.items()}
     tensors = {
@@ -71,11 +69,11 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
     if prompt is not None:
         config |= peft_prompts.options(model, prompt)
         tensors[peft_prompts.TENSOR] = peft_prompts.rows_of(model, prompt)
-    if found:
-        every = {path for name in (*found, *linear_names(model)) for path in [_path_of(layers, name)] if path}
+    if adapters:
+        every = {path for name in (*adapters, *linear_names(model)) for path in [_path_of(layers, name)] if path}
         config["target_modules"] = _short_names(set(grouped), every)
         config["fan_in_fan_out"] = any(layers[path].transposed for path in grouped)
-        config |= _options(found, grouped, written, every)
+        config |= _options(adapters, grouped, written, every)
     peft_modules.write_aliases(model, config, tensors)
     from safetensors.torch import save
 
@@ -86,11 +84,11 @@ def save_adapter(model: Model, folder: str | Path, *, base_model: str | None = N
         file.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
 
 
-def group(layers: Mapping[str, FileLayer], found: Mapping[str, AdapterLayer]) -> dict[str, dict[str, AdapterLayer]]:
+def group(layers: Mapping[str, FileLayer], adapters: Mapping[str, AdapterLayer]) -> dict[str, dict[str, AdapterLayer]]:
     """The adapter layers by the layer of the model's files that contains them (several if the file fuses layers)."""
     paths = {part: path for path, layer in layers.items() for part in layer.parts}
     grouped: dict[str, dict[str, AdapterLayer]] = defaultdict(dict)
-    for name, layer in found.items():
+    for name, layer in adapters.items():
         grouped[paths[name]][name] = layer
     return grouped
 
@@ -109,30 +107,23 @@ def _path_of(layers: Mapping[str, FileLayer], name: str) -> str | None:
 
 
 def _options(
-    found: Mapping[str, AdapterLayer],
+    adapters: Mapping[str, AdapterLayer],
     grouped: Mapping[str, Mapping[str, AdapterLayer]],
     written: Mapping[str, LayerTensors],
     every: set[str],
 ) -> dict[str, Any]:  # fmt: skip
     """The method's options in `adapter_config.json`."""
-    first = next(iter(found.values()))
+    first = next(iter(adapters.values()))
     options: dict[str, Any] = {"peft_type": TYPES[first.method]}
     if isinstance(first, IA3Linear):
         inner = {path for path, each in grouped.items() if any(getattr(one, "inner", False) for one in each.values())}
         names = [_short_names(paths, every) for paths in (inner, set(grouped) - inner)]
         return options | {"feedforward_modules": names[0], "target_modules": sorted({*names[0], *names[1]})}
-    if first.method == "bottleneck":
-        return options
-    alpha = "lora_alpha" if isinstance(first, LoRALinear) else "alpha"
-    options |= _with_pattern("r", "rank_pattern", {path: each.rank for path, each in written.items()})
-    options |= _with_pattern(alpha, "alpha_pattern", {path: each.alpha for path, each in written.items()})
-    if isinstance(first, LoRALinear):
-        dropout = max(getattr(layer, "dropout", 0.0) for layer in found.values())
-        options |= {"bias": "none", "lora_dropout": dropout, "use_rslora": first.use_rslora}
-        options["use_dora"] = first.method == "dora"
-    elif isinstance(first, LoKrLinear):
-        options |= {"decompose_factor": first.decompose_factor, "decompose_both": first.decompose_both}
-    return options
+    method = FORMATS[first.method]
+    if method.alpha is not None:
+        options |= _with_pattern("r", "rank_pattern", {path: each.rank for path, each in written.items()})
+        options |= _with_pattern(method.alpha, "alpha_pattern", {path: each.alpha for path, each in written.items()})
+    return options | method.options(first, list(adapters.values()))
 
 
 def _with_pattern(key: str, pattern: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -210,24 +201,24 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
 
     Raises InputError as `read_adapter` does; the model is then unchanged.
     """
-    found = read_adapter(model, folder)
+    adapter = read_adapter(model, folder)
     model.requires_grad_(False)
-    if found.whole.unties:
+    if adapter.whole.unties:
         untie(model)
-    peft_modules.load_into(model, found.whole)
-    if found.rows is not None:
-        model.trainable_tokens = found.rows.requires_grad_(True)
-    if found.prompt is not None:
-        model.soft_prompt = found.prompt.train(model.training)
-    for name, layer in found.layers.items():
+    peft_modules.load_into(model, adapter.whole)
+    if adapter.rows is not None:
+        model.trainable_tokens = adapter.rows.requires_grad_(True)
+    if adapter.prompt is not None:
+        model.soft_prompt = adapter.prompt.train(model.training)
+    for name, layer in adapter.layers.items():
         for parameter in layer.adapter_parameters().values():
             parameter.requires_grad_(True)
         replace_module(model, name, layer)
-    return list(found.layers)
+    return list(adapter.layers)
 
 
 def read_adapter(model: Model, folder: str | Path) -> LoadedAdapter:
-    """Reads a PEFT adapter folder for a model; its layers wrap the model's, which stays as it is.
+    """Reads a PEFT adapter folder for a model; its layers wrap the model's, and the model does not change.
 
     Only the vocabulary is extended if the adapter's is larger. Raises InputError naming every tensor that is missing,
     unexpected or of the wrong shape; the model is then unchanged.
@@ -237,7 +228,7 @@ def read_adapter(model: Model, folder: str | Path) -> LoadedAdapter:
     layers, method = file_layers(model.config), method_of(config)
     tensors = _read_tensors(folder / WEIGHTS)
     if not tensors:
-        raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it holds no tensor"])
+        raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", ["it contains no tensor"])
     names = {path: path for path in layers} | peft_modules.rename_aliases(model.config, tensors)
     tied = is_tied(model) or model.untied_after_load
     ids_rows = peft_tokens.read(config, layers, tensors, tied=tied)
@@ -245,11 +236,11 @@ def read_adapter(model: Model, folder: str | Path) -> LoadedAdapter:
     size, needed = model.config.vocab_size, peft_tokens.needed(layers, ids_rows, tensors)
     if needed > size + MORE_TOKENS:
         raise InputError(
-            f"{folder}: the adapter is of at least {needed:,} tokens, the model has {size:,}; at most {MORE_TOKENS:,} "
-            "more are added. Is it of another base?"
+            f"{folder}: the adapter needs a vocabulary of at least {needed:,} tokens, the model has {size:,}; at most "
+            f"{MORE_TOKENS:,} more are added. Is it an adapter of another base?"
         )
     resize_vocabulary(model, max(size, needed))
-    problems = _of_other_layers(model, config, layers, names, tensors)
+    problems = _unmatched_layers(model, config, layers, names, tensors)
     whole = peft_modules.read(model, config, tensors, frozen, problems)
     rows = None
     if ids_rows is not None:
@@ -262,34 +253,38 @@ def read_adapter(model: Model, folder: str | Path) -> LoadedAdapter:
     prompt = peft_prompts.read(model, config, tensors, problems)
     if prompt is not None:
         prompts.check(model, prompt.method)
-    made: dict[str, AdapterLayer] = {}
-    hows = _hows(config, names)
-    for path, found in _by_layer(layers, tensors, problems).items():
+    adapters: dict[str, AdapterLayer] = {}
+    options = _layer_options(config, names)
+    for path, own in _by_layer(layers, tensors, problems).items():
         bases = [model.get_submodule(name) for name in layers[path].parts]
         if not all(is_linear(base) for base in bases):
             problems.append(f"{path}: the model has no linear layer of this name without an adapter")
             continue
+        if method not in FORMATS:
+            problems.append(f"{PREFIX}{path}: unexpected; the configuration has no method over linear layers")
+            continue
         out = sum(int(base.out_features) for base in bases)  # type: ignore[arg-type, misc]
-        fault = peft_layers.shapes(method, found, int(bases[0].in_features), out)  # type: ignore[arg-type]
-        if fault := fault or _wrong_rank(method, found, hows[path]):
+        fault = peft_layers.check_shapes(method, own, int(bases[0].in_features), out)  # type: ignore[arg-type]
+        if fault := fault or _wrong_rank(method, own, options[path]):
             problems.append(f"{PREFIX}{path}: {fault}")
             continue
         try:
-            made |= peft_layers.read(layers[path], method, found, bases, hows[path])
+            adapters |= FORMATS[method].read(StoredLayer(layers[path], own, bases, options[path]))
         except InputError as error:
             problems.append(f"{path}: {error.message}")
     if problems:
         resize_vocabulary(model, size)
         raise InputError(f"{folder / WEIGHTS}: the adapter does not fit the model:", problems)
-    return LoadedAdapter(made, rows, prompt, whole, needed)
+    return LoadedAdapter(adapters, rows, prompt, whole, needed)
 
 
-def _of_other_layers(
+def _unmatched_layers(
     model: Model, config: Mapping[str, Any], layers: Mapping[str, FileLayer], names: Mapping[str, str],
     tensors: Mapping[str, Tensor],
 ) -> list[str]:  # fmt: skip
-    """Layers that the adapter's weights hold and its configuration does not choose, or the other way round. `names` are
-    those that the adapter knows the layers by.
+    """Problems of layers that have weights but are not selected by the configuration, or the other way round.
+
+    `names` maps the paths of layers to the adapter's names for them.
     """
     modules = dict(model.named_modules())
     linear = [
@@ -304,31 +299,31 @@ def _of_other_layers(
     held = {path for path in linear if any(name.startswith(f"{path}.") for name in own)}
     if str(config["target_modules"]).lower() == peft_patterns.ALL_LINEAR:
         chosen = {path for path in chosen if path in held or not is_in_head(layers[path].parts[0])}
-    told = [
-        f"{path}: its weights are here, but target_modules and the options beside it leave it out"
+    problems = [
+        f"{path}: its weights are in the file, but target_modules and related options leave it out"
         for path in linear
         if path in held - chosen
     ]
-    lacking = [path for path in linear if path in chosen - held]
-    return told + [f"{path}: target_modules names it, but its weights are missing" for path in lacking]
+    missing = [path for path in linear if path in chosen - held]
+    return problems + [f"{path}: target_modules names it, but its weights are missing" for path in missing]
 
 
 def _by_layer(
     layers: Mapping[str, FileLayer], tensors: Mapping[str, Tensor], problems: list[str]
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors of each layer of the files, by the ends of their names."""
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         inside = name.removeprefix(PREFIX)
         path = next((path for path in layers if inside.startswith(f"{path}.")), None)
         if not name.startswith(PREFIX) or path is None:
             problems.append(f"{name}: unexpected")
         else:
-            found[path][inside.removeprefix(f"{path}.")] = tensor
-    return found
+            by_layer[path][inside.removeprefix(f"{path}.")] = tensor
+    return by_layer
 
 
-def _hows(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _layer_options(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Scaling, rank and dropout of each layer: alpha over the rank, or over its root with rank-stabilised LoRA."""
     kind = config["peft_type"]
     if kind not in ("LORA", "LOHA", "LOKR"):
@@ -348,12 +343,12 @@ def _hows(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict
     }
 
 
-def _wrong_rank(method: str, tensors: Mapping[str, Tensor], how: Mapping[str, Any]) -> str | None:
+def _wrong_rank(method: str, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> str | None:
     """The fault of tensors whose rank differs from that of the configuration; None if it is the same."""
     inner = {"lora": "lora_A.weight", "dora": "lora_A.weight", "loha": "hada_w1_b"}.get(method)
-    if inner is None or len(tensors[inner]) == how["rank"]:
+    if inner is None or len(tensors[inner]) == options["rank"]:
         return None
-    return f"{inner} has the rank {len(tensors[inner])}; r and rank_pattern say {how['rank']}"
+    return f"{inner} has the rank {len(tensors[inner])}; r and rank_pattern say {options['rank']}"
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Converts adapter layers to PEFT's tensors and back: names, fused layers, one pair of functions per method.
+"""Converts adapter layers to PEFT's tensors and back: names, fused layers, one `MethodFormat` per method.
 
 A family's files may fuse several of our layers: GPT-2's `c_attn` is query, key and value. The adapter of a fused layer
 is block-wise: its inner matrix stacks ours, its outer one is block-diagonal, and its rank and alpha are sums, so that
@@ -82,25 +82,51 @@ class LayerTensors:
     alpha: float | None = None
 
 
-def write(layer: FileLayer, group: Mapping[str, AdapterLayer], base: Callable[[str], nn.Module]) -> LayerTensors:
-    """The tensors of one layer of the files, from the adapters of its parts; a part without adapter does not change.
+Group = Mapping[str, Any]
+"""The adapter layers of the parts of one layer of the files, by path; parts without adapter are absent."""
+BaseLayer = Callable[[str], nn.Module]
+"""Returns our layer at a path."""
+Shapes = dict[str, tuple[int, ...]]
 
-    `base` returns our layer at a path. Raises InputError for adapters that PEFT's files cannot hold.
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """The adapter of one layer of the files: its tensors, our layers under it, and its options: scaling, rank, dropout
+    and LoKr's options.
     """
-    first = next(iter(group.values()))
-    if isinstance(first, LoRALinear):
-        return _write_lora(layer, group, base)
-    if isinstance(first, LoHaLinear):
-        return _write_loha(layer, group, base)
-    if isinstance(first, IA3Linear):
-        return _write_ia3(layer, group, base)
-    if isinstance(first, LoKrLinear):
-        tensors = {f"lokr_{name}": tensor.detach() for name, tensor in first.adapter_parameters().items()}
-        return LayerTensors(tensors, first.rank, first.alpha)
-    if isinstance(first, BottleneckLinear):
-        own = first.adapter_parameters()
-        return LayerTensors({f"bottleneck_{name}": tensor.detach() for name, tensor in own.items()})
-    raise InputError(f"PEFT has no files for the method {first.method}.")
+
+    layer: FileLayer
+    tensors: Mapping[str, Tensor]
+    bases: Sequence[nn.Module]
+    options: Mapping[str, Any]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The outputs of each of our layers."""
+        return [_size(base) for base in self.bases]
+
+
+@dataclass(frozen=True)
+class MethodFormat:
+    """How PEFT's files hold one method.
+
+    `write(layer, group, base)` gives the tensors of a layer of the files, `read` our adapter layers by path. `shapes`
+    gives the required shapes for given ones and the features in and out; None if the adapter layer itself checks them.
+    `alpha` is the key of alpha in `adapter_config.json`; None for methods without rank. `options(first, layers)` are
+    further entries there, given the adapter layers.
+    """
+
+    write: Callable[[FileLayer, Group, BaseLayer], LayerTensors]
+    read: Callable[[StoredLayer], dict[str, AdapterLayer]]
+    shapes: Callable[[Shapes, int, int], Shapes] | None = None
+    alpha: str | None = None
+    options: Callable[[Any, Sequence[AdapterLayer]], dict[str, Any]] = lambda first, layers: {}
+
+
+def write(layer: FileLayer, group: Mapping[str, AdapterLayer], base: BaseLayer) -> LayerTensors:
+    """The tensors of one layer of the files, from the adapters of its parts; a part without adapter does not change."""
+    ordered = {name: group[name] for name in layer.parts if name in group}
+    return FORMATS[next(iter(ordered.values())).method].write(layer, ordered, base)
 
 
 def check_writable(layer: FileLayer, method: str) -> str | None:
@@ -116,9 +142,7 @@ def _size(base: nn.Module) -> int:
     return int(base.out_features)  # type: ignore[arg-type]
 
 
-def _blocks(
-    layer: FileLayer, outer: Mapping[str, Tensor], base: Callable[[str], nn.Module], factors: Mapping[str, float]
-) -> Tensor:
+def _blocks(layer: FileLayer, outer: Mapping[str, Tensor], base: BaseLayer, factors: Mapping[str, float]) -> Tensor:
     """The parts' outer matrices (out, rank) as one block-diagonal matrix, in the row order of the file."""
     width, column, rows = sum(tensor.shape[1] for tensor in outer.values()), 0, []
     for name in layer.parts:
@@ -130,13 +154,8 @@ def _blocks(
     return layer.fuse(rows)
 
 
-def _in_order(layer: FileLayer, group: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: group[name] for name in layer.parts if name in group}
-
-
-def _write_lora(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Callable[[str], nn.Module]) -> LayerTensors:
-    group: dict[str, LoRALinear] = _in_order(layer, found)
-    first = next(iter(group.values()))
+def _write_lora(layer: FileLayer, group: Group, base: BaseLayer) -> LayerTensors:
+    first: LoRALinear = next(iter(group.values()))
     factors = {name: each.scaling / first.scaling for name, each in group.items()}
     inner = torch.cat([each.lora_A.detach() for each in group.values()])
     outer = first.lora_B.detach()
@@ -145,21 +164,20 @@ def _write_lora(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Calla
     rank = inner.shape[0]
     tensors = {"lora_A.weight": inner, "lora_B.weight": outer}
     if isinstance(first, DoRALinear):
-        lengths = [_length(group.get(name), base(name)) for name in layer.parts]
-        tensors["lora_magnitude_vector"] = layer.fuse(lengths)
+        magnitudes = [_magnitude(group.get(name), base(name)) for name in layer.parts]
+        tensors["lora_magnitude_vector"] = layer.fuse(magnitudes)
     return LayerTensors(tensors, rank, first.scaling * (math.sqrt(rank) if first.use_rslora else rank))
 
 
-def _length(adapter: AdapterLayer | None, base: nn.Module) -> Tensor:
+def _magnitude(adapter: AdapterLayer | None, base: nn.Module) -> Tensor:
     """DoRA's magnitude of each row; for a part without adapter, the norms of its weight's rows."""
     if isinstance(adapter, DoRALinear):
         return adapter.magnitude.detach()
     return torch.linalg.vector_norm(dequantized(base).weight.detach().float(), dim=1)
 
 
-def _write_loha(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Callable[[str], nn.Module]) -> LayerTensors:
-    group: dict[str, LoHaLinear] = _in_order(layer, found)
-    first = next(iter(group.values()))
+def _write_loha(layer: FileLayer, group: Group, base: BaseLayer) -> LayerTensors:
+    first: LoHaLinear = next(iter(group.values()))
     factors = {name: each.scaling / first.scaling for name, each in group.items()}
     ones = dict.fromkeys(group, 1.0)
     parameters = [each.adapter_parameters() for each in group.values()]
@@ -174,9 +192,8 @@ def _write_loha(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Calla
     return LayerTensors(tensors, rank, first.scaling * rank)
 
 
-def _write_ia3(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Callable[[str], nn.Module]) -> LayerTensors:
-    group: dict[str, IA3Linear] = _in_order(layer, found)
-    first = next(iter(group.values()))
+def _write_ia3(layer: FileLayer, group: Group, base: BaseLayer) -> LayerTensors:
+    first: IA3Linear = next(iter(group.values()))
     if first.inner:
         return LayerTensors({"ia3_l": first.scale.detach()[None]})
     rows = [group[name].scale.detach() if name in group else torch.ones(_size(base(name)), device=first.device)
@@ -184,106 +201,115 @@ def _write_ia3(layer: FileLayer, found: Mapping[str, AdapterLayer], base: Callab
     return LayerTensors({"ia3_l": layer.fuse(rows)[:, None]})
 
 
-def shapes(method: str, tensors: Mapping[str, Tensor], in_features: int, out_features: int) -> str | None:
+def _write_lokr(layer: FileLayer, group: Group, base: BaseLayer) -> LayerTensors:
+    (adapter,) = group.values()
+    tensors = {f"lokr_{name}": tensor.detach() for name, tensor in adapter.adapter_parameters().items()}
+    return LayerTensors(tensors, adapter.rank, adapter.alpha)
+
+
+def _write_bottleneck(layer: FileLayer, group: Group, base: BaseLayer) -> LayerTensors:
+    (adapter,) = group.values()
+    parameters = adapter.adapter_parameters().items()
+    return LayerTensors({f"bottleneck_{name}": tensor.detach() for name, tensor in parameters})
+
+
+def _lora_shapes(shapes: Shapes, in_features: int, out_features: int) -> Shapes:
+    rank = shapes.get("lora_A.weight", (0,))[0]
+    return {"lora_A.weight": (rank, in_features), "lora_B.weight": (out_features, rank)}
+
+
+def _dora_shapes(shapes: Shapes, in_features: int, out_features: int) -> Shapes:
+    return _lora_shapes(shapes, in_features, out_features) | {"lora_magnitude_vector": (out_features,)}
+
+
+def _loha_shapes(shapes: Shapes, in_features: int, out_features: int) -> Shapes:
+    rank = shapes.get("hada_w1_b", (0,))[0]
+    sides = {"a": (out_features, rank), "b": (rank, in_features)}
+    return {f"hada_w{n}_{side}": shape for n in (1, 2) for side, shape in sides.items()}
+
+
+def _ia3_shapes(shapes: Shapes, in_features: int, out_features: int) -> Shapes:
+    return {"ia3_l": (1, in_features) if shapes.get("ia3_l", ())[:1] == (1,) else (out_features, 1)}
+
+
+def _bottleneck_shapes(shapes: Shapes, in_features: int, out_features: int) -> Shapes:
+    width = shapes.get("bottleneck_down_bias", (0,))[0]
+    return {"bottleneck_down": (width, out_features), "bottleneck_down_bias": (width,),
+            "bottleneck_up": (out_features, width), "bottleneck_up_bias": (out_features,)}  # fmt: skip
+
+
+def check_shapes(method: str, tensors: Mapping[str, Tensor], in_features: int, out_features: int) -> str | None:
     """What is wrong with the tensors of a layer with these numbers of features; None if they fit."""
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if empty := [name for name, tensor in tensors.items() if tensor.dim() == 0 or not tensor.numel()]:
         return f"{', '.join(sorted(empty))}: empty, or a single number"
-    if method in ("lora", "dora"):
-        rank = found.get("lora_A.weight", (0,))[0]
-        wanted: dict[str, tuple[int, ...]]
-        wanted = {"lora_A.weight": (rank, in_features), "lora_B.weight": (out_features, rank)}
-        if method == "dora":
-            wanted["lora_magnitude_vector"] = (out_features,)
-    elif method == "loha":
-        rank = found.get("hada_w1_b", (0,))[0]
-        wanted = {f"hada_w{n}_{side}": (out_features, rank) if side == "a" else (rank, in_features)
-                  for n in (1, 2) for side in "ab"}  # fmt: skip
-    elif method == "ia3":
-        scale = found.get("ia3_l", ())
-        wanted = {"ia3_l": (1, in_features) if scale[:1] == (1,) else (out_features, 1)}
-    elif method == "bottleneck":
-        hidden = found.get("bottleneck_down_bias", (0,))[0]
-        wanted = {"bottleneck_down": (hidden, out_features), "bottleneck_down_bias": (hidden,),
-                  "bottleneck_up": (out_features, hidden), "bottleneck_up_bias": (out_features,)}  # fmt: skip
-    else:
-        return None  # LoKrLinear itself checks the sides of a Kronecker product.
-    if found.keys() != wanted.keys():
-        missing, more = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    required_shapes = FORMATS[method].shapes
+    if required_shapes is None:
+        return None
+    required = required_shapes(shapes, in_features, out_features)
+    if shapes.keys() != required.keys():
+        missing, more = sorted(required.keys() - shapes.keys()), sorted(shapes.keys() - required.keys())
         problems = [f"{', '.join(missing)}: missing"] if missing else []
         return "; ".join(problems + ([f"{', '.join(more)}: unexpected"] if more else []))
-    wrong = [f"{name} {found[name]}, must be {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+    wrong = [f"{name} {shapes[name]}, must be {required[name]}" for name in required if shapes[name] != required[name]]
     return f"{', '.join(wrong)}: wrong shape" if wrong else None
 
 
-def read(
-    layer: FileLayer, method: str, tensors: Mapping[str, Tensor], bases: Sequence[nn.Module], how: Mapping[str, Any]
-) -> dict[str, AdapterLayer]:
-    """Our adapter layers of a layer of the files by path; `how` holds scaling, dropout and LoKr's options."""
-    sizes = [_size(base) for base in bases]
-    scaling = how.get("scaling", 1.0)
-    if method in ("lora", "dora"):
-        return _read_lora(layer, method, tensors, bases, scaling, how.get("dropout", 0.0))
-    made: dict[str, AdapterLayer] = {}
-    if method == "loha":
-        outer = [layer.cut(tensors[f"hada_w{n}_a"], sizes) for n in (1, 2)]
-        rank = tensors["hada_w1_b"].shape[0]
-        for name, base, a1, a2 in zip(layer.parts, bases, *outer, strict=True):
-            # On the files' device; the model may have no weights (`inspect`).
-            every = torch.ones(rank, dtype=torch.bool, device=a1.device)
-            used = a1.ne(0).any(0) & a2.ne(0).any(0) if len(sizes) > 1 else every
-            if used.any():
-                loha = LoHaLinear(base, int(used.sum()), scaling * int(used.sum()))
-                b1, b2 = (tensors[f"hada_w{n}_b"][used] for n in (1, 2))
-                made[name] = _filled(loha, {"a1": a1[:, used], "b1": b1, "a2": a2[:, used], "b2": b2})
-    elif method == "ia3":
-        scale = tensors["ia3_l"]
-        if scale.shape[0] == 1:
-            made[layer.parts[0]] = _filled(IA3Linear(bases[0], inner=True), {"scale": scale[0]})
-        else:
-            for name, base, part in zip(layer.parts, bases, layer.cut(scale[:, 0], sizes), strict=True):
-                made[name] = _filled(IA3Linear(base), {"scale": part})
-    elif method == "bottleneck":
-        own = {name.removeprefix("bottleneck_"): value for name, value in tensors.items()}
-        made[layer.parts[0]] = _filled(BottleneckLinear(bases[0], len(own["down_bias"])), own)
-    else:
-        rank = how["rank"]
-        lokr = LoKrLinear(
-            bases[0],
-            rank,
-            scaling * rank,
-            decompose_factor=how["decompose_factor"],
-            decompose_both=how["decompose_both"],
-        )
-        made[layer.parts[0]] = _filled(lokr, {name.removeprefix("lokr_"): value for name, value in tensors.items()})
-    return made
-
-
-def _read_lora(
-    layer: FileLayer,
-    method: str,
-    tensors: Mapping[str, Tensor],
-    bases: Sequence[nn.Module],
-    scaling: float,
-    dropout: float,
-) -> dict[str, AdapterLayer]:
-    first, second = tensors["lora_A.weight"], tensors["lora_B.weight"]
-    sizes = [_size(base) for base in bases]
-    parts = _split(first, layer.cut(second, sizes))
-    lengths = layer.cut(tensors["lora_magnitude_vector"], sizes) if method == "dora" else [None] * len(sizes)
-    made: dict[str, AdapterLayer] = {}
-    for name, base, (inner, outer), length in zip(layer.parts, bases, parts, lengths, strict=True):
-        if length is not None:
-            # A length may have changed where nothing else has.
+def _read_lora(source: StoredLayer) -> dict[str, AdapterLayer]:
+    layer, scaling, dropout = source.layer, source.options["scaling"], source.options["dropout"]
+    first, second = source.tensors["lora_A.weight"], source.tensors["lora_B.weight"]
+    parts = _split(first, layer.cut(second, source.sizes))
+    magnitude = source.tensors.get("lora_magnitude_vector")
+    magnitudes = [None] * len(parts) if magnitude is None else layer.cut(magnitude, source.sizes)
+    adapters: dict[str, AdapterLayer] = {}
+    for name, base, (inner, outer), own in zip(layer.parts, source.bases, parts, magnitudes, strict=True):
+        if own is not None:
+            # The magnitude may have changed even if no row of A is used.
             rank = max(1, inner.shape[0])
             inner = inner if inner.shape[0] else first.new_zeros(1, first.shape[1])
             outer = outer if outer.shape[1] else second.new_zeros(len(outer), 1)
             dora = DoRALinear(base, rank, scaling * rank, dropout)
-            made[name] = _filled(dora, {"lora_A": inner, "lora_B": outer, "magnitude": length})
+            adapters[name] = _filled(dora, {"lora_A": inner, "lora_B": outer, "magnitude": own})
         elif inner.shape[0]:
             lora = LoRALinear(base, inner.shape[0], scaling * inner.shape[0], dropout)
-            made[name] = _filled(lora, {"lora_A": inner, "lora_B": outer})
-    return made
+            adapters[name] = _filled(lora, {"lora_A": inner, "lora_B": outer})
+    return adapters
+
+
+def _read_loha(source: StoredLayer) -> dict[str, AdapterLayer]:
+    tensors, adapters = source.tensors, dict[str, AdapterLayer]()
+    outer = [source.layer.cut(tensors[f"hada_w{n}_a"], source.sizes) for n in (1, 2)]
+    for name, base, a1, a2 in zip(source.layer.parts, source.bases, *outer, strict=True):
+        # On the files' device: the model may have no weights (`inspect`).
+        used = torch.ones(tensors["hada_w1_b"].shape[0], dtype=torch.bool, device=a1.device)
+        if len(source.bases) > 1:
+            used = a1.ne(0).any(0) & a2.ne(0).any(0)
+        if rank := int(used.sum()):
+            loha = LoHaLinear(base, rank, source.options["scaling"] * rank)
+            b1, b2 = (tensors[f"hada_w{n}_b"][used] for n in (1, 2))
+            adapters[name] = _filled(loha, {"a1": a1[:, used], "b1": b1, "a2": a2[:, used], "b2": b2})
+    return adapters
+
+
+def _read_ia3(source: StoredLayer) -> dict[str, AdapterLayer]:
+    scale, names = source.tensors["ia3_l"], source.layer.parts
+    if scale.shape[0] == 1:
+        return {names[0]: _filled(IA3Linear(source.bases[0], inner=True), {"scale": scale[0]})}
+    parts = zip(names, source.bases, source.layer.cut(scale[:, 0], source.sizes), strict=True)
+    return {name: _filled(IA3Linear(base), {"scale": own}) for name, base, own in parts}
+
+
+def _read_bottleneck(source: StoredLayer) -> dict[str, AdapterLayer]:
+    own = {name.removeprefix("bottleneck_"): value for name, value in source.tensors.items()}
+    return {source.layer.parts[0]: _filled(BottleneckLinear(source.bases[0], len(own["down_bias"])), own)}
+
+
+def _read_lokr(source: StoredLayer) -> dict[str, AdapterLayer]:
+    rank, scaling = source.options["rank"], source.options["scaling"]
+    decompose = {key: source.options[key] for key in ("decompose_factor", "decompose_both")}
+    lokr = LoKrLinear(source.bases[0], rank, scaling * rank, **decompose)
+    own = {name.removeprefix("lokr_"): value for name, value in source.tensors.items()}
+    return {source.layer.parts[0]: _filled(lokr, own)}
 
 
 def _split(first: Tensor, rows: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -298,11 +324,31 @@ def _split(first: Tensor, rows: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def _filled(layer: AdapterLayer, tensors: Mapping[str, Tensor]) -> AdapterLayer:
-    """The layer with these values. Raises InputError where they are not those that it has."""
-    own = layer.adapter_parameters()
-    found, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (tensors, own))
-    if found != wanted:
-        raise InputError(f"has the tensors {found}, the layer needs {wanted}")
+    """The layer with these values. Raises InputError if names or shapes differ from the layer's."""
+    parameters = layer.adapter_parameters()
+    given, required = ({name: tuple(t.shape) for name, t in each.items()} for each in (tensors, parameters))
+    if given != required:
+        raise InputError(f"has the tensors {given}, the layer needs {required}")
     for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+        parameters[name].copy_(tensor)
     return layer
+
+
+def _lora_options(first: LoRALinear, layers: Sequence[AdapterLayer]) -> dict[str, Any]:
+    dropout = max(getattr(layer, "dropout", 0.0) for layer in layers)
+    return {"bias": "none", "lora_dropout": dropout, "use_rslora": first.use_rslora, "use_dora": first.method == "dora"}
+
+
+def _lokr_options(first: LoKrLinear, layers: Sequence[AdapterLayer]) -> dict[str, Any]:
+    return {"decompose_factor": first.decompose_factor, "decompose_both": first.decompose_both}
+
+
+FORMATS: dict[str, MethodFormat] = {
+    "lora": MethodFormat(_write_lora, _read_lora, _lora_shapes, "lora_alpha", _lora_options),
+    "dora": MethodFormat(_write_lora, _read_lora, _dora_shapes, "lora_alpha", _lora_options),
+    "loha": MethodFormat(_write_loha, _read_loha, _loha_shapes, "alpha"),
+    "lokr": MethodFormat(_write_lokr, _read_lokr, None, "alpha", _lokr_options),
+    "ia3": MethodFormat(_write_ia3, _read_ia3, _ia3_shapes),
+    "bottleneck": MethodFormat(_write_bottleneck, _read_bottleneck, _bottleneck_shapes),
+}
+"""The format of each method over linear layers."""

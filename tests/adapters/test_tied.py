@@ -145,7 +145,7 @@ def test_a_family_that_is_always_tied_says_so(part: str, tmp_path: Path) -> None
     model = model_folder.load(tmp_path)
     with pytest.raises(InputError, match="cannot be applied") as caught:
         apply_adapter(model, AdapterSettings(rank=4, modules_to_save=(part,)))
-    assert "ties the embedding and the head" in caught.value.problems[0]
+    assert "always tie the head to the embedding" in caught.value.problems[0]
 
 
 def test_tied_weights_that_differ_are_refused(tied: Path, tmp_path: Path) -> None:
