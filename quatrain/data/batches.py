@@ -142,8 +142,8 @@ class TokenExample:
 
 
 @dataclass(frozen=True)
-class TaskExample(TokenExample):
-    """An example of one of several tasks trained together, each with its own adapter."""
+class AdapterExample(TokenExample):
+    """An example that is read through the adapter of this name; None for the base model alone."""
 
     adapter: str | None = None
 
@@ -183,7 +183,7 @@ def pad(examples: Sequence[TokenExample], pad_id: int, *, multiple: int = 8) -> 
     rows = [shift(example) for example in examples]
     input_ids = stack([inputs for inputs, _ in rows], pad_id, multiple=multiple)
     labels = stack([targets for _, targets in rows], IGNORE_INDEX, multiple=multiple)
-    adapters = tuple(example.adapter for example in examples if isinstance(example, TaskExample))
+    adapters = tuple(example.adapter for example in examples if isinstance(example, AdapterExample))
     return TokenBatch.of(input_ids, labels, adapters=adapters or None)
 
 

@@ -1,8 +1,10 @@
 """The one evaluator: a model's completions of a task's examples, scored by the task, beside its dumb baseline.
 
-with task:
-    evaluation = evaluate(Engine.load("runs/sql"), task, "new values")
-evaluation.scores, evaluation.baseline
+A task may hold databases open, so it is used as a context manager:
+
+    with task:
+        evaluation = evaluate(Engine.load("runs/sql"), task, "new values")
+    evaluation.scores, evaluation.baseline
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 from quatrain.core.errors import InputError
-from quatrain.data.batches import TaskExample, TokenExample
+from quatrain.data.batches import AdapterExample, TokenExample
 from quatrain.data.records import Row
 from quatrain.evaluation.metrics.objectives import BATCH_TOKENS, batches_of, measure, references
 from quatrain.evaluation.metrics.objectives import scores as metric_scores
@@ -265,7 +267,7 @@ def reference_loss(engine: Engine, encoded: Sequence[TokenExample]) -> Evaluatio
     """The mean loss of the marked tokens in nats, and that of a model that knows only their frequencies."""
     adapted = encoded
     if engine.model.adapter_set is not None:
-        adapted = [TaskExample(example.ids, example.mask, engine.adapter) for example in encoded]
+        adapted = [AdapterExample(example.ids, example.mask, engine.adapter) for example in encoded]
     measured = examples_loss(engine.model, adapted)
     unigram = unigram_loss(encoded)
     return Evaluation(

@@ -1,4 +1,4 @@
-"""What the stages of a run share: the tokenizer, the model so far, the text or the database that they learn from."""
+"""What stages start from: the tokenizer, the model of the earlier stages, and the texts that they learn from."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 
 CHAT_TEMPLATE = "chatml"
 MAX_HELD = 8_000_000
-"""Characters of a text without a space that are kept together."""
+"""The most characters of a text without a space that stay in one piece."""
 
 
 def tokenizer_of(context: StageContext) -> Tokenizer:
-    """The run's tokenizer: that of the model so far, of the tokenizer stage, or of `tokenizer.path`.
+    """The run's tokenizer: that of the previous model, of the tokenizer stage, or of `tokenizer.path`.
 
-    It has the special tokens and the chat template that the recipe asks for.
+    The recipe's special tokens and chat template are added to it.
     """
     return _as_wanted(_stored_tokenizer(context), context)
 
 
 def _as_wanted(tokenizer: Tokenizer, context: StageContext) -> Tokenizer:
-    """A tokenizer with what the recipe adds to it."""
+    """A tokenizer with the recipe's special tokens and chat template."""
     settings = context.recipe.tokenizer
     return tokenizer.extended(settings.special_tokens, chat_template=settings.chat_template)
 
 
 def _stored_tokenizer(context: StageContext) -> Tokenizer:
-    """The run's tokenizer as its files have it."""
+    """The run's tokenizer as it is stored."""
     for place in (context.previous_model, context.tokenizer, context.recipe.tokenizer.path, beginning(context.recipe)):
         if place is not None:
             return Tokenizer.load(place)
@@ -62,12 +62,12 @@ def _stored_tokenizer(context: StageContext) -> Tokenizer:
 
 
 def model_folder_of(context: StageContext) -> Path | None:
-    """The folder of the model as the stages before have left it, or `model.folder`; None where weights are fresh."""
+    """The folder of the previous stages' model, or `model.folder`; None if the stage starts from new weights."""
     return context.previous_model or beginning(context.recipe)
 
 
 def base_name_of(context: StageContext) -> str:
-    """Where an adapter's base is, as its configuration names it: an id of the hub, or a folder; empty where neither."""
+    """The base model as an adapter's configuration names it: a hub id or a folder; "" if there is neither."""
     folder = context.recipe.model.folder
     if context.previous_model is None and folder is not None and is_of_hub(folder):
         return folder
@@ -75,7 +75,7 @@ def base_name_of(context: StageContext) -> str:
 
 
 def model_of(context: StageContext, adapter: AdapterSettings | None = None) -> Model:
-    """The model as the stages before have left it, or the one in `model.folder`, held as an adapter wants it."""
+    """The previous stages' model, or the one in `model.folder`, quantized if `adapter` has a `quantize_base`."""
     from quatrain.loading.model import load_model
 
     folder = model_folder_of(context)
@@ -125,21 +125,21 @@ def as_wanted(model: Model, context: StageContext) -> Model:
 
 
 def with_rules(model: Model, context: StageContext) -> Model:
-    """The model with the recipe's rules of speaking beside its own."""
+    """The model with the recipe's generation settings, which replace its own."""
     if rules := context.recipe.model.generation.model_dump(exclude_none=True):
         model.generation_config = {**(model.generation_config or {}), **rules}
     return model
 
 
 def quantize_of(adapter: AdapterSettings | None) -> str | None:
-    """How an adapter wants the frozen layers to be held, as `load_model` takes it."""
+    """The format of the frozen layers under an adapter, as `load_model` takes it; None for floats."""
     return adapter.quantize_base if adapter is not None and adapter.quantize_base != "float" else None
 
 
 def pieces(context: StageContext, stage: StageSettings, part: str = "source") -> Iterator[DocumentChunk]:
-    """The texts that a stage learns from, the source's or those that the database's questions bring; or those of `dev`.
+    """The texts that a stage learns from: of the source, or of the task that generates them; or those of `dev`.
 
-    A large document comes in several pieces, so that no more of it is in memory than a piece.
+    A large document comes in several chunks, of which only one is in memory.
     """
     from quatrain.tasks.task import source_task
 
@@ -154,14 +154,14 @@ def pieces(context: StageContext, stage: StageSettings, part: str = "source") ->
     chats = corpus.format in ("chat", "preference") and spec_of(stage).teaches(stage) == "text"
     plain = settings.format is None and not settings.columns and not is_dataset(corpus.source)
     if chats or (corpus.format == "text" and plain):
-        # Documents of any size come in pieces; chats are refused there, with a word about finetuning.
+        # Reads documents of any size in chunks. Chats are rejected there, with a hint to finetune.
         yield from read_chunks(corpus.source)
     else:
         yield from (DocumentChunk(text, True) for record in corpus for text in texts_of(record) if text.strip())
 
 
 def texts_of(record: AnyRecord) -> list[str]:
-    """The texts that a record holds, whatever it is for."""
+    """All texts of a record."""
     if isinstance(record, Document):
         return [record.text]
     if isinstance(record, Conversation):
@@ -182,7 +182,7 @@ def texts_of(record: AnyRecord) -> list[str]:
 
 
 def texts(parts: Iterable[DocumentChunk]) -> Iterator[str]:
-    """Pieces as texts of their own, for counting words: none is cut but where a space is, if there is one."""
+    """Chunks as texts for counting words: each ends at a space, if there is one."""
     held = ""
     for piece in parts:
         text = held + piece.text
@@ -220,7 +220,7 @@ def write_model(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
 
 
 def write_mixture(model: Model, tokenizer: Tokenizer, folder: Path) -> int:
-    """Writes a folder with a mixture's base and a folder for each adapter; returns the bytes of the base's weights."""
+    """Writes a folder with the base model and one folder for each adapter; returns the bytes of the base's weights."""
     from quatrain.adapters.peft_files import save_adapter
     from quatrain.models.hub import ADAPTERS, BASE
 

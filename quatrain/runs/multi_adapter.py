@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quatrain.data.batches import TaskExample, TokenExample
+from quatrain.data.batches import AdapterExample, TokenExample
 from quatrain.evaluation.perplexity import examples_loss
 from quatrain.generation.engine import Engine
 from quatrain.models.transformer.stack import Model
@@ -59,9 +59,9 @@ def setup(
     )
 
 
-def tagged(examples: Sequence[TokenExample], name: str | None) -> list[TaskExample]:
+def tagged(examples: Sequence[TokenExample], name: str | None) -> list[AdapterExample]:
     """Examples that go through an adapter."""
-    return [TaskExample(each.ids, each.mask, name) for each in examples]
+    return [AdapterExample(each.ids, each.mask, name) for each in examples]
 
 
 def preview(
@@ -83,7 +83,7 @@ def measure(settings: FinetuneStage, context: StageContext, learning: TrainingJo
     for name in settings.mixture:
         own, evaluated = of_set(settings, name), StageResult()
         answers.measure(own, context, Engine(learning.model, learning.tokenizer, adapter=name), evaluated)
-        held = [each for each in learning.held_out if isinstance(each, TaskExample) and each.adapter == name]
+        held = [each for each in learning.held_out if isinstance(each, AdapterExample) and each.adapter == name]
         without = {"loss_without": examples_loss(learning.model, tagged(held, None)).loss} if held else {}
         scores |= {f"{name}: {key}": value | without for key, value in (evaluated.scores or {}).items()}
         baselines |= {f"{name}: {key}": value for key, value in (evaluated.baselines or {}).items()}

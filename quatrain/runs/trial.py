@@ -1,9 +1,9 @@
-"""Measures some steps of a stage's training. It runs as a program, so that it measures its own memory alone.
+"""Measures a few steps of a stage's training, as a program of its own: its peak memory is then that of the stage alone.
 
     python -m quatrain.runs.trial FOLDER INDEX
 
-FOLDER is a folder that `quatrain.runs.preflight` has prepared. The last line of output is JSON: seconds of the whole
-training, peak memory by part and tokens per second; or "error".
+FOLDER is a folder that `quatrain.runs.preflight` has prepared. The last line of output is a JSON object with the
+estimated seconds of the whole training, peak memory by part and tokens per second, or with "error".
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from quatrain.core.progress import SilentReporter
 from quatrain.runs.recipe import loads
 
 WARMUP_STEPS, MIN_STEPS, MIN_SECONDS, MAX_SECONDS = 2, 4, 6.0, 60.0
-"""Steps that are not counted; least steps and seconds that are; seconds after which one counted step suffices."""
+"""Steps before the timing starts; the fewest steps and seconds that are timed; the seconds after which one timed step
+is enough."""
 
 
 def trial(folder: Path, index: int) -> dict[str, Any]:
-    """Measures some steps, one checkpoint and one validation of a stage."""
+    """Measures a few steps, one checkpoint and one validation of a stage."""
     from quatrain.core.process_memory import reset_peak_memory
     from quatrain.planning.machine import choose_device
     from quatrain.runs.learning import attach
@@ -52,7 +53,7 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
             folder=Path(place),
             hooks=Hooks(save=save, load=load),
         )
-        written = 0.0
+        checkpoint_seconds = 0.0
         reset_peak_memory()
         began = time.perf_counter()
         with trainer.ready():
@@ -68,21 +69,21 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
                 if trainer.steps_done == WARMUP_STEPS + 1 and _writes_checkpoint(job, timings):
                     start = time.perf_counter()
                     trainer.save_checkpoint()
-                    written = time.perf_counter() - start
-        validation = 0.0
+                    checkpoint_seconds = time.perf_counter() - start
+        validation_seconds = 0.0
         if job.validate is not None:
             start = time.perf_counter()
             job.validate(model)
-            validation = time.perf_counter() - start
+            validation_seconds = time.perf_counter() - start
     trainer.memory["peak"] = memory.peak(model.device)
-    per_step = _per_step(job, timings)
-    steps = job.steps * per_step
+    per_step = _seconds_per_step(job, timings)
+    seconds = job.steps * per_step
     validations = job.steps // settings.evaluate_every if settings.evaluate_every else 0
     validations += bool(job.validate) and (not settings.evaluate_every or job.steps % settings.evaluate_every > 0)
-    saved = steps / CHECKPOINT_SECONDS if not settings.checkpoint_every else job.steps / settings.checkpoint_every
+    checkpoints = job.steps / settings.checkpoint_every if settings.checkpoint_every else seconds / CHECKPOINT_SECONDS
     tokens = sum(count for _, count in timings)
     return {
-        "seconds": steps + validations * validation + int(saved) * written,
+        "seconds": seconds + validations * validation_seconds + int(checkpoints) * checkpoint_seconds,
         "seconds_per_step": per_step,
         "tokens_per_second": tokens / sum(seconds for seconds, _ in timings),
         "precision": str(trainer.dtype).removeprefix("torch."),
@@ -100,7 +101,7 @@ def _writes_checkpoint(job: Any, timings: list[tuple[float, int]]) -> bool:
     return job.steps * statistics.mean(seconds for seconds, _ in timings) > CHECKPOINT_SECONDS
 
 
-def _per_step(job: Any, timings: list[tuple[float, int]]) -> float:
+def _seconds_per_step(job: Any, timings: list[tuple[float, int]]) -> float:
     """Seconds per step: the median time per token, times the mean tokens of a step."""
     per_token = statistics.median(seconds / max(1, tokens) for seconds, tokens in timings)
     stream, parts = job.stream, job.settings.accumulation
@@ -108,8 +109,8 @@ def _per_step(job: Any, timings: list[tuple[float, int]]) -> float:
         return per_token * statistics.mean(tokens for _, tokens in timings)
     batches = stream.plan(0)
     mean = sum(len(batch) * int(stream.lengths[batch].max()) for batch in batches) / len(batches)
-    seen = statistics.mean(tokens for _, tokens in timings)
-    return per_token * max(mean * parts, 0.2 * seen)
+    measured = statistics.mean(tokens for _, tokens in timings)
+    return per_token * max(mean * parts, 0.2 * measured)
 
 
 def main() -> None:

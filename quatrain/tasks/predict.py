@@ -35,17 +35,6 @@ BATCH = 32
 TOP = 5
 """Tokens that are returned for a mask."""
 
-FIELDS: dict[str, tuple[str, ...]] = {
-    "sequence_classification": ("text", "text_pair?"),
-    "token_classification": ("text", "words?"),
-    "question_answering": ("context", "question"),
-    "multiple_choice": ("question", "choices"),
-    "seq2seq": ("text",),
-    "embedding": ("text",),
-    "masked": ("text",),
-}
-"""The heads that predict, and the fields of their inputs; those with a "?" may be absent."""
-
 Input = str | Mapping[str, Any]
 """A text, or a table of the fields that the task has."""
 
@@ -59,15 +48,33 @@ class Prediction:
     question_answering: `answer`, `score`. multiple_choice: `choice`, its `number` from 0, `scores`. seq2seq: `text`.
     embedding: `vector`. masked: `masks`, the likeliest tokens of each.
 
-    `cut` counts the tokens that the model could not read.
+    `cut` is the number of tokens beyond the model's context, which were not read.
     """
 
     value: dict[str, Any]
     cut: int = 0
 
 
+HeadReader = Callable[["Predictor", Sequence[Mapping[str, Any]]], list[Prediction]]
+"""Predicts a batch of inputs with one kind of head."""
+
+FIELDS: dict[str, tuple[str, ...]] = {}
+"""The heads that predict, and the fields of their inputs; those with a "?" may be absent."""
+_READERS: dict[str, HeadReader] = {}
+
+
+def _predicts(head: str, *fields: str) -> Callable[[HeadReader], HeadReader]:
+    """Register a method as the reader of a head, whose inputs have these fields."""
+
+    def register(reader: HeadReader) -> HeadReader:
+        FIELDS[head], _READERS[head] = fields, reader
+        return reader
+
+    return register
+
+
 class Predictor:
-    """A model with the head of a task, and its tokenizer."""
+    """Predicts with a model that has the head of a task, and its tokenizer."""
 
     def __init__(
         self,
@@ -80,7 +87,7 @@ class Predictor:
     ):
         """For an encoder-decoder: `target_tokenizer` decodes its answers, `source_prefix` stands before each source.
 
-        Raises InputError for a head that predicts nothing, or a model without a tokenizer.
+        Raises InputError for a model whose head predicts no labels, and for one without a tokenizer.
         """
         head = model.config.head
         if head not in FIELDS:
@@ -93,7 +100,7 @@ class Predictor:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.source_prefix, self.max_new_tokens = source_prefix, max_new_tokens
         self.target_tokenizer = target_tokenizer
-        self._read: Callable[[Sequence[Mapping[str, Any]]], list[Prediction]] = getattr(self, f"_{head}")
+        self._read = _READERS[head]
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> Predictor:
@@ -111,19 +118,22 @@ class Predictor:
         return self.model.config
 
     def predict(self, inputs: Iterable[Input], *, batch_size: int = BATCH) -> Iterator[Prediction]:
-        """A prediction of each input, in order, as they come. Raises InputError for an input that lacks a field."""
+        """A prediction for each input, in order; inputs are read a batch at a time.
+
+        Raises InputError for an input that lacks a field.
+        """
         rows = (self._fields(each, number) for number, each in enumerate(inputs, 1))
         while batch := list(itertools.islice(rows, batch_size)):
             with torch.inference_mode():
-                yield from self._read(batch)
+                yield from self._read(self, batch)
 
     def _fields(self, given: Input, number: int) -> Mapping[str, Any]:
         allowed = FIELDS[self.config.head]
         fields: Mapping[str, Any] = {allowed[0]: given} if isinstance(given, str) else given
-        wanted = (
-            {"words"} if "words?" in allowed and "words" in fields else {name for name in allowed if name[-1] != "?"}
-        )
-        if missing := sorted(wanted - {name for name, value in fields.items() if value}):
+        required = {name for name in allowed if name[-1] != "?"}
+        if "words?" in allowed and "words" in fields:
+            required = {"words"}
+        if missing := sorted(required - {name for name, value in fields.items() if value}):
             raise InputError(
                 f"input {number}: {', '.join(missing)} missing or empty; the head {self.config.head} reads "
                 f"{', '.join(name.rstrip('?') for name in allowed)}"
@@ -138,6 +148,7 @@ class Predictor:
         logits: Tensor = forward(self.model, batch)[0]
         return logits.float().cpu()
 
+    @_predicts("sequence_classification", "text", "text_pair?")
     def _sequence_classification(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         objective = TextObjective(self.tokenizer, max_length=self._limit())
         rows = [objective.read(each["text"], each.get("text_pair")) for each in inputs]
@@ -156,30 +167,30 @@ class Predictor:
         best = labels[int(logits.argmax())]
         return {"label": best, "score": scores[best], "scores": scores}
 
+    @_predicts("token_classification", "text", "words?")
     def _token_classification(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
-        limit = self._limit()
-        objective = TokenClassification(self.tokenizer, self.config.labels, max_length=limit, stride=limit // 4)
-        read = [self._words(objective, each) for each in inputs]
-        rows = [row for _, stretches in read for row in stretches]
-        chances = self._logits(objective, [EncodedText(row.ids) for row in rows]).softmax(-1)
-        found, start = [], 0
-        for words, stretches in read:
-            for row, each in zip(stretches, chances[start:], strict=False):
-                counted = [place for place, label in enumerate(row.labels) if label >= 0]
-                for word, place in zip(row.words, counted, strict=True):
-                    best = int(each[place].argmax())
-                    words[word] |= {"label": self.config.labels[best], "score": float(each[place, best])}
-            start += len(stretches)
-            # A word without a token of its own has the label O.
-            outside = "O" if "O" in self.config.labels else None
-            whole = [{"word": each["word"], "label": each.get("label", outside)} | each for each in words]
-            found.append(Prediction({"words": whole}))
-        return found
+        limit, labels = self._limit(), self.config.labels
+        objective = TokenClassification(self.tokenizer, labels, max_length=limit, stride=limit // 4)
+        windows_of_inputs = [self._words(objective, each) for each in inputs]
+        windows = [window for _, own in windows_of_inputs for window in own]
+        probabilities = iter(self._logits(objective, [EncodedText(window.ids) for window in windows]).softmax(-1))
+        outside = "O" if "O" in labels else None
+        predictions = []
+        for words, own in windows_of_inputs:
+            for window, rows in zip(own, probabilities, strict=False):
+                places = [place for place, label in enumerate(window.labels) if label >= 0]
+                for word, place in zip(window.words, places, strict=True):
+                    best = int(rows[place].argmax())
+                    words[word] |= {"label": labels[best], "score": float(rows[place, best])}
+            # A word that has no token of its own gets the label O.
+            labelled = [{"word": each["word"], "label": each.get("label", outside)} | each for each in words]
+            predictions.append(Prediction({"words": labelled}))
+        return predictions
 
     def _words(
         self, objective: TokenClassification, fields: Mapping[str, Any]
     ) -> tuple[list[dict[str, Any]], list[Any]]:
-        """The words of an input with their places in the text, and the stretches that the model reads."""
+        """The words of an input with their places in the text, and the windows of tokens that the model reads."""
         if "words" in fields:
             words = [str(word) for word in fields["words"]]
             return [{"word": word} for word in words], objective.windows(words)
@@ -205,30 +216,33 @@ class Predictor:
                 seen.add(owner)
         return placed, objective.cut(ids, firsts, [0] * len(placed))
 
+    @_predicts("question_answering", "context", "question")
     def _question_answering(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         limit = self._limit()
         objective = ExtractiveQA(self.tokenizer, max_length=limit, stride=min(STRIDE, limit // 3))
-        found = []
+        predictions = []
         for each in inputs:
             windows = objective.windows(each["question"], each["context"])
             logits = self._logits(objective, [EncodedText(row.ids, row.token_types) for row in windows])
             (ranked,) = best_answers(windows, list(logits))
             best = ranked[0]
-            found.append(Prediction({"answer": best.text, "score": best.probability}))
-        return found
+            predictions.append(Prediction({"answer": best.text, "score": best.probability}))
+        return predictions
 
+    @_predicts("multiple_choice", "question", "choices")
     def _multiple_choice(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         objective = MultipleChoice(self.tokenizer, max_length=self._limit())
-        found = []
+        predictions = []
         for each in inputs:
             (example,) = objective.encode({"question": each["question"], "choices": each["choices"], "label": 0})
             batch = objective.collate([example]).to(self.model.device)
             scores = forward(self.model, batch)[0].float().cpu()[0].softmax(-1)
             best = int(scores.argmax())
             value = {"choice": each["choices"][best], "number": best, "scores": scores.tolist()}
-            found.append(Prediction(value, example.cut))
-        return found
+            predictions.append(Prediction(value, example.cut))
+        return predictions
 
+    @_predicts("seq2seq", "text")
     def _seq2seq(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         from quatrain.generation.engine import Engine
         from quatrain.generation.params import SamplingParams
@@ -238,6 +252,7 @@ class Predictor:
         prompts = [self.source_prefix + each["text"] for each in inputs]
         return [Prediction({"text": each.text}) for each in engine.generate(prompts, params)]
 
+    @_predicts("embedding", "text")
     def _embedding(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         from quatrain.models.io.sentence_transformers import embed
 
@@ -250,6 +265,7 @@ class Predictor:
             for vector, length in zip(vectors, lengths, strict=True)
         ]
 
+    @_predicts("masked", "text")
     def _masked(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
         mask = self.tokenizer.mask_id
         if mask is None:
@@ -260,7 +276,7 @@ class Predictor:
         for each, row in zip(inputs, rows, strict=True):
             if mask not in row.ids:
                 raise InputError(f"{each['text'][:60]!r}: write {name} where a token is to be filled in")
-        found = []
+        predictions = []
         for row, logits in zip(rows, self._logits(objective, rows), strict=True):
             masks = []
             for place in (place for place, token in enumerate(row.ids) if token == mask):
@@ -271,14 +287,14 @@ class Predictor:
                         for token, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
                     ]
                 )
-            found.append(Prediction({"masks": masks}, row.cut))
-        return found
+            predictions.append(Prediction({"masks": masks}, row.cut))
+        return predictions
 
 
 def with_words(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]], list[int | None]]:
     """Ids, the span of characters of each, and the number of the word that each belongs to.
 
-    Words are what the tokenizer cuts a text into before anything else; where it does not, what spaces part.
+    Words are those of the tokenizer's pre-tokenizer; a tokenizer without one has the words between spaces.
     """
     ids, offsets = tokenizer.encode_with_offsets(text)
     words: list[int | None] = tokenizer.backend.encode(text, add_special_tokens=False).word_ids

@@ -1,9 +1,11 @@
 """Questions to many databases: the records of a source, with the schema of their database in the prompt.
 
-with SQLQuestions(Databases("spider-databases"), Corpus("spider-dev", format="sql")) as task:
-    for question in task.read():
-        print(task.prompt(question), task.reference(question))
-    print(task.notes)
+For example, all questions of Spider's development set:
+
+    with SQLQuestions(Databases("spider-databases"), Corpus("spider-dev", format="sql")) as task:
+        for question in task.read():
+            print(task.prompt(question), task.reference(question))
+        print(task.notes)
 """
 
 from __future__ import annotations
