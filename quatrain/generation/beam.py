@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.generation.cached_model import CachedModel
 from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.constraints import DecodingState, padded
-from quatrain.generation.decoding import SHRINK_AT, adapters_of
 from quatrain.generation.filters import BROKEN, NO_TOKEN_LEFT
 from quatrain.generation.requests import SequenceState
+from quatrain.generation.runner import SearchBatch
 from quatrain.models.transformer.stack import Model
 
 NEVER = -1.0e9
@@ -84,7 +83,7 @@ class _Finished(_Beams):
 class BeamSearch:
     """Searches for the best completions of a batch of sequences, each independent of the others.
 
-    `run` generates one token per beam and step until all rows are done, and fills the sequences.
+    Each `step` generates one token per beam, until `rows` is empty.
     """
 
     def __init__(
@@ -103,8 +102,7 @@ class BeamSearch:
         self.end_ids = torch.tensor(end_ids, dtype=torch.long, device=model.device)
         self.width = self.params.num_beams
         length = max(row.limit for row in self.rows)
-        prompts = [row.prompt for row in self.rows]
-        self.model = CachedModel(model, prompts, length, self.rows[0].decoder_start, adapters_of(model, self.rows))
+        self.model = SearchBatch(model, self.rows)
         device = self.model.device
         self.limits = torch.tensor([[row.limit] for row in self.rows], device=device)
         self.open = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
@@ -116,18 +114,15 @@ class BeamSearch:
         self.steps = 0
 
     @torch.inference_mode()
-    def run(self) -> None:
-        """Searches to the end: fills each sequence with its best hypothesis, its `alternatives` with the next best.
+    def step(self) -> None:
+        """Chooses every beam's next token and runs the model on them. Rows that are done leave: their sequences get the
+        best hypothesis, and as `alternatives` the next best.
 
         Raises QuatrainError if the model's logits are NaN.
         """
-        self.model.prefill()
-        self.model.select(torch.arange(len(self.rows), device=self.model.device).repeat_interleave(self.width))
-        while self.rows:
-            self._step()
-
-    def _step(self) -> None:
-        """Chooses every beam's next token and runs the model on them; rows that are done are filled and leave."""
+        if self.steps == 0:
+            self.model.prefill()
+            self.model.select(torch.arange(len(self.rows), device=self.model.device).repeat_interleave(self.width))
         candidates, beams, ended, stopped = self._continuations()
         self.steps += 1
         # Hypotheses that have ended stay among the beams only if there are no others.
@@ -215,7 +210,7 @@ class BeamSearch:
             return
         first = torch.arange(len(self.rows), device=beams.device)[:, None] * self.width
         order = first + beams
-        if len(keep) <= SHRINK_AT * len(self.rows):
+        if len(keep) < len(self.rows):
             chosen = torch.tensor(keep, device=beams.device)
             self.rows = [self.rows[index] for index in keep]
             self.beams, self.finished = self.beams.rows(chosen), self.finished.rows(chosen)
@@ -223,6 +218,12 @@ class BeamSearch:
         if len(self.rows) < len(first) or not torch.equal(order, first + torch.arange(self.width, device=order.device)):
             self.model.select(order.flatten())
         self.model.read(self.beams.ids[:, :, self.steps - 1].flatten())
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """Takes rows out of the search; their sequences get no answer."""
+        for index in rows:
+            self.rows[index].finished = "cancelled"
+        self.open[list(rows)] = False
 
     def _fill(self, index: int) -> None:
         """Writes a row's best finished hypotheses into its sequence."""

@@ -14,9 +14,9 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value, type_name
-from quatrain.generation.cached_model import has_encoder
 from quatrain.generation.constraints import GenerationRules
 from quatrain.generation.params import MIN_REPETITION_PENALTY, SamplingParams
+from quatrain.generation.runner import has_encoder
 from quatrain.models.transformer.stack import Model
 
 REFUSED = "This model's generation_config.json (or config.json) has settings that are not supported:"

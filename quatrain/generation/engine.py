@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,16 +12,14 @@ import torch
 
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
-from quatrain.generation.beam import BeamSearch
-from quatrain.generation.cached_model import context_limit, has_encoder
 from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.config import GenerationConfig, read_generation_config
-from quatrain.generation.decoding import Decoding
 from quatrain.generation.params import SamplingParams
-from quatrain.generation.requests import SequenceState, row_seeds
+from quatrain.generation.requests import Completion, Request, SequenceState, TextChunk, row_seeds
+from quatrain.generation.runner import ModelRunner, context_limit, has_encoder, virtual_tokens
+from quatrain.generation.scheduler import Scheduler, Statistics
 from quatrain.generation.scoring import CompletionScore, score_completions
-from quatrain.generation.text import TextStreamer, TokenizerLike, find_stop, special_token_id, stopped, token_ids_of
-from quatrain.models.transformer.positions import depends_on_length
+from quatrain.generation.text import TokenizerLike, special_token_id, stopped, token_ids_of
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.limits import check_generation
 
@@ -29,32 +27,7 @@ if TYPE_CHECKING:
     from quatrain.adapters.adapter_set import AdapterChoice
     from quatrain.loading.model import ResolvedModel
 
-__all__ = ["Completion", "Engine", "TextChunk", "SamplingParams"]
-
-
-@dataclass
-class Completion:
-    """A generated completion. `ids` include the end token, if any; `text` excludes it and stop strings."""
-
-    text: str
-    ids: list[int]
-    finish_reason: str
-    """"stop" (an end token or stop string) or "length" (max_new_tokens reached, or the model's context full)."""
-    logprobs: list[float]
-    """Log-probability of each id in nats: under the model itself, before temperature and all processors, unless
-    `logprobs_mode` asks for those of the distribution from which the id was taken."""
-    score: float | None = None
-    """Beam search only: the score that ranks hypotheses, their log-probability / length ** length_penalty."""
-    alternatives: list[Completion] = field(default_factory=list)
-    """With num_return_sequences above 1: the other samples, or the next best hypotheses of a beam search."""
-    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    """With `logprobs`: at each id, the likeliest tokens and their log-probabilities, likeliest first."""
-
-
-class TextChunk(str):
-    """A piece of streamed text; the last one carries the whole completion."""
-
-    completion: Completion | None = None
+__all__ = ["Completion", "Engine", "Request", "SamplingParams", "Statistics", "TextChunk"]
 
 
 class Engine:
@@ -66,7 +39,11 @@ class Engine:
 
     An encoder-decoder reads the prompt with its encoder; its completion is everything that its decoder generates.
     `target_tokenizer` decodes completions if another tokenizer than that of the prompts does (Marian). For a model with
-    several adapters, `adapter` is the default of prompts that name none.
+    several adapters, `adapter` is the default of prompts that name none. At most `max_rows` rows run at once.
+
+    `generate`, `chat` and `stream` run prompts to their ends. `submit` adds a request to those that run together, one
+    token each per `step`; a request can be cancelled at any time. All of these may be called from several threads. What
+    a request gives does not depend on the others.
 
     Raises InputError for a head that does not predict the next token, a decoder without a start token, or generation
     settings that are not supported.
@@ -81,6 +58,7 @@ class Engine:
         settings: GenerationConfig | None = None,
         target_tokenizer: TokenizerLike | None = None,
         adapter: str | None = None,
+        max_rows: int = 64,
     ):
         if model.config.head not in ("causal", "seq2seq"):
             kind, head = model.config.family, model.config.head
@@ -101,6 +79,9 @@ class Engine:
         self.target_tokenizer = target_tokenizer or tokenizer
         self.chooser = TokenChooser(self.rules, encoder_decoder=self.has_encoder, tokenizer=self.target_tokenizer)
         self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
+        self.max_rows = max_rows
+        self.scheduler = Scheduler(ModelRunner(model), self.chooser, is_stopped=self._is_stopped, max_rows=max_rows)
+        self._stepping, self._submitted = threading.Lock(), threading.Condition()
 
     @classmethod
     def load(
@@ -143,12 +124,12 @@ class Engine:
         """A completion for each prompt, in their order. Prompts are texts or lists of token ids.
 
         Without `params`, the model's own settings apply. A completion also ends when the model's context is full
-        (`remaining_tokens`). Prompts run in batches of similar length, with at most `batch_size` rows of the model at
-        once; each beam is a row. `truncate` shortens prompts that are too long.
+        (`remaining_tokens`). At most `batch_size` prompts run at once; each beam or sample counts as one. `truncate`
+        shortens prompts that are too long.
         `adapters`: for a model with several, one name for all prompts or one for each; None is the base model.
 
-        Raises InputError, with the counts, for prompts that do not fit into the model's context and batches that do not
-        fit into memory; QuatrainError if the model's logits are not finite.
+        Raises InputError, with the counts, for prompts that do not fit into the model's context or into memory;
+        QuatrainError if the model's logits are not finite.
         """
         params = params or self.recommended
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
@@ -156,19 +137,12 @@ class Engine:
         own = self._adapters(adapters, len(prompts))
         encoded = [self.encode(prompt, adapter) for prompt, adapter in zip(prompts, own, strict=True)]
         if truncate:
-            encoded = [self.truncate(ids, params) for ids in encoded]
-        sequences = self._sequences(encoded, params, own)
-        batches = list(self._batches(sequences, max(batch_size // params.num_beams, 1)))
-        for batch in batches:
-            self._check_memory(batch, params.num_beams)
-        for batch in batches:
-            self._run(batch)
-        completions = [self._completion(sequence) for sequence in sequences]
-        samples = len(completions) // max(len(prompts), 1)
-        if samples > 1:
-            for start in range(0, len(completions), samples):
-                completions[start].alternatives = completions[start + 1 : start + samples]
-        return completions[:: max(samples, 1)]
+            encoded = [self.truncate(ids, params, adapter) for ids, adapter in zip(encoded, own, strict=True)]
+        requests = self._requests(encoded, params, own)
+        for request in requests:
+            self._check_memory(request.sequences[0])
+        self._run(sorted(requests, key=lambda request: len(request.sequences[0].prompt)), batch_size)
+        return [request.result() for request in requests]
 
     def score(
         self,
@@ -200,15 +174,16 @@ class Engine:
                 problems.append(f"prompt {number}: token {token} is not in the model's vocabulary of {vocabulary}")
         if problems:
             raise InputError("These completions cannot be scored by the model:", problems)
-        return score_completions(
-            self.model,
-            [prompt for prompt, _ in pairs],
-            [completion for _, completion in pairs],
-            decoder_start=self.rules.decoder_start_token_id if self.has_encoder else None,
-            adapters=own,
-            logprobs=logprobs,
-            batch_size=batch_size,
-        )
+        with self._stepping:
+            return score_completions(
+                self.model,
+                [prompt for prompt, _ in pairs],
+                [completion for _, completion in pairs],
+                decoder_start=self.rules.decoder_start_token_id if self.has_encoder else None,
+                adapters=own,
+                logprobs=logprobs,
+                batch_size=batch_size,
+            )
 
     def _pair(
         self, prompt: str | Sequence[int], completion: str | Sequence[int], adapter: str | None
@@ -306,11 +281,86 @@ class Engine:
                 f"num_return_sequences: {params.num_return_sequences}; a stream is one completion; use generate, or "
                 "several streams"
             )
+        return self._chunks(self.submit(prompt, params, truncate=truncate, adapter=adapter))
+
+    def _chunks(self, request: Request) -> Iterator[TextChunk]:
+        """The pieces of a request, which is cancelled when nobody wants more of them."""
+        try:
+            yield from request
+        finally:
+            request.cancel()
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        truncate: bool = False,
+        adapter: str | None = None,
+    ) -> Request:
+        """Adds a prompt to those that run together. The request is an iterator over the text of its completion.
+
+        Raises as `generate` does, before anything runs; what happens later is raised by the request.
+        """
+        params = params or self.recommended
         own = self._adapters(adapter, 1)
         ids = self.encode(prompt, own[0])
-        (sequence,) = self._sequences([self.truncate(ids, params) if truncate else ids], params, own)
-        self._check_memory([sequence], params.num_beams)
-        return self._chunks(sequence)
+        (request,) = self._requests([self.truncate(ids, params, own[0]) if truncate else ids], params, own)
+        self._check_memory(request.sequences[0])
+        self._submit(request)
+        return request
+
+    def _submit(self, request: Request) -> None:
+        self.scheduler.submit(request.sequences)
+        with self._submitted:
+            self._submitted.notify_all()
+
+    def step(self) -> bool:
+        """Generates one token of every running request and starts waiting ones; returns whether there is more to do.
+
+        One thread at a time steps; others wait for their turn.
+        """
+        with self._stepping:
+            if not self.scheduler.is_idle:
+                self.scheduler.step()
+            return not self.scheduler.is_idle
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until there is something to do, for a thread that steps; returns whether there is."""
+        with self._submitted:
+            return self._submitted.wait_for(lambda: not self.scheduler.is_idle, timeout)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What the engine has done and is doing: requests, tokens, speeds, cache hits."""
+        return self.scheduler.current_statistics()
+
+    def _advance(self, request: Request) -> None:
+        """A step for somebody who waits for a request, unless another thread has finished it meanwhile."""
+        with self._stepping:
+            if not request.done:
+                self.scheduler.step()
+
+    def _run(self, requests: Sequence[Request], rows: int) -> None:
+        """Runs requests to their ends, of at most so many rows at once. Raises the first error of one of them."""
+        waiting, running = list(reversed(requests)), list[Request]()
+        try:
+            while waiting or running:
+                count = sum(map(_rows_of, running))
+                while waiting and (not running or count + _rows_of(waiting[-1]) <= rows):
+                    running.append(waiting.pop())
+                    count += _rows_of(running[-1])
+                    self._submit(running[-1])
+                self.scheduler.max_rows = max(self.max_rows, count)
+                self._advance(running[0])
+                failed = next((request.error for request in running if request.error is not None), None)
+                if failed is not None:
+                    raise failed
+                running = [request for request in running if not request.done]
+        finally:
+            self.scheduler.max_rows = self.max_rows
+            for request in running:
+                request.cancel()
 
     def stream_chat(
         self,
@@ -352,13 +402,13 @@ class Engine:
                 return [token]
         raise InputError("The prompt is empty and the tokenizer has no beginning token: give at least one token.")
 
-    def truncate(self, ids: list[int], params: SamplingParams) -> list[int]:
+    def truncate(self, ids: list[int], params: SamplingParams, adapter: str | None = None) -> list[int]:
         """A prompt's ids, shortened so that the prompt and `max_new_tokens` fit into the model's context.
 
         A decoder keeps the end of the prompt, and the beginning-of-sequence token if there is one; an encoder keeps the
         beginning, and the end token if there is one.
         """
-        limit, config = context_limit(self.model), self.model.config
+        limit, config = context_limit(self.model, adapter), self.model.config
         if limit is None:
             return ids
         room = limit if self.has_encoder else max(1, limit - params.max_new_tokens)
@@ -373,36 +423,37 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, adapters: AdapterChoice = None
     ) -> None:
         """Raises InputError, all problems at once, for prompts of token ids that `generate` would refuse."""
-        self._sequences([list(ids) for ids in prompts], params, self._adapters(adapters, len(prompts)))
-        self._stops(params)
+        for request in self._requests([list(ids) for ids in prompts], params, self._adapters(adapters, len(prompts))):
+            self._check_memory(request.sequences[0])
 
-    def _check_memory(self, batch: Sequence[SequenceState], beams: int) -> None:
-        """Raises InputError if a batch does not fit in the device's memory."""
+    def _check_memory(self, sequence: SequenceState) -> None:
+        """Raises InputError if a sequence alone does not fit in the device's memory."""
         model = self.model
         check_generation(
             model.config,
-            prompts=len(batch),
-            beams=beams,
-            prompt_tokens=max(len(sequence.prompt) for sequence in batch),
-            new_tokens=max(sequence.limit for sequence in batch),
-            virtual_tokens=0 if model.soft_prompt is None else model.soft_prompt.length,
+            prompts=1,
+            beams=sequence.params.num_beams,
+            prompt_tokens=len(sequence.prompt),
+            new_tokens=sequence.limit,
+            virtual_tokens=virtual_tokens(model, sequence.adapter),
             item_bytes=model.embed_tokens.weight.element_size(),
             device=model.device,
         )
 
-    def remaining_tokens(self, ids: Sequence[int]) -> int | None:
+    def remaining_tokens(self, ids: Sequence[int], adapter: str | None = None) -> int | None:
         """How many new tokens fit into the model's context after a prompt; None if the context has no limit."""
-        limit = context_limit(self.model)
+        limit = context_limit(self.model, adapter)
         return None if limit is None else max(limit - (1 if self.has_encoder else len(ids)), 0)
 
-    def _sequences(
+    def _requests(
         self, prompts: list[list[int]], params: SamplingParams, adapters: Sequence[str | None]
-    ) -> list[SequenceState]:
-        limit, vocabulary = context_limit(self.model), self.model.config.vocab_size
-        room = 0 if self.has_encoder else 1
+    ) -> list[Request]:
+        """A request for each prompt. Raises InputError, all problems at once."""
+        vocabulary, room = self.model.config.vocab_size, 0 if self.has_encoder else 1
+        limits = [context_limit(self.model, adapter) for adapter in adapters]
         problems = [
             f"prompt {number}: {len(ids)} tokens; the model reads {limit}" + " and needs one for its answer" * room
-            for number, ids in enumerate(prompts, 1)
+            for number, (ids, limit) in enumerate(zip(prompts, limits, strict=True), 1)
             if limit is not None and len(ids) + room > limit
         ]
         problems += [
@@ -422,30 +473,17 @@ class Engine:
         self.chooser.check(params, vocabulary)
         # Several samples of a prompt are those of the prompt given several times.
         samples = params.num_return_sequences if params.num_beams == 1 else 1
-        prompts = [ids for ids in prompts for _ in range(samples)]
-        adapters = [adapter for adapter in adapters for _ in range(samples)]
         seed = params.seed if params.seed is not None else torch.Generator().seed()
-        rooms = [
-            [params.max_new_tokens if longest is None else longest - len(ids), *([] if room is None else [room])]
-            for ids in prompts
-            for room in [self.remaining_tokens(ids)]
-        ]
+        seeds = iter(row_seeds([ids for ids in prompts for _ in range(samples)], seed))
         start = self.rules.decoder_start_token_id if self.has_encoder else None
         params, ends = self._stops(params)
-        return [
-            SequenceState(ids, params, min(room), row_seed, ends, start, adapter)
-            for ids, room, row_seed, adapter in zip(prompts, rooms, row_seeds(prompts, seed), adapters, strict=True)
-        ]
-
-    def _batches(self, sequences: list[SequenceState], count: int) -> Iterator[list[SequenceState]]:
-        """Batches of similar length; of equal length if the positional encoding depends on the longest row."""
-        ordered = sorted(sequences, key=lambda sequence: len(sequence.prompt))
-        groups: list[list[SequenceState]] = [ordered]
-        if depends_on_length(self.model.config.rope_scaling):
-            groups = [list(group) for _, group in groupby(ordered, key=lambda sequence: len(sequence.prompt))]
-        for group in groups:
-            for start in range(0, len(group), count):
-                yield group[start : start + count]
+        requests = []
+        for ids, adapter in zip(prompts, adapters, strict=True):
+            own = [params.max_new_tokens if longest is None else longest - len(ids)]
+            own += [room for room in [self.remaining_tokens(ids, adapter)] if room is not None]
+            states = [SequenceState(ids, params, min(own), next(seeds), ends, start, adapter) for _ in range(samples)]
+            requests.append(Request(states, self.target_tokenizer, self._advance))
+        return requests
 
     def _stops(self, params: SamplingParams) -> tuple[SamplingParams, tuple[int, ...]]:
         """The parameters with all stop strings, and the end ids; a string that is a special token is one of those."""
@@ -460,57 +498,14 @@ class Engine:
             ends += [] if special is None else [special]
         return replace(params, stop=tuple(strings)), tuple(dict.fromkeys(ends))
 
-    @torch.inference_mode()
-    def _run(self, sequences: list[SequenceState]) -> None:
-        params = sequences[0].params
-        if params.num_beams > 1:
-            check = self._is_stopped(params) if params.stop else None
-            BeamSearch(self.model, sequences, self.chooser, stopped=check).run()
-            return
-        decoding = Decoding(self.model, sequences, self.chooser)
-        while decoding.active:
-            self._step(decoding)
-
-    def _is_stopped(self, params: SamplingParams) -> Callable[[list[int]], bool]:
+    def _is_stopped(self, ids: list[int], params: SamplingParams) -> bool:
         """Whether the newest of a completion's ids has completed a stop string."""
-        tokenizer = self.target_tokenizer
-        if tokenizer is None:
-            return lambda ids: False
-        return lambda ids: stopped(tokenizer, ids, params.stop)
+        return self.target_tokenizer is not None and stopped(self.target_tokenizer, ids, params.stop)
 
-    def _step(self, decoding: Decoding) -> None:
-        for sequence in decoding.step():
-            if sequence.params.stop and self._is_stopped(sequence.params)(sequence.ids):
-                sequence.finished = "stop"
 
-    def _completion(self, sequence: SequenceState) -> Completion:
-        visible = sequence.ids[:-1] if sequence.ended else sequence.ids
-        text = self.target_tokenizer.decode(visible) if self.target_tokenizer is not None else ""
-        return Completion(
-            text[: find_stop(text, sequence.params.stop)],
-            sequence.ids,
-            sequence.finished or "length",
-            sequence.logprobs,
-            sequence.score,
-            [self._completion(other) for other in sequence.alternatives],
-            sequence.top_logprobs,
-        )
-
-    def _chunks(self, sequence: SequenceState) -> Iterator[TextChunk]:
-        growing = TextStreamer(self.target_tokenizer, sequence.params.stop)
-        if sequence.params.num_beams > 1:
-            self._run([sequence])
-        else:
-            with torch.inference_mode():
-                decoding = Decoding(self.model, [sequence], self.chooser)
-            while sequence.finished is None:
-                self._step(decoding)
-                if sequence.finished is None and (more := growing.more(sequence.ids)):
-                    yield TextChunk(more)
-        completion = self._completion(sequence)
-        last = TextChunk(completion.text[growing.shown :])
-        last.completion = completion
-        yield last
+def _rows_of(request: Request) -> int:
+    """How many rows of the model a request takes."""
+    return len(request.sequences) * request.sequences[0].params.num_beams
 
 
 def _end_ids(model: Model, tokenizer: TokenizerLike | None) -> list[int]:

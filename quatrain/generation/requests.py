@@ -1,15 +1,18 @@
-"""One sequence that is being generated: its prompt, its parameters, its noise, and what has been generated so far."""
+"""A sequence while it is generated: its prompt, parameters, noise and new tokens; and the request, which the caller
+holds.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from quatrain.generation.grammar import GrammarState
 from quatrain.generation.params import SamplingParams
+from quatrain.generation.text import TextStreamer, TokenizerLike, find_stop
 
 NOISE_BLOCK = 256
 """Random numbers that are drawn at once for a sequence."""
@@ -45,6 +48,16 @@ class SequenceState:
     """Beam search only: sum of the log-probabilities after constraints / length ** length_penalty."""
     alternatives: list[SequenceState] = field(default_factory=list)
     """Beam search only: the next best hypotheses, best first."""
+    error: BaseException | None = None
+    """Why the sequence failed; `finished` is then "error"."""
+    cancelled: bool = False
+    """Set by any thread to end the sequence before the next step."""
+    published: int = 0
+    """How many of the ids other threads may read: their stop strings have been looked for."""
+    done: bool = False
+    """Whether nothing about the sequence changes any more; set last."""
+    submitted: float = 0.0
+    """When the sequence came into the queue, by `time.perf_counter`."""
     edits: int = 0
     """How often tokens were taken back; whoever caches something about `ids` compares it."""
     plan: object = field(default=None, repr=False)
@@ -108,3 +121,107 @@ def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
         digest = hashlib.blake2b(key + count.to_bytes(8, "little"), digest_size=8).digest()
         seeds.append(int.from_bytes(digest, "little") >> 1)
     return seeds
+
+
+@dataclass
+class Completion:
+    """A generated completion. `ids` include the end token, if any; `text` excludes it and stop strings."""
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+    """"stop" (an end token or stop string), "length" (max_new_tokens reached, or the model's context full) or
+    "cancelled"."""
+    logprobs: list[float]
+    """Log-probability of each id in nats: under the model itself, before temperature and all processors, unless
+    `logprobs_mode` asks for those of the distribution from which the id was taken."""
+    score: float | None = None
+    """Beam search only: the score that ranks hypotheses, their log-probability / length ** length_penalty."""
+    alternatives: list[Completion] = field(default_factory=list)
+    """With num_return_sequences above 1: the other samples, or the next best hypotheses of a beam search."""
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    """With `logprobs`: at each id, the likeliest tokens and their log-probabilities, likeliest first."""
+
+
+class TextChunk(str):
+    """A piece of streamed text; the last one carries the whole completion."""
+
+    completion: Completion | None = None
+
+
+class Request(Iterator[TextChunk]):
+    """A prompt on its way through the engine: an iterator over the text of its completion, from `Engine.submit`.
+
+    Iterating gives the text in pieces that are final; joined they are the whole text. Unfinished characters and
+    possible beginnings of a stop string are held back. The last piece, perhaps empty, carries the `completion`. Several
+    samples, and searches, give one piece at their end. Whoever waits for a request drives the engine, unless another
+    thread does.
+    """
+
+    def __init__(
+        self, sequences: Sequence[SequenceState], tokenizer: TokenizerLike | None, advance: Callable[[Request], None]
+    ):
+        """`sequences` are the samples of one prompt; `advance` generates the next token of all requests."""
+        self.sequences, self._tokenizer, self._advance = list(sequences), tokenizer, advance
+        self._streamer = TextStreamer(tokenizer, self.sequences[0].params.stop)
+        self._ids: list[int] = []
+        self._is_exhausted = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the request has finished, failed or been cancelled."""
+        return all(sequence.done for sequence in self.sequences)
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the request failed."""
+        return next((sequence.error for sequence in self.sequences if sequence.error is not None), None)
+
+    def cancel(self) -> None:
+        """Ends the request before the engine's next step; from any thread, any number of times."""
+        for sequence in self.sequences:
+            sequence.cancelled = True
+
+    def result(self) -> Completion:
+        """Waits for the completion; that of a cancelled request has what was generated until then.
+
+        Raises InputError if constraints forbid every token, QuatrainError if the model's logits are not finite.
+        """
+        while not self.done:
+            self._advance(self)
+        if (error := self.error) is not None:
+            raise error
+        first, *others = (self._completion(sequence) for sequence in self.sequences)
+        first.alternatives += others
+        return first
+
+    def __next__(self) -> TextChunk:
+        if self._is_exhausted:
+            raise StopIteration
+        sequence = self.sequences[0]
+        while not self.done:
+            published = sequence.published
+            if len(self.sequences) == 1 and not sequence.done and published > len(self._ids):
+                self._ids += sequence.ids[len(self._ids) : published]
+                if piece := self._streamer.more(self._ids):
+                    return TextChunk(piece)
+            else:
+                self._advance(self)
+        self._is_exhausted = True
+        completion = self.result()
+        last = TextChunk(completion.text[self._streamer.shown :])
+        last.completion = completion
+        return last
+
+    def _completion(self, sequence: SequenceState) -> Completion:
+        visible = sequence.ids[:-1] if sequence.ended else sequence.ids
+        text = self._tokenizer.decode(visible) if self._tokenizer is not None else ""
+        return Completion(
+            text[: find_stop(text, sequence.params.stop)],
+            sequence.ids,
+            sequence.finished or "length",
+            sequence.logprobs,
+            sequence.score,
+            [self._completion(other) for other in sequence.alternatives],
+            sequence.top_logprobs,
+        )

@@ -90,6 +90,14 @@ def _stack(config: ModelConfig) -> int:
     return config.num_hidden_layers * (_attention(config) + matrices * config.hidden_size * config.intermediate_size)
 
 
+def fits(size: int, device: torch.device | str = "cpu") -> bool:
+    """Whether the device has `size` more bytes for a generation; small sizes are not compared with what is free."""
+    if size <= UNCHECKED_GENERATION:
+        return True
+    free = available_memory(device)
+    return free is None or size <= free
+
+
 def check_tokens(rows: int, length: int, what: str) -> None:
     """Raise InputError if the ids and labels of a batch alone do not fit."""
     check_bytes(16 * rows * length, f"{what} of {rows:,} rows of {length:,} tokens", "make it smaller")

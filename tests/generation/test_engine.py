@@ -48,9 +48,9 @@ class Scripted(Model):
         self.script = torch.tensor(script)
 
     def hidden_states(self, input_ids, *, positions=None, segments=None, cache=None):
-        past = cache.length
+        past = torch.tensor(cache.rows().lengths)[:, None]
         super().hidden_states(input_ids, positions=positions, segments=segments, cache=cache)
-        at = positions if positions is not None else torch.arange(past, past + input_ids.shape[1])[None]
+        at = positions if positions is not None else past + torch.arange(input_ids.shape[1])
         return self.script[at.clamp(max=len(self.script) - 1)]
 
     @property

@@ -115,6 +115,11 @@ class KVCache:
             if self.encoder_segments is not None:
                 self.encoder_segments = _padded(self.encoder_segments, slots)
 
+    def make_room(self, length: int) -> None:
+        """Doubles the room until slots can hold `length` tokens."""
+        if length > self.max_length:
+            self.reserve(length=max(length, 2 * self.max_length))
+
     def _resized(self, old: Tensor, slots: int, room: int) -> Tensor:
         new = self._empty(slots, room)
         filled = min(self.length, old.shape[2])
@@ -284,8 +289,7 @@ class CacheRows:
         cache, lengths = self.cache, self.lengths
         starts = cache.starts[self.first : self.first + self.count]
         self.width = width
-        if max(lengths) + width > cache.max_length:
-            cache.reserve(length=max(lengths) + width)
+        cache.make_room(max(lengths) + width)
         if min(lengths) < max(lengths) or min(starts) < max(starts):
             if segments is not None or cache.segments is not None:
                 raise InputError("A padded or packed batch cannot extend cached texts of different lengths.")

@@ -1,0 +1,255 @@
+"""Runs a model on texts that are stored in the slots of a KV cache.
+
+`ModelRunner` reads any number of new tokens into neighbouring slots at once: prompts, parts of prompts, one token per
+text, or several proposed ones. Texts may have different lengths, adapters and soft prompts. `SearchBatch` runs the rows
+of a search, which are repeated and reordered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from quatrain.generation.constraints import PADDING
+from quatrain.generation.requests import SequenceState
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.positions import depends_on_length, original_length
+from quatrain.models.transformer.stack import Model
+
+
+def has_encoder(config: ModelConfig) -> bool:
+    """Whether the model reads the prompt with an encoder."""
+    return config.architecture == "encoder-decoder"
+
+
+def virtual_tokens(model: Model, adapter: str | None = None) -> int:
+    """Length of the soft prompt that the model, or one of its adapters, puts before a text."""
+    soft_prompt = model.soft_prompt
+    if model.adapter_set is not None:
+        soft_prompt = None if adapter is None else model.adapter_set.members[adapter].prompt
+    return 0 if soft_prompt is None else soft_prompt.length
+
+
+def context_limit(model: Model, adapter: str | None = None) -> int | None:
+    """The most tokens that one side of a model reads, without its soft prompt; None without a limit on positions."""
+    if not model.config.has_position_limit:
+        return None
+    return model.config.context_length - virtual_tokens(model, adapter)
+
+
+class NativeDecoder(Protocol):
+    """A faster way to decode one token per slot, which the runner asks first."""
+
+    def decode(self, tokens: Tensor, slots: Sequence[int]) -> Tensor | None:
+        """Logits (B, V) in float32 after one more token (B,) in each slot; None if it cannot decode these.
+
+        It writes keys and values at `cache.lengths[slot]`, for which there is room; the runner counts the tokens.
+        """
+
+
+class ModelRunner:
+    """Reads tokens into slots and returns logits.
+
+    Attributes: `cache`, whose `reserve` adds slots; `native`, asked first for plain decoding steps.
+    """
+
+    def __init__(self, model: Model, slots: int = 0, native: NativeDecoder | None = None):
+        self.model, self.native, self.device = model, native, model.device
+        self.has_encoder = has_encoder(model.config)
+        dtype = model.embed_tokens.weight.dtype
+        self.cache = KVCache(model.config, slots, 0, dtype=dtype, device=self.device)
+        self._scaling = next(
+            (
+                scaling
+                for scaling in (model.config.rope_scaling, model.config.local_rope_scaling)
+                if depends_on_length(scaling)
+            ),
+            None,
+        )
+        self.original_length = None
+        """Tokens past which the rotary frequencies depend on the length of the text; None where they never do."""
+        if self._scaling is not None:
+            self.original_length = original_length(self._scaling, model.config.max_position_embeddings)
+
+    def virtual_tokens(self, adapter: str | None) -> int:
+        """Places of a slot that a soft prompt takes before the first token."""
+        return 0 if self.has_encoder else virtual_tokens(self.model, adapter)
+
+    def weights_version(self) -> tuple[tuple[int, int], ...]:
+        """Changes whenever the weights do: where each tensor is, and how often it was changed in place."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+    def can_share(self, adapters: Sequence[str | None]) -> bool:
+        """Whether texts with these adapters can be read together."""
+        adapter_set = self.model.adapter_set
+        return adapter_set is None or len(set(adapters)) == 1 or adapter_set.can_share(adapters)
+
+    def largest_chunk(self, wanted: int) -> int | None:
+        """How many tokens of a prompt to read at once, near `wanted`; None: all, because it cannot be read in parts."""
+        if self._scaling is not None and self._scaling.kind == "dynamic":
+            return None
+        return wanted if self.cache.window is None else min(wanted, self.cache.window + 1)
+
+    def is_outgrown(self, before: int, length: int) -> bool:
+        """Whether a text must be read anew when it grows from `before` tokens to `length`: LongRoPE turns all tokens of
+        a text that is longer than those of pretraining by other frequencies.
+        """
+        limit = self.original_length
+        return (
+            limit is not None
+            and self._scaling is not None
+            and self._scaling.kind == "longrope"
+            and (before <= limit < length)
+        )
+
+    @torch.inference_mode()
+    def read(
+        self,
+        first: int,
+        tokens: Sequence[Sequence[int]],
+        *,
+        adapters: Sequence[str | None],
+        sources: Sequence[Sequence[int]] | None = None,
+        text_lengths: Sequence[int] | None = None,
+        every: bool = False,
+    ) -> Tensor:
+        """Reads the tokens of each row into the slots from `first` on; returns logits (B, V) after the last token of
+        each row, or with `every` (B, T, V) after each of them, where T is the longest row's number.
+
+        `sources` are what an encoder reads, for rows that start. `text_lengths` are those of the whole texts, if only
+        their beginnings are read; soft prompts count.
+        """
+        if self.original_length is None:
+            return self._forward(first, tokens, adapters, sources, None, every)
+        if text_lengths is None:
+            counts = [len(ids) for ids in tokens]
+            text_lengths = [self.cache.lengths[first + row] + count for row, count in enumerate(counts)]
+        parts = []
+        for rows in self._groups(text_lengths):
+            own = None if sources is None else sources[rows]
+            length = max(text_lengths[rows])
+            parts.append(self._forward(first + rows.start, tokens[rows], adapters[rows], own, length, every))
+        width = max(map(len, tokens))
+        if every:
+            parts = [torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts]
+        return torch.cat(parts)
+
+    def _groups(self, lengths: Sequence[int]) -> Iterator[slice]:
+        """Neighbouring rows that can be read together, although the frequencies depend on the lengths of texts."""
+        limit, dynamic = self.original_length or 0, self._scaling is not None and self._scaling.kind == "dynamic"
+        start = 0
+        for _, group in groupby(lengths, lambda length: (length if dynamic else 1) if length > limit else 0):
+            count = len(list(group))
+            yield slice(start, start + count)
+            start += count
+
+    def _forward(
+        self,
+        first: int,
+        tokens: Sequence[Sequence[int]],
+        adapters: Sequence[str | None],
+        sources: Sequence[Sequence[int]] | None,
+        text_length: int | None,
+        every: bool,
+    ) -> Tensor:
+        count, width = len(tokens), max(map(len, tokens))
+        if width == 1 and sources is None and (logits := self._native(first, tokens)) is not None:
+            return logits[:, None] if every else logits
+        padding = [width - len(ids) for ids in tokens]
+        ids = torch.tensor([[*row, *[0] * empty] for row, empty in zip(tokens, padding, strict=True)])
+        rows = self.cache.rows(first, count, padding=padding, text_length=text_length)
+        named: dict[str, Any] = {} if self.model.adapter_set is None else {"adapters": list(adapters)}
+        read: Tensor | None = ids.to(self.device)
+        if self.has_encoder:
+            named["decoder_input_ids"], read = read, None
+        if sources is not None:
+            read, named["segments"] = _padded(sources, self.device)
+        hidden = self.model.hidden_states(read, cache=rows, **named)
+        if not every:
+            last = torch.tensor([len(row) - 1 for row in tokens], device=self.device)
+            hidden = hidden[:, -1] if not any(padding) else hidden[torch.arange(count, device=self.device), last]
+        return self.model.lm_logits(hidden)
+
+    def _native(self, first: int, tokens: Sequence[Sequence[int]]) -> Tensor | None:
+        if self.native is None:
+            return None
+        slots = range(first, first + len(tokens))
+        self.cache.make_room(max(self.cache.lengths[slot] for slot in slots) + 1)
+        logits = self.native.decode(torch.tensor([ids[0] for ids in tokens], device=self.device), slots)
+        if logits is not None:
+            for slot in slots:
+                self.cache.lengths[slot] += 1
+        return logits
+
+
+def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Texts as one tensor (B, S), padded on the right, and its segments; None where there is no padding."""
+    width = max(map(len, texts))
+    ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts], device=device)
+    if min(map(len, texts)) == width:
+        return ids, None
+    lengths = torch.tensor([len(ids) for ids in texts], device=device)
+    return ids, (torch.arange(width, device=device) < lengths[:, None]).long()
+
+
+class SearchBatch:
+    """The rows of a search: all read one token a step. `logits` (B, V) predict each row's next token."""
+
+    logits: Tensor
+
+    def __init__(self, model: Model, sequences: Sequence[SequenceState]):
+        """One row for each sequence; `prefill` reads them."""
+        self.runner = ModelRunner(model, len(sequences))
+        self.device, self.adapters = self.runner.device, [sequence.adapter for sequence in sequences]
+        self.sources = [sequence.prompt for sequence in sequences] if self.runner.has_encoder else None
+        self.texts = [list(sequence.prefix) for sequence in sequences]
+        width = max(map(len, self.texts))
+        rows = [[PADDING] * (width - len(text)) + text for text in self.texts]
+        self.decoder_ids = torch.tensor(rows, device=self.device)
+        """What the decoder reads before the first new token (B, W), PADDING on the left."""
+        self.start = torch.tensor([[len(text)] for text in self.texts], device=self.device)
+        """Its length (B, 1)."""
+
+    def prefill(self) -> None:
+        """Reads the prompts; `logits` become those of each row's first new token."""
+        self.logits = self._read(self.texts, self.sources)
+
+    def _read(self, tokens: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] | None) -> Tensor:
+        """Logits after the tokens, read one group of rows with equal soft prompts at a time."""
+        names = self.adapters if self.runner.model.adapter_set is not None else [None] * len(tokens)
+        alike = [self.runner.virtual_tokens(name) for name in names]
+        if len(set(alike)) == 1 or (max(map(len, tokens)) == 1 and sources is None):
+            return self.runner.read(0, tokens, adapters=names, sources=sources)
+        parts, start = [], 0
+        for _, group in groupby(names):
+            rows = slice(start, start + len(list(group)))
+            own = None if sources is None else sources[rows]
+            parts.append(self.runner.read(start, tokens[rows], adapters=names[rows], sources=own))
+            start = rows.stop
+        return torch.cat(parts)
+
+    def read(self, tokens: Tensor) -> None:
+        """Reads one token per row (B,); `logits` become those of the token after it."""
+        cache = self.runner.cache
+        for text, token in zip(self.texts, tokens.tolist(), strict=True):
+            text.append(token)
+        if any(self.runner.is_outgrown(length, length + 1) for length in cache.lengths):
+            for slot in range(cache.slots):
+                cache.truncate(slot, 0)
+            self.logits = self._read(self.texts, None)
+            return
+        self.logits = self._read([text[-1:] for text in self.texts], None)
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps, repeats or reorders rows."""
+        self.runner.cache.select(rows)
+        chosen = rows.tolist()
+        self.texts = [list(self.texts[row]) for row in chosen]
+        self.adapters = [self.adapters[row] for row in chosen]
+        self.logits, self.decoder_ids, self.start = self.logits[rows], self.decoder_ids[rows], self.start[rows]

@@ -1,0 +1,556 @@
+"""Continuous batching: sequences enter and leave the running batch between any two steps.
+
+Yu et al. 2022 (Orca): every step decodes one token of each running sequence, and reads at most `chunk` tokens of
+waiting prompts (chunked prefill, Agrawal et al. 2023, arXiv 2308.16369), so that a long prompt delays nobody for long.
+Slots of finished sequences keep their tokens: a later prompt that begins with the same tokens reuses them (as
+RadixAttention does, Zheng et al. 2024, arXiv 2312.07104, without a tree). `docs/decisions/0050-slots.md` compares slots
+with pages.
+
+The slots that decode are the first of the cache, so that a step reads one contiguous range of it. At most one sequence
+behind them is partly read; idle slots follow.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from quatrain.core.errors import QuatrainError
+from quatrain.generation.beam import BeamSearch
+from quatrain.generation.choosing import TokenChooser
+from quatrain.generation.params import SamplingParams
+from quatrain.generation.requests import SequenceState
+from quatrain.generation.runner import ModelRunner
+from quatrain.planning.counts import kv_cache_bytes
+from quatrain.planning.limits import fits
+
+IDLE_BYTES = 256 * 1024 * 1024
+"""The most memory that the slots of finished sequences take while nothing runs."""
+FIRST_ROOM = 256
+"""New tokens for which a sequence that starts gets room at once; more room follows when it is needed."""
+
+Key = tuple[str | None, tuple[int, ...] | None]
+"""What besides its tokens determines a slot's keys and values: the adapter, and what the encoder read."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """What a slot of the cache holds. Slots move; their number is their place in `Scheduler.slots`."""
+
+    tokens: list[int] = field(default_factory=list)
+    """The tokens whose keys and values are stored."""
+    key: Key | None = None
+    sequence: SequenceState | None = None
+    pending: list[int] = field(default_factory=list)
+    """Tokens of the sequence that are not read yet."""
+    text_length: int = 0
+    """Length of the text as which the tokens were read; it matters if rotary frequencies depend on it."""
+    is_encoded: bool = False
+    """Whether the slot also holds what the encoder read."""
+    used: int = 0
+    """The last step in which the slot was used."""
+
+
+@dataclass
+class Statistics:
+    """What the engine has done so far, and what it is doing. Times are in seconds."""
+
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+    cache_bytes: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    """Tokens of all prompts."""
+    reused_tokens: int = 0
+    """Of these, the tokens whose keys and values were still in the cache."""
+    generated_tokens: int = 0
+    proposed_tokens: int = 0
+    """Tokens that speculative decoding proposed."""
+    accepted_tokens: int = 0
+    """Of these, the accepted ones."""
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    decode_steps: int = 0
+    decoded_tokens: int = 0
+    """Generated tokens without the first one of each sequence."""
+    first_token_seconds: float = 0.0
+    """Sum over all sequences of the time from their submission to their first token."""
+    started: int = 0
+    """Sequences that have their first token."""
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Speed of decoding steps."""
+        return self.decoded_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Speed of reading prompts; reused tokens do not count."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def mean_time_to_first_token(self) -> float:
+        """Mean time from a submission to the first token."""
+        return self.first_token_seconds / self.started if self.started else 0.0
+
+
+class Scheduler:
+    """Runs submitted sequences to their ends, one `step` at a time.
+
+    `submit` may be called from any thread; `step` by one at a time.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        chooser: TokenChooser,
+        *,
+        is_stopped: Callable[[list[int], SamplingParams], bool],
+        max_rows: int = 64,
+        chunk: int = 512,
+        idle_slots: int = 4,
+        min_reuse: int = 16,
+    ):
+        """At most `max_rows` rows run at once; each beam is one. A step reads at most `chunk` tokens of prompts.
+        `idle_slots` slots of finished sequences are kept besides those in use. At least `min_reuse` tokens are reused.
+        `is_stopped` tells whether the newest of a sequence's ids has completed a stop string.
+        """
+        self.runner, self.chooser, self.is_stopped = runner, chooser, is_stopped
+        self.max_rows, self.chunk, self.idle_slots, self.min_reuse = max_rows, chunk, idle_slots, min_reuse
+        self.waiting: deque[SequenceState] = deque()
+        self.slots: list[Slot] = []
+        self.decoding = 0
+        """Number of slots that decode, the first ones."""
+        self.reading = 0
+        """Number of slots behind them whose prompts are not read yet; between steps at most one."""
+        self.searches: list[BeamSearch] = []
+        self.statistics = Statistics()
+        self._steps = 0
+        self._weights: tuple[tuple[int, int], ...] = ()
+        self._queue = threading.Lock()
+
+    @property
+    def active(self) -> int:
+        """Number of slots in use."""
+        return self.decoding + self.reading
+
+    @property
+    def rows(self) -> int:
+        """Rows that run."""
+        return self.active + sum(len(search.rows) * search.width for search in self.searches)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not (self.active or self.searches or self.waiting)
+
+    def submit(self, sequences: Sequence[SequenceState]) -> None:
+        """Adds sequences to the queue."""
+        for sequence in sequences:
+            sequence.submitted = time.perf_counter()
+        with self._queue:
+            self.waiting.extend(sequences)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Generates a token of every running sequence, and starts waiting ones as far as there is room.
+
+        A sequence whose logits are not finite, or whose constraints forbid every token, fails alone. Any other error
+        fails all running sequences and is raised.
+        """
+        self._steps += 1
+        try:
+            self._drop_cancelled()
+            self._decode()
+            self._prefill()
+            self._search()
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        if self.is_idle:
+            self._trim()
+
+    def current_statistics(self) -> Statistics:
+        """The statistics until now."""
+        running = {"running": self.rows, "waiting": len(self.waiting), "slots": len(self.slots)}
+        return replace(self.statistics, **running, cache_bytes=self.runner.cache.nbytes)
+
+    def _drop_cancelled(self) -> None:
+        for index in reversed(range(self.active)):
+            sequence = self.slots[index].sequence
+            if sequence is not None and sequence.cancelled:
+                self._retire(index)
+                self._finish(sequence, "cancelled")
+        with self._queue:
+            cancelled = [sequence for sequence in self.waiting if sequence.cancelled]
+            for sequence in cancelled:
+                self.waiting.remove(sequence)
+        for search in self.searches:
+            cancelled += [row for row in search.rows if row.cancelled]
+            search.cancel([index for index, row in enumerate(search.rows) if row.cancelled])
+        for sequence in cancelled:
+            self._finish(sequence, "cancelled")
+
+    def _finish(self, sequence: SequenceState, reason: str, error: BaseException | None = None) -> None:
+        """Ends a sequence from outside, without a further token."""
+        sequence.finished, sequence.error = reason, error
+        sequence.done = True
+        self.statistics.cancelled += reason == "cancelled"
+        self.statistics.failed += error is not None
+
+    def _abandon(self, error: BaseException) -> None:
+        """Fails all that runs and forgets what is stored, after an error in the middle of a step."""
+        reason = error if isinstance(error, Exception) else QuatrainError(f"Generation was interrupted: {error!r}")
+        running = [slot.sequence for slot in self.slots if slot.sequence is not None]
+        for sequence in [*running, *(row for search in self.searches for row in search.rows)]:
+            self._finish(sequence, "error", reason)
+        self.slots, self.searches, self.decoding, self.reading = [], [], 0, 0
+        self.runner.cache.release(0)
+
+    # Decoding
+
+    def _decode(self) -> None:
+        """One token for each decoding slot."""
+        start = time.perf_counter()
+        for index in reversed(range(self.decoding)):
+            slot = self.slots[index]
+            if self.runner.is_outgrown(slot.text_length, self.runner.cache.lengths[index] + len(slot.pending)):
+                with self._queue:
+                    self.waiting.appendleft(self._retire(index))
+        if not self.decoding:
+            return
+        slots = self.slots[: self.decoding]
+        logits = self._read(0, slots, [slot.pending for slot in slots])
+        self._choose(logits, slots)
+        self.statistics.decode_seconds += time.perf_counter() - start
+        self.statistics.decode_steps += 1
+        self.statistics.decoded_tokens += len(slots)
+
+    def _read(self, first: int, slots: Sequence[Slot], tokens: Sequence[list[int]]) -> Tensor:
+        """Reads tokens of the slots from number `first` on; returns the logits after them."""
+        cache, rows = self.runner.cache, [slot.sequence for slot in slots if slot.sequence is not None]
+        lengths = cache.lengths[first : first + len(slots)]
+        virtual = [0 if slot.tokens else self.runner.virtual_tokens(row.adapter) for slot, row in zip(slots, rows)]
+        totals = [
+            max(length + more + len(slot.pending), slot.text_length)
+            for slot, length, more in zip(slots, lengths, virtual)
+        ]
+        needed = max(length + more + len(ids) for length, more, ids in zip(lengths, virtual, tokens))
+        if needed > cache.max_length:
+            cache.reserve(length=max(needed, min(2 * cache.max_length, max(map(self._longest, rows)))))
+        sources = None if slots[0].is_encoded or not self.runner.has_encoder else [row.prompt for row in rows]
+        adapters = [row.adapter for row in rows]
+        logits = self.runner.read(first, tokens, adapters=adapters, sources=sources, text_lengths=totals)
+        for slot, ids, total in zip(slots, tokens, totals):
+            slot.tokens += ids
+            slot.pending = slot.pending[len(ids) :]
+            slot.text_length, slot.used, slot.is_encoded = total, self._steps, True
+        return logits
+
+    def _longest(self, sequence: SequenceState) -> int:
+        """The most places of a slot that a sequence can need."""
+        return self.runner.virtual_tokens(sequence.adapter) + len(sequence.prefix) + sequence.limit
+
+    def _choose(self, logits: Tensor, slots: Sequence[Slot]) -> None:
+        """Adds a token to the sequence of each slot; the slots of finished ones become idle."""
+        rows = [slot.sequence for slot in slots if slot.sequence is not None]
+        choice = self.chooser.choose(logits, rows)
+        for index, problem in enumerate(choice.problems):
+            if problem is None:
+                rows[index].append(choice.tokens[index], choice.logprobs[index], choice.top[index])
+                self._publish(rows[index])
+            else:
+                self._finish(rows[index], "error", problem)
+        for index in reversed(range(self.decoding)):
+            slot = self.slots[index]
+            if slot.sequence is not None and slot.sequence.done:
+                self._retire(index, clear=slot.sequence.error is not None)
+            elif slot.sequence is not None and not slot.pending:
+                slot.pending = slot.sequence.ids[-1:]
+
+    def _publish(self, row: SequenceState) -> None:
+        """Makes the newest token visible to whoever reads the sequence, after looking for stop strings."""
+        if row.params.stop and row.score is None and not row.ended and self.is_stopped(row.ids, row.params):
+            row.finished = "stop"
+        if not row.published:
+            self.statistics.started += 1
+            self.statistics.first_token_seconds += time.perf_counter() - row.submitted
+        self.statistics.generated_tokens += len(row.ids) - row.published
+        if row.finished is None:
+            row.published = len(row.ids)
+        else:
+            self.statistics.finished += 1
+            row.done = True
+
+    # Starting
+
+    def _prefill(self) -> None:
+        """Reads prompts, at most `chunk` tokens of them, and chooses the first token of those that are read."""
+        start, budget = time.perf_counter(), self.chunk
+        while budget > 0:
+            if not self.reading:
+                self._admit(budget)
+            if not self.reading:
+                break
+            slots = self.slots[self.decoding : self.active]
+            largest = self.runner.largest_chunk(budget)
+            tokens = [slot.pending[:largest] for slot in slots]
+            logits = self._read(self.decoding, slots, tokens)
+            budget -= len(slots) * max(map(len, tokens))
+            if not slots[0].pending:
+                self.decoding, self.reading = self.active, 0
+                self._choose(logits, slots)
+        self.statistics.prefill_seconds += time.perf_counter() - start
+
+    def _admit(self, budget: int) -> None:
+        """Gives slots to the first waiting sequences that can be read together, within about `budget` tokens."""
+        if self.waiting:
+            self._check_weights()
+        while self.waiting:
+            sequence = self.waiting[0]
+            if sequence.params.num_beams > 1:
+                if self.reading or not self._admit_search():
+                    return
+                continue
+            match, shared = self._match(sequence)
+            if not self._can_join(sequence, match, shared, budget):
+                return
+            with self._queue:
+                self.waiting.popleft()
+            self._place(sequence, match, shared)
+
+    def _check_weights(self) -> None:
+        """Forgets all texts that were read by other weights than the model has now."""
+        version = self.runner.weights_version()
+        if version != self._weights:
+            self._weights = version
+            for index, slot in enumerate(self.slots):
+                slot.key = None
+                if index >= self.active:
+                    self._empty(index)
+
+    def _match(self, sequence: SequenceState) -> tuple[int | None, int]:
+        """The slot that shares the most tokens with a sequence, and how many of them can be reused."""
+        wanted, key, cache = _tokens_of(sequence), _key_of(sequence), self.runner.cache
+        virtual = self.runner.virtual_tokens(sequence.adapter)
+        limit = self.runner.original_length
+        best: tuple[int | None, int] = (None, 0)
+        for index, slot in enumerate(self.slots):
+            if slot.key != key or (limit is not None and max(slot.text_length, virtual + len(wanted)) > limit):
+                continue
+            # At least one token must be read: its logits choose the next one.
+            shared = min(_common_prefix(slot.tokens, wanted), len(wanted) - 1)
+            if shared < self.min_reuse or not cache.can_truncate(index, virtual + shared):
+                shared = 0
+            if shared > best[1] or (best[0] is None and self.runner.has_encoder and slot.is_encoded):
+                best = index, shared
+        return best
+
+    def _can_join(self, sequence: SequenceState, match: int | None, shared: int, budget: int) -> bool:
+        """Whether a sequence can start now, and be read together with those that `reading` counts."""
+        slots = self.slots[self.decoding : self.active]
+        if self.rows and self.rows >= self.max_rows:
+            return False
+        running = [slot.sequence.adapter for slot in self.slots if slot.sequence is not None]
+        if not self.runner.can_share([*running, sequence.adapter]) or not self._fits(sequence):
+            return False
+        count = len(_tokens_of(sequence)) - shared
+        if not slots:
+            return count <= budget or budget == self.chunk  # The rest of a step's tokens is not worth a part.
+        counts = [*(len(slot.pending) for slot in slots), count]
+        columns = len(counts) * max(counts)
+        largest = self.runner.largest_chunk(budget)
+        if columns > min(budget, 2 * sum(counts)) or (largest is not None and max(counts) > largest):
+            return False
+        first = slots[0]
+        if self.runner.has_encoder and first.is_encoded != (match is not None):
+            return False
+        if self.runner.model.soft_prompt is not None and (
+            first.sequence is None or first.sequence.adapter != sequence.adapter or bool(first.tokens) != bool(shared)
+        ):
+            return False
+        # A prompt that shares its beginning with one that is about to be read waits for that.
+        wanted, key = _tokens_of(sequence), _key_of(sequence)
+        return all(
+            slot.key != key or _common_prefix([*slot.tokens, *slot.pending], wanted) < max(shared, 1) + self.min_reuse
+            for slot in slots
+        )
+
+    def _place(self, sequence: SequenceState, match: int | None, shared: int) -> None:
+        """Gives a sequence the slot behind those in use, with `shared` tokens of the matching slot."""
+        target, cache = self.active, self.runner.cache
+        virtual, wanted = self.runner.virtual_tokens(sequence.adapter), _tokens_of(sequence)
+        stored = virtual + shared if shared else 0
+        if match is not None and match >= target and 2 * shared >= len(self.slots[match].tokens):
+            place = match
+        else:
+            place = self._free_slot(avoid=match)
+            if match is None:
+                self._empty(place)
+            elif place != match:
+                cache.copy(match, place, stored)
+                self.slots[place] = replace(self.slots[match], sequence=None, pending=[])
+        cache.truncate(place, stored)
+        slot = self.slots[place]
+        slot.tokens, slot.pending, slot.text_length = wanted[:shared], wanted[shared:], stored
+        slot.key, slot.sequence, slot.used = _key_of(sequence), sequence, self._steps
+        if not sequence.ids:
+            self.statistics.prompt_tokens += len(sequence.prompt)
+            self.statistics.reused_tokens += shared
+        room = min(self._longest(sequence), virtual + len(wanted) + FIRST_ROOM)
+        if room > cache.max_length:
+            cache.reserve(length=room)
+        self._swap(place, target)
+        self.reading += 1
+
+    def _free_slot(self, avoid: int | None) -> int:
+        """A slot that is not in use: an empty one, a new one, or the one that has been idle for longest."""
+        idle = range(self.active, len(self.slots))
+        empty = [index for index in idle if not self.slots[index].tokens]
+        if empty:
+            return empty[0]
+        new = min(len(self.waiting) + 1, max(self.max_rows - self.rows, 1))
+        if len(idle) < self.idle_slots + 1 and self._fits_slots(len(self.slots) + new, self.runner.cache.max_length):
+            self.runner.cache.reserve(slots=len(self.slots) + new)
+            self.slots += [Slot() for _ in range(new)]
+            return len(self.slots) - new
+        if not idle:
+            self.runner.cache.reserve(slots=len(self.slots) + 1)
+            self.slots.append(Slot())
+            return len(self.slots) - 1
+        others = [index for index in idle if index != avoid] or list(idle)
+        return min(others, key=lambda index: self.slots[index].used)
+
+    def _fits(self, sequence: SequenceState) -> bool:
+        """Whether memory suffices for one more sequence; one alone may always try."""
+        if not self.active:
+            return True
+        running = [slot.sequence for slot in self.slots if slot.sequence is not None]
+        longest = max(map(self._longest, [*running, sequence]))
+        if self._fits_slots(max(len(self.slots), self.active + 1), longest):
+            return True
+        if len(self.slots) > self.active:
+            self.runner.cache.release(self.active)
+            del self.slots[self.active :]
+        return self._fits_slots(self.active + 1, longest)
+
+    def _fits_slots(self, slots: int, length: int) -> bool:
+        """Whether memory suffices for a cache of so many slots of `length` tokens."""
+        cache = self.runner.cache
+        size = kv_cache_bytes(self.runner.model.config, length, slots, str(cache.dtype).removeprefix("torch."))
+        return fits(size - cache.nbytes, cache.device)
+
+    def _retire(self, index: int, clear: bool = False) -> SequenceState:
+        """Takes the sequence out of a slot in use, which becomes idle and keeps its tokens unless `clear`."""
+        if index < self.decoding:
+            self._swap(index, self.decoding - 1)
+            self.decoding -= 1
+            index, self.reading = self.decoding, self.reading + 1
+        last = self.active - 1
+        self._swap(index, last)
+        self.reading -= 1
+        slot = self.slots[last]
+        sequence, slot.sequence, slot.pending = slot.sequence, None, []
+        if clear:
+            self.runner.cache.clear(last)
+            self._empty(last)
+        if sequence is None:
+            raise ValueError(f"slot {index} is not in use")
+        return sequence
+
+    def _swap(self, one: int, other: int) -> None:
+        if one != other:
+            self.runner.cache.swap(one, other)
+            self.slots[one], self.slots[other] = self.slots[other], self.slots[one]
+
+    def _empty(self, index: int) -> None:
+        self.runner.cache.truncate(index, 0)
+        self.slots[index] = Slot(sequence=self.slots[index].sequence, pending=self.slots[index].pending)
+
+    def _trim(self) -> None:
+        """Frees the memory of idle slots beyond `IDLE_BYTES`, those idle for longest first."""
+        cache = self.runner.cache
+        if cache.nbytes <= IDLE_BYTES:
+            return
+        keep = IDLE_BYTES * len(self.slots) // cache.nbytes
+        latest = sorted(range(len(self.slots)), key=lambda index: -self.slots[index].used)[:keep]
+        for place, index in enumerate(sorted(latest)):
+            self._swap(index, place)
+        cache.release(keep)
+        del self.slots[keep:]
+
+    # Searches
+
+    def _admit_search(self) -> bool:
+        """Starts a search for the first waiting sequence and those behind it that ask for the same."""
+        first = self.waiting[0]
+        most = max((self.max_rows - self.rows) // first.params.num_beams, 0 if self.rows else 1)
+        rows: list[SequenceState] = []
+        with self._queue:
+            while self.waiting and len(rows) < most:
+                other = self.waiting[0]
+                adapters = [*(row.adapter for row in rows), other.adapter]
+                if (other.params, other.end_ids) != (first.params, first.end_ids) or not self.runner.can_share(
+                    adapters
+                ):
+                    break
+                rows.append(self.waiting.popleft())
+        if rows:
+            self.searches.append(self._new_search(rows))
+        return bool(rows)
+
+    def _new_search(self, rows: Sequence[SequenceState]) -> BeamSearch:
+        params = rows[0].params
+        check = (lambda ids: self.is_stopped(ids, params)) if params.stop else None
+        return BeamSearch(self.runner.model, rows, self.chooser, stopped=check)
+
+    def _search(self) -> None:
+        """One step of every search. One that fails is tried again with each of its sequences alone."""
+        for search in list(self.searches):
+            rows = list(search.rows)
+            try:
+                search.step()
+            except QuatrainError as error:
+                self.searches.remove(search)
+                rest = [row for row in rows if not row.done]
+                if len(rows) > 1:
+                    self.searches += [self._new_search([row]) for row in rest]
+                elif rest:
+                    self._finish(rest[0], "error", error)
+                continue
+            for row in rows:
+                if row.finished is not None and not row.done:
+                    self._publish(row)
+        self.searches = [search for search in self.searches if search.rows]
+
+
+def _tokens_of(sequence: SequenceState) -> list[int]:
+    """What the decoder reads of a sequence until its next token is chosen."""
+    return [*sequence.prefix, *sequence.ids]
+
+
+def _key_of(sequence: SequenceState) -> Key:
+    return sequence.adapter, None if sequence.decoder_start is None else tuple(sequence.prompt)
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens at the beginning of two texts are equal."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low < high:  # The first `low` are equal, the first `high` are not.
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
