@@ -281,14 +281,7 @@ class Engine:
                 f"num_return_sequences: {params.num_return_sequences}; a stream is one completion; use generate, or "
                 "several streams"
             )
-        return self._chunks(self.submit(prompt, params, truncate=truncate, adapter=adapter))
-
-    def _chunks(self, request: Request) -> Iterator[TextChunk]:
-        """The pieces of a request, which is cancelled when nobody wants more of them."""
-        try:
-            yield from request
-        finally:
-            request.cancel()
+        return self.submit(prompt, params, truncate=truncate, adapter=adapter)
 
     def submit(
         self,

@@ -182,6 +182,9 @@ class Request(Iterator[TextChunk]):
         for sequence in self.sequences:
             sequence.cancelled = True
 
+    def __del__(self) -> None:
+        self.cancel()  # Nobody can read it any more.
+
     def result(self) -> Completion:
         """Waits for the completion; that of a cancelled request has what was generated until then.
 

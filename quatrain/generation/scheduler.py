@@ -245,8 +245,7 @@ class Scheduler:
             for slot, length, more in zip(slots, lengths, virtual)
         ]
         needed = max(length + more + len(ids) for length, more, ids in zip(lengths, virtual, tokens))
-        if needed > cache.max_length:
-            cache.reserve(length=max(needed, min(2 * cache.max_length, max(map(self._longest, rows)))))
+        self._make_room(max(needed, min(2 * cache.max_length, max(map(self._longest, rows)))), needed)
         sources = None if slots[0].is_encoded or not self.runner.has_encoder else [row.prompt for row in rows]
         adapters = [row.adapter for row in rows]
         logits = self.runner.read(first, tokens, adapters=adapters, sources=sources, text_lengths=totals)
@@ -393,7 +392,8 @@ class Scheduler:
         if match is not None and match >= target and 2 * shared >= len(self.slots[match].tokens):
             place = match
         else:
-            place = self._free_slot(avoid=match)
+            running = [slot.sequence for slot in self.slots if slot.sequence is not None]
+            place = self._free_slot(match, max(map(self._longest, [*running, sequence])))
             if match is None:
                 self._empty(place)
             elif place != match:
@@ -406,27 +406,38 @@ class Scheduler:
         if not sequence.ids:
             self.statistics.prompt_tokens += len(sequence.prompt)
             self.statistics.reused_tokens += shared
-        room = min(self._longest(sequence), virtual + len(wanted) + FIRST_ROOM)
-        if room > cache.max_length:
-            cache.reserve(length=room)
         self._swap(place, target)
         self.reading += 1
+        room = min(self._longest(sequence), virtual + len(wanted) + FIRST_ROOM)
+        self._make_room(room, room)
 
-    def _free_slot(self, avoid: int | None) -> int:
-        """A slot that is not in use: an empty one, a new one, or the one that has been idle for longest."""
+    def _make_room(self, length: int, needed: int) -> None:
+        """Makes room for texts of `length` tokens if there is none for `needed`, at the cost of idle slots."""
+        cache = self.runner.cache
+        if needed > cache.max_length:
+            if not self._fits_slots(len(self.slots), length):
+                self._release_idle()
+            cache.reserve(length=length)
+
+    def _release_idle(self) -> None:
+        self.runner.cache.release(self.active)
+        del self.slots[self.active :]
+
+    def _free_slot(self, avoid: int | None, length: int) -> int:
+        """A slot that is not in use: an empty one, a new one if there is memory for texts of `length` tokens, or the
+        one that has been idle for longest.
+        """
         idle = range(self.active, len(self.slots))
         empty = [index for index in idle if not self.slots[index].tokens]
         if empty:
             return empty[0]
-        new = min(len(self.waiting) + 1, max(self.max_rows - self.rows, 1))
-        if len(idle) < self.idle_slots + 1 and self._fits_slots(len(self.slots) + new, self.runner.cache.max_length):
-            self.runner.cache.reserve(slots=len(self.slots) + new)
-            self.slots += [Slot() for _ in range(new)]
-            return len(self.slots) - new
-        if not idle:
-            self.runner.cache.reserve(slots=len(self.slots) + 1)
-            self.slots.append(Slot())
-            return len(self.slots) - 1
+        wanted = min(len(self.waiting) + 1, max(self.max_rows - self.rows, 1))
+        for new in (wanted, 1):
+            may_grow = len(idle) <= self.idle_slots and self._fits_slots(len(self.slots) + new, length)
+            if may_grow or (new == 1 and not idle):
+                self.runner.cache.reserve(slots=len(self.slots) + new)
+                self.slots += [Slot() for _ in range(new)]
+                return len(self.slots) - new
         others = [index for index in idle if index != avoid] or list(idle)
         return min(others, key=lambda index: self.slots[index].used)
 
@@ -438,9 +449,7 @@ class Scheduler:
         longest = max(map(self._longest, [*running, sequence]))
         if self._fits_slots(max(len(self.slots), self.active + 1), longest):
             return True
-        if len(self.slots) > self.active:
-            self.runner.cache.release(self.active)
-            del self.slots[self.active :]
+        self._release_idle()
         return self._fits_slots(self.active + 1, longest)
 
     def _fits_slots(self, slots: int, length: int) -> bool:
