@@ -235,7 +235,7 @@ class Stack(nn.Module):
         length, masks = x.shape[1], {}
         use_cpu_kernel = self._use_cpu_kernel(x, length, cache, trace, causal=self.config.is_causal)
         for kind in sorted(set(self.config.layer_types)):
-            keys = length if cache is None else cache.seen(kind)
+            keys = length if cache is None else cache.num_keys(kind)
             if cache is not None and cache.positions is not None:
                 distance = cache.distances(kind, cache.positions)
                 mask: Tensor | None = self_attention_mask_at(self.config, kind, distance)
@@ -251,7 +251,7 @@ class Stack(nn.Module):
     def _position_bias(self, distance: Tensor, x: Tensor) -> Tensor | None:
         """ALiBi's or T5's bias of the attention scores (B or 1, H, T, S); None for other positions.
 
-        `distance` (T, S) or (B, T, S) is that of each key ahead of its query.
+        `distance` (T, S) or (B, T, S) is the distance of each key from its query; negative: before it.
         """
         config = self.config
         if config.position == "alibi":

@@ -1,8 +1,8 @@
-"""KV cache: keys and values of the tokens so far, in slots, so that decoding runs each token once.
+"""KV cache: stores the keys and values of past tokens in slots, so that decoding computes each token once.
 
-A slot holds one text. All slots of a layer are one tensor, and each slot has its own length, so that texts of any
-lengths are decoded together (continuous batching: Yu et al. 2022, Orca). `docs/decisions/0050-slots.md` compares slots
-with pages.
+A slot holds one text. All slots of a layer form one tensor, and each slot has its own length, so that texts of
+different lengths are decoded together (continuous batching: Yu et al. 2022, Orca). `docs/decisions/0050-slots.md`
+compares slots with pages.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from quatrain.models.transformer.positions import original_length, positions_in_
 
 
 class KVCache:
-    """Keys and values of every layer, (slots, num_key_value_heads, room, head_dim) each.
+    """Keys and values of every layer, each (slots, num_key_value_heads, capacity, head_dim).
 
-    `lengths` is the number of tokens of each slot. A full-attention layer has room for `max_length` tokens; a
-    sliding-window layer for twice its window, where slot `s` holds the tokens from number `starts[s]` on. `reserve`
-    makes more room. `cross_attention` holds the keys and values of encoded texts, for layers with cross-attention: the
-    first `encoded[s]` of slot `s`; `encoder_segments` (slots, S) are their segments, or None if all of it is text.
+    `lengths` is the number of tokens in each slot. A full-attention layer has a capacity of `max_length` tokens, a
+    sliding-window layer of twice its window; there slot `s` holds the tokens from position `starts[s]` on. `reserve`
+    extends the capacity. `cross_attention` maps a layer to the keys and values of the encoder's output, of which slot
+    `s` has `encoded[s]` tokens; `encoder_segments` (slots, S) are the encoder's segments, None without padding.
 
     `model(ids, cache=cache)` reads and extends all slots, one per row. Then a batch may be padded or packed: `segments`
-    (slots, length) holds the segment of every token, 0 for padding. `rows` chooses slots; each of their rows continues
-    at the length of its own slot.
+    (slots, length) holds the segment of every token, 0 for padding. `rows` selects slots; each row continues
+    at the length of its slot.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class KVCache:
             for kind in config.layer_types
         ]
         self.window = next((window for window in self.windows if window is not None), None)
-        """The window of the sliding layers, if there are any."""
+        """The window of the sliding-window layers, or None."""
         self.max_length = max_length
         self.lengths, self.starts = [0] * batch_size, [0] * batch_size
-        self.keys = [self._empty(batch_size, self._room(window)) for window in self.windows]
+        self.keys = [self._empty(batch_size, self._capacity(window)) for window in self.windows]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.cross_attention: dict[int, tuple[Tensor, Tensor]] = {}
         self.encoded = [0] * batch_size
         self.encoder_segments: Tensor | None = None
         self.segments: Tensor | None = None
         self.tokens: Tensor | None = None
-        """Ids and positions (2, slots, length) of all tokens, for models that may have to read a text again."""
+        """Ids and positions (2, slots, length) of all tokens, for models that may have to process a text again."""
         self.switch_length = _switch_length(config)
 
     @property
@@ -86,56 +86,56 @@ class KVCache:
         """The slots from `first` on as the rows of a forward pass; the default is all. See `CacheRows`."""
         return CacheRows(self, first, self.slots - first if count is None else count, padding, text_length)
 
-    def _room(self, window: int | None) -> int:
-        # A window moves to the front whenever its room is full; twice the room halves the number of moves.
+    def _capacity(self, window: int | None) -> int:
+        # When its capacity is full, a window is moved to the front. With two windows of capacity this happens rarely.
         return self.max_length if window is None else min(self.max_length, 2 * window)
 
-    def _empty(self, slots: int, room: int) -> Tensor:
-        """Zeros, because what a masked score multiplies must be finite."""
+    def _empty(self, slots: int, capacity: int) -> Tensor:
+        """Zeros: the values at masked positions are multiplied by 0, so they must be finite."""
         heads, width = self.config.num_key_value_heads, self.config.head_dim
-        return torch.zeros(slots, heads, room, width, dtype=self.dtype, device=self.device)
+        return torch.zeros(slots, heads, capacity, width, dtype=self.dtype, device=self.device)
 
     @torch.inference_mode()
     def reserve(self, slots: int = 0, length: int = 0, window: int = 0) -> None:
-        """Makes room for at least so many slots and tokens per slot, and for `window` tokens in sliding layers."""
+        """Extends the cache to `slots` slots of `length` tokens, and to `window` tokens in sliding-window layers."""
         self.max_length = max(length, self.max_length)
         slots = max(slots, self.slots)
         for layer, limit in enumerate(self.windows):
             present = self.keys[layer].shape
-            room = max(self._room(limit), present[2], 0 if limit is None else window)
-            if (slots, room) != (present[0], present[2]):
+            capacity = max(self._capacity(limit), present[2], 0 if limit is None else window)
+            if (slots, capacity) != (present[0], present[2]):
                 for tensors in (self.keys, self.values):
-                    tensors[layer] = self._resized(tensors[layer], slots, room)
-        more = slots - self.slots
-        if more:
-            self.lengths, self.starts = self.lengths + [0] * more, self.starts + [0] * more
-            self.encoded += [0] * more
+                    tensors[layer] = self._resized(tensors[layer], slots, capacity)
+        added = slots - self.slots
+        if added:
+            self.lengths, self.starts = self.lengths + [0] * added, self.starts + [0] * added
+            self.encoded += [0] * added
             for layer, pair in self.cross_attention.items():
                 self.cross_attention[layer] = _padded(pair[0], slots), _padded(pair[1], slots)
             if self.encoder_segments is not None:
                 self.encoder_segments = _padded(self.encoder_segments, slots)
 
     def make_room(self, length: int) -> None:
-        """Doubles the room until slots can hold `length` tokens."""
+        """Extends the capacity of each slot to `length` tokens, at least by doubling it."""
         if length > self.max_length:
             self.reserve(length=max(length, 2 * self.max_length))
 
-    def _resized(self, old: Tensor, slots: int, room: int) -> Tensor:
-        new = self._empty(slots, room)
+    def _resized(self, old: Tensor, slots: int, capacity: int) -> Tensor:
+        new = self._empty(slots, capacity)
         filled = min(self.length, old.shape[2])
         new[: old.shape[0], :, :filled] = old[:, :, :filled]
         return new
 
     @torch.inference_mode()
     def release(self, slots: int) -> None:
-        """Frees the memory of all slots but the first `slots`, and the room that none of those needs."""
+        """Frees all slots but the first `slots`, and the capacity that these do not use."""
         self.lengths, self.starts, self.encoded = self.lengths[:slots], self.starts[:slots], self.encoded[:slots]
         self.max_length = self.length
         filled = max((length - start for length, start in zip(self.lengths, self.starts, strict=True)), default=0)
         for tensors in (self.keys, self.values):
             for layer, window in enumerate(self.windows):
-                room = max(self._room(window), 0 if window is None else filled)
-                tensors[layer] = tensors[layer][:slots, :, :room].clone()
+                capacity = max(self._capacity(window), 0 if window is None else filled)
+                tensors[layer] = tensors[layer][:slots, :, :capacity].clone()
         if not slots:
             self.cross_attention, self.encoder_segments = {}, None
         for layer, pair in self.cross_attention.items():
@@ -144,26 +144,26 @@ class KVCache:
             self.encoder_segments = self.encoder_segments[:slots].clone()
 
     def can_truncate(self, slot: int, length: int) -> bool:
-        """Whether a slot cut to its first `length` tokens still holds all that its windows then see."""
+        """Whether a slot truncated to `length` tokens still contains the whole window before that length."""
         window = self.window
         return length <= self.lengths[slot] and (window is None or self.starts[slot] <= max(0, length - window + 1))
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forgets all tokens of a slot but the first `length` ones: a rollback, or the start of another text."""
+        """Removes all tokens of a slot after the first `length`: for a rollback, or to start another text."""
         self.lengths[slot] = length
         if length == 0:
             self.starts[slot] = 0
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        """Overwrites a slot with zeros, so that numbers that are not finite cannot reach another text."""
+        """Overwrites a slot with zeros, so that NaN and inf in it cannot affect the next text."""
         for tensor in (*self.keys, *self.values):
             tensor[slot] = 0
         self.truncate(slot, 0)
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` tokens of a slot, and the encoded text, to another slot."""
+        """Copies the first `length` tokens of a slot, and its encoder output, to another slot."""
         start = self.starts[source]
         for layer, window in enumerate(self.windows):
             end = length if window is None else length - start
@@ -193,7 +193,7 @@ class KVCache:
         return [*segments, *(tensor for pair in self.cross_attention.values() for tensor in pair)]
 
     def select(self, rows: Tensor) -> None:
-        """Keeps (and may repeat or reorder) slots: finished sequences leave, beams are copied."""
+        """Selects slots by index or boolean mask. Indices may repeat: beams are copied."""
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         self.keys = [self._selected(layer, key, rows) for layer, key in enumerate(self.keys)]
         self.values = [self._selected(layer, value, rows) for layer, value in enumerate(self.values)]
@@ -210,7 +210,7 @@ class KVCache:
         self.encoded = [self.encoded[slot] for slot in chosen]
 
     def _selected(self, layer: int, stored: Tensor, rows: Tensor) -> Tensor:
-        """Slots of a layer's keys or values, of which only the filled places are copied."""
+        """Slots of a layer's keys or values; only the filled part is copied."""
         starts = [0] * self.slots if self.windows[layer] is None else self.starts
         filled = max(length - start for length, start in zip(self.lengths, starts, strict=True))
         chosen = stored.new_zeros(len(rows), *stored.shape[1:])
@@ -219,26 +219,28 @@ class KVCache:
 
 
 @dataclass
-class _Places:
-    """Where a forward pass writes in one type of layer, and what it reads there.
+class _Columns:
+    """The columns of the cache that a forward pass reads and writes in one type of layer.
 
-    begin: the first place written, of rows that are equally long. columns (B, T): the places written, of rows that
-    differ. seen: the places that are read. first: the token at the first of them (B, 1), for rows that differ.
-    beyond: how many of the last places come before the new tokens, where those do not fit in at once.
+    read: the columns read as keys. write_start: the first column written, for rows of equal length. write_columns (B,
+    T): the columns written, for rows of different lengths. first_position (B, 1): the position of the token in column
+    0, for rows of different lengths. overflow: if the new tokens exceed the capacity, the number of cached tokens that
+    they attend to.
     """
 
-    seen: slice
-    begin: int = 0
-    columns: Tensor | None = None
-    first: Tensor | None = None
-    beyond: int | None = None
+    read: slice
+    write_start: int = 0
+    write_columns: Tensor | None = None
+    first_position: Tensor | None = None
+    overflow: int | None = None
 
 
 class CacheRows:
     """The slots of one batch, for one forward pass.
 
-    `padding[b]` is the number of columns on the right of row b that hold no token: they are neither counted nor seen
-    afterwards. `text_length` is that of the texts whose beginnings are read, for positions that depend on it.
+    `padding[b]` is the number of padding columns on the right of row b: they are not counted, and no later token
+    attends to them. `text_length` is the final length of the texts, for positions that depend on it, if only their
+    beginnings are processed in this pass.
     """
 
     def __init__(
@@ -253,23 +255,23 @@ class CacheRows:
         self.padding = padding if padding is not None and any(padding) else None
         self.text_length = text_length
         self.past: int | None = 0
-        """Tokens before the new ones, where all rows have equally many; None where they differ."""
+        """Number of cached tokens per row; None if rows differ."""
         self.width = 0
         self.positions: Tensor | None = None
-        """Of the new tokens (B, T), where rows differ."""
+        """Positions of the new tokens (B, T), if rows differ in length."""
         self.segments: Tensor | None = None
-        """Of all tokens, of a padded or packed batch."""
-        self._places: dict[str, _Places] = {}
+        """Segments of all tokens, for a padded or packed batch."""
+        self._columns: dict[str, _Columns] = {}
         self._encodes = False
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row so far."""
+        """Number of cached tokens of each row."""
         return self.cache.lengths[self.first : self.first + self.count]
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row so far."""
+        """Number of cached tokens of the longest row."""
         return max(self.lengths)
 
     def rows(self) -> CacheRows:
@@ -277,14 +279,14 @@ class CacheRows:
         return self
 
     def token_counts(self, width: int) -> list[int]:
-        """Tokens of each row after `width` new columns, of which padding does not count."""
+        """Number of tokens of each row after `width` new columns, without padding."""
         padding = self.padding or [0] * self.count
         return [length + width - empty for length, empty in zip(self.lengths, padding, strict=True)]
 
     def begin(self, width: int, segments: Tensor | None) -> None:
         """Prepares for `width` new tokens per row, with their segments (B, width) if the batch is padded or packed.
 
-        Raises InputError for segments of rows that are not equally long.
+        Raises InputError for segments if the rows differ in length.
         """
         cache, lengths = self.cache, self.lengths
         starts = cache.starts[self.first : self.first + self.count]
@@ -297,50 +299,50 @@ class CacheRows:
             return
         self.past = lengths[0]
         self.segments = cache.segments = self._all_segments(segments, width)
-        self._places = {"full": _Places(slice(0, self.past + width), self.past)}
+        self._columns = {"full": _Columns(slice(0, self.past + width), self.past)}
         if cache.window is not None:
-            self._places["sliding"] = self._begin_sliding(cache.window)
+            self._columns["sliding"] = self._begin_sliding(cache.window)
 
-    def _begin_sliding(self, window: int) -> _Places:
-        """The places of equally long rows in sliding layers: the last `window` - 1 of the past, and the new ones."""
+    def _begin_sliding(self, window: int) -> _Columns:
+        """The columns of rows of equal length in sliding-window layers: the last `window` - 1, and the new ones."""
         past, cache = self.past or 0, self.cache
         visible, filled = min(window - 1, past), past - cache.starts[self.first]
-        room = self._sliding_room()
-        if filled + self.width > room:
-            if visible + self.width > room and self.padding is None:
-                return _Places(slice(filled - visible, filled), beyond=visible)
+        capacity = self._sliding_capacity()
+        if filled + self.width > capacity:
+            if visible + self.width > capacity and self.padding is None:
+                return _Columns(slice(filled - visible, filled), overflow=visible)
             for slot in range(self.first, self.first + self.count):
                 self._move_window(slot, visible)
             filled = visible
             cache.reserve(window=filled + self.width)
-        return _Places(slice(filled - visible, filled + self.width), filled)
+        return _Columns(slice(filled - visible, filled + self.width), filled)
 
     def _begin_apart(self, lengths: list[int]) -> None:
-        """The places of rows of different lengths: all up to the longest one, of which each row sees its own."""
+        """The columns of rows of different lengths: all up to the longest row; a mask restricts each row to its own."""
         cache, window, device = self.cache, self.cache.window, self.cache.device
         self.past = None
         columns = torch.tensor(lengths, device=device)[:, None] + torch.arange(self.width, device=device)
-        # Columns without a token may be past the text.
+        # Padding columns may lie beyond the text.
         self.positions = columns if self.text_length is None else columns.clamp(max=self.text_length - 1)
-        self._places = {"full": _Places(slice(0, max(lengths) + self.width), columns=columns)}
+        self._columns = {"full": _Columns(slice(0, max(lengths) + self.width), write_columns=columns)}
         if window is None:
             return
-        room = self._sliding_room()
+        capacity = self._sliding_capacity()
         for slot, length in enumerate(lengths, self.first):
-            if length - cache.starts[slot] + self.width > room:
+            if length - cache.starts[slot] + self.width > capacity:
                 self._move_window(slot, min(window - 1, length - cache.starts[slot]))
         starts = cache.starts[self.first : self.first + self.count]
         filled = max(length - start for length, start in zip(lengths, starts, strict=True)) + self.width
         cache.reserve(window=filled)
         first = torch.tensor(starts, device=device)[:, None]
-        self._places["sliding"] = _Places(slice(0, filled), columns=columns - first, first=first)
+        self._columns["sliding"] = _Columns(slice(0, filled), write_columns=columns - first, first_position=first)
 
-    def _sliding_room(self) -> int:
+    def _sliding_capacity(self) -> int:
         layer = self.cache.windows.index(self.cache.window)
         return self.cache.keys[layer].shape[2]
 
     def _move_window(self, slot: int, visible: int) -> None:
-        """Moves the last `visible` tokens of a slot to the front of every sliding layer."""
+        """Moves the last `visible` tokens of a slot to the front of every sliding-window layer."""
         cache = self.cache
         end = cache.lengths[slot] - cache.starts[slot]
         for layer, window in enumerate(cache.windows):
@@ -350,7 +352,7 @@ class CacheRows:
         cache.starts[slot] = cache.lengths[slot] - visible
 
     def _all_segments(self, segments: Tensor | None, width: int) -> Tensor | None:
-        """The segments of the tokens so far and of `width` new ones; None if all are of one text."""
+        """The segments of the cached and of `width` new tokens; None if each row is one text without padding."""
         before, device = self.cache.segments, self.cache.device
         if segments is None and before is None:
             return None
@@ -363,11 +365,11 @@ class CacheRows:
     def tokens_to_process(
         self, ids: Tensor, positions: Tensor | None, segments: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What must be read for the next tokens `ids` (B, T): they alone, or, rarely, all of the text again.
+        """The tokens, positions and segments to process for the next tokens `ids` (B, T).
 
-        LongRoPE turns all tokens of a text by other frequencies once it is longer than those of pretraining. When a
-        text of the batch grows past that length, what is stored of all rows is dropped, and the tokens, positions and
-        segments of the whole texts (B, length + T) are returned. With a `text_length`, the caller sees to it.
+        Normally these are the arguments. LongRoPE changes the frequencies of all tokens of a text once it grows past
+        the context length of pre-training. Then all rows are emptied, and the tokens, positions and segments of the
+        whole texts (B, length + T) are returned. With `text_length` the caller handles this case.
         """
         cache, past = self.cache, self.length
         if cache.switch_length is None or self.text_length is not None:
@@ -375,14 +377,14 @@ class CacheRows:
         together = self._all_segments(segments, ids.shape[1])
         new = positions
         if new is None:
-            every = torch.arange(past + ids.shape[1], device=ids.device)[None]
-            new = (every if together is None else positions_in_segments(together))[:, past:]
-        read = torch.stack((ids, new.expand_as(ids)))
+            all_positions = torch.arange(past + ids.shape[1], device=ids.device)[None]
+            new = (all_positions if together is None else positions_in_segments(together))[:, past:]
+        processed = torch.stack((ids, new.expand_as(ids)))
         if past == 0 or cache.tokens is None:
-            cache.tokens = read
+            cache.tokens = processed
             return ids, positions, segments
-        before, after = (places.amax(1) < cache.switch_length for places in (cache.tokens[1], new))
-        cache.tokens = torch.cat((cache.tokens, read), dim=2)
+        before, after = (each.amax(1) < cache.switch_length for each in (cache.tokens[1], new))
+        cache.tokens = torch.cat((cache.tokens, processed), dim=2)
         if not bool((before & ~after).any()):
             return ids, positions, segments
         cache.segments = None
@@ -390,38 +392,38 @@ class CacheRows:
             cache.truncate(slot, 0)
         return cache.tokens[0], cache.tokens[1], together
 
-    def seen(self, kind: str) -> int:
-        """How many keys the new tokens are compared with in a type of layer."""
-        places = self._places.get(kind, self._places["full"])
-        return places.seen.stop - places.seen.start + (self.width if places.beyond is not None else 0)
+    def num_keys(self, kind: str) -> int:
+        """The number of keys, cached and new, in a type of layer."""
+        columns = self._columns.get(kind, self._columns["full"])
+        return columns.read.stop - columns.read.start + (self.width if columns.overflow is not None else 0)
 
     def distances(self, kind: str, positions: Tensor) -> Tensor:
-        """How far each key is behind (negative) or ahead of the new tokens at `positions` (B, T): (B, T, S)."""
-        places = self._places.get(kind, self._places["full"])
-        keys = torch.arange(places.seen.stop, device=positions.device)[None]
-        keys = keys if places.first is None else keys + places.first
+        """The distances (B, T, S) of each key from the new tokens at `positions` (B, T); negative: before them."""
+        columns = self._columns.get(kind, self._columns["full"])
+        keys = torch.arange(columns.read.stop, device=positions.device)[None]
+        keys = keys if columns.first_position is None else keys + columns.first_position
         return keys[:, None, :] - positions[:, :, None]
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the new tokens of a layer (B, H, T, D); returns all keys and values that they may see (B, H, S, D)."""
+        """Writes the keys and values (B, H, T, D) of new tokens; returns those that they may attend to (B, H, S, D)."""
         cache = self.cache
-        places = self._places["full" if cache.windows[layer] is None else "sliding"]
+        columns = self._columns["full" if cache.windows[layer] is None else "sliding"]
         keys = cache.keys[layer][self.first : self.first + self.count]
         values = cache.values[layer][self.first : self.first + self.count]
-        if places.beyond is not None:
-            return self._exceed(keys, key, places), self._exceed(values, value, places)
-        if places.columns is None:
-            end = places.begin + self.width
-            keys[:, :, places.begin : end], values[:, :, places.begin : end] = key, value
+        if columns.overflow is not None:
+            return self._overflow(keys, key, columns), self._overflow(values, value, columns)
+        if columns.write_columns is None:
+            end = columns.write_start + self.width
+            keys[:, :, columns.write_start : end], values[:, :, columns.write_start : end] = key, value
         else:
             rows = torch.arange(self.count, device=key.device)[:, None]
-            keys[rows, :, places.columns] = key.transpose(1, 2)
-            values[rows, :, places.columns] = value.transpose(1, 2)
-        return keys[:, :, places.seen], values[:, :, places.seen]
+            keys[rows, :, columns.write_columns] = key.transpose(1, 2)
+            values[rows, :, columns.write_columns] = value.transpose(1, 2)
+        return keys[:, :, columns.read], values[:, :, columns.read]
 
-    def _exceed(self, stored: Tensor, new: Tensor, places: _Places) -> Tensor:
-        """More tokens at once than a sliding layer has room for: all are given, the last ones stored."""
-        both = torch.cat((stored[:, :, places.seen], new), dim=2)
+    def _overflow(self, stored: Tensor, new: Tensor, columns: _Columns) -> Tensor:
+        """For more new tokens than a sliding-window layer stores: returns all, stores the last window."""
+        both = torch.cat((stored[:, :, columns.read], new), dim=2)
         last = self._last_window(both.shape[2])
         stored[:, :, :last] = both[:, :, both.shape[2] - last :]
         return both
@@ -430,17 +432,17 @@ class CacheRows:
         return min(self.cache.window or 1, count)
 
     def encode(self, segments: Tensor | None, width: int) -> None:
-        """Announces that this pass stores newly encoded texts of `width` tokens, with their segments (B, width)."""
+        """Prepares to store new encoder outputs of `width` tokens, with their segments (B, width), in this pass."""
         cache, self._encodes = self.cache, True
         before, own = cache.encoder_segments, slice(self.first, self.first + self.count)
-        alone = self.count == cache.slots
-        if alone or not cache.cross_attention:
+        covers_all = self.count == cache.slots
+        if covers_all or not cache.cross_attention:
             cache.cross_attention = {}
-        if not alone and before is None:
+        if not covers_all and before is None:
             columns = torch.arange(max(*cache.encoded, width), device=cache.device)[None]
             before = (columns < torch.tensor(cache.encoded, device=cache.device)[:, None]).long()
         cache.encoded[own] = [width] * self.count
-        if before is None or alone:
+        if before is None or covers_all:
             cache.encoder_segments = segments
             return
         cache.encoder_segments = before = _padded(before, before.shape[0], width)
@@ -448,7 +450,7 @@ class CacheRows:
         before[own, width:] = 0
 
     def store_cross_attention(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Stores the keys and values (B, H, S, D) of the encoded texts."""
+        """Stores the keys and values (B, H, S, D) of the encoder's output."""
         cache = self.cache
         if self.count == cache.slots:
             cache.cross_attention[layer] = key, value
@@ -456,29 +458,30 @@ class CacheRows:
         if layer not in cache.cross_attention:
             empty = key.new_zeros(cache.slots, *key.shape[1:])
             cache.cross_attention[layer] = empty, torch.zeros_like(empty)
-        known = cache.cross_attention[layer]
-        cache.cross_attention[layer] = _with_columns(known[0], key.shape[2]), _with_columns(known[1], key.shape[2])
+        key_store, value_store = cache.cross_attention[layer]
+        width = key.shape[2]
+        cache.cross_attention[layer] = _with_columns(key_store, width), _with_columns(value_store, width)
         for stored, new in zip(cache.cross_attention[layer], (key, value), strict=True):
             stored[self.first : self.first + self.count, :, : key.shape[2]] = new
 
     @property
     def has_encoded(self) -> bool:
-        """Whether the encoded texts are stored."""
+        """Whether encoder outputs are stored."""
         return bool(self.cache.cross_attention)
 
     @property
     def encoder_segments(self) -> Tensor | None:
-        """Segments (B, S) of the encoded texts; None if all of it is text."""
+        """Segments (B, S) of the encoder's input; None without padding."""
         stored = self.cache.encoder_segments
         return None if stored is None else stored[self.first : self.first + self.count, : self.encoded_width]
 
     @property
     def encoded_width(self) -> int:
-        """Tokens of the longest encoded text."""
+        """Number of tokens of the longest encoder output."""
         return max(self.cache.encoded[self.first : self.first + self.count])
 
     def cross_attention(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """The keys and values (B, H, S, D) of the encoded texts, unless this pass is the one that stores them."""
+        """The stored keys and values (B, H, S, D) of the encoder's output; None in the pass that stores them."""
         if self._encodes:
             return None
         own, width = slice(self.first, self.first + self.count), self.encoded_width
@@ -486,16 +489,16 @@ class CacheRows:
         return key[own, :, :width], value[own, :, :width]
 
     def advance(self) -> None:
-        """Counts the new tokens, after every layer has written them."""
-        cache, places = self.cache, self._places.get("sliding")
+        """Adds the new tokens to the lengths, after every layer has written them."""
+        cache, columns = self.cache, self._columns.get("sliding")
         for slot, length in enumerate(self.token_counts(self.width), self.first):
             cache.lengths[slot] = length
-            if places is not None and places.beyond is not None:
-                cache.starts[slot] = cache.lengths[slot] - self._last_window(places.beyond + self.width)
+            if columns is not None and columns.overflow is not None:
+                cache.starts[slot] = cache.lengths[slot] - self._last_window(columns.overflow + self.width)
 
 
 def _switch_length(config: ModelConfig) -> int | None:
-    """The length past which a text is read by other frequencies (LongRoPE)."""
+    """The text length at which LongRoPE switches frequencies, or None."""
     scalings = [scaling for scaling in (config.rope_scaling, config.local_rope_scaling) if scaling is not None]
     lengths = [
         original_length(scaling, config.max_position_embeddings) for scaling in scalings if scaling.kind == "longrope"
@@ -516,7 +519,7 @@ def _padded(old: Tensor, slots: int, columns: int | None = None) -> Tensor:
 
 
 def _with_columns(old: Tensor, columns: int) -> Tensor:
-    """Keys or values (slots, H, S, D) of encoded texts with S at least `columns`."""
+    """Keys or values (slots, H, S, D) of encoder outputs, extended to at least `columns` columns."""
     if columns <= old.shape[2]:
         return old
     new = old.new_zeros(*old.shape[:2], columns, old.shape[3])
@@ -525,7 +528,7 @@ def _with_columns(old: Tensor, columns: int) -> Tensor:
 
 
 def _swap(stored: Tensor, one: int, other: int, filled: int) -> None:
-    """Exchanges the first `filled` places of two slots."""
+    """Exchanges the first `filled` columns of two slots."""
     first = stored[one, :, :filled].clone()
     stored[one, :, :filled] = stored[other, :, :filled]
     stored[other, :, :filled] = first

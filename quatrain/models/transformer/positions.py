@@ -4,7 +4,7 @@ Rotary (Su et al. 2021, arXiv 2104.09864; in the half-rotation layout of Hugging
 sinusoidal (Vaswani et al. 2017, arXiv 1706.03762), ALiBi (Press et al. 2021, arXiv 2108.12409) and relative bias
 (Raffel et al. 2019, arXiv 1910.10683). Learned positions are a table of the stack.
 
-Rotary frequencies can be scaled for texts longer than those of pretraining: linear, dynamic, YaRN, LongRoPE and Llama
+Rotary frequencies can be scaled for texts longer than those of pre-training: linear, dynamic, YaRN, LongRoPE and Llama
 3.1's scaling. Each gives the inverse frequencies and a factor on cosines and sines, with transformers' defaults.
 """
 
@@ -71,7 +71,7 @@ class Rotary:
 
         `past` tokens precede the `length` new ones. With LongRoPE the frequencies depend on the length of each text,
         given by segments (B, past + T). A dynamic base depends on the last position in the batch. `text_length` is
-        that of texts whose beginnings are read.
+        the final length of texts of which only the beginnings are processed.
         """
         total, original = past + length, original_length(self.scaling, self.config.max_position_embeddings)
         if positions is not None:
