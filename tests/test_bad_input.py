@@ -232,7 +232,7 @@ def widen(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "so it is not a model folder"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json, line 1, column 2: not valid JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "contains no model.safetensors"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "It is not a whole tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "It is not a valid tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
     ],
     ids=["truncated", "shape", "no config", "half a config", "no weights", "half a tokenizer", "no tokenizer"],

@@ -59,16 +59,16 @@ def check(
     from quatrain.runs.preflight import preflight
 
     reporter = silent if json_lines else create_reporter()
-    told = preflight(loaded, folder=Path(runs_dir) / loaded.name, measure=not no_measure, reporter=reporter)
+    result = preflight(loaded, folder=Path(runs_dir) / loaded.name, measure=not no_measure, reporter=reporter)
     left = left_out(loaded)
     if json_lines:
-        show_json({"recipe": to_dict(loaded)} | told.as_dict() | {"left_out": left})
+        show_json({"recipe": to_dict(loaded)} | result.as_dict() | {"left_out": left})
     else:
-        _show(told, left)
-    return 2 if told.problems else 0
+        _show(result, left)
+    return 2 if result.problems else 0
 
 
-def _show(told: Preflight, left: list[str]) -> None:
+def _show(result: Preflight, left: list[str]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -77,7 +77,7 @@ def _show(told: Preflight, left: list[str]) -> None:
     from quatrain.runs.preflight import rows_for_table
 
     console = Console(highlight=False, soft_wrap=True)
-    for stage in told.stages:
+    for stage in result.stages:
         console.print(Text(f"\n{stage.stage}", style="bold"), Text(f"({stage.objective})"))
         for number, sample in enumerate(stage.data.samples, 1):
             console.print(Text(f"  sample {number}", style="bold"), _sample(sample, console.color_system is not None))
@@ -90,16 +90,16 @@ def _show(told: Preflight, left: list[str]) -> None:
     show()
     for line in left:
         show(f"warning: {line}")
-    for line in told.skipped:
+    for line in result.skipped:
         show(line)
-    if told.problems:
+    if result.problems:
         console.print(Text("This cannot work:", style="bold red"))
-        for problem in told.problems:
+        for problem in result.problems:
             show(f"  - {problem}")
         return
-    time = f"about {format_duration(told.seconds)} of training, " if told.seconds is not None else ""
-    free = f" of {format_bytes(told.free)} free" if told.free is not None else ""
-    show(f"The recipe is right: {time}{format_bytes(told.disk)} of disk at most{free}.")
+    time = f"about {format_duration(result.seconds)} of training, " if result.seconds is not None else ""
+    free = f" of {format_bytes(result.free)} free" if result.free is not None else ""
+    show(f"The recipe is right: {time}{format_bytes(result.disk)} of disk at most{free}.")
 
 
 def _sample(parts: list[tuple[str, bool]], colour: bool):  # type: ignore[no-untyped-def]
@@ -110,12 +110,12 @@ def _sample(parts: list[tuple[str, bool]], colour: bool):  # type: ignore[no-unt
 
     text, left = Text(), WIDTH
     for piece, learned in parts:
-        shown = printable(piece[:left]) + ("…" if len(piece) > left else "")
+        excerpt = printable(piece[:left]) + ("…" if len(piece) > left else "")
         left -= len(piece)
         if learned:
-            text.append(shown if colour else f"⟦{shown}⟧", style="green")
+            text.append(excerpt if colour else f"⟦{excerpt}⟧", style="green")
         else:
-            text.append(shown)
+            text.append(excerpt)
         if left <= 0:
             break
     return text

@@ -120,8 +120,8 @@ def _ask(
         raise InputError(f"--databases: is for questions with SQL; {what}. Leave it out.")
     if not report.ok:
         return  # report invalid rows first
-    given = {"format": "sql", "columns": columns or {}, "subset": subset, "split": split}
-    task = source_task(DataParts(source_settings(report.source, databases).model_copy(update=given)))
+    options = {"format": "sql", "columns": columns or {}, "subset": subset, "split": split}
+    task = source_task(DataParts(source_settings(report.source, databases).model_copy(update=options)))
     if task is not None:
         with task:
             for fault in task.faults():
@@ -144,11 +144,11 @@ def _tell(report: CheckReport) -> None:
     """Show faults, then warnings, then the description of the data."""
     from quatrain.cli.output import shorten, show, show_table
 
-    for found, count in ((report.faults, report.fault_count), (report.warnings, report.warning_count)):
-        for each in found:
+    for findings, count in ((report.faults, report.fault_count), (report.warnings, report.warning_count)):
+        for each in findings:
             show(f"{each.place}: {'warning: ' if each.warning else ''}{each.text}")
-        if count > len(found):
-            show(f"… and {count - len(found):,} more")
+        if count > len(findings):
+            show(f"… and {count - len(findings):,} more")
     if report.faults or report.warnings:
         show()
     show(f"{report.source}: {report.described}")
@@ -156,9 +156,9 @@ def _tell(report: CheckReport) -> None:
     for line in report.left_out:
         show(line)
     if report.labels:
-        shown = [f"{shorten(name)} {count:,}" for name, count in list(report.labels.items())[:12]]
+        counts = [f"{shorten(name)} {count:,}" for name, count in list(report.labels.items())[:12]]
         more = ", …" if len(report.labels) > 12 else ""
-        show(f"labels: {', '.join(shown)}{more}" + (f" ({report.scheme})" if report.scheme else ""))
+        show(f"labels: {', '.join(counts)}{more}" + (f" ({report.scheme})" if report.scheme else ""))
     if report.lengths:
         columns = list(next(iter(report.lengths.values())))
         show()

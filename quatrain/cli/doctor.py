@@ -24,19 +24,19 @@ def doctor(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> 
     import quatrain
     from quatrain.cli.output import show, show_json, show_table
 
-    found = {
+    versions = {
         "quatrain": quatrain.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         **_versions(CORE),
         **_versions(OPTIONAL),
     }
-    missing = [name for name in CORE if found[name] is None]
+    missing = [name for name in CORE if versions[name] is None]
     facts, speeds = ({}, {}) if "torch" in missing else (_device_facts(), _speeds())
     if json_lines:
-        show_json({"versions": found, "device": facts, "flops_per_second": speeds, "missing": missing})
+        show_json({"versions": versions, "device": facts, "flops_per_second": speeds, "missing": missing})
         return 1 if missing else 0
-    rows = [[name, version or "not installed"] for name, version in found.items()]
+    rows = [[name, version or "not installed"] for name, version in versions.items()]
     show_table(["what", "version"], rows)
     show()
     speed_rows = [[f"matrix product, {name}", f"{speed / 1e9:,.0f} GFLOP/s"] for name, speed in speeds.items()]
@@ -52,13 +52,13 @@ def doctor(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> 
 def _versions(names: tuple[str, ...]) -> dict[str, str | None]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _device_facts() -> dict[str, str]:

@@ -111,9 +111,9 @@ def _text(network: Model, tokenizer: Tokenizer, data: str, context: int, json_li
     characters = sum(map(len, documents))
     bits = bits_per(measured.loss * measured.count, characters, "character")
     if json_lines:
-        beside = {"name": "token frequencies", "loss": baseline.loss, "perplexity": baseline.perplexity}
+        frequencies = {"name": "token frequencies", "loss": baseline.loss, "perplexity": baseline.perplexity}
         figures: dict[str, Any] = {"loss": measured.loss, "perplexity": measured.perplexity, "bits_per_character": bits}
-        figures |= {"baseline": beside}
+        figures |= {"baseline": frequencies}
         show_json(figures | {"tokens": measured.count, "characters": characters})
         return 0
     show(f"loss                {measured.loss:.4f} nats a token (token frequencies alone: {baseline.loss:.4f})")
@@ -167,8 +167,8 @@ def _source_task(
     rows = []
     for name, result in results.items():
         rows.append((name, *(format_metric(key, result.scores[key]) for key in columns)))
-        beside = [format_metric(key, result.baseline[key]) if key in result.baseline else "" for key in columns]
-        rows.append((f"  baseline: {result.baseline_name}", *beside))
+        baselines_row = [format_metric(key, result.baseline[key]) if key in result.baseline else "" for key in columns]
+        rows.append((f"  baseline: {result.baseline_name}", *baselines_row))
     show(text_table(("set", *(column.replace("_", " ") for column in columns)), rows))
     for sample in [sample for result in results.values() for sample in result.samples[:3]]:
         verdict = "right" if sample["correct"] else f"wrong, {sample['detail']}; expected: {sample['reference']}"
@@ -198,9 +198,9 @@ def _chats(
         figures = {"task": "chat", "loss": loss, "perplexity": perplexity, "baseline": result.baseline}
         show_json(figures | {"tokens": tokens, "chats": len(encoded), "left_out": left_out})
         return 0
-    beside = {key: f"  (token frequencies: {value:.4f})" for key, value in result.baseline.items()}
-    show(f"loss        {loss:.4f} nats a token of the answers{beside['loss']}")
-    show(f"perplexity  {perplexity:.3f}{beside['perplexity']}")
+    comparison = {key: f"  (token frequencies: {value:.4f})" for key, value in result.baseline.items()}
+    show(f"loss        {loss:.4f} nats a token of the answers{comparison['loss']}")
+    show(f"perplexity  {perplexity:.3f}{comparison['perplexity']}")
     show(f"tokens      {tokens:,}")
     notice = f"; {left_out:,} longer than {context} tokens left out" if left_out else ""
     show(f"chats       {len(encoded):,}{notice}")

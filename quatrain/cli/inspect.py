@@ -64,15 +64,15 @@ def inspect(
     need = "everything" if asks_model else "tokens" if text is not None else "architecture"
     subject = open_subject(model, need)
     look = _Look(subject, truncate, special_tokens, quiet=json_lines)
-    found: dict[str, Any] = {"model": model}
+    output: dict[str, Any] = {"model": model}
     if text is None and not asks_model:
-        found |= look.architecture()
+        output |= look.architecture()
     if neighbours is not None:
-        found |= look.neighbours(neighbours, 10 if top is None else top)
+        output |= look.neighbours(neighbours, 10 if top is None else top)
     if text is not None:
-        found |= look.text(read_text_argument(text), answer, next_tokens, attention, 5 if top is None else top)
+        output |= look.text(read_text_argument(text), answer, next_tokens, attention, 5 if top is None else top)
     if json_lines:
-        show_json(found)
+        show_json(output)
     return 0
 
 
@@ -112,15 +112,15 @@ class _Look:
 
         subject = self.subject
         config, dtype = subject.config, subject.dtype
-        found = architecture(config, dtype=dtype, prepare=subject.prepare)
+        details = architecture(config, dtype=dtype, prepare=subject.prepare)
         self.show([f"{subject.name}: {config.family}, {config.architecture}, head {config.head}"])
-        self.show(architecture_lines(found, width=_width()))
+        self.show(architecture_lines(details, width=_width()))
         notes = self._notes()
         self.show(["", *notes] if notes else [])
         weights = {"files": subject.weights.files, "bytes": subject.weights.bytes, "problem": subject.weights.problem}
         named = {"family": config.family, "architecture": config.architecture, "head": config.head}
-        counts = {"parameters": found.parameters, "dtype": dtype, "bytes": found.bytes, "weights": weights}
-        return named | counts | {"choices": choices(config), "tree": found.root.as_dict()}
+        counts = {"parameters": details.parameters, "dtype": dtype, "bytes": details.bytes, "weights": weights}
+        return named | counts | {"choices": choices(config), "tree": details.root.as_dict()}
 
     def _notes(self) -> list[str]:
         """Notes, such as an adapter or missing weights."""
@@ -133,15 +133,15 @@ class _Look:
             notes.append(f"Without weights: {subject.weights.problem}")
         return notes
 
-    def neighbours(self, wanted: str, top: int) -> dict[str, Any]:
+    def neighbours(self, name: str, top: int) -> dict[str, Any]:
         """The nearest tokens in the embedding."""
         from quatrain.evaluation.inspection import find_token, neighbours
         from quatrain.evaluation.inspection.wording import neighbour_lines
 
-        token = find_token(self.subject.tokenizer, wanted)
-        found = neighbours(self.subject.model, self.subject.tokenizer, token.id, top=top)
-        self.show([*neighbour_lines(token, found), ""])
-        return {"token": token.as_dict(), "neighbours": [each.as_dict() for each in found]}
+        token = find_token(self.subject.tokenizer, name)
+        nearest = neighbours(self.subject.model, self.subject.tokenizer, token.id, top=top)
+        self.show([*neighbour_lines(token, nearest), ""])
+        return {"token": token.as_dict(), "neighbours": [each.as_dict() for each in nearest]}
 
     def text(
         self, text: str, answer: str | None, next_tokens: bool, attention: Path | None, top: int
@@ -159,13 +159,13 @@ class _Look:
             return {"tokens": [each.as_dict() for each in read]}
         limit = drawable(self.subject.config) if attention is not None else None
         ids = self._ids(text, limit=limit)
-        said = self._answer(answer, limit)
-        found: dict[str, Any] = {"tokens": [each.as_dict() for each in tokens(self.subject.tokenizer, ids)]}
+        answer_ids = self._answer(answer, limit)
+        output: dict[str, Any] = {"tokens": [each.as_dict() for each in tokens(self.subject.tokenizer, ids)]}
         if next_tokens:
-            found |= self._next(ids, said, top)
+            output |= self._next(ids, answer_ids, top)
         if attention is not None:
-            found |= self._attention(ids, said, attention)
-        return found
+            output |= self._attention(ids, answer_ids, attention)
+        return output
 
     def _ids(self, text: str, *, configured: bool = True, limit: int | None = None) -> list[int]:
         from quatrain.evaluation.inspection import read_ids, text_ids
@@ -209,10 +209,10 @@ class _Look:
 
         subject = self.subject
         check_language_head(subject.config)
-        said = subject.target_tokenizer if subject.config.architecture == "encoder-decoder" else subject.tokenizer
-        found = predictions(subject.model, said, ids, answer=answer, top=top)
-        self.show([*prediction_lines(found, width=_width()), ""])
-        return {"predictions": found.as_dict()}
+        tokenizer = subject.target_tokenizer if subject.config.architecture == "encoder-decoder" else subject.tokenizer
+        result = predictions(subject.model, tokenizer, ids, answer=answer, top=top)
+        self.show([*prediction_lines(result, width=_width()), ""])
+        return {"predictions": result.as_dict()}
 
     def _attention(self, ids: list[int], answer: list[int], out: Path) -> dict[str, Any]:
         from quatrain.cli.output import show_error

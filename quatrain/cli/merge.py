@@ -58,7 +58,7 @@ def merge(
     problems = argument_problems(adapters, weights, quantize, tolerance)
     with disk_errors(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            problems.append(f"--out {out}: is there already; name a new folder")
+            problems.append(f"--out {out}: is not empty; name a new folder")
     if problems:
         raise InputError("Nothing is merged:", problems)
     model = merged_of(adapters, weights)
@@ -66,23 +66,24 @@ def merge(
     first, tokenizer = load_model(adapters[0])
     before = first if whole else together(adapters, weights or [1.0] * len(adapters))
     inputs = torch.tensor([_probe_ids(probe, tokenizer, first.config)])
-    found = change(before, model, inputs)
-    found.check(ROUNDING_ERROR if tolerance is None else tolerance)
+    difference = change(before, model, inputs)
+    difference.check(ROUNDING_ERROR if tolerance is None else tolerance)
     if quantize is not None:
         methods.quantize(model, quantize)
-        found = change(before, model, inputs)
-        found.check(OF_BITS[quantize] if tolerance is None else tolerance, f"Rounding to {quantize}")
+        difference = change(before, model, inputs)
+        difference.check(OF_BITS[quantize] if tolerance is None else tolerance, f"Rounding to {quantize}")
     model_folder.save(model, out)
     if tokenizer is not None:
         tokenizer.save(out)
     if json_lines:
-        show_json({"out": str(out), **vars(found)})
+        show_json({"out": str(out), **vars(difference)})
         return 0
-    than = "its adapter over its base" if whole else "the adapters over their base, by their weights"
-    show(f"logits      at most {found.largest:.3g} apart from those of {than}, {found.share:.3%} of the largest")
-    if found.loss_before is not None and found.loss_after is not None:
-        on = probe or "random tokens"
-        show(f"perplexity  {_perplexity(found.loss_before)} before, {_perplexity(found.loss_after)} after, on {on}")
+    before_merge = "its base with the adapter" if whole else "the base with the weighted adapters"
+    share = f"{difference.share:.3%} of the largest"
+    show(f"logits      differ by at most {difference.largest:.3g} from those of {before_merge}, {share}")
+    if difference.loss_before is not None and difference.loss_after is not None:
+        before_after = f"{_perplexity(difference.loss_before)} before, {_perplexity(difference.loss_after)} after"
+        show(f"perplexity  {before_after}, on {probe or 'random tokens'}")
     show(f"written     {out}")
     return 0
 
@@ -99,15 +100,15 @@ def _probe_ids(probe: str | None, tokenizer: Any, config: Any) -> list[int]:
         draw = torch.Generator().manual_seed(0)
         return torch.randint(config.vocab_size, (length,), generator=draw).tolist()
     if tokenizer is None:
-        raise InputError(f"--probe {probe}: neither the adapter nor its base has a tokenizer to read it; leave it out")
+        raise InputError(f"--probe {probe}: neither the adapter nor its base has a tokenizer to read it; omit it")
     text = next(iter(read_documents(probe)), "")
     ids: list[int] = tokenizer.encode(text[: 20 * PROBE])[:length]
     if not ids:
-        raise InputError(f"--probe {probe}: holds no text; name another file, or leave it out for random tokens")
+        raise InputError(f"--probe {probe}: has no text; name another file, or omit it for random tokens")
     return ids
 
 
 def _perplexity(loss: float) -> str:
     import math
 
-    return f"{math.exp(loss):,.4g}" if loss < 700 else "beyond counting"
+    return f"{math.exp(loss):,.4g}" if loss < 700 else "infinite"

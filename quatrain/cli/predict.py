@@ -67,22 +67,24 @@ def predict(
         raise InputError(f"--question: the model has the head {head}, which answers none")
     extra = {name: value for name, value in more.items() if value is not None}
     for source in (text, *texts):
-        kept: list[tuple[str, Any]] = []
+        pending: list[tuple[str, Any]] = []
         live = source == "-"
-        inputs = _inputs(source, head, _columns(columns), extra, kept)
+        inputs = _inputs(source, head, _columns(columns), extra, pending)
         for prediction in predictor.predict(inputs, batch_size=1 if live else 32):
-            place, given = kept.pop(0)
+            place, example = pending.pop(0)
             _warn(place, prediction)
             if json_lines:
-                asked = {"source" if head == "seq2seq" else "text": given} if isinstance(given, str) else dict(given)
-                show_json(asked | prediction.value | ({"cut": prediction.cut} if prediction.cut else {}))
+                record = (
+                    {"source" if head == "seq2seq" else "text": example} if isinstance(example, str) else dict(example)
+                )
+                show_json(record | prediction.value | ({"cut": prediction.cut} if prediction.cut else {}))
             else:
-                show(_line(given, prediction))
+                show(_line(example, prediction))
     return 0
 
 
 def _inputs(
-    source: str, head: str, columns: dict[str, str] | None, extra: dict[str, str], kept: list[tuple[str, Any]]
+    source: str, head: str, columns: dict[str, str] | None, extra: dict[str, str], pending: list[tuple[str, Any]]
 ) -> Iterator[Any]:
     """The inputs of a source; each is also added to `kept` with its place."""
     from quatrain.cli.process import input_lines
@@ -91,18 +93,18 @@ def _inputs(
     from quatrain.tasks.predict import FIELDS
 
     if source == "-":
-        found = of_lines(input_lines(), "standard input")
+        examples = of_lines(input_lines(), "standard input")
     elif is_file(source):
-        found = read_inputs(source, head, columns)
+        examples = read_inputs(source, head, columns)
     elif not source.strip():
         raise InputError("the text is empty; write one, name a file, or give - for standard input")
     else:
-        found = iter([("the text", source)])
-    for place, given in found:
+        examples = iter([("the text", source)])
+    for place, example in examples:
         if extra:
-            given = ({FIELDS[head][0]: given} if isinstance(given, str) else dict(given)) | extra
-        kept.append((place, given))
-        yield given
+            example = ({FIELDS[head][0]: example} if isinstance(example, str) else dict(example)) | extra
+        pending.append((place, example))
+        yield example
 
 
 def _warn(place: str, prediction: Prediction) -> None:
@@ -116,12 +118,12 @@ def _warn(place: str, prediction: Prediction) -> None:
         )
 
 
-def _line(given: Any, prediction: Prediction) -> str:
+def _line(example: Any, prediction: Prediction) -> str:
     """A prediction formatted for people."""
     from quatrain.cli.output import shorten
 
     value = prediction.value
-    asked = given if isinstance(given, str) else " | ".join(str(each) for each in given.values())
+    text = example if isinstance(example, str) else " | ".join(str(each) for each in example.values())
     if "words" in value:
         return "\n".join(f"{each['word']}\t{each['label']}" for each in value["words"]) + "\n"
     if "masks" in value:
@@ -137,8 +139,8 @@ def _line(given: Any, prediction: Prediction) -> str:
     if "text" in value:
         return str(value["text"])
     if "labels" in value:
-        held = ", ".join(f"{label} {value['scores'][label]:.4f}" for label in value["labels"])
-        return f"{held or 'none'}\t{shorten(asked)}"
+        labels = ", ".join(f"{label} {value['scores'][label]:.4f}" for label in value["labels"])
+        return f"{labels or 'none'}\t{shorten(text)}"
     if "label" in value:
-        return f"{value['label']}\t{value['score']:.4f}\t{shorten(asked)}"
-    return "\t".join([*(f"{number:.4f}" for number in value["scores"].values()), str(shorten(asked))])
+        return f"{value['label']}\t{value['score']:.4f}\t{shorten(text)}"
+    return "\t".join([*(f"{number:.4f}" for number in value["scores"].values()), str(shorten(text))])

@@ -49,21 +49,21 @@ class Kept:
         """Check the memory of the process; call once per step."""
         if self.glibc is None:
             return
-        held = resident_memory()
+        resident = resident_memory()
         if self.clean:
-            self.need = max(self.need, held)
-        self.clean = held > MORE * self.need
+            self.need = max(self.need, resident)
+        self.clean = resident > MORE * self.need
         if self.clean:
             self.glibc.malloc_trim(0)
 
 
 @contextmanager
-def freed_memory_kept(wanted: bool = True) -> Iterator[Kept]:
+def freed_memory_kept(enabled: bool = True) -> Iterator[Kept]:
     """Keep freed memory within the block and release it at the end; the yielded object is true if that is active.
 
     Does nothing with another allocator, or if the user's environment configures the allocator.
     """
-    with _set(_KEPT, wanted) as glibc:
+    with _set(_KEPT, enabled) as glibc:
         yield Kept(glibc)
 
 
@@ -79,10 +79,10 @@ def large_apart() -> Iterator[None]:
 
 
 @contextmanager
-def _set(settings: Mapping[int, int], wanted: bool = True) -> Iterator[ctypes.CDLL | None]:
+def _set(settings: Mapping[int, int], enabled: bool = True) -> Iterator[ctypes.CDLL | None]:
     """Apply these settings in addition to the current ones; yields None if they cannot be applied."""
     global _now
-    glibc, before = _glibc() if wanted and keeps() else None, _now
+    glibc, before = _glibc() if enabled and keeps() else None, _now
     done = glibc is not None and all(glibc.mallopt(*setting) for setting in settings.items())
     if glibc is not None:
         _now = before | dict(settings)

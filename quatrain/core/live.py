@@ -120,9 +120,9 @@ class _LiveTask:
         metrics = [printable(format_metrics({name: self.metrics[name] for name in names[:n]})) for n in counts]
         chosen = dict.fromkeys(("name", "steps", "metrics", "elapsed", "left"), "")
         # The first metric, which is the loss, matters more than the rest of them.
-        wanted = [("left", left), ("steps", steps), ("metrics", "".join(metrics[:1])), ("name", heading)]
-        wanted += [("metrics", text) for text in metrics[1:]] + [("elapsed", format_duration(clock.elapsed))]
-        for name, text in wanted:
+        candidates = [("left", left), ("steps", steps), ("metrics", "".join(metrics[:1])), ("name", heading)]
+        candidates += [("metrics", text) for text in metrics[1:]] + [("elapsed", format_duration(clock.elapsed))]
+        for name, text in candidates:
             tried = chosen | {name: text}
             if text and cell_len(_joined(tried)) <= room:
                 chosen = tried

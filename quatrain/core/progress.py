@@ -124,8 +124,8 @@ class PlainReporter:
 
     def score(self, name: str, metrics: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> None:
         main = next(((key, value) for key, value in (baseline or {}).items() if key in metrics), None)
-        beside = f" (baseline: {format_metrics(dict([main]))})" if main else ""
-        self._line(f"{name}: {format_metrics(metrics)}{beside}")
+        comparison = f" (baseline: {format_metrics(dict([main]))})" if main else ""
+        self._line(f"{name}: {format_metrics(metrics)}{comparison}")
 
 
 class JsonReporter:
@@ -165,8 +165,8 @@ class JsonReporter:
         self.emit("table", title=title, columns=list(columns), rows=[list(row) for row in rows])
 
     def score(self, name: str, metrics: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> None:
-        beside = {"baseline": dict(baseline)} if baseline else {}
-        self.emit("score", name=name, metrics=dict(metrics), **beside)
+        comparison = {"baseline": dict(baseline)} if baseline else {}
+        self.emit("score", name=name, metrics=dict(metrics), **comparison)
 
 
 class SilentReporter:
@@ -245,15 +245,15 @@ def drop_metrics(path: Path | str, stage: str, *, after: int) -> None:
     if not path.exists():
         return
     content = path.read_text(encoding="utf-8", errors="replace")
-    kept = "".join(
+    lines = "".join(
         json.dumps(record) + "\n"
         for record in read_metrics(path)
         if record.get("stage") != stage or record.get("step", 0) <= after
     )
-    if kept != content:
+    if lines != content:
         from quatrain.core.atomic import write_text as write_file
 
-        write_file(path, kept)
+        write_file(path, lines)
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

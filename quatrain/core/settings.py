@@ -175,12 +175,12 @@ def _annotation(field: Any) -> Any:
 
 def members(annotation: Any) -> dict[str, type[Settings]]:
     """The settings classes of a union by their `kind`."""
-    found: dict[str, type[Settings]] = {}
+    classes: dict[str, type[Settings]] = {}
     for option in _options(annotation):
         if _is_settings(option) and "kind" in option.model_fields:
             for kind in typing.get_args(option.model_fields["kind"].annotation):
-                found[kind] = option
-    return found
+                classes[kind] = option
+    return classes
 
 
 def _is_settings(annotation: Any) -> bool:
@@ -216,15 +216,15 @@ def _translate(
     cls: type[Settings], error: ValidationError, data: Mapping[str, Any]
 ) -> tuple[list[Problem], list[Place]]:
     """Pydantic's errors as problems, and the places to drop so that the rest can be checked."""
-    found: dict[Place, list[Any]] = {}
+    errors: dict[Place, list[Any]] = {}
     for item in error.errors(include_url=False):
-        found.setdefault(_real_place(cls, item["loc"], data), []).append(item)
+        errors.setdefault(_real_place(cls, item["loc"], data), []).append(item)
     problems, dropped = [], []
-    for place, items in found.items():
+    for place, items in errors.items():
         kind = items[0]["type"]
         is_kind = kind.startswith("union_tag") and isinstance(_value_or_none(data, place), Mapping)
-        shown = (*place, "kind") if is_kind else place
-        problems.append(Problem(shown, _message(cls, place, items, data)))
+        problem_place = (*place, "kind") if is_kind else place
+        problems.append(Problem(problem_place, _message(cls, place, items, data)))
         dropped.append(place[:-1] if kind == "missing" else place)
     return problems, dropped
 
@@ -289,9 +289,9 @@ def _message(cls: type[Settings], place: Place, items: list[Any], data: Any) -> 
         field = owner.model_fields.get(place[-1]) if _is_settings(owner) else None
         wanted_text = field.description if field is not None and field.description else f"like {context['pattern']}"
         return f"{format_value(value)}; must be {wanted_text}"
-    wanted = [_TYPES[error["type"]] for error in items if error["type"] in _TYPES]
-    if wanted:
-        return f"{_with_type(value)}; must be {' or '.join(dict.fromkeys(wanted))}"
+    expected = [_TYPES[error["type"]] for error in items if error["type"] in _TYPES]
+    if expected:
+        return f"{_with_type(value)}; must be {' or '.join(dict.fromkeys(expected))}"
     return f"{format_value(value)}; {item['msg'][:1].lower()}{item['msg'][1:]}"
 
 

@@ -95,9 +95,11 @@ class TokenBatch(Batch):
     @classmethod
     def of(cls, input_ids: Tensor, labels: Any, **more: Any) -> Self:
         """A batch of these ids and labels; `more` are further inputs, and fields of a subclass. None leaves one out."""
-        own = {name for name in cls.__dataclass_fields__ if name not in Batch.__dataclass_fields__}
-        inputs = {name: value for name, value in more.items() if name not in own and value is not None}
-        return cls({"input_ids": input_ids, **inputs}, labels, **{name: more[name] for name in own if name in more})
+        subclass_fields = {name for name in cls.__dataclass_fields__ if name not in Batch.__dataclass_fields__}
+        inputs = {name: value for name, value in more.items() if name not in subclass_fields and value is not None}
+        return cls(
+            {"input_ids": input_ids, **inputs}, labels, **{name: more[name] for name in subclass_fields if name in more}
+        )
 
     @property
     def input_ids(self) -> Tensor:
@@ -241,5 +243,5 @@ def windows(tokens: np.ndarray, starts: Sequence[int] | np.ndarray, length: int)
     `tokens` is any array of ids, memory-mapped ones included; each window needs `length + 1` tokens.
     """
     index = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(length + 1)
-    taken = torch.from_numpy(np.asarray(tokens[index.ravel()], dtype=np.int64).reshape(index.shape))
-    return TokenBatch.of(taken[:, :-1].contiguous(), taken[:, 1:].contiguous())
+    rows = torch.from_numpy(np.asarray(tokens[index.ravel()], dtype=np.int64).reshape(index.shape))
+    return TokenBatch.of(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())

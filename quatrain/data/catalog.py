@@ -95,8 +95,8 @@ def find(name: str) -> Source | None:
     """The source of that name, `gutenberg:N` included; None if there is none."""
     if name in CATALOG:
         return CATALOG[name]
-    if found := _GUTENBERG.match(name):
-        number = found[1]
+    if match := _GUTENBERG.match(name):
+        number = match[1]
         known = f"gutenberg:{number}"
         if known in CATALOG:
             return CATALOG[known]
@@ -182,9 +182,9 @@ def fetch(source: Source | str, *, progress: DownloadProgress | None = None, tri
     forbidden or out of reach, QuatrainError for a file that is not the one expected.
     """
     source = get(source) if isinstance(source, str) else source
-    found = locate(source)
-    if found is not None:
-        return found
+    path = locate(source)
+    if path is not None:
+        return path
     remedy = _remedy(source)
     for copy in source.copies:
         if copy.url is not None:
@@ -210,12 +210,12 @@ def _remedy(source: Source) -> str:
 
 def _verify(path: Path, copy: Copy, source: Source) -> None:
     if copy.size is not None and path.stat().st_size != copy.size:
-        found, expected = f"{path.stat().st_size:,} bytes", f"{copy.size:,} bytes"
+        actual, expected = f"{path.stat().st_size:,} bytes", f"{copy.size:,} bytes"
     elif copy.sha256 is not None and (digest := sha256_of(path)) != copy.sha256:
-        found, expected = f"SHA-256 {digest}", f"SHA-256 {copy.sha256}"
+        actual, expected = f"SHA-256 {digest}", f"SHA-256 {copy.sha256}"
     else:
         return
     raise QuatrainError(
-        f"{path} is not {source.name} as the catalog knows it: found {found}, expected {expected}. Put the right file "
+        f"{path} is not {source.name} as the catalog knows it: found {actual}, expected {expected}. Put the right file "
         "there or remove this one; to use it as it is, give its path instead of the name"
     )

@@ -190,10 +190,10 @@ class _Check:
     def _labels(self) -> None:
         """Report rare or nearly equal labels, and invalid tag sequences."""
         report = self.report
-        found, all_of_them = self.tags.findings()
-        for finding in found:
+        findings, all_of_them = self.tags.findings()
+        for finding in findings:
             report.add(finding)
-        report.fault_count += all_of_them - len(found)
+        report.fault_count += all_of_them - len(findings)
         report.scheme = self.tags.scheme
         counts, firsts = (self.tags.count, self.tags.firsts) if self.tags.count else (self.labels, self.firsts)
         report.labels = dict(counts.most_common())
@@ -228,13 +228,13 @@ def read_anyway(path: Path) -> Iterator[str]:
         yield from read_text(path)
         return
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
-    held = ""
+    pending = ""
     for block in read_blocks(path):
-        text = held + decoder.decode(block)
+        text = pending + decoder.decode(block)
         # "\r\n" across two blocks is one line end
-        held = "\r" if text.endswith("\r") else ""
-        yield text[: len(text) - len(held)].replace("\r\n", "\n").replace("\r", "\n")
-    yield (held + decoder.decode(b"", True)).replace("\r\n", "\n").replace("\r", "\n")
+        pending = "\r" if text.endswith("\r") else ""
+        yield text[: len(text) - len(pending)].replace("\r\n", "\n").replace("\r", "\n")
+    yield (pending + decoder.decode(b"", True)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def wrong_bytes(path: Path) -> Iterator[Finding]:
@@ -253,9 +253,9 @@ def wrong_bytes(path: Path) -> Iterator[Finding]:
 
 
 def _byte_lines(path: Path) -> Iterator[bytes]:
-    held = b""
+    pending = b""
     for block in read_blocks(path):
-        *whole, held = (held + block).split(b"\n")
+        *whole, pending = (pending + block).split(b"\n")
         yield from (line + b"\n" for line in whole)
-    if held:
-        yield held
+    if pending:
+        yield pending

@@ -199,8 +199,8 @@ def _keep(
 
 
 def _starts_at(response: Any, start: int) -> bool:
-    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return found is not None and int(found[1]) == start
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return match is not None and int(match[1]) == start
 
 
 def _read_note(note: Path) -> dict[str, str]:
@@ -214,9 +214,9 @@ def _read_note(note: Path) -> dict[str, str]:
 def _wrong(part: Path, sha256: str | None, size: int | None) -> str | None:
     """Why `part` is not the expected file; None if it is."""
     if sha256 is not None:
-        found = sha256_of(part)
-        if found != sha256:
-            return f"the file is not the one expected (its SHA-256 is {found}, expected {sha256})"
+        digest = sha256_of(part)
+        if digest != sha256:
+            return f"the file is not the one expected (its SHA-256 is {digest}, expected {sha256})"
     elif size is not None and part.stat().st_size != size:
         return f"the file has {part.stat().st_size:,} bytes, expected {size:,}"
     elif part.stat().st_size == 0:

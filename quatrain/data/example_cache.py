@@ -83,8 +83,8 @@ def cached_examples(
     if _is_whole(entry, text):
         with contextlib.suppress(OSError):
             os.utime(entry / ABOUT)  # marks the entry as recently used
-        found = CachedExamples(entry, known)
-        return found, found.notes, True
+        cached = CachedExamples(entry, known)
+        return cached, cached.notes, True
     examples, notes = make()
     if len(examples) and type(examples[0]).__name__ in known:
         with contextlib.suppress(QuatrainError):  # no disk space for the cache: the examples are in memory anyway

@@ -164,13 +164,13 @@ def _split(source: str, data: Any, split: str | None) -> Any:
 
 def _class_names(data: Any) -> dict[str, list[str]]:
     """The columns of class indices, alone or in lists, with their class names."""
-    found = {}
+    columns = {}
     for column, feature in (getattr(data, "features", None) or {}).items():
         inner = getattr(feature, "feature", feature)
         names = getattr(inner, "names", None)
         if names:
-            found[column] = list(names)
-    return found
+            columns[column] = list(names)
+    return columns
 
 
 def _named(value: Any, names: list[str]) -> Any:

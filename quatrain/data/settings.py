@@ -20,8 +20,8 @@ else:
 
 def source_settings(source: str, databases: str | None = None) -> DataSettings:
     """The settings of a source that a verb was given. Raises InputError, for an empty name too."""
-    given = {"source": source, "databases": databases}
-    return parse(DataSettings, {key: value for key, value in given.items() if value is not None}, what="the data")
+    settings = {"source": source, "databases": databases}
+    return parse(DataSettings, {key: value for key, value in settings.items() if value is not None}, what="the data")
 
 
 class DataSettings(Settings):

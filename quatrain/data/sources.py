@@ -85,21 +85,21 @@ def source_names(source: str | Path) -> tuple[str, ...]:
 
 def selected_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
     """Files of which the catalog selects rows -> the column values that select them."""
-    found: dict[Path, list[dict[str, str]]] = {}
+    selections: dict[Path, list[dict[str, str]]] = {}
     for name in source_names(source):
         entry = catalog.find(name)
         if entry is not None and entry.where:
-            found.setdefault(catalog.fetch(entry), []).append(dict(entry.where))
-    return found
+            selections.setdefault(catalog.fetch(entry), []).append(dict(entry.where))
+    return selections
 
 
 def parallel_names(source: str | Path) -> tuple[str, str] | None:
     """The two names in `train.{en,de}.gz`; None if the source is not a pair of parallel files."""
-    found = _BRACES.search(str(source))
-    if found is None or exists(source):
+    braces = _BRACES.search(str(source))
+    if braces is None or exists(source):
         return None
-    before, after = str(source)[: found.start()], str(source)[found.end() :]
-    return f"{before}{found[1]}{after}", f"{before}{found[2]}{after}"
+    before, after = str(source)[: braces.start()], str(source)[braces.end() :]
+    return f"{before}{braces[1]}{after}", f"{before}{braces[2]}{after}"
 
 
 def is_record_file(path: Path) -> bool:
@@ -188,28 +188,28 @@ class SkippedFiles:
 
     def lines(self, folder: str | Path = "") -> list[str]:
         """One line per reason, most frequent first: "left out (it is empty): 12: a.txt, b.txt, c.txt, …"."""
-        found = []
+        result = []
         for reason, (count, names) in sorted(self.kinds.items(), key=lambda kind: -kind[1][0]):
-            shown = ", ".join(_short_name(path, folder) for path in names) + (", …" if count > len(names) else "")
-            found.append(f"left out ({reason}): {count:,}: {shown}")
-        return found
+            examples = ", ".join(_short_name(path, folder) for path in names) + (", …" if count > len(names) else "")
+            result.append(f"left out ({reason}): {count:,}: {examples}")
+        return result
 
 
 def skipped_files(source: str | Path) -> SkippedFiles:
     """The files in a source's folders that are not read, judged by names and sizes without opening them."""
-    found = SkippedFiles()
+    skipped = SkippedFiles()
     for name in (name for each in source_names(source) for name in parallel_names(each) or (each,)):
         if is_dataset(name) or (catalog.find(name) is not None and not exists(name)):
             continue
         folder = user_path(name, "the source")
         if folder.is_dir():
-            for path in _walk(folder, found.add):
+            for path in _walk(folder, skipped.add):
                 reason = _unusable(path)
                 if reason is not None:
-                    found.add(path, reason)
+                    skipped.add(path, reason)
                 else:
-                    found.read += 1
-    return found
+                    skipped.read += 1
+    return skipped
 
 
 def _short_name(path: Path, folder: str | Path) -> str:

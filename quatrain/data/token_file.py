@@ -202,12 +202,12 @@ def _cut(documents: Iterable[str | DocumentChunk], tokenizer: Tokenizer) -> Iter
     pattern = cut_pattern(tokenizer)
     stream = iter(documents)
     for first in stream:
-        held: str | None = None
+        pending: str | None = None
         for text in cut(_document(first, stream), pattern):
-            if held is not None:
-                yield held, False
-            held = text
-        yield held or "", True
+            if pending is not None:
+                yield pending, False
+            pending = text
+        yield pending or "", True
 
 
 def _document(first: str | DocumentChunk, stream: Iterator[str | DocumentChunk]) -> Iterator[str]:

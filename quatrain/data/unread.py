@@ -51,11 +51,11 @@ class UnreadFields:
         if not isinstance(row.value, Mapping) or not records:
             return
         chats = [chat for record in records for chat in _chats(record)]
-        found = [("", name) for name, held in row.value.items() if held not in EMPTY] + list(_fields(chats))
-        for key in found:
+        keys = [("", name) for name, value in row.value.items() if value not in EMPTY] + list(_fields(chats))
+        for key in keys:
             field = self.fields.setdefault(key, _Field(row.place))
             field.rows += 1
-        open_ones = [key for key in found if not self.fields[key].changes and self.fields[key].tries < TRIES]
+        open_ones = [key for key in keys if not self.fields[key].changes and self.fields[key].tries < TRIES]
         if not open_ones and self.refusal is None:
             return
         try:
@@ -83,15 +83,15 @@ class UnreadFields:
             return True
 
     def _rendered(self, chats: list[Messages]) -> list[Any]:
-        found = []
+        rendered = []
         for chat in chats:
             source = template_for(self.templates, None, tools=chat.tools is not None)
             prompt = chat[-1]["role"] != "assistant"
-            found.append(
+            rendered.append(
                 render_text(source, chat, add_generation_prompt=prompt, tools=chat.tools, documents=chat.documents,
                             variables={**_TOKENS, **chat.variables})
             )  # fmt: skip
-        return found
+        return rendered
 
     def findings(self) -> Iterator[tuple[str, str, str]]:
         """The fields without effect, as (first place, name, text)."""
@@ -119,19 +119,19 @@ def _fields(chats: list[Messages]) -> Iterator[tuple[str, str]]:
 
     The weight of an assistant turn is excluded: it always has an effect, on the mask.
     """
-    found = dict.fromkeys(
+    keys = dict.fromkeys(
         (str(message["role"]), name)
         for chat in chats
         for message in chat
-        for name, held in message.items()
-        if name not in ("role", "content") and held not in EMPTY
+        for name, value in message.items()
+        if name not in ("role", "content") and value not in EMPTY
     )
-    yield from (key for key in found if key != ("assistant", "weight"))
+    yield from (key for key in keys if key != ("assistant", "weight"))
 
 
 def _without(message: Message, role: str, name: str) -> Message:
     """A message of a role without one of its fields; if nothing is left, with empty content."""
     if message["role"] != role or name not in message:
         return message
-    rest = {each: held for each, held in message.items() if each != name and held is not None}
+    rest = {each: value for each, value in message.items() if each != name and value is not None}
     return rest if set(rest) - ABOUT or "content" in rest else {**rest, "content": ""}

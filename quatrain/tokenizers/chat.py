@@ -23,7 +23,7 @@ import jinja2.nodes
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import parse_json
-from quatrain.core.wording import format_value, printable
+from quatrain.core.wording import format_value, printable, shorten
 from quatrain.data.messages import REASONING, check_messages, is_learned, joined, plain
 from quatrain.tokenizers.sandbox import MeteredEnvironment, TemplateLimitError, metered
 from quatrain.tokenizers.templates import MAX_SOURCE, TEMPLATES
@@ -82,9 +82,9 @@ def render(
     source = tokenizer.template_for(template, tools=tools is not None)
     if (not add_generation_prompt if mask is None else mask) and not has_marks(source):
         raise InputError(
-            "the chat template does not mark what the assistant says, so it cannot be told what to learn. Put "
+            "the chat template does not mark the assistant's text, so the labels are unknown. Put "
             "{% generation %} before and {% endgeneration %} after the assistant's content and end-of-turn token in "
-            f"the template, or take one of {', '.join(sorted(TEMPLATES))}"
+            f"the template, or use one of {', '.join(sorted(TEMPLATES))}"
         )
     text, spans = render_text(
         source,
@@ -115,9 +115,11 @@ def render_text(
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation and the spans [start, end) of the assistant in it, without a tokenizer."""
     conversation = check_messages(messages, template)
-    if taken := sorted({"messages", "tools", "documents", "add_generation_prompt"} & set(variables or {})):
-        raise InputError(f"variables of a chat template cannot be named {', '.join(taken)}, which have their own place")
-    given = {
+    if reserved := sorted({"messages", "tools", "documents", "add_generation_prompt"} & set(variables or {})):
+        raise InputError(
+            f"variables of a chat template cannot be named {', '.join(reserved)}; these are separate arguments"
+        )
+    inputs = {
         "tools": _list_of_objects(tools, "tools"),
         "documents": _list_of_objects(documents, "documents"),
         "add_generation_prompt": add_generation_prompt,
@@ -125,25 +127,25 @@ def render_text(
     }
     in_parts = any(isinstance(message.get("content"), list) for message in conversation)
     if not in_parts:
-        return _rendered(template, conversation, given)
+        return _rendered(template, conversation, inputs)
     texts = [joined(message) for message in conversation]
     try:
-        text, spans = _rendered(template, conversation, given)
+        text, spans = _rendered(template, conversation, inputs)
     except TemplateLimitError:
         raise
     except InputError:
         if None in texts:
             raise
-        return _rendered(template, texts, given)  # type: ignore[arg-type]
-    # A template that reads content as text prints the list as Python code, which no model was trained on.
-    written = [str(message["content"]) for message in conversation if isinstance(message.get("content"), list)]
-    if any(each in text for each in written if each != "[]"):
+        return _rendered(template, texts, inputs)  # type: ignore[arg-type]
+    # A template that reads content as text prints the list in Python syntax, which no model was trained on.
+    lists = [str(message["content"]) for message in conversation if isinstance(message.get("content"), list)]
+    if any(content in text for content in lists if content != "[]"):
         if None in texts:
             raise InputError(
-                "the chat template takes content as text; the conversation has parts that are no text: take these "
-                "out, or take a template that goes over the parts of a message"
+                "the chat template reads content as text, but the conversation has parts that are not text: remove "
+                "these, or use a template that reads the parts of a message"
             )
-        return _rendered(template, texts, given)  # type: ignore[arg-type]
+        return _rendered(template, texts, inputs)  # type: ignore[arg-type]
     return text, spans
 
 
@@ -153,9 +155,9 @@ def _list_of_objects(values: Any, name: str) -> list[dict[str, Any]] | None:
     if isinstance(values, str | Mapping) or not isinstance(values, Sequence):
         raise InputError(f"{name} must be a list of objects, not {format_value(values)}")
     wrong = [
-        f"{name}[{number}] is {format_value(each)}, must be an object"
-        for number, each in enumerate(values)
-        if not isinstance(each, Mapping)
+        f"{name}[{number}] is {format_value(value)}, must be an object"
+        for number, value in enumerate(values)
+        if not isinstance(value, Mapping)
     ]
     if wrong:
         raise InputError(f"{name} cannot be rendered", wrong)
@@ -163,39 +165,38 @@ def _list_of_objects(values: Any, name: str) -> list[dict[str, Any]] | None:
 
 
 def _rendered(
-    template: str, conversation: list[dict[str, Any]], given: Mapping[str, Any]
+    template: str, conversation: list[dict[str, Any]], inputs: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, int]]]:
     """Runs a template once."""
     tracker = _Tracker(conversation)
-    size = sum(len(str(each)) for each in (*conversation, given))
+    size = sum(len(str(value)) for value in (*conversation, inputs))
     token = _TRACKER.set(tracker)
     try:
         with metered(size, len(conversation)) as meter:
             try:
-                for block in _compiled(template).generate(messages=tracker.messages, **given):
+                for block in _compiled(template).generate(messages=tracker.messages, **inputs):
                     tracker.add(block)
                     if tracker.length > meter.longest:
                         raise meter.fail(f"an output of more than {meter.longest:,} characters")
             except InputError:
                 raise
             except jinja2.TemplateError as error:
-                raise InputError(f"the chat template refuses this conversation: {_shortened(error.message)}") from error
+                raise InputError(
+                    f"the chat template refuses this conversation: {shorten(printable(str(error.message)), 400)}"
+                ) from error
             except RecursionError as error:
                 raise meter.fail("macros, blocks or values nested too deeply") from error
             except MemoryError as error:
                 raise meter.fail("more memory than there is") from error
             except Exception as error:  # an untrusted template may raise anything
-                raise InputError(f"the chat template fails on this conversation: {_shortened(error)}") from error
+                raise InputError(
+                    f"the chat template fails on this conversation: {shorten(printable(str(error)), 400)}"
+                ) from error
             if meter.failed is not None:
                 raise meter.failed
     finally:
         _TRACKER.reset(token)
     return "".join(tracker.blocks), tracker.learned()
-
-
-def _shortened(error: object) -> str:
-    text = printable(str(error))
-    return text if len(text) <= 400 else text[:399] + "…"
 
 
 def has_marks(template: str) -> bool:
@@ -252,11 +253,11 @@ class _Tracker:
         self.owners: list[int | None] = []
         self.length = 0
         self.read: list[int] = []
-        self.answers = [number for number, each in enumerate(conversation) if each.get("role") == "assistant"]
+        self.answers = [number for number, turn in enumerate(conversation) if turn.get("role") == "assistant"]
         self.unlearned = {number for number in self.answers if not is_learned(conversation[number])}
         self.messages: list[dict[str, Any]] = conversation
         if self.unlearned:
-            self.messages = [self._turn(number, each) for number, each in enumerate(conversation)]
+            self.messages = [self._turn(number, message) for number, message in enumerate(conversation)]
 
     def _turn(self, number: int, message: dict[str, Any]) -> _Turn:
         turn = _Turn(message)
@@ -290,8 +291,8 @@ class _Tracker:
             owners = list(self.answers)
         if None in owners:
             raise InputError(
-                "a turn has the weight 0, and the chat template marks several turns of the assistant as one, so that "
-                "it cannot be left out of what is learned; take another template, or remove the weight"
+                "a turn has weight 0, but the chat template marks several turns of the assistant as one, so that it "
+                "cannot be excluded from the labels; use another template, or remove the weight"
             )
         return [span for span, owner in zip(self.spans, owners, strict=True) if owner not in self.unlearned]
 
@@ -347,8 +348,10 @@ def _compiled(template: str) -> jinja2.Template:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         where = f"(its line {error.lineno})"
-        raise InputError(f"the chat template is no valid Jinja: {_shortened(error.message)} {where}") from error
+        raise InputError(
+            f"the chat template is not valid Jinja: {shorten(printable(str(error.message)), 400)} {where}"
+        ) from error
     except (RecursionError, MemoryError) as error:
-        raise InputError("the chat template is nested too deeply to be run") from error
+        raise InputError("the chat template is nested too deeply") from error
     except (SyntaxError, ValueError, OverflowError) as error:
-        raise InputError(f"the chat template is no Jinja that can be run: {_shortened(error)}") from error
+        raise InputError(f"the chat template cannot be compiled: {shorten(printable(str(error)), 400)}") from error

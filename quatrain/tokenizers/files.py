@@ -52,7 +52,7 @@ _USUAL_NAMES = {
     "mask": ("[MASK]", "<mask>"),
 }
 #: `model_type` of config.json -> the family whose rules apply to its older files.
-_OF_MODEL_TYPE = {
+_FAMILY_OF_MODEL_TYPE = {
     **dict.fromkeys(("gpt2", "phi", "codegen", "gptj", "gpt_neo", "bloom", "whisper"), "gpt2"),
     **dict.fromkeys(("roberta", "bart", "longformer", "xlm-roberta"), "roberta"),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "qwen2"),
@@ -64,7 +64,7 @@ _OF_MODEL_TYPE = {
     "marian": "marian",
 }
 #: `tokenizer_class` of tokenizer_config.json without "Tokenizer" and "Fast" -> the family.
-_OF_CLASS = {
+_FAMILY_OF_CLASS = {
     **dict.fromkeys(("GPT2", "CodeGen", "Whisper"), "gpt2"),
     **dict.fromkeys(("Roberta", "Bart", "Longformer"), "roberta"),
     **dict.fromkeys(("Bert", "DistilBert", "Electra"), "bert"),
@@ -75,7 +75,7 @@ _OF_CLASS = {
     "Marian": "marian",
 }
 #: Keys of tokenizer_config.json that only describe older files and would mislead readers of tokenizer.json.
-_OF_THE_OLDER_FILES = (
+_LEGACY_KEYS = (
     *("tokenizer_class", "legacy", "sp_model_kwargs", "extra_ids", "vocab_file", "merges_file", "tokenizer_file"),
     *("add_prefix_space", "source_lang", "target_lang", "separate_vocabs", "name_or_path", "special_tokens_map_file"),
     *("spaces_between_special_tokens", "extra_special_tokens"),
@@ -113,14 +113,14 @@ def read(path: Path, *, target: bool = False) -> tuple[Backend, dict[str, Any]]:
 def read_json_backend(file: Path) -> Backend:
     """The tokenizer of a tokenizer.json. Raises InputError if the file is incomplete or invalid."""
     text = reading.read_text(file, MAX_TOKENIZER_BYTES)
-    with refusing(f"cannot read the tokenizer {file}", "It is not a whole tokenizer.json"):
+    with refusing(f"cannot read the tokenizer {file}", "It is not a valid tokenizer.json"):
         backend = Backend.from_str(text)
         backend.encode("a", "a")  # a post-processor whose tokens are missing fails only when it is used
     token, number = max(backend.get_vocab().items(), key=lambda each: each[1], default=("", 0))
     if number > LARGEST_ID:
         raise InputError(
             f"cannot read the tokenizer {file}: {format_value(token)} has id {number:,}, and ids go up to "
-            f"{LARGEST_ID:,} at most. It is not a whole tokenizer.json"
+            f"{LARGEST_ID:,} at most. It is not a valid tokenizer.json"
         )
     return backend
 
@@ -129,7 +129,7 @@ def _read_whole(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:
     """The tokenizer of a tokenizer.json and the configuration files next to it."""
     backend = read_json_backend(file)
     token_files = read_token_files(folder)
-    with refusing(f"the tokens beside {file} cannot be added", "The files are of different tokenizers"):
+    with refusing(f"the tokens beside {file} cannot be added", "The files belong to different tokenizers"):
         backend.add_tokens(tokens_to_add(token_files, backend))
     _warn_of_moved(token_files, backend, folder)
     _apply_settings(backend, token_files.config)
@@ -138,17 +138,17 @@ def _read_whole(file: Path, folder: Path) -> tuple[Backend, dict[str, Any]]:
 
 def _warn_of_moved(token_files: TokenFiles, backend: Backend, folder: Path) -> None:
     """Warn of tokens whose id in the configuration files differs from the one in tokenizer.json, which is used."""
-    written = {token.content: number for number, token in (token_files.tokens or {}).items()} | token_files.added
+    expected = {token.content: number for number, token in (token_files.tokens or {}).items()} | token_files.added
     moved = [
-        f"{content!r} is written with id {number} and has id {found}"
-        for content, number in written.items()
-        if (found := backend.token_to_id(content)) is not None and found != number
+        f"{content!r} should have id {number} and has id {actual}"
+        for content, number in expected.items()
+        if (actual := backend.token_to_id(content)) is not None and actual != number
     ]
     if moved:
-        shown = "; ".join(moved[:3]) + (f"; and {len(moved) - 3} more" if len(moved) > 3 else "")
+        examples = "; ".join(moved[:3]) + (f"; and {len(moved) - 3} more" if len(moved) > 3 else "")
         warnings.warn(
-            f"{folder}: the added tokens' ids are not those of tokenizer.json, which are used, as by transformers: "
-            f"{shown}. Were the files made for another vocabulary?",
+            f"{folder}: the ids of added tokens differ from tokenizer.json, whose ids are used, as in transformers: "
+            f"{examples}. Are the files from another vocabulary?",
             stacklevel=2,
         )
 
@@ -156,7 +156,7 @@ def _warn_of_moved(token_files: TokenFiles, backend: Backend, folder: Path) -> N
 def _apply_settings(backend: Backend, config: dict[str, Any]) -> None:
     """Apply the settings with which transformers' classes override a tokenizer.json."""
     kind = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
-    rules = _OF_CLASS.get(kind)
+    rules = _FAMILY_OF_CLASS.get(kind)
     prefix = config.get("add_prefix_space")
     if rules in ("gpt2", "roberta", "gpt_neox") and isinstance(prefix, bool):
         step: Any = backend.pre_tokenizer
@@ -165,13 +165,13 @@ def _apply_settings(backend: Backend, config: dict[str, Any]) -> None:
             backend.pre_tokenizer = step
     normalizer: Any = backend.normalizer
     if rules == "bert" and isinstance(normalizer, normalizers.BertNormalizer):
-        for key, name in _OF_BERT.items():
+        for key, name in _BERT_SETTINGS.items():
             if key in config:
                 setattr(normalizer, name, config[key])
         backend.normalizer = normalizer
 
 
-_OF_BERT = {
+_BERT_SETTINGS = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
@@ -187,7 +187,7 @@ def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]
     models = [name for name in _SENTENCEPIECE if exists(folder / name)]
     lists = [name for name in _LISTS if exists(folder / name)]
     if spm:
-        with refusing(f"cannot read the tokenizer at {folder}", "Get its files again"):
+        with refusing(f"cannot read the tokenizer at {folder}", "Download its files again"):
             return _finished(read_marian(folder, config, target=target), folder, config)
     if models:
         return _read_model(folder / models[0], family, config)
@@ -198,8 +198,8 @@ def _read_older(folder: Path, *, target: bool) -> tuple[Backend, dict[str, Any]]
     if lists:
         other = {"vocab.json": "merges.txt", "merges.txt": "vocab.json"}[lists[0]]
         raise InputError(
-            f"no whole tokenizer at {folder}: {lists[0]} is there and {other} is not; byte-level BPE needs both. "
-            f"Get {other} from where {lists[0]} came from, or a tokenizer.json, which holds both"
+            f"the tokenizer at {folder} is incomplete: it has {lists[0]} but not {other}; byte-level BPE needs both. "
+            f"Download {other} from the same place, or a tokenizer.json, which has both"
         )
     raise InputError(
         f"no tokenizer at {folder}: expected a tokenizer.json, or the older files of a family: vocab.json with "
@@ -213,12 +213,12 @@ def _read_model(file: Path, family: str | None, config: dict[str, Any]) -> tuple
         return _finished(tiktoken.read_tiktoken(file), file.parent, config)
     if file.name == "sentencepiece.bpe.model":
         raise InputError(
-            f"cannot read {file}: XLM-RoBERTa numbers the pieces of its SentencePiece model anew, which only its "
-            "tokenizer.json says. Get the tokenizer.json that is published beside it"
+            f"cannot read {file}: XLM-RoBERTa renumbers the pieces of its SentencePiece model; only its "
+            "tokenizer.json has the new ids. Download the tokenizer.json published with it"
         )
     if family is None and file.name == "spiece.model":
         family = "t5"
-    with refusing(f"cannot read {file}", "Get it again"):
+    with refusing(f"cannot read {file}", "Download it again"):
         return _finished(read_sentencepiece(file, family, config), file.parent, config)
 
 
@@ -237,7 +237,7 @@ def _read_file(file: Path) -> tuple[Backend, dict[str, Any]]:
     if file.suffix == ".txt":
         return _finished(read_wordpiece(file, {}), file.parent, {})
     raise InputError(
-        f"{file} is no tokenizer file: allowed are .json (tokenizer.json), .model and .spm (SentencePiece), "
+        f"{file} is not a tokenizer file: allowed are .json (tokenizer.json), .model and .spm (SentencePiece), "
         ".tiktoken, vocab.txt, vocab.json and merges.txt"
     )
 
@@ -255,15 +255,15 @@ def _finished(parts: LegacyTokenizer, folder: Path, config: dict[str, Any]) -> t
     others += [value for key, value in config.items() if is_own_name(key, value)]
     for token in (*(config.get(f"{role}_token") for role in ROLES), *others):
         content = content_of(token)
-        if content and content not in {each.content for each in parts.tokens}:
-            written = dict(token) if isinstance(token, dict) else {"content": content}
-            parts.tokens.append(_added_token(written | {"special": True}))
+        if content and content not in {added.content for added in parts.tokens}:
+            description = dict(token) if isinstance(token, dict) else {"content": content}
+            parts.tokens.append(_added_token(description | {"special": True}))
     for token in parts.tokens:
         (backend.add_special_tokens if token.special else backend.add_tokens)([token])
     around = parts.around(backend, config)
     if around is not None:
         backend.post_processor = around
-    described = {key: value for key, value in settled_roles(config, backend).items() if key not in _OF_THE_OLDER_FILES}
+    described = {key: value for key, value in settled_roles(config, backend).items() if key not in _LEGACY_KEYS}
     return backend, described
 
 
@@ -277,33 +277,34 @@ def _add_numbered(backend: Backend, folder: Path, config: dict[str, Any]) -> Non
     problems = []
     for number, token in sorted(numbered.items()):
         added = _added_token(token, normalized=not prepends)
-        found, end = backend.token_to_id(added.content), backend.get_vocab_size(with_added_tokens=True)
-        if found == number or (found is None and number == end):
+        actual, end = backend.token_to_id(added.content), backend.get_vocab_size(with_added_tokens=True)
+        if actual == number or (actual is None and number == end):
             (backend.add_special_tokens if added.special else backend.add_tokens)([added])
-        elif found is not None:
-            problems.append(f"{added.content!r} is to have id {number}, but has id {found} in the vocabulary")
+        elif actual is not None:
+            problems.append(f"{added.content!r} should have id {number}, but has id {actual} in the vocabulary")
         else:
-            problems.append(f"{added.content!r} is to have id {number}, but the next free id is {end}")
+            problems.append(f"{added.content!r} should have id {number}, but the next free id is {end}")
     if problems:
         raise InputError(
-            f"the added tokens of {folder} do not fit its vocabulary; the files are of different tokenizers", problems
+            f"the added tokens of {folder} do not match its vocabulary; the files belong to different tokenizers",
+            problems,
         )
 
 
-def _added_token(written: Any, *, normalized: bool = True) -> AddedToken:
-    if not isinstance(written, dict):
-        written = {"content": str(written), "special": True}
-    special = bool(written.get("special", True))
-    flags = {name: bool(written.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
-    normalized = normalized and bool(written.get("normalized", not special))
-    return AddedToken(str(written.get("content")), special=special, normalized=normalized, **flags)
+def _added_token(description: Any, *, normalized: bool = True) -> AddedToken:
+    if not isinstance(description, dict):
+        description = {"content": str(description), "special": True}
+    special = bool(description.get("special", True))
+    flags = {name: bool(description.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
+    normalized = normalized and bool(description.get("normalized", not special))
+    return AddedToken(str(description.get("content")), special=special, normalized=normalized, **flags)
 
 
 def _family(folder: Path, config: dict[str, Any]) -> str | None:
     """The family whose rules apply to a folder's older files, from its configuration; None if unknown."""
     model_type = optional_json(folder / "config.json").get("model_type")
     named = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
-    return _OF_MODEL_TYPE.get(str(model_type)) or _OF_CLASS.get(named)
+    return _FAMILY_OF_MODEL_TYPE.get(str(model_type)) or _FAMILY_OF_CLASS.get(named)
 
 
 def _with_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:
@@ -316,5 +317,5 @@ def _with_roles(config: dict[str, Any], backend: Backend) -> dict[str, Any]:
 def roles_by_name(backend: Backend) -> dict[str, Any]:
     """The roles of a tokenizer's special tokens, inferred from their names."""
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    found = {role: next((name for name in names if name in special), None) for role, names in _USUAL_NAMES.items()}
-    return {f"{role}_token": name for role, name in found.items() if name is not None}
+    roles = {role: next((name for name in names if name in special), None) for role, names in _USUAL_NAMES.items()}
+    return {f"{role}_token": name for role, name in roles.items() if name is not None}

@@ -22,17 +22,17 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int, *, model: str = "the model
     if tokenizer.vocab_size <= vocab_size:
         return
     beyond = range(vocab_size, tokenizer.vocab_size)
-    shown = [f"{name!r} ({each:,})" for each in beyond[:_SHOWN] if (name := tokenizer.id_to_token(each)) is not None]
-    more = f" and {len(beyond) - len(shown):,} more" if len(beyond) > len(shown) else ""
+    examples = [f"{token!r} ({i:,})" for i in beyond[:_SHOWN] if (token := tokenizer.id_to_token(i)) is not None]
+    more = f" and {len(beyond) - len(examples):,} more" if len(beyond) > len(examples) else ""
     raise InputError(
-        f"the tokenizer has {tokenizer.vocab_size:,} tokens, the embedding of {model} {vocab_size:,} rows: model and "
-        f"tokenizer do not fit. Without a row: {', '.join(shown)}{more}. Use the tokenizer that came with the model"
+        f"the tokenizer has {tokenizer.vocab_size:,} tokens, the embedding of {model} {vocab_size:,} rows: they "
+        f"do not fit. Without a row: {', '.join(examples)}{more}. Use the tokenizer that came with the model"
     )
 
 
 def check_ids(ids: Iterable[int], vocab_size: int, *, what: str = "the text") -> None:
     """Raise InputError if one of `ids` has no row in an embedding of `vocab_size` rows; `what` names their source."""
-    wrong = next(((place, each) for place, each in enumerate(ids) if not 0 <= each < vocab_size), None)
+    wrong = next(((place, i) for place, i in enumerate(ids) if not 0 <= i < vocab_size), None)
     if wrong is not None:
         raise InputError(
             f"{what}: token {wrong[0]} has id {wrong[1]:,}, the model's embedding rows 0 to {vocab_size - 1:,}; model "

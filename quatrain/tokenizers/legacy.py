@@ -3,7 +3,7 @@ and errors of the `tokenizers` library."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,16 @@ def refusing(what: str, then: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise InputError(f"{what}: {' '.join(str(error).split())}. {then}") from error
+
+
+def all_merges(tokens: Iterable[str], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Every split of each token into two tokens of the vocabulary, in the order of `tokens`: the merges of a BPE."""
+    return [
+        (token[:end], token[end:])
+        for token in tokens
+        for end in range(len(token) - 1, 0, -1)
+        if token[:end] in vocabulary and token[end:] in vocabulary
+    ]
 
 
 def read_json(file: Path) -> dict[str, Any]:

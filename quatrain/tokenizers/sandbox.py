@@ -56,11 +56,11 @@ class TemplateLimitError(InputError):
 class Meter:
     """The remaining budget of one rendering. Once a limit is exceeded, all further charges fail too."""
 
-    def __init__(self, given: int = 0, messages: int = 0):
+    def __init__(self, characters: int = 0, messages: int = 0):
         """`given` is the number of characters of the conversation, which a template may copy."""
         self.most = self.steps = MAX_STEPS + MORE_STEPS * messages
-        self.characters = MAX_CHARACTERS + 20 * given
-        self.longest = MAX_TEXT + 6 * given
+        self.characters = MAX_CHARACTERS + 20 * characters
+        self.longest = MAX_TEXT + 6 * characters
         self.depth = 0
         self.ends = time.thread_time() + MAX_SECONDS
         self.failed: TemplateLimitError | None = None
@@ -169,12 +169,12 @@ def meter() -> Meter:
 
 
 @contextmanager
-def metered(given: int = 0, messages: int = 0) -> Iterator[Meter]:
+def metered(characters: int = 0, messages: int = 0) -> Iterator[Meter]:
     """Use one meter for everything rendered in a block of code."""
-    own = Meter(given, messages)
-    token = _METER.set(own)
+    current = Meter(characters, messages)
+    token = _METER.set(current)
     try:
-        yield own
+        yield current
     finally:
         _METER.reset(token)
 
@@ -221,9 +221,9 @@ def _check_product(meter: Meter, many: Sequence[Any], times: int) -> None:
         meter.step(len(many) * max(0, times))
 
 
-def check_widths(meter: Meter, written: str) -> None:
+def check_widths(meter: Meter, specification: str) -> None:
     """Refuse a width or precision of more than `MAX_WIDTH` in a format."""
-    for digits in _DIGITS.findall(written):
+    for digits in _DIGITS.findall(specification):
         _check_width(meter, int(digits) if len(digits) < 9 else MAX_WIDTH + 1)
 
 
@@ -231,8 +231,8 @@ def check_percent(meter: Meter, pattern: str | bytes, values: Any) -> None:
     """Charge `pattern % values`, where a value by name can stand in it many times."""
     text = pattern if isinstance(pattern, str) else pattern.decode("latin-1")
     width = 0
-    found = _PERCENT.findall(text)
-    for numbers in found:
+    fields = _PERCENT.findall(text)
+    for numbers in fields:
         for number in numbers:
             if number == "*":
                 raise meter.fail("a format whose width is a value (%*d)")
@@ -240,7 +240,7 @@ def check_percent(meter: Meter, pattern: str | bytes, values: Any) -> None:
                 check_widths(meter, number)
                 width += int(number)
     size = meter.value(values)
-    meter.text(len(text) + width + (size * len(found) if isinstance(values, Mapping) else size))
+    meter.text(len(text) + width + (size * len(fields) if isinstance(values, Mapping) else size))
 
 
 def check_call(meter: Meter, called: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -249,20 +249,20 @@ def check_call(meter: Meter, called: Any, args: Sequence[Any], kwargs: Mapping[s
         meter.value(each)
     if not isinstance(called, types.BuiltinMethodType | types.MethodWrapperType):
         return
-    own, name = called.__self__, called.__name__
-    if isinstance(own, str | bytes):
-        meter.text(len(own))
+    owner, name = called.__self__, called.__name__
+    if isinstance(owner, str | bytes):
+        meter.text(len(owner))
         if name in _TEXT_METHODS:
-            _TEXT_METHODS[name](meter, own, [*args, *kwargs.values()])
-    elif isinstance(own, int) or (isinstance(own, type) and issubclass(own, int)):
+            _TEXT_METHODS[name](meter, owner, [*args, *kwargs.values()])
+    elif isinstance(owner, int) or (isinstance(owner, type) and issubclass(owner, int)):
         for each in (*args, *kwargs.values()):
             # int.to_bytes(length), int.from_bytes(bytes)
             size = each if isinstance(each, int) else len(each) if isinstance(each, str | bytes | list) else 0
             _check_width(meter, size)
-    elif isinstance(own, list | tuple | range) and name in ("index", "count"):
-        meter.value(own)
-    elif isinstance(own, list | tuple | Mapping) and name not in ("get", "items", "keys", "values"):
-        meter.shallow(own)
+    elif isinstance(owner, list | tuple | range) and name in ("index", "count"):
+        meter.value(owner)
+    elif isinstance(owner, list | tuple | Mapping) and name not in ("get", "items", "keys", "values"):
+        meter.shallow(owner)
 
 
 def _check_width(meter: Meter, width: Any) -> None:
@@ -270,56 +270,56 @@ def _check_width(meter: Meter, width: Any) -> None:
         raise meter.fail(f"a width of more than {MAX_WIDTH:,}")
 
 
-def _widened(meter: Meter, own: Any, args: list[Any]) -> None:
+def _widened(meter: Meter, text: Any, args: list[Any]) -> None:
     if args:
         _check_width(meter, args[0])
 
 
-def _expanded(meter: Meter, own: Any, args: list[Any]) -> None:
+def _expanded(meter: Meter, text: Any, args: list[Any]) -> None:
     if args and isinstance(args[0], int):
         _check_width(meter, args[0])
-        meter.text(len(own) + own.count("\t" if isinstance(own, str) else b"\t") * max(0, args[0]))
+        meter.text(len(text) + text.count("\t" if isinstance(text, str) else b"\t") * max(0, args[0]))
     else:
-        meter.text(8 * len(own))
+        meter.text(8 * len(text))
 
 
-def _replaced(meter: Meter, own: Any, args: list[Any]) -> None:
-    if len(args) >= 2 and isinstance(args[0], type(own)) and isinstance(args[1], type(own)):
-        meter.text(len(own) + (own.count(args[0]) * max(0, len(args[1]) - len(args[0]))))
+def _replaced(meter: Meter, text: Any, args: list[Any]) -> None:
+    if len(args) >= 2 and isinstance(args[0], type(text)) and isinstance(args[1], type(text)):
+        meter.text(len(text) + (text.count(args[0]) * max(0, len(args[1]) - len(args[0]))))
 
 
-def _joined(meter: Meter, own: Any, args: list[Any]) -> None:
+def _joined(meter: Meter, text: Any, args: list[Any]) -> None:
     if args and hasattr(args[0], "__len__"):
-        meter.text(len(own) * len(args[0]) + (meter.value(args[0]) if not isinstance(args[0], str) else len(args[0])))
+        meter.text(len(text) * len(args[0]) + (meter.value(args[0]) if not isinstance(args[0], str) else len(args[0])))
 
 
-def _translated(meter: Meter, own: Any, args: list[Any]) -> None:
+def _translated(meter: Meter, text: Any, args: list[Any]) -> None:
     if args and isinstance(args[0], Mapping):
         longest = max((len(each) for each in args[0].values() if isinstance(each, str)), default=1)
-        meter.text(len(own) * max(1, longest))
+        meter.text(len(text) * max(1, longest))
 
 
-def _split(meter: Meter, own: Any, args: list[Any]) -> None:
+def _split(meter: Meter, text: Any, args: list[Any]) -> None:
     separator = args[0] if args and isinstance(args[0], str | bytes) and args[0] else None
-    if separator is not None and isinstance(separator, type(own)):
-        meter.step(own.count(separator))
+    if separator is not None and isinstance(separator, type(text)):
+        meter.step(text.count(separator))
     else:
-        meter.step(len(own) >> 3)
+        meter.step(len(text) >> 3)
 
 
-def _searched_slowly(meter: Meter, own: Any, args: list[Any]) -> None:
+def _searched_slowly(meter: Meter, text: Any, args: list[Any]) -> None:
     """Searching from the end, and stripping a set of characters, take the product of both lengths at the worst."""
-    if args and isinstance(args[0], str | bytes) and len(own) * len(args[0]) > MAX_PRODUCT:
-        raise meter.fail(f"searching {len(args[0]):,} characters in {len(own):,}")
+    if args and isinstance(args[0], str | bytes) and len(text) * len(args[0]) > MAX_PRODUCT:
+        raise meter.fail(f"searching {len(args[0]):,} characters in {len(text):,}")
 
 
-def _split_from_the_end(meter: Meter, own: Any, args: list[Any]) -> None:
-    _searched_slowly(meter, own, args)
-    _split(meter, own, args)
+def _split_from_the_end(meter: Meter, text: Any, args: list[Any]) -> None:
+    _searched_slowly(meter, text, args)
+    _split(meter, text, args)
 
 
-def _grown(meter: Meter, own: Any, args: list[Any]) -> None:
-    meter.text(4 * len(own))
+def _grown(meter: Meter, text: Any, args: list[Any]) -> None:
+    meter.text(4 * len(text))
 
 
 _TEXT_METHODS: dict[str, Callable[[Meter, Any, list[Any]], None]] = {
@@ -693,22 +693,22 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        own = meter()
-        own.step(4)
+        current = meter()
+        current.step(4)
         if isinstance(__obj, Macro | LoopContext):
             # Arguments are references, but a tuple may be used as a key, and hashing visits all of it.
             for each in args:
                 if isinstance(each, tuple):
-                    own.value(each)
+                    current.value(each)
         else:
-            check_call(own, __obj, args, {key: each for key, each in kwargs.items() if key not in _HIDDEN})
-        if own.depth >= MAX_NESTED_CALLS:
-            raise own.fail(f"macros or recursive loops nested deeper than {MAX_NESTED_CALLS}")
-        own.depth += 1
+            check_call(current, __obj, args, {key: each for key, each in kwargs.items() if key not in _HIDDEN})
+        if current.depth >= MAX_NESTED_CALLS:
+            raise current.fail(f"macros or recursive loops nested deeper than {MAX_NESTED_CALLS}")
+        current.depth += 1
         try:
-            return own.made(super().call(__context, __obj, *args, **kwargs))
+            return current.made(super().call(__context, __obj, *args, **kwargs))
         finally:
-            own.depth -= 1
+            current.depth -= 1
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         if super().wrap_str_format(value) is None:
@@ -730,33 +730,33 @@ _HIDDEN = ("_loop_vars", "_block_vars", "caller")
 
 def paying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a filter or test so that its cost and its result are charged; Jinja does not evaluate it at compile time."""
-    wanted = _PassArg.from_obj(function)
+    first_argument = _PassArg.from_obj(function)
 
     @pass_context
     def paid(context: Context, *args: Any, **kwargs: Any) -> Any:
-        own = meter()
-        own.step()
-        check_filter(own, name, args, kwargs)
+        current = meter()
+        current.step()
+        check_filter(current, name, args, kwargs)
         if name == "join" and args and isinstance(args[0], Iterator):
             args = (list(args[0]), *args[1:])  # separators are charged by the number of items
-            check_filter(own, name, args, kwargs)
+            check_filter(current, name, args, kwargs)
         lead: tuple[Any, ...] = ()
-        if wanted is _PassArg.context:
+        if first_argument is _PassArg.context:
             lead = (context,)
-        elif wanted is _PassArg.eval_context:
+        elif first_argument is _PassArg.eval_context:
             lead = (context.eval_ctx,)
-        elif wanted is _PassArg.environment:
+        elif first_argument is _PassArg.environment:
             lead = (context.environment,)
-        return own.made(function(*lead, *args, **kwargs))
+        return current.made(function(*lead, *args, **kwargs))
 
     return paid
 
 
 def _range(*args: int) -> range:
-    found = range(*args)
-    if found and (found[-1] - found[0]) // found.step >= MAX_RANGE:
+    numbers = range(*args)
+    if numbers and (numbers[-1] - numbers[0]) // numbers.step >= MAX_RANGE:
         raise meter().fail(f"a range of more than {MAX_RANGE:,} numbers")
-    return found
+    return numbers
 
 
 def _no_lipsum(*args: Any, **kwargs: Any) -> str:

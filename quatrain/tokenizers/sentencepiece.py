@@ -1,19 +1,19 @@
-"""Tokenizers of SentencePiece models, rebuilt so that they give SentencePiece's own ids.
+"""Converts SentencePiece models to `tokenizers`, with the ids of SentencePiece.
 
-Unigram models (Kudo 2018, https://arxiv.org/abs/1804.10959) are T5's, mT5's and Marian's; BPE models with bytes for
-what is unknown are Llama's, Mistral's, Gemma's and Phi-3's. SentencePiece (Kudo and Richardson 2018,
-https://arxiv.org/abs/1808.06226) first normalizes a text by a map that its file holds, writes "▁" for a space and, as
-most models say, puts one before the text.
+T5, mT5 and Marian have unigram models (Kudo 2018, https://arxiv.org/abs/1804.10959); Llama, Mistral, Gemma and Phi-3
+have BPE models with byte fallback. SentencePiece (Kudo and Richardson 2018, https://arxiv.org/abs/1808.06226)
+normalizes a text by a character map in the model file, writes "▁" for a space and, in most models, adds one before the
+text.
 
-Special tokens are the one difference from SentencePiece, and the field's rule: written out in a text they become their
-ids. The map is applied by `tokenizers`, which goes by whole graphemes; on rare ones (a compatibility character followed
-by combining marks) it departs from SentencePiece's own.
+Two differences from SentencePiece: special tokens in a text become their ids, as in transformers; and `tokenizers`
+applies the character map to whole graphemes, so that rare ones (a compatibility character with combining marks) are
+normalized differently.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +22,27 @@ from tokenizers import Tokenizer as Backend
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_bytes
-from quatrain.tokenizers.legacy import LegacyTokenizer, read_json
+from quatrain.tokenizers.legacy import LegacyTokenizer, all_merges, read_json
 from quatrain.tokenizers.token_config import MAX_TOKENIZER_BYTES, content_of
 
 SPACE = "▁"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _UNIGRAM, _BPE = 1, 2
 _COMPATIBLE = ("ﬁ", "①", "Ａ", "½", "e\u0301")
-"""What a map changes if it is that of NFKC, SentencePiece's usual one."""
+"""Characters that tell whether a character map is NFKC, the default of SentencePiece."""
 _SEPARATORS = ("Zs", "Zl", "Zp", "Cc", "Cf")
 _NEVER = -1e6
-"""A score with which a piece is in no most probable split."""
+"""The score of a piece that is never chosen."""
 _LAST_RESORT = -1e3
-"""A score with which a piece is used only where nothing else covers its text."""
+"""The score of a piece that is chosen only if no other covers its text."""
 
 
 def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -> LegacyTokenizer:
     """The tokenizer of a SentencePiece model by a family's rules.
 
-    Of family "t5" it ends a text with EOS and has the sentinels <extra_id_0> … after the model's pieces; any other
-    begins a text with the model's BOS, or ends it with EOS where there is no BOS; `add_bos_token` and `add_eos_token`
-    of the configuration have the last word. Raises InputError for a broken file or a model of another kind, and where
-    the `sentencepiece` extra is not installed.
+    For family "t5", EOS ends a text and the sentinels <extra_id_0> … follow the model's pieces. Otherwise the model's
+    BOS begins a text, or EOS ends it if there is no BOS. `add_bos_token` and `add_eos_token` of the configuration
+    override this. Raises InputError for an invalid file, another kind of model, or without the `sentencepiece` extra.
     """
     model = read_model(file)
     trainer = model.trainer_spec
@@ -52,7 +51,7 @@ def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -
         bytes_known = any(piece.type == _BYTE for piece in model.pieces)
         backend = Backend(models.Unigram(vocabulary, unk_id=_unknown(model, file), byte_fallback=bytes_known))
         if bytes_known and "<" not in dict(vocabulary):
-            # Else "<0x41>" written out in a text would be the byte, for want of another way to write its "<".
+            # Otherwise "<0x41>" in a text would become the byte, because no piece has a "<".
             backend.pre_tokenizer = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated")
     else:
         backend = _bpe(model, file)
@@ -77,7 +76,7 @@ def read_sentencepiece(file: Path, family: str | None, config: dict[str, Any]) -
 def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> LegacyTokenizer:
     """Marian's tokenizer of the source or the target language: one SentencePiece model each, ids from `vocab.json`.
 
-    A target language is named by a token like ">>fra<<" before the text. Pieces that vocab.json lacks are cut further.
+    A token like ">>fra<<" before the text names the target language. Pieces that vocab.json lacks are split further.
     Raises InputError for a missing or broken file.
     """
     lists = "target_vocab.json" if target and (folder / "target_vocab.json").is_file() else "vocab.json"
@@ -85,24 +84,24 @@ def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> Legacy
     absent = [name for name in (lists, "source.spm", "target.spm") if not (folder / name).is_file()]
     if absent:
         raise InputError(
-            f"no whole tokenizer at {folder}: {' and '.join(absent)} not there; Marian's has source.spm, target.spm "
-            "and vocab.json"
+            f"the tokenizer at {folder} is incomplete: {' and '.join(absent)} missing; Marian has source.spm, "
+            "target.spm and vocab.json"
         )
     model, ids = read_model(folder / side), read_json(folder / lists)
     if sorted(ids.values()) != list(range(len(ids))):
-        raise InputError(f"{folder / lists} is no vocabulary: its {len(ids)} ids are not 0, 1, 2, … each once")
+        raise InputError(f"{folder / lists} is not a vocabulary: its {len(ids)} ids are not 0, 1, 2, …, each once")
     if "<unk>" not in ids:
         raise InputError(f"{folder / lists} has no <unk>, which Marian's tokenizers need")
     if model.trainer_spec.model_type != _UNIGRAM:
-        raise InputError(f"{folder / side} is no unigram model, as Marian's are")
+        raise InputError(f"{folder / side} is not a unigram model, which Marian needs")
     scores = {piece.piece: _shortest(piece.score) for piece in model.pieces if piece.type == _NORMAL}
-    # The other language's single characters are what is left for a text that is not of this one.
+    # Single characters of the other language are used only for text that the pieces of this one do not cover.
     vocabulary = [
         (piece, scores.get(piece, _LAST_RESORT if len(piece) == 1 else _NEVER))
         for piece in sorted(ids, key=lambda piece: ids[piece])
     ]
     backend = Backend(models.Unigram(vocabulary, unk_id=ids["<unk>"], byte_fallback=False))
-    # SentencePiece takes a row of characters that it does not know for one piece; vocab.json does not know it either.
+    # SentencePiece makes one unknown piece of several unknown characters in a row, which vocab.json lacks too.
     characters = {SPACE, " ", *(piece for piece in scores if len(piece) == 1)}
     unknown_run = normalizers.Replace(Regex(f"[^{''.join(map(_literally, sorted(characters)))}]{{2,}}"), "\U0010ffff")
     _set_text_rules(backend, model, folder / side, first_only=False, more=[unknown_run])
@@ -116,74 +115,77 @@ def read_marian(folder: Path, config: dict[str, Any], *, target: bool) -> Legacy
 def read_model(file: Path) -> Any:
     """The `ModelProto` of a SentencePiece file.
 
-    Raises InputError where it is not whole, of a kind that is not read, or the `sentencepiece` extra is not installed.
+    Raises InputError for an invalid file, an unsupported kind of model, or without the `sentencepiece` extra.
     """
     try:
         from sentencepiece import sentencepiece_model_pb2 as schema
     except ImportError as error:
         raise InputError(
             f"{file} is a SentencePiece model; reading it needs sentencepiece and protobuf, which are not installed. "
-            "Install them with: pip install 'quatrain[sentencepiece]'. A tokenizer.json beside it is read without them"
+            "Install them with: pip install 'quatrain[sentencepiece]'. A tokenizer.json beside it needs neither"
         ) from error
     except Exception as error:  # protobuf's VersionError: made for a newer one
         raise InputError(
-            f"{file} is a SentencePiece model, and the installed sentencepiece and protobuf do not fit together "
-            f"({error}). Install both anew: pip install -U sentencepiece protobuf"
+            f"{file} is a SentencePiece model, and the installed sentencepiece and protobuf are incompatible "
+            f"({error}). Reinstall both: pip install -U sentencepiece protobuf"
         ) from error
     data = read_bytes(file, MAX_TOKENIZER_BYTES)
     try:
         model = getattr(schema, "ModelProto").FromString(data)  # noqa: B009 - made when the module is imported
         pieces = len([piece.piece for piece in model.pieces])
     except Exception as error:  # protobuf's DecodeError, or UnicodeDecodeError of a piece
-        raise InputError(f"cannot read {file}: it is no whole SentencePiece model ({error}). Get it again") from error
+        raise InputError(
+            f"cannot read {file}: it is not a valid SentencePiece model ({error}). Download it again"
+        ) from error
     if not pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
         raise InputError(
-            f"cannot read {file}: it is no whole SentencePiece model ({len(data):,} bytes, {pieces:,} pieces and then "
-            "no settings). Get it again"
+            f"cannot read {file}: it is not a complete SentencePiece model ({len(data):,} bytes, {pieces:,} pieces, no "
+            "settings). Download it again"
         )
     problems = []
     if model.trainer_spec.model_type not in (_UNIGRAM, _BPE):
         problems.append(f"model_type {model.trainer_spec.model_type}: allowed are 1 (unigram) and 2 (BPE)")
     if model.trainer_spec.treat_whitespace_as_suffix:
-        problems.append("treat_whitespace_as_suffix: only models that put the space before a word are read")
+        problems.append("treat_whitespace_as_suffix: only models with the space before a word are supported")
     if not model.normalizer_spec.escape_whitespaces:
-        problems.append("escape_whitespaces off: only models that write a space as ▁ are read")
+        problems.append("escape_whitespaces off: only models that write a space as ▁ are supported")
     if problems:
-        raise InputError(f"{file} is a SentencePiece model of a kind that is not read", problems)
+        raise InputError(f"{file} is a SentencePiece model of an unsupported kind", problems)
     return model
 
 
 def _unigram_scores(model: Any) -> list[tuple[str, float]]:
-    """Each piece with the score that SentencePiece gives it in a split."""
+    """Each piece with its score in a segmentation."""
 
     def score(piece: Any) -> float:
         if piece.type == _NORMAL:
             return _shortest(piece.score)
         if piece.type == _USER_DEFINED:
-            return -0.1  # the library's own figure for "better than any other way to write it"
-        # Control, unknown and byte pieces stand for no text; far down they are in no split.
+            return -0.1  # SentencePiece's score for a piece that is preferred to any other segmentation
+        # Control, unknown and byte pieces stand for no text, so they must never be chosen.
         return _NEVER
 
     return [(piece.piece, score(piece)) for piece in model.pieces]
 
 
 def _shortest(score: float) -> float:
-    """A float32 score in the digits that tell it apart: longer ones are read back from tokenizer.json a bit off."""
+    """A float32 score in nine digits, which identify it; tokenizer.json restores longer numbers inexactly."""
     return float(f"{score:.9g}")
 
 
 def _bpe(model: Any, file: Path) -> Backend:
-    """A BPE model with the merges that its pieces stand for."""
+    """A BPE model whose merges follow from the pieces and their scores."""
     names = [piece.piece for piece in model.pieces]
     normal = [piece for piece in model.pieces if piece.type == _NORMAL]
-    # A character that is a piece only as a byte, yet part of longer pieces (Gemma's tab), must be there to be joined.
+    # A character that occurs in longer pieces but has only a byte piece (Gemma's tab) needs a token to be merged.
     for character in {character for piece in normal for character in piece.piece} - set(names):
         byte = f"<0x{ord(character):02X}>"
         if ord(character) < 128 and byte in names:
             names[names.index(byte)] = character
     vocabulary = {name: number for number, name in enumerate(names)}
     if len(vocabulary) < len(names):
-        raise InputError(f"cannot read {file}: it has pieces twice")
+        raise InputError(f"cannot read {file}: it has duplicate pieces")
+    by_score = (piece.piece for piece in sorted(normal, key=lambda piece: -piece.score))
     backed = model.trainer_spec.byte_fallback
     unknown = names[_unknown(model, file)]
     defined = [piece.piece for piece in model.pieces if piece.type == _USER_DEFINED]
@@ -191,7 +193,7 @@ def _bpe(model: Any, file: Path) -> Backend:
     backend = Backend(
         models.BPE(
             vocabulary,
-            _merges(normal, vocabulary),
+            all_merges(by_score, vocabulary),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=backed,
@@ -199,30 +201,20 @@ def _bpe(model: Any, file: Path) -> Backend:
         )
     )
     if isolate:
-        # As added tokens they would part the text, and each part would be normalized by itself.
+        # Added tokens would split the text, and each part would be normalized separately.
         longest_first = sorted(isolate, key=len, reverse=True)
         backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(_literally, longest_first))), "isolated")
     return backend
 
 
 def _keeps_text(model: Any) -> bool:
-    """Whether normalization leaves a text as it is but for the sign of a space, as Gemma's does."""
+    """Whether normalization changes only spaces, to "▁", as Gemma's does."""
     spec = model.normalizer_spec
     return not (spec.add_dummy_prefix or spec.remove_extra_whitespaces or spec.precompiled_charsmap)
 
 
-def _merges(normal: Iterable[Any], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to join a piece of two others, best piece first: SentencePiece joins the best, whatever its parts."""
-    return [
-        (name[:at], name[at:])
-        for name in (piece.piece for piece in sorted(normal, key=lambda piece: -piece.score))
-        for at in range(len(name) - 1, 0, -1)
-        if name[:at] in vocabulary and name[at:] in vocabulary
-    ]
-
-
 def _set_text_rules(backend: Backend, model: Any, file: Path, *, first_only: bool, more: Sequence[Any] = ()) -> None:
-    """Normalizer and decoder as the model's file says, the pre-tokenizer where only the first word gets a space."""
+    """Set normalizer and decoder from the model file; also the pre-tokenizer if only the first word gets a space."""
     spec = model.normalizer_spec
     steps: list[Any] = []
     if spec.precompiled_charsmap:
@@ -248,13 +240,15 @@ def _set_text_rules(backend: Backend, model: Any, file: Path, *, first_only: boo
 def _map(compiled: bytes, file: Path) -> list[Any]:
     """The steps of a model's normalization map.
 
-    `tokenizers` goes by whole graphemes: where the map changes the first character of one, the marks that follow are
-    lost. What can carry marks is changed beforehand: compatibility characters, and the spaces that have other names.
+    `tokenizers` maps whole graphemes: if the map changes the first character of one, its combining marks are lost.
+    Characters that can carry marks are therefore mapped before: compatibility characters, and other kinds of spaces.
     """
     try:
         by_map = normalizers.Precompiled(compiled)
     except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"cannot read {file}: its normalization map is broken ({error}). Get it again") from error
+        raise InputError(
+            f"cannot read {file}: its normalization map is invalid ({error}). Download it again"
+        ) from error
     steps: list[Any] = []
     if all(by_map.normalize_str(each) == unicodedata.normalize("NFKC", each) for each in _COMPATIBLE):
         steps.append(normalizers.NFKC())
@@ -276,14 +270,14 @@ def _role_ids(model: Any) -> tuple[int, int, int, int]:
 
 
 def _unknown(model: Any, file: Path) -> int:
-    found = next((number for number, piece in enumerate(model.pieces) if piece.type == _UNKNOWN), None)
-    if found is None:
-        raise InputError(f"cannot read {file}: it has no unknown piece, so it is no whole SentencePiece model")
-    return found
+    index = next((number for number, piece in enumerate(model.pieces) if piece.type == _UNKNOWN), None)
+    if index is None:
+        raise InputError(f"cannot read {file}: it has no unknown piece, so it is not a complete SentencePiece model")
+    return index
 
 
 def _sentinels(model: Any, config: dict[str, Any]) -> list[AddedToken]:
-    """T5's sentinels, counted down (Raffel et al. 2020): the last id is <extra_id_0>; none where the model has them."""
+    """T5's sentinels in descending order (Raffel et al. 2020): the last id is <extra_id_0>. [] if they are pieces."""
     if any("<extra_id_" in piece.piece for piece in model.pieces):
         return []
     count = int(config.get("extra_ids", 100) or 0)
@@ -292,18 +286,18 @@ def _sentinels(model: Any, config: dict[str, Any]) -> list[AddedToken]:
 
 def _around(backend: Backend, config: dict[str, Any], bos: bool, eos: bool) -> processors.PostProcessor | None:
     """BOS before and EOS after a text, each text of a pair alone."""
-    found = []
-    for role, wanted in (("bos", bos), ("eos", eos)):
-        token = content_of(config.get(f"{role}_token")) if wanted else None
+    tokens = []
+    for role, added in (("bos", bos), ("eos", eos)):
+        token = content_of(config.get(f"{role}_token")) if added else None
         number = backend.token_to_id(token) if token else None
-        found.append((token, number) if number is not None else None)
-    first, last = found
+        tokens.append((token, number) if number is not None else None)
+    first, last = tokens
     single = [*([f"{first[0]}:%"] if first else []), "$:%", *([f"{last[0]}:%"] if last else [])]
     if len(single) == 1:
         return None
     a = " ".join(each.replace("$", "$A").replace("%", "0") for each in single)
     b = " ".join(each.replace("$", "$B").replace("%", "1") for each in single)
-    return processors.TemplateProcessing(a, f"{a} {b}", [each for each in dict.fromkeys(found) if each])
+    return processors.TemplateProcessing(a, f"{a} {b}", [each for each in dict.fromkeys(tokens) if each])
 
 
 def _literally(text: str) -> str:

@@ -56,68 +56,68 @@ TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 
 
-def named_templates(written: Any) -> dict[str, str]:
+def named_templates(value: Any) -> dict[str, str]:
     """Name -> source, from the `chat_template` of tokenizer_config.json: a text, or a list or table of named ones.
 
     Raises InputError for anything else.
     """
-    if written is None:
+    if value is None:
         return {}
-    if isinstance(written, str):
-        return {DEFAULT: written}
-    if isinstance(written, Mapping):
-        found = list(written.items())
-    elif isinstance(written, list):
-        found = [(each.get("name"), each.get("template")) if isinstance(each, dict) else (None, each)
-                 for each in written]  # fmt: skip
+    if isinstance(value, str):
+        return {DEFAULT: value}
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list):
+        pairs = [(each.get("name"), each.get("template")) if isinstance(each, dict) else (None, each)
+                 for each in value]  # fmt: skip
     else:
-        raise InputError(f"chat_template is {format_value(written)}; must be text, or a list of named templates")
+        raise InputError(f"chat_template is {format_value(value)}; must be text, or a list of named templates")
     problems = [
         f'number {number}: must be {{"name": text, "template": text}}, not {format_value(source)} with the name '
         f"{format_value(name)}"
-        for number, (name, source) in enumerate(found)
+        for number, (name, source) in enumerate(pairs)
         if not isinstance(name, str) or not isinstance(source, str)
     ]
     if problems:
         raise InputError("chat_template has templates that cannot be used", problems)
-    return dict(found)
+    return dict(pairs)
 
 
 def template_files(folder: Path) -> dict[str, str]:
     """The template files of a model folder. Raises InputError for an unreadable file."""
-    found = {}
+    templates = {}
     if os.path.lexists(folder / TEMPLATE_FILE):
-        found[DEFAULT] = read_text(folder / TEMPLATE_FILE, 4 * MAX_SOURCE)
+        templates[DEFAULT] = read_text(folder / TEMPLATE_FILE, 4 * MAX_SOURCE)
     for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")):
-        found[path.name.removesuffix(".jinja")] = read_text(path, 4 * MAX_SOURCE)
-    return found
+        templates[path.name.removesuffix(".jinja")] = read_text(path, 4 * MAX_SOURCE)
+    return templates
 
 
-def templates_at(written: str) -> dict[str, str]:
+def templates_at(template: str) -> dict[str, str]:
     """The chat templates given by a user: one of `TEMPLATES`, a Jinja file, Jinja source, or a model folder.
 
     Raises InputError if there is none.
     """
-    if written in TEMPLATES:
-        return {DEFAULT: TEMPLATES[written]}
-    path = user_path(written, "the chat template")
+    if template in TEMPLATES:
+        return {DEFAULT: TEMPLATES[template]}
+    path = user_path(template, "the chat template")
     if path.is_dir():
         config = path / "tokenizer_config.json"
-        own = read_json(config, dict).get("chat_template") if config.exists() else None
-        found = template_files(path) or named_templates(own)
-        if not found:
+        configured = read_json(config, dict).get("chat_template") if config.exists() else None
+        templates = template_files(path) or named_templates(configured)
+        if not templates:
             raise InputError(f"{path} has no chat template: neither tokenizer_config.json nor {TEMPLATE_FILE} has one")
-        return found
+        return templates
     if path.exists():
         return {DEFAULT: source_of(read_text(path, 4 * MAX_SOURCE))}
-    return {DEFAULT: source_of(written)}
+    return {DEFAULT: source_of(template)}
 
 
 def template_for(templates: Mapping[str, str], name: str | None, *, tools: bool) -> str:
     """One of a tokenizer's templates: `name`, else "tool_use" with tools and such a template, else "default"."""
     if not templates:
         raise InputError(
-            "the tokenizer has no chat template, so there is no way to write a conversation for its model. Set one: "
+            "the tokenizer has no chat template, which conversations need. Set one: "
             f"tokenizer.chat_template = TEMPLATES[name], with a name of {', '.join(sorted(TEMPLATES))}"
         )
     if name is None:
@@ -135,16 +135,16 @@ def template_for(templates: Mapping[str, str], name: str | None, *, tools: bool)
     return templates[name]
 
 
-def source_of(written: str) -> str:
+def source_of(template: str) -> str:
     """The Jinja source of a template: one of `TEMPLATES` by its name, or the source itself.
 
     Raises InputError for an unknown name.
     """
-    if written in TEMPLATES:
-        return TEMPLATES[written]
-    if isinstance(written, str) and ("{{" in written or "{%" in written):
-        return written
+    if template in TEMPLATES:
+        return TEMPLATES[template]
+    if isinstance(template, str) and ("{{" in template or "{%" in template):
+        return template
     raise InputError(
-        f"chat_template {format_value(written)} is neither Jinja source ({{{{ … }}}}, {{% … %}}) nor a known name"
-        f"{did_you_mean(str(written), list(TEMPLATES))}; the names are {', '.join(sorted(TEMPLATES))}"
+        f"chat_template {format_value(template)} is neither Jinja source ({{{{ … }}}}, {{% … %}}) nor a known name"
+        f"{did_you_mean(str(template), list(TEMPLATES))}; the names are {', '.join(sorted(TEMPLATES))}"
     )

@@ -70,29 +70,29 @@ def _pattern(step: dict[str, Any]) -> re.Pattern[str] | bool | None:
     if kind == "Metaspace" and step.get("prepend_scheme") == "never" and step.get("split", True):
         return _SPACE
     if kind == "Split":
-        written = step["pattern"].get("Regex") or ""
-        if written == r"\n":
+        regex = step["pattern"].get("Regex") or ""
+        if regex == r"\n":
             return False
-        if written == FREE_SPACES:
+        if regex == FREE_SPACES:
             return _ANY_SPACE
-        return _SPACE if r"\s+(?!\S)" in written else None
+        return _SPACE if r"\s+(?!\S)" in regex else None
     return None
 
 
 def cut(pieces: Iterable[str], pattern: re.Pattern[str] | None, size: int = PIECE) -> Iterator[str]:
     """Yield one document in pieces of about `size` characters, split only where `pattern` allows."""
-    held: list[str] = []
+    parts: list[str] = []
     length = 0
     for piece in pieces:
-        held.append(piece)
+        parts.append(piece)
         length += len(piece)
         if pattern is None or length < size:
             continue
-        text, held, length = "".join(held), [], 0
+        text, parts, length = "".join(parts), [], 0
         start = 0
-        while len(text) - start > size and (found := pattern.search(text, start + size)):
-            yield text[start : found.start()]
-            start = found.start()
-        held, length = [text[start:]], 0
-    if rest := "".join(held):
+        while len(text) - start > size and (match := pattern.search(text, start + size)):
+            yield text[start : match.start()]
+            start = match.start()
+        parts, length = [text[start:]], 0
+    if rest := "".join(parts):
         yield rest

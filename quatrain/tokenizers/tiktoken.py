@@ -1,7 +1,7 @@
-"""Tokenizers of tiktoken's files: base64 of a token's bytes, a space, its rank, which is its id.
+"""Converts tiktoken files to `tokenizers`. A line has the base64 of a token's bytes and its rank, which is its id.
 
-tiktoken joins, again and again, the two neighbours whose union has the lowest rank, and takes a word that is a token as
-it is. The same as a byte-level BPE whose merges are all the ways to part each token in two, in order of rank.
+tiktoken repeatedly merges the two neighbours whose union has the lowest rank, and encodes a word that is a token at
+once. A byte-level BPE whose merges are all splits of each token into two tokens, in order of rank, gives the same ids.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tokenizers import Tokenizer as Backend
 from quatrain.core.errors import InputError
 from quatrain.core.reading import read_bytes
 from quatrain.data.decoding import read_blocks
-from quatrain.tokenizers.legacy import LegacyTokenizer
+from quatrain.tokenizers.legacy import LegacyTokenizer, all_merges
 from quatrain.tokenizers.token_config import MAX_TOKENIZER_BYTES
 from quatrain.tokenizers.vocabularies import begins_with
 
-#: How Llama 3 cuts a text into words.
+#: The pattern with which Llama 3 splits a text into words.
 LLAMA_3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -32,11 +32,11 @@ _LLAMA_3_SPECIAL = (
     *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", *(f"<|reserved_special_token_{n}|>" for n in range(3, 248))),
 )
 _GPT_2_RANKS = (50_256, 50_257)
-"""GPT-2's own, and those of Whisper for all languages; both cut words as GPT-2."""
+"""GPT-2's, and that of the multilingual Whisper; both split words as GPT-2 does."""
 
 
 def holds_ranks(file: Path) -> bool:
-    """Whether a file begins with a line of tiktoken's, whatever its name: Llama 3's is called tokenizer.model."""
+    """Whether the first line is one of a tiktoken file. The name does not tell: Llama 3's is tokenizer.model."""
     try:
         _rank(read_bytes(file, MAX_TOKENIZER_BYTES)[:4096].partition(b"\n")[0])
     except ValueError:
@@ -47,19 +47,19 @@ def holds_ranks(file: Path) -> bool:
 def read_tiktoken(file: Path) -> LegacyTokenizer:
     """The tokenizer of a file of ranks (`.gz` is unpacked).
 
-    How words are cut is not in the file; it is known for GPT-2's, Whisper's and Llama 3's by their number of ranks.
-    Raises InputError for a broken line, with its number, and for other numbers of ranks.
+    The file does not say how words are split; for GPT-2, Whisper and Llama 3, the number of ranks tells. Raises
+    InputError for an invalid line, with its number, and for any other number of ranks.
     """
     ranks = _read_ranks(file)
     count = len(ranks)
     if count not in (*_GPT_2_RANKS, _LLAMA_3_RANKS):
         raise InputError(
-            f"{file} has {count:,} ranks; how such a tokenizer cuts words is known for {_GPT_2_RANKS[0]:,} (GPT-2), "
-            f"{_GPT_2_RANKS[1]:,} (Whisper) and {_LLAMA_3_RANKS:,} (Llama 3). Get the model's tokenizer.json instead"
+            f"{file} has {count:,} ranks; the way to split words is known only for {_GPT_2_RANKS[0]:,} (GPT-2), "
+            f"{_GPT_2_RANKS[1]:,} (Whisper) and {_LLAMA_3_RANKS:,} (Llama 3). Use the model's tokenizer.json instead"
         )
     letters = _letters()
     vocabulary = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
-    backend = Backend(models.BPE(vocabulary, _merges(vocabulary), ignore_merges=True))
+    backend = Backend(models.BPE(vocabulary, all_merges(vocabulary, vocabulary), ignore_merges=True))
     backend.decoder = decoders.ByteLevel()
     plain = processors.ByteLevel(trim_offsets=False)
     around: processors.PostProcessor = plain
@@ -91,13 +91,13 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
             problems.append(f"{file.name}:{number}: {error}")
             continue
         if token in ranks or rank != len(ranks):
-            problems.append(f"{file.name}:{number}: rank {rank} is out of order, or its token stands there already")
+            problems.append(f"{file.name}:{number}: rank {rank} is out of order, or its token is a duplicate")
         ranks[token] = rank
     if problems:
-        raise InputError(f"{file} is no whole file of tiktoken's ranks", problems[:8])
-    lacking = sum(bytes([byte]) not in ranks for byte in range(256))
-    if lacking:
-        raise InputError(f"{file} is no whole file of tiktoken's ranks: {lacking} of the 256 bytes have no rank")
+        raise InputError(f"{file} is not a valid tiktoken file", problems[:8])
+    missing = sum(bytes([byte]) not in ranks for byte in range(256))
+    if missing:
+        raise InputError(f"{file} is not a valid tiktoken file: {missing} of the 256 bytes have no rank")
     return ranks
 
 
@@ -107,10 +107,10 @@ def _rank(line: bytes) -> tuple[bytes, int]:
     try:
         if not encoded:
             raise ValueError
-        # Whisper's last token is that of no bytes, written as the padding alone.
+        # Whisper's last token has no bytes; it is written as base64 padding alone.
         return base64.b64decode(encoded.strip(b"=") and encoded, validate=True), int(rank)
     except (binascii.Error, ValueError):
-        raise ValueError(f"{line[:40]!r} is not the base64 of a token, a space and a rank") from None
+        raise ValueError(f"{line[:40]!r} is not a token in base64, a space and a rank") from None
 
 
 def _letters() -> list[str]:
@@ -120,13 +120,3 @@ def _letters() -> list[str]:
     for number, byte in enumerate(byte for byte in range(256) if byte not in letters):
         letters[byte] = chr(256 + number)
     return [letters[byte] for byte in range(256)]
-
-
-def _merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to part a token into two tokens, in order of the token's id."""
-    return [
-        (token[:at], token[at:])
-        for token in vocabulary
-        for at in range(len(token) - 1, 0, -1)
-        if token[:at] in vocabulary and token[at:] in vocabulary
-    ]

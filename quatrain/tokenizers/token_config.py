@@ -141,7 +141,7 @@ def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]
     config = dict(config)
     if "additional_special_tokens" in config and not config.get("extra_special_tokens"):
         config["extra_special_tokens"] = config.pop("additional_special_tokens")
-    own = {key: value for key, value in config.items() if is_own_name(key, value)}
+    model_specific = {key: value for key, value in config.items() if is_own_name(key, value)}
     names: dict[str, Any] = {}
     tokens = None
     if config.get("added_tokens_decoder") is not None:
@@ -150,7 +150,7 @@ def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]
         roles = {}
     _take_names(config, names)
     specific = config.pop("model_specific_special_tokens", None) or {}
-    names |= {} if names or own else specific
+    names |= {} if names or model_specific else specific
     for key, value in roles.items():
         if key == "extra_special_tokens" and isinstance(value, list):
             there = list(config.get(key) or [])
@@ -158,11 +158,11 @@ def _merged(config: dict[str, Any], roles: dict[str, Any], added: dict[str, int]
         else:
             config[key] = _token(value) if isinstance(value, Mapping) and key.endswith("_token") else value
     _take_names(config, names)
-    own |= {key: value for key, value in roles.items() if is_own_name(key, value)}
+    model_specific |= {key: value for key, value in roles.items() if is_own_name(key, value)}
     late = "extra_special_tokens" not in config
     additional, unnamed = (config.pop(key, None) for key in ("additional_special_tokens", "extra_special_tokens"))
     unnamed = (additional if late else unnamed) or []
-    named = {key: _token(value, special=False) for key, value in (own | names).items() if content_of(value)}
+    named = {key: _token(value, special=False) for key, value in (model_specific | names).items() if content_of(value)}
     extra = [_token(each, special=False) for each in unnamed if content_of(each)]
     config |= {"extra_special_tokens": names} if names else {}
     config |= {"additional_special_tokens": unnamed} if unnamed else {}
@@ -204,18 +204,18 @@ def tokens_to_add(token_files: TokenFiles, backend: Backend) -> list[AddedToken]
         if named and (not isinstance(config.get(role), Default) or backend.token_to_id(named) is not None):
             roles.append(by_name.get(named) or _token(config[role], special=False))
     roles += token_files.named.values()
-    found: list[AddedToken] = [decoder[number] for number in sorted(decoder)]
-    names = {token.content for token in mine.values()} | {token.content for token in found}
+    tokens: list[AddedToken] = [decoder[number] for number in sorted(decoder)]
+    names = {token.content for token in mine.values()} | {token.content for token in tokens}
     contents = {_content(token) for token in roles}
     waiting: list[str | AddedToken] = []
     for token in (*roles, *token_files.extra):
         if _content(token) not in names and token not in waiting:
             waiting.append(token)
-    found += [AddedToken(token, special=True) if isinstance(token, str) else token for token in waiting]
-    for token in found:
+    tokens += [AddedToken(token, special=True) if isinstance(token, str) else token for token in waiting]
+    for token in tokens:
         # set the attribute, do not construct anew: the default of `normalized` depends on it
         token.special = token.special or token.content in contents
-    return [token for token in found if token.content]
+    return [token for token in tokens if token.content]
 
 
 def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
@@ -251,22 +251,22 @@ def content_of(token: object) -> str | None:
     return str(token) if isinstance(token, str) and token else None
 
 
-def added_token(written: Any) -> AddedToken:
+def added_token(description: Any) -> AddedToken:
     """A token of `added_tokens_decoder`, with the defaults of `tokenizers`."""
-    if isinstance(written, str):
-        return AddedToken(written, special=True, normalized=False)
-    flags = {name: bool(written[name]) for name in _FLAGS if written.get(name) is not None}
-    return AddedToken(str(written["content"]), **flags)
+    if isinstance(description, str):
+        return AddedToken(description, special=True, normalized=False)
+    flags = {name: bool(description[name]) for name in _FLAGS if description.get(name) is not None}
+    return AddedToken(str(description["content"]), **flags)
 
 
-def _token(written: Any, *, special: bool = True) -> str | AddedToken:
+def _token(description: Any, *, special: bool = True) -> str | AddedToken:
     """A role or extra token; `special` forces the flag."""
-    if isinstance(written, str):
-        return str(written)
-    if isinstance(written, AddedToken):
-        return written
-    token = added_token(written)
-    if special or ("__type" not in written and "special" not in written):
+    if isinstance(description, str):
+        return str(description)
+    if isinstance(description, AddedToken):
+        return description
+    token = added_token(description)
+    if special or ("__type" not in description and "special" not in description):
         token.special = True
     return token
 
@@ -292,8 +292,8 @@ def own_names(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(problems: Iterator[str], file: Path) -> None:
-    if found := list(problems):
-        raise InputError(f"{file} cannot be used:", found)
+    if lines := list(problems):
+        raise InputError(f"{file} cannot be used:", lines)
 
 
 def _plain_problems(value: Any, where: str = "") -> Iterator[str]:

@@ -355,10 +355,10 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """The text of a single token for display; SentencePiece tokens keep their leading space."""
-        written = self.backend.id_to_token(int(token_id)) or ""
-        if (self.kind == "bpe" and "▁" not in written) or token_id in self.special_ids:
+        token = self.backend.id_to_token(int(token_id)) or ""
+        if (self.kind == "bpe" and "▁" not in token) or token_id in self.special_ids:
             return self.decode([token_id], skip_special_tokens=False)
-        return written.replace("▁", " ")
+        return token.replace("▁", " ")
 
     def special_token(self, role: str) -> str | None:
         """The special token of a role: bos, eos, pad, unk, cls, sep or mask."""

@@ -116,12 +116,12 @@ def _check_room(kind: str, vocab_size: int, special: int) -> None:
 def _roles(kind: str, extra: Sequence[str], eos: str | None, pad: str | None) -> dict[str, str | None]:
     """Role -> special token, by kind. A character tokenizer only has requested ones."""
     if kind == "wordpiece":
-        asked = {"eos_token": eos, "pad_token": pad}
-        return _BERT | {role: token for role, token in asked.items() if token is not UNSET}
+        requested = {"eos_token": eos, "pad_token": pad}
+        return _BERT | {role: token for role, token in requested.items() if token is not UNSET}
     default = [token if kind != "char" or token in extra else None for token in (_EOS, _PAD)]
-    eos, pad = (asked if asked is not UNSET else usual for asked, usual in zip((eos, pad), default, strict=True))
-    found = {"eos_token": eos, "pad_token": pad, "unk_token": _UNK if kind in ("word", "unigram") else None}
-    return found | ({"mask_token": _MASK} if _MASK in extra else {})
+    eos, pad = (token if token is not UNSET else usual for token, usual in zip((eos, pad), default, strict=True))
+    roles = {"eos_token": eos, "pad_token": pad, "unk_token": _UNK if kind in ("word", "unigram") else None}
+    return roles | ({"mask_token": _MASK} if _MASK in extra else {})
 
 
 def _untrained(
@@ -188,13 +188,13 @@ def _train_wordpiece(
                 vocab_size=vocab_size, special_tokens=_added(specials) + _added(inside), show_progress=False
             )
             _train(backend, trainer, spool)
-            inside = sorted(each for each in backend.get_vocab() if len(each) == 3 and each.startswith("##"))
+            inside = sorted(piece for piece in backend.get_vocab() if len(piece) == 3 and piece.startswith("##"))
     least = backend.get_vocab_size()
     if least > vocab_size and texts.characters:
         of = f"{len(specials)} special tokens and {least - len(specials)} characters, within words counted apart"
         raise _too_small("wordpiece", vocab_size, least, of)
     description = json.loads(backend.to_str())
-    description["added_tokens"] = [each for each in description["added_tokens"] if each["content"] in specials]
+    description["added_tokens"] = [token for token in description["added_tokens"] if token["content"] in specials]
     backend = Backend.from_str(json.dumps(description))
     ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ids)
@@ -236,7 +236,9 @@ def _enough_for_characters(texts: _Counted, vocab_size: int, special: int) -> It
 
 
 def _too_small(kind: str, vocab_size: int, least: int, of: str) -> InputError:
-    return InputError(f"vocab_size {vocab_size}: too small for kind {kind} and its texts; the least is {least} ({of})")
+    return InputError(
+        f"vocab_size {vocab_size}: too small for kind {kind} and these texts, which need at least {least} ({of})"
+    )
 
 
 def _finished_unigram(backend: Backend) -> Backend:
@@ -248,17 +250,17 @@ def _finished_unigram(backend: Backend) -> Backend:
     description = json.loads(backend.to_str())
     model = description["model"]
     first = sum(1 for _, score in model["vocab"] if score == 0.0)
-    kept, learned = model["vocab"][:first], sorted(model["vocab"][first:], key=lambda each: each[1])
+    special, learned = model["vocab"][:first], sorted(model["vocab"][first:], key=lambda piece: piece[1])
     least = learned[0][1] if learned else 0.0
     forced = [i for i, (piece, score) in enumerate(learned) if len(piece) == 1 and _is_step(score - least)]
     names = sorted(learned[i][0] for i in forced)
     for i, name in zip(forced, names, strict=True):
         learned[i] = [name, learned[i][1]]
-    learned = sorted(([piece, round(score, 6)] for piece, score in learned), key=lambda each: (-each[1], each[0]))
-    present = {piece for piece, _ in kept + learned}
+    learned = sorted(([piece, round(score, 6)] for piece, score in learned), key=lambda piece: (-piece[1], piece[0]))
+    present = {piece for piece, _ in special + learned}
     # Far below any sum of learned scores, so that bytes are used only where no piece matches.
     fallback = [[name, -1000.0] for byte in range(256) if (name := f"<0x{byte:02X}>") not in present]
-    model["vocab"] = kept + learned + fallback
+    model["vocab"] = special + learned + fallback
     model["byte_fallback"] = True
     return Backend.from_str(json.dumps(description))
 
@@ -273,7 +275,7 @@ def _added(tokens: Sequence[str]) -> list[AddedToken]:
 
 
 def _no_text() -> InputError:
-    return InputError("there is no text to train a tokenizer on: the source holds not one character")
+    return InputError("there is no text to train a tokenizer on: the source has no characters")
 
 
 class _Counted:

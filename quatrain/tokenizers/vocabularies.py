@@ -23,7 +23,7 @@ QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SHOWN = 8
-"""Problems of a file that a message lists; a wrong kind of file has one on every line."""
+"""Problems of a file that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ def _guess(vocabulary: dict[str, int]) -> str:
 
 def _unknown(vocabulary: dict[str, int], rules: _Rules, folder: Path) -> str | None:
     """The unknown token, None if the vocabulary has all bytes."""
-    lacking = [each for each in pre_tokenizers.ByteLevel.alphabet() if each not in vocabulary]
+    missing = [each for each in pre_tokenizers.ByteLevel.alphabet() if each not in vocabulary]
     unknown = rules.roles.get("unk")
-    if lacking and unknown not in vocabulary:
+    if missing and unknown not in vocabulary:
         raise InputError(
-            f"{folder / 'vocab.json'} is not the vocabulary of a byte-level BPE: {len(lacking)} of the 256 bytes have "
+            f"{folder / 'vocab.json'} is not the vocabulary of a byte-level BPE: {len(missing)} of the 256 bytes have "
             "no token of their own, and there is no unknown token, so text would be lost"
         )
-    return unknown if lacking else None
+    return unknown if missing else None
 
 
 def _around(backend: Backend, rules: _Rules, config: dict[str, Any], prefix: bool) -> processors.PostProcessor:
@@ -112,10 +112,10 @@ def _around(backend: Backend, rules: _Rules, config: dict[str, Any], prefix: boo
 def _with_id(backend: Backend, config: dict[str, Any], role: str, usual: str) -> tuple[str, int]:
     """The special token of a role and its id. Raises InputError if the vocabulary has none."""
     token = content_of(config.get(f"{role}_token")) or usual
-    found = backend.token_to_id(token)
-    if found is None:
-        raise InputError(f"the vocabulary has no {token!r}, the {role} token, which stands around every text")
-    return token, found
+    token_id = backend.token_to_id(token)
+    if token_id is None:
+        raise InputError(f"the vocabulary has no {token!r}, the {role} token that is added to every text")
+    return token, token_id
 
 
 def begins_with(token: str, token_id: int) -> processors.PostProcessor:
@@ -127,7 +127,7 @@ def _read_vocabulary(file: Path) -> dict[str, int]:
     """Token -> id of a vocab.json."""
     read = read_json(file)
     problems = [
-        f"{token!r}: id {number!r:.40} is no whole number of at least 0 and at most {LARGEST_ID:,}"
+        f"{token!r}: id {number!r:.40} is not a whole number from 0 to {LARGEST_ID:,}"
         for token, number in read.items()
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= LARGEST_ID
     ]
@@ -135,9 +135,9 @@ def _read_vocabulary(file: Path) -> dict[str, int]:
         first: dict[int, str] = {}
         for token, number in read.items():
             if first.setdefault(number, token) != token:
-                problems.append(f"{token!r}: id {number} is also that of {first[number]!r}")
+                problems.append(f"{token!r}: id {number} is also the id of {first[number]!r}")
     if problems or not read:
-        raise InputError(f"{file} is no vocabulary (a JSON object of tokens and their ids)", _some(problems))
+        raise InputError(f"{file} is not a vocabulary (a JSON object of tokens and ids)", _some(problems))
     return read
 
 
@@ -150,16 +150,16 @@ def _read_merges(file: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]
             continue
         left, space, right = line.partition(" ")
         if not space or not left or not right or " " in right:
-            problems.append(f"{file.name}:{number}: {line!r:.60} is no pair of two tokens with one space between them")
+            problems.append(f"{file.name}:{number}: {line!r:.60} is not a pair of tokens with one space between them")
             continue
         problems.extend(
-            f"{file.name}:{number}: {token!r} is not in vocab.json; the two files do not belong together"
+            f"{file.name}:{number}: {token!r} is not in vocab.json; the files do not belong together"
             for token in (left, right, left + right)
             if token not in vocabulary
         )
         merges.append((left, right))
     if problems:
-        raise InputError(f"{file} is broken", _some(problems))
+        raise InputError(f"{file} is not valid", _some(problems))
     return merges
 
 
@@ -176,11 +176,11 @@ def read_wordpiece(file: Path, config: dict[str, Any]) -> LegacyTokenizer:
     problems = []
     for number, token in enumerate(_lines(file)):
         if token in vocabulary:
-            problems.append(f"{file.name}:{number + 1}: {token!r} stands already in line {vocabulary[token] + 1}")
+            problems.append(f"{file.name}:{number + 1}: {token!r} is already in line {vocabulary[token] + 1}")
         vocabulary.setdefault(token, number)
     if problems:
-        raise InputError(f"{file} has tokens twice, so the ids of its lines are not sure", _some(problems))
-    lacking = [f"there is no {named[role]!r} in it" for role in ("unk", "sep", "cls") if named[role] not in vocabulary]
+        raise InputError(f"{file} has duplicate tokens, so the ids are ambiguous", _some(problems))
+    lacking = [f"it has no {named[role]!r}" for role in ("unk", "sep", "cls") if named[role] not in vocabulary]
     if lacking:
         raise InputError(f"{file} is not the vocabulary of a WordPiece tokenizer like BERT's", lacking)
     backend = Backend(models.WordPiece(vocabulary, unk_token=named["unk"], max_input_chars_per_word=100))
@@ -214,8 +214,8 @@ def _lines(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{file.name}:{line}: byte 0x{data[error.start]:02x} is not UTF-8, so {file} is no vocabulary as it was "
-            "published. Get it again, or convert it to UTF-8"
+            f"{file.name}:{line}: byte 0x{data[error.start]:02x} is not UTF-8. Download {file} again, or convert it to "
+            "UTF-8"
         ) from error
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
     while lines and not lines[-1]:

@@ -163,4 +163,4 @@ def test_what_cannot_be_merged_is_said(folder: Path, capsys: pytest.CaptureFixtu
     assert main(["merge", str(folder / "one"), str(folder / "two"), "--out", str(folder / "out")]) == 2
     assert "of 2 bases" in capsys.readouterr().err
     assert main(["merge", str(folder / "one"), "--out", str(folder / "base")]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err

@@ -120,7 +120,7 @@ def test_plan_counts_a_recipe_without_making_it(capsys: pytest.CaptureFixture[st
     ("template", "words"),
     [
         (None, "no chat template"),
-        ("{% if %}", "no valid Jinja"),
+        ("{% if %}", "not valid Jinja"),
         ("{{ raise_exception('no') }}", "refuses this conversation: no"),
         ("{% for a in range(10**9) %}{% endfor %}", "the chat template was stopped"),
         ([{"name": "rag", "template": "{{ messages }}"}], 'no chat template named "default"'),

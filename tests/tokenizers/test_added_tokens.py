@@ -221,7 +221,7 @@ def test_a_prefix_space_beside_tokenizer_json_holds(value: bool, tmp_path: Path)
 def test_ids_that_files_write_otherwise_are_said(base: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
     write(tmp_path, added_tokens={"<x>": 900})
-    with pytest.warns(UserWarning, match="'<x>' is written with id 900 and has id 27"):
+    with pytest.warns(UserWarning, match="'<x>' should have id 900 and has id 27"):
         Tokenizer.load(tmp_path)
 
 

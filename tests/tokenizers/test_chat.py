@@ -260,7 +260,7 @@ def test_no_template(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{% if %}", "no valid Jinja"),
+        ("{% if %}", "not valid Jinja"),
         ("{{ raise_exception('alternate, please') }}", "alternate, please"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses"),
         ("{{ messages.append(1) }}", "refuses"),

@@ -671,8 +671,8 @@ def test_broken_merges_are_named_by_line(tmp_path: Path) -> None:
     ("vocabulary", "words"),
     [
         ([1, 2], "expected a JSON object, found list"),
-        ({"a": 0, "b": "1"}, "'b': id '1' is no whole number"),
-        ({"a": 0, "b": 0}, "'b': id 0 is also that of 'a'"),
+        ({"a": 0, "b": "1"}, "'b': id '1' is not a whole number"),
+        ({"a": 0, "b": 0}, "'b': id 0 is also the id of 'a'"),
         ({"a": 0, "b": 1}, "254 of the 256 bytes have no token"),
         ("{", "not valid JSON"),
     ],
@@ -686,9 +686,9 @@ def test_broken_vocabularies(vocabulary: Any, words: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nfox\ndog\nfox\n", "vocab.txt:7: 'fox' stands already in line 5"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nfox\ndog\nfox\n", "vocab.txt:7: 'fox' is already in line 5"),
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\ncaf\xe9\n", "vocab.txt:5: byte 0xe9 is not UTF-8"),
-        (b"fox\ndog\n", "there is no '[CLS]' in it"),
+        (b"fox\ndog\n", "it has no '[CLS]'"),
         (b"", "is empty"),
     ],
 )
@@ -702,7 +702,7 @@ def test_truncated_sentencepiece_files(tmp_path: Path) -> None:
     model = llama_model()
     for length in (0, 1, 100, len(model) // 2, len(model) - 40):
         path = folder(tmp_path / str(length), tokenizer__model=model[:length])
-        with pytest.raises(InputError, match="no whole SentencePiece model"):
+        with pytest.raises(InputError, match=r"not a (valid|complete) SentencePiece model"):
             Tokenizer.load(path)
     # Cut between two fields it is a valid message, without the settings that come last.
     from sentencepiece import sentencepiece_model_pb2
@@ -724,7 +724,7 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 
 def test_a_corrupted_tokenizer_json_is_not_passed_over(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", tokenizer__json='{"version": "1.0", "model": {"type": "BPE"', **byte_level_files())
-    with pytest.raises(InputError, match=r"not a whole tokenizer\.json"):
+    with pytest.raises(InputError, match=r"not a valid tokenizer\.json"):
         Tokenizer.load(path)
 
 
@@ -740,7 +740,7 @@ def test_added_tokens_of_another_vocabulary(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"IQ== 0\nnot a rank\n", "x.tiktoken:2: b'not a rank' is not the base64"),
+        (b"IQ== 0\nnot a rank\n", "x.tiktoken:2: b'not a rank' is not a token in base64"),
         (b"IQ== 0\nIg== 5\n", "x.tiktoken:2: rank 5 is out of order"),
         (b"IQ== 0\n", "255 of the 256 bytes have no rank"),
     ],

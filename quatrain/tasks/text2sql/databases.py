@@ -77,9 +77,9 @@ class Databases:
         self._files: dict[str, Path | Packed] = {}
         self._twice: dict[str, list[str]] = {}
         for name in source_names(source):
-            files, twice = _files_of(name)
+            files, duplicates = _files_of(name)
             self._files |= files
-            self._twice |= twice
+            self._twice |= duplicates
         self._schemas: dict[str, str] = {}
         self._connections: dict[str, Connection] = {}
 
@@ -105,9 +105,9 @@ class Databases:
     def fingerprint(self) -> str:
         """Identifies the content for caches: the name, size and modification time of each file."""
         known = []
-        for name, found in sorted(self._files.items()):
-            file = found if isinstance(found, Path) else found.target.parent
-            size = f"{file.stat().st_size} {file.stat().st_mtime_ns}" if isinstance(found, Path) else file.name
+        for name, location in sorted(self._files.items()):
+            file = location if isinstance(location, Path) else location.target.parent
+            size = f"{file.stat().st_size} {file.stat().st_mtime_ns}" if isinstance(location, Path) else file.name
             known.append(f"{name} {size}")
         return hashlib.sha256("\n".join(known).encode()).hexdigest()
 
@@ -123,8 +123,8 @@ class Databases:
                 f"{self.source} has several databases called {name}; keep one of them, or name its folder",
                 self._twice[key][:8],
             )
-        found = self._files[key]
-        return found if isinstance(found, Path) else found.unpacked()
+        location = self._files[key]
+        return location if isinstance(location, Path) else location.unpacked()
 
     def schema(self, name: str) -> str:
         """`schema_text` of a database, read once."""
@@ -214,11 +214,11 @@ def _by_name(
     named: dict[str, list[tuple[PurePosixPath, Any]]] = {}
     for place, file in found:
         named.setdefault(place.stem.lower(), []).append((place, file))
-    files, twice = {}, {}
+    files, duplicates = {}, {}
     for name, each in named.items():
-        own = [(place, file) for place, file in each if place.parent.name.lower() == name]
-        chosen = own if len(own) == 1 else each
+        preferred = [(place, file) for place, file in each if place.parent.name.lower() == name]
+        chosen = preferred if len(preferred) == 1 else each
         files[name] = chosen[-1][1]
         if len(chosen) > 1:
-            twice[name] = [str(place) for place, _ in chosen]
-    return files, twice
+            duplicates[name] = [str(place) for place, _ in chosen]
+    return files, duplicates

@@ -94,12 +94,12 @@ class Text2SQL:
         )
         chosen = {name: shape for name, shape in SHAPES.items() if shapes is None or name in shapes}
         schema = introspect(database)
-        held = HeldOut(seed, held_out_values)
-        material = Material(schema, held, _lexicon(schema))
+        held_out_set = HeldOut(seed, held_out_values)
+        material = Material(schema, held_out_set, _lexicon(schema))
         phrases = Phrases(schema)
         draw = Draw(random.Random(f"combinations {seed}"), material, phrases)
-        found, skeletons, unfit = usable_combinations(chosen, schema, draw)
-        if sum(map(len, found.values())) < 3:
+        combinations, skeletons, unfit = usable_combinations(chosen, schema, draw)
+        if sum(map(len, combinations.values())) < 3:
             raise InputError(
                 f"No questions can be asked of {schema.path}",
                 few(
@@ -108,22 +108,22 @@ class Text2SQL:
                     for table in schema.tables
                 ),
             )
-        opened, closed = split(found, skeletons, random.Random(f"split {seed}"), held_out_combinations)
+        opened, closed = split(combinations, skeletons, random.Random(f"split {seed}"), held_out_combinations)
         notes = [*schema.notes]
         if unfit:
             notes.append(f"{len(unfit)} of {len(chosen)} shapes do not fit this database: {', '.join(unfit)}")
         weights = [min(1.0, len(opened[name]) * 12 * len(opened) / max(examples, 1)) for name in opened]
-        made = cls(schema, seed, [], [], [], {}, held, notes, material, phrases, opened, weights)
-        taken: set[str] = set()
-        made.train = made._open_examples("train", examples, taken, made_up)
-        made.practice = made._open_examples("practice", practice, taken, made_up)
-        made.development = made._open_examples("development", development, taken, 0.0)
-        made._fill_held_out(held_out, closed, taken)
-        for name, wanted in (("train", examples), ("practice", practice), ("development", development)):
-            got = len(getattr(made, name))
-            if got < wanted:
-                notes.append(f"{name}: {got} different questions instead of {wanted}, all this database gives")
-        return made
+        data = cls(schema, seed, [], [], [], {}, held_out_set, notes, material, phrases, opened, weights)
+        questions: set[str] = set()
+        data.train = data._open_examples("train", examples, questions, made_up)
+        data.practice = data._open_examples("practice", practice, questions, made_up)
+        data.development = data._open_examples("development", development, questions, 0.0)
+        data._fill_held_out(held_out, closed, questions)
+        for name, count in (("train", examples), ("practice", practice), ("development", development)):
+            got = len(getattr(data, name))
+            if got < count:
+                notes.append(f"{name}: {got} different questions instead of {count}, all this database gives")
+        return data
 
     def documents(self, count: int | None = None) -> Iterator[str]:
         """Texts for pretraining, the same ones every time: `count` of them, or twice as many as training questions.
@@ -137,9 +137,9 @@ class Text2SQL:
         telling = texts.Telling(self._material, rng)
         drill = texts.Drill(Draw(rng, self._material, self._phrases, made_up=0.9))
         names = list(self._open)
-        kept = {example.question for example in (*self.practice, *self.development)}
-        made = misses = 0
-        while made < count and misses < MOST_MISSES:
+        reserved = {example.question for example in (*self.practice, *self.development)}
+        produced = misses = 0
+        while produced < count and misses < MOST_MISSES:
             misses += 1
             chance = rng.random()
             text = telling.text() if chance < texts.TELLING_SHARE else None
@@ -148,27 +148,27 @@ class Text2SQL:
             if text is None:
                 name = rng.choices(names, self._weights)[0]
                 draw.made_up = 0.85 if rng.random() < 0.85 else 0.0
-                text = self._question_text(SHAPES[name], draw.choose(self._open[name]), draw, kept)
+                text = self._question_text(SHAPES[name], draw.choose(self._open[name]), draw, reserved)
                 if text is None:
                     continue
             if self.held_out_values.found(text) is None:
-                made, misses = made + 1, 0
+                produced, misses = produced + 1, 0
                 yield text
 
     @staticmethod
-    def _question_text(shape: Shape, combination: Combination, draw: Draw, kept: set[str]) -> str | None:
+    def _question_text(shape: Shape, combination: Combination, draw: Draw, reserved: set[str]) -> str | None:
         if draw.rng.random() < texts.PART_SHARE:
             part = write_part(shape, combination, draw)
             if part is not None:
                 return "\n".join(part)
         example = write(shape, combination, draw, "documents")
-        return None if example is None or example.question in kept else texts.pair(example, draw.rng)
+        return None if example is None or example.question in reserved else texts.pair(example, draw.rng)
 
     def combinations(self) -> dict[str, int]:
         """How many open combinations every shape that fits has."""
         return {name: len(combinations) for name, combinations in self._open.items()}
 
-    def _open_examples(self, name: str, count: int, taken: set[str], made_up: float) -> list[Example]:
+    def _open_examples(self, name: str, count: int, questions: set[str], made_up: float) -> list[Example]:
         rng = random.Random(f"{name} {self.seed}")
         draw = Draw(rng, self._material, self._phrases)
         names = list(self._open)
@@ -178,15 +178,15 @@ class Text2SQL:
             chosen = rng.choices(names, self._weights)[0]
             draw.made_up = 0.8 if made_up and rng.random() < made_up / 0.8 else 0.0
             example = write(SHAPES[chosen], draw.choose(self._open[chosen]), draw, name)
-            if example is None or example.question in taken or self.held_out_values.found(example.question):
+            if example is None or example.question in questions or self.held_out_values.found(example.question):
                 misses += 1
                 continue
             misses = 0
-            taken.add(example.question)
+            questions.add(example.question)
             result.append(example)
         return result
 
-    def _fill_held_out(self, count: int, closed: dict[str, list[Combination]], taken: set[str]) -> None:
+    def _fill_held_out(self, count: int, closed: dict[str, list[Combination]], questions: set[str]) -> None:
         seen_values = {value for example in self.train for value in example.values}
         seen = {example.combination for example in self.train}
         seen_frames = {(example.phrasing, example.shape) for example in self.train}
@@ -208,10 +208,10 @@ class Text2SQL:
                 ("new values", known, unfamiliar),
                 ("new phrasings", known, familiar),
             ):  # fmt: skip
-                found = self._held_out_set(name, count, choices, accept, taken, connection)
-                self.held_out[name] = found
-                if len(found) < count:
-                    self.notes.append(f"{name}: {len(found)} questions instead of {count}, all this database gives")
+                examples = self._held_out_set(name, count, choices, accept, questions, connection)
+                self.held_out[name] = examples
+                if len(examples) < count:
+                    self.notes.append(f"{name}: {len(examples)} questions instead of {count}, all this database gives")
 
     def _held_out_set(
         self,
@@ -219,7 +219,7 @@ class Text2SQL:
         count: int,
         choices: dict[str, list[Combination]],
         accept: Callable[[Example], bool],
-        taken: set[str],
+        questions: set[str],
         connection: Connection,
     ) -> list[Example]:
         """Questions in turn from every shape, with an answer each."""
@@ -236,13 +236,13 @@ class Text2SQL:
             example = write(
                 SHAPES[shape], draw.choose(choices[shape]), draw, name, held_out_frames=name == "new phrasings"
             )
-            if example is None or example.question in taken or not accept(example):
+            if example is None or example.question in questions or not accept(example):
                 failures[shape] += 1
                 continue
             if is_empty(connection.execute(example.sql)):
                 failures[shape] += 5
                 continue
-            taken.add(example.question)
+            questions.add(example.question)
             result.append(example)
         return result
 

@@ -37,15 +37,15 @@ class Drill:
 
     def _columns(self, table: Table) -> list[tuple[str, Column]]:
         schema = self._draw.material.schema
-        own = [column for column in table.columns if column.role == "date" or column.is_number or column.is_choice]
-        found = [(column.label, column) for column in own if column.role != "boolean"]
+        plain = [column for column in table.columns if column.role == "date" or column.is_number or column.is_choice]
+        labelled = [(column.label, column) for column in plain if column.role != "boolean"]
         if table.key is not None and isinstance(table.key.low, int):
-            found.append((f"{table.one} number", table.key))
+            labelled.append((f"{table.one} number", table.key))
         for key in schema.parents(table.name):
             title = schema.table(key.parent).title
             if title is not None and schema.named(key):
-                found.append((key.label, title))
-        return [(label, column) for label, column in found if self._draw.pool(column)]
+                labelled.append((key.label, title))
+        return [(label, column) for label, column in labelled if self._draw.pool(column)]
 
     def text(self) -> str | None:
         """One text, or None when the draw came to nothing."""
@@ -56,8 +56,8 @@ class Drill:
         chosen = rng.sample(columns, min(len(columns), 2 + int(rng.random() * 3)))
         values = [self._draw.invented(column, self._draw.choose(self._draw.pool(column))) for _, column in chosen]
         joined = len({column.table for _, column in chosen}) > 1
-        said = rng.choice(("{} {}", "{} {}", "{} is {}", "{}: {}"))
-        words = [said.format(label, _plain(value)) for (label, _), value in zip(chosen, values, strict=True)]
+        template = rng.choice(("{} {}", "{} {}", "{} is {}", "{}: {}"))
+        words = [template.format(label, _plain(value)) for (label, _), value in zip(chosen, values, strict=True)]
         conditions = [
             f"{column.full if joined else column.sql} = {literal(value)}"
             for (_, column), value in zip(chosen, values, strict=True)

@@ -71,8 +71,8 @@ def write_part(shape: Shape, combination: Combination, draw: Draw) -> list[str] 
         return None
     draw.rng.setstate(state)
     again = shape.fill(combination, draw)
-    said = [filled.words["np"]] if again is None else list(dict.fromkeys((filled.words["np"], again.words["np"])))
-    return [*said, filled.sql[filled.sql.index("FROM ") :]]
+    phrases = [filled.words["np"]] if again is None else list(dict.fromkeys((filled.words["np"], again.words["np"])))
+    return [*phrases, filled.sql[filled.sql.index("FROM ") :]]
 
 
 def _loosely(question: str, rng: random.Random) -> str:

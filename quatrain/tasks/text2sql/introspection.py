@@ -136,7 +136,7 @@ def _describe(connection: sqlite3.Connection, path: Path) -> Schema:
 
 def _declared_keys(connection: sqlite3.Connection, counts: dict[str, int], notes: list[str]) -> list[ForeignKey]:
     by_lower = {name.lower(): name for name in counts}
-    found: list[ForeignKey] = []
+    keys: list[ForeignKey] = []
     for name in counts:
         rows = connection.execute(f"PRAGMA foreign_key_list({quote(name)})").fetchall()
         several = {number for number, count in Counter(row[0] for row in rows).items() if count > 1}
@@ -157,9 +157,9 @@ def _declared_keys(connection: sqlite3.Connection, counts: dict[str, int], notes
                 notes.append(f"foreign key {key_text} left out: no such column")
                 continue
             key = ForeignKey(name, columns[source.lower()], real, parent_columns[target.lower()], "")
-            if not any((other.table, other.column) == (key.table, key.column) for other in found):
-                found.append(_labelled(key))
-    return found
+            if not any((other.table, other.column) == (key.table, key.column) for other in keys):
+                keys.append(_labelled(key))
+    return keys
 
 
 def _labelled(key: ForeignKey) -> ForeignKey:
@@ -178,9 +178,7 @@ def _resolves(key: ForeignKey, tables: dict[str, Table]) -> bool:
     return parent is not None and any(column.name == key.parent_column and column.unique for column in parent.columns)
 
 
-def _table(
-    connection: sqlite3.Connection, name: str, count: int, references: set[str], notes: list[str]
-) -> Table:
+def _table(connection: sqlite3.Connection, name: str, count: int, references: set[str], notes: list[str]) -> Table:
     info = columns_of(connection, name)
     keyed = [column for column, _, place in info if place]
     if len(info) > MOST_COLUMNS:
@@ -232,7 +230,7 @@ def _column(
     unique = distinct == count
     words = text.split()
     stamp = False
-    asked = not _NOT_ASKED & set(words)
+    usable = not _NOT_ASKED & set(words)
     if key and (not known or not all(isinstance(cell, str) for cell in known)):
         role = "key"
     elif not known:
@@ -251,14 +249,14 @@ def _column(
         else:
             role = "category" if distinct <= 25 and distinct * 2 <= count else "text"
             numeric = sum(bool(_NUMERIC.match(str(cell))) for cell in known)
-            asked = asked and numeric < 0.5 * len(known)
+            usable = usable and numeric < 0.5 * len(known)
     else:
         role = "other"
     if reference and role in ("number", "key"):
         role = "reference"
     measure = role == "money" or (role == "number" and not _NOT_MEASURED & set(words))
     return Column(
-        table, name, role, text, declared or "", distinct, count - filled, unique, stamp, measure, asked, low, high
+        table, name, role, text, declared or "", distinct, count - filled, unique, stamp, measure, usable, low, high
     )
 
 
@@ -280,7 +278,7 @@ def _identity(columns: list[Column], key: Column | None, one: str) -> tuple[Colu
 
 
 def _inferred_keys(connection: sqlite3.Connection, tables: dict[str, Table], declaring: set[str]) -> list[ForeignKey]:
-    found: list[ForeignKey] = []
+    keys: list[ForeignKey] = []
     by_name: dict[str, list[Column]] = defaultdict(list)
     for table in tables.values():
         for column in table.columns:
@@ -296,10 +294,10 @@ def _inferred_keys(connection: sqlite3.Connection, tables: dict[str, Table], dec
             near = dict.fromkeys([*by_name[column.name.lower()], *by_name[label(column.name)]])
             target = _target(connection, column, tables, list(near))
             if target is not None:
-                found.append(
+                keys.append(
                     _labelled(ForeignKey(table.name, column.name, target.table, target.name, "", declared=False))
                 )
-    return found
+    return keys
 
 
 def _target(
@@ -310,19 +308,19 @@ def _target(
     `near` are those whose name could fit.
     """
     candidates = []
-    wanted = label(column.name)
+    name = label(column.name)
     for target in near:
         if target.table == column.table:
             continue
         one = singular(tables[target.table].label)
-        begins = wanted.startswith(one)
-        same = target.name.lower() == column.name.lower() and wanted not in _GENERIC
-        by_convention = wanted == f"{one} id" and target.label == "id" and target.role == "key"
+        begins = name.startswith(one)
+        same = target.name.lower() == column.name.lower() and name not in _GENERIC
+        by_convention = name == f"{one} id" and target.label == "id" and target.role == "key"
         if target.unique and not target.nulls and (same or by_convention) and (begins or not column.unique):
             candidates.append((begins, target))
     if any(begins for begins, _ in candidates):
         candidates = [candidate for candidate in candidates if candidate[0]]
-    if wanted.startswith(tables[column.table].one) and column.unique:
+    if name.startswith(tables[column.table].one) and column.unique:
         return None
     if len(candidates) != 1:
         return None

@@ -90,19 +90,17 @@ def reference_error(connection: Connection, gold_sql: str) -> str | None:
     return _gold(connection, gold_sql).error
 
 
-
-
 def _gold(connection: Connection, sql: str) -> Result:
-    kept = connection.gold.get(sql)
-    if kept is None:
-        kept = connection.execute(sql, rows=_JUDGED_ROWS, exact=True)
+    cached = connection.gold.get(sql)
+    if cached is None:
+        cached = connection.execute(sql, rows=_JUDGED_ROWS, exact=True)
         if len(connection.gold) >= _GOLD_CACHE or connection.gold_size > _GOLD_BYTES:
             connection.gold.clear()
             connection.gold_size = 0
-        if len(kept.rows) <= 1000:
-            connection.gold[sql] = kept
-            connection.gold_size += kept.size + len(sql)
-    return kept
+        if len(cached.rows) <= 1000:
+            connection.gold[sql] = cached
+            connection.gold_size += cached.size + len(sql)
+    return cached
 
 
 def _equal(gold: tuple[tuple[Any, ...], ...], predicted: tuple[tuple[Any, ...], ...], ordered: bool) -> bool:

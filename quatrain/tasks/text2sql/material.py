@@ -85,13 +85,13 @@ class Material:
         index = self._index.setdefault((key.parent, key.parent_column), {})
         index.update((row[place], row) for row in self.rows[key.parent])
         source = self._position[key.table, key.column]
-        wanted = {row[source] for row in self.rows[key.table]} | {
+        values = {row[source] for row in self.rows[key.table]} | {
             row[source]
             for (table, _), known in list(self._index.items())
             if table == key.table
             for row in known.values()
         }
-        missing = sorted((value for value in wanted if value is not None and value not in index), key=str)
+        missing = sorted((value for value in values if value is not None and value not in index), key=str)
         parent = self.schema.table(key.parent)
         names = self._selected(parent)
         for start in range(0, len(missing), 400):
@@ -156,10 +156,10 @@ class Material:
         Days for dates.
         """
         path, column = place
-        found = self.related(row, path) if path else row
-        if found is None:
+        source_row = self.related(row, path) if path else row
+        if source_row is None:
             return None
-        value = found[self._position[column.table, column.name]]
+        value = source_row[self._position[column.table, column.name]]
         if not column.holds(value):
             return None
         return value[:10] if column.role == "date" else value

@@ -156,8 +156,8 @@ def _singular_word(word: str) -> str:
 
 def _last(phrase: str) -> tuple[str, str, str]:
     """What stands before the noun that takes the plural, the noun, and what stands after it: "number", " of hosts"."""
-    found = _TAIL.search(phrase)
-    tail = found.group() if found else ""
+    match = _TAIL.search(phrase)
+    tail = match.group() if match else ""
     head, _, last = phrase.removesuffix(tail).rpartition(" ")
     return (head + " " if head else ""), last, tail
 

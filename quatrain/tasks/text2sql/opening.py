@@ -120,11 +120,11 @@ def table_names(connection: sqlite3.Connection, *, virtual: bool = False) -> lis
 
     Those that keep the content of a virtual table are left out.
     """
-    found = connection.execute(
+    rows = connection.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
         f"AND coalesce(rootpage, 0) {'=' if virtual else '!='} 0 ORDER BY rowid"
     )
-    names = [row[0] for row in found]
+    names = [row[0] for row in rows]
     if virtual or sqlite3.sqlite_version_info < (3, 37):
         return names
     try:
@@ -147,5 +147,5 @@ def fatal(error: Exception) -> bool:
 
 def few(problems: Iterable[str]) -> list[str]:
     """The first problems, and how many more there are."""
-    found = list(problems)
-    return found if len(found) <= NAMED else [*found[:NAMED], f"… and {len(found) - NAMED:,} more"]
+    lines = list(problems)
+    return lines if len(lines) <= NAMED else [*lines[:NAMED], f"… and {len(lines) - NAMED:,} more"]

@@ -53,30 +53,30 @@ class Phrases:
     def _parents(self, kind: str, operator: str, key: ForeignKey, column: Column) -> list[str]:
         label = key.label
         parent = self.schema.table(key.parent)
-        found: list[str] = []
+        templates: list[str] = []
         if kind in ("equal", "not equal", "one of") and parent.title == column and self.schema.named(key):
             value = "{v} or {w}" if kind == "one of" else "{v}"
             if kind == "not equal":
-                found = [
+                templates = [
                     f"whose {label} is not {value}",
                     f"where the {label} is not {value}",
                     f"not of the {label} {value}",
                 ]
-                return [*found, f"with {_a(label)} other than {value}"]
-            found = [f"whose {label} is {value}", f"with the {label} {value}", f"where the {label} is {value}"]
+                return [*templates, f"with {_a(label)} other than {value}"]
+            templates = [f"whose {label} is {value}", f"with the {label} {value}", f"where the {label} is {value}"]
             if label.split()[-1] in PLACES | _GROUPS:
-                found.append(f"in the {label} {value}")
+                templates.append(f"in the {label} {value}")
                 if self.bare_place(self.schema.table(key.table)) == key:
-                    found.append(f"in {value}")
+                    templates.append(f"in {value}")
             else:
-                found += [f"of the {label} {value}", f"for the {label} {value}"]
-            return found
+                templates += [f"of the {label} {value}", f"for the {label} {value}"]
+            return templates
         for phrase in self._own(kind, operator, column):
             if phrase.startswith("with "):
-                found += [f"whose {label} has {phrase[5:]}", f"where the {label} has {phrase[5:]}"]
+                templates += [f"whose {label} has {phrase[5:]}", f"where the {label} has {phrase[5:]}"]
             elif phrase.startswith("whose "):
-                found += [f"with {_a(label)} {phrase}", f"of {plural(label)} {phrase}"]
-        return found
+                templates += [f"with {_a(label)} {phrase}", f"of {plural(label)} {phrase}"]
+        return templates
 
     def bare_place(self, table: Table) -> Column | ForeignKey | None:
         """What "in Paris" can mean for rows of this table: its only place, or None when there are several."""
@@ -120,31 +120,31 @@ class Phrases:
             ]  # fmt: skip
         if kind in ("equal", "one of"):
             value = "{v} or {w}" if kind == "one of" else "{v}"
-            found = [
+            templates = [
                 f"whose {name} {be} {value}", f"with the {name} {value}", f"where the {name} {be} {value}",
                 f"that have the {name} {value}",
             ]  # fmt: skip
             if kind == "one of":
-                found.append(f"whose {name} {be} either {value}")
+                templates.append(f"whose {name} {be} either {value}")
             if column == table.title:
-                found += [f"called {value}", f"named {value}"]
+                templates += [f"called {value}", f"named {value}"]
             elif self.bare_place(table) == column:
-                found += [f"in {value}", f"in the {name} {value}"]
-            return found
+                templates += [f"in {value}", f"in the {name} {value}"]
+            return templates
         if kind == "not equal":
-            found = [
+            templates = [
                 f"whose {name} {be} not {{v}}", f"with {a} other than {{v}}", f"that do not have the {name} {{v}}",
                 f"where the {name} {be} not {{v}}", f"except those with the {name} {{v}}",
             ]  # fmt: skip
-            return found + (["not in {v}"] if self.bare_place(table) == column else [])
+            return templates + (["not in {v}"] if self.bare_place(table) == column else [])
         if kind in ("compare", "bound"):
             return self._number(operator, column)
         if kind == "between":
-            found = [
+            templates = [
                 f"with {a} between {{v}} and {{w}}", f"whose {name} {be} between {{v}} and {{w}}",
                 f"where the {name} {be} between {{v}} and {{w}}", f"with {a} from {{v}} to {{w}}",
             ]  # fmt: skip
-            return found + (["costing between {v} and {w}"] if _priced(column, table) else [])
+            return templates + (["costing between {v} and {w}"] if _priced(column, table) else [])
         if kind == "contains":
             return [
                 f"whose {name} contains {{v}}", f"with {{v}} in the {name}", f"that have {{v}} in their {name}",
@@ -166,51 +166,51 @@ class Phrases:
         table = self.schema.table(column.table)
         if operator in _COMPARE:
             places, words = _COMPARE[operator]
-            found = [f"with {a} {place} {{v}}" for place in places]
-            found += [f"whose {name} {be} {word} {{v}}" for word in (*places, *words)]
-            found += [f"with {a} of {words[0]} {{v}}", f"where the {name} {be} {words[0]} {{v}}"]
-            found += [f"that have {a} {words[2 if operator == '>' else 1]} {{v}}"]
+            templates = [f"with {a} {place} {{v}}" for place in places]
+            templates += [f"whose {name} {be} {word} {{v}}" for word in (*places, *words)]
+            templates += [f"with {a} of {words[0]} {{v}}", f"where the {name} {be} {words[0]} {{v}}"]
+            templates += [f"that have {a} {words[2 if operator == '>' else 1]} {{v}}"]
             if _priced(column, table):
-                found += [f"costing {words[0]} {{v}}", f"that cost {words[0]} {{v}}"]
-                found.append("cheaper than {v}" if operator == "<" else "more expensive than {v}")
+                templates += [f"costing {words[0]} {{v}}", f"that cost {words[0]} {{v}}"]
+                templates.append("cheaper than {v}" if operator == "<" else "more expensive than {v}")
             if is_plural(name):
-                found.append(f"with {words[0]} {{v}} {name}")
-            return found
+                templates.append(f"with {words[0]} {{v}} {name}")
+            return templates
         least, after = ("at least", "or more") if operator == ">=" else ("at most", "or less")
-        found = [
+        templates = [
             f"with {a} of {least} {{v}}", f"whose {name} {be} {least} {{v}}", f"where the {name} {be} {least} {{v}}",
             f"whose {name} {be} {{v}} {after}", f"with {a} of {{v}} {after}",
             f"whose {name} {be} {'not less' if operator == '>=' else 'not more'} than {{v}}",
         ]  # fmt: skip
         if _priced(column, table):
-            found += [f"costing {least} {{v}}", f"that cost {{v}} {after}"]
+            templates += [f"costing {least} {{v}}", f"that cost {{v}} {after}"]
         if is_plural(name):
-            found.append(f"with {least} {{v}} {name}")
-        return found
+            templates.append(f"with {least} {{v}} {name}")
+        return templates
 
     def _date(self, kind: str, operator: str, column: Column) -> list[str]:
         name, a, verb = column.label, with_article(column.label), self.participle(column)
         if kind == "between":
-            found = [
+            templates = [
                 f"with {a} between {{v}} and {{w}}", f"whose {name} is between {{v}} and {{w}}",
                 f"where the {name} is between {{v}} and {{w}}", f"with {a} from {{v}} to {{w}}",
             ]  # fmt: skip
-            return found + ([f"{verb} between {{v}} and {{w}}", f"{verb} from {{v}} to {{w}}"] if verb else [])
+            return templates + ([f"{verb} between {{v}} and {{w}}", f"{verb} from {{v}} to {{w}}"] if verb else [])
         if kind == "date":
             short, long = _DATES[operator]
-            found = [f"with {a} {short}"]
-            found += [f"{opening} {name} is {text}" for text in long for opening in ("whose", "where the")]
-            return found + ([f"{verb} {text}" for text in dict.fromkeys((short, long[0]))] if verb else [])
+            templates = [f"with {a} {short}"]
+            templates += [f"{opening} {name} is {text}" for text in long for opening in ("whose", "where the")]
+            return templates + ([f"{verb} {text}" for text in dict.fromkeys((short, long[0]))] if verb else [])
         if kind in ("year", "month"):
-            found = [f"with {a} in {{v}}", f"whose {name} is in {{v}}", f"where the {name} is in {{v}}"]
+            templates = [f"with {a} in {{v}}", f"whose {name} is in {{v}}", f"where the {name} is in {{v}}"]
             if kind == "year":
-                found += [f"with {a} in the year {{v}}", f"whose {name} is in the year {{v}}"]
+                templates += [f"with {a} in the year {{v}}", f"whose {name} is in the year {{v}}"]
             if sum(other.role == "date" for other in self.schema.table(column.table).columns) == 1:
-                found.append(f"{verb} in {{v}}" if verb else "in {v}")
-            return found + ([f"{verb} in {{v}}"] if verb else [])
+                templates.append(f"{verb} in {{v}}" if verb else "in {v}")
+            return templates + ([f"{verb} in {{v}}"] if verb else [])
         if kind == "equal":
-            found = [f"with the {name} {{v}}", f"whose {name} is {{v}}", f"where the {name} is {{v}}"]
-            return [*found, f"whose {name} is exactly {{v}}", *([f"{verb} on {{v}}"] if verb else [])]
+            templates = [f"with the {name} {{v}}", f"whose {name} is {{v}}", f"where the {name} is {{v}}"]
+            return [*templates, f"whose {name} is exactly {{v}}", *([f"{verb} on {{v}}"] if verb else [])]
         return [f"without {a}", f"that have no {name}", f"with no {name}", f"whose {name} is missing"]
 
 

@@ -70,13 +70,13 @@ def databases_of(source: str, databases: str | None = None) -> Databases:
     Raises InputError where neither is given or a database is missing.
     """
     if databases is None:
-        found = [entry.databases for name in source_names(source) if (entry := catalog.find(name)) and entry.databases]
-        if len(found) < len(source_names(source)):
+        names = [entry.databases for name in source_names(source) if (entry := catalog.find(name)) and entry.databases]
+        if len(names) < len(source_names(source)):
             raise InputError(
                 f"{source}: questions with SQL are asked of databases, and none are named. Name a folder, a .zip or a "
                 "file of SQLite databases (data.databases; --databases for quatrain evaluate)"
             )
-        databases = " + ".join(dict.fromkeys(found))
+        databases = " + ".join(dict.fromkeys(names))
     return Databases(databases)
 
 

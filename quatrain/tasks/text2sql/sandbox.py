@@ -137,21 +137,21 @@ class Connection:
                 cursor.close()
                 self._raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES // len(names))
                 cursor = self._raw.execute(sql)
-            found: list[tuple[Any, ...]] = []
+            rows: list[tuple[Any, ...]] = []
             size, truncated = 0, False
             for row in cursor:
-                if len(found) >= limit or size > self.size:
+                if len(rows) >= limit or size > self.size:
                     truncated = True
                     break
                 cells = tuple(self._blob(cell) if isinstance(cell, bytes) else cell for cell in row)
                 size += _size(cells)
-                found.append(cells)
+                rows.append(cells)
                 if self._late():
                     raise TimeoutError("interrupted")
         finally:
             cursor.close()
         columns = tuple(name if len(name) <= self.cell else name[: self.cell] + "…" for name in names)
-        return Result(columns, tuple(found), truncated, None, time.perf_counter() - start, size)
+        return Result(columns, tuple(rows), truncated, None, time.perf_counter() - start, size)
 
     def _text(self, data: bytes) -> str:
         """A text cell. Cut while SQLite still holds it: the long ones of a row never stand side by side."""
@@ -216,8 +216,8 @@ def _refuse(sql: str) -> str | None:
     if len(sql) > _SQL_LENGTH:
         return f"the statement is too large: {len(sql):,} characters; at most {_SQL_LENGTH:,} are run"
     rest = sql
-    while found := _COMMENT.match(rest):
-        rest = rest[found.end() :]
+    while comment := _COMMENT.match(rest):
+        rest = rest[comment.end() :]
     if "\x00" in sql:
         return "the statement holds a NUL character"
     if not rest.strip("; \n\t"):

@@ -24,26 +24,26 @@ def usable_combinations(
     shapes: Mapping[str, Shape], schema: Schema, draw: Draw
 ) -> tuple[dict[str, list[Combination]], dict[tuple[str, ...], str], list[str]]:
     """The combinations of every shape that can be filled, the skeleton of each, and the shapes that fit nowhere."""
-    found: dict[str, list[Combination]] = {}
+    usable: dict[str, list[Combination]] = {}
     skeletons: dict[tuple[str, ...], str] = {}
     unfit = []
     for name, shape in shapes.items():
         everything = list(shape.combinations(schema))
         if len(everything) > MOST:
             everything = draw.rng.sample(everything, MOST)
-        kept = []
+        fitting = []
         for combination in everything:
             for _ in range(12):
                 filled = shape.fill(combination, draw)
                 if filled is not None:
                     skeletons[identify(combination)] = skeleton(filled.sql)
-                    kept.append(combination)
+                    fitting.append(combination)
                     break
-        if kept:
-            found[name] = kept
+        if fitting:
+            usable[name] = fitting
         else:
             unfit.append(name)
-    return found, skeletons, unfit
+    return usable, skeletons, unfit
 
 
 def identify(combination: Combination) -> tuple[str, ...]:
@@ -67,9 +67,9 @@ def split(
     closed_count: Counter[str] = Counter()
     for name, combinations in found.items():
         total = len(combinations)
-        wanted = min(round(total * share), 20) or (1 if total >= 4 else 0)
+        target = min(round(total * share), 20) or (1 if total >= 4 else 0)
         for combination in rng.sample(combinations, total):
-            if closed_count[name] >= wanted:
+            if closed_count[name] >= target:
                 break
             key = skeletons[identify(combination)]
             if key in closed_skeletons:

@@ -23,20 +23,20 @@ def plain(connection: Connection, sql: str) -> str:
     Where a table has two aliases, its own name may mean another query: so an empty answer proves nothing.
     A statement that fails, or whose answer no other way gives, comes back with its white space alone made one space.
     """
-    written = " ".join(sql.strip().rstrip("; \n\t").split())
-    small = _joined([_small(piece) for piece in _PIECE.findall(written)])
+    statement = " ".join(sql.strip().rstrip("; \n\t").split())
+    small = _joined([_small(piece) for piece in _PIECE.findall(statement)])
     quoted = _joined([_single(piece) for piece in _PIECE.findall(small)])
-    found = connection.execute(written, exact=True)
-    if found.error is not None:
-        return written
+    result = connection.execute(statement, exact=True)
+    if result.error is not None:
+        return statement
     for text in (quoted, small.lower() if "'" not in small else small, small):
-        for way, proven in ((_without_aliases(text), _named_once(text) or not is_empty(found)), (text, True)):
+        for way, proven in ((_without_aliases(text), _named_once(text) or not is_empty(result)), (text, True)):
             if not proven:
                 continue
-            same = connection.execute(way, exact=True).rows == found.rows
-            if same or execution_match(connection, written, way).correct:
+            same = connection.execute(way, exact=True).rows == result.rows
+            if same or execution_match(connection, statement, way).correct:
                 return way
-    return written
+    return statement
 
 
 def statement_of(answer: str) -> str:

@@ -126,8 +126,8 @@ def source(schema: Schema, table: Table, path: Path) -> str:
     words = [f"FROM {table.sql}"]
     before: list[Table] = []
     for key in path:
-        twice = any(column.name.lower() == key.column.lower() for other in before for column in other.columns)
-        plain = key.column == key.parent_column and not twice
+        ambiguous = any(column.name.lower() == key.column.lower() for other in before for column in other.columns)
+        plain = key.column == key.parent_column and not ambiguous
         words.append(f"JOIN {quote(key.parent)} USING ({quote(key.column)})" if plain else key.join)
         before.append(schema.table(key.table))
     return " ".join(words)

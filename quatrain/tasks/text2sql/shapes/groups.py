@@ -81,10 +81,10 @@ class Group:
                 for conditions in base.condition_sets(schema, table, self.wanted):
                     for measured in OUTPUTS[self.function].columns(table):
                         used = {*columns, *measured}
-                        asked = [column for _, (_, column) in conditions]
-                        if len(used) < len(columns) + len(measured) or used & set(asked):
+                        compared = [column for _, (_, column) in conditions]
+                        if len(used) < len(columns) + len(measured) or used & set(compared):
                             continue
-                        if any(column.unique or column in table.identity for column in asked):
+                        if any(column.unique or column in table.identity for column in compared):
                             continue
                         outputs = [("per " + "up " * len(path), column) for column in columns]
                         outputs += [(self.function, column) for column in measured]
@@ -99,10 +99,10 @@ class Group:
         if conditions is None:
             return None
         schema = draw.material.schema
-        shown = ", ".join(base.name(column, joined) for column in columns)
+        names = ", ".join(base.name(column, joined) for column in columns)
         value = _aggregate(self.function, measured, joined)
         sql = (
-            f"SELECT {shown}, {value} {base.source(schema, table, path)}{base.where(conditions)}"
+            f"SELECT {names}, {value} {base.source(schema, table, path)}{base.where(conditions)}"
             f" GROUP BY {_by(schema, path, columns)}"
         )
         one, many = group_words(schema, path, columns)
@@ -140,10 +140,10 @@ class Best:
         down = draw.rng.random() < 0.65
         number = draw.choose(NUMBERS[:8])
         limit = number if self.limit == "n" else 1
-        shown = ", ".join(base.name(column, joined) for column in columns)
+        names = ", ".join(base.name(column, joined) for column in columns)
         order = f"{_aggregate(self.function, measured, joined)} {'DESC' if down else 'ASC'} LIMIT {limit}"
         sql = (
-            f"SELECT {shown} {base.source(schema, table, path)} GROUP BY {_by(schema, path, columns)} ORDER BY {order}"
+            f"SELECT {names} {base.source(schema, table, path)} GROUP BY {_by(schema, path, columns)} ORDER BY {order}"
         )
         one, many = group_words(schema, path, columns)
         words = {"group": one, "groups": many, "many": table.many, "n": str(number)}
@@ -173,9 +173,9 @@ class Having:
         number = draw.material.group_size(draw.rng, table.name, (path, columns[0]))
         operator = draw.choose((">", ">", ">=", "<"))
         number = max(2, number - 1) if operator == ">" else number + 1 if operator == "<" else max(2, number)
-        shown = ", ".join(base.name(column, joined) for column in columns)
+        names = ", ".join(base.name(column, joined) for column in columns)
         having = f"HAVING COUNT(*) {operator} {number}"
-        sql = f"SELECT {shown} {base.source(schema, table, path)} GROUP BY {_by(schema, path, columns)} {having}"
+        sql = f"SELECT {names} {base.source(schema, table, path)} GROUP BY {_by(schema, path, columns)} {having}"
         one, many = group_words(schema, path, columns)
         amount = {">": f"more than {number}", ">=": f"at least {number}", "<": draw.say(("fewer than", "less than"))}
         text = amount[operator] if operator != "<" else f"{amount['<']} {number}"

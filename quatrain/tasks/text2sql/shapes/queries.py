@@ -100,11 +100,11 @@ class Query:
             if not choices:
                 continue
             for conditions in base.condition_sets(schema, table, self.wanted):
-                asked = {column for _, (_, column) in conditions}
+                compared = {column for _, (_, column) in conditions}
                 if self._pointless(table, conditions):
                     continue
                 for columns in choices:
-                    if not asked & set(columns):
+                    if not compared & set(columns):
                         outputs = [(self.family, column) for column in columns]
                         yield base.combine(self.name, schema, table, conditions, outputs, (table, columns, conditions))
 

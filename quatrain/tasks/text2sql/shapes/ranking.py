@@ -57,11 +57,11 @@ class Ranking:
             if not table.identity:
                 continue
             for conditions in base.condition_sets(schema, table, self.wanted):
-                asked = {column for _, (path, column) in conditions if not path}
-                if any(column.unique or column in table.identity for column in asked):
+                compared = {column for _, (path, column) in conditions if not path}
+                if any(column.unique or column in table.identity for column in compared):
                     continue
                 for column in rankable(table):
-                    if column not in asked and column not in table.identity:
+                    if column not in compared and column not in table.identity:
                         yield base.combine(
                             self.name, schema, table, conditions, [("rank", column)], (table, column, conditions)
                         )

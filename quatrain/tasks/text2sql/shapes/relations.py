@@ -26,16 +26,20 @@ class Related:
         """Every foreign key; where one table points twice at another, "its orders" would not be clear, so not these."""
         for key in schema.foreign_keys:
             parent, child = schema.table(key.parent), schema.table(key.table)
-            twice = sum((other.table, other.parent) == (key.table, key.parent) for other in schema.foreign_keys) > 1
-            if twice or key.parent == key.table or not parent.identity:
+            ambiguous = sum((other.table, other.parent) == (key.table, key.parent) for other in schema.foreign_keys) > 1
+            if ambiguous or key.parent == key.table or not parent.identity:
                 continue
             for conditions in base.condition_sets(schema, child, self.wanted):
                 if any(column.name == key.column for _, (_, column) in conditions):
                     continue
-                made = base.combine(self.name, schema, child, conditions, [], (key, conditions), (key,))
+                combination = base.combine(self.name, schema, child, conditions, [], (key, conditions), (key,))
                 use = "count " if self.count else "list "
                 yield Combination(
-                    self.name, made.tables, made.columns, (*made.parts, f"{use}parent {key.parent}"), made.slots
+                    self.name,
+                    combination.tables,
+                    combination.columns,
+                    (*combination.parts, f"{use}parent {key.parent}"),
+                    combination.slots,
                 )
 
     def fill(self, combination: Combination, draw: Draw) -> Filled | None:
