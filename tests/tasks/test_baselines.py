@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,38 @@ def test_labels_and_choices_are_the_most_frequent_ones():
     assert Regression(None).baseline(texts) == ["1", "2", "1"]
     choices = rows(*({"question": "?", "choices": ["x", "y"], "label": label} for label in (1, 0, 1)))
     assert BestChoice(None).baseline(choices) == ["B"] * 3 and BestChoice(None).parse("B") == 1
+
+
+def test_a_baseline_counts_in_the_training_part(tmp_path: Path):
+    from quatrain.data.corpus import DataParts
+    from quatrain.data.settings import DataSettings
+
+    for name, labels in (("train", ["no", "no", "yes"]), ("test", ["yes", "yes", "no"])):
+        text = "".join(json.dumps({"text": "a", "label": label}) + "\n" for label in labels)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    source, test = str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
+    trained = Classification(NAMES, DataParts(DataSettings(source=source, test=test)))
+    assert trained.baseline(trained.held_out["test"]) == ["no"] * 3
+    alone = Classification(NAMES, DataParts(DataSettings(test=test)))
+    assert alone.baseline(alone.held_out["test"]) == ["yes"] * 3, "without training data, the evaluated examples count"
+    chats = Instructions(DataParts(DataSettings(source=source, test=test)))
+    assert chats.baseline(chats.held_out[test]) == ["no"] * 3
+
+
+def test_a_baseline_is_scored_once_for_the_same_examples():
+    from quatrain.evaluation.evaluate import baseline_scores
+
+    task, examples, computed = Classification(NAMES), rows({"text": "a", "label": "no"}), []
+
+    def score() -> dict[str, float]:
+        computed.append(1)
+        return {"accuracy": 1.0}
+
+    assert baseline_scores(task, "test", examples, score) == baseline_scores(task, "test", examples[:], score)
+    assert len(computed) == 1
+    baseline_scores(task, "test", rows({"text": "b", "label": "no"}), score)
+    baseline_scores(task, "dev", examples, score)
+    assert len(computed) == 3
 
 
 def test_each_word_gets_the_most_frequent_tag():
