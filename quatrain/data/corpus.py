@@ -179,13 +179,13 @@ class Corpus:
 class DataParts:
     """The parts of a recipe's data (`source`, `dev`, `test`), each opened, and its format detected, once.
 
-    `kept` holds examples that were read and are used again, by a name of the reader's choice.
+    `cache` keeps examples and tasks for further readers, by a key of the reader's choice.
     """
 
     def __init__(self, settings: DataSettings, seed: int = 0):
         """`seed` draws the share of the source that is held out."""
         self.settings, self.seed = settings, seed
-        self.kept: dict[Any, Any] = {}
+        self.cache: dict[Any, Any] = {}
         self._opened: dict[tuple[str, str | None], Corpus] = {}
 
     def name(self, part: str = "source") -> str | None:
@@ -257,10 +257,10 @@ class DataParts:
         """These parts with one of the sources that a part joins."""
         if name == self.name(part):
             return self
-        if (part, name) not in self.kept:
+        if (part, name) not in self.cache:
             settings = self.settings.model_copy(update={part: name})
-            self.kept[part, name] = DataParts(settings, self.seed)
-        alone: DataParts = self.kept[part, name]
+            self.cache[part, name] = DataParts(settings, self.seed)
+        alone: DataParts = self.cache[part, name]
         return alone
 
     def split(self, examples: Sequence[Record]) -> tuple[list[Record], list[Record]]:

@@ -31,11 +31,11 @@ from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import collate
 
 MAIN_METRICS = ("f1", "accuracy", "pearson", "bleu")
-"""The metrics that stand for a task of records, the first that it has before the others."""
+"""The main metric of a task of records is the first of these that it has."""
 ROWS = 64
-"""Texts that an encoder-decoder answers together."""
+"""Texts in one batch of an encoder-decoder."""
 SAMPLES = 12
-"""Samples of each set that are kept, evenly spread."""
+"""The number of samples of each set, evenly spread."""
 NAMED = 3
 """Examples without a valid reference that an error names."""
 
@@ -44,7 +44,7 @@ NAMED = 3
 class Evaluation:
     """Scores of one set of examples, the main metric first, with those of the dumb baseline on the same examples.
 
-    `details` hold what is behind the metrics, such as a table of confusions. `tokens` were generated in `seconds`.
+    `details` explain the metrics, such as a confusion matrix. `tokens` is the number generated in `seconds`.
     """
 
     scores: dict[str, float]
@@ -124,7 +124,7 @@ def _with_head(
     params: SamplingParams,
     progress: Callable[[int], None],
 ) -> Evaluation:
-    """The loss and the metrics of a model that has the head of the task; an encoder-decoder also writes its answers."""
+    """The loss and the metrics of a model with the head of the task, and of texts that an encoder-decoder writes."""
     examples, notes = task.objective.prepare(records)
     scores, details = measure(task.objective, model, examples)
     baseline = baseline_scores(task, name, records, lambda: _baseline_of_head(task, records, examples))
@@ -196,7 +196,7 @@ def translations(
 def record_samples(
     model: Model, tokenizer: Tokenizer, task: RecordTask, records: Sequence[Row], name: str, max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    """The model's answers to some records, for the look during training."""
+    """The model's answers to some records, for the preview during training."""
     if not task.writes:
         return predicted_samples(task, model, records, name)
     params = SamplingParams(max_new_tokens=max_new_tokens)
@@ -210,7 +210,7 @@ def text_sample(task: RecordTask, record: Row, text: str, name: str) -> dict[str
 
 
 def predicted_samples(task: RecordTask, model: Model, records: Sequence[Row], name: str) -> list[dict[str, Any]]:
-    """Records with the model's predictions; none for objectives that predict nothing."""
+    """Records with the model's predictions; [] for an objective without predictions."""
     objective = task.objective
     if not hasattr(objective, "predict"):
         return []
@@ -228,7 +228,7 @@ def predicted_samples(task: RecordTask, model: Model, records: Sequence[Row], na
 def _with_loss(
     engine: Engine, task: Task[Any], name: str, examples: Sequence[Any], params: SamplingParams | None
 ) -> Evaluation:
-    """The loss of the references, beside that of token frequencies; with `params` also completions.
+    """The loss of the references and, as baseline, that of token frequencies; with `params` also completions.
 
     Completions are scored where all references are short; otherwise some are shown.
     """

@@ -1,7 +1,7 @@
-"""Several adapters over one base, each by a weight, without touching the base's weights: what a merge must say.
+"""Several adapters over one base, each with a weight, without a change of the base's weights.
 
-What a linear adapter makes of an input is the base's result and what it adds; of several the additions are summed, each
-by its weight. A merge computes the same by other means, so that one is a check of the other.
+The output of an adapted layer is the base's output plus what the adapter adds. Here the additions of several adapters
+are weighted and summed. A merge computes the same from the weights, so the two check each other.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class WeightedLinear(nn.Module):
 
 @torch.no_grad()
 def together(folders: Sequence[str | Path], weights: Sequence[float]) -> Model:
-    """The base of some adapters with all of them over it, each by its weight; their base, head and labels are one.
+    """The common base of some adapters with all of them over it, each with its weight. They share head and labels.
 
     Raises InputError as `read_adapter` does.
     """
@@ -50,25 +50,26 @@ def together(folders: Sequence[str | Path], weights: Sequence[float]) -> Model:
     model = load_weights(base_folder(places[0]), **head_of(places[0]))
     methods.dequantize(model)
     model.requires_grad_(False)
-    found = [read_adapter(model, place) for place in places]
-    if any(each.whole.unties for each in found):
+    adapters = [read_adapter(model, place) for place in places]
+    if any(each.whole.unties for each in adapters):
         untie(model)
-    _move(model, found, weights)
-    for path in dict.fromkeys(path for each in found for path in each.layers):
-        own = [(each.layers[path], weight) for each, weight in zip(found, weights, strict=True) if path in each.layers]
+    _move(model, adapters, weights)
+    for path in dict.fromkeys(path for each in adapters for path in each.layers):
+        pairs = zip(adapters, weights, strict=True)
+        own = [(each.layers[path], weight) for each, weight in pairs if path in each.layers]
         replace_module(model, path, WeightedLinear(own[0][0].base, own))
     return model.eval()
 
 
-def _move(model: Model, found: Sequence[LoadedAdapter], weights: Sequence[float]) -> None:
-    """Moves the model's own weights by what adapters have learned of them, whole or by rows."""
+def _move(model: Model, adapters: Sequence[LoadedAdapter], weights: Sequence[float]) -> None:
+    """Adds the weighted changes of the model's own weights, which adapters have trained whole or by rows."""
     state = dict(model.named_parameters())
-    # what a head that the base does not have was drawn as is no beginning
+    # A new head has random weights in the base: the change starts from zero.
     new = set(model.newly_initialized)
     start = {name: torch.zeros_like(each) if name in new else each.clone() for name, each in state.items()}
     for name in {name for name in model.newly_initialized if name in state}:
         state[name].zero_()
-    for each, weight in zip(found, weights, strict=True):
+    for each, weight in zip(adapters, weights, strict=True):
         changed = {name: tensor.float() for name, tensor in each.whole.tensors.items() if name in state}
         if each.rows is not None:
             tables = {f"{part}.weight": table for part, table in each.rows.tables().items()}

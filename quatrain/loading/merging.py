@@ -1,7 +1,7 @@
-"""Adapters made part of their model, with a look at what that changed: nobody merges blindly.
+"""Merges adapters into their base model, and measures how far the logits change.
 
 Several adapters of one base are merged by weights: each adds its share of what it changes in the weights (task
-arithmetic, Ilharco et al. 2022, arXiv 2212.04089). All of it is done in full precision, whatever the base is held in.
+arithmetic, Ilharco et al. 2022, arXiv 2212.04089). A quantized base is dequantized first: all sums are in float32.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from quatrain.models.transformer.stack import Model
 from quatrain.models.transformer.vocabulary import resize_vocabulary, untie
 
 ROUNDING_ERROR = 0.001
-"""The share of the largest logit by which a merged model may differ from its adapters over their base: arithmetic."""
+"""The largest allowed change of a logit by a merge, as a share of the largest logit. Only rounding errors remain."""
 OF_BITS = {"int8": 0.2, "int4": 1.0, "nf4": 1.0}
-"""The same for weights that are rounded at the end, several times what rounding to so many bits usually changes."""
+"""The same for weights that are quantized after the merge: several times the usual change by this quantization."""
 
 
 @dataclass
 class Change:
-    """What merging changed on a probe: the logits' largest difference, that as a share of their largest magnitude, and
-    the loss in nats per token before and after, where the model says tokens.
+    """The change by a merge on a probe text: the largest difference of a logit, and its share of the largest logit.
+
+    For a causal model also the loss before and after, in nats per token.
     """
 
     largest: float
@@ -42,7 +43,7 @@ class Change:
     loss_after: float | None = None
 
     def check(self, tolerance: float, what: str = "Merging") -> None:
-        """Raises InputError where the logits changed by more than this share, or are not finite."""
+        """Raises InputError if the logits changed by more than the share `tolerance`, or are not finite."""
         if not math.isfinite(self.largest):
             raise InputError(f"{what} makes logits that are not finite. Nothing is written. Take smaller --weights.")
         if not self.share <= tolerance:
@@ -55,7 +56,7 @@ class Change:
 def argument_problems(
     folders: Sequence[str | Path], weights: Sequence[float], quantize: str | None, tolerance: float | None = None
 ) -> list[str]:
-    """What is wrong with the arguments of a merge."""
+    """The problems of the arguments of a merge."""
     problems = [] if folders else ["no adapter is named: quatrain merge ADAPTER --out FOLDER"]
     if weights and len(weights) != len(folders):
         problems.append(f"weights: {len(weights)}; must be as many as adapters, {len(folders)}")
@@ -70,10 +71,10 @@ def argument_problems(
 
 
 def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quantize: str | None = None) -> Model:
-    """The model of one base with adapters merged into it, each by its weight (1 unless given), perhaps quantized again.
+    """The base model with adapters merged into it, each by its weight (1 by default), then quantized with `quantize`.
 
-    Raises InputError for folders that are no adapters, of several bases or heads, or with what is no weight (soft
-    prompts and bottlenecks), for weights that are no finite numbers, and where the sums are not finite.
+    Raises InputError for folders that are not adapters, for adapters of several bases or heads, for adapters that are
+    not changes of weights (soft prompts and bottlenecks), and for weights or sums that are not finite.
     """
     problems = argument_problems(folders, weights, quantize)
     bases = {str(base_folder(resolve(folder)).resolve()) for folder in folders}
@@ -103,7 +104,7 @@ def merge(folders: Sequence[str | Path], weights: Sequence[float] = (), *, quant
 
 
 def check_finite(model: Model) -> None:
-    """Raises InputError with the weights that hold numbers that are not finite."""
+    """Raises InputError that names the weights with NaN or infinity."""
     wrong = [
         f"{name}: has numbers that are not finite"
         for name, tensor in model.state_dict().items()
@@ -114,7 +115,7 @@ def check_finite(model: Model) -> None:
 
 
 def _check_alike(folder: str | Path, one: Model, first: Model) -> None:
-    """Raises InputError where the models of two adapters have not the same parts."""
+    """Raises InputError if two adapters have another vocabulary or head."""
     if one.config.vocab_size != first.config.vocab_size:
         raise InputError(
             f"{folder}: its vocabulary has {one.config.vocab_size:,} tokens, the first one's "
@@ -127,7 +128,7 @@ def _check_alike(folder: str | Path, one: Model, first: Model) -> None:
 
 @torch.no_grad()
 def _merged(folder: str | Path) -> tuple[Model, dict[str, Tensor]]:
-    """A base of floats with one adapter in it, and the base's weights by name."""
+    """The dequantized base with one adapter merged into it, and the weights of the base by name."""
     resolved = ResolvedModel.of(folder)
     model = load_weights(resolved)
     if what := unmergeable_reason(model):
@@ -139,7 +140,7 @@ def _merged(folder: str | Path) -> tuple[Model, dict[str, Tensor]]:
         methods.dequantize(each)
     start = {name: tensor.float().clone() for name, tensor in base.state_dict().items()}
     for name, tensor in model.state_dict().items():
-        # A head that the base does not have begins at nothing.
+        # The base lacks the head of the adapter: the change starts from zero.
         if name not in start or start[name].shape != tensor.shape:
             start[name] = torch.zeros_like(tensor, dtype=torch.float32)
     return model, start
@@ -147,7 +148,7 @@ def _merged(folder: str | Path) -> tuple[Model, dict[str, Tensor]]:
 
 @torch.no_grad()
 def change(before: Model, after: Model, ids: Tensor) -> Change:
-    """What another model says of ids (1, T) than the one before."""
+    """The change of the logits between two models for ids (1, T)."""
     first, second = (_logits(model, ids) for model in (before, after))
     largest = float((first - second).abs().max())
     share = largest / max(float(first.abs().max()), 1e-12)
@@ -159,6 +160,6 @@ def change(before: Model, after: Model, ids: Tensor) -> Change:
 
 def _logits(model: Model, ids: Tensor) -> Tensor:
     named = {} if model.encoder is None else {"decoder_input_ids": ids}
-    found = model.eval()(ids, **named)[0]
-    logits: Tensor = found[0] if isinstance(found, tuple) else found
+    output = model.eval()(ids, **named)[0]
+    logits: Tensor = output[0] if isinstance(output, tuple) else output
     return logits.float()

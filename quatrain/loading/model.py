@@ -1,4 +1,4 @@
-"""One way to read a model folder, whatever it holds: plain weights, quantized ones, or an adapter over a base model."""
+"""Loads any model folder: plain weights, quantized weights, or one or several adapters over a base model."""
 
 from __future__ import annotations
 

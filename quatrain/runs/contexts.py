@@ -8,7 +8,7 @@ from typing import Any
 from quatrain.core.errors import QuatrainError
 from quatrain.core.processes import process_number
 from quatrain.core.progress import Reporter
-from quatrain.runs.folder import made
+from quatrain.runs.folder import written_folder
 from quatrain.runs.inputs import beginning
 from quatrain.runs.settings import RecipeSettings
 from quatrain.runs.stage import StageContext, stage_name
@@ -28,8 +28,8 @@ def stage_context(recipe: RecipeSettings, folder: Path, index: int, reporter: Re
             raise QuatrainError(
                 f"{earlier} has no result that this process can read; all processes need the same run folder."
             )
-        tokenizer = made(earlier, "tokenizer") or tokenizer
-        model = made(earlier, "model") or model
+        tokenizer = written_folder(earlier, "tokenizer") or tokenizer
+        model = written_folder(earlier, "model") or model
     stage = recipe.stage[index]
     name = stage_name(index, stage)
     processes = process_number()[1] if spec_of(stage).distributed else 1

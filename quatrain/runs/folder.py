@@ -113,8 +113,8 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def made(stage_folder: Path, name: str) -> Path | None:
-    """The folder of this name that a stage has written, or None."""
+def written_folder(stage_folder: Path, name: str) -> Path | None:
+    """The folder of this name that a stage has written; None if it has not."""
     path = stage_folder / name
     return path if path.is_dir() else None
 

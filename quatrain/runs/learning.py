@@ -264,15 +264,15 @@ def example_stream(
     settings: Any, context: StageContext, examples: Sequence[Any], *, length: int = 0, pad_id: int = 0
 ) -> tuple[ExampleStream | PackedStream, int]:
     """Shuffled batches of examples, and the number of optimizer steps. `length` is that of a packed row."""
-    wanted = settings.train
-    tokens = max(1, wanted.batch_tokens // wanted.accumulation)
+    train = settings.train
+    tokens = max(1, train.batch_tokens // train.accumulation)
     stream: ExampleStream | PackedStream
-    if wanted.packing:
+    if train.packing:
         rows = max(1, tokens // length)
         stream = PackedStream(examples, length=length, rows=rows, pad_id=pad_id, seed=context.seed)
     else:
         stream = ExampleStream(examples, batch_tokens=tokens, seed=context.seed)
-    return stream, wanted.steps or stream.steps(wanted.epochs or 1, wanted.accumulation)
+    return stream, train.steps or stream.steps(train.epochs or 1, train.accumulation)
 
 
 def training_job(

@@ -27,7 +27,7 @@ from quatrain.core.progress import Reporter, create_reporter, drop_metrics
 from quatrain.runs.contexts import stage_context
 from quatrain.runs.distributed import announce, dismiss, divided, follow, losses_explained
 from quatrain.runs.fingerprints import stage_marks
-from quatrain.runs.folder import Run, free_name, link_folder, made, make_folder, prepare, read_json
+from quatrain.runs.folder import Run, free_name, link_folder, make_folder, prepare, read_json, written_folder
 from quatrain.runs.inputs import check_inputs, input_marks, left_out
 from quatrain.runs.recipe import Recipe, changes, dumps, load, loads
 from quatrain.runs.stage import StageContext, StageResult, stage_name
@@ -273,7 +273,7 @@ class _Runner:
     def _finalize(self, done: Run) -> None:
         from quatrain.runs.summary import report_finished, write_card
 
-        models = [path for name in self.names if (path := made(self.folder / "stages" / name, "model"))]
+        models = [path for name in self.names if (path := written_folder(self.folder / "stages" / name, "model"))]
         if models:
             with disk_errors(self.folder / "model"):
                 link_folder(models[-1], self.folder / "model")

@@ -197,7 +197,7 @@ class DataTask(Task[Example]):
         if data is not None:
             sets = data_sets(self.name, data, self.read, by_source=self.by_source, limit=limit)
             self.splits, self.held_out = sets
-            self.baseline_scores = data.kept.setdefault((self.name, "baselines"), {})
+            self.baseline_scores = data.cache.setdefault((self.name, "baselines"), {})
 
     @abstractmethod
     def read(self, data: DataParts, part: str) -> Iterator[Example]:
@@ -223,7 +223,7 @@ def data_sets(
         examples = list(read(data, "source"))
         if data.name("dev") is not None:
             return examples
-        learned, data.kept[name, "share"] = data.split(examples)
+        learned, data.cache[name, "share"] = data.split(examples)
         return learned
 
     def development() -> Sequence[Example]:
@@ -232,12 +232,12 @@ def data_sets(
     def held_out(parts: DataParts, part: str, limit: int | None) -> Sequence[Example]:
         is_share = part == "source" and not parts.settings.streaming
         key = (name, "share") if is_share else (name, part, limit)
-        if key not in parts.kept and is_share:
+        if key not in parts.cache and is_share:
             train()
-        elif key not in parts.kept:
-            parts.kept[key] = list(islice(read(parts, part), limit))
-        kept: Sequence[Example] = parts.kept[key]
-        return kept
+        elif key not in parts.cache:
+            parts.cache[key] = list(islice(read(parts, part), limit))
+        examples: Sequence[Example] = parts.cache[key]
+        return examples
 
     sets = data.held_out_sets(by_source=by_source)
     scored = ExampleSets({set_name: partial(held_out, *place, limit) for set_name, place in sets.items()})
@@ -340,10 +340,10 @@ def specs() -> list[TaskSpec]:
 
 def spec_of_source(data: DataParts, part: str = "source") -> TaskSpec | None:
     """The task whose examples a part of the data holds; None where no task claims it."""
-    if (part, "spec") not in data.kept:
+    if (part, "spec") not in data.cache:
         named = specs() if data.name(part) is not None else []
-        data.kept[part, "spec"] = next((spec for spec in named if _claims(spec, data, part)), None)
-    spec: TaskSpec | None = data.kept[part, "spec"]
+        data.cache[part, "spec"] = next((spec for spec in named if _claims(spec, data, part)), None)
+    spec: TaskSpec | None = data.cache[part, "spec"]
     return spec
 
 
@@ -364,14 +364,14 @@ def source_task(data: DataParts, part: str = "source") -> SourceTask[Any] | None
 
 
 def _opened(spec: TaskSpec, data: DataParts, part: str) -> SourceTask[Any]:
-    if (part, "task") not in data.kept:
+    if (part, "task") not in data.cache:
 
         def read(parts: DataParts, part: str) -> list[Any]:
             return _opened(spec, parts, part).take()
 
-        task = data.kept[part, "task"] = spec.open(data, part)
+        task = data.cache[part, "task"] = spec.open(data, part)
         task.splits, task.held_out = data_sets(spec.name, data, read, by_source=True)
-    opened: SourceTask[Any] = data.kept[part, "task"]
+    opened: SourceTask[Any] = data.cache[part, "task"]
     return opened
 
 

@@ -1,8 +1,8 @@
-"""The dpo stage: the model practises, its answers are judged, and it learns to prefer the right ones.
+"""Implementation of the dpo stage: preference pairs, training on them, and the choice of the better model.
 
-With a database the pairs are the model's own samples, judged by running them; otherwise they come from a file of
-preferences. A share of the practice questions is kept apart: the stage keeps the model from before unless the new one
-answers more of those, so that it never makes a model worse unnoticed. The held-out sets take no part in the choice.
+With a database the pairs are samples of the model, judged by running them; otherwise a file has them. The task's split
+"development" decides whether the trained model replaces the previous one, which is kept if the new one does not answer
+more of these questions. The held-out sets take no part in the choice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PORTION = 256
 
 
 def run(settings: DPOStage, context: StageContext) -> StageResult:
-    """Collects pairs, trains, keeps the better model by the questions kept apart, writes `model/` and measures it."""
+    """Collects pairs, trains, chooses the better model by the development split, writes `model/` and evaluates it."""
     tokenizer = tokenizer_of(context)
     model = with_dropout(model_of(context), settings.train.dropout)
     data = context.recipe.data_of(settings)
@@ -149,7 +149,7 @@ def _given_pairs(
 
 
 def _development_score(context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer) -> float:
-    """The main metric of the model's greedy completions on the examples kept for choosing."""
+    """The main metric of the model's greedy completions of the development split."""
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens)
     examples, _ = task.judgeable(task.splits["development"])
     return evaluate(Engine(model, tokenizer), task, "development", examples, params=params).main if examples else 0.0
