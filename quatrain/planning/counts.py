@@ -1,7 +1,7 @@
 """Counts of a model from its configuration alone: parameters, FLOPs, weight bytes, KV cache, optimizer states.
 
 FLOPs follow Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B) and Kaplan et al. 2020 (arXiv 2001.08361): two
-for each weight of a matrix product and token, and those of attention. The memory of a training step is estimated in
+per token and weight of a matrix product, plus those of attention. The memory of a training step is estimated in
 `quatrain.planning.training_memory`.
 """
 

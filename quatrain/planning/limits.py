@@ -18,10 +18,10 @@ from quatrain.models.transformer.config import ModelConfig
 from quatrain.planning.machine import available_memory
 
 LARGEST_MODEL = 2**58
-"""Weights whose bytes can be counted in 64 bits with room to spare: a million terabytes."""
+"""More weights than this are refused: their bytes would come close to the limit of 64 bits."""
 
 LAYER_BYTES = 100_000
-"""Memory of a layer's modules beside their weights."""
+"""Memory of a layer's Python modules, without their weights."""
 
 UNCHECKED_GENERATION = 64 * 1024 * 1024
 """Bytes that a generation may take without asking the system how much memory is free."""
@@ -42,7 +42,7 @@ def estimating() -> Iterator[None]:
 def check_bytes(size: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
     """Raise InputError if `size` bytes are more than the device has free.
 
-    The message says that `what` needs them and gives the `remedy`.
+    The message names what needs the memory (`what`) and ends with the `remedy`.
     """
     if _estimating.get() or torch.device(device).type == "meta":
         return
@@ -58,7 +58,7 @@ def check_weights(config: ModelConfig, bits: int = 32, device: torch.device | st
     layers = config.num_hidden_layers + (config.num_encoder_layers if config.architecture == "encoder-decoder" else 0)
     elements = least_parameters(config)
     if elements >= LARGEST_MODEL:
-        raise InputError(f"A model of at least {elements:,} weights is larger than anything that can be reckoned.")
+        raise InputError(f"A model of at least {elements:,} weights is too large to estimate.")
     check_bytes(
         elements * bits // 8 + (layers * LAYER_BYTES if torch.device(device).type == "cpu" else 0),
         f"This model ({elements:,} weights: num_hidden_layers {config.num_hidden_layers:,}, hidden_size "
@@ -106,7 +106,7 @@ def check_tokens(rows: int, length: int, what: str) -> None:
 def check_step(config: ModelConfig, tokens: int, device: torch.device | str = "cpu") -> None:
     """Raise InputError if a micro-batch of so many tokens does not fit.
 
-    Counts ids, labels and the input of each layer in two bytes, which every way of training keeps.
+    Counts ids, labels and the input of each layer in two bytes: the least that any training keeps.
     """
     check_bytes(
         tokens * (16 + 2 * config.num_hidden_layers * config.hidden_size),
@@ -121,8 +121,8 @@ def check_training(
 ) -> None:
     """Raise InputError if a training step does not fit.
 
-    `weights` are the model's bytes and `states` the optimizer's bytes on the device, `trained` the elements that have a
-    float32 gradient, `tokens` those of a micro-batch.
+    `weights` and `states` are the bytes of the model and of the optimizer states on the device, `trained` the number of
+    elements with a float32 gradient, `tokens` the tokens of a micro-batch.
     """
     size = weights + 4 * trained + states
     free = available_memory(device)
@@ -140,9 +140,9 @@ def check_generation(
 ) -> None:  # fmt: skip
     """Raise InputError if the KV cache, scores and ids of a batch of generations do not fit.
 
-    Position biases of the prompt count too, where a model has them: they grow with the square of its length. Each of
-    `prompts` * `beams` sequences has `virtual_tokens` of a soft prompt, `prompt_tokens`, and up to `new_tokens`
-    that are generated; a number of the cache has `item_bytes`.
+    Position biases of the prompt, which grow with the square of its length, are included for models that have them.
+    Each of `prompts` * `beams` sequences has `virtual_tokens` of a soft prompt, `prompt_tokens` and up to `new_tokens`
+    generated tokens; an element of the cache has `item_bytes`.
     """
     width = virtual_tokens + prompt_tokens + new_tokens
     windows = [config.sliding_window if kind == "sliding" else None for kind in config.layer_types]

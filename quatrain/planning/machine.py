@@ -25,18 +25,18 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of a name; `auto` takes CUDA, else Apple's GPU, else the CPU. Of several GPUs, that of this process.
+    """The device of a name; `auto` takes CUDA, else Apple's GPU, else the CPU. A process of several takes its own GPU.
 
     Raises InputError for an unknown name and a device that this machine does not have.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name not in DEVICES:
         raise InputError(f"train.device: {name!r}; must be one of {', '.join(DEVICES)}.")
     if name == "auto":
-        name = next(each for each in ("cuda", "mps", "cpu") if there[each])
-    if not there[name]:
+        name = next(each for each in ("cuda", "mps", "cpu") if available[each])
+    if not available[name]:
         raise InputError(
-            f"train.device: {name}; this machine has none that PyTorch {torch.__version__} can use. Take auto or cpu."
+            f"train.device: {name}; this machine has none that PyTorch {torch.__version__} can use. Use auto or cpu."
         )
     if name == "cuda":
         return torch.device("cuda", environment_number("LOCAL_RANK"))

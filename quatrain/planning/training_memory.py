@@ -1,8 +1,8 @@
 """Estimates the memory of a training step from a model's configuration alone; no weight is read.
 
 The training code itself (modules, forward and backward passes, precision, losses) runs some steps on PyTorch's fake
-tensors, which have a shape and no data. The bytes of all live tensors are added up at every moment. For a CPU a model
-of glibc's heap places them, since its holes are a tenth of the memory and more.
+tensors, which have a shape and no data, while the bytes of all live tensors are added up. For a CPU the tensors are
+placed on a simulated glibc heap, whose holes take a tenth of the memory or more.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ MOST_LAYERS = 500
 """Most layers that are estimated; the largest published models have about 130."""
 
 MOST_CHUNKS, MOST_PRODUCTS = 2_000, 50_000
-"""Most chunks of a loss that are estimated, and products in them: half a minute or a minute. 500,000 tokens at once of
-128,000 words are below."""
+"""Most chunks of a loss that are simulated, and matrix products in them: they take up to a minute. 500,000 tokens at
+once with a vocabulary of 128,000 are within the limit."""
 
 LARGEST_TENSOR = 2**60
-"""In elements; bytes are counted in 64 bits."""
+"""Elements of the largest tensor; its bytes must fit in 64 bits."""
 
 STEPS = 3
 """Simulated steps: by the third the heap has reached its size."""
 
 HEAP_FACTOR = 1.1
-"""A real heap over a simulated one: objects that are no tensors lie in its holes too. The mean of the cases of
+"""Size of a real heap, which also holds other objects, relative to the simulated one: the mean over the cases of
 `benchmarks/plan_memory.py`, which range from 0.99 to 1.26.
 """
 
@@ -66,9 +66,9 @@ class TrainingMemory:
     """Elements, trainable and total; bytes of each part at its own largest, and of the whole at its peak.
 
     Parts: `weights` (in the working precision, and float32 masters), `adapter`, `gradients`, `optimizer`, `activations`
-    (saved by a forward pass, without logits), `logits`, and `workspace`: what passes and the optimizer need besides at
-    the peak, and the holes of the heap in a training on a CPU. The parts need not be largest at the same time:
-    gradients grow while activations are freed. `host` are the bytes of paged optimizer states in RAM, outside the peak.
+    (saved by a forward pass, without logits), `logits`, and `workspace`: temporary tensors at the peak and, on a CPU,
+    the holes of the heap. The parts are not largest at the same time: gradients grow while activations are freed.
+    `host` are the bytes of paged optimizer states in RAM, which the peak does not include.
     """
 
     trainable: int
@@ -92,10 +92,10 @@ def training_memory(
 ) -> TrainingMemory:
     """Estimates the memory of training a model of this shape with these settings, on micro-batches (rows, length).
 
-    `precision` is float32, bfloat16 or float16, and `stored` that of the model's files: frozen weights of the same
-    precision are held once. `special` are the tokens whose rows of the embedding train beside an adapter with
-    `trainable_tokens` = "special": the embedding then has a gradient and optimizer states. The peak is at least that of
-    reading the model and converting its weights. Raises InputError for an adapter that does not fit the model.
+    `precision` is float32, bfloat16 or float16, and `stored` the dtype of the model's files: frozen weights of the same
+    dtype are in memory once. `special` are the tokens whose embedding rows train beside an adapter with
+    `trainable_tokens` = "special": the embedding then has a gradient and optimizer states. The peak includes loading
+    the model and converting its weights. Raises InputError for an adapter that does not fit the model.
     """
     device = torch.device(device)
     _check_countable(config, rows, length, device)
@@ -160,19 +160,19 @@ def _check_countable(config: ModelConfig, rows: int, length: int, device: torch.
     """Refuse shapes whose simulation would take long, or whose tensors have sizes beyond 64 bits."""
     if config.num_hidden_layers > MOST_LAYERS:
         raise InputError(
-            f"num_hidden_layers: {config.num_hidden_layers:,}; a step is gone through layer by layer, {MOST_LAYERS:,} "
-            "at most: plan a model of fewer layers, and multiply"
+            f"num_hidden_layers: {config.num_hidden_layers:,}; at most {MOST_LAYERS:,} layers are "
+            "simulated: plan a model of fewer layers, and multiply"
         )
     wide = max(config.vocab_size, config.intermediate_size, config.num_attention_heads * max(config.head_dim, length))
     if max(rows * length, least_parameters(config)) * wide >= LARGEST_TENSOR:
         raise InputError(
             f"{rows:,} rows of {length:,} tokens for a model with at least {least_parameters(config):,} weights: too "
-            "large to be reckoned; make train.batch_tokens, context or the model smaller"
+            "large to simulate; make train.batch_tokens, context or the model smaller"
         )
     chunks, products = chunk_count(rows * length, config.vocab_size, device)
     if config.head in LANGUAGE_HEADS and (chunks > MOST_CHUNKS or products > MOST_PRODUCTS):
         raise InputError(
-            f"{rows:,} rows of {length:,} tokens, each with {config.vocab_size:,} logits: too large to be reckoned; "
+            f"{rows:,} rows of {length:,} tokens, each with {config.vocab_size:,} logits: too large to simulate; "
             "make train.batch_tokens smaller, or train.accumulation larger"
         )
 
@@ -180,7 +180,7 @@ def _check_countable(config: ModelConfig, rows: int, length: int, device: torch.
 def _model(
     config: ModelConfig, adapter: AdapterSettings | None, device: torch.device, special: Sequence[int] = ()
 ) -> Model:
-    """The network as it trains, of fake tensors."""
+    """The model in training mode, with fake tensors."""
     with device:
         model = Model(config)
         if adapter is not None:
@@ -240,7 +240,7 @@ def _step(
 
 
 def _temporary(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Bytes that a step of AdamW holds for a moment: paged states on the device, slices in float32."""
+    """Bytes that a step of AdamW needs temporarily: paged states on the device, slices in float32."""
     size = memory.states([optimizer]) if isinstance(optimizer, Paged) else 0
     if isinstance(optimizer, adamw8bit.AdamW8bit):
         largest = max((p.numel() for group in optimizer.param_groups for p in group["params"]), default=0)
@@ -249,7 +249,7 @@ def _temporary(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
 
 
 def _loss(model: Model, ids: Tensor) -> Tensor:
-    """A loss like those of the objectives for this head, with every token as a target."""
+    """A loss like the objectives' for this head, with every token as a target."""
     if model.config.head in LANGUAGE_HEADS:
         decoder_ids = None if model.encoder is None else ids
         return summed_language_loss(model, model.hidden_states(ids, decoder_input_ids=decoder_ids), ids)
@@ -326,7 +326,7 @@ class Heap:
         return self._take(-(-(size + 16) // self.ALIGNED) * self.ALIGNED)
 
     def _small(self) -> None:
-        """Allocates the objects of one tensor: those of a freed tensor, else the rest of the last large chunk."""
+        """Allocates the objects of one tensor, in the place of a freed tensor's or the rest of the last large chunk."""
         if self._spare:
             self._spare -= 1
             return

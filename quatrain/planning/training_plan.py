@@ -20,7 +20,7 @@ METHODS = ("full", "lora", "qlora", *get_args(AdapterSettings.model_fields["meth
 """`full` trains every weight; `qlora` is a LoRA over a four-bit base; the others are a recipe's adapter methods."""
 
 DEFAULT_CONTEXT = 2048
-"""Tokens of a row unless given, for a model that reads as many."""
+"""Default tokens per row, at most the model's context."""
 
 
 class _Request(Settings):
@@ -30,8 +30,10 @@ class _Request(Settings):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The estimate for one training. `merged` are the bytes of the float32 weights into which a stage merges an
-    adapter over a quantized base at its end; 0 for other methods.
+    """The estimate for one training.
+
+    `merged` are the bytes of the float32 weights when a stage merges an adapter over a quantized base at its end; 0 for
+    other methods.
     """
 
     method: str
@@ -44,7 +46,7 @@ class TrainingPlan:
     merged: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs: elements, percent, and bytes by part and at the peak."""
+        """For JSON: elements, percent, and bytes by part and at the peak."""
         memory = self.memory
         fields = {name: value for name, value in asdict(self).items() if name != "memory"}
         percent = 100 * memory.trainable / max(1, memory.total)
@@ -106,7 +108,7 @@ def plan_method(
     default_slots = AdapterSettings.model_fields["num_virtual_tokens"].default
     slots = adapter.get("num_virtual_tokens", default_slots) if method in PROMPT_METHODS else 0
     longest = config.max_position_embeddings - slots
-    left = f" ({slots} slots are the {method}'s)" if slots else ""
+    left = f" ({slots} positions are the {method}'s)" if slots else ""
     if context is not None and not 2 <= context <= longest:
         problems.append(f"context: {context}; must be from 2 to the model's longest, {longest:,}{left}")
     length = context or min(longest, DEFAULT_CONTEXT)

@@ -11,7 +11,7 @@ from quatrain.planning.machine import choose_device
 from quatrain.runs.job import TrainingJob
 from quatrain.runs.stage import StageContext
 from quatrain.training.memory import tensor_bytes
-from quatrain.training.preflight import DataReport, look
+from quatrain.training.preflight import DataReport, preview_data
 
 
 def check_job(job: TrainingJob, context: StageContext) -> None:
@@ -32,7 +32,7 @@ def check_job(job: TrainingJob, context: StageContext) -> None:
 
 def inspect_examples(job: TrainingJob) -> DataReport:
     """The samples and counts of a job's examples."""
-    return look(
+    return preview_data(
         job.objective,
         job.tokenizer,
         job.model.config,

@@ -119,7 +119,7 @@ class Gradients:
         values = self.parallel.sum([total, weight, size, *(sums[name] for name in names)])
         divisor = values[1] if values[1] > 0 else 1.0
         if self.watch is not None:
-            self.watch.look()
+            self.watch.check()
         norm = self._scale(divisor)
         means = {name: value / divisor for name, value in zip(names, values[3:], strict=True)}
         return Step(values[0] / divisor, norm, int(values[2]), means, batches, losses)

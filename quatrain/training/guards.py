@@ -136,7 +136,7 @@ class GradientWatch:
         """Whether both steps were checked."""
         return self._steps >= 2
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check the gradients of a step. Raises QuatrainError if no tensor has a gradient."""
         having = {name for name, master in self.masters.items() if master.grad is not None}
         if not having:
@@ -185,7 +185,7 @@ def _first_wrong(model: nn.Module) -> Iterator[list[str]]:
     """Collect the names of leaf modules whose output is not finite, in the order of execution."""
     bad_modules: list[str] = []
 
-    def look(name: str) -> Callable[..., None]:
+    def make_hook(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, out: Any) -> None:
             if isinstance(out, Tensor) and not _finite(out):
                 bad_modules.append(name)
@@ -193,7 +193,7 @@ def _first_wrong(model: nn.Module) -> Iterator[list[str]]:
         return hook
 
     handles = [
-        module.register_forward_hook(look(name))
+        module.register_forward_hook(make_hook(name))
         for name, module in model.named_modules()
         if name and not any(True for _ in module.children())
     ]

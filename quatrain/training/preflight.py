@@ -46,48 +46,48 @@ class DataReport:
     warnings: list[str] = field(default_factory=list)
 
 
-def rows_of(objective: Objective, example: Any, *, says: bool = False) -> list[PreviewRow]:
-    """The rows of an example in the objective's batch; `says`: the labels are a separate text."""
+def rows_of(objective: Objective, example: Any, *, has_target: bool = False) -> list[PreviewRow]:
+    """The rows of an example in the objective's batch; `has_target`: the labels are a separate text."""
     if isinstance(example, TokenExample) and isinstance(objective, Causal):
         return [PreviewRow(list(example.ids), [False, *example.mask[1:]])]
     batch = collate(objective, [example], [(0, 0)])
-    return rows_of_batch(batch, says=says)
+    return rows_of_batch(batch, has_target=has_target)
 
 
-def rows_of_batch(batch: TokenBatch, *, says: bool = False) -> list[PreviewRow]:
-    """The rows of a batch without padding and, if `says`, the target rows of an encoder-decoder."""
+def rows_of_batch(batch: TokenBatch, *, has_target: bool = False) -> list[PreviewRow]:
+    """The rows of a batch without padding and, if `has_target`, the target rows of an encoder-decoder."""
     ids = batch.input_ids.flatten(0, -2)
     segments = None if batch.segments is None else batch.segments.flatten(0, -2)
     labels = batch.labels[0] if isinstance(batch.labels, tuple) else batch.labels
     words = labels is not None and not labels.is_floating_point() and labels.dim() == 2
-    aligned = words and not says and labels.shape == ids.shape
+    aligned = words and not has_target and labels.shape == ids.shape
     rows = []
     for number, row in enumerate(ids.tolist()):
         length = len(row) if segments is None else int((segments[number] > 0).sum())
         learned = [label != IGNORE_INDEX for label in labels[number, :length].tolist()] if aligned else [False] * length
-        rows.append(PreviewRow(row[:length], learned, "reads" if words and says else ""))
-        if words and says:
+        rows.append(PreviewRow(row[:length], learned, "source" if words and has_target else ""))
+        if words and has_target:
             target = [token for token in labels[number].tolist() if token != IGNORE_INDEX]
-            rows.append(PreviewRow(target, [True] * len(target), "says"))
+            rows.append(PreviewRow(target, [True] * len(target), "target"))
     return rows
 
 
-def pieces(tokenizer: Tokenizer, row: PreviewRow) -> list[tuple[str, bool]]:
-    """The text of a row, split into learned and other pieces, with special tokens shown."""
-    parts: list[tuple[str, bool]] = []
+def learned_segments(tokenizer: Tokenizer, row: PreviewRow) -> list[tuple[str, bool]]:
+    """The text of a row, split where it changes between learned and not learned, with special tokens shown."""
+    segments: list[tuple[str, bool]] = []
     start = 0
     for end in range(1, len(row.ids) + 1):
         if end == len(row.ids) or row.learned[end] != row.learned[start]:
-            parts.append((tokenizer.decode(row.ids[start:end], skip_special_tokens=False), row.learned[start]))
+            segments.append((tokenizer.decode(row.ids[start:end], skip_special_tokens=False), row.learned[start]))
             start = end
-    return parts
+    return segments
 
 
 def _sample(tokenizer: Tokenizer, rows: Sequence[PreviewRow]) -> list[tuple[str, bool]]:
     parts: list[tuple[str, bool]] = []
     for row in rows:
         parts += [(f"\n{row.part}: " if parts else f"{row.part}: ", False)] if row.part else []
-        parts += pieces(tokenizer, row)
+        parts += learned_segments(tokenizer, row)
     return parts
 
 
@@ -97,7 +97,7 @@ def target_of(objective: Objective, example: Any) -> str:
     return describe(example) if describe is not None else ""
 
 
-def look(
+def preview_data(
     objective: Objective,
     tokenizer: Tokenizer,
     config: ModelConfig,
@@ -114,8 +114,8 @@ def look(
     """
     report = DataReport(examples=None if examples is None else len(examples))
     counts = _Counts(tokenizer, config, chats)
-    says = config.architecture == "encoder-decoder" and config.head == "seq2seq"
-    for number, rows in _rows(objective, examples, stream, says):
+    has_target = config.architecture == "encoder-decoder" and config.head == "seq2seq"
+    for number, rows in _rows(objective, examples, stream, has_target):
         place = places[number] if places is not None and number < len(places) else f"example {number + 1:,}"
         counts.add(rows, place)
         if len(report.samples) < NUM_SAMPLES:
@@ -133,16 +133,16 @@ def look(
 
 
 def _rows(
-    objective: Objective, examples: Sequence[Any] | None, stream: BatchStream | None, says: bool
+    objective: Objective, examples: Sequence[Any] | None, stream: BatchStream | None, has_target: bool
 ) -> Iterator[tuple[int, list[PreviewRow]]]:
     if examples is not None:
         for number in range(0, len(examples), max(1, len(examples) // MOST_EXAMPLES)):
-            yield number, rows_of(objective, examples[number], says=says)
+            yield number, rows_of(objective, examples[number], has_target=has_target)
     elif stream is not None:
         for micro in range(2):
             batch = collate(objective, stream.next(), micro)
-            rows = rows_of_batch(batch, says=says)
-            size = 2 if says else 1
+            rows = rows_of_batch(batch, has_target=has_target)
+            size = 2 if has_target else 1
             for number in range(0, len(rows), size):
                 yield number // size, rows[number : number + size]
 

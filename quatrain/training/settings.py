@@ -13,7 +13,7 @@ from quatrain.training.schedules import learning_rate_ratio
 
 
 class TrainSettings(Settings):
-    """One run of the trainer. Exactly one of `steps` and `epochs` says how long it is.
+    """Settings of one training. Exactly one of `steps` and `epochs` sets its length.
 
     `batch_tokens` counts the tokens of one optimizer step, all its `accumulation` micro-batches together.
     The learning rate rises for `warmup_steps` and then follows `schedule`. `min_learning_rate_ratio` is the final
@@ -64,7 +64,9 @@ class TrainSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     log_every: int = Field(default=10, ge=1)
     evaluate_every: int = Field(default=0, ge=0, description="steps between two validations; 0 for the end only")
-    sample_every: int = Field(default=0, ge=0, description="steps between two looks at what the model says; 0 for none")
+    sample_every: int = Field(
+        default=0, ge=0, description="steps between two samples of the model's output; 0 for none"
+    )
     checkpoint_every: int = Field(default=0, ge=0, description="steps between two checkpoints; 0 lets time decide")
     patience: int = Field(default=0, ge=0, description="validations without gain after which to stop; 0 for never")
     keep: Literal["last", "best"] = "last"
@@ -135,7 +137,7 @@ class TaskSettings(Settings):
     `objective`: chats, with loss on the assistant's tokens only (`chat`); the class of a text (`classify`) or numbers
     (`regress`); a tag for each word (`tag`); the span that answers a question (`answer`); the best of several choices
     (`choice`); a target text for a source text (`seq2seq`); sentence embeddings (`embed`). `labels` fixes the names and
-    the order of classes and tags, which otherwise are those of the data.
+    the order of classes and tags, which otherwise come from the data.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"prefix": "source_prefix"}

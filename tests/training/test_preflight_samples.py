@@ -8,7 +8,7 @@ from quatrain.models.families.fresh import fresh_config
 from quatrain.tokenizers.chat import render
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives import Causal, Masked, Seq2Seq, SequenceClassification, SpanCorruption
-from quatrain.training.preflight import look
+from quatrain.training.preflight import preview_data
 
 TEXTS = ["the cat sat on the mat and saw a dog", "no dog was in the old town by the sea"] * 20
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -31,7 +31,9 @@ def chat_example(tokenizer, messages=CHAT):
 
 
 def chats(tokenizer, examples, **more):
-    return look(Causal(), tokenizer, config("llama", tokenizer.vocab_size), examples=examples, chats=True, **more)
+    return preview_data(
+        Causal(), tokenizer, config("llama", tokenizer.vocab_size), examples=examples, chats=True, **more
+    )
 
 
 def test_a_chat_shows_what_is_learned(chatty):
@@ -78,7 +80,7 @@ def test_nothing_learned_at_all_is_refused(chatty):
 
 
 def test_windows_of_a_text_are_looked_at_through_their_stream(chatty):
-    found = look(Causal(), chatty, config("llama", chatty.vocab_size), stream=windows())
+    found = preview_data(Causal(), chatty, config("llama", chatty.vocab_size), stream=windows())
     assert found.examples is None and found.samples and not found.problems
     assert found.tokens == found.learned == 2 * 4 * 32
 
@@ -87,27 +89,27 @@ def test_hidden_words_spans_pairs_and_classes():
     words = Tokenizer.train(TEXTS, kind="wordpiece", vocab_size=90)
     records = [{"text": text} for text in TEXTS]
     masked = Masked(words, max_length=32)
-    found = look(masked, words, config("bert", words.vocab_size), examples=masked.prepare(records)[0])
+    found = preview_data(masked, words, config("bert", words.vocab_size), examples=masked.prepare(records)[0])
     assert not found.problems and 0.05 < found.learned / found.tokens < 0.25
     assert found.special["[CLS]"].endswith("1 per row")
 
     spans = Tokenizer.train(TEXTS, kind="bpe", vocab_size=320, special_tokens=["<extra_id_0>", "<extra_id_1>"])
     corruption = SpanCorruption(spans, max_length=32)
-    found = look(corruption, spans, config("t5", spans.vocab_size), examples=corruption.prepare(records)[0])
+    found = preview_data(corruption, spans, config("t5", spans.vocab_size), examples=corruption.prepare(records)[0])
     assert not found.problems and "<extra_id_0>" in "".join(text for text, _ in found.samples[0])
-    assert "reads: " in found.samples[0][0][0] and any(text == "\nsays: " for text, _ in found.samples[0])
+    assert "source: " in found.samples[0][0][0] and any(text == "\ntarget: " for text, _ in found.samples[0])
 
     pairs = Seq2Seq(spans, max_length=32)
     examples = pairs.prepare([{"source": "the cat", "target": "sat on the mat"}] * 3)[0]
-    found = look(pairs, spans, config("t5", spans.vocab_size), examples=examples)
+    found = preview_data(pairs, spans, config("t5", spans.vocab_size), examples=examples)
     assert "".join(text for text, learned in found.samples[0] if learned).startswith("sat on the mat")
 
     classes = SequenceClassification(words, ["no", "yes"], max_length=32)
     both = classes.prepare([{"text": "the cat", "label": label} for label in ("no", "yes", "yes")])[0]
-    found = look(classes, words, config("bert", words.vocab_size, "sequence_classification"), examples=both)
+    found = preview_data(classes, words, config("bert", words.vocab_size, "sequence_classification"), examples=both)
     assert found.labels == {"yes": 2, "no": 1} and not found.problems
     one = classes.prepare([{"text": "the cat", "label": "yes"}] * 3)[0]
-    (problem,) = look(classes, words, config("bert", words.vocab_size), examples=one).problems
+    (problem,) = preview_data(classes, words, config("bert", words.vocab_size), examples=one).problems
     assert "every example has the label 'yes'" in problem
 
 
@@ -131,6 +133,6 @@ def test_samples_show_what_is_learned_beside_the_tokens():
     ]  # fmt: skip
     for objective, record, target in cases:
         examples = objective.prepare([record])[0]
-        found = look(objective, tokenizer, config("bert", tokenizer.vocab_size), examples=examples)
+        found = preview_data(objective, tokenizer, config("bert", tokenizer.vocab_size), examples=examples)
         assert found.samples[0][0] == (target, True)
         assert "cat" in "".join(piece for piece, _ in found.samples[0][2:])
