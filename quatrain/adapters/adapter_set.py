@@ -94,10 +94,10 @@ class AdapterSet:
         _check_bare(model)
         size, members = model.config.vocab_size, dict[str, Member]()
         for name, folder in folders.items():
-            found = read_adapter(model, folder)
-            known = max(size, found.vocab_size), Tokenizer.find(folder)
-            members[name] = Member(found.layers, found.prompt, *known, found.rows, found.whole.tensors)
-            if found.whole.unties:
+            adapter = read_adapter(model, folder)
+            known = max(size, adapter.vocab_size), Tokenizer.find(folder)
+            members[name] = Member(adapter.layers, adapter.prompt, *known, adapter.rows, adapter.whole.tensors)
+            if adapter.whole.unties:
                 untie(model)
         _check_tokenizers(members)
         return cls(model, members)
@@ -177,13 +177,13 @@ class AdapterSet:
         """
         if self._requested == [names]:
             return
-        alike = names is None or isinstance(names, str)
-        each: list[str | None] = [names] if alike else list(names)  # type: ignore[arg-type, list-item]
+        same_for_all = names is None or isinstance(names, str)
+        each: list[str | None] = [names] if same_for_all else list(names)  # type: ignore[arg-type, list-item]
         self.check_names(each)
         distinct = list(dict.fromkeys(each))
-        self._requested = [names if alike else each]
+        self._requested = [names if same_for_all else each]
         self._switch(distinct[0] if len(distinct) == 1 else None)
-        self.rows = RowAssignment([] if alike else each)
+        self.rows = RowAssignment([] if same_for_all else each)
         for name in distinct:
             if name is not None:
                 rows = [number for number, own in enumerate(each) if own == name]
@@ -287,8 +287,8 @@ class MixedPrompt(SoftPrompt):
         return [0 if prompt is None else prompt.length for prompt in self._adapter_set[0].prompts()]
 
     def lengths(self) -> Tensor | None:
-        found = self._slots()
-        return None if len(set(found)) == 1 else torch.tensor(found, device=self._adapter_set[0].model.device)
+        lengths = self._slots()
+        return None if len(set(lengths)) == 1 else torch.tensor(lengths, device=self._adapter_set[0].model.device)
 
     def _rows(self, compute: Callable[[SoftPrompt], T | None]) -> tuple[list[T | None], T | None]:
         """The result of `compute` for each row's prompt, and the first that is not None; computed once per prompt."""

@@ -76,6 +76,6 @@ def kronecker_sides(size: int, factor: int = -1) -> tuple[int, int]:
     """
     if factor > 0 and size % factor == 0:
         return factor, size // factor
-    most = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
-    small = next(number for number in range(max(1, most), 0, -1) if size % number == 0)
+    limit = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    small = next(number for number in range(max(1, limit), 0, -1) if size % number == 0)
     return small, size // small

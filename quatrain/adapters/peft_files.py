@@ -296,15 +296,15 @@ def _unmatched_layers(
     chosen = {path for path in linear if names[path] in named}
     inside = {name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)}
     own = {name for name in inside if not name.endswith((".weight", ".bias")) or ".lora_" in name}
-    held = {path for path in linear if any(name.startswith(f"{path}.") for name in own)}
+    stored = {path for path in linear if any(name.startswith(f"{path}.") for name in own)}
     if str(config["target_modules"]).lower() == peft_patterns.ALL_LINEAR:
-        chosen = {path for path in chosen if path in held or not is_in_head(layers[path].parts[0])}
+        chosen = {path for path in chosen if path in stored or not is_in_head(layers[path].parts[0])}
     problems = [
         f"{path}: its weights are in the file, but target_modules and related options leave it out"
         for path in linear
-        if path in held - chosen
+        if path in stored - chosen
     ]
-    missing = [path for path in linear if path in chosen - held]
+    missing = [path for path in linear if path in chosen - stored]
     return problems + [f"{path}: target_modules names it, but its weights are missing" for path in missing]
 
 
@@ -328,9 +328,9 @@ def _layer_options(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[
     kind = config["peft_type"]
     if kind not in ("LORA", "LOHA", "LOKR"):
         return {path: {} for path in names}
-    usual = config["lora_alpha" if kind == "LORA" else "alpha"]
+    alpha = config["lora_alpha" if kind == "LORA" else "alpha"]
     ranks = peft_patterns.first_matching(config.get("rank_pattern"), list(names.values()), config["r"])
-    alphas = peft_patterns.first_matching(config.get("alpha_pattern"), list(names.values()), usual)
+    alphas = peft_patterns.first_matching(config.get("alpha_pattern"), list(names.values()), alpha)
     return {
         path: {
             "rank": ranks[name],

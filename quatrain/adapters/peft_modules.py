@@ -46,12 +46,12 @@ class SavedModules:
 def operations(config: ModelConfig) -> list[Rename | Split]:
     """The operations that map the family's file tensors to our weights, a tied head's included."""
     kind = get_family(config.family)
-    found = [each for each in kind.weights(config) if isinstance(each, Rename | Split)]
+    known_operations = [each for each in kind.weights(config) if isinstance(each, Rename | Split)]
     if config.tie_word_embeddings and config.head in LANGUAGE_HEADS:
-        known = {each.theirs for each in found}
+        known = {each.theirs for each in known_operations}
         untied = kind.weights(config.replace(tie_word_embeddings=False))
-        found += [each for each in untied if isinstance(each, Rename | Split) and each.theirs not in known]
-    return found
+        known_operations += [each for each in untied if isinstance(each, Rename | Split) and each.theirs not in known]
+    return known_operations
 
 
 def rename_aliases(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -123,7 +123,7 @@ def read(
 
     `frozen` comes from `rename_copies`.
     """
-    found, state = SavedModules(), dict(model.named_parameters(remove_duplicate=False))
+    saved, state = SavedModules(), dict(model.named_parameters(remove_duplicate=False))
     for operation in operations(model.config):
         name = f"{PREFIX}{operation.theirs}"
         if name not in tensors:
@@ -136,34 +136,34 @@ def read(
         if not weights or any(own not in state or state[own].shape != each.shape for own, each in weights.items()):
             problems.append(f"{name}: its shape is not the model's: {tuple(tensor.shape)}")
             continue
-        found.tensors |= weights
-        found.frozen |= set(weights) if name in frozen else set()
+        saved.tensors |= weights
+        saved.frozen |= set(weights) if name in frozen else set()
     if config["peft_type"] != PLAIN:  # Our own format may hold only the biases of a module.
-        problems += _missing(model, config, found.tensors)
-    _tie(model, config, found, problems)
-    return found
+        problems += _missing(model, config, saved.tensors)
+    _tie(model, config, saved, problems)
+    return saved
 
 
-def _tie(model: Model, config: Mapping[str, Any], found: SavedModules, problems: list[str]) -> None:
+def _tie(model: Model, config: Mapping[str, Any], modules: SavedModules, problems: list[str]) -> None:
     """Decides whether a tied model stays tied, and if so gives both names the same tensor."""
-    given = {name: found.tensors[name] for name in (EMBEDDING, HEAD) if name in found.tensors}
+    given = {name: modules.tensors[name] for name in (EMBEDDING, HEAD) if name in modules.tensors}
     if not given or not (is_tied(model) or model.untied_after_load):
         return
     kind = get_family(model.config.family)
     saved = any(_names(kind, config, each) for each in operations(model.config) if given.keys() & set(each.targets))
     both = len(given) == 2
-    alike = both and torch.equal(given[EMBEDDING], given[HEAD])
+    equal = both and torch.equal(given[EMBEDDING], given[HEAD])
     if config.get("ensure_weight_tying") or not saved:
-        if both and not alike:
+        if both and not equal:
             problems.append(
                 "the embedding and the head, which the model ties, differ in the adapter's weights, and "
                 "modules_to_save names neither"
             )
         one = next(iter(given.values()))
-        if EMBEDDING in given or not found.frozen:
-            found.tensors |= {EMBEDDING: one, HEAD: one}
+        if EMBEDDING in given or not modules.frozen:
+            modules.tensors |= {EMBEDDING: one, HEAD: one}
         return
-    found.unties = True
+    modules.unties = True
     if reason := untie_obstacle(model):
         problems.append(f"modules_to_save: {reason}")
 
@@ -195,17 +195,17 @@ def write(model: Model, names: list[str]) -> tuple[dict[str, Tensor], dict[str, 
     `adapter_config.json`.
     """
     state = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
-    wanted, tensors = set(names), dict[str, Tensor]()
-    tied = is_tied(model) and bool(wanted & {EMBEDDING, HEAD})
+    remaining, tensors = set(names), dict[str, Tensor]()
+    tied = is_tied(model) and bool(remaining & {EMBEDDING, HEAD})
     if tied:
-        wanted |= {EMBEDDING, HEAD}
-    state |= _with_rows(model, state, wanted)
+        remaining |= {EMBEDDING, HEAD}
+    state |= _with_rows(model, state, remaining)
     for operation in operations(model.config):
-        if wanted & set(operation.targets):
+        if remaining & set(operation.targets):
             tensors |= dict(operation.write(state.__getitem__))
-            wanted -= set(operation.targets)
-    if wanted - ({HEAD} if tied else set()):
-        raise InputError("These weights have no name in the family's files:", sorted(wanted))
+            remaining -= set(operation.targets)
+    if remaining - ({HEAD} if tied else set()):
+        raise InputError("These weights have no name in the family's files:", sorted(remaining))
     saved = sorted({name.rpartition(".")[0] for name in tensors}) or None
     if not tied:
         return tensors, {"modules_to_save": saved}

@@ -65,9 +65,9 @@ def fault(pattern: str) -> str | None:
 def first_matching(patterns: Mapping[str, Any] | None, paths: Sequence[str], usual: Any) -> dict[str, Any]:
     """Each path's value: that of the first pattern that matches the end of the path, else `usual`."""
     patterns = patterns or {}
-    found = _matches([(_ending(pattern), False) for pattern in patterns], paths)
+    matches = _matches([(_ending(pattern), False) for pattern in patterns], paths)
     return {
-        path: next((value for value, those in zip(patterns.values(), found, strict=True) if path in those),
+        path: next((value for value, those in zip(patterns.values(), matches, strict=True) if path in those),
                    patterns.get(path, usual))
         for path in paths
     }  # fmt: skip
@@ -85,23 +85,23 @@ def targeted(config: Mapping[str, Any], paths: Sequence[str]) -> set[str] | None
     out = _ended(excluded, paths) if not isinstance(excluded, str) else set(_matches([(excluded, True)], paths)[0])
     for saved in _matches([(_saved(name), False) for name in config.get("modules_to_save") or ()], paths):
         out |= set(saved)
-    left = [path for path in paths if path not in out]
+    candidates = [path for path in paths if path not in out]
     if isinstance(targets, str):
-        return set(left) if targets.lower() == ALL_LINEAR else set(_matches([(targets, True)], left)[0])
-    exact = {path for path in left if path in set(targets)}
-    return exact | _of_layers(config, _ended(targets, left) - exact)
+        return set(candidates) if targets.lower() == ALL_LINEAR else set(_matches([(targets, True)], candidates)[0])
+    exact = {path for path in candidates if path in set(targets)}
+    return exact | _of_layers(config, _ended(targets, candidates) - exact)
 
 
 def _of_layers(config: Mapping[str, Any], paths: set[str]) -> set[str]:
     """Those of the paths that are in the layers of `layers_to_transform`."""
-    wanted = config.get("layers_to_transform")
-    if wanted is None or wanted == []:
+    selected = config.get("layers_to_transform")
+    if selected is None or selected == []:
         return paths
-    numbers = {wanted} if isinstance(wanted, int) else set(wanted)
+    numbers = {selected} if isinstance(selected, int) else set(selected)
     patterns = _listed(config.get("layers_pattern"))
     tried = [(_numbered(pattern), False) for pattern in patterns] or [(r".*?\.[^.]*\.(?P<idx>\d+)\.", False)]
-    found = _matches(tried, sorted(paths))
-    first = {path: next((each[path] for each in found if path in each), "") for path in paths}
+    matches = _matches(tried, sorted(paths))
+    first = {path: next((each[path] for each in matches if path in each), "") for path in paths}
     return {path for path, number in first.items() if number and int(number) in numbers}
 
 
@@ -131,12 +131,12 @@ def _numbered(pattern: str) -> str:
 def _matches(wanted: Sequence[Wanted], paths: Sequence[str]) -> list[dict[str, str]]:
     """For each expression the paths that it matches, with the text of its group `idx`."""
     if not any(_may_be_slow(pattern) for pattern, _ in wanted):
-        found = []
+        matches = []
         for pattern, whole in wanted:
             compiled = re.compile(pattern)
             each = ((path, compiled.fullmatch(path) if whole else compiled.match(path)) for path in paths)
-            found.append({path: (match.groupdict().get("idx") or "") for path, match in each if match})
-        return found
+            matches.append({path: (match.groupdict().get("idx") or "") for path, match in each if match})
+        return matches
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-S", "-W", "ignore", "-c", _CHILD],

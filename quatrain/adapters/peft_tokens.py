@@ -48,14 +48,14 @@ def read(
     `tied`: whether the base ties its head to the embedding; PEFT then shares the embedding's rows with the head. Raises
     InputError if the weights hold other rows than the configuration names.
     """
-    wanted = config.get("trainable_token_indices")
-    if not wanted:
+    indices = config.get("trainable_token_indices")
+    if not indices:
         return None
     paths = _paths(layers)
-    if not isinstance(wanted, dict):
-        wanted = {paths["embed_tokens"].rpartition(".")[2]: wanted}
+    if not isinstance(indices, dict):
+        indices = {paths["embed_tokens"].rpartition(".")[2]: indices}
     named, problems = dict[str, list[int]](), []
-    for end, ids in wanted.items():
+    for end, ids in indices.items():
         part = next((part for part, path in paths.items() if path == end or path.endswith(f".{end}")), None)
         if part is None:
             problems.append(f"{end!r} is neither the embedding nor the head of this model")
@@ -68,22 +68,22 @@ def read(
     if problems:
         raise InputError("trainable_token_indices:", problems)
     ids = next(iter(named.values()))
-    held = {part: tensors.pop(_key(path)) for part, path in paths.items() if _key(path) in tensors}
+    stored = {part: tensors.pop(_key(path)) for part, path in paths.items() if _key(path) in tensors}
     if tied and "embed_tokens" in named:
-        head = held.pop("lm_head", None)
-        if head is not None and not torch.equal(head, held.get("embed_tokens", head)):
+        head = stored.pop("lm_head", None)
+        if head is not None and not torch.equal(head, stored.get("embed_tokens", head)):
             problems.append("the rows of the embedding and the head, which the base ties, differ")
         named.pop("lm_head", None)
-    problems += [f"{paths[part]}: its rows are missing" for part in named if part not in held]
-    problems += [f"{paths[part]}: rows that are not named" for part in held if part not in named]
+    problems += [f"{paths[part]}: its rows are missing" for part in named if part not in stored]
+    problems += [f"{paths[part]}: rows that are not named" for part in stored if part not in named]
     problems += [
         f"{paths[part]}: {tuple(rows.shape)}; must be {len(ids)} rows"
-        for part, rows in held.items()
+        for part, rows in stored.items()
         if rows.dim() != 2 or len(rows) != len(ids)
     ]
     if problems:
         raise InputError("trainable_token_indices:", problems)
-    return list(ids), held
+    return list(ids), stored
 
 
 def needed(layers: Mapping[str, FileLayer], rows: Rows | None, tensors: Mapping[str, Tensor]) -> int:

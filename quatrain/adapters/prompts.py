@@ -99,12 +99,12 @@ class PrefixTuning(SoftPrompt):
         self.length, self.layers = length, config.num_hidden_layers
         self.heads, self.width = config.num_key_value_heads, config.head_dim
         size = self.heads * self.width
-        whole = self.layers * 2 * size
-        self.rows = nn.Parameter(torch.zeros(length, size if hidden else whole, device=device))
+        row_size = self.layers * 2 * size
+        self.rows = nn.Parameter(torch.zeros(length, size if hidden else row_size, device=device))
         self.network: nn.Sequential | None = None
         if hidden:
             self.network = nn.Sequential(
-                nn.Linear(size, hidden, device=device), nn.Tanh(), nn.Linear(hidden, whole, device=device)
+                nn.Linear(size, hidden, device=device), nn.Tanh(), nn.Linear(hidden, row_size, device=device)
             )
 
     @classmethod

@@ -31,21 +31,21 @@ def find_targets(model: Model, targets: str | Sequence[str]) -> list[str]:
     available = linear_names(model)
     if targets == ALL_LINEAR or tuple(targets) == (ALL_LINEAR,):
         return [name for name in available if not is_in_head(name)]
-    wanted = (targets,) if isinstance(targets, str) else tuple(targets)
+    patterns = (targets,) if isinstance(targets, str) else tuple(targets)
     chosen: dict[str, None] = {}
     problems = []
-    for target in wanted:
-        found = [name for name in available if _matches(name, target)]
-        if not found:
+    for target in patterns:
+        matching = [name for name in available if _matches(name, target)]
+        if not matching:
             problems.append(
                 f"target_modules: {target!r} matches no linear layer; did you mean {near(target, available)}?"
             )
-        chosen.update(dict.fromkeys(found))
+        chosen.update(dict.fromkeys(matching))
     if "lm_head" in chosen and model.config.tie_word_embeddings:
         problems.append(
             "target_modules: lm_head shares its weight with the embedding, which an adapter would change; remove it"
         )
-    if not wanted:
+    if not patterns:
         problems.append(f'target_modules: empty; name layers, or use "{ALL_LINEAR}"')
     if problems:
         raise InputError("This adapter cannot be applied:", problems)

@@ -121,7 +121,7 @@ def training_memory(
             live.peak = live.now
             for _ in range(STEPS):  # the optimizer's states exist from the second one on
                 _step(model, weights, optimizers, settings, ids, saved, states)
-        held = memory.held(model, weights.masters, optimizers)
+        measured = memory.held(model, weights.masters, optimizers)
         weights.clear()
         del states
         optimizer_bytes = memory.states(optimizers)
@@ -130,7 +130,7 @@ def training_memory(
     parts = {
         "weights": static - adapter_elements * share,
         "adapter": adapter_elements * share,
-        "gradients": held["gradients"],
+        "gradients": measured["gradients"],
         "optimizer": optimizer_bytes,
         "activations": saved.activations,
         "logits": saved.logits,
@@ -202,8 +202,8 @@ def _empty_weight(layer: QuantizedLinear, dtype: torch.dtype = torch.float32) ->
 
 
 def _empty_product(layer: QuantizedLinear, x: Tensor) -> Tensor:
-    wide = layer.in_features
-    return matmul_in_strips(x, layer.out_features, lambda start, stop: x.new_empty(stop - start, wide))
+    in_features = layer.in_features
+    return matmul_in_strips(x, layer.out_features, lambda start, stop: x.new_empty(stop - start, in_features))
 
 
 @dataclass

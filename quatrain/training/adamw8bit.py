@@ -82,17 +82,17 @@ class AdamW8bit(torch.optim.Optimizer):
 
     @staticmethod
     def _read(state: dict[str, Tensor], name: str, part: slice) -> Tensor:
-        held = state[name].view(-1)[part]
-        if held.dtype != torch.uint8:
-            return held
-        return dequantize(held, state[f"{name}_scales"][_blocks(part)], BLOCK, dynamic_code(MOMENTS[name]))
+        stored = state[name].view(-1)[part]
+        if stored.dtype != torch.uint8:
+            return stored
+        return dequantize(stored, state[f"{name}_scales"][_blocks(part)], BLOCK, dynamic_code(MOMENTS[name]))
 
     @staticmethod
     def _write(state: dict[str, Tensor], name: str, part: slice, values: Tensor) -> None:
-        held = state[name].view(-1)[part]
-        if held.dtype == torch.uint8:
-            numbers, scales = quantize(values, BLOCK, dynamic_code(MOMENTS[name]))
-            held.copy_(numbers)
+        stored = state[name].view(-1)[part]
+        if stored.dtype == torch.uint8:
+            indices, scales = quantize(values, BLOCK, dynamic_code(MOMENTS[name]))
+            stored.copy_(indices)
             state[f"{name}_scales"][_blocks(part)] = scales
 
 

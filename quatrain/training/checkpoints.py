@@ -118,10 +118,10 @@ def _read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
     try:
         text = (checkpoint / MANIFEST).read_bytes().decode("utf-8")
         files: dict[str, dict[str, Any]] = json.loads(text)["files"]
-        whole = text == _manifest_text(files)
+        intact = text == _manifest_text(files)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise QuatrainError(f"{checkpoint}: {MANIFEST} is missing or unreadable ({error}).") from error
-    if not whole:
+    if not intact:
         raise QuatrainError(f"{checkpoint}: {MANIFEST} is damaged: its SHA-256 does not match its content.")
     return files
 

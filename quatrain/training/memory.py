@@ -55,11 +55,11 @@ class Saved:
     @contextmanager
     def measured(self, checkpointed: bool) -> Iterator[None]:
         """Measures a forward pass inside this context and keeps the maximum. `checkpointed` blocks save their input."""
-        held: dict[int, tuple[int, bool]] = {}
+        saved: dict[int, tuple[int, bool]] = {}
 
         def keep(tensor: Tensor) -> Tensor:
             if (place := _identity(tensor)) not in self._own:
-                held[place] = tensor.untyped_storage().nbytes(), tensor.shape[-1:] == (self._outputs,)
+                saved[place] = tensor.untyped_storage().nbytes(), tensor.shape[-1:] == (self._outputs,)
             return tensor
 
         def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -72,14 +72,12 @@ class Saved:
         finally:
             for handle in handles:
                 handle.remove()
-        logits = sum(size for size, is_logits in held.values() if is_logits)
+        logits = sum(size for size, is_logits in saved.values() if is_logits)
         self.logits = max(self.logits, logits)
-        self.activations = max(self.activations, sum(size for size, _ in held.values()) - logits)
+        self.activations = max(self.activations, sum(size for size, _ in saved.values()) - logits)
 
 
-def held(
-    model: nn.Module, masters: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
-) -> dict[str, int]:
+def held(model: nn.Module, masters: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
     """Bytes of weights (with float32 masters), gradients and optimizer states on the device at this moment."""
     weights = [*model.parameters(), *model.buffers(), *masters.values()]
     states = [

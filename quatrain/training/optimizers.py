@@ -145,11 +145,11 @@ def make_optimizers(
     groups = [group for group in groups if group["params"]]
     if groups:
         paged = settings.paged_optimizer and any(parameter.device.type != "cpu" for parameter in rest.values())
-        usual: dict[str, Any] = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2)}
+        options: dict[str, Any] = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2)}
         if settings.optimizer == "adamw8bit":
-            optimizers.append((PagedAdamW8bit if paged else AdamW8bit)(groups, **usual))
+            optimizers.append((PagedAdamW8bit if paged else AdamW8bit)(groups, **options))
         else:
-            optimizers.append((PagedAdamW if paged else torch.optim.AdamW)(groups, **usual, fused=True))
+            optimizers.append((PagedAdamW if paged else torch.optim.AdamW)(groups, **options, fused=True))
     return optimizers
 
 

@@ -315,7 +315,7 @@ class Trainer:
                 if self.parallel.size > 1 or (math.isfinite(step.loss) and math.isfinite(step.norm))
                 else guards.where_from(self.model, self.weights.masters, step.batches, losses, self.gradients.losses)
             )
-        kept = None
+        saved_to = None
         if self.faults is not None:
             about = {
                 "step": self.steps_done + 1,
@@ -329,9 +329,9 @@ class Trainer:
                 "text": None if self.hooks.describe is None else [self.hooks.describe(b) for b in step.batches],
             }
             rank = f"-process-{self.parallel.rank}" if self.parallel.size > 1 else ""
-            kept = guards.save_step(self.faults / f"step-{self.steps_done + 1:08d}{rank}", step.batches, about)
+            saved_to = guards.save_step(self.faults / f"step-{self.steps_done + 1:08d}{rank}", step.batches, about)
         if not self.guard.skip():
-            raise self.guard.error(self.steps_done + 1, reason, where, kept)
+            raise self.guard.error(self.steps_done + 1, reason, where, saved_to)
 
     def _too_large(self, error: BaseException) -> QuatrainError:
         precision = dtype_name(self.dtype)

@@ -169,16 +169,18 @@ class _Reader:
         """Runs of equal layers, each as one entry."""
         numbered = list(enumerate(layers))
         for _, group in groupby(numbered, key=lambda item: _signature(item[1])):
-            alike = list(group)
-            first, count = alike[0][0], len(alike)
+            equal_layers = list(group)
+            first, count = equal_layers[0][0], len(equal_layers)
             whole = count == len(numbered)
             shown = name if whole else f"{name} {first}" + (f"–{first + count - 1}" if count > 1 else "")
-            part = self.part(shown, f"{path}.{first}", alike[0][1], times * count, count)
-            for _, layer in alike[1:]:
+            part = self.part(shown, f"{path}.{first}", equal_layers[0][1], times * count, count)
+            for _, layer in equal_layers[1:]:
                 for each in layer.parameters():
                     self.met.setdefault(id(each), part.path)
             of_decoder = self.model.encoder is not None and path == "layers"
-            yield replace(part, note=_kinds([layer for _, layer in alike]) or ("the decoder's" if of_decoder else ""))
+            yield replace(
+                part, note=_kinds([layer for _, layer in equal_layers]) or ("the decoder's" if of_decoder else "")
+            )
 
 
 def _in_order(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

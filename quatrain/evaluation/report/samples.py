@@ -69,12 +69,12 @@ def _rows(stages: Sequence[StageRecord]) -> Iterator[SampleRow]:
     """
     rows: dict[tuple[str, str, int], SampleRow] = {}
     for stage in stages:
-        asked: Counter[tuple[str, ...]] = Counter()
+        counts: Counter[tuple[str, ...]] = Counter()
         for sample in stage.samples:
             temperature = text_of(sample.get("temperature"))
             held_out, prompt = "" if temperature else text_of(sample.get("set")), text_of(sample.get("prompt"))
-            asked[held_out, prompt, temperature] += 1
-            key = (held_out, prompt, asked[held_out, prompt, temperature])
+            counts[held_out, prompt, temperature] += 1
+            key = (held_out, prompt, counts[held_out, prompt, temperature])
             row = rows.setdefault(key, SampleRow(held_out, prompt))
             row.reference = row.reference or text_of(sample.get("reference"))
             row.answers[stage.name, temperature] = sample

@@ -93,8 +93,8 @@ def _lead(run: RunRecord, names: dict[str, str]) -> dict[str, Any]:
         {"name": names[stage.name], "time": duration(stage.number("seconds")), "done": stage.finished}
         for stage in run.stages
     ]
-    there = {stage.name for stage in run.stages}
-    to_come = [kind for index, kind in enumerate(run.planned, 1) if f"{index:02d}-{kind}" not in there]
+    existing = {stage.name for stage in run.stages}
+    to_come = [kind for index, kind in enumerate(run.planned, 1) if f"{index:02d}-{kind}" not in existing]
     steps += [{"name": kind, "time": "to come", "done": False} for kind in to_come]
     return {"sentence": f"{what}{when}.", "steps": steps}
 
@@ -163,8 +163,8 @@ def _loss_chart(stage: StageRecord, name: str, width: int) -> str | None:
         else:
             lines.append(Series("training loss", *raw, mark="smooth"))
     if validation:
-        kept = thin(validation.steps, validation.values, 200)
-        lines.append(Series("validation loss", *kept, mark="validation", dots=len(kept[0]) <= 40))
+        points = thin(validation.steps, validation.values, 200)
+        lines.append(Series("validation loss", *points, mark="validation", dots=len(points[0]) <= 40))
     if not lines:
         return None
     shown = robust_range([value for line in lines for value in line.y])

@@ -82,7 +82,7 @@ class Sharded(MultiProcess):
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
         """Gather every weight in full precision. FSDP's hooks are removed meanwhile; they would shard again."""
-        held = _install(model, {parameter: full(parameter) for parameter in dict.fromkeys(model.parameters())})
+        shards = _install(model, {parameter: full(parameter) for parameter in dict.fromkeys(model.parameters())})
         hooks = [(module, dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in self._modules]
         for module, _, _ in hooks:
             module._forward_pre_hooks.clear()
@@ -93,7 +93,7 @@ class Sharded(MultiProcess):
             for module, before, after in hooks:
                 module._forward_pre_hooks.update(before)
                 module._forward_hooks.update(after)
-            _install(model, held)
+            _install(model, shards)
 
     def close(self, model: nn.Module) -> None:
         """Turn the model back into plain modules with whole weights, in every process."""

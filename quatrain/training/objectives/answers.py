@@ -293,12 +293,12 @@ def _answers(fields: FieldReader, context: str) -> list[tuple[str, int]]:
                 f"answers: number {number}: {format_value(answer)}; must have a text and an integer answer_start"
             )
         elif start < 0 or context[start : start + len(text)] != text:
-            there = context[max(0, start) : max(0, start) + len(text)]
+            actual = context[max(0, start) : max(0, start) + len(text)]
             where = context.find(text)
             hint = f"; it starts at {where}" if where >= 0 else "; the context does not contain it"
             fields.fault(
                 f"answers: number {number}: {format_value(text)} is not at character {start}, which has "
-                f"{format_value(there)}{hint}"
+                f"{format_value(actual)}{hint}"
             )
         else:
             answers.append((text, start))

@@ -76,15 +76,15 @@ class Denoising(EncoderDecoderCorruption):
         while len(spans) > length - count + 1:
             spans[0] += spans.pop()
         inserted = min(inserted, count - len(spans))
-        kept = np.ones(len(spans) + 1, dtype=np.int64)
-        kept[[0, -1]] = 0
+        gaps = np.ones(len(spans) + 1, dtype=np.int64)
+        gaps[[0, -1]] = 0
         if not spans:
             return np.zeros(length, dtype=bool), 0
-        kept += np.bincount(
-            generator.integers(0, len(spans) + 1, length - count - int(kept.sum())), minlength=len(spans) + 1
+        gaps += np.bincount(
+            generator.integers(0, len(spans) + 1, length - count - int(gaps.sum())), minlength=len(spans) + 1
         )
         parts = np.zeros(2 * len(spans) + 1, dtype=np.int64)
-        parts[::2], parts[1::2] = kept, generator.permutation(spans)
+        parts[::2], parts[1::2] = gaps, generator.permutation(spans)
         return np.repeat(np.arange(len(parts)) % 2 == 1, parts), inserted
 
     def pair(self, row: Sequence[int], generator: np.random.Generator) -> tuple[list[int], list[int]]:

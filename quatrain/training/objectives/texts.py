@@ -238,14 +238,14 @@ def shortened(pair: EncodedPair, limit: int) -> EncodedPair:
     if sum(lengths) <= room:
         return pair
     short = min(lengths)
-    kept = [short, room - short] if 2 * short <= room else [room // 2, room - room // 2]
+    limits = [short, room - short] if 2 * short <= room else [room // 2, room - room // 2]
     if lengths[0] > lengths[1]:
-        kept.reverse()
+        limits.reverse()
     seen, places = [0, 0], []
     for place, part in enumerate(pair.parts):
         if part is not None:
             seen[part] += 1
-        if part is None or seen[part] <= kept[part]:
+        if part is None or seen[part] <= limits[part]:
             places.append(place)
     columns = {name: [column[place] for place in places] for name, column in vars(pair).items()}
     return replace(pair, **columns)
