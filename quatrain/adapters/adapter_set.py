@@ -36,14 +36,14 @@ AdapterChoice = str | None | Sequence[str | None]
 
 @dataclass
 class Member:
-    """One adapter: its layers by path, soft prompt, trained token rows, and fully trained weights by name."""
+    """One adapter: its layers by path, soft prompt, trained token rows, and fully trained weights of the model."""
 
     layers: dict[str, AdapterLayer]
     prompt: SoftPrompt | None
     vocab_size: int
     tokenizer: Tokenizer | None = None
     rows: TokenRows | None = None
-    whole: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,8 +96,8 @@ class AdapterSet:
         for name, folder in folders.items():
             adapter = read_adapter(model, folder)
             known = max(size, adapter.vocab_size), Tokenizer.find(folder)
-            members[name] = Member(adapter.layers, adapter.prompt, *known, adapter.rows, adapter.whole.tensors)
-            if adapter.whole.unties:
+            members[name] = Member(adapter.layers, adapter.prompt, *known, adapter.rows, adapter.saved.tensors)
+            if adapter.saved.unties:
                 untie(model)
         _check_tokenizers(members)
         return cls(model, members)
@@ -198,10 +198,10 @@ class AdapterSet:
         distinct = list(dict.fromkeys(each))
         if not problems and len(distinct) > 1:
             problems += [
-                f"{name}: it has trained weights of the model itself ({', '.join(list(self.members[name].whole)[:3])}"
+                f"{name}: it has trained weights of the model itself ({', '.join(list(self.members[name].weights)[:3])}"
                 ", …), which all rows share; use it for a whole batch"
                 for name in distinct
-                if name is not None and self.members[name].whole
+                if name is not None and self.members[name].weights
             ]
         if problems:
             raise InputError("These adapters cannot be used:", problems)
@@ -225,7 +225,7 @@ class AdapterSet:
         for key, tensor in self._original.items():
             state[key].copy_(tensor)
         self._original = {}
-        for key, tensor in (self.members[name].whole if name is not None else {}).items():
+        for key, tensor in (self.members[name].weights if name is not None else {}).items():
             own = _base_name(state, key)
             if own not in state:
                 continue  # The head of a tied model is its embedding.

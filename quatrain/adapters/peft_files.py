@@ -192,7 +192,7 @@ class LoadedAdapter:
     layers: dict[str, AdapterLayer]
     rows: TokenRows | None
     prompt: Any
-    whole: peft_modules.SavedModules
+    saved: peft_modules.SavedModules
     vocab_size: int
 
 
@@ -203,9 +203,9 @@ def load_adapter(model: Model, folder: str | Path) -> list[str]:
     """
     adapter = read_adapter(model, folder)
     model.requires_grad_(False)
-    if adapter.whole.unties:
+    if adapter.saved.unties:
         untie(model)
-    peft_modules.load_into(model, adapter.whole)
+    peft_modules.load_into(model, adapter.saved)
     if adapter.rows is not None:
         model.trainable_tokens = adapter.rows.requires_grad_(True)
     if adapter.prompt is not None:

@@ -245,10 +245,10 @@ def writes_merged_rows(model: Model, whole: set[str]) -> bool:
     return bool(names & whole) or (model.untied_after_load and HEAD in whole and EMBEDDING in names)
 
 
-def load_into(model: Model, whole: SavedModules) -> None:
+def load_into(model: Model, saved: SavedModules) -> None:
     """Copies the weights into a frozen model and makes those that are not `frozen` trainable."""
     state = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
-        for name, tensor in whole.tensors.items():
+        for name, tensor in saved.tensors.items():
             if name in state:
-                state[name].requires_grad_(name not in whole.frozen).copy_(tensor)
+                state[name].requires_grad_(name not in saved.frozen).copy_(tensor)

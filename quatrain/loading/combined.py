@@ -51,7 +51,7 @@ def together(folders: Sequence[str | Path], weights: Sequence[float]) -> Model:
     methods.dequantize(model)
     model.requires_grad_(False)
     adapters = [read_adapter(model, place) for place in places]
-    if any(each.whole.unties for each in adapters):
+    if any(each.saved.unties for each in adapters):
         untie(model)
     _move(model, adapters, weights)
     for path in dict.fromkeys(path for each in adapters for path in each.layers):
@@ -70,7 +70,7 @@ def _move(model: Model, adapters: Sequence[LoadedAdapter], weights: Sequence[flo
     for name in {name for name in model.newly_initialized if name in state}:
         state[name].zero_()
     for each, weight in zip(adapters, weights, strict=True):
-        changed = {name: tensor.float() for name, tensor in each.whole.tensors.items() if name in state}
+        changed = {name: tensor.float() for name, tensor in each.saved.tensors.items() if name in state}
         if each.rows is not None:
             tables = {f"{part}.weight": table for part, table in each.rows.tables().items()}
             if each.rows.tied and "lm_head.weight" in state:

@@ -59,7 +59,7 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
     if learning.adapter is not None and model_folder_of(context) is None:
         raise InputError(
             f"{context.name}: adapter: there is no model that has learned; put a pretrain stage before it, or set "
-            "model.folder. Fresh weights learn whole: leave the adapter out."
+            "model.folder. A model with random weights must be trained in full: leave the adapter out."
         )
     if check and context.is_main:
         check_job(learning, context)
@@ -163,7 +163,7 @@ def train(
         context.announce()
     parallel = make_parallel(settings.parallel, device) if context.processes > 1 else SingleProcess()
     model.to(device)
-    newest = checkpoints.newest_whole(context.checkpoints, context.reporter.warn)
+    newest = checkpoints.newest_intact(context.checkpoints, context.reporter.warn)
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0
     with (
         metrics_log(context, resume_step) as log,

@@ -87,7 +87,7 @@ def check(checkpoint: Path) -> None:
         raise QuatrainError(f"{checkpoint}: this checkpoint is damaged:", problems)
 
 
-def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def newest_intact(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that matches its manifest, or None. Warns about damaged checkpoints."""
     for checkpoint in reversed(found(folder)):
         try:

@@ -366,7 +366,7 @@ class Trainer:
     def _measuring(self) -> Iterator[None]:
         """In this context the whole model is in evaluation mode and full precision."""
         self.model.eval()
-        with self.weights.full(), torch.no_grad(), self.compiled.paused(), self.parallel.whole(self.model):
+        with self.weights.full(), torch.no_grad(), self.compiled.paused(), self.parallel.full_weights(self.model):
             yield
         self.model.train()
 
@@ -441,7 +441,7 @@ class Trainer:
         if self.folder is None or self.hooks.load is None:
             return None, {}
         # The first process chooses, so that all processes resume from the same checkpoint and its files are read once.
-        newest = checkpoints.newest_whole(self.folder, self.hooks.warn) if self.parallel.is_main else None
+        newest = checkpoints.newest_intact(self.folder, self.hooks.warn) if self.parallel.is_main else None
         step = -1 if newest is None else int(newest.name.removeprefix("step-"))
         step = int(self.parallel.agree([step])[0])
         if step < 0:

@@ -48,7 +48,7 @@ def refused(folder, first, second, name):
     with pytest.raises(QuatrainError) as caught:
         checkpoints.check(second)
     warned = []
-    assert checkpoints.newest_whole(folder, warned.append) == first
+    assert checkpoints.newest_intact(folder, warned.append) == first
     assert len(warned) == 1 and second.name in warned[0] and "earlier checkpoint" in warned[0]
     return str(caught.value), name
 
@@ -170,7 +170,7 @@ def test_a_disk_full_at_any_byte_leaves_the_previous_one_whole(pair, share, tmp_
         with pytest.raises(QuatrainError, match="the disk is full"):
             write(folder, 2)
     assert contents(folder) == before
-    assert checkpoints.newest_whole(folder, pytest.fail).name == "step-00000001"
+    assert checkpoints.newest_intact(folder, pytest.fail).name == "step-00000001"
 
 
 def test_an_operation_that_fails_at_any_point_leaves_the_previous_one_whole(tmp_path):

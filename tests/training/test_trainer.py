@@ -248,7 +248,7 @@ def test_every_kind_of_damage_is_refused_by_name(tmp_path, damage):
     with pytest.raises(QuatrainError) as caught:
         checkpoints.check(place)
     assert name in str(caught.value)
-    assert checkpoints.newest_whole(tmp_path, lambda text: None) is None
+    assert checkpoints.newest_intact(tmp_path, lambda text: None) is None
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
 
     with pytest.raises(QuatrainError, match="full"):
         checkpoints.write(tmp_path, 2, weights=full, tensors={}, state={"step": 2})
-    assert checkpoints.newest_whole(tmp_path, pytest.fail) == first
+    assert checkpoints.newest_intact(tmp_path, pytest.fail) == first
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
 
 

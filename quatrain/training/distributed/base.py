@@ -70,7 +70,7 @@ class ParallelStrategy(Protocol):
         """The joint norm of synchronized gradients."""
         ...
 
-    def whole(self, model: nn.Module) -> AbstractContextManager[None]:
+    def full_weights(self, model: nn.Module) -> AbstractContextManager[None]:
         """In this context every process holds all weights in full precision and can use the model independently."""
         ...
 
@@ -121,7 +121,7 @@ class SingleProcess:
             return 0.0
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients)))).item()
 
-    def whole(self, model: nn.Module) -> AbstractContextManager[None]:
+    def full_weights(self, model: nn.Module) -> AbstractContextManager[None]:
         """Does nothing: the process holds all weights."""
         return nullcontext()
 

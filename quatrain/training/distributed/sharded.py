@@ -80,7 +80,7 @@ class Sharded(MultiProcess):
         return float(total.full_tensor() if isinstance(total, DTensor) else total)
 
     @contextmanager
-    def whole(self, model: nn.Module) -> Iterator[None]:
+    def full_weights(self, model: nn.Module) -> Iterator[None]:
         """Gather every weight in full precision. FSDP's hooks are removed meanwhile; they would shard again."""
         shards = _install(model, {parameter: full(parameter) for parameter in dict.fromkeys(model.parameters())})
         hooks = [(module, dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in self._modules]

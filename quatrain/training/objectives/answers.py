@@ -75,7 +75,7 @@ class ExtractiveQA(TextObjective):
 
     def __init__(self, tokenizer: Tokenizer, *, max_length: int = 384, stride: int = 128):
         super().__init__(tokenizer, max_length=max_length)
-        refuse(check_number("stride", stride, 0, whole=True), "ExtractiveQA")
+        refuse(check_number("stride", stride, 0, integer=True), "ExtractiveQA")
         self.stride = stride
 
     def encode(self, record: Any, place: str = "this example") -> list[ContextWindow]:

@@ -125,17 +125,17 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_number(
-    name: str, value: Any, least: float = 0, most: float = math.inf, *, above: bool = False, whole: bool = False
+    name: str, value: Any, least: float = 0, most: float = math.inf, *, above: bool = False, integer: bool = False
 ) -> list[str]:
     """The problem of a setting that is not a number from `least` to `most`; an empty list if it is.
 
-    `above` excludes `least` itself; `whole` accepts integers only.
+    `above` excludes `least` itself; `integer` accepts integers only.
     """
-    right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    right_type = isinstance(value, int if integer else int | float) and not isinstance(value, bool)
     if right_type and (least < value if above else least <= value) and value <= most:
         return []
     limits = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-    return [f"{name}: {value!r}; must be {f'a whole number of {limits}' if whole else limits}"]
+    return [f"{name}: {value!r}; must be {f'a whole number of {limits}' if integer else limits}"]
 
 
 def labels_tensor(rows: Sequence[Any], *, floating: bool = False) -> Tensor:

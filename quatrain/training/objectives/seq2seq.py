@@ -56,7 +56,7 @@ class Seq2Seq(TextObjective):
         if not 0 <= label_smoothing < 1:
             problems.append(f"label_smoothing: {label_smoothing}; must be at least 0 and below 1")
         if max_target_length is not None:
-            problems += check_number("max_target_length", max_target_length, 4, whole=True)
+            problems += check_number("max_target_length", max_target_length, 4, integer=True)
         if self.target_tokenizer.eos_id is None:
             problems.append("target_tokenizer: has no end token; without one, generation would never stop")
         refuse(problems, "Seq2Seq")

@@ -103,7 +103,7 @@ class TextObjective:
     def __init__(self, tokenizer: Tokenizer, *, max_length: int | None = None):
         self.tokenizer, self.max_length = tokenizer, max_length
         if max_length is not None:
-            refuse(check_number("max_length", max_length, 4, whole=True), type(self).__name__)
+            refuse(check_number("max_length", max_length, 4, integer=True), type(self).__name__)
         self.pad_id = tokenizer.pad_id or 0
         self.multiple = 8
 
