@@ -208,7 +208,7 @@ class AdapterSet:
 
     def can_share(self, names: Sequence[str | None]) -> bool:
         """Whether these adapters can be active in one batch."""
-        return len(set(names)) < 2 or not any(name is not None and self.members[name].whole for name in names)
+        return len(set(names)) < 2 or not any(name is not None and self.members[name].weights for name in names)
 
     def prompts(self) -> list[SoftPrompt | None]:
         """The soft prompt of each row; of one row if all rows have the same."""
