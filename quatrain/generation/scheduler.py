@@ -265,7 +265,9 @@ class Scheduler:
         choice = self.chooser.choose(logits, rows)
         for index, problem in enumerate(choice.problems):
             if problem is None:
-                rows[index].append(choice.tokens[index], choice.logprobs[index], choice.top[index])
+                rows[index].append(
+                    choice.tokens[index], choice.logprobs[index], choice.top[index], complete=choice.complete[index]
+                )
                 self._publish(rows[index])
             else:
                 self._finish(rows[index], "error", problem)

@@ -106,7 +106,7 @@ def accepts(schema, value):
     number = isinstance(value, int | float) and not isinstance(value, bool)
     named = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if not any(
-        (number and (name == "number" or value == int(value))) if name in ("number", "integer")
+        (number and (name == "number" or isinstance(value, int) or value.is_integer())) if name in ("number", "integer")
         else isinstance(value, TYPES[name])
         for name in named
     ):  # fmt: skip
