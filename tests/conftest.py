@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +41,18 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` picks by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, files with slow tests come first, so that no worker ends with them alone.
+    """Mark the later cases of each family of models as slow: one of each is enough for the quick set of tests.
 
+    Side by side, files with slow tests come first, so that no worker ends with them alone.
     Skip what needs a CUDA device where there is none; torch is loaded only if there is such a test.
     """
+    if battery := sys.modules.get("battery"):
+        for item in items:
+            case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+            if isinstance(case, battery.Case) and case.name not in battery.quick_cases():
+                item.add_marker(pytest.mark.slow)
     if os.environ.get("PYTEST_XDIST_WORKER"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)

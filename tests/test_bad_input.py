@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from quick_set import some
 
 import quatrain
 from quatrain.cli import main
@@ -207,6 +206,7 @@ def test_a_database_that_cannot_be_asked(
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_odd_names_in_a_database_are_no_fault(questions: Place) -> None:
     path = database(questions.folder / "it's odd.sqlite", odd_names)
     before = path.read_bytes()
@@ -257,7 +257,8 @@ def test_no_network(place: Place) -> None:
 
 
 @pytest.mark.skipif(resource is None, reason="this system has no limit on the size of files")
-@pytest.mark.parametrize("limit", some([2_000, 30_000], [30_000]))
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [2_000, 30_000])
 def test_a_file_that_cannot_be_written_whole(place: Place, limit: int) -> None:
     """Where writing ends by a limit, in the tokenizer or in a checkpoint, the next run goes on from what was whole."""
     error = place.ends(1, "run", place.recipe, limit=limit)

@@ -97,6 +97,7 @@ def test_plan_counts_what_the_model_has(folder: Path, capsys: pytest.CaptureFixt
     assert counted == model_folder.load(folder).num_parameters()
 
 
+@pytest.mark.slow
 def test_plan_counts_a_recipe_without_making_it(capsys: pytest.CaptureFixture[str]) -> None:
     from quatrain.runs.recipe import load
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import battery
 import pytest
 import torch
-from battery import VOCABULARY, all_cases, theirs
+from battery import VOCABULARY, all_cases, quick_cases, theirs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_set import some
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
@@ -99,7 +100,7 @@ def unfolded(part):
     return names
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, quick_cases()))
 def test_the_tree_holds_every_tensor_once_and_counts_right(name):
     case = CASES[name]
     config = get_family(theirs(case).config.model_type).from_hf(

@@ -2,11 +2,8 @@
 
 import battery
 import pytest
-from quick_set import first_of_each, some
 
-CASES = battery.all_cases()
-EVERY = pytest.mark.parametrize("case", some(CASES, first_of_each(CASES, lambda case: case.config)), ids=str)
-"""Every case; the quick set has the first of each family."""
+EVERY = pytest.mark.parametrize("case", battery.all_cases(), ids=str)
 
 
 @EVERY

@@ -32,6 +32,7 @@ def text(materials: Path) -> str:
     return HEAD.format(text=materials / "text.txt") + TWO.replace("CHATS", str(materials / "chats.jsonl"))
 
 
+@pytest.mark.slow
 def test_each_stage_is_told_and_measured(text: str, tmp_path: Path) -> None:
     told = preflight(loads(text), folder=tmp_path)
     assert not told.problems and [stage.stage for stage in told.stages] == ["02-pretrain", "03-finetune"]

@@ -65,6 +65,15 @@ def all_cases() -> list[Case]:
 
 
 @cache
+def quick_cases() -> frozenset[str]:
+    """The names of the first case of each family, which the quick set of tests runs; see tests/conftest.py."""
+    first: dict[str, str] = {}
+    for case in all_cases():
+        first.setdefault(case.config, case.name)
+    return frozenset(first.values())
+
+
+@cache
 def theirs(case: Case) -> Any:
     """The random model of transformers."""
     torch.manual_seed(0)

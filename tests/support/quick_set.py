@@ -17,11 +17,3 @@ def some(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
 def slow(value: Any) -> Any:
     """A parameter, or a tuple of several, that the quick set leaves out."""
     return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
-
-
-def first_of_each(values: Iterable[Any], key: Any) -> list[Any]:
-    """The first of the values for each key."""
-    found: dict[Any, Any] = {}
-    for value in values:
-        found.setdefault(key(value), value)
-    return list(found.values())

@@ -134,6 +134,7 @@ def test_training_is_spread_over_the_shapes(data: Text2SQL) -> None:
     assert sum(bool(example.values) for example in data.train) > 0.6 * len(data.train)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_dataset_in_every_process(shop: Path) -> None:
     code = (
         "import sys, hashlib; from quatrain.tasks.text2sql import Text2SQL;"

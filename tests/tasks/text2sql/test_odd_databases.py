@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from odd_databases import OddTable, tables, write
+from quick_set import some
 
 from quatrain.core.errors import InputError
 from quatrain.tasks.text2sql import Connection, Text2SQL, introspect, opening
@@ -64,7 +65,7 @@ def test_a_missing_name_is_no_name(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "odd", [None, b"\x00\xff", float("inf"), float("-inf"), "text", "", 2**63 - 1, "\x00", "2024-01-02"]
 )
-@pytest.mark.parametrize("column", ["id", "name", "price", "made", "open"])
+@pytest.mark.parametrize("column", some(["id", "name", "price", "made", "open"], ["name", "price"]))
 def test_an_odd_cell_in_any_column(make: Make, tmp_path: Path, column: str, odd: object) -> None:
     path = make(tmp_path / "x.sqlite", "CREATE TABLE items (id, name, price, made, open)")
     with closing(sqlite3.connect(path)) as connection:
