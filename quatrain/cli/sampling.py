@@ -102,6 +102,16 @@ class SamplingOptions:
     """The number of beams of a beam search; 1 turns it off."""
     length_penalty: float | None = None
     """For beam search: values above 0 favour long texts, below 0 short ones."""
+    bad_words: tuple[TextArgument, ...] = ()
+    """A text that is never generated; may be given several times."""
+    json_schema: Path | None = None
+    """A file with a JSON schema; the answer is JSON that fits it."""
+    regex: TextArgument | None = None
+    """The answer matches this regular expression."""
+    grammar: Path | None = None
+    """A file with a grammar in Lark's syntax; the answer is a text of it."""
+    choice: tuple[TextArgument, ...] = ()
+    """The answer is this text or one of the others given; may be given several times."""
 
     def given(self) -> dict[str, Any]:
         """The options that were given, as fields of SamplingParams; files are read."""
@@ -132,7 +142,7 @@ def _content(name: str, path: Path) -> Any:
     """The content of a file that an option names."""
     from quatrain.core.reading import read_json, read_text
 
-    return read_json(path) if name == "json_schema" else read_text(path)
+    return read_json(path, dict | bool) if name == "json_schema" else read_text(path)
 
 
 MODEL_DEFAULTS, SAMPLING_DEFAULTS = ModelOptions(), SamplingOptions()

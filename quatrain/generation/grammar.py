@@ -216,7 +216,11 @@ class _Tokens:
         self.special_token_ids = [*silent, self.eos_token_id]
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+        """The usual ids of a text that is forced; none where the tokenizer cannot write it, and masks alone decide."""
+        try:
+            return self._tokenizer.encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+        except InputError:
+            return []
 
 
 def _with_stack(work: Callable[[], Any]) -> Any:

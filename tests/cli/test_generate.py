@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -27,6 +28,10 @@ NO_OPTION = {
     "eta_cutoff": "rarely used; in generation_config.json",
     "top_h": "rarely used; in generation_config.json",
     "logprobs": "--explain",
+    "logprobs_mode": "--explain shows the model's own",
+    "logit_bias": "needs token ids",
+    "stop_token_ids": "needs token ids",
+    "logits_processors": "functions",
 }
 """Parameters that have no option of their name, and why."""
 
@@ -41,7 +46,7 @@ def write_prompts(path: Path, count: int) -> Path:
 def test_options_are_parameters() -> None:
     options = {field.name for field in fields(SamplingOptions)}
     parameters = {field.name for field in fields(SamplingParams)}
-    assert options <= parameters
+    assert options | set(NO_OPTION) == parameters
     assert not options & set(NO_OPTION)
 
 
@@ -140,6 +145,25 @@ def test_all_wrong_prompts_are_named_before_a_token_is_made(
     assert main(words) == 2 and "has no prompts" in capsys.readouterr().err
 
 
+def test_answers_are_constrained(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "integer"}')
+    grammar.write_text('start: ("a" | "b") "c"')
+    words = ["generate", str(folder), "The ", "--json"]
+    for options, pattern in (
+        (["--json-schema", str(schema), "--max-new-tokens", "30"], r"-?[0-9]+(\.0+)?"),
+        (["--regex", "[0-9]{2}_[a-c]"], r"[0-9]{2}_[a-c]"),
+        (["--grammar", str(grammar)], "(a|b)c"),
+        (["--choice", "yes", "--choice", "no"], "yes|no"),
+    ):
+        assert main([*words, *options]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["finish_reason"] == "length" or re.fullmatch(pattern, record["text"]), (options, record)
+    schema.write_text("{")
+    assert main([*words, "--json-schema", str(schema)]) == 2
+    assert "schema.json" in capsys.readouterr().err
+
+
 def test_several_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", str(folder), "The", "--temperature", "1", "--seed", "1", "--samples", "3"]
     assert main([*words, "--json"]) == 0
@@ -199,3 +223,9 @@ def test_model_settings_hold_unless_an_option_says_otherwise(folder: Path) -> No
     engine.recommended = SamplingParams(temperature=0.8, top_p=0.9)
     beams = SamplingOptions(num_beams=2).params(engine, max_new_tokens=5)
     assert (beams.temperature, beams.top_p, beams.num_beams, beams.max_new_tokens) == (0.0, None, 2, 5)
+
+
+def test_a_text_that_the_tokenizer_cannot_write_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(folder), "The ", "--regex", "[0-9]{2}-[a-c]", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert "grammar" in captured.err and "panic" not in captured.err and captured.out == ""
