@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, time
 from itertools import islice
 from pathlib import PurePath
@@ -102,6 +102,12 @@ def _json_escape(character: str) -> str:
 def shorten(text: str, limit: int) -> str:
     """A text of at most `limit` characters; a longer one ends with "…"."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def format_names(names: Iterable[object], most: int = 12) -> str:
+    """The first names of a list, and their number if there are more than `most`: `a, b, … (14)`."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:most]) + (f", … ({len(texts)})" if len(texts) > most else "")
 
 
 def format_value(value: object, limit: int = 80) -> str:

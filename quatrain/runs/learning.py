@@ -42,7 +42,7 @@ from quatrain.runs.settings import to_dict
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
-from quatrain.training.distributed import SingleProcess, make_parallel
+from quatrain.training.distributed import ParallelStrategy, make_parallel
 from quatrain.training.streams import ExampleStream, PackedStream
 from quatrain.training.trainer import Hooks, Trainer, TrainResult
 
@@ -161,7 +161,7 @@ def train(
     device = choose_device(settings.device)
     if context.processes > 1 and context.is_main:
         context.announce()
-    parallel = make_parallel(settings.parallel, device) if context.processes > 1 else SingleProcess()
+    parallel = make_parallel(settings.parallel, device) if context.processes > 1 else ParallelStrategy()
     model.to(device)
     newest = checkpoints.newest_intact(context.checkpoints, context.reporter.warn)
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0

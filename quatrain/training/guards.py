@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from quatrain.core.atomic import atomic_write, write_json
 from quatrain.core.errors import QuatrainError
+from quatrain.core.wording import format_names
 from quatrain.data.batches import Batch
 from quatrain.training.settings import TrainSettings
 
@@ -83,7 +84,7 @@ def where_from(
     """
     wrong = [name for name, parameter in model.named_parameters() if not _finite(parameter)]
     if wrong:
-        return f" Weights already contain NaN or inf: {_listed(wrong)}."
+        return f" Weights already contain NaN or inf: {format_names(wrong, 5)}."
     bad = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if bad is not None:
         place = f" Micro-batch {bad + 1} of {len(losses)}" if len(losses) > 1 else " The forward pass"
@@ -91,7 +92,7 @@ def where_from(
             again(batches[bad])
         return f"{place} first gives NaN or inf in {bad_modules[0]}." if bad_modules else f"{place} gives NaN or inf."
     wrong = [name for name, master in masters.items() if master.grad is not None and not _finite(master.grad)]
-    return f" The loss is finite; these gradients contain NaN or inf: {_listed(wrong)}." if wrong else ""
+    return f" The loss is finite; these gradients contain NaN or inf: {format_names(wrong, 5)}." if wrong else ""
 
 
 def largest_of(losses: Sequence[float]) -> str:
@@ -162,9 +163,9 @@ class GradientWatch:
         ]
         parts = []
         if without:
-            parts.append(f"no gradient reaches {_listed(without)}")
+            parts.append(f"no gradient reaches {format_names(without, 5)}")
         if still:
-            parts.append(f"the optimizer does not change {_listed(still)}")
+            parts.append(f"the optimizer does not change {format_names(still, 5)}")
         if not parts:
             return None
         return (
@@ -206,11 +207,6 @@ def _first_wrong(model: nn.Module) -> Iterator[list[str]]:
 
 def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.detach().isfinite().all())
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _as_json(value: Any) -> Any:

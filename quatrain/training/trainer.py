@@ -28,7 +28,7 @@ from quatrain.core.errors import InputError, QuatrainError
 from quatrain.training import checkpoints, guards, memory
 from quatrain.training.acceleration import Compiled, activation_checkpointing
 from quatrain.training.chunked_loss import chunking
-from quatrain.training.distributed import ParallelStrategy, SingleProcess, device_of
+from quatrain.training.distributed import ParallelStrategy, device_of
 from quatrain.training.gradients import Gradients, Step
 from quatrain.training.objectives import Objective
 from quatrain.training.optimizers import (
@@ -116,7 +116,7 @@ class Trainer:
         hooks: Hooks | None = None,
         parallel: ParallelStrategy | None = None,
     ):
-        self.parallel: ParallelStrategy = parallel or SingleProcess()
+        self.parallel = parallel or ParallelStrategy()
         self.model, self.settings = model, settings
         self.gradients = Gradients(model, objective, stream, settings, seed=seed, parallel=self.parallel)
         self.stream = self.gradients.stream

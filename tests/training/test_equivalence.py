@@ -18,7 +18,7 @@ from quatrain.models.transformer.stack import Model
 from quatrain.training import chunked_loss
 from quatrain.training.acceleration import activation_checkpointing, blocks
 from quatrain.training.chunked_loss import chunking, summed_language_loss
-from quatrain.training.distributed import SingleProcess
+from quatrain.training.distributed import ParallelStrategy
 from quatrain.training.objectives import Causal
 from quatrain.training.precision import LossScaler
 from quatrain.training.streams import PackedStream, of_process
@@ -217,7 +217,7 @@ def test_a_compiler_that_fails_costs_a_warning_only(monkeypatch):
     assert all(block._compiled_call_impl is None for block in blocks(model))
 
 
-class Shared(SingleProcess):
+class Shared(ParallelStrategy):
     """One of two processes that add up by hand: what each would have sent is kept, the other's sums are added."""
 
     size = 2

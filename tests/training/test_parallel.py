@@ -17,7 +17,7 @@ from tiny_training import CONFIG
 from quatrain.core.atomic import disk_errors
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.models.transformer.stack import Model
-from quatrain.training.distributed import SingleProcess, make_parallel, shards
+from quatrain.training.distributed import ParallelStrategy, make_parallel, shards
 
 MODES = ("ddp", "zero1", "zero2", "zero3", "hybrid")
 VARIANTS = {
@@ -192,7 +192,7 @@ def test_parts_that_cannot_be_written_are_an_error_of_the_disk(tmp_path: Path, m
 def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="must be one of auto, ddp, zero1"):
         make_parallel("zero4")
-    assert isinstance(make_parallel("zero3"), SingleProcess), "one process has nobody to share with"
+    assert type(make_parallel("zero3")) is ParallelStrategy, "one process has nobody to share with"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="torchrun --nproc-per-node"):
         make_parallel("ddp")

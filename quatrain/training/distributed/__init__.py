@@ -3,7 +3,7 @@
 Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054), Zhao et al. 2023 (FSDP, arXiv 2304.11277).
 """
 
-from quatrain.training.distributed.base import Losses, ParallelStrategy, SingleProcess, device_of
+from quatrain.training.distributed.base import Losses, ParallelStrategy, device_of
 from quatrain.training.distributed.group import make_parallel
 
-__all__ = ["Losses", "ParallelStrategy", "SingleProcess", "device_of", "make_parallel"]
+__all__ = ["Losses", "ParallelStrategy", "device_of", "make_parallel"]

@@ -1,10 +1,10 @@
-"""The interface between the trainer and a parallel strategy, and the strategy of a single process."""
+"""The interface between the trainer and a parallel strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,62 +29,12 @@ class Losses(nn.Module):
         return self.objective.loss(self.model, batch)
 
 
-class ParallelStrategy(Protocol):
-    """How processes train together.
+class ParallelStrategy:
+    """How processes train together; this base class is the strategy of a single process.
 
     `gradient_factor` turns a synchronized gradient into the sum over the processes: it is their number if the
     synchronization takes the mean, as in DDP and FSDP. `shards`: each process holds only a shard of every weight.
     """
-
-    rank: int
-    size: int
-    is_main: bool
-    gradient_factor: float
-    shards: bool
-
-    def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
-        """Shard the weights of a network that computes in `dtype`. Returns the dtype in which weights are stored."""
-        ...
-
-    def wrap(self, losses: Losses) -> nn.Module:
-        """The module to call instead of `losses`, with the same forward."""
-        ...
-
-    def no_sync(self) -> AbstractContextManager[Any]:
-        """A context for backward passes of all but the last micro-batch of a step: gradients are not exchanged."""
-        ...
-
-    def synchronize(self, gradients: Sequence[Tensor]) -> None:
-        """Exchange, after the last backward pass, the gradients that the wrapped module has not exchanged."""
-        ...
-
-    def sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """Sum each value over the processes, in one exchange."""
-        ...
-
-    def agree(self, values: Sequence[float]) -> list[float]:
-        """The first process's values, in every process."""
-        ...
-
-    def norm(self, gradients: Sequence[Tensor]) -> float:
-        """The joint norm of synchronized gradients."""
-        ...
-
-    def full_weights(self, model: nn.Module) -> AbstractContextManager[None]:
-        """In this context every process holds all weights in full precision and can use the model independently."""
-        ...
-
-    def close(self, model: nn.Module) -> None:
-        """Undo `shard` and `wrap`; the model keeps its trained weights."""
-        ...
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        ...
-
-
-class SingleProcess:
-    """A single process: nothing to shard, wrap or exchange."""
 
     rank = 0
     size = 1
@@ -93,40 +43,40 @@ class SingleProcess:
     shards = False
 
     def shard(self, losses: Losses, dtype: torch.dtype) -> torch.dtype:
-        """Does nothing."""
+        """Shard the weights of a network that computes in `dtype`. Returns the dtype in which weights are stored."""
         return dtype
 
     def wrap(self, losses: Losses) -> nn.Module:
-        """The module itself."""
+        """The module to call instead of `losses`, with the same forward."""
         return losses
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Does nothing."""
+        """A context for backward passes of all but the last micro-batch of a step: gradients are not exchanged."""
         return nullcontext()
 
     def synchronize(self, gradients: Sequence[Tensor]) -> None:
-        """Does nothing."""
+        """Exchange, after the last backward pass, the gradients that the wrapped module has not exchanged."""
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """The values as floats."""
+        """Sum each value over the processes, in one exchange."""
         return [float(value) for value in values]
 
     def agree(self, values: Sequence[float]) -> list[float]:
-        """The values."""
+        """The first process's values, in every process."""
         return list(values)
 
     def norm(self, gradients: Sequence[Tensor]) -> float:
-        """The joint Euclidean norm of all gradients; 0 without gradients."""
+        """The joint Euclidean norm of synchronized gradients; 0 without gradients."""
         if not gradients:
             return 0.0
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients)))).item()
 
     def full_weights(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Does nothing: the process holds all weights."""
+        """In this context every process holds all weights in full precision and can use the model independently."""
         return nullcontext()
 
     def close(self, model: nn.Module) -> None:
-        """Does nothing."""
+        """Undo `shard` and `wrap`; the model keeps its trained weights."""
 
     def barrier(self) -> None:
-        """Does nothing."""
+        """Wait for all processes."""

@@ -10,7 +10,7 @@ from torch import distributed
 
 from quatrain.core.errors import InputError
 from quatrain.core.processes import environment_number, process_number
-from quatrain.training.distributed.base import ParallelStrategy, SingleProcess
+from quatrain.training.distributed.base import ParallelStrategy
 
 MODES = ("auto", "ddp", "zero1", "zero2", "zero3", "hybrid")
 
@@ -41,7 +41,7 @@ def leave() -> None:
 
 
 def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> ParallelStrategy:
-    """The parallel strategy of this process; `SingleProcess` if there is only one.
+    """The parallel strategy of this process.
 
     `mode`: `ddp` replicates the model and exchanges gradients; `zero1`, `zero2` and `zero3` shard the optimizer states,
     then also gradients, then also weights; `hybrid` shards within a machine and replicates between machines; `auto`
@@ -51,7 +51,7 @@ def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> Par
         raise InputError(f"parallel: {mode!r}; must be one of {', '.join(MODES)}.")
     _, size = process_number()
     if size == 1:
-        return SingleProcess()
+        return ParallelStrategy()
     device = torch.device(device)
     if device.type == "mps":
         raise InputError("Several processes train on CUDA or the CPU, not on Apple's GPU; set train.device = cpu.")

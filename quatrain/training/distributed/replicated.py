@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from quatrain.training.distributed.base import Losses, SingleProcess
+from quatrain.training.distributed.base import Losses, ParallelStrategy
 
 
-class MultiProcess(SingleProcess):
+class MultiProcess(ParallelStrategy):
     """Communication between several processes; base of the strategies."""
 
     def __init__(self, device: torch.device):
@@ -34,13 +34,11 @@ class MultiProcess(SingleProcess):
         return both.tolist()
 
     def agree(self, values: Sequence[float]) -> list[float]:
-        """The first process's values."""
         both = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         distributed.broadcast(both, 0)
         return both.tolist()
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         distributed.barrier()
 
 
@@ -73,7 +71,6 @@ class Replicated(MultiProcess):
         return self._wrapped
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """DDP's `no_sync`."""
         return contextlib.nullcontext() if self._wrapped is None else self._wrapped.no_sync()
 
     def synchronize(self, gradients: Sequence[Tensor]) -> None:

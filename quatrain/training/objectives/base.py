@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import format_names
 from quatrain.data.batches import IGNORE_INDEX, Batch, TokenBatch, TokenExample, pad
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
@@ -99,7 +100,8 @@ def check_head(model: Any, *heads: str, labels: Sequence[str] | None = None) -> 
         )
     if labels is not None and tuple(labels) != config.labels:
         raise InputError(
-            f"labels: the model has {_first_names(config.labels)}, the objective {_first_names(labels)}. "
+            f"labels: the model has {format_names(config.labels, 6) or 'none'}, "
+            f"the objective {format_names(labels, 6)}. "
             "Load the model with the labels of the objective, in the same order."
         )
     return config
@@ -141,8 +143,3 @@ def check_number(
 def labels_tensor(rows: Sequence[Any], *, floating: bool = False) -> Tensor:
     """The labels of all texts as one tensor of integers, or of float32."""
     return torch.tensor(list(rows), dtype=torch.float32 if floating else torch.long)
-
-
-def _first_names(names: Sequence[str]) -> str:
-    shown = ", ".join(map(str, names[:6])) or "none"
-    return shown + (f", … ({len(names)})" if len(names) > 6 else "")

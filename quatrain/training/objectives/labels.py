@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from quatrain.core.errors import InputError
-from quatrain.core.wording import format_value
+from quatrain.core.wording import format_names, format_value
 from quatrain.data.batches import TokenBatch
 from quatrain.data.records import Row
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import check_head, forward
 from quatrain.training.objectives.texts import FieldReader, TextObjective, label_names
-
-MAX_SHOWN = 12
-"""Labels that a message lists."""
 
 _DEFAULT = re.compile(r"LABEL_\d+")
 
@@ -46,17 +43,11 @@ def label_index(value: Any, labels: Sequence[str], *, numbered: bool = False) ->
         return number
     as_text = isinstance(value, str) and value.strip().isdecimal()
     rest = f", or a number from 0 to {len(labels) - 1}" if indices and not as_text else ""
-    return f"{format_value(value)}; must be one of {listed(labels)}{rest}"
+    return f"{format_value(value)}; must be one of {format_names(labels)}{rest}"
 
 
 def _are_default(labels: Sequence[str]) -> bool:
     return all(_DEFAULT.fullmatch(label) for label in labels)
-
-
-def listed(labels: Iterable[str]) -> str:
-    """The first `MAX_SHOWN` labels, and the total if there are more."""
-    names = list(labels)
-    return ", ".join(names[:MAX_SHOWN]) + (f", … ({len(names)})" if len(names) > MAX_SHOWN else "")
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ def match_labels(values: Iterable[Sequence[Any]], labels: Sequence[str], numbere
         if isinstance(value, str | int) and (type(value), value) not in known:
             known[type(value), value] = label_index(value, labels, numbered=numbered)
     names = sorted(dict.fromkeys(str(value) for _, value in known))
-    both = f"the data has the labels {listed(names)}; the model has {listed(labels)}"
+    both = f"the data has the labels {format_names(names)}; the model has {format_names(labels)}"
     unknown = [str(value) for (_, value), place in known.items() if isinstance(place, str)]
     if unknown:
         hint = "; write names instead of numbers" if all(map(str.isdecimal, unknown)) else ""
@@ -94,7 +85,7 @@ def match_labels(values: Iterable[Sequence[Any]], labels: Sequence[str], numbere
     if not by_place or numbered or _are_default(labels):
         return LabelMatch()
     places = sorted(by_place.items(), key=lambda each: each[1])
-    mapping = listed(f"{value} is {labels[int(place)]}" for value, place in places)
+    mapping = format_names(f"{value} is {labels[int(place)]}" for value, place in places)
     return LabelMatch((f"the labels of the data are numbers, used as indices of the model's labels: {mapping}",))
 
 
