@@ -23,6 +23,7 @@ from quatrain.compression.layer import (
     row_bucket,
 )
 from quatrain.core.errors import InputError
+from quatrain.models.kernels.stored import StoredWeight
 
 LOWEST, HIGHEST = -8, 7
 """The range of a quantized weight."""
@@ -44,6 +45,7 @@ class Int4Linear(QuantizedLinear):
     """
 
     method: ClassVar[str] = "int4"
+    stored_format: ClassVar[str | None] = "int4"
     fixed_dtype: ClassVar[tuple[str, ...]] = ("scale",)
     weight: Tensor
     scale: Tensor
@@ -63,6 +65,8 @@ class Int4Linear(QuantizedLinear):
         self.register_buffer("scale", scale)
         self.kernel_weight: Tensor | None = None  # replaces `weight` while the kernel is used
         self.kernel_scales: dict[torch.dtype, Tensor] = {}
+        self.is_read_natively = False
+        """Whether native code reads `weight` (`stored_weight`), so that it stays in its own layout."""
 
     @classmethod
     def shared_options(cls, linears: list[nn.Linear], **options: Any) -> dict[str, Any]:
@@ -99,7 +103,7 @@ class Int4Linear(QuantizedLinear):
 
     def inference(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
-        if self.training or not rows:
+        if self.training or self.is_read_natively or not rows:
             return self.matmul(x)
         sizes = self.in_features, self.out_features, self.group, row_bucket(rows, MAX_MEASURED_ROWS)
         if not kernel_is_faster(x.dtype, x.device.type, *sizes, self.kernel_weight is not None):
@@ -144,6 +148,12 @@ class Int4Linear(QuantizedLinear):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.release_kernel_weight()
         super()._load_from_state_dict(*arguments)
+
+    def stored_weight(self) -> StoredWeight:
+        self.release_kernel_weight()
+        self.is_read_natively = True
+        scale = self.scale.bfloat16()
+        return StoredWeight("int4", self.weight, self.out_features, self.in_features, scale, self.group)
 
     def folder_operation(self, operation: Any) -> Any:
         return packing.packed_operation(operation, 4, self.in_features)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quatrain.compression import packing
 from quatrain.compression.layer import QuantizedLinear, check_finite, is_faster, matmul_in_strips, row_bucket
+from quatrain.models.kernels.stored import StoredWeight
 
 LEVELS = 127
 """Quantization steps on either side of zero."""
@@ -33,6 +34,7 @@ class Int8Linear(QuantizedLinear):
     """
 
     method: ClassVar[str] = "int8"
+    stored_format: ClassVar[str | None] = "int8"
     fixed_dtype: ClassVar[tuple[str, ...]] = ("scale",)
     weight: Tensor
     scale: Tensor
@@ -65,6 +67,9 @@ class Int8Linear(QuantizedLinear):
             return self.matmul(x)
         sizes = self.in_features, self.out_features, row_bucket(rows, MAX_MEASURED_ROWS)
         return fastest_matmul(x.dtype, x.device.type, *sizes)(x, self.weight, self.scale)
+
+    def stored_weight(self) -> StoredWeight:
+        return StoredWeight("int8", self.weight, self.out_features, self.in_features, self.scale.float())
 
     def folder_operation(self, operation: Any) -> Any:
         return packing.packed_operation(operation, 8, self.in_features)

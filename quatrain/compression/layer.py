@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.core.errors import InputError
+from quatrain.models.kernels.stored import StoredWeight
 
 
 class QuantizedLinear(nn.Module):
@@ -30,6 +31,8 @@ class QuantizedLinear(nn.Module):
     """Buffers that keep the dtype of their file, whatever the model's dtype."""
     quantize_on_load = False
     """Whether the layer is about to be filled from a folder of float weights."""
+    stored_format: ClassVar[str | None] = None
+    """How native code reads the weight, if it does."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, device: Any = None):
         super().__init__()
@@ -74,6 +77,10 @@ class QuantizedLinear(nn.Module):
 
     def matmul(self, x: Tensor) -> Tensor:
         """x W^T in x's dtype."""
+        raise NotImplementedError
+
+    def stored_weight(self) -> StoredWeight:
+        """The weight as native code reads it (`quatrain.models.kernels.decode`), of methods with a `stored_format`."""
         raise NotImplementedError
 
     def linear_no_grad(self, x: Tensor) -> Tensor:

@@ -1,0 +1,433 @@
+"""Decoding in native code: one call for a whole step of up to 32 tokens, of one sequence or of several.
+
+A plain PyTorch step of a small model spends more time on its several hundred operations than on reading the weights,
+which is all that the memory asks for. Here a step is compiled once for the processor (Numba, the extra `fast`), reads
+every weight once in the bits in which it is stored, and computes attention over the KV cache as well. Weights of 4 and
+8 bits are multiplied as integers: their inputs are rounded to 8 bits with a scale for each 32, as llama.cpp does.
+
+`native_decoder` returns None for a model that the step does not cover, and `explain` why; PyTorch runs such a model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from quatrain.models.kernels.stored import HasStoredWeight, StoredWeight
+from quatrain.models.kernels.threads import StepThreads, step_threads
+from quatrain.models.transformer.config import ModelConfig
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.norms import RMSNorm
+from quatrain.models.transformer.positions import alibi_slopes, depends_on_length, sinusoidal_table
+
+MAX_ROWS = 32
+"""The most tokens of one step."""
+FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+PADDED = 128
+
+
+def stored_weight(layer: nn.Module) -> StoredWeight | None:
+    """The weight of a plain or quantized linear layer; None for any other, and for one that an adapter replaced."""
+    if not is_readable(layer):
+        return None
+    if isinstance(layer, nn.Linear):
+        form = DTYPES[layer.weight.dtype]
+        return StoredWeight(form, layer.weight.detach(), layer.out_features, layer.in_features)
+    return cast(HasStoredWeight, layer).stored_weight()
+
+
+def is_readable(layer: nn.Module) -> bool:
+    """Whether `stored_weight` gives the weight of a layer."""
+    if type(layer) is nn.Linear:
+        return layer.weight.dtype in DTYPES and layer.weight.is_contiguous()
+    return isinstance(layer, HasStoredWeight) and layer.stored_format is not None
+
+
+def rounded_to_int8(weight: Tensor) -> StoredWeight:
+    """A matrix (rows, columns) rounded to 8 bits with a scale for each row (as `Int8Linear`)."""
+    values = weight.detach().float()
+    largest = values.abs().amax(dim=1)
+    largest = torch.where(largest > 0, largest, 127.0)
+    numbers = (values * (127 / largest)[:, None]).round_().to(torch.int8)
+    return StoredWeight("int8", numbers, weight.shape[0], weight.shape[1], largest / 127)
+
+
+@cache
+def _step_code() -> Any:
+    """The compiled step; None without Numba, or where it fails to compile. The first call compiles for some seconds."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        from quatrain.models.kernels import decode_step
+    except Exception:  # Numba raises errors of many kinds where a processor or a version is not what it expects.
+        return None
+    return decode_step
+
+
+def _modules_problem(model: Any) -> str | None:
+    """Why the modules of a model are not what the step computes; None if they are."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} has a hook"
+    for name in ("trainable_tokens", "adapter_set", "transform", "encoder"):
+        if getattr(model, name, None) is not None:
+            return f"the model has a part that native code does not run: {name}"
+    for name, module in model.layers.named_modules():
+        is_linear = name.endswith("_proj")
+        if is_linear and not is_readable(module):
+            return f"layers.{name} is a {type(module).__name__}"
+    return None if type(model.lm_head) is nn.Linear else f"the head is a {type(model.lm_head).__name__}"
+
+
+def explain(model: Any) -> str | None:
+    """Why native code cannot decode with a model; None if it can."""
+    config: ModelConfig = model.config
+    if config.architecture != "decoder" or config.head != "causal":
+        return f"a {config.architecture} with the head {config.head} is not decoded natively"
+    if model.device.type != "cpu":
+        return f"the model is on {model.device.type}; native code runs on the CPU"
+    if model.embed_tokens.weight.dtype not in DTYPES:
+        return f"weights are {model.embed_tokens.weight.dtype}"
+    if config.norm_position == "post" or config.position == "relative" or config.embedding_size not in (
+        0, config.hidden_size
+    ):  # fmt: skip
+        return f"a block of {config.family} of this shape is not decoded natively"
+    if any(depends_on_length(scaling) for scaling in (config.rope_scaling, config.local_rope_scaling)):
+        return "rotary frequencies depend on the length of the text"
+    problem = _modules_problem(model)
+    if problem is None and _step_code() is None:
+        problem = "Numba is not installed (pip install 'quatrain[fast]') or cannot compile for this processor"
+    return problem
+
+
+def native_decoder(model: Any, *, head: str = "auto") -> NativeDecoder | None:
+    """A decoder for a causal model on the CPU; None where `explain` gives a reason.
+
+    `head`: "model" multiplies with the head's own weights; "int8" with a copy that is rounded to 8 bits; "auto" takes
+    the copy where the model's linear layers are quantized. Reading the head then takes no longer than its share.
+    """
+    if explain(model) is not None:
+        return None
+    return NativeDecoder(model, head)
+
+
+class NativeDecoder:
+    """Decodes with a model, whose weights it reads where they are.
+
+    Attributes: `step_bytes`, the bytes of weights that a step reads, without the embedding; `format`, how most of them
+    are stored. The decoder is valid while `is_current()`: afterwards make another.
+    """
+
+    def __init__(self, model: Any, head: str = "auto"):
+        self._code = _step_code()
+        self._keep: list[Tensor] = []
+        self._buffers: list[Tensor] = []
+        self.config: ModelConfig = model.config
+        self._model = weakref.ref(model)
+        self.pool: StepThreads = step_threads()
+        self._version = _version_of(model)
+        weights = [stored_weight(module) for name, module in model.layers.named_modules() if name.endswith("_proj")]
+        sizes: dict[str, int] = {}
+        for weight in weights:
+            if weight is not None:
+                sizes[weight.format] = sizes.get(weight.format, 0) + weight.data.nbytes
+        self.format = max(sizes, key=lambda name: sizes[name])
+        quantized = any(name in ("int8", "int4") for name in sizes)
+        self.rounds_head = head == "int8" or (head == "auto" and quantized)
+        self.step_bytes = 0
+        self._tables: dict[str, tuple[Tensor, Tensor]] = {}
+        self._table = torch.zeros(self._code.S_SIZE, dtype=torch.int64)
+        self._layers = self._describe_layers(model)
+        self._describe_model(model)
+        self._keys, self._values, self._rooms = (torch.zeros(len(model.layers), dtype=torch.int64) for _ in range(3))
+        self._zeros = torch.zeros(MAX_ROWS, dtype=torch.int64)
+        self._every_row = torch.arange(MAX_ROWS)
+        self._set_step(S_MODEL=self._model_table, S_KEYS=self._keys, S_VALUES=self._values, S_ROOMS=self._rooms)
+        tables = [*self._buffers, *self._keep, self._table, self._model_table, self._layers]
+        weakref.finalize(self, self.pool.drain, self._code, tables).atexit = False
+
+    def is_current(self) -> bool:
+        """Whether the model is still the one that the decoder was made for: same weights, adapters and hooks."""
+        model = self._model()
+        return model is not None and _version_of(model) == self._version and explain(model) is None
+
+    def step(
+        self,
+        tokens: Tensor,
+        places: Tensor,
+        slots: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        *,
+        positions: Tensor | None = None,
+        starts: Tensor | None = None,
+        logits_of: Tensor | None = None,
+    ) -> Tensor:
+        """Reads B tokens and returns the logits (B, V) float32 of those after them.
+
+        tokens (B,), B at most 32; slots (B,): the sequence that each token belongs to; places (B,): its place in the
+        sequence, where its key and value are written; all int64. It attends to the places up to its own. Tokens of one
+        sequence stand in order. positions (B,): those of the position embedding, by default the places. keys, values:
+        for each layer (slots, num_key_value_heads, room, head_dim), of the model's dtype. In a sliding layer place p of
+        row b is at p - starts[b], by default at p. logits_of (N,): the rows whose logits are wanted, by default all of
+        them; the result is (N, V).
+        """
+        count = len(tokens)
+        wanted = self._every_row[:count] if logits_of is None else logits_of
+        logits = torch.empty(len(wanted), self.config.vocab_size)
+        if not count:
+            return logits
+        positions = places if positions is None else positions
+        starts = self._zeros if starts is None else starts
+        arrays = [array.contiguous() for array in (tokens, places, positions, slots, starts, wanted)]
+        for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
+            self._keys[layer], self._values[layer], self._rooms[layer] = key.data_ptr(), value.data_ptr(), key.shape[2]
+        self._check(arrays[0].tolist(), arrays[1].tolist(), arrays[3].tolist(), arrays[4].tolist(), keys)
+        self._grow_tables(max(arrays[2].tolist()) + 1)
+        self._set_step(
+            S_ROWS=count,
+            S_TOKENS=arrays[0],
+            S_PLACES=arrays[1],
+            S_POSITIONS=arrays[2],
+            S_SLOTS=arrays[3],
+            S_STARTS=arrays[4],
+            S_ONE_EACH=int(len(set(arrays[3].tolist())) == count),
+            S_CACHE_FORMAT=FORMATS.index(DTYPES[keys[0].dtype]),
+            S_LOGITS=logits,
+            S_HEAD_COUNT=len(wanted),
+            S_HEAD_ROWS=arrays[5],
+        )
+        self.pool.run(self._code, self._table.data_ptr(), self.config.num_hidden_layers)
+        return logits
+
+    def _check(
+        self, tokens: list[int], places: list[int], slots: list[int], starts: list[int], keys: Sequence[Tensor]
+    ) -> None:
+        """Raises ValueError for what would read or write outside the tables and the cache."""
+        count, vocabulary = len(tokens), self.config.vocab_size
+        if count > MAX_ROWS or len(places) != count or len(slots) != count or len(starts) < count:
+            raise ValueError(f"{count} tokens, {len(places)} places, {len(slots)} slots; at most {MAX_ROWS} of each")
+        if min(tokens) < 0 or max(tokens) >= vocabulary:
+            raise ValueError(f"a token is not in the vocabulary of {vocabulary}")
+        if min(*places, *slots, 0) < 0 or max(slots) >= keys[0].shape[0]:
+            raise ValueError("a place or a slot is outside the cache")
+        for kind in set(self.config.layer_types):
+            room = min(key.shape[2] for key, each in zip(keys, self.config.layer_types, strict=True) if each == kind)
+            own = starts if kind == "sliding" else [0] * count
+            if any(not start <= place < start + room for place, start in zip(places, own, strict=False)):
+                raise ValueError(f"a place is outside the {room} of a {kind} layer's cache")
+
+    def _set_step(self, **values: Tensor | int) -> None:
+        for name, value in values.items():
+            self._table[getattr(self._code, name)] = value if isinstance(value, int) else value.data_ptr()
+
+    def _held(self, tensor: Tensor) -> int:
+        self._keep.append(tensor)
+        return tensor.data_ptr()
+
+    def _buffer(self, *shape: int, dtype: torch.dtype = torch.float32) -> int:
+        self._buffers.append(torch.zeros(*shape, dtype=dtype))
+        return self._buffers[-1].data_ptr()
+
+    def _matrix(self, weight: StoredWeight | None, bias: Tensor | None) -> int:
+        """The address of the table of a matrix; of an empty one for None."""
+        code, table = self._code, torch.zeros(self._code.M_SIZE, dtype=torch.int64)
+        if weight is not None:
+            form = FORMATS.index(weight.format)
+            if weight.format == "int4" and weight.group != PADDED:
+                form = code.INT4_SMALL_GROUPS
+            table[code.M_ADDRESS], table[code.M_FORMAT] = self._held(weight.data), form
+            table[code.M_ROWS], table[code.M_COLUMNS] = weight.rows, weight.columns
+            table[code.M_ROW_BYTES] = weight.data.nbytes // weight.rows
+            self.step_bytes += weight.data.nbytes
+            if weight.scale is not None:
+                table[code.M_SCALE] = self._held(weight.scale.contiguous())
+                table[code.M_SCALE_ROW] = weight.scale.nbytes // weight.rows
+                table[code.M_GROUP] = weight.group
+                self.step_bytes += weight.scale.nbytes
+            if bias is not None:
+                table[code.M_BIAS] = self._held(bias.detach().float().contiguous())
+        return self._held(table)
+
+    def _linear(self, layer: Any) -> int:
+        if layer is None:
+            return self._matrix(None, None)
+        return self._matrix(stored_weight(layer), layer.bias)
+
+    def _norm(self, norm: Any) -> tuple[int, int]:
+        """Weight and bias of a norm in float32; (-1, 0) where there is no norm, 0 for what it does not have."""
+        if norm is None or isinstance(norm, nn.Identity):
+            return -1, 0
+        weight, bias = norm.weight, getattr(norm, "bias", None)
+        if isinstance(norm, RMSNorm):
+            weight = weight.detach().float() + norm.offset
+        addresses = [0 if x is None else self._held(x.detach().float().contiguous()) for x in (weight, bias)]
+        return addresses[0], addresses[1]
+
+    def _describe_layers(self, model: Any) -> Tensor:
+        code, config = self._code, self.config
+        table = torch.zeros(len(model.layers), code.L_SIZE, dtype=torch.int64)
+        for row, block in zip(table, model.layers, strict=True):
+            attention, mlp = block.self_attn, block.mlp
+            for column, layer in (
+                (code.L_QUERY, attention.q_proj), (code.L_KEY, attention.k_proj), (code.L_VALUE, attention.v_proj),
+                (code.L_OUT, attention.o_proj), (code.L_GATE, mlp.gate_proj), (code.L_UP, mlp.up_proj),
+                (code.L_DOWN, mlp.down_proj),
+            ):  # fmt: skip
+                row[column] = self._linear(layer)
+            shared = config.residual == "parallel_shared"
+            for column, norm in (
+                (code.L_NORM, block.input_layernorm),
+                (code.L_MLP_NORM, block.input_layernorm if shared else block.post_attention_layernorm),
+            ):
+                row[column], row[column + 1] = self._norm(norm)
+            for column, norm in (
+                (code.L_OUT_NORM, block.attention_output_layernorm),
+                (code.L_DOWN_NORM, block.feed_forward_output_layernorm),
+                (code.L_QUERY_NORM, attention.q_norm),
+                (code.L_KEY_NORM, attention.k_norm),
+            ):
+                if norm is not None:
+                    row[column], row[column + 1] = self._norm(norm)
+            row[code.L_WINDOW] = attention.window or 0
+            row[code.L_SCALE] = self._held(torch.tensor([attention.scale]))
+        return table
+
+    def _describe_model(self, model: Any) -> None:
+        code, config = self._code, self.config
+        table = self._model_table = torch.zeros(code.G_SIZE, dtype=torch.int64)
+
+        def put(**values: int) -> None:
+            for name, value in values.items():
+                table[getattr(code, name)] = value
+
+        embedding, head = model.embed_tokens.weight, model.lm_head
+        scale = torch.tensor(config.embedding_scale, dtype=embedding.dtype).item()
+        floats = [config.norm_eps, scale, config.attention_softcap or 0.0, config.logit_scale,
+                  config.logit_softcap or 0.0]  # fmt: skip
+        put(
+            G_LAYERS=self._layers.data_ptr(), G_NUM_LAYERS=len(model.layers), G_HIDDEN=config.hidden_size,
+            G_INNER=config.intermediate_size, G_HEADS=config.num_attention_heads, G_KV_HEADS=config.num_key_value_heads,
+            G_HEAD_DIM=config.head_dim, G_ROTARY_DIM=config.rotary_dim or config.head_dim, G_VOCAB=config.vocab_size,
+            G_LAYER_NORM=int(config.norm.startswith("layer")),
+            G_RESIDUAL=("sequential", "parallel", "parallel_shared").index(config.residual),
+            G_ACTIVATION=code.ACTIVATIONS.index(config.activation),
+            G_FLOATS=self._held(torch.tensor(floats)), G_EMBEDDING=self._held(embedding.detach()),
+            G_EMBEDDING_FORMAT=FORMATS.index(DTYPES[embedding.dtype]), G_THREADS=self.pool.threads,
+        )  # fmt: skip
+        weight = rounded_to_int8(head.weight) if self.rounds_head else stored_weight(head)
+        put(G_HEAD=self._matrix(weight, head.bias))
+        table[code.G_NORM], table[code.G_NORM_BIAS] = self._norm(model.norm)
+        if model.embedding_norm is not None:
+            table[code.G_EMBEDDING_NORM], table[code.G_EMBEDDING_NORM_BIAS] = self._norm(model.embedding_norm)
+        if model.embed_positions is not None:
+            positions = model.embed_positions.weight.detach().float().contiguous()
+            put(G_POSITIONS=self._held(positions), G_POSITION_OFFSET=config.position_offset)
+        elif config.position == "sinusoidal":
+            positions = sinusoidal_table(config.max_position_embeddings, config.hidden_size)
+            put(G_POSITIONS=self._held(positions))
+        elif config.position == "alibi":
+            put(G_ALIBI=self._held(alibi_slopes(config.num_attention_heads)))
+        if model.logits_bias is not None:
+            put(G_LOGITS_BIAS=self._held(model.logits_bias.detach().float().contiguous()))
+        self._allocate(put)
+        if config.position == "rotary":
+            self._rotary = model._rotary
+            self._grow_tables(min(config.context_length, 2048))
+
+    def _allocate(self, put: Callable[..., None]) -> None:
+        """The buffers of a step's activations, each row ending in zeros up to a multiple of 128 elements."""
+        config = self.config
+        size, inner = _padded(config.hidden_size), _padded(config.intermediate_size)
+        mixed = _padded(config.num_attention_heads * config.head_dim)
+        heads = config.num_attention_heads + 2 * config.num_key_value_heads
+        largest, byte = max(size, inner, mixed), torch.uint8
+        for name in ("G_X", "G_NORMED", "G_MIXED_OUT", "G_DOWN_OUT"):
+            put(**{name: self._buffer(MAX_ROWS, size)})
+        scratch = 4 * (2 * config.head_dim + 128)
+        put(
+            G_X_STRIDE=4 * size, G_QKV=self._buffer(MAX_ROWS, heads * config.head_dim),
+            G_QKV_STRIDE=4 * heads * config.head_dim, G_MIXED=self._buffer(MAX_ROWS, mixed), G_MIXED_STRIDE=4 * mixed,
+            G_WIDE=self._buffer(MAX_ROWS, inner), G_UP=self._buffer(MAX_ROWS, inner), G_WIDE_STRIDE=4 * inner,
+            G_BF16=self._buffer(2 * MAX_ROWS, 2 * largest, dtype=byte), G_BF16_STRIDE=2 * largest,
+            G_INT8=self._buffer(2 * MAX_ROWS, 3 * largest, dtype=byte), G_INT8_STRIDE=3 * largest,
+            G_INT4=self._buffer(2 * MAX_ROWS, 2 * largest, dtype=byte), G_INT4_STRIDE=2 * largest,
+            G_SCRATCH=self._buffer(self.pool.threads, scratch, dtype=byte), G_SCRATCH_STRIDE=scratch,
+        )  # fmt: skip
+
+    def _grow_tables(self, length: int) -> None:
+        """Makes the rotary tables of each kind of layer as long as the positions that a step reads."""
+        if self.config.position != "rotary" or (self._tables and length <= len(next(iter(self._tables.values()))[0])):
+            return
+        self.pool.drain(self._code)
+        size = min(max(2 * length, 2048), max(self.config.context_length, length))
+        half = (self.config.rotary_dim or self.config.head_dim) // 2
+        for kind in set(self.config.layer_types):
+            cos, sin = self._rotary[kind].tables(size, 0)
+            self._tables[kind] = cos[:, :half].contiguous(), sin[:, :half].contiguous()
+        for row, kind in zip(self._layers, self.config.layer_types, strict=True):
+            row[self._code.L_COS], row[self._code.L_SIN] = (table.data_ptr() for table in self._tables[kind])
+
+
+class CacheDecoder:
+    """A native decoder over the slots of one KV cache: the next token of texts that are stored there.
+
+    `decoder` is None for a model that native code does not run. `refresh` makes it anew when the model has changed;
+    call it before each batch of texts.
+    """
+
+    def __init__(self, model: Any, cache: KVCache):
+        self.model, self.cache = model, cache
+        self.decoder: NativeDecoder | None = native_decoder(model)
+
+    def refresh(self) -> None:
+        """Looks whether the weights, adapters or hooks of the model have changed since the last time."""
+        if self.decoder is None or not self.decoder.is_current():
+            self.decoder = native_decoder(self.model)
+
+    def decode(self, tokens: Tensor, slots: Sequence[int]) -> Tensor | None:
+        """Logits (B, V) in float32 after one more token (B,) in each slot; None if PyTorch has to run this step.
+
+        Keys and values are written after the tokens that the slots hold, for which there is room; the caller counts
+        the new tokens.
+        """
+        cache, decoder = self.cache, self.decoder
+        if decoder is None or cache.segments is not None:
+            return None
+        lengths = torch.tensor([cache.lengths[slot] for slot in slots])
+        starts = None
+        if cache.window is not None:
+            starts = torch.tensor([cache.starts[slot] for slot in slots])
+            room = min(keys.shape[2] for keys, window in zip(cache.keys, cache.windows, strict=True) if window)
+            if int((lengths - starts).max()) >= room:  # The window has to move first.
+                return None
+        places, every = torch.tensor(list(slots)), []
+        for begin in range(0, len(tokens), MAX_ROWS):
+            part = slice(begin, begin + MAX_ROWS)
+            own = None if starts is None else starts[part]
+            every.append(decoder.step(tokens[part], lengths[part], places[part], cache.keys, cache.values, starts=own))
+        return every[0] if len(every) == 1 else torch.cat(every)
+
+
+def _padded(size: int) -> int:
+    return -(-size // PADDED) * PADDED
+
+
+def _version_of(model: Any) -> tuple[tuple[int, int], ...]:
+    """Where the weights of a model are, and how often they were changed in place."""
+    tensors: Iterator[Tensor] = (*model.parameters(), *model.buffers())  # type: ignore[assignment]
+    return tuple((tensor.data_ptr(), _changes(tensor)) for tensor in tensors)
+
+
+def _changes(tensor: Tensor) -> int:
+    try:
+        return tensor._version
+    except RuntimeError:  # A tensor that was made in inference mode has no count.
+        return 0

@@ -1,0 +1,270 @@
+"""Native decoding gives PyTorch's logits, for every family's block, every stored format and any batch."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_configs import GROUPED, tiny
+from tiny_models import bloom, gpt2, llama, random_model
+
+from quatrain.compression import methods
+from quatrain.compression.layer import QuantizedLinear
+from quatrain.models.families import get_family
+from quatrain.models.kernels.decode import MAX_ROWS, CacheDecoder, explain, native_decoder
+from quatrain.models.transformer.kv_cache import KVCache
+from quatrain.models.transformer.stack import Model
+
+pytest.importorskip("numba")
+pytestmark = pytest.mark.xdist_group("native")
+
+DECODERS = [*GROUPED, "gpt2", "bloom", "opt", "gpt_neox"]
+WIDE = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "vocab_size": 203}
+"""Wide enough for groups of 128, and not a multiple of any vector."""
+
+
+def ids_of(model: Model, rows: int, length: int) -> torch.Tensor:
+    return torch.randint(0, model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def decoded(model: Model, ids: torch.Tensor, prompt: int, head: str = "model") -> torch.Tensor:
+    """Logits (B, T - prompt, V) after each token past the prompt, decoded natively one by one."""
+    decoder = native_decoder(model, head=head)
+    assert decoder is not None, explain(model)
+    cache = KVCache(model.config, len(ids), ids.shape[1], dtype=model.embed_tokens.weight.dtype)
+    model(ids[:, :prompt], cache=cache)
+    steps, slots = [], torch.arange(len(ids))
+    for place in range(prompt, ids.shape[1]):
+        places = torch.full((len(ids),), place)
+        steps.append(decoder.step(ids[:, place], places, slots, cache.keys, cache.values))
+    return torch.stack(steps, 1)
+
+
+@torch.inference_mode()
+def largest_error(model: Model, rows: int = 3, prompt: int = 5, new: int = 4) -> float:
+    """The largest difference from PyTorch's logits, as a share of the largest of those."""
+    ids = ids_of(model, rows, prompt + new)
+    expected = model(ids)[0][:, prompt:].float()
+    return float((decoded(model, ids, prompt) - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_family(name: str) -> None:
+    model = random_model(get_family(name).from_hf(tiny(name)))
+    assert explain(model) is None
+    assert largest_error(model) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        llama(**WIDE),
+        llama(rotary_dim=4, attention_bias="all", feed_forward_bias=True),
+        llama(position="none", query_key_norm="head", tie_word_embeddings=True),
+        llama(position="sinusoidal", logit_softcap=5.0, attention_softcap=3.0, logit_scale=0.5),
+        llama(norm_position="sandwich", norm="rms_offset", embedding_scale=5.5, activation="gelu"),
+        llama(residual="parallel", norm="layer"),
+        llama(residual="parallel_shared", norm="layer_without_bias", activation="tanh"),
+        llama(norm="layer_without_parameters", activation="relu", feed_forward="plain"),
+        llama(sliding_window=7, layer_types=("sliding", "full")),
+        gpt2(),
+        bloom(embedding_norm=False, num_attention_heads=8, num_key_value_heads=8),
+    ],
+    ids=lambda config: f"{config.family}-{config.position}-{config.norm}-{config.residual}",
+)
+def test_every_choice(config) -> None:
+    assert largest_error(random_model(config)) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_narrow_floats(dtype: torch.dtype, limit: float) -> None:
+    """As near to PyTorch's as its own rounding is to float32, and nearer to float32 than PyTorch is."""
+    exact = random_model(llama(**WIDE), scale=0.1)
+    ids = ids_of(exact, 3, 12)
+    with torch.inference_mode():
+        narrow = random_model(llama(**WIDE), scale=0.1).to(dtype)
+        rounded = random_model(llama(**WIDE), scale=0.1).to(dtype).float()
+        expected, plain = rounded(ids)[0][:, 5:], narrow(ids)[0][:, 5:].float()
+    found = decoded(narrow, ids, 5)
+    scale = float(expected.abs().max())
+    assert float((found - plain).abs().max()) < limit * scale
+    assert float((found - expected).square().mean()) <= float((plain - expected).square().mean())
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """Inputs (…, in) rounded to 8 bits with a scale for each 32."""
+    groups = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).unflatten(-1, (-1, 32))
+    scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return ((groups / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
+
+
+@torch.inference_mode()
+def largest_error_of_integers(config, method: str, **options) -> float:
+    """As `largest_error`, from PyTorch's logits with the same rounding of every quantized layer's inputs."""
+    model, reference = random_model(config, scale=0.1), random_model(config, scale=0.1)
+    for each in (model, reference):
+        methods.quantize(each, method, **options)
+    for module in reference.eval().modules():
+        if isinstance(module, QuantizedLinear):
+            module.register_forward_pre_hook(lambda _, arguments: (rounded(arguments[0]),))
+    ids = ids_of(model.eval(), 3, 7)
+    caches = [KVCache(config, 3, 8) for _ in range(2)]
+    for cache in caches:
+        reference(ids[:, :6], cache=cache)
+    expected = reference(ids[:, 6:], cache=caches[0])[0][:, -1]
+    decoder = native_decoder(model, head="model")
+    assert decoder is not None and decoder.format == method
+    found = decoder.step(ids[:, 6], torch.full((3,), 6), torch.arange(3), caches[1].keys, caches[1].values)
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(("method", "options"), [("int8", {}), *(("int4", {"group": size}) for size in (128, 64, 32))])
+def test_integers(method: str, options: dict[str, int]) -> None:
+    config = llama(**WIDE | {"intermediate_size": 384, "num_key_value_heads": 4})
+    assert largest_error_of_integers(config, method, **options) < 2e-3
+
+
+@pytest.mark.parametrize(("method", "hidden"), [("int8", 72), ("int8", 40), ("int4", 96), ("int4", 32)])
+def test_integers_of_sizes_that_no_vector_divides(method: str, hidden: int) -> None:
+    config = llama(hidden_size=hidden, intermediate_size=160, num_attention_heads=2, num_key_value_heads=2)
+    options = {"group": 32} if method == "int4" else {}
+    assert largest_error_of_integers(config, method, **options) < 2e-3
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_rounding_inputs_and_head_costs_less_than_rounding_weights(method: str) -> None:
+    """The error of 8-bit inputs and of an 8-bit head is small beside that of the weights."""
+    config = llama(**WIDE | {"intermediate_size": 384, "num_key_value_heads": 4})
+    exact, model = random_model(config, scale=0.1), random_model(config, scale=0.1)
+    methods.quantize(model, method)
+    ids = ids_of(model, 4, 24)
+    with torch.inference_mode():
+        expected, plain = exact(ids)[0][:, 4:], model.eval()(ids)[0][:, 4:]
+    found = decoded(model, ids, 4, head="auto")
+    of_weights, of_both = ((x - expected).square().mean().sqrt() for x in (plain, found))
+    assert float(of_both) < 1.5 * float(of_weights)
+
+
+@pytest.mark.parametrize("method", [None, "int8", "int4"])
+@torch.inference_mode()
+def test_a_row_does_not_depend_on_the_others(method: str | None) -> None:
+    """Bit for bit, whatever else is decoded in the same step."""
+    model = random_model(llama(**WIDE | {"num_key_value_heads": 4, "intermediate_size": 384})).to(torch.bfloat16)
+    if method is not None:
+        methods.quantize(model, method)
+    ids = ids_of(model.eval(), 11, 6)
+    decoder = native_decoder(model)
+    assert decoder is not None
+    cache = KVCache(model.config, 11, 8, dtype=torch.bfloat16)
+    model(ids[:, :5], cache=cache)
+    places = torch.full((11,), 5)
+    together = decoder.step(ids[:, 5], places, torch.arange(11), cache.keys, cache.values)
+    for rows in ([0], [3], [1, 2], [10, 4, 7], [0, 1, 2, 3, 4, 5, 6]):
+        own = torch.tensor(rows)
+        alone = decoder.step(ids[own, 5], places[own], own, cache.keys, cache.values)
+        assert torch.equal(alone, together[own])
+
+
+@torch.inference_mode()
+def test_several_tokens_of_a_text_at_once() -> None:
+    model = random_model(llama(**WIDE))
+    ids = ids_of(model, 2, 12)
+    decoder = native_decoder(model)
+    assert decoder is not None
+    cache = KVCache(model.config, 2, 12)
+    model(ids[:, :4], cache=cache)
+    tokens, places = ids[:, 4:].flatten(), torch.arange(4, 12).repeat(2)
+    slots, last = torch.arange(2).repeat_interleave(8), torch.tensor([7, 15])
+    found = decoder.step(tokens, places, slots, cache.keys, cache.values, logits_of=last)
+    assert torch.allclose(found, model(ids)[0][:, -1], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_slots_of_different_lengths_and_more_than_a_step_holds() -> None:
+    model = random_model(llama(sliding_window=6, layer_types=("sliding", "full")))
+    lengths = [1 + number % 5 for number in range(MAX_ROWS + 3)]
+    cache = KVCache(model.config, len(lengths), 12)
+    ids = ids_of(model, len(lengths), 8)
+    for slot, length in enumerate(lengths):
+        model(ids[slot : slot + 1, :length], cache=cache.rows(slot, 1))
+    decoder = CacheDecoder(model, cache)
+    next_tokens = torch.stack([ids[slot, length] for slot, length in enumerate(lengths)])
+    found = decoder.decode(next_tokens, range(len(lengths)))
+    assert found is not None
+    for slot, length in enumerate(lengths):
+        expected = model(ids[slot : slot + 1, : length + 1])[0][0, -1]
+        assert torch.allclose(found[slot], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_window_that_has_to_move_is_left_to_torch() -> None:
+    model = random_model(llama(sliding_window=3))
+    cache = KVCache(model.config, 1, 12)
+    decoder = CacheDecoder(model, cache)
+    ids = ids_of(model, 1, 12)
+    model(ids[:, :5], cache=cache)
+    assert decoder.decode(ids[:, 5], [0]) is not None
+    cache.lengths[0] += 1
+    assert decoder.decode(ids[:, 6], [0]) is None
+
+
+@torch.inference_mode()
+def test_nothing_outside_the_cache_is_touched() -> None:
+    model = random_model(llama())
+    decoder = native_decoder(model)
+    assert decoder is not None
+    cache = KVCache(model.config, 2, 4)
+    for token, place, slot in ((60, 0, 0), (-1, 0, 0), (0, 4, 0), (0, -1, 0), (0, 0, 2)):
+        with pytest.raises(ValueError):
+            decoder.step(*(torch.tensor([x]) for x in (token, place, slot)), cache.keys, cache.values)
+
+
+def test_it_notices_changes() -> None:
+    model = random_model(llama())
+    decoder = native_decoder(model)
+    assert decoder is not None and decoder.is_current()
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.weight.mul_(2)
+    assert not decoder.is_current()
+    decoder = native_decoder(model)
+    assert decoder is not None
+    hook = model.layers[0].register_forward_hook(lambda *_: None)
+    assert not decoder.is_current() and "hook" in str(explain(model))
+    hook.remove()
+    assert decoder.is_current()
+
+
+def test_what_it_does_not_cover_is_named() -> None:
+    from quatrain.adapters.lora import LoRALinear
+
+    assert "float64" in str(explain(random_model(llama()).double()))
+    scaling = get_family("llama").from_hf(tiny("llama") | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})
+    assert "length" in str(explain(random_model(scaling)))
+    model = random_model(llama())
+    model.layers[1].mlp.up_proj = LoRALinear(model.layers[1].mlp.up_proj, rank=2, alpha=2)
+    assert "layers.1.mlp.up_proj is a LoRALinear" in str(explain(model))
+    assert native_decoder(model) is None
+
+
+@torch.inference_mode()
+def test_broken_weights_reach_the_logits() -> None:
+    for value in (math.nan, math.inf):
+        for method in (None, "int8"):
+            model = random_model(llama(**WIDE))
+            if method:
+                methods.quantize(model, method)
+            model.layers[1].input_layernorm.weight[3] = value
+            logits = decoded(model.eval(), ids_of(model, 1, 4), 2)
+            assert not bool(torch.isfinite(logits.logsumexp(-1)).all())
+
+
+@pytest.mark.slow
+def test_other_processors() -> None:
+    """The same without the instructions of AVX-512, as on older processors."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "every_choice or int4 or int8 or row"]
+    environment = os.environ | {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
