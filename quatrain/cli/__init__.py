@@ -83,7 +83,7 @@ def _failed(error: BaseException, *, debug: bool) -> int:
 
 
 def _is_of_memory(text: str) -> bool:
-    """Whether a message of torch says that the system, or a GPU, gave no memory."""
+    """Whether a message of torch reports that the system, or a GPU, is out of memory."""
     return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
 
 
@@ -123,5 +123,7 @@ def _dispatch(words: list[str]) -> int:
     except CycloptsError as error:
         from quatrain.core.errors import InputError
 
-        raise InputError(f"{error}\n`quatrain --help` and `quatrain VERB --help` show what there is.") from error
+        raise InputError(
+            f"{error}\n`quatrain --help` lists the verbs, `quatrain VERB --help` the options of one."
+        ) from error
     return result if isinstance(result, int) else 0

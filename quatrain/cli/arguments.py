@@ -33,10 +33,10 @@ def mistyped_option(words: list[str], options: set[str], text_options: set[str])
         name, equals, _ = word.partition("=")
         if name.replace("_", "-") in options:
             if before in text_options and not equals:
-                return f"{before} needs a text, and {name} is an option. To mean it as the text, write {before}={name}."
+                return f"{before} needs a text, but {name} is an option. To use it as the text, write {before}={name}."
             continue
         if before in text_options:
             continue
         if near := difflib.get_close_matches(name, options, n=1, cutoff=0.75):
-            return f"Unknown option: {name}. Did you mean {near[0]}? To mean it as a text, put -- before it."
+            return f"Unknown option: {name}. Did you mean {near[0]}? To use it as a text, put -- before it."
     return None

@@ -93,13 +93,13 @@ def _show(result: Preflight, left: list[str]) -> None:
     for line in result.skipped:
         show(line)
     if result.problems:
-        console.print(Text("This cannot work:", style="bold red"))
+        console.print(Text("The run would fail:", style="bold red"))
         for problem in result.problems:
             show(f"  - {problem}")
         return
     time = f"about {format_duration(result.seconds)} of training, " if result.seconds is not None else ""
     free = f" of {format_bytes(result.free)} free" if result.free is not None else ""
-    show(f"The recipe is right: {time}{format_bytes(result.disk)} of disk at most{free}.")
+    show(f"The recipe is valid: {time}{format_bytes(result.disk)} of disk at most{free}.")
 
 
 def _sample(parts: list[tuple[str, bool]], colour: bool):  # type: ignore[no-untyped-def]

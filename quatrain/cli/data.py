@@ -97,15 +97,15 @@ def check_data(
 
     report = check_file(source, format=format, columns=_columns(columns), subset=subset, split=split, template=template)
     if databases is not None:
-        _ask(report, databases, _columns(columns), subset, split)
+        _check_queries(report, databases, _columns(columns), subset, split)
     if json_lines:
         show_json(report.to_dict())
     else:
-        _tell(report)
+        _show_report(report)
     return 0 if report.ok else 2
 
 
-def _ask(
+def _check_queries(
     report: CheckReport, databases: str, columns: dict[str, str] | None, subset: str | None, split: str | None
 ) -> None:
     """Add a fault to the report for each question whose SQL fails on its database."""
@@ -117,7 +117,7 @@ def _ask(
 
     if report.format != "sql":
         what = f"{report.source} is {report.described}"
-        raise InputError(f"--databases: is for questions with SQL; {what}. Leave it out.")
+        raise InputError(f"--databases: only for questions with SQL; {what}. Omit it.")
     if not report.ok:
         return  # report invalid rows first
     options = {"format": "sql", "columns": columns or {}, "subset": subset, "split": split}
@@ -140,13 +140,13 @@ def _columns(text: str | None) -> dict[str, str] | None:
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-def _tell(report: CheckReport) -> None:
+def _show_report(report: CheckReport) -> None:
     """Show faults, then warnings, then the description of the data."""
     from quatrain.cli.output import shorten, show, show_table
 
     for findings, count in ((report.faults, report.fault_count), (report.warnings, report.warning_count)):
-        for each in findings:
-            show(f"{each.place}: {'warning: ' if each.warning else ''}{each.text}")
+        for finding in findings:
+            show(f"{finding.place}: {'warning: ' if finding.warning else ''}{finding.text}")
         if count > len(findings):
             show(f"… and {count - len(findings):,} more")
     if report.faults or report.warnings:
@@ -165,12 +165,11 @@ def _tell(report: CheckReport) -> None:
         show_table([report.unit, *columns], [[name, *values.values()] for name, values in report.lengths.items()])
         show()
     if report.ok:
-        warned = f", {report.warning_count:,} to look at" if report.warning_count else ""
-        what = " with what is read" if report.left_out_count else ""
-        show(f"Nothing is wrong{what}{warned}.")
+        warnings = f", {report.warning_count:,} warnings" if report.warning_count else ""
+        show(f"No faults{' in the files that are read' if report.left_out_count else ''}{warnings}.")
     else:
         faults = f"{report.fault_count:,} fault{'s' if report.fault_count > 1 else ''}"
-        show(f"{faults} to mend before anything can learn from it.")
+        show(f"{faults}. Correct the data before training.")
 
 
 def _where(source: Source) -> str:

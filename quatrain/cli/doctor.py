@@ -45,7 +45,7 @@ def doctor(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> 
     if missing:
         show(f"Missing: {', '.join(missing)}. Install with {sys.executable} -m pip install {' '.join(missing)}")
         return 1
-    show("All that quatrain needs is installed.")
+    show("All required packages are installed.")
     return 0
 
 

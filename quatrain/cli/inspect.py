@@ -89,7 +89,7 @@ def _check(text: str | None, next_tokens: bool, attention: Path | None, answer: 
     if attention is not None and attention.suffix.lower() not in ("", ".html", ".png") and not attention.is_dir():
         problems.append(f"--attention {attention}: must be a folder, or a name that ends in .html or .png")
     if problems:
-        raise InputError("This cannot be shown:", problems)
+        raise InputError("The flags cannot be used:", problems)
 
 
 class _Look:
@@ -128,7 +128,7 @@ class _Look:
         if subject.is_adapter:
             notes.append(f"With the adapter over the model in {subject.base}.")
         if subject.weights.problem and not Path(subject.name).exists():
-            notes.append("Its weights are not on this machine; what needs them fetches them.")
+            notes.append("Its weights are not on this machine; they are downloaded when needed.")
         elif subject.weights.problem:
             notes.append(f"Without weights: {subject.weights.problem}")
         return notes
@@ -175,7 +175,7 @@ class _Look:
         ids = read_ids(tokenizer, text, config, special_tokens=special, truncate=self.truncate, limit=limit)
         whole = len(text_ids(tokenizer, text, config, special_tokens=special))
         if len(ids) < whole:
-            self.show([f"The text is cut: {len(ids):,} of its {whole:,} tokens.", ""])
+            self.show([f"The text is truncated to {len(ids):,} of its {whole:,} tokens.", ""])
         return ids
 
     def _answer(self, answer: str | None, limit: int | None) -> list[int]:
@@ -189,7 +189,7 @@ class _Look:
         if config.architecture != "encoder-decoder":
             raise InputError(
                 f"--answer: is for encoder-decoders; this {config.family} model is a plain {config.architecture}. "
-                "Leave it out, or put it behind the text."
+                "Omit it, or append it to the text."
             )
         longest = min(length - 1 for length in (config.context_length, limit) if length is not None)
         return read_ids(
@@ -230,7 +230,7 @@ class _Look:
         except InputError as error:
             if suffix == ".png":
                 raise
-            show_error(f"{picture} is left out. {error}", "warning: ")
+            show_error(f"{picture} is not written. {error}", "warning: ")
             draws = False
         target = subject.target_tokenizer if subject.config.architecture == "encoder-decoder" else None
         maps = attention_maps(subject.model, subject.tokenizer, ids, answer=answer, target_tokenizer=target)

@@ -82,7 +82,7 @@ def plan(
         )
     elif names := [*train, *adapter, *_given(context=context)]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-        raise InputError(f"{flags}: says how a model is trained; name a --method too, such as --method lora.")
+        raise InputError(f"{flags}: only with --method, such as --method lora.")
     figures = _figures(config, recipe, stored) | ({} if method_plan is None else {"method": method_plan.as_dict()})
     if json_lines:
         show_json(figures)

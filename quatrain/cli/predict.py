@@ -26,8 +26,8 @@ def predict(
 ) -> int:
     """Predict on new texts: classes, word tags, answers, choices, translations and summaries, embeddings, masked words.
 
-    The head of the model says which. A line of a text's result is its label, the probability and the text; tags come a
-    word a line.
+    The head of the model determines the task. Classification prints label, probability and text; tagging prints one
+    word per line.
 
     Parameters
     ----------
@@ -62,9 +62,9 @@ def predict(
     head = predictor.config.head
     more = {"text_pair": pair, "question": question}
     if pair is not None and head != "sequence_classification":
-        raise InputError(f"--pair: the model has the head {head}, which reads no pairs")
+        raise InputError(f"--pair: the head {head} of the model does not take pairs")
     if question is not None and head != "question_answering":
-        raise InputError(f"--question: the model has the head {head}, which answers none")
+        raise InputError(f"--question: the head {head} of the model does not take questions")
     extra = {name: value for name, value in more.items() if value is not None}
     for source in (text, *texts):
         pending: list[tuple[str, Any]] = []
@@ -97,7 +97,7 @@ def _inputs(
     elif is_file(source):
         examples = read_inputs(source, head, columns)
     elif not source.strip():
-        raise InputError("the text is empty; write one, name a file, or give - for standard input")
+        raise InputError("the text is empty; give a text, a file, or - for standard input")
     else:
         examples = iter([("the text", source)])
     for place, example in examples:
@@ -113,9 +113,7 @@ def _warn(place: str, prediction: Prediction) -> None:
     from quatrain.core.wording import write_text
 
     if prediction.cut:
-        write_text(
-            sys.stderr, f"{place}: {prediction.cut:,} tokens are beyond what the model reads, and do not count\n"
-        )
+        write_text(sys.stderr, f"{place}: {prediction.cut:,} tokens exceed the model's context and were dropped\n")
 
 
 def _line(example: Any, prediction: Prediction) -> str:

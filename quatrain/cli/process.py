@@ -74,7 +74,7 @@ def check_arguments(words: Sequence[str]) -> None:
 def check_environment() -> None:
     """Raises InputError for a deleted current folder, and for invalid environment variables."""
     if current_folder_is_gone():  # some libraries would exit without a message
-        raise InputError("the current folder does not exist any more; change to another one with cd")
+        raise InputError("the current folder was deleted; change to another one with cd")
     problems = []
     for name in RANGES:
         try:
@@ -193,7 +193,7 @@ class _ClosedOutput(io.RawIOBase):
 
 
 class _LossyOutput(io.FileIO):
-    """A descriptor for messages: where one cannot be written there is no place to tell of it."""
+    """A descriptor for messages that ignores failed writes, because there is no other place to report them."""
 
     def write(self, data: Any, /) -> int:
         with contextlib.suppress(OSError):
@@ -202,7 +202,7 @@ class _LossyOutput(io.FileIO):
 
 
 class _LostOutput(io.RawIOBase):
-    """Standard error that was closed before the start."""
+    """Standard error that was already closed at start."""
 
     def writable(self) -> bool:
         return True
@@ -212,7 +212,7 @@ class _LostOutput(io.RawIOBase):
 
 
 def _guarded(stream: Any, open_: type[io.FileIO], closed: type[io.RawIOBase]) -> Any:
-    """A stream over the given kinds of descriptor; unchanged where it has no plain one (Windows' console)."""
+    """A stream over one of these descriptors; unchanged if it has no plain one, as the console of Windows."""
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(closed()), encoding="utf-8", errors="backslashreplace")
     raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
@@ -231,7 +231,7 @@ def _is_number(text: str, largest: int) -> bool:
 
 def _binary_input() -> Any:
     if sys.stdin is None:
-        raise InputError("standard input is closed, and there is nothing to read; give it a file or a pipe")
+        raise InputError("standard input is closed; connect it to a file or a pipe")
     return getattr(sys.stdin, "buffer", sys.stdin)
 
 

@@ -84,8 +84,8 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 class TokenBatch(Batch):
     """Texts: `input_ids` and `labels` (B, T), and for packed rows `positions` and `segments` (B, T).
 
-    Segments number the examples of a row from 1; 0 is padding. Labels have the shape that the model's head wants (for
-    two heads at once they are a pair). `token_types` (B, T) tell the two texts of a pair apart. What an
+    Segments number the examples of a row from 1; 0 is padding. Labels have the shape that the model's head takes (for
+    two heads, they are a pair). `token_types` (B, T) tell the two texts of a pair apart. What an
     encoder-decoder's decoder reads, `decoder_input_ids` (B, S) and `decoder_segments`, follows from the labels unless
     it is given. `adapters` names the one that each row goes through, of a model with several.
     """

@@ -112,22 +112,22 @@ def find(name: str) -> Source | None:
 
 
 def get(name: str) -> Source:
-    """The source of that name; raises InputError with the nearest names where there is none."""
+    """The source of that name. Raises InputError, with similar names, if there is none."""
     source = find(name)
     if source is None:
         near = difflib.get_close_matches(name.lower(), CATALOG, 3, 0.5)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
-            f"{name!r} is no name of the catalog. {hint}Known are {', '.join(CATALOG)}, and gutenberg:N for any book "
+            f"{name!r} is not a name of the catalog. {hint}It has {', '.join(CATALOG)}, and gutenberg:N for any book "
             "of Project Gutenberg"
         )
     return source
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: QUATRAIN_CACHE, or the place that the system has for it.
+    """The folder of downloads: QUATRAIN_CACHE, or the system's folder for caches.
 
-    Raises InputError where QUATRAIN_CACHE cannot be a folder, or no home folder is known.
+    Raises InputError if QUATRAIN_CACHE is not a folder, or no home folder is known.
     """
     if chosen := os.environ.get("QUATRAIN_CACHE"):
         folder = user_path(chosen, "QUATRAIN_CACHE")
@@ -145,7 +145,7 @@ def cache_folder() -> Path:
 
 
 def data_folder() -> Path | None:
-    """The folder that QUATRAIN_DATA names, None where it is not set. Raises InputError where it is no folder."""
+    """The folder that QUATRAIN_DATA names; None if it is not set. Raises InputError if it is not a folder."""
     chosen = os.environ.get("QUATRAIN_DATA")
     if not chosen:
         return None
@@ -161,9 +161,9 @@ def _folders() -> list[Path]:
 
 
 def locate(source: Source | str) -> Path | None:
-    """The file of a source that is already on this machine, its checksum verified; None where there is none.
+    """The file of a source if it is on this machine, with its checksum verified; else None.
 
-    Raises QuatrainError for a file that is there but is not the one expected.
+    Raises QuatrainError for a file with a wrong checksum.
     """
     source = get(source) if isinstance(source, str) else source
     for folder in _folders():
@@ -178,8 +178,8 @@ def locate(source: Source | str) -> Path | None:
 def fetch(source: Source | str, *, progress: DownloadProgress | None = None, tries: int = 4) -> Path:
     """The verified file of a source: from QUATRAIN_DATA, from the cache, or downloaded into the cache.
 
-    Raises InputError for an unknown name, OfflineError, with where to put the file, when the network is needed and
-    forbidden or out of reach, QuatrainError for a file that is not the one expected.
+    Raises InputError for an unknown name, OfflineError if the network is needed but forbidden or unreachable (the
+    message says where to put the file), QuatrainError for a file with a wrong checksum.
     """
     source = get(source) if isinstance(source, str) else source
     path = locate(source)
@@ -199,7 +199,7 @@ def fetch(source: Source | str, *, progress: DownloadProgress | None = None, tri
 
 
 def _remedy(source: Source) -> str:
-    """Where to put the file by hand."""
+    """How to provide the file without a download."""
     data, copy = data_folder(), source.copies[0]
     if data is not None:
         place = f"Put the file at {data / copy.path} (QUATRAIN_DATA)"
@@ -216,6 +216,6 @@ def _verify(path: Path, copy: Copy, source: Source) -> None:
     else:
         return
     raise QuatrainError(
-        f"{path} is not {source.name} as the catalog knows it: found {actual}, expected {expected}. Put the right file "
-        "there or remove this one; to use it as it is, give its path instead of the name"
+        f"{path} is not {source.name} as the catalog knows it: found {actual}, expected {expected}. Replace or "
+        "remove it; to use it as it is, name its path instead of the source"
     )

@@ -28,11 +28,11 @@ from quatrain.data.sources import skipped_files
 from quatrain.data.unread import UnreadFields
 from quatrain.tokenizers.templates import templates_at
 
-#: The number of faults, and of warnings, that are listed; all are counted.
 LIMIT = 100
+"""Limit on the faults, and on the warnings, that a report lists; all are counted."""
 
-#: The chat template of new tokenizers.
 DEFAULT_TEMPLATE = "chatml"
+"""The chat template with which chats are checked."""
 
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
@@ -106,7 +106,7 @@ def check(
     left = skipped_files(source)
     report.left_out, report.left_out_count = left.lines(source), left.count
     if left.count > left.read:
-        text = f"{left.count:,} files are left out and {left.read:,} read; name those that hold the data"
+        text = f"{left.count:,} files are left out and {left.read:,} are read; name the files with the data"
         report.add(Finding(str(source), text))
     if isinstance(corpus.origin, FileSource):
         for path in corpus.origin.files:
@@ -123,8 +123,8 @@ def check(
         for place, name, text in unread.findings():
             report.add(Finding(place, text, name, True))
     order = {str(path): number for number, path in enumerate(getattr(corpus.origin, "files", []))}
-    report.faults.sort(key=lambda each: _position(each.place, order))
-    report.warnings.sort(key=lambda each: _position(each.place, order))
+    for findings in (report.faults, report.warnings):
+        findings.sort(key=lambda finding: _position(finding.place, order))
     return report
 
 
@@ -153,8 +153,8 @@ class _Check:
                 try:
                     records = self.corpus.convert(row)
                 except Fault as fault:
-                    for each in fault.all:
-                        self.report.add(Finding(row.place, str(each), each.field))
+                    for single in fault.all:
+                        self.report.add(Finding(row.place, str(single), single.field))
                     continue
                 if self.unread is not None:
                     self.unread.add(row, records)
@@ -165,7 +165,7 @@ class _Check:
         except InputError as error:
             self.report.add(Finding(self.corpus.origin.name, error.message))
         if not self.report.records and not self.report.fault_count:
-            self.report.add(Finding(self.corpus.origin.name, "there is nothing in it; write at least one row"))
+            self.report.add(Finding(self.corpus.origin.name, "it has no rows; write at least one"))
         self._labels()
         for name, values in self.lengths.items():
             self.report.lengths[name] = quantiles(values)
@@ -190,10 +190,10 @@ class _Check:
     def _labels(self) -> None:
         """Report rare or nearly equal labels, and invalid tag sequences."""
         report = self.report
-        findings, all_of_them = self.tags.findings()
+        findings, count_of_faults = self.tags.findings()
         for finding in findings:
             report.add(finding)
-        report.fault_count += all_of_them - len(findings)
+        report.fault_count += count_of_faults - len(findings)
         report.scheme = self.tags.scheme
         counts, firsts = (self.tags.count, self.tags.firsts) if self.tags.count else (self.labels, self.firsts)
         report.labels = dict(counts.most_common())
@@ -203,11 +203,11 @@ class _Check:
         alike: dict[str, str] = {}
         for label, count in counts.items():
             if count == 1 and sum(counts.values()) > len(counts):
-                text = f"the {word} {label!r} is there once, too rare to be learned; give it more examples or mend it"
+                text = f"the {word} {label!r} occurs once, which is too rare to learn; add examples or correct it"
                 report.add(Finding(firsts[label], text, word, True))
             other = alike.setdefault("".join(label.casefold().split()), label)
             if other != label:
-                text = f"the {word}s {label!r} and {other!r} differ in case or spaces alone; write one of them"
+                text = f"the {word}s {label!r} and {other!r} differ only in case or spaces; use one of them"
                 report.add(Finding(firsts[label], text, word, True))
         if len(counts) == 1 and sum(counts.values()) > 1:
             only = next(iter(counts))

@@ -22,6 +22,7 @@ import numpy as np
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import MAX_DIGITS, sha256_of
+from quatrain.core.wording import type_name
 from quatrain.data import catalog
 from quatrain.data.convert import convert
 from quatrain.data.decoding import lines_of, read_text, suffix_of
@@ -446,16 +447,16 @@ def looks_tagged(pieces: Iterable[str]) -> bool:
 def _unknown(path: Path, row: Any, format: str | None) -> str:
     """The message for a file whose columns match no format."""
     if not isinstance(row, Mapping):
-        return f"{path}: its rows are {type(row).__name__}, must be objects with fields"
+        return f"{path}: its rows are not objects with fields but {type_name(row)}"
     names = ", ".join(repr(name) for name in list(row)[:12])
-    what = f"do not say which are {FORMATS[format].noun}" if format else "are those of no format that is known"
+    what = f"are not those of {FORMATS[format].noun}" if format else "match no format"
     first = next(iter(row), "…")
     hint = ""
     if suffix_of(path) in (".csv", ".tsv") and not first.isdigit():
-        hint = ' If the first row is data and no header, number them: {text = "1", label = "2"};'
+        hint = ' If the first row is data and not a header, number them: {text = "1", label = "2"};'
     return (
         f'{path}: the columns {names} {what}. Name them, such as data.columns = {{text = "…", label = "…"}} in a '
-        f"recipe or --columns text=…,label=… for `data check`.{hint} docs/data.md lists the parts of each format"
+        f"recipe or --columns text=…,label=… for `data check`.{hint} docs/data.md lists the roles of each format"
     )
 
 
@@ -464,7 +465,7 @@ class ParallelSource:
 
     def __init__(self, name: str, first: list[Path], second: list[Path], reader: Reader = read_text):
         if len(first) != 1 or len(second) != 1:
-            raise InputError(f"{name}: the names in braces must be those of two files, not of folders")
+            raise InputError(f"{name}: the names in braces must be two files, not folders")
         self.name, self.files, self.reader = name, [*first, *second], reader
 
     @property
@@ -475,7 +476,7 @@ class ParallelSource:
     def layout(self, format: str | None, columns: Mapping[str, str] | None) -> Layout:
         """Text pairs: source in the first file, target in the second."""
         if format not in (None, "pair"):
-            raise InputError(f"{self.name}: two files line by line are pairs of texts, not {FORMATS[format].noun}")
+            raise InputError(f"{self.name}: two parallel files are pairs of texts, not {FORMATS[format].noun}")
         return Layout("pair", {"source": "source", "target": "target"})
 
     def layout_of(self, row: Row) -> Layout | None:

@@ -145,7 +145,7 @@ def _receive(
     except urllib.error.HTTPError as error:
         if error.code == 416:
             part.unlink(missing_ok=True)
-            raise _Unreachable("the server cannot go on where the download broke") from error
+            raise _Unreachable("the server cannot resume the download") from error
         fault = f"the server answered {error.code} {error.reason}"
         if error.code >= 500 or error.code in (408, 425, 429):
             raise _Unreachable(fault) from error

@@ -30,7 +30,7 @@ def _check_name(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise InputError(
-            f"{PREFIX}{name}: no name of a data set; must look like hf:owner/name, or hf:owner/name@revision"
+            f"{PREFIX}{name}: not the name of a data set; must look like hf:owner/name, or hf:owner/name@revision"
         ) from error
 
 
@@ -49,7 +49,7 @@ class HuggingFaceSource:
             data = _load(name, subset, revision or None, streaming)
         else:
             if subset is not None:
-                raise InputError(f"{source}: a saved data set has no subsets; take subset = {subset!r} out")
+                raise InputError(f"{source}: a saved data set has no subsets; remove subset = {subset!r}")
             data = _saved(source)
             if streaming and not isinstance(data, Mapping):
                 data = data.to_iterable_dataset()
@@ -70,10 +70,10 @@ class HuggingFaceSource:
         if format in ("chat", "preference", "prompts"):
             return Layout(format)
         names = ", ".join(map(repr, sample[0])) if sample else "(none)"
-        what = f"do not say which are {FORMATS[format].noun}" if format else "are those of no format that is known"
+        what = f"are not those of {FORMATS[format].noun}" if format else "match no format"
         raise InputError(
             f"{self.name}: the columns {names} {what}. Name them, such as data.columns = "
-            '{text = "…", label = "…"}; docs/data.md lists the parts of each format'
+            '{text = "…", label = "…"}; docs/data.md lists the roles of each format'
         )
 
     def layout_of(self, row: Row) -> Layout | None:
@@ -145,14 +145,14 @@ def _saved(source: str) -> Any:
         with _quiet(library):
             return library.load_from_disk(str(Path(source).expanduser()))
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{source} is no whole data set: {_first_line(error)}. Save it again") from error
+        raise InputError(f"{source} is not a complete data set: {_first_line(error)}. Save it again") from error
 
 
 def _split(source: str, data: Any, split: str | None) -> Any:
     """One split of a loaded data set."""
     if not isinstance(data, Mapping):
         if split not in (None, str(getattr(data, "split", None)), "train"):
-            raise InputError(f"{source}: split = {split!r}; it has no splits, take that out")
+            raise InputError(f"{source}: split = {split!r}; it has no splits, so remove this")
         return data
     if split is None:
         split = "train" if "train" in data else next(iter(data)) if len(data) == 1 else None
@@ -176,7 +176,7 @@ def _class_names(data: Any) -> dict[str, list[str]]:
 def _named(value: Any, names: list[str]) -> Any:
     """Class indices as names; -1, which means no label, as None."""
     if isinstance(value, list):
-        return [_named(each, names) for each in value]
+        return [_named(item, names) for item in value]
     if not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
@@ -192,8 +192,8 @@ def _network_errors() -> tuple[type[Exception], ...]:
 def _unreachable(source: str, error: Exception) -> OfflineError:
     why = "QUATRAIN_OFFLINE forbids the network" if offline() else f"the hub cannot be reached ({_first_line(error)})"
     return OfflineError(
-        f"{source} is not on this machine, and {why}. Get it once where there is a network, then save it with "
-        'datasets.load_dataset(…).save_to_disk("FOLDER") and give that folder as the source'
+        f"{source} is not on this machine, and {why}. Download it on a machine with a network, then save it with "
+        'datasets.load_dataset(…).save_to_disk("FOLDER") and use that folder as the source'
     )
 
 

@@ -80,11 +80,11 @@ def source_names(source: str | Path) -> tuple[str, ...]:
     """The names in `a.jsonl + b.jsonl`; a single name is returned as it is."""
     if JOINED not in str(source) or exists(source):
         return (str(source),)
-    return tuple(name for each in str(source).split(JOINED) if (name := each.strip()))
+    return tuple(name for part in str(source).split(JOINED) if (name := part.strip()))
 
 
 def selected_rows(source: str | Path) -> dict[Path, list[dict[str, str]]]:
-    """Files of which the catalog selects rows -> the column values that select them."""
+    """The files whose rows the catalog selects -> the column values to select."""
     selections: dict[Path, list[dict[str, str]]] = {}
     for name in source_names(source):
         entry = catalog.find(name)
@@ -128,11 +128,11 @@ def _of_folder(folder: Path, skipped: OnSkipped) -> list[Path]:
             known.append(path)
     if problems:
         count = f"{len(problems)} file{'s' if len(problems) > 1 else ''}"
-        raise InputError(f"{count} of {folder} cannot be read; mend or remove them", problems)
+        raise InputError(f"{count} of {folder} cannot be read; correct or remove them", problems)
     if not known:
         endings = " ".join((*TEXT_SUFFIXES, *RECORD_SUFFIXES))
         raise InputError(
-            f"{folder} holds no text: files with the endings {endings} (or those and {' '.join(PACKED)}) are read",
+            f"{folder} has no text: files with the endings {endings} (or these and {' '.join(PACKED)}) are read",
             left.lines(folder),
         )
     return known
@@ -141,13 +141,13 @@ def _of_folder(folder: Path, skipped: OnSkipped) -> list[Path]:
 def _unusable(path: Path) -> str | None:
     """Why a file of a folder is not read; None if it is."""
     if suffix_of(path) not in (*TEXT_SUFFIXES, *RECORD_SUFFIXES):
-        return f"its ending {path.suffix or '(none)'} is not one of text"
+        return f"its ending {path.suffix or '(none)'} is not a text format"
     try:
         about = path.stat()
     except OSError as error:
-        return "a link that leads nowhere" if path.is_symlink() else f"it cannot be read: {error.strerror}"
+        return "a broken link" if path.is_symlink() else f"it cannot be read: {error.strerror}"
     if not stat.S_ISREG(about.st_mode):
-        return "no regular file"
+        return "not a regular file"
     return "it is empty" if about.st_size == 0 else None
 
 
@@ -222,10 +222,10 @@ def _short_name(path: Path, folder: str | Path) -> str:
 def _absent(source: str | Path, path: Path) -> InputError:
     """The error for a source that is neither a path nor a catalog name."""
     if path.is_symlink():
-        return InputError(f"{path} is a link that leads nowhere: {os.readlink(path)} does not exist")
+        return InputError(f"{path} is a broken link: {os.readlink(path)} does not exist")
     hints = []
     if path.parent.is_dir() and os.access(path.parent, os.R_OK):
-        names = [each.name for each in path.parent.iterdir() if not each.name.startswith(".")]
+        names = [file.name for file in path.parent.iterdir() if not file.name.startswith(".")]
         near = difflib.get_close_matches(path.name, names, 2, 0.6)
         hints += [str(path.parent / name) for name in near]
     elif str(path.parent) != ".":
@@ -235,6 +235,6 @@ def _absent(source: str | Path, path: Path) -> InputError:
     hint = f". Did you mean {' or '.join(hints)}?" if hints else ""
     known = ", ".join(catalog.CATALOG)
     return InputError(
-        f"{str(source)!r} is neither a file, a folder, nor a name of the catalog{hint}"
-        + ("" if hints else f". The catalog knows {known}, and gutenberg:N for any book of Project Gutenberg")
+        f"{str(source)!r} is not a file, a folder or a name of the catalog{hint}"
+        + ("" if hints else f". The catalog has {known}, and gutenberg:N for any book of Project Gutenberg")
     )

@@ -91,7 +91,7 @@ class TokenFile:
         for name, key in ((TOKENS, "sha256"), (DOCUMENTS, "documents_sha256")):
             if sha256_of(self.folder / name) != self.about[key]:
                 raise QuatrainError(
-                    f"{self.folder / name} is not as it was written. Remove {self.folder} and build it again"
+                    f"{self.folder / name} differs from its checksum. Remove {self.folder} and build it again"
                 )
 
     def __repr__(self) -> str:
@@ -127,9 +127,9 @@ def build(
         for batch in _batches(_cut(documents, tokenizer)):
             writer.write(batch, tokenizer.encode_batch([text for text, _ in batch]))
         if writer.count == 0:
-            raise InputError("there is not one token to write: the source holds no text")
+            raise InputError("there are no tokens to write: the source has no text")
         writer.flush()
-        # From here to the end the folder counts as unfinished.
+        # Without tokens.json the folder counts as incomplete.
         with disk_errors(folder):
             (folder / ABOUT).unlink(missing_ok=True)
     about: dict[str, Any] = {
@@ -247,7 +247,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
     needed = {"dtype": str, "tokens": int, "documents": int, "vocab_size": int, "tokenizer": str, "sha256": str}
     wrong = not isinstance(about, dict) or any(not isinstance(about.get(key), kind) for key, kind in needed.items())
     if wrong or about["dtype"] not in ("uint16", "uint32") or about.get("format") != _FORMAT:
-        raise InputError(f"{path} describes no token file of this version. Remove {folder} and build it again")
+        raise InputError(f"{path} does not describe a token file of this version. Remove {folder} and build it again")
     return about
 
 
@@ -256,7 +256,7 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
         size = path.stat().st_size
         if size != count * dtype.itemsize:
             raise QuatrainError(
-                f"{path} has {size:,} bytes, expected {count * dtype.itemsize:,}: it is not whole. "
+                f"{path} has {size:,} bytes, expected {count * dtype.itemsize:,}: it is incomplete. "
                 f"Remove {path.parent} and build it again"
             )
         return np.memmap(path, dtype=dtype, mode="r", shape=(count,))

@@ -100,7 +100,7 @@ class UnreadFields:
                 continue
             where = f"field {name!r}" + (f" of the {role}'s turns" if role else "")
             count = f"{field.rows:,} rows have it" if field.rows > 1 else "1 row has it"
-            text = f"{where} changes nothing in the chat as the template {self.named} renders it; {count}"
+            text = f"{where} has no effect on the chat with the template {self.named}; {count}"
             yield field.first, name, text
 
 
@@ -133,5 +133,5 @@ def _without(message: Message, role: str, name: str) -> Message:
     """A message of a role without one of its fields; if nothing is left, with empty content."""
     if message["role"] != role or name not in message:
         return message
-    rest = {each: value for each, value in message.items() if each != name and value is not None}
+    rest = {field: value for field, value in message.items() if field != name and value is not None}
     return rest if set(rest) - ABOUT or "content" in rest else {**rest, "content": ""}

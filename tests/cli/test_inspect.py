@@ -177,7 +177,7 @@ def test_without_matplotlib_the_page_is_written(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(decoder, "--text", TEXT, "--attention", tmp_path) == 0
     caught = capsys.readouterr()
-    assert "quatrain[plot]" in caught.err and "attention.png is left out" in caught.err
+    assert "quatrain[plot]" in caught.err and "attention.png is not written" in caught.err
     assert [path.name for path in tmp_path.iterdir()] == ["attention.html"]
     assert "quatrain[plot]" in refused(capsys, decoder, "--text", TEXT, "--attention", tmp_path / "x.png")
 
@@ -252,7 +252,7 @@ def test_texts_that_cannot_be_are_refused(decoder: Path, encoder: Path, capsys: 
     error = refused(capsys, decoder, "--text", long, "--next")
     assert f"{count:,} tokens; at most 64" in error and "--truncate" in error
     assert run(decoder, "--text", long, "--next", "--truncate") == 0
-    assert f"The text is cut: 64 of its {count:,} tokens." in capsys.readouterr().out
+    assert f"The text is truncated to 64 of its {count:,} tokens." in capsys.readouterr().out
     assert "plain decoder" in refused(capsys, decoder, "--text", "a", "--answer", "b", "--next")
 
 

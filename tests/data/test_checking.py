@@ -104,7 +104,7 @@ def test_what_may_be_meant_is_a_warning(tmp_path: Path) -> None:
     report = check(written(tmp_path, "x.jsonl", rows))
     assert report.ok
     said = "\n".join(f"{each.place}: {each.text}" for each in report.warnings)
-    assert "x.jsonl:2: a duplicate of" in said and "differ in case" in said and "there once" in said
+    assert "x.jsonl:2: a duplicate of" in said and "differ only in case" in said and "occurs once" in said
     assert report.labels == {"yes": 2, "no": 2, "No": 1}
     assert report.lengths["text"]["least"] == 3 and report.lengths["text"]["most"] == 5
 
@@ -117,7 +117,7 @@ def test_nothing_in_a_file(rows: str, tmp_path: Path) -> None:
     except InputError as error:
         assert "empty" in error.message
     else:
-        assert not report.ok and "nothing" in report.faults[0].text
+        assert not report.ok and "it has no rows" in report.faults[0].text
 
 
 @pytest.mark.skipif(not os.environ.get("QUATRAIN_DATA"), reason="QUATRAIN_DATA is not set: no shared data")
@@ -137,11 +137,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     bad = written(tmp_path, "bad.jsonl", chats(SAYS))
     assert main(["data", "check", str(bad)]) == 2
     out = capsys.readouterr().out
-    assert f"{bad}:2: field 'messages[0]'" in out and "1 fault to mend" in out and "conversations" in out
+    assert f"{bad}:2: field 'messages[0]'" in out and "1 fault. Correct" in out and "conversations" in out
     good = written(tmp_path, "good.csv", "review,stars\nfine film,5\ndull film,1\nfine story,5\ndull story,1\n")
     assert main(["data", "check", str(good), "--columns", "text=review,label=stars"]) == 0
     out = capsys.readouterr().out
-    assert "Nothing is wrong" in out and "labels: 5 2, 1 2" in out
+    assert "No faults" in out and "labels: 5 2, 1 2" in out
     assert main(["data", "check", str(good), "--columns", "text=review,label=stars", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["ok"] and told["rows"] == 4 and told["labels"] == {"5": 2, "1": 2}
@@ -164,7 +164,7 @@ RICH = [
 
 
 def unread(report: object) -> set[str]:
-    return {each.text.split(" changes nothing")[0] for each in report.warnings if "changes nothing" in each.text}
+    return {each.text.split(" has no effect")[0] for each in report.warnings if "has no effect" in each.text}
 
 
 def test_fields_of_chats_that_change_nothing_are_named(tmp_path: Path) -> None:

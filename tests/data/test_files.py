@@ -120,7 +120,7 @@ def test_a_folder_in_order_and_what_is_left_out(tmp_path: Path) -> None:
     skipped: list[tuple[str, str]] = []
     found = list(read_documents(tmp_path, skipped=lambda path, reason: skipped.append((path.name, reason))))
     assert found == ["third", "first a", "first b", "second"]
-    assert skipped == [("empty.txt", "it is empty"), ("picture.png", "its ending .png is not one of text")]
+    assert skipped == [("empty.txt", "it is empty"), ("picture.png", "its ending .png is not a text format")]
 
 
 def test_blank_documents_are_none(tmp_path: Path) -> None:
@@ -243,11 +243,11 @@ def test_the_first_twenty_and_the_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("no-such-thing", "neither a file, a folder, nor a name of the catalog"),
+        ("no-such-thing", "is not a file, a folder or a name of the catalog"),
         ("tinyshakespere", "Did you mean tinyshakespeare"),
         ("{tmp}/bok.txt", "Did you mean {tmp}/book.txt"),
         ("{tmp}/no/such/book.txt", "there is no folder {tmp}/no/such"),
-        ("{tmp}/folder", "holds no text"),
+        ("{tmp}/folder", "has no text"),
     ],
 )
 def test_nothing_there(tmp_path: Path, source: str, words: str) -> None:

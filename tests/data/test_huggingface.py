@@ -58,7 +58,7 @@ def test_what_is_not_there_is_named(reviews: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no subsets"):
         Corpus(reviews, subset="sst2")
     (reviews / "train" / "state.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="no whole data set"):
+    with pytest.raises(InputError, match="not a complete data set"):
         Corpus(reviews)
 
 

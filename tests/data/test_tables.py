@@ -146,8 +146,8 @@ def test_tables_without_a_header_stay_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("only a header", "text,label\n", "nothing in it"),
-        ("only a header in other words", "Label,Text\n", "nothing in it"),
+        ("only a header", "text,label\n", "it has no rows"),
+        ("only a header in other words", "Label,Text\n", "it has no rows"),
         ("a column twice", "text,text,label\na,b,x\nc,d,y\n", "'text' more than once"),
         ("an unknown column twice", "name,name\na b.,x\nc d!,y\n", "'name' more than once"),
         ("text behind a list", '[{"text": "a", "label": "x"}] more', "text after it"),
@@ -251,11 +251,11 @@ def test_what_a_folder_leaves_out_is_said(tmp_path: Path, capsys: pytest.Capture
         (tmp_path / name).write_bytes(b"x")
     found = skipped_files(tmp_path)
     assert found.count == 6 and found.read == 1
-    assert found.lines(tmp_path)[0] == "left out (its ending .png is not one of text): 4: 1.png, 2.png, 3.png, …"
+    assert found.lines(tmp_path)[0] == "left out (its ending .png is not a text format): 4: 1.png, 2.png, 3.png, …"
     assert main(["data", "check", str(tmp_path)]) == 2
     said = capsys.readouterr().out
-    assert "6 files are left out and 1 read" in said and "left out (a link to a folder): 1: link" in said
+    assert "6 files are left out and 1 are read" in said and "left out (a link to a folder): 1: link" in said
     for name in ("1.png", "2.png", "3.png", "4.png", "empty.txt"):
         (tmp_path / name).unlink()
     assert main(["data", "check", str(tmp_path)]) == 0
-    assert "Nothing is wrong with what is read." in capsys.readouterr().out
+    assert "No faults in the files that are read." in capsys.readouterr().out

@@ -266,7 +266,7 @@ def test_texts_and_standard_input(
 def test_what_does_not_fit_is_said(judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(judge), " ".join(TEXTS * 5), "--json"]) == 0
     written = capsys.readouterr()
-    assert json.loads(written.out)["cut"] > 10 and "beyond what the model reads" in written.err
+    assert json.loads(written.out)["cut"] > 10 and "exceed the model's context" in written.err
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_said(judge: Path, tmp_path: Path, capsys: pytest.C
         (["missing.csv"], "does not exist"),
         (["{tmp}"], "is a folder"),
         ([" "], "is empty"),
-        (["x", "--question", "who"], "answers none"),
+        (["x", "--question", "who"], "does not take questions"),
         (["x", "--max-new-tokens", "0"], "at least 1"),
         (["{tmp}/bad.jsonl"], "bad.jsonl:2"),
         (["{tmp}/null.jsonl"], "null.jsonl:1"),

@@ -49,11 +49,11 @@ class Draw:
         self.wording = random.Random(self.rng.random())
 
     def choose(self, items: Any) -> Any:
-        """One of the items to ask for, each as likely."""
+        """A random item, uniformly distributed."""
         return items[int(self.rng.random() * len(items))]
 
     def say(self, words: Any) -> Any:
-        """One of several ways to say the same, each as likely."""
+        """A random phrasing, uniformly distributed."""
         return words[int(self.wording.random() * len(words))]
 
     def pool(self, column: Column) -> list[Any]:
@@ -61,7 +61,7 @@ class Draw:
         return self.material.pool[column.table, column.name]
 
     def conditions(self, table: str, wanted: tuple[tuple[str, Place], ...], *, joined: bool) -> list[Condition] | None:
-        """Conditions that one row of `table` and its parents satisfies together; None when the draw came to nothing."""
+        """Conditions that one row of `table` and its parents satisfies together; None if no such row was drawn."""
         places = [place for _, place in wanted]
         chosen = -1
         direct = False
@@ -156,7 +156,7 @@ class Draw:
         return None if bound is None else (operator, [self.invented(column, bound)])
 
     def invented(self, column: Column, value: Any) -> Any:
-        """The value itself or, as often as `made_up` says, a made-up one of its kind."""
+        """The value itself or, with probability `made_up`, an invented one of its kind."""
         if self.made_up == 0.0 or self.rng.random() >= self.made_up or column.role == "boolean":
             return value
         if column.role == "date":
@@ -170,7 +170,7 @@ class Draw:
 
 
 def fits(kind: str, column: Column) -> bool:
-    """Whether a condition of this kind can be put on the column."""
+    """Whether the column can have a condition of this kind."""
     if kind == "equal":
         return column.is_choice and column.values > 1
     if kind == "number":

@@ -31,10 +31,10 @@ SUFFIXES = (".sqlite", ".sqlite3", ".db")
 """Endings of database files in a folder or a zip file."""
 
 OPEN = 64
-"""Connections that are held at once."""
+"""Limit on open connections."""
 
 MAX_SIZE = 8 * 1024**3
-"""Bytes of a database that is unpacked out of a zip file."""
+"""Limit on the bytes of a database that is extracted from a zip file."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Databases:
         return self._schemas[name]
 
     def connection(self, name: str) -> Connection:
-        """A connection for SQL that nobody has checked, opened once; it stays open while others are asked."""
+        """A connection for untrusted SQL, opened once and cached."""
         if name not in self._connections:
             if len(self._connections) >= OPEN:
                 self._connections.pop(next(iter(self._connections))).close()
@@ -147,7 +147,7 @@ class Databases:
 
 
 def tables_of(path: Path) -> list[tuple[str, list[str]]]:
-    """The tables of a database with their columns, whether or not they have rows."""
+    """The tables of a database with their columns, empty tables included."""
     with closing(connect(path)) as connection:
         try:
             names = table_names(connection)
@@ -192,7 +192,7 @@ def _files_of(source: str) -> tuple[dict[str, Path | Packed], dict[str, list[str
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         return _by_name([(PurePosixPath(file.as_posix()), file) for file in files], path)
     if path.is_file() and zipfile.is_zipfile(path):
-        # The folder tells zip files of other content apart.
+        # The folder name depends on the content of the zip file.
         folder = catalog.cache_folder() / "databases" / sha256_of(path)[:16]
         try:
             with zipfile.ZipFile(path) as archive:
@@ -210,7 +210,7 @@ def _by_name(
 ) -> tuple[dict[str, Path | Packed], dict[str, list[str]]]:
     """Databases by their names. Of several with one name, that in a folder of this name is it, as Spider has them."""
     if not found:
-        raise InputError(f"{source} holds no database: files with the endings {' '.join(SUFFIXES)} are taken")
+        raise InputError(f"{source} has no database: files with the endings {' '.join(SUFFIXES)} are read")
     named: dict[str, list[tuple[PurePosixPath, Any]]] = {}
     for place, file in found:
         named.setdefault(place.stem.lower(), []).append((place, file))

@@ -39,7 +39,7 @@ from quatrain.tasks.text2sql.values import HeldOut
 
 SETS = ("new combinations", "new values", "new phrasings")
 MOST_MISSES = 50_000
-"""Draws in a row that come to nothing, after which a database has no more texts to give."""
+"""Consecutive draws without a result after which a database counts as exhausted."""
 
 _COMMON = frozenset(
     "with that have whose and the not over under above below from before after between other than".split()
@@ -165,7 +165,7 @@ class Text2SQL:
         return None if example is None or example.question in reserved else texts.pair(example, draw.rng)
 
     def combinations(self) -> dict[str, int]:
-        """How many open combinations every shape that fits has."""
+        """The number of open combinations of each usable shape."""
         return {name: len(combinations) for name, combinations in self._open.items()}
 
     def _open_examples(self, name: str, count: int, questions: set[str], made_up: float) -> list[Example]:
@@ -222,7 +222,7 @@ class Text2SQL:
         questions: set[str],
         connection: Connection,
     ) -> list[Example]:
-        """Questions in turn from every shape, with an answer each."""
+        """Questions with answers, from every shape in turn."""
         draw = Draw(random.Random(f"{name} {self.seed}"), self._material, self._phrases, held=name == "new values")
         names = sorted(shape for shape, combinations in choices.items() if combinations)
         draw.rng.shuffle(names)
@@ -265,7 +265,7 @@ def _check(counts: dict[str, int], shares: dict[str, float], shapes: Sequence[st
 
 
 def _lexicon(schema: Schema) -> set[str]:
-    """Words and labels that questions need, which therefore cannot be held out as values."""
+    """Words and labels that questions need, so that they cannot be held-out values."""
     words = set(_COMMON) | {month.lower() for month in MONTHS}
     for family in FRAMES.values():
         for frame in family.train + family.held_out:

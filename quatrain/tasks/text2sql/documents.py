@@ -29,7 +29,7 @@ def pair(example: Example, rng: random.Random) -> str:
 
 
 class Drill:
-    """Several invented values by their columns' names, in words and then in SQL: only copying tells the second."""
+    """Invented values of several columns, in words and then in SQL, which a model can predict only by copying."""
 
     def __init__(self, draw: Draw):
         self._draw = draw

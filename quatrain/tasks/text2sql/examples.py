@@ -43,7 +43,7 @@ def messages(example: Example) -> list[dict[str, str]]:
 def write(
     shape: Shape, combination: Combination, draw: Draw, split: str, *, held_out_frames: bool = False
 ) -> Example | None:
-    """Fill the combination and say it in one of its family's frames; None when the draw came to nothing."""
+    """Fill the combination and write it with a frame of its family; None if no values were drawn."""
     filled = shape.fill(combination, draw)
     if filled is None:
         return None
@@ -76,7 +76,7 @@ def write_part(shape: Shape, combination: Combination, draw: Draw) -> list[str] 
 
 
 def _loosely(question: str, rng: random.Random) -> str:
-    """The question as people type it: now and then without its mark or its capital."""
+    """The question as people type it: sometimes without question mark or capital letter."""
     chance = rng.random()
     if chance < 0.1:
         question = question[:-1]

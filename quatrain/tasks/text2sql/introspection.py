@@ -1,4 +1,4 @@
-"""Reading a database's structure: giving every column a role, finding what points at what."""
+"""Reads the structure of a database: the role of each column and the foreign keys between tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quatrain.tasks.text2sql.schema import DATE, Column, ForeignKey, Schema, Tab
 SAMPLE = 2000
 
 MOST_COLUMNS = 100
-"""Columns of one table that questions are made of. Pairs and triples of more would be millions."""
+"""Limit on the columns of a table that questions use; pairs and triples of more would be millions."""
 
 MOST_TABLES = 300
 
@@ -187,7 +187,7 @@ def _table(connection: sqlite3.Connection, name: str, count: int, references: se
             f"{MOST_COLUMNS}"
         )
         info = info[:MOST_COLUMNS]
-    # Blobs and long texts are not read: their kind is all that counts.
+    # Blobs and long texts are not read; only their type matters.
     shortened = ", ".join(
         f"CASE typeof({sql}) WHEN 'blob' THEN x'' WHEN 'text' THEN substr({sql}, 1, 60) ELSE {sql} END"
         for sql in (quote(column) for column, _, _ in info)

@@ -37,7 +37,7 @@ class Verdict:
 
 
 def normalise(sql: str) -> str:
-    """The statement without differences that cannot matter: spacing, case outside quotes, the final semicolon."""
+    """The statement without differences that never matter: spaces, case outside quotes, the final semicolon."""
     pieces = [
         piece if piece[0] in "'\"" else piece.lower() for piece in _TOKEN.findall(sql.strip().rstrip(";").rstrip())
     ]
@@ -57,7 +57,7 @@ def is_empty(result: Result) -> bool:
 
 
 def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -> Verdict:
-    """Judge `predicted_sql` by what it and `gold_sql` answer on this database. Gold answers are kept."""
+    """Judge `predicted_sql` by comparing its result with that of `gold_sql`, which is cached."""
     same = normalise(gold_sql) == normalise(predicted_sql)
     gold = _gold(connection, gold_sql)
     if gold.error is not None:
@@ -68,7 +68,7 @@ def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -
     if predicted.error is not None:
         return Verdict(False, predicted.error)
     if is_empty(gold):
-        return Verdict(False, "the reference answers nothing, and the statement differs")
+        return Verdict(False, "the reference returns nothing, and the statement differs")
     if gold.truncated or predicted.truncated:
         if gold.truncated != predicted.truncated:
             return Verdict(False, "one answer has far more rows")
@@ -86,7 +86,7 @@ def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -
 
 
 def reference_error(connection: Connection, gold_sql: str) -> str | None:
-    """Why a reference cannot be run on this database; None where it can."""
+    """The error of a reference on this database; None if it runs."""
     return _gold(connection, gold_sql).error
 
 
@@ -120,7 +120,7 @@ def _counted(rows: tuple[tuple[Any, ...], ...]) -> Counter[tuple[Any, ...]]:
 
 
 def _rank(row: tuple[Any, ...]) -> tuple[tuple[tuple[int, Any], ...], tuple[tuple[int, Any], ...]]:
-    # Rounded first, so that sums added up in another order sort alike; then whole numbers as they are.
+    # Round before sorting, because sums in another order differ in the last digits.
     rounded = tuple(
         (0, 0)
         if cell is None

@@ -70,7 +70,7 @@ class Material:
                 self._follow(connection, key)
 
     def _selected(self, table: Table) -> str:
-        """The columns for a SELECT. Pictures stay where they are, unless rows are related by them."""
+        """The columns for a SELECT, without blobs that are not keys."""
         keys = {(key.table, key.column) for key in self.schema.foreign_keys}
         keys |= {(key.parent, key.parent_column) for key in self.schema.foreign_keys}
         return ", ".join(
@@ -151,7 +151,7 @@ class Material:
         return row
 
     def cell(self, row: tuple[Any, ...], place: Place) -> Any:
-        """The cell at a place, seen from a row of the first table; None where there is none of the column's kind.
+        """The cell at a place, from a row of the first table; None if it has none of the column's type.
 
         Days for dates.
         """
@@ -180,7 +180,7 @@ class Material:
         return None
 
     def group_size(self, rng: random.Random, table: str, place: Place) -> int:
-        """How many rows (of the sample) one of the groups by the values at a place has."""
+        """The number of rows (of the sample) in a random group by the values at a place."""
         key = (table, place)
         sizes = self._sizes.get(key)
         if sizes is None:
@@ -215,7 +215,7 @@ class Material:
 
 
 def _rare_number(text: str) -> bool:
-    # Small whole numbers count things and years name themselves: questions cannot do without them.
+    # Questions need small whole numbers, as counts, and years.
     number = float(text)
     return (number > 30 and not (number == int(number) and 1900 <= number <= 2100)) or number != int(number)
 

@@ -111,7 +111,7 @@ _NO_PLURAL = frozenset(
 
 
 def quote(identifier: str) -> str:
-    """The identifier as SQL wants it: bare where that is safe, in double quotes otherwise."""
+    """The identifier in SQL: bare if that is safe, else in double quotes."""
     lowered = identifier.lower()
     if _PLAIN.match(identifier) and (lowered not in KEYWORDS or lowered in _HARMLESS):
         return identifier
@@ -119,7 +119,7 @@ def quote(identifier: str) -> str:
 
 
 def named(identifier: str) -> str:
-    """The identifier in a message: as it is, or in quotes with its control characters as text."""
+    """The identifier for a message: unchanged, or in quotes with control characters escaped."""
     plain = identifier.isprintable() and identifier.strip() and len(identifier) <= 80
     return identifier if plain else format_value(identifier)
 
@@ -155,7 +155,7 @@ def _singular_word(word: str) -> str:
 
 
 def _last(phrase: str) -> tuple[str, str, str]:
-    """What stands before the noun that takes the plural, the noun, and what stands after it: "number", " of hosts"."""
+    """The text before the noun that takes the plural, the noun, and the text after it: "number", " of hosts"."""
     match = _TAIL.search(phrase)
     tail = match.group() if match else ""
     head, _, last = phrase.removesuffix(tail).rpartition(" ")
@@ -182,7 +182,7 @@ def plural(phrase: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_plural(phrase: str) -> bool:
-    """Whether a label already names several ("points", "milliseconds"), so that "a" cannot stand before it."""
+    """Whether a label is already plural ("points", "milliseconds"), so that it takes no "a"."""
     _, last, _ = _last(phrase)
     return last not in _NO_PLURAL and _singular_word(last) != last
 

@@ -1,4 +1,4 @@
-"""Opening a user's SQLite file read-only: what it is, what stands beside it, and what its tables are called."""
+"""Opens a user's SQLite file read-only, checks it and its journal files, and lists its tables."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from quatrain.core.reading import user_path
 from quatrain.tasks.text2sql.naming import quote
 
 LONGEST_TEXT = 10_000
-"""Bytes of one text that are read; questions use values of 40 characters."""
+"""Limit on the bytes of a text that are read; questions use values of up to 40 characters."""
 
 NAMED = 20
-"""Tables that an error names."""
+"""Limit on the tables that an error lists."""
 
 _HEADER = b"SQLite format 3\x00"
 ERRORS = (sqlite3.Error, UnicodeDecodeError, MemoryError)
-"""What SQLite raises for a damaged file. Python cannot decode a message in which a damaged name stands."""
+"""Errors of SQLite for a damaged file; Python cannot decode a message with a damaged name."""
 
 _FATAL = ("disk image is malformed", "malformed database schema", "locked", "not a database", "disk I/O")
 _JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
@@ -61,7 +61,7 @@ def connect(path: str | Path) -> sqlite3.Connection:
             raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
     except ERRORS as error:
         raise InputError(f"Cannot read {path}", [explain(path, error)]) from error
-    # `immutable` reads the file alone. Where changes stand in a file beside it, that would be a state that never was.
+    # `immutable` ignores the files beside the database. With pending changes, it would read an invalid state.
     if left := _unfinished(path):
         raise InputError(
             f"Cannot read {path}",
@@ -78,7 +78,7 @@ def connect(path: str | Path) -> sqlite3.Connection:
 
 
 def _unfinished(path: Path) -> Path | None:
-    """The write-ahead log or the hot journal beside a database: changes that its file does not have, or should not."""
+    """The write-ahead log or hot journal of a database, with changes that its file lacks or must undo."""
     for ending, begins in (("-wal", b""), ("-journal", _JOURNAL)):
         beside = path.resolve().with_name(path.resolve().name + ending)
         try:
@@ -141,7 +141,7 @@ def columns_of(connection: sqlite3.Connection, table: str) -> list[tuple[str, st
 
 
 def fatal(error: Exception) -> bool:
-    """Whether an error concerns the whole file, not one table."""
+    """Whether an error affects the whole file, not one table."""
     return any(word in str(error) for word in _FATAL)
 
 

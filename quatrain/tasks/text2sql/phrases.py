@@ -79,7 +79,7 @@ class Phrases:
         return templates
 
     def bare_place(self, table: Table) -> Column | ForeignKey | None:
-        """What "in Paris" can mean for rows of this table: its only place, or None when there are several."""
+        """The only column that "in Paris" can mean for rows of this table; None if there are several."""
         own = [
             column
             for column in table.columns
@@ -219,5 +219,5 @@ def _a(label: str) -> str:
 
 
 def _priced(column: Column, table: Table) -> bool:
-    """Whether "cheaper" can only mean this column."""
+    """Whether "cheaper" is unambiguous for this column."""
     return column.label == "price" and sum(other.role == "money" for other in table.columns) == 1

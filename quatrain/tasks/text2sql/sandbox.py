@@ -1,4 +1,4 @@
-"""Running SQL that a model wrote: read-only, one SELECT, limited in time, rows, bytes and memory.
+"""Runs SQL that a model wrote: read-only, one SELECT, limited in time, rows, bytes and memory.
 
 Bad SQL gives a reason, no exception.
 """
@@ -34,7 +34,7 @@ _LIMITS = (
 )  # fmt: skip
 _STEPS = 1_000
 
-# Functions whose time grows with the product of two lengths; SQLite looks at the clock between steps, not within one.
+# Functions whose time grows with the product of two lengths; SQLite checks the time only between steps.
 _SLOW = re.compile(r"instr|replace|trim|like|glob", re.IGNORECASE)
 _SEARCH = re.compile(r"instr|replace", re.IGNORECASE)
 _SEARCH_LENGTH = 200_000
@@ -44,10 +44,10 @@ _TRIM_LENGTH = 10_000
 _SLOW_STEPS = 50
 
 _ROW_BYTES = 256 * 1024 * 1024
-"""The most bytes of one row before its cells are cut."""
+"""Limit on the bytes of a row before its cells are cut."""
 
 _HEAP = 512 * 1024 * 1024
-"""The most bytes that SQLite may allocate, a setting of the library for all connections of the process."""
+"""Limit on the bytes that SQLite may allocate, for all connections of the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Connection:
         try:
             names = [str(entry[0]) for entry in cursor.description or ()]
             if len(names) * length > _ROW_BYTES:
-                # Python would copy every cell of the row before one of them can be cut.
+                # Otherwise Python would copy every cell of the row before any is cut.
                 cursor.close()
                 self._raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_BYTES // len(names))
                 cursor = self._raw.execute(sql)
@@ -154,7 +154,7 @@ class Connection:
         return Result(columns, tuple(rows), truncated, None, time.perf_counter() - start, size)
 
     def _text(self, data: bytes) -> str:
-        """A text cell. Cut while SQLite still holds it: the long ones of a row never stand side by side."""
+        """A text cell, cut before the next is read, so that the long cells of a row are never in memory together."""
         text = data[: 4 * self.cell + 4].decode("utf-8", "surrogateescape" if self._exact else "replace")
         if len(text) <= self.cell:
             return text

@@ -1,4 +1,4 @@
-"""The schema of a SQLite database, as far as questions about it need it.
+"""The schema of a SQLite database, with what questions need.
 
 `introspect` opens any SQLite file read-only and describes its tables: columns with a role, row counts, the columns that
 name a row, and the foreign keys, declared or carefully inferred. Views and system tables are ignored, empty tables are
@@ -14,9 +14,7 @@ from pathlib import Path
 
 from quatrain.tasks.text2sql.naming import plural, plural_label, quote, singular
 
-DATE = re.compile(
-    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?)?\Z", re.ASCII
-)
+DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?)?\Z", re.ASCII)
 """A day, or a day with a time, as SQLite's date functions read it."""
 
 #: Roles of a column. `text`, `category` and `boolean` are asked for by value, `number`, `money` and `date` by
@@ -49,21 +47,21 @@ class Column:
 
     @property
     def sql(self) -> str:
-        """The name as SQL wants it."""
+        """The name in SQL."""
         return quote(self.name)
 
     @property
     def full(self) -> str:
-        """`table.column` as SQL wants it."""
+        """`table.column` in SQL."""
         return f"{quote(self.table)}.{quote(self.name)}"
 
     @property
     def is_number(self) -> bool:
-        """Whether it is compared as a number."""
+        """Whether its values are numbers."""
         return self.role in ("number", "money")
 
     def holds(self, value: object) -> bool:
-        """Whether a cell is of the kind that the column's role says. SQLite keeps any value in any column."""
+        """Whether a cell has the type of the column's role. SQLite allows any value in any column."""
         if value is None or isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
             return False
         if self.role == "date":
@@ -121,12 +119,12 @@ class Table:
 
     @property
     def sql(self) -> str:
-        """The name as SQL wants it."""
+        """The name in SQL."""
         return quote(self.name)
 
     @property
     def title(self) -> Column | None:
-        """The text column that alone names a row, when there is one."""
+        """The text column that identifies a row, if there is one."""
         if len(self.identity) == 1 and self.identity[0].role in ("text", "category"):
             return self.identity[0]
         return None
@@ -154,11 +152,11 @@ class Schema:
         return self._by_name[name]
 
     def parents(self, table: str) -> list[ForeignKey]:
-        """The foreign keys that leave a table, those to itself excepted."""
+        """The foreign keys from a table to other tables."""
         return [key for key in self.foreign_keys if key.table == table and key.parent != table]
 
     def named(self, key: ForeignKey) -> bool:
-        """Whether the label of a foreign key calls the parent's row ("city"), and not a column of the child itself."""
+        """Whether the label of a foreign key names the parent's row ("city") and not also a column of the child."""
         columns = self.table(key.table).columns
         return all(column.label != key.label or column.role in ("key", "reference") for column in columns)
 

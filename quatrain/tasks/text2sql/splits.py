@@ -23,7 +23,7 @@ MOST = 250
 def usable_combinations(
     shapes: Mapping[str, Shape], schema: Schema, draw: Draw
 ) -> tuple[dict[str, list[Combination]], dict[tuple[str, ...], str], list[str]]:
-    """The combinations of every shape that can be filled, the skeleton of each, and the shapes that fit nowhere."""
+    """The combinations of every shape that can be filled, the skeleton of each, and the shapes without any."""
     usable: dict[str, list[Combination]] = {}
     skeletons: dict[tuple[str, ...], str] = {}
     unfit = []

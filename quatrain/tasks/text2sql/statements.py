@@ -50,7 +50,7 @@ def _small(piece: str) -> str:
 
 
 def _single(piece: str) -> str:
-    """A text in double quotes, which SQLite forgives, in single ones."""
+    """The statement with text in single quotes instead of double quotes, which SQLite also accepts."""
     if piece[0] != '"':
         return piece
     return "'" + piece[1:-1].replace('""', '"').replace("'", "''") + "'"
@@ -64,13 +64,13 @@ def _joined(pieces: list[str]) -> str:
 
 
 def _named_once(sql: str) -> bool:
-    """Whether no table has two aliases."""
+    """Whether each table has at most one alias."""
     pairs = set(_ALIAS.findall(sql))
     return len({table for table, _ in pairs}) == len(pairs)
 
 
 def _without_aliases(sql: str) -> str:
-    """The statement with tables by their own names: `t1.name` becomes `singer.name`."""
+    """The statement without table aliases: `t1.name` becomes `singer.name`."""
     known = {alias: table for table, alias in _ALIAS.findall(sql)}
     if len(known) < len(set(_ALIAS.findall(sql))):
         return sql

@@ -23,9 +23,9 @@ from quatrain.tasks.text2sql.shop import create_shop
 from quatrain.tasks.text2sql.statements import statement_of
 
 SHOP = "shop"
-"""The value of `data.database` that stands for the generated shop."""
+"""The value of `data.database` for the generated shop."""
 INVENTED_VALUES = 0.5
-"""Share of training questions with invented values: the model has to copy values and cannot remember them."""
+"""Share of training questions with invented values, which a model must copy and cannot memorize."""
 
 
 class GeneratedSQL(Task[Example]):
@@ -86,11 +86,11 @@ class OpenDatabase:
         self.schema = schema_text(connection.path) if show_schema else None
 
     def prompt(self, question: str) -> str:
-        """The question, after the schema where the model is shown it."""
+        """The question, after the schema if the model gets it."""
         return question if self.schema is None else prompt(self.schema, question)
 
     def statement(self, completion: str) -> str:
-        """The SQL in the model's answer."""
+        """The SQL in a completion."""
         return statement_of(completion)
 
     def run(self, statement: str) -> Result:

@@ -38,7 +38,7 @@ def literal(value: Any) -> str:
 
 
 def shown(value: Any, rng: random.Random) -> str:
-    """The value as it stands in a question: bare; in double quotes now and then, and where it would not be clear."""
+    """The value in a question: bare, or in double quotes at random and where it would be ambiguous."""
     if not isinstance(value, str):
         return number_text(value)
     return value if rng.random() > 0.12 and clear(value) else f'"{value}"'
@@ -46,13 +46,13 @@ def shown(value: Any, rng: random.Random) -> str:
 
 @lru_cache(maxsize=20_000)
 def clear(value: str) -> bool:
-    """Whether one sees where the value begins and ends without quotes: a few plain words, none that glue sentences."""
+    """Whether the value is unambiguous without quotes: a few plain words, none of them a function word."""
     words = value.split(" ")
     return len(words) <= 5 and not _GLUE & set(words) and all(_PLAIN.fullmatch(word) for word in words)
 
 
 def usable(value: Any) -> bool:
-    """Whether a value can stand in a question: short, printable, and exactly recoverable from the text."""
+    """Whether a question can contain the value: short, printable, and recoverable from the text."""
     if isinstance(value, bool) or value is None or isinstance(value, bytes):
         return False
     if isinstance(value, int):
@@ -66,12 +66,12 @@ def usable(value: Any) -> bool:
 
 
 def written(value: Any) -> str:
-    """The text by which a value is recognised anywhere: numbers as digits, dates by their day, strings as they are."""
+    """The text that identifies a value: the digits of a number, the day of a date, a string unchanged."""
     return value if isinstance(value, str) else number_text(abs(value))
 
 
 def skeleton(sql: str) -> str:
-    """The SQL without its values and directions: what remains is which tables and columns it combines and how."""
+    """The SQL without values and sort directions: how it combines which tables and columns."""
     return _OPERATOR.sub(" ~", _LITERAL.sub("?", sql))
 
 
@@ -90,7 +90,7 @@ class HeldOut:
         self._first: dict[str, list[str]] = {}
 
     def draw(self, texts: Iterable[str]) -> list[str]:
-        """The texts whose hash falls into the held-out share; in a short list where none does, the nearest one."""
+        """The texts whose hash falls into the held-out share; at least the nearest one of a short list."""
         ranked = sorted((self._place(text), text) for text in texts)
         return [text for place, text in ranked if place < self.share] or [text for _, text in ranked[:1]]
 
@@ -114,7 +114,7 @@ class HeldOut:
         return text in self.values
 
     def found(self, text: str) -> str | None:
-        """The first held-out value that stands in a text as whole words or as a whole number, or None."""
+        """The first held-out value that a text contains as whole words or as a whole number; None if there is none."""
         for number in _NUMBERS.findall(text):
             if number in self._numbers:
                 return number
@@ -151,7 +151,7 @@ def made_up_word(rng: random.Random, like: str) -> str:
 
 
 def made_up_text(rng: random.Random, examples: Sequence[str]) -> str:
-    """A value of the same make as the examples: words exchanged between them, or words that do not exist."""
+    """A value like the examples: with words exchanged between them, or with invented words."""
     pattern = _pick(examples, rng)
     words = pattern.split(" ")
     kind = rng.random()
@@ -169,7 +169,7 @@ def made_up_text(rng: random.Random, examples: Sequence[str]) -> str:
 
 
 def made_up_number(rng: random.Random, like: float) -> float | int:
-    """A number of the same order and decimals as `like`."""
+    """A number with the magnitude and decimals of `like`."""
     size = max(abs(like), 2) * 10 ** (rng.random() * 1.2 - 0.6)
     if isinstance(like, float) and like != int(like):
         return round(size, 2 if round(like, 1) != like else 1)

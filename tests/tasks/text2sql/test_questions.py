@@ -60,7 +60,7 @@ def test_databases_are_found_by_their_names(folder: Path, tmp_path: Path, monkey
     with Databases(folder / "pets.db") as one:
         assert one.path("") == folder / "pets.db"
     (tmp_path / "none").mkdir()
-    for wrong, said in (("none", "holds no database"), ("nowhere", "no database at"), ("a.txt", "not an SQLite")):
+    for wrong, said in (("none", "has no database"), ("nowhere", "no database at"), ("a.txt", "not an SQLite")):
         (tmp_path / "a.txt").write_text("no database at all")
         with pytest.raises(InputError, match=said):
             Databases(tmp_path / wrong)
@@ -199,7 +199,7 @@ def test_data_check_runs_each_question(folder: Path, tmp_path: Path, capsys: pyt
     assert "q.jsonl:3: there is no database" in out and "2 faults" in out
     (tmp_path / "text.txt").write_text("nothing to ask", encoding="utf-8")
     assert main(["data", "check", str(tmp_path / "text.txt"), "--databases", str(folder)]) == 2
-    assert "--databases: is for questions with SQL" in capsys.readouterr().err
+    assert "--databases: only for questions with SQL" in capsys.readouterr().err
 
 
 def test_a_question_whose_own_sql_fails_is_not_scored(folder: Path) -> None:
