@@ -19,8 +19,6 @@ from typing import IO, Any
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value, type_name
 
-shown, kind_of = format_value, type_name
-
 MAX_DEPTH = 64
 """Limit on nested lists and tables. Real configurations and tool schemas stay below 20."""
 

@@ -275,7 +275,7 @@ def test_broken_token_files_are_told(trained: dict[str, Tokenizer], tmp_path: Pa
     with pytest.raises(QuatrainError, match="differs from its checksum"):
         TokenFile(tmp_path).verify()
     (tmp_path / "tokens.bin").write_bytes(data[:-2])
-    with pytest.raises(QuatrainError, match="not whole"):
+    with pytest.raises(QuatrainError, match="incomplete"):
         TokenFile(tmp_path)
     (tmp_path / "tokens.bin").unlink()
     with pytest.raises(QuatrainError, match="cannot read"):
