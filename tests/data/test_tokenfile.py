@@ -282,7 +282,7 @@ def test_broken_token_files_are_told(trained: dict[str, Tokenizer], tmp_path: Pa
         TokenFile(tmp_path)
     about = json.loads((tmp_path / "tokens.json").read_text())
     (tmp_path / "tokens.json").write_text(json.dumps(about | {"dtype": "object"}))
-    with pytest.raises(InputError, match="no token file of this version"):
+    with pytest.raises(InputError, match="does not describe a token file of this version"):
         TokenFile(tmp_path)
     (tmp_path / "tokens.json").write_text("{")
     with pytest.raises(InputError, match="cannot read"):
