@@ -41,10 +41,6 @@ class SoftPrompt(nn.Module):
     method: ClassVar[str]
     length: int
 
-    def table(self) -> Tensor:
-        """The tensor stored in the adapter file, with one row per slot."""
-        raise NotImplementedError
-
     def embeddings(self) -> Tensor | None:
         """Embeddings of the slots (length, embedding_size) or (B, …); None if only `keys_values` are used."""
         raise NotImplementedError
