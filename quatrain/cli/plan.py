@@ -103,7 +103,7 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
     from quatrain.core.progress import create_reporter
     from quatrain.models.hub import CONFIG, resolve
     from quatrain.models.io.model_folder import checkpoint_dtype, load_config
-    from quatrain.models.runs import run_folder
+    from quatrain.models.run_folder import run_folder
     from quatrain.runs.recipe import load, recipe_names
 
     of_run = model not in recipe_names() and run_folder(model) is not None
@@ -122,7 +122,7 @@ def _config(model: str, overrides: tuple[str, ...]) -> tuple[ModelConfig, Recipe
 
 def _special(model: str) -> list[int]:
     """The special tokens of a model folder, if it has a tokenizer."""
-    from quatrain.models.runs import model_of_run
+    from quatrain.models.run_folder import model_of_run
     from quatrain.tokenizers.tokenizer import Tokenizer
 
     folder = model_of_run(model) or Path(model)

@@ -37,7 +37,7 @@ def tokenize(
         Write one JSON object, for programs.
     """
     from quatrain.cli.output import show, show_json, show_table
-    from quatrain.models.runs import tokenizer_of_run
+    from quatrain.models.run_folder import tokenizer_of_run
     from quatrain.tokenizers.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(tokenizer_of_run(model) or model, target=target)

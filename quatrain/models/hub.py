@@ -19,8 +19,8 @@ from pathlib import Path
 from quatrain.core.atomic import disk_error
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.core.offline import offline
-from quatrain.models.io.tensors import CONVERT_HINT, INDEX, WEIGHTS, pickled_weights, weight_files
-from quatrain.models.runs import model_of_run
+from quatrain.models.io.safetensors_reader import CONVERT_HINT, INDEX, WEIGHTS, pickled_weights, weight_files
+from quatrain.models.run_folder import model_of_run
 
 ADAPTER_CONFIG, ADAPTERS, BASE = "adapter_config.json", "adapters", "base"
 """The file that marks an adapter folder; in a folder of several adapters, the folders of the adapters and of their

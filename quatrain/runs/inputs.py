@@ -19,7 +19,7 @@ from quatrain.data import sources
 from quatrain.data.settings import DataSettings
 from quatrain.data.sources import PREFIX as HUB
 from quatrain.data.sources import parallel_names, source_names
-from quatrain.models.runs import model_of_run
+from quatrain.models.run_folder import model_of_run
 from quatrain.runs.recipe import recipe_names
 from quatrain.runs.settings import RecipeSettings
 from quatrain.runs.stages import spec_of

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from quatrain.core.atomic import atomic_write, disk_errors, sync_folder, write_json, write_text
 from quatrain.core.errors import QuatrainError
-from quatrain.models.io.writing import write_safetensors
+from quatrain.models.io.safetensors_writer import write_safetensors
 
 STATE, TENSORS, MANIFEST = "training_state/state.json", "training_state/optimizer.safetensors", "manifest.json"
 

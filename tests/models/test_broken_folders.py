@@ -22,7 +22,7 @@ from quatrain.core.errors import InputError
 from quatrain.evaluation.inspection import open_subject
 from quatrain.models.families import get_family
 from quatrain.models.io import model_folder, sentence_transformers
-from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader
+from quatrain.models.io.safetensors_reader import INDEX, WEIGHTS, SafetensorsReader
 from quatrain.models.transformer.stack import Model
 
 json_values = st.recursive(

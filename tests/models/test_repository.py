@@ -26,7 +26,7 @@ from safetensors.torch import save
 from quatrain.core.errors import InputError, OfflineError
 from quatrain.models import hub as model_hub
 from quatrain.models.hub import CONFIG, EVERYTHING, TOKENIZER, resolve
-from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader
+from quatrain.models.io.safetensors_reader import INDEX, WEIGHTS, SafetensorsReader
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TENSOR = torch.arange(6.0).view(2, 3)

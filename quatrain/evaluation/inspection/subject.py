@@ -16,7 +16,7 @@ from quatrain.models.families import get_family
 from quatrain.models.hub import ADAPTER_CONFIG
 from quatrain.models.io import sentence_transformers
 from quatrain.models.io.model_folder import check_size, config_of, read_config
-from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader, weight_files
+from quatrain.models.io.safetensors_reader import INDEX, WEIGHTS, SafetensorsReader, weight_files
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
 

@@ -22,9 +22,9 @@ from quatrain.core.wording import format_value
 from quatrain.models.families import Head, get_family
 from quatrain.models.families.mapping import GENERATION, LABELLED
 from quatrain.models.io import sentence_transformers
-from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader
+from quatrain.models.io.safetensors_reader import INDEX, WEIGHTS, SafetensorsReader
+from quatrain.models.io.safetensors_writer import write_safetensors
 from quatrain.models.io.weights import TensorNames, load_weights, weight_operations
-from quatrain.models.io.writing import write_safetensors
 from quatrain.models.transformer.config import LANGUAGE_HEADS, ModelConfig
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.limits import check_weights, least_parameters

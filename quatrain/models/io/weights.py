@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quatrain.core.errors import InputError
 from quatrain.models.families import Family, Head
 from quatrain.models.families.weights import Computed
-from quatrain.models.io.tensors import RETRY_HINT, SafetensorsReader, first_problems
+from quatrain.models.io.safetensors_reader import RETRY_HINT, SafetensorsReader, first_problems
 from quatrain.models.transformer.initialization import initialize
 from quatrain.models.transformer.stack import Model
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from quatrain.models.io.writing import DTYPES, write_safetensors
+from quatrain.models.io.safetensors_writer import DTYPES, write_safetensors
 
 
 def written(tensors, metadata=None):

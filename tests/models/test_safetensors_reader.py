@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from quatrain.core.errors import InputError
-from quatrain.models.io import tensors as module
-from quatrain.models.io.tensors import INDEX, WEIGHTS, SafetensorsReader, pickled_weights
+from quatrain.models.io import safetensors_reader as module
+from quatrain.models.io.safetensors_reader import INDEX, WEIGHTS, SafetensorsReader, pickled_weights
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 WHOLE_NUMBERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.bool]
@@ -330,7 +330,7 @@ MEASURE = """
 import json, os, sys
 import torch
 from quatrain.core.process_memory import peak_memory, reset_peak_memory
-from quatrain.models.io.tensors import SafetensorsReader
+from quatrain.models.io.safetensors_reader import SafetensorsReader
 
 def read(folder, dtype):
     with SafetensorsReader(folder) as tensors:
