@@ -36,7 +36,6 @@ class AdapterLayer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The base layer's device."""
         return next(tensor for tensor in (*self.base.parameters(), *self.base.buffers())).device
 
     def add_parameter(self, name: str, *shape: int) -> None:

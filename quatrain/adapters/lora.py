@@ -44,7 +44,6 @@ class LoRALinear(AdapterLayer):
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, in_features) to (…, out_features)."""
         if self._can_fuse(x):
             output: Tensor = _FusedLoRA.apply(x, self.lora_A, self.lora_B, self.base, self.scaling)
             return output

@@ -109,7 +109,6 @@ class PrefixTuning(SoftPrompt):
 
     @classmethod
     def create(cls, model: Model, settings: AdapterSettings, device: torch.device | str) -> Self:
-        """An uninitialized prefix for a model."""
         return cls(settings.num_virtual_tokens, model.config, settings.bottleneck_dim, device)
 
     def reset_parameters(self, generator: torch.Generator) -> None:

@@ -78,7 +78,6 @@ class Int4Linear(QuantizedLinear):
 
     @classmethod
     def supports(cls, linear: nn.Linear, **options: Any) -> bool:
-        """Whether the group size divides the layer's inputs."""
         return linear.in_features % int(options["group"]) == 0
 
     def quantize_weight(self, weight: Tensor) -> dict[str, Tensor]:

@@ -275,7 +275,6 @@ class _Plot:
     y_range: tuple[float, float]
 
     def x(self, value: float) -> float:
-        """The x coordinate of a value."""
         low, high = self.x_range
         return (value - low) / (high - low) * self.width
 

@@ -134,7 +134,6 @@ class Gradients:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
         return device_of(self.model)
 
     def _passes(self, step: int, batch: Any) -> tuple[Tensor, int | Tensor, dict[str, float | Tensor]]:

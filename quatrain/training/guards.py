@@ -49,7 +49,6 @@ class Guard:
         return self.settings.on_bad_step == "skip" and self.in_a_row < MOST_SKIPPED
 
     def passed(self) -> None:
-        """Count a good step."""
         self.in_a_row = 0
 
     def error(self, step: int, reason: str, where: str, kept: Path | None) -> QuatrainError:
@@ -66,11 +65,9 @@ class Guard:
         return QuatrainError(f"Step {step}: {reason}.{where}{many} Training cannot continue.{look} {remedy}")
 
     def state(self) -> dict[str, int]:
-        """Skipped steps in total and in a row."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Restore what `state` returned."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
 

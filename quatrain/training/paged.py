@@ -21,7 +21,6 @@ class Paged(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
         groups = self.param_groups
         devices = set[torch.device]()
         try:

@@ -60,11 +60,9 @@ class LossScaler:
         return self.factor < 2.0**-24
 
     def state(self) -> dict[str, Any]:
-        """The scale and the number of good steps since it changed."""
         return {"factor": self.factor, "good": self.good}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
         self.factor, self.good = state["factor"], state["good"]
 
 
@@ -121,7 +119,6 @@ class Precision:
             )
 
     def clear(self) -> None:
-        """Clear all gradients."""
         for master in self.masters.values():
             master.grad = None
         for parameter, _ in self._pairs:

@@ -47,11 +47,9 @@ class Best:
         return bool(self.patience) and self.since >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """The state as JSON."""
         return {"step": self.step, "value": self.value, "metrics": _finite(self.metrics), "since": self.since}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
         self.step, self.value, self.metrics, self.since = (state[key] for key in ("step", "value", "metrics", "since"))
 
 

@@ -58,7 +58,6 @@ class _ProcessStream:
         self.seeds: Any = None
 
     def next(self) -> Any:
-        """The next micro-batch of this process."""
         batch = None
         for number in range(self.size):
             if number == self.rank:
@@ -70,11 +69,9 @@ class _ProcessStream:
         return batch
 
     def state(self) -> dict[str, Any]:
-        """The stream's."""
         return self.stream.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The stream's."""
         self.stream.load_state(state)
 
 
@@ -118,7 +115,6 @@ class _Epochs:
         return {"epoch": self.epoch, "index": self.index}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Continue at this epoch and batch."""
         self.epoch, self.index, self._batches = state["epoch"], state["index"], None
 
 
@@ -152,7 +148,6 @@ class WindowStream(_Epochs):
         return np.split(np.resize(starts, count), count // self.rows)
 
     def make(self, item: np.ndarray) -> TokenBatch:
-        """The batch of these windows."""
         return windows(self.tokens, item, self.length)
 
 
@@ -175,7 +170,6 @@ class ShuffledStream(_Epochs):
         return [order[start : start + self.rows] for start in range(0, len(order), self.rows)]
 
     def make(self, item: np.ndarray) -> list[Any]:
-        """The examples with these indices."""
         self.seeds = [(abs(self.seed), self.epoch, int(number)) for number in item]
         return [self.examples[number] for number in item]
 
@@ -202,7 +196,6 @@ class ExampleStream(_Epochs):
         return _plan(self.lengths, _generator(self.seed, epoch), self.batch_tokens, self.rows * self.sort_window)
 
     def make(self, item: list[int]) -> list[TokenExample]:
-        """The examples of one batch."""
         self.seeds = [(self.seed, self.epoch, index) for index in item]
         return [self.examples[index] for index in item]
 
@@ -264,7 +257,6 @@ class PackedStream(_Epochs):
         return [shuffled[start : start + self.rows] for start in range(0, len(shuffled), self.rows)]
 
     def make(self, item: list[list[int]]) -> TokenBatch:
-        """The batch of these rows."""
         rows = [[self.examples[number] for number in row] for row in item]
         return pack_rows(rows, self.length, self.pad_id)
 
@@ -333,7 +325,6 @@ class StreamedExamples:
         return {"epoch": self.epoch, "start": self.start, "index": self.index}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Continue from a cursor."""
         self.epoch, self.start, self.index = state["epoch"], state["start"], state["index"]
         self._source, self._block, self._batches = None, [], None
 
@@ -372,11 +363,9 @@ class CopyStream:
         return TokenBatch.of(inputs, labels)
 
     def state(self) -> dict[str, int]:
-        """The number of batches already read."""
         return {"index": self.index}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Continue at this batch."""
         self.index = state["index"]
 
 
@@ -402,7 +391,6 @@ class AlternatingStream:
         return {"seen": self.seen, "first": self.first.state(), "second": self.second.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from both cursors."""
         self.seen = state["seen"]
         self.first.load_state(state["first"])
         self.second.load_state(state["second"])

@@ -372,7 +372,6 @@ class Trainer:
 
     @property
     def saves(self) -> bool:
-        """Whether checkpoints are written."""
         return self.folder is not None and self.hooks.save is not None
 
     @property

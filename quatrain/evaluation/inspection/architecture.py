@@ -72,7 +72,6 @@ class ModulePart:
             yield from child.walk(depth + 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         shapes = {name: list(shape) for name, shape in self.tensors.items()}
         fields = {"name": self.name, "path": self.path, "kind": self.kind, "note": self.note, "count": self.count}
         fields |= {"tensors": shapes, "parameters": self.parameters, "total": self.total, "bytes": self.bytes}

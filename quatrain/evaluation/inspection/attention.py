@@ -41,17 +41,14 @@ class AttentionMaps:
 
     @property
     def name(self) -> str:
-        """A title for the maps."""
         return NAMES[self.kind]
 
     @property
     def layers(self) -> int:
-        """The number of layers."""
         return self.weights.shape[0]
 
     @property
     def heads(self) -> int:
-        """The number of heads per layer."""
         return self.weights.shape[1]
 
     def habits(self, layer: int, head: int) -> dict[str, float]:

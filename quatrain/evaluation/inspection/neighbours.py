@@ -33,7 +33,6 @@ class Neighbour:
     similarity: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {"id": self.token.id, "text": self.token.text, "similarity": self.similarity}
 
 

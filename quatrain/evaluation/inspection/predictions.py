@@ -85,7 +85,6 @@ class Predictions:
         return sum(known) / len(known) if known else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         mean = self.mean_bits
         mean = mean if mean is not None and math.isfinite(mean) else None
         return {"kind": self.kind, "mean_bits": mean, "positions": [item.as_dict() for item in self.items]}

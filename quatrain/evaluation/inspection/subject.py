@@ -72,7 +72,6 @@ class Subject:
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
-        """The content of config.json."""
         return read_config(self.base)
 
     @cached_property

@@ -38,7 +38,6 @@ class Token:
         return visible(self.text)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return dict(self.__dict__)
 
 

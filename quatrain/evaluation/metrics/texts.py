@@ -108,5 +108,4 @@ class _Words:
             self.stem = library("nltk.stem.porter", "nltk", "ROUGE with stemming").PorterStemmer().stem
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of a text."""
         return words(text, self.stem)

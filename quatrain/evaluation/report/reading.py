@@ -95,7 +95,6 @@ class StageRecord:
 
     @property
     def notes(self) -> list[str]:
-        """The notes of the stage."""
         notes = self.result.get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
 

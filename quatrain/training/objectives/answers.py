@@ -144,7 +144,6 @@ class ExtractiveQA(TextObjective):
         )
 
     def describe_target(self, example: ContextWindow) -> str:
-        """The answer, for a preview."""
         return f"answer: {example.answers[0]}" if example.answers else "no answer"
 
     def notes(self, examples: Sequence[ContextWindow]) -> list[str]:

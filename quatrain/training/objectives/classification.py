@@ -58,7 +58,6 @@ class SequenceClassification(LabelledObjective):
 
     @property
     def label_field(self) -> str | None:
-        """The field with the label names; None for regression."""
         return {"single_label": "label", "multi_label": "labels"}.get(self.problem_type)
 
     def encode(self, record: Any, place: str = "this example") -> list[EncodedText]:
@@ -100,7 +99,6 @@ class SequenceClassification(LabelledObjective):
         return numbers
 
     def describe_target(self, example: EncodedText) -> str:
-        """The labels or numbers of a text, for a preview."""
         if self.problem_type == "single_label":
             return f"label: {self.labels[example.label]}"
         values = list(zip(self.labels, example.label, strict=True))
@@ -192,7 +190,6 @@ class MultipleChoice(TextObjective):
         return [ChoiceExample(rows, int(label), cut=sum(row.cut for row in rows))]
 
     def describe_target(self, example: ChoiceExample) -> str:
-        """The correct choice, for a preview."""
         return f"right: choice {example.label + 1} of {len(example.choices)}"
 
     def collate(self, examples: Sequence[Any]) -> ChoiceBatch:

@@ -138,11 +138,9 @@ class CosineSimilarity(_Embedding):
         return (self._cosines(model, batch) - batch.labels).square().sum(), len(batch.labels), {}
 
     def describe_target(self, example: EmbeddingExample) -> str:
-        """The score of a pair, for a preview."""
         return f"score: {example.score:.4g}"
 
     def references(self, examples: Sequence[EmbeddingExample]) -> list[float]:
-        """The score of each pair."""
         return [example.score for example in examples]
 
     @torch.no_grad()

@@ -68,7 +68,6 @@ class TokenClassification(LabelledObjective):
 
     @property
     def label_field(self) -> str:
-        """The field with the label names."""
         return "tags"
 
     def encode(self, record: Any, place: str = "this example") -> list[TaggedWindow]:
@@ -115,7 +114,6 @@ class TokenClassification(LabelledObjective):
         return windows
 
     def describe_target(self, example: TaggedWindow) -> str:
-        """The tags of a window, for a preview."""
         return "tags: " + " ".join(self.labels[label] for label in example.labels if label != IGNORE_INDEX)
 
     def notes(self, examples: Sequence[TaggedWindow]) -> list[str]:
