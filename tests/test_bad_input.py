@@ -148,7 +148,7 @@ def test_a_text_that_cannot_be_learned(place: Place, name: str, content: bytes |
 
 def test_a_folder_without_text(place: Place) -> None:
     (place.folder / "nothing").mkdir()
-    assert "nothing holds no text" in place.ends(2, "run", place.recipe, f"data.source={place.folder / 'nothing'}")
+    assert "nothing has no text" in place.ends(2, "run", place.recipe, f"data.source={place.folder / 'nothing'}")
 
 
 def odd_names(connection: sqlite3.Connection) -> None:

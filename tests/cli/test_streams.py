@@ -65,7 +65,7 @@ def shell(command: str, folder: Path, **environment: str) -> tuple[int, str, str
         ("quatrain tokenize small - <&-", 2, "error: standard input is closed"),
         (r"printf 'caf\xe9' | quatrain tokenize small -", 2, "standard input, line 1: byte 0xe9 at 3 is not UTF-8"),
         (r"quatrain tokenize small $'caf\xe9'", 2, r'argument 3, "caf\udce9"'),
-        ("mkdir gone; cd gone; rmdir ../gone; quatrain doctor", 2, "error: the current folder does not exist any more"),
+        ("mkdir gone; cd gone; rmdir ../gone; quatrain doctor", 2, "error: the current folder was deleted"),
         ("quatrain check small.toml --toml | head -1", 0, ""),
     ],
 )
