@@ -40,6 +40,7 @@ class Engine:
     An encoder-decoder reads the prompt with its encoder; its completion is everything that its decoder generates.
     `target_tokenizer` decodes completions if another tokenizer than that of the prompts does (Marian). For a model with
     several adapters, `adapter` is the default of prompts that name none. At most `max_rows` rows run at once.
+    `native`: whether plain steps are decoded by native code (`quatrain.models.kernels.decode`); None measures.
 
     `generate`, `chat` and `stream` run prompts to their ends. `submit` adds a request to those that run together, one
     token each per `step`; a request can be cancelled at any time. All of these may be called from several threads. What
@@ -59,6 +60,7 @@ class Engine:
         target_tokenizer: TokenizerLike | None = None,
         adapter: str | None = None,
         max_rows: int = 64,
+        native: bool | None = None,
     ):
         if model.config.head not in ("causal", "seq2seq"):
             kind, head = model.config.family, model.config.head
@@ -80,7 +82,9 @@ class Engine:
         self.chooser = TokenChooser(self.rules, encoder_decoder=self.has_encoder, tokenizer=self.target_tokenizer)
         self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
         self.max_rows = max_rows
-        self.scheduler = Scheduler(ModelRunner(model), self.chooser, is_stopped=self._is_stopped, max_rows=max_rows)
+        self.scheduler = Scheduler(
+            ModelRunner(model, native=native), self.chooser, is_stopped=self._is_stopped, max_rows=max_rows
+        )
         self._stepping, self._submitted = threading.Lock(), threading.Condition()
 
     @classmethod

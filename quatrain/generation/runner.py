@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quatrain.generation.constraints import PADDING
 from quatrain.generation.requests import SequenceState
+from quatrain.models.kernels.decode import CacheDecoder
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.positions import depends_on_length, original_length
@@ -42,27 +43,19 @@ def context_limit(model: Model, adapter: str | None = None) -> int | None:
     return model.config.context_length - virtual_tokens(model, adapter)
 
 
-class NativeDecoder(Protocol):
-    """A faster way to decode one token per slot, which the runner asks first."""
-
-    def decode(self, tokens: Tensor, slots: Sequence[int]) -> Tensor | None:
-        """Logits (B, V) in float32 after one more token (B,) in each slot; None if it cannot decode these.
-
-        It writes keys and values at `cache.lengths[slot]`, for which there is room; the runner counts the tokens.
-        """
-
-
 class ModelRunner:
     """Reads tokens into slots and returns logits.
 
-    Attributes: `cache`, whose `reserve` adds slots; `native`, asked first for plain decoding steps.
+    Attributes: `cache`, whose `reserve` adds slots; `native`, asked first for plain decoding steps. `native` of the
+    constructor: whether it decodes natively, None to decide by measuring.
     """
 
-    def __init__(self, model: Model, slots: int = 0, native: NativeDecoder | None = None):
-        self.model, self.native, self.device = model, native, model.device
+    def __init__(self, model: Model, slots: int = 0, native: bool | None = False):
+        self.model, self.device = model, model.device
         self.has_encoder = has_encoder(model.config)
         dtype = model.embed_tokens.weight.dtype
         self.cache = KVCache(model.config, slots, 0, dtype=dtype, device=self.device)
+        self.native = CacheDecoder(model, self.cache, native)
         self._scaling = next(
             (
                 scaling
@@ -118,13 +111,17 @@ class ModelRunner:
         sources: Sequence[Sequence[int]] | None = None,
         text_lengths: Sequence[int] | None = None,
         every: bool = False,
+        decoding: bool = False,
     ) -> Tensor:
         """Reads the tokens of each row into the slots from `first` on; returns logits (B, V) after the last token of
         each row, or with `every` (B, T, V) after each of them, where T is the longest row's number.
 
         `sources` are what an encoder reads, for rows that start. `text_lengths` are those of the whole texts, if only
-        their beginnings are read; soft prompts count.
+        their beginnings are read; soft prompts count. `decoding`: the tokens were generated, and one for each row may
+        be read by native code; a prompt never is, so that it does not matter with which others it is read.
         """
+        if decoding and sources is None and (logits := self._native(first, tokens)) is not None:
+            return logits[:, None] if every else logits
         if self.original_length is None:
             return self._forward(first, tokens, adapters, sources, None, every)
         if text_lengths is None:
@@ -159,8 +156,6 @@ class ModelRunner:
         every: bool,
     ) -> Tensor:
         count, width = len(tokens), max(map(len, tokens))
-        if width == 1 and sources is None and (logits := self._native(first, tokens)) is not None:
-            return logits[:, None] if every else logits
         padding = [width - len(ids) for ids in tokens]
         ids = torch.tensor([[*row, *[0] * empty] for row, empty in zip(tokens, padding, strict=True)])
         rows = self.cache.rows(first, count, padding=padding, text_length=text_length)
@@ -177,7 +172,7 @@ class ModelRunner:
         return self.model.lm_logits(hidden)
 
     def _native(self, first: int, tokens: Sequence[Sequence[int]]) -> Tensor | None:
-        if self.native is None:
+        if self.native.decoder is None or max(map(len, tokens)) > 1:
             return None
         slots = range(first, first + len(tokens))
         self.cache.make_room(max(self.cache.lengths[slot] for slot in slots) + 1)

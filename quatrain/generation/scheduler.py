@@ -27,6 +27,7 @@ from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import ModelRunner
+from quatrain.models.kernels.decode import memory_bandwidth
 from quatrain.planning.counts import kv_cache_bytes
 from quatrain.planning.limits import fits
 
@@ -86,6 +87,14 @@ class Statistics:
     """Sum over all sequences of the time from their submission to their first token."""
     started: int = 0
     """Sequences that have their first token."""
+    decoder: str = "torch"
+    """"native" or "torch": what runs decoding steps."""
+    decoder_reason: str = ""
+    """Why PyTorch runs them."""
+    weight_bandwidth: float = 0.0
+    """Bytes of weights that a native decoding step reads in a second."""
+    memory_bandwidth: float = 0.0
+    """Bytes that this machine reads from memory in a second; measured once weights were read natively."""
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -181,8 +190,14 @@ class Scheduler:
 
     def current_statistics(self) -> Statistics:
         """The statistics until now."""
-        running = {"running": self.rows, "waiting": len(self.waiting), "slots": len(self.slots)}
-        return replace(self.statistics, **running, cache_bytes=self.runner.cache.nbytes)
+        native = self.runner.native
+        found = replace(self.statistics, running=self.rows, waiting=len(self.waiting), slots=len(self.slots))
+        found.cache_bytes = self.runner.cache.nbytes
+        found.decoder = "torch" if native.decoder is None else "native"
+        found.decoder_reason = native.reason
+        if native.steps:
+            found.weight_bandwidth, found.memory_bandwidth = native.bandwidth(), memory_bandwidth()
+        return found
 
     def _drop_cancelled(self) -> None:
         for index in reversed(range(self.active)):
@@ -229,13 +244,15 @@ class Scheduler:
         if not self.decoding:
             return
         slots = self.slots[: self.decoding]
-        logits = self._read(0, slots, [slot.pending for slot in slots])
+        logits = self._read(0, slots, [slot.pending for slot in slots], decoding=True)
         self._choose(logits, slots)
         self.statistics.decode_seconds += time.perf_counter() - start
         self.statistics.decode_steps += 1
         self.statistics.decoded_tokens += len(slots)
 
-    def _read(self, first: int, slots: Sequence[Slot], tokens: Sequence[list[int]]) -> Tensor:
+    def _read(
+        self, first: int, slots: Sequence[Slot], tokens: Sequence[list[int]], *, decoding: bool = False
+    ) -> Tensor:
         """Reads tokens of the slots from number `first` on; returns the logits after them."""
         cache, rows = self.runner.cache, [slot.sequence for slot in slots if slot.sequence is not None]
         lengths = cache.lengths[first : first + len(slots)]
@@ -248,7 +265,9 @@ class Scheduler:
         self._make_room(max(needed, min(2 * cache.max_length, max(map(self._longest, rows)))), needed)
         sources = None if slots[0].is_encoded or not self.runner.has_encoder else [row.prompt for row in rows]
         adapters = [row.adapter for row in rows]
-        logits = self.runner.read(first, tokens, adapters=adapters, sources=sources, text_lengths=totals)
+        logits = self.runner.read(
+            first, tokens, adapters=adapters, sources=sources, text_lengths=totals, decoding=decoding
+        )
         for slot, ids, total in zip(slots, tokens, totals):
             slot.tokens += ids
             slot.pending = slot.pending[len(ids) :]
@@ -331,6 +350,7 @@ class Scheduler:
 
     def _check_weights(self) -> None:
         """Forgets all texts that were read by other weights than the model has now."""
+        self.runner.native.refresh()
         version = self.runner.weights_version()
         if version != self._weights:
             self._weights = version

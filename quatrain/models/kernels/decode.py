@@ -11,6 +11,8 @@ every weight once in the bits in which it is stored, and computes attention over
 from __future__ import annotations
 
 import importlib.util
+import math
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -31,6 +33,10 @@ MAX_ROWS = 32
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 PADDED = 128
+MIN_BYTES = 32_000_000
+"""Bytes of a model from which on native code is tried unasked."""
+TRIALS = 4
+"""Steps of each way whose best decides which is taken."""
 
 
 def stored_weight(layer: nn.Module) -> StoredWeight | None:
@@ -379,18 +385,51 @@ class NativeDecoder:
 class CacheDecoder:
     """A native decoder over the slots of one KV cache: the next token of texts that are stored there.
 
-    `decoder` is None for a model that native code does not run. `refresh` makes it anew when the model has changed;
-    call it before each batch of texts.
+    `use`: whether to decode natively; None decides by measuring a step of either way, for models whose weights take
+    more than MIN_BYTES (loading the code takes a second, which a small model does not win back). `refresh` decides, and
+    again when the model has changed; call it before each batch of texts. `decoder` is None where PyTorch decodes, and
+    `reason` says why. `steps` and `seconds` count native steps.
     """
 
-    def __init__(self, model: Any, cache: KVCache):
-        self.model, self.cache = model, cache
-        self.decoder: NativeDecoder | None = native_decoder(model)
+    def __init__(self, model: Any, cache: KVCache, use: bool | None = None):
+        self.model, self.cache, self.use = model, cache, use
+        self.decoder: NativeDecoder | None = None
+        self.reason = "nothing was decoded yet"
+        self.measured: dict[str, float] = {}
+        """Seconds of one step natively and in PyTorch, where they decided."""
+        self.steps, self.seconds = 0, 0.0
+        self._version: Any = None
 
     def refresh(self) -> None:
-        """Looks whether the weights, adapters or hooks of the model have changed since the last time."""
-        if self.decoder is None or not self.decoder.is_current():
-            self.decoder = native_decoder(self.model)
+        """Decides again if the weights, adapters or hooks of the model have changed since the last time."""
+        if self.decoder is not None and self.decoder.is_current():
+            return
+        version = _version_of(self.model)
+        if self.decoder is None and version == self._version:
+            return
+        self._version, self.decoder = version, None
+        self.reason = self._reason() or ""
+        if self.reason:
+            return
+        self.decoder = NativeDecoder(self.model)
+        if self.use is None:
+            self.measured = _measured(self.model, self.decoder)
+            if self.measured["native"] >= self.measured["torch"]:
+                self.decoder, self.reason = None, "PyTorch is faster here"
+
+    def _reason(self) -> str | None:
+        if self.use is False:
+            return "switched off"
+        size = sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+        if self.use is None and size < MIN_BYTES:
+            return f"the model's {size / 1e6:.0f} MB are not worth loading native code"
+        return explain(self.model)
+
+    def bandwidth(self) -> float:
+        """Bytes of weights that native steps have read in a second; 0 before the first."""
+        if self.decoder is None or not self.seconds:
+            return 0.0
+        return self.decoder.step_bytes * self.steps / self.seconds
 
     def decode(self, tokens: Tensor, slots: Sequence[int]) -> Tensor | None:
         """Logits (B, V) in float32 after one more token (B,) in each slot; None if PyTorch has to run this step.
@@ -408,12 +447,41 @@ class CacheDecoder:
             room = min(keys.shape[2] for keys, window in zip(cache.keys, cache.windows, strict=True) if window)
             if int((lengths - starts).max()) >= room:  # The window has to move first.
                 return None
-        places, every = torch.tensor(list(slots)), []
+        places, every, start = torch.tensor(list(slots)), [], time.perf_counter()
         for begin in range(0, len(tokens), MAX_ROWS):
             part = slice(begin, begin + MAX_ROWS)
             own = None if starts is None else starts[part]
             every.append(decoder.step(tokens[part], lengths[part], places[part], cache.keys, cache.values, starts=own))
+        self.steps, self.seconds = self.steps + len(every), self.seconds + time.perf_counter() - start
         return every[0] if len(every) == 1 else torch.cat(every)
+
+
+@torch.inference_mode()
+def _measured(model: Any, decoder: NativeDecoder) -> dict[str, float]:
+    """Seconds of the best of several steps of one token, natively and in PyTorch, in turns."""
+    cache = KVCache(model.config, 1, TRIALS + 2, dtype=model.embed_tokens.weight.dtype)
+    best = {"native": math.inf, "torch": math.inf}
+    ids, slots = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    for place in range(TRIALS + 1):
+        start = time.perf_counter()
+        model.lm_logits(model.hidden_states(ids, cache=cache)[:, -1])
+        middle = time.perf_counter()
+        decoder.step(ids[0], torch.tensor([place]), slots, cache.keys, cache.values)
+        seconds = {"torch": middle - start, "native": time.perf_counter() - middle}
+        if place:  # The first of each chooses its kernels.
+            best = {name: min(best[name], seconds[name]) for name in best}
+    return best
+
+
+@cache
+def memory_bandwidth() -> float:
+    """Bytes that all threads together read from memory in a second: the best of eight sums over 128 MB."""
+    numbers, best = torch.ones(1 << 25), math.inf
+    for _ in range(8):
+        start = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - start)
+    return numbers.nbytes / best
 
 
 def _padded(size: int) -> int:

@@ -1,0 +1,82 @@
+"""The engine decodes natively what it decodes in PyTorch: the same ids, whatever runs together."""
+
+import pytest
+import torch
+from tiny_models import llama, random_model
+
+from quatrain.compression import methods
+from quatrain.generation.engine import Engine, SamplingParams
+
+pytest.importorskip("numba")
+pytestmark = pytest.mark.xdist_group("native")
+
+PROMPTS = [[number % 50 + 1 for number in range(start, start + length)]
+           for start, length in ((0, 3), (7, 11), (20, 1), (31, 6), (0, 5))]  # fmt: skip
+
+
+def engines(config=None, method: str | None = None) -> list[Engine]:
+    """One that decodes natively, and one that does not."""
+    made = []
+    for native in (True, False):
+        model = random_model(config or llama(num_attention_heads=2, num_key_value_heads=2))
+        if method is not None:
+            methods.quantize(model, method)
+        made.append(Engine(model, native=native))
+    return made
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_same_ids_as_torch(temperature: float) -> None:
+    native, plain = engines()
+    params = SamplingParams(max_new_tokens=20, temperature=temperature, ignore_eos=True, seed=3)
+    found, expected = native.generate(PROMPTS, params), plain.generate(PROMPTS, params)
+    assert [each.ids for each in found] == [each.ids for each in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4)
+    statistics = native.statistics
+    assert statistics.decoder == "native" and not statistics.decoder_reason
+    assert statistics.weight_bandwidth > 0 and statistics.memory_bandwidth > 0
+    assert plain.statistics.decoder == "torch" and plain.statistics.decoder_reason == "switched off"
+
+
+def test_sliding_windows_move_in_torch() -> None:
+    native, plain = engines(llama(sliding_window=5, layer_types=("sliding", "full")))
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True)
+    found, expected = native.generate(PROMPTS, params), plain.generate(PROMPTS, params)
+    assert [each.ids for each in found] == [each.ids for each in expected]
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_one_by_one_and_together(method: str) -> None:
+    config = llama(hidden_size=64, intermediate_size=128, num_key_value_heads=4, tie_word_embeddings=True)
+    native, _ = engines(config, method)
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    alone = [native.generate([prompt], params)[0].ids for prompt in PROMPTS]
+    assert [each.ids for each in native.generate(PROMPTS, params)] == alone
+
+
+def test_small_models_stay_in_torch_unless_asked() -> None:
+    engine = Engine(random_model(llama()))
+    engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=2))
+    assert engine.statistics.decoder == "torch" and "not worth" in engine.statistics.decoder_reason
+
+
+def test_measured_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quatrain.models.kernels.decode.MIN_BYTES", 0)
+    engine = Engine(random_model(llama()))
+    engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=2))
+    native = engine.scheduler.runner.native
+    assert set(native.measured) == {"native", "torch"}
+    faster = native.measured["native"] < native.measured["torch"]
+    assert engine.statistics.decoder == ("native" if faster else "torch")
+
+
+def test_changed_weights_are_noticed() -> None:
+    native, _ = engines()
+    params = SamplingParams(max_new_tokens=8, ignore_eos=True)
+    before = native.generate(PROMPTS, params)
+    with torch.no_grad():
+        native.model.lm_head.weight.neg_()
+    after = native.generate(PROMPTS, params)
+    expected = Engine(native.model, native=False).generate(PROMPTS, params)
+    assert [each.ids for each in after] == [each.ids for each in expected] != [each.ids for each in before]
