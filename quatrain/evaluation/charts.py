@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from quatrain.core.wording import shorten
+
 _LARGEST = 1e100
+LONGEST_LABEL = 18
 _CHARACTER = 6.7  # the mean width of a character at the charts' font size of 12
 
 
@@ -158,7 +161,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, 
     A bar with `low` and `high` shows that interval as a whisker.
     """
     top = maximum or max((max(bar.value, bar.high or 0) for bar in bars), default=0) or 1.0
-    row, left = 30, 14 + _CHARACTER * max((len(_shorten(bar.label)) for bar in bars), default=0)
+    row, left = 30, 14 + _CHARACTER * max((len(shorten(bar.label, LONGEST_LABEL)) for bar in bars), default=0)
     right = 16 + 1.15 * _CHARACTER * max((len(bar.text) for bar in bars), default=0)
     span, height = max(40.0, width - left - right), row * len(bars) + 8
 
@@ -175,7 +178,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, 
         if bar.low is not None and bar.high is not None:
             hover += f" (95 % interval {100 * bar.low:.1f} to {100 * bar.high:.1f} %)" if top == 1.0 else ""
         body.append(f"<g><title>{escaped(hover)}</title>")
-        body.append(_text("row", left - 8, y + 15, _shorten(bar.label), "end"))
+        body.append(_text("row", left - 8, y + 15, shorten(bar.label, LONGEST_LABEL), "end"))
         length = at(bar.value) - left
         if length > 0.5:
             body.append(f'<path class="bar {escape(bar.mark)}" d="{_rounded(left, y, length, 22)}"/>')
@@ -300,10 +303,6 @@ def _text(mark: str, x: float, y: float, text: str, anchor: str) -> str:
     return f'<text class="{mark}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escaped(text)}</text>'
 
 
-def _shorten(text: str, limit: int = 18) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def _empty_chart(label: str, width: int, height: int) -> str:
     return _svg(label, width, height, [_text("axis-label", width / 2, height / 2, "nothing to draw", "middle")])
 
@@ -320,8 +319,8 @@ def _legend(series: Sequence[Series], left: float) -> str:
         items.append(f'<line class="line {name}" x1="{x:.1f}" x2="{x + 16:.1f}" y1="14" y2="14"/>')
         if line.dots:
             items.append(f'<circle class="dot {name}" cx="{x + 8:.1f}" cy="14" r="3"/>')
-        items.append(_text("legend", x + 22, 18, _shorten(line.name, 24), "start"))
-        x += 22 + _CHARACTER * len(_shorten(line.name, 24)) + 18
+        items.append(_text("legend", x + 22, 18, shorten(line.name, 24), "start"))
+        x += 22 + _CHARACTER * len(shorten(line.name, 24)) + 18
     return "".join(items)
 
 

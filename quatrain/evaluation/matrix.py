@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quatrain.core.wording import shorten
 from quatrain.evaluation.charts import escaped
 
 CELL = 30
@@ -15,7 +16,7 @@ def matrix_chart(counts: Sequence[Sequence[int]], labels: Sequence[str], *, labe
 
     Like all charts it holds no colors: cells have the classes `cell` and c0 (empty) to c6; the diagonal has `right`.
     """
-    names = [name if len(name) <= 14 else name[:13] + "…" for name in labels]
+    names = [shorten(name, 14) for name in labels]
     left = 12 + _CHARACTER * max(map(len, names), default=0)
     size = max(CELL, _CHARACTER * max((len(f"{count:,}") for row in counts for count in row), default=1) + 8)
     top = left * 0.75 + 6  # column names are slanted

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quatrain.core.wording import shorten
 from quatrain.evaluation.inspection.attention import AttentionMaps
 from quatrain.evaluation.inspection.tokens import Token
 
@@ -200,8 +201,7 @@ def _near(maps: AttentionMaps, layer: int, head: int) -> list[dict[str, str]]:
 
 
 def _label(token: Token) -> str:
-    shown = token.shown
-    return shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "…"
+    return shorten(token.shown, LONGEST_LABEL)
 
 
 def _width(label: str) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quatrain.core.errors import InputError
+from quatrain.core.wording import shorten
 from quatrain.evaluation.inspection.attention import AttentionMaps
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def _colours() -> Any:
 
 def _fitted(title: str, width: float, points: float) -> str:
     """A title, truncated to a width in pixels."""
-    room = max(20, int(width / (points * DPI / 72 * 0.66)))
-    return title if len(title) <= room else title[: room - 1] + "…"
+    return shorten(title, max(20, int(width / (points * DPI / 72 * 0.66))))
 
 
 def _text(maps: AttentionMaps) -> str:

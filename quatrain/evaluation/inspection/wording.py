@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from quatrain.core.wording import format_bytes
+from quatrain.core.wording import format_bytes, shorten
 from quatrain.evaluation.inspection.architecture import Architecture, ModulePart
 from quatrain.evaluation.inspection.choices import choices
 from quatrain.evaluation.inspection.neighbours import Neighbour
@@ -48,8 +48,7 @@ def _tree(root: ModulePart, width: int, *, uniform: bool) -> Iterator[str]:
     room = width - names - counts - 7 - 6
     shapes = max(len("shape"), min(room, max(len(row[1]) for row in rows)))
     for name, shape, count, share in rows:
-        shape = shape if len(shape) <= shapes else shape[: shapes - 1] + "…"
-        yield f"{name:<{names}}  {shape:<{shapes}}  {count:>{counts}}  {share:>7}".rstrip()
+        yield f"{name:<{names}}  {shorten(shape, shapes):<{shapes}}  {count:>{counts}}  {share:>7}".rstrip()
     if any(part.count > 1 for _, part in root.walk()):
         yield "Under N ×, parameter counts are for one layer, shares for all of them."
 
@@ -101,7 +100,7 @@ def prediction_lines(result: Predictions, *, width: int = 100) -> Iterator[str]:
     width = max(width, NARROWEST)
     yield KINDS[result.kind]
     yield ""
-    names = [_cut(item.token.shown) if item.token else _absent(result, item) for item in result.items]
+    names = [shorten(item.token.shown, LONGEST_TOKEN) if item.token else _absent(result, item) for item in result.items]
     longest = max(_cells(name) for name in [*names, "token"])
     places = max(len("pos"), len(str(result.items[-1].position)))
     head = f"{'pos':>{places}}  {_pad('token', longest)}  {'prob':>7}  {'rank':>6}  {'bits':>5}  "
@@ -129,7 +128,7 @@ def _figures(item: Prediction) -> str:
 
 
 def _candidate(token: Token, probability: float) -> str:
-    return f"{_cut(token.shown)} {_percent(probability)}"
+    return f"{shorten(token.shown, LONGEST_TOKEN)} {_percent(probability)}"
 
 
 def _percent(share: float) -> str:
@@ -156,10 +155,6 @@ def neighbour_lines(token: Token, result: Sequence[Neighbour]) -> Iterator[str]:
     for each in result:
         special = "  (special)" if each.token.special else ""
         yield f"{each.similarity:>6.3f}  {each.token.id:>{ids}}  {each.token.shown}{special}"
-
-
-def _cut(shown: str) -> str:
-    return shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…"
 
 
 def _cells(text: str) -> int:
