@@ -124,13 +124,8 @@ def check_training(
     `weights` and `states` are the bytes of the model and of the optimizer states on the device, `trained` the number of
     elements with a float32 gradient, `tokens` the tokens of a micro-batch.
     """
-    size = weights + 4 * trained + states
-    free = available_memory(device)
-    if free is not None and size > free:
-        raise InputError(
-            f"weights, gradients and the optimizer's state take {size:,} bytes, and {free:,} are free; make the model "
-            "smaller, or train an adapter"
-        )
+    what, remedy = "A step (weights, gradients and optimizer states)", "make the model smaller, or train an adapter"
+    check_bytes(weights + 4 * trained + states, what, remedy, device)
     check_step(config, tokens, device)
 
 
@@ -140,7 +135,7 @@ def check_generation(
 ) -> None:  # fmt: skip
     """Raise InputError if the KV cache, scores and ids of a batch of generations do not fit.
 
-    Position biases of the prompt, which grow with the square of its length, are included for models that have them.
+    Position biases of the prompt, which grow with the square of its length, are included.
     Each of `prompts` * `beams` sequences has `virtual_tokens` of a soft prompt, `prompt_tokens` and up to `new_tokens`
     generated tokens; an element of the cache has `item_bytes`.
     """

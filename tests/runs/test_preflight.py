@@ -131,7 +131,7 @@ def test_a_model_that_does_not_fit_is_refused_without_a_step(text: str, monkeypa
 
     monkeypatch.setattr(module, "check_training", on_a_small_machine)
     told = preflight(loads(text))
-    assert len([problem for problem in told.problems if "1,000 are free" in problem]) == 2
+    assert len([problem for problem in told.problems if "this machine has 1.0 kB left" in problem]) == 2
     assert all(stage.seconds is None for stage in told.stages)
 
 
