@@ -17,7 +17,7 @@ from quatrain.data.batches import TokenBatch
 from quatrain.data.records import Row
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training.objectives.base import check_head, forward
-from quatrain.training.objectives.texts import FieldReader, TextObjective, label_names
+from quatrain.training.objectives.texts import FieldReader, TextObjective, label_names, plain
 
 _DEFAULT = re.compile(r"LABEL_\d+")
 
@@ -61,8 +61,7 @@ class LabelMatch:
 
 def values_of(record: Any, name: str) -> Sequence[Any]:
     """The labels in a record's field `name`, as a list; [None] if the record has no such field."""
-    record = record.value if isinstance(record, Row) else record
-    record = record.fields() if callable(getattr(record, "fields", None)) else record
+    record = plain(record.value if isinstance(record, Row) else record)
     value = record.get(name) if isinstance(record, Mapping) else None
     return value if isinstance(value, list | tuple) else [value]
 
