@@ -25,6 +25,10 @@ if os.environ.get("QUATRAIN_DATA"):
     os.environ["QUATRAIN_DATA"] = str(Path(os.environ["QUATRAIN_DATA"]).resolve())
 
 
+LONGEST = {"test_benchmarks.py", "test_shipped_recipes.py", "test_readme.py", "test_parallel.py", "test_fuzz.py"}
+"""Files of minutes."""
+
+
 @pytest.fixture(autouse=True)
 def _same_process_for_every_test() -> Iterator[None]:
     """A test that changes the folder or the environment leaves them as it found them."""
@@ -45,7 +49,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the later cases of each family of models as slow: one of each is enough for the quick set of tests.
 
-    Side by side, files with slow tests come first, so that no worker ends with them alone.
+    Side by side, the longest files come first, so that no worker ends with one of them alone.
     Skip what needs a CUDA device where there is none; torch is loaded only if there is such a test.
     """
     if battery := sys.modules.get("battery"):
@@ -54,8 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if isinstance(case, battery.Case) and case.name not in battery.quick_cases():
                 item.add_marker(pytest.mark.slow)
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        items.sort(key=lambda item: item.path.name not in LONGEST)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing:
         import torch

@@ -21,7 +21,7 @@ OLDEST = (3, 11)
 TEST_EXTRAS = {"test"}
 WEIGHTS_EXTRA = "test-weights"
 # A worker for each core. A file's tests stay in one worker, so that what they share is made once; the order is that of
-# tests/conftest.py, slow files first.
+# tests/conftest.py, the longest files first.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile", "--no-loadscope-reorder")
 
 
