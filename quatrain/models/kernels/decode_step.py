@@ -381,10 +381,10 @@ def _multiply(model, matrix, first, last, rows, source, stride, encoded, out, ou
 
 
 @_inline
-def _several(model, first, second, third, begin, end, rows, source, stride, out, out_stride):
-    """Rows `begin` to `end` of up to three matrices that stand below each other; they write side by side."""
+def _multiply_stacked(model, matrices, begin, end, rows, source, stride, out, out_stride):
+    """The products of rows `begin` to `end` of stacked matrices; the results are written side by side."""
     offset = int64(0)
-    for matrix in (first, second, third):
+    for matrix in matrices:
         size = load_int64(matrix, M_ROWS)
         low, high = max(begin - offset, 0), min(end - offset, size)
         if low < high:
@@ -781,9 +781,9 @@ def _run_piece(kind, piece, shape, step, layer, previous, number):
     if kind == BEFORE_ATTENTION:
         _before_attention(table, model, layer, previous, piece)
     elif kind == PROJECT:
-        _several(model, load_int64(layer, L_QUERY), load_int64(layer, L_KEY), load_int64(layer, L_VALUE), begin, end,
-                 rows, load_int64(model, G_NORMED), stride, load_int64(model, G_QKV),
-                 load_int64(model, G_QKV_STRIDE))  # fmt: skip
+        matrices = load_int64(layer, L_QUERY), load_int64(layer, L_KEY), load_int64(layer, L_VALUE)
+        qkv, qkv_stride = load_int64(model, G_QKV), load_int64(model, G_QKV_STRIDE)
+        _multiply_stacked(model, matrices, begin, end, rows, load_int64(model, G_NORMED), stride, qkv, qkv_stride)
     elif kind == WRITE_KEYS:
         for group in range(groups):
             _write_keys(table, model, layer, number, piece, group, scratch)
