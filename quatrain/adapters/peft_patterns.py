@@ -23,18 +23,18 @@ LONGEST = 200_000
 """Most characters of one pattern."""
 ALL_LINEAR = "all-linear"
 
-Wanted = tuple[str, bool]
+Expression = tuple[str, bool]
 """A regular expression, and whether it must match the whole path or only its start."""
 
 _CHILD = """
 import json, re, sys
-wanted, paths = json.load(sys.stdin)
-found = []
-for pattern, whole in wanted:
+expressions, paths = json.load(sys.stdin)
+result = []
+for pattern, whole in expressions:
     match = getattr(re.compile(pattern), "fullmatch" if whole else "match")
     each = {path: match(path) for path in paths}
-    found.append({path: m.groupdict().get("idx") or "" for path, m in each.items() if m})
-json.dump(found, sys.stdout)
+    result.append({path: m.groupdict().get("idx") or "" for path, m in each.items() if m})
+json.dump(result, sys.stdout)
 """
 
 
@@ -45,9 +45,9 @@ def expressions(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) and value.lower() != ALL_LINEAR:
             yield key, value
     for key in ("rank_pattern", "alpha_pattern"):
-        yield from ((key, _ending(pattern)) for pattern in config.get(key) or {})
-    yield from (("modules_to_save", _saved(name)) for name in config.get("modules_to_save") or ())
-    yield from (("layers_pattern", _numbered(pattern)) for pattern in _listed(config.get("layers_pattern")))
+        yield from ((key, _suffix_expression(pattern)) for pattern in config.get(key) or {})
+    yield from (("modules_to_save", _module_expression(name)) for name in config.get("modules_to_save") or ())
+    yield from (("layers_pattern", _layer_expression(pattern)) for pattern in _as_list(config.get("layers_pattern")))
 
 
 def fault(pattern: str) -> str | None:
@@ -62,13 +62,13 @@ def fault(pattern: str) -> str | None:
     return None
 
 
-def first_matching(patterns: Mapping[str, Any] | None, paths: Sequence[str], usual: Any) -> dict[str, Any]:
-    """Each path's value: that of the first pattern that matches the end of the path, else `usual`."""
+def first_matching(patterns: Mapping[str, Any] | None, paths: Sequence[str], default: Any) -> dict[str, Any]:
+    """For each path the value of the first pattern that matches its end, else `default`."""
     patterns = patterns or {}
-    matches = _matches([(_ending(pattern), False) for pattern in patterns], paths)
+    matches = _matches([(_suffix_expression(pattern), False) for pattern in patterns], paths)
     return {
-        path: next((value for value, those in zip(patterns.values(), matches, strict=True) if path in those),
-                   patterns.get(path, usual))
+        path: next((value for value, matched in zip(patterns.values(), matches, strict=True) if path in matched),
+                   patterns.get(path, default))
         for path in paths
     }  # fmt: skip
 
@@ -82,57 +82,59 @@ def targeted(config: Mapping[str, Any], paths: Sequence[str]) -> set[str] | None
     if targets is None:
         return None
     excluded = config.get("exclude_modules") or ()
-    out = _ended(excluded, paths) if not isinstance(excluded, str) else set(_matches([(excluded, True)], paths)[0])
-    for saved in _matches([(_saved(name), False) for name in config.get("modules_to_save") or ()], paths):
+    out = (
+        _with_endings(excluded, paths) if not isinstance(excluded, str) else set(_matches([(excluded, True)], paths)[0])
+    )
+    for saved in _matches([(_module_expression(name), False) for name in config.get("modules_to_save") or ()], paths):
         out |= set(saved)
     candidates = [path for path in paths if path not in out]
     if isinstance(targets, str):
         return set(candidates) if targets.lower() == ALL_LINEAR else set(_matches([(targets, True)], candidates)[0])
     exact = {path for path in candidates if path in set(targets)}
-    return exact | _of_layers(config, _ended(targets, candidates) - exact)
+    return exact | _of_layers(config, _with_endings(targets, candidates) - exact)
 
 
 def _of_layers(config: Mapping[str, Any], paths: set[str]) -> set[str]:
-    """Those of the paths that are in the layers of `layers_to_transform`."""
+    """The paths in the layers of `layers_to_transform`."""
     selected = config.get("layers_to_transform")
     if selected is None or selected == []:
         return paths
     numbers = {selected} if isinstance(selected, int) else set(selected)
-    patterns = _listed(config.get("layers_pattern"))
-    tried = [(_numbered(pattern), False) for pattern in patterns] or [(r".*?\.[^.]*\.(?P<idx>\d+)\.", False)]
+    patterns = _as_list(config.get("layers_pattern"))
+    tried = [(_layer_expression(pattern), False) for pattern in patterns] or [(r".*?\.[^.]*\.(?P<idx>\d+)\.", False)]
     matches = _matches(tried, sorted(paths))
     first = {path: next((each[path] for each in matches if path in each), "") for path in paths}
     return {path for path, number in first.items() if number and int(number) in numbers}
 
 
-def _ended(names: Iterable[str], paths: Sequence[str]) -> set[str]:
+def _with_endings(names: Iterable[str], paths: Sequence[str]) -> set[str]:
     """The paths that are one of these names, or end with a dot and one."""
     known = set(names)
     ends = ((path, (path[place + 1 :] for place, letter in enumerate(path) if letter == ".")) for path in paths)
     return {path for path, parts in ends if path in known or any(part in known for part in parts)}
 
 
-def _listed(value: str | list[str] | None) -> list[str]:
+def _as_list(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else value or []
 
 
-def _ending(pattern: str) -> str:
+def _suffix_expression(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
 
 
-def _saved(name: str) -> str:
+def _module_expression(name: str) -> str:
     return rf"(^|.*\.){name}($|\..*)"
 
 
-def _numbered(pattern: str) -> str:
+def _layer_expression(pattern: str) -> str:
     return rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
 
 
-def _matches(wanted: Sequence[Wanted], paths: Sequence[str]) -> list[dict[str, str]]:
+def _matches(expressions: Sequence[Expression], paths: Sequence[str]) -> list[dict[str, str]]:
     """For each expression the paths that it matches, with the text of its group `idx`."""
-    if not any(_may_be_slow(pattern) for pattern, _ in wanted):
+    if not any(_may_be_slow(pattern) for pattern, _ in expressions):
         matches = []
-        for pattern, whole in wanted:
+        for pattern, whole in expressions:
             compiled = re.compile(pattern)
             each = ((path, compiled.fullmatch(path) if whole else compiled.match(path)) for path in paths)
             matches.append({path: (match.groupdict().get("idx") or "") for path, match in each if match})
@@ -140,12 +142,12 @@ def _matches(wanted: Sequence[Wanted], paths: Sequence[str]) -> list[dict[str, s
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-S", "-W", "ignore", "-c", _CHILD],
-            input=json.dumps([wanted, paths]), capture_output=True, text=True, timeout=SECONDS, check=True,
+            input=json.dumps([expressions, paths]), capture_output=True, text=True, timeout=SECONDS, check=True,
         )  # fmt: skip
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        slow = [format_value(pattern) for pattern, _ in wanted if _may_be_slow(pattern)]
+        slow = [format_value(pattern) for pattern, _ in expressions if _may_be_slow(pattern)]
         raise InputError(
-            f"The patterns of {'adapter_config.json'} are not matched within {SECONDS} seconds; write them without "
+            f"The patterns of adapter_config.json are not matched within {SECONDS} seconds; write them without "
             "repetitions within each other, or name the layers in full:",
             slow[:5],
         ) from error
