@@ -68,7 +68,7 @@ class Meter:
     def fail(self, limit: str) -> TemplateLimitError:
         """The error for a limit; further calls return the same error."""
         self.failed = self.failed or TemplateLimitError(
-            f"the chat template was stopped: {limit}. It takes too much time or memory; take another template"
+            f"the chat template was stopped: {limit}. It takes too much time or memory; use another template"
         )
         return self.failed
 
@@ -89,7 +89,7 @@ class Meter:
             raise self.fail(f"a text of {length:,} characters; at most {self.longest:,} are allowed")
         self.characters -= length
         if self.characters < 0:
-            raise self.fail(f"more than {MAX_CHARACTERS:,} characters of text made in all")
+            raise self.fail(f"more than {MAX_CHARACTERS:,} characters of text in total")
         self.step(1 + (length >> 12))
 
     def number(self, bits: float) -> None:
@@ -141,7 +141,7 @@ class Meter:
         else:
             self.step()
 
-    def made(self, value: Any) -> Any:
+    def result(self, value: Any) -> Any:
         """Charge the result of an operation and return it."""
         if isinstance(value, str | bytes):
             self.text(len(value))
@@ -228,7 +228,7 @@ def check_widths(meter: Meter, specification: str) -> None:
 
 
 def check_percent(meter: Meter, pattern: str | bytes, values: Any) -> None:
-    """Charge `pattern % values`, where a value by name can stand in it many times."""
+    """Charge `pattern % values`, in which a named value can occur many times."""
     text = pattern if isinstance(pattern, str) else pattern.decode("latin-1")
     width = 0
     fields = _PERCENT.findall(text)
@@ -308,7 +308,7 @@ def _split(meter: Meter, text: Any, args: list[Any]) -> None:
 
 
 def _searched_slowly(meter: Meter, text: Any, args: list[Any]) -> None:
-    """Searching from the end, and stripping a set of characters, take the product of both lengths at the worst."""
+    """Searching from the end and stripping characters take up to the product of both lengths."""
     if args and isinstance(args[0], str | bytes) and len(text) * len(args[0]) > MAX_PRODUCT:
         raise meter.fail(f"searching {len(args[0]):,} characters in {len(text):,}")
 
@@ -362,7 +362,7 @@ _SHALLOW = frozenset(
     "default d length count first last list trim upper lower capitalize title reverse safe items map select selectattr "
     "reject rejectattr attr int float abs round batch slice random wordcount indent replace center truncate".split()
 )
-"""Filters that do not look into the elements of a list. What comes of generators is paid for item by item."""
+"""Filters that do not visit the elements of a list. What comes of generators is charged for item by item."""
 
 _SLOW = frozenset("urlize striptags wordwrap xmlattr pprint".split())
 """Filters whose time grows faster than their input."""
@@ -490,18 +490,18 @@ _FILTERS: dict[str, Callable[[Meter, Any, _Args, _Named], None]] = {
 
 
 @pass_context
-def _turn(context: Context, count: int) -> bool:
+def _charge_steps(context: Context, count: int) -> bool:
     meter().step(count)
     return True
 
 
 @pass_context
-def _static(context: Context, length: int) -> None:
+def _charge_text(context: Context, length: int) -> None:
     meter().text(length)
 
 
 @pass_context
-def _looked_at(context: Context, value: Any) -> Any:
+def _charge_compared(context: Context, value: Any) -> Any:
     if isinstance(value, str):
         meter().step(1 + (len(value) >> 10))
     elif value is not None and not isinstance(value, bool | int | float | Undefined):
@@ -510,28 +510,28 @@ def _looked_at(context: Context, value: Any) -> Any:
 
 
 @pass_context
-def _searched(context: Context, value: Any) -> Any:
-    return value if isinstance(value, Mapping | range) else _looked_at(context, value)
+def _charge_searched(context: Context, value: Any) -> Any:
+    return value if isinstance(value, Mapping | range) else _charge_compared(context, value)
 
 
 @pass_context
-def _printed(context: Context, value: Any) -> Any:
+def _charge_printed(context: Context, value: Any) -> Any:
     meter().value(value)
     return value
 
 
 @pass_context
-def _sliced(context: Context, value: Any) -> Any:
-    return meter().made(value)
+def _charge_sliced(context: Context, value: Any) -> Any:
+    return meter().result(value)
 
 
 _HOOKS: dict[str, Callable[..., Any]] = {
-    "turn ": _turn,
-    "static ": _static,
-    "looked at ": _looked_at,
-    "searched ": _searched,
-    "printed ": _printed,
-    "sliced ": _sliced,
+    "steps ": _charge_steps,
+    "text ": _charge_text,
+    "compared ": _charge_compared,
+    "searched ": _charge_searched,
+    "printed ": _charge_printed,
+    "sliced ": _charge_sliced,
 }
 
 
@@ -552,10 +552,10 @@ class _Metering(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
         line = node.lineno or 1
-        turn = _hook("turn ", nodes.Const(1, lineno=line))
+        turn = _hook("steps ", nodes.Const(1, lineno=line))
         node.body.insert(0, nodes.ExprStmt(turn, lineno=line))
         if node.test is not None:
-            node.test = nodes.And(_hook("turn ", nodes.Const(1, lineno=line)), node.test, lineno=line)
+            node.test = nodes.And(_hook("steps ", nodes.Const(1, lineno=line)), node.test, lineno=line)
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node | list[nodes.Node]:
@@ -564,7 +564,7 @@ class _Metering(NodeTransformer):
         if not length:
             return node
         line = node.lineno or 1
-        return [nodes.ExprStmt(_hook("static ", nodes.Const(length, lineno=line)), lineno=line), node]
+        return [nodes.ExprStmt(_hook("text ", nodes.Const(length, lineno=line)), lineno=line), node]
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
         self.generic_visit(node)
@@ -573,9 +573,9 @@ class _Metering(NodeTransformer):
         simple = any(isinstance(each, nodes.Const) for each in operands) and len(node.ops) == 1
         for each in node.ops:
             if not _plain(each.expr) and (not simple or each.op in ("in", "notin")):
-                each.expr = _hook("searched " if each.op in ("in", "notin") else "looked at ", each.expr)
+                each.expr = _hook("searched " if each.op in ("in", "notin") else "compared ", each.expr)
         if not simple:
-            node.expr = _hook("looked at ", node.expr)
+            node.expr = _hook("compared ", node.expr)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:
@@ -661,14 +661,17 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
     ):
         """Adds `extensions`, `filters` and global `functions` to Jinja's own."""
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, finalize=_printed, extensions=[*extensions, jinja2.ext.loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=_charge_printed,
+            extensions=[*extensions, jinja2.ext.loopcontrols],
         )
         self.filters.update(filters or {})
         for name, function in list(self.filters.items()):
-            self.filters[name] = paying(name, function)
+            self.filters[name] = metered_function(name, function)
         for name in ("eq", "==", "equalto", "ne", "!=", "in", "lt", "<", "lessthan", "le", "<=", "gt", ">", "ge", ">=",
                      "greaterthan"):  # fmt: skip
-            self.tests[name] = paying(name, cast("Callable[..., Any]", self.tests[name]))
+            self.tests[name] = metered_function(name, cast("Callable[..., Any]", self.tests[name]))
         self.filters.update(_HOOKS)
         self.globals |= {
             "range": _range,
@@ -706,7 +709,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             raise current.fail(f"macros or recursive loops nested deeper than {MAX_NESTED_CALLS}")
         current.depth += 1
         try:
-            return current.made(super().call(__context, __obj, *args, **kwargs))
+            return current.result(super().call(__context, __obj, *args, **kwargs))
         finally:
             current.depth -= 1
 
@@ -728,12 +731,12 @@ _HIDDEN = ("_loop_vars", "_block_vars", "caller")
 """Keyword arguments that Jinja adds to calls."""
 
 
-def paying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def metered_function(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a filter or test so that its cost and its result are charged; Jinja does not evaluate it at compile time."""
     first_argument = _PassArg.from_obj(function)
 
     @pass_context
-    def paid(context: Context, *args: Any, **kwargs: Any) -> Any:
+    def charged(context: Context, *args: Any, **kwargs: Any) -> Any:
         current = meter()
         current.step()
         check_filter(current, name, args, kwargs)
@@ -747,9 +750,9 @@ def paying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             lead = (context.eval_ctx,)
         elif first_argument is _PassArg.environment:
             lead = (context.environment,)
-        return current.made(function(*lead, *args, **kwargs))
+        return current.result(function(*lead, *args, **kwargs))
 
-    return paid
+    return charged
 
 
 def _range(*args: int) -> range:
@@ -760,4 +763,4 @@ def _range(*args: int) -> range:
 
 
 def _no_lipsum(*args: Any, **kwargs: Any) -> str:
-    raise meter().fail("lipsum makes random text without end, and no chat template needs it")
+    raise meter().fail("lipsum is not available in chat templates")
