@@ -108,6 +108,22 @@ class SamplingParams:
     """The completion is a text of this grammar, in the Lark syntax of llguidance."""
     choice: tuple[str, ...] = ()
     """The completion is one of these texts."""
+    num_beam_groups: int = 1
+    """Divides the beams into this many groups, each of which avoids the tokens of those before it."""
+    diversity_penalty: float = 0.0
+    """With num_beam_groups: subtracted from a token's log-probability for every beam of the groups before that chose it
+    in the same step."""
+    force_words: tuple[str | tuple[int, ...] | tuple[str | tuple[int, ...], ...], ...] = ()
+    """Words that a completion of a beam search contains: texts or lists of token ids; a list of these is a word with
+    several forms, one of which is enough."""
+    penalty_alpha: float = 0.0
+    """Contrastive search, with top_k: takes the one of the k likeliest tokens with the best (1 - alpha) · probability -
+    alpha · similarity to a token so far; 0: no contrastive search."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance: how far the logits are moved away from those without the prompt (or from those of the
+    negative_prompt); 1: no guidance."""
+    negative_prompt: str | tuple[int, ...] | None = None
+    """With guidance_scale: what the logits are moved away from. None: the prompt's last token alone."""
 
     def __post_init__(self) -> None:
         given: Any = self.stop
@@ -127,8 +143,12 @@ class SamplingParams:
                 problem = f"json_schema: cannot be written as JSON ({type(error).__name__}: {error})"
                 raise InputError("These sampling parameters cannot be used:", [problem]) from error
         self._set("choice", _listed(self.choice))
+        self._set("force_words", _words(self.force_words))
+        if isinstance(self.negative_prompt, list):
+            self._set("negative_prompt", tuple(self.negative_prompt))
         problems = [
             *self._grammar_problems(),
+            *self._search_problems(),
             *self._beam_problems(),
             *self._constraint_problems(),
             *self._token_problems(),
@@ -205,6 +225,42 @@ class SamplingParams:
                 "time; for several samples set temperature, for the best hypotheses num_beams"
             )
 
+    def _search_problems(self) -> Iterator[str]:
+        beams, groups, alpha = self.num_beams, self.num_beam_groups, self.penalty_alpha
+        if not _whole(groups, 1):
+            yield f"num_beam_groups: {format_value(groups)}; must be a whole number of at least 1"
+        elif _whole(beams, 1) and beams % groups:
+            yield f"num_beam_groups: {groups}; must divide num_beams ({beams})"
+        if not _number(self.diversity_penalty) or not 0 <= self.diversity_penalty <= MAX_BIAS:
+            yield f"diversity_penalty: {format_value(self.diversity_penalty)}; must be a number from 0 to {MAX_BIAS:g}"
+        elif self.diversity_penalty and groups == 1:
+            yield f"diversity_penalty: {self.diversity_penalty}; needs num_beam_groups, since groups avoid each other"
+        elif not self.diversity_penalty and groups != 1:
+            yield f"num_beam_groups: {format_value(groups)}; without diversity_penalty all groups are equal"
+        for word in self.force_words:
+            if not (_is_word(word) or (isinstance(word, tuple) and word and all(map(_is_word, word)))):
+                yield f"force_words: {format_value(word)}; must be a text, a list of token ids, or a list of these"
+        if self.force_words and (beams == 1 or groups != 1):
+            yield "force_words: need a beam search (num_beams above 1) without num_beam_groups"
+        if not _number(alpha) or not 0 <= alpha <= 1:
+            yield f"penalty_alpha: {format_value(alpha)}; must be a number from 0 to 1"
+        elif alpha:
+            if not _whole(self.top_k, 2):
+                yield f"penalty_alpha: {alpha}; contrastive search compares top_k tokens; set top_k to at least 2"
+            if self.temperature or beams != 1:
+                yield f"penalty_alpha: {alpha}; contrastive search does not draw and has no beams; leave them out"
+        scale = self.guidance_scale
+        if not _number(scale) or not 0 <= scale <= MAX_BIAS:
+            yield f"guidance_scale: {format_value(scale)}; must be a number from 0 to {MAX_BIAS:g}; 1 changes nothing"
+        elif scale != 1 and (beams != 1 or alpha):
+            yield f"guidance_scale: {scale}; not possible together with num_beams or penalty_alpha"
+        negative = self.negative_prompt
+        if negative is not None:
+            if not _is_word(negative):
+                yield f"negative_prompt: {format_value(negative)}; must be a text or a list of token ids, not empty"
+            if scale == 1:
+                yield "negative_prompt: needs guidance_scale, which says how far to move away from it"
+
     def _constraint_problems(self) -> Iterator[str]:
         if self.min_new_tokens is not None and not _whole(self.min_new_tokens, 0):
             yield f"min_new_tokens: {self.min_new_tokens!r}; must be a whole number of at least 0"
@@ -250,6 +306,13 @@ class SamplingParams:
                 yield f"logits_processors: {format_value(process)}; must be a function (ids, logits) -> logits"
 
     @property
+    def rows(self) -> int:
+        """Rows of the model that run at once for one sequence."""
+        if self.penalty_alpha:
+            return self.top_k or 1
+        return self.num_beams if self.guidance_scale == 1 else 2
+
+    @property
     def constrained(self) -> bool:
         """Whether the text must match a schema, an expression, a grammar or a choice."""
         return any(value not in (None, ()) for value in (self.json_schema, self.regex, self.grammar, self.choice))
@@ -283,16 +346,43 @@ class SamplingParams:
                 if not isinstance(schema, dict | bool):
                     yield f"json_schema: {format_value(schema)}; must be a mapping, or true or false"
 
+    @property
+    def forced_words(self) -> list[tuple[str | tuple[int, ...], ...]]:
+        """The forced words, each as its alternatives."""
+        return [(word,) if isinstance(word, str) or _ids(word) else word for word in self.force_words]  # type: ignore[misc]
+
     def check_vocabulary(self, size: int) -> Iterator[str]:
         """Problems of token ids that a model with a vocabulary of `size` does not have."""
         given = {
             "logit_bias": [token for token, _ in self.logit_bias],
             "bad_words": [token for word in self.bad_words if not isinstance(word, str) for token in word],
             "stop_token_ids": self.stop_token_ids,
+            "force_words": [token for word in self.forced_words for each in word if each for token in _tokens(each)],
+            "negative_prompt": _tokens(self.negative_prompt),
         }
         for name, tokens in given.items():
             for token in sorted({token for token in tokens if token >= size}):
                 yield f"{name}: token {token} is not in the model's vocabulary of {size}"
+
+
+def _words(value: Any) -> tuple[Any, ...]:
+    """Forced words as tuples all the way down."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(_tuples(word) for word in _listed(value))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def _is_word(value: object) -> bool:
+    """Whether a value is a text or a list of token ids that is not empty."""
+    return (isinstance(value, str) and bool(value)) or (isinstance(value, tuple) and bool(value) and _ids(value))
+
+
+def _tokens(value: object) -> list[int]:
+    return list(value) if isinstance(value, tuple) and _ids(value) else []
 
 
 def _is_text(text: str) -> bool:
