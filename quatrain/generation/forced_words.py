@@ -1,7 +1,7 @@
 """Words that a completion must contain: which tokens lead to them, and which hypotheses of a beam search stay.
 
-Lexically constrained decoding (Hokamp and Liu 2017, arXiv 1704.07138) with dynamic beam allocation (Post and Vilar 2018,
-arXiv 1804.06609): hypotheses are put into banks by how much of the words they contain, and the best of every bank
+Lexically constrained decoding (Hokamp and Liu 2017, arXiv 1704.07138) with dynamic beam allocation (Post and Vilar
+2018, arXiv 1804.06609): hypotheses are put into banks by how much of the words they contain, and the best of every bank
 survive, so that a hypothesis with more of the words is not displaced by likelier ones with less. A word may have
 alternatives (Hu et al. 2019, arXiv 1901.10995), one of which is enough.
 """
