@@ -13,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from quatrain.core.errors import InputError, QuatrainError
+from quatrain.core.wording import format_value
 from quatrain.generation.constraints import PADDING, Constraint, DecodingState, GenerationRules, constraints, padded
 from quatrain.generation.filters import BROKEN, NO_TOKEN_LEFT, Processor, draw, processors
+from quatrain.generation.forced_words import ForcedWords
 from quatrain.generation.grammar import Grammar, GrammarCompiler, grammar_constraint
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState
@@ -55,6 +58,17 @@ class Choice:
             row.append(token, logprob, top, complete=complete)
 
 
+class Candidates(NamedTuple):
+    """The likeliest tokens of each row of a batch."""
+
+    tokens: Tensor
+    """(B, K), likeliest first."""
+    probabilities: Tensor
+    """(B, K), of the processed distribution; 0 for tokens that are ruled out."""
+    processed: Tensor
+    """(B, V): the logits after every constraint and filter."""
+
+
 class TokenChooser:
     """Chooses the next tokens of sequences of one model.
 
@@ -75,6 +89,8 @@ class TokenChooser:
     def check(self, params: SamplingParams, vocab_size: int) -> None:
         """Raises InputError, all problems at once, for parameters that this model and tokenizer cannot follow."""
         problems = list(params.check_vocabulary(vocab_size))
+        if params.guidance_scale != 1 and self.encoder_decoder:
+            problems.append("guidance_scale: an encoder-decoder always reads its prompt; leave guidance_scale out")
         if any(isinstance(word, str) for word in params.bad_words):
             if self.tokenizer is None:
                 problems.append("bad_words: texts need a tokenizer, and this engine has none; give token ids")
@@ -87,8 +103,37 @@ class TokenChooser:
             self._grammar(params)
         except InputError as error:
             problems.append(error.message if ":" in error.message else f"constrained output: {error}")
+        try:
+            self.forced_words(params)
+        except InputError as error:
+            problems.append(error.message)
         if problems:
             raise InputError("These sampling parameters cannot be used with this model:", problems)
+
+    def forced_words(self, params: SamplingParams) -> ForcedWords | None:
+        """The words that a completion must contain, as tokens: a text counts with and without a space before it."""
+        if not params.force_words:
+            return None
+        words = []
+        for alternatives in params.forced_words:
+            tokens: list[tuple[int, ...]] = []
+            for each in alternatives:
+                if not isinstance(each, str):
+                    tokens.append(each)
+                elif self.tokenizer is None:
+                    raise InputError("force_words: texts need a tokenizer, and this engine has none; give token ids")
+                else:
+                    tokens += [tuple(self.tokenizer.encode(text)) for text in (each, f" {each}")]
+            tokens = [each for each in dict.fromkeys(tokens) if each]
+            if not tokens:
+                raise InputError(f"force_words: {format_value(alternatives[0])} has no tokens")
+            words.append(tokens)
+        forced = ForcedWords(words)
+        if forced.size > params.max_new_tokens:
+            raise InputError(
+                f"force_words: need at least {forced.size} tokens; max_new_tokens is {params.max_new_tokens}"
+            )
+        return forced
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
         return self._compiler.compile(params) if params.constrained else None
@@ -105,24 +150,47 @@ class TokenChooser:
         return Vocabulary(self.tokenizer)
 
     @torch.inference_mode()
-    def choose(self, logits: Tensor, rows: Sequence[SequenceState]) -> Choice:
+    def choose(self, logits: Tensor, rows: Sequence[SequenceState], *, adjusted: Tensor | None = None) -> Choice:
         """The next token of each row: logits (B, V) of any floating type, one row of them per sequence.
 
+        With `adjusted` (B, V), tokens are chosen from these instead; raw log-probabilities are still those of `logits`.
         The sequences are not changed. A row whose logits are not finite (QuatrainError) or whose constraints forbid
         every token (InputError) gets its problem in the result.
         """
         if not rows:
             return Choice([], [], [], [], [])
         logits = logits.float()
-        processed, failures = self._process(logits, rows)
+        processed, failures = self._process(logits if adjusted is None else adjusted, rows)
         best, tokens = processed.max(dim=-1)
-        total = logits.logsumexp(dim=-1)
         tokens = self._draw(processed, best, tokens, rows)
+        return self.record(logits, processed, tokens, rows, failures)
+
+    @torch.inference_mode()
+    def likeliest(
+        self, logits: Tensor, rows: Sequence[SequenceState], count: int
+    ) -> tuple[Candidates, list[QuatrainError | None]]:
+        """The likeliest tokens of each row after its constraints, and the problem of each row that has none."""
+        logits = logits.float()
+        processed, failures = self._process(logits, rows)
+        probabilities, tokens = processed.softmax(dim=-1).topk(min(count, logits.shape[-1]), dim=-1)
+        problems = self.record(logits, processed, tokens[:, 0], rows, failures).problems
+        return Candidates(tokens, probabilities, processed), problems
+
+    def record(
+        self,
+        logits: Tensor,
+        processed: Tensor,
+        tokens: Tensor,
+        rows: Sequence[SequenceState],
+        failures: dict[int, QuatrainError] | None = None,
+    ) -> Choice:
+        """The choice of given tokens (B,): their log-probabilities, and problems of the logits and processed logits."""
+        total, best = logits.logsumexp(dim=-1), processed.amax(dim=-1)
         logprobs = logits.gather(-1, tokens[:, None])[:, 0] - total
         packed = torch.stack([tokens.double(), logprobs.double(), total.double(), best.double()]).tolist()
         numbers, chosen, totals, bests = packed
         problems = [_problem(*values) for values in zip(chosen, totals, bests, strict=True)]
-        for index, failure in failures.items():
+        for index, failure in (failures or {}).items():
             problems[index] = failure
         count = len(rows)
         choice = Choice([int(number) for number in numbers], chosen, [None] * count, [False] * count, problems)

@@ -21,22 +21,20 @@ from quatrain.models.transformer.stack import Model
 
 REFUSED = "This model's generation_config.json (or config.json) has settings that are not supported:"
 
-UNKNOWN: dict[str, tuple[Any, ...]] = {
-    "guidance_scale": (1,),
-    "penalty_alpha": (0,),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0,),
-    "constraints": ([],),
-    "force_words_ids": ([],),
-    "watermarking_config": (),
-    "dola_layers": (),
-    "remove_invalid_values": (False,),
-    "token_healing": (False,),
-    "max_time": (),
-    "cache_implementation": ("dynamic", "static", "hybrid", "sliding_window", "offloaded", "offloaded_static"),
-    "cache_config": ({},),
+_CACHES = ("dynamic", "static", "hybrid", "sliding_window", "offloaded", "offloaded_static")
+UNKNOWN: dict[str, tuple[tuple[Any, ...], str]] = {
+    "constraints": (([],), "Python objects of transformers 4; force_words_ids asks for the same"),
+    "watermarking_config": ((), "shifts probabilities to mark the text"),
+    "dola_layers": ((), "decoding by contrast with earlier layers"),
+    "remove_invalid_values": ((False,), "would hide broken weights"),
+    "token_healing": ((False,), "rewrites the end of the prompt"),
+    "max_time": ((), "the ids would depend on the machine's speed; use max_new_tokens"),
+    "cache_implementation": (_CACHES, "a quantized cache changes the ids"),
+    "cache_config": (({},), "settings of a quantized cache"),
 }
-"""Settings that change the ids in transformers and are not supported, with the values that have no effect (or null)."""
+"""Settings that change the ids in transformers and are not supported: the values that have no effect (or null), and
+what the setting does.
+"""
 
 _SAME_IDS = "makes transformers faster or smaller; the ids are the same"
 _RETURNED = "what transformers' generate returns besides the ids"
@@ -58,12 +56,17 @@ HARMLESS: dict[str, str] = {
 }
 """Settings that do not change the ids, and why."""
 
-RECOMMENDED = ("num_beams", "length_penalty", "early_stopping", "max_new_tokens", "num_return_sequences")
+RECOMMENDED = (
+    *("num_beams", "length_penalty", "early_stopping", "max_new_tokens", "num_return_sequences", "num_beam_groups"),
+    *("diversity_penalty", "penalty_alpha", "guidance_scale"),
+)
 SAMPLED = (
     *("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"),
-    "num_return_sequences",
+    *("num_return_sequences", "guidance_scale"),
 )
 """The recommended parameters that apply without `do_sample`, and with it."""
+LEGACY_TOP_K = 50
+"""The `top_k` of transformers 4 for files that name none; contrastive search reads it."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,12 @@ def read_generation_config(model: Model) -> GenerationConfig:
 
 def _unknown(raw: Mapping[str, Any]) -> Iterator[str]:
     """Settings that are not supported, and values of the wrong type."""
-    for name, neutral in UNKNOWN.items():
+    for name, (neutral, what) in UNKNOWN.items():
         value = raw.get(name)
         if value is not None and not any(
             value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
         ):
-            yield f"{name}: {format_value(value)}; not supported; remove it to generate without it"
+            yield f"{name}: {format_value(value)}; not supported ({what}); remove it to generate without it"
     sampled = raw.get("do_sample")
     if sampled is not None and not isinstance(sampled, bool):
         yield f"do_sample: {format_value(sampled)}; must be true or false"
@@ -141,6 +144,10 @@ def _recommended(raw: Mapping[str, Any], problems: list[str], *, encoder_decoder
     sampled = raw.get("do_sample") is True
     values = {name: raw[name] for name in (SAMPLED if sampled else RECOMMENDED) if raw.get(name) is not None}
     length = raw.get("max_length")
+    if not sampled and values.get("penalty_alpha"):
+        values["top_k"] = raw.get("top_k") or LEGACY_TOP_K
+    if not sampled and raw.get("force_words_ids"):
+        values["force_words"] = raw["force_words_ids"]
     if sampled:
         values.setdefault("temperature", 1.0)
         values["top_k"] = None if values.get("top_k") == 0 else values.get("top_k")
@@ -153,7 +160,8 @@ def _recommended(raw: Mapping[str, Any], problems: list[str], *, encoder_decoder
         return SamplingParams(**values)
     except InputError as error:
         known = {problem.partition(":")[0] for problem in problems}
-        problems += [problem for problem in error.problems if problem.partition(":")[0] not in known]
+        told = [problem.replace("force_words:", "force_words_ids:", 1) for problem in error.problems]
+        problems += [problem for problem in told if problem.partition(":")[0] not in known]
     return SamplingParams()
 
 

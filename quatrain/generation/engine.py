@@ -429,7 +429,7 @@ class Engine:
         check_generation(
             model.config,
             prompts=1,
-            beams=sequence.params.num_beams,
+            beams=sequence.params.rows,
             prompt_tokens=len(sequence.prompt),
             new_tokens=sequence.limit,
             virtual_tokens=virtual_tokens(model, sequence.adapter),
@@ -474,10 +474,14 @@ class Engine:
         seeds = iter(row_seeds([ids for ids in prompts for _ in range(samples)], seed))
         start = self.rules.decoder_start_token_id if self.has_encoder else None
         params, ends = self._stops(params)
+        negative = self.encode(params.negative_prompt) if params.negative_prompt is not None else []
+        if negative:
+            params = replace(params, negative_prompt=tuple(negative))
         requests = []
         for ids, adapter in zip(prompts, adapters, strict=True):
             own = [params.max_new_tokens if longest is None else longest - len(ids)]
-            own += [room for room in [self.remaining_tokens(ids, adapter)] if room is not None]
+            rooms = [self.remaining_tokens(each, adapter) for each in (ids, negative)]
+            own += [room for room in rooms if room is not None]
             states = [SequenceState(ids, params, min(own), next(seeds), ends, start, adapter) for _ in range(samples)]
             requests.append(Request(states, self.target_tokenizer, self._advance))
         return requests
@@ -502,7 +506,7 @@ class Engine:
 
 def _rows_of(request: Request) -> int:
     """How many rows of the model a request takes."""
-    return len(request.sequences) * request.sequences[0].params.num_beams
+    return len(request.sequences) * request.sequences[0].params.rows
 
 
 def _end_ids(model: Model, tokenizer: TokenizerLike | None) -> list[int]:

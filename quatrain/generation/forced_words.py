@@ -11,6 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from quatrain.core.errors import InputError
+from quatrain.generation.requests import SequenceState
+
+USABLE = -5.0e8
+"""Scores below it are those of hypotheses that have ended or do not exist."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -87,3 +96,79 @@ def allocate(scores: Sequence[float], banks: Sequence[int], count: int) -> list[
         ranks[bank] = ranks.get(bank, 0) + 1
     survivors = [place for _, _, place in sorted(order)[:count]]
     return sorted(survivors, key=lambda place: -scores[place])
+
+
+class ForcedWordSearch:
+    """The part of a beam search that makes every hypothesis contain the forced words: candidates and survivors."""
+
+    def __init__(self, words: ForcedWords, parts: int, beams: int):
+        self.words = words
+        self.progress = [[Progress()] * beams for _ in range(parts)]
+        """Of each beam of each part of the search."""
+
+    @classmethod
+    def of(cls, words: ForcedWords | None, sequences: Sequence[SequenceState], beams: int) -> ForcedWordSearch | None:
+        """The search for these words; None without any. Raises InputError if a sequence has no room for them."""
+        if words is None:
+            return None
+        short = min(row.limit for row in sequences)
+        if words.size > short:
+            raise InputError(f"force_words: need at least {words.size} tokens, and there is room for {short}")
+        return cls(words, len(sequences), beams)
+
+    def best(self, sums: Tensor, count: int, ends: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and places (B, K) of candidates among sums (B, beams · V): the best `count`, best first, then those
+        that lead to a word and the best of each beam; -inf where a part has fewer.
+
+        `room` (B,) is the number of tokens that fit, the next one included. A token after which the words do not fit
+        any more is no candidate, nor is an end token before all words are met.
+        """
+        sums, beams = sums.clone(), len(self.progress[0])
+        vocabulary = sums.shape[1] // beams
+        more: list[list[int]] = []
+        for part, row in enumerate(self.progress):
+            leading: set[int] = set()
+            for beam, progress in enumerate(row):
+                own = sums[part, beam * vocabulary : (beam + 1) * vocabulary]
+                remaining, left = self.words.remaining(progress), int(room[part]) - 1
+                if remaining:
+                    own[ends[ends < vocabulary]] = float("-inf")
+                    tokens = self.words.leading(progress, remaining - 1)
+                    if self.words.remaining_after_others(progress) > left:
+                        fitting = self.words.leading(progress, left)
+                        kept = own[fitting].clone()
+                        own.fill_(float("-inf"))
+                        own[fitting] = kept
+                    leading |= {beam * vocabulary + token for token in tokens}
+                leading.add(beam * vocabulary + int(own.argmax()))
+            more.append([place for place in sorted(leading) if float(sums[part, place]) > USABLE])
+        values, places = sums.topk(count, dim=1)
+        more = [sorted(set(own) - set(known)) for own, known in zip(more, places.tolist(), strict=True)]
+        width = max(map(len, more))
+        added = torch.tensor([[*own, *[0] * (width - len(own))] for own in more], dtype=torch.long, device=sums.device)
+        there = torch.tensor([[True] * len(own) + [False] * (width - len(own)) for own in more], device=sums.device)
+        added_values = sums.gather(1, added).masked_fill(~there.bool(), float("-inf"))
+        return torch.cat([values, added_values], dim=1), torch.cat([places, added], dim=1)
+
+    def survivors(self, scores: Tensor, beams: Tensor, tokens: Tensor) -> Tensor:
+        """Which candidates (B, beams) survive, best first, and follows their progress.
+
+        `scores`, `beams` and `tokens` (B, K) are those of the candidates.
+        """
+        chosen = []
+        rows = zip(scores.tolist(), beams.tolist(), tokens.tolist(), strict=True)
+        for part, (values, owners, ids) in enumerate(rows):
+            before = self.progress[part]
+            usable = [place for place, value in enumerate(values) if value > USABLE]
+            after = {place: self.words.step(before[owners[place]], ids[place]) for place in usable}
+            banks = [self.words.size - self.words.remaining(after[place]) for place in usable]
+            kept = [usable[place] for place in allocate([values[place] for place in usable], banks, len(before))]
+            others = [place for place in range(len(values)) if place not in kept]
+            kept += sorted(others, key=lambda place: -values[place])[: len(before) - len(kept)]
+            self.progress[part] = [after.get(place, before[owners[place]]) for place in kept]
+            chosen.append(kept)
+        return torch.tensor(chosen, device=scores.device)
+
+    def keep(self, parts: Sequence[int]) -> None:
+        """Drops all other parts of the search."""
+        self.progress = [self.progress[part] for part in parts]

@@ -53,6 +53,8 @@ class ModelRunner:
     def __init__(self, model: Model, slots: int = 0, native: bool | None = False):
         self.model, self.device = model, model.device
         self.has_encoder = has_encoder(model.config)
+        self.hidden_states: list[Tensor] | None = None
+        """If it is a list, the hidden states (T, hidden_size) after the tokens of each row are added to it."""
         dtype = model.embed_tokens.weight.dtype
         self.cache = KVCache(model.config, slots, 0, dtype=dtype, device=self.device)
         self.native = CacheDecoder(model, self.cache, native)
@@ -166,13 +168,15 @@ class ModelRunner:
         if sources is not None:
             read, named["segments"] = _padded(sources, self.device)
         hidden = self.model.hidden_states(read, cache=rows, **named)
+        if self.hidden_states is not None:
+            self.hidden_states += [states[: len(row)] for states, row in zip(hidden, tokens, strict=True)]
         if not every:
             last = torch.tensor([len(row) - 1 for row in tokens], device=self.device)
             hidden = hidden[:, -1] if not any(padding) else hidden[torch.arange(count, device=self.device), last]
         return self.model.lm_logits(hidden)
 
     def _native(self, first: int, tokens: Sequence[Sequence[int]]) -> Tensor | None:
-        if self.native.decoder is None or max(map(len, tokens)) > 1:
+        if self.native.decoder is None or self.hidden_states is not None or max(map(len, tokens)) > 1:
             return None
         slots = range(first, first + len(tokens))
         self.cache.make_room(max(self.cache.lengths[slot] for slot in slots) + 1)
@@ -198,12 +202,13 @@ class SearchBatch:
 
     logits: Tensor
 
-    def __init__(self, model: Model, sequences: Sequence[SequenceState]):
-        """One row for each sequence; `prefill` reads them."""
+    def __init__(self, model: Model, sequences: Sequence[SequenceState], *, keep_hidden: bool = False):
+        """One row for each sequence; `prefill` reads them. With `keep_hidden`, `hidden` gives hidden states."""
         self.runner = ModelRunner(model, len(sequences))
+        self.runner.hidden_states = [] if keep_hidden else None
         self.device, self.adapters = self.runner.device, [sequence.adapter for sequence in sequences]
         self.sources = [sequence.prompt for sequence in sequences] if self.runner.has_encoder else None
-        self.texts = [list(sequence.prefix) for sequence in sequences]
+        self.texts = [[*sequence.prefix, *sequence.ids] for sequence in sequences]
         width = max(map(len, self.texts))
         rows = [[PADDING] * (width - len(text)) + text for text in self.texts]
         self.decoder_ids = torch.tensor(rows, device=self.device)
@@ -214,6 +219,11 @@ class SearchBatch:
     def prefill(self) -> None:
         """Reads the prompts; `logits` become those of each row's first new token."""
         self.logits = self._read(self.texts, self.sources)
+
+    def hidden(self) -> list[Tensor]:
+        """The hidden states (T, hidden_size) of the tokens that each row has read since the last call."""
+        states, self.runner.hidden_states = self.runner.hidden_states or [], []
+        return states
 
     def _read(self, tokens: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] | None) -> Tensor:
         """Logits after the tokens, read one group of rows with equal soft prompts at a time."""

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from torch import Tensor
 from quatrain.core.errors import QuatrainError
 from quatrain.generation.beam import BeamSearch
 from quatrain.generation.choosing import TokenChooser
+from quatrain.generation.contrastive import ContrastiveSearch
+from quatrain.generation.guidance import GuidedSearch
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import ModelRunner
@@ -38,6 +41,21 @@ FIRST_ROOM = 256
 
 Key = tuple[str | None, tuple[int, ...] | None]
 """What besides its tokens determines a slot's keys and values: the adapter, and what the encoder read."""
+
+
+class Search(Protocol):
+    """Sequences that need several rows of the model each, which advance together."""
+
+    rows: list[SequenceState]
+    """The sequences that are not done."""
+    width: int
+    """Rows of the model for each."""
+
+    def step(self) -> None:
+        """Advances every sequence; those that are done leave."""
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """Takes sequences out, by their places."""
 
 
 @dataclass(eq=False)
@@ -141,7 +159,7 @@ class Scheduler:
         """Number of slots that decode, the first ones."""
         self.reading = 0
         """Number of slots behind them whose prompts are not read yet; between steps at most one."""
-        self.searches: list[BeamSearch] = []
+        self.searches: list[Search] = []
         self.statistics = Statistics()
         self._steps = 0
         self._weights: tuple[tuple[int, int], ...] = ()
@@ -337,7 +355,7 @@ class Scheduler:
             self._check_weights()
         while self.waiting:
             sequence = self.waiting[0]
-            if sequence.params.num_beams > 1:
+            if sequence.params.rows > 1:
                 if self.reading or not self._admit_search():
                     return
                 continue
@@ -524,7 +542,7 @@ class Scheduler:
     def _admit_search(self) -> bool:
         """Starts a search for the first waiting sequence and those behind it that ask for the same."""
         first = self.waiting[0]
-        most = max((self.max_rows - self.rows) // first.params.num_beams, 0 if self.rows else 1)
+        most = max((self.max_rows - self.rows) // first.params.rows, 0 if self.rows else 1)
         rows: list[SequenceState] = []
         with self._queue:
             while self.waiting and len(rows) < most:
@@ -539,10 +557,14 @@ class Scheduler:
             self.searches.append(self._new_search(rows))
         return bool(rows)
 
-    def _new_search(self, rows: Sequence[SequenceState]) -> BeamSearch:
-        params = rows[0].params
+    def _new_search(self, rows: Sequence[SequenceState]) -> Search:
+        params, model = rows[0].params, self.runner.model
+        if params.penalty_alpha:
+            return ContrastiveSearch(model, rows, self.chooser)
+        if params.guidance_scale != 1:
+            return GuidedSearch(model, rows, self.chooser)
         check = (lambda ids: self.is_stopped(ids, params)) if params.stop else None
-        return BeamSearch(self.runner.model, rows, self.chooser, stopped=check)
+        return BeamSearch(model, rows, self.chooser, stopped=check)
 
     def _search(self) -> None:
         """One step of every search. One that fails is tried again with each of its sequences alone."""
@@ -559,7 +581,7 @@ class Scheduler:
                     self._finish(rest[0], "error", error)
                 continue
             for row in rows:
-                if row.finished is not None and not row.done:
+                if (row.ids or row.finished is not None) and not row.done:
                     self._publish(row)
         self.searches = [search for search in self.searches if search.rows]
 

@@ -87,21 +87,21 @@ def test_all_problems_at_once():
         settings_of(
             {
                 "encoder_no_repeat_ngram_size": -3,
-                "num_beam_groups": 2,
+                "diversity_penalty": 2.0,
                 "bad_words_ids": [[]],
                 "min_length": -1,
                 "forced_eos_token_id": [60000],
                 "typical_p": 0.9,
-                "guidance_scale": 1.5,
+                "guidance_scale": -1.5,
             }
         )
     assert [problem.partition(":")[0] for problem in caught.value.problems] == [
-        "guidance_scale",
-        "num_beam_groups",
         "forced_eos_token_id",
         "bad_words_ids",
         "min_length",
         "encoder_no_repeat_ngram_size",
+        "diversity_penalty",
+        "guidance_scale",
     ]
     for values in ({"do_sample": True, "typical_p": 9}, {"do_sample": True, "num_beams": 4}):
         with pytest.raises(InputError, match=list(values)[1]):
@@ -124,7 +124,16 @@ def test_without_parameters_the_models_own_settings_decide(tmp_path):
 
 def test_every_key_of_transformers_is_honoured_harmless_or_refused():
     keys = set(GenerationConfig().to_dict())
-    honoured = {*RULES, *RECOMMENDED, *SAMPLED, "do_sample", "max_length", "eos_token_id", "bos_token_id"}
+    honoured = {
+        *RULES,
+        *RECOMMENDED,
+        *SAMPLED,
+        "force_words_ids",
+        "do_sample",
+        "max_length",
+        "eos_token_id",
+        "bos_token_id",
+    }
     groups = [honoured, {*HARMLESS}, {*UNKNOWN}]
     assert keys <= set().union(*groups)
     assert sum(map(len, groups)) == len(set().union(*groups)), "each has one place"
@@ -173,3 +182,17 @@ def test_max_length_counts_the_prompt():
     assert len(engine.generate([[5] * 6], SamplingParams(9))[0].ids) == 9, "the caller's parameters go before"
     with pytest.raises(InputError, match="max_length"):
         engine.generate([[5] * 6])
+
+
+def test_searches_that_transformers_5_has_removed_are_read():
+    diverse = settings_of({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "force_words_ids": []})
+    assert diverse.recommended == SamplingParams(num_beams=4, num_beam_groups=2, diversity_penalty=0.5)
+    forced = settings_of({"num_beams": 4, "force_words_ids": [[5], [[6, 7], [8]]]})
+    assert forced.recommended == SamplingParams(num_beams=4, force_words=[[5], [[6, 7], [8]]])
+    contrastive = settings_of({"penalty_alpha": 0.6, "top_k": 4})
+    assert contrastive.recommended == SamplingParams(penalty_alpha=0.6, top_k=4)
+    assert settings_of({"penalty_alpha": 0.6}).recommended.top_k == 50
+    assert settings_of({"penalty_alpha": 0.6, "do_sample": True, "top_k": 4}).recommended.penalty_alpha == 0
+    assert settings_of({"guidance_scale": 1.5}).recommended.guidance_scale == 1.5
+    with pytest.raises(InputError, match="force_words_ids: "):
+        settings_of({"num_beams": 4, "force_words_ids": [["x", []]]})
