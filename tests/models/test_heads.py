@@ -124,14 +124,14 @@ def test_labels_of_another_number_or_name(folders, tmp_path, name):
 
 
 def test_a_head_that_is_not_there_is_named_with_the_others(folders):
-    with pytest.raises(InputError, match=r"head: 'value' is none of bert; must be one of masked, pretraining"):
+    with pytest.raises(InputError, match=r"head: 'value' is not a head of bert; must be one of masked, pretraining"):
         model_folder.load(folders / "bert", head="value")
     for head, labels, told in (
         ("sequence_classification", [], "at least one name"),
         ("sequence_classification", "yes", "must be a list"),
         ("sequence_classification", ["a", "b", "a"], "a more than once"),
-        ("question_answering", ["a", "b"], "the head question_answering names none"),
-        (None, ["a", "b"], "the head masked names none"),
+        ("question_answering", ["a", "b"], "the head question_answering has none"),
+        (None, ["a", "b"], "the head masked has none"),
     ):
         with pytest.raises(InputError, match=told):
             model_folder.load(folders / "bert", head=head, labels=labels)

@@ -236,7 +236,7 @@ def test_keys_that_are_left_out_mean_what_transformers_takes_for_them():
     [
         (MISTRAL, {"layer_types": ["full_attention"] * 32}, "layer_types"),
         (QWEN2, {"layer_types": ["chunked_attention"] * 24}, "chunked_attention"),
-        (QWEN2, {"layer_types": ["full_attention"] * 3}, "layer_types: 3 of them"),
+        (QWEN2, {"layer_types": ["full_attention"] * 3}, "layer_types: 3 entries"),
         (QWEN2, {"layer_types": ["sliding_attention"] * 24}, "sliding_window"),
         (QWEN2, {"use_mrope": True}, "use_mrope"),
         (QWEN3, {"hidden_act": "relu2"}, "hidden_act"),

@@ -93,9 +93,9 @@ REPEATED = {
 def read(config: dict[str, Any]) -> dict[str, Any]:
     """Fields that follow from several keys; raises InputError if a repeated key has another value."""
     problems = [
-        f"{again}: {config[again]!r}; must be {key} = {config[key]!r}, which it repeats"
-        for again, key in REPEATED.items()
-        if config.get(again) not in (None, config[key])
+        f"{repeated}: {config[repeated]!r}; must be {key} = {config[key]!r}, which it repeats"
+        for repeated, key in REPEATED.items()
+        if config.get(repeated) not in (None, config[key])
     ]
     width = config["d_model"]
     for side in ("encoder", "decoder"):

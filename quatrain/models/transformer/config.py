@@ -268,7 +268,7 @@ class ModelConfig:
 
     def _layer_problems(self) -> Iterator[str]:
         if len(self.layer_types) != self.num_hidden_layers:
-            yield f"layer_types: {len(self.layer_types)} of them; must be num_hidden_layers = {self.num_hidden_layers}"
+            yield f"layer_types: {len(self.layer_types)} entries; must be num_hidden_layers ({self.num_hidden_layers})"
         for kind in sorted(set(self.layer_types) - {"full", "sliding"}):
             yield f"layer_types: {kind!r}; must be full or sliding"
         if "sliding" in self.layer_types and self.sliding_window is None:
