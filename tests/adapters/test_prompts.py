@@ -128,7 +128,7 @@ def test_padded_batches_and_caches_read_it_too(family: str, name: str, tmp_path:
                 logits = model(torch.tensor([said]))[0][0, -1]
             assert logits[token] >= logits.max() - 1e-4
             said.append(token)
-    with pytest.raises(InputError, match="one text a row"):
+    with pytest.raises(InputError, match="one text per row"):
         model(padded, segments=torch.tensor([[1, 1, 1, 2, 2, 2], [1] * 6]))
 
 
