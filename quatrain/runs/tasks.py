@@ -38,7 +38,7 @@ from quatrain.training.objectives.tagging import TaggedWindow
 from quatrain.training.objectives.texts import EncodedText
 
 KINDS = (EncodedText, TaggedWindow, ContextWindow, ChoiceExample, Seq2SeqExample, EmbeddingExample)
-"""What examples of tasks are."""
+"""The types of prepared examples, for the cache."""
 
 
 def setup(settings: FinetuneStage, context: StageContext, model: Model | None = None) -> TrainingJob:
