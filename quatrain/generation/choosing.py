@@ -10,7 +10,7 @@ of sampling (`filters`), then the draw; greedy decoding takes the likeliest toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -150,10 +150,18 @@ class TokenChooser:
         return Vocabulary(self.tokenizer)
 
     @torch.inference_mode()
-    def choose(self, logits: Tensor, rows: Sequence[SequenceState], *, adjusted: Tensor | None = None) -> Choice:
+    def choose(
+        self,
+        logits: Tensor,
+        rows: Sequence[SequenceState],
+        revise: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        adjusted: Tensor | None = None,
+    ) -> Choice:
         """The next token of each row: logits (B, V) of any floating type, one row of them per sequence.
 
         With `adjusted` (B, V), tokens are chosen from these instead; raw log-probabilities are still those of `logits`.
+        `revise` may replace tokens: it gets the processed logits (B, V) and the tokens (B,) that were drawn.
         The sequences are not changed. A row whose logits are not finite (QuatrainError) or whose constraints forbid
         every token (InputError) gets its problem in the result.
         """
@@ -163,6 +171,8 @@ class TokenChooser:
         processed, failures = self._process(logits if adjusted is None else adjusted, rows)
         best, tokens = processed.max(dim=-1)
         tokens = self._draw(processed, best, tokens, rows)
+        if revise is not None:
+            tokens = revise(processed, tokens)
         return self.record(logits, processed, tokens, rows, failures)
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from quatrain.generation.requests import Completion, Request, SequenceState, Tex
 from quatrain.generation.runner import ModelRunner, context_limit, has_encoder, virtual_tokens
 from quatrain.generation.scheduler import Scheduler, Statistics
 from quatrain.generation.scoring import CompletionScore, score_completions
+from quatrain.generation.speculative import DraftModel, Proposer
 from quatrain.generation.text import TokenizerLike, special_token_id, stopped, token_ids_of
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.limits import check_generation
@@ -41,6 +42,7 @@ class Engine:
     `target_tokenizer` decodes completions if another tokenizer than that of the prompts does (Marian). For a model with
     several adapters, `adapter` is the default of prompts that name none. At most `max_rows` rows run at once.
     `native`: whether plain steps are decoded by native code (`quatrain.models.kernels.decode`); None measures.
+    `speculation` guesses tokens that the model then reads together (`generation.speculative`).
 
     `generate`, `chat` and `stream` run prompts to their ends. `submit` adds a request to those that run together, one
     token each per `step`; a request can be cancelled at any time. All of these may be called from several threads. What
@@ -61,6 +63,7 @@ class Engine:
         adapter: str | None = None,
         max_rows: int = 64,
         native: bool | None = None,
+        speculation: Proposer | None = None,
     ):
         if model.config.head not in ("causal", "seq2seq"):
             kind, head = model.config.family, model.config.head
@@ -82,8 +85,14 @@ class Engine:
         self.chooser = TokenChooser(self.rules, encoder_decoder=self.has_encoder, tokenizer=self.target_tokenizer)
         self.end_ids = sorted(set(end_ids)) if end_ids is not None else _end_ids(model, self.target_tokenizer)
         self.max_rows = max_rows
+        if speculation is not None:
+            speculation.check(model, self.target_tokenizer)
         self.scheduler = Scheduler(
-            ModelRunner(model, native=native), self.chooser, is_stopped=self._is_stopped, max_rows=max_rows
+            ModelRunner(model, native=native),
+            self.chooser,
+            is_stopped=self._is_stopped,
+            proposer=speculation,
+            max_rows=max_rows,
         )
         self._stepping, self._submitted = threading.Lock(), threading.Condition()
 
@@ -97,11 +106,13 @@ class Engine:
         quantize: str | None = None,
         adapters: Mapping[str, str | Path] | None = None,
         adapter: str | None = None,
+        speculation: Proposer | str | Path | None = None,
     ) -> Engine:
         """The engine of a model folder or hub id (plain, quantized, or an adapter), with its tokenizer and settings.
 
         `adapters` maps names to folders of adapters over the model, from which each prompt can choose; `adapter` is the
-        default of prompts that name none. `quantize` as for `load_model`.
+        default of prompts that name none. `quantize` as for `load_model`. `speculation` guesses tokens: a draft model's
+        folder or hub id, or a `Proposer`.
         """
         from quatrain.loading.model import ResolvedModel, load_model
 
@@ -112,7 +123,10 @@ class Engine:
 
             tokenizer = AdapterSet.load(network, adapters).tokenizer or tokenizer
         target = resolved.tokenizer(target=True) if has_encoder(network.config) else None
-        engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter)
+        if isinstance(speculation, str | Path):
+            draft, drafted = load_model(ResolvedModel.of(speculation), dtype=dtype, device=device, quantize=quantize)
+            speculation = DraftModel(draft, drafted)
+        engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter, speculation=speculation)
         engine._adapters(None, 1)
         return engine
 

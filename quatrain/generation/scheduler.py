@@ -30,6 +30,7 @@ from quatrain.generation.guidance import GuidedSearch
 from quatrain.generation.params import SamplingParams
 from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import ModelRunner
+from quatrain.generation.speculative import Proposal, Proposer, accept_or_replace
 from quatrain.models.kernels.decode import memory_bandwidth
 from quatrain.planning.counts import kv_cache_bytes
 from quatrain.planning.limits import fits
@@ -142,6 +143,7 @@ class Scheduler:
         chooser: TokenChooser,
         *,
         is_stopped: Callable[[list[int], SamplingParams], bool],
+        proposer: Proposer | None = None,
         max_rows: int = 64,
         chunk: int = 512,
         idle_slots: int = 4,
@@ -149,9 +151,10 @@ class Scheduler:
     ):
         """At most `max_rows` rows run at once; each beam is one. A step reads at most `chunk` tokens of prompts.
         `idle_slots` slots of finished sequences are kept besides those in use. At least `min_reuse` tokens are reused.
-        `is_stopped` tells whether the newest of a sequence's ids has completed a stop string.
+        `is_stopped` tells whether the newest of a sequence's ids has completed a stop string. A `proposer` guesses
+        tokens, for speculative decoding.
         """
-        self.runner, self.chooser, self.is_stopped = runner, chooser, is_stopped
+        self.runner, self.chooser, self.is_stopped, self.proposer = runner, chooser, is_stopped, proposer
         self.max_rows, self.chunk, self.idle_slots, self.min_reuse = max_rows, chunk, idle_slots, min_reuse
         self.waiting: deque[SequenceState] = deque()
         self.slots: list[Slot] = []
@@ -205,6 +208,8 @@ class Scheduler:
             raise
         if self.is_idle:
             self._trim()
+            if self.proposer is not None:
+                self.proposer.propose([], [])
 
     def current_statistics(self) -> Statistics:
         """The statistics until now."""
@@ -252,7 +257,7 @@ class Scheduler:
     # Decoding
 
     def _decode(self) -> None:
-        """One token for each decoding slot."""
+        """A token for each decoding slot, or several if guesses are accepted."""
         start = time.perf_counter()
         for index in reversed(range(self.decoding)):
             slot = self.slots[index]
@@ -261,17 +266,38 @@ class Scheduler:
                     self.waiting.appendleft(self._retire(index))
         if not self.decoding:
             return
-        slots = self.slots[: self.decoding]
-        logits = self._read(0, slots, [slot.pending for slot in slots], decoding=True)
-        self._choose(logits, slots)
+        slots, before = self.slots[: self.decoding], self.statistics.generated_tokens
+        proposals = self._propose(slots)
+        for slot, proposal in zip(slots, proposals):
+            slot.pending = slot.pending + proposal.tokens
+        logits = self._read(0, slots, [slot.pending for slot in slots], every=bool(proposals), decoding=True)
+        self._choose(logits if proposals else logits[:, None], slots, proposals)
         self.statistics.decode_seconds += time.perf_counter() - start
         self.statistics.decode_steps += 1
-        self.statistics.decoded_tokens += len(slots)
+        self.statistics.decoded_tokens += self.statistics.generated_tokens - before
+
+    def _propose(self, slots: Sequence[Slot]) -> list[Proposal]:
+        """Guesses for each slot; an empty list if there are none at all."""
+        if self.proposer is None or self.runner.original_length is not None:
+            return []
+        rows = [slot.sequence for slot in slots if slot.sequence is not None]
+        # The last token of a sequence is not read: a guess must leave room for it.
+        counts = [min(self.proposer.count, row.limit - len(row.ids) - 1) for row in rows]
+        proposals = self.proposer.propose(rows, counts)
+        count = sum(len(proposal.tokens) for proposal in proposals)
+        self.statistics.proposed_tokens += count
+        return proposals if count else []
 
     def _read(
-        self, first: int, slots: Sequence[Slot], tokens: Sequence[list[int]], *, decoding: bool = False
+        self,
+        first: int,
+        slots: Sequence[Slot],
+        tokens: Sequence[list[int]],
+        *,
+        every: bool = False,
+        decoding: bool = False,
     ) -> Tensor:
-        """Reads tokens of the slots from number `first` on; returns the logits after them."""
+        """Reads tokens of the slots from number `first` on; returns the logits after them, or after `every` one."""
         cache, rows = self.runner.cache, [slot.sequence for slot in slots if slot.sequence is not None]
         lengths = cache.lengths[first : first + len(slots)]
         virtual = [0 if slot.tokens else self.runner.virtual_tokens(row.adapter) for slot, row in zip(slots, rows)]
@@ -284,7 +310,7 @@ class Scheduler:
         sources = None if slots[0].is_encoded or not self.runner.has_encoder else [row.prompt for row in rows]
         adapters = [row.adapter for row in rows]
         logits = self.runner.read(
-            first, tokens, adapters=adapters, sources=sources, text_lengths=totals, decoding=decoding
+            first, tokens, adapters=adapters, sources=sources, text_lengths=totals, every=every, decoding=decoding
         )
         for slot, ids, total in zip(slots, tokens, totals):
             slot.tokens += ids
@@ -296,24 +322,61 @@ class Scheduler:
         """The most places of a slot that a sequence can need."""
         return self.runner.virtual_tokens(sequence.adapter) + len(sequence.prefix) + sequence.limit
 
-    def _choose(self, logits: Tensor, slots: Sequence[Slot]) -> None:
-        """Adds a token to the sequence of each slot; the slots of finished ones become idle."""
+    def _choose(self, logits: Tensor, slots: Sequence[Slot], proposals: Sequence[Proposal] = ()) -> None:
+        """Adds a token to the sequence of each slot, and more as long as they are those that were guessed.
+
+        logits (B, T, V) follow each slot's last token and its guesses. Slots of finished sequences become idle.
+        """
+        guesses = list(proposals) or [Proposal() for _ in slots]
         rows = [slot.sequence for slot in slots if slot.sequence is not None]
-        choice = self.chooser.choose(logits, rows)
-        for index, problem in enumerate(choice.problems):
-            if problem is None:
-                rows[index].append(
-                    choice.tokens[index], choice.logprobs[index], choice.top[index], complete=choice.complete[index]
-                )
+        going, added = list(range(len(rows))), [0] * len(rows)
+        step = 0
+        while going:
+            values = logits[:, step] if len(going) == len(rows) else logits[going, step]
+            revise = self._revision(going, step, rows, guesses) if proposals else None
+            choice = self.chooser.choose(values, [rows[index] for index in going], revise)
+            for place, index in enumerate(going):
+                if (problem := choice.problems[place]) is not None:
+                    self._finish(rows[index], "error", problem)
+                    continue
+                top, complete = choice.top[place], choice.complete[place]
+                rows[index].append(choice.tokens[place], choice.logprobs[place], top, complete=complete)
+                added[index] += 1
                 self._publish(rows[index])
-            else:
-                self._finish(rows[index], "error", problem)
+            going = [
+                index
+                for place, index in enumerate(going)
+                if rows[index].finished is None and guesses[index].tokens[step : step + 1] == [choice.tokens[place]]
+            ]
+            step += 1
+            self.statistics.accepted_tokens += len(going)
+        for index, (slot, guess) in enumerate(zip(slots, guesses)):
+            if rejected := len(guess.tokens) - max(added[index] - 1, 0):
+                slot.tokens = slot.tokens[: len(slot.tokens) - rejected]
+                self.runner.cache.truncate(index, self.runner.cache.lengths[index] - rejected)
         for index in reversed(range(self.decoding)):
             slot = self.slots[index]
             if slot.sequence is not None and slot.sequence.done:
                 self._retire(index, clear=slot.sequence.error is not None)
             elif slot.sequence is not None and not slot.pending:
                 slot.pending = slot.sequence.ids[-1:]
+
+    @staticmethod
+    def _revision(
+        going: Sequence[int], step: int, rows: Sequence[SequenceState], guesses: Sequence[Proposal]
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Rejection sampling of guesses that were drawn from a distribution."""
+
+        def revise(processed: Tensor, tokens: Tensor) -> Tensor:
+            tokens = tokens.clone()
+            for place, index in enumerate(going):
+                guess = guesses[index]
+                if guess.probabilities is not None and step < len(guess.tokens):
+                    drawn = guess.tokens[step], guess.probabilities[step]
+                    tokens[place] = accept_or_replace(processed[place], *drawn, rows[index])
+            return tokens
+
+        return revise
 
     def _publish(self, row: SequenceState) -> None:
         """Makes the newest token visible to whoever reads the sequence, after looking for stop strings."""
@@ -346,7 +409,7 @@ class Scheduler:
             budget -= len(slots) * max(map(len, tokens))
             if not slots[0].pending:
                 self.decoding, self.reading = self.active, 0
-                self._choose(logits, slots)
+                self._choose(logits[:, None], slots)
         self.statistics.prefill_seconds += time.perf_counter() - start
 
     def _admit(self, budget: int) -> None:

@@ -1,0 +1,215 @@
+"""Speculative decoding: greedy ids are those of plain decoding, samples follow the model's own distribution."""
+
+import random
+
+import battery
+import pytest
+import torch
+from running import CONFIGS, SPEAKERS, alone, assert_nothing_is_left, assert_same, prompts
+from tiny_models import gpt2, llama, random_model
+
+from quatrain.core.errors import InputError
+from quatrain.generation.engine import Engine, SamplingParams
+from quatrain.generation.params import SamplingParams as Params
+from quatrain.generation.requests import SequenceState
+from quatrain.generation.speculative import DraftModel, PromptLookup, Proposal, accept_or_replace
+
+
+def near(model, noise=0.03, seed=1):
+    """A model that often says the same as another: its weights with some noise."""
+    other = random_model(model.config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+            mine.copy_(theirs + noise * torch.randn(theirs.shape, generator=generator))
+    return other
+
+
+class Oracle:
+    """Guesses that are partly right: of each sequence's known completion, with errors at random places."""
+
+    count = 5
+
+    def __init__(self, completions):
+        self.completions, self.generator = completions, random.Random(0)
+
+    def check(self, model, tokenizer):
+        pass
+
+    def propose(self, rows, counts):
+        found = []
+        for row, count in zip(rows, counts, strict=True):
+            rest = self.completions[tuple(row.prompt)][len(row.ids) :][: self.generator.randrange(count + 1)]
+            found.append(Proposal([token if self.generator.random() < 0.8 else 3 for token in rest]))
+        return found
+
+
+def proposers(model):
+    return {
+        "draft": DraftModel(near(model)),
+        "itself": DraftModel(model, count=3),
+        "lookup": PromptLookup(min_ngram=1),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("longrope", "dynamic")])
+@pytest.mark.parametrize("kind", ["draft", "itself", "lookup"])
+def test_greedy_ids_are_those_of_plain_decoding(name, kind):
+    model = random_model(CONFIGS[name])
+    ends, params = list(range(5, 12)), SamplingParams(25, repetition_penalty=1.05, no_repeat_ngram_size=9)
+    texts = [*prompts(7, high=30), [30, 31, 32] * 6, [33] * 58]
+    engine = Engine(model, end_ids=ends, speculation=proposers(model)[kind], max_rows=4)
+    for _ in range(2):
+        for text, found in zip(texts, engine.generate(texts, params), strict=True):
+            assert_same(found, alone(model, text, params, ends))
+    numbers = engine.statistics
+    assert 0 < numbers.accepted_tokens <= numbers.proposed_tokens
+    if kind == "itself":
+        assert numbers.decode_steps < numbers.decoded_tokens / 4
+    assert_nothing_is_left(engine)
+
+
+@pytest.mark.parametrize("case", SPEAKERS[::3], ids=str)
+def test_families_accept_and_reject(case, tmp_path):
+    model, params = battery.ours(case, tmp_path), SamplingParams(14)
+    texts = prompts(5, high=9)
+    expected = [alone(model, text, params, []) for text in texts]
+    oracle = Oracle({tuple(text): each.ids for text, each in zip(texts, expected, strict=True)})
+    engine = Engine(model, end_ids=[], speculation=oracle, max_rows=3)
+    for found, wanted in zip(engine.generate(texts, params), expected, strict=True):
+        assert_same(found, wanted)
+    numbers = engine.statistics
+    if engine.scheduler.runner.original_length is None:
+        assert 0 < numbers.accepted_tokens < numbers.proposed_tokens
+    assert_nothing_is_left(engine)
+
+
+@pytest.mark.parametrize("kind", ["draft", "lookup"])
+def test_samples_follow_the_models_own_distribution(kind):
+    """Chi-square of pairs of tokens against the model's own probabilities."""
+    model = random_model(llama(vocab_size=12), scale=0.3)
+    speculation = DraftModel(near(model, 0.15)) if kind == "draft" else PromptLookup(min_ngram=1)
+    engine = Engine(model, end_ids=[], speculation=speculation, max_rows=256)
+    prompt, count = [3, 4, 3, 4], 6000
+    params = SamplingParams(4, temperature=0.9, top_k=7, seed=0)
+    drawn = engine.generate([prompt] * count, params, batch_size=256)
+    assert 0.1 < engine.statistics.accepted_tokens / engine.statistics.proposed_tokens < 0.98
+
+    def law(text):
+        with torch.no_grad():
+            logits = model(torch.tensor([text]))[0][0, -1] / 0.9
+        return logits.masked_fill(logits < logits.topk(7).values[-1], float("-inf")).softmax(-1)
+
+    for place in (1, 2):  # the second and third token are guessed
+        observed, expected = torch.zeros(12, 12), torch.zeros(12, 12)
+        for each in drawn:
+            observed[each.ids[place - 1], each.ids[place]] += 1
+        for each in {tuple(each.ids[:place]) for each in drawn}:
+            expected[each[-1]] += law([*prompt, *each]) * sum(tuple(other.ids[:place]) == each for other in drawn)
+        cells = expected > 5
+        statistic = ((observed - expected) ** 2 / expected.clamp(min=1e-9))[cells].sum()
+        freedom = int(cells.sum()) - int((cells.sum(1) > 0).sum())
+        assert statistic < freedom + 5 * (2 * freedom) ** 0.5, (statistic, freedom)
+
+
+def test_look_up_draws_the_samples_of_plain_decoding():
+    """Guesses that were not drawn are accepted exactly if the token that is drawn anyway equals them."""
+    model, texts = random_model(CONFIGS["llama"]), [[30, 31, 32] * 6, [40, 41] * 8]
+    params = SamplingParams(20, temperature=0.6, seed=4)
+    engine = Engine(model, end_ids=[], speculation=PromptLookup(min_ngram=1))
+    plain = Engine(model, end_ids=[]).generate(texts, params)
+    assert [each.ids for each in engine.generate(texts, params)] == [each.ids for each in plain]
+    assert engine.statistics.accepted_tokens > 0
+
+
+def test_a_sample_does_not_depend_on_what_else_runs():
+    model = random_model(CONFIGS["llama"])
+    params = SamplingParams(16, temperature=1.0, seed=2)
+    texts = prompts(8)
+    together = Engine(model, end_ids=[], speculation=DraftModel(near(model))).generate(texts, params)
+    for text, found in zip(texts, together, strict=True):
+        (single,) = Engine(model, end_ids=[], speculation=DraftModel(near(model))).generate([text], params)
+        assert single.ids == found.ids
+
+
+def test_rejection_sampling_leaves_the_distribution():
+    generator = torch.Generator().manual_seed(0)
+    logits, guess = torch.randn(6, generator=generator), torch.randn(6, generator=generator).softmax(-1).double()
+    counts = torch.zeros(6)
+    for seed in range(6000):
+        row = SequenceState([1], Params(3, temperature=1.0), 3, seed)
+        token = int(torch.multinomial(guess, 1, generator=generator))
+        counts[accept_or_replace(logits, token, guess, row)] += 1
+    expected = 6000 * logits.softmax(-1)
+    assert ((counts - expected) ** 2 / expected).sum() < 20.5  # 0.1 % of 5 degrees of freedom
+    same = logits.softmax(-1, dtype=torch.float64)
+    assert all(accept_or_replace(logits, 2, same, SequenceState([1], Params(3), 3, seed)) == 2 for seed in range(50))
+
+
+def test_the_latest_longest_match_is_looked_up():
+    def guess(text, new=(), **more):
+        row = SequenceState(list(text), Params(9), 9, 0)
+        row.ids += new
+        return PromptLookup(**more).propose([row], [3])[0].tokens
+
+    assert guess([1, 2, 3, 4, 9, 1, 2]) == [3, 4, 9]
+    assert guess([1, 2, 3, 1, 2, 4, 1, 2]) == [4, 1, 2]
+    assert guess([5, 1, 2, 3, 6, 1, 2, 7, 5, 1, 2]) == [3, 6, 1], "three tokens match earlier, two later"
+    assert guess([1, 2, 3]) == [] and guess([7]) == []
+    assert guess([1, 2, 1], min_ngram=1) == [2, 1]
+    assert guess([8, 9, 3], [8, 9]) == [3, 8, 9]
+    lookup, row = PromptLookup(), SequenceState([1, 2, 3], Params(9), 9, 0)
+    assert lookup.propose([row], [3])[0].tokens == []
+    row.ids += [1, 2]
+    assert lookup.propose([row], [2])[0].tokens == [3, 1]
+
+
+class Letters:
+    bos_id, eos_id, special_ids, stop_ids = 1, 2, frozenset({0, 1, 2}), frozenset({2})
+
+    def __init__(self, first="a"):
+        self.first = ord(first)
+
+    def encode(self, text, *, special_tokens=False):
+        return [3 + ord(letter) - self.first for letter in text]
+
+    def decode(self, ids, *, skip_special_tokens=True):
+        return "".join(chr(self.first + i - 3) for i in ids if i > 2)
+
+    def token_to_id(self, token):
+        return None
+
+
+def test_another_vocabulary_is_refused():
+    model = random_model(llama(vocab_size=29))
+    with pytest.raises(InputError, match="has a vocabulary of 30, the model one of 29"):
+        Engine(model, speculation=DraftModel(random_model(llama(vocab_size=30))))
+    with pytest.raises(InputError, match="token 3 is 'A' in its tokenizer and 'a' in the model's"):
+        Engine(model, Letters(), speculation=DraftModel(near(model), Letters("A")))
+    with pytest.raises(InputError, match="decoders with a causal head"):
+        Engine(model, speculation=DraftModel(random_model(llama(vocab_size=29, head="value"))))
+    for wrong in ({"count": 0}, {"min_ngram": 0}, {"min_ngram": 4}):
+        with pytest.raises(InputError, match="must be at least 1"):
+            PromptLookup(**wrong)
+    Engine(model, Letters(), speculation=DraftModel(near(model), Letters()))
+
+
+def test_stop_strings_and_streams_are_as_without():
+    model, text = random_model(llama(vocab_size=29)), [5, 6, 7]
+    (free,) = Engine(model, Letters(), end_ids=[]).generate([text], SamplingParams(20))
+    stop = free.text[7:9]
+    expected = Engine(model, Letters(), end_ids=[]).generate([text], SamplingParams(20, stop=stop))[0]
+    engine = Engine(model, Letters(), end_ids=[], speculation=DraftModel(model))
+    assert_same(engine.generate([text], SamplingParams(20, stop=stop))[0], expected)
+    pieces = list(engine.stream(text, SamplingParams(20, stop=stop)))
+    assert "".join(pieces) == expected.text == pieces[-1].completion.text and stop not in "".join(pieces)
+
+
+def test_a_draft_with_a_shorter_context_guesses_as_long_as_it_can():
+    model = random_model(gpt2(vocab_size=60))
+    draft = DraftModel(random_model(gpt2(vocab_size=60, max_position_embeddings=16)))
+    engine = Engine(model, end_ids=[], speculation=draft)
+    text = prompts(1, vocabulary=60)[0][:6]
+    assert_same(engine.generate([text], SamplingParams(40))[0], alone(model, text, SamplingParams(40), []))
+    assert 0 < engine.statistics.proposed_tokens <= 16 * draft.count and not draft.rows
+    assert draft.runner.cache.nbytes == 0
