@@ -119,11 +119,11 @@ class ModelRunner:
         each row, or with `every` (B, T, V) after each of them, where T is the longest row's number.
 
         `sources` are what an encoder reads, for rows that start. `text_lengths` are those of the whole texts, if only
-        their beginnings are read; soft prompts count. `decoding`: the tokens were generated, and one for each row may
-        be read by native code; a prompt never is, so that it does not matter with which others it is read.
+        their beginnings are read; soft prompts count. `decoding`: the tokens were generated, or guessed, and may be
+        read by native code; a prompt never is, so that it does not matter with which others it is read.
         """
-        if decoding and sources is None and (logits := self._native(first, tokens)) is not None:
-            return logits[:, None] if every else logits
+        if decoding and sources is None and (logits := self._native(first, tokens, every)) is not None:
+            return logits
         if self.original_length is None:
             return self._forward(first, tokens, adapters, sources, None, every)
         if text_lengths is None:
@@ -175,16 +175,26 @@ class ModelRunner:
             hidden = hidden[:, -1] if not any(padding) else hidden[torch.arange(count, device=self.device), last]
         return self.model.lm_logits(hidden)
 
-    def _native(self, first: int, tokens: Sequence[Sequence[int]]) -> Tensor | None:
-        if self.native.decoder is None or self.hidden_states is not None or max(map(len, tokens)) > 1:
+    def _native(self, first: int, tokens: Sequence[Sequence[int]], every: bool) -> Tensor | None:
+        """What `read` returns, from native code; None if PyTorch has to read these tokens."""
+        if self.native.decoder is None or self.hidden_states is not None:
             return None
         slots = range(first, first + len(tokens))
-        self.cache.make_room(max(self.cache.lengths[slot] for slot in slots) + 1)
-        logits = self.native.decode(torch.tensor([ids[0] for ids in tokens], device=self.device), slots)
-        if logits is not None:
-            for slot in slots:
-                self.cache.lengths[slot] += 1
-        return logits
+        width = max(map(len, tokens))
+        self.cache.make_room(max(self.cache.lengths[slot] for slot in slots) + width)
+        self.cache.move_windows(slots, width)
+        flat = torch.tensor([token for ids in tokens for token in ids], device=self.device)
+        logits = self.native.decode(flat, [slot for slot, ids in zip(slots, tokens, strict=True) for _ in ids])
+        if logits is None:
+            return None
+        for slot, ids in zip(slots, tokens, strict=True):
+            self.cache.lengths[slot] += len(ids)
+        if width == 1:
+            return logits[:, None] if every else logits
+        parts = logits.split([len(ids) for ids in tokens])
+        if every:
+            return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+        return torch.stack([part[-1] for part in parts])
 
 
 def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -111,11 +111,13 @@ class DraftModel:
     It draws from its own distribution under the sequence's temperature and filters. Its KV cache follows the sequences.
     """
 
-    def __init__(self, model: Model, tokenizer: TokenizerLike | None = None, *, count: int = 4):
-        """`tokenizer` is compared with that of the model which it serves."""
+    def __init__(
+        self, model: Model, tokenizer: TokenizerLike | None = None, *, count: int = 4, native: bool | None = None
+    ):
+        """`tokenizer` is compared with that of the model which it serves. `native` as for `Engine`."""
         if count < 1:
             raise InputError(f"draft model: count {count}; must be at least 1")
-        self.runner, self.tokenizer, self.count = ModelRunner(model.eval()), tokenizer, count
+        self.runner, self.tokenizer, self.count = ModelRunner(model.eval(), native=native), tokenizer, count
         self.rows: list[SequenceState] = []
         """The sequence in each slot."""
         self._texts: list[list[int]] = []
@@ -172,7 +174,9 @@ class DraftModel:
                 del self.rows[last], self._texts[last]
         present = set(self.rows)
         new = [row for row in rows if row not in present]
-        cache.reserve(slots=len(self.rows) + len(new))
+        if new:
+            self.runner.native.refresh()
+            cache.reserve(slots=len(self.rows) + len(new))
         for row in new:
             cache.truncate(len(self.rows), 0)
             self.rows.append(row)
@@ -192,15 +196,16 @@ class DraftModel:
             cache.truncate(slot, same)
             self._texts[slot] = text[:same]
             rest = text[same:]
-            while len(rest) > PART:
-                self.runner.read(slot, [rest[:PART]], adapters=[None])
-                self._texts[slot] += rest[:PART]
-                rest = rest[PART:]
+            while len(rest) > self.count + 1:
+                part = rest[: min(PART, len(rest) - 1)]
+                self.runner.read(slot, [part], adapters=[None])
+                self._texts[slot] += part
+                rest = rest[len(part) :]
             unread.append(rest)
         return unread
 
     def _read(self, tokens: list[list[int]]) -> Tensor:
-        logits = self.runner.read(0, tokens, adapters=[None] * len(tokens))
+        logits = self.runner.read(0, tokens, adapters=[None] * len(tokens), decoding=True)
         for text, ids in zip(self._texts, tokens, strict=True):
             text += ids
         return logits

@@ -39,7 +39,7 @@ def test_same_ids_as_torch(temperature: float) -> None:
     assert plain.statistics.decoder == "torch" and plain.statistics.decoder_reason == "switched off"
 
 
-def test_sliding_windows_move_in_torch() -> None:
+def test_sliding_windows_move() -> None:
     native, plain = engines(llama(sliding_window=5, layer_types=("sliding", "full")))
     params = SamplingParams(max_new_tokens=30, ignore_eos=True)
     found, expected = native.generate(PROMPTS, params), plain.generate(PROMPTS, params)

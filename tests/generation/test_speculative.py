@@ -213,3 +213,21 @@ def test_a_draft_with_a_shorter_context_guesses_as_long_as_it_can():
     assert_same(engine.generate([text], SamplingParams(40))[0], alone(model, text, SamplingParams(40), []))
     assert 0 < engine.statistics.proposed_tokens <= 16 * draft.count and not draft.rows
     assert draft.runner.cache.nbytes == 0
+
+
+@pytest.mark.parametrize("method", [None, "int8", "int4"])
+def test_native_code_reads_guesses_as_it_reads_tokens(method):
+    """Weights of few bits are multiplied with rounded inputs: guesses must be checked by the same numbers."""
+    pytest.importorskip("numba")
+    from quatrain.compression import methods
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4, "sliding_window": 6}
+    model = random_model(llama(vocab_size=120, layer_types=("sliding", "full"), **sizes))
+    if method is not None:
+        methods.quantize(model, method)
+    texts, params = [*prompts(5), [30, 31, 32] * 6], SamplingParams(24)
+    plain = Engine(model, end_ids=[], native=True).generate(texts, params)
+    for speculation in (PromptLookup(min_ngram=1), DraftModel(model, native=True)):
+        engine = Engine(model, end_ids=[], native=True, speculation=speculation)
+        assert [each.ids for each in engine.generate(texts, params)] == [each.ids for each in plain]
+        assert engine.statistics.accepted_tokens > 0 and engine.statistics.decoder == "native"

@@ -434,13 +434,18 @@ class CacheDecoder:
     def decode(self, tokens: Tensor, slots: Sequence[int]) -> Tensor | None:
         """Logits (B, V) in float32 after one more token (B,) in each slot; None if PyTorch has to run this step.
 
-        Keys and values are written after the tokens that the slots hold, for which there is room; the caller counts
-        the new tokens.
+        A slot may occur several times, with tokens that follow each other. Keys and values are written after the tokens
+        that the slots hold, for which there is room; the caller counts the new tokens.
         """
         cache, decoder = self.cache, self.decoder
         if decoder is None or cache.segments is not None:
             return None
-        lengths = torch.tensor([cache.lengths[slot] for slot in slots])
+        lengths_of: list[int] = []
+        counted: dict[int, int] = {}
+        for slot in slots:
+            counted[slot] = counted.get(slot, cache.lengths[slot] - 1) + 1
+            lengths_of.append(counted[slot])
+        lengths = torch.tensor(lengths_of)
         starts = None
         if cache.window is not None:
             starts = torch.tensor([cache.starts[slot] for slot in slots])

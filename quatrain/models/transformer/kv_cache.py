@@ -143,6 +143,27 @@ class KVCache:
         if self.encoder_segments is not None:
             self.encoder_segments = self.encoder_segments[:slots].clone()
 
+    @property
+    def window_capacity(self) -> int:
+        """Tokens that fit in a slot of the sliding-window layers."""
+        return self.max_length if self.window is None else self.keys[self.windows.index(self.window)].shape[2]
+
+    @torch.inference_mode()
+    def move_windows(self, slots: Sequence[int], count: int) -> None:
+        """Moves the windows of slots without room for `count` more tokens to the front of all sliding-window layers."""
+        if self.window is None:
+            return
+        for slot in slots:
+            end = self.lengths[slot] - self.starts[slot]
+            if end + count <= self.window_capacity:
+                continue
+            visible = min(self.window - 1, end)
+            for layer, window in enumerate(self.windows):
+                if window is not None:
+                    for tensors in (self.keys, self.values):
+                        tensors[layer][slot, :, :visible] = tensors[layer][slot, :, end - visible : end].clone()
+            self.starts[slot] = self.lengths[slot] - visible
+
     def can_truncate(self, slot: int, length: int) -> bool:
         """Whether a slot truncated to `length` tokens still contains the whole window before that length."""
         window = self.window
@@ -307,12 +328,11 @@ class CacheRows:
         """The columns of rows of equal length in sliding-window layers: the last `window` - 1, and the new ones."""
         past, cache = self.past or 0, self.cache
         visible, filled = min(window - 1, past), past - cache.starts[self.first]
-        capacity = self._sliding_capacity()
+        capacity = cache.window_capacity
         if filled + self.width > capacity:
             if visible + self.width > capacity and self.padding is None:
                 return _Columns(slice(filled - visible, filled), overflow=visible)
-            for slot in range(self.first, self.first + self.count):
-                self._move_window(slot, visible)
+            cache.move_windows(range(self.first, self.first + self.count), self.width)
             filled = visible
             cache.reserve(window=filled + self.width)
         return _Columns(slice(filled - visible, filled + self.width), filled)
@@ -327,29 +347,12 @@ class CacheRows:
         self._columns = {"full": _Columns(slice(0, max(lengths) + self.width), write_columns=columns)}
         if window is None:
             return
-        capacity = self._sliding_capacity()
-        for slot, length in enumerate(lengths, self.first):
-            if length - cache.starts[slot] + self.width > capacity:
-                self._move_window(slot, min(window - 1, length - cache.starts[slot]))
+        cache.move_windows(range(self.first, self.first + self.count), self.width)
         starts = cache.starts[self.first : self.first + self.count]
         filled = max(length - start for length, start in zip(lengths, starts, strict=True)) + self.width
         cache.reserve(window=filled)
         first = torch.tensor(starts, device=device)[:, None]
         self._columns["sliding"] = _Columns(slice(0, filled), write_columns=columns - first, first_position=first)
-
-    def _sliding_capacity(self) -> int:
-        layer = self.cache.windows.index(self.cache.window)
-        return self.cache.keys[layer].shape[2]
-
-    def _move_window(self, slot: int, visible: int) -> None:
-        """Moves the last `visible` tokens of a slot to the front of every sliding-window layer."""
-        cache = self.cache
-        end = cache.lengths[slot] - cache.starts[slot]
-        for layer, window in enumerate(cache.windows):
-            if window is not None:
-                for tensors in (cache.keys, cache.values):
-                    tensors[layer][slot, :, :visible] = tensors[layer][slot, :, end - visible : end].clone()
-        cache.starts[slot] = cache.lengths[slot] - visible
 
     def _all_segments(self, segments: Tensor | None, width: int) -> Tensor | None:
         """The segments of the cached and of `width` new tokens; None if each row is one text without padding."""
