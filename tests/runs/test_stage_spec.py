@@ -131,6 +131,7 @@ def test_a_kind_of_stage_in_one_file_is_checked_run_resumed_and_reported(recipe:
     assert "repeat" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_process_that_measures_knows_a_kind_that_was_added_by_a_program(recipe: Path) -> None:
     program = (
         "import sys; from quatrain.runs import stages; stages.__path__.append(sys.argv.pop(1)); "
