@@ -150,7 +150,9 @@ class KVCache:
 
     @torch.inference_mode()
     def move_windows(self, slots: Sequence[int], count: int) -> None:
-        """Moves the windows of slots without room for `count` more tokens to the front of all sliding-window layers."""
+        """Moves the windows of slots without room for `count` more tokens to the front of all sliding-window layers, and
+        makes room if that does not suffice.
+        """
         if self.window is None:
             return
         for slot in slots:
@@ -163,6 +165,8 @@ class KVCache:
                     for tensors in (self.keys, self.values):
                         tensors[layer][slot, :, :visible] = tensors[layer][slot, :, end - visible : end].clone()
             self.starts[slot] = self.lengths[slot] - visible
+            if visible + count > self.window_capacity:
+                self.reserve(window=visible + count)
 
     def can_truncate(self, slot: int, length: int) -> bool:
         """Whether a slot truncated to `length` tokens still contains the whole window before that length."""
@@ -334,7 +338,6 @@ class CacheRows:
                 return _Columns(slice(filled - visible, filled), overflow=visible)
             cache.move_windows(range(self.first, self.first + self.count), self.width)
             filled = visible
-            cache.reserve(window=filled + self.width)
         return _Columns(slice(filled - visible, filled + self.width), filled)
 
     def _begin_apart(self, lengths: list[int]) -> None:
@@ -350,7 +353,6 @@ class CacheRows:
         cache.move_windows(range(self.first, self.first + self.count), self.width)
         starts = cache.starts[self.first : self.first + self.count]
         filled = max(length - start for length, start in zip(lengths, starts, strict=True)) + self.width
-        cache.reserve(window=filled)
         first = torch.tensor(starts, device=device)[:, None]
         self._columns["sliding"] = _Columns(slice(0, filled), write_columns=columns - first, first_position=first)
 
