@@ -169,8 +169,7 @@ class TokenChooser:
             return Choice([], [], [], [], [])
         logits = logits.float()
         processed, failures = self._process(logits if adjusted is None else adjusted, rows)
-        best, tokens = processed.max(dim=-1)
-        tokens = self._draw(processed, best, tokens, rows)
+        tokens = self._draw(processed, rows)
         if revise is not None:
             tokens = revise(processed, tokens)
         return self.record(logits, processed, tokens, rows, failures)
@@ -269,18 +268,23 @@ class TokenChooser:
             else:
                 choice.complete[index] = row.grammar.complete
 
-    def _draw(self, processed: Tensor, best: Tensor, greedy: Tensor, rows: Sequence[SequenceState]) -> Tensor:
+    @staticmethod
+    def _draw(processed: Tensor, rows: Sequence[SequenceState]) -> Tensor:
         """The tokens (B,): drawn for rows that sample, the likeliest for the others."""
         sampled = [index for index, row in enumerate(rows) if row.params.temperature]
         if not sampled:
-            return greedy
+            return processed.argmax(dim=-1)
         noise = torch.tensor([rows[index].noise(len(rows[index].ids)) for index in sampled], dtype=torch.float64)
-        # A row without a distribution is reported by `choose`; here any token does.
-        usable = torch.where(best.isfinite()[:, None], processed, 0.0)
-        if len(sampled) == len(rows):
-            return draw(usable, noise.to(processed.device))
         chosen = torch.tensor(sampled, device=processed.device)
-        return greedy.index_copy(0, chosen, draw(usable[chosen], noise.to(processed.device)))
+        own = processed if len(sampled) == len(rows) else processed[chosen]
+        usable = own.amax(dim=-1).isfinite()
+        if not bool(usable.all()):
+            # A row without a distribution is reported by `record`; here any token does.
+            own = own.where(usable[:, None], 0.0)
+        tokens = draw(own, noise.to(processed.device))
+        if len(sampled) == len(rows):
+            return tokens
+        return processed.argmax(dim=-1).index_copy(0, chosen, tokens)
 
     def _add_logprobs(self, choice: Choice, logits: Tensor, processed: Tensor, rows: Sequence[SequenceState]) -> None:
         """Adds the log-probabilities of the likeliest tokens, and those of the processed distributions, if asked."""

@@ -27,6 +27,9 @@ BROKEN = (
     "Its weights are broken or its training diverged: use another one."
 )
 
+HEAD, SORTED = 1024, 4096
+"""Top-p of a vocabulary of more than SORTED tokens orders the HEAD likeliest first."""
+
 Processor = Callable[[Tensor], Tensor]
 """Logits (B, V) in float32 to logits (B, V)."""
 
@@ -35,11 +38,11 @@ def temperature(value: float) -> Processor:
     """Divides the logits: below 1 sharpens, above 1 flattens. One next to 0 leaves the likeliest tokens alone."""
 
     def process(logits: Tensor) -> Tensor:
-        scaled = logits / value
-        if torch.equal(scaled.isfinite(), logits.isfinite()) and not bool(scaled.isnan().any()):
+        scaled, top = logits / value, logits.amax(dim=-1, keepdim=True)
+        # The maximum is NaN or infinite if any token is; a token that becomes -inf has no probability in either case.
+        if torch.equal(scaled.amax(dim=-1, keepdim=True).isfinite(), top.isfinite()):
             return scaled
         # Too small or too large a value for this dtype: in float64, and relative to the likeliest, nothing overflows.
-        top = logits.amax(dim=-1, keepdim=True)
         return ((logits.double() - top) / value).to(logits.dtype)
 
     return process
@@ -59,12 +62,27 @@ def top_p(share: float) -> Processor:
     """Drops the unlikely tail: the smallest set of likeliest tokens with at least `share` of the probability stays."""
 
     def process(logits: Tensor) -> Tensor:
-        ascending, order = torch.sort(logits, dim=-1)
-        out = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - share
-        out[..., -1] = False
-        return logits.masked_fill(out.scatter(-1, order, out), float("-inf"))
+        if logits.shape[-1] <= SORTED:
+            return _sorted_top_p(logits, share)
+        # Sorting a large vocabulary costs more than a step of a small model; its head nearly always suffices.
+        head, order = logits.softmax(dim=-1).topk(HEAD, dim=-1)
+        kept = head.cumsum(dim=-1) - head < share
+        result = torch.full_like(logits, float("-inf"))
+        result.scatter_(-1, order, logits.gather(-1, order).masked_fill(~kept, float("-inf")))
+        # A margin for rounding, so that each row alone decides which way it goes.
+        flat = (head.sum(dim=-1) <= share + 1e-5).nonzero()[:, 0]
+        if len(flat):
+            result[flat] = _sorted_top_p(logits[flat], share)
+        return result
 
     return process
+
+
+def _sorted_top_p(logits: Tensor, share: float) -> Tensor:
+    ascending, order = torch.sort(logits, dim=-1)
+    out = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - share
+    out[..., -1] = False
+    return logits.masked_fill(out.scatter(-1, order, out), float("-inf"))
 
 
 def min_p(share: float) -> Processor:
