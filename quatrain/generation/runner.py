@@ -75,6 +75,11 @@ class ModelRunner:
         """Places of a slot that a soft prompt takes before the first token."""
         return 0 if self.has_encoder else virtual_tokens(self.model, adapter)
 
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether native code decodes with rounded numbers, so that keys and values differ from those of a prompt."""
+        return self.native.decoder is not None and self.native.decoder.format in ("int8", "int4")
+
     def weights_version(self) -> tuple[tuple[int, int], ...]:
         """Changes whenever the weights do: where each tensor is, and how often it was changed in place."""
         tensors = (*self.model.parameters(), *self.model.buffers())

@@ -65,6 +65,9 @@ class Slot:
 
     tokens: list[int] = field(default_factory=list)
     """The tokens whose keys and values are stored."""
+    exact: int = 0
+    """How many of them, the first ones, may be reused. Native code rounds those that it decodes with quantized weights,
+    which would then give another result than reading them as a prompt."""
     key: Key | None = None
     sequence: SequenceState | None = None
     pending: list[int] = field(default_factory=list)
@@ -313,6 +316,8 @@ class Scheduler:
             first, tokens, adapters=adapters, sources=sources, text_lengths=totals, every=every, decoding=decoding
         )
         for slot, ids, total in zip(slots, tokens, totals):
+            if slot.exact == len(slot.tokens) and not (decoding and self.runner.rounds_inputs):
+                slot.exact += len(ids)
             slot.tokens += ids
             slot.pending = slot.pending[len(ids) :]
             slot.text_length, slot.used, slot.is_encoded = total, self._steps, True
@@ -353,6 +358,7 @@ class Scheduler:
         for index, (slot, guess) in enumerate(zip(slots, guesses)):
             if rejected := len(guess.tokens) - max(added[index] - 1, 0):
                 slot.tokens = slot.tokens[: len(slot.tokens) - rejected]
+                slot.exact = min(slot.exact, len(slot.tokens))
                 self.runner.cache.truncate(index, self.runner.cache.lengths[index] - rejected)
         for index in reversed(range(self.decoding)):
             slot = self.slots[index]
@@ -450,7 +456,7 @@ class Scheduler:
             if slot.key != key or (limit is not None and max(slot.text_length, virtual + len(wanted)) > limit):
                 continue
             # At least one token must be read: its logits choose the next one.
-            shared = min(_common_prefix(slot.tokens, wanted), len(wanted) - 1)
+            shared = min(_common_prefix(slot.tokens, wanted), len(wanted) - 1, slot.exact)
             if shared < self.min_reuse or not cache.can_truncate(index, virtual + shared):
                 shared = 0
             if shared > best[1] or (best[0] is None and self.runner.has_encoder and slot.is_encoded):
@@ -505,6 +511,7 @@ class Scheduler:
         cache.truncate(place, stored)
         slot = self.slots[place]
         slot.tokens, slot.pending, slot.text_length = wanted[:shared], wanted[shared:], stored
+        slot.exact = shared
         slot.key, slot.sequence, slot.used = _key_of(sequence), sequence, self._steps
         if not sequence.ids:
             self.statistics.prompt_tokens += len(sequence.prompt)

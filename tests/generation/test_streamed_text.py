@@ -1,5 +1,7 @@
 """What a stream shows is never taken back: joined, its pieces are the completion's text, whatever tokens come."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,6 +80,31 @@ def check_streamed_text(tokenizer, data):
     text = tokenizer.decode(ids)
     text = text[: find_stop(text, stop)]
     assert text.startswith(shown) and len(shown) == growing.shown
+
+
+def test_ten_thousand_texts():
+    """Random texts, of which whoever reads them sees several tokens at a time."""
+    generator, held, cut = random.Random(0), 0, 0
+    tokenizers = list(TOKENIZERS.values())
+    for number in range(10_000):
+        tokenizer = tokenizers[number % len(tokenizers)]
+        ids = [generator.randrange(tokenizer.vocab_size) for _ in range(generator.randrange(1, 16))]
+        ids += byte_ids(tokenizer, generator.choice(["", "é日", "👩"]))
+        whole = tokenizer.decode(ids)
+        place = generator.randrange(len(whole) + 1)
+        stop = [whole[place : place + generator.randrange(1, 4)]] if number % 2 and whole[place:].strip("\ufffd") else []
+        growing, shown, read = TextStreamer(tokenizer, stop), "", 0
+        for length in range(1, len(ids) + 1):
+            if stop and stopped(tokenizer, ids[:length], stop):
+                ids, cut = ids[:length], cut + 1
+                break
+            if length - read >= generator.randrange(1, 5):
+                shown, read = shown + growing.more(ids[:length]), length
+                held += not tokenizer.decode(ids[:length]) == shown
+        text = tokenizer.decode(ids)
+        text = text[: find_stop(text, stop)]
+        assert text.startswith(shown), (number, ids, stop)
+    assert held > 1000 and cut > 1000
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

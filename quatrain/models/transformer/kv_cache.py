@@ -150,9 +150,7 @@ class KVCache:
 
     @torch.inference_mode()
     def move_windows(self, slots: Sequence[int], count: int) -> None:
-        """Moves the windows of slots without room for `count` more tokens to the front of all sliding-window layers, and
-        makes room if that does not suffice.
-        """
+        """Makes room for `count` more tokens in the sliding-window layers of these slots: windows move to the front."""
         if self.window is None:
             return
         for slot in slots:
