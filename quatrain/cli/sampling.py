@@ -37,6 +37,10 @@ class ModelOptions:
     """Round the weights to 8 or 4 bits while they are loaded."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1 or mps."""
+    draft: str | None = None
+    """Speed: a smaller model of the same vocabulary guesses tokens, which are verified; the answer is the same."""
+    prompt_lookup: int | None = None
+    """Speed: guess this many tokens from repetitions in the text and verify them; the answer is the same."""
 
     def load(self, model: str) -> Engine:
         """The engine of a model folder, run or hub id. Raises InputError for an adapter without a name or folder."""
@@ -45,11 +49,17 @@ class ModelOptions:
         from quatrain.core.errors import InputError
         from quatrain.core.wording import format_value
         from quatrain.generation.engine import Engine
+        from quatrain.generation.speculative import PromptLookup
 
         pairs = dict(text.partition("=")[::2] for text in self.adapters)
         problems = [f"--adapters {format_value(text)}" for text in self.adapters if not all(text.partition("="))]
         if problems:
             raise InputError("An adapter is given as NAME=FOLDER:", problems)
+        speculation: Any = self.draft
+        if self.prompt_lookup is not None:
+            if self.draft is not None:
+                raise InputError("--draft and --prompt-lookup: must be at most one of them")
+            speculation = PromptLookup(self.prompt_lookup)
         try:
             device = torch.device(self.device)
             torch.empty(0, device=device)
@@ -64,6 +74,7 @@ class ModelOptions:
             quantize=self.quantize,
             adapters=pairs or None,
             adapter=self.adapter,
+            speculation=speculation,
         )
 
 
@@ -102,8 +113,20 @@ class SamplingOptions:
     """The number of beams of a beam search; 1 turns it off."""
     length_penalty: float | None = None
     """For beam search: values above 0 favour long texts, below 0 short ones."""
+    num_beam_groups: int | None = None
+    """For beam search: groups of beams that are kept different from each other."""
+    diversity_penalty: float | None = None
+    """With --num-beam-groups: how much a group avoids the tokens of the groups before it."""
+    penalty_alpha: float | None = None
+    """Contrastive search among the --top-k likeliest tokens: how much resembling the text so far counts against one."""
+    guidance_scale: float | None = None
+    """Above 1: moves away from what the model would say to the --negative-prompt."""
+    negative_prompt: TextArgument | None = None
+    """What --guidance-scale moves away from; by default the prompt's last token."""
     bad_words: tuple[TextArgument, ...] = ()
     """A text that is never generated; may be given several times."""
+    force_words: tuple[TextArgument, ...] = ()
+    """For beam search: a text that occurs in the answer; may be given several times."""
     json_schema: Path | None = None
     """A file with a JSON schema; the answer is JSON that fits it."""
     regex: TextArgument | None = None

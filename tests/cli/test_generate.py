@@ -164,6 +164,18 @@ def test_answers_are_constrained(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "schema.json" in capsys.readouterr().err
 
 
+def test_guessed_tokens_change_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(folder), "The cat the cat the ", "--json", "--max-new-tokens", "20"]
+    texts = []
+    for options in ([], ["--prompt-lookup", "4"], ["--draft", str(folder)]):
+        assert main([*words, *options]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["ids"])
+    assert texts[0] == texts[1] == texts[2]
+    assert main([*words, "--prompt-lookup", "4", "--draft", str(folder)]) == 2
+    assert main([*words, "--prompt-lookup", "0"]) == 2
+    assert main([*words, "--draft", "nowhere"]) != 0
+
+
 def test_several_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", str(folder), "The", "--temperature", "1", "--seed", "1", "--samples", "3"]
     assert main([*words, "--json"]) == 0
