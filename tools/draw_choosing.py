@@ -2,8 +2,8 @@
 
     python tools/draw_choosing.py [FOLDER]      (default: docs/images)
 
-The bars come from the library itself: grey is the model's distribution, blue what is left of it, and a cross marks
-tokens that are ruled out. matplotlib is in the extra `plot`.
+Grey is the model's distribution, blue what the library leaves of it, and a cross marks tokens that are ruled out. For
+searches, which compare whole texts, small examples are worked out here. matplotlib is in the extra `plot`.
 """
 
 from __future__ import annotations
@@ -96,6 +96,61 @@ def samples(axes: Any) -> None:
     several(axes, {"the distribution": PROBABILITIES, "40 samples": shares})
 
 
+def beams(axes: Any) -> None:
+    """Two steps of a tree in which the likeliest first word does not begin the likeliest sentence."""
+    first = {"mat": 0.4, "sofa": 0.35, "bed": 0.25}
+    second = {"mat": {"and": 0.3, "of": 0.3, "…": 0.4}, "sofa": {"again": 0.9, "…": 0.1}, "bed": {"now": 0.5, "…": 0.5}}
+    sequences = {f"{a} {b}": first[a] * p for a in first for b, p in second[a].items() if b != "…"}
+    sequences["mat …"], sequences["sofa …"] = 0.4 * 0.4, 0.35 * 0.1
+    ordered = sorted(sequences.items(), key=lambda pair: -pair[1])
+    greedy_path, best = "mat …", ordered[0][0]
+    colors = {best: BLUE, greedy_path: ORANGE}
+    for place, (name, value) in enumerate(ordered):
+        axes.bar(place, value, width=0.7, color=colors.get(name, GREY))
+    axes.bar(0, 0, color=BLUE, label="num_beams=2 finds")
+    axes.bar(0, 0, color=ORANGE, label="greedy finds (“mat” first)")
+    axes.legend(fontsize=8, frameon=False)
+    _words(axes, [name for name, _ in ordered])
+
+
+def diverse(axes: Any) -> None:
+    second = PROBABILITIES.log()
+    second = second - 1.5 * torch.tensor([1.0, 1.0, *[0.0] * (len(WORDS) - 2)])
+    several(
+        axes, {"scores of group 1 (as probabilities)": PROBABILITIES, "of group 2, after “mat”, “sofa”": second.exp()}
+    )
+
+
+def forced(axes: Any) -> None:
+    """Two beams, one forced word: the best token, and the one that leads to the word."""
+    bars(axes, PROBABILITIES * torch.tensor([1.0, *[0.0] * 7, 1.0, *[0.0] * 3]))
+
+
+def contrastive(axes: Any) -> None:
+    similarity = torch.tensor([0.95, 0.55, 0.5, 0.62])
+    scores = 0.4 * PROBABILITIES[:4] - 0.6 * similarity
+    places = range(4)
+    axes.bar(
+        [place - 0.27 for place in places], PROBABILITIES[:4].tolist(), width=0.27, color=GREY, label="probability"
+    )
+    axes.bar(places, similarity.tolist(), width=0.27, color=ORANGE, label="similarity to the text so far")
+    shifted = (scores - scores.min() + 0.02).tolist()
+    axes.bar([place + 0.27 for place in places], shifted, width=0.27, color=BLUE, label="score (shifted)")
+    axes.legend(fontsize=8, frameon=False, ncols=3)
+    axes.set_ylim(top=1.25)
+    _words(axes, WORDS[:4])
+
+
+def guidance(axes: Any) -> None:
+    without = torch.tensor([0.10, 0.12, 0.10, 0.08, 0.08, 0.10, 0.06, 0.08, 0.04, 0.08, 0.10, 0.06])
+    guided = (without.log() + 2 * (PROBABILITIES.log() - without.log())).softmax(dim=-1)
+    several(axes, {"with the prompt": PROBABILITIES, "guidance_scale=2": guided, "without it": without})
+
+
+def constrained(axes: Any) -> None:
+    bars(axes, after(SamplingParams(temperature=1.0, logit_bias={}), suppress_tokens=(0, 1, 2, 4, 6, 8, 9, 10, 11)))
+
+
 PICTURES: dict[str, tuple[str, Callable[[Any], None]]] = {
     "greedy": ("temperature=0: the likeliest token", greedy),
     "temperature": ("temperature: sharper below 1, flatter above", temperature),
@@ -128,6 +183,12 @@ PICTURES: dict[str, tuple[str, Callable[[Any], None]]] = {
     ),
     "logit_bias": ("logit_bias: +1.5 for “moon”, -100 for “mat”", penalized([], logit_bias={8: 1.5, 0: -100})),
     "bad_words": ("bad_words: “sofa”, and “grass” after “roof”", penalized([6], bad_words=[[1], [6, 7]])),
+    "beams": ("num_beams=2: the likeliest sentence, not the likeliest next word", beams),
+    "diverse_beams": ("num_beam_groups=2, diversity_penalty=1.5", diverse),
+    "force_words": ("force_words=“moon”, two beams: the best, and what leads to the word", forced),
+    "contrastive": ("penalty_alpha=0.6, top_k=4: “mat” is too much like what is there", contrastive),
+    "guidance": ("guidance_scale=2: what the prompt adds, twice", guidance),
+    "constrained": ("choice: “bed”, “table”, “grass”", constrained),
     "min_new_tokens": ("min_new_tokens=5 after two: no end token (⏎)", penalized([1, 2], min_new_tokens=5)),
 }
 
