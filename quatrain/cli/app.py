@@ -20,6 +20,7 @@ from quatrain.cli.plan import plan
 from quatrain.cli.predict import predict
 from quatrain.cli.recipes import recipes
 from quatrain.cli.run import run
+from quatrain.cli.serve import serve
 from quatrain.cli.tokenize import tokenize
 from quatrain.core.errors import InputError
 
@@ -46,7 +47,7 @@ def build_app() -> App:
         from rich.console import Console
 
         app.console = Console(width=LEAST_WIDTH)
-    for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, predict, evaluate, merge, doctor):
+    for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, serve, predict, evaluate, merge, doctor):
         app.command(verb)
     data = App(name="data", help="The catalog of named data sets: list it, get one, check a file.")
     data.command(list_sources, name="list")

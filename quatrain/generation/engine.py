@@ -118,6 +118,19 @@ class Engine:
 
         resolved = ResolvedModel.of(model)
         network, tokenizer = load_model(resolved, dtype=dtype, device=device, quantize=quantize)
+        return cls.of(network, tokenizer, resolved, adapters=adapters, adapter=adapter)
+
+    @classmethod
+    def of(
+        cls,
+        network: Model,
+        tokenizer: Any,
+        resolved: ResolvedModel,
+        *,
+        adapters: Mapping[str, str | Path] | None = None,
+        adapter: str | None = None,
+    ) -> Engine:
+        """The engine of a model that was loaded with its tokenizer from resolved folders; otherwise as `load`."""
         if adapters:
             from quatrain.adapters.adapter_set import AdapterSet
 
@@ -246,20 +259,41 @@ class Engine:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         adapter: str | None = None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
     ) -> list[int]:
-        """The ids of a conversation up to the start of the assistant's turn, from the chat renderer."""
+        """The ids of a conversation up to the start of the assistant's turn, from the chat renderer.
+
+        `variables` are further inputs of the chat template. `continue_final`: the last message is the beginning of the
+        assistant's turn, a text that the model continues.
+        """
+        from quatrain.data.records import Messages
         from quatrain.tokenizers.chat import render
 
-        tokenizer: Any = self._tokenizer_of(adapter)
+        tokenizer: Any = self.tokenizer_of(adapter)
         if not getattr(tokenizer, "chat_templates", None):
             raise InputError("This model's tokenizer has no chat template: fine-tune it on chats, or give texts.")
-        return render(tokenizer, messages, add_generation_prompt=True, tools=tools).ids
+        final = messages[-1] if continue_final and messages else None
+        if final is not None and (final.get("role") != "assistant" or not isinstance(final.get("content"), str)):
+            raise InputError("Only a text of the assistant can be continued: make it the last message.")
+        if variables or final is not None:
+            own = {**getattr(messages, "variables", {}), **(variables or {})}
+            shown = messages[:-1] if final is not None else messages
+            tools = tools if tools is not None else getattr(messages, "tools", None)
+            documents = getattr(messages, "documents", None)
+            messages = Messages(list(shown), documents=documents, variables=own)  # type: ignore[arg-type]
+        rendered = render(tokenizer, messages, add_generation_prompt=True, tools=tools)
+        if final is None:
+            return rendered.ids
+        ids: list[int] = tokenizer.encode_with_offsets(rendered.text + final["content"])[0]
+        return ids
 
     def check_chat(self, adapter: str | None = None) -> None:
         """Raises InputError if the chat template is missing or cannot render a user's message."""
         from quatrain.tokenizers.chat import check_template
 
-        check_template(cast(Any, self._tokenizer_of(adapter)))
+        check_template(cast(Any, self.tokenizer_of(adapter)))
 
     def _adapters(self, adapters: AdapterChoice, count: int) -> list[str | None]:
         """The adapter of each prompt. Raises InputError, with near names, for names that the model does not have."""
@@ -273,7 +307,7 @@ class Engine:
             raise InputError("adapters: this model has none to choose from; load it with Engine.load(…, adapters=…).")
         return own
 
-    def _tokenizer_of(self, adapter: str | None) -> TokenizerLike | None:
+    def tokenizer_of(self, adapter: str | None) -> TokenizerLike | None:
         """The tokenizer that an adapter was trained with: its chat template may differ from the base model's."""
         self._adapters([adapter], 1)
         member = None if adapter is None else self.model.adapter_set.members[adapter]
@@ -391,7 +425,7 @@ class Engine:
 
         Raises InputError for an empty prompt if no beginning token is known.
         """
-        tokenizer = self._tokenizer_of(adapter)
+        tokenizer = self.tokenizer_of(adapter)
         if not isinstance(prompt, str):
             ids = token_ids_of(prompt)
         elif tokenizer is None:

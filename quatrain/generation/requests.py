@@ -58,6 +58,8 @@ class SequenceState:
     """Whether nothing about the sequence changes any more; set last."""
     submitted: float = 0.0
     """When the sequence came into the queue, by `time.perf_counter`."""
+    reused: int = 0
+    """How many tokens of the prompt were still in the cache when the sequence started."""
     edits: int = 0
     """How often tokens were taken back; whoever caches something about `ids` compares it."""
     plan: object = field(default=None, repr=False)
@@ -147,6 +149,8 @@ class TextChunk(str):
     """A piece of streamed text; the last one carries the whole completion."""
 
     completion: Completion | None = None
+    end: int = 0
+    """How many of the completion's ids were generated for the text up to the end of this piece."""
 
 
 class Request(Iterator[TextChunk]):
@@ -199,22 +203,37 @@ class Request(Iterator[TextChunk]):
         return first
 
     def __next__(self) -> TextChunk:
+        while (piece := self.ready()) is None:
+            if self._is_exhausted:
+                raise StopIteration
+            self._advance(self)
+        return piece
+
+    def ready(self) -> TextChunk | None:
+        """The next piece, without waiting; None if there is none yet, and after the last one. Raises as `result`."""
         if self._is_exhausted:
-            raise StopIteration
+            return None
         sequence = self.sequences[0]
-        while not self.done:
+        if not self.done:
             published = sequence.published
-            if len(self.sequences) == 1 and not sequence.done and published > len(self._ids):
-                self._ids += sequence.ids[len(self._ids) : published]
-                if piece := self._streamer.more(self._ids):
-                    return TextChunk(piece)
-            else:
-                self._advance(self)
+            if len(self.sequences) > 1 or published <= len(self._ids):
+                return None
+            self._ids += sequence.ids[len(self._ids) : published]
+            if not (text := self._streamer.more(self._ids)):
+                return None
+            piece = TextChunk(text)
+            piece.end = len(self._ids)
+            return piece
         self._is_exhausted = True
         completion = self.result()
         last = TextChunk(completion.text[self._streamer.shown :])
-        last.completion = completion
+        last.completion, last.end = completion, len(completion.ids)
         return last
+
+    def split(self) -> list[Request]:
+        """A request for each of the samples, in place of this one, so that each can be read while it is generated."""
+        sequences, self.sequences = self.sequences, []
+        return [Request([sequence], self._tokenizer, self._advance) for sequence in sequences]
 
     def _completion(self, sequence: SequenceState) -> Completion:
         visible = sequence.ids[:-1] if sequence.ended else sequence.ids

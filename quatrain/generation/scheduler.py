@@ -516,6 +516,7 @@ class Scheduler:
         if not sequence.ids:
             self.statistics.prompt_tokens += len(sequence.prompt)
             self.statistics.reused_tokens += shared
+            sequence.reused = shared
         self._swap(place, target)
         self.reading += 1
         room = min(self._longest(sequence), virtual + len(wanted) + FIRST_ROOM)

@@ -16,8 +16,20 @@ from quatrain.core.errors import InputError
 
 FULL = Path(__file__).parents[1] / "runs" / "recipes" / "full.toml"
 
-VERBS = ["chat", "check", "data", "doctor", "evaluate", "generate", "merge", "plan", "predict",
-         "recipes", "run", "tokenize"]
+VERBS = [
+    "chat",
+    "check",
+    "data",
+    "doctor",
+    "evaluate",
+    "generate",
+    "merge",
+    "plan",
+    "predict",
+    "recipes",
+    "run",
+    "tokenize",
+]
 
 
 def quatrain(*words: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -182,7 +182,8 @@ FAULTS = [
     ({"messages": [user("a"), {"role": "assistant"}]}, "'messages[1]': no 'content'; the message has 'role'"),
     (
         {"messages": [user("a"), {"role": "assistant", "content": 3}]},
-        "messages[1].content' is a whole number, must be text"),
+        "messages[1].content' is a whole number, must be text",
+    ),
     ({"messages": [user("a"), "b"]}, "'messages[1]' is text, must be {"),
     ({"messages": [user("a")]}, "it has no turn of the assistant"),
     ({"conversations": [{"from": "elf", "value": "a"}]}, "'conversations[0].from' is 'elf'; allowed are system, human"),

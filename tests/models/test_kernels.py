@@ -125,9 +125,7 @@ def test_causal_attention_by_blocks(length, learned, softcap, monkeypatch):
     if learned is None:
 
         def alone(query, key, value):
-            return cpu.AttentionFunction.apply(
-                query, key, value, angles.cos(), angles.sin(), None, 0.7, softcap, True
-            )
+            return cpu.AttentionFunction.apply(query, key, value, angles.cos(), angles.sin(), None, 0.7, softcap, True)
 
         compare(alone, attention(False), inputs, 1e-5)
     assert len(cpu._blocks(9, 9, True)) == 3 and len(cpu._blocks(9, 9, False)) == 1

@@ -61,7 +61,14 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
     objective.multiple = settings.train.pad_to_multiple_of
     train = settings.train
     job = TrainingJob(
-        model, tokenizer, objective, stream=None, settings=train, steps=0, length=length, limit=length  # type: ignore[arg-type]
+        model,
+        tokenizer,
+        objective,
+        stream=None,
+        settings=train,
+        steps=0,
+        length=length,
+        limit=length,  # type: ignore[arg-type]
     )
     job.sample = lambda model: preview(settings, context, model, tokenizer)
     if context.recipe.data_of(settings).streaming:
@@ -103,9 +110,7 @@ def _stream(settings: PretrainStage, context: StageContext, job: TrainingJob) ->
 
     def rows_of(part: str) -> Make:
         documents = settings.rows == "documents"
-        return lambda: of_texts(
-            pieces(context, settings, part), job.tokenizer, row, documents=documents, causal=causal
-        )
+        return lambda: of_texts(pieces(context, settings, part), job.tokenizer, row, documents=documents, causal=causal)
 
     dev = rows_of("dev") if data.dev is not None else None
     held = max(1, VALIDATION_TOKENS // row) if dev is not None or data.validation else 0
@@ -181,9 +186,7 @@ def copy_first(
     return AlternatingStream(first, settings.copy_steps * train.accumulation, stream, every=settings.copy_every)
 
 
-def make_validation(
-    settings: PretrainStage, objective: Objective, held_out: TokenFile, length: int
-) -> Validate | None:
+def make_validation(settings: PretrainStage, objective: Objective, held_out: TokenFile, length: int) -> Validate | None:
     """The validation: the mean loss on held-out text, in rows like those of the training; None without such text."""
     row = row_length(objective, length)
     if len(held_out) < 2:

@@ -58,9 +58,7 @@ def sentence_pairs(
         raise InputError("No pair of sentences could be built: no document has more than one sentence.")
     cut = [pair for pair in pairs if pair.cut]
     follow = sum(pair.label == FOLLOWS for pair in pairs)
-    notes = [
-        f"{len(pairs):,} pairs from {len(documents):,} documents, {follow / len(pairs):.0%} of them consecutive"
-    ]
+    notes = [f"{len(pairs):,} pairs from {len(documents):,} documents, {follow / len(pairs):.0%} of them consecutive"]
     if cut:
         notes.append(f"{len(cut):,} pairs were longer than {max_length} tokens and were cut at random ends")
     return pairs, notes

@@ -14,10 +14,24 @@ def _case(name, head="ForConditionalGeneration", **changes):
 
 CASES = [
     _case("plain"),
-    _case("unequal sides", encoder_layers=1, decoder_layers=3, encoder_attention_heads=2, decoder_attention_heads=6,
-          encoder_ffn_dim=37, decoder_ffn_dim=50),
-    _case("odd sizes, scaled", d_model=42, encoder_attention_heads=3, decoder_attention_heads=3, scale_embedding=True,
-          activation_function="relu", encoder_ffn_dim=51),
+    _case(
+        "unequal sides",
+        encoder_layers=1,
+        decoder_layers=3,
+        encoder_attention_heads=2,
+        decoder_attention_heads=6,
+        encoder_ffn_dim=37,
+        decoder_ffn_dim=50,
+    ),
+    _case(
+        "odd sizes, scaled",
+        d_model=42,
+        encoder_attention_heads=3,
+        decoder_attention_heads=3,
+        scale_embedding=True,
+        activation_function="relu",
+        encoder_ffn_dim=51,
+    ),
     _case("starts with padding", decoder_start_token_id=0, activation_function="gelu_new"),
     _case("body", "Model"),
     _case("classifier", "ForSequenceClassification", num_labels=3),

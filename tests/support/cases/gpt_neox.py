@@ -16,8 +16,9 @@ CASES = [
     _case("no biases", attention_bias=False, layer_norm_eps=1e-3),
     _case("all turns", rotary_pct=1.0, rotary_emb_base=500),
     _case("tied", tie_word_embeddings=True),
-    _case("odd sizes", hidden_size=42, num_attention_heads=3, intermediate_size=37, hidden_act="gelu_new",
-          rotary_pct=0.3),
+    _case(
+        "odd sizes", hidden_size=42, num_attention_heads=3, intermediate_size=37, hidden_act="gelu_new", rotary_pct=0.3
+    ),
     _case("linear rope", rope_scaling={"rope_type": "linear", "factor": 4.0}),
     _case("body", "Model"),
     _case("classifier", "ForSequenceClassification", num_labels=3),

@@ -14,8 +14,16 @@ def _case(name, head="MTModel", **changes):
 
 CASES = [
     _case("plain", scale_embedding=True, activation_function="swish"),
-    _case("unequal sides, unscaled", encoder_layers=3, decoder_layers=1, encoder_attention_heads=2,
-          decoder_attention_heads=6, encoder_ffn_dim=37, decoder_ffn_dim=50, activation_function="relu"),
+    _case(
+        "unequal sides, unscaled",
+        encoder_layers=3,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=6,
+        encoder_ffn_dim=37,
+        decoder_ffn_dim=50,
+        activation_function="relu",
+    ),
     _case("odd sizes", d_model=42, encoder_attention_heads=3, decoder_attention_heads=7, scale_embedding=True),
     _case("body", "Model"),
 ]

@@ -1,0 +1,1 @@
+"""The server: OpenAI's and Anthropic's protocols over the engine."""

@@ -1,0 +1,1 @@
+"""The forms of requests and answers: OpenAI's and Anthropic's."""
