@@ -118,7 +118,10 @@ class Engine:
 
         resolved = ResolvedModel.of(model)
         network, tokenizer = load_model(resolved, dtype=dtype, device=device, quantize=quantize)
-        return cls.of(network, tokenizer, resolved, adapters=adapters, adapter=adapter)
+        if isinstance(speculation, str | Path):
+            draft, drafted = load_model(ResolvedModel.of(speculation), dtype=dtype, device=device, quantize=quantize)
+            speculation = DraftModel(draft, drafted)
+        return cls.of(network, tokenizer, resolved, adapters=adapters, adapter=adapter, speculation=speculation)
 
     @classmethod
     def of(
@@ -129,6 +132,7 @@ class Engine:
         *,
         adapters: Mapping[str, str | Path] | None = None,
         adapter: str | None = None,
+        speculation: Proposer | None = None,
     ) -> Engine:
         """The engine of a model that was loaded with its tokenizer from resolved folders; otherwise as `load`."""
         if adapters:
@@ -136,9 +140,6 @@ class Engine:
 
             tokenizer = AdapterSet.load(network, adapters).tokenizer or tokenizer
         target = resolved.tokenizer(target=True) if has_encoder(network.config) else None
-        if isinstance(speculation, str | Path):
-            draft, drafted = load_model(ResolvedModel.of(speculation), dtype=dtype, device=device, quantize=quantize)
-            speculation = DraftModel(draft, drafted)
         engine = cls(network, tokenizer, target_tokenizer=target, adapter=adapter, speculation=speculation)
         engine._adapters(None, 1)
         return engine

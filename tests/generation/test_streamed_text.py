@@ -92,7 +92,9 @@ def test_ten_thousand_texts():
         ids += byte_ids(tokenizer, generator.choice(["", "é日", "👩"]))
         whole = tokenizer.decode(ids)
         place = generator.randrange(len(whole) + 1)
-        stop = [whole[place : place + generator.randrange(1, 4)]] if number % 2 and whole[place:].strip("\ufffd") else []
+        stop = (
+            [whole[place : place + generator.randrange(1, 4)]] if number % 2 and whole[place:].strip("\ufffd") else []
+        )
         growing, shown, read = TextStreamer(tokenizer, stop), "", 0
         for length in range(1, len(ids) + 1):
             if stop and stopped(tokenizer, ids[:length], stop):
