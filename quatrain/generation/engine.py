@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -90,7 +91,7 @@ class Engine:
         self.scheduler = Scheduler(
             ModelRunner(model, native=native),
             self.chooser,
-            is_stopped=self._is_stopped,
+            is_stopped=partial(_is_stopped, self.target_tokenizer),
             proposer=speculation,
             max_rows=max_rows,
         )
@@ -548,9 +549,10 @@ class Engine:
             ends += [] if special is None else [special]
         return replace(params, stop=tuple(strings)), tuple(dict.fromkeys(ends))
 
-    def _is_stopped(self, ids: list[int], params: SamplingParams) -> bool:
-        """Whether the newest of a completion's ids has completed a stop string."""
-        return self.target_tokenizer is not None and stopped(self.target_tokenizer, ids, params.stop)
+
+def _is_stopped(tokenizer: TokenizerLike | None, ids: list[int], params: SamplingParams) -> bool:
+    """Whether the newest of a completion's ids has completed a stop string."""
+    return tokenizer is not None and stopped(tokenizer, ids, params.stop)
 
 
 def _rows_of(request: Request) -> int:

@@ -34,9 +34,12 @@ from quatrain.generation.speculative import Proposal, Proposer, accept_or_replac
 from quatrain.models.kernels.decode import memory_bandwidth
 from quatrain.planning.counts import kv_cache_bytes
 from quatrain.planning.limits import fits
+from quatrain.planning.machine import available_memory
 
 IDLE_BYTES = 256 * 1024 * 1024
-"""The most memory that the slots of finished sequences take while nothing runs."""
+"""Memory that the slots of finished sequences may take while nothing runs."""
+IDLE_SHARE = 8
+"""They may also take one part in so many of the free memory."""
 FIRST_ROOM = 256
 """New tokens for which a sequence that starts gets room at once; more room follows when it is needed."""
 
@@ -597,11 +600,14 @@ class Scheduler:
         self.slots[index] = Slot(sequence=self.slots[index].sequence, pending=self.slots[index].pending)
 
     def _trim(self) -> None:
-        """Frees the memory of idle slots beyond `IDLE_BYTES`, those idle for longest first."""
+        """Frees the memory of idle slots beyond `IDLE_BYTES` or their share of it, those idle for longest first."""
         cache = self.runner.cache
         if cache.nbytes <= IDLE_BYTES:
             return
-        keep = IDLE_BYTES * len(self.slots) // cache.nbytes
+        most = max(IDLE_BYTES, (available_memory(cache.device) or 0) // IDLE_SHARE)
+        keep = most * len(self.slots) // cache.nbytes
+        if keep >= len(self.slots):
+            return
         latest = sorted(range(len(self.slots)), key=lambda index: -self.slots[index].used)[:keep]
         for place, index in enumerate(sorted(latest)):
             self._swap(index, place)

@@ -3,6 +3,7 @@
 import gc
 import random
 import threading
+import weakref
 
 import battery
 import pytest
@@ -10,7 +11,7 @@ import torch
 from running import CONFIGS, SPEAKERS, alone, assert_nothing_is_left, assert_same, engine_of, prompts
 from tiny_models import llama, random_model
 
-from quatrain.adapters.adapter_set import AdapterSet
+from quatrain.adapters.adapter_set import AdapterSet, Member
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.engine import Engine, SamplingParams
@@ -219,6 +220,27 @@ def test_the_cache_of_one_adapter_is_not_that_of_another(settings):
     assert_nothing_is_left(engine)
 
 
+def test_adapters_with_weights_of_the_model_take_turns():
+    model = random_model(llama(vocab_size=120))
+    generator = torch.Generator().manual_seed(0)
+    changed = {name: {"norm.weight": 1 + torch.randn(32, generator=generator)} for name in ("a", "b")}
+    AdapterSet(model, {name: Member({}, None, 120, weights=whole) for name, whole in changed.items()})
+    texts, params = prompts(3, low=5), SamplingParams(5)
+    cold = {
+        (number, name): alone(model, texts[number], params, [], name)
+        for number in range(3)
+        for name in (None, *changed)
+    }
+    assert len({tuple(each.ids) for key, each in cold.items() if key[0] == 0}) == 3
+    engine = engine_of(model, end_ids=[])
+    requests = [(key, engine.submit(texts[key[0]], params, adapter=key[1])) for key in cold]
+    while engine.step():
+        assert len({slot.sequence.adapter for slot in engine.scheduler.slots if slot.sequence is not None}) <= 1
+    for key, request in requests:
+        assert_same(request.result(), cold[key])
+    assert_nothing_is_left(engine)
+
+
 def test_a_request_that_fails_does_so_alone():
     model = random_model(CONFIGS["llama"])
     engine = engine_of(model, end_ids=[])
@@ -321,6 +343,19 @@ def test_an_abandoned_stream_is_cancelled():
     assert engine.scheduler.is_idle and engine.statistics.cancelled == 2
 
 
+def test_a_dropped_engine_frees_its_memory_at_once():
+    engine = engine_of(random_model(CONFIGS["llama"]), end_ids=[])
+    engine.generate(prompts(3), SamplingParams(3, num_beams=2))
+    engine.submit([30], SamplingParams(3)).result()
+    cache, model = (weakref.ref(each) for each in (engine.scheduler.runner.cache, engine.model))
+    gc.disable()
+    try:
+        del engine
+        assert cache() is None and model() is None
+    finally:
+        gc.enable()
+
+
 def test_idle_slots_are_few_and_the_oldest_goes_first():
     engine = engine_of(random_model(CONFIGS["llama"]), end_ids=[], idle_slots=2, chunk=512)
     texts = prompts(6, low=20, high=21)
@@ -342,6 +377,7 @@ def test_idle_slots_give_their_memory_back(monkeypatch):
     engine.generate(texts, SamplingParams(2))
     whole = engine.statistics
     monkeypatch.setattr(scheduler, "IDLE_BYTES", whole.cache_bytes // 4)
+    monkeypatch.setattr(scheduler, "available_memory", lambda device: whole.cache_bytes)
     engine.generate([texts[-1]], SamplingParams(2))
     assert engine.statistics.cache_bytes <= whole.cache_bytes // 4 and engine.statistics.slots < whole.slots
     assert_same(engine.generate([texts[2]], SamplingParams(2))[0], alone(engine.model, texts[2], SamplingParams(2), []))
