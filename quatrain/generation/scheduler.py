@@ -155,13 +155,18 @@ class Scheduler:
         idle_slots: int = 4,
         min_reuse: int = 16,
     ):
-        """At most `max_rows` rows run at once; each beam is one. A step reads at most `chunk` tokens of prompts.
+        """At most `max_rows` rows run at once; each beam is one. A step reads at most `chunk` tokens of prompts, and
+        `busy_chunk` if others wait for their next token meanwhile.
         `idle_slots` slots of finished sequences are kept besides those in use. At least `min_reuse` tokens are reused.
         `is_stopped` tells whether the newest of a sequence's ids has completed a stop string. A `proposer` guesses
         tokens, for speculative decoding.
         """
         self.runner, self.chooser, self.is_stopped, self.proposer = runner, chooser, is_stopped, proposer
         self.max_rows, self.chunk, self.idle_slots, self.min_reuse = max_rows, chunk, idle_slots, min_reuse
+        on_cpu = runner.device.type == "cpu"
+        self.busy_chunk = 128 if on_cpu else 512
+        self.step_tokens = 32 if on_cpu else 256
+        """Tokens, guesses included, that a decoding step reads in little more time than one of each sequence."""
         self.waiting: deque[SequenceState] = deque()
         self.slots: list[Slot] = []
         self.decoding = 0
@@ -170,7 +175,7 @@ class Scheduler:
         """Number of slots behind them whose prompts are not read yet; between steps at most one."""
         self.searches: list[Search] = []
         self.statistics = Statistics()
-        self._steps = 0
+        self._steps, self._budget = 0, chunk
         self._weights: tuple[tuple[int, int], ...] = ()
         self._queue = threading.Lock()
 
@@ -287,8 +292,19 @@ class Scheduler:
         if self.proposer is None or self.runner.original_length is not None:
             return []
         rows = [slot.sequence for slot in slots if slot.sequence is not None]
-        # The last token of a sequence is not read: a guess must leave room for it.
-        counts = [min(self.proposer.count, row.limit - len(row.ids) - 1) for row in rows]
+        share = max(self.step_tokens // len(rows) - 1, 0)
+        # The last token of a sequence is not read: a guess must leave room for it. What is drawn depends on the number of
+        # drawn guesses, which must therefore not depend on the other sequences.
+        counts = [
+            min(
+                self.proposer.count,
+                row.limit - len(row.ids) - 1,
+                self.proposer.count if row.params.temperature and self.proposer.draws else share,
+            )
+            for row in rows
+        ]
+        if max(counts) < 1:
+            return []
         proposals = self.proposer.propose(rows, counts)
         count = sum(len(proposal.tokens) for proposal in proposals)
         self.statistics.proposed_tokens += count
@@ -405,7 +421,8 @@ class Scheduler:
 
     def _prefill(self) -> None:
         """Reads prompts, at most `chunk` tokens of them, and chooses the first token of those that are read."""
-        start, budget = time.perf_counter(), self.chunk
+        start = time.perf_counter()
+        self._budget = budget = min(self.chunk, self.busy_chunk) if self.decoding else self.chunk
         while budget > 0:
             if not self.reading:
                 self._admit(budget)
@@ -476,7 +493,7 @@ class Scheduler:
             return False
         count = len(_tokens_of(sequence)) - shared
         if not slots:
-            return count <= budget or budget == self.chunk  # The rest of a step's tokens is not worth a part.
+            return count <= budget or budget == self._budget  # The rest of a step's tokens is not worth a part.
         counts = [*(len(slot.pending) for slot in slots), count]
         columns = len(counts) * max(counts)
         largest = self.runner.largest_chunk(budget)

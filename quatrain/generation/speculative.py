@@ -44,6 +44,8 @@ class Proposer(Protocol):
 
     count: int
     """The most guesses for one sequence at a time."""
+    draws: bool
+    """Whether guesses for sequences that sample are drawn from distributions."""
 
     def check(self, model: Model, tokenizer: TokenizerLike | None) -> None:
         """Raises InputError, all problems at once, if the guesses cannot serve this model."""
@@ -65,7 +67,7 @@ class PromptLookup:
                 f"prompt look-up: count {count}, min_ngram {min_ngram}, max_ngram {max_ngram}; all must be at least 1, "
                 "and min_ngram at most max_ngram"
             )
-        self.count, self.sizes = count, range(max_ngram, min_ngram - 1, -1)
+        self.count, self.draws, self.sizes = count, False, range(max_ngram, min_ngram - 1, -1)
         self._indices: WeakKeyDictionary[SequenceState, _Index] = WeakKeyDictionary()
 
     def check(self, model: Model, tokenizer: TokenizerLike | None) -> None:
@@ -118,6 +120,7 @@ class DraftModel:
         if count < 1:
             raise InputError(f"draft model: count {count}; must be at least 1")
         self.runner, self.tokenizer, self.count = ModelRunner(model.eval(), native=native), tokenizer, count
+        self.draws = True
         self.rows: list[SequenceState] = []
         """The sequence in each slot."""
         self._texts: list[list[int]] = []

@@ -28,7 +28,7 @@ def near(model, noise=0.03, seed=1):
 class Oracle:
     """Guesses that are partly right: of each sequence's known completion, with errors at random places."""
 
-    count = 5
+    count, draws = 5, False
 
     def __init__(self, completions):
         self.completions, self.generator = completions, random.Random(0)
@@ -90,6 +90,7 @@ def test_samples_follow_the_models_own_distribution(kind):
     model = random_model(llama(vocab_size=12), scale=0.3)
     speculation = DraftModel(near(model, 0.15)) if kind == "draft" else PromptLookup(min_ngram=1)
     engine = Engine(model, end_ids=[], speculation=speculation, max_rows=256)
+    engine.scheduler.step_tokens = 10_000
     prompt, count = [3, 4, 3, 4], 6000
     params = SamplingParams(4, temperature=0.9, top_k=7, seed=0)
     drawn = engine.generate([prompt] * count, params, batch_size=256)
@@ -232,3 +233,22 @@ def test_native_code_reads_guesses_as_it_reads_tokens(method):
         assert [each.ids for each in engine.generate(texts, params)] == [each.ids for each in plain]
         assert engine.statistics.proposed_tokens > 0 and engine.statistics.decoder == "native"
     assert engine.statistics.accepted_tokens > 100, "the model itself guesses right"
+
+
+def test_guesses_are_fewer_the_more_sequences_run():
+    model = random_model(CONFIGS["llama"])
+    texts = [[30 + n, 31, 32] * 5 for n in range(16)]
+    counts = []
+
+    class Counting(PromptLookup):
+        def propose(self, rows, wanted):
+            counts.append((len(rows), max(wanted, default=0)))
+            return super().propose(rows, wanted)
+
+    engine = Engine(model, end_ids=[], speculation=Counting(min_ngram=1))
+    engine.generate(texts, SamplingParams(12))
+    engine.generate(texts[:1], SamplingParams(12))
+    assert all(rows * (1 + wanted) <= 32 for rows, wanted in counts)
+    assert {rows: wanted for rows, wanted in counts if wanted}[1] > 1 and any(
+        rows == 16 and wanted for rows, wanted in counts
+    )
