@@ -115,24 +115,28 @@ def format_value(value: object, limit: int = 80) -> str:
 
     Text, numbers, lists and mappings are written as in JSON. Control characters are escaped.
     """
-    text = _written(value, limit)
+    text = _written(value, limit, 8)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return shorten(text, limit)
 
 
-def _written(value: object, limit: int) -> str:
+def _written(value: object, limit: int, depth: int) -> str:
+    """A value as in JSON, with "…" for what is nested deeper than `depth`."""
     if isinstance(value, str):
         return json.dumps(value[:limit], ensure_ascii=False)
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         return f"a whole number of {value.bit_length():,} bits"
+    if depth == 0 and isinstance(value, Mapping | list | tuple):
+        return "…"
     if isinstance(value, Mapping):
-        items = (f"{_written(key, limit)}: {_written(item, limit)}" for key, item in islice(value.items(), limit))
+        pairs = islice(value.items(), limit)
+        items = (f"{_written(key, limit, depth - 1)}: {_written(item, limit, depth - 1)}" for key, item in pairs)
         return "{" + ", ".join(items) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_written(item, limit) for item in islice(value, limit)) + "]"
+        return "[" + ", ".join(_written(item, limit, depth - 1) for item in islice(value, limit)) + "]"
     return str(value) if isinstance(value, int | float | date | time | PurePath) else repr(value)
 
 

@@ -68,7 +68,8 @@ class GrammarState:
             self._matcher.reset()
         del self._ids[shared:]
         for token in ids[shared:]:
-            if not self._matcher.consume_token(self._as_read(token)):
+            read = self._as_read(token)
+            if read < 0 or not self._matcher.consume_token(read):
                 raise self._failure()
             self._ids.append(token)
 
@@ -81,6 +82,9 @@ class GrammarState:
             raise self._failure()
         known = len(self._compiler.vocabulary.pieces)
         allowed = np.unpackbits(bits, bitorder="little")[:known].astype(bool)
+        if allowed.sum() == 1 and not self._matcher.validate_tokens([int(allowed.argmax())]):
+            # What llguidance offers where the vocabulary lacks the bytes that must come next.
+            allowed = np.zeros(known, dtype=bool)
         if self._at_start():
             same = self._compiler.same_at_start
             allowed = np.where(same >= 0, allowed[same], False)
@@ -139,13 +143,17 @@ class GrammarCompiler:
         if key in self._compiled:
             self._compiled.move_to_end(key)
             return self._compiled[key]
-        matcher = _with_stack(lambda: self._matcher(params))
-        self._compiled[key] = Grammar(matcher, self)
+        name, matcher = _with_stack(lambda: self._matcher(params))
+        grammar = Grammar(matcher, self)
+        if not matcher.is_accepting() and not bool(grammar.start().mask((), len(self.vocabulary.pieces)).any()):
+            raise InputError(f"{name}: no token of this model can begin such a text")
+        self._compiled[key] = grammar
         while len(self._compiled) > CACHED:
             self._compiled.popitem(last=False)
         return self._compiled[key]
 
-    def _matcher(self, params: SamplingParams) -> Any:
+    def _matcher(self, params: SamplingParams) -> tuple[str, Any]:
+        """The parameter that constrains the text, and its matcher."""
         library = self._library.LLMatcher
         if params.json_schema is not None:
             name, source = "json_schema", self._json_grammar(json.loads(params.json_schema))
@@ -154,16 +162,12 @@ class GrammarCompiler:
         elif params.grammar is not None:
             name, source = "grammar", library.grammar_from_lark(params.grammar)
         else:
-            texts = " | ".join(json.dumps(text) for text in params.choice)
-            name, source = "choice", library.grammar_from_lark(f"start: {texts}")
+            texts = " | ".join(json.dumps(text) for text in dict.fromkeys(params.choice))
+            name, source = "choice", library.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
         matcher = library(self._tokens, source, log_level=0)
         if matcher.is_error():
             raise InputError(f"{name}: {_one_line(matcher.get_error())}")
-        if not matcher.is_accepting() and not any(matcher.compute_bitmask()):
-            raise InputError(f"{name}: no token of this model can begin such a text")
-        if matcher.is_error():
-            raise InputError(f"{name}: {_one_line(matcher.get_error())}")
-        return matcher
+        return name, matcher
 
     def _json_grammar(self, schema: Any) -> str:
         if schema is False:
@@ -249,6 +253,8 @@ def _with_stack(work: Callable[[], Any]) -> Any:
 
 def _one_line(message: str) -> str:
     """The first line of a compiler's message that says what is wrong."""
+    if "panic" in message:
+        return "too complex"
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("error:")] or lines
     text = told[0] if told else "cannot be used"

@@ -28,6 +28,7 @@ MAX_LOGPROBS = 1000
 LogitsProcessor = Callable[[list[int], "Tensor"], "Tensor"]
 """The ids that the decoder has read and generated so far, and the logits (V,) of the next token, to logits (V,)."""
 
+_HALF = "holds half of a character (a lone surrogate)"
 _SHARES = {
     **{"top_p": False, "min_p": True, "typical_p": False},
     **{"epsilon_cutoff": True, "eta_cutoff": True, "top_h": False},
@@ -177,6 +178,8 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str):
                 yield f"stop: {format_value(text)}; must be a text"
+            elif not _is_text(text):
+                yield f"stop: {format_value(text)}; {_HALF}"
 
     def _filter_problems(self) -> Iterator[str]:
         if self.top_k is not None and not _whole(self.top_k, 1):
@@ -294,6 +297,8 @@ class SamplingParams:
         for word in self.bad_words:
             if not (isinstance(word, str) and word) and not (word and _ids(word)):
                 yield f"bad_words: {format_value(word)}; must be a text or a list of token ids, neither of them empty"
+            elif isinstance(word, str) and not _is_text(word):
+                yield f"bad_words: {format_value(word)}; {_HALF}"
         for token in self.stop_token_ids:
             if not _whole(token, 0):
                 yield f"stop_token_ids: {format_value(token)}; must be a token id"
@@ -333,7 +338,7 @@ class SamplingParams:
                     allowed = "a mapping or JSON text" if name == "json_schema" else "a text that is not empty"
                     yield f"{name}: {format_value(text)}; must be {allowed}"
                 elif not _is_text(text):
-                    yield f"{name}: {format_value(text)}; holds half of a character (a lone surrogate)"
+                    yield f"{name}: {format_value(text)}; {_HALF}"
             size = sum(len(text) for text in (value if name == "choice" else [value]) if isinstance(text, str))
             if size > MAX_GRAMMAR:
                 yield f"{name}: {size:,} characters; must be at most {MAX_GRAMMAR:,}"
@@ -369,16 +374,19 @@ def _words(value: Any) -> tuple[Any, ...]:
     """Forced words as tuples all the way down."""
     if isinstance(value, str):
         return (value,)
-    return tuple(_tuples(word) for word in _listed(value))
+    return tuple(_tuples(word, 2) for word in _listed(value))
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, list | tuple) else value
+def _tuples(value: Any, depth: int) -> Any:
+    """Lists as tuples, as deep as forced words may be nested."""
+    return tuple(_tuples(each, depth - 1) for each in value) if depth and isinstance(value, list | tuple) else value
 
 
 def _is_word(value: object) -> bool:
     """Whether a value is a text or a list of token ids that is not empty."""
-    return (isinstance(value, str) and bool(value)) or (isinstance(value, tuple) and bool(value) and _ids(value))
+    if isinstance(value, str):
+        return bool(value) and _is_text(value)
+    return isinstance(value, tuple) and bool(value) and _ids(value)
 
 
 def _tokens(value: object) -> list[int]:

@@ -112,6 +112,45 @@ def test_banned_ids_stop_tokens_and_vocabulary(engine):
         Engine(engine.model, end_ids=[]).generate(prompt, SamplingParams(8, bad_words=["x"]))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"bad_words": ["\ud800"]},
+        {"stop": ["\ud800"]},
+        {"force_words": ["\ud800"], "num_beams": 2},
+        {"negative_prompt": "\ud800", "guidance_scale": 2.0},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {"a": 1.0}},
+        {"logit_bias": {1: 101.0}},
+        {"logit_bias": {1: float("nan")}},
+        {"frequency_penalty": 2.1},
+        {"presence_penalty": float("nan")},
+        {"bad_words": [[]]},
+        {"bad_words": [[1.5]]},
+        {"stop_token_ids": [True]},
+        {"logprobs": -1},
+        {"logprobs": 10_000},
+        {"logprobs_mode": "both"},
+        {"logits_processors": ["not a function"]},
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused_by_name(values):
+    with pytest.raises(InputError, match=f"{next(iter(values))}: "):
+        SamplingParams(**values)
+
+
+def test_parameters_are_values():
+    deep = [[5]]
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(InputError, match="force_words"):
+        SamplingParams(num_beams=2, force_words=deep)
+    one = SamplingParams(logit_bias={"7": 1, 3: -2}, bad_words=["a", [1, 2]], stop_token_ids=[4])
+    other = SamplingParams(logit_bias=((7, 1.0), (3, -2.0)), bad_words=("a", (1, 2)), stop_token_ids=(4,))
+    assert one == other and hash(one) == hash(other)
+
+
 def test_log_probabilities_of_the_likeliest(engine):
     base = SamplingParams(6, temperature=0.7, top_k=5, seed=3, logprobs=4)
     (raw,) = engine.generate([[5, 6, 7]], base)

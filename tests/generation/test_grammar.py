@@ -1,6 +1,7 @@
 """Constrained output always matches, whatever the model wants; what cannot be followed is refused, never ignored."""
 
 import json
+import os
 import re
 import string
 
@@ -25,7 +26,9 @@ KINDS = {
     "characters": {"kind": "char"},
 }
 TOKENIZERS = {name: Tokenizer.train([TEXT] * 20, **options) for name, options in KINDS.items()}
-FUZZ = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+FUZZ = settings(
+    deadline=None, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")), suppress_health_check=list(HealthCheck)
+)
 
 
 def written(tokenizer, seed=0, *, limit=400, ends=True, **params):
@@ -277,6 +280,7 @@ LONG_CHAIN = "start: a0\n" + "\n".join(f"a{place}:a{place + 1}" for place in ran
         {"grammar": 'start: %json {"type": "strng"}'},
         {"choice": [""]},
         {"choice": [1]},
+        {"choice": ["\ud800"]},
         {"regex": "a", "choice": ["a"]},
         {"regex": "a", "stop": "b"},
         {"regex": "a", "ignore_eos": True},
@@ -300,6 +304,8 @@ def test_what_cannot_be_followed_is_refused_before_a_token(asked):
         {"regex": "(x+x+)+y"},
         {"regex": "(a|b)*a(a|b){18}"},
         {"regex": "a" * 50_000},
+        {"choice": ["same"] * 50_000},
+        {"choice": [f"v{place}" for place in range(9000)]},
         {"json_schema": {"enum": [f"v{place}" for place in range(9000)]}},
         {"json_schema": {"type": "string", "minLength": 100_000}},
     ],
@@ -418,3 +424,27 @@ def test_the_first_space_that_decoding_drops():
             bias[0, token] = 1
             chooser.choose(bias, [state]).append_to([state])
         assert tokenizer.decode(state.ids) == "yes" and state.finished == "stop"
+
+
+def test_a_tokenizer_that_lacks_a_character_is_refused_before_a_token():
+    tokenizer = Tokenizer.train(["only small letters"] * 9, kind="char")
+    chooser = TokenChooser(tokenizer=tokenizer)
+    with pytest.raises(InputError, match="json_schema: no token of this model can begin such a text"):
+        chooser.check(SamplingParams(json_schema={"type": "object"}), 99)
+    chooser.check(SamplingParams(regex="[a-z ]+"), 99)
+    with pytest.raises(InputError, match="cannot be used with this model"):
+        TokenChooser().check(SamplingParams(regex="a"), 99)
+
+
+def test_beams_follow_schemas(engine):
+    generator = torch.Generator().manual_seed(0)
+    for number, schema in enumerate([SCHEMA, {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}, {}]):
+        prompt = torch.randint(0, 200, (3,), generator=generator).tolist()
+        params = SamplingParams(30, num_beams=3, num_return_sequences=3, json_schema=schema)
+        if number == 1:
+            params = SamplingParams(
+                30, num_beams=4, num_beam_groups=2, diversity_penalty=1.0, num_return_sequences=4, json_schema=schema
+            )
+        (best,) = engine.generate([prompt], params)
+        for each in (best, *best.alternatives):
+            assert each.finish_reason == "length" or json.loads(each.text) is not NotImplemented
