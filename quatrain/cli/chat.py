@@ -37,9 +37,6 @@ MOST_COLUMNS = 40
 
 MOST_TABLES = 100
 
-ANSWER_BYTES = 4_000_000
-"""The most bytes of one answer."""
-
 
 @dataclass(frozen=True)
 class Command:
@@ -91,7 +88,7 @@ def chat(
     with contextlib.ExitStack() as stack:
         database = None
         if db is not None:
-            from quatrain.tasks.task import spec_of_database
+            from quatrain.tasks.task import ANSWER_BYTES, spec_of_database
 
             opened = spec_of_database().database(db, rows=rows, size=ANSWER_BYTES, show_schema=schema)
             database = stack.enter_context(opened)  # a file that is no database is refused before the model is loaded

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +17,39 @@ KEY_VARIABLE = "QUATRAIN_API_KEY"
 """The environment variable with the key, if no file gives one."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class WeightOptions:
+    """How the weights are loaded."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The number format of the weights."""
+    quantize: Literal["int8", "int4", "nf4"] | None = None
+    """Round the weights to 8 or 4 bits while they are loaded."""
+    device: str = "cpu"
+    """Where the models run: cpu, cuda, cuda:1 or mps."""
+    memory: Annotated[float | None, Parameter(name="--memory-gb")] = None
+    """The most gigabytes of weights in memory; models that nobody uses make room for others."""
+    idle_minutes: float | None = None
+    """Unload a model that nobody has used for so long."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DatabaseOptions:
+    """The database that the page answers questions from."""
+
+    db: Path | None = None
+    """A SQLite file: in the page the model answers with SQL, which is run read-only, and its rows are shown."""
+    schema: bool = False
+    """Show the model the tables of the database before each question."""
+    rows: int = 100
+    """The most rows to show of one answer."""
+
+
+DEFAULT_WEIGHTS, NO_DATABASE = WeightOptions(), DatabaseOptions()
+
+
 def serve(
     *models: str,
     adapter: tuple[str, ...] = (),
@@ -22,11 +57,8 @@ def serve(
     port: int = 8000,
     key_file: Path | None = None,
     allowed_host: tuple[str, ...] = (),
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    quantize: Literal["int8", "int4", "nf4"] | None = None,
-    device: str = "cpu",
-    memory: Annotated[float | None, Parameter(name="--memory-gb")] = None,
-    idle_minutes: float | None = None,
+    weights: WeightOptions = DEFAULT_WEIGHTS,
+    database: DatabaseOptions = NO_DATABASE,
 ) -> int:
     """Serve models to clients of OpenAI's and Anthropic's APIs, and a chat page.
 
@@ -48,24 +80,22 @@ def serve(
         A file with the key that clients must send.
     allowed_host
         A name under which the server is reached, as behind a proxy; may be given several times.
-    dtype
-        The number format of the weights.
-    quantize
-        Round the weights to 8 or 4 bits while they are loaded.
-    device
-        Where the models run: cpu, cuda, cuda:1 or mps.
-    memory
-        The most gigabytes of weights in memory; models that nobody uses make room for others.
-    idle_minutes
-        Unload a model that nobody has used for so long.
     """
     from quatrain.cli.output import show
 
-    server = _server(
-        models, adapter, host, port, key_file, allowed_host, memory, idle_minutes, (dtype, quantize, device)
-    )
-    show(f"Serving {', '.join(server.service.registry.names)} at {server.address}  (Ctrl-C stops)")
-    server.run()
+    with contextlib.ExitStack() as stack:
+        opened = None
+        if database.db is not None:
+            from quatrain.tasks.task import ANSWER_BYTES, spec_of_database
+
+            open_database = spec_of_database().database
+            opened = stack.enter_context(
+                open_database(database.db, rows=database.rows, size=ANSWER_BYTES, show_schema=database.schema)
+            )
+        server = _server(models, adapter, host, port, key_file, allowed_host, weights)
+        server.service.database = opened
+        show(f"Serving {', '.join(server.service.registry.names)} at {server.address}  (Ctrl-C stops)")
+        server.run()
     return 0
 
 
@@ -76,9 +106,7 @@ def _server(
     port: int,
     key_file: Path | None,
     allowed_host: tuple[str, ...],
-    memory: float | None,
-    idle_minutes: float | None,
-    loading: tuple[str, str | None, str],
+    weights: WeightOptions,
 ) -> Server:
     """The server of the options. Raises InputError."""
     import torch
@@ -107,8 +135,8 @@ def _server(
         port=port,
         key=key,
         allowed_hosts=allowed_host,
-        memory=None if memory is None else int(memory * 1e9),
-        idle_seconds=None if idle_minutes is None else idle_minutes * 60,
+        memory=None if weights.memory is None else int(weights.memory * 1e9),
+        idle_seconds=None if weights.idle_minutes is None else weights.idle_minutes * 60,
     )
-    dtype, quantize, device = loading
-    return Server(entries_of(models, pairs), settings, LoadOptions(getattr(torch, dtype), device, quantize))
+    options = LoadOptions(getattr(torch, weights.dtype), weights.device, weights.quantize)
+    return Server(entries_of(models, pairs), settings, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -371,6 +372,12 @@ class Engine:
             if not self.scheduler.is_idle:
                 self.scheduler.step()
             return not self.scheduler.is_idle
+
+    @contextmanager
+    def paused(self) -> Iterator[Model]:
+        """The model, for a caller who runs it directly: no step runs meanwhile."""
+        with self._stepping:
+            yield self.model
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until there is something to do, for a thread that steps; returns whether there is."""

@@ -70,11 +70,13 @@ class SamplingParams:
     """How many completions of a prompt: independent samples, or the best hypotheses of a beam search. The first is the
     completion, the others are its `alternatives`."""
     min_new_tokens: int | None = None
-    """No end token before this many new tokens. None (here and in the next two): the model's own setting."""
+    """No end token before this many new tokens. None: the model's own setting."""
     no_repeat_ngram_size: int | None = None
-    """No sequence of this many tokens occurs twice, prompt included (encoder-decoders: excluded); 0: no rule."""
+    """No sequence of this many tokens occurs twice, prompt included (encoder-decoders: excluded); 0: no rule, None:
+    the model's own setting."""
     repetition_penalty: float | None = None
-    """Divides (negative: multiplies) the logits of tokens that already occurred; 1: no penalty."""
+    """Divides (negative: multiplies) the logits of tokens that already occurred; 1: no penalty, None: the model's own
+    setting."""
     typical_p: float | None = None
     """Keep the tokens whose information is nearest to the distribution's entropy, until they have this probability."""
     epsilon_cutoff: float | None = None

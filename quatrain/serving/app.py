@@ -8,12 +8,10 @@ import logging
 import pkgutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 import quatrain.serving.routes
 from quatrain.core.errors import QuatrainError
@@ -26,9 +24,6 @@ from quatrain.serving.security import Gate, error_body
 from quatrain.serving.settings import ServerSettings
 
 logger = logging.getLogger("quatrain.serving")
-
-PAGE = Path(__file__).parent / "page"
-"""The static files of the page at /."""
 
 
 def create_app(
@@ -61,8 +56,6 @@ def create_app(
         router = getattr(importlib.import_module(module.name), "router", None)
         if isinstance(router, APIRouter):
             app.include_router(router)
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     for kind in (ApiError, QuatrainError, MemoryError, HTTPException, Gone):
         app.add_exception_handler(kind, _answer_error)
     return Gate(app, settings)

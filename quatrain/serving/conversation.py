@@ -25,6 +25,7 @@ from quatrain.serving.models import Loaded, ModelRegistry
 from quatrain.serving.settings import ServerSettings
 from quatrain.serving.tools import THINK_START, Delta, ForcedParser, TurnParser, call_format, forced_schema
 from quatrain.serving.worker import CompletionGroup
+from quatrain.tasks.task import Database
 
 MAX_DEPTH = 48
 """The deepest nesting of a JSON schema."""
@@ -115,6 +116,8 @@ class Service:
         self.metrics = registry.metrics
         self.threads = ThreadPoolExecutor(4, "request")
         self.is_stopping = False
+        self.database: Database | None = None
+        """The database that the page's questions are answered from."""
 
     async def in_thread(self, function: Any, *arguments: Any) -> Any:
         """The result of a function that computes for a while."""

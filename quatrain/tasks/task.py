@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Example = TypeVar("Example")
 
+ANSWER_BYTES = 4_000_000
+"""The most bytes of a database's answer that are read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

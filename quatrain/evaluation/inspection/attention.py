@@ -75,11 +75,13 @@ def attention_maps(
     *,
     answer: Sequence[int] = (),
     target_tokenizer: Tokenizer | None = None,
+    adapter: str | None = None,
 ) -> tuple[AttentionMaps, ...]:
     """The attention maps of the text `ids`; for an encoder-decoder also cross-attention.
 
     The decoder of an encoder-decoder reads its start token and `answer`. `target_tokenizer` is the tokenizer of the
-    answer if it differs. Raises InputError if a page of all maps would be too large.
+    answer if it differs; `adapter` is the one to use, of a model with several. Raises InputError if a page of all maps
+    would be too large.
     """
     if model.encoder is None:
         check_ids(ids, tokenizer, model.config)
@@ -89,12 +91,14 @@ def attention_maps(
     trace = Trace()
     read = tokens(tokenizer, ids)
     batch = torch.tensor([list(ids)], device=model.device)
+    adapters = None if model.adapter_set is None else [adapter]
     with torch.no_grad():
         if model.encoder is None:
-            model.hidden_states(batch, trace=trace)
+            model.hidden_states(batch, trace=trace, adapters=adapters)
             return (_maps(model.config.architecture, read, read, trace.attentions),)
         decoder_ids = [decoder_start(model.config), *answer]
-        model.hidden_states(batch, decoder_input_ids=torch.tensor([decoder_ids], device=model.device), trace=trace)
+        decoder_batch = torch.tensor([decoder_ids], device=model.device)
+        model.hidden_states(batch, decoder_input_ids=decoder_batch, trace=trace, adapters=adapters)
     written = tokens(target_tokenizer or tokenizer, decoder_ids)
     return (
         _maps("encoder", read, read, trace.encoder_attentions),

@@ -1,0 +1,69 @@
+"""Tiny models, and real servers in a thread of their own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from tiny_models import llama
+
+from quatrain.models.io import model_folder
+from quatrain.models.transformer.stack import Model
+from quatrain.serving.models import entries_of
+from quatrain.serving.server import Server
+from quatrain.serving.settings import ServerSettings
+from quatrain.tasks.task import ANSWER_BYTES, spec_of_database
+from quatrain.tokenizers.templates import TEMPLATES
+from quatrain.tokenizers.tokenizer import Tokenizer
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?*;'<>|_/\n\"{}[]:-éß=()!&"
+
+
+def make_folder(place: Path, context: int = 1024, seed: int = 0, **options: Any) -> Path:
+    """A model folder of random weights with a character tokenizer that has a chat template."""
+    options = {"chat_template": TEMPLATES["chatml"], **options}
+    tokenizer = Tokenizer.train([LETTERS * 3], kind="char", **options)
+    torch.manual_seed(seed)
+    config = llama(
+        vocab_size=tokenizer.vocab_size, intermediate_size=64, num_attention_heads=2, max_position_embeddings=context,
+        eos_token_id=tokenizer.eos_id, bos_token_id=tokenizer.bos_id,
+    )  # fmt: skip
+    tokenizer.save(place)
+    model_folder.save(Model(config), place)
+    return place
+
+
+@contextmanager
+def running(models: list[str], adapters: Any = None, database: Path | None = None, **settings: Any) -> Iterator[Server]:
+    """A server that answers, until the end of the context."""
+    server = Server(entries_of(models, adapters), ServerSettings(port=0, **settings))
+    stack = ExitStack()
+    if database is not None:
+        opened = spec_of_database().database(database, rows=20, size=ANSWER_BYTES, show_schema=False)
+        server.service.database = stack.enter_context(opened)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        headers = {"Authorization": f"Bearer {settings['key']}"} if settings.get("key") else {}
+        until(lambda: server.started, 30)
+        until(lambda: httpx.get(f"{server.address}/health", headers=headers).status_code == 200, 60)
+        yield server
+    finally:
+        server.stop()
+        thread.join(30)
+        stack.close()
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition never held"
+        time.sleep(0.02)
