@@ -1,5 +1,7 @@
 """All settings together: the processors of transformers' generate, in its order, on the same logits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -141,3 +143,25 @@ def test_a_row_does_not_depend_on_the_batch_whatever_is_asked(asked, delays, lea
         assert [[token for token, _ in top] for top in one.top_logprobs] == [
             [token for token, _ in top] for top in other.top_logprobs
         ]
+
+
+def test_speculation_changes_nothing_whatever_is_asked():
+    from quatrain.generation.engine import Engine
+    from quatrain.generation.speculative import DraftModel, PromptLookup
+
+    wide = llama(vocab_size=SIZE + 1, max_position_embeddings=128)
+    model, texts = random_model(wide), ["the cat the cat the cat sat", "on the mat on the mat on the", "dog"]
+    searches = [
+        SamplingParams(penalty_alpha=0.6, top_k=4),
+        SamplingParams(guidance_scale=1.5),
+        SamplingParams(num_beams=3, force_words=["dog"]),
+    ]
+    for params in [replace(each, max_new_tokens=20, seed=1) for each in (*EVERYTHING, *searches)]:
+        plain = Engine(model, TOKENIZER, end_ids=[SIZE]).generate(texts, params)
+        for speculation in (PromptLookup(min_ngram=1), DraftModel(random_model(wide))):
+            if params.temperature and isinstance(speculation, DraftModel):
+                continue  # Equal in distribution, not in ids.
+            engine = Engine(model, TOKENIZER, end_ids=[SIZE], speculation=speculation)
+            for one, other in zip(plain, engine.generate(texts, params), strict=True):
+                assert (one.ids, one.text, one.finish_reason) == (other.ids, other.text, other.finish_reason)
+                assert len(one.top_logprobs) == len(other.top_logprobs)

@@ -14,6 +14,7 @@ from tiny_models import llama, random_model
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.forced_words import ForcedWords, Progress, allocate
+from quatrain.models.transformer.config import ModelConfig
 from quatrain.tokenizers.tokenizer import Tokenizer
 
 NEW = 6
@@ -334,3 +335,49 @@ def test_guidance_samples_streams_and_counts_the_negative_prompt(model):
     ):
         with pytest.raises(InputError, match=f"{name}: "):
             SamplingParams(**values)
+
+
+# ---- encoder-decoders ------------------------------------------------------------------------------------------------
+
+
+def test_searches_of_an_encoder_decoder():
+    """Batched as alone, within what is asked; the decoder's own states count, and guidance has nothing to leave out."""
+    config = ModelConfig(
+        family="t5", vocab_size=20, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_encoder_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, architecture="encoder-decoder",
+        head="seq2seq", position="relative", decoder_start_token_id=0,
+    )  # fmt: skip
+    model = random_model(config, scale=0.4)
+    engine, prompts = Engine(model, end_ids=[3]), [[5, 6], [1, 2, 8, 4, 9], [9]]
+    searches = {
+        "contrastive": SamplingParams(8, penalty_alpha=0.5, top_k=4),
+        "diverse": SamplingParams(8, num_beams=4, num_beam_groups=2, diversity_penalty=2.0, num_return_sequences=4),
+        "forced": SamplingParams(8, num_beams=4, num_return_sequences=2, force_words=[[7, 7], [[4], [6, 5]]]),
+        "penalties": SamplingParams(8, frequency_penalty=1.5, bad_words=[[4]], logprobs=2),
+    }
+    for name, params in searches.items():
+        for prompt, completion in zip(prompts, engine.generate(prompts, params), strict=True):
+            (alone,) = engine.generate([prompt], params)
+            assert [each.ids for each in (completion, *completion.alternatives)] == [
+                each.ids for each in (alone, *alone.alternatives)
+            ], name
+            if name == "forced":
+                assert all(has_all(each.ids, [[[7, 7]], [[4], [6, 5]]]) for each in (alone, *alone.alternatives))
+    (first,) = engine.generate(prompts[:1], searches["contrastive"])
+    ids = []
+    with torch.no_grad():
+        for token in first.ids:
+            read = torch.tensor([[0, *ids]])
+            hidden = model.hidden_states(torch.tensor(prompts[:1]), decoder_input_ids=read)[0]
+            before = torch.nn.functional.normalize(hidden, dim=-1)
+            probabilities = model.lm_logits(hidden[-1]).softmax(-1)
+            scores = {}
+            for candidate in probabilities.topk(4).indices.tolist():
+                longer = torch.tensor([[0, *ids, candidate]])
+                state = model.hidden_states(torch.tensor(prompts[:1]), decoder_input_ids=longer)[0, -1]
+                similar = float((before @ torch.nn.functional.normalize(state, dim=-1)).max())
+                scores[candidate] = 0.5 * float(probabilities[candidate]) - 0.5 * similar
+            assert token == max(scores, key=lambda each: scores[each])
+            ids.append(token)
+    with pytest.raises(InputError, match="guidance_scale: an encoder-decoder always reads its prompt"):
+        engine.generate(prompts, SamplingParams(8, guidance_scale=2.0))
