@@ -221,18 +221,11 @@ def banned_texts(texts: Sequence[str], vocabulary: Vocabulary, device: torch.dev
     one set of tokens for each place where a text can be cut.
     """
     size = len(vocabulary.pieces)
-    cuts: list[tuple[bytes, Tensor]] = []
-    for text in texts:
-        word = text.encode()
-        for cut in range(len(word)):
-            starts, rest = word[:cut], word[cut:]
-            tokens = [
-                token
-                for token, piece in enumerate(vocabulary.pieces)
-                if (piece.startswith(rest) if cut else rest in piece or rest in vocabulary.first_pieces[token])
-            ]
-            if tokens:
-                cuts.append((starts, torch.tensor(tokens, device=device)))
+    cuts = [
+        (starts, torch.tensor(tokens, device=device))
+        for text in texts
+        for starts, tokens in vocabulary.completing(text)
+    ]
     longest = max(len(starts) for starts, _ in cuts) if cuts else 0
 
     def process(scores: Tensor, state: DecodingState) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,8 @@ from quatrain.generation.text import REPLACEMENT, TokenizerLike
 
 SAMPLES = 200
 """Decoded texts that are compared with the bytes of their tokens."""
+REMEMBERED = 1000
+"""Texts whose completing tokens are remembered."""
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -40,6 +43,7 @@ class Vocabulary:
         if backend is None:
             raise InputError("Constraints on text need a tokenizer of quatrain.tokenizers, whose tokens have a text.")
         self.tokenizer = tokenizer
+        self._completing: dict[str, list[tuple[bytes, list[int]]]] = {}
         entries: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         self.pieces = [b""] * (max(entries.values(), default=-1) + 1)
         decoders = str(json.loads(backend.to_str())["decoder"])
@@ -82,6 +86,37 @@ class Vocabulary:
         """The bytes of the text of some ids."""
         there = [token for token in ids if token < len(self.pieces) and self.pieces[token]]
         return b"".join([self.first_pieces[token] for token in there[:1]] + [self.pieces[token] for token in there[1:]])
+
+    def completing(self, text: str) -> list[tuple[bytes, list[int]]]:
+        """After which bytes which tokens complete a text: each beginning of it, with the tokens that begin with the
+        rest; and with no beginning, the tokens that contain it.
+        """
+        if text not in self._completing:
+            word = text.encode()
+            whole = [
+                token
+                for token, (piece, first) in enumerate(zip(self.pieces, self.first_pieces, strict=True))
+                if word in piece or word in first
+            ]
+            cuts = [(word[:cut], self._beginning_with(word[cut:])) for cut in range(1, len(word))]
+            while len(self._completing) >= REMEMBERED:
+                self._completing.pop(next(iter(self._completing)))
+            self._completing[text] = [(start, tokens) for start, tokens in [(b"", whole), *cuts] if tokens]
+        return self._completing[text]
+
+    def _beginning_with(self, start: bytes) -> list[int]:
+        """The tokens whose pieces begin with some bytes."""
+        found = []
+        for place in range(bisect_left(self._sorted, (start, -1)), len(self._sorted)):
+            piece, token = self._sorted[place]
+            if not piece.startswith(start):
+                break
+            found.append(token)
+        return found
+
+    @cached_property
+    def _sorted(self) -> list[tuple[bytes, int]]:
+        return sorted((piece, token) for token, piece in enumerate(self.pieces))
 
     def _check(self) -> None:
         """Raises InputError unless the text of random tokens is their pieces."""
