@@ -165,6 +165,8 @@ class ModelRunner:
         count, width = len(tokens), max(map(len, tokens))
         padding = [width - len(ids) for ids in tokens]
         ids = torch.tensor([[*row, *[0] * empty] for row, empty in zip(tokens, padding, strict=True)])
+        if every:  # Guesses may be taken back: what windows see before them must stay.
+            self.cache.move_windows(range(first, first + count), width)
         rows = self.cache.rows(first, count, padding=padding, text_length=text_length)
         named: dict[str, Any] = {} if self.model.adapter_set is None else {"adapters": list(adapters)}
         read: Tensor | None = ids.to(self.device)

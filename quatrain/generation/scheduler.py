@@ -293,8 +293,8 @@ class Scheduler:
             return []
         rows = [slot.sequence for slot in slots if slot.sequence is not None]
         share = max(self.step_tokens // len(rows) - 1, 0)
-        # The last token of a sequence is not read: a guess must leave room for it. What is drawn depends on the number of
-        # drawn guesses, which must therefore not depend on the other sequences.
+        # The last token of a sequence is not read: a guess must leave room for it. What is drawn depends on the number
+        # of drawn guesses, which must therefore not depend on the other sequences.
         counts = [
             min(
                 self.proposer.count,

@@ -84,6 +84,25 @@ def test_families_accept_and_reject(case, tmp_path):
     assert_nothing_is_left(engine)
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+def test_windows_that_are_smaller_than_the_guesses(window):
+    """What a window sees before rejected guesses is still there."""
+    layers = ("sliding", "full", "sliding")
+    model = random_model(
+        llama(family="mistral", vocab_size=120, num_hidden_layers=3, sliding_window=window, layer_types=layers)
+    )
+    texts, params = prompts(6, high=25), SamplingParams(30)
+    expected = [alone(model, text, params, []) for text in texts]
+    oracle = Oracle({tuple(text): each.ids for text, each in zip(texts, expected, strict=True)})
+    oracle.count = 9
+    for rows in (1, 4):
+        engine = Engine(model, end_ids=[], speculation=oracle)
+        engine.scheduler.step_tokens = 1000
+        for found, wanted in zip(engine.generate(texts, params, batch_size=rows), expected, strict=True):
+            assert_same(found, wanted)
+        assert 0 < engine.statistics.accepted_tokens < engine.statistics.proposed_tokens
+
+
 @pytest.mark.parametrize("kind", ["draft", "lookup"])
 def test_samples_follow_the_models_own_distribution(kind):
     """Chi-square of pairs of tokens against the model's own probabilities."""
