@@ -381,3 +381,32 @@ def test_searches_of_an_encoder_decoder():
             ids.append(token)
     with pytest.raises(InputError, match="guidance_scale: an encoder-decoder always reads its prompt"):
         engine.generate(prompts, SamplingParams(8, guidance_scale=2.0))
+
+
+def test_searches_that_are_cancelled_leave_the_others(model):
+    """Contrastive and guided sequences of one search: some are cancelled between steps, before and after the first."""
+    engine = Engine(model, end_ids=[])
+    for params in (SamplingParams(9, penalty_alpha=0.6, top_k=4), SamplingParams(9, guidance_scale=2.0)):
+        prompts = [[5, 6], [1, 2, 8], [9], [7, 7, 7]]
+        alone = [engine.generate([prompt], params)[0].ids for prompt in prompts]
+        requests = [engine.submit(prompt, params) for prompt in prompts]
+        requests[3].cancel()
+        engine.step()
+        engine.step()
+        requests[1].cancel()
+        assert requests[0].result().ids == alone[0] and requests[2].result().ids == alone[2]
+        for cancelled, most in ((requests[1], 2), (requests[3], 0)):
+            result = cancelled.result()
+            assert result.finish_reason == "cancelled" and len(result.ids) <= most
+        assert engine.scheduler.is_idle and not engine.scheduler.searches
+
+
+def test_banned_texts_hold_in_beams():
+    tokenizer = Tokenizer.train(["the cat sat on the mat. the dog sat on the cat. "] * 10, vocab_size=300)
+    engine = Engine(random_model(llama(vocab_size=tokenizer.vocab_size)), tokenizer, end_ids=[])
+    params = SamplingParams(16, num_beams=4, num_return_sequences=4)
+    (free,) = engine.generate(["the cat"], params)
+    words = sorted({each.text[place] for each in (free, *free.alternatives) for place in (1, 4)} - {"\ufffd"})
+    banned = SamplingParams(16, num_beams=4, num_return_sequences=4, bad_words=words)
+    (held,) = engine.generate(["the cat"], banned)
+    assert words and not any(word in each.text for each in (held, *held.alternatives) for word in words)
