@@ -24,8 +24,7 @@ from quatrain.generation.constraints import DecodingState, padded
 from quatrain.generation.filters import BROKEN, NO_TOKEN_LEFT
 from quatrain.generation.forced_words import ForcedWordSearch
 from quatrain.generation.requests import SequenceState
-from quatrain.generation.runner import SearchBatch
-from quatrain.models.transformer.stack import Model
+from quatrain.generation.runner import ModelRunner, SearchBatch
 
 NEVER = -1.0e9
 """The score of a hypothesis that must not win; finite, so that sums and comparisons stay finite."""
@@ -93,7 +92,7 @@ class BeamSearch:
 
     def __init__(
         self,
-        model: Model,
+        runner: ModelRunner,
         sequences: Sequence[SequenceState],
         chooser: TokenChooser,
         stopped: Callable[[list[int]], bool] | None = None,
@@ -103,9 +102,9 @@ class BeamSearch:
         """
         self.stopped = stopped
         self.params, end_ids = sequences[0].params, sequences[0].end_ids
-        self.constraints = chooser.constraints(self.params, end_ids, model.device)
-        self.end_ids = torch.tensor(end_ids, dtype=torch.long, device=model.device)
-        self.model = SearchBatch(model, sequences)
+        self.constraints = chooser.constraints(self.params, end_ids, runner.device)
+        self.end_ids = torch.tensor(end_ids, dtype=torch.long, device=runner.device)
+        self.model = SearchBatch(runner, sequences)
         device = self.model.device
         count = self.params.num_beam_groups
         self.width = self.params.num_beams

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.requests import SequenceState
-from quatrain.generation.runner import SearchBatch
-from quatrain.models.transformer.stack import Model
+from quatrain.generation.runner import ModelRunner, SearchBatch
 
 
 class ContrastiveSearch:
@@ -24,11 +23,11 @@ class ContrastiveSearch:
     Each `step` adds one token to every sequence of `rows`, until none is left.
     """
 
-    def __init__(self, model: Model, sequences: Sequence[SequenceState], chooser: TokenChooser):
+    def __init__(self, runner: ModelRunner, sequences: Sequence[SequenceState], chooser: TokenChooser):
         self.rows, self.chooser = list(sequences), chooser
         params = self.rows[0].params
         self.alpha, self.width = params.penalty_alpha, params.rows
-        self.model = SearchBatch(model, self.rows, keep_hidden=True)
+        self.model = SearchBatch(runner, self.rows, keep_hidden=True)
         self._similar_to: list[Tensor] = []
         """The normalized hidden states (L, hidden_size) of each sequence's tokens so far."""
 

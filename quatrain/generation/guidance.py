@@ -13,8 +13,7 @@ import torch
 
 from quatrain.generation.choosing import TokenChooser
 from quatrain.generation.requests import SequenceState
-from quatrain.generation.runner import SearchBatch
-from quatrain.models.transformer.stack import Model
+from quatrain.generation.runner import ModelRunner, SearchBatch
 
 
 class GuidedSearch:
@@ -25,7 +24,7 @@ class GuidedSearch:
 
     width = 2
 
-    def __init__(self, model: Model, sequences: Sequence[SequenceState], chooser: TokenChooser):
+    def __init__(self, runner: ModelRunner, sequences: Sequence[SequenceState], chooser: TokenChooser):
         """A `negative_prompt` of the parameters is a tuple of ids here."""
         self.rows, self.chooser = list(sequences), chooser
         self.scale = self.rows[0].params.guidance_scale
@@ -34,7 +33,7 @@ class GuidedSearch:
             negative = row.params.negative_prompt
             other.prompt = [int(token) for token in negative] if negative is not None else row.prompt[-1:]
             other.ids = list(row.ids)
-        self.model = SearchBatch(model, [*self.rows, *others])
+        self.model = SearchBatch(runner, [*self.rows, *others])
         self._is_read = False
 
     @torch.inference_mode()

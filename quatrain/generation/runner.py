@@ -219,9 +219,12 @@ class SearchBatch:
 
     logits: Tensor
 
-    def __init__(self, model: Model, sequences: Sequence[SequenceState], *, keep_hidden: bool = False):
-        """One row for each sequence; `prefill` reads them. With `keep_hidden`, `hidden` gives hidden states."""
-        self.runner = ModelRunner(model, len(sequences))
+    def __init__(self, runner: ModelRunner, sequences: Sequence[SequenceState], *, keep_hidden: bool = False):
+        """One row for each sequence; `prefill` reads them. With `keep_hidden`, `hidden` gives hidden states.
+
+        The rows have a cache of their own, and the model and native code of `runner`.
+        """
+        self.runner, self._native = ModelRunner(runner.model, len(sequences)), runner.native
         self.runner.hidden_states = [] if keep_hidden else None
         self.device, self.adapters = self.runner.device, [sequence.adapter for sequence in sequences]
         self.sources = [sequence.prompt for sequence in sequences] if self.runner.has_encoder else None
@@ -247,7 +250,9 @@ class SearchBatch:
         names = self.adapters if self.runner.model.adapter_set is not None else [None] * len(tokens)
         alike = [self.runner.virtual_tokens(name) for name in names]
         if len(set(alike)) == 1 or (max(map(len, tokens)) == 1 and sources is None):
-            return self.runner.read(0, tokens, adapters=names, sources=sources)
+            self.runner.native.decoder = self._native.decoder
+            decoding = max(map(len, tokens)) == 1 and bool(min(self.runner.cache.lengths))
+            return self.runner.read(0, tokens, adapters=names, sources=sources, decoding=decoding)
         parts, start = [], 0
         for _, group in groupby(names):
             rows = slice(start, start + len(list(group)))

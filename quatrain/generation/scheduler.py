@@ -652,13 +652,13 @@ class Scheduler:
         return bool(rows)
 
     def _new_search(self, rows: Sequence[SequenceState]) -> Search:
-        params, model = rows[0].params, self.runner.model
+        params = rows[0].params
         if params.penalty_alpha:
-            return ContrastiveSearch(model, rows, self.chooser)
+            return ContrastiveSearch(self.runner, rows, self.chooser)
         if params.guidance_scale != 1:
-            return GuidedSearch(model, rows, self.chooser)
+            return GuidedSearch(self.runner, rows, self.chooser)
         check = (lambda ids: self.is_stopped(ids, params)) if params.stop else None
-        return BeamSearch(model, rows, self.chooser, stopped=check)
+        return BeamSearch(self.runner, rows, self.chooser, stopped=check)
 
     def _search(self) -> None:
         """One step of every search. One that fails is tried again with each of its sequences alone."""

@@ -80,3 +80,16 @@ def test_changed_weights_are_noticed() -> None:
     after = native.generate(PROMPTS, params)
     expected = Engine(native.model, native=False).generate(PROMPTS, params)
     assert [each.ids for each in after] == [each.ids for each in expected] != [each.ids for each in before]
+
+
+def test_searches_decode_natively() -> None:
+    native, plain = engines()
+    for more in ({"num_beams": 3}, {"guidance_scale": 1.5}):
+        params = SamplingParams(max_new_tokens=15, **more)
+        found, expected = native.generate(PROMPTS, params), plain.generate(PROMPTS, params)
+        assert [each.ids for each in found] == [each.ids for each in expected]
+    requests = [native.submit(prompt, SamplingParams(max_new_tokens=4, num_beams=2)) for prompt in PROMPTS]
+    native.step()
+    native.step()
+    assert all(search.model.runner.native.steps > 0 for search in native.scheduler.searches)
+    assert all(len(request.result().ids) == 4 for request in requests)
