@@ -34,6 +34,7 @@ INTERNAL_VARIABLES = frozenset(
     {
         *("messages", "conversation", "conversations", "tools", "documents", "add_generation_prompt", "tokenize"),
         *("chat_template", "template", "tokenizer", "mask", "continue_final_message", "return_dict", "truncation"),
+        *(f"{role}_token" for role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask")),
         *("return_tensors", "padding", "max_length", "return_assistant_tokens_mask", "tokenizer_kwargs", "self"),
     }
 )
@@ -139,22 +140,19 @@ class Service:
             job.sampling.fields["json_schema"] = forced_schema(job.tools, name)
 
         def prepare(engine: Engine, adapter: str | None) -> list[list[int]]:
-            tools = job.tools if job.tool_choice != "none" else None
-            return [
-                engine.render(
-                    prepared_messages(job.messages, _template_of(engine, adapter)),
-                    tools,
-                    adapter,
-                    variables=_checked_variables(job.variables, engine.tokenizer_of(adapter)),
-                    continue_final=job.continue_final,
-                )
-            ]
+            return [rendered(job, engine, adapter)]
 
         async with self._run(job.model, prepare, job.sampling, 1, "messages") as run:
             engine, adapter = run.loaded.engine, run.adapter
             run.parsers = [_parser(job, engine, adapter, run.prompt_ids[0]) for _ in range(job.sampling.n)]
             run.one_call = job.one_call
             yield run
+
+    async def rendered(self, job: ChatJob) -> list[int]:
+        """The ids of a conversation as the model would read it. Raises ApiError and InputError."""
+        async with self.registry.use(job.model) as (loaded, adapter):
+            ids: list[int] = await self.in_thread(rendered, job, loaded.engine, adapter)
+            return ids
 
     @asynccontextmanager
     async def complete(self, job: TextJob) -> AsyncIterator[Run]:
@@ -292,6 +290,17 @@ class Run:
         if finish == "stop" and parser.calls:
             finish = "tool_calls"
         return Event(index, deltas, tokens, finish, completion)
+
+
+def rendered(job: ChatJob, engine: Engine, adapter: str | None) -> list[int]:
+    """The ids of a conversation up to the start of the answer. Raises ApiError and InputError."""
+    return engine.render(
+        prepared_messages(job.messages, _template_of(engine, adapter)),
+        job.tools if job.tool_choice != "none" else None,
+        adapter,
+        variables=_checked_variables(job.variables, engine.tokenizer_of(adapter)),
+        continue_final=job.continue_final,
+    )
 
 
 def token_of(engine: Engine, token: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> Token:

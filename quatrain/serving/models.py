@@ -236,6 +236,7 @@ class ModelRegistry:
         if loaded is not None:
             if loaded.worker is not None:
                 await asyncio.to_thread(loaded.worker.stop)
+                loaded.worker.observe_queue()
             logger.info("unloaded %s", entry.name)
             del loaded
             await asyncio.to_thread(_collect_memory)

@@ -193,8 +193,6 @@ class Worker:
                     self._running = [each for each in self._running if each not in finished]
             for group, ready in news.items():
                 group.put(ready)
-            if running:
-                self._observe_queue()
 
     def _collect(self, each: _Running) -> tuple[list[TextChunk | BaseException], bool]:
         """The new pieces of a completion, and whether they are the last."""
@@ -241,7 +239,8 @@ class Worker:
             if each.seen > 1:
                 metrics.per_token.labels(self.name).observe((each.last - each.first) / (each.seen - 1))
 
-    def _observe_queue(self) -> None:
+    def observe_queue(self) -> None:
+        """Sets the metrics of what runs and waits now; a stopped worker has nothing."""
         scheduler = self.engine.scheduler
         self.metrics.running.labels(self.name).set(scheduler.rows)
         self.metrics.waiting.labels(self.name).set(len(scheduler.waiting))

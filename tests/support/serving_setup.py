@@ -19,16 +19,15 @@ from quatrain.serving.models import entries_of
 from quatrain.serving.server import Server
 from quatrain.serving.settings import ServerSettings
 from quatrain.tasks.task import ANSWER_BYTES, spec_of_database
-from quatrain.tokenizers.templates import TEMPLATES
 from quatrain.tokenizers.tokenizer import Tokenizer
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?*;'<>|_/\n\"{}[]:-éß=()!&"
+LETTERS = "".join(map(chr, range(32, 127))) + "\néß"
 
 
 def make_folder(place: Path, context: int = 1024, seed: int = 0, **options: Any) -> Path:
     """A model folder of random weights with a character tokenizer that has a chat template."""
-    options = {"chat_template": TEMPLATES["chatml"], **options}
-    tokenizer = Tokenizer.train([LETTERS * 3], kind="char", **options)
+    options = {"kind": "char", "chat_template": "chatml", "eos": "<|endoftext|>", **options}
+    tokenizer = Tokenizer.train([LETTERS * 3], **options)
     torch.manual_seed(seed)
     config = llama(
         vocab_size=tokenizer.vocab_size, intermediate_size=64, num_attention_heads=2, max_position_embeddings=context,

@@ -176,7 +176,7 @@ async def answer(service: Service, form: ChatForm, request: Any) -> Any:
     if form.stream:
         usage = form.stream_options is not None and bool(form.stream_options.include_usage)
         events = _stream(service, job, identifier, usage)
-        return EventStream(events, service.settings, lambda error: sse(error.body()))
+        return EventStream(events, service.settings, lambda error: sse(error.body()) + sse("[DONE]"))
     return Json(await unless_gone(request, _whole(service, job, identifier)))
 
 

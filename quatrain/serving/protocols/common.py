@@ -65,6 +65,11 @@ def parse_body(content: bytes, form: type[F]) -> F:
         value = parse_json(decode(content, "the body"), "the body", dict)
     except InputError as error:
         raise ApiError(400, str(error), code="invalid_json") from error
+    return validated(value, form)
+
+
+def validated(value: Any, form: type[F]) -> F:
+    """A value as a form. Raises ApiError with every wrong field."""
     try:
         return form.model_validate(value)
     except ValidationError as error:

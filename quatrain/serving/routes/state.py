@@ -31,7 +31,11 @@ async def health(request: Request) -> Any:
 @router.get("/metrics")
 async def metrics(request: Request) -> Any:
     """Metrics in Prometheus's text format."""
-    return Response(service_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    service = service_of(request)
+    for entry in service.registry.entries.values():
+        if entry.loaded is not None and entry.loaded.worker is not None:
+            entry.loaded.worker.observe_queue()
+    return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/version")
