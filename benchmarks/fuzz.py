@@ -42,12 +42,12 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "QUATRAIN_OFFLINE": "1", "HF_H
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # this checkout, installed or not
 
-from fuzzing import commands, folders, surroundings, tables  # noqa: E402
+from fuzzing import commands, folders, generating, surroundings, tables  # noqa: E402
 from fuzzing.case import Bench, Case  # noqa: E402
 from fuzzing.materials import Materials  # noqa: E402
 
 KINDS: dict[str, tuple[Callable[[Bench], Case], float]] = (
-    folders.KINDS | tables.KINDS | commands.KINDS | surroundings.KINDS
+    folders.KINDS | tables.KINDS | commands.KINDS | surroundings.KINDS | generating.KINDS
 )
 FAULTS = ("internal_errors", "tracebacks", "hangs", "wrong_exit_codes", "over_2gb", "escapes")
 SAYING = ("generate", "chat")
