@@ -42,7 +42,8 @@ class Engine:
 
     An encoder-decoder reads the prompt with its encoder; its completion is everything that its decoder generates.
     `target_tokenizer` decodes completions if another tokenizer than that of the prompts does (Marian). For a model with
-    several adapters, `adapter` is the default of prompts that name none. At most `max_rows` rows run at once.
+    several adapters, `adapter` is the default of prompts that name none. At most `max_rows` rows run at once, or
+    as many as the `batch_size` of a call of `generate`.
     `native`: whether plain steps are decoded by native code (`quatrain.models.kernels.decode`); None measures.
     `speculation` guesses tokens that the model then reads together (`generation.speculative`).
 

@@ -241,8 +241,9 @@ class Scheduler:
                 self._finish(sequence, "cancelled")
         with self._queue:
             cancelled = [sequence for sequence in self.waiting if sequence.cancelled]
-            for sequence in cancelled:
-                self.waiting.remove(sequence)
+            if cancelled:
+                dropped = set(cancelled)  # Others may be cancelled meanwhile.
+                self.waiting = deque(sequence for sequence in self.waiting if sequence not in dropped)
         for search in self.searches:
             cancelled += [row for row in search.rows if row.cancelled]
             search.cancel([index for index, row in enumerate(search.rows) if row.cancelled])
