@@ -374,7 +374,7 @@ class FileSource:
         layout = detect_layout(first, columns=columns, format=format)
         if layout is not None:
             return layout
-        if format in ("chat", "preference", "prompts"):
+        if format is not None and FORMATS[format].varies:
             return Layout(format)  # each row has its own fields
         if not first:
             return None

@@ -22,20 +22,22 @@ class Format:
     """One data format.
 
     `noun` names its rows in messages, in the plural. `roles` are the names under which a user assigns columns; those
-    that end in "?" are optional. `required` lists the sets of roles of which one must be assigned.
+    that end in "?" are optional. `required` lists the sets of roles of which one must be assigned. `varies`: each row
+    may have its own fields, so that columns need not be known before a row is read.
     """
 
     noun: str
     roles: tuple[str, ...]
     required: tuple[frozenset[str], ...]
+    varies: bool = False
 
     def accepts(self, roles: set[str]) -> bool:
         """Whether columns assigned to these roles are enough for the format, and none of them is foreign to it."""
         return roles <= {role.rstrip("?") for role in self.roles} and any(names <= roles for names in self.required)
 
 
-def _format(noun: str, roles: str, *required: str) -> Format:
-    return Format(noun, tuple(roles.split()), tuple(frozenset(names.split()) for names in required))
+def _format(noun: str, roles: str, *required: str, varies: bool = False) -> Format:
+    return Format(noun, tuple(roles.split()), tuple(frozenset(names.split()) for names in required), varies)
 
 
 FORMATS: dict[str, Format] = {
@@ -45,9 +47,10 @@ FORMATS: dict[str, Format] = {
         "conversations",
         "messages prompt completion instruction input? output",
         *("messages", "prompt completion", "instruction output"),
+        varies=True,
     ),
-    "prompts": _format("prompts", "turns prompt instruction", "turns", "prompt", "instruction"),
-    "preference": _format("preference pairs", "prompt chosen rejected", "chosen rejected"),
+    "prompts": _format("prompts", "turns prompt instruction", "turns", "prompt", "instruction", varies=True),
+    "preference": _format("preference pairs", "prompt chosen rejected", "chosen rejected", varies=True),
     "labelled": _format("labelled texts", "text other? label score", "text label", "text score"),
     "tagged": _format("tagged words", "words tags", "tags"),
     "qa": _format("questions about texts", "context question answers starts? id?", "context question answers"),

@@ -67,7 +67,7 @@ class HuggingFaceSource:
         layout = detect_layout(sample, columns=columns, format=format)
         if layout is not None:
             return layout
-        if format in ("chat", "preference", "prompts"):
+        if format is not None and FORMATS[format].varies:
             return Layout(format)
         names = ", ".join(map(repr, sample[0])) if sample else "(none)"
         what = f"are not those of {FORMATS[format].noun}" if format else "match no format"
