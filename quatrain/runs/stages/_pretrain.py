@@ -64,11 +64,11 @@ def prepare(settings: PretrainStage, context: StageContext) -> TrainingJob:
         model,
         tokenizer,
         objective,
-        stream=None,
+        stream=None,  # type: ignore[arg-type]
         settings=train,
         steps=0,
         length=length,
-        limit=length,  # type: ignore[arg-type]
+        limit=length,
     )
     job.sample = lambda model: preview(settings, context, model, tokenizer)
     if context.recipe.data_of(settings).streaming:
