@@ -21,6 +21,7 @@ QUICK = {
     "shakespeare.py": ["--peer", "--settings", "short", "--source", "{text}"],
     "training_throughput.py": [],
     "generation_speed.py": [],
+    "choosing.py": [],
     "passes.py": [],
     "startup.py": [],
     "families.py": ["--families", "llama", "bert", "t5", "--dtypes", "bfloat16"],

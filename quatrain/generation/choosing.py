@@ -194,11 +194,12 @@ class TokenChooser:
         failures: dict[int, QuatrainError] | None = None,
     ) -> Choice:
         """The choice of given tokens (B,): their log-probabilities, and problems of the logits and processed logits."""
-        total, best = logits.logsumexp(dim=-1), processed.amax(dim=-1)
-        logprobs = logits.gather(-1, tokens[:, None])[:, 0] - total
-        packed = torch.stack([tokens.double(), logprobs.double(), total.double(), best.double()]).tolist()
-        numbers, chosen, totals, bests = packed
-        problems = [_problem(*values) for values in zip(chosen, totals, bests, strict=True)]
+        places, total = tokens[:, None], logits.logsumexp(dim=-1)
+        raw = logits.gather(-1, places)[:, 0]
+        own = raw if processed is logits else processed.gather(-1, places)[:, 0]
+        # One transfer; a float32 holds the ids of any vocabulary exactly.
+        numbers, chosen, totals, processed_values = torch.stack([tokens.float(), raw - total, total, own]).tolist()
+        problems = [_problem(*values) for values in zip(chosen, totals, processed_values, strict=True)]
         for index, failure in (failures or {}).items():
             problems[index] = failure
         count = len(rows)
@@ -278,10 +279,12 @@ class TokenChooser:
         chosen = torch.tensor(sampled, device=processed.device)
         own = processed if len(sampled) == len(rows) else processed[chosen]
         usable = own.amax(dim=-1).isfinite()
-        if not bool(usable.all()):
-            # A row without a distribution is reported by `record`; here any token does.
-            own = own.where(usable[:, None], 0.0)
-        tokens = draw(own, noise.to(processed.device))
+        if bool(usable.all()):
+            tokens = draw(own, noise.to(processed.device))
+        else:
+            # The maximum of a row without a distribution is NaN or infinite, which `record` reports.
+            drawn = draw(own.where(usable[:, None], 0.0), noise.to(processed.device))
+            tokens = drawn.where(usable, own.argmax(dim=-1))
         if len(sampled) == len(rows):
             return tokens
         return processed.argmax(dim=-1).index_copy(0, chosen, tokens)
@@ -421,11 +424,11 @@ class _History:
         self.start, self.limits, self.new = torch.tensor(columns, device=device).split(1, dim=1)
 
 
-def _problem(logprob: float, total: float, best: float) -> QuatrainError | None:
-    """Why a row has no token: its log-probability, the sum of its logits (log), and its best processed logit."""
+def _problem(logprob: float, total: float, chosen: float) -> QuatrainError | None:
+    """Why a row has no token: its log-probability, the sum of its logits (log), and its processed logit."""
     finite = abs(total) < float("inf")
-    if finite and best == float("-inf"):
+    if finite and chosen == float("-inf"):
         return InputError(NO_TOKEN_LEFT)
-    if not finite or not abs(best) < float("inf") or not abs(logprob) < float("inf"):
+    if not finite or not abs(chosen) < float("inf") or not abs(logprob) < float("inf"):
         return QuatrainError(BROKEN)
     return None

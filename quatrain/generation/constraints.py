@@ -94,8 +94,7 @@ def repetition_penalty(penalty: float) -> Constraint:
     """Lowers the scores of tokens that occurred: divides positive ones by the penalty, multiplies negative ones."""
 
     def process(scores: Tensor, state: DecodingState) -> Tensor:
-        known = _mark(scores, state.ids)
-        return torch.where(known, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+        return _rescale(scores, state.ids, state.ids[:, -1:], penalty)
 
     return process
 
@@ -104,22 +103,31 @@ def prompt_repetition_penalty(penalty: float) -> Constraint:
     """Raises the scores of tokens of the prompt: multiplies positive ones by the penalty, divides negative ones."""
 
     def process(scores: Tensor, state: DecodingState) -> Tensor:
-        raised = torch.where(scores < 0, scores * (1 / penalty), scores / (1 / penalty))
-        return torch.where(_mark(scores, state.source), raised, scores)
+        return _rescale(scores, state.source, state.source[:, :1], 1 / penalty)
 
     return process
+
+
+def _rescale(scores: Tensor, ids: Tensor, instead: Tensor, penalty: float) -> Tensor:
+    """Scores whose tokens are among the ids (B, L), divided by the penalty if positive, else multiplied by it.
+
+    `instead` (B, 1) is an id of each row that stands for its padding.
+    """
+    ids = ids.where((ids >= 0) & (ids < scores.shape[-1]), instead)
+    own = scores.gather(1, ids)
+    return scores.scatter(1, ids, torch.where(own < 0, own * penalty, own / penalty))
 
 
 def count_penalties(frequency: float, presence: float) -> Constraint:
     """Subtracts `frequency` for each time, and `presence` once, that a token is among the new tokens so far."""
 
     def process(scores: Tensor, state: DecodingState) -> Tensor:
-        size = scores.shape[-1]
-        ids = _new_tokens(state)
-        counts = torch.zeros(scores.shape[0], size + 1, dtype=scores.dtype, device=scores.device)
-        places = ids.masked_fill((ids < 0) | (ids >= size), size)
-        counts = counts.scatter_add_(1, places, torch.ones_like(places, dtype=scores.dtype))[:, :size]
-        return scores - frequency * counts - presence * (counts > 0)
+        size, ids = scores.shape[-1], _new_tokens(state)
+        known = (ids >= 0) & (ids < size)
+        places = ids.where(known, 0)
+        result = scores - presence * _mark(scores, ids) if presence else scores.clone()
+        # Padding adds nothing, wherever it is added.
+        return result.scatter_add_(1, places, known.to(scores.dtype) * -frequency)
 
     return process
 
