@@ -31,7 +31,7 @@ from quatrain.generation.text import TokenizerLike
 from quatrain.generation.vocabulary import Vocabulary
 
 SPARE = 64
-"""Columns by which the tensor of a batch's tokens grows."""
+"""Columns by which the tensor of a batch's tokens grows at least; a long one grows by half."""
 
 
 @dataclass
@@ -417,7 +417,8 @@ class _History:
     def _write(self, rows: Sequence[SequenceState], device: torch.device) -> None:
         listed = [[*row.prefix, *row.ids] for row in rows]
         self.rows, self.width = list(rows), max(map(len, listed))
-        wide = [[PADDING] * (self.width - len(ids)) + ids + [PADDING] * SPARE for ids in listed]
+        spare = [PADDING] * max(SPARE, self.width // 2)
+        wide = [[PADDING] * (self.width - len(ids)) + ids + spare for ids in listed]
         self.tokens = torch.tensor(wide, device=device)
         self.source = padded([row.prompt for row in rows], device)
         columns = [[len(row.prefix), row.limit, len(row.ids)] for row in rows]

@@ -127,6 +127,7 @@ class GrammarCompiler:
         self.vocabulary, self._library = vocabulary, llguidance
         self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Tokens(vocabulary)))
         self._compiled: OrderedDict[object, Grammar] = OrderedDict()
+        self._lock = threading.Lock()
         first, pieces = vocabulary.first_pieces, vocabulary.pieces
         self.first_differs = first != pieces
         ids = vocabulary.ids if self.first_differs else {}
@@ -140,17 +141,19 @@ class GrammarCompiler:
         key = (params.json_schema, params.regex, params.grammar, params.choice)
         if not any(part is not None and part != () for part in key):
             return None
-        if key in self._compiled:
-            self._compiled.move_to_end(key)
-            return self._compiled[key]
+        with self._lock:  # Requests are checked by the threads that submit them.
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+                return self._compiled[key]
         name, matcher = _with_stack(lambda: self._matcher(params))
         grammar = Grammar(matcher, self)
         if not matcher.is_accepting() and not bool(grammar.start().mask((), len(self.vocabulary.pieces)).any()):
             raise InputError(f"{name}: no token of this model can begin such a text")
-        self._compiled[key] = grammar
-        while len(self._compiled) > CACHED:
-            self._compiled.popitem(last=False)
-        return self._compiled[key]
+        with self._lock:
+            self._compiled[key] = grammar
+            while len(self._compiled) > CACHED:
+                self._compiled.popitem(last=False)
+        return grammar
 
     def _matcher(self, params: SamplingParams) -> tuple[str, Any]:
         """The parameter that constrains the text, and its matcher."""

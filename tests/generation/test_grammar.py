@@ -4,6 +4,7 @@ import json
 import os
 import re
 import string
+import threading
 
 import pytest
 import torch
@@ -452,3 +453,22 @@ def test_beams_follow_schemas(engine):
         (best,) = engine.generate([prompt], params)
         for each in (best, *best.alternatives):
             assert each.finish_reason == "length" or json.loads(each.text) is not NotImplemented
+
+
+def test_threads_compile_and_follow_side_by_side(engine):
+    """More schemas than are kept, submitted by several threads while another one steps."""
+    choices = [(f"a{place}", f"b{place}", "c") for place in range(90)]
+    found = {}
+
+    def submit(part):
+        for number in range(part, len(choices), 3):
+            request = engine.submit([5, number], SamplingParams(9, choice=choices[number]))
+            found[number] = request.result().text
+
+    threads = [threading.Thread(target=submit, args=(part,)) for part in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(choices)
+    assert all(found[number] in choices[number] for number in found)
