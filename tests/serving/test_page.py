@@ -54,8 +54,8 @@ def browser() -> Iterator[Any]:
 class Page:
     """A page of a server in a browser window of its own, and what people do with it."""
 
-    def __init__(self, browser: Any, address: str, width: int = 1280, scheme: str = "light"):
-        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    def __init__(self, browser: Any, address: str, width: int = 1280, scheme: str = "light", **more: Any):
+        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **more)
         self.page, self.errors = self.context.new_page(), list[str]()
         self.page.set_default_timeout(SECONDS)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -372,6 +372,18 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def test_the_browser_asks_for_the_key_of_a_server(browser: Any, tmp_path: Path) -> None:
+    with running([str(make_folder(tmp_path / "one"))], key="a-secret-key") as server:
+        page = Page(browser, server.address, http_credentials={"username": "", "password": "a-secret-key"})
+        page.set(max_new_tokens=4)
+        page.ask("Who?")
+        assert page.text() and page.errors == []
+        page.context.close()
+        context = browser.new_context()
+        assert context.new_page().goto(server.address).status == 401
+        context.close()
+
+
 def test_a_question_to_a_database_shows_sql_and_rows(
     browser: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -385,6 +397,11 @@ def test_a_question_to_a_database_shows_sql_and_rows(
         page.set(choice="SELECT name, age FROM goats", max_new_tokens=100)
         page.ask("Which goats?")
         expect(page.page.locator(".message.assistant pre")).to_have_text("SELECT name, age FROM goats")
+        page.do("Edit this answer", 1)
+        page.page.locator(".edit textarea").fill("SELECT name AS goat FROM goats")
+        page.page.get_by_role("button", name="Save as a branch").click()
+        expect(page.page.locator(".message.assistant th")).to_have_text(["goat"])
+        page.page.locator(".message.assistant").get_by_role("button", name="Branch before").click()
         expect(page.page.locator(".message.assistant th")).to_have_text(["name", "age"])
         expect(page.page.locator(".message.assistant td")).to_have_text(["Ada", "4"])
         assert page.errors == []

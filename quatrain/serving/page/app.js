@@ -96,7 +96,7 @@ function draw() {
   byId("branches-title").hidden = !state.conversation.nodes.size;
   drawList();
   byId("system").value = state.conversation.system;
-  byId("system").disabled = state.database;
+  byId("system").parentElement.hidden = state.database; // Each question stands alone there.
   drawBusy();
 }
 
@@ -320,17 +320,20 @@ const actions = {
   },
   edit(node) {
     const box = messages.querySelector(`[data-node="${CSS.escape(node.id)}"]`);
-    const finish = (text) => {
+    const finish = guarded(async (text) => {
       if (node.role === "user") {
         if (!text.trim()) return;
         const { id } = state.conversation.add(node.parent, { role: "user", content: text });
-        answerAll(id);
-      } else {
-        state.conversation.add(node.parent, { role: "assistant", content: text, model: node.model, settings: node.settings, branched: "edited", prompt: node.prompt });
-        draw();
+        await answerAll(id);
+        return;
       }
+      const { model, settings, prompt } = node;
+      const edited = { role: "assistant", content: text, model, settings, prompt, branched: "edited" };
+      if (prompt) edited.database = await call("/api/database/rows", { completion: text });
+      state.conversation.add(node.parent, edited);
+      draw();
       save();
-    };
+    });
     editor(box, node, finish, () => {
       draw();
       messages.querySelector(`[data-focus="${CSS.escape(node.id)}:edit"]`)?.focus();
@@ -509,6 +512,7 @@ const start = guarded(async () => {
   state.database = database.available;
   const known = new Set(state.models.map((each) => each.id));
   for (const side of Object.values(state.sides)) if (!known.has(side.model)) side.model = state.models[0]?.id ?? "";
+  if (state.database) byId("question").placeholder = "Ask the database";
   if (state.database) state.hint = `Tables: ${database.tables.slice(0, 20).map((each) => each.name).join(", ")}`;
   drawSettings();
   await choose("A", state.sides.A.model);

@@ -17,7 +17,8 @@ export const byId = (id) => document.getElementById(id);
 
 // Invisible characters of a token, written so that they show.
 export function visible(text) {
-  return text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+  const escaped = (each) => `\\u{${each.codePointAt(0).toString(16)}}`;
+  return text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/[\p{Cc}\p{Cf}]/gu, escaped) || "∅";
 }
 
 export function percent(value) {

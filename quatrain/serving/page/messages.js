@@ -123,7 +123,7 @@ export function editor(box, node, save, cancel) {
 }
 
 function drawRows(result) {
-  const parts = [element("pre", { tabIndex: 0 }, element("code", {}, result.sql || "(the model wrote nothing)"))];
+  const parts = [element("pre", { class: "sql" }, element("code", {}, result.sql || "(the model wrote nothing)"))];
   if (result.error) {
     parts.push(element("p", { class: "failed" }, `This SQL failed: ${result.error}. Try to put the question in other words.`));
     return parts;
