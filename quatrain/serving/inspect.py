@@ -212,7 +212,13 @@ def continued(engine: Engine, adapter: str | None, text: Text) -> dict[str, Any]
     before, answer = read(engine, adapter, text)
     while answer and answer[-1] in engine.end_ids:
         answer.pop()
-    return {"ids": [*before, *answer], "answer": len(answer)}
+    ids = [*before, *answer]
+    return {"ids": ids, "answer": len(answer), "room": _room(engine, adapter, ids)}
+
+
+def _room(engine: Engine, adapter: str | None, ids: Sequence[int]) -> int | None:
+    """How many new tokens fit into the context; None without a limit."""
+    return None if engine.has_encoder else engine.remaining_tokens(ids, adapter)
 
 
 def text_of(engine: Engine, ids: Sequence[int]) -> dict[str, Any]:

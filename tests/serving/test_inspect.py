@@ -54,6 +54,7 @@ def test_tokens_are_explained_as_the_engine_scores_them(raw: httpx.Client, engin
 def test_ids_that_are_continued_are_those_of_the_conversation(raw: httpx.Client, engine: Engine) -> None:
     found = ask(raw, "prompt", content="Yes")
     assert found["ids"] == [*engine.render(MESSAGES), *engine.tokenizer.encode("Yes")] and found["answer"] == 3
+    assert found["room"] == 1024 - len(found["ids"])
     assert ask(raw, "prompt", ids=engine.tokenizer.encode("Yes")) == found
     assert ask(raw, "text", ids=engine.tokenizer.encode("Yes")) == {"text": "Yes", "ended": False}
 

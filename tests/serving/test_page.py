@@ -374,7 +374,7 @@ def contrast(one: str, other: str) -> float:
 
 def test_the_browser_asks_for_the_key_of_a_server(browser: Any, tmp_path: Path) -> None:
     with running([str(make_folder(tmp_path / "one"))], key="a-secret-key") as server:
-        page = Page(browser, server.address, http_credentials={"username": "", "password": "a-secret-key"})
+        page = Page(browser, server.address, http_credentials={"username": "any", "password": "a-secret-key"})
         page.set(max_new_tokens=4)
         page.ask("Who?")
         assert page.text() and page.errors == []

@@ -214,8 +214,8 @@ async function answerAll(parent) {
   await Promise.all([first, second]);
 }
 
-// Generates an answer to the message `parent`, in a new branch. `begin` is the text, and the ids of the prompt and the
-// text, that it continues.
+// Generates an answer to the message `parent`, in a new branch. `begin` is what it continues: the
+// text, the ids of prompt and text, those of the text alone, and the new tokens that fit.
 async function generate(parent, side, { pair, begin = null, branched } = {}) {
   const { conversation } = state;
   const { model, settings } = state.sides[side];
@@ -250,9 +250,12 @@ async function generate(parent, side, { pair, begin = null, branched } = {}) {
     const description = await describe(model);
     const asked = question(parent, model, node.prompt);
     let pieces;
-    if (begin) pieces = stream("/v1/completions", { ...fields, prompt: begin.ids }, abort.signal);
-    else if (description.chat) pieces = stream("/v1/chat/completions", { ...fields, messages: asked.messages }, abort.signal);
-    else pieces = stream("/v1/completions", { ...fields, prompt: (await call("/api/prompt", asked)).ids }, abort.signal);
+    if (description.chat && !begin) pieces = stream("/v1/chat/completions", { ...fields, messages: asked.messages }, abort.signal);
+    else {
+      const { ids, room } = begin ?? (await call("/api/prompt", asked));
+      if (!room) throw new RequestError("The model's context is full.", 400);
+      pieces = stream("/v1/completions", { max_tokens: room, ...fields, prompt: ids }, abort.signal);
+    }
     const ids = begin ? [...begin.answer] : [];
     let exact = true;
     let count = 0;
@@ -341,10 +344,10 @@ const actions = {
   },
   regenerate: (node) => generate(node.parent, sideOf(node)),
   continue: guarded(async (node) => {
-    const { ids, answer } = await call("/api/prompt", { ...actions.asked(node), content: node.content, ids: node.ids });
+    const { ids, answer, room } = await call("/api/prompt", { ...actions.asked(node), content: node.content, ids: node.ids });
     if (!answer) return actions.regenerate(node);
     await generate(node.parent, sideOf(node), {
-      begin: { text: node.content, ids, answer: ids.slice(ids.length - answer) },
+      begin: { text: node.content, ids, room, answer: ids.slice(ids.length - answer) },
       branched: "continued",
     });
   }),
@@ -377,8 +380,8 @@ const actions = {
       save();
       return;
     }
-    const { ids } = await call("/api/prompt", { ...actions.asked(node), ids: answer });
-    await generate(node.parent, sideOf(node), { begin: { text, ids, answer }, branched });
+    const { ids, room } = await call("/api/prompt", { ...actions.asked(node), ids: answer });
+    await generate(node.parent, sideOf(node), { begin: { text, ids, room, answer }, branched });
   }),
 };
 

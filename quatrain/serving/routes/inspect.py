@@ -65,8 +65,14 @@ async def model(request: Request, name: str | None = None) -> Json:
 
 @router.post("/prompt")
 async def prompt(request: Request) -> Json:
-    """The token ids of a conversation and of the beginning of its answer."""
-    return await _answer(request, inspect.Text, inspect.continued)
+    """The token ids of a conversation and of the beginning of its answer, and how many new tokens it may get."""
+    most = service_of(request).settings.max_tokens
+
+    def answer(engine: Engine, adapter: str | None, text: inspect.Text) -> dict[str, Any]:
+        found = inspect.continued(engine, adapter, text)
+        return found | {"room": most if found["room"] is None else min(found["room"], most)}
+
+    return await _answer(request, inspect.Text, answer)
 
 
 @router.post("/text")
