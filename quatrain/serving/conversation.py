@@ -44,7 +44,12 @@ NO_SEARCH: dict[str, Any] = {
     **{"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": 1, "penalty_alpha": 0.0},
     **{"guidance_scale": 1.0, "negative_prompt": None, "force_words": ()},
 }
-"""Fields of SamplingParams that turn the searches of a model's own settings off: a server samples."""
+"""Fields of SamplingParams that turn the searches of a model's own settings off: a request must ask for one."""
+NOT_DRAWN: dict[str, Any] = {
+    **{"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None, "typical_p": None, "epsilon_cutoff": None},
+    **{"eta_cutoff": None, "top_h": None},
+}
+"""Fields of SamplingParams that turn sampling off."""
 
 
 @dataclass
@@ -56,6 +61,8 @@ class Sampling:
     max_tokens: int | None = None
     n: int = 1
     logprobs: int | None = None
+    token_ids: bool = False
+    """Whether the ids of the new tokens are asked for."""
 
 
 @dataclass
@@ -93,6 +100,9 @@ class Event:
     index: int
     deltas: list[Delta]
     tokens: list[Token]
+    """With log-probabilities, if these are asked for."""
+    ids: list[int]
+    """If they are asked for: the ids of the tokens; an end token is none of them."""
     finish: str | None = None
     """"stop", "length", "tool_calls" or "cancelled"."""
     completion: Completion | None = None
@@ -173,6 +183,8 @@ class Service:
         count = prompts * sampling.n
         if sampling.n > self.settings.max_n:
             raise ApiError(400, f"n: {sampling.n}; at most {self.settings.max_n} are allowed.", param="n")
+        if (beams := sampling.fields.get("num_beams", 1)) > self.settings.max_n:
+            raise ApiError(400, f"num_beams: {beams}; at most {self.settings.max_n} are allowed.", param="num_beams")
         if count > self.settings.max_prompts:
             raise ApiError(
                 400,
@@ -269,27 +281,23 @@ class Run:
 
     def _event(self, index: int, piece: TextChunk) -> Event:
         completion, sequence = piece.completion, self.group.requests[index].sequences[0]
+        start = self._given.get(index, 0)
+        end = self._given[index] = max(start, piece.end - (completion is not None and sequence.ended))
+        ids = sequence.ids[start:end] if self.sampling.token_ids else []
         tokens: list[Token] = []
         if self.sampling.logprobs is not None:
-            start = self._given.get(index, 0)
-            end = piece.end - (completion is not None and sequence.ended)
-            self._given[index] = max(start, end)
-            tokens = [
-                token_of(
-                    self.loaded.engine, sequence.ids[place], sequence.logprobs[place], sequence.top_logprobs[place]
-                )
-                for place in range(start, end)
-            ]
+            engine, rows = self.loaded.engine, (sequence.ids, sequence.logprobs, sequence.top_logprobs)
+            tokens = [token_of(engine, *row) for row in zip(*(each[start:end] for each in rows), strict=True)]
         finish = None if completion is None else completion.finish_reason
         if not self.parsers:
-            return Event(index, [Delta("content", str(piece))] if piece else [], tokens, finish, completion)
+            return Event(index, [Delta("content", str(piece))] if piece else [], tokens, ids, finish, completion)
         parser = self.parsers[index]
         deltas = parser.feed(str(piece)) + (parser.finish() if completion is not None else [])
         if self.one_call:
             deltas = [delta for delta in deltas if delta.kind != "call" or delta.call == 0]
         if finish == "stop" and parser.calls:
             finish = "tool_calls"
-        return Event(index, deltas, tokens, finish, completion)
+        return Event(index, deltas, tokens, ids, finish, completion)
 
 
 def rendered(job: ChatJob, engine: Engine, adapter: str | None) -> list[int]:
@@ -355,6 +363,8 @@ def sampling_params(
     fields = {"max_new_tokens": asked if asked is not None else min(default, settings.max_tokens), **sampling.fields}
     if sampling.logprobs is not None:
         fields["logprobs"] = sampling.logprobs
+    if fields.get("num_beams", 1) > 1 or fields.get("penalty_alpha"):
+        fields = NOT_DRAWN | fields  # A search does not draw, whatever the model's settings say.
     return replace(own, **fields)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 from dataclasses import fields
@@ -14,6 +15,8 @@ from serving_setup import make_folder, running
 
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.serving import inspect
+from quatrain.serving.protocols.chat import ChatForm
+from quatrain.serving.protocols.completions import CompletionForm
 
 MESSAGES = [{"role": "user", "content": "Hello there"}]
 
@@ -24,6 +27,36 @@ def ask(raw: httpx.Client, path: str, **body: Any) -> Any:
     return answer.json()
 
 
+def streamed(raw: httpx.Client, path: str, **body: Any) -> list[Any]:
+    """The first choice of each chunk of a stream."""
+    text = raw.post(path, json={"model": "tiny", "stream": True, **body}).text
+    chunks = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line.startswith("data: {")]
+    return [chunk["choices"][0] for chunk in chunks]
+
+
+def test_a_stream_tells_the_ids_of_its_tokens(raw: httpx.Client, engine: Engine) -> None:
+    options = {"max_tokens": 12, "temperature": 1.0, "seed": 2, "return_token_ids": True}
+    params = SamplingParams(max_new_tokens=12, temperature=1.0, seed=2)
+    prompt = engine.render(MESSAGES)
+    (expected,) = engine.generate([prompt], params)
+    for path, asked in (("chat/completions", {"messages": MESSAGES}), ("completions", {"prompt": prompt})):
+        choices = streamed(raw, f"/v1/{path}", **asked, **options)
+        assert [token for choice in choices for token in choice["token_ids"]] == expected.ids
+        whole = raw.post(f"/v1/{path}", json={"model": "tiny", **asked, **options}).json()
+        assert whole["choices"][0]["token_ids"] == expected.ids
+    assert "token_ids" not in streamed(raw, "/v1/completions", prompt=prompt, max_tokens=2)[0]
+
+
+def test_searches_can_be_asked_for(raw: httpx.Client, engine: Engine) -> None:
+    prompt = engine.render(MESSAGES)
+    for search in ({"num_beams": 3, "length_penalty": 0.5}, {"penalty_alpha": 0.6, "top_k": 4}, {"guidance_scale": 2}):
+        (expected,) = engine.generate([prompt], SamplingParams(max_new_tokens=8, **search))
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 8, **search}
+        assert raw.post("/v1/completions", json=body).json()["choices"][0]["text"] == expected.text
+    refused = raw.post("/v1/completions", json={"model": "tiny", "prompt": prompt, "num_beams": 500})
+    assert refused.status_code == 400 and "num_beams: 500" in refused.json()["error"]["message"]
+
+
 def test_every_parameter_is_a_control_or_left_out_on_purpose(raw: httpx.Client) -> None:
     controls = raw.get("/api/controls").json()
     names = [control["name"] for control in controls]
@@ -32,6 +65,11 @@ def test_every_parameter_is_a_control_or_left_out_on_purpose(raw: httpx.Client) 
     assert by_name["top_k"]["explanation"] == "Keep the k likeliest tokens." and by_name["top_k"]["kind"] == "integer"
     assert by_name["early_stopping"]["kind"] == "choice" and by_name["stop"]["kind"] == "list"
     assert all(control["explanation"] for control in controls)
+    renamed = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "json_schema": "response_format"}
+    renamed |= dict.fromkeys(("regex", "grammar", "choice"), "structured_outputs")
+    assert {
+        renamed.get(name, name) for name in names
+    } <= ChatForm.model_fields.keys() & CompletionForm.model_fields.keys()
 
 
 def test_a_model_is_described(raw: httpx.Client) -> None:

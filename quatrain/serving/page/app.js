@@ -254,7 +254,8 @@ async function generate(parent, side, { pair, begin = null, branched } = {}) {
     else {
       const { ids, room } = begin ?? (await call("/api/prompt", asked));
       if (!room) throw new RequestError("The model's context is full.", 400);
-      pieces = stream("/v1/completions", { max_tokens: room, ...fields, prompt: ids }, abort.signal);
+      const max_tokens = Math.min(room, description.settings.max_new_tokens ?? room);
+      pieces = stream("/v1/completions", { max_tokens, ...fields, prompt: ids }, abort.signal);
     }
     const ids = begin ? [...begin.answer] : [];
     let exact = true;

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from quatrain.serving.conversation import ChatJob, Run, Service, Token, check_text
+from quatrain.serving.conversation import ChatJob, Event, Run, Service, Token, check_text
 from quatrain.serving.errors import ApiError
 from quatrain.serving.protocols.common import Form, SamplingForm, new_id
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
@@ -190,6 +190,7 @@ async def _whole(service: Service, job: ChatJob, identifier: str) -> dict[str, A
                 "logprobs": _logprobs([token for event in events for token in event.tokens], run),
                 "finish_reason": events[-1].finish,
             }
+            | ({"token_ids": ids_of(events)} if job.sampling.token_ids else {})
             for index, events in enumerate(completions)
         ]
         head = _head(run, identifier, job, "chat.completion")
@@ -202,8 +203,12 @@ async def _stream(service: Service, job: ChatJob, identifier: str, with_usage: b
         head = _head(run, identifier, job, "chat.completion.chunk")
         more = {"usage": None} if with_usage else {}
 
-        def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> bytes:
+        def chunk(
+            index: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None, ids: Sequence[int] = ()
+        ) -> bytes:
             choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+            if job.sampling.token_ids:
+                choice["token_ids"] = list(ids)
             return sse(head | {"choices": [choice]} | more)
 
         for index in range(run.count):
@@ -212,8 +217,9 @@ async def _stream(service: Service, job: ChatJob, identifier: str, with_usage: b
             for event in events:
                 deltas: list[dict[str, Any]] = [delta_of(each) for each in event.deltas]
                 logprobs = _logprobs(event.tokens, run) if event.tokens else None
-                for place, delta in enumerate(deltas or [{}] * (logprobs is not None)):
-                    yield chunk(event.index, delta, logprobs if place == 0 else None)
+                for place, delta in enumerate(deltas or [{}] * (logprobs is not None or len(event.ids) > 0)):
+                    first = place == 0
+                    yield chunk(event.index, delta, logprobs if first else None, ids=event.ids if first else ())
                 if event.finish is not None:
                     yield chunk(event.index, {}, finish=event.finish)
         if with_usage:
@@ -224,6 +230,11 @@ async def _stream(service: Service, job: ChatJob, identifier: str, with_usage: b
 def _head(run: Run, identifier: str, job: ChatJob, kind: str) -> dict[str, Any]:
     model = job.model or run.service.registry.default
     return {"id": identifier, "object": kind, "created": run.created, "model": model}
+
+
+def ids_of(events: Sequence[Event]) -> list[int]:
+    """The ids of a completion's tokens."""
+    return [token for event in events for token in event.ids]
 
 
 def delta_of(delta: Delta) -> dict[str, Any]:

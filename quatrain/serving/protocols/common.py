@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -88,7 +88,7 @@ def _place(loc: tuple[int | str, ...]) -> str:
 
 
 class SamplingForm(Form):
-    """The options of sampling that OpenAI's protocols have, and vLLM's further ones."""
+    """The options of sampling that OpenAI's protocols have, vLLM's further ones, and the rest of SamplingParams."""
 
     model: str | None = None
     n: int | None = Field(None, ge=1)
@@ -115,12 +115,28 @@ class SamplingForm(Form):
     guided_grammar: str | None = None
     structured_outputs: dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
+    return_token_ids: bool | None = None
+    top_h: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    num_beams: int | None = Field(None, ge=1)
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    num_beam_groups: int | None = None
+    diversity_penalty: float | None = None
+    force_words: list[str] | None = None
+    penalty_alpha: float | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
 
     def sampling(self, max_tokens: int | None) -> Sampling:
         """The options as fields of SamplingParams. Raises ApiError."""
         names = (
             *("temperature", "top_p", "min_p", "typical_p", "seed", "frequency_penalty", "presence_penalty"),
             *("repetition_penalty", "no_repeat_ngram_size", "logit_bias", "ignore_eos", "bad_words", "stop_token_ids"),
+            *("top_h", "epsilon_cutoff", "eta_cutoff", "num_beams", "length_penalty", "early_stopping"),
+            *("num_beam_groups", "diversity_penalty", "force_words", "penalty_alpha", "guidance_scale"),
+            "negative_prompt",
         )
         fields = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.top_k is not None and self.top_k not in (0, -1):
@@ -129,7 +145,8 @@ class SamplingForm(Form):
             fields["min_new_tokens"] = self.min_tokens
         if stop := checked_stop(self.stop):
             fields["stop"] = stop
-        return Sampling(fields | self._constraint(), max_tokens, self.n or 1)
+        constraint = self._constraint()
+        return Sampling(fields | constraint, max_tokens, self.n or 1, token_ids=bool(self.return_token_ids))
 
     def _constraint(self) -> dict[str, Any]:
         """The constraint on the text, from any of the fields that may hold one."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from quatrain.generation.engine import Engine
 from quatrain.serving.conversation import Run, Service, TextJob, Token, check_text, token_of
 from quatrain.serving.errors import ApiError
-from quatrain.serving.protocols.chat import StreamOptions, usage_of
+from quatrain.serving.protocols.chat import StreamOptions, ids_of, usage_of
 from quatrain.serving.protocols.common import SamplingForm, new_id
 from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gone
 
@@ -91,6 +91,7 @@ async def _whole(service: Service, job: TextJob, identifier: str, echo: bool) ->
                     "logprobs": _logprobs([*first, *tokens], job.sampling.logprobs),
                     "finish_reason": events[-1].finish,
                 }
+                | ({"token_ids": ids_of(events)} if job.sampling.token_ids else {})
             )
         return _head(run, identifier, job) | {"choices": choices, "usage": usage_of(run)}
 
@@ -147,8 +148,12 @@ async def _stream(
         head, more = _head(run, identifier, job), {"usage": None} if with_usage else {}
         offsets = [0] * run.count
 
-        def chunk(index: int, text: str, logprobs: Any = None, finish: str | None = None) -> bytes:
+        def chunk(
+            index: int, text: str, logprobs: Any = None, finish: str | None = None, ids: Sequence[int] = ()
+        ) -> bytes:
             choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+            if job.sampling.token_ids:
+                choice["token_ids"] = list(ids)
             return sse(head | {"choices": [choice]} | more)
 
         if echo:
@@ -160,8 +165,8 @@ async def _stream(
                 text = "".join(delta.text for delta in event.deltas)
                 logprobs = _logprobs(event.tokens, job.sampling.logprobs, offsets[event.index])
                 offsets[event.index] += sum(len(token.text) for token in event.tokens)
-                if text or event.tokens or event.finish is not None:
-                    yield chunk(event.index, text, logprobs if event.tokens else None, event.finish)
+                if text or event.tokens or event.ids or event.finish is not None:
+                    yield chunk(event.index, text, logprobs if event.tokens else None, event.finish, event.ids)
         if with_usage:
             yield sse(head | {"choices": [], "usage": usage_of(run)})
         yield sse("[DONE]")
