@@ -391,10 +391,19 @@ class Engine:
         return self.scheduler.current_statistics()
 
     def _advance(self, request: Request) -> None:
-        """A step for somebody who waits for a request, unless another thread has finished it meanwhile."""
+        """A step for somebody who waits for a request, unless another thread has finished it meanwhile.
+
+        An error of the step is that of the requests that it has failed; whoever waits for another one goes on.
+        """
         with self._stepping:
-            if not request.done:
+            if request.done:
+                return
+            failed = self.scheduler.statistics.failed
+            try:
                 self.scheduler.step()
+            except Exception:
+                if self.scheduler.statistics.failed == failed:
+                    raise
 
     def _run(self, requests: Sequence[Request], rows: int) -> None:
         """Runs requests to their ends, of at most so many rows at once. Raises the first error of one of them."""

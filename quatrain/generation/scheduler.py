@@ -176,6 +176,8 @@ class Scheduler:
         self.searches: list[Search] = []
         self.statistics = Statistics()
         self._steps, self._budget = 0, chunk
+        self._starting: list[SequenceState] = []
+        """Sequences that have left the queue and do not run yet."""
         self._weights: tuple[tuple[int, int], ...] = ()
         self._queue = threading.Lock()
 
@@ -261,9 +263,11 @@ class Scheduler:
         """Fails all that runs and forgets what is stored, after an error in the middle of a step."""
         reason = error if isinstance(error, Exception) else QuatrainError(f"Generation was interrupted: {error!r}")
         running = [slot.sequence for slot in self.slots if slot.sequence is not None]
-        for sequence in [*running, *(row for search in self.searches for row in search.rows)]:
-            self._finish(sequence, "error", reason)
-        self.slots, self.searches, self.decoding, self.reading = [], [], 0, 0
+        searched = [row for search in self.searches for row in search.rows]
+        for sequence in dict.fromkeys([*running, *searched, *self._starting]):
+            if not sequence.done:
+                self._finish(sequence, "error", reason)
+        self.slots, self.searches, self._starting, self.decoding, self.reading = [], [], [], 0, 0
         self.runner.cache.release(0)
 
     # Decoding
@@ -453,8 +457,9 @@ class Scheduler:
             if not self._can_join(sequence, match, shared, budget):
                 return
             with self._queue:
-                self.waiting.popleft()
+                self._starting = [self.waiting.popleft()]
             self._place(sequence, match, shared)
+            self._starting = []
 
     def _check_weights(self) -> None:
         """Forgets all texts that were read by other weights than the model has now."""
@@ -649,7 +654,9 @@ class Scheduler:
                     break
                 rows.append(self.waiting.popleft())
         if rows:
+            self._starting = rows
             self.searches.append(self._new_search(rows))
+            self._starting = []
         return bool(rows)
 
     def _new_search(self, rows: Sequence[SequenceState]) -> Search:

@@ -16,6 +16,7 @@ from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.generation.runner import ModelRunner
+from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.planning.limits import check_generation
 
 
@@ -261,6 +262,13 @@ def test_a_request_that_fails_does_so_alone():
     assert_nothing_is_left(engine)
 
 
+def _once(function, argument, failures):
+    """The function's result, after one failure."""
+    if failures:
+        raise failures.pop()
+    return function(argument)
+
+
 def test_an_error_in_a_step_fails_what_runs_and_nothing_else(monkeypatch):
     engine = engine_of(random_model(CONFIGS["llama"]), end_ids=[], max_rows=2, chunk=512)
     requests = [engine.submit(text, SamplingParams(5)) for text in prompts(3)]
@@ -273,6 +281,30 @@ def test_an_error_in_a_step_fails_what_runs_and_nothing_else(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             request.result()
     assert len(requests[2].result().ids) == 5
+    first, second = (engine.submit(text, SamplingParams(5)) for text in prompts(2))
+    monkeypatch.setattr(
+        engine.model, "lm_logits", lambda hidden, own=engine.model.lm_logits: _once(own, hidden, failures)
+    )
+    engine.scheduler.max_rows = 1
+    failures = [ZeroDivisionError()]
+    assert len(second.result().ids) == 5, "whoever waits for another request goes on"
+    with pytest.raises(ZeroDivisionError):
+        first.result()
+    assert_nothing_is_left(engine)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(5), SamplingParams(5, num_beams=2)], ids=["plain", "beams"])
+def test_a_request_that_cannot_start_is_not_lost(monkeypatch, params):
+    engine = engine_of(random_model(CONFIGS["llama"]), end_ids=[])
+    requests = [engine.submit(text, params) for text in prompts(2)]
+    with monkeypatch.context() as patched:
+        patched.setattr(KVCache, "_empty", lambda *sizes: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    with pytest.raises(ZeroDivisionError):
+        requests[0].result()
+    for request in requests[1:] if params.num_beams == 1 else []:
+        assert len(request.result().ids) == 5
     assert_nothing_is_left(engine)
 
 
