@@ -125,15 +125,18 @@ class ModelRunner:
 
         `sources` are what an encoder reads, for rows that start. `text_lengths` are those of the whole texts, if only
         their beginnings are read; soft prompts count. `decoding`: the tokens were generated, or guessed, and may be
-        read by native code; a prompt never is, so that it does not matter with which others it is read.
+        read by native code. Whether a prompt is depends on its length alone, not on what is read with it.
         """
-        if decoding and sources is None and (logits := self._native(first, tokens, every)) is not None:
-            return logits
+        lengths = text_lengths
+        if lengths is None:
+            lengths = [self.cache.lengths[first + row] + len(ids) for row, ids in enumerate(tokens)]
+        if sources is None and (decoding or self.native.reads_prompt(max(lengths))):
+            logits = self._native(first, tokens, every)
+            if logits is not None:
+                return logits
         if self.original_length is None:
             return self._forward(first, tokens, adapters, sources, None, every)
-        if text_lengths is None:
-            counts = [len(ids) for ids in tokens]
-            text_lengths = [self.cache.lengths[first + row] + count for row, count in enumerate(counts)]
+        text_lengths = lengths
         parts = []
         for rows in self._groups(text_lengths):
             own = None if sources is None else sources[rows]
@@ -191,17 +194,19 @@ class ModelRunner:
         self.cache.make_room(max(self.cache.lengths[slot] for slot in slots) + width)
         self.cache.move_windows(slots, width)
         flat = torch.tensor([token for ids in tokens for token in ids], device=self.device)
-        logits = self.native.decode(flat, [slot for slot, ids in zip(slots, tokens, strict=True) for _ in ids])
+        wanted = None
+        if not every and width > 1:
+            ends = torch.tensor([len(ids) for ids in tokens]).cumsum(0) - 1
+            wanted = ends.tolist()
+        own = [slot for slot, ids in zip(slots, tokens, strict=True) for _ in ids]
+        logits = self.native.decode(flat, own, wanted)
         if logits is None:
             return None
         for slot, ids in zip(slots, tokens, strict=True):
             self.cache.lengths[slot] += len(ids)
-        if width == 1:
-            return logits[:, None] if every else logits
-        parts = logits.split([len(ids) for ids in tokens])
-        if every:
-            return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-        return torch.stack([part[-1] for part in parts])
+        if not every:
+            return logits
+        return torch.nn.utils.rnn.pad_sequence(list(logits.split([len(ids) for ids in tokens])), batch_first=True)
 
 
 def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""Decoding in native code: one call for a whole step of up to 32 tokens, of one sequence or of several.
+"""Decoding in native code: one call for a whole step of up to 64 tokens, of one sequence or of several.
 
 A plain PyTorch step of a small model spends more time on its several hundred operations than on reading the weights,
 which is all that the memory asks for. Here a step is compiled once for the processor (Numba, the extra `fast`), reads
@@ -28,13 +28,15 @@ from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.norms import RMSNorm
 from quatrain.models.transformer.positions import alibi_slopes, depends_on_length, sinusoidal_table
 
-MAX_ROWS = 32
+MAX_ROWS = 64
 """The most tokens of one step."""
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 PADDED = 128
 MIN_BYTES = 32_000_000
 """Bytes of a model from which on native code is tried unasked."""
+LONG_TEXT = 1024
+"""Tokens of a text past which PyTorch's attention is worth more than native products."""
 TRIALS = 4
 """Steps of each way whose best decides which is taken."""
 
@@ -178,7 +180,7 @@ class NativeDecoder:
     ) -> Tensor:
         """Reads B tokens and returns the logits (B, V) float32 of those after them.
 
-        tokens (B,), B at most 32; slots (B,): the sequence that each token belongs to; places (B,): its place in the
+        tokens (B,), B at most 64; slots (B,): the sequence that each token belongs to; places (B,): its place in the
         sequence, where its key and value are written; all int64. It attends to the places up to its own. Tokens of one
         sequence stand in order. positions (B,): those of the position embedding, by default the places. keys, values:
         for each layer (slots, num_key_value_heads, room, head_dim), of the model's dtype. In a sliding layer place p of
@@ -351,22 +353,26 @@ class NativeDecoder:
     def _allocate(self, put: Callable[..., None]) -> None:
         """The buffers of a step's activations, each row ending in zeros up to a multiple of 128 elements."""
         config = self.config
-        size, inner = _padded(config.hidden_size), _padded(config.intermediate_size)
-        mixed = _padded(config.num_attention_heads * config.head_dim)
-        heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        largest, byte = max(size, inner, mixed), torch.uint8
-        for name in ("G_X", "G_NORMED", "G_MIXED_OUT", "G_DOWN_OUT"):
-            put(**{name: self._buffer(MAX_ROWS, size)})
-        scratch = 4 * (2 * config.head_dim + 128)
-        put(
-            G_X_STRIDE=4 * size, G_QKV=self._buffer(MAX_ROWS, heads * config.head_dim),
-            G_QKV_STRIDE=4 * heads * config.head_dim, G_MIXED=self._buffer(MAX_ROWS, mixed), G_MIXED_STRIDE=4 * mixed,
-            G_WIDE=self._buffer(MAX_ROWS, inner), G_UP=self._buffer(MAX_ROWS, inner), G_WIDE_STRIDE=4 * inner,
-            G_BF16=self._buffer(2 * MAX_ROWS, 2 * largest, dtype=byte), G_BF16_STRIDE=2 * largest,
-            G_INT8=self._buffer(2 * MAX_ROWS, 3 * largest, dtype=byte), G_INT8_STRIDE=3 * largest,
-            G_INT4=self._buffer(2 * MAX_ROWS, 2 * largest, dtype=byte), G_INT4_STRIDE=2 * largest,
-            G_SCRATCH=self._buffer(self.pool.threads, scratch, dtype=byte), G_SCRATCH_STRIDE=scratch,
+        # A line more than the elements take: rows a power of two apart would share a few sets of the first cache.
+        size, inner, mixed = (
+            _padded(width) + 16
+            for width in (
+                config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
+            )
         )  # fmt: skip
+        heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+        largest, byte = max(size, inner, mixed), torch.uint8
+        rows = {"G_X": size, "G_NORMED": size, "G_MIXED_OUT": size, "G_DOWN_OUT": size, "G_QKV": heads,
+                "G_MIXED": mixed, "G_WIDE": inner, "G_UP": inner}  # fmt: skip
+        for name, width in rows.items():
+            put(**{name: self._buffer(MAX_ROWS, width)})
+        put(G_X_STRIDE=4 * size, G_QKV_STRIDE=4 * heads, G_MIXED_STRIDE=4 * mixed, G_WIDE_STRIDE=4 * inner)
+        # Inputs in the formats of weights: those of the down projection stand behind the others.
+        for name, bytes_ in (("G_BF16", 2), ("G_INT8", 3), ("G_INT4", 2)):
+            stride = bytes_ * (largest - 16) + 64
+            put(**{name: self._buffer(2 * MAX_ROWS, stride, dtype=byte), f"{name}_STRIDE": stride})
+        scratch = 4 * (2 * config.head_dim + 128)
+        put(G_SCRATCH=self._buffer(self.pool.threads, scratch, dtype=byte), G_SCRATCH_STRIDE=scratch)
 
     def _grow_tables(self, length: int) -> None:
         """Makes the rotary tables of each kind of layer as long as the positions that a step reads."""
@@ -431,11 +437,21 @@ class CacheDecoder:
             return 0.0
         return self.decoder.step_bytes * self.steps / self.seconds
 
-    def decode(self, tokens: Tensor, slots: Sequence[int]) -> Tensor | None:
+    def reads_prompt(self, length: int) -> bool:
+        """Whether native code reads prompts of texts of so many tokens. PyTorch is faster in bfloat16 and for long
+        texts. Nothing else matters, so that a prompt is always read in the same way.
+        """
+        decoder = self.decoder
+        if decoder is None or self.model.soft_prompt is not None:
+            return False
+        return decoder.format != "bfloat16" and length <= LONG_TEXT
+
+    def decode(self, tokens: Tensor, slots: Sequence[int], logits_of: Sequence[int] | None = None) -> Tensor | None:
         """Logits (B, V) in float32 after one more token (B,) in each slot; None if PyTorch has to run this step.
 
         A slot may occur several times, with tokens that follow each other. Keys and values are written after the tokens
-        that the slots hold, for which there is room; the caller counts the new tokens.
+        that the slots hold, for which there is room; the caller counts the new tokens. `logits_of`, in ascending order:
+        the tokens whose logits (N, V) are wanted, by default all.
         """
         cache, decoder = self.cache, self.decoder
         if decoder is None or cache.segments is not None:
@@ -456,8 +472,17 @@ class CacheDecoder:
         for begin in range(0, len(tokens), MAX_ROWS):
             part = slice(begin, begin + MAX_ROWS)
             own = None if starts is None else starts[part]
-            every.append(decoder.step(tokens[part], lengths[part], places[part], cache.keys, cache.values, starts=own))
-        self.steps, self.seconds = self.steps + len(every), self.seconds + time.perf_counter() - start
+            wanted = None
+            if logits_of is not None:
+                chosen = [index - begin for index in logits_of if begin <= index < begin + MAX_ROWS]
+                wanted = torch.tensor(chosen, dtype=torch.long)
+            every.append(
+                decoder.step(
+                    tokens[part], lengths[part], places[part], cache.keys, cache.values, starts=own, logits_of=wanted
+                )
+            )
+        if logits_of is None:
+            self.steps, self.seconds = self.steps + len(every), self.seconds + time.perf_counter() - start
         return every[0] if len(every) == 1 else torch.cat(every)
 
 

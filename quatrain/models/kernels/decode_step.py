@@ -23,8 +23,8 @@ from numba import float32, int64, njit, types
 
 from quatrain.models.kernels import vectors
 from quatrain.models.kernels.vectors import (
-    TALL,
     WIDE,
+    WIDE_INT4,
     add_in_place,
     affine,
     atomic_add,
@@ -86,8 +86,12 @@ PHASE_SPACING = 16
 MAX_PHASES = 1 << 15
 SEQUENTIAL, PARALLEL, PARALLEL_SHARED = range(3)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "tanh")
-MAX_ROWS = 32
+MAX_ROWS = 64
 """The most tokens of one step."""
+INPUT_BYTES = 28 << 10
+"""Of activations that are multiplied with a piece of a weight before the next ones."""
+PIECE = 8
+"""What the rows of a piece of a matrix are a multiple of."""
 SPINS = 4096
 """Rounds that a thread waits for another before it lets the system run something else."""
 
@@ -121,23 +125,23 @@ def _compiled(returns: Any, parameters: int) -> Callable[[Any], Any]:
 
 
 product_float32, product_float32_wide, product_float32_1 = (
-    vectors.PRODUCTS[FLOAT32, 4, 1], vectors.PRODUCTS[FLOAT32, TALL, WIDE], vectors.PRODUCTS[FLOAT32, 1, 1]
+    vectors.PRODUCTS[FLOAT32, 4, 1], vectors.PRODUCTS[FLOAT32, WIDE[0], WIDE[1]], vectors.PRODUCTS[FLOAT32, 1, 1]
 )  # fmt: skip
 product_bfloat16, product_bfloat16_wide, product_bfloat16_1 = (
-    vectors.PRODUCTS[BFLOAT16, 4, 1], vectors.PRODUCTS[BFLOAT16, TALL, WIDE], vectors.PRODUCTS[BFLOAT16, 1, 1]
+    vectors.PRODUCTS[BFLOAT16, 4, 1], vectors.PRODUCTS[BFLOAT16, WIDE[0], WIDE[1]], vectors.PRODUCTS[BFLOAT16, 1, 1]
 )  # fmt: skip
 product_float16, product_float16_wide, product_float16_1 = (
-    vectors.PRODUCTS[FLOAT16, 4, 1], vectors.PRODUCTS[FLOAT16, TALL, WIDE], vectors.PRODUCTS[FLOAT16, 1, 1]
+    vectors.PRODUCTS[FLOAT16, 4, 1], vectors.PRODUCTS[FLOAT16, WIDE[0], WIDE[1]], vectors.PRODUCTS[FLOAT16, 1, 1]
 )  # fmt: skip
 product_int8, product_int8_wide, product_int8_1 = (
-    vectors.PRODUCTS[INT8, 4, 1], vectors.PRODUCTS[INT8, TALL, WIDE], vectors.PRODUCTS[INT8, 1, 1]
+    vectors.PRODUCTS[INT8, 4, 1], vectors.PRODUCTS[INT8, WIDE[0], WIDE[1]], vectors.PRODUCTS[INT8, 1, 1]
 )  # fmt: skip
 product_int4, product_int4_wide, product_int4_1 = (
-    vectors.PRODUCTS[INT4, 4, 1], vectors.PRODUCTS[INT4, TALL, WIDE], vectors.PRODUCTS[INT4, 1, 1]
+    vectors.PRODUCTS[INT4, 4, 1], vectors.PRODUCTS[INT4, WIDE_INT4[0], WIDE_INT4[1]], vectors.PRODUCTS[INT4, 1, 1]
 )  # fmt: skip
 product_groups, product_groups_wide, product_groups_1 = (
     vectors.PRODUCTS[INT4_SMALL_GROUPS, 4, 1],
-    vectors.PRODUCTS[INT4_SMALL_GROUPS, TALL, WIDE],
+    vectors.PRODUCTS[INT4_SMALL_GROUPS, WIDE_INT4[0], WIDE_INT4[1]],
     vectors.PRODUCTS[INT4_SMALL_GROUPS, 1, 1],
 )
 _yield = types.ExternalFunction("sched_yield", types.int32()) if os.name == "posix" else None
@@ -286,7 +290,7 @@ def _bit(matrix):
 
 @_inline
 def _block(rows, form, weight, x, sizes):
-    """Products of 1 or 4 rows with one row of activations, or of TALL rows with WIDE rows of activations."""
+    """Products of 1 or 4 rows with one row of activations, or (0) of several with several (WIDE)."""
     if form == INT8:
         if rows == 1:
             product_int8_1(weight, x, sizes)
@@ -356,28 +360,33 @@ def _multiply(model, matrix, first, last, rows, source, stride, encoded, out, ou
         load_int64(matrix, M_ADDRESS), load_int64(matrix, M_SCALE), load_int64(matrix, M_SCALE_ROW)
     )  # fmt: skip
     bias, factors = load_int64(matrix, M_BIAS), scales if form == INT8 else int64(0)
-    row = first
-    while row < last:
-        wide = rows >= WIDE and row + TALL <= last
-        count = TALL if wide else 4 if row + 4 <= last else 1
-        weight, scale, target = address + row * row_bytes, scales + row * scale_row, out + 4 * row
-        factor, addend = factors + 4 * row if factors else int64(0), bias + 4 * row if bias else int64(0)
-        column = 0
-        while column < rows:
-            place, begin = target + column * out_stride, x + column * x_row
-            if wide and column + WIDE > rows:
-                for part in range(0, TALL, 4):
-                    _block(4, form, weight + part * row_bytes, begin, (
-                        row_bytes, x_row, columns, scale + part * scale_row, scale_row, group, place + 4 * part,
-                        out_stride, factor + 4 * part if factor else factor, addend + 4 * part if addend else addend,
-                        int64(0)))  # fmt: skip
-                column += 1
-                continue
-            _block(count, form, weight, begin, (
-                row_bytes, x_row, columns, scale, scale_row, group, place, out_stride, factor, addend,
-                column // WIDE * 2 * row_bytes))  # fmt: skip
-            column += WIDE if wide else 1
-        row += count
+    # So many rows of activations at a time that these and some rows of the weight fit the first cache.
+    tall, across = WIDE_INT4 if form >= INT4 else WIDE
+    bytes_of_input = columns * (3 if form == INT8 else 4 if form in (FLOAT32, FLOAT16) else 2)
+    together = max(INPUT_BYTES // bytes_of_input // across, 1) * across
+    for start in range(0, rows, together):
+        stop, row = min(rows, start + together), first
+        while row < last:
+            wide = stop - start >= across and row + tall <= last
+            count = tall if wide else 4 if row + 4 <= last else 1
+            weight, scale, target = address + row * row_bytes, scales + row * scale_row, out + 4 * row
+            factor, addend = factors + 4 * row if factors else int64(0), bias + 4 * row if bias else int64(0)
+            column = start
+            while column < stop:
+                place, begin = target + column * out_stride, x + column * x_row
+                if wide and column + across > stop:
+                    for part in range(0, tall, 4):
+                        _block(4, form, weight + part * row_bytes, begin, (
+                            row_bytes, x_row, columns, scale + part * scale_row, scale_row, group, place + 4 * part,
+                            out_stride, factor + 4 * part if factor else factor,
+                            addend + 4 * part if addend else addend, int64(0)))  # fmt: skip
+                    column += 1
+                    continue
+                _block(0 if wide else count, form, weight, begin, (
+                    row_bytes, x_row, columns, scale, scale_row, group, place, out_stride, factor, addend,
+                    (column - start) // across * 2 * row_bytes))  # fmt: skip
+                column += across if wide else 1
+            row += count
 
 
 @_inline
@@ -758,15 +767,15 @@ def _pieces(kind, table, model, layer, rows, threads):
     elif kind == ENCODE_MIXED:
         total = rows if size % 32 else 0
     elif kind == PROJECT:
-        total, each = (heads + 2 * groups) * size, _piece_rows((heads + 2 * groups) * size, threads, TALL)
+        total, each = (heads + 2 * groups) * size, _piece_rows((heads + 2 * groups) * size, threads, PIECE)
     elif kind in (PROJECT_OUT, NARROW):
-        total, each = load_int64(model, G_HIDDEN), _piece_rows(load_int64(model, G_HIDDEN), threads, TALL)
+        total, each = load_int64(model, G_HIDDEN), _piece_rows(load_int64(model, G_HIDDEN), threads, PIECE)
     elif kind == WIDEN:
         total, each = load_int64(model, G_INNER), _piece_rows(load_int64(model, G_INNER), threads, 128)
     elif kind == BEFORE_HEAD:
         total = load_int64(table, S_HEAD_COUNT)
     elif load_int64(table, S_HEAD_COUNT):
-        total, each = load_int64(model, G_VOCAB), _piece_rows(load_int64(model, G_VOCAB), threads, TALL)
+        total, each = load_int64(model, G_VOCAB), _piece_rows(load_int64(model, G_VOCAB), threads, PIECE)
     return (total + each - 1) // each, each, total, together
 
 

@@ -31,8 +31,9 @@ F32, I1, I8, I16, I32, I64, HALF = (
     ir.HalfType(),
 )
 LANES = 16
-TALL, WIDE = 8, 2
-"""Rows of a weight and of activations that are multiplied together where there are several of both."""
+WIDE, WIDE_INT4 = (8, 2), (4, 4)
+"""Rows of a weight and of activations that are multiplied together where there are several of both. Weights of 4 bits
+are expanded for twice as many rows of activations."""
 
 
 class _BFloatType(ir.Type):
@@ -272,7 +273,7 @@ def _product(kind: int, rows: int, columns: int) -> Callable[..., Any]:
         factors = [builder.add(scales, builder.mul(scale_row, indices[row])) for row in range(rows)]
         # The next rows are fetched meanwhile, which the processor does not foresee while these are read repeatedly:
         # in whole for one column, else two lines in each step, so that all columns share the work.
-        ahead = builder.mul(weight_row, ir.Constant(I64, rows))
+        ahead = builder.mul(weight_row, ir.Constant(I64, 2 * rows))
         fetched = builder.add(builder.add(weight, ahead), fetch)
         totals = [alloca_once(builder, FLOATS) for _ in range(rows * columns)]
         for total in totals:
@@ -648,7 +649,7 @@ def _encoded(pairs: bool) -> Callable[..., Any]:
 PRODUCTS = {
     (kind, rows, columns): _product(kind, rows, columns)
     for kind in (FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, INT4_SMALL_GROUPS)
-    for rows, columns in ((4, 1), (TALL, WIDE), (1, 1))
+    for rows, columns in ((4, 1), WIDE_INT4 if kind in (INT4, INT4_SMALL_GROUPS) else WIDE, (1, 1))
 }
 load_float32, load_bfloat16, load_float16 = (
     _simple(types.float32, 2, generate) for generate in (_load_float32, _load_bfloat16, _load_float16)

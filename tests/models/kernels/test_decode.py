@@ -200,6 +200,24 @@ def test_slots_of_different_lengths_and_more_than_a_step_holds() -> None:
 
 
 @torch.inference_mode()
+def test_prompts_longer_than_a_step() -> None:
+    """Texts of different lengths behind what is stored; the logits after the last token of each."""
+    model = random_model(llama(**WIDE | {"max_position_embeddings": 128}))
+    cache = KVCache(model.config, 3, 128)
+    decoder = CacheDecoder(model, cache, use=True)
+    decoder.refresh()
+    assert decoder.reads_prompt(100) and not decoder.reads_prompt(100_000)
+    ids = ids_of(model, 3, 100)
+    model(ids[1:2, :4], cache=cache.rows(1, 1))
+    tokens = torch.cat((ids[0], ids[1, 4:9], ids[2, :1]))
+    slots = [0] * 100 + [1] * 5 + [2]
+    found, expected = decoder.decode(tokens, slots, [99, 104, 105]), model(ids)[0]
+    assert found is not None
+    wanted = torch.stack((expected[0, 99], expected[1, 8], expected[2, 0]))
+    assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
 def test_a_window_that_has_to_move_is_left_to_torch() -> None:
     model = random_model(llama(sliding_window=3))
     cache = KVCache(model.config, 1, 12)
