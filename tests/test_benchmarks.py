@@ -22,6 +22,7 @@ QUICK = {
     "training_throughput.py": [],
     "generation_speed.py": [],
     "choosing.py": [],
+    "engine.py": [],
     "passes.py": [],
     "startup.py": [],
     "families.py": ["--families", "llama", "bert", "t5", "--dtypes", "bfloat16"],

@@ -11,6 +11,7 @@ every weight once in the bits in which it is stored, and computes attention over
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import time
 import weakref
@@ -74,7 +75,8 @@ def _step_code() -> Any:
         return None
     try:
         from quatrain.models.kernels import decode_step
-    except Exception:  # Numba raises errors of many kinds where a processor or a version is not what it expects.
+    except Exception as error:  # Numba raises errors of many kinds for a processor or a version it does not expect.
+        logging.getLogger(__name__).warning("Native decoding is off, because its code does not compile: %s", error)
         return None
     return decode_step
 

@@ -88,8 +88,8 @@ SEQUENTIAL, PARALLEL, PARALLEL_SHARED = range(3)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "tanh")
 MAX_ROWS = 64
 """The most tokens of one step."""
-INPUT_BYTES = 28 << 10
-"""Of activations that are multiplied with a piece of a weight before the next ones."""
+TOGETHER = 32
+"""Rows of activations that are multiplied with a piece of a weight before the next ones."""
 PIECE = 8
 """What the rows of a piece of a matrix are a multiple of."""
 SPINS = 4096
@@ -360,12 +360,10 @@ def _multiply(model, matrix, first, last, rows, source, stride, encoded, out, ou
         load_int64(matrix, M_ADDRESS), load_int64(matrix, M_SCALE), load_int64(matrix, M_SCALE_ROW)
     )  # fmt: skip
     bias, factors = load_int64(matrix, M_BIAS), scales if form == INT8 else int64(0)
-    # So many rows of activations at a time that these and some rows of the weight fit the first cache.
     tall, across = WIDE_INT4 if form >= INT4 else WIDE
-    bytes_of_input = columns * (3 if form == INT8 else 4 if form in (FLOAT32, FLOAT16) else 2)
-    together = max(INPUT_BYTES // bytes_of_input // across, 1) * across
-    for start in range(0, rows, together):
-        stop, row = min(rows, start + together), first
+    # 32 rows of activations at a time, so that these and a piece of the weight fit the second cache.
+    for start in range(0, rows, TOGETHER):
+        stop, row = min(rows, start + TOGETHER), first
         while row < last:
             wide = stop - start >= across and row + tall <= last
             count = tall if wide else 4 if row + 4 <= last else 1

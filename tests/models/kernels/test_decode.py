@@ -190,7 +190,8 @@ def test_slots_of_different_lengths_and_more_than_a_step_holds() -> None:
     ids = ids_of(model, len(lengths), 8)
     for slot, length in enumerate(lengths):
         model(ids[slot : slot + 1, :length], cache=cache.rows(slot, 1))
-    decoder = CacheDecoder(model, cache)
+    decoder = CacheDecoder(model, cache, use=True)
+    decoder.refresh()
     next_tokens = torch.stack([ids[slot, length] for slot, length in enumerate(lengths)])
     found = decoder.decode(next_tokens, range(len(lengths)))
     assert found is not None
@@ -221,7 +222,8 @@ def test_prompts_longer_than_a_step() -> None:
 def test_a_window_that_has_to_move_is_left_to_torch() -> None:
     model = random_model(llama(sliding_window=3))
     cache = KVCache(model.config, 1, 12)
-    decoder = CacheDecoder(model, cache)
+    decoder = CacheDecoder(model, cache, use=True)
+    decoder.refresh()
     ids = ids_of(model, 1, 12)
     model(ids[:, :5], cache=cache)
     assert decoder.decode(ids[:, 5], [0]) is not None
