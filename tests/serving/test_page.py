@@ -248,6 +248,24 @@ def test_conversations_survive_a_reload_an_export_and_an_import(page: Page, tmp_
     expect(page.page.locator("#notice")).to_contain_text("no role or no text")
 
 
+def test_two_windows_keep_each_other_s_conversations(page: Page) -> None:
+    page.set(max_new_tokens=3)
+    other = page.context.new_page()
+    other.goto(page.page.url)
+    for window, text in ((page.page, "First"), (other, "Second")):
+        window.fill("#question", text)
+        window.press("#question", "Enter")
+        expect(window.locator(".message.assistant[aria-busy=false]")).to_have_count(1)
+    other.close()
+    page.page.reload()
+    page.is_ready()
+    expect(page.page.locator("#list .open")).to_have_text(["Second", "First"])
+    page.page.on("dialog", lambda dialog: dialog.accept())
+    page.page.get_by_role("button", name="Delete Second").click()
+    page.page.reload()
+    expect(page.page.locator("#list .open")).to_have_text(["First"])
+
+
 HOSTILE = """<script>document.title = "owned"</script><img src=x onerror="document.title='owned'">
 
 [link](javascript:document.title='owned') ![picture](https://example.org/p.png) <a href="x" onclick="x">y</a>

@@ -8,7 +8,7 @@ import { drawMessages, editor, fill } from "./messages.js";
 import { closeCard } from "./tokens.js";
 import { Conversation, exported, imported, newId } from "./tree.js";
 
-const CONVERSATIONS = "quatrain.conversations";
+const CONVERSATION = "quatrain.conversation.";
 const SETTINGS = "quatrain.settings";
 const THEMES = ["system", "light", "dark"];
 
@@ -47,27 +47,36 @@ function keep(name, value) {
   }
 }
 
+// Each conversation has an entry of its own, so that two windows do not overwrite each other's.
+const changed = new Set();
 let saving = 0;
-function save() {
+function save(...conversations) {
+  for (const each of conversations.length ? conversations : [state.conversation]) changed.add(each);
   clearTimeout(saving);
   saving = setTimeout(saveNow, 300);
 }
 
 function saveNow() {
   clearTimeout(saving);
-  keep(CONVERSATIONS, state.conversations.filter((each) => each.nodes.size || each.system));
+  for (const each of changed) {
+    if (state.conversations.includes(each) && (each.nodes.size || each.system)) keep(CONVERSATION + each.id, each);
+    else localStorage.removeItem(CONVERSATION + each.id);
+  }
+  changed.clear();
   const { sides, showTokens, compare, theme } = state;
   keep(SETTINGS, { sides, showTokens, compare, theme, shown: state.conversation?.id });
 }
 
 function restore() {
-  for (const value of read(CONVERSATIONS) ?? []) {
+  const names = Object.keys(localStorage).filter((name) => name.startsWith(CONVERSATION));
+  for (const name of names) {
     try {
-      state.conversations.push(Conversation.read(value, { keepIds: true }));
+      state.conversations.push(Conversation.read(read(name), { keepIds: true }));
     } catch (error) {
       notice(`A conversation kept in this browser cannot be read. ${error.message}`);
     }
   }
+  state.conversations.sort((one, other) => (one.created < other.created ? 1 : -1));
   const settings = read(SETTINGS);
   if (settings?.sides?.A?.settings && settings.sides.B?.settings) Object.assign(state, { sides: settings.sides });
   state.showTokens = settings?.showTokens === true;
@@ -293,7 +302,7 @@ async function generate(parent, side, { pair, begin = null, branched } = {}) {
       draw();
       if (atEnd) messages.scrollTop = messages.scrollHeight;
     }
-    save();
+    save(conversation);
   }
 }
 
@@ -401,7 +410,7 @@ function drop(conversation) {
   state.conversations = state.conversations.filter((each) => each !== conversation);
   if (state.conversation === conversation) state.conversation = state.conversations[0] ?? fresh();
   draw();
-  save();
+  save(conversation);
 }
 
 const stamp = () => new Date().toISOString().slice(0, 10);
@@ -410,6 +419,7 @@ async function importFile(file) {
   const conversations = imported(await file.text());
   state.conversations.unshift(...conversations);
   if (conversations.length) open(conversations[0]);
+  save(...conversations);
   say(`${conversations.length} conversation${conversations.length === 1 ? "" : "s"} imported.`);
 }
 
@@ -502,7 +512,10 @@ function listen() {
     if (file) await importFile(file);
   }));
   byId("inside-close").addEventListener("click", () => byId("inside").close());
-  addEventListener("pagehide", saveNow);
+  addEventListener("pagehide", () => {
+    changed.add(state.conversation); // With what is generated of its answers so far.
+    saveNow();
+  });
 }
 
 const start = guarded(async () => {
