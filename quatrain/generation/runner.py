@@ -71,6 +71,16 @@ class ModelRunner:
         if self._scaling is not None:
             self.original_length = original_length(self._scaling, model.config.max_position_embeddings)
 
+    def follow_model(self) -> bool:
+        """Empties the cache if the model's dtype or device has changed, and takes it over; returns whether it has."""
+        weight = self.model.embed_tokens.weight
+        if (weight.dtype, weight.device) == (self.cache.dtype, self.cache.device):
+            return False
+        self.cache.release(0)
+        self.cache.dtype, self.cache.device = weight.dtype, weight.device
+        self.device = weight.device
+        return True
+
     def virtual_tokens(self, adapter: str | None) -> int:
         """Places of a slot that a soft prompt takes before the first token."""
         return 0 if self.has_encoder else virtual_tokens(self.model, adapter)

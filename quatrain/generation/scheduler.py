@@ -471,6 +471,8 @@ class Scheduler:
                 slot.key = None
                 if index >= self.active:
                     self._empty(index)
+            if not self.active and self.runner.follow_model():
+                self.slots = []
 
     def _match(self, sequence: SequenceState) -> tuple[int | None, int]:
         """The slot that shares the most tokens with a sequence, and how many of them can be reused."""

@@ -114,9 +114,8 @@ class Precision:
     def publish(self) -> None:
         """Copy the masters into the network, after the optimizer step."""
         if self._pairs:
-            torch._foreach_copy_(
-                [parameter.data for parameter, _ in self._pairs], [master.data for _, master in self._pairs]
-            )
+            # Not into `.data`: an engine notices changed weights by the versions of the parameters.
+            torch._foreach_copy_([parameter for parameter, _ in self._pairs], [master for _, master in self._pairs])
 
     def clear(self) -> None:
         for master in self.masters.values():

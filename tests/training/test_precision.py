@@ -99,3 +99,26 @@ def test_a_plan_knows_what_the_files_hold() -> None:
     assert wide["weights"] - narrow["weights"] == 4 * numbers
     assert said("bfloat16", "float32") == said("float32", "float32")
     assert narrow["peak"] >= 4 * numbers, "reading them takes that much"
+
+
+def test_an_engine_notices_every_step():
+    """The cache of an engine that is kept during training is that of the present weights."""
+    from tiny_models import llama, random_model
+
+    from quatrain.generation.engine import Engine, SamplingParams
+
+    model, prompt, params = random_model(llama()), list(range(5, 40)), SamplingParams(8, ignore_eos=True)
+    precision = Precision(model, torch.bfloat16)
+    engine = Engine(model)
+    for _ in range(3):
+        with torch.no_grad():
+            for master in precision.masters.values():
+                master.mul_(-0.8)
+        precision.publish()
+        (found,) = engine.generate([prompt], params)
+        assert found.ids == Engine(model).generate([prompt], params)[0].ids
+        with precision.full():
+            (found,) = engine.generate([prompt], params)
+            assert found.ids == Engine(model).generate([prompt], params)[0].ids
+            assert found.logprobs == pytest.approx(Engine(model).generate([prompt], params)[0].logprobs, abs=1e-5)
+    assert engine.statistics.reused_tokens == 0
