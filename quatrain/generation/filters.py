@@ -27,6 +27,8 @@ BROKEN = (
     "Its weights are broken or its training diverged: use another one."
 )
 
+BLOCK = 256
+"""Probabilities that are summed at once when a token is drawn."""
 HEAD, SORTED = 1024, 4096
 """Top-p of a vocabulary of more than SORTED tokens orders the HEAD likeliest first."""
 
@@ -176,15 +178,30 @@ def processors(params: SamplingParams) -> list[Processor]:
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """One token per row, by inverting the cumulative distribution: logits (B, V), uniform (B,) in [0, 1) -> (B,).
 
-    One number of noise decides one row, so that a row's draw depends on its own noise alone. Raises InputError where a
+    One number of noise decides one row, so that a row's draw depends on its own noise alone. Blocks of probabilities
+    are summed in float64, and only the one into which the draw falls is searched token by token. Raises InputError where a
     row has no token left, QuatrainError for logits that are NaN or +inf.
     """
-    cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    if not bool(cumulative[:, -1].isfinite().all()):
+    probabilities, size = logits.float().softmax(dim=-1), logits.shape[1]
+    whole = size - size % BLOCK
+    sums = probabilities[:, :whole].unflatten(1, (whole // BLOCK, BLOCK)).sum(dim=-1, dtype=torch.float64)
+    rest = probabilities[:, whole:].sum(dim=-1, keepdim=True, dtype=torch.float64)
+    sums = torch.cat([sums, rest], dim=1).cumsum(dim=-1)
+    if not bool(sums[:, -1].isfinite().all()):
         if bool(logits.isneginf().all(dim=-1).any()):
             raise InputError(NO_TOKEN_LEFT)
         raise QuatrainError(BROKEN)
-    target = uniform.to(torch.float64)[:, None] * cumulative[:, -1:]
-    # right=True: the first token whose cumulative probability exceeds the target, which thus has probability > 0.
-    tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return tokens.clamp(max=logits.shape[-1] - 1)
+    target = uniform.to(torch.float64)[:, None] * sums[:, -1:]
+    block = _first_above(sums, target)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
+    places = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+    chosen = probabilities.gather(1, places.clamp(max=size - 1)).double().masked_fill(places >= size, 0.0)
+    return (block * BLOCK + _first_above(chosen.cumsum(dim=-1), target - before))[:, 0]
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first place (B, 1) whose sum exceeds the target, thus of probability above 0; the last such for a target that
+    rounding has put at the total.
+    """
+    last = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(cumulative, target, right=True), last)
