@@ -179,8 +179,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """One token per row, by inverting the cumulative distribution: logits (B, V), uniform (B,) in [0, 1) -> (B,).
 
     One number of noise decides one row, so that a row's draw depends on its own noise alone. Blocks of probabilities
-    are summed in float64, and only the one into which the draw falls is searched token by token. Raises InputError where a
-    row has no token left, QuatrainError for logits that are NaN or +inf.
+    are summed in float64, and only the one into which the draw falls is searched token by token. Raises InputError
+    where a row has no token left, QuatrainError for logits that are NaN or +inf.
     """
     probabilities, size = logits.float().softmax(dim=-1), logits.shape[1]
     whole = size - size % BLOCK
