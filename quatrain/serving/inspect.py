@@ -223,6 +223,7 @@ def _room(engine: Engine, adapter: str | None, ids: Sequence[int]) -> int | None
 
 def text_of(engine: Engine, ids: Sequence[int]) -> dict[str, Any]:
     """The text of an answer's tokens, and whether its last token ends it."""
+    _check_ids(engine, ids)
     ended = len(ids) > 0 and ids[-1] in engine.end_ids
     return {"text": _tokenizer(engine).decode(list(ids[:-1] if ended else ids)), "ended": ended}
 
@@ -234,8 +235,16 @@ def read(engine: Engine, adapter: str | None, text: Text) -> tuple[list[int], li
     else:
         before = engine.encode("\n".join(str(message.get("content", "")) for message in text.messages), adapter)
     if text.ids is not None:
+        _check_ids(engine, text.ids)
         return before, text.ids
     return before, _tokenizer(engine).encode(text.content) if text.content else []
+
+
+def _check_ids(engine: Engine, ids: Sequence[int]) -> None:
+    vocabulary = engine.model.config.vocab_size
+    outside = next((token for token in ids if not 0 <= token < vocabulary), None)
+    if outside is not None:
+        raise InputError(f"ids: {format_value(outside)} is not in the model's vocabulary of {vocabulary:,}")
 
 
 def _tokenizer(engine: Engine) -> Any:
@@ -332,7 +341,7 @@ def distributions(
             after = process(after)
         if applied[name] is not None and (name, applied[name]) != ("temperature", 1):
             yield name, after.softmax(dim=-1)[0]
-    if not params.temperature:
+    if not params.temperature and params.num_beams == 1 and not params.penalty_alpha:
         yield "greedy", torch.nn.functional.one_hot(changed[0].argmax(), vocabulary).float()
 
 

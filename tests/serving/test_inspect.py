@@ -18,6 +18,8 @@ from quatrain.serving import inspect
 from quatrain.serving.protocols.chat import ChatForm
 from quatrain.serving.protocols.completions import CompletionForm
 
+IDS = (-1, 10**6, 10**30)
+"""None is a token."""
 MESSAGES = [{"role": "user", "content": "Hello there"}]
 
 
@@ -140,7 +142,7 @@ def test_the_attention_of_a_token_sums_to_one(raw: httpx.Client, engine: Engine)
         ("distribution", {"content": "a", "position": 0, "settings": {"heat": 1}}, "not known"),
         ("distribution", {"content": "a", "position": 0, "settings": {"top_p": 7}}, "top_p: 7"),
         ("attention", {"content": "a", "position": 0, "layer": 9}, "layer: 9"),
-        ("explain", {"ids": [10**6]}, "not in the model's vocabulary"),
+        *[(path, {"ids": [token]}, "not in the model's vocabulary") for path in ("explain", "text") for token in IDS],
         ("explain", {"content": "a" * 2000}, "the model reads"),
         ("database/rows", {"completion": "SELECT 1"}, "no database"),
     ],

@@ -220,7 +220,7 @@ def test_two_models_answer_side_by_side(page: Page) -> None:
     expect(second.locator(".who b")).to_have_text("B · two")
     expect(first.locator(".facts")).to_contain_text("8 tokens")
     expect(second.locator(".facts")).to_contain_text("4 tokens")
-    second.get_by_role("button", name="Continue the conversation").click()
+    second.get_by_role("button", name="Continue with this answer, B").click()
     expect(page.page.locator(".pair .message.chosen .who b")).to_have_text("B · two")
 
 

@@ -29,9 +29,14 @@ export function drawBranches(container, conversation, show) {
         "aria-selected": String(node.id === conversation.leaf),
         "aria-current": shown.has(node.id) ? "true" : null,
         "aria-expanded": children.length ? "true" : null,
-        "aria-label": `${node.role === "user" ? "You" : "Answer"}: ${name}`,
+        "aria-labelledby": `branch-${node.id}`,
       },
-      element("span", { class: `label ${node.role}`, title: name, onclick: () => show(node.id) }, name),
+      element(
+        "span",
+        { class: `label ${node.role}`, id: `branch-${node.id}`, title: name, onclick: () => show(node.id) },
+        element("span", { class: "hidden" }, node.role === "user" ? "You: " : "Answer: "),
+        name,
+      ),
       children.length ? element("ul", { role: "group" }, children) : null,
     );
     made.set(node.id, li);

@@ -89,12 +89,12 @@ function tools(node, view, actions, pair) {
     const turn = (by) => button(by < 0 ? "‹" : "›", by < 0 ? "before" : "after", () => actions.show(siblings.at((place + by) % siblings.length)), by < 0 ? "Branch before" : "Branch after");
     bar.append(element("span", { class: "turn" }, turn(-1), `${place + 1}/${siblings.length}`, turn(1)));
   }
-  if (pair && !pair.chosen && !running) bar.append(button("Continue with this", "choose", () => actions.show(node.id), `Continue the conversation with answer ${pair.letter}`));
+  if (pair && !pair.chosen && !running) bar.append(button("Continue with this", "choose", () => actions.show(node.id), `Continue with this answer, ${pair.letter}`));
   bar.append(button("Copy", "copy", () => actions.copy(node), `Copy ${name}`));
   bar.append(button("Edit", "edit", () => actions.edit(node), `Edit ${name} in a new branch`));
   if (node.role === "assistant") {
-    bar.append(button("Regenerate", "again", () => actions.regenerate(node), "Another answer, in a new branch"));
-    if (!node.database) bar.append(button("Continue", "continue", () => actions.continue(node), "Let the model write on from here"));
+    bar.append(button("Regenerate", "again", () => actions.regenerate(node), "Regenerate: another answer, in a new branch"));
+    if (!node.database) bar.append(button("Continue", "continue", () => actions.continue(node), "Continue: let the model write on from here"));
   }
   bar.append(button("Delete", "delete", () => actions.remove(node), `Delete ${name} and what follows it`));
   return bar;
