@@ -17,6 +17,7 @@ import httpx
 import pytest
 from serving_setup import make_folder, running
 
+from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.serving.server import Server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -396,6 +397,21 @@ def test_the_browser_asks_for_the_key_of_a_server(browser: Any, tmp_path: Path) 
         assert page.text() and page.errors == []
         page.context.close()
         assert httpx.get(server.address).status_code == 401
+
+
+def test_a_model_without_a_chat_template_continues_the_text(browser: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "base", chat_template=None)
+    with running([str(folder)]) as server:
+        page = Page(browser, server.address)
+        expect(page.page.locator(".empty")).to_contain_text("it continues your text")
+        page.set(max_new_tokens=6)
+        page.ask("Once upon a time")
+        (expected,) = Engine.load(folder).generate(["Once upon a time"], SamplingParams(max_new_tokens=6))
+        assert [node["content"] for node in page.saved[0]["nodes"]] == ["Once upon a time", expected.text]
+        page.page.click("#tokens")
+        expect(page.page.locator(".tokens .token")).to_have_count(6)
+        assert page.errors == []
+        page.context.close()
 
 
 def test_a_question_to_a_database_shows_sql_and_rows(
