@@ -33,8 +33,9 @@ QUICK = {
     "quantized_linear.py": [],
     "predictions.py": [],
     "plan_memory.py": [],
+    "serving.py": [],
 }
-PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py"}
+PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py"}
 """Those that need no transformers."""
 
 

@@ -199,6 +199,8 @@ class Service:
 
             def start() -> tuple[list[list[int]], list[Request]]:
                 encoded = prepare(loaded.engine, adapter)
+                if sampling.logprobs is not None:
+                    token_bytes(loaded.engine, 0)  # Builds the table of all tokens, which takes a while.
                 params = sampling_params(loaded.engine, adapter, encoded, sampling, self.settings, param)
                 return encoded, worker.submit(encoded, params, sampling.n, adapter)
 

@@ -46,7 +46,8 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 access_log=False,
-                timeout_keep_alive=5,
+                log_level="error",  # Whoever sends garbage does not fill the log.
+                timeout_keep_alive=int(self.settings.header_seconds) + 1,  # Longer than clients keep theirs, 5 s.
                 timeout_graceful_shutdown=int(self.settings.shutdown_seconds + MARGIN),
                 h11_max_incomplete_event_size=32 * 1024,
                 backlog=1024,

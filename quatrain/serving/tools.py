@@ -85,6 +85,8 @@ class TurnParser:
         self._is_first = True
         """Whether no content was given yet: a bare call must come first."""
         self._call: _Call | None = None
+        self._skips_breaks = False
+        """Whether line breaks at the beginning of the buffer stand behind a mark, and are not text."""
 
     def feed(self, text: str) -> list[Delta]:
         """The deltas that a further piece of text completes."""
@@ -101,6 +103,11 @@ class TurnParser:
 
     def _read(self, *, final: bool) -> Iterator[Delta]:
         while self._buffer:
+            if self._skips_breaks:
+                self._buffer = self._buffer.lstrip("\n")
+                self._skips_breaks = not self._buffer
+                if not self._buffer:
+                    return
             before = self._state, len(self._buffer)
             yield from getattr(self, f"_read_{self._state}")(final)
             if (self._state, len(self._buffer)) == before:
@@ -109,7 +116,7 @@ class TurnParser:
     def _read_start(self, final: bool) -> Iterator[Delta]:
         text = self._buffer.lstrip()
         if text.startswith(THINK_START):
-            self._buffer, self._state = text[len(THINK_START) :].lstrip("\n"), "reasoning"
+            self._buffer, self._state, self._skips_breaks = text[len(THINK_START) :], "reasoning", True
         elif final or not THINK_START.startswith(text):
             self._state = "content"
         yield from ()
@@ -117,7 +124,7 @@ class TurnParser:
     def _read_reasoning(self, final: bool) -> Iterator[Delta]:
         before, mark, after = self._buffer.partition(THINK_END)
         if mark:
-            self._buffer, self._state = after.lstrip("\n"), "content"
+            self._buffer, self._state, self._skips_breaks = after, "content", True
             if before.rstrip("\n"):
                 yield Delta("reasoning", before.rstrip("\n"))
         else:
@@ -134,7 +141,8 @@ class TurnParser:
             return
         text = self._buffer.lstrip()
         # Marks that are special tokens are not part of the text: the call is then the whole turn.
-        if self._is_first and self._format != "hermes" and text[:1] in ("{", "["):
+        may_be_mark = text.startswith(mark) or (mark.startswith(text) and not final)
+        if self._is_first and self._format != "hermes" and text[:1] in ("{", "[") and not may_be_mark:
             self._state, self._call = "call", _Call(bare=True)
             return
         if self._is_first and not text and not final:
@@ -165,7 +173,7 @@ class TurnParser:
         inside, mark, after = self._buffer.partition(CALL_END)
         if mark and not _inside_string(inside):
             yield from self._whole(call, inside)
-            self._buffer, self._state, self._call = after.lstrip("\n"), "content", None
+            self._buffer, self._state, self._call, self._skips_breaks = after, "content", None, True
             return
         if call.number is None and (head := _HEAD.match(self._buffer)) is not None:
             yield self._start(call, json.loads(head[1]))
@@ -180,8 +188,8 @@ class TurnParser:
             # Behind the arguments: up to the closing tag nothing counts.
             place = self._buffer.find(CALL_END)
             if place >= 0:
-                self._buffer = self._buffer[place + len(CALL_END) :].lstrip("\n")
-                self._state, self._call = "content", None
+                self._buffer = self._buffer[place + len(CALL_END) :]
+                self._state, self._call, self._skips_breaks = "content", None, True
             elif final:
                 self._buffer, self._state = "", "done"
         elif final:
