@@ -223,6 +223,10 @@ def test_two_models_answer_side_by_side(page: Page) -> None:
     expect(second.locator(".facts")).to_contain_text("4 tokens")
     second.get_by_role("button", name="Continue with this answer, B").click()
     expect(page.page.locator(".pair .message.chosen .who b")).to_have_text("B · two")
+    page.page.select_option("#model-of-b", "one")
+    second.get_by_role("button", name="Continue: ").click()
+    page.finished()
+    expect(page.page.locator(".message.assistant .who b")).to_have_text("two")  # Its tokens are those of this model.
 
 
 def test_conversations_survive_a_reload_an_export_and_an_import(page: Page, tmp_path: Path) -> None:

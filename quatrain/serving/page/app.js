@@ -224,10 +224,11 @@ async function answerAll(parent) {
 }
 
 // Generates an answer to the message `parent`, in a new branch. `begin` is what it continues: the
-// text, the ids of prompt and text, those of the text alone, and the new tokens that fit.
+// model, the text, the ids of prompt and text, those of the text alone, and the new tokens that fit.
 async function generate(parent, side, { pair, begin = null, branched } = {}) {
   const { conversation } = state;
-  const { model, settings } = state.sides[side];
+  const { settings } = state.sides[side];
+  const model = begin?.model ?? state.sides[side].model; // Token ids are those of one model's tokenizer.
   const node = conversation.add(parent, {
     role: "assistant",
     content: begin?.text ?? "",
@@ -306,7 +307,7 @@ async function generate(parent, side, { pair, begin = null, branched } = {}) {
   }
 }
 
-// The side that an answer came from, with its model chosen again: branches keep the model of their answer.
+// The side whose model gave an answer, and whose settings its branches get.
 function sideOf(node) {
   const other = Object.keys(state.sides).find((each) => state.sides[each].model === node.model);
   return other ?? "A";
@@ -357,7 +358,7 @@ const actions = {
     const { ids, answer, room } = await call("/api/prompt", { ...actions.asked(node), content: node.content, ids: node.ids });
     if (!answer) return actions.regenerate(node);
     await generate(node.parent, sideOf(node), {
-      begin: { text: node.content, ids, room, answer: ids.slice(ids.length - answer) },
+      begin: { model: node.model, text: node.content, ids, room, answer: ids.slice(ids.length - answer) },
       branched: "continued",
     });
   }),
@@ -391,7 +392,7 @@ const actions = {
       return;
     }
     const { ids, room } = await call("/api/prompt", { ...actions.asked(node), ids: answer });
-    await generate(node.parent, sideOf(node), { begin: { text, ids, room, answer }, branched });
+    await generate(node.parent, sideOf(node), { begin: { model: node.model, text, ids, room, answer }, branched });
   }),
 };
 
