@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 CORE = ("torch", "numpy", "safetensors", "tokenizers", "jinja2", "pydantic", "cyclopts", "rich", "tomli-w")
-OPTIONAL = ("transformers", "peft", "pyarrow", "datasets", "sqlglot")
+OPTIONAL = ("numba", "transformers", "peft", "pyarrow", "datasets", "sqlglot")
 
 
-def doctor(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> int:
-    """Show the installed versions, the device, and its matrix-multiplication speed.
+def doctor(
+    model: str | None = None,
+    /,
+    *,
+    quantize: str | None = None,
+    json_lines: Annotated[bool, Parameter(name="--json")] = False,
+) -> int:
+    """Show the installed versions, the device, and its matrix-multiplication speed; for a model, how it is decoded.
 
     Parameters
     ----------
+    model
+        A model folder, hub id or run: 32 tokens are generated with it in bfloat16.
+    quantize
+        Quantize the model first: int8, int4 or nf4.
     json_lines
         Write one JSON object, for programs.
     """
@@ -33,8 +43,10 @@ def doctor(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> 
     }
     missing = [name for name in CORE if versions[name] is None]
     facts, speeds = ({}, {}) if "torch" in missing else (_device_facts(), _speeds())
+    decoding = {} if model is None or missing else _decoding(model, quantize)
     if json_lines:
-        show_json({"versions": versions, "device": facts, "flops_per_second": speeds, "missing": missing})
+        report = {"versions": versions, "device": facts, "flops_per_second": speeds, "missing": missing}
+        show_json(report | ({"decoding": decoding} if decoding else {}))
         return 1 if missing else 0
     rows = [[name, version or "not installed"] for name, version in versions.items()]
     show_table(["what", "version"], rows)
@@ -42,6 +54,9 @@ def doctor(*, json_lines: Annotated[bool, Parameter(name="--json")] = False) -> 
     speed_rows = [[f"matrix product, {name}", f"{speed / 1e9:,.0f} GFLOP/s"] for name, speed in speeds.items()]
     show_table(["device", ""], [*([name, value] for name, value in facts.items()), *speed_rows])
     show()
+    if decoding:
+        show_table(["decoding", ""], [[name, str(value)] for name, value in decoding.items()])
+        show()
     if missing:
         show(f"Missing: {', '.join(missing)}. Install with {sys.executable} -m pip install {' '.join(missing)}")
         return 1
@@ -88,3 +103,25 @@ def _speeds() -> dict[str, float]:
         except RuntimeError:
             continue
     return speeds
+
+
+def _decoding(model: str, quantize: str | None) -> dict[str, Any]:
+    """What runs the decoding steps of a model, and how fast; native code's share of the memory's bandwidth."""
+    import torch
+
+    from quatrain.generation.engine import Engine, SamplingParams
+
+    engine = Engine.load(model, dtype=torch.bfloat16, quantize=quantize)
+    prompt = [list(range(8))]
+    params = SamplingParams(max_new_tokens=32, ignore_eos=True)
+    for _ in range(2):
+        engine.generate(prompt, params)
+    statistics = engine.statistics
+    facts: dict[str, Any] = {
+        "runs in": "native code" if statistics.decoder == "native" else f"PyTorch: {statistics.decoder_reason}",
+        "tokens/s of one text": round(statistics.decode_tokens_per_second, 1),
+    }
+    if statistics.weight_bandwidth:
+        facts["GB/s of weights read"] = round(statistics.weight_bandwidth / 1e9, 1)
+        facts["GB/s of this memory"] = round(statistics.memory_bandwidth / 1e9, 1)
+    return facts

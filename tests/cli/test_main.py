@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from tiny_models import llama, save_random
 
 from quatrain.cli import main
 from quatrain.core.errors import InputError
@@ -191,6 +192,13 @@ def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"] and found["missing"] == []
     assert found["flops_per_second"]["float32"] > 1e8
+
+
+def test_doctor_says_how_a_model_is_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_random(llama(), tmp_path)
+    assert main(["doctor", str(tmp_path), "--json"]) == 0
+    decoding = json.loads(capsys.readouterr().out)["decoding"]
+    assert decoding["tokens/s of one text"] > 0 and "not worth" in decoding["runs in"]
 
 
 def test_a_run_tells_a_program_what_it_made(tmp_path: Path) -> None:
