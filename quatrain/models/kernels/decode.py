@@ -160,8 +160,7 @@ class NativeDecoder:
         self._zeros = torch.zeros(MAX_ROWS, dtype=torch.int64)
         self._every_row = torch.arange(MAX_ROWS)
         self._set_step(S_MODEL=self._model_table, S_KEYS=self._keys, S_VALUES=self._values, S_ROOMS=self._rooms)
-        tables = [*self._buffers, *self._keep, self._table, self._model_table, self._layers]
-        weakref.finalize(self, self.pool.drain, self._code, tables).atexit = False
+        weakref.finalize(self, self.pool.retired.append, [self._table, self._model_table]).atexit = False
 
     def is_current(self) -> bool:
         """Whether the model is still the one that the decoder was made for: same weights, adapters and hooks."""
@@ -380,7 +379,6 @@ class NativeDecoder:
         """Makes the rotary tables of each kind of layer as long as the positions that a step reads."""
         if self.config.position != "rotary" or (self._tables and length <= len(next(iter(self._tables.values()))[0])):
             return
-        self.pool.drain(self._code)
         size = min(max(2 * length, 2048), max(self.config.context_length, length))
         half = (self.config.rotary_dim or self.config.head_dim) // 2
         for kind in set(self.config.layer_types):

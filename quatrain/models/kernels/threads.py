@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Sequence
+from collections import deque
 from functools import cache
 from typing import Any
 
@@ -32,14 +31,13 @@ class StepThreads:
         """Starts anew, without threads, as a process does that was forked."""
         self._lock = threading.Lock()
         self._control: torch.Tensor | None = None
-        self._nothing: list[torch.Tensor] = []
+        self.retired: deque[Any] = deque(maxlen=1024)
+        """The tables of decoders that are gone: a helper that was interrupted in an old step may still look at them,
+        before it finds that there is nothing to do."""
         self._helpers: list[_Helper] = []
 
     def _start(self, code: Any) -> None:
         self._control = torch.zeros(code.C_PHASES + code.MAX_PHASES * code.PHASE_SPACING, dtype=torch.int64)
-        model, table = (torch.zeros(size, dtype=torch.int64) for size in (code.G_SIZE, code.S_SIZE))
-        table[code.S_MODEL] = model.data_ptr()
-        self._nothing = [model, table]
         self._helpers = [_Helper(code, self._control, number) for number in range(1, self.threads)]
 
     def run(self, code: Any, table: int, layers: int) -> None:
@@ -55,17 +53,6 @@ class StepThreads:
         for helper in self._helpers:
             helper.wake()
         code.take_part(control.data_ptr(), step, 0)
-
-    def drain(self, code: Any, _tables: Sequence[Any] = ()) -> None:
-        """Waits until no helper reads the tables of an earlier step any more, so that they can be changed or freed."""
-        with self._lock:
-            if self._control is None:
-                return
-            self._run(code, self._nothing[1].data_ptr(), 0)
-            step = int(self._control[code.C_STEP])
-            for helper in self._helpers:
-                while helper.seen != step and not helper.asleep:
-                    time.sleep(0.0001)
 
 
 class _Helper:
