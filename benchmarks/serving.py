@@ -30,6 +30,8 @@ from common import ROOT, child_environment, finish, parser, require
 SHARES = {"ask": 70, "leave": 10, "read slowly": 4, "garbage": 6, "invalid": 6, "deep": 2, "huge": 2}
 """What a client does next, in percent."""
 HUGE = 9 * 1024 * 1024
+TIE = 1e-3
+"""Greedy questions with a smaller margin between their two likeliest tokens are not asked: rounding decides them."""
 GROWTH = 1.25
 """How much the server's memory may grow after the first tenth of the time."""
 
@@ -68,15 +70,19 @@ def questions(folder: Path, count: int) -> list[dict[str, Any]]:
 
     engine, generator, result = Engine.load(folder), random.Random(0), []
     words = "the quick brown fox jumps over a lazy dog 漢字 😀 naïve".split()
-    for number in range(count):
+    number = 0
+    while len(result) < count:
+        number += 1
         text = " ".join(generator.choices(words, k=generator.choice([1, 5, 20, 100])))
         new, n = generator.choice([1, 8, 24, 60]), generator.choice([1, 1, 1, 3])
         sampled = generator.random() < 0.5
         fields: dict[str, Any] = {"temperature": 0.8, "seed": number} if sampled else {"temperature": 0.0}
-        params = SamplingParams(max_new_tokens=new, num_return_sequences=n if sampled else 1, **fields)
+        params = SamplingParams(max_new_tokens=new, num_return_sequences=n if sampled else 1, logprobs=2, **fields)
         messages = [{"role": "user", "content": text}]
         is_chat = generator.random() < 0.5
         (alone,) = engine.chat([messages], params) if is_chat else engine.generate([text], params)
+        if not sampled and min(first[1] - second[1] for first, second in alone.top_logprobs) < TIE:
+            continue
         texts = [each.text for each in (alone, *alone.alternatives)]
         texts = texts if sampled else texts * n
         body = {"model": "tiny", "max_tokens": new, "n": n, **fields}

@@ -25,6 +25,7 @@ RUN_ELSEWHERE = {
         ("models", "generation", "adaptation", "alignment", "compression"), "tests/generation/test_pages.py"
     ),
     "text": "tests/data/test_guide.py",
+    "serving": "tests/serving/test_guide.py",
 }
 
 
