@@ -30,6 +30,9 @@ from quatrain.tasks.task import Database
 MAX_DEPTH = 48
 """The deepest nesting of a JSON schema."""
 
+MOST_ROWS = 64
+"""The most rows of the model that one completion may take."""
+
 INTERNAL_VARIABLES = frozenset(
     {
         *("messages", "conversation", "conversations", "tools", "documents", "add_generation_prompt", "tokenize"),
@@ -367,7 +370,12 @@ def sampling_params(
         fields["logprobs"] = sampling.logprobs
     if fields.get("num_beams", 1) > 1 or fields.get("penalty_alpha"):
         fields = NOT_DRAWN | fields  # A search does not draw, whatever the model's settings say.
-    return replace(own, **fields)
+    params = replace(own, **fields)
+    if params.rows > MOST_ROWS:
+        raise ApiError(
+            400, f"top_k: {params.rows:,}; contrastive search compares at most {MOST_ROWS} tokens here.", param="top_k"
+        )
+    return params
 
 
 def check_grammar(fields: Mapping[str, Any], most: int) -> None:

@@ -181,6 +181,8 @@ def huge(**changes: Any) -> dict[str, Any]:
     [
         (huge(n=10**9), "n"),
         (huge(n=17), "n"),
+        (huge(num_beams=10**6), "num_beams"),
+        (huge(penalty_alpha=0.5, top_k=5000), "top_k"),
         (huge(n=0), "n"),
         (huge(n=-1), "n"),
         (huge(max_tokens=-5), "max_tokens"),
