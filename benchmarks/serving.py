@@ -32,6 +32,8 @@ SHARES = {"ask": 70, "leave": 10, "read slowly": 4, "garbage": 6, "invalid": 6, 
 HUGE = 9 * 1024 * 1024
 TIE = 1e-3
 """Greedy questions with a smaller margin between their two likeliest tokens are not asked: rounding decides them."""
+DRAW = 1e-5
+"""The same for sampled ones: the distance of a draw to the next token's share of the distribution."""
 GROWTH = 1.25
 """How much the server's memory may grow after the first tenth of the time."""
 
@@ -77,11 +79,13 @@ def questions(folder: Path, count: int) -> list[dict[str, Any]]:
         new, n = generator.choice([1, 8, 24, 60]), generator.choice([1, 1, 1, 3])
         sampled = generator.random() < 0.5
         fields: dict[str, Any] = {"temperature": 0.8, "seed": number} if sampled else {"temperature": 0.0}
-        params = SamplingParams(max_new_tokens=new, num_return_sequences=n if sampled else 1, logprobs=2, **fields)
+        params = SamplingParams(max_new_tokens=new, num_return_sequences=n if sampled else 1, **fields)
         messages = [{"role": "user", "content": text}]
         is_chat = generator.random() < 0.5
-        (alone,) = engine.chat([messages], params) if is_chat else engine.generate([text], params)
-        if not sampled and min(first[1] - second[1] for first, second in alone.top_logprobs) < TIE:
+        ids = engine.render(messages) if is_chat else engine.encode(text)
+        request = engine.submit(ids, params)
+        alone = request.result()
+        if min(margin(engine, ids, sequence) for sequence in request.sequences) < (DRAW if sampled else TIE):
             continue
         texts = [each.text for each in (alone, *alone.alternatives)]
         texts = texts if sampled else texts * n
@@ -92,6 +96,21 @@ def questions(folder: Path, count: int) -> list[dict[str, Any]]:
         path = "/v1/chat/completions" if is_chat else "/v1/completions"
         result.append({"path": path, "body": body, "texts": texts})
     return result
+
+
+def margin(engine: Any, prompt: list[int], sequence: Any) -> float:
+    """How far the closest choice of a completion was from another token, which rounding could have chosen."""
+    import torch
+
+    with torch.inference_mode():
+        output = engine.model(torch.tensor([prompt + sequence.ids]))
+        logits = (output[0] if isinstance(output, tuple) else output)[0, len(prompt) - 1 : -1].double()
+    if not sequence.params.temperature:
+        best = logits.topk(2, dim=-1).values
+        return float((best[:, 0] - best[:, 1]).min())
+    shares = (logits / sequence.params.temperature).softmax(dim=-1).cumsum(dim=-1)
+    noise = torch.tensor([[sequence.noise(place)] for place in range(len(sequence.ids))], dtype=torch.float64)
+    return float((shares - noise).abs().min())
 
 
 class Load:
@@ -145,7 +164,7 @@ class Load:
                 return
             texts = got
         if texts != question["texts"]:
-            self.wrong.append(f"{question['body']}: {texts} and not {question['texts']}"[:600])
+            self.wrong.append(f"question {self.asked.index(question)}: {texts} and not {question['texts']}"[:600])
         self.counts["answers"] += 1
 
     async def _stream(self, client: Any, question: dict[str, Any]) -> list[str] | None:
