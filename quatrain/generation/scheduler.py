@@ -32,6 +32,7 @@ from quatrain.generation.requests import SequenceState
 from quatrain.generation.runner import ModelRunner
 from quatrain.generation.speculative import Proposal, Proposer, accept_or_replace
 from quatrain.models.kernels.decode import memory_bandwidth
+from quatrain.models.kernels.threads import one_torch_thread
 from quatrain.planning.counts import kv_cache_bytes
 from quatrain.planning.limits import fits
 from quatrain.planning.machine import available_memory
@@ -363,7 +364,8 @@ class Scheduler:
         while going:
             values = logits[:, step] if len(going) == len(rows) else logits[going, step]
             revise = self._revision(going, step, rows, guesses) if proposals else None
-            choice = self.chooser.choose(values, [rows[index] for index in going], revise)
+            with one_torch_thread(self.runner.native.decoder is not None):
+                choice = self.chooser.choose(values, [rows[index] for index in going], revise)
             for place, index in enumerate(going):
                 if (problem := choice.problems[place]) is not None:
                     self._finish(rows[index], "error", problem)

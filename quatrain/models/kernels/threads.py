@@ -6,9 +6,11 @@ the others. So nothing here waits for a thread to start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -82,6 +84,24 @@ class _Helper:
                 continue
             code.take_part(control, step, self.number)
             self.seen = step
+
+
+@contextlib.contextmanager
+def one_torch_thread(active: bool = True) -> Iterator[None]:
+    """PyTorch works with one thread within this block, if `active`.
+
+    After a parallel loop the threads of OpenMP spin for some milliseconds, on the cores that the helpers of the next
+    native step need: choosing a token with two threads made a step of 3 ms take 5.
+    """
+    threads = torch.get_num_threads()
+    if not active or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache
