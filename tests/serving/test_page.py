@@ -210,10 +210,10 @@ def percent(token: Any) -> str:
 
 
 def test_two_models_answer_side_by_side(page: Page) -> None:
-    page.set(max_new_tokens=8)
+    page.set(max_new_tokens=8, seed=3)
     page.page.click("#compare")
     page.page.select_option("#model-of-b", "two")
-    page.set(max_new_tokens=4)
+    page.set(max_new_tokens=4, seed=3)
     page.ask("Who?")
     expect(page.page.locator(".pair .message")).to_have_count(2)
     first, second = page.page.locator(".pair .message").all()
@@ -224,6 +224,7 @@ def test_two_models_answer_side_by_side(page: Page) -> None:
     second.get_by_role("button", name="Continue with this answer, B").click()
     expect(page.page.locator(".pair .message.chosen .who b")).to_have_text("B · two")
     page.page.select_option("#model-of-b", "one")
+    page.is_ready()
     second.get_by_role("button", name="Continue: ").click()
     page.finished()
     expect(page.page.locator(".message.assistant .who b")).to_have_text("two")  # Its tokens are those of this model.
