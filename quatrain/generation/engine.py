@@ -297,7 +297,13 @@ class Engine:
         """Raises InputError if the chat template is missing or cannot render a user's message."""
         from quatrain.tokenizers.chat import check_template
 
-        check_template(cast(Any, self.tokenizer_of(adapter)))
+        tokenizer = self.tokenizer_of(adapter)
+        if tokenizer is None:
+            raise InputError(
+                "This model has no tokenizer, so it cannot read a conversation. Put its tokenizer.json beside its "
+                "config.json."
+            )
+        check_template(cast(Any, tokenizer))
 
     def _adapters(self, adapters: AdapterChoice, count: int) -> list[str | None]:
         """The adapter of each prompt. Raises InputError, with near names, for names that the model does not have."""

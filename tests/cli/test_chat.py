@@ -176,3 +176,14 @@ def test_a_real_terminal(talker: Path, tmp_path: Path) -> None:
     assert process.wait(60) == 0
     os.close(main_end)
     assert "hello" in (tmp_path / "chat_history").read_text()
+
+
+def test_a_model_without_a_tokenizer_is_refused(
+    talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((talker / name).read_bytes())
+    assert main(["chat", str(tmp_path)]) == 2
+    assert "no tokenizer" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path), "The"]) == 2
+    assert "tokenizer" in capsys.readouterr().err
