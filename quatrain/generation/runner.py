@@ -90,11 +90,6 @@ class ModelRunner:
         """Whether native code decodes with rounded numbers, so that keys and values differ from those of a prompt."""
         return self.native.decoder is not None and self.native.decoder.format in ("int8", "int4")
 
-    def weights_version(self) -> tuple[tuple[int, int], ...]:
-        """Changes whenever the weights do: where each tensor is, and how often it was changed in place."""
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
-
     def can_share(self, adapters: Sequence[str | None]) -> bool:
         """Whether texts with these adapters can be read together."""
         adapter_set = self.model.adapter_set

@@ -179,7 +179,7 @@ class Scheduler:
         self._steps, self._budget = 0, chunk
         self._starting: list[SequenceState] = []
         """Sequences that have left the queue and do not run yet."""
-        self._weights: tuple[tuple[int, int], ...] = ()
+        self._weights: tuple[tuple[int, int], ...] | None = None
         self._queue = threading.Lock()
 
     @property
@@ -466,7 +466,7 @@ class Scheduler:
     def _check_weights(self) -> None:
         """Forgets all texts that were read by other weights than the model has now."""
         self.runner.native.refresh()
-        version = self.runner.weights_version()
+        version = self.runner.native.weights_version
         if version != self._weights:
             self._weights = version
             for index, slot in enumerate(self.slots):

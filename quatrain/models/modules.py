@@ -28,3 +28,10 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` at the path `name` of the model, in the model's training mode."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, module.train(model.training))
+
+
+def weights_version(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes whenever the weights do: where each tensor is, and how often it was changed in place."""
+    tensors = (*model.parameters(), *model.buffers())
+    # A tensor that was made in inference mode counts no changes.
+    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)

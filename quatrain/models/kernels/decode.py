@@ -15,7 +15,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from quatrain.models.kernels.stored import HasStoredWeight, StoredWeight
 from quatrain.models.kernels.threads import StepThreads, step_threads
+from quatrain.models.modules import weights_version
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.kv_cache import KVCache
 from quatrain.models.transformer.norms import RMSNorm
@@ -142,7 +143,7 @@ class NativeDecoder:
         self.config: ModelConfig = model.config
         self._model = weakref.ref(model)
         self.pool: StepThreads = step_threads()
-        self._version = _version_of(model)
+        self._version = weights_version(model)
         weights = [stored_weight(module) for name, module in model.layers.named_modules() if name.endswith("_proj")]
         sizes: dict[str, int] = {}
         for weight in weights:
@@ -165,7 +166,7 @@ class NativeDecoder:
     def is_current(self) -> bool:
         """Whether the model is still the one that the decoder was made for: same weights, adapters and hooks."""
         model = self._model()
-        return model is not None and _version_of(model) == self._version and explain(model) is None
+        return model is not None and weights_version(model) == self._version and explain(model) is None
 
     def step(
         self,
@@ -404,16 +405,15 @@ class CacheDecoder:
         self.measured: dict[str, float] = {}
         """Seconds of one step natively and in PyTorch, where they decided."""
         self.steps, self.seconds = 0, 0.0
-        self._version: Any = None
+        self.weights_version: tuple[tuple[int, int], ...] | None = None
+        """That of the model when `refresh` was last called."""
 
     def refresh(self) -> None:
         """Decides again if the weights, adapters or hooks of the model have changed since the last time."""
-        if self.decoder is not None and self.decoder.is_current():
+        version = weights_version(self.model)
+        if version == self.weights_version and (self.decoder is None or explain(self.model) is None):
             return
-        version = _version_of(self.model)
-        if self.decoder is None and version == self._version:
-            return
-        self._version, self.decoder = version, None
+        self.weights_version, self.decoder = version, None
         self.reason = self._reason() or ""
         if self.reason:
             return
@@ -516,16 +516,3 @@ def memory_bandwidth() -> float:
 
 def _padded(size: int) -> int:
     return -(-size // PADDED) * PADDED
-
-
-def _version_of(model: Any) -> tuple[tuple[int, int], ...]:
-    """Where the weights of a model are, and how often they were changed in place."""
-    tensors: Iterator[Tensor] = (*model.parameters(), *model.buffers())  # type: ignore[assignment]
-    return tuple((tensor.data_ptr(), _changes(tensor)) for tensor in tensors)
-
-
-def _changes(tensor: Tensor) -> int:
-    try:
-        return tensor._version
-    except RuntimeError:  # A tensor that was made in inference mode has no count.
-        return 0

@@ -547,7 +547,7 @@ def _store_float16(context: Any, builder: Any, signature: Any, arguments: Any) -
 
 
 def _store_bfloat16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Rounds to the nearest, half way to even; what is no number stays none."""
+    """Rounds to the nearest, half way to even; NaN stays NaN."""
     base, index, value = arguments
     bits = builder.bitcast(value, I32)
     odd = builder.and_(builder.lshr(bits, ir.Constant(I32, 16)), ir.Constant(I32, 1))
@@ -609,7 +609,7 @@ def _encoded(pairs: bool) -> Callable[..., Any]:
         halves = [_load(builder, _at(builder, source, 64 * half), FLOATS) for half in range(2)]
         bits = [builder.and_(builder.bitcast(half, INTS), _constant(INTS, 0x7FFFFFFF)) for half in halves]
         larger = builder.select(builder.icmp_signed(">", bits[0], bits[1]), bits[0], bits[1])
-        # Magnitudes compare as their bits do, and what is no number is larger than any.
+        # Magnitudes compare as their bits do, and NaN is larger than any.
         largest = builder.bitcast(_call(builder, "llvm.vector.reduce.umax.v16i32", I32, [larger]), F32)
         scale = builder.fmul(largest, ir.Constant(F32, 1 / 127))
         zero = builder.fcmp_ordered("==", scale, ir.Constant(F32, 0.0))
