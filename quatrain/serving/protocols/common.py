@@ -12,9 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from quatrain.core.errors import InputError
 from quatrain.core.reading import decode, parse_json
 from quatrain.core.wording import format_value
-from quatrain.serving.conversation import Sampling
+from quatrain.serving.conversation import Sampling, Service
 from quatrain.serving.errors import ApiError
-from quatrain.serving.settings import ServerSettings
 
 SMALL = 64 * 1024
 """Bodies up to this many bytes are parsed at once, larger ones in a thread."""
@@ -31,8 +30,15 @@ class Form(BaseModel):
 F = TypeVar("F", bound=BaseModel)
 
 
-async def read_body(request: Request, form: type[F], settings: ServerSettings) -> F:
+def service_of(request: Request) -> Service:
+    """The service of the application that got a request."""
+    service: Service = request.app.state.service
+    return service
+
+
+async def read_body(request: Request, form: type[F]) -> F:
     """The body of a request as a form. Raises ApiError for one that is too large, slow, deep, or not of the form."""
+    settings = service_of(request).settings
     content = bytearray()
     try:
         declared = int(request.headers.get("content-length") or 0)

@@ -11,9 +11,8 @@ from pydantic import Field
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine
 from quatrain.serving import inspect
-from quatrain.serving.protocols.common import Form, read_body
+from quatrain.serving.protocols.common import Form, read_body, service_of
 from quatrain.serving.protocols.events import Json
-from quatrain.serving.routes.openai import service_of
 from quatrain.tasks.task import Database
 
 router = APIRouter(prefix="/api")
@@ -44,7 +43,7 @@ class DatabaseAnswer(Form):
 async def _answer(request: Request, form: Any, answer: Answer) -> Json:
     """Answers a question with the model that it names, in a thread: models are slow, and may wait for a step."""
     service = service_of(request)
-    question = await read_body(request, form, service.settings)
+    question = await read_body(request, form)
     async with service.registry.use(question.model) as (loaded, adapter):
         return Json(await service.in_thread(answer, loaded.engine, adapter, question))
 
@@ -110,7 +109,7 @@ async def tables(request: Request) -> Json:
 async def database_prompt(request: Request) -> Json:
     """What a model reads to answer a question with SQL."""
     service = service_of(request)
-    asked = await read_body(request, DatabaseQuestion, service.settings)
+    asked = await read_body(request, DatabaseQuestion)
     return Json({"prompt": await service.in_thread(_opened(service.database).prompt, asked.question)})
 
 
@@ -118,7 +117,7 @@ async def database_prompt(request: Request) -> Json:
 async def database_rows(request: Request) -> Json:
     """Runs the statement in a model's answer read-only."""
     service = service_of(request)
-    answer = await read_body(request, DatabaseAnswer, service.settings)
+    answer = await read_body(request, DatabaseAnswer)
     return Json(await service.in_thread(inspect.rows_of, _opened(service.database), answer.completion))
 
 

@@ -9,8 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 import quatrain
+from quatrain.serving.protocols.common import service_of
 from quatrain.serving.protocols.events import Json
-from quatrain.serving.routes.openai import service_of
 
 router = APIRouter()
 

@@ -9,9 +9,8 @@ from fastapi import APIRouter, Request
 from quatrain.serving.conversation import check_text, token_of
 from quatrain.serving.errors import ApiError
 from quatrain.serving.protocols.chat import ChatForm
-from quatrain.serving.protocols.common import Form, read_body, validated
+from quatrain.serving.protocols.common import Form, read_body, service_of, validated
 from quatrain.serving.protocols.events import Json
-from quatrain.serving.routes.openai import service_of
 
 router = APIRouter()
 
@@ -39,7 +38,7 @@ class DetokenizeForm(Form):
 async def tokenize(request: Request) -> Any:
     """The ids of a text or a conversation."""
     service = service_of(request)
-    form = await read_body(request, TokenizeForm, service.settings)
+    form = await read_body(request, TokenizeForm)
     if (form.prompt is None) == (form.messages is None):
         raise ApiError(400, "Give one of prompt and messages.", param="prompt")
     check_text(form.prompt, "prompt")
@@ -70,7 +69,7 @@ async def tokenize(request: Request) -> Any:
 async def detokenize(request: Request) -> Any:
     """The text of token ids."""
     service = service_of(request)
-    form = await read_body(request, DetokenizeForm, service.settings)
+    form = await read_body(request, DetokenizeForm)
     async with service.registry.use(form.model) as (loaded, adapter):
         tokenizer: Any = loaded.tokenizer if loaded.worker is None else loaded.engine.tokenizer_of(adapter)
         if tokenizer is None:
