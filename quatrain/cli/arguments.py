@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -40,3 +41,14 @@ def mistyped_option(words: list[str], options: set[str], text_options: set[str])
         if near := difflib.get_close_matches(name, options, n=1, cutoff=0.75):
             return f"Unknown option: {name}. Did you mean {near[0]}? To use it as a text, put -- before it."
     return None
+
+
+def named_folders(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """The folders of an option that takes NAME=FOLDER, by name. Raises InputError with every text that is not so."""
+    from quatrain.core.errors import InputError
+    from quatrain.core.wording import format_value
+
+    problems = [f"{option} {format_value(text)}" for text in texts if not all(text.partition("="))]
+    if problems:
+        raise InputError("An adapter is given as NAME=FOLDER:", problems)
+    return dict(text.partition("=")[::2] for text in texts)

@@ -32,26 +32,17 @@ def explanation(engine: Engine, completion: Completion) -> list[dict[str, Any]]:
 
     The probabilities are the model's own, before temperature and all constraints.
     """
+    from quatrain.evaluation.inspection.tokens import token as inspected
+
+    tokenizer: Any = engine.target_tokenizer
+
+    def described(token: int, logprob: float) -> dict[str, Any]:
+        return {"id": token, "text": inspected(tokenizer, token).text, "probability": math.exp(logprob)}
+
     return [
-        {
-            "id": token,
-            "text": token_text(engine, token),
-            "probability": math.exp(logprob),
-            "alternatives": [
-                {"id": other, "text": token_text(engine, other), "probability": math.exp(value)} for other, value in top
-            ],
-        }
+        described(token, logprob) | {"alternatives": [described(other, value) for other, value in top]}
         for token, logprob, top in zip(completion.ids, completion.logprobs, completion.top_logprobs or [], strict=True)
     ]
-
-
-def token_text(engine: Engine, token: int) -> str:
-    """The text of one token; its written form for special tokens and parts of characters."""
-    tokenizer: Any = engine.target_tokenizer
-    if tokenizer is None:
-        return str(token)
-    text: str = tokenizer.decode([token], skip_special_tokens=False)
-    return tokenizer.id_to_token(token) if not text or "\ufffd" in text else text
 
 
 def show_explanation(engine: Engine, completion: Completion) -> None:

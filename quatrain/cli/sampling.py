@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
-from quatrain.cli.arguments import TextArgument
+from quatrain.cli.arguments import TextArgument, named_folders
 
 if TYPE_CHECKING:
     from quatrain.generation.engine import Engine, SamplingParams
@@ -51,10 +51,7 @@ class ModelOptions:
         from quatrain.generation.engine import Engine
         from quatrain.generation.speculative import PromptLookup
 
-        pairs = dict(text.partition("=")[::2] for text in self.adapters)
-        problems = [f"--adapters {format_value(text)}" for text in self.adapters if not all(text.partition("="))]
-        if problems:
-            raise InputError("An adapter is given as NAME=FOLDER:", problems)
+        folders = named_folders("--adapters", self.adapters)
         speculation: Any = self.draft
         if self.prompt_lookup is not None:
             if self.draft is not None:
@@ -72,7 +69,7 @@ class ModelOptions:
             dtype=getattr(torch, self.dtype),
             device=device,
             quantize=self.quantize,
-            adapters=pairs or None,
+            adapters=folders or None,
             adapter=self.adapter,
             speculation=speculation,
         )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from quatrain.cli.arguments import named_folders
+
 if TYPE_CHECKING:
     from quatrain.serving.server import Server
 
@@ -113,7 +115,6 @@ def _server(
 
     from quatrain.core.errors import InputError
     from quatrain.core.reading import read_text
-    from quatrain.core.wording import format_value
 
     try:
         from quatrain.serving.models import LoadOptions, entries_of
@@ -125,10 +126,7 @@ def _server(
         ) from error
     if not models:
         raise InputError("There is no model to serve: give one, such as `quatrain serve FOLDER`.")
-    pairs = dict(text.partition("=")[::2] for text in adapter)
-    problems = [f"--adapter {format_value(text)}" for text in adapter if not all(text.partition("="))]
-    if problems:
-        raise InputError("An adapter is given as NAME=FOLDER:", problems)
+    folders = named_folders("--adapter", adapter)
     key = read_text(key_file).strip() if key_file is not None else os.environ.get(KEY_VARIABLE) or None
     settings = ServerSettings(
         host=host,
@@ -139,4 +137,4 @@ def _server(
         idle_seconds=None if weights.idle_minutes is None else weights.idle_minutes * 60,
     )
     options = LoadOptions(getattr(torch, weights.dtype), weights.device, weights.quantize)
-    return Server(entries_of(models, pairs), settings, options)
+    return Server(entries_of(models, folders), settings, options)
