@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from serving_setup import make_folder, running
+from serving_setup import running
+from tiny_models import make_folder
 
 from quatrain.generation.engine import Engine
 from quatrain.serving.server import Server

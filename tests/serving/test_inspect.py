@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving_setup import make_folder, running
+from serving_setup import running
+from tiny_models import make_folder
 
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.serving import inspect

@@ -12,7 +12,8 @@ import httpx
 import openai
 import pytest
 import torch
-from serving_setup import make_folder, running
+from serving_setup import running
+from tiny_models import make_folder
 
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.models.io import model_folder

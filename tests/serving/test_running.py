@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving_setup import make_folder, running, until
+from serving_setup import running, until
+from tiny_models import make_folder
 
 from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.peft_files import save_adapter

@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving_setup import make_folder, running, until
+from serving_setup import running, until
+from tiny_models import make_folder
 
 import quatrain.serving.routes as routing
 from quatrain.core.errors import InputError

@@ -1,4 +1,4 @@
-"""Tiny models, and real servers in a thread of their own."""
+"""Real servers in a thread of their own."""
 
 from __future__ import annotations
 
@@ -10,32 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
-from tiny_models import llama
 
-from quatrain.models.io import model_folder
-from quatrain.models.transformer.stack import Model
 from quatrain.serving.models import entries_of
 from quatrain.serving.server import Server
 from quatrain.serving.settings import ServerSettings
 from quatrain.tasks.task import ANSWER_BYTES, spec_of_database
-from quatrain.tokenizers.tokenizer import Tokenizer
-
-LETTERS = "".join(map(chr, range(32, 127))) + "\néß"
-
-
-def make_folder(place: Path, context: int = 1024, seed: int = 0, **options: Any) -> Path:
-    """A model folder of random weights with a character tokenizer that has a chat template."""
-    options = {"kind": "char", "chat_template": "chatml", "eos": "<|endoftext|>", **options}
-    tokenizer = Tokenizer.train([LETTERS * 3], **options)
-    torch.manual_seed(seed)
-    config = llama(
-        vocab_size=tokenizer.vocab_size, intermediate_size=64, num_attention_heads=2, max_position_embeddings=context,
-        eos_token_id=tokenizer.eos_id, bos_token_id=tokenizer.bos_id,
-    )  # fmt: skip
-    tokenizer.save(place)
-    model_folder.save(Model(config), place)
-    return place
 
 
 @contextmanager

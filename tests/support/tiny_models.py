@@ -10,6 +10,7 @@ import torch
 from quatrain.models.io import model_folder
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.stack import Model
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -20,6 +21,10 @@ PLAIN: dict[str, Any] = {
     "feed_forward_bias": True, "tie_word_embeddings": True,
 }  # fmt: skip
 """What gpt2 and bloom share."""
+
+
+CHARACTERS = "".join(map(chr, range(32, 127))) + "\néß"
+"""What the tokenizer of a tiny model folder knows."""
 
 
 def llama(**changes: Any) -> ModelConfig:
@@ -34,6 +39,20 @@ def bloom(**changes: Any) -> ModelConfig:
     """Its files have no place for another width of the feed-forward layers than four times the hidden one."""
     own = {"family": "bloom", "position": "alibi", "embedding_norm": True, "intermediate_size": 128}
     return ModelConfig(**SIZES | PLAIN | own | changes)
+
+
+def make_folder(place: Path, context: int = 1024, seed: int = 0, characters: str = CHARACTERS, **options: Any) -> Path:
+    """A model folder of random weights with a character tokenizer that has a chat template."""
+    options = {"kind": "char", "chat_template": "chatml", "eos": "<|endoftext|>", **options}
+    tokenizer = Tokenizer.train([characters * 3], **options)
+    torch.manual_seed(seed)
+    config = llama(
+        vocab_size=tokenizer.vocab_size, intermediate_size=64, num_attention_heads=2, max_position_embeddings=context,
+        eos_token_id=tokenizer.eos_id, bos_token_id=tokenizer.bos_id,
+    )  # fmt: skip
+    tokenizer.save(place)
+    model_folder.save(Model(config), place)
+    return place
 
 
 def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> Model:
