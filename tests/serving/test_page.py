@@ -225,9 +225,9 @@ def test_two_models_answer_side_by_side(page: Page) -> None:
     second.get_by_role("button", name="Continue with this answer, B").click()
     expect(page.page.locator(".pair .message.chosen .who b")).to_have_text("B · two")
     page.page.select_option("#model-of-b", "one")
-    page.is_ready()
     second.get_by_role("button", name="Continue: ").click()
     page.finished()
+    expect(page.answers).to_have_count(1)
     expect(page.page.locator(".message.assistant .who b")).to_have_text("two")  # Its tokens are those of this model.
 
 

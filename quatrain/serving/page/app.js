@@ -20,6 +20,7 @@ const state = {
   database: false,
   descriptions: new Map(), // What /api/model says of each model.
   running: new Map(), // The AbortController of each answer that is generated, by the node's id.
+  preparing: false, // Whether the server prepares a prompt for an answer that is about to be generated.
   explanations: new Map(), // The tokens of answers, by the node's id.
   showTokens: false,
   compare: false,
@@ -96,7 +97,8 @@ function fresh() {
 // ---- Drawing
 
 const messages = byId("messages");
-const view = () => ({ ...state, running: state.running });
+const isBusy = () => state.preparing || state.running.size > 0;
+const view = () => ({ ...state, busy: isBusy() });
 
 function draw() {
   closeCard();
@@ -110,7 +112,7 @@ function draw() {
 }
 
 function drawBusy() {
-  const busy = state.running.size > 0;
+  const busy = isBusy();
   byId("stop").hidden = !busy;
   byId("send").hidden = busy;
 }
@@ -181,6 +183,20 @@ function guarded(action) {
     }
   };
 }
+
+// An action that asks the server before it generates: a second click meanwhile does nothing.
+const alone = (action) =>
+  guarded(async (...values) => {
+    if (isBusy()) return;
+    state.preparing = true;
+    draw();
+    try {
+      await action(...values);
+    } finally {
+      state.preparing = false;
+      draw();
+    }
+  });
 
 // ---- Models
 
@@ -354,7 +370,7 @@ const actions = {
     });
   },
   regenerate: (node) => generate(node.parent, sideOf(node)),
-  continue: guarded(async (node) => {
+  continue: alone(async (node) => {
     const { ids, answer, room } = await call("/api/prompt", { ...actions.asked(node), content: node.content, ids: node.ids });
     if (!answer) return actions.regenerate(node);
     await generate(node.parent, sideOf(node), {
@@ -381,7 +397,7 @@ const actions = {
     if (box && !box.querySelector("form")) fill(box, node, view(), actions);
   },
   // Continues with the tokens before a place and another token at it.
-  branch: guarded(async (node, before, token) => {
+  branch: alone(async (node, before, token) => {
     const answer = [...before.map((each) => each.id), token.id];
     const { text, ended } = await call("/api/text", { model: node.model, ids: answer });
     const branched = `branch at “${token.text.trim() || token.text}”`;
@@ -446,7 +462,7 @@ function close(name) {
 
 function send() {
   const text = byId("question").value;
-  if (!text.trim() || state.running.size) return;
+  if (!text.trim() || isBusy()) return;
   byId("question").value = "";
   const { id } = state.conversation.add(state.conversation.leaf, { role: "user", content: text });
   answerAll(id);

@@ -78,7 +78,7 @@ function facts(node, running) {
 
 function tools(node, view, actions, pair) {
   const running = view.running.has(node.id);
-  const busy = view.running.size > 0;
+  const { busy } = view;
   const name = node.role === "user" ? "your message" : "this answer";
   const button = (label, key, action, title) =>
     element("button", { type: "button", title, "aria-label": title, "data-focus": `${node.id}:${key}`, disabled: busy, onclick: action }, label);
