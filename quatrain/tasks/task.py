@@ -152,10 +152,10 @@ class Task(ABC, Generic[Example]):
         """
         raise NotImplementedError(f"{self.name} has no token examples")
 
-    def reward(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
-        """The main metric of each completion."""
-        pairs = zip(examples, completions, strict=True)
-        return [self.score(example, completion).main for example, completion in pairs]
+    def reward(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float | None]:
+        """The main metric of each completion; None where the example's own reference cannot be judged."""
+        scores = [self.score(example, completion) for example, completion in zip(examples, completions, strict=True)]
+        return [score.main if score.valid else None for score in scores]
 
     def reference_error(self, example: Example) -> str | None:
         """Why this example cannot be judged; None where it can."""
