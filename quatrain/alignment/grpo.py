@@ -1,0 +1,297 @@
+"""Policy-gradient losses on groups of sampled completions: GRPO and its kin, as settings of one loss.
+
+Every variant is a `PolicyVariant`: how a completion's advantage follows from the rewards of its group, what the ratio
+of the new policy to the old one is taken over, how it is clipped, and how tokens are averaged. `VARIANTS` names them:
+
+- `grpo`: Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300); `bnpo` averages over tokens instead of completions.
+- `dapo`: Yu et al. 2025 (arXiv 2503.14476); `dr_grpo`: Liu et al. 2025 (arXiv 2503.20783).
+- `gspo`: Zheng et al. 2025 (arXiv 2507.18071); `cispo`: MiniMax-M1 2025 (arXiv 2506.13585).
+- `rloo`: Ahmadian et al. 2024 (arXiv 2402.14740); `reinforce`, `reinforce_baseline`: Williams 1992.
+
+The loss sees completion tokens alone, as flat tensors: no padding can enter a mean. It returns an undivided sum and its
+weight, so that a mean is over the whole optimizer step and does not depend on its micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
+
+Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none"]
+Scale = Literal["group", "batch", "none"]
+Ratio = Literal["token", "sequence_mean", "sequence"]
+Surrogate = Literal["clip", "truncate", "none"]
+Aggregation = Literal["sequence_mean", "token_mean", "constant", "sequence_sum"]
+Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+
+EPSILON = 1e-4
+"""Added to the standard deviation that divides advantages, as in TRL."""
+
+
+@dataclass(frozen=True)
+class PolicyVariant:
+    """The knobs of a policy-gradient loss. Raises InputError, all problems at once, for values out of range."""
+
+    baseline: Baseline = "group_mean"
+    """What is subtracted from a reward: the mean of its group, of the others of its group, of the batch, or nothing."""
+    scale: Scale = "group"
+    """What divides the difference: the standard deviation of its group, of the batch, or nothing."""
+    ratio: Ratio = "token"
+    """Over what the ratio to the old policy is taken: each token, the geometric mean of the completion's tokens, or the
+    product of all of them."""
+    surrogate: Surrogate = "clip"
+    """`clip`: the lesser of the advantage times the ratio and the clipped ratio (PPO); `truncate`: the log-probability
+    weighted by the ratio, which has no gradient and is at most 1 + clip_high (CISPO); `none`: the log-probability
+    (REINFORCE), for data of the current policy alone."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    """The ratio is clipped to 1 - clip_low … 1 + clip_high."""
+    aggregation: Aggregation = "sequence_mean"
+    """The mean over completions of the mean over their tokens; the mean over all tokens of the step; the mean over
+    completions of the sum over tokens divided by `max_new_tokens`; the mean over completions of the sum."""
+    kl_coef: float = 0.0
+    """The weight of the divergence from the reference model."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the divergence counts: per token in the loss (its estimator is e^d - d - 1, of d = reference - policy), or
+    summed over the completion and subtracted from the reward (d itself)."""
+    kl_weighted: bool = True
+    """Whether the divergence in the loss is weighted by the ratio, which makes its gradient unbiased (DeepSeek-V3.2,
+    arXiv 2512.02556)."""
+    correction: Correction = "none"
+    """Weights that correct the difference between the engine that sampled and the model that trains: the ratio of
+    their probabilities, per token or completion, cut at `correction_limit` (truncate) or set to 0 above it (mask)."""
+    correction_limit: float = 3.0
+    dynamic_sampling: bool = False
+    """Whether groups without spread are replaced by other prompts, as long as there are any."""
+    mask_truncated: bool = False
+    """Whether completions that were cut at the limit do not count in the loss."""
+    overlong_buffer: float = 0.0
+    """The share of the longest completion in which the reward falls linearly from its own value by 1."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        problems = []
+        for item in fields(self):
+            value, options = getattr(self, item.name), get_args(hints[item.name])
+            if options and value not in options:
+                shown = ", ".join(f'"{option}"' for option in options)
+                problems.append(f"{item.name}: {format_value(value)}; must be one of {shown}")
+            elif hints[item.name] is bool and not isinstance(value, bool):
+                problems.append(f"{item.name}: {format_value(value)}; must be true or false")
+            elif hints[item.name] is float and not _is_number(value):
+                problems.append(f"{item.name}: {format_value(value)}; must be a number of at least 0")
+        if not problems and self.clip_low > 1:
+            problems.append(f"clip_low: {self.clip_low}; must be at most 1")
+        if not problems and self.overlong_buffer > 1:
+            problems.append(f"overlong_buffer: {self.overlong_buffer}; must be at most 1")
+        if not problems and self.correction_limit <= 0:
+            problems.append(f"correction_limit: {self.correction_limit}; must be above 0")
+        if problems:
+            raise InputError("This policy-gradient loss cannot be set up:", problems)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) and value >= 0
+
+
+VARIANTS: Mapping[str, PolicyVariant] = {
+    "grpo": PolicyVariant(),
+    "bnpo": PolicyVariant(aggregation="token_mean"),
+    "dapo": PolicyVariant(aggregation="token_mean", clip_high=0.28, dynamic_sampling=True, overlong_buffer=0.2),
+    "dr_grpo": PolicyVariant(scale="none", aggregation="constant"),
+    "gspo": PolicyVariant(ratio="sequence_mean", clip_low=3e-4, clip_high=4e-4),
+    "cispo": PolicyVariant(surrogate="truncate", clip_high=4.0, aggregation="token_mean"),
+    "rloo": PolicyVariant(baseline="leave_one_out", scale="none", ratio="sequence", kl_in="reward"),
+    "reinforce": PolicyVariant(
+        baseline="none", scale="none", surrogate="none", aggregation="sequence_sum", kl_in="reward"
+    ),
+    "reinforce_baseline": PolicyVariant(
+        baseline="batch_mean", scale="none", surrogate="none", aggregation="sequence_sum", kl_in="reward"
+    ),
+}
+"""The knobs that a variant's name sets."""
+
+
+def variant(name: str, **knobs: Any) -> PolicyVariant:
+    """The variant of this name, with single knobs replaced. Raises InputError for unknown names and values."""
+    if name not in VARIANTS:
+        raise InputError(f"variant: {format_value(name)}; must be one of {', '.join(VARIANTS)}")
+    known = [item.name for item in fields(PolicyVariant)]
+    if unknown := [key for key in knobs if key not in known]:
+        raise InputError(
+            "This policy-gradient loss cannot be set up:",
+            [f"{key}: not a setting of the loss; these are {', '.join(known)}" for key in unknown],
+        )
+    return replace(VARIANTS[name], **knobs)
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """The advantages (N,) of completions, and what their groups are like."""
+
+    values: Tensor
+    groups: int
+    without_spread: int
+    """Groups whose scorable rewards are all equal: their advantages are exactly 0."""
+
+
+def group_advantages(rewards: Tensor, groups: Tensor, settings: PolicyVariant) -> GroupAdvantages:
+    """The advantage of each completion from the rewards (N,) of all completions with the same number in `groups` (N,).
+
+    A reward of NaN could not be scored: it takes no part in a baseline, and its advantage is 0. With
+    `baseline = "none"` and `"batch_mean"` a group without spread still teaches, so its advantages stay.
+    """
+    values = rewards.double()
+    scorable = ~values.isnan()
+    filled = values.masked_fill(~scorable, 0.0)
+    _, index = groups.unique(return_inverse=True)
+    number = int(index.max()) + 1 if len(index) else 0
+
+    def summed(terms: Tensor) -> Tensor:
+        return torch.zeros(number, dtype=torch.float64, device=values.device).index_add_(0, index, terms)
+
+    counts = summed(scorable.double())
+    means = summed(filled) / counts.clamp(min=1)
+    total = scorable.sum().clamp(min=1)
+    batch_mean = filled.sum() / total
+    infinite = torch.full((number,), math.inf, dtype=torch.float64, device=values.device)
+    lowest = infinite.clone().scatter_reduce_(0, index, values.masked_fill(~scorable, math.inf), "amin")
+    highest = (-infinite).scatter_reduce_(0, index, values.masked_fill(~scorable, -math.inf), "amax")
+    flat = lowest >= highest
+    if settings.baseline == "group_mean":
+        advantages = values - means[index]
+    elif settings.baseline == "leave_one_out":
+        others = counts[index] - 1
+        advantages = values - (counts[index] * means[index] - filled) / others.clamp(min=1)
+        advantages = advantages.masked_fill(others < 1, 0.0)
+    else:
+        advantages = values - (batch_mean if settings.baseline == "batch_mean" else 0.0)
+    if settings.baseline in ("group_mean", "leave_one_out"):
+        advantages = advantages.masked_fill(flat[index], 0.0)
+    if settings.scale == "group":
+        squares = summed((filled - means[index]).square() * scorable)
+        advantages = advantages / ((squares / (counts - 1).clamp(min=1)).sqrt()[index] + EPSILON)
+    elif settings.scale == "batch":
+        squares = ((filled - batch_mean).square() * scorable).sum()
+        advantages = advantages / ((squares / (total - 1).clamp(min=1)).sqrt() + EPSILON)
+    advantages = advantages.masked_fill(~scorable, 0.0)
+    return GroupAdvantages(advantages.float(), number, int(flat.sum()))
+
+
+def overlong_penalty(lengths: Tensor, limit: int, buffer: float) -> Tensor:
+    """What DAPO adds to the reward of completions of these lengths (N,): 0 up to the buffer's start, -1 at the limit.
+
+    `buffer` is the share of the `limit` tokens in which the penalty grows linearly; 0 for no penalty.
+    """
+    width = buffer * limit
+    if not width:
+        return torch.zeros(len(lengths))
+    return -((lengths - (limit - width)) / width).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class PolicyTokens:
+    """The completion tokens of a micro-batch of B completions, N in all, without padding.
+
+    `logprobs` (N,) are those of the policy that learns; `old` (N,) of the policy at the time of sampling; `owners` (N,)
+    the completion that each token belongs to; `advantages` (B,). `sampler` (N,) are the engine's log-probabilities and
+    `reference` (N,) those of the reference model, where the variant needs them. `limit` is the most tokens that a
+    completion may have. Tokens of the same completion may be in any order.
+    """
+
+    logprobs: Tensor
+    old: Tensor
+    owners: Tensor
+    advantages: Tensor
+    sampler: Tensor | None = None
+    reference: Tensor | None = None
+    limit: int = 1
+
+    @property
+    def rows(self) -> int:
+        """The number of completions."""
+        return len(self.advantages)
+
+    def row_sums(self, terms: Tensor) -> Tensor:
+        """The sum (B,) of the terms (N,) of each completion's tokens."""
+        return torch.zeros(self.rows, dtype=terms.dtype, device=terms.device).index_add(0, self.owners, terms)
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens (B,) of each completion."""
+        return self.row_sums(torch.ones_like(self.logprobs))
+
+
+def policy_loss(settings: PolicyVariant, tokens: PolicyTokens) -> tuple[Tensor, int, dict[str, float | Tensor]]:
+    """The loss summed over the tokens, the weight that divides it, and metrics summed in the same way.
+
+    Raises ValueError where the variant needs log-probabilities of the sampler or the reference that are missing.
+    """
+    lengths = tokens.lengths
+    owners = tokens.owners
+    advantages = tokens.advantages[owners]
+    log_ratio = tokens.logprobs - tokens.old
+    if settings.ratio != "token":
+        log_ratio = tokens.row_sums(log_ratio)
+        if settings.ratio == "sequence_mean":
+            log_ratio = log_ratio / lengths.clamp(min=1)
+        log_ratio = log_ratio[owners]
+    ratio = log_ratio.exp()
+    clipped = torch.zeros_like(ratio, dtype=torch.bool)
+    if settings.surrogate == "clip":
+        bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+        losses = -torch.minimum(ratio * advantages, bounded * advantages)
+        clipped = ((ratio < 1 - settings.clip_low) & (advantages < 0)) | (
+            (ratio > 1 + settings.clip_high) & (advantages > 0)
+        )
+    elif settings.surrogate == "truncate":
+        losses = -ratio.detach().clamp(max=1 + settings.clip_high) * advantages * tokens.logprobs
+        clipped = (ratio > 1 + settings.clip_high) & (advantages > 0)
+    else:
+        losses = -advantages * tokens.logprobs
+    if settings.correction != "none":
+        losses = losses * _correction(settings, tokens)
+    divergence = None
+    if tokens.reference is not None:
+        difference = tokens.reference - tokens.logprobs
+        divergence = difference.exp() - difference - 1
+        if settings.kl_in == "loss" and settings.kl_coef:
+            losses = losses + settings.kl_coef * divergence * (ratio if settings.kl_weighted else 1.0)
+    elif settings.kl_coef:
+        raise ValueError("kl_coef needs the log-probabilities of the reference model")
+    per_token = settings.aggregation == "token_mean"
+    mean_weights = torch.ones_like(losses) if per_token else 1 / lengths[owners]
+    weights = mean_weights
+    if settings.aggregation == "constant":
+        weights = torch.full_like(losses, 1 / tokens.limit)
+    elif settings.aggregation == "sequence_sum":
+        weights = torch.ones_like(losses)
+    metrics: dict[str, float | Tensor] = {
+        "ratio": (ratio.detach() * mean_weights).sum(),
+        "clip_fraction": (clipped * mean_weights).sum(),
+    }
+    if divergence is not None:
+        metrics["kl"] = (divergence.detach() * mean_weights).sum()
+    return (losses * weights).sum(), len(losses) if per_token else tokens.rows, metrics
+
+
+def _correction(settings: PolicyVariant, tokens: PolicyTokens) -> Tensor:
+    """The weight (N,) of each token from the ratio of the trainer's to the sampler's probability."""
+    if tokens.sampler is None:
+        raise ValueError(f"correction = {settings.correction!r} needs the log-probabilities of the sampler")
+    difference = (tokens.old - tokens.sampler).detach()
+    level, _, action = settings.correction.partition("_")
+    if level == "sequence":
+        difference = tokens.row_sums(difference)[tokens.owners]
+    ratio = difference.exp()
+    if action == "truncate":
+        return ratio.clamp(max=settings.correction_limit)
+    return ratio.masked_fill(ratio > settings.correction_limit, 0.0)
