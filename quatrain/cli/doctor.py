@@ -118,7 +118,9 @@ def _decoding(model: str, quantize: str | None) -> dict[str, Any]:
         engine.generate(prompt, params)
     statistics = engine.statistics
     facts: dict[str, Any] = {
-        "runs in": "native code" if statistics.decoder == "native" else f"PyTorch: {statistics.decoder_reason}",
+        "runs in": {"native": "native code", "static": "CUDA graphs"}.get(
+            statistics.decoder, f"PyTorch: {statistics.decoder_reason}"
+        ),
         "tokens/s of one text": round(statistics.decode_tokens_per_second, 1),
     }
     if statistics.weight_bandwidth:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.wording import format_value
+from quatrain.generation import fused
 from quatrain.generation.constraints import PADDING, Constraint, DecodingState, GenerationRules, constraints, padded
 from quatrain.generation.filters import BROKEN, NO_TOKEN_LEFT, Processor, draw, processors
 from quatrain.generation.forced_words import ForcedWords
@@ -84,6 +85,8 @@ class TokenChooser:
         tokenizer: TokenizerLike | None = None,
     ):
         self.rules, self.encoder_decoder, self.tokenizer = rules or GenerationRules(), encoder_decoder, tokenizer
+        self.fuse: bool | None = None
+        """Whether plain rows are chosen by `fused`, without waiting for the device; None: on CUDA."""
         self._plans: WeakValueDictionary[tuple[object, ...], _Plan] = WeakValueDictionary()
 
     def check(self, params: SamplingParams, vocab_size: int) -> None:
@@ -168,6 +171,9 @@ class TokenChooser:
         if not rows:
             return Choice([], [], [], [], [])
         logits = logits.float()
+        if revise is None and adjusted is None and self._fuses(logits.device, rows):
+            chosen = fused.choose(logits, fused.settings_of(rows, logits.shape[-1], logits.device))
+            return self._choice(chosen, rows)
         processed, failures = self._process(logits if adjusted is None else adjusted, rows)
         tokens = self._draw(processed, rows)
         if revise is not None:
@@ -197,16 +203,29 @@ class TokenChooser:
         places, total = tokens[:, None], logits.logsumexp(dim=-1)
         raw = logits.gather(-1, places)[:, 0]
         own = raw if processed is logits else processed.gather(-1, places)[:, 0]
-        # One transfer; a float32 holds the ids of any vocabulary exactly.
-        numbers, chosen, totals, processed_values = torch.stack([tokens.float(), raw - total, total, own]).tolist()
-        problems = [_problem(*values) for values in zip(chosen, totals, processed_values, strict=True)]
+        choice = self._choice(torch.stack([tokens.float(), raw - total, total, own]), rows)
         for index, failure in (failures or {}).items():
-            problems[index] = failure
-        count = len(rows)
-        choice = Choice([int(number) for number in numbers], chosen, [None] * count, [False] * count, problems)
+            choice.problems[index] = failure
         self._advance_grammars(choice, rows)
         self._add_logprobs(choice, logits, processed, rows)
         return choice
+
+    @staticmethod
+    def _choice(chosen: Tensor, rows: Sequence[SequenceState]) -> Choice:
+        """The choice of what `fused.choose` describes: (4, B)."""
+        # One transfer; a float32 holds the ids of any vocabulary exactly.
+        numbers, logprobs, totals, processed_values = chosen.tolist()
+        problems = [_problem(*values) for values in zip(logprobs, totals, processed_values, strict=True)]
+        count = len(rows)
+        return Choice([int(number) for number in numbers], logprobs, [None] * count, [False] * count, problems)
+
+    def _fuses(self, device: torch.device, rows: Sequence[SequenceState]) -> bool:
+        """Whether the tokens of these rows are chosen on the device: nothing but what `fused` does is asked for."""
+        if not (device.type == "cuda" if self.fuse is None else self.fuse):
+            return False
+        return all(fused.is_fusable(row.params) for row in rows) and not any(
+            plan.constraints or plan.grammar is not None for plan in (self._plan(row, device) for row in rows)
+        )
 
     @torch.inference_mode()
     def process(self, logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:

@@ -182,21 +182,30 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     are summed in float64, and only the one into which the draw falls is searched token by token. Raises InputError
     where a row has no token left, QuatrainError for logits that are NaN or +inf.
     """
+    result, total = inverted(logits, uniform)
+    if not bool(total.isfinite().all()):
+        if bool(logits.isneginf().all(dim=-1).any()):
+            raise InputError(NO_TOKEN_LEFT)
+        raise QuatrainError(BROKEN)
+    return result
+
+
+def inverted(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """`draw` without a look at its result: the tokens (B,), and the sums of all probabilities (B,) in float64.
+
+    Where a sum is not finite, the row has no distribution and its token means nothing.
+    """
     probabilities, size = logits.float().softmax(dim=-1), logits.shape[1]
     whole = size - size % BLOCK
     sums = probabilities[:, :whole].unflatten(1, (whole // BLOCK, BLOCK)).sum(dim=-1, dtype=torch.float64)
     rest = probabilities[:, whole:].sum(dim=-1, keepdim=True, dtype=torch.float64)
     sums = torch.cat([sums, rest], dim=1).cumsum(dim=-1)
-    if not bool(sums[:, -1].isfinite().all()):
-        if bool(logits.isneginf().all(dim=-1).any()):
-            raise InputError(NO_TOKEN_LEFT)
-        raise QuatrainError(BROKEN)
     target = uniform.to(torch.float64)[:, None] * sums[:, -1:]
     block = _first_above(sums, target)
     before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
     places = block * BLOCK + torch.arange(BLOCK, device=logits.device)
     chosen = probabilities.gather(1, places.clamp(max=size - 1)).double().masked_fill(places >= size, 0.0)
-    return (block * BLOCK + _first_above(chosen.cumsum(dim=-1), target - before))[:, 0]
+    return (block * BLOCK + _first_above(chosen.cumsum(dim=-1), target - before))[:, 0], sums[:, -1]
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quatrain.generation.constraints import PADDING
 from quatrain.generation.requests import SequenceState
+from quatrain.generation.static import StaticDecoder
 from quatrain.models.kernels.decode import CacheDecoder
 from quatrain.models.transformer.config import ModelConfig
 from quatrain.models.transformer.kv_cache import KVCache
@@ -46,8 +47,9 @@ def context_limit(model: Model, adapter: str | None = None) -> int | None:
 class ModelRunner:
     """Reads tokens into slots and returns logits.
 
-    Attributes: `cache`, whose `reserve` adds slots; `native`, asked first for plain decoding steps. `native` of the
-    constructor: whether it decodes natively, None to decide by measuring.
+    Attributes: `cache`, whose `reserve` adds slots; `native` and `static`, asked first for plain decoding steps: native
+    code on the CPU, captured steps on CUDA. `native` of the constructor: whether these are used, None to decide by
+    measuring and by the device.
     """
 
     def __init__(self, model: Model, slots: int = 0, native: bool | None = False):
@@ -58,6 +60,7 @@ class ModelRunner:
         dtype = model.embed_tokens.weight.dtype
         self.cache = KVCache(model.config, slots, 0, dtype=dtype, device=self.device)
         self.native = CacheDecoder(model, self.cache, native)
+        self.static = StaticDecoder(model, self.cache, False if native is False else None)
         self._scaling = next(
             (
                 scaling
@@ -70,6 +73,11 @@ class ModelRunner:
         """Tokens past which the rotary frequencies depend on the length of the text; None where they never do."""
         if self._scaling is not None:
             self.original_length = original_length(self._scaling, model.config.max_position_embeddings)
+
+    def refresh(self) -> None:
+        """Decides what runs plain decoding steps, and again if the model has changed; call it before each batch."""
+        self.native.refresh()
+        self.static.refresh()
 
     def follow_model(self) -> bool:
         """Empties the cache if the model's dtype or device has changed, and takes it over; returns whether it has."""
@@ -137,6 +145,8 @@ class ModelRunner:
             lengths = [self.cache.lengths[first + row] + len(ids) for row, ids in enumerate(tokens)]
         if sources is None and (decoding or self.native.reads_prompt(max(lengths))):
             logits = self._native(first, tokens, every)
+            if logits is None and decoding:
+                logits = self._static(first, tokens, adapters)
             if logits is not None:
                 return logits
         if self.original_length is None:
@@ -212,6 +222,19 @@ class ModelRunner:
         if not every:
             return logits
         return torch.nn.utils.rnn.pad_sequence(list(logits.split([len(ids) for ids in tokens])), batch_first=True)
+
+    def _static(self, first: int, tokens: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> Tensor | None:
+        """What `read` returns for one token of each row, from a step of fixed shape; None if it runs otherwise."""
+        count = len(tokens)
+        if self.static.reason or first or max(map(len, tokens)) > 1 or self.hidden_states is not None:
+            return None
+        self.cache.make_room(max(self.cache.lengths[:count]) + 1)
+        self.cache.move_windows(range(count), 1)
+        logits = self.static.decode([ids[0] for ids in tokens], adapters)
+        if logits is not None:
+            for slot in range(count):
+                self.cache.lengths[slot] += 1
+        return logits
 
 
 def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -114,7 +114,7 @@ class Statistics:
     started: int = 0
     """Sequences that have their first token."""
     decoder: str = "torch"
-    """"native" or "torch": what runs decoding steps."""
+    """What runs decoding steps: "native" code on the CPU, "static" steps (CUDA graphs), or plain "torch"."""
     decoder_reason: str = ""
     """Why PyTorch runs them."""
     weight_bandwidth: float = 0.0
@@ -232,6 +232,10 @@ class Scheduler:
         found.cache_bytes = self.runner.cache.nbytes
         found.decoder = "torch" if native.decoder is None else "native"
         found.decoder_reason = native.reason
+        if native.decoder is None and not self.runner.static.reason:
+            found.decoder, found.decoder_reason = "static", ""
+        elif self.runner.device.type == "cuda":
+            found.decoder_reason = self.runner.static.reason
         if native.steps:
             found.weight_bandwidth, found.memory_bandwidth = native.bandwidth(), memory_bandwidth()
         return found
@@ -465,7 +469,7 @@ class Scheduler:
 
     def _check_weights(self) -> None:
         """Forgets all texts that were read by other weights than the model has now."""
-        self.runner.native.refresh()
+        self.runner.refresh()
         version = self.runner.native.weights_version
         if version != self._weights:
             self._weights = version

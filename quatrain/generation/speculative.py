@@ -178,7 +178,7 @@ class DraftModel:
         present = set(self.rows)
         new = [row for row in rows if row not in present]
         if new:
-            self.runner.native.refresh()
+            self.runner.refresh()
             cache.reserve(slots=len(self.rows) + len(new))
         for row in new:
             cache.truncate(len(self.rows), 0)

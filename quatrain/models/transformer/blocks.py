@@ -255,7 +255,7 @@ class Stack(nn.Module):
         """
         config = self.config
         if config.position == "alibi":
-            slopes = alibi_slopes(config.num_attention_heads).to(x.device)
+            slopes = alibi_slopes(config.num_attention_heads, x.device)
             bias = slopes[:, None, None] * -distance.abs().unsqueeze(-3)
             return (bias if bias.dim() == 4 else bias[None]).to(x.dtype)
         if self.relative_bias is None:

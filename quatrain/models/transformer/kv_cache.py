@@ -500,6 +500,54 @@ class CacheRows:
                 cache.starts[slot] = cache.lengths[slot] - self._last_window(columns.overflow + self.width)
 
 
+class StaticRows(CacheRows):
+    """The first `count` slots, for steps of one token whose shapes and addresses never change: `state` has the inputs.
+
+    Such a step can be captured in a CUDA graph. It reads the first `width` columns of the cache and a mask hides what a
+    row does not see. The caller sees to room, windows, limits and `lengths`.
+
+    Attributes: `state` (4, count) int64 on the cache's device: each row's token, its place in the text, the position of
+    the first column of its sliding window, and 1, or 0 for a row that is not in use, whose slot stays as it is.
+    """
+
+    def __init__(self, cache: KVCache, count: int, width: int):
+        super().__init__(cache, 0, count, text_length=width)
+        self.state = torch.zeros(4, count, dtype=torch.long, device=cache.device)
+        self.read_width = width
+
+    def token_counts(self, width: int) -> list[int]:
+        """Columns that are read: the lengths of texts are not known to the step."""
+        return [width] * self.count
+
+    def begin(self, width: int, segments: Tensor | None) -> None:
+        """Computes the columns that this step writes from `state`."""
+        if width != 1 or segments is not None:
+            raise InputError("A static step reads one token of each row, without padding.")
+        places, first = self.state[1, :, None], self.state[2, :, None]
+        self.past, self.width, self.positions = None, 1, places
+        self._columns = {"full": _Columns(slice(0, self.read_width), write_columns=places)}
+        if self.cache.window is not None:
+            stop = min(self.read_width, self.cache.window_capacity)
+            self._columns["sliding"] = _Columns(slice(0, stop), write_columns=places - first, first_position=first)
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the keys and values (B, H, 1, D) of the rows in use; returns all columns that are read."""
+        cache = self.cache
+        columns = self._columns["full" if cache.windows[layer] is None else "sliding"]
+        slots = torch.arange(self.count, device=key.device)[:, None]
+        in_use = self.state[3].bool()[:, None, None, None]
+        result = []
+        for stored, new in ((cache.keys[layer], key), (cache.values[layer], value)):
+            own = stored[: self.count]
+            before = own[slots, :, columns.write_columns]
+            own[slots, :, columns.write_columns] = torch.where(in_use, new.transpose(1, 2), before)
+            result.append(own[:, :, columns.read])
+        return result[0], result[1]
+
+    def advance(self) -> None:
+        """Leaves the lengths to the caller."""
+
+
 def _switch_length(config: ModelConfig) -> int | None:
     """The text length at which LongRoPE switches frequencies, or None."""
     scalings = [scaling for scaling in (config.rope_scaling, config.local_rope_scaling) if scaling is not None]

@@ -11,6 +11,7 @@ Rotary frequencies can be scaled for texts longer than those of pre-training: li
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -236,12 +237,14 @@ def sinusoidal_table(length: int, size: int, device: torch.device | None = None)
     return torch.cat((angles.sin(), angles.cos()), dim=-1).float().to(device)
 
 
-def alibi_slopes(heads: int) -> Tensor:
+@cache
+def alibi_slopes(heads: int, device: torch.device | None = None) -> Tensor:
     """ALiBi's slope of each head (H): 2^(-8 i / n) for n a power of two; further heads take the odd steps of 2n."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
-    return torch.tensor(slopes)
+    with torch.inference_mode(False):  # Slopes of a generating model must also serve training.
+        return torch.tensor(slopes, device=device)
 
 
 def relative_buckets(distances: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:
