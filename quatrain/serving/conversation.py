@@ -292,6 +292,8 @@ class Run:
         tokens: list[Token] = []
         if self.sampling.logprobs is not None:
             engine, rows = self.loaded.engine, (sequence.ids, sequence.logprobs, sequence.top_logprobs)
+            # Completions of texts show the end token, as OpenAI's: lm-eval counts on one token after an echo.
+            end = end if self.parsers else max(start, piece.end)
             tokens = [token_of(engine, *row) for row in zip(*(each[start:end] for each in rows), strict=True)]
         finish = None if completion is None else completion.finish_reason
         if not self.parsers:

@@ -341,7 +341,45 @@ def forced_schema(tools: Sequence[Mapping[str, Any]], name: str | None) -> dict[
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(function.get("parameters") or {"type": "object", "properties": {}})
+    """The schema of a function's arguments, without arguments that the function does not have."""
+    schema = dict(function.get("parameters") or {"type": "object", "properties": {}})
+    return schema if _combines(schema) else _closed(schema)
+
+
+COMBINED = ("allOf", "if", "dependentSchemas", "$dynamicRef")
+"""Keywords under which an object fits several schemas at once, of which none may be closed."""
+OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "anyOf", "oneOf", "not", "$ref")
+"""Keywords beside `properties` that say which other properties an object may have."""
+VALUES = ("enum", "const", "default", "examples")
+"""Keywords with values in place of schemas."""
+NAMED = ("properties", "$defs", "definitions")
+"""Keywords with schemas by name."""
+
+
+def _combines(value: Any, named: bool = False) -> bool:
+    """Whether any object in a schema, or in schemas by name, has to fit several schemas at once."""
+    if isinstance(value, Mapping):
+        return any(
+            (key in COMBINED and not named) or _combines(each, key in NAMED and not named)
+            for key, each in value.items()
+            if named or key not in VALUES
+        )
+    return isinstance(value, list) and any(map(_combines, value))
+
+
+def _closed(value: Any, named: bool = False) -> Any:
+    """A schema, or schemas by name, whose objects have their own properties alone, where nothing allows others."""
+    if isinstance(value, list):
+        return [_closed(each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    result = {
+        key: each if key in VALUES and not named else _closed(each, key in NAMED and not named)
+        for key, each in value.items()
+    }
+    if not named and isinstance(value.get("properties"), Mapping) and not any(key in value for key in OPEN):
+        result["additionalProperties"] = False
+    return result
 
 
 class ForcedParser:

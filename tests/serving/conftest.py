@@ -8,11 +8,14 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from serving_setup import running
+import torch
+from serving_setup import ASKED, TOOLS, TURN, running
 from tiny_models import make_folder
 
 from quatrain.generation.engine import Engine
+from quatrain.models.io import model_folder
 from quatrain.serving.server import Server
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +45,27 @@ def raw(server: Server) -> Iterator[httpx.Client]:
     """A client for what other clients never send."""
     with httpx.Client(base_url=server.address, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of a model that has learned to answer with one turn: it reasons, speaks and calls a tool."""
+    place = make_folder(tmp_path_factory.mktemp("caller") / "caller", context=1536)
+    model, tokenizer = model_folder.load(place), Tokenizer.load(place)
+    engine = Engine(model, tokenizer)
+    turn = [*tokenizer.encode(TURN), engine.end_ids[-1]]
+    prompts = [engine.render(ASKED, TOOLS), engine.render(ASKED)]
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
+    for _ in range(160):
+        loss = torch.zeros(())
+        for prompt in prompts:
+            ids = torch.tensor([prompt + turn])
+            logits = model(ids[:, :-1])
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            loss = loss + torch.nn.functional.cross_entropy(logits[0, len(prompt) - 1 :], ids[0, len(prompt) :])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model_folder.save(model.eval(), place)
+    with running([str(place)]) as server:
+        yield server

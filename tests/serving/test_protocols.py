@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +11,17 @@ import httpx
 import openai
 import pytest
 import torch
-from serving_setup import running
-from tiny_models import make_folder
+from serving_setup import ASKED, TOOLS, TURN, WEATHER, running
 
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.models.io import model_folder
 from quatrain.serving.server import Server
 from quatrain.tokenizers.tokenizer import Tokenizer
 
-ASKED: list[Any] = [{"role": "user", "content": "Hello"}]
-WEATHER: dict[str, Any] = {
-    "type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"],
-    "additionalProperties": False,
-}  # fmt: skip
-TOOLS: list[Any] = [
-    {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": WEATHER}},
-    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
-]
-TURN = '<think>a call</think>I look.<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-
 
 @pytest.fixture(scope="module")
 def claude(server: Server) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=server.address, api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of a model that has learned to answer with one turn: it reasons, speaks and calls a tool."""
-    place = make_folder(tmp_path_factory.mktemp("caller") / "caller", context=1536)
-    model, tokenizer = model_folder.load(place), Tokenizer.load(place)
-    engine = Engine(model, tokenizer)
-    turn = [*tokenizer.encode(TURN), engine.end_ids[-1]]
-    prompts = [engine.render(ASKED, TOOLS), engine.render(ASKED)]
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
-    for _ in range(160):
-        loss = torch.zeros(())
-        for prompt in prompts:
-            ids = torch.tensor([prompt + turn])
-            logits = model(ids[:, :-1])
-            logits = logits[0] if isinstance(logits, tuple) else logits
-            loss = loss + torch.nn.functional.cross_entropy(logits[0, len(prompt) - 1 :], ids[0, len(prompt) :])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model_folder.save(model.eval(), place)
-    with running([str(place)]) as server:
-        yield server
 
 
 def test_a_completion_is_what_the_engine_gives(client: openai.OpenAI, engine: Engine) -> None:
@@ -100,6 +63,24 @@ def test_an_echo_scores_the_prompt_as_evaluation_suites_ask(client: openai.OpenA
         (score,) = engine.score([ids[:1]], [ids[1:]])
         assert logprobs.token_logprobs[1 : len(ids)] == pytest.approx(score.logprobs, abs=1e-4)
         assert answer.choices[0].text.startswith(engine.tokenizer.decode(ids))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_an_echo_of_several_prompts_is_that_of_each(raw: httpx.Client, engine: Engine, most: int) -> None:
+    prompts = [engine.encode(text) for text in ("Hello there", "ab", "A longer prompt. " * 12, "a")]
+    body: dict[str, Any] = {"max_tokens": most, "logprobs": 1, "echo": True, "temperature": 0}
+    # The next token of the first prompt ends its text: it still has its place behind the echo.
+    body["stop_token_ids"] = [engine.generate([prompts[0]], SamplingParams(max_new_tokens=1))[0].ids[0]]
+    answer = raw.post("/v1/completions", json=body | {"prompt": prompts}).json()
+    for prompt, choice in zip(prompts, answer["choices"], strict=True):
+        logprobs = choice["logprobs"]
+        assert {len(values) for values in logprobs.values()} == {len(prompt) + most}
+        assert logprobs["token_logprobs"][0] is None
+        if len(prompt) > 1:
+            (score,) = engine.score([prompt[:1]], [prompt[1:]])
+            assert logprobs["token_logprobs"][1 : len(prompt)] == pytest.approx(score.logprobs, abs=1e-4)
+    assert answer["choices"][0]["finish_reason"] == ("stop" if most else "length")
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, prompts)) and answer["created"] > 10**9
 
 
 def test_stop_strings_end_and_are_left_out(client: openai.OpenAI, engine: Engine) -> None:
@@ -270,6 +251,11 @@ def test_tokens_there_and_back(raw: httpx.Client, engine: Engine) -> None:
     assert raw.post("/detokenize", json={"tokens": [10**9]}).status_code == 400
     assert raw.post("/detokenize", json={"tokens": [-1]}).status_code == 400
     assert raw.post("/tokenize", json={}).status_code == 400
+    about = raw.get("/tokenizer_info", params={"model": "tiny"}).json()
+    assert about["eos_token"] == "<|endoftext|>" and about["chat_template"] == engine.tokenizer.chat_template  # type: ignore[union-attr]
+    ends = raw.post("/tokenize", json={"prompt": about["eos_token"], "add_special_tokens": False}).json()["tokens"]
+    assert ends == [engine.tokenizer.eos_id]  # type: ignore[union-attr]
+    assert raw.get("/tokenizer_info", params={"model": "nobody"}).status_code == 404
 
 
 def test_models_are_listed(client: openai.OpenAI, raw: httpx.Client) -> None:

@@ -133,6 +133,28 @@ def test_forced_calls() -> None:
     assert [each["properties"]["name"]["const"] for each in forced_schema(tools, None)["anyOf"]] == ["f", "g"]
 
 
+def test_forced_calls_have_the_arguments_of_the_function_alone() -> None:
+    """As pydantic writes a schema, it does not forbid other properties; a model would add its own."""
+    inner = {"type": "object", "properties": {"if": {"type": "string"}}}
+    schema = {"type": "object", "properties": {"city": {"$ref": "#/$defs/City"}}, "$defs": {"City": inner}}
+
+    def forced(parameters: dict[str, object]) -> object:
+        return forced_schema([{"function": {"name": "f", "parameters": parameters}}], "f")
+
+    assert forced(inner | {"properties": {"a": {}}}) == inner | {"properties": {"a": {}}, "additionalProperties": False}
+    nested = inner | {"properties": {"properties": inner | {"properties": {"a": {"type": "string"}}}}}
+    closed = forced(nested)
+    assert json.dumps(closed).count('"additionalProperties": false') == 2
+    for kept in (
+        inner | {"additionalProperties": {"type": "integer"}},
+        {"type": "object"},
+        {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+        {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    ):
+        assert forced(kept) == kept
+    assert json.dumps(forced(schema)).count('"additionalProperties": false') == 2
+
+
 def test_formats_of_templates() -> None:
     assert call_format(TEMPLATES["chatml"]) == "hermes" and call_format(TEMPLATES["llama-3"]) == "llama"
     assert call_format(TEMPLATES["gemma"]) is None and call_format("{{ '[TOOL_CALLS]' }}") == "mistral"

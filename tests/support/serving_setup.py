@@ -1,4 +1,4 @@
-"""Real servers in a thread of their own."""
+"""Real servers in a thread of their own, and what clients ask them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ from quatrain.serving.models import entries_of
 from quatrain.serving.server import Server
 from quatrain.serving.settings import ServerSettings
 from quatrain.tasks.task import ANSWER_BYTES, spec_of_database
+
+ASKED: list[Any] = [{"role": "user", "content": "Hello"}]
+WEATHER: dict[str, Any] = {
+    "type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"],
+    "additionalProperties": False,
+}  # fmt: skip
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
+]
+TURN = '<think>a call</think>I look.<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -18,6 +20,8 @@ from quatrain.serving.protocols.events import EventStream, Json, sse, unless_gon
 MAX_TOKENS = 16
 """The new tokens of a completion that asks for no number, as OpenAI's."""
 MOST_LOGPROBS = 20
+SCORED_TOKENS = 2048
+"""The most tokens of prompts that are scored at once, unless one prompt is longer."""
 
 
 class CompletionForm(SamplingForm):
@@ -74,21 +78,19 @@ async def _whole(service: Service, job: TextJob, identifier: str, echo: bool) ->
         return await _echo_alone(service, job, identifier)
     async with service.complete(job) as run:
         completions = await run.finished()
-        choices = []
+        choices, scored = [], list[list[Token]]()
+        if echo and job.sampling.logprobs is not None:
+            scored = await _scored(service, run.loaded.engine, run.prompt_ids, job.sampling.logprobs, run.adapter)
         for index, events in enumerate(completions):
-            prompt = run.prompt_ids[index // job.sampling.n]
-            engine = run.loaded.engine
+            place = index // job.sampling.n
             text = "".join(delta.text for event in events for delta in event.deltas)
             tokens = [token for event in events for token in event.tokens]
-            before = _text(engine, job.prompts[index // job.sampling.n], prompt) if echo else ""
-            first: list[Token] = []
-            if echo and job.sampling.logprobs is not None:
-                first = await service.in_thread(_scored, engine, prompt, job.sampling.logprobs, run.adapter)
+            before = _text(run.loaded.engine, job.prompts[place], run.prompt_ids[place]) if echo else ""
             choices.append(
                 {
                     "index": index,
                     "text": before + text,
-                    "logprobs": _logprobs([*first, *tokens], job.sampling.logprobs),
+                    "logprobs": _logprobs([*(scored[place] if scored else []), *tokens], job.sampling.logprobs),
                     "finish_reason": events[-1].finish,
                 }
                 | ({"token_ids": ids_of(events)} if job.sampling.token_ids else {})
@@ -103,23 +105,23 @@ async def _echo_alone(service: Service, job: TextJob, identifier: str) -> dict[s
             400, f"{len(job.prompts)} prompts; a request may have {service.settings.max_prompts}.", param="prompt"
         )
     async with service.registry.use(job.model) as (loaded, adapter):
-        engine, choices, count = loaded.engine, [], 0
-        for index, prompt in enumerate(job.prompts):
+        engine, prompts, scored = loaded.engine, list[list[int]](), list[list[Token]]()
+        for prompt in job.prompts:
             check_text(prompt, "prompt")
-            ids = await service.in_thread(engine.encode, prompt, adapter)
-            count += len(ids)
-            tokens: list[Token] = []
-            if job.sampling.logprobs is not None:
-                tokens = await service.in_thread(_scored, engine, ids, job.sampling.logprobs, adapter)
-            choices.append(
-                {
-                    "index": index, "text": _text(engine, prompt, ids), "finish_reason": "length",
-                    "logprobs": _logprobs(tokens, job.sampling.logprobs),
-                }
-            )  # fmt: skip
+            prompts.append(await service.in_thread(engine.encode, prompt, adapter))
+        if job.sampling.logprobs is not None:
+            scored = await _scored(service, engine, prompts, job.sampling.logprobs, adapter)
+        choices = [
+            {
+                "index": index, "text": _text(engine, job.prompts[index], ids), "finish_reason": "length",
+                "logprobs": _logprobs(scored[index] if scored else [], job.sampling.logprobs),
+            }
+            for index, ids in enumerate(prompts)
+        ]  # fmt: skip
+    count = sum(map(len, prompts))
     usage = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
     model = job.model or service.registry.default
-    head = {"id": identifier, "object": "text_completion", "created": 0, "model": model}
+    head = {"id": identifier, "object": "text_completion", "created": int(time.time()), "model": model}
     return head | {"choices": choices, "usage": usage}
 
 
@@ -129,15 +131,22 @@ def _text(engine: Engine, prompt: str | list[int], ids: Sequence[int]) -> str:
     return "" if engine.tokenizer is None else engine.tokenizer.decode(ids)
 
 
-def _scored(engine: Engine, ids: list[int], count: int, adapter: str | None) -> list[Token]:
-    """The tokens of a prompt with their log-probabilities; the first one has none."""
-    first = token_of(engine, ids[0], float("nan"))
-    if len(ids) < 2:
-        return [first]
-    (score,) = engine.score([ids[:1]], [ids[1:]], logprobs=count, adapters=adapter)
-    tops = score.top_logprobs or [[] for _ in score.ids]
-    rest = [token_of(engine, *each) for each in zip(score.ids, score.logprobs, tops, strict=True)]
-    return [first, *rest]
+async def _scored(
+    service: Service, engine: Engine, prompts: Sequence[list[int]], count: int, adapter: str | None
+) -> list[list[Token]]:
+    """The tokens of each prompt with their log-probabilities; the first one of a prompt has none."""
+    result = [[token_of(engine, ids[0], float("nan"))] for ids in prompts]
+    longer = sorted((index for index, ids in enumerate(prompts) if len(ids) > 1), key=lambda index: len(prompts[index]))
+    while longer:
+        # The engine steps between two batches, so that others do not wait for all prompts.
+        size = max(1, SCORED_TOKENS // len(prompts[longer[-1]]))
+        batch, longer = longer[-size:], longer[:-size]
+        parts = [[prompts[index][:1] for index in batch], [prompts[index][1:] for index in batch]]
+        scores = await service.in_thread(partial(engine.score, *parts, logprobs=count, adapters=adapter))
+        for index, score in zip(batch, scores, strict=True):
+            tops = score.top_logprobs or [[] for _ in score.ids]
+            result[index] += [token_of(engine, *each) for each in zip(score.ids, score.logprobs, tops, strict=True)]
+    return result
 
 
 async def _stream(
