@@ -30,6 +30,7 @@ HEAD_OF_OBJECTIVE = {
     "seq2seq": "seq2seq",
     "classify": "sequence_classification",
     "regress": "sequence_classification",
+    "reward": "sequence_classification",
     "tag": "token_classification",
     "answer": "question_answering",
     "choice": "multiple_choice",

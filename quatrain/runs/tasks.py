@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quatrain.alignment.reward_model import RewardExample
 from quatrain.core.errors import InputError
 from quatrain.data.corpus import DataParts
 from quatrain.data.example_cache import cached_examples
@@ -24,7 +25,6 @@ from quatrain.runs.job import Sample, TrainingData, TrainingJob, Validate
 from quatrain.runs.learning import example_stream, longest, training_job, with_dropout
 from quatrain.runs.material import as_wanted, fresh_model, model_folder_of, quantize_of, tokenizer_of
 from quatrain.runs.stage import PREVIEW_SAMPLES, StageContext, StageResult
-from quatrain.runs.stages.finetune import FinetuneStage
 from quatrain.runs.streaming import Make
 from quatrain.tasks.kinds import record_task
 from quatrain.tasks.records import RecordTask
@@ -37,19 +37,29 @@ from quatrain.training.objectives.seq2seq import Seq2SeqExample
 from quatrain.training.objectives.tagging import TaggedWindow
 from quatrain.training.objectives.texts import EncodedText
 
-KINDS = (EncodedText, TaggedWindow, ContextWindow, ChoiceExample, Seq2SeqExample, EmbeddingExample)
+KINDS = (EncodedText, TaggedWindow, ContextWindow, ChoiceExample, Seq2SeqExample, EmbeddingExample, RewardExample)
 """The types of prepared examples, for the cache."""
 
 
-def setup(settings: FinetuneStage, context: StageContext, model: Model | None = None) -> TrainingJob:
-    """The training job of the stage. `model` replaces the one that the earlier stages have left."""
-    data, kind = context.data_of(settings), record_task(settings)
-    tokenizer = tokenizer_of(context)
+def setup(
+    settings: Any,
+    context: StageContext,
+    model: Model | None = None,
+    *,
+    kind: type[RecordTask] | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> TrainingJob:
+    """The training job of a stage that teaches a task of records, by default that of `settings.objective`.
+
+    `model` replaces the one that the earlier stages have left, `tokenizer` the one that they use.
+    """
+    data, kind = context.data_of(settings), kind or record_task(settings)
+    tokenizer = tokenizer or tokenizer_of(context)
     if data.settings.streaming:
         streaming.check(settings, data.settings)
     corpus = kind.corpus(data)
     labels = kind.labels(settings, corpus)
-    model = with_dropout(model or starting_model(settings, context, tokenizer, labels), settings.train.dropout)
+    model = with_dropout(model or starting_model(settings, context, tokenizer, kind, labels), settings.train.dropout)
     limit = longest(model, settings, model.config.context_length)
     objective = kind.make_objective(settings, tokenizer, corpus.format, labels, limit)
     objective.multiple = settings.train.pad_to_multiple_of
@@ -68,7 +78,7 @@ def setup(settings: FinetuneStage, context: StageContext, model: Model | None = 
 
 
 def prepare(
-    settings: FinetuneStage, context: StageContext, task: RecordTask, data: DataParts, limit: int
+    settings: Any, context: StageContext, task: RecordTask, data: DataParts, limit: int
 ) -> tuple[Sequence[Any], list[str], Sequence[Any]]:
     """The training examples with their notes, and those for validation; from the cache where it has them."""
     objective, source, dev = task.objective, data.name(), data.name("dev")
@@ -85,12 +95,13 @@ def prepare(
         return examples, [*notes, f"{len(records):,} records, {len(examples):,} examples"]
 
     marks = [task.corpus(data).fingerprint, task.corpus(data, "dev").fingerprint if dev is not None else ""]
-    named = ("objective", "labels", "stride", "source_prefix", "max_target_length")
+    named = ("labels", "stride", "source_prefix", "max_target_length")
+    read = {"objective": task.name} | {name: getattr(settings, name, None) for name in named}
     key = {
         "data": marks[0],
         "dev": marks[1],
         "tokenizer": objective.tokenizer.fingerprint,
-        "settings": {name: getattr(settings, name) for name in named} | {"limit": limit},
+        "settings": read | {"limit": limit},
         "labels": list(getattr(objective, "labels", ())),
         "label reading": 2,
         "share": None if dev is not None else [data.settings.validation, context.seed],
@@ -104,9 +115,7 @@ def prepare(
     return learned, notes, held_out
 
 
-def streamed_examples(
-    settings: FinetuneStage, context: StageContext, task: RecordTask, data: DataParts
-) -> TrainingData:
+def streamed_examples(settings: Any, context: StageContext, task: RecordTask, data: DataParts) -> TrainingData:
     """The examples as they are read. Validation has the first ones of `data.dev`, or of the source."""
 
     def make(part: str) -> Make:
@@ -119,10 +128,9 @@ def streamed_examples(
 
 
 def starting_model(
-    settings: FinetuneStage, context: StageContext, tokenizer: Tokenizer, labels: Sequence[str]
+    settings: Any, context: StageContext, tokenizer: Tokenizer, task: type[RecordTask], labels: Sequence[str]
 ) -> Model:
     """The model of the earlier stages with the task's head, or new weights of the recipe's shape."""
-    task = record_task(settings)
     head, more = task.head, task.head_options(labels)
     folder = model_folder_of(context)
     if folder is None:

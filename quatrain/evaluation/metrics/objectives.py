@@ -6,6 +6,7 @@ The objective gives predictions and references; the tables here choose the metri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,8 +70,8 @@ def measure(
     if expected is None:
         return metrics, {}
     predictions = objective.predictions(examples, outputs)
-    details = _of(DETAILS, objective, lambda *_: {})
-    return metrics | scores(objective, predictions, expected), details(objective, predictions, expected)
+    details = getattr(objective, "details", None) or partial(_of(DETAILS, objective, lambda *_: {}), objective)
+    return metrics | scores(objective, predictions, expected), details(predictions, expected)
 
 
 @torch.no_grad()
@@ -112,7 +113,10 @@ def references(objective: Any, examples: Sequence[Any]) -> list[Any] | None:
 
 
 def scores(objective: Any, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    """The standard metrics of the objective's task: accuracy, unless `SCORES` has others."""
+    """The standard metrics of the objective's task: its own `scores`, those of `SCORES`, or else accuracy."""
+    if hasattr(objective, "scores"):
+        own: dict[str, float] = objective.scores(predictions, references)
+        return own
     compare = _of(SCORES, objective, lambda _, *sides: {"accuracy": accuracy(*sides)})
     return compare(objective, predictions, references)
 

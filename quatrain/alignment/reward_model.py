@@ -1,0 +1,373 @@
+"""Reward models: a score for an answer, learned from pairs of which people preferred one.
+
+The probability that an answer is preferred is the sigmoid of the difference of two scores (Bradley & Terry 1952), so
+the loss of a pair is -log sigmoid(r(chosen) - r(rejected)) (Ouyang et al. 2022, arXiv 2203.02155). A margin says by how
+much the chosen answer is better (Touvron et al. 2023, arXiv 2307.09288, section 3.2.2). Differences leave the level of
+the scores open; centring holds it near 0 (Eisenstein et al. 2023, arXiv 2312.09244).
+
+The model has one label in the head `sequence_classification`, as transformers stores reward models. A decoder's score
+is read at the last token of the answer, its end token; an encoder's where the family pools.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quatrain.core.errors import InputError
+from quatrain.core.wording import format_value
+from quatrain.data.batches import TokenBatch, stack, text_segments
+from quatrain.data.corpus import DataParts
+from quatrain.data.messages import content_text
+from quatrain.data.records import Messages, Row
+from quatrain.evaluation.metrics.objectives import batches_of
+from quatrain.models.transformer.stack import Model
+from quatrain.tasks.records import RecordTask
+from quatrain.tokenizers.chat import has_marks, render
+from quatrain.tokenizers.tokenizer import Tokenizer
+from quatrain.training.objectives.base import Loss, check_head, check_number, config_of, inputs_of
+from quatrain.training.objectives.texts import EncodedText, FieldReader, TextObjective, refuse
+from quatrain.training.settings import TaskSettings
+
+LABELS = ("LABEL_0",)
+"""The name of the score, as transformers calls it."""
+
+BINS = 10
+"""Bins of equal width of the reliability diagram, from probability 0.5 to 1."""
+
+
+class AnswerReader:
+    """Encodes a conversation with its last answer as a reward model reads it.
+
+    A tokenizer with a chat template renders the conversation; the row ends with the answer's last token, which is the
+    end token of the turn. Without a template, as for most encoders, prompt and answer are a pair of texts. A row of
+    more than `max_length` tokens loses the beginning of the prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int | None = None):
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.is_chat = tokenizer.chat_template is not None
+        self.marked = self.is_chat and has_marks(tokenizer.template_for())
+
+    def read(self, prompt: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[Any]]) -> list[EncodedText]:
+        """One row for each answer (a list of messages) to the prompt; all rows have the same tokens of the prompt."""
+        if not self.is_chat:
+            return [self._pair(prompt, answer) for answer in answers]
+        messages = prompt if isinstance(prompt, Messages) else Messages(map(dict, prompt))
+        rows = [self._rendered(messages.of([*messages, *map(dict, answer)])) for answer in answers]
+        if self.max_length is None:
+            return [EncodedText(row) for row in rows]
+        shared = _common_prefix(rows) if len(rows) > 1 else max(map(len, rows))
+        over = min(max(0, max(map(len, rows)) - self.max_length), shared)
+        return [self._cut(row, over) for row in rows]
+
+    def _rendered(self, messages: Messages) -> list[int]:
+        rendered = render(self.tokenizer, messages, mask=self.marked)
+        ids = list(rendered.ids)
+        if not self.marked:
+            return ids
+        last = max((place for place, own in enumerate(rendered.assistant_mask) if own), default=None)
+        if last is None:
+            raise InputError("An answer has no tokens: the chat template marks none as the assistant's.")
+        return ids[: last + 1]
+
+    def _cut(self, row: list[int], over: int) -> EncodedText:
+        """A row without its first `over` tokens, and of the longest end that fits; a begin token stays."""
+        limit = len(row) if self.max_length is None else self.max_length
+        over = max(over, len(row) - limit)
+        if not over:
+            return EncodedText(row)
+        begin = row[:1] if row[0] == self.tokenizer.bos_id else []
+        return EncodedText([*begin, *row[over + len(begin) :]], cut=over)
+
+    def _pair(self, prompt: Sequence[Mapping[str, Any]], answer: Sequence[Any]) -> EncodedText:
+        turns = [(str(message["role"]), content_text(message)) for message in prompt]
+        before = turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
+        after = "\n".join(content_text(message) for message in answer)
+        if not before:
+            return self.text(after)
+        pair = self.tokenizer.encode_pair(before, after)
+        return self._shortened(pair.ids, pair.token_types, pair.parts)
+
+    def text(self, text: str) -> EncodedText:
+        """A text by itself, without its first tokens where it is too long; special tokens around it stay."""
+        ids = self.tokenizer.encode(text, special_tokens=True)
+        return self._shortened(ids, None, [None if token in self.tokenizer.special_ids else 0 for token in ids])
+
+    def _shortened(self, ids: list[int], types: list[int] | None, parts: list[int | None]) -> EncodedText:
+        """A pair without the first tokens of the prompt, then without the last of the answer, so that it fits."""
+        over = 0 if self.max_length is None else max(0, len(ids) - self.max_length)
+        if not over:
+            return EncodedText(ids, types)
+        first = [place for place, part in enumerate(parts) if part == 0]
+        last = [place for place, part in enumerate(parts) if part == 1]
+        dropped = {*first[:over], *(last[len(last) - max(0, over - len(first)) :])}
+        kept = [place for place in range(len(ids)) if place not in dropped]
+        return EncodedText([ids[place] for place in kept], types and [types[place] for place in kept], cut=over)
+
+
+def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """The number of first tokens that all rows have in common."""
+    for place, tokens in enumerate(zip(*rows, strict=False)):
+        if len(set(tokens)) > 1:
+            return place
+    return min(map(len, rows))
+
+
+@dataclass(frozen=True)
+class RewardExample:
+    """A pair of encoded conversations that differ in the last answer, and by how much the chosen one is better."""
+
+    chosen: EncodedText
+    rejected: EncodedText
+    margin: float = 0.0
+
+    def __len__(self) -> int:
+        """Tokens of the two rows of the example, padding included."""
+        return 2 * max(len(self.chosen), len(self.rejected))
+
+    @property
+    def cut(self) -> int:
+        """The tokens that did not fit."""
+        return self.chosen.cut + self.rejected.cut
+
+
+@dataclass(frozen=True)
+class RewardBatch(TokenBatch):
+    """B pairs as 2 B rows `input_ids` (2B, T), chosen rows first; `lengths` (2B,) without padding, `margins` (B,)."""
+
+    lengths: Tensor = field(kw_only=True)
+    margins: Tensor = field(kw_only=True)
+
+
+class PairwiseReward(TextObjective):
+    """The loss -log sigmoid(r(chosen) - r(rejected) - margin) of each pair, r being the model's score.
+
+    A record has `prompt`, `chosen` and `rejected`, lists of messages, and perhaps `margin`.
+    `center_rewards_coefficient` weighs the added term (r(chosen) + r(rejected))². The weight of the loss is the number
+    of pairs.
+    """
+
+    head = "sequence_classification"
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int | None = None, center_rewards_coefficient: float = 0.0):
+        super().__init__(tokenizer, max_length=max_length)
+        refuse(check_number("center_rewards_coefficient", center_rewards_coefficient), "PairwiseReward")
+        self.center = center_rewards_coefficient
+        self.reader = AnswerReader(tokenizer, max_length)
+
+    def encode(self, record: Any, place: str = "this example") -> list[RewardExample]:
+        """One example. Raises InputError that names the missing or wrong fields."""
+        fields = FieldReader(record, place)
+        prompt, chosen, rejected = (fields.raw(name) for name in ("prompt", "chosen", "rejected"))
+        margin = fields.record.get("margin")
+        number = isinstance(margin, int | float) and not isinstance(margin, bool) and math.isfinite(margin)
+        if margin is not None and not number:
+            fields.fault(f"margin: {format_value(margin)}; must be a number")
+        fields.check()
+        try:
+            first, second = self.reader.read(prompt, (chosen, rejected))
+        except InputError as error:
+            raise InputError(error.message, [f"{place}: {error.message}"]) from error
+        return [RewardExample(first, second, float(margin or 0.0))]
+
+    def describe_target(self, example: RewardExample) -> str:
+        return "first chosen, then rejected" + (f", margin: {example.margin:g}" if example.margin else "")
+
+    def collate(self, examples: Sequence[Any]) -> RewardBatch:
+        """Turn B pairs into 2 B rows."""
+        pairs: list[RewardExample] = self.encoded(examples)
+        rows = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+        return RewardBatch(
+            **vars(self.batch(rows, None)),
+            lengths=torch.tensor([len(row) for row in rows]),
+            margins=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+        )
+
+    def loss(self, model: Any, batch: RewardBatch) -> Loss:
+        """The loss summed over pairs, their number, and sums of accuracy, margin and the two rewards."""
+        chosen, rejected = self._rewards(model, batch).chunk(2)
+        margin = chosen - rejected
+        losses = -F.logsigmoid(margin - batch.margins)
+        if self.center:
+            losses = losses + self.center * (chosen + rejected).square()
+        metrics: dict[str, float | Tensor] = {
+            "accuracy": _wins(margin.detach()).sum(),
+            "margin": margin.detach().sum(),
+            "chosen_reward": chosen.detach().sum(),
+            "rejected_reward": rejected.detach().sum(),
+        }
+        return losses.sum(), len(margin), metrics
+
+    def _rewards(self, model: Any, batch: RewardBatch) -> Tensor:
+        config = check_head(model, self.head)
+        if config.num_labels != 1:
+            raise InputError(f"labels: {config.num_labels}; a reward model has one, its score: labels={LABELS}.")
+        return row_logits(model, batch, batch.lengths)[:, 0]
+
+    @torch.no_grad()
+    def predict(self, model: Any, batch: RewardBatch) -> list[float]:
+        """r(chosen) - r(rejected) of each pair."""
+        chosen, rejected = self._rewards(model, batch).chunk(2)
+        return (chosen - rejected).tolist()
+
+    def references(self, examples: Sequence[RewardExample]) -> list[float]:
+        """1 for each pair: the chosen answer wins."""
+        return [1.0] * len(examples)
+
+    def scores(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        """The share of pairs whose chosen answer wins; a tie counts half."""
+        return {"accuracy": float(_wins(torch.tensor(predictions, dtype=torch.float64)).double().mean())}
+
+    def details(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, Any]:
+        """How well the probabilities are calibrated (`calibration`)."""
+        return {"calibration": calibration(predictions)}
+
+
+def row_logits(model: Any, batch: TokenBatch, lengths: Tensor) -> Tensor:
+    """The logits (B, L) in float32 of rows (B, T) that have `lengths` (B,) tokens before their padding.
+
+    A decoder's are read at the last of these tokens, whatever their ids: neither an end token inside the row nor a
+    padding token that equals the end token moves it. Nothing is computed from the padding, so no mask is needed.
+    """
+    inputs, config = inputs_of(model, batch), config_of(model)
+    if config.architecture != "decoder" or config.pooling != "last":
+        return model(**inputs)[0].float()
+    # Families whose padding takes no positions need to know where it is.
+    segments = None if config.padding_positions == "counted" else batch.segments
+    hidden = model.hidden_states(inputs["input_ids"], segments=segments)
+    ends = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    return model.head(ends[:, None], input_ids=inputs["input_ids"][:, :1])[0].float()
+
+
+@torch.inference_mode()
+def score_rows(model: Model, rows: Sequence[EncodedText], pad_id: int, batch_tokens: int = 16_384) -> Tensor:
+    """The logits (N, L) in float32, on the CPU, of encoded texts, in batches of similar lengths.
+
+    A batch has at most `batch_tokens` tokens, padding included. The model's training mode is restored.
+    """
+    was_training = model.training
+    model.eval()
+    logits = torch.zeros(len(rows), model.config.num_labels)
+    for places in batches_of(rows, batch_tokens) if len(rows) else []:
+        chosen = [rows[place] for place in places]
+        batch, lengths = padded(chosen, pad_id)
+        logits[places] = row_logits(model, batch.to(model.device), lengths.to(model.device)).cpu()
+    model.train(was_training)
+    return logits
+
+
+def padded(rows: Sequence[EncodedText], pad_id: int) -> tuple[TokenBatch, Tensor]:
+    """Rows as a batch (B, T) without labels, padded on the right, and their lengths (B,)."""
+    ids = [row.ids for row in rows]
+    input_ids = stack(ids, pad_id)
+    types = None
+    if any(row.token_types is not None for row in rows):
+        types = stack([row.token_types or [0] * len(row) for row in rows], 0)
+    batch = TokenBatch.of(input_ids, None, segments=text_segments(ids, input_ids.shape[1]), token_types=types)
+    return batch, torch.tensor([len(row) for row in rows])
+
+
+def _wins(margins: Tensor) -> Tensor:
+    return (margins > 0).float() + 0.5 * (margins == 0).float()
+
+
+def calibration(margins: Sequence[float]) -> dict[str, Any]:
+    """How the probability of the preferred answer agrees with how often it really is the chosen one.
+
+    Of each margin r(chosen) - r(rejected) the model prefers one side with probability p = sigmoid(|margin|). `bins` of
+    equal width from 0.5 to 1 hold the count, the mean p and the share of pairs in which the preferred answer is the
+    chosen one; `ece`, the expected calibration error (Guo et al. 2017, arXiv 1706.04599), is the mean distance of the
+    two, weighted by the counts.
+    """
+    values = torch.tensor(list(margins), dtype=torch.float64)
+    confidence, right = values.abs().sigmoid(), _wins(values).double()
+    places = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
+    bins, error = [], 0.0
+    for number in range(BINS):
+        inside = places == number
+        count = int(inside.sum())
+        if count:
+            mean, share = float(confidence[inside].mean()), float(right[inside].mean())
+            error += count / len(values) * abs(mean - share)
+            low = 0.5 + number / (2 * BINS)
+            bins.append({"from": low, "to": low + 0.5 / BINS, "count": count, "confidence": mean, "accuracy": share})
+    return {"ece": error, "bins": bins}
+
+
+class RewardTask(RecordTask):
+    """Pairs of answers of which people preferred one; a model scores each answer.
+
+    The dumb baseline prefers the shorter answer, or the longer one where that wins more often in the training pairs.
+    """
+
+    name = "reward"
+    format = "preference"
+    head = "sequence_classification"
+    baseline_name = "the shorter or the longer answer, whichever wins in training"
+
+    @classmethod
+    def make_objective(
+        cls, settings: TaskSettings, tokenizer: Tokenizer, format: str, labels: Sequence[str], limit: int
+    ) -> PairwiseReward:
+        center = getattr(settings, "center_rewards_coefficient", 0.0)
+        return PairwiseReward(tokenizer, max_length=limit, center_rewards_coefficient=center)
+
+    @classmethod
+    def head_options(cls, labels: Sequence[str]) -> dict[str, Any]:
+        return {"labels": LABELS, "problem_type": "regression"}
+
+    def read(self, data: DataParts, part: str) -> Iterator[Row]:
+        """The pairs of a part of the data without those whose two answers are equal; `notes` say how many these are."""
+        equal = 0
+        for row in super().read(data, part):
+            if row.fault is None and row.value["chosen"] == row.value["rejected"]:
+                equal += 1
+            else:
+                yield row
+        if equal:
+            note = f"{data.name(part)}: {equal:,} pairs with two equal answers are left out"
+            self.notes += [note] if note not in self.notes else []
+
+    def question(self, example: Row) -> str:
+        prompt, chosen, rejected = (
+            "\n".join(content_text(message) for message in example.value[name])
+            for name in ("prompt", "chosen", "rejected")
+        )
+        return f"{prompt}\n\nA: {chosen}\n\nB: {rejected}"
+
+    def reference(self, example: Row) -> str:
+        return "A is better"
+
+    def prediction_text(self, examples: Sequence[Any], predictions: Sequence[Any]) -> str:
+        margin = float(predictions[0])
+        return f"{'A' if margin > 0 else 'B'} is better, with probability {1 / (1 + math.exp(-abs(margin))):.0%}"
+
+    def parse(self, completion: str) -> float:
+        return float(completion)
+
+    def baseline(self, examples: Sequence[Row]) -> list[str]:
+        """The margin 1, 0 or -1 of each pair, by the lengths of its answers in characters."""
+        shorter = sum(_shorter_wins(row) for row in self.counted(examples))
+        sign = -1 if shorter < 0 else 1
+        return [str(sign * _shorter_wins(row)) for row in examples]
+
+
+def length_baselines(records: Sequence[Row]) -> dict[str, float]:
+    """The accuracy of preferring the shorter answer, and of the longer one, on these pairs; a tie counts half."""
+    shorter = float(_wins(torch.tensor([_shorter_wins(row) for row in records])).double().mean())
+    return {"the shorter answer wins": shorter, "the longer answer wins": 1 - shorter}
+
+
+def _shorter_wins(record: Row) -> int:
+    """1 where the chosen answer is the shorter one, -1 where it is the longer one, 0 for equal lengths."""
+    chosen, rejected = (
+        sum(len(content_text(message)) for message in record.value[name]) for name in ("chosen", "rejected")
+    )
+    return (chosen < rejected) - (chosen > rejected)
