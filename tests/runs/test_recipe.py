@@ -16,6 +16,7 @@ from quatrain.core.errors import InputError
 from quatrain.core.settings import format_place, parse
 from quatrain.models.transformer.settings import FamilyName
 from quatrain.runs.recipe import Recipe, changes, dumps, load, loads, recipe_names, to_dict
+from quatrain.runs.stages import specs
 
 FAMILIES = ", ".join(typing.get_args(FamilyName))
 FULL = Path(__file__).parent / "recipes" / "full.toml"
@@ -84,8 +85,7 @@ def test_shipped_recipes_are_right_and_described(name: str) -> None:
         ("model.tie_word_embeddings=yes", 'model.tie_word_embeddings: "yes" is text; must be true or false'),
         (
             "stage[4].kind=quantise",
-            'stage[4].kind: "quantise"; must be one of dpo, evaluate, finetune, pretrain, quantize, tokenizer; '
-            "did you mean quantize?",
+            f'stage[4].kind: "quantise"; must be one of {", ".join(specs())}; did you mean quantize?',
         ),
         ("modle.family=llama", "modle: unknown; did you mean model?"),
         ('evaluate.temperatures=[0.5, "hot"]', 'evaluate.temperatures[1]: "hot" is text; must be a number'),
