@@ -189,13 +189,17 @@ def unmergeable_reason(model: Model) -> str | None:
 
 
 @contextmanager
-def adapters_disabled(model: Model) -> Iterator[Model]:
-    """A context in which the model has no adapters, soft prompt or trained token rows: the base model in float."""
+def adapters_disabled(model: Model, *, dequantize: bool = True) -> Iterator[Model]:
+    """A context in which the model has no adapters, soft prompt or trained token rows: the base model.
+
+    A quantized base is converted to floats; without `dequantize` it stays as it is.
+    """
     prompt, model.soft_prompt = model.soft_prompt, None
     rows, model.trainable_tokens = model.trainable_tokens, None
     layers = list(adapter_layers(model))
     for name, layer in layers:
-        layer.base = dequantized(layer.base)
+        if dequantize:
+            layer.base = dequantized(layer.base)
         replace_module(model, name, layer.base)
     try:
         yield model

@@ -1,21 +1,29 @@
-"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290), an objective of the one trainer.
+"""Direct preference optimization and its relatives on pairs of answers, an objective of the one trainer.
 
-Options: label smoothing for noisy preferences (Mitchell 2023, "A note on DPO with noisy preferences"), and an added
-likelihood loss on the chosen answers (RPO, Pang et al. 2024, arXiv 2404.19733).
+`DPO(loss=…)` chooses the loss (`quatrain.alignment.losses`). `sft_weight` adds the chosen answers' loss per token (RPO,
+Pang et al. 2024, arXiv 2404.19733). The reference is the model before training: its log-probabilities are computed
+once, or by the model itself with its adapters disabled, so that no second copy of the model is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from quatrain.adapters.apply import adapters_disabled
+from quatrain.alignment.losses import Answers, LossSettings, pair_loss, settings_problems
 from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pad
 from quatrain.models.transformer.stack import Model
+from quatrain.training.chunked_loss import language_losses
+
+FIRST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""The most by which the first loss may differ from its exact value, by the dtype of the weights."""
 
 
 @dataclass(frozen=True)
@@ -37,82 +45,176 @@ class PreferenceExample:
 
     def rows(self) -> tuple[TokenExample, TokenExample]:
         """The chosen and the rejected text, with the tokens of the answer marked as learned."""
-        first, second = (
-            TokenExample([*self.prompt, *answer], [False] * len(self.prompt) + [True] * len(answer))
-            for answer in (self.chosen, self.rejected)
-        )
-        return first, second
+        return answer_row(self.prompt, self.chosen), answer_row(self.prompt, self.rejected)
+
+
+def answer_row(prompt: Sequence[int], answer: Sequence[int]) -> TokenExample:
+    """A prompt and an answer as one text, with the tokens of the answer marked as learned."""
+    return TokenExample([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
 
 
 @dataclass(frozen=True)
 class PreferenceBatch(TokenBatch):
     """B pairs as 2 B rows: `input_ids` and `labels` (2B, T), chosen rows first; `reference` (2B,) log-probabilities.
 
-    Rows are padded on the right: attention is causal and padding has no label, so no mask is needed.
+    `reference` is None if the model itself gives it. Rows are padded on the right: attention is causal and padding has
+    no label, so no mask is needed.
     """
 
-    reference: Tensor = field(kw_only=True)
+    reference: Tensor | None = field(kw_only=True, default=None)
 
 
 class DPO:
-    """The loss -log sigmoid(beta h) of each pair; h is the model's gain in log-odds over the reference.
+    """The loss `loss` of each pair; "sigmoid" is -log sigmoid(beta h), h the gain in log-odds over the reference.
 
-    `label_smoothing` is the assumed fraction of swapped pairs (below 0.5). `sft_weight` weights the mean loss per token
-    of the chosen answer, which is added. Raises InputError for values out of range.
+    `beta` defaults to the usual value of the loss. `label_smoothing` (cdpo, robust) is the assumed share of swapped
+    pairs. `simpo_gamma` is SimPO's target margin. `sft_weight` weights the mean loss per token of the chosen answer,
+    which is added. With `reference="base"` the log-probabilities of the reference are those of the model with its
+    adapters disabled, computed at each step; "precomputed" ones are in the examples. Raises InputError, with all
+    problems, for an unknown loss, settings that the loss does not read, and values out of range.
     """
 
-    def __init__(self, *, beta: float = 0.1, label_smoothing: float = 0.0, sft_weight: float = 0.0, pad_id: int = 0):
-        problems = []
-        if not beta > 0:
-            problems.append(f"beta: {beta}; must be above 0")
-        if not 0 <= label_smoothing < 0.5:
-            problems.append(f"label_smoothing: {label_smoothing}; must be at least 0 and below 0.5")
-        if not sft_weight >= 0:
-            problems.append(f"sft_weight: {sft_weight}; must be at least 0")
+    def __init__(
+        self,
+        *,
+        loss: str = "sigmoid",
+        beta: float | None = None,
+        label_smoothing: float = 0.0,
+        simpo_gamma: float | None = None,
+        sft_weight: float = 0.0,
+        reference: str = "precomputed",
+        pad_id: int = 0,
+    ):
+        self.pair_loss = pair_loss(loss)
+        beta = self.pair_loss.beta if beta is None else beta
+        given = {"label_smoothing": label_smoothing or None, "simpo_gamma": simpo_gamma}
+        settings = {name: value for name, value in given.items() if value is not None}
+        problems = settings_problems(loss, beta, settings, sft_weight)
+        if reference not in ("precomputed", "base"):
+            problems.append(f'reference: {reference!r}; must be "precomputed" or "base"')
         if problems:
             raise InputError("DPO cannot be set up:", problems)
-        self.beta, self.label_smoothing, self.sft_weight, self.pad_id = beta, label_smoothing, sft_weight, pad_id
+        self.name, self.settings = loss, LossSettings(beta=beta, **settings)
+        self.sft_weight, self.reference, self.pad_id = sft_weight, reference, pad_id
+
+    @property
+    def beta(self) -> float:
+        """The factor of the rewards."""
+        return self.settings.beta
 
     def collate(self, examples: Sequence[PreferenceExample]) -> PreferenceBatch:
-        """Turn B pairs into 2 B rows. Raises ValueError for examples without reference log-probabilities."""
-        if any(each.reference_chosen is None or each.reference_rejected is None for each in examples):
-            raise ValueError("these examples have no reference log-probabilities; call reference_logprobs first")
+        """Turn B pairs into 2 B rows. Raises ValueError for examples that lack the log-probabilities they need."""
         pairs = [example.rows() for example in examples]
         batch = pad([chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs], self.pad_id)
         references = [e.reference_chosen for e in examples] + [e.reference_rejected for e in examples]
-        return PreferenceBatch.of(
-            batch.input_ids, batch.labels, reference=torch.tensor(references, dtype=torch.float32)
-        )
+        return PreferenceBatch.of(batch.input_ids, batch.labels, reference=self._references(references))
+
+    def _references(self, values: Sequence[float | None]) -> Tensor | None:
+        if not self.pair_loss.reference:
+            return torch.zeros(len(values))
+        if self.reference == "base":
+            return None
+        return reference_tensor(values)
 
     def loss(self, model: Model, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
-        """The loss summed over pairs, their number, and sums of accuracy, margin and rewards (beta times the gain).
+        """The loss summed over pairs, their number, and sums of accuracy, margin, rewards and log-probabilities.
 
-        For the reference model itself the loss is ln 2 per pair.
+        The reward of an answer is beta times its gain over the reference, or times its log-probability without one; of
+        losses that compare answers per token it is per token.
         """
         logprobs = answer_logprobs(model, batch.input_ids, batch.labels)
-        chosen, rejected = (self.beta * (logprobs - batch.reference)).chunk(2)
-        margin = chosen - rejected
-        smoothing = self.label_smoothing
-        losses = -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
-        metrics: dict[str, float | Tensor] = {
-            "accuracy": (margin > 0).sum().detach(),
-            "margin": margin.sum().detach(),
-            "chosen_reward": chosen.sum().detach(),
-            "rejected_reward": rejected.sum().detach(),
-        }
-        if self.sft_weight:
-            count = len(chosen)
-            lengths = (batch.labels[:count] != IGNORE_INDEX).sum(dim=1)
-            likelihood = -logprobs[:count] / lengths
-            losses = losses + self.sft_weight * likelihood
+        reference = batch.reference
+        if reference is None:
+            with reference_mode(model):
+                reference = answer_logprobs(model, batch.input_ids, batch.labels)
+        lengths = (batch.labels != IGNORE_INDEX).sum(dim=1)
+        parts = (values.chunk(2) for values in (logprobs, reference, lengths))
+        chosen, rejected = (Answers(*each) for each in zip(*parts, strict=True))
+        losses = self.pair_loss.compute(chosen, rejected, self.settings)
+        metrics: dict[str, float | Tensor] = {}
+        weight = 1.0 if self.pair_loss.likelihood else self.sft_weight
+        if weight:
+            likelihood = -chosen.mean_logprob
+            losses = losses + weight * likelihood
             metrics["sft_loss"] = likelihood.sum().detach()
-        return losses.sum(), len(chosen), metrics
+        return losses.sum(), len(losses), metrics | self._metrics(chosen, rejected)
+
+    @torch.no_grad()
+    def _metrics(self, chosen: Answers, rejected: Answers) -> dict[str, float | Tensor]:
+        rewards = []
+        for answers in (chosen, rejected):
+            gain = answers.gain / answers.length if self.pair_loss.per_token else answers.gain
+            rewards.append(self.beta * gain)
+        margin = rewards[0] - rewards[1]
+        return {
+            "accuracy": (margin > 0).sum(),
+            "margin": margin.sum(),
+            "rewards/chosen": rewards[0].sum(),
+            "rewards/rejected": rewards[1].sum(),
+            "logps/chosen": chosen.logprob.sum(),
+            "logps/rejected": rejected.logprob.sum(),
+        }
+
+    def check_start(self, model: Model, examples: Sequence[PreferenceExample]) -> None:
+        """Raises InputError unless the untrained model's loss is the exact one of a model that equals its reference.
+
+        That is ln 2 for "sigmoid", "cdpo" and "robust", 1 for "hinge", 1 / (4 beta²) for "ipo"; rewards are 0.
+        """
+        expected = self.pair_loss.first(self.settings)
+        if expected is not None:
+            rewards = ("rewards/chosen", "rewards/rejected")
+            check_first_loss(model, self, self.collate(examples), expected, rewards=rewards)
+
+
+def check_first_loss(model: Model, objective: Any, batch: Any, expected: float, *, rewards: Sequence[str]) -> None:
+    """Raises InputError if the loss of a batch differs from `expected`, or a reward from 0: the model is then not the
+    reference that its examples were measured with.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        total, weight, metrics = objective.loss(model, batch.to(model.device))
+    model.train(was_training)
+    likelihood = objective.sft_weight * float(metrics.get("sft_loss", 0.0))
+    values = {"loss": (float(total) - likelihood) / weight, **{name: float(metrics[name]) / weight for name in rewards}}
+    dtype = next(model.parameters()).dtype
+    allowed = FIRST_TOLERANCE.get(dtype, FIRST_TOLERANCE[torch.float32]) * max(1.0, expected)
+    problems = [
+        f"{name}: {value:.6f}, must be {wanted:.6f} within {allowed:g}"
+        for name, value in values.items()
+        for wanted in [expected if name == "loss" else 0.0]
+        if not abs(value - wanted) <= allowed
+    ]
+    if problems:
+        raise InputError(
+            f"Before the first step the model must equal its reference, and the loss {objective.name!r} be "
+            f"{expected:.6f}. The reference log-probabilities are of another model or other tokens:",
+            problems,
+        )
+
+
+def reference_tensor(values: Sequence[float | None]) -> Tensor:
+    """Reference log-probabilities as one tensor. Raises ValueError if one is missing."""
+    if any(value is None for value in values):
+        raise ValueError("these examples have no reference log-probabilities; call reference_logprobs first")
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def answer_logprobs(model: Model, input_ids: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each row's labelled tokens (B,), summed, in nats; input_ids and labels are (B, T)."""
-    _, loss = model(input_ids, labels)
-    return -loss.sum(dim=1)
+    return -language_losses(model, model.hidden_states(input_ids), labels).sum(dim=1)
+
+
+@contextmanager
+def reference_mode(model: Model) -> Iterator[None]:
+    """In this context the model is its own reference: adapters disabled, in evaluation mode, without gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), adapters_disabled(model, dequantize=False):
+            yield
+    finally:
+        model.train(was_training)
 
 
 def reference_logprobs(
@@ -124,22 +226,32 @@ def reference_logprobs(
 ) -> list[PreferenceExample]:
     """Add the log-probabilities of the answers under `model` to the examples, once, before the model is trained.
 
-    Batches hold pairs of similar length, at most `batch_tokens` tokens. The model's training mode is restored.
+    Adapters of the model are disabled. Batches hold pairs of similar length, at most `batch_tokens` tokens. The model's
+    training mode is restored.
     """
-    was_training = model.training
-    model.eval()
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
-    done: dict[int, PreferenceExample] = {}
-    device = model.device
-    with torch.inference_mode():
+    values = logprobs_of(model, [row for example in examples for row in example.rows()], batch_tokens, pad_id, group=2)
+    return [
+        replace(example, reference_chosen=values[2 * number], reference_rejected=values[2 * number + 1])
+        for number, example in enumerate(examples)
+    ]
+
+
+def logprobs_of(
+    model: Model, rows: Sequence[TokenExample], batch_tokens: int, pad_id: int, *, group: int = 1
+) -> list[float]:
+    """The summed log-probabilities of the labelled tokens of each row under the base model, in batches by length.
+
+    `group` neighbouring rows, such as the two of a pair, are in one batch.
+    """
+    groups = [rows[start : start + group] for start in range(0, len(rows), group)]
+    lengths = [group * max(map(len, each)) for each in groups]
+    order = sorted(range(len(groups)), key=lengths.__getitem__)
+    values: list[float] = [0.0] * len(rows)
+    with reference_mode(model), torch.inference_mode():
         while order:
-            longest = len(examples[order[-1]])
-            chunk = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
-            pairs = [examples[index].rows() for index in chunk]
-            batch = pad([row for pair in pairs for row in pair], pad_id).to(device)
-            logprobs = answer_logprobs(model, batch.input_ids, batch.labels).tolist()
+            chunk = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // lengths[order[-1]])))]
+            batch = pad([row for index in chunk for row in groups[index]], pad_id).to(model.device)
+            result = answer_logprobs(model, batch.input_ids, batch.labels).tolist()
             for place, index in enumerate(chunk):
-                chosen, rejected = logprobs[2 * place : 2 * place + 2]
-                done[index] = replace(examples[index], reference_chosen=chosen, reference_rejected=rejected)
-    model.train(was_training)
-    return [done[index] for index in range(len(examples))]
+                values[group * index : group * (index + 1)] = result[group * place : group * (place + 1)]
+    return values

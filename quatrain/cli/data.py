@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -75,8 +75,8 @@ def check_data(
     source
         A file, a folder, a name that `quatrain data list` shows, or hf:owner/name.
     format
-        The format, if it cannot be detected: text, lines, chat, prompts, preference, labelled, tagged, qa,
-        choice, pair or sql.
+        The format, if it cannot be detected: text, lines, chat, prompts, preference, rated, labelled, tagged,
+        qa, choice, pair or sql.
     columns
         The column of each role, such as text=review,label=stars.
     subset
@@ -159,6 +159,8 @@ def _show_report(report: CheckReport) -> None:
         counts = [f"{shorten(name)} {count:,}" for name, count in list(report.labels.items())[:12]]
         more = ", …" if len(report.labels) > 12 else ""
         show(f"labels: {', '.join(counts)}{more}" + (f" ({report.scheme})" if report.scheme else ""))
+    if report.preferences:
+        show(_preferences_line(report.preferences))
     if report.lengths:
         columns = list(next(iter(report.lengths.values())))
         show()
@@ -170,6 +172,22 @@ def _show_report(report: CheckReport) -> None:
     else:
         faults = f"{report.fault_count:,} fault{'s' if report.fault_count > 1 else ''}"
         show(f"{faults}. Correct the data before training.")
+
+
+def _preferences_line(counts: dict[str, Any]) -> str:
+    """The counts of preference data as one line."""
+    if "up" in counts:
+        total = counts["up"] + counts["down"]
+        share = f"{counts['up'] / total:.1%} up"
+        return f"{counts['up']:,} up and {counts['down']:,} down ({share}), {counts['prompts']:,} prompts"
+    parts = [f"{counts['pairs']:,} pairs of {counts['prompts']:,} prompts", f"{counts['ties']:,} ties"]
+    parts += [f"{counts[name]:,} {text}" for name, text in (("identical", "with identical answers"),
+              ("contradictions", "that contradict another")) if counts[name]]  # fmt: skip
+    if "shorter_wins" in counts:
+        parts.append(f"the shorter answer wins in {counts['shorter_wins']:.1%}")
+    if "mean_margin" in counts:
+        parts.append(f"mean margin {counts['mean_margin']:g}")
+    return ", ".join(parts)
 
 
 def _where(source: Source) -> str:

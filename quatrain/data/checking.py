@@ -16,11 +16,14 @@ from typing import Any
 from quatrain.core.errors import InputError
 from quatrain.data.corpus import Corpus, FileSource
 from quatrain.data.decoding import explain_byte, read_blocks, read_text, suffix_of
+from quatrain.data.preference_summary import PreferenceSummary
 from quatrain.data.records import (
     AnyRecord,
     Choice,
     Fault,
     LabelledText,
+    Preference,
+    RatedAnswer,
     TaggedTokens,
 )
 from quatrain.data.rules import DuplicateFinder, Finding, TagChecker, check_record
@@ -44,6 +47,8 @@ QUANTILES = (("least", 0.0), ("quarter", 0.25), ("median", 0.5), ("three quarter
 class CheckReport:
     """The result of a check: the first faults and warnings, their counts, and a description of the data.
 
+    `preferences` has the counts of `PreferenceSummary` for pairs and rated answers, otherwise it is empty.
+
     `rows` counts the rows of the files, `records` the records without a fault that they hold.
     """
 
@@ -60,6 +65,7 @@ class CheckReport:
     scheme: str | None = None
     unit: str = "characters"
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    preferences: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     left_out_count: int = 0
 
@@ -113,7 +119,7 @@ def check(
             for finding in wrong_bytes(path):
                 report.add(finding)
     unread = None
-    if corpus.format in ("chat", "preference"):
+    if corpus.format in ("chat", "preference", "rated"):
         unread = UnreadFields(templates, template or DEFAULT_TEMPLATE, corpus.convert)
     _Check(corpus, report, count, unread).run()
     if unread is not None:
@@ -144,6 +150,7 @@ class _Check:
         self.lengths: dict[str, array.array[int]] = {}
         self.labels = Counter[str]()
         self.firsts: dict[str, str] = {}
+        self.preferences = PreferenceSummary(count)
 
     def run(self) -> None:
         """Run all checks."""
@@ -158,6 +165,8 @@ class _Check:
                     continue
                 if self.unread is not None:
                     self.unread.add(row, records)
+                if self.corpus.format == "preference" and not records:
+                    self.preferences.tie()
                 for record in records:
                     before = self.report.fault_count
                     self._check_record(row, record)
@@ -167,6 +176,7 @@ class _Check:
         if not self.report.records and not self.report.fault_count:
             self.report.add(Finding(self.corpus.origin.name, "it has no rows; write at least one"))
         self._labels()
+        self.report.preferences = self.preferences.to_dict()
         for name, values in self.lengths.items():
             self.report.lengths[name] = quantiles(values)
 
@@ -178,6 +188,8 @@ class _Check:
             self.report.add(again)
         if isinstance(record, TaggedTokens):
             self.tags.add(row, record)
+        elif isinstance(record, Preference | RatedAnswer):
+            self.preferences.add(record)
         elif (isinstance(record, LabelledText) and not self.corpus.layout.scores) or isinstance(record, Choice):
             self._label(str(record.label), row.place)
         for name, text in record.parts():

@@ -18,18 +18,20 @@ from quatrain.data.decoding import read_text
 from quatrain.data.download import DownloadProgress
 from quatrain.data.gutenberg import strip_pieces
 from quatrain.data.huggingface import HuggingFaceSource
-from quatrain.data.records import Conversation, Message, Preference, Problems, Row, field_names
+from quatrain.data.records import Conversation, Message, Preference, Problems, RatedAnswer, Row, field_names
 from quatrain.data.rows import read_records
 from quatrain.data.sources import OnSkipped, find_files, is_dataset, is_record_file
 
 __all__ = [
     "DocumentChunk",
     "Preference",
+    "RatedAnswer",
     "detect",
     "read_conversations",
     "read_documents",
     "read_chunks",
     "read_preferences",
+    "read_ratings",
 ]
 
 
@@ -90,12 +92,21 @@ def read_conversations(
 def read_preferences(
     source: str | Path, *, skipped: OnSkipped | None = None, progress: DownloadProgress | None = None
 ) -> Iterator[Preference]:
-    """The preference pairs of a source; formats and errors as in `read_conversations`.
+    """The preference pairs of a source; formats in `quatrain.data.preference_rows`, errors as in `read_conversations`.
 
-    Two whole dialogues are split at the first message in which they differ.
+    Two whole dialogues are split at the first message in which they differ. Ranked and scored answers give every two
+    of unequal rank.
     """
     corpus = Corpus(source, format="preference", skipped=skipped, progress=progress)
     return (cast(Preference, record) for record in corpus)
+
+
+def read_ratings(
+    source: str | Path, *, skipped: OnSkipped | None = None, progress: DownloadProgress | None = None
+) -> Iterator[RatedAnswer]:
+    """The rated answers (thumbs up or down) of a source; a preference pair gives one of each."""
+    corpus = Corpus(source, format="rated", skipped=skipped, progress=progress)
+    return (cast(RatedAnswer, record) for record in corpus)
 
 
 def detect(source: str | Path, *, progress: DownloadProgress | None = None) -> str:

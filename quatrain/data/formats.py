@@ -51,6 +51,7 @@ FORMATS: dict[str, Format] = {
     ),
     "prompts": _format("prompts", "turns prompt instruction", "turns", "prompt", "instruction", varies=True),
     "preference": _format("preference pairs", "prompt chosen rejected", "chosen rejected", varies=True),
+    "rated": _format("rated answers", "prompt completion label", "prompt completion label", varies=True),
     "labelled": _format("labelled texts", "text other? label score", "text label", "text score"),
     "tagged": _format("tagged words", "words tags", "tags"),
     "qa": _format("questions about texts", "context question answers starts? id?", "context question answers"),
@@ -64,6 +65,11 @@ CHAT_EXTRAS = ("system", "tools", "functions", "documents")
 """Columns that belong to a conversation in addition to its messages."""
 
 CHAT_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
+
+ANSWER_LISTS = ("answers", "completions", "responses", "outputs")
+"""Columns that hold several answers to one prompt, as texts or objects."""
+
+_ANSWER_ORDERS = ("scores", "ranks", "ranking", "choice")
 
 _WORDS = ("tokens", "words", "form")
 _TAGS = ("ner_tags", "ner", "pos_tags", "upos", "tags", "labels", "pos", "upos_tags", "xpos")
@@ -179,8 +185,10 @@ def detect_layout(
 def _candidates(names: list[str]) -> Iterator[Layout]:
     """The possible layouts of columns with exactly these names, most likely first."""
     has = set(names)
-    if {"chosen", "rejected"} <= has or {"instruction", "output_1", "output_2", "preference"} <= has:
+    if _is_preference(has):
         yield Layout("preference")
+    if {"prompt", "completion", "label"} <= has:
+        yield Layout("rated")
     yield from _tagged(names)
     yield from (
         Layout("qa", {"context": context, "question": "question", "answers": answers})
@@ -203,6 +211,18 @@ def _candidates(names: list[str]) -> Iterator[Layout]:
     for name in ("turns", "prompt", "instruction"):
         if name in has:
             yield Layout("prompts", {name: name})
+
+
+def _is_preference(has: set[str]) -> bool:
+    """Whether the columns are those of pairs, of judged or of ranked answers."""
+    ranked = any(answers in has and {"prompt", order} <= has for answers in ANSWER_LISTS for order in _ANSWER_ORDERS)
+    known = (
+        {"chosen", "rejected"},
+        {"instruction", "output_1", "output_2", "preference"},
+        {"history", "human_ref_A", "human_ref_B", "labels"},
+        {"instruction", "completions"},
+    )
+    return ranked or any(names <= has for names in known)
 
 
 def _layouts(names: list[str]) -> Iterator[Layout]:
@@ -264,8 +284,8 @@ def _with_file_names(layout: Layout, exact: Mapping[str, str]) -> Layout:
             parts = {name: name for name in parts if name in CHAT_EXTRAS} | {"messages": "conversations"}
         elif pair is not None and not {"messages", "instruction"} & set(parts):
             parts = {name: name for name in parts if name in CHAT_EXTRAS} | {"prompt": pair[0], "completion": pair[1]}
-    elif layout.format == "preference":
-        parts = {name: name for name in FORMATS["preference"].roles if name in exact}
+    elif layout.format in ("preference", "rated"):
+        parts = {name: name for name in FORMATS[layout.format].roles if name in exact}
     columns = {part: ",".join(exact[name] for name in column.split(",")) for part, column in parts.items()}
     return Layout(layout.format, columns)
 

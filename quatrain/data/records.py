@@ -1,8 +1,8 @@
 """The types of data: raw rows, the typed record of each task, and the faults of rows that cannot be converted.
 
 A `Row` is one row as its file has it. `quatrain.data.convert` turns it into a typed record: `Document`, `Conversation`,
-`Preference`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair` or `SQLQuestion`. Each record has `fields()`,
-the dictionary that objectives and tasks take, and `parts()`, its texts by name.
+`Preference`, `RatedAnswer`, `LabelledText`, `TaggedTokens`, `Question`, `Choice`, `Pair` or `SQLQuestion`. Each record
+has `fields()`, the dictionary that objectives and tasks take, and `parts()`, its texts by name.
 """
 
 from __future__ import annotations
@@ -123,20 +123,45 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Preference:
-    """A preference pair: after `prompt`, the messages `chosen` are better than the messages `rejected`."""
+    """A preference pair: after `prompt`, the messages `chosen` are better than the messages `rejected`.
+
+    `margin` is by how much, such as a difference of scores; None if the data do not have it.
+    """
 
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
+    margin: float | None = None
 
     def fields(self) -> dict[str, Any]:
-        """The fields that an objective takes: {"prompt", "chosen", "rejected"}."""
-        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+        """The fields that an objective takes: {"prompt", "chosen", "rejected"}, and "margin" if there is one."""
+        margin = {} if self.margin is None else {"margin": self.margin}
+        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected} | margin
 
     def parts(self) -> Iterator[tuple[str, str]]:
         """The texts by name: "prompt", "chosen", "rejected"."""
-        for name, messages in self.fields().items():
-            yield name, "\n".join(content_text(message) for message in messages)
+        yield from (("prompt", _text(self.prompt)), ("chosen", _text(self.chosen)), ("rejected", _text(self.rejected)))
+
+
+@dataclass(frozen=True)
+class RatedAnswer:
+    """An answer with a thumb: after `prompt`, the messages `completion` are good (`label` is True) or not."""
+
+    prompt: list[Message]
+    completion: list[Message]
+    label: bool
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that an objective takes: {"prompt", "completion", "label"}."""
+        return {"prompt": self.prompt, "completion": self.completion, "label": self.label}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """The texts by name: "prompt" and "completion"."""
+        yield from (("prompt", _text(self.prompt)), ("completion", _text(self.completion)))
+
+
+def _text(messages: Iterable[Message]) -> str:
+    return "\n".join(content_text(message) for message in messages)
 
 
 @dataclass(frozen=True)
@@ -260,7 +285,18 @@ class SQLQuestion:
         yield "query", self.query
 
 
-AnyRecord = Document | Conversation | Preference | LabelledText | TaggedTokens | Question | Choice | Pair | SQLQuestion
+AnyRecord = (
+    Document
+    | Conversation
+    | Preference
+    | RatedAnswer
+    | LabelledText
+    | TaggedTokens
+    | Question
+    | Choice
+    | Pair
+    | SQLQuestion
+)
 
 
 class Fault(Exception):

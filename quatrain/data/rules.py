@@ -20,6 +20,7 @@ from quatrain.data.records import (
     Message,
     Preference,
     Question,
+    RatedAnswer,
     Row,
     TaggedTokens,
 )
@@ -41,6 +42,8 @@ def check_record(row: Row, record: AnyRecord) -> Iterator[Finding]:
         yield from (Finding(row.place, *fault) for fault in check_turns(record.messages, row.value))
     elif isinstance(record, Preference):
         yield from _check_preference(row, record)
+    elif isinstance(record, RatedAnswer):
+        yield from _check_answer(row, "completion", record.completion)
     elif isinstance(record, Choice) and len(set(record.choices)) < len(record.choices):
         yield Finding(row.place, "two choices are the same; write different ones", "choices", True)
     elif isinstance(record, Question) and not record.answers and _is_plain(row.value):
@@ -95,14 +98,24 @@ def _order(role: str, before: str, *, first: bool) -> str | None:
 def _check_preference(row: Row, record: Preference) -> Iterator[Finding]:
     if record.chosen == record.rejected:
         yield Finding(row.place, "chosen and rejected are the same; remove the row", "chosen")
-    for name, messages in (("chosen", record.chosen), ("rejected", record.rejected)):
-        answers = [message for message in messages if message["role"] == "assistant"]
-        if not answers:
-            yield Finding(row.place, f"field {name!r}: it has no turn of the assistant; write its answer", name)
-        elif any(map(is_empty, answers)):
-            # A rejected answer may be empty on purpose.
-            text = f"field {name!r}: the assistant's turn is empty; write its answer or remove the row"
-            yield Finding(row.place, text, name, warning=name == "rejected")
+    if len(record.chosen) > 1 or len(record.rejected) > 1:
+        text = (
+            f"chosen and rejected differ before their last answers ({len(record.chosen)} and {len(record.rejected)} "
+            "messages): their prompts are not the same; DPO leaves the pair out"
+        )
+        yield Finding(row.place, text, "chosen", True)
+    yield from _check_answer(row, "chosen", record.chosen)
+    # A rejected answer may be empty on purpose.
+    yield from _check_answer(row, "rejected", record.rejected, may_be_empty=True)
+
+
+def _check_answer(row: Row, name: str, messages: list[Message], *, may_be_empty: bool = False) -> Iterator[Finding]:
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        yield Finding(row.place, f"field {name!r}: it has no turn of the assistant; write its answer", name)
+    elif any(map(is_empty, answers)):
+        text = f"field {name!r}: the assistant's turn is empty; write its answer or remove the row"
+        yield Finding(row.place, text, name, warning=may_be_empty)
 
 
 class TagChecker:

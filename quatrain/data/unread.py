@@ -11,7 +11,7 @@ from typing import Any
 
 from quatrain.core.errors import InputError
 from quatrain.data.messages import ABOUT
-from quatrain.data.records import AnyRecord, Conversation, Fault, Message, Messages, Preference, Row
+from quatrain.data.records import AnyRecord, Conversation, Fault, Message, Messages, Preference, RatedAnswer, Row
 from quatrain.tokenizers.chat import render_text
 from quatrain.tokenizers.templates import template_for
 
@@ -112,6 +112,8 @@ def _chats(record: AnyRecord) -> Iterator[Messages]:
         prompt = record.prompt if isinstance(record.prompt, Messages) else Messages(record.prompt)
         for answer in (record.chosen, record.rejected):
             yield prompt + answer
+    elif isinstance(record, RatedAnswer):
+        yield Messages(record.prompt) + record.completion
 
 
 def _fields(chats: list[Messages]) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from quatrain.data.records import (
     LabelledText,
     Preference,
     Question,
+    RatedAnswer,
     SQLQuestion,
     TaggedTokens,
 )
@@ -167,7 +168,9 @@ def texts_of(record: AnyRecord) -> list[str]:
     if isinstance(record, Conversation):
         return [content_text(message) for message in record.messages]
     if isinstance(record, Preference):
-        return [content_text(message) for part in vars(record).values() for message in part]
+        return [content_text(message) for part in (record.prompt, record.chosen, record.rejected) for message in part]
+    if isinstance(record, RatedAnswer):
+        return [content_text(message) for message in (*record.prompt, *record.completion)]
     if isinstance(record, LabelledText):
         return [record.text, *([record.other] if record.other else [])]
     if isinstance(record, TaggedTokens):

@@ -71,9 +71,27 @@ def summed_language_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor
         states, targets = states[rows], targets[rows]
     if type(model.lm_head) is not nn.Linear or not isinstance(model.trainable_tokens, TokenRows | None):
         owners = rows // labels.shape[-1] if labels.dim() == 2 else None
-        return _recomputed_loss(model, states, targets, owners)
+        return _recomputed_losses(model, states, targets, owners).sum()
     head = _Head.of(model, states)
     return _SummedLoss.apply(*head.tensors(), targets, head.softcap, torch.is_grad_enabled())
+
+
+def language_losses(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy in nats (B, T) of each label (B, T), 0 where it is -100, of hidden states (B, T, C).
+
+    Logits are computed only where there are labels, and in chunks where `chunking` says so: the backward pass then
+    computes each chunk's logits again. Raises InputError as `summed_language_loss`.
+    """
+    vocabulary = model.config.vocab_size
+    check_token_labels(labels, (*hidden.shape[:-1], vocabulary))
+    rows = (labels.reshape(-1) != IGNORE_INDEX).nonzero()[:, 0]
+    states, targets = hidden.reshape(-1, hidden.shape[-1])[rows], labels.reshape(-1)[rows].long()
+    owners = rows // labels.shape[-1]
+    if not chunked(len(targets) * vocabulary):
+        losses = token_loss(model.lm_logits(states, owners), targets)
+    else:
+        losses = _recomputed_losses(model, states, targets, owners)
+    return losses.new_zeros(labels.numel()).index_copy(0, rows, losses).view(labels.shape)
 
 
 @dataclass(frozen=True)
@@ -114,15 +132,15 @@ class _Head:
         return _Head(states, linear.weight, bias, table, index, config.logit_softcap)
 
 
-def _recomputed_loss(model: Model, states: Tensor, labels: Tensor, owners: Tensor | None) -> Tensor:
-    """The summed loss under any head (adapted, quantized); the backward pass computes each chunk's logits again."""
+def _recomputed_losses(model: Model, states: Tensor, labels: Tensor, owners: Tensor | None) -> Tensor:
+    """The losses (N) under any head (adapted, quantized); the backward pass computes each chunk's logits again."""
 
     def losses(rows: slice) -> Tensor:
         return token_loss(model.lm_logits(states[rows], None if owners is None else owners[rows]), labels[rows])
 
     slices = _slices(len(labels), model.config.vocab_size, states.device)
     chunks = [checkpoint(losses, rows, use_reentrant=False) for rows in slices]
-    return torch.cat(chunks).sum() if chunks else states.new_zeros(0, dtype=torch.float32).sum()
+    return torch.cat(chunks) if chunks else states.new_zeros(0, dtype=torch.float32)
 
 
 def _slices(rows: int, vocabulary: int, device: torch.device) -> list[slice]:

@@ -41,7 +41,7 @@ def logprob_by_hand(network, prompt, answer):
 def test_loss_equals_the_formula_by_hand(seed, beta, smoothing, sft):
     policy, reference = random_model(llama(), seed), random_model(llama(), seed + 1)
     pairs = reference_logprobs(reference, examples(5, seed))
-    objective = DPO(beta=beta, label_smoothing=smoothing, sft_weight=sft)
+    objective = DPO(loss="cdpo" if smoothing else "sigmoid", beta=beta, label_smoothing=smoothing, sft_weight=sft)
     with torch.no_grad():
         total, weight, metrics = objective.loss(policy, objective.collate(pairs))
     expected = margins = correct = 0.0
@@ -58,7 +58,7 @@ def test_loss_equals_the_formula_by_hand(seed, beta, smoothing, sft):
     assert float(total) == pytest.approx(expected, rel=1e-4)
     assert float(metrics["margin"]) == pytest.approx(margins, abs=1e-3)
     assert float(metrics["accuracy"]) == correct
-    difference = metrics["chosen_reward"] - metrics["rejected_reward"]
+    difference = metrics["rewards/chosen"] - metrics["rewards/rejected"]
     assert float(difference) == pytest.approx(float(metrics["margin"]), abs=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_training_prefers_the_chosen():
         (total / weight).backward()
         optimizer.step()
     assert float(metrics["accuracy"]) == 6
-    assert float(metrics["chosen_reward"]) > float(metrics["rejected_reward"])
+    assert float(metrics["rewards/chosen"]) > float(metrics["rewards/rejected"])
     assert float(total.detach()) / weight < 0.5
 
 
