@@ -309,21 +309,28 @@ class TokenChooser:
         return processed.argmax(dim=-1).index_copy(0, chosen, tokens)
 
     def _add_logprobs(self, choice: Choice, logits: Tensor, processed: Tensor, rows: Sequence[SequenceState]) -> None:
-        """Adds the log-probabilities of the likeliest tokens, and those of the processed distributions, if asked."""
-        for mode, values in (("raw", logits), ("processed", processed)):
+        """Adds the log-probabilities of the likeliest tokens, and those of a mode other than "raw", if asked."""
+        for mode, values in (("raw", logits), ("temperature", logits), ("processed", processed)):
             wanted = [
                 index
                 for index, row in enumerate(rows)
-                if row.params.logprobs_mode == mode and (mode == "processed" or row.params.logprobs is not None)
+                if row.params.logprobs_mode == mode and (mode != "raw" or row.params.logprobs is not None)
             ]
             if not wanted:
                 continue
-            logprobs = values[torch.tensor(wanted, device=values.device)].log_softmax(dim=-1)
+            own = values[torch.tensor(wanted, device=values.device)]
+            if mode == "temperature":
+                # Greedy decoding has no distribution; its log-probabilities are the model's own.
+                temperatures = [rows[index].params.temperature or 1.0 for index in wanted]
+                own = own / torch.tensor(temperatures, device=own.device)[:, None]
+            logprobs = own.log_softmax(dim=-1)
             counts = [min(rows[index].params.logprobs or 0, values.shape[-1]) for index in wanted]
             best, tokens = logprobs.topk(max(counts), dim=-1)
+            if mode != "raw":
+                chosen = torch.tensor([choice.tokens[index] for index in wanted], device=logprobs.device)
+                for index, value in zip(wanted, logprobs.gather(-1, chosen[:, None])[:, 0].tolist(), strict=True):
+                    choice.logprobs[index] = value
             for place, (index, count) in enumerate(zip(wanted, counts, strict=True)):
-                if mode == "processed":
-                    choice.logprobs[index] = float(logprobs[place, choice.tokens[index]])
                 if rows[index].params.logprobs is not None:
                     pairs = zip(tokens[place, :count].tolist(), best[place, :count].tolist(), strict=True)
                     choice.top[index] = [(token, value) for token, value in pairs if value > float("-inf")]

@@ -155,6 +155,7 @@ class Engine:
         batch_size: int = 64,
         truncate: bool = False,
         adapters: AdapterChoice = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[Completion]:
         """A completion for each prompt, in their order. Prompts are texts or lists of token ids.
 
@@ -162,6 +163,8 @@ class Engine:
         (`remaining_tokens`). At most `batch_size` prompts run at once; each beam or sample counts as one. `truncate`
         shortens prompts that are too long.
         `adapters`: for a model with several, one name for all prompts or one for each; None is the base model.
+        `seeds`: the seed of each prompt's noise; by default it follows from `params.seed`, the prompt's ids and the
+        number of equal prompts before it.
 
         Raises InputError, with the counts, for prompts that do not fit into the model's context or into memory;
         QuatrainError if the model's logits are not finite.
@@ -173,7 +176,7 @@ class Engine:
         encoded = [self.encode(prompt, adapter) for prompt, adapter in zip(prompts, own, strict=True)]
         if truncate:
             encoded = [self.truncate(ids, params, adapter) for ids, adapter in zip(encoded, own, strict=True)]
-        requests = self._requests(encoded, params, own)
+        requests = self._requests(encoded, params, own, seeds)
         for request in requests:
             self._check_memory(request.sequences[0])
         self._run(sorted(requests, key=lambda request: len(request.sequences[0].prompt)), batch_size)
@@ -516,7 +519,11 @@ class Engine:
         return None if limit is None else max(limit - (1 if self.has_encoder else len(ids)), 0)
 
     def _requests(
-        self, prompts: list[list[int]], params: SamplingParams, adapters: Sequence[str | None]
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        adapters: Sequence[str | None],
+        own_seeds: Sequence[int] | None = None,
     ) -> list[Request]:
         """A request for each prompt. Raises InputError, all problems at once."""
         vocabulary, room = self.model.config.vocab_size, 0 if self.has_encoder else 1
@@ -544,7 +551,10 @@ class Engine:
         # Several samples of a prompt are those of the prompt given several times.
         samples = params.num_return_sequences if params.num_beams == 1 else 1
         seed = params.seed if params.seed is not None else torch.Generator().seed()
-        seeds = iter(row_seeds([ids for ids in prompts for _ in range(samples)], seed))
+        if own_seeds is not None and len(own_seeds) != len(prompts) * samples:
+            raise InputError(f"seeds: {len(own_seeds)} for {len(prompts) * samples} completions; give one for each.")
+        repeated = [ids for ids in prompts for _ in range(samples)]
+        seeds = iter(row_seeds(repeated, seed) if own_seeds is None else own_seeds)
         start = self.rules.decoder_start_token_id if self.has_encoder else None
         params, ends = self._stops(params)
         negative = self.encode(params.negative_prompt) if params.negative_prompt is not None else []

@@ -98,8 +98,9 @@ class SamplingParams:
     """More tokens that end a completion, besides the model's end tokens; as these, they are not part of its text."""
     logprobs: int | None = None
     """Return the log-probabilities of this many of the likeliest tokens at each token of the completion."""
-    logprobs_mode: Literal["raw", "processed"] = "raw"
-    """Log-probabilities of the model itself, or of the distribution from which the token was taken."""
+    logprobs_mode: Literal["raw", "temperature", "processed"] = "raw"
+    """Log-probabilities of the model itself; at the sampling temperature, over the whole vocabulary; or of the
+    distribution from which the token was taken, after all constraints and filters."""
     logits_processors: tuple[LogitsProcessor, ...] = ()
     """The caller's own functions (ids, logits) -> logits, after all other constraints and before the filters."""
 
@@ -211,10 +212,10 @@ class SamplingParams:
                     f"logprobs: {format_value(self.logprobs)}; beam search (num_beams: {self.num_beams}) keeps those "
                     "of its own tokens only; leave logprobs out, or num_beams"
                 )
-            if self.logprobs_mode == "processed":
+            if self.logprobs_mode in ("temperature", "processed"):
                 yield (
-                    f"logprobs_mode: processed; beam search (num_beams: {self.num_beams}) gives those of the model "
-                    "itself; leave logprobs_mode out, or num_beams"
+                    f"logprobs_mode: {self.logprobs_mode}; beam search (num_beams: {self.num_beams}) gives those of "
+                    "the model itself; leave logprobs_mode out, or num_beams"
                 )
         if not _number(self.length_penalty) or not -10 <= self.length_penalty <= 10:
             yield f"length_penalty: {self.length_penalty!r}; must be a number between -10 and 10"
@@ -306,8 +307,8 @@ class SamplingParams:
                 yield f"stop_token_ids: {format_value(token)}; must be a token id"
         if self.logprobs is not None and not (_whole(self.logprobs, 0) and self.logprobs <= MAX_LOGPROBS):
             yield f"logprobs: {format_value(self.logprobs)}; must be a whole number from 0 to {MAX_LOGPROBS}"
-        if self.logprobs_mode not in ("raw", "processed"):
-            yield f'logprobs_mode: {format_value(self.logprobs_mode)}; must be "raw" or "processed"'
+        if self.logprobs_mode not in ("raw", "temperature", "processed"):
+            yield f'logprobs_mode: {format_value(self.logprobs_mode)}; must be "raw", "temperature" or "processed"'
         for process in self.logits_processors:
             if not callable(process):
                 yield f"logits_processors: {format_value(process)}; must be a function (ids, logits) -> logits"

@@ -22,6 +22,8 @@ from quatrain.core.errors import QuatrainError
 from quatrain.models.io.safetensors_writer import write_safetensors
 
 STATE, TENSORS, MANIFEST = "training_state/state.json", "training_state/optimizer.safetensors", "manifest.json"
+DATA = "training_state/data.safetensors"
+"""The tensors of a stream that makes its data during the run, such as rollouts."""
 
 
 def write(
@@ -31,13 +33,14 @@ def write(
     weights: Callable[[Path], None],
     tensors: dict[str, Tensor],
     state: dict[str, Any],
+    data: dict[str, Tensor] | None = None,
     keep: int = 2,
     protect: Collection[int] = (),
 ) -> Path:
     """Write the checkpoint of a step under `folder`, then remove all but the newest `keep` and the steps in `protect`.
 
-    `weights(place)` writes the model or adapter files. Raises QuatrainError if the disk is full; earlier checkpoints
-    stay.
+    `weights(place)` writes the model or adapter files; `data` are the tensors of the stream. Raises QuatrainError if
+    the disk is full; earlier checkpoints stay.
     """
     final = place(folder, step)
     temporary = folder / f".{final.name}.partial"
@@ -48,6 +51,9 @@ def write(
             weights(temporary)
             with atomic_write(temporary / TENSORS, "wb") as file:
                 write_safetensors(file, tensors)
+            if data:
+                with atomic_write(temporary / DATA, "wb") as file:
+                    write_safetensors(file, data)
             write_json(temporary / STATE, state)
             write_text(temporary / MANIFEST, _manifest_text(_manifest(temporary)))
             shutil.rmtree(final, ignore_errors=True)
@@ -105,6 +111,13 @@ def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     return state, load_file(checkpoint / TENSORS)
+
+
+def read_data(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of the stream; none if it had no tensors."""
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint / DATA) if (checkpoint / DATA).is_file() else {}
 
 
 def remove(folder: Path) -> None:

@@ -138,12 +138,12 @@ def _recomputed_losses(model: Model, states: Tensor, labels: Tensor, owners: Ten
     def losses(rows: slice) -> Tensor:
         return token_loss(model.lm_logits(states[rows], None if owners is None else owners[rows]), labels[rows])
 
-    slices = _slices(len(labels), model.config.vocab_size, states.device)
+    slices = logit_slices(len(labels), model.config.vocab_size, states.device)
     chunks = [checkpoint(losses, rows, use_reentrant=False) for rows in slices]
     return torch.cat(chunks) if chunks else states.new_zeros(0, dtype=torch.float32)
 
 
-def _slices(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
+def logit_slices(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
     """Row ranges of equal chunks of at most CHUNK logits."""
     most = max(1, CHUNK.get(device.type, CHUNK["else"]) // vocabulary)
     size = -(-rows // max(1, -(-rows // most)))
@@ -291,7 +291,7 @@ class _SummedLoss(torch.autograd.Function):
         gradients = _Gradients((states, weight, bias, table), index, needed) if at_once else None
         total, ones = torch.zeros((), device=states.device), torch.ones(len(labels), device=states.device)
         chunks = _Chunks(weight, bias, table, index)
-        for rows in _slices(len(labels), weight.shape[0], states.device):
+        for rows in logit_slices(len(labels), weight.shape[0], states.device):
             logits = chunks.of(states[rows])
             total += _measure(logits, labels[rows], softcap, None if gradients is None else ones[rows]).sum()
             if gradients is not None:
@@ -317,7 +317,7 @@ def _late_gradients(ctx: Any, factor: Tensor) -> _Gradients:
     states, weight, bias, table, index, labels = ctx.saved_tensors
     gradients = _Gradients((states, weight, bias, table), index, ctx.needs_input_grad[:4])
     chunks, weights = _Chunks(weight, bias, table, index), factor.float().expand(len(labels))
-    for rows in _slices(len(labels), weight.shape[0], states.device):
+    for rows in logit_slices(len(labels), weight.shape[0], states.device):
         logits = chunks.of(states[rows])
         _measure(logits, labels[rows], ctx.softcap, weights[rows])
         gradients.add(rows, states, weight, logits)

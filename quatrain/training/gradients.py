@@ -59,6 +59,7 @@ class Gradients:
         self.model, self.objective, self.settings, self.seed = model, objective, settings, seed
         self.parallel = parallel
         self.full_pass = Losses(model, objective)
+        self.source = stream
         self.stream = of_process(stream, parallel.rank, parallel.size)
         self.saved: memory.Saved | None = None
         self.shape: tuple[int, ...] = ()

@@ -20,7 +20,11 @@ from quatrain.planning.limits import check_tokens
 
 
 class BatchStream(Protocol):
-    """What the trainer needs of a stream."""
+    """What the trainer needs of a stream.
+
+    A stream that makes its data during the run may also have `tensors()` and `load_tensors(tensors)`, which a
+    checkpoint stores beside its state, and `take_metrics()`: the metrics of data made since the last call, {} if none.
+    """
 
     def next(self) -> Any:
         """The examples of the next micro-batch; a new epoch follows the last one without end."""

@@ -246,18 +246,21 @@ class Trainer:
         if skipped is None:
             self.recent.append(step.loss)
         unit, speed = self.gradients.unit, self.size / self.seconds
+        take = getattr(self.gradients.source, "take_metrics", None)
+        made = {} if take is None else take()
         if not self.parallel.is_main:
             return
         self.hooks.progress(self.steps_done, loss=self._mean_loss(), **{f"{unit}_per_second": speed})
         if skipped is not None:
             self.hooks.warn(f"Step {self.steps_done} was skipped: {skipped}.")
-            self.hooks.log({"step": self.steps_done, "skipped": self.guard.skipped, unit: self.size})
-        elif self.steps_done % self.settings.log_every == 0 or self.steps_done in (1, self.steps):
+            self.hooks.log({"step": self.steps_done, **made, "skipped": self.guard.skipped, unit: self.size})
+        elif made or self.steps_done % self.settings.log_every == 0 or self.steps_done in (1, self.steps):
             scale = {} if self.scaler is None else {"loss_scale": self.scaler.factor}
             self.hooks.log(
                 {
                     "step": self.steps_done,
                     "loss": step.loss,
+                    **made,
                     **step.metrics,
                     "learning_rate": rate,
                     "grad_norm": step.norm,
@@ -412,10 +415,16 @@ class Trainer:
                     weights=weights,
                     state=self._state(),
                     tensors=tensors,
+                    data=self._source_tensors(),
                     protect=() if best is None else (best,),
                 )
         parallel.barrier()
         return checkpoints.place(self.folder, self.steps_done)
+
+    def _source_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a stream that makes its data during the run."""
+        tensors: Callable[[], dict[str, Tensor]] | None = getattr(self.gradients.source, "tensors", None)
+        return {} if tensors is None else tensors()
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -460,6 +469,8 @@ class Trainer:
         self.dtype = DTYPES[state["precision"]]
         self.recent.extend(state["recent"])
         self.stream.load_state(state["stream"])
+        if hasattr(self.gradients.source, "load_tensors"):
+            self.gradients.source.load_tensors(checkpoints.read_data(checkpoint))
         self.metrics = state["metrics"]
         self.guard.load_state(state["guard"])
         self.best.load_state(state["best"])

@@ -219,3 +219,19 @@ def test_a_processor_that_fails_fails_its_request_alone(engine):
     assert "broken raised ValueError: no nines" in str(choice.problems[2])
     with pytest.raises(InputError, match="no nines"):
         engine.generate([[9]], params)
+
+
+def test_log_probabilities_at_the_temperature_know_no_filter(engine):
+    prompts, seeds = [[5, 6, 7], [5, 6, 7]], [11, 12]
+    params = SamplingParams(6, temperature=0.7, top_k=5, logprobs_mode="temperature")
+    first, second = engine.generate(prompts, params, seeds=seeds)
+    assert first.ids != second.ids
+    for place, token in enumerate(first.ids):
+        logits = engine.model(torch.tensor([[5, 6, 7, *first.ids[:place]]]))[0][0, -1].detach()
+        assert first.logprobs[place] == pytest.approx(float((logits / 0.7).log_softmax(-1)[token]), abs=1e-5)
+    alone = engine.generate(prompts[:1], params, seeds=seeds[1:])
+    assert alone[0].ids == second.ids
+    (greedy,) = engine.generate(prompts[:1], SamplingParams(3, logprobs_mode="temperature"))
+    assert greedy.logprobs == pytest.approx(engine.generate(prompts[:1], SamplingParams(3))[0].logprobs)
+    with pytest.raises(InputError, match="seeds: 1 for 2 completions"):
+        engine.generate(prompts, params, seeds=[1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -38,6 +40,24 @@ def leave() -> None:
     """Leave the process group, if there is one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def gather(value: Any) -> list[Any]:
+    """A value of JSON from every process, in the order of their ranks; [value] for a single process.
+
+    Floats keep their exact values.
+    """
+    _, size = process_number()
+    if size == 1:
+        return [value]
+    join()
+    own = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(size)]
+    distributed.all_gather(sizes, torch.tensor([len(own)]))
+    longest = max(int(each) for each in sizes)
+    parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(size)]
+    distributed.all_gather(parts, torch.nn.functional.pad(own, (0, longest - len(own))))
+    return [json.loads(bytes(part[: int(count)].tolist())) for part, count in zip(parts, sizes, strict=True)]
 
 
 def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> ParallelStrategy:
