@@ -3,7 +3,7 @@
 from tiny_models import llama, random_model
 
 from quatrain.alignment.policy import ActorCritic, FrozenReference, ValueHead
-from quatrain.alignment.ppo import PPO, PPOConfig
+from quatrain.alignment.ppo import PPO
 from quatrain.alignment.rewards.base import WeightedRewards
 from quatrain.alignment.rollouts import Prompt, RolloutPlan, RolloutStream, Sampler
 from quatrain.generation.config import GenerationConfig
