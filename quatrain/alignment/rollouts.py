@@ -499,7 +499,9 @@ class RolloutStream:
             "reward_std": float(scores.std()) if len(judged) > 1 else 0.0,
         }
         for name in sorted({name for rollout in judged for name in rollout.parts}):
-            metrics[f"reward/{name}"] = _mean([rollout.parts.get(name, 0.0) for rollout in judged])
+            values = [rollout.parts[name] for rollout in judged]
+            metrics[f"reward/{name}"] = _mean(values)
+            metrics[f"constant/{name}"] = float(len(values) > 1 and min(values) == max(values))
         gaps = [(each.old_logprobs - each.sampler_logprobs).abs().max() for each in rollouts]  # type: ignore[operator]
         if all(rollout.reference_logprobs is not None for rollout in rollouts):
             # Nats per completion; the sum over its tokens of log p - log q.
@@ -509,7 +511,7 @@ class RolloutStream:
             "completion_length": _mean([len(rollout.ids) for rollout in rollouts]),
             "repetition": _mean([repetition(rollout.ids) for rollout in rollouts]),
             "ended_fraction": _mean([float(rollout.ended) for rollout in rollouts]),
-            "unscorable": float(len(rollouts) - len(judged)),
+            "unscorable": 1 - len(judged) / len(rollouts),
             "sampler_gap": float(torch.stack(gaps).max()),
         }
 

@@ -173,7 +173,17 @@ def test_metrics_and_samples_are_written(tmp_path):
     trainer_of(module, objective, stream, 9, log=log).train()
     phases = [entry for entry in log if "reward" in entry]
     assert [entry["step"] for entry in phases] == [1, 5, 9]
-    names = {"reward", "reward/r", "reward_std", "kl", "entropy", "completion_length", "repetition", "ended_fraction"}
+    names = {
+        "reward",
+        "reward/r",
+        "constant/r",
+        "reward_std",
+        "kl",
+        "entropy",
+        "completion_length",
+        "repetition",
+        "ended_fraction",
+    }
     assert names | {"unscorable", "sampler_gap", "rollout_seconds", "scoring_seconds"} <= set(phases[0])
     assert phases[0]["kl"] == 0 and phases[0]["ratio"] == 1 and phases[1]["kl"] != 0
     assert all(entry["sampler_gap"] < 1e-5 for entry in phases)
@@ -238,7 +248,7 @@ def test_unscorable_rollouts_are_not_learned():
     _, objective, stream = ppo_setup(reward=reward, plan=RolloutPlan(5, 2))
     rollouts = stream.next()
     unscorable = [rollout for rollout in rollouts if rollout.unscorable]
-    assert len(unscorable) == 2 and stream.take_metrics()["unscorable"] == 2
+    assert len(unscorable) == 2 and stream.take_metrics()["unscorable"] == pytest.approx(0.2)
     batch = objective.collate(rollouts)
     for row, rollout in enumerate(rollouts):
         assert bool((batch.labels[row] != IGNORE_INDEX).any()) != rollout.unscorable
