@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quatrain.adapters.settings import AdapterSettings
+from quatrain.alignment.watch import Watch
 from quatrain.models.transformer.stack import Model
 from quatrain.tasks.records import RecordTask
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ class TrainingJob:
     examples of validations, on which `validate` measures a model; with `compare` it also measures the model before the
     training. `notes` are for the reader. `sample` generates text for `train.sample_every`. `adapters` names those that
     are trained together, each by its own set of examples. `task` is the task that a model's head learns. `chats` tells
-    the preflight that the examples are rendered chats.
+    the preflight that the examples are rendered chats. `watch` raises alarms from the logged metrics of an alignment.
     """
 
     model: Model
@@ -58,3 +59,4 @@ class TrainingJob:
     adapters: tuple[str, ...] = ()
     task: RecordTask | None = None
     chats: bool = False
+    watch: Watch | None = None

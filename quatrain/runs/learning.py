@@ -24,10 +24,11 @@ from quatrain.adapters.peft_files import check_writable, group, save_adapter
 from quatrain.adapters.peft_layers import file_layers
 from quatrain.adapters.settings import PROMPT_METHODS, AdapterSettings
 from quatrain.adapters.trainable_tokens import train_tokens
+from quatrain.alignment.watch import Watch
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear
 from quatrain.core.errors import InputError
-from quatrain.core.progress import MetricsLog, Reporter
+from quatrain.core.progress import MetricsLog, Reporter, read_metrics
 from quatrain.core.tracking import Trackers
 from quatrain.models.hub import BASE
 from quatrain.models.io import model_folder
@@ -170,12 +171,15 @@ def train(
         trackers(context, resume_step) as tracked,
         context.reporter.task(context.name, total=steps) as task,
     ):
+        if learning.watch is not None and resume_step:
+            entries = read_metrics(context.metrics_path)
+            learning.watch.replay(entry for entry in entries if entry.get("stage") == context.name)
         hooks = Hooks(
             save=save,
             load=load,
             validate=learning.validate,
             sample=learning.sample,
-            log=log_to(log, tracked, context.reporter),
+            log=log_to(log, tracked, context.reporter, learning.watch),
             progress=task.update,
             resumed=lambda step: context.reporter.info(f"{context.name} resumes at step {step:,} of {steps:,}."),
             warn=context.reporter.warn,
@@ -213,7 +217,8 @@ def train(
             "steps": result.steps,
             "memory": result.memory,
             "metrics": result.metrics,
-        },
+        }
+        | ({} if learning.watch is None else {"alarms": [alarm.as_dict() for alarm in learning.watch.alarms]}),
     )
 
 
@@ -238,10 +243,19 @@ def trackers(context: StageContext, resume_step: int) -> Trackers:
     )
 
 
-def log_to(log: MetricsLog | None, tracked: Trackers, reporter: Reporter) -> Callable[[dict[str, Any]], None]:
-    """A function that writes the trainer's entries to `metrics.jsonl` and the trackers, and shows the first sample."""
+def log_to(
+    log: MetricsLog | None, tracked: Trackers, reporter: Reporter, watch: Watch | None = None
+) -> Callable[[dict[str, Any]], None]:
+    """A function that writes the trainer's entries to `metrics.jsonl` and the trackers, and shows the first sample.
+
+    An entry that raises alarms of the `watch` gets them as `alarms`, and they are shown as warnings.
+    """
 
     def write(entry: dict[str, Any]) -> None:
+        if watch is not None and (alarms := watch.update(entry)):
+            entry = entry | {"alarms": [alarm.as_dict() for alarm in alarms]}
+            for alarm in alarms:
+                reporter.warn(f"step {alarm.step:,}: {alarm.text}")
         if entry.get("samples"):
             first = entry["samples"][0]
             preview = " ".join(f"{first['prompt']} → {first['output']}".split())
