@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.alignment.watch import SIGNIFICANT, WINDOW, Watch, normal_quantile, shift
+from quatrain.core.progress import MetricsLog, SilentReporter, read_metrics
+from quatrain.core.tracking import Trackers
+from quatrain.runs.learning import log_to
 
 NORMAL = {
     "reward": (0.4, 0.1),
@@ -229,3 +232,21 @@ def test_shift_is_welchs_statistic():
     assert shift(before, after).z == pytest.approx(normal_quantile(test.statistic, test.df))
     assert shift(before, after, correlation=0.6).z == pytest.approx(normal_quantile(test.statistic / 2, test.df))
     assert shift([1, 1, 1], [1, 1, 1]).z == 0 and shift([1, 1, 1], [2, 2, 2]).z == math.inf > SIGNIFICANT
+
+
+def test_an_alarm_is_shown_and_logged_with_its_step(tmp_path):
+    class Shown(SilentReporter):
+        warnings: list[str] = []
+
+        def warn(self, text):
+            self.warnings.append(text)
+
+    trackers = Trackers((), tmp_path, run="r", stage="02-ppo", config={}, resume_step=0, warn=print)
+    with MetricsLog(tmp_path / "metrics.jsonl", "02-ppo") as log:
+        write = log_to(log, trackers, Shown(), Watch())
+        for step in range(1, 9):
+            write({"step": step, "reward": 0.0, "reward_std": 0.0})
+    logged = [entry.get("alarms", []) for entry in read_metrics(tmp_path / "metrics.jsonl")]
+    assert [len(alarms) for alarms in logged] == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert logged[4][0]["kind"] == "constant_reward" and logged[4][0]["step"] == 5
+    assert Shown.warnings == [f"step 5: {logged[4][0]['text']}"]

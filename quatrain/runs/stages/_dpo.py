@@ -13,6 +13,7 @@ from typing import Any
 
 from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
 from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
+from quatrain.alignment.watch import Watch
 from quatrain.core.errors import InputError
 from quatrain.evaluation.evaluate import evaluate
 from quatrain.generation.engine import Engine
@@ -68,7 +69,7 @@ def _run(
         weights.close()
     objective = DPO(beta=settings.beta, sft_weight=settings.sft_weight, pad_id=pad_id)
     data = TrainingData(*example_stream(settings, context, examples), examples)
-    job = training_job(settings, model, tokenizer, objective, data, limit=limit, notes=notes)
+    job = training_job(settings, model, tokenizer, objective, data, limit=limit, notes=notes, watch=Watch())
     _, result = learn(job, context, check=False)
     if task is not None and before is not None:
         after = _development_score(context, task, model, tokenizer)
