@@ -36,6 +36,8 @@ ROWS = 64
 """Texts in one batch of an encoder-decoder."""
 SAMPLES = 12
 """The number of samples of each set, evenly spread."""
+CONFIDENT = 0.8
+"""An answer of at least this confidence counts as confident."""
 NAMED = 3
 """Examples without a valid reference that an error names."""
 
@@ -44,7 +46,8 @@ NAMED = 3
 class Evaluation:
     """Scores of one set of examples, the main metric first, with those of the dumb baseline on the same examples.
 
-    `details` explain the metrics, such as a confusion matrix. `tokens` is the number generated in `seconds`.
+    `details` explain the metrics, such as a confusion matrix. `kinds` has for each kind of example how many are `right`
+    and their `count`. `tokens` is the number generated in `seconds`.
     """
 
     scores: dict[str, float]
@@ -53,6 +56,7 @@ class Evaluation:
     baseline: dict[str, float] = field(default_factory=dict)
     baseline_name: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, dict[str, int]] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
 
@@ -91,7 +95,8 @@ def evaluate(
     completions, notes = complete(engine, task, examples, params or SamplingParams(), as_text=as_text)
     seconds = time.perf_counter() - started
     progress(len(completions))
-    evaluation = judge(task, name, examples, [completion.text for completion in completions])
+    confidences = [task.confidence(completion) for completion in completions]
+    evaluation = judge(task, name, examples, [completion.text for completion in completions], confidences)
     evaluation.notes[:0] = notes
     evaluation.baseline = baseline_scores(task, name, examples, lambda: _judged_baseline(task, name, examples))
     evaluation.baseline_name = task.baseline_name
@@ -297,10 +302,17 @@ def complete(
     return completions, notes if long else []
 
 
-def judge(task: Task[Any], name: str, examples: Sequence[Any], completions: Sequence[str]) -> Evaluation:
+def judge(
+    task: Task[Any],
+    name: str,
+    examples: Sequence[Any],
+    completions: Sequence[str],
+    confidences: Sequence[float | None] = (),
+) -> Evaluation:
     """The mean of each metric over the examples that can be judged, their `count`, and samples evenly spread.
 
-    A note says how many references are invalid. Raises InputError where all are.
+    With `confidences` also the share of confident answers, and how many of these are right. A note says how many
+    references are invalid. Raises InputError where all are.
     """
     answers = [task.answer(completion) for completion in completions]
     judged = [
@@ -329,9 +341,29 @@ def judge(task: Task[Any], name: str, examples: Sequence[Any], completions: Sequ
             "correct": score.correct,
             "detail": score.detail,
         }
-        for example, answer, score in spread(valid, SAMPLES)
+        for example, answer, score in spread([] if name in task.hidden else valid, SAMPLES)
     ]
-    return Evaluation(mean([score for _, _, score in valid]), samples, notes)
+    scores = mean([score for _, _, score in valid])
+    if confidences and None not in confidences:
+        pairs = [(row, level or 0.0) for row, level in zip(judged, confidences, strict=True) if row[2].valid]
+        sure = [score.correct for (_, answer, score), level in pairs if answer and level >= CONFIDENT]
+        count = scores.pop("count")
+        scores["confident_share"] = len(sure) / len(valid)
+        if sure:
+            scores["confident_accuracy"] = sum(sure) / len(sure)
+        scores["count"] = count
+    return Evaluation(scores, samples, notes, kinds=_kinds(task, valid))
+
+
+def _kinds(task: Task[Any], judged: Sequence[tuple[Any, str, Score]]) -> dict[str, dict[str, int]]:
+    """How many examples of each kind are right, and their count; the kind with most errors first."""
+    kinds: dict[str, dict[str, int]] = {}
+    for example, _, score in judged:
+        if kind := task.kind(example):
+            counts = kinds.setdefault(kind, {"right": 0, "count": 0})
+            counts["right"] += score.correct
+            counts["count"] += 1
+    return dict(sorted(kinds.items(), key=lambda item: item[1]["right"] - item[1]["count"]))
 
 
 def mean(scores: Sequence[Score]) -> dict[str, float]:

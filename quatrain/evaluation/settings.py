@@ -10,9 +10,21 @@ from quatrain.core.settings import Listing, Settings
 
 
 class EvaluateSettings(Settings):
-    """Scores `examples` examples of each held-out set, and samples each prompt at each temperature."""
+    """Scores `examples` examples of each held-out set, and samples each prompt at each temperature.
+
+    `questions` are those of people to `data.database`: a JSONL file of records with `question` and `query`, or with the
+    list of `accepted` statements. They are only scored. Of these, up to five times `examples` are.
+    """
 
     examples: int = Field(default=200, ge=1)
+    questions: str | None = Field(
+        default=None, min_length=1, description="a JSONL file of people's questions to data.database, only scored"
+    )
     prompts: Listing[str] = ()
     temperatures: Listing[Annotated[float, Field(ge=0, le=10)]] = (0.8,)
     max_new_tokens: int = Field(default=120, ge=1)
+
+    @property
+    def people(self) -> int:
+        """The most questions by people that are scored: there are few, and each counts."""
+        return 5 * self.examples

@@ -59,7 +59,8 @@ def preview(settings: Settings, context: StageContext, model: Model, tokenizer: 
     params = SamplingParams(max_new_tokens=context.recipe.evaluate.max_new_tokens, seed=context.seed)
     task = generated_task(context, settings)
     if task is not None:
-        pairs = [(name, example) for name, examples in task.held_out.items() for example in examples[:PREVIEW_SAMPLES]]
+        shown = {name: examples for name, examples in task.held_out.items() if name not in task.hidden}
+        pairs = [(name, example) for name, examples in shown.items() for example in examples[:PREVIEW_SAMPLES]]
         examples = [example for _, example in pairs]
         completions, _ = complete(engine, task, examples, params, as_text=_continues_text(settings))
         return [
@@ -88,7 +89,6 @@ def _held_out_sets(
     tokens = seconds = 0.0
     with task:
         for name, examples in task.held_out.items():
-            examples = examples[: context.recipe.evaluate.examples]
             if not examples:
                 result.notes.append(f"{name}: the data gives no example for this set")
                 continue

@@ -11,7 +11,7 @@ from typing import Any
 from quatrain.runs.settings import UNMARKED_KEYS, RecipeSettings, to_dict
 from quatrain.runs.stages import spec_of
 
-DATA_VERSION = 2
+DATA_VERSION = 3
 """Raised when generated data, templates or a stage change, so that older results are redone."""
 
 

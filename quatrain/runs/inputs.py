@@ -37,6 +37,7 @@ def input_paths(recipe: RecipeSettings) -> dict[str, Path]:
     named: dict[str, str | None] = {
         "tokenizer.path": recipe.tokenizer.path,
         "model.folder": None if folder is None or is_of_hub(folder) else folder,
+        "evaluate.questions": recipe.evaluate.questions,
     }
     for place, data in _data_places(recipe).items():
         for key, source in _sources(data).items():

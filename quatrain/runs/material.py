@@ -204,7 +204,10 @@ def generated_task(context: StageContext, stage: Settings) -> Task[Any] | None:
         return None
     key = f"task:{data.database}:{data.examples}"
     if key not in context.shared:
-        settings = GenerateSettings(context.folder, context.seed, context.recipe.evaluate.examples)
+        limits = context.recipe.evaluate
+        settings = GenerateSettings(
+            context.folder, context.seed, limits.examples, questions=limits.questions, people=limits.people
+        )
         context.shared[key] = task = generated(data, settings)
         for note in task.notes if task is not None else ():
             context.reporter.info(note)

@@ -112,7 +112,8 @@ class StageResult:
     held-out set to its metrics, such as
     `{"new values": {"execution_accuracy": 0.97, "exact_match": 0.95, "count": 200}}`. `samples` are dictionaries with
     `set`, `prompt`, `reference`, `output`, `correct`, `detail`, `temperature`. `baselines` maps the same
-    sets to the scores of the task's dumb baseline, and its `name`. `compressed` tells the report to compare
+    sets to the scores of the task's dumb baseline, and its `name`. `kinds` maps them to how many examples of each kind
+    are right: `{"questions by people": {"join2": {"right": 7, "count": 8}}}`. `compressed` tells the report to compare
     size and speed with the model of the stage before.
     """
 
@@ -129,6 +130,7 @@ class StageResult:
     compressed: bool | None = None
     scores: dict[str, dict[str, float]] | None = None
     baselines: dict[str, dict[str, Any]] | None = None
+    kinds: dict[str, dict[str, dict[str, int]]] | None = None
     samples: list[dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -144,6 +146,8 @@ class StageResult:
         if evaluation.baseline:
             named = {"name": evaluation.baseline_name} | evaluation.baseline
             self.baselines = (self.baselines or {}) | {name: named}
+        if evaluation.kinds:
+            self.kinds = (self.kinds or {}) | {name: evaluation.kinds}
         reporter.score(name, evaluation.scores, evaluation.baseline)
 
     def as_dict(self) -> dict[str, Any]:

@@ -62,6 +62,18 @@ def score_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[l
     return ["after", *sets, *(_COLUMNS[key] for key in extra)], rows
 
 
+def wrong_by_kind(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each set whose examples have kinds, how many of each kind the last evaluated model gets wrong."""
+    kinds: Mapping[str, Any] = next((result["kinds"] for result in reversed(results) if result.get("kinds")), {})
+    lines = []
+    for name, counts in kinds.items():
+        wrong = [(kind, each["count"] - each["right"], each["count"]) for kind, each in counts.items()]
+        listed = ", ".join(f"{kind} {failed} of {count}" for kind, failed, count in wrong if failed)
+        if listed:
+            lines.append(f"{name}, wrong: {listed}")
+    return lines
+
+
 def _baseline(name: str, results: Sequence[Mapping[str, Any]]) -> str:
     """The dumb baseline's value of the metric that stands for a set in the table."""
     for result in results:
@@ -96,6 +108,8 @@ def _scores(run: Run, reporter: Reporter) -> None:
     columns, rows = score_table(run.results)
     if rows:
         reporter.table("Scores", columns, rows)
+    for line in wrong_by_kind(run.results):
+        reporter.info(line)
 
 
 def _next(run: Run, reporter: Reporter) -> None:
@@ -205,5 +219,6 @@ def _card(run: Run) -> str:
     if rows:
         lines += ["## Scores", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += ["", *(f"- {line}" for line in wrong_by_kind(run.results))]
         lines.append("")
     return "\n".join(lines)

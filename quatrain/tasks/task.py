@@ -22,6 +22,7 @@ from quatrain.data.settings import DataSettings
 if TYPE_CHECKING:
     from quatrain.data.batches import TokenExample
     from quatrain.data.corpus import DataParts
+    from quatrain.generation.engine import Completion
     from quatrain.tokenizers.tokenizer import Tokenizer
 
 Example = TypeVar("Example")
@@ -90,6 +91,8 @@ class Task(ABC, Generic[Example]):
         """Examples to learn from and to choose by, such as "train" and "development"."""
         self.held_out: Mapping[str, Sequence[Example]] = {}
         """Examples that only evaluation sees, by the name of the set."""
+        self.hidden: frozenset[str] = frozenset()
+        """Names of held-out sets that are only ever scored: no sample of them is shown."""
         self.baseline_scores: dict[str, tuple[Sequence[Example], dict[str, float]]] = {}
         """The scores of the dumb baseline on the examples of a set, so that a run computes them once."""
         self.notes: list[str] = []
@@ -134,6 +137,14 @@ class Task(ABC, Generic[Example]):
     @abstractmethod
     def score(self, example: Example, completion: str) -> Score:
         """Judge one completion."""
+
+    def kind(self, example: Example) -> str:
+        """The kind of example by which evaluation also counts what is right; "" for none."""
+        return ""
+
+    def confidence(self, completion: Completion) -> float | None:
+        """How sure the model is of a completion, from 0 to 1; None where the task does not measure it."""
+        return None
 
     def answered(self, example: Example) -> bool:
         """Whether the example has a reference."""
@@ -312,6 +323,10 @@ class GenerateSettings:
     seed: int = 0
     held_out: int = 200
     """Examples of each held-out set."""
+    questions: str | None = None
+    """A file of the user's own questions, which are only scored."""
+    people: int | None = None
+    """The most questions by people in one set; None for all."""
 
 
 class TaskSpec(Protocol):

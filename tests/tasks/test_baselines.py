@@ -121,10 +121,10 @@ def test_generated_sql_answers_with_the_commonest_statement(tmp_path: Path):
     task = generated(DataSettings(database="shop", examples=60), GenerateSettings(tmp_path, held_out=6))
     assert task is not None and generated(DataSettings(source="the-verdict"), GenerateSettings(tmp_path)) is None
     with task:
-        examples = task.held_out["new values"]
+        examples = task.held_out["generated: new values"]
         assert len(set(task.baseline(examples))) == 1
-        assert judge(task, "new values", examples, [example.sql for example in examples]).main == 1
-        assert judge(task, "new values", examples, task.baseline(examples)).main < 1
+        assert judge(task, "generated: new values", examples, [example.sql for example in examples]).main == 1
+        assert judge(task, "generated: new values", examples, task.baseline(examples)).main < 1
         assert task.reward(examples[:1], [f"```sql\n{examples[0].sql}\n```"]) == [1]
 
 

@@ -75,6 +75,23 @@ class StageRecord:
         return {name: metrics for name, metrics in known.items() if metrics}
 
     @property
+    def kinds(self) -> dict[str, dict[str, dict[str, int]]]:
+        """How many examples of each kind are `right`, and their `count`, by held-out set."""
+        known = self.result.get("kinds")
+        sets = known if isinstance(known, dict) else {}
+        return {
+            str(name): {
+                str(kind): {"right": int(right), "count": int(count)}
+                for kind, each in kinds.items()
+                if isinstance(each, dict)
+                and (right := finite(each.get("right"))) is not None
+                and (count := finite(each.get("count"))) is not None
+            }
+            for name, kinds in sets.items()
+            if isinstance(kinds, dict)
+        }
+
+    @property
     def samples(self) -> list[dict[str, Any]]:
         """The samples that are dictionaries."""
         samples = self.result.get("samples")

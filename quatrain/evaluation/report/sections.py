@@ -41,6 +41,7 @@ def page(run: RunRecord) -> dict[str, Any]:
         "tiles": _tiles(run, names),
         "curves": _curves(run, names),
         "scores": _scores(run, names),
+        "kinds": _kinds(run, names),
         "training_samples": training_samples(run.stages, names),
         "confusions": confusions(run.stages, names),
         "samples": samples(run.stages, names),
@@ -105,7 +106,7 @@ def _tiles(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]]:
     scored = [stage for stage in run.stages if stage.scores]
     if scored:
         first, last = scored[0], scored[-1]
-        for name, metrics in list(last.scores.items())[:4]:
+        for name, metrics in list(last.scores.items())[:6]:
             key = _main_metric([metrics])
             start = first.scores.get(name, {}).get(key)
             note = plain(key)
@@ -227,6 +228,21 @@ def _scores(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
             cells = [metric(key, value) for value in (baseline.get(key), *values)]
             rows.append({"set": held_out, "metric": plain(key), "values": cells})
     return {"charts": charts, "stages": ["dumb baseline", *(names[stage.name] for stage in scored)], "rows": rows}
+
+
+def _kinds(run: RunRecord, names: dict[str, str]) -> dict[str, Any] | None:
+    """How many examples of each kind are right after each stage."""
+    stages = [stage for stage in run.stages if stage.kinds]
+    rows = [
+        {"set": held_out, "kind": kind, "values": [_right(stage.kinds.get(held_out, {}).get(kind)) for stage in stages]}
+        for held_out, kinds in (stages[-1].kinds.items() if stages else ())
+        for kind in kinds
+    ]
+    return {"stages": [names[stage.name] for stage in stages], "rows": rows} if rows else None
+
+
+def _right(counts: dict[str, int] | None) -> str:
+    return f"{counts['right']:,} of {counts['count']:,}" if counts else "–"
 
 
 def _score_chart(having: list[StageRecord], held_out: str, main: str, names: dict[str, str]) -> str:

@@ -118,7 +118,8 @@ def metric(name: str, value: float | None) -> str:
 
 def is_share(name: str, values: tuple[float, ...]) -> bool:
     """Whether a metric is a share of one, by its name and its values."""
-    named = any(word in name.lower() for word in ("accuracy", "match", "rate", "f1", "precision", "recall", "valid"))
+    words = ("accuracy", "match", "rate", "f1", "precision", "recall", "valid", "share")
+    named = any(word in name.lower() for word in words)
     return named and all(0 <= value <= 1 for value in values)
 
 

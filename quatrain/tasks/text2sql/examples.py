@@ -6,10 +6,14 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from quatrain.tasks.task import Score
 from quatrain.tasks.text2sql.conditions import Draw
 from quatrain.tasks.text2sql.frames import FRAMES
+from quatrain.tasks.text2sql.judge import execution_match, normalise, reference_error
 from quatrain.tasks.text2sql.naming import is_plural
+from quatrain.tasks.text2sql.sandbox import Connection
 from quatrain.tasks.text2sql.shapes import Combination, Shape
 from quatrain.tasks.text2sql.shapes.queries import OUTPUTS
 from quatrain.tasks.text2sql.splits import identify
@@ -34,8 +38,46 @@ class Example:
     combination: tuple[str, ...]
     values: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """No kind: the generator's questions are not counted by kind."""
+        return ""
 
-def messages(example: Example) -> list[dict[str, str]]:
+    def score(self, connection: Connection, statement: str) -> Score:
+        """Judge a statement by its rows, and by its text."""
+        verdict = execution_match(connection, self.sql, statement)
+        exact = normalise(self.sql) == normalise(statement)
+        metrics = {"execution_accuracy": float(verdict.correct), "exact_match": float(exact)}
+        return Score(metrics, verdict.detail, verdict.judged)
+
+    def error(self, connection: Connection) -> str | None:
+        """Why the example cannot be judged; None where it can."""
+        return reference_error(connection, self.sql)
+
+
+class SQLExample(Protocol):
+    """What the task asks of an example: those of the generator, and the questions of people."""
+
+    @property
+    def question(self) -> str:
+        """The question in English."""
+
+    @property
+    def sql(self) -> str:
+        """The statement that answers it."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of question, by which evaluation counts; "" for none."""
+
+    def score(self, connection: Connection, statement: str) -> Score:
+        """Judge a statement."""
+
+    def error(self, connection: Connection) -> str | None:
+        """Why the example cannot be judged; None where it can."""
+
+
+def messages(example: SQLExample) -> list[dict[str, str]]:
     """The example as a conversation of one turn each."""
     return [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.sql}]
 

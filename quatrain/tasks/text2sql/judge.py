@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any
 
 from quatrain.tasks.text2sql.sandbox import Connection, Result
@@ -22,6 +24,8 @@ _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
 _GOLD_CACHE = 4096
 _GOLD_BYTES = 64_000_000
 _JUDGED_ROWS = 20_000
+_CHOICES = 120
+"""The most choices of columns that are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,59 @@ def execution_match(connection: Connection, gold_sql: str, predicted_sql: str) -
     if ordered and _equal(gold.rows, predicted.rows, False):
         return Verdict(False, "the same rows in another order")
     return Verdict(False, "other values")
+
+
+def accepted_match(
+    connection: Connection, accepted: Sequence[str], predicted_sql: str, *, ordered: bool, extra: bool
+) -> Verdict:
+    """Judge `predicted_sql` against several statements, each of which is a right answer.
+
+    Columns may come in any order. Rows must come in the order of an accepted answer only with `ordered`. With `extra`
+    the prediction may have further columns. An answer of nothing but NULL and 0 is matched by its statement alone.
+    """
+    golds = [(sql, gold) for sql in accepted if (gold := _gold(connection, sql)).error is None and not gold.truncated]
+    if not golds:
+        error = _gold(connection, accepted[0]).error or "the answer is too long to compare"
+        return Verdict(False, f"the reference itself fails: {error}", judged=False)
+    if any(normalise(sql) == normalise(predicted_sql) for sql, _ in golds):
+        return Verdict(True, "the same statement")
+    predicted = connection.execute(predicted_sql, rows=_JUDGED_ROWS, exact=True)
+    if predicted.error is not None:
+        return Verdict(False, predicted.error)
+    answers = [gold for _, gold in golds if not is_empty(gold)]
+    if any(_holds(gold.rows, predicted.rows, ordered, extra) for gold in answers):
+        return Verdict(True, "the same answer")
+    if ordered and any(_holds(gold.rows, predicted.rows, False, extra) for gold in answers):
+        return Verdict(False, "the same rows in another order")
+    counts = sorted({len(gold.rows) for _, gold in golds})
+    if len(predicted.rows) not in counts:
+        return Verdict(False, f"{len(predicted.rows)} rows instead of {' or '.join(map(str, counts))}")
+    return Verdict(False, "other columns or values")
+
+
+def has_rows(connection: Connection, accepted: Sequence[str]) -> bool:
+    """Whether one of the accepted statements returns rows."""
+    return any(_gold(connection, sql).rows for sql in accepted)
+
+
+def _holds(
+    gold: tuple[tuple[Any, ...], ...], predicted: tuple[tuple[Any, ...], ...], ordered: bool, extra: bool
+) -> bool:
+    """Whether some choice and order of the predicted columns gives the gold rows."""
+    width = len(gold[0])
+    if len(gold) != len(predicted) or len(predicted[0]) < width or (len(predicted[0]) > width and not extra):
+        return False
+    columns = range(len(predicted[0]))
+    candidates = [
+        [column for column in columns if _equal(_project(gold, (place,)), _project(predicted, (column,)), ordered)]
+        for place in range(width)
+    ]
+    choices = (choice for choice in product(*candidates) if len(set(choice)) == width)
+    return any(_equal(gold, _project(predicted, choice), ordered) for choice in islice(choices, _CHOICES))
+
+
+def _project(rows: tuple[tuple[Any, ...], ...], columns: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
+    return tuple(tuple(row[column] for column in columns) for row in rows)
 
 
 def reference_error(connection: Connection, gold_sql: str) -> str | None:

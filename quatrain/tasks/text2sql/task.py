@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quatrain.core.errors import InputError
 from quatrain.core.reading import user_path
@@ -14,34 +16,48 @@ from quatrain.data.settings import DataSettings
 from quatrain.tasks.task import GenerateSettings, Score, Task
 from quatrain.tasks.text2sql.databases import schema_text, tables_of
 from quatrain.tasks.text2sql.dataset import Text2SQL
-from quatrain.tasks.text2sql.examples import Example, messages
-from quatrain.tasks.text2sql.judge import reference_error
+from quatrain.tasks.text2sql.examples import SQLExample, messages
 from quatrain.tasks.text2sql.naming import named
-from quatrain.tasks.text2sql.questions import SQLQuestions, databases_of, prompt, score
+from quatrain.tasks.text2sql.people import PEOPLE, last_word, sets_for, words
+from quatrain.tasks.text2sql.questions import SQLQuestions, databases_of, prompt
 from quatrain.tasks.text2sql.sandbox import Connection, Result
 from quatrain.tasks.text2sql.shop import create_shop
 from quatrain.tasks.text2sql.statements import statement_of
 
+if TYPE_CHECKING:
+    from quatrain.generation.engine import Completion
+
 SHOP = "shop"
 """The value of `data.database` for the generated shop."""
+GENERATED = "generated: "
+"""Begins the names of held-out sets whose questions come from the generator that also writes the training questions."""
 INVENTED_VALUES = 0.5
 """Share of training questions with invented values, which a model must copy and cannot memorize."""
 
 
-class GeneratedSQL(Task[Example]):
-    """Questions generated for one database (`Text2SQL`): train, practice, development, and three held-out sets."""
+class GeneratedSQL(Task[SQLExample]):
+    """Questions generated for one database (`Text2SQL`), and held-out sets: questions by people first, if any.
+
+    The splits train, practice and development, and the documents, hold generated questions only. So do the held-out
+    sets named "generated: ...". Of "questions by people" no sample is shown, so that nobody tunes a model to them.
+    """
 
     name = "sql"
     baseline_name = "the statement asked most often in training"
     reference_name = "SQL"
 
-    def __init__(self, path: Path, dataset: Text2SQL):
+    def __init__(self, path: Path, dataset: Text2SQL, questions: str | None = None, limit: int | None = None):
+        """`questions` is a file of questions by people, of which at most `limit` are scored."""
         super().__init__()
         self.path, self.dataset = path, dataset
-        self.splits = {"train": dataset.train, "practice": dataset.practice, "development": dataset.development}
-        self.held_out = {**dataset.held_out}
-        self.notes = dataset.notes
         self._connection: Connection | None = None
+        people, notes = sets_for(path, self.connection, questions, limit)
+        self._asked = {words(each.question) for examples in people.values() for each in examples} - {""}
+        splits = {"train": dataset.train, "practice": dataset.practice, "development": dataset.development}
+        self.splits = {name: [each for each in split if self._is_new(each.question)] for name, split in splits.items()}
+        self.held_out = {**people, **{GENERATED + name: examples for name, examples in dataset.held_out.items()}}
+        self.hidden = frozenset({PEOPLE})
+        self.notes = [*dataset.notes, *notes]
 
     @property
     def connection(self) -> Connection:
@@ -55,27 +71,42 @@ class GeneratedSQL(Task[Example]):
             self._connection.close()
             self._connection = None
 
-    def messages(self, example: Example) -> list[dict[str, str]]:
+    def messages(self, example: SQLExample) -> list[dict[str, str]]:
         return messages(example)
 
-    def text_prompt(self, example: Example) -> str:
+    def kind(self, example: SQLExample) -> str:
+        return example.kind
+
+    def confidence(self, completion: Completion) -> float | None:
+        """The model's probability of the whole statement; 0 for one that did not end."""
+        return math.exp(sum(completion.logprobs)) if completion.finish_reason == "stop" else 0.0
+
+    def text_prompt(self, example: SQLExample) -> str:
         return f"Question: {example.question}\nSQL:"
 
     def answer(self, completion: str) -> str:
         return statement_of(completion)
 
-    def score(self, example: Example, completion: str) -> Score:
-        return score(self.connection, example.sql, completion)
+    def score(self, example: SQLExample, completion: str) -> Score:
+        return example.score(self.connection, self.answer(completion))
 
-    def reference_error(self, example: Example) -> str | None:
-        return reference_error(self.connection, example.sql)
+    def reference_error(self, example: SQLExample) -> str | None:
+        return example.error(self.connection)
 
-    def baseline(self, examples: Sequence[Example]) -> list[str]:
+    def baseline(self, examples: Sequence[SQLExample]) -> list[str]:
         common = Counter(example.sql for example in self.splits["train"]).most_common(1)
         return [common[0][0] if common else ""] * len(examples)
 
     def documents(self) -> Iterator[str]:
-        return self.dataset.documents()
+        last = {question.rpartition(" ")[2] for question in self._asked}
+        for text in self.dataset.documents():
+            lines = [line for line in text.splitlines() if last_word(line) in last]  # most lines end here: it is cheap
+            if all(self._is_new(line) and self._is_new(line.partition(":")[2]) for line in lines):
+                yield text
+
+    def _is_new(self, question: str) -> bool:
+        """Whether no person asks this question. The generator may write one by chance; it is then left out."""
+        return not question or words(question) not in self._asked
 
 
 class OpenDatabase:
@@ -128,7 +159,7 @@ class Text2SQLSpec:
             held_out=settings.held_out,
             made_up=INVENTED_VALUES,
         )
-        return GeneratedSQL(path, dataset)
+        return GeneratedSQL(path, dataset, settings.questions, settings.people)
 
     @contextmanager
     def database(self, path: Path, *, rows: int, size: int, show_schema: bool) -> Iterator[OpenDatabase]:
@@ -145,7 +176,7 @@ def database_path(data: DataSettings, settings: GenerateSettings) -> Path:
         return user_path(str(data.database), "data.database")
     path = settings.folder / "shop.sqlite"
     if not path.exists():
-        create_shop(path, seed=settings.seed)
+        create_shop(path)
     return path
 
 
