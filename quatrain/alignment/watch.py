@@ -337,7 +337,7 @@ def collapsed(watch: Watch) -> Iterator[Alarm]:
     series, entropy = watch.series.get("entropy"), watch.since_start("entropy")
     if series is None or entropy is None or entropy.after > 0.2 * entropy.before:
         return
-    if max(series.last()) >= min(series.window(0)):
+    if len(series.values) < 2 * WINDOW or max(series.last()) >= min(series.window(0)):
         return
     spread, reward = watch.since_start("reward_std"), watch.series.get("reward")
     if watch.learned() and (watch.gains() or (spread is not None and spread.after < 0.25 * spread.before)):
