@@ -25,7 +25,8 @@ def source_settings(source: str, databases: str | None = None) -> DataSettings:
 
 
 class DataSettings(Settings):
-    """The training data of a recipe: exactly one of `source` and `database` (the recipe checks that one is given).
+    """The training data of a recipe: exactly one of `source`, `database` and `task` (the recipe checks that one is
+    given).
 
     `dev` is a source for validation, instead of a share of `source`; `test` is a source for the final scores. Both have
     the same format and columns as `source`.
@@ -46,6 +47,9 @@ class DataSettings(Settings):
     test_split: str | None = Field(default=None, min_length=1, description="of a data set of Hugging Face")
     streaming: bool = Field(default=False, description="read during training; only a block is in memory")
     database: str | None = Field(default=None, min_length=1, description='"shop", or the path of a SQLite file')
+    task: str | None = Field(
+        default=None, min_length=1, description="a task that generates its examples, such as arithmetic"
+    )
     databases: str | None = Field(
         default=None,
         min_length=1,
@@ -53,17 +57,26 @@ class DataSettings(Settings):
     )
     preferences: str | None = Field(default=None, min_length=1, description="a file of preference pairs, for DPO")
     examples: int = Field(
-        default=20_000, ge=1, le=10_000_000, description="number of training questions to generate for a database"
+        default=20_000, ge=1, le=10_000_000, description="number of training examples that a database or task generates"
     )
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the data for validation")
 
+    @property
+    def generates(self) -> bool:
+        """Whether a task generates the examples, for a database or from nothing."""
+        return self.database is not None or self.task is not None
+
     def conflicts(self) -> Iterator[Problem]:
-        if self.source is not None and self.database is not None:
+        origins = {name: getattr(self, name) for name in ("source", "database", "task")}
+        given = {name: value for name, value in origins.items() if value is not None}
+        if len(given) > 1:
+            shown = " and ".join(f'{name} = "{value}"' for name, value in given.items())
+            remove = " or ".join(f"data.{name}=none" for name in given)
             yield Problem(
                 (),
-                f'source = "{self.source}" and database = "{self.database}"; must have exactly one of source and '
-                "database: remove one (on the command line data.source=none or data.database=none)",
-                (("source",), ("database",)),
+                f"{shown}; must have exactly one of source, database and task: remove one (on the command line "
+                f"{remove})",
+                tuple((name,) for name in given),
             )
         if self.columns:
             try:

@@ -200,9 +200,9 @@ def generated_task(context: StageContext, stage: Settings) -> Task[Any] | None:
     from quatrain.tasks.task import GenerateSettings, generated
 
     data = context.recipe.data_of(stage)
-    if data.database is None:
+    if not data.generates:
         return None
-    key = f"task:{data.database}:{data.examples}"
+    key = f"task:{data.task or data.database}:{data.examples}"
     if key not in context.shared:
         limits = context.recipe.evaluate
         settings = GenerateSettings(

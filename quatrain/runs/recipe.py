@@ -62,14 +62,20 @@ class Recipe(RecipeSettings):
     def _data_conflicts(self) -> Iterator[Problem]:
         for index, stage in enumerate(self.stage):
             data = self.data_of(stage)
-            if "data" in spec_of(stage).needs(stage, self) and data.source is None and data.database is None:
+            if "data" in spec_of(stage).needs(stage, self) and data.source is None and not data.generates:
                 yield Problem(
                     ("data",),
-                    f"has neither source nor database, which stage[{index}] ({stage.kind}) needs; must have exactly "
-                    'one, such as source = "my.txt"',
-                    (("data", "source"), ("data", "database"), ("stage", index)),
+                    f"has neither source, database nor task, which stage[{index}] ({stage.kind}) needs; must have "
+                    'exactly one, such as source = "my.txt"',
+                    (("data", "source"), ("data", "database"), ("data", "task"), ("stage", index)),
                 )
                 return
+            if data.task is not None:
+                from quatrain.tasks.task import generating_names
+
+                if data.task not in (names := generating_names()):
+                    yield Problem(("data", "task"), f"{format_value(data.task)}; must be one of {', '.join(names)}")
+                    return
 
     def _order_conflicts(self) -> Iterator[Problem]:
         """Stages that come before what they need, or after what forbids them."""

@@ -39,8 +39,8 @@ def check(settings: Any, data: DataSettings) -> None:
     if settings.train.packing:
         problems.append("train.packing: true; examples of a stream cannot be packed: leave it out")
     problems += settings.streaming_problems()
-    if data.database is not None:
-        problems.append("data.streaming: true; generated questions cannot be streamed: leave it out")
+    if data.generates:
+        problems.append("data.streaming: true; generated examples cannot be streamed: leave it out")
     if problems:
         raise InputError("data.streaming = true does not work with:", problems)
 

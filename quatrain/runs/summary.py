@@ -151,7 +151,7 @@ def _done_already(run: Run, words: Sequence[str]) -> bool:
     shipped = load(words[2])
     if [stage.kind for stage in shipped.stage] != [stage.kind for stage in run.recipe.stage]:
         return False  # The hint is about another recipe.
-    keys = {word.partition("=")[0] for word in words[3:]} & {"data.source", "data.database"}
+    keys = {word.partition("=")[0] for word in words[3:]} & {"data.source", "data.database", "data.task"}
     return any(getattr(shipped.data, key[5:]) != getattr(run.recipe.data, key[5:]) for key in keys)
 
 
@@ -199,7 +199,7 @@ def _size(path: Path) -> int:
 
 def _card(run: Run) -> str:
     recipe = run.recipe
-    source = recipe.data.source or recipe.data.database or "the data of its stages"
+    source = recipe.data.source or recipe.data.database or recipe.data.task or "the data of its stages"
     shape = recipe.model.folder or (
         f"{recipe.model.family} family, {recipe.model.num_hidden_layers} layers, {recipe.model.hidden_size} wide"
     )

@@ -15,7 +15,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from quatrain.data.settings import DataSettings
 
@@ -346,6 +346,11 @@ class TaskSpec(Protocol):
     def generate(self, data: DataSettings, settings: GenerateSettings) -> Task[Any]:
         """The task with generated examples."""
 
+
+@runtime_checkable
+class DatabaseSpec(TaskSpec, Protocol):
+    """The spec of a task that answers questions to a database."""
+
     def database(self, path: Path, *, rows: int, size: int, show_schema: bool) -> AbstractContextManager[Database]:
         """A database for a conversation; at most `rows` rows and `size` bytes of an answer are read."""
 
@@ -393,9 +398,14 @@ def _opened(spec: TaskSpec, data: DataParts, part: str) -> SourceTask[Any]:
     return opened
 
 
-def spec_of_database() -> TaskSpec:
+def spec_of_database() -> DatabaseSpec:
     """The task that answers questions to a database."""
-    return next(spec for spec in specs() if hasattr(spec, "database"))
+    return next(spec for spec in specs() if isinstance(spec, DatabaseSpec))
+
+
+def generating_names() -> list[str]:
+    """The tasks that `data.task` may name: they generate their examples from nothing."""
+    return [spec.name for spec in specs() if spec.generates(DataSettings(task=spec.name))]
 
 
 def generated(data: DataSettings, settings: GenerateSettings) -> Task[Any] | None:

@@ -136,7 +136,7 @@ def chat_examples(
         examples, notes = encode_chats(chats[part], tokenizer, limit)
         return examples, [*source_notes, *notes] if part == 0 else notes
 
-    marks = [None] if data.settings.database is not None else [fingerprint_of(data, part) for part in ("source", "dev")]
+    marks = [None] if data.settings.generates else [fingerprint_of(data, part) for part in ("source", "dev")]
     if None in marks:
         learned, notes = encode(0)
         held_out, others = encode(1)
@@ -177,9 +177,9 @@ def training_chats(
 ) -> tuple[Sequence[Chat], Sequence[Chat]]:
     """The training chats, and those for validation: of `data.dev`, or the share of the source that is held out.
 
-    Examples that are generated for a database are all trained on. `notes` get what was left out of the source.
+    Examples that a task generates are all trained on. `notes` get what was left out of the source.
     """
-    generated = generated_task(context, settings) if data.settings.database is not None else None
+    generated = generated_task(context, settings) if data.settings.generates else None
     if generated is not None:
         return [(generated.place(each), generated.messages(each)) for each in generated.splits["train"]], []
     if (task := source_task(data)) is None:

@@ -268,6 +268,6 @@ def make_token_file(settings: PretrainStage, context: StageContext, tokenizer: T
             pieces(context, settings, part),
             tokenizer,
             folder,
-            source=data.database or getattr(data, part),
+            source=data.task or data.database or getattr(data, part),
             progress=lambda tokens, characters: task.update(tokens),
         )

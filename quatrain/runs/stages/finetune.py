@@ -98,9 +98,9 @@ def conflicts(settings: FinetuneStage, recipe: RecipeSettings, index: int) -> It
     """Families that have no head for the objective, and tasks of records beside a database."""
     place = ("stage", index, "objective")
     yield from family_conflicts(recipe, place, settings.objective)
-    if settings.objective != "chat" and recipe.data_of(settings).database is not None:
+    if settings.objective != "chat" and recipe.data_of(settings).generates:
         text = f"{format_value(settings.objective)}; it learns from data.source; a database has only chats and texts"
-        yield Problem(place, text, (("data", "database"),))
+        yield Problem(place, text, (("data", "database"), ("data", "task")))
 
 
 def teaches(settings: FinetuneStage) -> Lesson:
