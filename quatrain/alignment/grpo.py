@@ -15,13 +15,15 @@ weight, so that a mean is over the whole optimizer step and does not depend on i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
+from quatrain.alignment.policy import Reference, completion_states, token_logprobs
+from quatrain.alignment.rollouts import PolicyObjective, Rollout, RolloutBatch
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
 
@@ -295,3 +297,77 @@ def _correction(settings: PolicyVariant, tokens: PolicyTokens) -> Tensor:
     if action == "truncate":
         return ratio.clamp(max=settings.correction_limit)
     return ratio.masked_fill(ratio > settings.correction_limit, 0.0)
+
+
+class GRPO(PolicyObjective):
+    """The loss of a `PolicyVariant` on rollouts, an objective of the trainer.
+
+    `limit` is the most new tokens of a completion. `reference` is needed with kl_coef above 0.
+    """
+
+    def __init__(
+        self,
+        settings: PolicyVariant | str = "grpo",
+        *,
+        limit: int,
+        temperature: float = 1.0,
+        pad_id: int = 0,
+        reference: Reference | None = None,
+    ):
+        super().__init__(temperature=temperature, pad_id=pad_id, reference=reference)
+        self.settings = variant(settings) if isinstance(settings, str) else settings
+        self.limit = limit
+        if self.settings.kl_coef and reference is None:
+            raise InputError(f"kl_coef: {self.settings.kl_coef}; a penalty needs a reference model, or kl_coef = 0")
+
+    def keeps(self, group: Sequence[Rollout]) -> bool:
+        """Whether a group teaches something: its rewards differ. Always true without dynamic sampling."""
+        if not self.settings.dynamic_sampling:
+            return True
+        scores = {rollout.score for rollout in group if not rollout.unscorable}
+        return len(scores) > 1
+
+    def advantages(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Set the advantages of a phase from the rewards of its groups. Truncated completions may be left out."""
+        settings = self.settings
+        rewards = torch.tensor([each.score for each in rollouts], dtype=torch.float64)
+        lengths = torch.tensor([len(each.ids) for each in rollouts])
+        rewards += overlong_penalty(lengths, self.limit, settings.overlong_buffer)
+        if settings.kl_in == "reward" and settings.kl_coef:
+            rewards -= settings.kl_coef * torch.stack([_log_ratio(each) for each in rollouts])
+        rewards[torch.tensor([each.unscorable for each in rollouts])] = math.nan
+        groups = group_advantages(rewards, torch.tensor([each.group for each in rollouts]), settings)
+        truncated = 0
+        for rollout, value in zip(rollouts, groups.values.tolist(), strict=True):
+            rollout.advantages = torch.full((len(rollout.ids),), value)
+            if settings.mask_truncated and not rollout.ended:
+                rollout.learned, truncated = False, truncated + 1
+        metrics = {"groups_without_spread": groups.without_spread / max(1, groups.groups)}
+        return metrics | ({"truncated_left_out": float(truncated)} if settings.mask_truncated else {})
+
+    def loss(self, module: Any, batch: RolloutBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
+        """The variant's loss summed over the completions' tokens, its weight, and metrics summed alike."""
+        states, labels, mask = completion_states(module, batch)
+        logprobs, _ = token_logprobs(module, states, labels, self.temperature)
+        owners, old, advantages = mask.nonzero()[:, 0], batch.old_logprobs, batch.advantages
+        if old is None or advantages is None:
+            raise ValueError("these rollouts have no advantages and log-probabilities; a RolloutStream measures them")
+        per_row = advantages.new_zeros(len(mask)).index_copy(0, owners, advantages[mask])
+        tokens = PolicyTokens(
+            logprobs,
+            old[mask],
+            owners,
+            per_row,
+            sampler=None if batch.sampler_logprobs is None else batch.sampler_logprobs[mask],
+            reference=None if batch.reference_logprobs is None else batch.reference_logprobs[mask],
+            limit=self.limit,
+        )
+        total, weight, metrics = policy_loss(self.settings, tokens)
+        return total, weight, metrics
+
+
+def _log_ratio(rollout: Rollout) -> Tensor:
+    """log p - log p_ref of a whole completion."""
+    if rollout.old_logprobs is None or rollout.reference_logprobs is None:
+        raise ValueError("this rollout has no log-probabilities of the reference model")
+    return (rollout.old_logprobs.double() - rollout.reference_logprobs.double()).sum()
