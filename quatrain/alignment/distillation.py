@@ -23,13 +23,16 @@ from quatrain.training.chunked_loss import chunked, logit_slices
 
 Divergence = Literal["reverse", "forward", "js"]
 
+IMPOSSIBLE = -1e30
+"""The log-probability that stands for -inf in sums."""
+
 
 def divergence(student: Tensor, teacher: Tensor, kind: Divergence = "reverse", mixture: float = 0.5) -> Tensor:
     """The divergence (M,) in nats of distributions with the logits (M, V), in float32.
 
     `reverse` is KL(student || teacher), which seeks one of the teacher's modes; `forward` is KL(teacher || student),
     which covers all of them; `js` is b KL(teacher || m) + (1 - b) KL(student || m) with m = b teacher + (1 - b) student
-    and b = `mixture`. A logit of -inf in both is no part of any; in the student alone its forward divergence is infinite.
+    and b = `mixture`. A token that is impossible under both adds nothing.
     """
     first, second = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     if kind == "reverse":
@@ -37,7 +40,8 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence = "reverse", m
     if kind == "forward":
         return _kl(second, first)
     b = torch.tensor(mixture, device=first.device)
-    mixed = torch.logaddexp(first + torch.log1p(-b), second + torch.log(b))
+    # Not -inf twice, whose sum has the gradient NaN.
+    mixed = torch.logaddexp(first.clamp(min=IMPOSSIBLE) + torch.log1p(-b), second.clamp(min=IMPOSSIBLE) + torch.log(b))
     return b * _kl(second, mixed) + (1 - b) * _kl(first, mixed)
 
 
