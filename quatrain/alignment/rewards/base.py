@@ -6,13 +6,14 @@ reward cannot judge this completion, for example because the example's own refer
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quatrain.core.errors import InputError, QuatrainError
-from quatrain.core.settings import Settings
+from quatrain.core.settings import Problem, Settings
 from quatrain.core.wording import format_value, shorten, type_name
 
 if TYPE_CHECKING:
@@ -207,6 +208,19 @@ def field_of(example: Any, name: str) -> Any:
     if value is None:
         raise InputError(f"The example has no field {format_value(name)}: {format_value(example)}")
     return value
+
+
+def compiled(pattern: str, *, ignore_case: bool = False) -> re.Pattern[str]:
+    """A regular expression of a recipe, whose dot matches line breaks too."""
+    return re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else 0))
+
+
+def pattern_problems(key: str, pattern: str | None) -> Iterator[Problem]:
+    """The problem of a regular expression that is none."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        yield Problem((key,), f"{format_value(pattern)}; no valid regular expression: {error}")
 
 
 class RewardSettings(Settings):

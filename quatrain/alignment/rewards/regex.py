@@ -1,20 +1,18 @@
-"""A regular expression as a reward: 1 where it matches, 0 elsewhere."""
+"""A regular expression as a reward: 1 where it matches, 0 elsewhere, or the number of its matches."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
-from quatrain.alignment.rewards.base import Reward, RewardContext, RewardSettings
+from quatrain.alignment.rewards.base import Reward, RewardContext, RewardSettings, compiled, pattern_problems
 from quatrain.core.settings import Problem
-from quatrain.core.wording import format_value
 
 
 class RegexReward(RewardSettings):
-    """1 for a completion that the pattern matches, 0 for others; with `count` the number of matches, at most `most`.
+    """1 for a completion in which the pattern matches, 0 for others; with `most`, the number of matches up to that.
 
     `where` is "anywhere" or "whole" (the completion without the white space around it). The dot matches line breaks.
     """
@@ -23,26 +21,21 @@ class RegexReward(RewardSettings):
     pattern: str = Field(min_length=1, description="a regular expression of Python")
     where: Literal["anywhere", "whole"] = "anywhere"
     ignore_case: bool = False
-    count: bool = Field(default=False, description="the number of matches")
     most: int = Field(default=1, ge=1, description="matches that count")
 
     def conflicts(self) -> Iterator[Problem]:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            yield Problem(("pattern",), f"{format_value(self.pattern)}; no valid regular expression: {error}")
-        if self.count and self.where == "whole":
-            yield Problem(("count",), "true; a whole completion matches once: leave it out", (("where",),))
+        yield from pattern_problems("pattern", self.pattern)
+        if self.most > 1 and self.where == "whole":
+            yield Problem(("most",), f"{self.most}; the whole completion matches once: leave it out", (("where",),))
 
     def build(self, context: RewardContext) -> Reward:
-        pattern = re.compile(self.pattern, re.DOTALL | (re.IGNORECASE if self.ignore_case else 0))
+        pattern = compiled(self.pattern, ignore_case=self.ignore_case)
 
         def score(completion: str) -> float:
             if self.where == "whole":
                 return float(pattern.fullmatch(completion.strip()) is not None)
-            if not self.count:
-                return float(pattern.search(completion) is not None)
-            return float(min(self.most, sum(1 for _ in pattern.finditer(completion))))
+            matches = zip(range(self.most), pattern.finditer(completion), strict=False)
+            return float(sum(1 for _ in matches))
 
         def reward(examples: Sequence[Any], completions: Sequence[str]) -> list[float]:
             return [score(completion) for completion in completions]
