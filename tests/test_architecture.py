@@ -267,7 +267,7 @@ def test_every_dependency_has_its_pinned_version():
     pins = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines if "==" in line}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = project["dependencies"] + project["optional-dependencies"]["test"]
-    names = {re.match(r"[\w.-]+?(?=[<>=~ ]|$)", requirement).group().lower() for requirement in needed}
+    names = {re.match(r"[\w.-]+?(?=[<>=~ \[]|$)", requirement).group().lower() for requirement in needed}
     assert {re.sub(r"[-_.]+", "-", name) for name in names} <= pins
     assert "torch==2.13.0" in lines
 

@@ -281,6 +281,9 @@ class Database(Protocol):
     def run(self, statement: str) -> Table:
         """Run a statement read-only."""
 
+    def score(self, reference: str, completion: str) -> Score:
+        """Whether the statement in a completion gives the same answer as the reference."""
+
     def tables(self) -> list[tuple[str, list[str]]]:
         """The tables and their columns, as they may be shown."""
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from quatrain.alignment.rewards.base import Reward, RewardContext, RewardSettings
+from quatrain.core.errors import InputError
 from quatrain.core.reading import user_path
+from quatrain.core.wording import format_value
 
 
 class SQLReward(RewardSettings):
@@ -23,15 +25,17 @@ class SQLReward(RewardSettings):
     field: str | None = Field(default=None, description="the field of an example with its right SQL")
 
     def build(self, context: RewardContext) -> Reward:
-        from quatrain.tasks.text2sql.questions import score
-        from quatrain.tasks.text2sql.sandbox import Connection
+        from quatrain.tasks.task import ANSWER_BYTES, spec_of_database
 
-        connection = Connection(user_path(self.database, "rewards: database"))
+        path, spec = user_path(self.database, "rewards: database"), spec_of_database()
+        if not path.is_file():
+            raise InputError(f"rewards: database: {format_value(self.database)} is not a file.")
 
         def reward(examples: Sequence[Any], completions: Sequence[str]) -> list[float | None]:
             pairs = zip(examples, completions, strict=True)
-            scores = [score(connection, str(context.reference(each, self.field)), text) for each, text in pairs]
-            return [judged.main if judged.valid else None for judged in scores]
+            with spec.database(path, rows=1, size=ANSWER_BYTES, show_schema=False) as database:
+                scores = [database.score(str(context.reference(each, self.field)), text) for each, text in pairs]
+            return [score.main if score.valid else None for score in scores]
 
         return reward
 

@@ -128,6 +128,10 @@ class OpenDatabase:
         """Run a statement in the sandbox."""
         return self.connection.execute(statement)
 
+    def score(self, reference: str, completion: str) -> Score:
+        """Both statements are run and their answers compared."""
+        return score(self.connection, reference, completion)
+
     def tables(self) -> list[tuple[str, list[str]]]:
         """Tables and columns with control characters escaped."""
         tables = tables_of(self.connection.path)
