@@ -19,7 +19,7 @@ from quatrain.tasks.text2sql.dataset import Text2SQL
 from quatrain.tasks.text2sql.examples import SQLExample, messages
 from quatrain.tasks.text2sql.naming import named
 from quatrain.tasks.text2sql.people import PEOPLE, last_word, sets_for, words
-from quatrain.tasks.text2sql.questions import SQLQuestions, databases_of, prompt
+from quatrain.tasks.text2sql.questions import SQLQuestions, databases_of, prompt, score
 from quatrain.tasks.text2sql.sandbox import Connection, Result
 from quatrain.tasks.text2sql.shop import create_shop
 from quatrain.tasks.text2sql.statements import statement_of
