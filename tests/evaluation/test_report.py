@@ -128,6 +128,8 @@ def run(tmp_path: Path) -> Path:
         **(sizes | {"model_bytes": 3_600_000}),
         generation_tokens_per_second=6000.0,
         scores={"new values": {"execution_accuracy": 0.95, "exact_match": 0.9, "count": 200}},
+        baselines={"new values": {"name": "the commonest", "execution_accuracy": 0.02}},
+        kinds={"new values": {"join2": {"right": 3, "count": 8}, "count": {"right": 1_000, "count": 1_000}}},
         samples=[sample(QUERY, True)],
     )
     return folder
@@ -142,7 +144,9 @@ def test_everything_is_there(run):
     for wanted in (
         "Questions about a shop",
         "A model of 3.21 M parameters, trained in 2 min 55 s",
-        "95.0 % new values execution accuracy, from 12.5 % after pretrain",
+        "95.0 % new values execution accuracy, from 12.5 % after pretrain; baseline 2.0 %",
+        "Right answers by kind of question",
+        "new values join2 3 of 8 new values count 1,000 of 1,000",
         "loss 7.000 → 0.035 · validation loss 1.500",
         "3.58 times smaller; 1.20 times the speed; new values: 95.5 % → 95.0 %",
         "pretrain 1 min 40 s 1.5 GB 6.00 M 100,000 400 TFLOP",

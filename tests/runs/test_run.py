@@ -59,7 +59,8 @@ class Stages:
                     checkpoint.mkdir(parents=True)
                 if step == 7 and kind in self.fail:
                     raise self.fail.pop(kind)
-        return StageResult(tokens=10, scores={"new values": {"execution_accuracy": 0.5, "count": 4}})
+        kinds = {"new values": {"join2": {"right": 0, "count": 2}, "count": {"right": 2, "count": 2}}}
+        return StageResult(tokens=10, scores={"new values": {"execution_accuracy": 0.5, "count": 4}}, kinds=kinds)
 
 
 @pytest.fixture
@@ -364,6 +365,7 @@ def test_the_summary_says_what_was_made_and_what_to_try(
     assert "stage 3/5: 03-finetune" in out
     assert "quatrain chat" not in out  # these stages make no database
     assert "new values" in out and "50.0%" in out and "peak memory" in out
+    assert "new values, wrong: join2 2 of 2\n" in out
     (runs / "full/shop.sqlite").touch()
     run(FULL, runs_dir=runs, reporter=PlainReporter(sys.stdout))
     assert f"quatrain chat '{runs / 'full'}/model' --db '{runs / 'full'}/shop.sqlite'" in capsys.readouterr().out

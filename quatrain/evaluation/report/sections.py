@@ -112,6 +112,8 @@ def _tiles(run: RunRecord, names: dict[str, str]) -> list[dict[str, str]]:
             note = plain(key)
             if first is not last and start is not None:
                 note += f", from {metric(key, start)} after {names[first.name]}"
+            if (baseline := last.baselines.get(name, {}).get(key)) is not None:
+                note += f"; baseline {metric(key, baseline)}"
             tiles.append({"value": metric(key, metrics[key]), "name": name, "note": note, "kind": "score"})
     elif (loss := _last(run, "validation_loss")) is not None:
         perplexity = _last(run, "perplexity")
