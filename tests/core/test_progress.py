@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quatrain.core.live import LiveReporter
@@ -164,6 +164,7 @@ def test_tables_align_numbers_to_the_right() -> None:
     assert text_table(["a", "b"], []).splitlines() == ["a  b", "-  -"]
 
 
+@settings(deadline=None)  # it writes files
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 12)), max_size=5), st.binary(max_size=9))
 def test_after_interruptions_every_step_stands_once(attempts: list[tuple[str, int]], cut: bytes) -> None:
     import tempfile
