@@ -61,10 +61,7 @@ def write_gguf(folder: Path, shape: dict[str, int], form: str) -> Path:
     writer.add_rope_dimension_count(shape["hidden_size"] // shape["num_attention_heads"])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape["vocab_size"])
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([b"<unk>", b"<s>", b"</s>", *(f"<{i}>".encode() for i in range(3, shape["vocab_size"]))])
-    writer.add_token_scores([0.0] * shape["vocab_size"])
-    writer.add_token_types([2, 3, 3, *[1] * (shape["vocab_size"] - 3)])
+    add_tokens(writer, folder / "model" / "tokenizer.json", shape["vocab_size"])
     kind = getattr(gguf.GGMLQuantizationType, form)
     for file in sorted(folder.glob("*.npy")):
         weight = np.load(file)
@@ -81,6 +78,27 @@ def write_gguf(folder: Path, shape: dict[str, int], form: str) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_tokens(writer: Any, path: Path, size: int) -> None:
+    """The byte-level tokenizer of a file, or names without meaning if there is none."""
+    if not path.exists():
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([b"<unk>", b"<s>", b"</s>", *(f"<{i}>".encode() for i in range(3, size))])
+        writer.add_token_scores([0.0] * size)
+        writer.add_token_types([2, 3, 3, *[1] * (size - 3)])
+        return
+    content = json.loads(path.read_text(encoding="utf-8"))
+    ids = content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
+    special = {token["id"] for token in content["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(ids, key=ids.__getitem__))
+    writer.add_token_types([3 if token in special else 1 for token in range(size)])
+    writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in content["model"]["merges"]])
+    writer.add_bos_token_id(min(special))
+    writer.add_eos_token_id(min(special))
+    writer.add_add_bos_token(False)
 
 
 def gguf_name(name: str) -> str:
@@ -158,8 +176,11 @@ class Llama:
 # Ours and transformers, in this process.
 
 
-def write_model(folder: Path, shape: dict[str, int]) -> None:
-    """A model folder with random weights, and one file for each tensor for llama.cpp."""
+def write_model(folder: Path, shape: dict[str, int], *, unlikely: int | None = None) -> None:
+    """A model folder with random weights, and one file for each tensor for llama.cpp.
+
+    The head's row of the token `unlikely` is zero: with random weights, another one is always likelier.
+    """
     import numpy as np
     import torch
 
@@ -175,6 +196,8 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
                 scale = 1.0 if name.startswith("embed") else parameter.shape[1] ** -0.5
                 # float16 and bfloat16 hold these without rounding, so that all formats start from the same weights.
                 parameter.copy_((torch.randn(parameter.shape, generator=generator) * scale).bfloat16())
+                if name == "lm_head.weight" and unlikely is not None:
+                    parameter[unlikely] = 0
             else:
                 parameter.fill_(1.0)
             np.save(folder / f"{name}.npy", parameter.numpy())
@@ -388,5 +411,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve-llama"]:
         serve_llama(*sys.argv[2:])
+    elif sys.argv[1:2] == ["write-gguf"]:
+        write_gguf(Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4])
     else:
         main()

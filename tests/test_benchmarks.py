@@ -34,8 +34,9 @@ QUICK = {
     "predictions.py": [],
     "plan_memory.py": [],
     "serving.py": [],
+    "serving_speed.py": [],
 }
-PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py"}
+PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py"}
 """Those that need no transformers."""
 
 

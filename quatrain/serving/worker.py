@@ -92,6 +92,9 @@ class Worker:
 
     def __init__(self, engine: Engine, name: str, metrics: Metrics, *, max_queue: int = 256):
         self.engine, self.name, self.metrics, self.max_queue = engine, name, metrics, max_queue
+        # Looking a label up takes longer than counting a token.
+        self._first_token, self._inter_token = metrics.first_token.labels(name), metrics.inter_token.labels(name)
+        self._generated = metrics.generation_tokens.labels(name)
         self._running: list[_Running] = []
         self._reserved = 0
         self._lock, self._delivering = threading.Lock(), threading.Lock()
@@ -219,11 +222,11 @@ class Worker:
         now, new = time.perf_counter(), count - each.seen
         if each.seen == 0:
             each.first = now
-            self.metrics.first_token.labels(self.name).observe(now - each.request.sequences[0].submitted)
+            self._first_token.observe(now - each.request.sequences[0].submitted)
             new -= 1
         for _ in range(new if each.last else 0):
-            self.metrics.inter_token.labels(self.name).observe((now - each.last) / new)
-        self.metrics.generation_tokens.labels(self.name).inc(count - each.seen)
+            self._inter_token.observe((now - each.last) / new)
+        self._generated.inc(count - each.seen)
         each.seen, each.last = count, now
 
     def _observe_end(self, each: _Running, reason: str) -> None:

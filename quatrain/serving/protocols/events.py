@@ -20,9 +20,12 @@ T = TypeVar("T")
 PING = b": ping\n\n"
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def sse(data: Any, event: str | None = None) -> bytes:
     """One server-sent event; `data` becomes JSON, which has no line breaks."""
-    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+    text = data if isinstance(data, str) else _encode(data)
     return (f"event: {event}\n" if event else "").encode() + f"data: {text}\n\n".encode()
 
 
@@ -33,7 +36,7 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         """The body."""
-        return json.dumps(content, separators=(",", ":")).encode()
+        return _encode(content).encode()
 
 
 class Gone(Exception):
@@ -76,62 +79,57 @@ class EventStream(Response):
     ):
         super().__init__(None, 200)
         self.events, self.settings, self.failed, self.ping = events, settings, failed, ping
+        self._started, self._ended, self._last = False, False, 0.0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Sends the stream."""
-        leaving = asyncio.ensure_future(_left(receive))
-        next_bytes: asyncio.Future[bytes] | None = None
-        started = False
+        sending = asyncio.ensure_future(self._send_events(send))
+        others = [asyncio.ensure_future(_left(receive)), asyncio.ensure_future(self._send_pings(send))]
         try:
-            while True:
-                next_bytes = next_bytes or asyncio.ensure_future(_next(self.events))
-                waited: set[asyncio.Future[Any]] = {next_bytes, leaving}
-                done, _ = await asyncio.wait(
-                    waited, timeout=self.settings.ping_seconds, return_when=asyncio.FIRST_COMPLETED
-                )
-                if leaving in done:
-                    return
-                if next_bytes not in done:
-                    started = await self._start(send, started)
-                    await send(_body(self.ping))
-                    continue
-                try:
-                    content = next_bytes.result()
-                except StopAsyncIteration:
-                    break
-                except Exception as error:
-                    if not started:
-                        raise
-                    shown = api_error(error)
-                    if shown.status >= 500 and not isinstance(error, ApiError):
-                        logger.exception("a stream failed")
-                    await send(_body(self.failed(shown)))
-                    break
-                next_bytes = None
-                started = await self._start(send, started)
-                await send(_body(content))
-            await self._start(send, started)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await asyncio.wait({sending, others[0]}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
         finally:
-            leaving.cancel()
-            if next_bytes is not None:
-                next_bytes.cancel()
-            await asyncio.gather(leaving, *([next_bytes] if next_bytes else []), return_exceptions=True)
+            for task in (sending, *others):
+                task.cancel()
+            await asyncio.gather(sending, *others, return_exceptions=True)
             await self.events.aclose()  # type: ignore[attr-defined]
 
-    async def _start(self, send: Any, started: bool) -> bool:
-        if not started:
+    async def _send_events(self, send: Any) -> None:
+        try:
+            async for content in self.events:
+                await self._send(send, content)
+        except Exception as error:
+            if not self._started:
+                raise
+            shown = api_error(error)
+            if shown.status >= 500 and not isinstance(error, ApiError):
+                logger.exception("a stream failed")
+            await self._send(send, self.failed(shown))
+        self._ended = True
+        await self._start(send)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_pings(self, send: Any) -> None:
+        """Sends a comment whenever nothing was sent for `ping_seconds`."""
+        loop, seconds = asyncio.get_running_loop(), self.settings.ping_seconds
+        self._last = loop.time()
+        while not self._ended:
+            if (rest := self._last + seconds - loop.time()) > 0:
+                await asyncio.sleep(rest)
+            else:
+                await self._send(send, self.ping)
+
+    async def _send(self, send: Any, content: bytes) -> None:
+        await self._start(send)
+        self._last = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+
+    async def _start(self, send: Any) -> None:
+        if not self._started:
+            self._started = True
             headers = [
                 (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no"),
             ]  # fmt: skip
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-        return True
-
-
-def _body(content: bytes) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": content, "more_body": True}
-
-
-async def _next(events: AsyncIterator[bytes]) -> bytes:
-    return await anext(events)
