@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.alignment.watch import Watch
 from quatrain.models.transformer.stack import Model
@@ -39,6 +41,8 @@ class TrainingJob:
     training. `notes` are for the reader. `sample` generates text for `train.sample_every`. `adapters` names those that
     are trained together, each by its own set of examples. `task` is the task that a model's head learns. `chats` tells
     the preflight that the examples are rendered chats. `watch` raises alarms from the logged metrics of an alignment.
+    `trainee` is what the trainer trains, if that is more than the
+    model; its `save_value` and `load_value` write and read the rest beside the weights of a checkpoint.
     """
 
     model: Model
@@ -60,3 +64,10 @@ class TrainingJob:
     task: RecordTask | None = None
     chats: bool = False
     watch: Watch | None = None
+    trainee: Any = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """What the trainer trains: the model, and perhaps more."""
+        trained: nn.Module = self.model if self.trainee is None else self.trainee
+        return trained

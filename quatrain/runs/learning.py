@@ -100,13 +100,27 @@ def learn(learning: TrainingJob, context: StageContext, *, check: bool = True) -
 def attach(learning: TrainingJob, context: StageContext) -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Adds the stage's adapter to the model. Returns the functions that write and read the weights of a checkpoint."""
     model, adapter = learning.model, learning.adapter
+    save: Callable[[Path], Any]
+    load: Callable[[Path], Any]
     if adapter is None:
         check_learns_whole(model, context.name)
-        return partial(model_folder.save, model), partial(load_weights, model)
-    adapt(model, adapter, learning.tokenizer, seed=context.seed, adapters=learning.adapters)
-    trainable, total, percent = count_trainable_parameters(model)
-    context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
-    return partial(state.save, model), partial(state.load, model)
+        save, load = partial(model_folder.save, model), partial(load_weights, model)
+    else:
+        adapt(model, adapter, learning.tokenizer, seed=context.seed, adapters=learning.adapters)
+        trainable, total, percent = count_trainable_parameters(model)
+        context.reporter.info(f"{trainable:,} of {total:,} parameters train ({percent:.2f} %).")
+        save, load = partial(state.save, model), partial(state.load, model)
+    if learning.trainee is None:
+        return save, load
+    return _both(save, learning.trainee.save_value), _both(load, learning.trainee.load_value)
+
+
+def _both(first: Callable[[Path], Any], second: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def call(folder: Path) -> None:
+        first(folder)
+        second(folder)
+
+    return call
 
 
 def check_learns_whole(model: Model, name: str) -> None:
@@ -163,7 +177,7 @@ def train(
     if context.processes > 1 and context.is_main:
         context.announce()
     parallel = make_parallel(settings.parallel, device) if context.processes > 1 else ParallelStrategy()
-    model.to(device)
+    learning.trained.to(device)
     newest = checkpoints.newest_intact(context.checkpoints, context.reporter.warn)
     resume_step = int(newest.name.removeprefix("step-")) if newest else 0
     with (
@@ -189,7 +203,7 @@ def train(
             ),
         )
         trainer = Trainer(
-            model,
+            learning.trained,
             learning.objective,
             learning.stream,
             learning.settings,

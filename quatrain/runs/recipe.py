@@ -111,7 +111,7 @@ class Recipe(RecipeSettings):
         longest = self.model.max_position_embeddings
         for index, stage in enumerate(self.stage):
             train = getattr(stage, "train", None)
-            if not isinstance(train, TrainSettings):
+            if not isinstance(train, TrainSettings) or not stage.batches_of_tokens:
                 continue
             place = ("stage", index)
             context = self.context_of(stage)

@@ -7,7 +7,7 @@ kinds of stages to it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ HEAD_OF_OBJECTIVE = {
     "causal": "causal",
     "chat": "causal",
     "dpo": "causal",
+    "ppo": "causal",
     "masked": "masked",
     "span": "seq2seq",
     "denoise": "seq2seq",
@@ -43,6 +44,8 @@ class StageSettings(Settings):
     """One `[[stage]]` table. Each kind of stage extends it and fixes `kind`."""
 
     kind: str
+    batches_of_tokens: ClassVar[bool] = True
+    """Whether `train.batch_tokens` says how large a batch is."""
 
     def datasets(self) -> dict[str, DataSettings]:
         """The stage's own data by the place in its table: `{"data": …}`, `{"mixture.reviews": …}`."""

@@ -41,7 +41,7 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
     save, load = attach(job, context)
     settings = job.settings
     timings: list[tuple[float, int]] = []
-    model = job.model.to(choose_device(settings.device))
+    model = job.trained.to(choose_device(settings.device))
     with tempfile.TemporaryDirectory(prefix="quatrain-trial-") as place:
         trainer = Trainer(
             model,
@@ -75,7 +75,7 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
             start = time.perf_counter()
             job.validate(model)
             validation_seconds = time.perf_counter() - start
-    trainer.memory["peak"] = memory.peak(model.device)
+    trainer.memory["peak"] = memory.peak(job.model.device)
     per_step = _seconds_per_step(job, timings)
     seconds = job.steps * per_step
     validations = job.steps // settings.evaluate_every if settings.evaluate_every else 0
