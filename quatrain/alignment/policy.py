@@ -88,17 +88,18 @@ class ValueHead(nn.Module):
 
 
 class ValueModel(nn.Module):
-    """A value model beside the policy, with weights of its own: a model with the head "value"."""
+    """A value function with weights of its own: a copy of the policy's layers under a value head."""
 
-    def __init__(self, model: Model):
+    def __init__(self, policy: Model):
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(policy)
+        self.model.lm_head = None
+        self.head = ValueHead(policy.config.output_hidden_size)
 
     def forward(self, batch: TokenBatch, states: Tensor, mask: Tensor) -> Tensor:
         """Values (M,) in float32 at the True places of the mask (B, T)."""
-        values, _ = self.model(**batch.inputs)
-        selected: Tensor = values[mask].float()
-        return selected
+        values: Tensor = self.head(batch, self.model.hidden_states(**batch.inputs)[mask], mask)
+        return values
 
 
 class ActorCritic(nn.Module):

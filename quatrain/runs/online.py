@@ -66,8 +66,8 @@ class OnlineStage(StageSettings):
             yield Problem(("prompt_tokens",), text)
         rollouts, parts = self.prompts * self.samples, self.minibatches * self.train.accumulation
         if rollouts < parts:
-            text = f"{self.prompts} with samples = {self.samples} are {rollouts} rollouts; must be at least {parts}: one "
-            text += f"for each of minibatches = {self.minibatches} x train.accumulation = {self.train.accumulation}"
+            text = f"{self.prompts} with samples = {self.samples} gives {rollouts} rollouts; must be at least {parts}: "
+            text += f"minibatches = {self.minibatches} x train.accumulation = {self.train.accumulation}"
             yield Problem(("prompts",), text, (("samples",), ("minibatches",), ("train", "accumulation")))
         train, default = self.train, TrainSettings.model_fields
         refused = {

@@ -54,6 +54,9 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
             hooks=Hooks(save=save, load=load),
         )
         checkpoint_seconds = 0.0
+        # A stream that samples what it trains on does so every so many steps: whole phases are timed.
+        phase: int = getattr(job.stream, "steps_per_phase", 1)
+        warmup = WARMUP_STEPS if phase == 1 else 0
         reset_peak_memory()
         began = time.perf_counter()
         with trainer.ready():
@@ -61,10 +64,11 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
                 start, before = time.perf_counter(), trainer.size
                 trainer.step()
                 now = time.perf_counter()
-                if trainer.steps_done > WARMUP_STEPS or now - began > MAX_SECONDS or job.steps <= WARMUP_STEPS:
+                if trainer.steps_done > warmup or now - began > MAX_SECONDS or job.steps <= WARMUP_STEPS:
                     timings.append((now - start, trainer.size - before))
                 counted = sum(seconds for seconds, _ in timings)
-                if timings and ((len(timings) >= MIN_STEPS and counted > MIN_SECONDS) or now - began > MAX_SECONDS):
+                enough = len(timings) >= MIN_STEPS and counted > MIN_SECONDS and len(timings) % phase == 0
+                if timings and (enough or now - began > MAX_SECONDS):
                     break
                 if trainer.steps_done == WARMUP_STEPS + 1 and _writes_checkpoint(job, timings):
                     start = time.perf_counter()
@@ -73,7 +77,7 @@ def trial(folder: Path, index: int) -> dict[str, Any]:
         validation_seconds = 0.0
         if job.validate is not None:
             start = time.perf_counter()
-            job.validate(model)
+            job.validate(job.model)
             validation_seconds = time.perf_counter() - start
     trainer.memory["peak"] = memory.peak(job.model.device)
     per_step = _seconds_per_step(job, timings)
@@ -102,7 +106,11 @@ def _writes_checkpoint(job: Any, timings: list[tuple[float, int]]) -> bool:
 
 
 def _seconds_per_step(job: Any, timings: list[tuple[float, int]]) -> float:
-    """Seconds per step: the median time per token, times the mean tokens of a step."""
+    """Seconds per step: the median time per token, times the mean tokens of a step; the mean, where a step may also
+    sample what the next ones train on.
+    """
+    if hasattr(job.stream, "steps_per_phase"):
+        return statistics.mean(seconds for seconds, _ in timings)
     per_token = statistics.median(seconds / max(1, tokens) for seconds, tokens in timings)
     stream, parts = job.stream, job.settings.accumulation
     if not hasattr(stream, "lengths"):

@@ -162,7 +162,7 @@ def test_micro_batches_give_the_mean_over_the_tokens_of_the_step():
 
 def test_a_value_model_of_its_own_learns_apart_from_the_policy():
     model = policy()
-    separate = ValueModel(policy(head="value", labels=("value",), score_bias=True))
+    separate = ValueModel(model)
     config = PPOConfig(value_coef=1.0, kl_coef=0.0)
     _, objective, stream = ppo_setup(model, config, reward=lambda examples, texts: [2.0] * len(texts))
     module = stream.module = ActorCritic(model, separate)

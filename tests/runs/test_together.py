@@ -1,11 +1,9 @@
 """One recipe by one process and by two that torchrun starts: the same model, one set of files, no line twice."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import torchrun
 from safetensors.torch import load_file
 
 import quatrain
@@ -41,15 +39,6 @@ def failing(trainer):
 Trainer.step = failing
 raise SystemExit(main(sys.argv[1:]))
 """
-
-
-def torchrun(recipe: Path, *more: str, folder: Path, script: str | None = None) -> subprocess.CompletedProcess:
-    program = ["-m", "quatrain"] if script is None else [script]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *program,
-               "run", str(recipe), "--runs-dir", str(folder), *more]  # fmt: skip
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def online_job(
     return TrainingJob(
         model,
         tokenizer,
-        objective,
+        cast(Any, objective),
         stream,
         settings.train.model_copy(update={"batch_tokens": rows * limit}),
         settings.train.steps or phases * plan.steps,
@@ -223,7 +223,9 @@ def _chat_prompts(context: StageContext, settings: OnlineStage, engine: Engine) 
     else:
         chats = Instructions(data)
         learned, held_out = ([_of_chat(chat) for _, chat in chats.splits[name]] for name in ("train", "development"))
-    return PromptSets(*([_chat_prompt(example, engine) for example in part] for part in (learned, held_out)))
+    return PromptSets(
+        [_chat_prompt(each, engine) for each in learned], [_chat_prompt(each, engine) for each in held_out]
+    )
 
 
 def _of_preference(record: Preference) -> dict[str, Any]:
@@ -246,7 +248,7 @@ def _text_prompts(settings: OnlineStage, context: StageContext, engine: Engine) 
     learned, held_out = data.split(list(_texts(data.corpus())))
     if data.name("dev") is not None:
         learned, held_out = [*learned, *held_out], list(_texts(data.corpus("dev")))
-    parts = []
+    parts: list[list[Prompt]] = []
     for part, texts in enumerate((learned, held_out)):
         lengths = np.random.default_rng((context.seed, part))
         least, most = settings.prompt_tokens
@@ -256,7 +258,7 @@ def _text_prompts(settings: OnlineStage, context: StageContext, engine: Engine) 
             for before, control in (settings.controls or {"": ""}).items():
                 if (prompt := _beginning(engine, text, length, before, control)) is not None:
                     parts[-1].append(prompt)
-    return PromptSets(*parts, as_text=True)
+    return PromptSets(parts[0], parts[1], as_text=True)
 
 
 def _texts(corpus: Any) -> Iterator[str]:
@@ -336,4 +338,3 @@ def samples_of(
         {"set": "held out", "prompt": prompt.text, "output": completion.text}
         for prompt, completion in zip(shown, completions, strict=True)
     ]
-

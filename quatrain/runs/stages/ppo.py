@@ -42,6 +42,9 @@ class PPOStage(OnlineStage):
         yield from super().conflicts()
         if self.kl_target is not None and not self.kl_coef:
             yield Problem(("kl_target",), f"{self.kl_target}; needs kl_coef above 0 to adapt", (("kl_coef",),))
+        if self.value == "model" and self.adapter is not None:
+            text = '"model"; a second whole model would learn beside an adapter: use "head", or leave the adapter out'
+            yield Problem(("value",), text, (("adapter",),))
 
 
 def needs(settings: PPOStage, recipe: RecipeSettings) -> set[str]:

@@ -1,0 +1,169 @@
+"""The ppo stage in a recipe: prompts of every kind, metrics, the preflight, resume, and two processes as one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from processes import torchrun
+from quick_set import some
+from safetensors.torch import load_file
+from tiny_models import make_folder
+
+import quatrain
+from quatrain.core.errors import InputError
+from quatrain.core.progress import SilentReporter, read_metrics
+from quatrain.runs.folder import Run
+from quatrain.runs.preflight import preflight
+from quatrain.runs.recipe import loads
+
+RECIPE = """
+name = "tiny"
+[data]
+source = 'SOURCE'
+validation = 0.2
+[model]
+folder = 'MODEL'
+[[stage]]
+kind = "ppo"
+prompts = 4
+samples = 2
+minibatches = 2
+passes = 2
+max_new_tokens = 6
+rewards = [ { kind = "regex", pattern = "[a-m]", count = true, most = 9 } ]
+true_rewards = [ { kind = "regex", pattern = "[n-z]", name = "late" } ]
+held_out = 4
+evaluate = false
+MORE
+train = { steps = 6, learning_rate = 3e-3, warmup_steps = 0, schedule = "constant", precision = "float32", device = "cpu", accumulation = 2, evaluate_every = 3, log_every = 1 }
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("model") / "model", context=64)
+
+
+@pytest.fixture(scope="module")
+def text(materials: Path, model: Path) -> str:
+    return RECIPE.replace("SOURCE", str(materials / "chats.jsonl")).replace("MODEL", str(model))
+
+
+def run(text: str, folder: Path, more: str = "") -> Run:
+    return quatrain.run(loads(text.replace("MORE", more)), runs_dir=folder, reporter=SilentReporter())
+
+
+def test_a_recipe_runs_to_its_end(text: str, tmp_path: Path) -> None:
+    done = run(text, tmp_path)
+    entries = list(read_metrics(done.folder / "metrics.jsonl"))
+    phases = [entry for entry in entries if "reward" in entry]
+    assert [entry["step"] for entry in phases] == [1, 5] and phases[0]["ratio"] == 1 and phases[0]["kl"] == 0
+    assert {"reward/regex", "entropy", "completion_length", "ended_fraction", "repetition"} <= set(phases[0])
+    measured = [entry for entry in entries if "true/late" in entry]
+    assert [entry["step"] for entry in measured] == [3, 6] and "validation_reward" in measured[0]
+    stage = done.folder / "stages" / "01-ppo"
+    records = [json.loads(line) for line in (stage / "rollouts.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 4] and records[0]["samples"][0]["prompt"].startswith("say ")
+    result = json.loads((stage / "result.json").read_text())
+    assert result["rollouts"]["phases"] == 2 and any("of the training time" in note for note in result["notes"])
+    # The value head is no part of the model.
+    assert not any("value" in name for name in load_file(stage / "model/model.safetensors"))
+
+
+def test_an_adapter_has_its_base_as_reference(text: str, tmp_path: Path) -> None:
+    done = run(text, tmp_path, 'adapter = { method = "lora", rank = 2, alpha = 4 }')
+    phases = [entry for entry in read_metrics(done.folder / "metrics.jsonl") if "reward" in entry]
+    assert phases[0]["kl"] == 0 and phases[1]["kl"] != 0
+    assert (done.folder / "stages/01-ppo/adapter/adapter_config.json").is_file()
+
+
+def test_texts_begin_after_every_control(materials: Path, text: str, tmp_path: Path) -> None:
+    more = (
+        'prompt_format = "text"\nprompt_tokens = [3, 5]\ncontrols = { "[+] " = "yes", "[-] " = "no" }\nvalue = "model"'
+    )
+    done = run(text.replace("chats.jsonl", "text.txt"), tmp_path, more)
+    lines = (done.folder / "stages/01-ppo/rollouts.jsonl").read_text().splitlines()
+    prompts = [sample["prompt"] for line in lines for sample in json.loads(line)["samples"]]
+    assert all(prompt.startswith(("[+] ", "[-] ")) and 7 <= len(prompt) <= 9 for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ('prompts = 1', "stage[0].prompts"),
+        ('prompt_tokens = [4, 2]', "stage[0].prompt_tokens"),
+        ('adapter = { dropout = 0.1 }', "stage[0].adapter.dropout"),
+        ('kl_coef = 0.0\nkl_target = 6.0', "stage[0].kl_target"),
+        ('temperature = 0.0', "stage[0].temperature"),
+        ('value = "model"\nadapter = { rank = 2 }', "stage[0].value"),
+    ],
+)  # fmt: skip
+def test_a_bad_recipe_is_refused(text: str, more: str, named: str) -> None:
+    name = more.split(" = ")[0]
+    lines = [line for line in text.splitlines() if not line.startswith(f"{name} =")]
+    with pytest.raises(InputError) as error:
+        loads("\n".join(lines).replace("MORE", more))
+    assert any(named in problem for problem in error.value.problems)
+
+
+@pytest.mark.parametrize("change", ["dropout = 0.1", "compile = true", "batch_tokens = 512", 'parallel = "zero3"'])
+def test_bad_training_settings_are_refused(text: str, change: str) -> None:
+    with pytest.raises(InputError) as error:
+        loads(text.replace("MORE", "").replace("train = {", f"train = {{ {change},"))
+    assert any(f"train.{change.split()[0]}" in problem for problem in error.value.problems)
+
+
+def test_prompts_that_do_not_fit_are_left_out(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no prompt to learn from"):
+        run(text, tmp_path, "context = 8")
+
+
+@pytest.mark.slow
+def test_the_preflight_measures_whole_phases(text: str) -> None:
+    told = preflight(loads(text.replace("MORE", "")))
+    (stage,) = told.stages
+    assert not told.problems and stage.steps == 6 and stage.seconds and stage.data.samples
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_exactly(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quatrain.training.trainer import Trainer
+
+    text = text.replace("log_every = 1", "log_every = 1, checkpoint_every = 1")
+    whole = run(text, tmp_path / "whole")
+    step = Trainer.step
+    for stop in some([1, 3, 4, 5]):
+
+        def ending(trainer: Trainer, stop: int = stop) -> None:
+            if trainer.steps_done == stop:
+                raise KeyboardInterrupt
+            step(trainer)
+
+        monkeypatch.setattr(Trainer, "step", ending)
+        with pytest.raises(BaseException, match=""):
+            run(text, tmp_path / str(stop))
+        monkeypatch.setattr(Trainer, "step", step)
+        resumed = run(text, tmp_path / str(stop))
+        ours, theirs = (load_file(each.folder / "model/model.safetensors") for each in (whole, resumed))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(text.replace("MORE", ""), encoding="utf-8")
+    one = run(text, tmp_path / "one")
+    done = torchrun(path, folder=tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-4000:]
+    ours, theirs = (load_file(each / "model/model.safetensors") for each in (one.folder, tmp_path / "two/tiny"))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+    first, second = (
+        [entry for entry in read_metrics(folder / "metrics.jsonl") if "reward" in entry]
+        for folder in (one.folder, tmp_path / "two/tiny")
+    )
+    timed = ("seconds", "per_second")
+    for ours, theirs in zip(first, second, strict=True):
+        for name, value in ours.items():
+            if isinstance(value, float) and not name.endswith(timed):
+                assert theirs[name] == pytest.approx(value, abs=1e-4), name
