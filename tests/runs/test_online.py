@@ -31,7 +31,7 @@ samples = 2
 minibatches = 2
 passes = 2
 max_new_tokens = 6
-rewards = [ { kind = "regex", pattern = "[a-m]", count = true, most = 9 } ]
+rewards = [ { kind = "regex", pattern = "[a-m]", most = 9 } ]
 true_rewards = [ { kind = "regex", pattern = "[n-z]", name = "late" } ]
 held_out = 4
 evaluate = false
