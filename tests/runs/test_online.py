@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from processes import torchrun
-from quick_set import some
 from safetensors.torch import load_file
 from tiny_models import make_folder
 
@@ -133,7 +132,7 @@ def test_a_killed_run_resumes_exactly(text: str, tmp_path: Path, monkeypatch: py
     text = text.replace("log_every = 1", "log_every = 1, checkpoint_every = 1")
     whole = run(text, tmp_path / "whole")
     step = Trainer.step
-    for stop in some([1, 3, 4, 5]):
+    for stop in (1, 3, 5):
 
         def ending(trainer: Trainer, stop: int = stop) -> None:
             if trainer.steps_done == stop:
