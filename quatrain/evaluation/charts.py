@@ -58,6 +58,23 @@ class Slice:
     text: str
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """Numbers to count in bins; `mark` is the class that the style sheet colours: before or after."""
+
+    name: str
+    values: Sequence[float]
+    mark: str = "after"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line in a chart, with the text that it shows when the mouse rests on it."""
+
+    x: float
+    text: str
+
+
 def finite(value: object) -> float | None:
     """The value as a float if it can be drawn; otherwise None, also beyond 1e100, where differences may overflow."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -101,6 +118,7 @@ def line_chart(
     x_label: str,
     y_label: str,
     y_range: tuple[float, float] | None = None,
+    marks: Sequence[Mark] = (),
     width: int = 400,
     height: int = 250,
     columns: int = 90,
@@ -108,7 +126,7 @@ def line_chart(
     """A line chart with axes, grid, legend and, in `columns` bands across it, the values as hover titles.
 
     Lines are clipped to `y_range`; without it, all finite values fit. A chart without finite values shows a note
-    instead. `label` describes the chart for screen readers.
+    instead. `label` describes the chart for screen readers. `marks` are drawn above the bands.
     """
     series = [_only_finite_x(line) for line in series]
     xs = [x for line in series for x, y in zip(line.x, line.y, strict=True) if finite(y) is not None]
@@ -150,9 +168,79 @@ def line_chart(
     across, down = f"{plot.width + 2 * rim:.1f}", f"{plot.height + 2 * rim:.1f}"
     body.append(
         f'<svg x="{left - rim:.1f}" y="{top - rim}" width="{across}" height="{down}" '
-        f'viewBox="{-rim} {-rim} {across} {down}">{lines}{bands}</svg>'
+        f'viewBox="{-rim} {-rim} {across} {down}">{lines}{bands}{_marks(marks, plot)}</svg>'
     )
     return _svg(label, width, height, body)
+
+
+def histogram(
+    distributions: Sequence[Distribution],
+    *,
+    label: str,
+    x_label: str,
+    x_range: tuple[float, float] | None = None,
+    bins: int = 20,
+    width: int = 400,
+    height: int = 230,
+) -> str:
+    """Distributions beside each other: in each bin a bar for each, as a share of its values; means as dashed lines.
+
+    Values outside `x_range` count in the bins at the ends; without it, all values fit. A chart without finite values
+    shows a note instead.
+    """
+    known = [[value for value in map(finite, each.values) if value is not None] for each in distributions]
+    together = [value for values in known for value in values]
+    if not together:
+        return _empty_chart(label, width, height)
+    ticks = nice_ticks(*(x_range or (min(together), max(together))))
+    low, high = ticks[0], ticks[-1]
+    shares = [_binned(values, low, high, bins) for values in known]
+    y_ticks = nice_ticks(0.0, max(map(max, shares)), 4)
+    y_texts = [f"{100 * tick:.3g} %" for tick in y_ticks]
+    left, right, top, bottom = 24 + _CHARACTER * max(map(len, y_texts)), 14, 34, 44
+    plot = _Plot(left, top, width - left - right, height - top - bottom, (low, high), (0.0, y_ticks[-1]))
+    body = [_legend([Series(each.name, [], [], each.mark) for each in distributions], left)]
+    for tick, text in zip(y_ticks, y_texts, strict=True):
+        y = top + plot.y(tick)
+        body.append(f'<line class="grid" x1="{left:.1f}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(_text("tick", left - 7, y + 4, text, "end"))
+    span = plot.width / bins
+    for place in range(bins):
+        start = low + place * (high - low) / bins
+        counts = ", ".join(f"{each.name} {share[place]:.1%}" for each, share in zip(distributions, shares, strict=True))
+        body.append(f"<g><title>{escaped(f'{short(start)} to {short(start + (high - low) / bins)}: {counts}')}</title>")
+        body.append(f'<rect class="hit" x="{left + place * span:.1f}" y="{top}" width="{span:.1f}" '
+                    f'height="{plot.height:.1f}"/>')  # fmt: skip
+        for number, (each, share) in enumerate(zip(distributions, shares, strict=True)):
+            part = (span - 2) / len(distributions)
+            y, x = top + plot.y(share[place]), left + place * span + 1 + number * part
+            if share[place]:
+                body.append(f'<rect class="bar {escape(each.mark)}" x="{x:.1f}" y="{y:.1f}" width="{part:.1f}" '
+                            f'height="{top + plot.height - y:.1f}"/>')  # fmt: skip
+        body.append("</g>")
+    for each, values in zip(distributions, known, strict=True):
+        if values:
+            mean = sum(values) / len(values)
+            x = left + plot.x(min(high, max(low, mean)))
+            hover = escaped(f"mean {each.name}: {mean:.4g}")
+            body.append(
+                f'<g><title>{hover}</title><line class="mean {escape(each.mark)}" x1="{x:.1f}" x2="{x:.1f}" '
+                f'y1="{top}" y2="{top + plot.height:.1f}"/></g>'
+            )
+    floor = top + plot.height
+    for tick in ticks:
+        body.append(_text("tick", left + plot.x(tick), floor + 17, short(tick), "middle"))
+    body.append(f'<line class="axis" x1="{left:.1f}" x2="{width - right}" y1="{floor:.1f}" y2="{floor:.1f}"/>')
+    body.append(_text("axis-label", left + plot.width / 2, height - 6, x_label, "middle"))
+    return _svg(label, width, height, body)
+
+
+def _binned(values: Sequence[float], low: float, high: float, bins: int) -> list[float]:
+    """The share of the values in each bin; all 0 without values."""
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, max(0, int((value - low) / (high - low) * bins)))] += 1
+    return [count / max(1, len(values)) for count in counts]
 
 
 def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float | None = None, width: int = 340) -> str:
@@ -359,6 +447,20 @@ def _hover_bands(series: Sequence[Series], plot: _Plot, x_label: str, columns: i
             f"<title>{escaped(title)}</title></rect>"
         )
     return "".join(bands)
+
+
+def _marks(marks: Sequence[Mark], plot: _Plot) -> str:
+    """Vertical lines with a flag at the top, inside the axes."""
+    drawn = []
+    for mark in marks:
+        low, high = plot.x_range
+        if low <= mark.x <= high:
+            x = plot.x(mark.x)
+            drawn.append(
+                f'<g><title>{escaped(mark.text)}</title><line class="alarm" x1="{x:.1f}" x2="{x:.1f}" y1="0" '
+                f'y2="{plot.height:.1f}"/><path class="alarm" d="M{x:.1f} 0h9l-3 4l3 4h-9z"/></g>'
+            )
+    return "".join(drawn)
 
 
 def _rounded(x: float, y: float, width: float, height: float) -> str:

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from quatrain.evaluation.charts import (
     Bar,
+    Distribution,
+    Mark,
     Series,
     Slice,
     bar_chart,
     finite,
+    histogram,
     line_chart,
     nice_ticks,
     ordered_mark,
@@ -156,3 +159,36 @@ def test_ordered_marks_end_at_the_strongest():
 def test_numbers_too_large_to_be_told_apart_still_make_a_chart():
     line = Series("loss", [9007199254740995.0], [0.0])
     assert "<svg" in line_chart([line], label="loss", x_label="step", y_label="loss")
+
+
+@given(st.lists(anything, max_size=60), st.lists(anything, max_size=60))
+def test_histogram_of_anything(before, after):
+    pair = [Distribution("before", before, "before"), Distribution("after", after, "after")]
+    tree = parsed(histogram(pair, label="rewards", x_label="reward"))
+    if not any(finite(value) is not None for value in (*before, *after)):
+        assert "nothing to draw" in texts(tree, "axis-label")
+        return
+    for each in pair:
+        known = [value for value in map(finite, each.values) if value is not None]
+        bars = [bar for bar in tree.iter(f"{SVG}rect") if bar.get("class") == f"bar {each.mark}"]
+        lines = [line for line in tree.iter(f"{SVG}line") if line.get("class") == f"mean {each.mark}"]
+        assert bool(bars) == bool(lines) == bool(known) and len(lines) <= 1
+
+
+def test_a_histogram_counts_every_value_once_and_shows_the_mean():
+    values = [-5.0, 0.1, 0.1, 0.6, 99.0]
+    pair = [Distribution("before", values, "before"), Distribution("after", [0.6], "after")]
+    svg = histogram(pair, label="l", x_label="x", x_range=(0.0, 1.0), bins=2)
+    titles = [element.text or "" for element in parsed(svg).iter(f"{SVG}title")]
+    assert titles[:2] == ["0 to 0.5: before 60.0%, after 0.0%", "0.5 to 1: before 40.0%, after 100.0%"]
+    assert titles[2:] == ["mean before: 18.96", "mean after: 0.6"]
+
+
+def test_marks_stand_where_they_belong_and_outside_ones_are_left_out():
+    marks = [Mark(5, "reward <hacking>"), Mark(500, "elsewhere")]
+    tree = parsed(line_chart([Series("r", range(11), range(11))], label="l", x_label="x", y_label="y", marks=marks))
+    alarms = [line for line in tree.iter(f"{SVG}line") if line.get("class") == "alarm"]
+    inner = next(e for e in tree.iter(f"{SVG}svg") if e is not tree)
+    width = float(inner.get("width")) - 8
+    assert [float(line.get("x1")) for line in alarms] == [pytest.approx(width / 2, abs=0.1)]
+    assert "reward <hacking>" in [element.text for element in tree.iter(f"{SVG}title")]

@@ -81,6 +81,16 @@ def lines(folder: Path, *entries: dict) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
 
+def alignment(**more) -> dict:
+    """What a stage of reinforcement learning leaves: outcomes of three prompts before and after."""
+    before = {"rewards": [-1.0, 0.0, 1.0], "parts": {"tone": [-1.0, 0.0, 1.0], "length": [0, 0, 0]},
+              "true": {"words": [0.2, 0.1, 0.3]}, "lengths": [9, 11, 10], "repetition": 0.05, "ended_fraction": 1.0,
+              "perplexity": 40.0, "texts": ["dull", "it is <b>long</b>", "so so"]}  # fmt: skip
+    after = before | {"rewards": [2.0, 2.5, 3.0], "perplexity": 60.0, "texts": ["a joy", "a treat", "a delight"]}
+    compared = {"prompts": ["the film is", "a story", "it 's"], "controls": [], "gain": 3.06}
+    return compared | {"before": before, "after": after} | more
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run with every part."""
@@ -316,6 +326,43 @@ def test_free_text_has_no_verdict(run):
     assert not re.search("✓|✗|expected|SELECT", found.text)
 
 
+def test_an_alignment_shows_its_alarms_its_rewards_and_its_completions(run):
+    alarm = {"kind": "reward_hacking", "step": 30, "text": "reward hacking: read <them>.", "metrics": ["reward"]}
+    entries = [
+        {"stage": "05-ppo", "step": step, "reward": step / 9, "reward/tone": 1.0, "kl": 0.1, "true/words": -step}
+        for step in range(1, 41)
+    ]
+    entries[29]["alarms"] = [alarm]
+    lines(run, *entries)
+    stage(run, "05-ppo", alignment=alignment(), seconds=3.0)
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    for text in (
+        "Step 30 : reward hacking: read <them>.",
+        "+3.06 standard deviations of the rewards before",
+        "perplexity under the model before 40 60 1.50 times",
+        "reward: tone",
+        "mean 0 before, 2.5 after",
+        "reward (learned from)",
+        "true/words (held out, not learned from)",
+        "it is <b>long</b>",
+        "a treat",
+        "reward 2.50 · words 0.10",
+    ):
+        assert text in " ".join(page.text.split()), text
+    assert html.count('class="alarm"') == 2  # a line and its flag, in the chart of the reward alone
+    assert "The watched metrics raised no alarm." not in page.text
+    lines(run, *({key: value for key, value in entry.items() if key != "alarms"} for entry in entries))
+    assert "The watched metrics raised no alarm." in Page(write_report(run).read_text(encoding="utf-8")).text
+
+
+def test_rewards_are_drawn_for_each_control(run):
+    stage(run, "05-ppo", alignment=alignment(controls=["negative", "neutral", "negative"]))
+    text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
+    assert "asked for: negative mean 0 before, 2.5 after" in text  # of the first and the third
+    assert "asked for: neutral mean 0 before, 2.5 after" in text and "asked for: positive" not in text
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -325,7 +372,14 @@ KEYS = (
     "kind finished seconds peak_memory_bytes flops tokens training_seconds parameters trainable_parameters model_bytes "
     "generation_tokens_per_second perplexity validation_loss scores samples notes"
 ).split()
-odd_results = st.fixed_dictionaries({}, optional={key: json_values for key in KEYS}) | json_values
+odd_outcomes = json_values | st.fixed_dictionaries({}, optional={key: json_values for key in alignment()["before"]})
+odd_alignment = st.fixed_dictionaries(
+    {"before": odd_outcomes, "after": odd_outcomes},
+    optional={key: json_values for key in ("prompts", "controls", "gain")},
+)
+odd_results = (
+    st.fixed_dictionaries({}, optional={key: json_values for key in KEYS} | {"alignment": odd_alignment}) | json_values
+)
 odd_samples = st.lists(st.fixed_dictionaries({}, optional={key: json_values for key in sample("")}), max_size=3)
 
 
@@ -336,7 +390,8 @@ odd_samples = st.lists(st.fixed_dictionaries({}, optional={key: json_values for 
     entries=st.lists(
         json_values
         | st.fixed_dictionaries(
-            {"stage": st.just("02-pretrain"), "step": json_values, "loss": json_values, "validation_loss": json_values}
+            {"stage": st.just("02-pretrain")}
+            | {key: json_values for key in ("step", "loss", "validation_loss", "reward", "true/words", "alarms")}
         ),
         max_size=4,
     ),

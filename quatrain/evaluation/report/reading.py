@@ -43,6 +43,8 @@ class StageRecord:
     curves: dict[str, Curve] = field(default_factory=dict)
     training_samples: list[tuple[float, list[dict[str, Any]]]] = field(default_factory=list)
     """Samples of the model during training, by step."""
+    alarms: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    """Alarms of the watch, by step."""
 
     def number(self, key: str) -> float | None:
         """A finite number of the result, otherwise None."""
@@ -204,7 +206,7 @@ def _read_stages(run: RunRecord, folder: Path) -> float:
 def _read_metrics(run: RunRecord, path: Path) -> None:
     """Read the curves. Of a step written twice, because a run was resumed, the last entry counts."""
     columns: dict[str, dict[str, dict[float, float | None]]] = {}
-    samples: dict[str, dict[float, list[dict[str, Any]]]] = {}
+    lists: dict[str, dict[str, dict[float, list[dict[str, Any]]]]] = {"samples": {}, "alarms": {}}
     bad_lines = 0
     if path.exists() and not path.is_file():  # a pipe would block
         run.damaged.append(path.name)
@@ -212,7 +214,7 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                bad_lines += not _take(line, columns, samples) if line.strip() else 0
+                bad_lines += not _take(line, columns, lists) if line.strip() else 0
     except FileNotFoundError:
         return
     except OSError:
@@ -220,9 +222,6 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
     if bad_lines > 1:  # the last line of a killed run may be truncated
         run.damaged.append(f"{path.name} ({bad_lines:,} lines)")
     by_name = {stage.name: stage for stage in run.stages}
-    for name, by_step in samples.items():
-        if name in by_name:
-            by_name[name].training_samples = sorted(by_step.items(), key=lambda item: item[0])
     for name, metrics in columns.items():
         if name not in by_name:
             by_name[name] = StageRecord(name, name.partition("-")[2] or name)
@@ -230,12 +229,16 @@ def _read_metrics(run: RunRecord, path: Path) -> None:
         for key, values in metrics.items():
             steps = sorted(values)
             by_name[name].curves[key] = Curve(steps, [values[step] for step in steps])
+        stage = by_name[name]
+        stage.training_samples = sorted(lists["samples"].get(name, {}).items(), key=lambda item: item[0])
+        alarms = sorted(lists["alarms"].get(name, {}).items(), key=lambda item: item[0])
+        stage.alarms = [(step, alarm) for step, several in alarms for alarm in several]
 
 
 def _take(
     line: str,
     columns: dict[str, dict[str, dict[float, float | None]]],
-    samples: dict[str, dict[float, list[dict[str, Any]]]],
+    lists: dict[str, dict[str, dict[float, list[dict[str, Any]]]]],
 ) -> bool:
     """Add one line of metrics to the columns. Returns False for a line that is not an entry."""
     try:
@@ -248,8 +251,9 @@ def _take(
     if step is None:
         return False
     metrics = columns.setdefault(entry["stage"], {})
-    if isinstance(logged := entry.get("samples"), list):
-        samples.setdefault(entry["stage"], {})[step] = [sample for sample in logged if isinstance(sample, dict)]
+    for key, by_stage in lists.items():
+        if isinstance(logged := entry.get(key), list):
+            by_stage.setdefault(entry["stage"], {})[step] = [each for each in logged if isinstance(each, dict)]
     for key, value in entry.items():
         if key not in _NO_CURVE and (value is None or isinstance(value, (int, float))) and not isinstance(value, bool):
             number = finite(value)

@@ -20,6 +20,7 @@ from quatrain.evaluation.charts import (
     smooth,
     thin,
 )
+from quatrain.evaluation.report.aligning import alignments, is_watched
 from quatrain.evaluation.report.learning import confusions, memory, training_samples
 from quatrain.evaluation.report.reading import Curve, RunRecord, StageRecord
 from quatrain.evaluation.report.samples import samples
@@ -42,6 +43,7 @@ def page(run: RunRecord) -> dict[str, Any]:
         "curves": _curves(run, names),
         "scores": _scores(run, names),
         "kinds": _kinds(run, names),
+        "alignments": alignments(run.stages, names),
         "training_samples": training_samples(run.stages, names),
         "confusions": confusions(run.stages, names),
         "samples": samples(run.stages, names),
@@ -141,7 +143,7 @@ def _curves(run: RunRecord, names: dict[str, str]) -> list[dict[str, Any]] | Non
     width = 400 if sum(any(key in stage.curves for key in _MAIN_CURVES) for stage in drawn) > 1 else 540
     for stage in drawn:
         name = names[stage.name]
-        others = [key for key in stage.curves if key not in _MAIN_CURVES]
+        others = [key for key in stage.curves if key not in _MAIN_CURVES and not is_watched(stage, key)]
         others.sort(key=lambda key: (_FIRST_CURVES.index(key) if key in _FIRST_CURVES else -1, key))
         sections.append(
             {
