@@ -47,9 +47,8 @@ def alignments(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dic
     """For each stage that aligned the model: alarms, tables, histograms, curves and completions."""
     sections = []
     for stage in stages:
-        compared = stage.result.get("alignment")
-        compared = compared if isinstance(compared, dict) else {}
-        before, after = _outcome(compared, "before"), _outcome(compared, "after")
+        compared = _part(stage.result, "alignment")
+        before, after = _part(compared, "before"), _part(compared, "after")
         section = {
             "name": names[stage.name],
             "alarms": [{"step": f"{step:,.0f}", "text": clipped(text_of(each.get("text")))}
@@ -64,9 +63,10 @@ def alignments(stages: Sequence[StageRecord], names: dict[str, str]) -> list[dic
     return sections or None
 
 
-def _outcome(compared: dict[str, Any], name: str) -> dict[str, Any]:
-    outcome = compared.get(name)
-    return outcome if isinstance(outcome, dict) else {}
+def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table of a record; empty if it is missing or something else."""
+    part = record.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _numbers(values: Any) -> list[float | None]:
@@ -83,8 +83,8 @@ def _series(outcome: dict[str, Any]) -> dict[str, Any]:
     """The values of an outcome by what the reader calls them: reward, its parts, true metrics, facts."""
     named = {"reward": outcome.get("rewards")}
     for key, word in (("parts", "reward: {}"), ("true", "true metric: {}")):
-        parts = outcome.get(key)
-        if isinstance(parts, dict) and (key == "true" or len(parts) > 1):
+        parts = _part(outcome, key)
+        if key == "true" or len(parts) > 1:
             named |= {word.format(name): values for name, values in parts.items()}
     return named | {word: outcome.get(key) for key, word in _FACTS}
 
@@ -125,7 +125,7 @@ def _histograms(
             charts.append(_histogram(f"asked for: {control}", "reward", pair, name, across))
     else:
         charts.append(_histogram("reward", "reward", [first, last], name, across))
-    true = [each.get("true") if isinstance(each.get("true"), dict) else {} for each in (before, after)]
+    true = [_part(each, "true") for each in (before, after)]
     for key in dict.fromkeys(key for each in true for key in each):
         pair = [_numbers(each.get(key)) for each in true]
         charts.append(_histogram(f"true metric: {key}", str(key), pair, name, None))
@@ -211,8 +211,7 @@ def _cell(outcome: dict[str, Any], place: int) -> dict[str, str] | None:
     if not isinstance(texts, list) or place >= len(texts):
         return None
     facts = []
-    true = outcome.get("true")
-    named = {"reward": outcome.get("rewards")} | (true if isinstance(true, dict) else {})
+    named = {"reward": outcome.get("rewards")} | _part(outcome, "true")
     for name, values in named.items():
         numbers = _numbers(values)
         if place < len(numbers) and (number := numbers[place]) is not None:
