@@ -1,4 +1,4 @@
-"""The options of `generate` and `chat`: which model is loaded, and how its tokens are chosen.
+"""The options of `generate`, `chat` and `serve`: which model is loaded, and how its tokens are chosen.
 
 Options that are not given keep the model's own settings (`generation_config.json`). Nothing here imports torch, so that
 `--help` is fast.
@@ -24,13 +24,9 @@ DRAWN = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class ModelOptions:
-    """How the model is loaded."""
+class LoadingOptions:
+    """How models are loaded and how they guess ahead; those of `serve` too."""
 
-    adapter: str | None = None
-    """The adapter to use, for a model with several."""
-    adapters: tuple[str, ...] = ()
-    """Load another adapter over the model, as NAME=FOLDER; may be given several times."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The number format of the weights. 16 bits halve the memory and about double the speed."""
     quantize: Literal["int8", "int4", "nf4"] | None = None
@@ -42,36 +38,56 @@ class ModelOptions:
     prompt_lookup: int | None = None
     """Speed: guess this many tokens from repetitions in the text and verify them; the answer is the same."""
 
-    def load(self, model: str) -> Engine:
-        """The engine of a model folder, run or hub id. Raises InputError for an adapter without a name or folder."""
+    def checked(self) -> dict[str, Any]:
+        """`dtype`, `device` and `quantize` as `load_model` takes them. Raises InputError, all problems at once."""
         import torch
 
         from quatrain.core.errors import InputError
         from quatrain.core.wording import format_value
+
+        problems = []
+        if self.draft is not None and self.prompt_lookup is not None:
+            problems.append("--draft and --prompt-lookup: must be at most one of them")
+        if self.prompt_lookup is not None and self.prompt_lookup < 1:
+            problems.append(f"--prompt-lookup {self.prompt_lookup}: must be at least 1")
+        device = torch.device("cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError):
+            problems.append(
+                f"--device {format_value(self.device)}: not available here; use cpu, or see `quatrain doctor`"
+            )
+        if len(problems) == 1:
+            raise InputError(problems[0])
+        if problems:
+            raise InputError("The model cannot be loaded with these options:", problems)
+        return {"dtype": getattr(torch, self.dtype), "device": device, "quantize": self.quantize}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions(LoadingOptions):
+    """How the one model of a command is loaded."""
+
+    adapter: str | None = None
+    """The adapter to use, for a model with several."""
+    adapters: tuple[str, ...] = ()
+    """Load another adapter over the model, as NAME=FOLDER; may be given several times."""
+
+    def load(self, model: str) -> Engine:
+        """The engine of a model folder, run or hub id. Raises InputError for an adapter without a name or folder."""
         from quatrain.generation.engine import Engine
         from quatrain.generation.speculative import PromptLookup
 
         folders = named_folders("--adapters", self.adapters)
-        speculation: Any = self.draft
-        if self.prompt_lookup is not None:
-            if self.draft is not None:
-                raise InputError("--draft and --prompt-lookup: must be at most one of them")
-            speculation = PromptLookup(self.prompt_lookup)
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"--device {format_value(self.device)}: not available here; use cpu, or see `quatrain doctor`"
-            ) from error
+        options = self.checked()
         return Engine.load(
             model,
-            dtype=getattr(torch, self.dtype),
-            device=device,
-            quantize=self.quantize,
+            **options,
             adapters=folders or None,
             adapter=self.adapter,
-            speculation=speculation,
+            speculation=self.draft if self.prompt_lookup is None else PromptLookup(self.prompt_lookup),
         )
 
 
@@ -165,5 +181,5 @@ def _content(name: str, path: Path) -> Any:
     return read_json(path, dict | bool) if name == "json_schema" else read_text(path)
 
 
-MODEL_DEFAULTS, SAMPLING_DEFAULTS = ModelOptions(), SamplingOptions()
+LOADING_DEFAULTS, MODEL_DEFAULTS, SAMPLING_DEFAULTS = LoadingOptions(), ModelOptions(), SamplingOptions()
 """The options of a command that gives none."""

@@ -6,14 +6,16 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from quatrain.cli.arguments import named_folders
+from quatrain.cli.sampling import LOADING_DEFAULTS, LoadingOptions
 
 if TYPE_CHECKING:
     from quatrain.serving.server import Server
+    from quatrain.serving.settings import ServerSettings
 
 KEY_VARIABLE = "QUATRAIN_API_KEY"
 """The environment variable with the key, if no file gives one."""
@@ -21,15 +23,9 @@ KEY_VARIABLE = "QUATRAIN_API_KEY"
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class WeightOptions:
-    """How the weights are loaded."""
+class MemoryOptions:
+    """How long models stay in memory."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The number format of the weights."""
-    quantize: Literal["int8", "int4", "nf4"] | None = None
-    """Round the weights to 8 or 4 bits while they are loaded."""
-    device: str = "cpu"
-    """Where the models run: cpu, cuda, cuda:1 or mps."""
     memory: Annotated[float | None, Parameter(name="--memory-gb")] = None
     """The most gigabytes of weights in memory; models that nobody uses make room for others."""
     idle_minutes: float | None = None
@@ -49,7 +45,7 @@ class DatabaseOptions:
     """The most rows to show of one answer."""
 
 
-DEFAULT_WEIGHTS, NO_DATABASE = WeightOptions(), DatabaseOptions()
+KEEP_ALL, NO_DATABASE = MemoryOptions(), DatabaseOptions()
 
 
 def serve(
@@ -59,7 +55,8 @@ def serve(
     port: int = 8000,
     key_file: Path | None = None,
     allowed_host: tuple[str, ...] = (),
-    weights: WeightOptions = DEFAULT_WEIGHTS,
+    loading: LoadingOptions = LOADING_DEFAULTS,
+    memory: MemoryOptions = KEEP_ALL,
     database: DatabaseOptions = NO_DATABASE,
 ) -> int:
     """Serve models to clients of OpenAI's and Anthropic's APIs, and a chat page.
@@ -73,7 +70,8 @@ def serve(
         Model folders, runs or hub ids. The first is loaded at once, others when they are asked for. A model's name is
         that of its folder, or the one in NAME=MODEL.
     adapter
-        An adapter of the first model, as NAME=FOLDER; clients ask for it as for a model. May be given several times.
+        An adapter, as NAME=FOLDER; clients ask for it as for a model. It belongs to the model that it names as its
+        base, or to the only one it fits; NAME@MODEL=FOLDER says which one. May be given several times.
     host
         The address to listen on; 0.0.0.0 lets other machines in.
     port
@@ -94,47 +92,46 @@ def serve(
             opened = stack.enter_context(
                 open_database(database.db, rows=database.rows, size=ANSWER_BYTES, show_schema=database.schema)
             )
-        server = _server(models, adapter, host, port, key_file, allowed_host, weights)
+        settings = _settings(host, port, key_file, allowed_host, memory)
+        server = _server(models, adapter, settings, loading)
         server.service.database = opened
         show(f"Serving {', '.join(server.service.registry.names)} at {server.address}  (Ctrl-C stops)")
         server.run()
     return 0
 
 
+def _settings(
+    host: str, port: int, key_file: Path | None, allowed_host: tuple[str, ...], memory: MemoryOptions
+) -> ServerSettings:
+    """The settings of the options. Raises InputError."""
+    from quatrain.core.reading import read_text
+    from quatrain.serving.settings import ServerSettings
+
+    return ServerSettings(
+        host=host,
+        port=port,
+        key=read_text(key_file).strip() if key_file is not None else os.environ.get(KEY_VARIABLE) or None,
+        allowed_hosts=allowed_host,
+        memory=None if memory.memory is None else int(memory.memory * 1e9),
+        idle_seconds=None if memory.idle_minutes is None else memory.idle_minutes * 60,
+    )
+
+
 def _server(
-    models: tuple[str, ...],
-    adapter: tuple[str, ...],
-    host: str,
-    port: int,
-    key_file: Path | None,
-    allowed_host: tuple[str, ...],
-    weights: WeightOptions,
+    models: tuple[str, ...], adapter: tuple[str, ...], settings: ServerSettings, loading: LoadingOptions
 ) -> Server:
     """The server of the options. Raises InputError."""
-    import torch
-
     from quatrain.core.errors import InputError
-    from quatrain.core.reading import read_text
 
     try:
         from quatrain.serving.models import LoadOptions, entries_of
         from quatrain.serving.server import Server
-        from quatrain.serving.settings import ServerSettings
     except ImportError as error:
         raise InputError(
             f"serving needs {error.name}, which is not installed. Install it with: pip install 'quatrain[serve]'"
         ) from error
     if not models:
         raise InputError("There is no model to serve: give one, such as `quatrain serve FOLDER`.")
-    folders = named_folders("--adapter", adapter)
-    key = read_text(key_file).strip() if key_file is not None else os.environ.get(KEY_VARIABLE) or None
-    settings = ServerSettings(
-        host=host,
-        port=port,
-        key=key,
-        allowed_hosts=allowed_host,
-        memory=None if weights.memory is None else int(weights.memory * 1e9),
-        idle_seconds=None if weights.idle_minutes is None else weights.idle_minutes * 60,
-    )
-    options = LoadOptions(getattr(torch, weights.dtype), weights.device, weights.quantize)
-    return Server(entries_of(models, folders), settings, options)
+    options = LoadOptions(**loading.checked(), prompt_lookup=loading.prompt_lookup)
+    entries = entries_of(models, named_folders("--adapter", adapter), draft=loading.draft)
+    return Server(entries, settings, options)

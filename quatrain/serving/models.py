@@ -23,9 +23,12 @@ import torch
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_bytes, format_value
 from quatrain.generation.engine import Engine
+from quatrain.generation.speculative import DraftModel, PromptLookup, Proposer
 from quatrain.loading.model import ResolvedModel, load_model
+from quatrain.models.io.model_folder import load_config
 from quatrain.models.transformer.stack import Model
 from quatrain.planning.machine import available_memory
+from quatrain.serving.binding import bind_adapters
 from quatrain.serving.errors import ApiError, busy
 from quatrain.serving.metrics import Metrics
 from quatrain.serving.settings import ServerSettings
@@ -41,6 +44,8 @@ class LoadOptions:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     quantize: str | None = None
+    prompt_lookup: int | None = None
+    """Guess so many tokens from repetitions in the text (`generation.speculative`), for models without a draft."""
 
     @property
     def bits(self) -> float:
@@ -84,6 +89,8 @@ class ModelEntry:
     name: str
     path: str | Path | ResolvedModel
     adapters: dict[str, str | Path] = field(default_factory=dict)
+    draft: str | Path | None = None
+    """A smaller model of the same vocabulary that guesses tokens."""
     created: int = field(default_factory=lambda: int(time.time()))
     loaded: Loaded | None = None
     loading: asyncio.Task[Loaded] | None = None
@@ -91,12 +98,21 @@ class ModelEntry:
     used: float = 0.0
     """When the model was last used, by `time.monotonic`."""
 
+    @property
+    def resolved(self) -> ResolvedModel:
+        """The folders of the model."""
+        return ResolvedModel.of(self.path)
+
     def weight_bytes(self, options: LoadOptions) -> int:
         """About how many bytes the weights take once they are loaded: as many as their files, at other bits."""
-        folder = ResolvedModel.of(self.path).base
-        files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        stored = _stored_bits(folder)
-        return int(files * options.bits / stored) if stored else files
+        folders = [self.resolved.base, *([ResolvedModel.of(self.draft).base] if self.draft is not None else [])]
+        return sum(_weight_bytes(folder, options) for folder in folders)
+
+
+def _weight_bytes(folder: Path, options: LoadOptions) -> int:
+    files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    stored = _stored_bits(folder)
+    return int(files * options.bits / stored) if stored else files
 
 
 def _stored_bits(folder: Path) -> float | None:
@@ -124,7 +140,7 @@ class ModelRegistry:
         if len(self.entries) < len(entries):
             problems.append("two models have one name; rename a folder, or give a name with NAME=MODEL")
         for entry in entries:
-            resolved = ResolvedModel.of(entry.path)
+            resolved = entry.resolved
             for name in [*entry.adapters, *(place.name for place in resolved.adapters)]:
                 if name in self.names:
                     problems.append(f"adapter {name}: this name is taken by another model or adapter")
@@ -200,12 +216,19 @@ class ModelRegistry:
             return entry.loaded
 
     def _read(self, entry: ModelEntry) -> Loaded:
-        resolved, options = ResolvedModel.of(entry.path), self.options
-        network, tokenizer = load_model(resolved, dtype=options.dtype, device=options.device, quantize=options.quantize)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
+        resolved, options = entry.resolved, self.options
+        loading: dict[str, Any] = {"dtype": options.dtype, "device": options.device, "quantize": options.quantize}
+        network, tokenizer = load_model(resolved, **loading)
         if network.config.head not in ("causal", "seq2seq"):
-            return Loaded(network, tokenizer, None, size)
-        engine = Engine.of(network, tokenizer, resolved, adapters=entry.adapters or None)
+            return Loaded(network, tokenizer, None, _bytes_of(network))
+        proposer: Proposer | None = None
+        size = _bytes_of(network)
+        if entry.draft is not None:
+            draft, drafted = load_model(entry.draft, **loading)
+            proposer, size = DraftModel(draft, drafted), size + _bytes_of(draft)
+        elif options.prompt_lookup is not None:
+            proposer = PromptLookup(options.prompt_lookup)
+        engine = Engine.of(network, tokenizer, resolved, adapters=entry.adapters or None, speculation=proposer)
         worker = Worker(engine, entry.name, self.metrics, max_queue=self.settings.max_queue)
         return Loaded(network, tokenizer, worker, size)
 
@@ -285,10 +308,13 @@ class ModelRegistry:
         return about
 
 
-def entries_of(models: Sequence[str], adapters: Mapping[str, str | Path] | None = None) -> list[ModelEntry]:
-    """The entries of models, each MODEL or NAME=MODEL, with the adapters of the first one.
+def entries_of(
+    models: Sequence[str], adapters: Mapping[str, str | Path] | None = None, *, draft: str | Path | None = None
+) -> list[ModelEntry]:
+    """The entries of models, each MODEL or NAME=MODEL, with their adapters (`bind_adapters`); `draft` guesses for the
+    first model.
 
-    The name of a folder is its last part, that of a hub id the whole id.
+    The name of a folder is its last part, that of a hub id the whole id. Raises InputError.
     """
     entries = []
     for text in models:
@@ -297,9 +323,21 @@ def entries_of(models: Sequence[str], adapters: Mapping[str, str | Path] | None 
             name, path = "", text
         resolved = ResolvedModel.of(path)
         entries.append(ModelEntry(name or (Path(path).resolve().name if Path(path).exists() else path), resolved))
-    if entries:
-        entries[0].adapters = dict(adapters or {})
+    if adapters:
+        bind_adapters(entries, adapters)
+    if draft is not None and entries:
+        entries[0].draft = ResolvedModel.of(draft).folder
+        sizes = [load_config(ResolvedModel.of(each).base).vocab_size for each in (draft, entries[0].path)]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"draft {draft}: has a vocabulary of {sizes[0]:,}, {entries[0].name} one of {sizes[1]:,}; take a draft "
+                "model of the same family"
+            )
     return entries
+
+
+def _bytes_of(network: Model) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
 
 
 def _collect_memory() -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from serving_setup import running, until
-from tiny_models import make_folder
+from tiny_models import llama, make_folder, save_random
 
 from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.peft_files import save_adapter
@@ -23,8 +24,9 @@ from quatrain.adapters.settings import AdapterSettings
 from quatrain.core.errors import InputError
 from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.loading.model import load_model
-from quatrain.serving.models import entries_of
+from quatrain.serving.models import LoadOptions, entries_of
 from quatrain.serving.server import Server
+from quatrain.tokenizers.tokenizer import Tokenizer
 
 ASKED: list[Any] = [{"role": "user", "content": "Hello"}]
 CHAT = "/v1/chat/completions"
@@ -199,8 +201,6 @@ def test_cached_tokens_are_told(raw: httpx.Client) -> None:
 @pytest.fixture(scope="module")
 def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two adapters of random weights over the tiny model."""
-    import torch
-
     places = {}
     for seed, name in enumerate(("pirate", "poet")):
         network, _ = load_model(folder)
@@ -213,6 +213,83 @@ def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         places[name] = tmp_path_factory.mktemp("adapters") / name
         save_adapter(network, places[name], base_model=str(folder))
     return places
+
+
+def adapter_of(model: Path, place: Path, *, base: str | None = None) -> Path:
+    """An adapter of random weights over a model; `base` is what its configuration says."""
+    network, _ = load_model(model)
+    torch.manual_seed(5)
+    apply_adapter(network, AdapterSettings(method="lora", rank=4))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.5)
+    save_adapter(network, place, base_model=base or str(model))
+    return place
+
+
+@pytest.fixture(scope="module")
+def wide(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of another shape with the tokenizer of the tiny one."""
+    tokenizer = Tokenizer.load(folder)
+    place = tmp_path_factory.mktemp("wide") / "wide"
+    config = llama(
+        vocab_size=tokenizer.vocab_size, hidden_size=48, max_position_embeddings=1024, eos_token_id=tokenizer.eos_id,
+    )  # fmt: skip
+    tokenizer.save(place)
+    return save_random(config, place)
+
+
+def test_each_adapter_belongs_to_the_model_of_its_base(
+    folder: Path, wide: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    sailor = adapter_of(wide, tmp_path / "sailor")
+    moved = adapter_of(wide, tmp_path / "moved", base="somebody/gone")
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    engine = Engine.load(wide, adapters={"sailor": sailor})
+    expected = [engine.chat([ASKED], params, adapters=name)[0].text for name in (None, "sailor")]
+    named = {"pirate": adapters["pirate"], "sailor": sailor, "moved": moved}
+    with running([str(folder), str(wide)], named) as server:
+        parents = {each["id"]: each["parent"] for each in httpx.get(f"{server.address}/v1/models").json()["data"]}
+        assert parents == {"tiny": None, "wide": None, "pirate": "tiny", "sailor": "wide", "moved": "wide"}
+        assert server.service.registry.entries["wide"].loaded is None  # It is loaded by its adapter's first request.
+        got = []
+        for name in ("wide", "sailor"):
+            body = {"model": name, "messages": ASKED, "max_tokens": 12, "ignore_eos": True}
+            answer = httpx.post(f"{server.address}{CHAT}", json=body, timeout=60).json()
+            got.append(answer["choices"][0]["message"]["content"])
+    assert got == expected and got[0] != got[1]
+
+
+def test_an_adapter_of_several_models_or_of_none_is_refused(folder: Path, wide: Path, tmp_path: Path) -> None:
+    twin = make_folder(tmp_path / "twin", seed=3)
+    moved = adapter_of(twin, tmp_path / "moved", base="somebody/gone")
+    models = [str(folder), str(twin)]
+    with pytest.raises(InputError) as caught:
+        entries_of(models, {"poet": moved, "lost": wide, "far@nobody": moved})
+    ambiguous, lost, far = caught.value.problems
+    assert "tiny, twin" in ambiguous and f"--adapter poet@tiny={moved}" in ambiguous
+    assert "not an adapter folder" in lost and 'no model is named "nobody"' in far
+    assert [each.adapters for each in entries_of(models, {"poet@twin": moved})] == [{}, {"poet": moved}]
+    with pytest.raises(InputError, match="fits the shapes of none"):
+        entries_of([str(wide)], {"poet": moved})
+
+
+@pytest.mark.parametrize("guesses", ["draft", "prompt look-up"])
+def test_guesses_do_not_change_answers(folder: Path, engine: Engine, wide: Path, guesses: str) -> None:
+    more: dict[str, Any] = {"draft": wide} if guesses == "draft" else {"options": LoadOptions(prompt_lookup=4)}
+    (expected,) = engine.chat([ASKED], SamplingParams(max_new_tokens=60, ignore_eos=True))
+    with running([str(folder)], **more) as server:
+        body = LONG | {"max_tokens": 60}
+        answer = httpx.post(f"{server.address}{CHAT}", json=body, timeout=60).json()
+        assert answer["choices"][0]["message"]["content"] == expected.text
+        assert worker_of(server).engine.statistics.proposed_tokens > 0
+        loaded = server.service.registry.entries["tiny"].loaded
+        own = sum(parameter.numel() * 4 for parameter in loaded.model.parameters())
+        assert (loaded.bytes > own) == (guesses == "draft")
+    other = make_folder(folder.parent / f"other-{guesses.split()[0]}", characters="abc .Helo")
+    with pytest.raises(InputError, match="has a vocabulary of"):
+        entries_of([str(folder)], draft=other)
 
 
 def test_adapters_are_models_mixed_in_one_batch(folder: Path, adapters: dict[str, Path]) -> None:
@@ -310,11 +387,11 @@ def _free_port() -> Any:
     return ServerSettings(port=0)
 
 
-def test_models_that_cannot_be_served_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_served_are_refused(folder: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two models have one name"):
         Server(entries_of([str(folder), f"tiny={folder}"]), _free_port())
     with pytest.raises(InputError, match="adapter tiny: this name is taken"):
-        Server(entries_of([str(folder)], {"tiny": folder}), _free_port())
+        Server(entries_of([str(folder)], {"tiny": adapters["poet"]}), _free_port())
     with pytest.raises(InputError, match="no such model"):
         entries_of([str(tmp_path / "nothing")])
 

@@ -32,6 +32,10 @@ def test_unsafe_and_wrong_options_are_refused(
     assert "NAME=FOLDER" in refused(capsys, str(folder), "--adapter", "x")
     assert "no such model" in refused(capsys, str(tmp_path / "nothing"))
     assert "port: 70000" in refused(capsys, str(folder), "--port", "70000")
+    assert '--device "moon": not available here' in refused(capsys, str(folder), "--device", "moon")
+    both = refused(capsys, str(folder), "--draft", str(folder), "--prompt-lookup", "0")
+    assert "must be at most one of them" in both and "--prompt-lookup 0: must be at least 1" in both
+    assert "not an adapter folder" in refused(capsys, str(folder), "--adapter", f"x={folder}")
     empty = tmp_path / "key"
     empty.write_text("abc\n")
     assert "at least 8" in refused(capsys, str(folder), "--key-file", str(empty))

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from quatrain.serving.models import entries_of
+from quatrain.serving.models import LoadOptions, entries_of
 from quatrain.serving.server import Server
 from quatrain.serving.settings import ServerSettings
 from quatrain.tasks.task import ANSWER_BYTES, spec_of_database
@@ -29,9 +29,16 @@ TURN = '<think>a call</think>I look.<tool_call>\n{"name": "weather", "arguments"
 
 
 @contextmanager
-def running(models: list[str], adapters: Any = None, database: Path | None = None, **settings: Any) -> Iterator[Server]:
+def running(
+    models: list[str],
+    adapters: Any = None,
+    database: Path | None = None,
+    draft: Path | None = None,
+    options: LoadOptions | None = None,
+    **settings: Any,
+) -> Iterator[Server]:
     """A server that answers, until the end of the context."""
-    server = Server(entries_of(models, adapters), ServerSettings(port=0, **settings))
+    server = Server(entries_of(models, adapters, draft=draft), ServerSettings(port=0, **settings), options)
     stack = ExitStack()
     if database is not None:
         opened = spec_of_database().database(database, rows=20, size=ANSWER_BYTES, show_schema=False)
