@@ -8,9 +8,9 @@ once, or by the model itself with its adapters disabled, so that no second copy 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from quatrain.core.errors import InputError
 from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pad
 from quatrain.models.transformer.stack import Model
 from quatrain.training.chunked_loss import language_losses
+from quatrain.training.objectives import Objective
 
 FIRST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 """The most by which the first loss may differ from its exact value, by the dtype of the weights."""
@@ -62,6 +63,26 @@ class PreferenceBatch(TokenBatch):
     """
 
     reference: Tensor | None = field(kw_only=True, default=None)
+
+
+class PreferenceObjective(Objective, Protocol):
+    """What the dpo stage needs of an objective: `DPO` and `KTO` have it."""
+
+    name: str
+    pad_id: int
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether the examples must have the reference's log-probabilities."""
+        ...
+
+    def add_references(self, model: Model, examples: Sequence[Any]) -> Sequence[Any]:
+        """The examples with the log-probabilities of `model`, which is not trained yet."""
+        ...
+
+    def check_start(self, model: Model, examples: Sequence[Any]) -> None:
+        """Raises InputError unless the untrained model equals its reference."""
+        ...
 
 
 class DPO:
@@ -155,6 +176,15 @@ class DPO:
             "logps/rejected": rejected.logprob.sum(),
         }
 
+    @property
+    def needs_references(self) -> bool:
+        """Whether the examples must have the reference's log-probabilities."""
+        return self.pair_loss.reference and self.reference == "precomputed"
+
+    def add_references(self, model: Model, examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
+        """The examples with the log-probabilities of `model`, which is not trained yet."""
+        return reference_logprobs(model, examples, pad_id=self.pad_id)
+
     def check_start(self, model: Model, examples: Sequence[PreferenceExample]) -> None:
         """Raises InputError unless the untrained model's loss is the exact one of a model that equals its reference.
 
@@ -206,12 +236,15 @@ def answer_logprobs(model: Model, input_ids: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def reference_mode(model: Model) -> Iterator[None]:
-    """In this context the model is its own reference: adapters disabled, in evaluation mode, without gradients."""
+def reference_mode(model: Model, *, base: bool = True) -> Iterator[None]:
+    """In this context the model is its own reference: in evaluation mode, without gradients, adapters disabled.
+
+    Without `base` the adapters stay.
+    """
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), adapters_disabled(model, dequantize=False):
+        with torch.no_grad(), adapters_disabled(model, dequantize=False) if base else nullcontext():
             yield
     finally:
         model.train(was_training)
@@ -237,17 +270,17 @@ def reference_logprobs(
 
 
 def logprobs_of(
-    model: Model, rows: Sequence[TokenExample], batch_tokens: int, pad_id: int, *, group: int = 1
+    model: Model, rows: Sequence[TokenExample], batch_tokens: int, pad_id: int, *, group: int = 1, base: bool = True
 ) -> list[float]:
-    """The summed log-probabilities of the labelled tokens of each row under the base model, in batches by length.
+    """The summed log-probabilities of the labelled tokens of each row, in batches by length, without gradients.
 
-    `group` neighbouring rows, such as the two of a pair, are in one batch.
+    `group` neighbouring rows, such as the two of a pair, are in one batch. With `base` adapters are disabled.
     """
     groups = [rows[start : start + group] for start in range(0, len(rows), group)]
     lengths = [group * max(map(len, each)) for each in groups]
     order = sorted(range(len(groups)), key=lengths.__getitem__)
     values: list[float] = [0.0] * len(rows)
-    with reference_mode(model), torch.inference_mode():
+    with reference_mode(model, base=base), torch.inference_mode():
         while order:
             chunk = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // lengths[order[-1]])))]
             batch = pad([row for index in chunk for row in groups[index]], pad_id).to(model.device)

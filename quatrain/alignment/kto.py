@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from quatrain.alignment.dpo import (
+    PreferenceExample,
     answer_logprobs,
     answer_row,
     check_first_loss,
@@ -54,6 +55,17 @@ class RatedExample:
     def rows(self) -> tuple[TokenExample, TokenExample]:
         """The prompt with its answer, and with the unrelated one, with the tokens of the answers marked as learned."""
         return answer_row(self.prompt, self.answer), answer_row(self.prompt, self.unrelated)
+
+
+def unpaired(examples: Sequence[PreferenceExample | RatedExample]) -> list[RatedExample]:
+    """Pairs as two rated answers each; rated answers as they are."""
+    rated = []
+    for each in examples:
+        if isinstance(each, PreferenceExample):
+            rated += [RatedExample(each.prompt, each.chosen, True), RatedExample(each.prompt, each.rejected, False)]
+        else:
+            rated.append(each)
+    return rated
 
 
 def with_unrelated(examples: Sequence[RatedExample]) -> list[RatedExample]:
@@ -168,6 +180,15 @@ class KTO:
             "logps/rejected": (logprobs.detach() * ~good).sum(),
         }
         return losses.sum(), count, metrics
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether the examples must have the reference's log-probabilities."""
+        return self.reference == "precomputed"
+
+    def add_references(self, model: Model, examples: Sequence[RatedExample]) -> list[RatedExample]:
+        """The examples with the log-probabilities of `model`, which is not trained yet."""
+        return rated_references(model, examples, pad_id=self.pad_id)
 
     def check_start(self, model: Model, examples: Sequence[RatedExample]) -> None:
         """Raises InputError unless the untrained model's loss is half the mean weight, and its rewards and KL are 0."""

@@ -1,17 +1,24 @@
-"""Preference pairs, from the model's own samples judged by a function, or from chats with two answers."""
+"""Preference examples: from data, and from the model's own samples judged by a function or ranked by a reward."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from quatrain.alignment.dpo import PreferenceExample
+from quatrain.alignment.kto import RatedExample
+from quatrain.alignment.rewards.base import WeightedRewards
 from quatrain.core.errors import InputError
-from quatrain.data.records import Messages
+from quatrain.data.messages import is_empty
+from quatrain.data.records import Messages, Preference, RatedAnswer
 from quatrain.generation.engine import Completion, Engine
 from quatrain.generation.params import SamplingParams
+
+AnyPreference = TypeVar("AnyPreference", Preference, RatedAnswer)
 
 Judge = Callable[[int, str], bool]
 """`judge(prompt_index, text)`: whether a text is a correct answer to that prompt."""
@@ -112,6 +119,73 @@ def _chosen(right: Counter, drawn: Sequence[Completion]) -> tuple[int, ...] | No
     return next((ids for ids in _ranked(right, drawn) if ids in ended), None)
 
 
+@dataclass
+class RewardStatistics:
+    """Statistics of sampling by reward. A prompt is `flat` if all its samples have the same reward."""
+
+    prompts: int = 0
+    samples: int = 0
+    unscorable: int = 0
+    flat: int = 0
+    pairs: int = 0
+    rewards: float = 0.0
+
+    def __add__(self, other: RewardStatistics) -> RewardStatistics:
+        """The statistics of both samplings together."""
+        return RewardStatistics(**{key: count + getattr(other, key) for key, count in asdict(self).items()})
+
+    @property
+    def mean_reward(self) -> float:
+        """The mean reward of the samples that could be scored."""
+        scored = self.samples - self.unscorable
+        return self.rewards / scored if scored else 0.0
+
+
+def sample_by_reward(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    examples: Sequence[Any],
+    rewards: WeightedRewards,
+    *,
+    samples: int = 4,
+    temperature: float = 1.0,
+    seed: int = 0,
+    pairs_per_prompt: int = 1,
+    max_new_tokens: int = 128,
+    batch_size: int = 64,
+) -> tuple[list[PreferenceExample], RewardStatistics]:
+    """Draw `samples` answers to each prompt (token ids), score them, and pair the best with the worst.
+
+    `examples` are what the rewards get for each prompt. The chosen answer has the highest reward of those that ended
+    with an end token; up to `pairs_per_prompt` distinct answers with lower rewards are rejected, the lowest first.
+    Among equals the most likely answer counts. Answers that a reward cannot judge are left out. Raises RewardError.
+    """
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    completions = engine.generate(
+        [list(prompt) for prompt in prompts for _ in range(samples)], params, batch_size=batch_size
+    )
+    scores = rewards.score([each for each in examples for _ in range(samples)], [each.text for each in completions])
+    total, unscorable = scores.total.tolist(), scores.unscorable.tolist()
+    statistics = RewardStatistics(
+        prompts=len(prompts), samples=len(completions), unscorable=sum(unscorable), rewards=sum(total)
+    )
+    pairs = []
+    for number, prompt in enumerate(prompts):
+        places = [place for place in range(number * samples, (number + 1) * samples) if not unscorable[place]]
+        likelihood = {place: sum(completions[place].logprobs) for place in places}
+        places.sort(key=lambda place: (-total[place], -likelihood[place]))
+        best = next((place for place in places if completions[place].finish_reason == "stop"), None)
+        statistics.flat += bool(places) and total[places[0]] == total[places[-1]]
+        if best is None:
+            continue
+        lower = [place for place in places if total[place] < total[best]]
+        lower.sort(key=lambda place: (total[place], -likelihood[place]))
+        for rejected in list(dict.fromkeys(tuple(completions[place].ids) for place in lower))[:pairs_per_prompt]:
+            pairs.append(PreferenceExample(list(prompt), list(completions[best].ids), list(rejected)))
+    statistics.pairs = len(pairs)
+    return pairs, statistics
+
+
 Answer = str | Sequence[Mapping[str, Any]]
 """The assistant's text, or its messages."""
 
@@ -139,6 +213,56 @@ def from_chat(
     if not better or not worse:
         raise InputError("An answer has no tokens: the chat template marks none as the assistant's.")
     return PreferenceExample(first.ids[:start], better, worse)
+
+
+def rated_from_chat(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], answer: Answer, desirable: bool
+) -> RatedExample:
+    """Render a conversation up to the user's turn with one rated answer. Raises InputError as `from_chat`."""
+    pair = from_chat(tokenizer, messages, answer, answer)
+    return RatedExample(pair.prompt, pair.chosen, desirable)
+
+
+def split_by_prompt(
+    records: Sequence[AnyPreference], share: float, seed: int
+) -> tuple[list[AnyPreference], list[AnyPreference]]:
+    """Records to train on, and those of a random share of the prompts; a prompt is on one side only."""
+    keys = [repr(list(record.prompt)) for record in records]
+    prompts = list(dict.fromkeys(keys))
+    count = round(share * len(prompts))
+    if not 0 < count < len(prompts):
+        return list(records), []
+    held_out = {prompts[number] for number in np.random.default_rng(seed).permutation(len(prompts))[:count].tolist()}
+    pairs = list(zip(keys, records, strict=True))
+    return [each for key, each in pairs if key not in held_out], [each for key, each in pairs if key in held_out]
+
+
+def encode_preferences(
+    tokenizer: Any, records: Sequence[Preference | RatedAnswer]
+) -> tuple[list[PreferenceExample | RatedExample], list[str]]:
+    """The pairs or rated answers as examples, and a note on each reason to leave some out."""
+    examples: list[PreferenceExample | RatedExample] = []
+    left_out: Counter[str] = Counter()
+    for record in records:
+        if (reason := _unusable(record)) is not None:
+            left_out[reason] += 1
+        elif isinstance(record, RatedAnswer):
+            examples.append(rated_from_chat(tokenizer, record.prompt, record.completion, record.label))
+        else:
+            examples.append(from_chat(tokenizer, record.prompt, record.chosen, record.rejected))
+    return examples, [f"{count:,} of {len(records):,} left out: {reason}" for reason, count in left_out.items()]
+
+
+def _unusable(record: Preference | RatedAnswer) -> str | None:
+    """Why a record gives no example; None if it does."""
+    answers = [record.completion] if isinstance(record, RatedAnswer) else [record.chosen, record.rejected]
+    if isinstance(record, Preference) and record.chosen == record.rejected:
+        return "chosen and rejected are the same"
+    if any(len(answer) != 1 or answer[0]["role"] != "assistant" for answer in answers):
+        return "an answer is not one message of the assistant"
+    if any(is_empty(answer[0]) for answer in answers):
+        return "an answer is empty"
+    return None
 
 
 def _turn(answer: Answer) -> dict[str, Any]:

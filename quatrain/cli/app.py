@@ -15,6 +15,7 @@ from quatrain.cli.doctor import doctor
 from quatrain.cli.evaluate import evaluate
 from quatrain.cli.generate import generate
 from quatrain.cli.inspect import inspect
+from quatrain.cli.label import label
 from quatrain.cli.merge import merge
 from quatrain.cli.plan import plan
 from quatrain.cli.predict import predict
@@ -47,7 +48,22 @@ def build_app() -> App:
         from rich.console import Console
 
         app.console = Console(width=LEAST_WIDTH)
-    for verb in (run, recipes, check, plan, tokenize, inspect, generate, chat, serve, predict, evaluate, merge, doctor):
+    for verb in (
+        run,
+        recipes,
+        check,
+        plan,
+        tokenize,
+        inspect,
+        generate,
+        chat,
+        serve,
+        predict,
+        evaluate,
+        label,
+        merge,
+        doctor,
+    ):
         app.command(verb)
     data = App(name="data", help="The catalog of named data sets: list it, get one, check a file.")
     data.command(list_sources, name="list")

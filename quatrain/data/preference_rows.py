@@ -231,6 +231,8 @@ def _prompt_of(fields: dict[str, Any]) -> list[Message]:
 
 def _paired(fields: dict[str, Any]) -> Preference:
     missing = [name for name in ("chosen", "rejected") if name not in fields]
+    if missing and {"completion", "label"} <= fields.keys():
+        raise Fault('these are rated answers, not pairs; a dpo stage learns from them with loss = "kto"', "label")
     if missing:
         raise Fault(f"no field {' and '.join(map(repr, missing))}; write {_PREFERENCE_FORMATS}")
     chosen, rejected = (answer_messages(fields, name) for name in ("chosen", "rejected"))

@@ -112,10 +112,16 @@ def test_finetuning_trains_the_adapter_alone_and_merges_it(road: Run) -> None:
 
 def test_preferences_move_the_model_and_are_read_as_they_are_written(road: Run) -> None:
     found = result(road, "04-dpo")
-    assert any("40 pairs from" in note for note in found["notes"])
+    assert any("40 pairs from" in note and "4 of them held out" in note for note in found["notes"])
     lines = [line for line in read_metrics(road.folder / "metrics.jsonl") if line["stage"] == "04-dpo"]
-    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
-    assert lines[-1]["loss"] < 0.693
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert losses[-1] < 0.693
+    assert set(found["scores"]["held-out preferences"]) >= {"accuracy", "likelihood_accuracy", "margin", "count"}
+    assert found["baselines"]["held-out preferences"]["name"] == "the shorter answer wins"
+    assert set(found["preference_baselines"]) == {
+        "the shorter answer wins", "the reference's likelihood", "the reference's likelihood per token",
+    }  # fmt: skip
 
 
 def test_the_quantized_model_is_smaller_and_is_the_runs_model(road: Run) -> None:

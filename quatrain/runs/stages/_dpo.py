@@ -1,31 +1,49 @@
-"""Implementation of the dpo stage: preference pairs, training on them, and the choice of the better model.
+"""Implementation of the dpo stage: preferences, training on them, and the choice of the better model.
 
-With a database the pairs are samples of the model, judged by running them; otherwise a file has them. The task's split
-"development" decides whether the trained model replaces the previous one, which is kept if the new one does not answer
-more of these questions. The held-out sets take no part in the choice.
+Preferences are given in a file, or sampled from the model and judged by the task that the data generate or by rewards.
+Of given preferences a share of the prompts is held out: on them the accuracy is measured before and after, beside dumb
+rules. Of a generated task the split "development" decides whether the trained model replaces the previous one, which is
+kept if the new one does not answer more of these questions. The task's held-out sets take no part in the choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
-from quatrain.alignment.dpo import DPO, PreferenceExample, reference_logprobs
-from quatrain.alignment.preferences import PairStatistics, from_chat, sample_pairs
+from quatrain.alignment import held_out
+from quatrain.alignment.dpo import DPO, PreferenceExample, PreferenceObjective
+from quatrain.alignment.kto import KTO, RatedExample, unpaired, with_unrelated
+from quatrain.alignment.preferences import (
+    PairStatistics,
+    RewardStatistics,
+    encode_preferences,
+    sample_by_reward,
+    sample_pairs,
+    split_by_prompt,
+)
+from quatrain.alignment.rewards import build
+from quatrain.alignment.rewards.base import RewardContext
 from quatrain.alignment.watch import Watch
-from quatrain.core.errors import InputError
+from quatrain.data.corpus import DataParts
+from quatrain.data.records import Conversation
+from quatrain.data.settings import DataSettings
 from quatrain.evaluation.evaluate import evaluate
 from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
 from quatrain.models.transformer.stack import Model
+from quatrain.planning.machine import choose_device
 from quatrain.runs.assess import assess
 from quatrain.runs.job import TrainingData
-from quatrain.runs.learning import example_stream, learn, training_job, with_dropout
+from quatrain.runs.learning import example_stream, learn, longest, training_job, with_dropout
 from quatrain.runs.material import generated_task, model_of, tokenizer_of, write_model
 from quatrain.runs.stage import StageContext, StageResult
+from quatrain.runs.stages._finetune import with_template
 from quatrain.runs.stages.dpo import DPOStage
-from quatrain.tasks.task import Task
+from quatrain.tasks.instructions import Instructions
+from quatrain.tasks.task import Task, source_task
 from quatrain.tokenizers.chat import render
 from quatrain.tokenizers.tokenizer import Tokenizer
 from quatrain.training import checkpoints
@@ -34,13 +52,25 @@ from quatrain.training.precision import Precision, working_dtype
 PORTION = 256
 """Examples that are sampled and judged together."""
 
+HELD_OUT = "held-out preferences"
+FIRST = 8
+"""Examples on which the loss before the first step is checked."""
+
+
+@dataclass
+class Preferences:
+    """What the stage learns from: examples, those held out, and notes."""
+
+    learned: Sequence[Any]
+    held_out: Sequence[Any] = ()
+    notes: list[str] = field(default_factory=list)
+
 
 def run(settings: DPOStage, context: StageContext) -> StageResult:
-    """Collects pairs, trains, chooses the better model by the development split, writes `model/` and evaluates it."""
-    tokenizer = tokenizer_of(context)
-    model = with_dropout(model_of(context), settings.train.dropout)
-    data = context.recipe.data_of(settings)
-    task = generated_task(context, settings) if data.preferences is None else None
+    """Collects preferences, trains, chooses the better model, writes `model/` and evaluates it."""
+    tokenizer = with_template(tokenizer_of(context), context)
+    model = with_dropout(model_of(context, settings.adapter), settings.train.dropout)
+    task = generated_task(context, settings) if context.recipe.data_of(settings).preferences is None else None
     with task or nullcontext():
         return _run(settings, context, task, model, tokenizer)
 
@@ -48,29 +78,33 @@ def run(settings: DPOStage, context: StageContext) -> StageResult:
 def _run(
     settings: DPOStage, context: StageContext, task: Task[Any] | None, model: Model, tokenizer: Tokenizer
 ) -> StageResult:
-    if task is None:
-        pairs, notes = _given_pairs(settings, context, tokenizer)
-    else:
-        pairs, notes = _own_pairs(settings, context, task, model, tokenizer)
-    limit = settings.context or model.config.max_position_embeddings
-    short = [pair for pair in pairs if len(pair) // 2 <= limit]
-    if len(short) < len(pairs):
-        notes.append(f"{len(pairs) - len(short):,} pairs longer than {limit} tokens left out")
-    if not short:
-        return _unchanged(
-            settings, context, model, tokenizer, [*notes, "no pair to learn from: the model stays as it was"]
-        )
+    limit = longest(model, settings, model.config.max_position_embeddings)
+    model.to(choose_device(settings.train.device))
+    preferences = _collected(settings, context, task, model, tokenizer, limit)
+    notes, learned = preferences.notes, preferences.learned
+    if not learned:
+        notes.append("no pair to learn from: the model stays as it was")
+        return _unchanged(settings, context, model, tokenizer, notes)
     before = None if task is None else _development_score(context, task, model, tokenizer)
-    pad_id = tokenizer.pad_id or 0
+    objective, measured = (objective_of(settings, tokenizer.pad_id or 0, mode) for mode in (None, "precomputed"))
+    held = preferences.held_out
     weights = Precision(model, working_dtype(settings.train, model.device))
     try:
-        examples = reference_logprobs(model, short, pad_id=pad_id)
+        if objective.needs_references:
+            learned = objective.add_references(model, learned)
+        if held:
+            # Measured after the adapter, under which the base was, is merged.
+            held = measured.add_references(model, held)
+        objective.check_start(model, learned[:FIRST])
     finally:
         weights.close()
-    objective = DPO(beta=settings.beta, sft_weight=settings.sft_weight, pad_id=pad_id)
-    data = TrainingData(*example_stream(settings, context, examples), examples)
+    data = TrainingData(*example_stream(settings, context, learned), learned, held)
     job = training_job(settings, model, tokenizer, objective, data, limit=limit, notes=notes, watch=Watch())
+    if held:
+        job.validate = lambda model: _validation(model, measured, held)
     _, result = learn(job, context, check=False)
+    if held:
+        _compare(job.model, measured, held, context, result)
     if task is not None and before is not None:
         after = _development_score(context, task, model, tokenizer)
         result.notes.append(f"questions kept apart: {before:.1%} right before, {after:.1%} after")
@@ -78,9 +112,36 @@ def _run(
             result.notes.append("the model from before is kept, because the new one does not answer more of them")
             model = model_of(context)
             result.model_bytes = write_model(model, tokenizer, context.model_folder)
+    scores, baselines = result.scores, result.baselines
     assess(settings, context, model, tokenizer, result)
+    result.scores = {**(scores or {}), **(result.scores or {})} or None
+    result.baselines = {**(baselines or {}), **(result.baselines or {})} or None
     checkpoints.remove(context.checkpoints)
     return result
+
+
+def _collected(
+    settings: DPOStage,
+    context: StageContext,
+    task: Task[Any] | None,
+    model: Model,
+    tokenizer: Tokenizer,
+    limit: int,
+) -> Preferences:
+    """The stage's preferences that fit, of their source; for KTO as rated answers."""
+    if settings.rewards:
+        preferences = _ranked_by_rewards(settings, context, task, model, tokenizer)
+    elif task is not None:
+        preferences = _judged_by_task(settings, context, task, model, tokenizer)
+    else:
+        preferences = given(settings, context, tokenizer)
+    parts = []
+    for examples in (preferences.learned, preferences.held_out):
+        short = [each for each in examples if len(each) // 2 <= limit]
+        if len(short) < len(examples):
+            preferences.notes.append(f"{len(examples) - len(short):,} pairs longer than {limit} tokens left out")
+        parts.append(with_unrelated(unpaired(short)) if settings.loss == "kto" and short else short)
+    return Preferences(parts[0], parts[1], preferences.notes)
 
 
 def _unchanged(
@@ -92,9 +153,55 @@ def _unchanged(
     return result
 
 
-def _own_pairs(
+def objective_of(settings: DPOStage, pad_id: int, reference: str | None = None) -> PreferenceObjective:
+    """The objective that the stage's `loss` names, with its `reference` or another one."""
+    reference = reference or settings.reference
+    if settings.loss == "kto":
+        return KTO(
+            **({} if settings.beta is None else {"beta": settings.beta}),
+            desirable_weight=settings.desirable_weight,
+            undesirable_weight=settings.undesirable_weight,
+            reference=reference,
+            pad_id=pad_id,
+        )
+    return DPO(
+        loss=settings.loss,
+        beta=settings.beta,
+        label_smoothing=settings.label_smoothing,
+        simpo_gamma=settings.simpo_gamma,
+        sft_weight=settings.sft_weight,
+        reference=reference,
+        pad_id=pad_id,
+    )
+
+
+def given(settings: DPOStage, context: StageContext, tokenizer: Tokenizer) -> Preferences:
+    """The preferences of `data.preferences` or `data.source`; a share of the prompts, `test` or `dev` is held out."""
+    data = context.recipe.data_of(settings)
+    if data.preferences is not None:
+        data = DataSettings(source=data.preferences, validation=data.validation)
+    parts = context.parts(data)
+    kind = "rated" if settings.loss == "kto" else "preference"
+    records: list[Any] = list(parts.corpus("source", format=kind))
+    part = next((part for part in ("test", "dev") if parts.name(part) is not None), None)
+    if part is not None:
+        held_records: list[Any] = list(parts.corpus(part, format=kind))
+    else:
+        records, held_records = split_by_prompt(records, data.validation, context.seed)
+    learned, notes = encode_preferences(tokenizer, records)
+    held, others = encode_preferences(tokenizer, held_records)
+    noun = "rated answers" if kind == "rated" else "pairs"
+    count = f"{len(records) + len(held_records):,} {noun} from {data.source}"
+    return Preferences(
+        learned,
+        held,
+        [f"{count}, {len(held_records):,} of them held out", *notes, *(f"held out: {note}" for note in others)],
+    )
+
+
+def _judged_by_task(
     settings: DPOStage, context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer
-) -> tuple[list[PreferenceExample], list[str]]:
+) -> Preferences:
     """Pairs of the model's own completions of practice examples, judged by the task.
 
     The reference is chosen where none is right.
@@ -107,46 +214,122 @@ def _own_pairs(
         start = rendered.assistant_mask.index(True)
         prompts.append(rendered.ids[:start])
         gold.append([token for token, learned in zip(rendered.ids, rendered.assistant_mask, strict=True) if learned])
-    pairs: list[PreferenceExample] = []
     total = PairStatistics()
-    with context.reporter.task("sampling", total=len(examples), unit="question") as bar:
-        for start in range(0, len(examples), PORTION):
-            part = examples[start : start + PORTION]
 
-            def judge(number: int, completion: str, part: Sequence[Any] = part) -> bool:
-                return task.score(part[number], completion).correct
+    def sample(start: int, end: int) -> list[PreferenceExample]:
+        nonlocal total
+        sampled, statistics = sample_pairs(
+            engine,
+            prompts[start:end],
+            lambda number, completion: task.score(examples[start + number], completion).correct,
+            samples=settings.samples,
+            temperature=settings.temperature,
+            seed=context.seed + start,
+            gold=gold[start:end],
+            pairs_per_prompt=settings.pairs_per_prompt,
+            max_new_tokens=context.recipe.evaluate.max_new_tokens,
+        )
+        total += statistics
+        return sampled
 
-            sampled, statistics = sample_pairs(
-                engine,
-                prompts[start : start + PORTION],
-                judge,
-                samples=settings.samples,
-                temperature=settings.temperature,
-                seed=context.seed + start,
-                gold=gold[start : start + PORTION],
-                max_new_tokens=context.recipe.evaluate.max_new_tokens,
-            )
-            pairs += sampled
-            total += statistics
-            bar.update(min(start + PORTION, len(examples)), pairs=len(pairs))
-    return pairs, [
-        *notes,
+    pairs = _sampled(context, len(examples), sample)
+    note = (
         f"{len(pairs):,} pairs from {total.samples:,} samples of {total.prompts:,} practice questions, "
-        f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}",
-    ]
+        f"{total.accuracy:.1%} of them right; the reference answer was chosen in {total.from_gold:,}"
+    )
+    return Preferences(pairs, [], [*notes, note])
 
 
-def _given_pairs(
-    settings: DPOStage, context: StageContext, tokenizer: Tokenizer
-) -> tuple[list[PreferenceExample], list[str]]:
-    """The pairs of a file of preferences."""
-    from quatrain.data.documents import read_preferences
+def _ranked_by_rewards(
+    settings: DPOStage, context: StageContext, task: Task[Any] | None, model: Model, tokenizer: Tokenizer
+) -> Preferences:
+    """Pairs of the model's own completions, ranked by the stage's rewards."""
+    examples, notes, asked = _prompts(settings, context, task)
+    engine, rewards = Engine(model, tokenizer), build(settings.rewards, RewardContext(asked))
+    chats = [asked.prompt(each) if asked is not None else each["prompt"] for each in examples]
+    prompts = [render(tokenizer, chat, add_generation_prompt=True).ids for chat in chats]
+    total = RewardStatistics()
 
-    path = context.recipe.data_of(settings).preferences
-    if path is None:
-        raise InputError(f"{context.name}: needs data.preferences, a file of pairs, or data.database.")
-    pairs = [from_chat(tokenizer, each.prompt, each.chosen, each.rejected) for each in read_preferences(path)]
-    return pairs, [f"{len(pairs):,} pairs from {path}"]
+    def sample(start: int, end: int) -> list[PreferenceExample]:
+        nonlocal total
+        sampled, statistics = sample_by_reward(
+            engine,
+            prompts[start:end],
+            examples[start:end],
+            rewards,
+            samples=settings.samples,
+            temperature=settings.temperature,
+            seed=context.seed + start,
+            pairs_per_prompt=settings.pairs_per_prompt,
+            max_new_tokens=context.recipe.evaluate.max_new_tokens,
+        )
+        total += statistics
+        return sampled
+
+    pairs = _sampled(context, len(examples), sample)
+    note = (
+        f"{len(pairs):,} pairs from {total.samples:,} samples of {total.prompts:,} prompts, mean reward "
+        f"{total.mean_reward:.3f}; {total.flat:,} prompts whose samples all had the same reward, "
+        f"{total.unscorable:,} samples that no reward could judge"
+    )
+    return Preferences(pairs, [], [*notes, note])
+
+
+def _sampled(
+    context: StageContext, count: int, sample: Callable[[int, int], list[PreferenceExample]]
+) -> list[PreferenceExample]:
+    """The pairs of all portions of `count` prompts, with progress."""
+    pairs: list[PreferenceExample] = []
+    with context.reporter.task("sampling", total=count, unit="question") as bar:
+        for start in range(0, count, PORTION):
+            pairs += sample(start, start + PORTION)
+            bar.update(min(start + PORTION, count), pairs=len(pairs))
+    return pairs
+
+
+def _prompts(
+    settings: DPOStage, context: StageContext, task: Task[Any] | None
+) -> tuple[list[Any], list[str], Task[Any] | None]:
+    """What the model is asked, notes, and the task whose examples these are; without one they have a `prompt`."""
+    if task is not None:
+        return *task.judgeable(task.splits["practice"][: settings.prompts]), task
+    parts: DataParts = context.data_of(settings)
+    if parts.corpus().format == "prompts":
+        chats = [record.messages for record in parts.corpus() if isinstance(record, Conversation)]
+        return [{"prompt": messages} for messages in chats[: settings.prompts]], [], None
+    of_source: Task[Any] = source_task(parts) or Instructions(parts)
+    return *of_source.judgeable(of_source.splits["train"][: settings.prompts]), of_source
+
+
+def _validation(model: Model, objective: PreferenceObjective, held: Sequence[Any]) -> dict[str, float]:
+    """The held-out loss and the share of held-out preferences that the model ranks correctly."""
+    metrics = held_out.measure(model, objective, held)
+    return {"validation_loss": metrics["loss"], "validation_accuracy": metrics["accuracy"]}
+
+
+def _compare(
+    model: Model, objective: PreferenceObjective, held: Sequence[Any], context: StageContext, result: StageResult
+) -> None:
+    """Adds the accuracy on held-out preferences, beside that of rules that need no training on them."""
+    metrics = held_out.measure(model, objective, held)
+    scores = {"accuracy": metrics["accuracy"], "margin": metrics.get("margin", 0.0), "count": float(len(held))}
+    pairs = [each for each in held if isinstance(each, PreferenceExample)]
+    rules: dict[str, float] = {}
+    if pairs:
+        after = held_out.likelihood_accuracy(model, pairs, pad_id=objective.pad_id)
+        scores["likelihood_accuracy"] = after[held_out.LIKELIHOOD]
+        rules = held_out.baselines(pairs)
+    else:
+        rated = [each for each in held if isinstance(each, RatedExample)]
+        rules = {held_out.MAJORITY: held_out.rated_baseline(rated)}
+        scores.pop("margin")
+    name = next(iter(rules))
+    result.scores = {HELD_OUT: scores}
+    result.baselines = {HELD_OUT: {"name": name, "accuracy": rules[name]}}
+    result.extra["preference_baselines"] = rules
+    shown = "; ".join(f"{rule}: {accuracy:.1%}" for rule, accuracy in rules.items())
+    result.notes.append(f"{HELD_OUT}: {scores['accuracy']:.1%} of {len(held):,} ranked correctly ({shown})")
+    context.reporter.score(HELD_OUT, scores, {"accuracy": rules[name]})
 
 
 def _development_score(context: StageContext, task: Task[Any], model: Model, tokenizer: Tokenizer) -> float:

@@ -1,0 +1,81 @@
+"""Measures preferences on held-out examples: how often a model ranks them correctly, beside dumb rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quatrain.alignment.dpo import PreferenceExample, logprobs_of
+from quatrain.alignment.kto import RatedExample
+from quatrain.data.preference_summary import shorter_is_chosen
+from quatrain.evaluation.metrics.objectives import batches_of
+from quatrain.models.transformer.stack import Model
+from quatrain.training.objectives import Objective
+
+SHORTER = "the shorter answer wins"
+LIKELIHOOD = "the reference's likelihood"
+PER_TOKEN = "the reference's likelihood per token"
+MAJORITY = "the commoner rating"
+"""Rules that need no training on preferences; a trained model has to beat them."""
+
+
+@torch.no_grad()
+def measure(
+    model: Model, objective: Objective, examples: Sequence[Any], *, batch_tokens: int = 16384
+) -> dict[str, float]:
+    """The mean loss and the mean metrics of an objective over examples, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    total: float | Tensor = 0.0
+    count, sums = 0, dict[str, float | Tensor]()
+    for places in batches_of(examples, batch_tokens):
+        batch = objective.collate([examples[place] for place in places]).to(model.device)
+        loss, weight, metrics = objective.loss(model, batch)
+        total, count = total + loss, count + weight
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + value
+    model.train(was_training)
+    return {"loss": float(total) / count, **{name: float(value) / count for name, value in sums.items()}}
+
+
+def likelihood_accuracy(model: Model, examples: Sequence[PreferenceExample], *, pad_id: int = 0) -> dict[str, float]:
+    """The share of pairs whose chosen answer is more likely under the model: summed over tokens, and per token."""
+    rows = [row for example in examples for row in example.rows()]
+    values = logprobs_of(model, rows, 16384, pad_id, group=2, base=False)
+    return ranked_by_likelihood(examples, values[::2], values[1::2])
+
+
+def ranked_by_likelihood(
+    examples: Sequence[PreferenceExample], chosen: Sequence[float], rejected: Sequence[float]
+) -> dict[str, float]:
+    """The share of pairs that these log-probabilities rank correctly, by sums and per token; ties count one half."""
+    pairs = list(zip(examples, chosen, rejected, strict=True))
+    whole = sum(_wins(better, worse) for _, better, worse in pairs)
+    each = sum(_wins(better / len(e.chosen), worse / len(e.rejected)) for e, better, worse in pairs)
+    return {LIKELIHOOD: whole / len(pairs), PER_TOKEN: each / len(pairs)}
+
+
+def baselines(examples: Sequence[PreferenceExample]) -> dict[str, float]:
+    """The accuracy of the dumb rules on pairs that have reference log-probabilities; lengths in tokens."""
+    shorter = sum(shorter_is_chosen(len(each.chosen), len(each.rejected)) for each in examples) / len(examples)
+    result = {SHORTER: shorter}
+    if all(each.reference_chosen is not None and each.reference_rejected is not None for each in examples):
+        result |= ranked_by_likelihood(
+            examples,
+            [each.reference_chosen or 0.0 for each in examples],
+            [each.reference_rejected or 0.0 for each in examples],
+        )
+    return result
+
+
+def rated_baseline(examples: Sequence[RatedExample]) -> float:
+    """The accuracy of calling every answer what most of them are."""
+    share = sum(each.desirable for each in examples) / len(examples)
+    return max(share, 1 - share)
+
+
+def _wins(better: float, worse: float) -> float:
+    return 1.0 if better > worse else 0.5 if better == worse else 0.0
