@@ -111,7 +111,7 @@ def test_a_quantized_base_is_its_own_reference(start: Path, pairs: Path, tmp_pat
 def test_samples_are_ranked_by_rewards(start: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"say {number}"}) + "\n" for number in range(12)))
-    rewards = 'rewards = [{ kind = "regex", pattern = "[aeiou]", count = true, most = 9 }]'
+    rewards = 'rewards = [{ kind = "regex", pattern = "[aeiou]", most = 9 }]'
     result, lines, _ = go(start, tmp_path, rewards, "samples = 4", "temperature = 2.0", data=f"source = '{prompts}'")
     assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
     assert any("samples of 12 prompts, mean reward" in note for note in result["notes"])
