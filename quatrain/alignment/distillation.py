@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quatrain.alignment.policy import completion_states
+from quatrain.alignment.policy import completion_states, policy_of
 from quatrain.alignment.rollouts import PolicyObjective, Rollout, RolloutBatch
 from quatrain.core.errors import InputError
 from quatrain.core.wording import format_value
@@ -56,13 +56,12 @@ class OnPolicyDistillation(PolicyObjective):
     """The mean divergence from a teacher over the tokens of the student's own completions.
 
     The teacher is frozen and must have the student's vocabulary. Rewards take no part in the loss; they are measured.
-    Raises InputError for values out of range and for another vocabulary.
+    Raises InputError for values out of range.
     """
 
     def __init__(
         self,
         teacher: Model,
-        student: Model,
         *,
         kind: Divergence = "reverse",
         mixture: float = 0.5,
@@ -75,12 +74,6 @@ class OnPolicyDistillation(PolicyObjective):
             problems.append(f"divergence: {format_value(kind)}; must be one of {', '.join(get_args(Divergence))}")
         if not 0 < mixture < 1:
             problems.append(f"mixture: {mixture}; must be above 0 and below 1")
-        sizes = teacher.config.vocab_size, student.config.vocab_size
-        if sizes[0] != sizes[1]:
-            problems.append(
-                f"teacher: its vocabulary has {sizes[0]:,} tokens, the student's {sizes[1]:,}; both must have the same "
-                "tokenizer"
-            )
         if problems:
             raise InputError("On-policy distillation cannot be set up:", problems)
         self.teacher = teacher.requires_grad_(False).eval()
@@ -115,4 +108,10 @@ class OnPolicyDistillation(PolicyObjective):
         return values.sum(), len(labels), {}
 
     def check_start(self, module: Any, batch: RolloutBatch) -> None:
-        """Nothing to check: the loss has no ratio."""
+        """Check that both models have the same vocabulary; the loss has no ratio. Raises InputError."""
+        sizes = self.teacher.config.vocab_size, policy_of(module).config.vocab_size
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"The teacher's vocabulary has {sizes[0]:,} tokens, the student's {sizes[1]:,}; both must have the same "
+                "tokenizer."
+            )

@@ -6,15 +6,8 @@ import pytest
 import torch
 from tiny_models import llama, save_random
 
-from quatrain.alignment.grpo import (
-    VARIANTS,
-    PolicyTokens,
-    PolicyVariant,
-    group_advantages,
-    overlong_penalty,
-    policy_loss,
-    variant,
-)
+from quatrain.alignment.grpo import PolicyTokens, group_advantages, overlong_penalty, policy_loss
+from quatrain.alignment.variants import VARIANTS, PolicyVariant, variant
 from quatrain.core.errors import InputError
 from quatrain.models.io import model_folder
 
