@@ -112,6 +112,6 @@ class OnPolicyDistillation(PolicyObjective):
         sizes = self.teacher.config.vocab_size, policy_of(module).config.vocab_size
         if sizes[0] != sizes[1]:
             raise InputError(
-                f"The teacher's vocabulary has {sizes[0]:,} tokens, the student's {sizes[1]:,}; both must have the same "
-                "tokenizer."
+                f"The teacher's vocabulary has {sizes[0]:,} tokens, the student's {sizes[1]:,}; both must have the "
+                "same tokenizer."
             )

@@ -1,4 +1,6 @@
-"""The variants of GRPO, as settings of one loss (`quatrain.alignment.grpo`). No torch, so that recipes are checked quickly.
+"""The variants of GRPO, as settings of one loss (`quatrain.alignment.grpo`).
+
+This module imports no torch, so that recipes are checked quickly.
 
 Every variant is a `PolicyVariant`: how a completion's advantage follows from the rewards of its group, what the ratio
 of the new policy to the old one is taken over, how it is clipped, and how tokens are averaged. `VARIANTS` names them:

@@ -13,6 +13,7 @@ from quatrain.core.settings import Listing, Problem
 from quatrain.core.wording import format_value
 from quatrain.data.settings import DataSettings
 from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflicts
+from quatrain.runs.stage import Need
 from quatrain.training.settings import TrainSettings
 
 
@@ -84,6 +85,11 @@ class OnlineStage(StageSettings):
             yield Problem(("train", "parallel"), text)
         if self.adapter is not None and self.adapter.dropout:
             yield Problem(("adapter", "dropout"), f"{self.adapter.dropout}; {refused['dropout']}: leave it out")
+
+
+def needs_prompts(settings: OnlineStage, recipe: RecipeSettings) -> set[Need]:
+    """A model, and data with prompts."""
+    return {"model", "data"}
 
 
 def online_conflicts(settings: OnlineStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:

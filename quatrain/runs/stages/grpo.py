@@ -73,7 +73,7 @@ class GRPOStage(OnlineStage):
             text = f'{self.samples}; baseline = "{policy.baseline}" compares the completions of a prompt: at least 2'
             yield Problem(("samples",), text, (("variant",), ("baseline",)))
         if policy.surrogate == "none" and self.minibatches * self.passes > 1:
-            text = f"{format_value(self.variant)} has no ratio to an older policy: every phase must be one optimizer step"
+            text = f"{format_value(self.variant)} has no ratio to an older policy: a phase must be one optimizer step"
             yield Problem(("variant",), text, (("minibatches",), ("passes",)))
 
 

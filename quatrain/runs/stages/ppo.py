@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from quatrain.core.settings import Problem
-from quatrain.runs.online import OnlineStage, online_conflicts
-from quatrain.runs.settings import RecipeSettings
+from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts
 from quatrain.runs.stage import StageSpec, deferred
 
 
@@ -47,15 +46,10 @@ class PPOStage(OnlineStage):
             yield Problem(("value",), text, (("adapter",),))
 
 
-def needs(settings: PPOStage, recipe: RecipeSettings) -> set[str]:
-    """A model, and data with prompts."""
-    return {"model", "data"}
-
-
 SPEC = StageSpec(
     PPOStage,
     run=deferred("quatrain.runs.stages._ppo:run"),
-    needs=needs,  # type: ignore[arg-type]
+    needs=needs_prompts,
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._ppo:prepare"),
     conflicts=online_conflicts,
