@@ -14,20 +14,15 @@ from quatrain.core.progress import SilentReporter, read_metrics
 from quatrain.runs.folder import Run
 from quatrain.runs.recipe import load, loads
 
-BASE = """
-name = "base"
-data = { task = "arithmetic", examples = 200 }
-tokenizer = { kind = "char", chat_template = "TEMPLATE" }
-model = { family = "llama", hidden_size = 16, num_hidden_layers = 1, num_attention_heads = 2, intermediate_size = 32, max_position_embeddings = 32 }
-evaluate = { examples = 8, max_new_tokens = 4 }
-[[stage]]
-kind = "tokenizer"
-[[stage]]
-kind = "pretrain"
-rows = "documents"
-evaluate = false
-train = { steps = 4, batch_tokens = 512, learning_rate = 0.01, warmup_steps = 0, precision = "float32", device = "cpu" }
-"""  # noqa: E501
+SMALL = [
+    *("model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2", "model.intermediate_size=32"),
+    *(
+        f"stage.{kind}.train.{key}"
+        for kind in ("pretrain", "finetune", "grpo")
+        for key in ("steps=4", "warmup_steps=0")
+    ),
+    *("evaluate.examples=8", "stage.grpo.held_out=4", "stage.grpo.prompts=4", "data.examples=200"),
+]
 STAGE = """
 name = "tiny"
 data = { task = "arithmetic", examples = 200 }
@@ -39,7 +34,7 @@ prompts = 4
 samples = 3
 minibatches = MINIBATCHES
 max_new_tokens = 4
-rewards = [ { kind = "regex", pattern = "[0-4]", most = 4 } ]
+rewards = [ { kind = "regex", pattern = "[0-4]", most = 20 } ]
 held_out = 4
 train = { steps = 4, learning_rate = 1e-2, warmup_steps = 0, schedule = "constant", precision = "float32", device = "cpu", accumulation = 2, evaluate_every = 2, log_every = 1 }
 """  # noqa: E501
@@ -47,11 +42,12 @@ train = { steps = 4, learning_rate = 1e-2, warmup_steps = 0, schedule = "constan
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    template = load("arithmetic-grpo").tokenizer.chat_template
-    text = BASE.replace('"TEMPLATE"', json.dumps(template))
-    return (
-        quatrain.run(loads(text), runs_dir=tmp_path_factory.mktemp("base"), reporter=SilentReporter()).folder / "model"
-    )
+    """The model that the shipped recipe makes, in a few steps of each of its stages."""
+    folder = tmp_path_factory.mktemp("base")
+    done = quatrain.run(load("arithmetic-grpo", SMALL), runs_dir=folder, reporter=SilentReporter())
+    phases = [entry for entry in read_metrics(done.folder / "metrics.jsonl") if "reward/task" in entry]
+    assert len(phases) == 4
+    return done.folder / "model"
 
 
 def recipe(model: Path, kind: str, minibatches: int = 2) -> str:
@@ -86,7 +82,7 @@ def test_other_variants_are_other_runs(model: Path, tmp_path: Path) -> None:
     weights = {}
     for name in ("grpo", "dr_grpo", "gspo", "rloo"):
         done, _, _ = run(recipe(model, f'kind = "grpo"\nvariant = "{name}"\nevaluate = false'), tmp_path / name)
-        weights[name] = load_file(done.folder / "model/model.safetensors")["embed_tokens.weight"]
+        weights[name] = load_file(done.folder / "model/model.safetensors")["model.embed_tokens.weight"]
     names = list(weights)
     for place, one in enumerate(names):
         assert not any(torch.equal(weights[one], weights[other]) for other in names[place + 1 :])
@@ -111,11 +107,10 @@ def test_a_bad_recipe_is_refused(model: Path, more: str, named: str) -> None:
 
 
 def test_rejection_sampling_learns_what_is_accepted(model: Path, tmp_path: Path) -> None:
-    text = recipe(model, 'kind = "rejection-sampling"\nevaluate = false').replace(
-        "max_new_tokens = 4\nrew", "max_new_tokens = 20\nrew"
-    )
-    _, phases, _ = run(text, tmp_path)
-    assert 0 < phases[0]["accepted"] < 1
+    text = recipe(model, 'kind = "rejection-sampling"\nthreshold = 0.0\nstop = ["="]\nevaluate = false')
+    _, phases, _ = run(text.replace("max_new_tokens = 4\nrew", "max_new_tokens = 12\nrew"), tmp_path)
+    assert 0 < phases[0]["accepted"] <= phases[0]["ended_fraction"] < 1
+    assert phases[0]["learned"] <= 4
     assert phases[0]["reward_best"] > phases[0]["reward"]
 
 
