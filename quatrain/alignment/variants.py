@@ -29,7 +29,6 @@ Aggregation = Literal["sequence_mean", "token_mean", "constant", "sequence_sum"]
 Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
-
 @dataclass(frozen=True)
 class PolicyVariant:
     """The knobs of a policy-gradient loss. Raises InputError, all problems at once, for values out of range."""
