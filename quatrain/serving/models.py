@@ -324,7 +324,9 @@ def entries_of(
         resolved = ResolvedModel.of(path)
         entries.append(ModelEntry(name or (Path(path).resolve().name if Path(path).exists() else path), resolved))
     if adapters:
-        bind_adapters(entries, adapters)
+        bound = bind_adapters({entry.name: entry.resolved for entry in entries}, adapters)
+        for entry in entries:
+            entry.adapters = bound[entry.name]
     if draft is not None and entries:
         entries[0].draft = ResolvedModel.of(draft).folder
         sizes = [load_config(ResolvedModel.of(each).base).vocab_size for each in (draft, entries[0].path)]
