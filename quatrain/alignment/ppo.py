@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quatrain.alignment.advantages import KLController, KLEstimator, gae, kl_estimates, whiten
-from quatrain.alignment.policy import ActorCritic, Reference, as_in_training, completion_states, spread, token_logprobs
+from quatrain.alignment.policy import ActorCritic, Reference, completion_states, token_logprobs
 from quatrain.alignment.rollouts import TOLERANCE, PolicyObjective, Rollout, RolloutBatch, padded
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.data.batches import IGNORE_INDEX
@@ -96,13 +96,10 @@ class PPO(PolicyObjective):
             raise InputError(f"kl_coef: {config.kl_coef}; a penalty needs a reference model, or kl_coef = 0")
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
 
-    def measure(self, module: nn.Module, batch: RolloutBatch) -> dict[str, Tensor]:
-        """Log-probabilities, entropies and values (B, T) under the weights that drew the rollouts."""
-        measured = super().measure(module, batch)
+    def measure_states(self, module: nn.Module, batch: RolloutBatch, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The values of the weights that drew the rollouts."""
         actor: Any = module
-        with as_in_training(module):
-            states, _, mask = completion_states(actor.policy, batch)
-            return measured | {"values": spread(actor.value(batch, states, mask), mask)}
+        return {"values": actor.value(batch, states, mask)}
 
     def advantages(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Rewards per token, advantages and returns of a phase; adapts the coefficient of the KL penalty."""

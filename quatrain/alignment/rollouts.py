@@ -204,10 +204,16 @@ class PolicyObjective:
         with as_in_training(module):
             states, labels, mask = completion_states(policy, batch)
             logprobs, entropy = token_logprobs(policy, states, labels, self.temperature)
-        measured = {"old_logprobs": spread(logprobs, mask), "entropy": spread(entropy, mask)}
+            own = self.measure_states(module, batch, states, mask)
+        measured = {"old_logprobs": logprobs, "entropy": entropy} | own
+        measured = {name: spread(values, mask) for name, values in measured.items()}
         if self.reference is not None:
             measured["reference_logprobs"] = self.reference.logprobs(batch, self.temperature)
         return measured
+
+    def measure_states(self, module: nn.Module, batch: RolloutBatch, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Further columns (M,) of a phase, from the policy's hidden states (M, C) at the True places of the mask."""
+        return {}
 
     def check_start(self, module: nn.Module, batch: RolloutBatch) -> None:
         """Check what must hold before the first step: the ratio is 1 and the KL is 0.

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from quatrain.core.allocation import freed_memory_kept
 from quatrain.core.atomic import disk_errors
@@ -293,6 +294,8 @@ class Trainer:
         set_learning_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()
+        # Fused optimizers change weights without counting it; engines notice changed weights by their versions.
+        increment_version(list(self.weights.masters.values()))
         self.weights.publish()
         self.guard.passed()
         self._measure()

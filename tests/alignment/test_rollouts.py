@@ -168,7 +168,9 @@ def test_micro_batches_divide_every_rollout_once_an_epoch():
 
 
 def test_metrics_and_samples_are_written(tmp_path):
-    module, objective, stream = ppo_setup(folder=tmp_path)
+    # Long prompts, which the engine still has in its cache from before the weights changed.
+    prompts = [Prompt([*[7] * 20, 10 + number], example=number) for number in range(5)]
+    module, objective, stream = ppo_setup(folder=tmp_path, prompts=prompts)
     log = []
     trainer_of(module, objective, stream, 9, log=log).train()
     phases = [entry for entry in log if "reward" in entry]
@@ -189,7 +191,7 @@ def test_metrics_and_samples_are_written(tmp_path):
     assert all(entry["sampler_gap"] < 1e-5 for entry in phases)
     records = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 4, 8]
-    assert len(records[0]["scores"]) == 8 and records[0]["samples"][0]["completion"]
+    assert len(records[0]["scores"]) == 8 and any(sample["completion"] for sample in records[0]["samples"])
 
 
 @pytest.mark.parametrize("stop", [2, 4, 5, 7])

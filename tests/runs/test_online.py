@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_models import make_folder
 
 import quatrain
-from quatrain.core.errors import InputError
+from quatrain.core.errors import InputError, InterruptedRun
 from quatrain.core.progress import SilentReporter, read_metrics
 from quatrain.runs.folder import Run
 from quatrain.runs.preflight import preflight
@@ -140,7 +140,7 @@ def test_a_killed_run_resumes_exactly(text: str, tmp_path: Path, monkeypatch: py
             step(trainer)
 
         monkeypatch.setattr(Trainer, "step", ending)
-        with pytest.raises(BaseException, match=""):
+        with pytest.raises(InterruptedRun):
             run(text, tmp_path / str(stop))
         monkeypatch.setattr(Trainer, "step", step)
         resumed = run(text, tmp_path / str(stop))
