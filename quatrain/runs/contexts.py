@@ -15,6 +15,16 @@ from quatrain.runs.stage import StageContext, stage_name
 from quatrain.runs.stages import spec_of
 
 
+def judges(context: StageContext) -> dict[str, Path | None]:
+    """The model folders of earlier stages whose models judge, by the kind of the stage; None where it has not run."""
+    recipe, stages = context.recipe, context.folder / "stages"
+    return {
+        stage.kind: written_folder(stages / stage_name(number, stage), "model")
+        for number, stage in enumerate(recipe.stage[: context.index])
+        if spec_of(stage).judges
+    }
+
+
 def stage_context(recipe: RecipeSettings, folder: Path, index: int, reporter: Reporter, **more: Any) -> StageContext:
     """The context of a stage; `more` are further fields of `StageContext`.
 
@@ -29,7 +39,8 @@ def stage_context(recipe: RecipeSettings, folder: Path, index: int, reporter: Re
                 f"{earlier} has no result that this process can read; all processes need the same run folder."
             )
         tokenizer = written_folder(earlier, "tokenizer") or tokenizer
-        model = written_folder(earlier, "model") or model
+        if not spec_of(recipe.stage[number]).judges:
+            model = written_folder(earlier, "model") or model
     stage = recipe.stage[index]
     name = stage_name(index, stage)
     processes = process_number()[1] if spec_of(stage).distributed else 1

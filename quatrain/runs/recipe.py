@@ -102,7 +102,7 @@ class Recipe(RecipeSettings):
                 final = self.stage[last]
                 yield Problem(place, f"{kind} cannot follow stage[{last}] ({final.kind}): {spec_of(final).final}")
             has_tokenizer = has_tokenizer or "tokenizer" in spec.produces
-            has_model = has_model or "model" in spec.produces
+            has_model = has_model or ("model" in spec.produces and not spec.judges)
             if spec.final and last is None:
                 last = index
 

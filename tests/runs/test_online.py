@@ -87,6 +87,26 @@ def test_texts_begin_after_every_control(materials: Path, text: str, tmp_path: P
     assert all(prompt.startswith(("[+] ", "[-] ")) and 7 <= len(prompt) <= 9 for prompt in prompts)
 
 
+def test_a_reward_model_of_the_recipe_judges(materials: Path, text: str, tmp_path: Path) -> None:
+    before, _, after = text.partition("[[stage]]")
+    reward = f"""[[stage]]
+kind = "reward"
+data = {{ source = '{materials / "pairs.jsonl"}' }}
+evaluate = false
+train = {{ steps = 2, batch_tokens = 512, warmup_steps = 0, precision = "float32", device = "cpu" }}
+[[stage]]"""
+    more = after.replace('{ kind = "regex", pattern = "[a-m]", most = 9 }', '{ kind = "model", stage = "reward" }')
+    done = run(before + reward + more, tmp_path)
+    phases = [entry for entry in read_metrics(done.folder / "metrics.jsonl") if "reward/model" in entry]
+    assert phases and phases[0]["reward_std"] > 0
+    # The policy started from the model before the reward model, which is a run's model only if nothing follows.
+    assert "lm_head.weight" in load_file(done.folder / "model/model.safetensors")
+    told = preflight(loads((before + reward + more).replace("MORE", "")), measure=False)
+    assert not told.problems and [stage.stage for stage in told.stages] == ["01-reward", "02-ppo"]
+    with pytest.raises(InputError, match="must be an earlier stage"):
+        run(before + "[[stage]]" + more, tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [

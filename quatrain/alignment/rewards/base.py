@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quatrain.core.errors import InputError, QuatrainError
@@ -189,9 +189,13 @@ class TaskReward:
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What a reward of a recipe may use: the task of the stage, if it has one."""
+    """What a reward of a recipe may use: the task of the stage, if it has one, and the judges of earlier stages.
+
+    `judges` maps the kind of a stage to a function that returns its model and tokenizer.
+    """
 
     task: Task[Any] | None = None
+    judges: Mapping[str, Callable[[], tuple[Any, Any]]] = field(default_factory=dict)
 
     def reference(self, example: Any, field: str | None = None) -> Any:
         """The right answer of an example: its `field`, or, without one, the reference of the task."""

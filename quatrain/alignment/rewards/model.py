@@ -37,6 +37,7 @@ BATCH_TOKENS = 16_384
 class ModelRewardSettings(RewardSettings):
     """A reward model, or a classifier with the `label` that is rewarded, by its folder, run or hub id.
 
+    `stage` = "reward" names the reward model of an earlier stage of the recipe instead of a `folder`.
     `label_field` names the field of an example that holds its own label, such as a control word. `output` is the
     log-odds of the label, its log-probability or its probability; a reward model has one score, which is unbounded.
     The model reads the conversation (`chat`), the prompt's text with the completion after it (`text`), or the
@@ -44,7 +45,8 @@ class ModelRewardSettings(RewardSettings):
     """
 
     kind: Literal["model"] = "model"
-    folder: str = Field(min_length=1, description="a model folder, a run or a hub id")
+    folder: str | None = Field(default=None, min_length=1, description="a model folder, a run or a hub id")
+    stage: str | None = Field(default=None, min_length=1, description="the kind of an earlier stage, with its model")
     label: str | int | None = Field(default=None, description="the rewarded label of a classifier: a name, or a number")
     label_field: str | None = Field(default=None, description="the field of an example with its label")
     output: Output = "logit"
@@ -52,14 +54,25 @@ class ModelRewardSettings(RewardSettings):
     reads: Reads | None = None
 
     def conflicts(self) -> Iterator[Problem]:
+        if (self.folder is None) == (self.stage is None):
+            yield Problem((), "must have exactly one of folder and stage", (("folder",), ("stage",)))
         if self.label is not None and self.label_field is not None:
             text = f"{format_value(self.label)}; an example has its own label in its label_field: leave one out"
             yield Problem(("label",), text, (("label_field",),))
 
     def build(self, context: RewardContext) -> Reward:
-        field = self.label_field
+        field, tokenizer = self.label_field, None
+        model: Any = self.folder
+        if self.stage is not None:
+            if self.stage not in context.judges:
+                raise InputError(
+                    f"rewards: stage = {format_value(self.stage)}; must be an earlier stage whose model judges: "
+                    f"{format_names(context.judges) or 'there is none before this one'}"
+                )
+            model, tokenizer = context.judges[self.stage]()
         return ModelReward(
-            self.folder,
+            model,
+            tokenizer,
             label=self.label if field is None else lambda example: str(field_of(example, field)),
             output=self.output,
             flip=self.flip,

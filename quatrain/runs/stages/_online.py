@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -32,11 +34,14 @@ from quatrain.evaluation.evaluate import evaluate
 from quatrain.generation.config import GenerationConfig
 from quatrain.generation.engine import Engine
 from quatrain.generation.params import SamplingParams
+from quatrain.loading.model import load_model, load_weights
 from quatrain.models.transformer.stack import Model
+from quatrain.planning.machine import choose_device
 from quatrain.runs.assess import assess
+from quatrain.runs.contexts import judges
 from quatrain.runs.job import TrainingJob
 from quatrain.runs.learning import learn, longest
-from quatrain.runs.material import generated_task, model_of, texts_of, tokenizer_of
+from quatrain.runs.material import fresh_model, generated_task, model_folder_of, model_of, texts_of, tokenizer_of
 from quatrain.runs.online import OnlineStage
 from quatrain.runs.stage import StageContext, StageResult
 from quatrain.tasks.instructions import Instructions
@@ -81,7 +86,7 @@ def online_job(
     # Penalties and forced tokens of the model's own settings would draw from another distribution than the policy.
     engine = Engine(model, tokenizer, settings=GenerationConfig(), max_rows=settings.rollout_batch)
     prompts = prompt_sets(settings, context, engine)
-    rewards = build(settings.rewards, RewardContext(prompts.task), timeout=settings.reward_timeout)
+    rewards = build(settings.rewards, reward_context(context, prompts.task), timeout=settings.reward_timeout)
     sampler = Sampler(
         engine,
         prompts.learned,
@@ -145,6 +150,21 @@ def run_online(settings: OnlineStage, context: StageContext, job: TrainingJob) -
     assess(settings, context, job.model, job.tokenizer, result)
     checkpoints.remove(context.checkpoints)
     return result
+
+
+def reward_context(context: StageContext, task: Task[Any] | None) -> RewardContext:
+    """What rewards may use: the task, and the models of earlier stages that judge."""
+    return RewardContext(task, {kind: partial(_judge, context, folder) for kind, folder in judges(context).items()})
+
+
+def _judge(context: StageContext, folder: Path | None) -> tuple[Model, Any]:
+    """A judging model with its tokenizer; in the preflight, whose stages have not run, one with random weights."""
+    if folder is not None:
+        return load_model(folder, device=choose_device("auto"))
+    tokenizer, start = tokenizer_of(context), model_folder_of(context)
+    head: dict[str, Any] = {"head": "sequence_classification", "labels": ("LABEL_0",)}
+    model = fresh_model(context, tokenizer, **head) if start is None else load_weights(start, **head)
+    return model, tokenizer
 
 
 def sampling_params(settings: OnlineStage) -> SamplingParams:
@@ -294,7 +314,7 @@ def measurement(
     if not prompts.held_out:
         return None
     # Without an example no reward is built that has nothing to read.
-    true = build(settings.true_rewards, RewardContext(prompts.task)) if settings.true_rewards else None
+    true = build(settings.true_rewards, reward_context(context, prompts.task)) if settings.true_rewards else None
 
     def measure(trained: Any) -> dict[str, float]:
         completions = held_out_completions(settings, context, engine, prompts.held_out)

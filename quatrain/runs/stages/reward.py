@@ -52,4 +52,5 @@ SPEC = StageSpec(
     conflicts=conflicts,
     teaches=lambda settings: "task",
     distributed=True,
+    judges=True,
 )
