@@ -183,8 +183,8 @@ class StageSpec:
     - `special_tokens(settings, recipe)` names tokens that a tokenizer trained for this recipe must have.
     - `teaches(settings)`: what the model learns: running "text", "chat", the "task" of its head, or nothing.
     - `distributed`: all processes of a torchrun train this stage together; other stages run in the first one alone.
-    - `judges`: the stage's model judges completions. Later stages start from the model before it; rewards name it by the
-      kind of its stage.
+    - `judges`: the stage's model judges completions. Later stages start from the model before it, and rewards name it
+      by the kind of its stage.
     - `final`: why no later stage may change the model, "" if one may.
     - `tables`: tables of the recipe that the stage's work depends on, for its fingerprint. With `measured` the stage's
       scores depend on `evaluate` too.
