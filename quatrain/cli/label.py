@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from quatrain.cli.sampling import MODEL_DEFAULTS, SAMPLING_DEFAULTS, ModelOption
 
 if TYPE_CHECKING:
     from quatrain.alignment.labelling import Comparison, Session
+    from quatrain.generation.engine import Engine
 
 MAX_NEW_TOKENS = 256
 """The most tokens of an answer where neither an option nor the model's settings say it."""
@@ -39,6 +41,8 @@ def label(
     sampling: SamplingOptions = SAMPLING_DEFAULTS,
     loading: ModelOptions = MODEL_DEFAULTS,
     json_lines: Annotated[bool, Parameter(name="--json")] = False,
+    page: bool = False,
+    port: int = 8000,
 ) -> int:
     """Choose the better of two answers of a model, side by side; the choices are preferences to learn from.
 
@@ -57,6 +61,10 @@ def label(
         Your name, if several people label.
     json_lines
         Write the counts and the agreement as one JSON object on the last line, for programs.
+    page
+        Label in a browser, at the address that is shown, until Ctrl-C.
+    port
+        The port of the page; 0 takes a free one.
     """
     from quatrain.alignment.labelling import Session, prompts_of, read_choices, sampled_answers
 
@@ -64,14 +72,38 @@ def label(
     if prompts is None:
         own = {row["number"]: row["prompt"] for row in read_choices(out) if isinstance(row.get("number"), int)}
         given = [own[number] for number in sorted(own)]
-    engine = loading.load(model)
-    more: dict[str, Any] = {"temperature": TEMPERATURE} if not engine.recommended.temperature else {}
-    params = sampling.params(engine, max_new_tokens=MAX_NEW_TOKENS, **{**more, **_given_temperature(sampling)})
-    answers = sampled_answers(engine, params, adapter=loading.adapter)
-    session = Session(out, given, answers, rater=rater, model=model, seed=params.seed or 0)
-    _run(session, typed=prompts is None)
-    _report(session, json_lines=json_lines)
+
+    def session_of(engine: Engine) -> Session:
+        more: dict[str, Any] = {"temperature": TEMPERATURE} if not engine.recommended.temperature else {}
+        params = sampling.params(engine, max_new_tokens=MAX_NEW_TOKENS, **{**more, **_given_temperature(sampling)})
+        answers = sampled_answers(engine, params, adapter=loading.adapter)
+        return Session(out, given, answers, rater=rater, model=model, seed=params.seed or 0)
+
+    if page:
+        session = _labelled_in_browser(session_of, model, loading, port, typed=prompts is None)
+    else:
+        session = session_of(loading.load(model))
+        _run(session, typed=prompts is None)
+    if session is not None:
+        _report(session, json_lines=json_lines)
     return 0
+
+
+def _labelled_in_browser(
+    session_of: Callable[[Engine], Session], model: str, loading: ModelOptions, port: int, *, typed: bool
+) -> Session | None:
+    """Serve the page until Ctrl-C; the session, None if nobody has opened the page."""
+    from quatrain.cli.output import show
+    from quatrain.cli.serve import server_of
+    from quatrain.serving.labels import Labelling
+    from quatrain.serving.settings import ServerSettings
+
+    server = server_of((model,), loading.adapters, ServerSettings(port=port), loading)
+    server.service.labelling = Labelling(session_of, typed=typed)
+    show(f"Label at {server.address}/label  (Ctrl-C stops)")
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    return server.service.labelling.session
 
 
 def _given_temperature(sampling: SamplingOptions) -> dict[str, float]:

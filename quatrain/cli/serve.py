@@ -93,7 +93,7 @@ def serve(
                 open_database(database.db, rows=database.rows, size=ANSWER_BYTES, show_schema=database.schema)
             )
         settings = _settings(host, port, key_file, allowed_host, memory)
-        server = _server(models, adapter, settings, loading)
+        server = server_of(models, adapter, settings, loading)
         server.service.database = opened
         show(f"Serving {', '.join(server.service.registry.names)} at {server.address}  (Ctrl-C stops)")
         server.run()
@@ -117,7 +117,7 @@ def _settings(
     )
 
 
-def _server(
+def server_of(
     models: tuple[str, ...], adapter: tuple[str, ...], settings: ServerSettings, loading: LoadingOptions
 ) -> Server:
     """The server of the options. Raises InputError."""

@@ -21,6 +21,7 @@ from quatrain.generation.engine import Completion, Engine, Request, SamplingPara
 from quatrain.generation.runner import context_limit
 from quatrain.generation.text import find_stop
 from quatrain.serving.errors import ApiError
+from quatrain.serving.labels import Labelling
 from quatrain.serving.models import Loaded, ModelRegistry
 from quatrain.serving.settings import ServerSettings
 from quatrain.serving.tools import THINK_START, Delta, ForcedParser, TurnParser, call_format, forced_schema
@@ -132,6 +133,8 @@ class Service:
         self.is_stopping = False
         self.database: Database | None = None
         """The database that the page's questions are answered from."""
+        self.labelling: Labelling | None = None
+        """The session of the page `/label`."""
 
     async def in_thread(self, function: Any, *arguments: Any) -> Any:
         """The result of a function that computes for a while."""

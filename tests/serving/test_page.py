@@ -6,8 +6,6 @@ Chromium is taken from CHROMIUM or from where Debian has it; without it these te
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from browsers import ARGUMENTS, CHROMIUM, SECONDS
 from serving_setup import running
 from tiny_models import make_folder
 
@@ -22,18 +21,11 @@ from quatrain.generation.engine import Engine, SamplingParams
 from quatrain.serving.server import Server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: install it, or name it in CHROMIUM"),
 ]
-ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
 WIDTHS = {"wide": 1280, "tablet": 900, "phone": 390}
-SECONDS = 15_000
-"""Milliseconds within which an element must show what is expected."""
 expect = playwright.expect
 expect.set_options(timeout=SECONDS)
 

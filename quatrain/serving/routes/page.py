@@ -1,4 +1,4 @@
-"""The page's files, at `/` and beside it, with headers that forbid what the page does not need.
+"""The pages' files, at `/`, at `/label` and beside them, with headers that forbid what the page does not need.
 
 Only the files that are in the folder at the start are served, each under its own route: a request's path never reaches
 the file system.
@@ -58,5 +58,5 @@ def _sender(path: Path) -> Callable[[], Response]:
 router = APIRouter()
 for path in sorted(PAGE.rglob("*")):
     if path.suffix in TYPES:
-        name = path.relative_to(PAGE).as_posix()
-        router.add_api_route(f"/{'' if name == 'index.html' else name}", _sender(path), methods=["GET", "HEAD"])
+        name = path.relative_to(PAGE).as_posix().removesuffix(".html")
+        router.add_api_route(f"/{'' if name == 'index' else name}", _sender(path), methods=["GET", "HEAD"])
