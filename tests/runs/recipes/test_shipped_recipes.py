@@ -69,6 +69,24 @@ CASES = {
         "stage.3.train.evaluate_every=2",
         "evaluate.examples=6",
     ],
+    "rlhf": [
+        *TINY,
+        *READS,
+        *SHORT,
+        *TUNED,
+        *COPIES,
+        "tokenizer.vocab_size=512",
+        "stage.finetune.data.source=instructions",
+        "stage.reward.train.epochs=none",
+        "stage.reward.train.steps=2",
+        "stage.reward.train.warmup_steps=1",
+        "stage.ppo.prompts=4",
+        "stage.ppo.max_new_tokens=6",
+        "stage.ppo.held_out=3",
+        "stage.ppo.train.steps=2",
+        "stage.ppo.train.warmup_steps=1",
+        "stage.ppo.train.evaluate_every=2",
+    ],
     "instruct": [
         *TINY,
         *READS,
@@ -82,10 +100,10 @@ CASES = {
 }
 SCORES = {"sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
           "translate": "bleu", "summarize": "bleu", "summarize-lora": "bleu", "sql-finetune": "execution_accuracy",
-          "instruct": "loss", "soft-prompt": "loss"}  # fmt: skip
+          "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss"}  # fmt: skip
 SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-queries"],
         "soft-prompt": ["sentiment: sst2-test", "instructions: held out"]}  # fmt: skip
-ASKED = {"instruct": 3}
+ASKED = {"instruct": 3, "rlhf": 3}
 """Prompts of a recipe, which are answered beside the records."""
 QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
