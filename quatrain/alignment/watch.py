@@ -21,6 +21,8 @@ WINDOW = 10
 """Values in each of two compared windows; half of what there is where there are fewer than twice as many."""
 FEWEST = 3
 """Values that a window must have at least."""
+FIRST = 5
+"""Values at the start that all later ones are compared with, where a run learns so fast that a window hides it."""
 SIGNIFICANT = 5.0
 """Standard deviations of a normal distribution by which two windows must differ."""
 CONSTANT_STEPS = 5
@@ -61,6 +63,13 @@ class Shift(NamedTuple):
     @property
     def fell(self) -> bool:
         return self.z <= -SIGNIFICANT
+
+
+class Drift(NamedTuple):
+    """Means of a metric at its start and now, where they differ beyond its noise."""
+
+    before: float
+    after: float
 
 
 def shift(before: Sequence[float], after: Sequence[float], *, correlation: float = 0.0) -> Shift:
@@ -146,6 +155,18 @@ class Series:
         """The last window against the first; None with too few values."""
         return None if self.size < FEWEST else shift(self.window(0), self.last(), correlation=self.correlation)
 
+    def drift(self) -> Drift | None:
+        """The last window against the first values; None if it did not move away from them.
+
+        It did if the windows differ significantly, or if all values of the last one are beyond all of the first.
+        """
+        moved = self.since_start()
+        if moved is None:
+            return None
+        first, last = self.values[: min(FIRST, self.size)], self.last()
+        apart = len(self.values) >= 2 * WINDOW and (min(last) > max(first) or max(last) < min(first))
+        return Drift(_mean(first), _mean(last)) if apart or abs(moved.z) >= SIGNIFICANT else None
+
     def since_best(self) -> Shift | None:
         """The last window against the best one before it; None with too few values."""
         return None if self.size < FEWEST else shift(self.window(self.best), self.last(), correlation=self.correlation)
@@ -210,6 +231,10 @@ class Watch:
     def since_start(self, name: str) -> Shift | None:
         """How a metric differs from its start; None if it is not known well enough."""
         return self.series[name].since_start() if name in self.series else None
+
+    def drift(self, name: str) -> Drift | None:
+        """How a metric left its start; None if it is near to it, or not known well enough."""
+        return self.series[name].drift() if name in self.series else None
 
     def recent(self, name: str, count: int = WINDOW) -> list[float]:
         """The last `count` values of a metric; empty with fewer."""
@@ -289,8 +314,8 @@ def hacked(watch: Watch) -> Iterator[Alarm]:
 
 def drifted(watch: Watch) -> Iterator[Alarm]:
     """The reward rises together with length, repetition or completions that do not end, and no true metric rises."""
-    reward = watch.since_start("reward")
-    if reward is None or not reward.rose or watch.gains():
+    reward = watch.drift("reward")
+    if reward is None or reward.after <= reward.before or watch.gains():
         return
     rise = f"the reward rose from {reward.before:.3g} to {reward.after:.3g} while "
     known = any(name.startswith(_TRUE) for name in watch.series)
@@ -303,8 +328,8 @@ def drifted(watch: Watch) -> Iterator[Alarm]:
         ("ended_fraction", lambda a, b: a - b >= 0.3, "the share of completions that end fell from {} to {}",
          "give truncated completions no reward"),
     ):  # fmt: skip
-        moved = watch.since_start(name)
-        if moved is not None and abs(moved.z) >= SIGNIFICANT and is_large(moved.before, moved.after):
+        moved = watch.drift(name)
+        if moved is not None and is_large(moved.before, moved.after):
             numbers = words.format(f"{moved.before:.3g}", f"{moved.after:.3g}")
             yield Alarm(
                 f"{name}_drift",

@@ -40,7 +40,8 @@ class TrainingJob:
     examples of validations, on which `validate` measures a model; with `compare` it also measures the model before the
     training. `notes` are for the reader. `sample` generates text for `train.sample_every`. `adapters` names those that
     are trained together, each by its own set of examples. `task` is the task that a model's head learns. `chats` tells
-    the preflight that the examples are rendered chats. `watch` raises alarms from the logged metrics of an alignment.
+    the preflight that the examples are rendered chats. `watch` raises alarms from the logged metrics of an alignment,
+    and `outcome` measures the model on held-out prompts, before (None) and after it, beside the model of the start.
     `trainee` is what the trainer trains, if that is more than the
     model; its `save_value` and `load_value` write and read the rest beside the weights of a checkpoint.
     """
@@ -64,6 +65,7 @@ class TrainingJob:
     task: RecordTask | None = None
     chats: bool = False
     watch: Watch | None = None
+    outcome: Callable[[Any], dict[str, Any]] | None = None
     trainee: Any = None
 
     @property

@@ -92,6 +92,11 @@ def needs_prompts(settings: OnlineStage, recipe: RecipeSettings) -> set[Need]:
     return {"model", "data"}
 
 
+def online_lesson(settings: OnlineStage) -> Literal["text", "chat"]:
+    """What the model learns to complete."""
+    return "text" if settings.prompt_format == "text" else "chat"
+
+
 def online_conflicts(settings: OnlineStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
     """Families that are no decoders, and data that give no prompts."""
     yield from family_conflicts(recipe, ("stage", index), settings.kind)

@@ -19,6 +19,7 @@ from quatrain.alignment.reward_model import (
 from quatrain.alignment.rewards.base import RewardContext
 from quatrain.alignment.rewards.model import ModelReward, ModelRewardSettings
 from quatrain.core.errors import InputError
+from quatrain.core.settings import parse
 from quatrain.data.records import Row
 from quatrain.models.io import model_folder
 from quatrain.tokenizers.tokenizer import Tokenizer
@@ -256,6 +257,12 @@ def test_classifiers_as_rewards(tmp_path):
     assert ModelReward(str(place))(examples, completions) == pytest.approx(odds, abs=1e-4)
     flipped = ModelRewardSettings(folder=str(place), label="positive", flip=True).build(RewardContext())
     assert flipped(examples, completions) == pytest.approx([-odd for odd in odds], abs=1e-4)
+    kinds = ["positive", "negative", "neutral"]
+    asked = ModelRewardSettings(folder=str(place), label_field="want", undecided="neutral").build(RewardContext())
+    wants = [{"prompt": each, "want": want} for each, want in zip(examples, kinds, strict=True)]
+    assert asked(wants, completions) == pytest.approx([odds[0], -odds[1], -abs(odds[2])], abs=1e-4)
+    with pytest.raises(InputError, match="needs label_field"):
+        parse(ModelRewardSettings, {"folder": "m", "undecided": "neutral"})
     shares = ModelReward(str(place), label=0, output="probability")(examples, completions)
     assert shares == pytest.approx(logits.softmax(1)[:, 0].tolist(), abs=1e-5)
     logs = ModelReward(str(place), label="negative", output="log_probability")(examples, completions)

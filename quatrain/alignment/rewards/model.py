@@ -38,7 +38,8 @@ class ModelRewardSettings(RewardSettings):
     """A reward model, or a classifier with the `label` that is rewarded, by its folder, run or hub id.
 
     `stage` = "reward" names the reward model of an earlier stage of the recipe instead of a `folder`.
-    `label_field` names the field of an example that holds its own label, such as a control word. `output` is the
+    `label_field` names the field of an example that holds its own label, such as a control word; one that asks for
+    `undecided` is rewarded for even odds, by the negative distance from them. `output` is the
     log-odds of the label, its log-probability or its probability; a reward model has one score, which is unbounded.
     The model reads the conversation (`chat`), the prompt's text with the completion after it (`text`), or the
     `completion` alone; by default a reward model reads the conversation and a classifier the text.
@@ -49,6 +50,7 @@ class ModelRewardSettings(RewardSettings):
     stage: str | None = Field(default=None, min_length=1, description="the kind of an earlier stage, with its model")
     label: str | int | None = Field(default=None, description="the rewarded label of a classifier: a name, or a number")
     label_field: str | None = Field(default=None, description="the field of an example with its label")
+    undecided: str | None = Field(default=None, description="what an example asks for that wants no label")
     output: Output = "logit"
     flip: bool = Field(default=False, description="reward the opposite: the score with the other sign")
     reads: Reads | None = None
@@ -59,6 +61,9 @@ class ModelRewardSettings(RewardSettings):
         if self.label is not None and self.label_field is not None:
             text = f"{format_value(self.label)}; an example has its own label in its label_field: leave one out"
             yield Problem(("label",), text, (("label_field",),))
+        if self.undecided is not None and (self.label_field is None or self.output != "logit"):
+            text = f'{format_value(self.undecided)}; needs label_field, and output = "logit"'
+            yield Problem(("undecided",), text, (("label_field",), ("output",)))
 
     def build(self, context: RewardContext) -> Reward:
         field, tokenizer = self.label_field, None
@@ -74,6 +79,7 @@ class ModelRewardSettings(RewardSettings):
             model,
             tokenizer,
             label=self.label if field is None else lambda example: str(field_of(example, field)),
+            undecided=self.undecided,
             output=self.output,
             flip=self.flip,
             reads=self.reads,
@@ -85,7 +91,8 @@ class ModelReward:
     """Scores completions with a model that has the head `sequence_classification`, read by its own tokenizer.
 
     `label` is the rewarded label of a classifier: its name, its number, or a function that gives it for an example; a
-    model of two labels rewards the second by default, and a reward model has no labels. `output`: "logit" (a reward
+    model of two labels rewards the second by default, and a reward model has no labels. A `label` function may return
+    `undecided`: the score is then the negative distance of the log-odds from 0. `output`: "logit" (a reward
     model's score; the log-odds of the label), "log_probability" or "probability". `flip` changes the sign. `reads` as
     for `ModelRewardSettings`. `context` holds the task, whose prompts the model reads; without a task an example is
     itself a prompt: a text, a list of messages, or a mapping with `prompt` or `messages`.
@@ -100,6 +107,7 @@ class ModelReward:
         tokenizer: Tokenizer | None = None,
         *,
         label: str | int | Callable[[Any], str | int] | None = None,
+        undecided: str | None = None,
         output: Output = "logit",
         flip: bool = False,
         reads: Reads | None = None,
@@ -126,6 +134,7 @@ class ModelReward:
             raise InputError("The reward's model has no tokenizer: a text cannot be read without its tokens.")
         self.tokenizer = tokenizer
         self.reader = AnswerReader(tokenizer, config.context_length)
+        self.undecided = undecided
         self.output, self.flip, self.batch_tokens = output, flip, batch_tokens
         self.context = context or RewardContext()
         self.reads: Reads = reads or ("chat" if config.num_labels == 1 else "text")
@@ -143,6 +152,8 @@ class ModelReward:
 
     def _number(self, label: str | int) -> int:
         labels = self.model.config.labels
+        if label is not None and label == self.undecided:
+            return -1
         if label in labels:
             return labels.index(str(label))
         if isinstance(label, int) and 0 <= label < len(labels):
@@ -159,7 +170,8 @@ class ModelReward:
         rows = [self.row(example, completion) for example, completion in pairs]
         logits = score_rows(self.model, rows, self.tokenizer.pad_id or 0, self.batch_tokens)
         numbers = torch.tensor([self.label(example) for example in examples], dtype=torch.long)
-        scores = self._output(logits, numbers)
+        scores = self._output(logits, numbers.clamp(min=0))
+        scores = torch.where(numbers < 0, -scores.abs(), scores)
         return (-scores if self.flip else scores).tolist()
 
     def _output(self, logits: Tensor, numbers: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quatrain.alignment.comparison import comparison, outcome
 from quatrain.alignment.policy import BaseReference, FrozenReference, Reference
 from quatrain.alignment.rewards import build
 from quatrain.alignment.rewards.base import RewardContext, WeightedRewards
@@ -87,6 +88,8 @@ def online_job(
     engine = Engine(model, tokenizer, settings=GenerationConfig(), max_rows=settings.rollout_batch)
     prompts = prompt_sets(settings, context, engine)
     rewards = build(settings.rewards, reward_context(context, prompts.task), timeout=settings.reward_timeout)
+    # Without an example no reward is built that has nothing to read.
+    true = build(settings.true_rewards, reward_context(context, prompts.task)) if settings.true_rewards else None
     sampler = Sampler(
         engine,
         prompts.learned,
@@ -125,7 +128,14 @@ def online_job(
         limit=limit,
         examples=[Rollout(prompt.ids, []) for prompt in prompts.learned],
         held_out=prompts.held_out,
-        validate=measurement(settings, context, engine, prompts, rewards),
+        validate=measurement(settings, context, engine, prompts, rewards, true),
+        outcome=lambda reference: outcome(
+            prompts.held_out,
+            held_out_completions(settings, context, engine, prompts.held_out),
+            rewards,
+            true,
+            reference or engine,
+        ),
         sample=lambda trained: samples_of(settings, context, engine, prompts),
         adapter=settings.adapter,
         notes=prompts.notes,
@@ -137,7 +147,12 @@ def online_job(
 def run_online(settings: OnlineStage, context: StageContext, job: TrainingJob) -> StageResult:
     """Trains a job of `online_job`, writes `model/` and evaluates it. The result says where the time went."""
     stream: Any = job.stream
+    measure = job.outcome if job.held_out and context.is_main else None
+    before = {} if measure is None else measure(None)
     _, result = learn(job, context)
+    if measure is not None:
+        reference = Engine(model_of(context).to(job.model.device), job.tokenizer, settings=GenerationConfig())
+        result.extra["alignment"] = comparison(job.held_out, before, measure(reference))
     spent = dict(stream.seconds)
     seconds = result.extra["training_seconds"]
     result.extra["rollouts"] = {f"{name}_seconds": value for name, value in spent.items()} | {
@@ -305,7 +320,12 @@ def _beginning(engine: Engine, text: str, length: int, before: str, control: str
 
 
 def measurement(
-    settings: OnlineStage, context: StageContext, engine: Engine, prompts: PromptSets, rewards: WeightedRewards
+    settings: OnlineStage,
+    context: StageContext,
+    engine: Engine,
+    prompts: PromptSets,
+    rewards: WeightedRewards,
+    true: WeightedRewards | None,
 ) -> Callable[[Any], dict[str, float]] | None:
     """Measures the policy on held-out prompts: `true/NAME` for each metric of the task and each true reward.
 
@@ -313,8 +333,6 @@ def measurement(
     """
     if not prompts.held_out:
         return None
-    # Without an example no reward is built that has nothing to read.
-    true = build(settings.true_rewards, reward_context(context, prompts.task)) if settings.true_rewards else None
 
     def measure(trained: Any) -> dict[str, float]:
         completions = held_out_completions(settings, context, engine, prompts.held_out)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from quatrain.core.settings import Problem
-from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts
+from quatrain.runs.online import OnlineStage, needs_prompts, online_conflicts, online_lesson
 from quatrain.runs.stage import StageSpec, deferred
 
 
@@ -53,6 +53,6 @@ SPEC = StageSpec(
     produces=("model",),
     prepare=deferred("quatrain.runs.stages._ppo:prepare"),
     conflicts=online_conflicts,
-    teaches=lambda settings: "chat",
+    teaches=online_lesson,
     distributed=True,
 )

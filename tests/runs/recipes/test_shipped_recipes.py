@@ -107,8 +107,8 @@ ASKED = {"instruct": 3, "rlhf": 3}
 """Prompts of a recipe, which are answered beside the records."""
 QUICK = ["gpt-pretrain", "bert-pretrain", "t5-pretrain", "sentiment", "ner"]
 """The recipes of the quick set of tests: the others tokenize more data first."""
-ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo"}
-"""Recipes that the tests of the README, of the quickstart and of the stage grpo run."""
+ELSEWHERE = {"quickstart", "sherlock", "shakespeare-char", "arithmetic-grpo", "sentiment-ppo", "sentiment-control"}
+"""Recipes that the tests of the README, of the quickstart, of the stage grpo and of alignment run."""
 
 
 def test_every_recipe_is_run_somewhere() -> None:

@@ -1,0 +1,62 @@
+"""The recipes of sentiment by reinforcement learning, with a tiny policy and a tiny classifier of random weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny_models import llama, make_folder, save_random
+
+import quatrain
+from quatrain.core.progress import SilentReporter, read_metrics
+from quatrain.runs.folder import Run
+from quatrain.runs.recipe import load
+from quatrain.tokenizers.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.skipif(not os.environ.get("QUATRAIN_DATA"), reason="QUATRAIN_DATA is not set: no shared data")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("models")
+    policy = make_folder(place / "policy", context=128, kind="bpe", vocab_size=280, chat_template=None)
+    tokenizer = Tokenizer.load(policy)
+    head = {"head": "sequence_classification", "labels": ("0", "1"), "problem_type": "single_label"}
+    save_random(llama(vocab_size=tokenizer.vocab_size, **head), place / "classifier", 4)
+    tokenizer.save(place / "classifier")
+    return {"policy": policy, "classifier": place / "classifier"}
+
+
+def run(name: str, folders: dict[str, Path], place: Path, *more: str) -> Run:
+    small = [
+        f"model.folder={folders['policy']}",
+        f"stage.ppo.rewards.0.folder={folders['classifier']}",
+        *("stage.ppo.prompts=6", "stage.ppo.held_out=6", "stage.ppo.max_new_tokens=4", "evaluate.max_new_tokens=4"),
+        *(f"stage.ppo.train.{key}" for key in ("steps=4", "evaluate_every=2", "warmup_steps=1")),
+    ]
+    return quatrain.run(load(name, [*small, *more]), runs_dir=place, reporter=SilentReporter())
+
+
+def test_sentiment_ppo_and_its_flip(folders: dict[str, Path], tmp_path: Path) -> None:
+    done = run("sentiment-ppo", folders, tmp_path)
+    (result,) = done.results
+    before = result["alignment"]["before"]
+    assert len(before["rewards"]) == 6 == len(before["true"]["words"]) and result["alignment"]["controls"] == []
+    true = [entry["true/words"] for entry in read_metrics(done.folder / "metrics.jsonl") if "true/words" in entry]
+    assert len(true) == 2
+    flips = ["stage.ppo.rewards.0.flip=true", "stage.ppo.true_rewards.0.flip=true", "name=negative"]
+    flipped = run("sentiment-ppo", folders, tmp_path, *flips).results[0]["alignment"]["before"]
+    assert flipped["texts"] == before["texts"]  # the same prompts and seeds
+    assert flipped["rewards"] == [-score for score in before["rewards"]]
+    assert flipped["true"]["words"] == [-score for score in before["true"]["words"]]
+
+
+def test_sentiment_control_rewards_what_is_asked(folders: dict[str, Path], tmp_path: Path) -> None:
+    done = run("sentiment-control", folders, tmp_path)
+    compared = done.results[0]["alignment"]
+    assert compared["controls"] == ["0", "neutral", "1"] * 2
+    assert [prompt.split()[0] for prompt in compared["prompts"][:3]] == ["[negative]", "[neutral]", "[positive]"]
+    assert all(score <= 0 for score in compared["before"]["rewards"][1::3])
+    report = done.report.read_text(encoding="utf-8")
+    assert all(f"asked for: {control}" in report for control in ("0", "neutral", "1"))
