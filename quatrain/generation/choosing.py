@@ -160,17 +160,25 @@ class TokenChooser:
         revise: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         adjusted: Tensor | None = None,
+        likeliest: Tensor | None = None,
     ) -> Choice:
         """The next token of each row: logits (B, V) of any floating type, one row of them per sequence.
 
         With `adjusted` (B, V), tokens are chosen from these instead; raw log-probabilities are still those of `logits`.
         `revise` may replace tokens: it gets the processed logits (B, V) and the tokens (B,) that were drawn.
+        `likeliest` (4, B) is what greedy decoding chooses of each row, in the form of `fused.choose`, if it is known.
         The sequences are not changed. A row whose logits are not finite (QuatrainError) or whose constraints forbid
         every token (InputError) gets its problem in the result.
         """
         if not rows:
             return Choice([], [], [], [], [])
         logits = logits.float()
+        if likeliest is not None:
+            greedy = [self._plan(row, logits.device).is_greedy for row in rows]
+            if all(greedy):
+                return self._choice(likeliest, rows)
+            if any(greedy):
+                return self._choose_apart(logits, rows, greedy, likeliest)
         if revise is None and adjusted is None and self._fuses(logits.device, rows):
             chosen = fused.choose(logits, fused.settings_of(rows, logits.shape[-1], logits.device))
             return self._choice(chosen, rows)
@@ -179,6 +187,18 @@ class TokenChooser:
         if revise is not None:
             tokens = revise(processed, tokens)
         return self.record(logits, processed, tokens, rows, failures)
+
+    def _choose_apart(
+        self, logits: Tensor, rows: Sequence[SequenceState], greedy: Sequence[bool], likeliest: Tensor
+    ) -> Choice:
+        """The choice where the likeliest token is all that some of the rows, those of `greedy`, ask for."""
+        result = self._choice(likeliest, rows)
+        others = [index for index, only in enumerate(greedy) if not only]
+        rest = self.choose(logits[others], [rows[index] for index in others])
+        for place, index in enumerate(others):
+            for name in ("tokens", "logprobs", "top", "complete", "problems"):
+                getattr(result, name)[index] = getattr(rest, name)[place]
+        return result
 
     @torch.inference_mode()
     def likeliest(
@@ -347,6 +367,7 @@ class TokenChooser:
                 chain = self.constraints(row.params, row.end_ids, device)
                 grammar = self._grammar(row.params) if row.params.num_beams == 1 else None
                 plan = self._plans[key] = _Plan(chain, processors(row.params), grammar, (self, device))
+                plan.is_greedy = not (row.params.temperature or chain or grammar) and fused.is_fusable(row.params)
             row.plan = plan
             row.grammar = None if plan.grammar is None else plan.grammar.start(self._forced_tokens)
         return plan
@@ -364,6 +385,8 @@ class _Plan:
     ):
         self.constraints, self.filters, self.grammar, self.place = chain, filters, grammar, place
         self.history = _History()
+        self.is_greedy = False
+        """Whether the likeliest token under the model, and its log-probability, are all that is asked for."""
 
     def process(self, logits: Tensor, rows: Sequence[SequenceState]) -> tuple[Tensor, dict[int, QuatrainError]]:
         """The logits after all constraints and filters, and the problem of each row whose constraints failed."""

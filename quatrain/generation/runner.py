@@ -134,7 +134,8 @@ class ModelRunner:
         decoding: bool = False,
     ) -> Tensor:
         """Reads the tokens of each row into the slots from `first` on; returns logits (B, V) after the last token of
-        each row, or with `every` (B, T, V) after each of them, where T is the longest row's number.
+        each row, or with `every` (B, T, V) after each of them, where T is the longest row's number. After native code,
+        `native.likeliest` tells the likeliest token of each of them.
 
         `sources` are what an encoder reads, for rows that start. `text_lengths` are those of the whole texts, if only
         their beginnings are read; soft prompts count. `decoding`: the tokens were generated, or guessed, and may be
@@ -143,6 +144,7 @@ class ModelRunner:
         lengths = text_lengths
         if lengths is None:
             lengths = [self.cache.lengths[first + row] + len(ids) for row, ids in enumerate(tokens)]
+        self.native.likeliest = None
         if sources is None and (decoding or self.native.reads_prompt(max(lengths))):
             logits = self._native(first, tokens, every)
             if logits is None and decoding:

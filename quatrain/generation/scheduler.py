@@ -292,7 +292,8 @@ class Scheduler:
         for slot, proposal in zip(slots, proposals):
             slot.pending = slot.pending + proposal.tokens
         logits = self._read(0, slots, [slot.pending for slot in slots], every=bool(proposals), decoding=True)
-        self._choose(logits if proposals else logits[:, None], slots, proposals)
+        likeliest = None if proposals else self.runner.native.likeliest
+        self._choose(logits if proposals else logits[:, None], slots, proposals, likeliest)
         self.statistics.decode_seconds += time.perf_counter() - start
         self.statistics.decode_steps += 1
         self.statistics.decoded_tokens += self.statistics.generated_tokens - before
@@ -356,10 +357,17 @@ class Scheduler:
         """The most places of a slot that a sequence can need."""
         return self.runner.virtual_tokens(sequence.adapter) + len(sequence.prefix) + sequence.limit
 
-    def _choose(self, logits: Tensor, slots: Sequence[Slot], proposals: Sequence[Proposal] = ()) -> None:
+    def _choose(
+        self,
+        logits: Tensor,
+        slots: Sequence[Slot],
+        proposals: Sequence[Proposal] = (),
+        likeliest: Tensor | None = None,
+    ) -> None:
         """Adds a token to the sequence of each slot, and more as long as they are those that were guessed.
 
-        logits (B, T, V) follow each slot's last token and its guesses. Slots of finished sequences become idle.
+        logits (B, T, V) follow each slot's last token and its guesses; `likeliest` as for `TokenChooser.choose`. Slots
+        of finished sequences become idle.
         """
         guesses = list(proposals) or [Proposal() for _ in slots]
         rows = [slot.sequence for slot in slots if slot.sequence is not None]
@@ -368,8 +376,8 @@ class Scheduler:
         while going:
             values = logits[:, step] if len(going) == len(rows) else logits[going, step]
             revise = self._revision(going, step, rows, guesses) if proposals else None
-            with one_torch_thread(self.runner.native.decoder is not None):
-                choice = self.chooser.choose(values, [rows[index] for index in going], revise)
+            with one_torch_thread(self.runner.native.decoder is not None and likeliest is None):
+                choice = self.chooser.choose(values, [rows[index] for index in going], revise, likeliest=likeliest)
             for place, index in enumerate(going):
                 if (problem := choice.problems[place]) is not None:
                     self._finish(rows[index], "error", problem)

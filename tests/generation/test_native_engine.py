@@ -39,6 +39,24 @@ def test_same_ids_as_torch(temperature: float) -> None:
     assert plain.statistics.decoder == "torch" and plain.statistics.decoder_reason == "switched off"
 
 
+def test_greedy_rows_beside_others() -> None:
+    """Native code chooses for plain greedy rows alone; each row is what it is by itself, with its log-probabilities."""
+    native, plain = engines()
+    choices = [
+        SamplingParams(max_new_tokens=9),
+        SamplingParams(max_new_tokens=9, temperature=1.0, seed=1),
+        SamplingParams(max_new_tokens=9, logprobs=2),
+        SamplingParams(max_new_tokens=9, repetition_penalty=1.5),
+        SamplingParams(max_new_tokens=9, logprobs_mode="processed"),
+    ]
+    requests = [native.submit(prompt, params) for prompt, params in zip(PROMPTS, choices, strict=True)]
+    for prompt, params, request in zip(PROMPTS, choices, requests, strict=True):
+        found, (expected,) = request.result(), plain.generate([prompt], params)
+        assert found.ids == expected.ids
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+        assert len(found.top_logprobs) == len(expected.top_logprobs)
+
+
 def test_sliding_windows_move() -> None:
     native, plain = engines(llama(sliding_window=5, layer_types=("sliding", "full")))
     params = SamplingParams(max_new_tokens=30, ignore_eos=True)

@@ -155,12 +155,24 @@ class NativeDecoder:
         self.step_bytes = 0
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
         self._table = torch.zeros(self._code.S_SIZE, dtype=torch.int64)
+        self._entries = self._table.numpy()
         self._layers = self._describe_layers(model)
         self._describe_model(model)
-        self._keys, self._values, self._rooms = (torch.zeros(len(model.layers), dtype=torch.int64) for _ in range(3))
-        self._zeros = torch.zeros(MAX_ROWS, dtype=torch.int64)
+        self._cache = torch.zeros(3, len(model.layers), dtype=torch.int64)
+        self._cached: tuple[list[int], list[torch.Size]] = [], []
+        """Where the keys and values were in the last step, and their sizes."""
+        self._rooms: dict[str, int] = {}
+        """Columns of the cache of each kind of layer."""
+        self._zeros, self._no_starts = torch.zeros(MAX_ROWS, dtype=torch.int64), [0] * MAX_ROWS
         self._every_row = torch.arange(MAX_ROWS)
-        self._set_step(S_MODEL=self._model_table, S_KEYS=self._keys, S_VALUES=self._values, S_ROOMS=self._rooms)
+        self._summary = torch.zeros(MAX_ROWS, self._code.PIECES * self.pool.threads * self._code.SUMMARY)
+        keys, values, rooms = self._cache
+        self._set_step(
+            S_MODEL=self._model_table, S_KEYS=keys, S_VALUES=values, S_ROOMS=rooms, S_SUMMARY=self._summary
+        )  # fmt: skip
+        self.likeliest = torch.empty(4, 0)
+        """Of each row of the last step: its likeliest token, the log-probability of that, the log of the sum of all e^x,
+        and the token's logit (4, N) float32; the last three are not finite where a logit is not."""
         weakref.finalize(self, self.pool.retired.append, [self._table, self._model_table]).atexit = False
 
     def is_current(self) -> bool:
@@ -193,13 +205,13 @@ class NativeDecoder:
         wanted = self._every_row[:count] if logits_of is None else logits_of
         logits = torch.empty(len(wanted), self.config.vocab_size)
         if not count:
+            self.likeliest = torch.empty(4, 0)
             return logits
         positions = places if positions is None else positions
         starts = self._zeros if starts is None else starts
         arrays = [array.contiguous() for array in (tokens, places, positions, slots, starts, wanted)]
-        for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
-            self._keys[layer], self._values[layer], self._rooms[layer] = key.data_ptr(), value.data_ptr(), key.shape[2]
-        self._check(arrays[0].tolist(), arrays[1].tolist(), arrays[3].tolist(), arrays[4].tolist(), keys)
+        self._follow_cache(keys, values)
+        self._check(arrays[0].tolist(), arrays[1].tolist(), arrays[3].tolist(), arrays[4].tolist(), keys[0].shape[0])
         self._grow_tables(max(arrays[2].tolist()) + 1)
         self._set_step(
             S_ROWS=count,
@@ -215,28 +227,39 @@ class NativeDecoder:
             S_HEAD_ROWS=arrays[5],
         )
         self.pool.run(self._code, self._table.data_ptr(), self.config.num_hidden_layers)
+        self.likeliest = torch.empty(4, len(wanted))
+        self._code.likeliest(self._table.data_ptr(), self._model_table.data_ptr(), self.likeliest.data_ptr())
         return logits
 
-    def _check(
-        self, tokens: list[int], places: list[int], slots: list[int], starts: list[int], keys: Sequence[Tensor]
-    ) -> None:
-        """Raises ValueError for what would read or write outside the tables and the cache."""
+    def _follow_cache(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Notes where the cache is, if it has moved."""
+        places = [tensor.data_ptr() for tensor in (*keys, *values)]
+        sizes = [tensor.shape for tensor in keys]
+        if (places, sizes) == self._cached:
+            return
+        self._cached = places, sizes
+        rooms = [size[2] for size in sizes]
+        self._cache.copy_(torch.tensor([places[: len(keys)], places[len(keys) :], rooms]))
+        kinds = list(zip(self.config.layer_types, rooms, strict=True))
+        self._rooms = {kind: min(room for own, room in kinds if own == kind) for kind, _ in kinds}
+
+    def _check(self, tokens: list[int], places: list[int], slots: list[int], starts: list[int], most: int) -> None:
+        """Raises ValueError for what would read or write outside the tables and the cache of `most` slots."""
         count, vocabulary = len(tokens), self.config.vocab_size
         if count > MAX_ROWS or len(places) != count or len(slots) != count or len(starts) < count:
             raise ValueError(f"{count} tokens, {len(places)} places, {len(slots)} slots; at most {MAX_ROWS} of each")
         if min(tokens) < 0 or max(tokens) >= vocabulary:
             raise ValueError(f"a token is not in the vocabulary of {vocabulary}")
-        if min(*places, *slots, 0) < 0 or max(slots) >= keys[0].shape[0]:
+        if min(places) < 0 or min(slots) < 0 or max(slots) >= most:
             raise ValueError("a place or a slot is outside the cache")
-        for kind in set(self.config.layer_types):
-            room = min(key.shape[2] for key, each in zip(keys, self.config.layer_types, strict=True) if each == kind)
-            own = starts if kind == "sliding" else [0] * count
+        for kind, room in self._rooms.items():
+            own = starts if kind == "sliding" else self._no_starts
             if any(not start <= place < start + room for place, start in zip(places, own, strict=False)):
                 raise ValueError(f"a place is outside the {room} of a {kind} layer's cache")
 
     def _set_step(self, **values: Tensor | int) -> None:
         for name, value in values.items():
-            self._table[getattr(self._code, name)] = value if isinstance(value, int) else value.data_ptr()
+            self._entries[getattr(self._code, name)] = value if isinstance(value, int) else value.data_ptr()
 
     def _held(self, tensor: Tensor) -> int:
         self._keep.append(tensor)
@@ -405,6 +428,8 @@ class CacheDecoder:
         self.measured: dict[str, float] = {}
         """Seconds of one step natively and in PyTorch, where they decided."""
         self.steps, self.seconds = 0, 0.0
+        self.likeliest: Tensor | None = None
+        """Of the logits that `decode` has returned: what `NativeDecoder.likeliest` says, (4, N)."""
         self.weights_version: tuple[tuple[int, int], ...] | None = None
         """That of the model when `refresh` was last called."""
 
@@ -468,7 +493,7 @@ class CacheDecoder:
             room = min(keys.shape[2] for keys, window in zip(cache.keys, cache.windows, strict=True) if window)
             if int((lengths - starts).max()) >= room:  # The window has to move first.
                 return None
-        places, every, start = torch.tensor(list(slots)), [], time.perf_counter()
+        places, every, likeliest, start = torch.tensor(list(slots)), [], [], time.perf_counter()
         for begin in range(0, len(tokens), MAX_ROWS):
             part = slice(begin, begin + MAX_ROWS)
             own = None if starts is None else starts[part]
@@ -481,6 +506,8 @@ class CacheDecoder:
                     tokens[part], lengths[part], places[part], cache.keys, cache.values, starts=own, logits_of=wanted
                 )
             )
+            likeliest.append(decoder.likeliest)
+        self.likeliest = likeliest[0] if len(likeliest) == 1 else torch.cat(likeliest, dim=1)
         if logits_of is None:
             self.steps, self.seconds = self.steps + len(every), self.seconds + time.perf_counter() - start
         return every[0] if len(every) == 1 else torch.cat(every)

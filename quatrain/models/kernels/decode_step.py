@@ -34,7 +34,9 @@ from quatrain.models.kernels.vectors import (
     bits_to_float32,
     encode_int4,
     encode_int8,
+    exponentials,
     floor_float32,
+    largest_float32,
     load_bfloat16,
     load_float16,
     load_float32,
@@ -77,8 +79,8 @@ F_EPS, F_EMBEDDING_SCALE, F_SOFTCAP, F_LOGIT_SCALE, F_LOGIT_SOFTCAP = range(5)
 # A step.
 (
     S_MODEL, S_ROWS, S_TOKENS, S_PLACES, S_POSITIONS, S_SLOTS, S_STARTS, S_ONE_EACH, S_KEYS, S_VALUES, S_ROOMS,
-    S_CACHE_FORMAT, S_LOGITS, S_HEAD_COUNT, S_HEAD_ROWS, S_SIZE,
-) = range(16)  # fmt: skip
+    S_CACHE_FORMAT, S_LOGITS, S_HEAD_COUNT, S_HEAD_ROWS, S_SUMMARY, S_SIZE,
+) = range(17)  # fmt: skip
 # Control: the number of the step that runs, where its table is, whether threads are to leave; then for each phase, 64
 # bytes apart, the claims and the pieces done.
 C_STEP, C_TABLE, C_INSIDE, C_PHASES = 0, 8, 16, 24
@@ -92,6 +94,10 @@ TOGETHER = 32
 """Rows of activations that are multiplied with a piece of a weight before the next ones."""
 PIECE = 8
 """What the rows of a piece of a matrix are a multiple of."""
+PIECES = 6
+"""Pieces of a matrix for each thread, at most."""
+SUMMARY = 3
+"""float32 that summarize a row's logits in a piece: the largest, its place, and the sum of e^(x - largest)."""
 SPINS = 4096
 """Rounds that a thread waits for another before it lets the system run something else."""
 
@@ -718,8 +724,8 @@ def _activate(target, begin, end, kind):
 
 
 @_inline
-def _predict(table, model, begin, end):
-    """Logits `begin` to `end` of every row that wants them."""
+def _predict(table, model, piece, begin, end):
+    """Logits `begin` to `end`, piece number `piece`, of every row that wants them, and their summary."""
     rows, head = load_int64(table, S_HEAD_COUNT), load_int64(model, G_HEAD)
     out, stride = load_int64(table, S_LOGITS), 4 * load_int64(model, G_VOCAB)
     source, x_stride = load_int64(model, G_NORMED), load_int64(model, G_X_STRIDE)
@@ -734,12 +740,36 @@ def _predict(table, model, begin, end):
                 if softcap > 0:
                     value = softcap * _tanh(value / softcap)
                 store_float32(out + row * stride, i, value)
+    for row in range(rows):
+        place = row * PIECES * load_int64(model, G_THREADS) + piece
+        _summarize(out + row * stride, begin, end, load_int64(table, S_SUMMARY) + 4 * SUMMARY * place)
+
+
+@_inline
+def _summarize(logits, begin, end, summary):
+    """Writes what SUMMARY names of a row's logits `begin` to `end`."""
+    whole, largest = (end - begin) // 16, load_float32(logits, begin)
+    if whole:
+        largest = largest_float32(logits + 4 * begin, whole)
+    for i in range(begin + 16 * whole, end):
+        value = load_float32(logits, i)
+        if value > largest or value != value:
+            largest = value
+    place = begin
+    while place < end and load_float32(logits, place) != largest:
+        place += 1
+    total = exponentials(logits + 4 * begin, whole, largest)
+    for i in range(begin + 16 * whole, end):
+        total += _exp(load_float32(logits, i) - largest)
+    store_float32(summary, 0, largest)
+    store_float32(summary, 1, float32(place))
+    store_float32(summary, 2, total)
 
 
 @_inline
 def _piece_rows(matrix_rows, threads, multiple):
-    """Rows of a matrix in a piece: about six pieces for each thread, and a multiple of `multiple`."""
-    pieces = 6 * threads if threads > 1 else 1
+    """Rows of a matrix in a piece: at most PIECES for each thread, and a multiple of `multiple`."""
+    pieces = PIECES * threads if threads > 1 else 1
     return ((matrix_rows + pieces - 1) // pieces + multiple - 1) // multiple * multiple
 
 
@@ -819,7 +849,7 @@ def _run_piece(kind, piece, shape, step, layer, previous, number):
     elif kind == BEFORE_HEAD:
         _before_head(table, model, layer, piece)
     else:
-        _predict(table, model, begin, end)
+        _predict(table, model, piece, begin, end)
 
 
 @_compiled(types.boolean, 3)
@@ -849,6 +879,37 @@ def take_part(control, step, thread):
         if piece == -2 or not _wait(control, phase, step, pieces):
             return False
     return True
+
+
+@_compiled(types.int64, 3)
+def likeliest(table, model, out):
+    """Writes for each row whose logits were wanted its likeliest token, the log-probability of that, the log of the sum
+    of all e^x, and the token's logit: (4, N) float32. The last three are NaN if a logit is.
+    """
+    rows, threads, vocabulary = (
+        load_int64(table, S_HEAD_COUNT),
+        load_int64(model, G_THREADS),
+        load_int64(model, G_VOCAB),
+    )
+    each = _piece_rows(vocabulary, threads, PIECE)
+    pieces = (vocabulary + each - 1) // each
+    for row in range(rows):
+        base = load_int64(table, S_SUMMARY) + 4 * SUMMARY * PIECES * threads * row
+        largest, token = load_float32(base, 0), load_float32(base, 1)
+        for piece in range(1, pieces):
+            value = load_float32(base, SUMMARY * piece)
+            if value > largest or value != value:
+                largest, token = value, load_float32(base, SUMMARY * piece + 1)
+        total = float32(0.0)
+        for piece in range(pieces):
+            scale = math.exp(load_float32(base, SUMMARY * piece) - largest)
+            total += load_float32(base, SUMMARY * piece + 2) * float32(scale)
+        log = float32(math.log(total))
+        store_float32(out, row, token)
+        store_float32(out, rows + row, -log)
+        store_float32(out, 2 * rows + row, largest + log)
+        store_float32(out, 3 * rows + row, largest)
+    return rows
 
 
 @_compiled(types.int64, 3)

@@ -457,6 +457,44 @@ def _sum(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return _sums(builder, [builder.load(total)])
 
 
+def _exp(builder: Any, x: Any) -> Any:
+    """e^x of 16 float32 that are not above 0, to 2 units in the last place (Cephes' polynomial)."""
+    x = _call(builder, "llvm.maxnum.v16f32", FLOATS, [x, _constant(FLOATS, -87.0)])
+    n = _fma(builder, x, _constant(FLOATS, 1.4426950408889634), _constant(FLOATS, 0.5))
+    n = _call(builder, "llvm.floor.v16f32", FLOATS, [n])
+    r = _fma(builder, n, _constant(FLOATS, -0.693359375), x)
+    r = _fma(builder, n, _constant(FLOATS, 2.12194440e-4), r)
+    p = _constant(FLOATS, 1.9875691500e-4)
+    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = _fma(builder, p, r, _constant(FLOATS, factor))
+    p = builder.fadd(_fma(builder, builder.fmul(p, r), r, r), _constant(FLOATS, 1.0))
+    power = builder.shl(builder.add(builder.fptosi(n, INTS), _constant(INTS, 127)), _constant(INTS, 23))
+    return builder.fmul(p, builder.bitcast(power, FLOATS))
+
+
+def _largest(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """The largest of 16 `count` float32 at an address; NaN if one of them is."""
+    address, count = arguments
+    largest = alloca_once(builder, FLOATS)
+    builder.store(_load(builder, address, FLOATS), largest)
+    with for_range(builder, count) as loop:
+        value = _load(builder, builder.add(address, builder.shl(loop.index, ir.Constant(I64, 6))), FLOATS)
+        builder.store(_call(builder, "llvm.maximum.v16f32", FLOATS, [builder.load(largest), value]), largest)
+    return _call(builder, "llvm.vector.reduce.fmaximum.v16f32", F32, [builder.load(largest)])
+
+
+def _exponentials(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """The sum of e^(x - largest) of 16 `count` float32 at an address, none of them above `largest`."""
+    address, count, largest = arguments
+    total, largest = alloca_once(builder, FLOATS), _splat(builder, largest, FLOATS)
+    builder.store(_constant(FLOATS, 0.0), total)
+    with for_range(builder, count) as loop:
+        value = _load(builder, builder.add(address, builder.shl(loop.index, ir.Constant(I64, 6))), FLOATS)
+        power = _exp(builder, builder.fsub(value, largest))
+        builder.store(builder.fadd(builder.load(total), power), total)
+    return _sums(builder, [builder.load(total)])
+
+
 def _affine(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """(x - mean) * scale * weight + bias for 16 `count` float32; weight and bias are addresses, or 0 for none."""
     source, target, count, mean, scale, weight, bias = arguments
@@ -659,6 +697,7 @@ store_float32, store_bfloat16, store_float16 = (
     _simple(types.void, 3, generate) for generate in (_store_float32, _store_bfloat16, _store_float16)
 )
 squares, sum_float32 = _simple(types.float32, 3, _squares), _simple(types.float32, 2, _sum)
+largest_float32, exponentials = _simple(types.float32, 2, _largest), _simple(types.float32, 3, _exponentials)
 affine = _simple(types.void, 7, _affine)
 add_in_place, multiply_in_place = _simple(types.void, 3, _in_place("fadd")), _simple(types.void, 3, _in_place("fmul"))
 floor_float32 = _simple(types.float32, 1, _floor)

@@ -12,6 +12,7 @@ from tiny_models import bloom, gpt2, llama, random_model
 
 from quatrain.compression import methods
 from quatrain.compression.layer import QuantizedLinear
+from quatrain.generation import fused
 from quatrain.models.families import get_family
 from quatrain.models.kernels.decode import MAX_ROWS, CacheDecoder, explain, native_decoder
 from quatrain.models.transformer.kv_cache import KVCache
@@ -162,10 +163,13 @@ def test_a_row_does_not_depend_on_the_others(method: str | None) -> None:
     model(ids[:, :5], cache=cache)
     places = torch.full((11,), 5)
     together = decoder.step(ids[:, 5], places, torch.arange(11), cache.keys, cache.values)
+    likeliest = decoder.likeliest
+    torch.testing.assert_close(likeliest, fused.choose(together, None))
+    assert torch.equal(likeliest[0].long(), together.argmax(-1))
     for rows in ([0], [3], [1, 2], [10, 4, 7], [0, 1, 2, 3, 4, 5, 6]):
         own = torch.tensor(rows)
         alone = decoder.step(ids[own, 5], places[own], own, cache.keys, cache.values)
-        assert torch.equal(alone, together[own])
+        assert torch.equal(alone, together[own]) and torch.equal(decoder.likeliest, likeliest[:, own])
 
 
 @torch.inference_mode()
@@ -279,6 +283,41 @@ def test_broken_weights_reach_the_logits() -> None:
             model.layers[1].input_layernorm.weight[3] = value
             logits = decoded(model.eval(), ids_of(model, 1, 4), 2)
             assert not bool(torch.isfinite(logits.logsumexp(-1)).all())
+
+
+@torch.inference_mode()
+def test_the_likeliest_token_of_odd_logits() -> None:
+    """The first of equal ones, and no numbers where a logit is NaN, infinite, or none has a probability."""
+    model = random_model(gpt2(vocab_size=203, tie_word_embeddings=False, head_bias="learned"))
+    decoder = native_decoder(model)
+    assert decoder is not None and model.lm_head is not None
+    cache = KVCache(model.config, 1, 4)
+    size = decoder.config.vocab_size
+    model.lm_head.weight.zero_()
+
+    def likeliest(bias: torch.Tensor) -> list[float]:
+        model.lm_head.bias.copy_(bias)
+        step = native_decoder(model)
+        assert step is not None
+        zero = torch.zeros(1, dtype=torch.long)
+        logits = step.step(zero, zero, zero, cache.keys, cache.values)
+        assert torch.equal(logits[0].isnan(), bias.isnan())
+        return step.likeliest[:, 0].tolist()
+
+    bias = torch.zeros(size)
+    assert likeliest(bias) == pytest.approx([0, -math.log(size), math.log(size), 0])
+    for first in (201, 120, 17, 2):
+        bias[first] = 3.0
+        total = float(bias.logsumexp(0))
+        assert likeliest(bias) == pytest.approx([first, 3 - total, total, 3], rel=1e-5)
+    bias[:100] = -math.inf
+    assert likeliest(bias)[0] == 120 and likeliest(bias)[2] == pytest.approx(float(bias.logsumexp(0)), rel=1e-5)
+    for place in (0, 99, 100, 150, 202):
+        for value in (math.nan, math.inf):
+            broken = bias.clone()
+            broken[place] = value
+            assert not math.isfinite(likeliest(broken)[2])
+    assert not math.isfinite(likeliest(torch.full((size,), -math.inf))[2])
 
 
 @pytest.mark.slow
