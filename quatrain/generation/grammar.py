@@ -30,6 +30,10 @@ WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 """White space between the parts of JSON: bounded, so that a model cannot fill its limit with it."""
 CACHED = 64
 """Compiled grammars that are kept."""
+DEAD_END = "NoExtensionBias"
+"""What llguidance says where no token continues the text."""
+SEARCHED, NARROW = 200, 32
+"""Texts that are tried when a whole match is looked for; where more tokens than NARROW may follow, there is one."""
 
 _stack_size = threading.Lock()
 
@@ -98,6 +102,16 @@ class GrammarState:
         """Whether the text is a whole match that nothing can continue."""
         return bool(self._matcher.is_stopped() and not self._matcher.is_error() and self._matcher.is_accepting())
 
+    @property
+    def size(self) -> int:
+        """Tokens of the vocabulary."""
+        return len(self._compiler.vocabulary.pieces)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether the text is a whole match."""
+        return bool(self._matcher.is_accepting())
+
     def _at_start(self) -> bool:
         pieces = self._compiler.vocabulary.pieces
         return self._compiler.first_differs and not any(pieces[token] for token in self._ids)
@@ -147,8 +161,11 @@ class GrammarCompiler:
                 return self._compiled[key]
         name, matcher = _with_stack(lambda: self._matcher(params))
         grammar = Grammar(matcher, self)
-        if not matcher.is_accepting() and not bool(grammar.start().mask((), len(self.vocabulary.pieces)).any()):
+        first = _following(grammar.start(), [])
+        if first is not None and not first and not matcher.is_accepting():
             raise InputError(f"{name}: no token of this model can begin such a text")
+        if not _can_be_written(grammar):
+            raise InputError(f"{name}: the tokens of this model cannot write any such text to its end")
         with self._lock:
             self._compiled[key] = grammar
             while len(self._compiled) > CACHED:
@@ -183,6 +200,34 @@ class GrammarCompiler:
         except ValueError as error:
             raise InputError(f"json_schema: {_one_line(str(error))}") from error
         return str(grammar)
+
+
+def _can_be_written(grammar: Grammar) -> bool:
+    """Whether the vocabulary has the tokens of a whole match; False only if every way ends before one.
+
+    A character of the match may be missing in a vocabulary: every way then ends before it, sooner or later.
+    """
+    state, pieces = grammar.start(), grammar.compiler.vocabulary.pieces
+    texts: list[list[int]] = [[]]
+    for _ in range(SEARCHED):
+        if not texts:
+            return False
+        ids = texts.pop()
+        following = _following(state, ids)
+        if following is None or len(following) > NARROW or state.accepts:
+            return True
+        # The longest token is tried first: it leads to the end in the fewest steps.
+        texts += [[*ids, token] for token in sorted(following, key=lambda token: len(pieces[token]))]
+    return True
+
+
+def _following(state: GrammarState, ids: list[int]) -> list[int] | None:
+    """The tokens that may follow a completion; None where the grammar is too complex to tell."""
+    try:
+        state.follow(ids)
+        return [] if state.accepts else state.mask((), state.size).nonzero()[:, 0].tolist()
+    except InputError as error:
+        return [] if DEAD_END in error.message else None
 
 
 def grammar_constraint(grammar: Grammar, ends: Sequence[int], skip: int = 0) -> Constraint:

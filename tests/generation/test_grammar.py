@@ -437,6 +437,13 @@ def test_a_tokenizer_that_lacks_a_character_is_refused_before_a_token():
     with pytest.raises(InputError, match="json_schema: no token of this model can begin such a text"):
         chooser.check(SamplingParams(json_schema={"type": "object"}), 99)
     chooser.check(SamplingParams(regex="[a-z ]+"), 99)
+    for wrong in ({"regex": "only sméll"}, {"regex": "(on|ly) ?(X|[0-9])"}, {"choice": ("only!", "small?")}):
+        with pytest.raises(
+            InputError, match="cannot write any such text to its end|no token of this model can begin such"
+        ):
+            chooser.check(SamplingParams(**wrong), 99)
+    for fine in ({"regex": "only sm(é|a)ll"}, {"regex": "(on|ly)*"}, {"choice": ("only!", "small")}):
+        chooser.check(SamplingParams(**fine), 99)
     with pytest.raises(InputError, match="cannot be used with this model"):
         TokenChooser().check(SamplingParams(regex="a"), 99)
 

@@ -171,8 +171,8 @@ class NativeDecoder:
             S_MODEL=self._model_table, S_KEYS=keys, S_VALUES=values, S_ROOMS=rooms, S_SUMMARY=self._summary
         )  # fmt: skip
         self.likeliest = torch.empty(4, 0)
-        """Of each row of the last step: its likeliest token, the log-probability of that, the log of the sum of all e^x,
-        and the token's logit (4, N) float32; the last three are not finite where a logit is not."""
+        """Of each row of the last step: its likeliest token, the log-probability of that, the log of the sum of all
+        e^x, and the token's logit (4, N) float32; the last three are not finite where a logit is not."""
         weakref.finalize(self, self.pool.retired.append, [self._table, self._model_table]).atexit = False
 
     def is_current(self) -> bool:

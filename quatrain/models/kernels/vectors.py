@@ -272,8 +272,10 @@ def _product(kind: int, rows: int, columns: int) -> Callable[..., Any]:
         inputs = [builder.add(x, builder.mul(x_row, indices[column])) for column in range(columns)]
         factors = [builder.add(scales, builder.mul(scale_row, indices[row])) for row in range(rows)]
         # The next rows are fetched meanwhile, which the processor does not foresee while these are read repeatedly:
-        # in whole for one column, else two lines in each step, so that all columns share the work.
-        ahead = builder.mul(weight_row, ir.Constant(I64, 2 * rows))
+        # in whole for one column, else two lines in each step, so that all columns share the work. One row after the
+        # other is foreseen; 4-bit weights, which take the most work for a byte, are then best left to the processor.
+        ahead = builder.mul(weight_row, ir.Constant(I64, 4 if rows == 1 else 2 * rows))
+        fetches = rows > 1 or kind not in (INT4, INT4_SMALL_GROUPS)
         fetched = builder.add(builder.add(weight, ahead), fetch)
         totals = [alloca_once(builder, FLOATS) for _ in range(rows * columns)]
         for total in totals:
@@ -283,7 +285,7 @@ def _product(kind: int, rows: int, columns: int) -> Callable[..., Any]:
             offset = builder.mul(number, ir.Constant(I64, form.input_bytes))
             packed = [form.weight(builder, address) for address in addresses]
             if columns == 1:
-                for address in addresses:
+                for address in addresses if fetches else ():
                     _prefetch(builder, builder.add(address, ahead))
             else:
                 line = builder.add(fetched, builder.shl(number, ir.Constant(I64, 7)))
