@@ -439,7 +439,7 @@ def test_a_tokenizer_that_lacks_a_character_is_refused_before_a_token():
     chooser.check(SamplingParams(regex="[a-z ]+"), 99)
     for wrong in ({"regex": "only sméll"}, {"regex": "(on|ly) ?(X|[0-9])"}, {"choice": ("only!", "small?")}):
         with pytest.raises(
-            InputError, match="cannot write any such text to its end|no token of this model can begin such"
+            InputError, match=r"cannot write any such text to its end|no token of this model can begin such"
         ):
             chooser.check(SamplingParams(**wrong), 99)
     for fine in ({"regex": "only sm(é|a)ll"}, {"regex": "(on|ly)*"}, {"choice": ("only!", "small")}):
