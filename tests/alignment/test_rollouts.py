@@ -12,6 +12,7 @@ from online_setup import PROMPTS, Letters, params, policy, ppo_setup, sampler_of
 from quatrain.adapters.apply import apply_adapter
 from quatrain.adapters.settings import AdapterSettings
 from quatrain.alignment.policy import BaseReference, completion_states, spread, token_logprobs
+from quatrain.alignment.ppo import PPOConfig
 from quatrain.alignment.rewards.base import RewardError
 from quatrain.alignment.rollouts import Prompt, Rollout, RolloutPlan, collate_rollouts, repetition
 from quatrain.core.errors import InputError, QuatrainError
@@ -197,7 +198,8 @@ def test_metrics_and_samples_are_written(tmp_path):
 @pytest.mark.parametrize("stop", [2, 4, 5, 7])
 def test_a_resumed_run_is_exact(tmp_path, stop):
     def run(steps, folder, every=1):
-        module, objective, stream = ppo_setup(folder=tmp_path)
+        config = PPOConfig(kl_target=0.01, kl_horizon=20)  # The coefficient is part of the state.
+        module, objective, stream = ppo_setup(config=config, folder=tmp_path)
         log = []
         trainer = trainer_of(module, objective, stream, 9, folder=folder, log=log, checkpoint_every=every)
         step = trainer.step
@@ -294,3 +296,22 @@ def test_a_batch_aligns_columns_with_the_tokens():
     assert batch.rewards.tolist() == [0, 2] and batch.ended.tolist() == [False, True]
     assert batch.values is None and batch.reference_logprobs is None
     assert varied([1], ["ab"]) == [5]
+
+
+def test_padding_with_the_end_token_keeps_the_end_label():
+    rollouts = sampler_of(policy(), samples=6).draw(0, range(5))
+    one, other = collate_rollouts(rollouts, pad_id=0), collate_rollouts(rollouts, pad_id=3)
+    assert torch.equal(one.labels, other.labels)
+    ended = [row for row, rollout in enumerate(rollouts) if rollout.ended]
+    assert ended
+    for row in ended:
+        assert one.labels[row][one.labels[row] != IGNORE_INDEX][-1] in (3, 5)
+
+
+def test_the_start_holds_in_bfloat16_too():
+    module, objective, stream = ppo_setup()
+    log = []
+    trainer_of(module, objective, stream, 6, log=log, precision="bfloat16").train()
+    phases = [entry for entry in log if "reward" in entry]
+    assert phases[0]["ratio"] == 1 and phases[0]["kl"] == 0 and all(entry["sampler_gap"] < 0.3 for entry in phases)
+    assert module.policy.lm_head.weight.dtype == torch.float32
