@@ -30,7 +30,7 @@ from quatrain.alignment.policy import (
     spread,
     token_logprobs,
 )
-from quatrain.alignment.rewards.base import RewardScores
+from quatrain.alignment.rewards.base import RewardError, RewardScores
 from quatrain.core.atomic import disk_errors, write_text
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.core.processes import process_number
@@ -251,7 +251,8 @@ class RolloutPlan:
 
     A phase draws `prompts` prompts with `samples` completions each, and passes over them `epochs` times in
     `minibatches` optimizer steps of `accumulation` micro-batches. Groups that the objective does not keep are drawn
-    again from other prompts, at most `attempts` times in all.
+    again from other prompts, at most `attempts` times in all. A run whose rewards have given all completions the same
+    score for `constant_phases` phases, from the first one on, stops; 0 lets it go on.
     """
 
     prompts: int
@@ -260,6 +261,7 @@ class RolloutPlan:
     epochs: int = 1
     accumulation: int = 1
     attempts: int = 1
+    constant_phases: int = 5
 
     def __post_init__(self) -> None:
         rollouts, parts = self.prompts * self.samples, self.minibatches * self.accumulation
@@ -381,6 +383,8 @@ class RolloutStream:
         self.phase = -1
         self.drawn = self.index = 0
         self.rollouts: list[Rollout] = []
+        self.constant = 0
+        """Phases from the first one on in which all scores were the same; -1 once they have differed."""
         self.seconds = {"rollout": 0.0, "scoring": 0.0, "measuring": 0.0}
         self._batches: list[list[int]] = []
         self._metrics: dict[str, float] = {}
@@ -411,6 +415,7 @@ class RolloutStream:
         metrics = self._draw_kept()
         self._batches = self.plan.micro_batches(len(self.rollouts), self.sampler.seed, self.phase)
         started = time.perf_counter()
+        self._check_spread()
         metrics |= self._measure() | self._statistics() | self.objective.advantages(self.rollouts)
         if self.phase == 0:
             self._check_start()
@@ -451,8 +456,7 @@ class RolloutStream:
         try:
             self.sampler.score(rollouts)
         except QuatrainError as error:
-            self._save_failed(rollouts, error)
-            raise
+            raise self._saved_failure(rollouts, error) from error.__cause__
         self.seconds["scoring"] += time.perf_counter() - drawn
         if size == 1:
             return rollouts
@@ -463,15 +467,27 @@ class RolloutStream:
         logprobs = torch.tensor(packed.pop("sampler_logprobs"))
         return Rollout(self.sampler.prompts[packed["number"]].ids, **packed, sampler_logprobs=logprobs)
 
-    def _save_failed(self, rollouts: Sequence[Rollout], error: QuatrainError) -> None:
-        """Save the rollouts that a broken reward could not score, and name the file in its error."""
+    def _check_spread(self) -> None:
+        """Raise RewardError once the rewards have never told one completion from another."""
+        scores = {rollout.score for rollout in self.rollouts if not rollout.unscorable}
+        count = len(self.rollouts)
+        self.constant = -1 if self.constant < 0 or len(scores) > 1 or count < 2 else self.constant + 1
+        if self.plan.constant_phases and self.constant >= self.plan.constant_phases:
+            parts = ", ".join(sorted({name for rollout in self.rollouts for name in rollout.parts}))
+            shown = f"the score {scores.pop():g}" if scores else "no score"
+            reason = f"gave all completions of the first {self.constant} phases {shown}: nothing can be learned from it"
+            raise self._saved_failure(self.rollouts, RewardError(parts, reason))
+
+    def _saved_failure(self, rollouts: Sequence[Rollout], error: QuatrainError) -> QuatrainError:
+        """The error, with the name of the file in which the rollouts are that a broken reward could not score."""
         if self.folder is None:
-            return
+            return error
         rank = process_number()[0]
         path = self.folder / f"failed-rollouts{f'-{rank}' if rank else ''}.jsonl"
         write_text(path, "".join(json.dumps(self._shown(rollout)) + "\n" for rollout in rollouts))
         error.message = f"{error.message} The rollouts are in {path}."
         error.args = (error.message,)
+        return error
 
     def _measure(self) -> dict[str, float]:
         """Compute the columns of all rollouts in the micro-batches in which the first epoch reads them."""
@@ -562,6 +578,7 @@ class RolloutStream:
             "phase": self.phase,
             "drawn": self.drawn,
             "index": self.index,
+            "constant": self.constant,
             "seconds": self.seconds,
             "objective": self.objective.state(),
             "rollouts": [rollout.record() for rollout in self._unfinished],
@@ -570,7 +587,7 @@ class RolloutStream:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a state; `load_tensors` completes it."""
         self.phase, self.drawn, self.index = state["phase"], state["drawn"], state["index"]
-        self.seconds = state["seconds"]
+        self.constant, self.seconds = state["constant"], state["seconds"]
         self.objective.load_state(state["objective"])
         prompts = self.sampler.prompts
         self.rollouts = [Rollout(prompts[record["number"]].ids, [], **record) for record in state["rollouts"]]

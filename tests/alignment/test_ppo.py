@@ -108,7 +108,7 @@ def test_the_penalty_keeps_the_policy_near_the_reference():
     module, objective, stream = ppo_setup(
         policy(eos_token_id=None),
         PPOConfig(kl_coef=1.0, gamma=1.0),
-        RolloutPlan(16, 2, minibatches=2, epochs=2),
+        RolloutPlan(16, 2, minibatches=2, epochs=2, constant_phases=0),
         reward=lambda examples, texts: [0.0] * len(texts),
         prompts=[Prompt([7])],
         max_new_tokens=1,
@@ -164,7 +164,8 @@ def test_a_value_model_of_its_own_learns_apart_from_the_policy():
     model = policy()
     separate = ValueModel(model)
     config = PPOConfig(value_coef=1.0, kl_coef=0.0)
-    _, objective, stream = ppo_setup(model, config, reward=lambda examples, texts: [2.0] * len(texts))
+    plan = RolloutPlan(4, 2, minibatches=2, epochs=2, constant_phases=0)
+    _, objective, stream = ppo_setup(model, config, plan, reward=lambda examples, texts: [2.0] * len(texts))
     module = stream.module = ActorCritic(model, separate)
     log = []
     trainer_of(module, objective, stream, 21, log=log, learning_rate=3e-3).train()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -231,18 +232,22 @@ def broken(kind):
     def reward(examples, completions):
         if kind == "raises":
             raise ValueError("no such column")
-        return {"nan": [math.nan] * len(completions), "shape": [0.5]}[kind]
+        if kind == "hangs":
+            threading.Event().wait()
+        return {"constant": [0.5] * len(completions), "nan": [math.nan] * len(completions), "shape": [0.5]}[kind]
 
     return reward
 
 
-@pytest.mark.parametrize("kind", ["nan", "shape", "raises"])
+@pytest.mark.parametrize("kind", ["nan", "shape", "raises", "hangs", "constant"])
 def test_a_broken_reward_stops_the_run_with_its_rollouts(tmp_path, kind):
     module, objective, stream = ppo_setup(folder=tmp_path, reward=broken(kind))
+    stream.sampler.rewards.timeout = 0.01 if kind == "hangs" else None
     with pytest.raises(RewardError, match=r'"r".*failed-rollouts\.jsonl'):
-        trainer_of(module, objective, stream, 4).train()
+        trainer_of(module, objective, stream, 40).train()
+    assert stream.phase == (4 if kind == "constant" else 0)
     saved = [json.loads(line) for line in (tmp_path / "failed-rollouts.jsonl").read_text().splitlines()]
-    assert len(saved) == 8 and all(record["completion"] for record in saved)
+    assert len(saved) == 8 and any(record["completion"] for record in saved)
 
 
 def test_unscorable_rollouts_are_not_learned():

@@ -54,6 +54,9 @@ LONG_TEXT = 10_000
 CHARACTERS = 24
 """Characters of a text that are read for each token of its beginning."""
 
+CONSTANT_PHASES = 5
+"""Phases without any spread of rewards after which a run stops."""
+
 ObjectiveFactory = Callable[[int, Reference | None], PolicyObjective]
 """The objective, from the id of the padding token and the reference."""
 
@@ -110,6 +113,8 @@ def online_job(
         settings.passes,
         settings.train.accumulation,
         attempts,
+        # The preflight samples from fresh weights, to which a reward may well give one score.
+        constant_phases=0 if context.fresh_model else CONSTANT_PHASES,
     )
     trained = None if trainee is None else trainee(model)
     folder = context.stage_folder if context.stage_folder.is_dir() else None
