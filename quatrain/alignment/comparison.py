@@ -14,9 +14,6 @@ from typing import Any
 from quatrain.alignment.rollouts import Prompt, Scores, repetition
 from quatrain.generation.engine import Completion, Engine
 
-SHOWN = 24
-"""Completions whose text is kept."""
-
 
 def outcome(
     prompts: Sequence[Prompt],
@@ -27,8 +24,8 @@ def outcome(
 ) -> dict[str, Any]:
     """What completions of held-out prompts score, as JSON.
 
-    `rewards`, `parts` and `true` hold one number per completion; `lengths` are in tokens; `texts` are the first ones.
-    `perplexity` is that of all tokens under the model of `reference`.
+    `rewards`, `parts` and `true` hold one number per completion; `lengths` are in tokens. `perplexity` is that of all
+    tokens under the model of `reference`.
     """
     examples, texts = [prompt.example for prompt in prompts], [completion.text for completion in completions]
     scores = rewards.score(examples, texts)
@@ -40,7 +37,7 @@ def outcome(
         "lengths": [len(completion.ids) for completion in completions],
         "repetition": fmean(repetition(completion.ids) for completion in completions),
         "ended_fraction": fmean(completion.finish_reason == "stop" for completion in completions),
-        "texts": texts[:SHOWN],
+        "texts": texts,
     }
     if reference is not None:
         result["perplexity"] = perplexity(prompts, completions, reference)
@@ -62,7 +59,7 @@ def comparison(prompts: Sequence[Prompt], before: dict[str, Any], after: dict[st
     """
     controls = [each.example.get("control") if isinstance(each.example, Mapping) else None for each in prompts]
     return {
-        "prompts": [prompt.text for prompt in prompts[:SHOWN]],
+        "prompts": [prompt.text for prompt in prompts],
         "controls": controls if all(isinstance(control, str) for control in controls) else [],
         "gain": gain(before["rewards"], after["rewards"]),
         "before": before,

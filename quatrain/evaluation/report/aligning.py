@@ -23,6 +23,8 @@ from quatrain.evaluation.report.samples import text_of
 from quatrain.evaluation.report.wording import clipped, plain
 
 _POINTS = 300
+_SHOWN = 24
+"""Prompts whose completions are shown."""
 _WATCHED = (
     "reward", "validation_reward", "kl", "entropy", "completion_length", "repetition", "ended_fraction",
     "clip_fraction", "groups_without_spread", "unscorable", "logps/chosen", "logps/rejected",
@@ -198,7 +200,7 @@ def _completions(compared: dict[str, Any], before: dict[str, Any], after: dict[s
     if not isinstance(prompts, list):
         return []
     rows = []
-    for place, prompt in enumerate(prompts):
+    for place, prompt in enumerate(prompts[:_SHOWN]):
         cells = [_cell(outcome, place) for outcome in (before, after)]
         if any(cells):
             asked = controls[place] if isinstance(controls, list) and place < len(controls) else ""
