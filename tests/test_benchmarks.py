@@ -35,6 +35,7 @@ QUICK = {
     "plan_memory.py": [],
     "serving.py": [],
     "serving_speed.py": [],
+    "dpo.py": [],
 }
 PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py"}
 """Those that need no transformers."""

@@ -18,7 +18,8 @@ from torch import Tensor
 from quatrain.adapters.apply import adapters_disabled
 from quatrain.alignment.losses import Answers, LossSettings, pair_loss, settings_problems
 from quatrain.core.errors import InputError
-from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pad
+from quatrain.data.batches import IGNORE_INDEX, TokenBatch, TokenExample, pad, stack
+from quatrain.evaluation.metrics.objectives import batches_of
 from quatrain.models.transformer.stack import Model
 from quatrain.training.chunked_loss import language_losses
 from quatrain.training.objectives import Objective
@@ -56,13 +57,70 @@ def answer_row(prompt: Sequence[int], answer: Sequence[int]) -> TokenExample:
 
 @dataclass(frozen=True)
 class PreferenceBatch(TokenBatch):
-    """B pairs as 2 B rows: `input_ids` and `labels` (2B, T), chosen rows first; `reference` (2B,) log-probabilities.
+    """B pairs: `input_ids` and `labels`, and `reference` (2B,), the log-probabilities of chosen, then rejected answers.
 
-    `reference` is None if the model itself gives it. Rows are padded on the right: attention is causal and padding has
-    no label, so no mask is needed.
+    In two rows a pair, (2B, T), the chosen rows come first. In one row a pair, (B, T), both answers share the prompt:
+    `branches` (B, T) is 0 in the prompt, 1 in the chosen and 2 in the rejected answer, and `positions` count from the
+    prompt in each. `reference` is None if the model itself gives it. Padding is on the right: attention is causal and
+    padding has no label.
     """
 
     reference: Tensor | None = field(kw_only=True, default=None)
+
+    @property
+    def branches(self) -> Tensor | None:
+        """The branch of each token, (B, T); None if each answer has a row of its own."""
+        return self.inputs.get("branches")
+
+    def of_answers(self, values: Tensor) -> Tensor:
+        """Sums of values at the labels (like `labels`) over each answer, (2B,): chosen, then rejected."""
+        if self.branches is None:
+            return values.sum(dim=1)
+        return torch.cat([values.masked_fill(self.branches != branch, 0).sum(dim=1) for branch in (1, 2)])
+
+
+SHARED_GAIN = 1.3
+"""Pairs share their prompts where two rows a pair would have this many times the tokens."""
+
+
+def collate_pairs(examples: Sequence[PreferenceExample], pad_id: int, *, share: bool = True) -> PreferenceBatch:
+    """Pairs as a batch without references: in one row each with `share`, where that saves enough, else in two rows."""
+    pairs = [example.rows() for example in examples]
+    whole = pad([chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs], pad_id)
+    if share and all(len(example.prompt) for example in examples):
+        length = max(len(each.prompt) - 1 + len(each.chosen) + len(each.rejected) for each in examples)
+        if whole.size >= SHARED_GAIN * len(examples) * (-(-length // 8) * 8):
+            return _in_one_row(examples, pad_id)
+    return PreferenceBatch.of(whole.input_ids, whole.labels)
+
+
+def _in_one_row(examples: Sequence[PreferenceExample], pad_id: int) -> PreferenceBatch:
+    """Each pair as: the prompt without its last token; that token and the chosen answer; it and the rejected answer.
+
+    The last token of the prompt is in both branches, because it predicts the first token of both answers.
+    """
+    columns: tuple[list[list[int]], ...] = ([], [], [], [])
+    for example in examples:
+        *shared, last = example.prompt
+        ids, labels = list(shared), [IGNORE_INDEX] * len(shared)
+        positions, branches = list(range(len(shared))), [0] * len(shared)
+        for branch, answer in enumerate((example.chosen, example.rejected), 1):
+            ids += [last, *answer[:-1]]
+            labels += answer
+            positions += range(len(shared), len(shared) + len(answer))
+            branches += [branch] * len(answer)
+        for column, values in zip(columns, (ids, labels, positions, branches), strict=True):
+            column.append(values)
+    ids_, labels_, positions_, branches_ = (
+        stack(column, fill) for column, fill in zip(columns, (pad_id, IGNORE_INDEX, 0, 0), strict=True)
+    )
+    return PreferenceBatch.of(ids_, labels_, positions=positions_, branches=branches_)
+
+
+def pair_logprobs(model: Model, batch: PreferenceBatch) -> Tensor:
+    """Log-probabilities (2B,) of the answers of B pairs, summed over tokens, in nats: chosen, then rejected."""
+    hidden = model.hidden_states(**batch.inputs)
+    return -batch.of_answers(language_losses(model, hidden, batch.labels))
 
 
 class PreferenceObjective(Objective, Protocol):
@@ -91,8 +149,10 @@ class DPO:
     `beta` defaults to the usual value of the loss. `label_smoothing` (cdpo, robust) is the assumed share of swapped
     pairs. `simpo_gamma` is SimPO's target margin. `sft_weight` weights the mean loss per token of the chosen answer,
     which is added. With `reference="base"` the log-probabilities of the reference are those of the model with its
-    adapters disabled, computed at each step; "precomputed" ones are in the examples. Raises InputError, with all
-    problems, for an unknown loss, settings that the loss does not read, and values out of range.
+    adapters disabled, computed at each step; "precomputed" ones are in the examples. With `share_prompts` both answers
+    of a pair are in one row and share the prompt's keys and values where that saves enough; the model's configuration
+    must have `supports_branches`. Raises InputError, with all problems, for an unknown loss, settings that the loss
+    does not read, and values out of range.
     """
 
     def __init__(
@@ -104,6 +164,7 @@ class DPO:
         simpo_gamma: float | None = None,
         sft_weight: float = 0.0,
         reference: str = "precomputed",
+        share_prompts: bool = False,
         pad_id: int = 0,
     ):
         self.pair_loss = pair_loss(loss)
@@ -117,6 +178,7 @@ class DPO:
             raise InputError("DPO cannot be set up:", problems)
         self.name, self.settings = loss, LossSettings(beta=beta, **settings)
         self.sft_weight, self.reference, self.pad_id = sft_weight, reference, pad_id
+        self.share_prompts = share_prompts
 
     @property
     def beta(self) -> float:
@@ -124,11 +186,10 @@ class DPO:
         return self.settings.beta
 
     def collate(self, examples: Sequence[PreferenceExample]) -> PreferenceBatch:
-        """Turn B pairs into 2 B rows. Raises ValueError for examples that lack the log-probabilities they need."""
-        pairs = [example.rows() for example in examples]
-        batch = pad([chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs], self.pad_id)
+        """Turn pairs into a batch. Raises ValueError for examples that lack the log-probabilities they need."""
         references = [e.reference_chosen for e in examples] + [e.reference_rejected for e in examples]
-        return PreferenceBatch.of(batch.input_ids, batch.labels, reference=self._references(references))
+        batch = collate_pairs(examples, self.pad_id, share=self.share_prompts)
+        return replace(batch, reference=self._references(references))
 
     def _references(self, values: Sequence[float | None]) -> Tensor | None:
         if not self.pair_loss.reference:
@@ -143,12 +204,12 @@ class DPO:
         The reward of an answer is beta times its gain over the reference, or times its log-probability without one; of
         losses that compare answers per token it is per token.
         """
-        logprobs = answer_logprobs(model, batch.input_ids, batch.labels)
+        logprobs = pair_logprobs(model, batch)
         reference = batch.reference
         if reference is None:
             with reference_mode(model):
-                reference = answer_logprobs(model, batch.input_ids, batch.labels)
-        lengths = (batch.labels != IGNORE_INDEX).sum(dim=1)
+                reference = pair_logprobs(model, batch)
+        lengths = batch.of_answers((batch.labels != IGNORE_INDEX).long())
         parts = (values.chunk(2) for values in (logprobs, reference, lengths))
         chosen, rejected = (Answers(*each) for each in zip(*parts, strict=True))
         losses = self.pair_loss.compute(chosen, rejected, self.settings)
@@ -183,7 +244,7 @@ class DPO:
 
     def add_references(self, model: Model, examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
         """The examples with the log-probabilities of `model`, which is not trained yet."""
-        return reference_logprobs(model, examples, pad_id=self.pad_id)
+        return reference_logprobs(model, examples, pad_id=self.pad_id, share_prompts=self.share_prompts)
 
     def check_start(self, model: Model, examples: Sequence[PreferenceExample]) -> None:
         """Raises InputError unless the untrained model's loss is the exact one of a model that equals its reference.
@@ -256,35 +317,63 @@ def reference_logprobs(
     *,
     batch_tokens: int = 16384,
     pad_id: int = 0,
+    share_prompts: bool = False,
 ) -> list[PreferenceExample]:
     """Add the log-probabilities of the answers under `model` to the examples, once, before the model is trained.
 
     Adapters of the model are disabled. Batches hold pairs of similar length, at most `batch_tokens` tokens. The model's
     training mode is restored.
     """
-    values = logprobs_of(model, [row for example in examples for row in example.rows()], batch_tokens, pad_id, group=2)
+    pairs = pair_values(model, examples, batch_tokens=batch_tokens, pad_id=pad_id, share_prompts=share_prompts)
     return [
-        replace(example, reference_chosen=values[2 * number], reference_rejected=values[2 * number + 1])
-        for number, example in enumerate(examples)
+        replace(example, reference_chosen=chosen, reference_rejected=rejected)
+        for example, (chosen, rejected) in zip(examples, pairs, strict=True)
     ]
 
 
-def logprobs_of(
-    model: Model, rows: Sequence[TokenExample], batch_tokens: int, pad_id: int, *, group: int = 1, base: bool = True
-) -> list[float]:
-    """The summed log-probabilities of the labelled tokens of each row, in batches by length, without gradients.
-
-    `group` neighbouring rows, such as the two of a pair, are in one batch. With `base` adapters are disabled.
-    """
-    groups = [rows[start : start + group] for start in range(0, len(rows), group)]
-    lengths = [group * max(map(len, each)) for each in groups]
-    order = sorted(range(len(groups)), key=lengths.__getitem__)
-    values: list[float] = [0.0] * len(rows)
+def pair_values(
+    model: Model,
+    examples: Sequence[PreferenceExample],
+    *,
+    batch_tokens: int = 16384,
+    pad_id: int = 0,
+    share_prompts: bool = False,
+    base: bool = True,
+) -> list[tuple[float, float]]:
+    """The log-probabilities of both answers of each pair, without gradients. With `base` adapters are disabled."""
+    values: list[tuple[float, float]] = [(0.0, 0.0)] * len(examples)
     with reference_mode(model, base=base), torch.inference_mode():
-        while order:
-            chunk = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // lengths[order[-1]])))]
-            batch = pad([row for index in chunk for row in groups[index]], pad_id).to(model.device)
-            result = answer_logprobs(model, batch.input_ids, batch.labels).tolist()
-            for place, index in enumerate(chunk):
-                values[group * index : group * (index + 1)] = result[group * place : group * (place + 1)]
+        for places in batches_of(examples, batch_tokens):
+            batch = collate_pairs([examples[place] for place in places], pad_id, share=share_prompts)
+            chosen, rejected = pair_logprobs(model, batch.to(model.device)).chunk(2)
+            for place, each in zip(places, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True):
+                values[place] = each
     return values
+
+
+def logprobs_of(
+    model: Model, rows: Sequence[TokenExample], batch_tokens: int, pad_id: int, *, group: int = 1
+) -> list[float]:
+    """The summed log-probabilities of the labelled tokens of each row under the base model, in batches by length.
+
+    `group` neighbouring rows, such as an answer and the unrelated one, are in one batch.
+    """
+    groups = [RowGroup(rows[start : start + group]) for start in range(0, len(rows), group)]
+    values: list[float] = [0.0] * len(rows)
+    with reference_mode(model), torch.inference_mode():
+        for places in batches_of(groups, batch_tokens):
+            batch = pad([row for place in places for row in groups[place].rows], pad_id).to(model.device)
+            result = answer_logprobs(model, batch.input_ids, batch.labels).tolist()
+            for number, place in enumerate(places):
+                values[group * place : group * (place + 1)] = result[group * number : group * (number + 1)]
+    return values
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows that belong in one batch; its length counts their padding."""
+
+    rows: Sequence[TokenExample]
+
+    def __len__(self) -> int:
+        return len(self.rows) * max(map(len, self.rows))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quatrain.alignment.dpo import PreferenceExample, logprobs_of
+from quatrain.alignment.dpo import PreferenceExample, pair_values
 from quatrain.alignment.kto import RatedExample
 from quatrain.data.preference_summary import shorter_is_chosen
 from quatrain.evaluation.metrics.objectives import batches_of
@@ -43,9 +43,8 @@ def measure(
 
 def likelihood_accuracy(model: Model, examples: Sequence[PreferenceExample], *, pad_id: int = 0) -> dict[str, float]:
     """The share of pairs whose chosen answer is more likely under the model: summed over tokens, and per token."""
-    rows = [row for example in examples for row in example.rows()]
-    values = logprobs_of(model, rows, 16384, pad_id, group=2, base=False)
-    return ranked_by_likelihood(examples, values[::2], values[1::2])
+    values = pair_values(model, examples, pad_id=pad_id, base=False)
+    return ranked_by_likelihood(examples, [chosen for chosen, _ in values], [rejected for _, rejected in values])
 
 
 def ranked_by_likelihood(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import llama, random_model
+from tiny_models import gpt2, llama, random_model
 
 from quatrain.adapters.apply import adapters_disabled, apply_adapter
 from quatrain.adapters.settings import AdapterSettings
@@ -67,10 +67,10 @@ def test_padding_changes_nothing(name):
         if poison is not None:
             whole = model.hidden_states
 
-            def poisoned(ids, **inputs):
-                hidden = whole(ids, **inputs)
-                padding = torch.ones_like(ids, dtype=torch.bool)
-                for row, length in zip(padding, lengths[ids.data_ptr()], strict=True):
+            def poisoned(input_ids, **inputs):
+                hidden = whole(input_ids, **inputs)
+                padding = torch.ones_like(input_ids, dtype=torch.bool)
+                for row, length in zip(padding, lengths[input_ids.data_ptr()], strict=True):
                     row[:length] = False
                 return hidden.masked_fill(padding[..., None], poison)
 
@@ -160,6 +160,55 @@ def test_chunks_of_logits_change_nothing(name):
             total.backward()
         results.append((total.detach(), model.lm_head.weight.grad, model.layers[0].mlp.up_proj.weight.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+LONG = [
+    PreferenceExample(list(range(1, 30)), [20, 21, 2], [30, 2]),
+    PreferenceExample(list(range(5, 25)), [22, 2], [31, 32, 33, 34, 2]),
+    PreferenceExample([7], [23, 24, 2], [2]),
+]
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned"])
+@pytest.mark.parametrize("training", [False, True])
+def test_answers_that_share_their_prompt_have_the_same_loss_and_gradients(position, training):
+    config = llama(max_position_embeddings=40) if position == "rotary" else gpt2(max_position_embeddings=40)
+    results = []
+    for share in (False, True):
+        model = random_model(config).train(training)
+        examples = reference_logprobs(random_model(config, 1), LONG, share_prompts=share)
+        objective = DPO(share_prompts=share, sft_weight=0.5)
+        batch = objective.collate(examples)
+        assert (batch.branches is not None) == share and batch.shape == ((3, 40) if share else (6, 32))
+        total, weight, metrics = objective.loss(model, batch)
+        total.backward()
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        results.append((total.detach(), gradients, [float(value) for value in metrics.values()]))
+        assert weight == 3
+        same = objective_and_first(model, share)
+        assert same == float(torch.tensor(2.0).log())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def objective_and_first(model, share):
+    """The first loss, where the references are of the same layout: exactly ln 2."""
+    objective = DPO(share_prompts=share)
+    batch = objective.collate(reference_logprobs(model, LONG, share_prompts=share))
+    with torch.no_grad():
+        total, weight, _ = objective.loss(model.eval(), batch)
+    return float(total) / weight
+
+
+def test_prompts_are_shared_only_where_it_pays_and_where_the_model_can():
+    assert DPO(share_prompts=True).collate(reference_logprobs(random_model(llama()), PAIRS)).branches is None
+    sliding = llama(max_position_embeddings=40).replace(sliding_window=4, layer_types=("sliding", "full"))
+    assert llama().supports_branches and not sliding.supports_branches
+    model = random_model(sliding)
+    with pytest.raises(InputError, match="cannot read texts that share their beginning"):
+        reference_logprobs(model, LONG, share_prompts=True)
+    with pytest.raises(InputError, match="no positions are given"):
+        model = random_model(llama())
+        model.hidden_states(torch.tensor([[1, 2, 3]]), branches=torch.tensor([[0, 1, 2]]))
 
 
 def test_a_name_is_never_ignored():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from quatrain.models.transformer.context import (
     ForwardContext,
     Prefix,
     Trace,
+    branch_mask,
     cross_attention_mask,
     self_attention_mask,
     self_attention_mask_at,
@@ -122,6 +124,7 @@ class Stack(nn.Module):
         encoded: Tensor | None = None,
         encoder_segments: Tensor | None = None,
         prefix: Prefix | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """The last hidden states (B, T, hidden_size) of embedded tokens; arguments as in `Model.forward`.
 
@@ -144,6 +147,9 @@ class Stack(nn.Module):
             if self._rotary
         }
         masks = self._masks(slots, past, x, cache, trace)
+        if branches is not None:
+            self._check_branches(positions)
+            masks["full"] = replace(masks["full"], mask=branch_mask(branches))
         if self.config.architecture == "encoder-decoder":
             mask, without_keys = cross_attention_mask(segments, encoder_segments)
             use_cpu_kernel = self._use_cpu_kernel(x, self._encoder_length(encoded, cache), cache, trace, causal=False)
@@ -227,6 +233,14 @@ class Stack(nn.Module):
             f"This text has {past + length} tokens ({past} cached, {length} new); the model reads at most {limit}. "
             "Shorten or truncate the text, or use a model with a longer context."
         )
+
+    def _check_branches(self, positions: Tensor | None) -> None:
+        """Raises InputError if texts that share their beginning would not have the attention of texts of their own."""
+        if not self.config.supports_branches or positions is None:
+            raise InputError(
+                f"branches: a {self.config.family} model with {self.config.position} positions cannot read texts that "
+                "share their beginning, or no positions are given; give each text its own row."
+            )
 
     def _masks(
         self, slots: Tensor | None, past: int, x: Tensor, cache: CacheRows | None, trace: Trace | None

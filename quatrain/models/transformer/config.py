@@ -390,6 +390,21 @@ class ModelConfig:
         """Whether a token attends to no later token."""
         return self.architecture != "encoder"
 
+    @property
+    def supports_branches(self) -> bool:
+        """Whether texts in one row may share their beginning: attention must depend on positions alone, not on slots.
+
+        Sliding windows, biases by distance and rotary scalings by the length of the text do not allow it.
+        """
+        scaling = None if self.rope_scaling is None else self.rope_scaling.kind
+        return (
+            self.architecture == "decoder"
+            and self.position in ("rotary", "learned", "sinusoidal")
+            and self.padding_positions == "counted"
+            and set(self.layer_types) == {"full"}
+            and scaling in (None, "linear", "yarn", "llama3")
+        )
+
 
 def is_size(value: Any, most: int = MAX_SIZE) -> bool:
     """Whether a value is a whole number from 1 to `most`."""

@@ -151,6 +151,18 @@ def self_attention_mask(
     return (query_segments == key_segments) & mask
 
 
+def branch_mask(branches: Tensor) -> Tensor:
+    """Which keys a causal model's queries see, (B, T, T), where texts branch off a common beginning.
+
+    `branches` (B, T): 0 for the beginning and the padding, else the number of a token's branch. A token sees what is
+    before it of the beginning and of its own branch.
+    """
+    length = branches.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=branches.device).tril_()
+    keys = branches[:, None, :]
+    return causal & ((keys == 0) | (keys == branches[:, :, None]))
+
+
 def self_attention_mask_at(config: ModelConfig, kind: str, distance: Tensor) -> Tensor:
     """Which keys a causal model's queries see, from the distances (B, T, S) of keys ahead of their queries."""
     seen = distance <= 0

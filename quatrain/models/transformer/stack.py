@@ -138,8 +138,13 @@ class Model(Stack):
         cache: KVCache | CacheRows | None = None,
         trace: Trace | None = None,
         adapters: Sequence[str | None] | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
-        """The last hidden states (B, T, hidden_size), after the final norm; the decoder's in an encoder-decoder."""
+        """The last hidden states (B, T, hidden_size), after the final norm; the decoder's in an encoder-decoder.
+
+        branches (B, T), with positions: texts in a row share their beginning (0); a token sees it and its own branch
+        (1, 2, …). The model's configuration must have `supports_branches`. Other arguments as in `forward`.
+        """
         if adapters is not None:
             self.adapter_set.activate(adapters)
         rows = None if cache is None else cache.rows()
@@ -151,7 +156,7 @@ class Model(Stack):
             inputs = StackInput(self.embed(new), positions, segments, token_types)
             if self.soft_prompt is not None:
                 inputs = self.soft_prompt.prepend_to(inputs, first=rows is None or rows.length == 0)
-            hidden = self.run(**vars(inputs), cache=rows, trace=trace)
+            hidden = self.run(**vars(inputs), cache=rows, trace=trace, branches=branches)
             return hidden if hidden.shape[1] == ids.shape[1] else hidden[:, -ids.shape[1] :]
         encoded = None
         if input_ids is not None:

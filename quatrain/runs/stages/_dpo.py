@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from quatrain.adapters.settings import PROMPT_METHODS
 from quatrain.alignment import held_out
 from quatrain.alignment.dpo import DPO, PreferenceExample, PreferenceObjective
 from quatrain.alignment.kto import KTO, RatedExample, unpaired, with_unrelated
@@ -86,7 +87,7 @@ def _run(
         notes.append("no pair to learn from: the model stays as it was")
         return _unchanged(settings, context, model, tokenizer, notes)
     before = None if task is None else _development_score(context, task, model, tokenizer)
-    objective, measured = (objective_of(settings, tokenizer.pad_id or 0, mode) for mode in (None, "precomputed"))
+    objective, measured = (objective_of(settings, model, tokenizer.pad_id or 0, mode) for mode in (None, "precomputed"))
     held = preferences.held_out
     weights = Precision(model, working_dtype(settings.train, model.device))
     try:
@@ -153,8 +154,8 @@ def _unchanged(
     return result
 
 
-def objective_of(settings: DPOStage, pad_id: int, reference: str | None = None) -> PreferenceObjective:
-    """The objective that the stage's `loss` names, with its `reference` or another one."""
+def objective_of(settings: DPOStage, model: Model, pad_id: int, reference: str | None = None) -> PreferenceObjective:
+    """The objective that the stage's `loss` names for a model, with its `reference` or another one."""
     reference = reference or settings.reference
     if settings.loss == "kto":
         return KTO(
@@ -171,8 +172,15 @@ def objective_of(settings: DPOStage, pad_id: int, reference: str | None = None) 
         simpo_gamma=settings.simpo_gamma,
         sft_weight=settings.sft_weight,
         reference=reference,
+        share_prompts=shares_prompts(settings, model),
         pad_id=pad_id,
     )
+
+
+def shares_prompts(settings: DPOStage, model: Model) -> bool:
+    """Whether both answers of a pair can share their prompt: a soft prompt would have to precede both."""
+    soft = settings.adapter is not None and settings.adapter.method in PROMPT_METHODS
+    return model.config.supports_branches and not soft
 
 
 def given(settings: DPOStage, context: StageContext, tokenizer: Tokenizer) -> Preferences:
