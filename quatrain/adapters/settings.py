@@ -89,6 +89,11 @@ class AdapterSettings(Settings):
         """Positions that a soft prompt takes before every input; 0 for other methods."""
         return self.num_virtual_tokens if self.method in PROMPT_METHODS else 0
 
+    @property
+    def trains_base_weights(self) -> bool:
+        """Whether weights of the model itself are trained: without the adapter it is not the model before."""
+        return self.method in ("bitfit", "last-layers") or bool(self.modules_to_save)
+
     def learns_special_tokens(self, head: str) -> bool:
         """Whether the embedding rows of special tokens train beside the adapter, in a model with this head."""
         return self.trainable_tokens == "special" and self.method not in PROMPT_METHODS and head == "causal"

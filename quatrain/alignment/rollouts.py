@@ -252,7 +252,7 @@ class RolloutPlan:
     A phase draws `prompts` prompts with `samples` completions each, and passes over them `epochs` times in
     `minibatches` optimizer steps of `accumulation` micro-batches. Groups that the objective does not keep are drawn
     again from other prompts, at most `attempts` times in all. A run whose rewards have given all completions the same
-    score for `constant_phases` phases, from the first one on, stops; 0 lets it go on.
+    score for `constant_phases` phases, from the first one on, stops; 0 disables this.
     """
 
     prompts: int

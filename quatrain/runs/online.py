@@ -83,6 +83,10 @@ class OnlineStage(StageSettings):
         if train.parallel not in ("auto", "ddp"):
             text = f'{format_value(train.parallel)}; generation needs whole weights in every process: use "ddp"'
             yield Problem(("train", "parallel"), text)
+        if self.adapter is not None and self.adapter.slots:
+            text = f"{format_value(self.adapter.method)}; a soft prompt changes the model before it has learned: the "
+            text += 'policy would not start from its reference; use another method, such as "lora"'
+            yield Problem(("adapter", "method"), text)
         if self.adapter is not None and self.adapter.dropout:
             yield Problem(("adapter", "dropout"), f"{self.adapter.dropout}; {refused['dropout']}: leave it out")
 

@@ -70,8 +70,9 @@ def test_a_recipe_runs_to_its_end(text: str, tmp_path: Path) -> None:
     assert not any("value" in name for name in load_file(stage / "model/model.safetensors"))
 
 
-def test_an_adapter_has_its_base_as_reference(text: str, tmp_path: Path) -> None:
-    done = run(text, tmp_path, 'adapter = { method = "lora", rank = 2, alpha = 4 }')
+@pytest.mark.parametrize("method", ['"lora", rank = 2, alpha = 4', '"last-layers"'])
+def test_the_reference_is_the_model_before_an_adapter(text: str, tmp_path: Path, method: str) -> None:
+    done = run(text, tmp_path, f"adapter = {{ method = {method} }}")
     phases = [entry for entry in read_metrics(done.folder / "metrics.jsonl") if "reward" in entry]
     assert phases[0]["kl"] == 0 and phases[1]["kl"] != 0
     assert (done.folder / "stages/01-ppo/adapter/adapter_config.json").is_file()
@@ -113,6 +114,7 @@ train = {{ steps = 2, batch_tokens = 512, warmup_steps = 0, precision = "float32
         ('prompts = 1', "stage[0].prompts"),
         ('prompt_tokens = [4, 2]', "stage[0].prompt_tokens"),
         ('adapter = { dropout = 0.1 }', "stage[0].adapter.dropout"),
+        ('adapter = { method = "prefix" }', "stage[0].adapter.method"),
         ('kl_coef = 0.0\nkl_target = 6.0', "stage[0].kl_target"),
         ('temperature = 0.0', "stage[0].temperature"),
         ('value = "model"\nadapter = { rank = 2 }', "stage[0].value"),

@@ -104,7 +104,8 @@ def online_job(
     )
     reference: Reference | None = None
     if needs_reference:
-        reference = FrozenReference(model) if settings.adapter is None else BaseReference(model)
+        has_base = settings.adapter is not None and not settings.adapter.trains_base_weights
+        reference = BaseReference(model) if has_base else FrozenReference(model)
     objective = make_objective(tokenizer.pad_id or 0, reference)
     plan = RolloutPlan(
         settings.prompts,

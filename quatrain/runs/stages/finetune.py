@@ -60,7 +60,7 @@ class FinetuneStage(TaskSettings, StageSettings):
             yield Problem(
                 ("adapter",), "missing; each set of the mixture learns an adapter of its own over the frozen model"
             )
-        elif adapter.method in ("bitfit", "last-layers") or adapter.modules_to_save:
+        elif adapter.trains_base_weights:
             text = "learns weights of the model itself, which all sets share; take another for a mixture"
             yield Problem(("adapter", "method"), f'"{adapter.method}"; {text}', (("mixture",),))
         elif adapter.quantize_base != "float":

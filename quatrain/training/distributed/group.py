@@ -51,13 +51,13 @@ def gather(value: Any) -> list[Any]:
     if size == 1:
         return [value]
     join()
-    own = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.long) for _ in range(size)]
     distributed.all_gather(sizes, torch.tensor([len(own)]))
     longest = max(int(each) for each in sizes)
     parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(size)]
     distributed.all_gather(parts, torch.nn.functional.pad(own, (0, longest - len(own))))
-    return [json.loads(bytes(part[: int(count)].tolist())) for part, count in zip(parts, sizes, strict=True)]
+    return [json.loads(part[: int(count)].numpy().tobytes()) for part, count in zip(parts, sizes, strict=True)]
 
 
 def make_parallel(mode: str = "auto", device: torch.device | str = "cpu") -> ParallelStrategy:
