@@ -46,11 +46,14 @@ def input_paths(recipe: RecipeSettings) -> dict[str, Path]:
                 named[f"{place}.{key}" + (f"[{number}]" if len(sides) > 1 else "")] = side if is_path(side) else None
         named[f"{place}.database"] = data.database if data.database not in OWN_DATABASES else None
         named[f"{place}.preferences"] = data.preferences
+    for index, stage in enumerate(recipe.stage):
+        for place, model in stage.model_folders().items():
+            named[f"stage[{index}].{place}"] = None if is_of_hub(model) else model
     return {key: user_path(value, key) for key, value in named.items() if value}
 
 
 def is_of_hub(folder: str) -> bool:
-    """Whether `model.folder` is the id of a Hugging Face model, owner/name, rather than a local path."""
+    """Whether the folder of a model is the id of a Hugging Face model, owner/name, rather than a local path."""
     from quatrain.models.hub import is_hub_id
 
     owner, slash, name = folder.partition("/")
@@ -143,7 +146,7 @@ def _problem(key: str, path: Path) -> str | None:
         if not path.exists():
             near = _near(path)
             maker = _recipe_of(path)
-            made = f"; `quatrain run {maker}` makes it" if maker and key == "model.folder" else ""
+            made = f"; `quatrain run {maker}` makes it" if maker and key.endswith("folder") else ""
             return f"does not exist{near}; must be {_expected(key)}{made}"
     except OSError as error:
         return f"cannot be read ({error.strerror})"

@@ -61,6 +61,16 @@ class StageSettings(Settings):
                 datasets |= {f"{name}.{key}": item for key, item in value.items() if isinstance(item, DataSettings)}
         return datasets
 
+    def model_folders(self) -> dict[str, str]:
+        """The models that the stage's rewards name, by the place in its table: `{"rewards[0].folder": …}`."""
+        return {
+            f"{name}[{number}].folder": folder
+            for name in type(self).model_fields
+            if isinstance(items := getattr(self, name), tuple)
+            for number, item in enumerate(items)
+            if isinstance(folder := getattr(item, "folder", None), str)
+        }
+
     def streaming_problems(self) -> Iterator[str]:
         """Settings of this kind of stage that do not work with `data.streaming`."""
         yield from ()

@@ -135,6 +135,14 @@ def test_bad_training_settings_are_refused(text: str, change: str) -> None:
     assert any(f"train.{change.split()[0]}" in problem for problem in error.value.problems)
 
 
+def test_a_missing_reward_model_is_named_before_anything_runs(text: str, tmp_path: Path) -> None:
+    reward = '{ kind = "model", folder = "runs/sentiment/model" }'
+    with pytest.raises(InputError) as error:
+        run(text.replace('{ kind = "regex", pattern = "[a-m]", most = 9 }', reward), tmp_path)
+    (problem,) = error.value.problems
+    assert problem.startswith("stage[0].rewards[0].folder:") and "`quatrain run sentiment` makes it" in problem
+
+
 def test_prompts_that_do_not_fit_are_left_out(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no prompt to learn from"):
         run(text, tmp_path, "context = 8")
