@@ -135,6 +135,14 @@ def test_bad_training_settings_are_refused(text: str, change: str) -> None:
     assert any(f"train.{change.split()[0]}" in problem for problem in error.value.problems)
 
 
+def test_prompts_of_preferences_come_once(materials: Path, text: str, tmp_path: Path) -> None:
+    pairs = materials / "pairs.jsonl"
+    text = text.replace("chats.jsonl", "pairs.jsonl").replace("validation = 0.2", f"dev = '{pairs}'")
+    done = run(text, tmp_path)
+    lines = (done.folder / "stages/01-ppo/rollouts.jsonl").read_text().splitlines()
+    assert all(sample["prompt"].startswith("say ") for line in lines for sample in json.loads(line)["samples"])
+
+
 def test_a_missing_reward_model_is_named_before_anything_runs(text: str, tmp_path: Path) -> None:
     reward = '{ kind = "model", folder = "runs/sentiment/model" }'
     with pytest.raises(InputError) as error:

@@ -30,6 +30,7 @@ from quatrain.alignment.rollouts import (
 )
 from quatrain.alignment.watch import Watch
 from quatrain.core.errors import InputError
+from quatrain.data.corpus import DataParts
 from quatrain.data.records import Conversation, Preference
 from quatrain.evaluation.evaluate import evaluate
 from quatrain.generation.config import GenerationConfig
@@ -258,9 +259,10 @@ def _task_prompts(task: Task[Any], engine: Engine, held_out: int, as_text: bool)
 def _chat_prompts(context: StageContext, settings: OnlineStage, engine: Engine) -> PromptSets:
     """Conversations without their last answer, which is the example's `reference`."""
     data = context.data_of(settings)
-    corpus = Instructions.corpus(data) if data.detected_format() != "preference" else data.corpus()
-    if corpus.format == "preference":
-        learned, held_out = data.split([_of_preference(each) for each in corpus if isinstance(each, Preference)])
+    if (data.settings.format or data.detected_format()) == "preference":
+        learned, held_out = data.split(list(_preferences(data, "source")))
+        if data.name("dev") is not None:
+            learned, held_out = [*learned, *held_out], list(_preferences(data, "dev"))
     else:
         chats = Instructions(data)
         learned, held_out = ([_of_chat(chat) for _, chat in chats.splits[name]] for name in ("train", "development"))
@@ -269,8 +271,10 @@ def _chat_prompts(context: StageContext, settings: OnlineStage, engine: Engine) 
     )
 
 
-def _of_preference(record: Preference) -> dict[str, Any]:
-    return {"messages": list(record.prompt), "reference": str(record.chosen[-1]["content"])}
+def _preferences(data: DataParts, part: str) -> Iterator[dict[str, Any]]:
+    for record in data.corpus(part):
+        if isinstance(record, Preference):
+            yield {"messages": list(record.prompt), "reference": str(record.chosen[-1]["content"])}
 
 
 def _of_chat(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
