@@ -25,6 +25,7 @@ from quatrain.core.wording import format_value
 from quatrain.data.batches import TokenBatch, stack, text_segments
 from quatrain.data.corpus import DataParts
 from quatrain.data.messages import content_text
+from quatrain.data.preference_summary import shorter_is_chosen
 from quatrain.data.records import Messages, Row
 from quatrain.evaluation.metrics.objectives import batches_of
 from quatrain.models.transformer.stack import Model
@@ -38,6 +39,11 @@ from quatrain.training.settings import TaskSettings
 LABELS = ("LABEL_0",)
 """The name of the score, as transformers calls it."""
 
+READS = "reward_reads"
+"""The key of tokenizer_config.json that says what a reward model reads, where this is not the conversation."""
+
+SHORTER, LONGER = "the shorter answer wins", "the longer answer wins"
+
 BINS = 10
 """Bins of equal width of the reliability diagram, from probability 0.5 to 1."""
 
@@ -46,17 +52,21 @@ class AnswerReader:
     """Encodes a conversation with its last answer as a reward model reads it.
 
     A tokenizer with a chat template renders the conversation; the row ends with the answer's last token, which is the
-    end token of the turn. Without a template, as for most encoders, prompt and answer are a pair of texts. A row of
-    more than `max_length` tokens loses the beginning of the prompt.
+    end token of the turn. Without a template, as for most encoders, prompt and answer are a pair of texts. Where the
+    tokenizer's configuration says so (`READS`), a row is the answer alone, closed by an end token. A row of more than
+    `max_length` tokens loses its beginning.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int | None = None):
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.is_chat = tokenizer.chat_template is not None
+        self.answer_only = tokenizer.config.get(READS) == "completion"
+        self.is_chat = tokenizer.chat_template is not None and not self.answer_only
         self.marked = self.is_chat and has_marks(tokenizer.template_for())
 
     def read(self, prompt: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[Any]]) -> list[EncodedText]:
         """One row for each answer (a list of messages) to the prompt; all rows have the same tokens of the prompt."""
+        if self.answer_only:
+            return [self.text("\n".join(map(content_text, answer)), end=True) for answer in answers]
         if not self.is_chat:
             return [self._pair(prompt, answer) for answer in answers]
         messages = prompt if isinstance(prompt, Messages) else Messages(map(dict, prompt))
@@ -95,9 +105,14 @@ class AnswerReader:
         pair = self.tokenizer.encode_pair(before, after)
         return self._shortened(pair.ids, pair.token_types, pair.parts)
 
-    def text(self, text: str) -> EncodedText:
-        """A text by itself, without its first tokens where it is too long; special tokens around it stay."""
+    def text(self, text: str, *, end: bool = False) -> EncodedText:
+        """A text by itself, without its first tokens where it is too long; special tokens around it stay.
+
+        With `end` an end token closes it, if the tokenizer has one.
+        """
         ids = self.tokenizer.encode(text, special_tokens=True)
+        if end and self.tokenizer.eos_id is not None and ids[-1:] != [self.tokenizer.eos_id]:
+            ids = [*ids, self.tokenizer.eos_id]
         return self._shortened(ids, None, [None if token in self.tokenizer.special_ids else 0 for token in ids])
 
     def _shortened(self, ids: list[int], types: list[int] | None, parts: list[int | None]) -> EncodedText:
@@ -352,22 +367,24 @@ class RewardTask(RecordTask):
     def parse(self, completion: str) -> float:
         return float(completion)
 
+    def group(self, example: Row) -> str:
+        """The prompt: pairs of one prompt are all held out or all not."""
+        return repr(list(example.value["prompt"])) if example.fault is None else example.place
+
     def baseline(self, examples: Sequence[Row]) -> list[str]:
         """The margin 1, 0 or -1 of each pair, by the lengths of its answers in characters."""
-        shorter = sum(_shorter_wins(row) for row in self.counted(examples))
-        sign = -1 if shorter < 0 else 1
-        return [str(sign * _shorter_wins(row)) for row in examples]
+        counted = length_baselines(self.counted(examples))
+        sign = 1 if counted[SHORTER] >= counted[LONGER] else -1
+        return [str(sign * (2 * _shorter(row) - 1)) for row in examples]
 
 
 def length_baselines(records: Sequence[Row]) -> dict[str, float]:
     """The accuracy of preferring the shorter answer, and of the longer one, on these pairs; a tie counts half."""
-    shorter = float(_wins(torch.tensor([_shorter_wins(row) for row in records])).double().mean())
-    return {"the shorter answer wins": shorter, "the longer answer wins": 1 - shorter}
+    shorter = sum(map(_shorter, records)) / max(1, len(records))
+    return {SHORTER: shorter, LONGER: 1 - shorter}
 
 
-def _shorter_wins(record: Row) -> int:
-    """1 where the chosen answer is the shorter one, -1 where it is the longer one, 0 for equal lengths."""
-    chosen, rejected = (
-        sum(len(content_text(message)) for message in record.value[name]) for name in ("chosen", "rejected")
-    )
-    return (chosen < rejected) - (chosen > rejected)
+def _shorter(record: Row) -> float:
+    """The score of "the shorter answer wins" on a pair, whose lengths are in characters."""
+    lengths = (sum(len(content_text(message)) for message in record.value[name]) for name in ("chosen", "rejected"))
+    return shorter_is_chosen(*lengths)

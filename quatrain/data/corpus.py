@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 SAMPLE = 200
 """Rows from which the format of a file is detected."""
 
+ROW_NUMBER = "#"
+"""The name under which a selection has the range of rows."""
+
 Record = TypeVar("Record")
 
 Reader = Callable[[Path], Iterable[str]]
@@ -264,17 +267,23 @@ class DataParts:
         alone: DataParts = self.cache[part, name]
         return alone
 
-    def split(self, examples: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    def split(
+        self, examples: Sequence[Record], group: Callable[[Record], Any] | None = None
+    ) -> tuple[list[Record], list[Record]]:
         """Examples to train on, and the random share `validation` that is held out.
 
-        Nothing is held out where the share rounds to no example.
+        With `group`, examples of one group are on one side, and the share is one of the groups. Nothing is held out
+        where the share rounds to nothing.
         """
-        count = round(self.settings.validation * len(examples))
-        if not 0 < count < len(examples):
+        keys = list(range(len(examples))) if group is None else [group(example) for example in examples]
+        groups = list(dict.fromkeys(keys))
+        count = round(self.settings.validation * len(groups))
+        if not 0 < count < len(groups):
             return list(examples), []
-        held_out = set(np.random.default_rng(self.seed).permutation(len(examples))[:count].tolist())
-        training = [example for number, example in enumerate(examples) if number not in held_out]
-        return training, [examples[number] for number in sorted(held_out)]
+        order = np.random.default_rng(self.seed).permutation(len(groups))
+        held_out = {groups[number] for number in order[:count].tolist()}
+        pairs = list(zip(keys, examples, strict=True))
+        return [each for key, each in pairs if key not in held_out], [each for key, each in pairs if key in held_out]
 
 
 def label_names(records: Iterable[AnyRecord]) -> list[str]:
@@ -321,7 +330,8 @@ def _origin(
 class FileSource:
     """Files of records, or of plain text.
 
-    `selection` restricts some of the files to the rows that match one of its dictionaries {column: value}.
+    `selection` restricts some of the files to the rows that match one of its dictionaries {column: value}, of which the
+    column "#" is a range of rows.
     """
 
     def __init__(
@@ -408,7 +418,11 @@ class FileSource:
         """The rows of a file that its selection keeps."""
         if path not in self.selection:
             return rows
-        return (row for row in rows if any(_has(row.value, values) for values in self.selection[path]))
+        return (
+            row
+            for number, row in enumerate(rows)
+            if any(_has(row.value, number, values) for values in self.selection[path])
+        )
 
     def _table(self, path: Path) -> Iterator[Row]:
         # The user's columns are names of a header, or numbers if the table has none.
@@ -419,8 +433,15 @@ class FileSource:
         return read_records(path, header=header, suffix=suffix, pieces=self.reader(path))
 
 
-def _has(row: Any, values: Mapping[str, str]) -> bool:
-    return isinstance(row, Mapping) and all(row.get(column) == value for column, value in values.items())
+def _has(row: Any, number: int, values: Mapping[str, str]) -> bool:
+    """Whether a row, the one with this number in its file, has the values; "#" stands for its number ("0:100")."""
+    columns = dict(values)
+    first, _, end = columns.pop(ROW_NUMBER, "0:").partition(":")
+    if number < int(first) or (end and number >= int(end)):
+        return False
+    return not columns or (
+        isinstance(row, Mapping) and all(row.get(column) == value for column, value in columns.items())
+    )
 
 
 def _lines(path: Path, pieces: Iterable[str]) -> Iterator[Row]:

@@ -152,8 +152,9 @@ def pieces(context: StageContext, stage: StageSettings, part: str = "source") ->
             yield from (DocumentChunk(text, True) for text in task.documents())
         return
     corpus, settings = data.corpus(part), data.settings
-    chats = corpus.format in ("chat", "preference") and spec_of(stage).teaches(stage) == "text"
-    plain = settings.format is None and not settings.columns and not is_dataset(corpus.source)
+    named = settings.format is not None
+    chats = corpus.format in ("chat", "preference") and spec_of(stage).teaches(stage) == "text" and not named
+    plain = not named and not settings.columns and not is_dataset(corpus.source)
     if chats or (corpus.format == "text" and plain):
         # Reads documents of any size in chunks. Chats are rejected there, with a hint to finetune.
         yield from read_chunks(corpus.source)

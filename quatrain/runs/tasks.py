@@ -97,6 +97,7 @@ def prepare(
     marks = [task.corpus(data).fingerprint, task.corpus(data, "dev").fingerprint if dev is not None else ""]
     named = ("labels", "stride", "source_prefix", "max_target_length")
     read = {"objective": task.name} | {name: getattr(settings, name, None) for name in named}
+    read |= {"reads": settings.reads} if hasattr(settings, "reads") else {}
     key = {
         "data": marks[0],
         "dev": marks[1],

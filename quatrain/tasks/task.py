@@ -203,13 +203,15 @@ class DataTask(Task[Example]):
 
     by_source = False
     """Whether each source of a joined `data.test` is a held-out set of its own."""
+    group: Callable[[Any], Any] | None = None
+    """The group of an example; of one group all or none are held out. None: each example is its own."""
 
     def __init__(self, data: DataParts | None = None, *, limit: int | None = None):
         """Without `data` only given examples can be evaluated. `limit` as for `data_sets`."""
         super().__init__()
         self.data = data
         if data is not None:
-            sets = data_sets(self.name, data, self.read, by_source=self.by_source, limit=limit)
+            sets = data_sets(self.name, data, self.read, by_source=self.by_source, limit=limit, group=self.group)
             self.splits, self.held_out = sets
             self.baseline_scores = data.cache.setdefault((self.name, "baselines"), {})
 
@@ -225,19 +227,21 @@ def data_sets(
     *,
     by_source: bool = False,
     limit: int | None = None,
+    group: Callable[[Example], Any] | None = None,
 ) -> tuple[ExampleSets[Example], ExampleSets[Example]]:
     """The splits and the held-out sets of a recipe's data.
 
     The split "train" is the source without the share held out, and is read anew at each use; "development" is
     `data.dev`, or the share. A stream has no splits. The held-out sets are those of `DataParts.held_out_sets`, with
     `limit` examples of `data.test`, `data.dev` or a stream. They are read once and kept for all tasks of this name.
+    Examples of one `group` are all in the share or all not.
     """
 
     def train() -> Sequence[Example]:
         examples = list(read(data, "source"))
         if data.name("dev") is not None:
             return examples
-        learned, data.cache[name, "share"] = data.split(examples)
+        learned, data.cache[name, "share"] = data.split(examples, group)
         return learned
 
     def development() -> Sequence[Example]:

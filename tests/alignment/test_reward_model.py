@@ -235,6 +235,8 @@ def test_baselines_by_length(tokenizer):
     task = RewardTask(PairwiseReward(tokenizer))
     assert [task.parse(text) for text in task.baseline(rows)] == [1, -1, 0]
     assert [task.parse(text) for text in task.baseline(rows[1:])] == [1, 0]
+    again = Row("f:9", record("other", "answers"))
+    assert task.group(again) == task.group(rows[0]) != task.group(Row("f:8", record("a", "b", prompt="else")))
     assert task.objective.scores([1, -1, 0], [1, 1, 1]) == {"accuracy": 0.5}
 
 

@@ -11,6 +11,7 @@ import pytest
 from quatrain.core.errors import InputError, OfflineError, QuatrainError
 from quatrain.data import catalog
 from quatrain.data.catalog import CATALOG, Copy, Source, fetch, find, get, locate
+from quatrain.data.corpus import Corpus, FileSource
 from quatrain.data.formats import FORMATS
 
 DATA = Path(os.environ.get("QUATRAIN_DATA") or "absent")
@@ -138,3 +139,20 @@ def test_the_cache_is_where_the_system_has_it(monkeypatch: pytest.MonkeyPatch, t
         assert catalog.cache_folder() == place
     monkeypatch.setattr(catalog.sys, "platform", "darwin")
     assert catalog.cache_folder() == Path.home() / "Library" / "Caches" / "quatrain"
+
+
+def test_a_source_may_be_a_range_of_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "row {number}", "half": "{number % 2}"}}\n' for number in range(6)))
+    for where, expected in (({"#": "1:3"}, [1, 2]), ({"#": "4:"}, [4, 5]), ({"#": "0:4", "half": "1"}, [1, 3])):
+        source = FileSource([path], selection={path: [where]})
+        source.layout(None, None)
+        assert [row.value["text"] for row in source.rows()] == [f"row {number}" for number in expected]
+
+
+@needs_data
+def test_the_two_parts_of_hh_harmless_share_no_pair():
+    parts = [list(Corpus(name)) for name in ("hh-harmless-train", "hh-harmless-test")]
+    assert [len(part) for part in parts] == [1200, 500]
+    prompts = [{repr(record.prompt) for record in part} for part in parts]
+    assert len(prompts[0] & prompts[1]) <= 2

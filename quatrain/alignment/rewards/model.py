@@ -137,7 +137,8 @@ class ModelReward:
         self.undecided = undecided
         self.output, self.flip, self.batch_tokens = output, flip, batch_tokens
         self.context = context or RewardContext()
-        self.reads: Reads = reads or ("chat" if config.num_labels == 1 else "text")
+        usual: Reads = "chat" if config.num_labels == 1 else "text"
+        self.reads: Reads = reads or ("chat" if self.reader.answer_only else usual)
         self.label = self._checked(label)
 
     def _checked(self, label: Any) -> Callable[[Any], int]:

@@ -14,17 +14,24 @@ from quatrain.runs.settings import RecipeSettings, StageSettings, family_conflic
 from quatrain.runs.stage import StageSpec, deferred
 from quatrain.training.settings import TrainSettings
 
+MEAN = "modernbert"
+"""The family whose configuration says whether a classifier reads the first state or the mean."""
+
 
 class RewardStage(StageSettings):
     """A reward model from the pairs of `data.source` (Bradley and Terry, 1952; Ouyang et al., 2022).
 
     It starts from the model so far, whose head becomes one score, or from fresh weights. A pair's `margin` says by how
     much its chosen answer is better. `center_rewards_coefficient` holds the scores near 0 (Eisenstein et al., 2023).
+    With `reads` = "answer" the model reads the answer without its prompt, which suits small encoders and little data.
+    `pooling` = "mean" scores the mean of all states, for ModernBERT, whose files can say so.
     """
 
     kind: Literal["reward"] = "reward"
     context: int | None = Field(default=None, ge=4, description="longest conversation in tokens")
     center_rewards_coefficient: float = Field(default=0.0, ge=0)
+    reads: Literal["conversation", "answer"] = "conversation"
+    pooling: Literal["family", "mean"] = "family"
     train: TrainSettings
     adapter: AdapterSettings | None = None
     data: DataSettings | None = None
@@ -36,8 +43,11 @@ class RewardStage(StageSettings):
 
 
 def conflicts(settings: RewardStage, recipe: RecipeSettings, index: int) -> Iterator[Problem]:
-    """Families without a head for a score, and a database, whose questions have no preferences."""
+    """Families without a head for a score or without a mean, and a database, whose questions have no preferences."""
     yield from family_conflicts(recipe, ("stage", index), "reward")
+    if settings.pooling == "mean" and recipe.model.folder is None and recipe.model.family != MEAN:
+        text = f'"mean"; only model.family = "{MEAN}" has it: leave it out'
+        yield Problem(("stage", index, "pooling"), text, (("model", "family"),))
     if recipe.data_of(settings).database is not None:
         text = "reward learns from pairs of answers in data.source; a database has none"
         yield Problem(("stage", index), text, (("data", "database"),))
