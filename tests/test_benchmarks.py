@@ -34,10 +34,13 @@ QUICK = {
     "predictions.py": [],
     "plan_memory.py": [],
     "serving.py": [],
+    "reward.py": [],
+    "preferences.py": ["--train", "{pairs}", "--test", "{pairs}"],
     "serving_speed.py": [],
     "dpo.py": [],
 }
-PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py"}
+PEERLESS = {"quickstart.py", "passes.py", "predictions.py", "plan_memory.py", "serving.py", "serving_speed.py",
+            "preferences.py"}  # fmt: skip
 """Those that need no transformers."""
 
 
@@ -64,12 +67,21 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path, words = tmp_path / "pairs.jsonl", random.Random(0)
+    rows = ({"prompt": str(number), "chosen": "good " * words.randint(1, 4), "rejected": "bad " * words.randint(1, 4)}
+            for number in range(40))  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", QUICK)
-def test_a_quick_run_ends_with_its_line(script: str, text: Path) -> None:
+def test_a_quick_run_ends_with_its_line(script: str, text: Path, pairs: Path) -> None:
     if script not in PEERLESS:
         pytest.importorskip("transformers")
-    done = run(script, "--quick", *(argument.format(text=text) for argument in QUICK[script]))
+    done = run(script, "--quick", *(argument.format(text=text, pairs=pairs) for argument in QUICK[script]))
     assert done.returncode == 0, done.stdout + done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["benchmark"] == script.removesuffix(".py") and line["quick"] is True

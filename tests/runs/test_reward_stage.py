@@ -125,7 +125,8 @@ def test_problems_of_the_recipe(pairs):
 
 
 def test_an_encoder_may_read_named_preferences_before(tmp_path, pairs):
-    stage = '[[stage]]\nkind = "pretrain"\nobjective = "masked"\n{data}train = {{ steps = 2, batch_tokens = 256, warmup_steps = 1 }}\n'
+    stage = '[[stage]]\nkind = "pretrain"\nobjective = "masked"\n{data}'
+    stage += "train = {{ steps = 2, batch_tokens = 256, warmup_steps = 1 }}\n"
     head = RECIPE.format(source=pairs, family="bert", tokenizer="wordpiece", more="").rpartition("[[stage]]")[0]
     named = f'data = {{ source = "{pairs}", format = "preference" }}\n'
     run = quatrain.run(loads(head + stage.format(data=named)), runs_dir=tmp_path, reporter=SilentReporter())
