@@ -69,6 +69,16 @@ CASES = {
         "stage.3.train.evaluate_every=2",
         "evaluate.examples=6",
     ],
+    "reward": [
+        *TINY,
+        *SHORT,
+        "tokenizer.vocab_size=512",
+        "stage.reward.train.epochs=none",
+        "stage.reward.train.steps=2",
+        "stage.reward.train.warmup_steps=1",
+        "stage.reward.train.evaluate_every=2",
+        "evaluate.examples=6",
+    ],
     "rlhf": [
         *TINY,
         *READS,
@@ -100,7 +110,7 @@ CASES = {
 }
 SCORES = {"sentiment": "accuracy", "sentiment-lora": "accuracy", "pos": "accuracy", "ner": "f1", "qa": "f1",
           "translate": "bleu", "summarize": "bleu", "summarize-lora": "bleu", "sql-finetune": "execution_accuracy",
-          "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss"}  # fmt: skip
+          "instruct": "loss", "soft-prompt": "loss", "rlhf": "loss", "reward": "accuracy"}  # fmt: skip
 SETS = {"sql-finetune": ["spider-dev", "geoquery-new-questions", "geoquery-new-queries"],
         "soft-prompt": ["sentiment: sst2-test", "instructions: held out"]}  # fmt: skip
 ASKED = {"instruct": 3, "rlhf": 3}
