@@ -312,6 +312,11 @@ def main() -> None:
     }  # fmt: skip
     is_well = not load.wrong and not left and late < GROWTH * early and code in (0, 130, 143, -15)
     ratio = (answers - len(load.wrong)) / max(answers, 1) if not is_well else 1.0
+    verdict = "PASSED" if is_well else "FAILED"
+    print(
+        f"{verdict}: {answers:,} answers, {len(load.wrong)} wrong; {left:g} still run; memory "
+        f"{early / 1e6:,.0f} MB after a tenth of the time, {late / 1e6:,.0f} MB in the end; exit code {code}"
+    )
     finish("serving", ratio, "the share of answers that equal the engine's alone; 1 also needs freed slots and memory",
            quick=options.quick, seconds=seconds, clients=clients, **figures)  # fmt: skip
     if not is_well:

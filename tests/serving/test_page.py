@@ -343,6 +343,95 @@ def test_the_page_works_by_keyboard_alone(page: Page) -> None:
     expect(page.page.locator(".turn")).to_contain_text("1/2")
 
 
+class Keys:
+    """A person at a page without a mouse."""
+
+    def __init__(self, page: Page):
+        self.page, self.press = page.page, page.page.keyboard.press
+
+    def reach(self, place: Any, panel: str = "") -> None:
+        """Tabs to an element; opens the panel that it is in, where the screen has no room for it."""
+        opener = self.page.locator(f"#show-{panel}") if panel else None
+        if opener is not None and opener.is_visible() and opener.get_attribute("aria-expanded") == "false":
+            self.reach(opener)
+            self.press("Enter")
+        expect(place).to_be_visible()
+        for _ in range(200):
+            if place.evaluate("element => element === document.activeElement"):
+                return
+            self.press("Tab")
+        raise AssertionError(f"{place} cannot be reached with the Tab key")
+
+    def use(self, place: Any, panel: str = "") -> None:
+        """Tabs to a button and presses it."""
+        self.reach(place, panel)
+        self.press("Enter")
+
+    def write(self, place: Any, text: str, panel: str = "") -> None:
+        """Tabs to a field and replaces its text."""
+        self.reach(place, panel)
+        self.press("ControlOrMeta+a")
+        self.page.keyboard.type(text)
+
+
+@pytest.mark.parametrize("name, scheme", [("wide", "light"), ("tablet", "dark"), ("phone", "light")])
+def test_every_act_is_possible_by_keyboard_alone(
+    browser: Any, served: Server, tmp_path: Path, name: str, scheme: str
+) -> None:
+    page = Page(browser, served.address, WIDTHS[name], scheme)
+    keys, shown = Keys(page), page.page.locator
+    limit = shown("#control-max_new_tokens")
+
+    def button(title: str, message: int) -> Any:
+        return shown(".message").nth(message).get_by_role("button", name=title)
+
+    def set_limit(tokens: int) -> None:
+        group = shown("#controls details").filter(has=limit)
+        if group.get_attribute("open") is None:
+            keys.use(group.locator("summary"), "settings")
+        keys.write(limit, str(tokens), "settings")
+        keys.press("Tab")
+        if shown("#show-settings").is_visible():
+            keys.press("Escape")
+
+    set_limit(3000)
+    keys.write(shown("#question"), "First")
+    keys.press("Enter")
+    expect(page.answers.locator(".text")).not_to_be_empty()
+    keys.press("Escape")
+    page.finished()
+    expect(shown(".message.assistant .facts")).to_contain_text("stopped")
+    set_limit(6)
+    keys.use(button("Another answer", 1))
+    page.finished()
+    expect(shown(".turn")).to_contain_text("2/2")
+    keys.use(button("Edit your message", 0))
+    keys.write(shown(".edit textarea"), "Second")
+    keys.use(page.page.get_by_role("button", name="Save and answer"))
+    page.finished()
+    expect(shown(".message.user .text")).to_have_text("Second")
+    keys.use(shown(".message.user").get_by_role("button", name="Branch before"))
+    expect(shown(".message.user .text")).to_have_text("First")
+    keys.use(shown("#compare"))
+    set_limit(6)  # Of B, which has settings of its own.
+    keys.write(shown("#question"), "Third")
+    keys.press("Enter")
+    page.finished()
+    expect(shown(".pair .message")).to_have_count(2)
+    keys.use(shown(".pair").get_by_role("button", name="Continue with this answer, B"))
+    expect(shown(".pair .message.chosen .who b")).to_contain_text("B")
+    path = tmp_path / "saved.json"
+    with page.page.expect_download() as download:
+        keys.use(shown("#export"), "conversations")
+    download.value.save_as(path)
+    with page.page.expect_file_chooser() as chooser:
+        keys.use(shown("#import"), "conversations")
+    chooser.value.set_files(path)
+    expect(shown("#list li")).to_have_count(2)
+    assert page.errors == []
+    page.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", list(WIDTHS))
 def test_the_page_fits_and_reads_at_each_width(browser: Any, served: Server, name: str, scheme: str) -> None:
