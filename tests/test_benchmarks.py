@@ -23,6 +23,7 @@ QUICK = {
     "generation_speed.py": [],
     "choosing.py": [],
     "engine.py": [],
+    "quantized_error.py": [],
     "passes.py": [],
     "startup.py": [],
     "families.py": ["--families", "llama", "bert", "t5", "--dtypes", "bfloat16"],
