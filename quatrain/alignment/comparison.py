@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from quatrain.alignment.rollouts import Prompt, Scores, repetition
+from quatrain.alignment.rollouts import Prompt, Scores, distinct, repetition
 from quatrain.generation.engine import Completion, Engine
 
 
@@ -36,6 +36,7 @@ def outcome(
         "true": {name: _rounded(values.tolist()) for name, values in true.items()},
         "lengths": [len(completion.ids) for completion in completions],
         "repetition": fmean(repetition(completion.ids) for completion in completions),
+        "distinct": distinct([completion.ids for completion in completions]),
         "ended_fraction": fmean(completion.finish_reason == "stop" for completion in completions),
         "texts": texts,
     }

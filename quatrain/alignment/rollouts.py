@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -532,6 +533,7 @@ class RolloutStream:
         return metrics | {
             "completion_length": _mean([len(rollout.ids) for rollout in rollouts]),
             "repetition": _mean([repetition(rollout.ids) for rollout in rollouts]),
+            "distinct": distinct([rollout.ids for rollout in rollouts]),
             "ended_fraction": _mean([float(rollout.ended) for rollout in rollouts]),
             "unscorable": 1 - len(judged) / len(rollouts),
             "sampler_gap": float(torch.stack(gaps).max()),
@@ -629,6 +631,15 @@ def repetition(ids: Sequence[int]) -> float:
     """The share of a completion's sequences of three tokens that occurred in it before; 0 for a shorter one."""
     grams = [tuple(ids[start : start + NGRAM]) for start in range(len(ids) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct(completions: Sequence[Sequence[int]]) -> float:
+    """The share of different ones among all pairs of neighbouring tokens in completions (Li et al. 2016); 1 for none.
+
+    A policy that writes nearly the same for every prompt has few, though no completion repeats itself.
+    """
+    pairs = [pair for ids in completions for pair in pairwise(ids)]
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
 def _packed(rollout: Rollout) -> dict[str, Any]:

@@ -6,8 +6,9 @@ last ones. It raises an alarm for a difference that is both large enough to matt
 metric itself (Welch's t statistic, converted to a normal quantile). A run whose reward does not move raises none.
 
 Metrics: `reward`, `reward_std`, `true/NAME` (held out beside the reward), `kl`, `entropy`, `completion_length`,
-`repetition`, `ended_fraction`, `clip_fraction`, `groups_without_spread`, `unscorable`, `constant/PART` (1 where a part
-gave all completions of a step the same score), `logps/chosen`, `logps/rejected`. Whatever is missing is not watched.
+`repetition`, `distinct`, `ended_fraction`, `clip_fraction`, `groups_without_spread`, `unscorable`, `constant/PART` (1
+where a part gave all completions of a step the same score), `logps/chosen`, `logps/rejected`. Whatever is missing is
+not watched.
 """
 
 from __future__ import annotations
@@ -158,13 +159,13 @@ class Series:
     def drift(self) -> Drift | None:
         """The last window against the first values; None if it did not move away from them.
 
-        It did if the windows differ significantly, or if all values of the last one are beyond all of the first.
+        It did if the windows differ significantly, or if the whole second half is beyond all first values.
         """
         moved = self.since_start()
         if moved is None:
             return None
-        first, last = self.values[: min(FIRST, self.size)], self.last()
-        apart = len(self.values) >= 2 * WINDOW and (min(last) > max(first) or max(last) < min(first))
+        first, half, last = self.values[: min(FIRST, self.size)], self.values[len(self.values) // 2 :], self.last()
+        apart = len(self.values) >= 2 * WINDOW and (min(half) > max(first) or max(half) < min(first))
         return Drift(_mean(first), _mean(last)) if apart or abs(moved.z) >= SIGNIFICANT else None
 
     def since_best(self) -> Shift | None:
@@ -263,7 +264,7 @@ class Watch:
         self._runs.setdefault(name, _ConstantRun()).add(value, still)
 
 
-_ROLLOUT = ("reward", "reward_std", "completion_length", "repetition", "ended_fraction", "unscorable")
+_ROLLOUT = ("reward", "reward_std", "completion_length", "repetition", "distinct", "ended_fraction", "unscorable")
 
 
 @dataclass
@@ -338,6 +339,24 @@ def drifted(watch: Watch) -> Iterator[Alarm]:
                 f"{remedy}, or raise kl_coef.",
                 ("reward", name),
             )
+
+
+def collapsed_modes(watch: Watch) -> Iterator[Alarm]:
+    """The completions become alike, while their rewards still differ. A true metric may be fooled as well."""
+    moved, reward = watch.drift("distinct"), watch.drift("reward")
+    if moved is None or reward is None or reward.after <= reward.before or moved.after > 0.6 * moved.before:
+        return
+    spread = watch.since_start("reward_std")
+    if spread is None or spread.after >= 0.25 * spread.before:
+        yield Alarm(
+            "mode_collapse",
+            watch.step,
+            f"mode collapse: of all pairs of neighbouring tokens {moved.before:.0%} were different ones at the start, "
+            f"{moved.after:.0%} are now, while the reward rose from {reward.before:.3g} to {reward.after:.3g}. The "
+            "completions become alike, and a true metric may be fooled by them: read them, raise kl_coef or "
+            "entropy_coef, or take an earlier checkpoint.",
+            ("distinct",),
+        )
 
 
 def negative_kl(watch: Watch) -> Iterator[Alarm]:
@@ -455,7 +474,8 @@ def clipped(watch: Watch) -> Iterator[Alarm]:
 
 
 DETECTORS: tuple[Callable[[Watch], Iterator[Alarm]], ...] = (
-    hacked, drifted, negative_kl, collapsed, chosen_fell, constant, without_spread, unscorable, clipped,
+    hacked, drifted, collapsed_modes, negative_kl, collapsed, chosen_fell, constant, without_spread, unscorable,
+    clipped,
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from quatrain.adapters.settings import AdapterSettings
 from quatrain.alignment.policy import BaseReference, completion_states, spread, token_logprobs
 from quatrain.alignment.ppo import PPOConfig
 from quatrain.alignment.rewards.base import RewardError
-from quatrain.alignment.rollouts import Prompt, Rollout, RolloutPlan, collate_rollouts, repetition
+from quatrain.alignment.rollouts import Prompt, Rollout, RolloutPlan, collate_rollouts, distinct, repetition
 from quatrain.core.errors import InputError, QuatrainError
 from quatrain.data.batches import IGNORE_INDEX
 from quatrain.generation.engine import Engine
@@ -285,6 +285,10 @@ def test_a_start_that_differs_stops_the_run():
     objective.measure = lambda module, batch: {k: v * 1.01 for k, v in measure(module, batch).items()}
     with pytest.raises(QuatrainError, match="Before the first step the ratio is not 1"):
         stream.next()
+
+
+def test_distinct_pairs_are_counted_over_all_completions():
+    assert distinct([[1, 2, 3], [1, 2, 4], [5]]) == 3 / 4 and distinct([[1], []]) == 1.0
 
 
 def test_repetition_counts_sequences_of_three():

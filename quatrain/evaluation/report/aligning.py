@@ -26,7 +26,7 @@ _POINTS = 300
 _SHOWN = 24
 """Prompts whose completions are shown."""
 _WATCHED = (
-    "reward", "validation_reward", "kl", "entropy", "completion_length", "repetition", "ended_fraction",
+    "reward", "validation_reward", "kl", "entropy", "completion_length", "repetition", "distinct", "ended_fraction",
     "clip_fraction", "groups_without_spread", "unscorable", "logps/chosen", "logps/rejected",
 )  # fmt: skip
 _SIGNS = {"reward", "logps/chosen"}
@@ -35,9 +35,10 @@ _FACTS = (
     ("perplexity", "perplexity under the model before"),
     ("lengths", "tokens per completion"),
     ("repetition", "repeated 3-grams"),
+    ("distinct", "different pairs of tokens"),
     ("ended_fraction", "completions that end"),
 )
-_SHARES = ("repetition", "ended_fraction")
+_SHARES = ("repetition", "distinct", "ended_fraction")
 
 
 def is_watched(stage: StageRecord, key: str) -> bool:
