@@ -29,6 +29,7 @@ QUICK = {
     "families.py": ["--families", "llama", "bert", "t5", "--dtypes", "bfloat16"],
     "load_memory.py": [],
     "trainer.py": [],
+    "grpo.py": [],
     "adapters.py": [],
     "methods.py": [],
     "quantized_linear.py": [],

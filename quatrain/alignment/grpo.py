@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quatrain.alignment.policy import Reference, completion_states, token_logprobs
-from quatrain.alignment.rollouts import PolicyObjective, Rollout, RolloutBatch
+from quatrain.alignment.rollouts import PolicyObjective, Rollout, RolloutBatch, RolloutPlan
 from quatrain.alignment.variants import PolicyVariant, variant
 from quatrain.core.errors import InputError
 
@@ -119,6 +119,12 @@ class PolicyTokens:
         """The number of tokens (B,) of each completion."""
         return self.row_sums(torch.ones_like(self.logprobs))
 
+    def mean_weights(self, settings: PolicyVariant) -> Tensor:
+        """The weight (N,) of each token in metrics: with the weight of the loss they give a mean."""
+        if settings.aggregation == "token_mean":
+            return torch.ones_like(self.logprobs)
+        return 1 / self.lengths[self.owners]
+
 
 def policy_loss(settings: PolicyVariant, tokens: PolicyTokens) -> tuple[Tensor, int, dict[str, float | Tensor]]:
     """The loss summed over the tokens, the weight that divides it, and metrics summed in the same way.
@@ -157,9 +163,7 @@ def policy_loss(settings: PolicyVariant, tokens: PolicyTokens) -> tuple[Tensor, 
             losses = losses + settings.kl_coef * divergence * (ratio if settings.kl_weighted else 1.0)
     elif settings.kl_coef:
         raise ValueError("kl_coef needs the log-probabilities of the reference model")
-    per_token = settings.aggregation == "token_mean"
-    mean_weights = torch.ones_like(losses) if per_token else 1 / lengths[owners]
-    weights = mean_weights
+    weights = mean_weights = tokens.mean_weights(settings)
     if settings.aggregation == "constant":
         weights = torch.full_like(losses, 1 / tokens.limit)
     elif settings.aggregation == "sequence_sum":
@@ -170,7 +174,7 @@ def policy_loss(settings: PolicyVariant, tokens: PolicyTokens) -> tuple[Tensor, 
     }
     if divergence is not None:
         metrics["kl"] = (divergence.detach() * mean_weights).sum()
-    return (losses * weights).sum(), len(losses) if per_token else tokens.rows, metrics
+    return (losses * weights).sum(), len(losses) if settings.aggregation == "token_mean" else tokens.rows, metrics
 
 
 def _correction(settings: PolicyVariant, tokens: PolicyTokens) -> Tensor:
@@ -208,6 +212,10 @@ class GRPO(PolicyObjective):
         if self.settings.kl_coef and reference is None:
             raise InputError(f"kl_coef: {self.settings.kl_coef}; a penalty needs a reference model, or kl_coef = 0")
 
+    def measures(self, plan: RolloutPlan) -> bool:
+        """With one optimizer step per phase the old policy is the current one, whose log-probabilities the loss has."""
+        return plan.steps > 1 or self.reference is not None
+
     def keeps(self, group: Sequence[Rollout]) -> bool:
         """Whether a group teaches something: its rewards differ. Always true without dynamic sampling."""
         if not self.settings.dynamic_sampling:
@@ -236,14 +244,14 @@ class GRPO(PolicyObjective):
     def loss(self, module: Any, batch: RolloutBatch) -> tuple[Tensor, int, dict[str, float | Tensor]]:
         """The variant's loss summed over the completions' tokens, its weight, and metrics summed alike."""
         states, labels, mask = completion_states(module, batch)
-        logprobs, _ = token_logprobs(module, states, labels, self.temperature)
-        owners, old, advantages = mask.nonzero()[:, 0], batch.old_logprobs, batch.advantages
-        if old is None or advantages is None:
-            raise ValueError("these rollouts have no advantages and log-probabilities; a RolloutStream measures them")
+        logprobs, entropy = token_logprobs(module, states, labels, self.temperature)
+        owners, advantages = mask.nonzero()[:, 0], batch.advantages
+        if advantages is None:
+            raise ValueError("these rollouts have no advantages; a RolloutStream computes them")
         per_row = advantages.new_zeros(len(mask)).index_copy(0, owners, advantages[mask])
         tokens = PolicyTokens(
             logprobs,
-            old[mask],
+            logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[mask],
             owners,
             per_row,
             sampler=None if batch.sampler_logprobs is None else batch.sampler_logprobs[mask],
@@ -251,6 +259,7 @@ class GRPO(PolicyObjective):
             limit=self.limit,
         )
         total, weight, metrics = policy_loss(self.settings, tokens)
+        metrics["entropy"] = (entropy * tokens.mean_weights(self.settings)).sum()
         return total, weight, metrics
 
 

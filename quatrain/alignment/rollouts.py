@@ -212,6 +212,10 @@ class PolicyObjective:
             measured["reference_logprobs"] = self.reference.logprobs(batch, self.temperature)
         return measured
 
+    def measures(self, plan: RolloutPlan) -> bool:
+        """Whether `measure` is needed in phases after the first, where it also checks the start."""
+        return True
+
     def measure_states(self, module: nn.Module, batch: RolloutBatch, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Further columns (M,) of a phase, from the policy's hidden states (M, C) at the True places of the mask."""
         return {}
@@ -417,7 +421,9 @@ class RolloutStream:
         self._batches = self.plan.micro_batches(len(self.rollouts), self.sampler.seed, self.phase)
         started = time.perf_counter()
         self._check_spread()
-        metrics |= self._measure() | self._statistics() | self.objective.advantages(self.rollouts)
+        if self.phase == 0 or self.objective.measures(self.plan):
+            metrics |= self._measure()
+        metrics |= self._statistics() | self.objective.advantages(self.rollouts)
         if self.phase == 0:
             self._check_start()
         self.seconds["measuring"] += time.perf_counter() - started
@@ -525,7 +531,9 @@ class RolloutStream:
             values = [rollout.parts[name] for rollout in judged]
             metrics[f"reward/{name}"] = _mean(values)
             metrics[f"constant/{name}"] = float(len(values) > 1 and min(values) == max(values))
-        gaps = [(each.old_logprobs - each.sampler_logprobs).abs().max() for each in rollouts]  # type: ignore[operator]
+        if all(rollout.old_logprobs is not None for rollout in rollouts):
+            gaps = [(each.old_logprobs - each.sampler_logprobs).abs().max() for each in rollouts]  # type: ignore[operator]
+            metrics["sampler_gap"] = float(torch.stack(gaps).max())
         if all(rollout.reference_logprobs is not None for rollout in rollouts):
             # Nats per completion; the sum over its tokens of log p - log q.
             pairs = [(each.old_logprobs - each.reference_logprobs).sum() for each in rollouts]  # type: ignore[operator]
@@ -536,7 +544,6 @@ class RolloutStream:
             "distinct": distinct([rollout.ids for rollout in rollouts]),
             "ended_fraction": _mean([float(rollout.ended) for rollout in rollouts]),
             "unscorable": 1 - len(judged) / len(rollouts),
-            "sampler_gap": float(torch.stack(gaps).max()),
         }
 
     def _check_start(self) -> None:

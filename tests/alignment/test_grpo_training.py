@@ -173,6 +173,22 @@ def test_a_resumed_run_is_exact(tmp_path, stop):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_one_step_per_phase_needs_no_second_pass():
+    """The old policy is then the current one: the same weights as with log-probabilities measured in every phase."""
+    weights, logs = [], []
+    for measures in (None, lambda plan: True):
+        objective, log = GRPO("grpo", limit=12, temperature=0.7), []
+        objective.measures = measures or objective.measures
+        model, _, stream = setup(objective, plan=RolloutPlan(4, 3, accumulation=2))
+        trainer_of(model, objective, stream, 3, log=log).train()
+        weights.append(model.state_dict())
+        logs.append(log)
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert ["sampler_gap" in entry for entry in logs[0]] == [True, False, False]
+    assert ["sampler_gap" in entry for entry in logs[1]] == [True] * 3
+    assert all(entry["entropy"] > 0 for entry in logs[0])
+
+
 def bandit(name, seed):
     """One prompt, one token, and a reward of 1 for token 9 alone: the share of 9 after training."""
     model, objective, stream = setup(
