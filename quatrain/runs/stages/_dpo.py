@@ -137,10 +137,11 @@ def _collected(
     else:
         preferences = given(settings, context, tokenizer)
     parts = []
-    for examples in (preferences.learned, preferences.held_out):
+    for which, examples in (("", preferences.learned), ("held out: ", preferences.held_out)):
         short = [each for each in examples if len(each) // 2 <= limit]
         if len(short) < len(examples):
-            preferences.notes.append(f"{len(examples) - len(short):,} pairs longer than {limit} tokens left out")
+            count = len(examples) - len(short)
+            preferences.notes.append(f"{which}{count:,} longer than {limit} tokens left out")
         parts.append(with_unrelated(unpaired(short)) if settings.loss == "kto" and short else short)
     return Preferences(parts[0], parts[1], preferences.notes)
 
