@@ -300,7 +300,7 @@ class Scheduler:
 
     def _propose(self, slots: Sequence[Slot]) -> list[Proposal]:
         """Guesses for each slot; an empty list if there are none at all."""
-        if self.proposer is None or self.runner.original_length is not None:
+        if self.proposer is None:
             return []
         rows = [slot.sequence for slot in slots if slot.sequence is not None]
         share = max(self.step_tokens // len(rows) - 1, 0)
@@ -314,6 +314,11 @@ class Scheduler:
             )
             for row in rows
         ]
+        if (limit := self.runner.original_length) is not None:
+            # A guess past this length would change the rotary frequencies of a text that may take it back.
+            lengths = [max(self.runner.cache.lengths[index], slot.text_length) for index, slot in enumerate(slots)]
+            rooms = [limit - length - len(slot.pending) for length, slot in zip(lengths, slots)]
+            counts = [max(min(count, room), 0) for count, room in zip(counts, rooms)]
         if max(counts) < 1:
             return []
         proposals = self.proposer.propose(rows, counts)

@@ -271,3 +271,17 @@ def test_guesses_are_fewer_the_more_sequences_run():
     assert {rows: wanted for rows, wanted in counts if wanted}[1] > 1 and any(
         rows == 16 and wanted for rows, wanted in counts
     )
+
+
+@pytest.mark.parametrize("name", ["longrope", "dynamic"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_that_outgrow_the_frequencies_of_pretraining(name, temperature):
+    """Guesses are made up to that length, and the text goes on past it as the plain engine gives it."""
+    model = random_model(CONFIGS[name])
+    texts = [[30, 31, 32] * 3, [40, 41] * 6, [50] * 4]
+    params = SamplingParams(40, temperature=temperature, seed=2, ignore_eos=True)
+    engine = Engine(model, end_ids=[5], speculation=PromptLookup())
+    found = engine.generate(texts, params)
+    plain = Engine(model, end_ids=[5]).generate(texts, params)
+    assert [each.ids for each in found] == [each.ids for each in plain]
+    assert engine.statistics.proposed_tokens > 0 or temperature
