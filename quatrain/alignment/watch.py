@@ -243,11 +243,11 @@ class Watch:
         return values[-count:] if len(values) >= count else []
 
     def gains(self) -> bool:
-        """Whether a true metric rises, as far as its values can tell."""
+        """Whether a true metric rises, as far as its values can tell: they are often few."""
         for name, series in self.series.items():
             if name.startswith(_TRUE) and len(series.values) > 1:
-                moved = series.since_start()
-                if series.values[-1] > series.values[0] if moved is None else moved.z >= 2:
+                moved, half = series.since_start(), series.values[len(series.values) // 2 :]
+                if (moved is not None and moved.z >= 2) or min(half) > max(series.values[: (len(half) + 1) // 2]):
                     return True
         return False
 
