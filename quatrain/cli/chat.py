@@ -480,19 +480,22 @@ class DatabaseTalk:
         from quatrain.core.wording import printable
 
         turn = {"role": "user", "content": self.database.prompt(question)}
-        (completion,) = self.engine.chat([[turn]], self.params)
+        (first,) = self.engine.chat([[turn]], self.database.decoding(self.params))
+        completion = self.database.choose(question, [first, *first.alternatives])
         if completion.finish_reason == "length" and 0 < len(completion.ids) < self.params.max_new_tokens:
             show_error(
                 f"Note: the answer was cut after {len(completion.ids):,} tokens, where the model's context is full "
                 f"(max_new_tokens is {self.params.max_new_tokens:,})."
             )
-        sql = self.database.statement(completion.text)
+        sql = self.database.statement(question, completion.text)
+        if not sql:
+            return self._refuse(question)
         result = self.database.run(sql)
         if self.json_lines:
             table = {"columns": result.columns, "rows": result.rows, "truncated": result.truncated}
             show_json({"question": question, "sql": sql, "error": result.error} | table)
             return
-        show(sql or "(the model wrote nothing)")
+        show(sql)
         if result.error is not None:
             show(f"This SQL failed: {result.error}. Try to put the question in other words.\n")
             return
@@ -504,6 +507,14 @@ class DatabaseTalk:
         more = f" (the first {len(result.rows)}; there are more)" if result.truncated else ""
         count = "no rows" if not result.rows else "1 row" if len(result.rows) == 1 else f"{len(result.rows)} rows"
         show(f"{count}{more}, {result.seconds * 1000:.1f} ms\n")
+
+    def _refuse(self, question: str) -> None:
+        from quatrain.cli.output import show, show_json
+
+        if self.json_lines:
+            show_json({"question": question, "sql": None, "error": None, "columns": [], "rows": [], "truncated": False})
+            return
+        show("This database does not seem to hold an answer to that. /schema shows what it holds.\n")
 
     def _show_schema(self, _: str) -> None:
         from quatrain.cli.output import show

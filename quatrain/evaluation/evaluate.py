@@ -293,10 +293,15 @@ def complete(
         params = replace(params, stop=("\n",))
     else:
         prompts = [engine.render(task.prompt(example)) for example in examples]
+    params = task.decoding(params)
     limit = engine.model.config.max_position_embeddings
     fits = [len(ids) < limit for ids in prompts]
     generated = iter(engine.generate([ids for ids, fit in zip(prompts, fits, strict=True) if fit], params))
-    completions = [next(generated) if fit else Completion("", [], "length", []) for fit in fits]
+    every = [next(generated) if fit else Completion("", [], "length", []) for fit in fits]
+    completions = [
+        task.choose(example, [completion, *completion.alternatives])
+        for example, completion in zip(examples, every, strict=True)
+    ]
     long = fits.count(False)
     notes = [f"{long:,} prompts are longer than the model's context of {limit} tokens and count as wrong"]
     return completions, notes if long else []
@@ -314,7 +319,7 @@ def judge(
     With `confidences` also the share of confident answers, and how many of these are right. A note says how many
     references are invalid. Raises InputError where all are.
     """
-    answers = [task.answer(completion) for completion in completions]
+    answers = [task.answer(*pair) for pair in zip(examples, completions, strict=True)]
     judged = [
         (example, answer, task.score(example, completion))
         for example, answer, completion in zip(examples, answers, completions, strict=True)

@@ -410,9 +410,12 @@ def tables_of(database: Database | None) -> dict[str, Any]:
     return {"available": database is not None, "tables": listed}
 
 
-def rows_of(database: Database, completion: str) -> dict[str, Any]:
-    """The statement in a model's answer, its columns and rows, or why it failed."""
-    statement = database.statement(completion)
+def rows_of(database: Database, question: str, completion: str) -> dict[str, Any]:
+    """The statement in a model's answer, its columns and rows, or why it failed; `refused` for a refusal."""
+    statement = database.statement(question, completion)
+    if not statement:
+        return {"sql": "", "columns": [], "columns_left_out": 0, "rows": [], "truncated": False, "seconds": 0.0,
+                "error": None, "refused": True}  # fmt: skip
     result = database.run(statement)
     return {
         "sql": statement,
@@ -422,6 +425,7 @@ def rows_of(database: Database, completion: str) -> dict[str, Any]:
         "truncated": result.truncated,
         "seconds": result.seconds,
         "error": result.error,
+        "refused": False,
     }
 
 

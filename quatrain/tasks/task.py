@@ -22,7 +22,7 @@ from quatrain.data.settings import DataSettings
 if TYPE_CHECKING:
     from quatrain.data.batches import TokenExample
     from quatrain.data.corpus import DataParts
-    from quatrain.generation.engine import Completion
+    from quatrain.generation.engine import Completion, SamplingParams
     from quatrain.tokenizers.tokenizer import Tokenizer
 
 Example = TypeVar("Example")
@@ -130,9 +130,17 @@ class Task(ABC, Generic[Example]):
         """The right answer."""
         return str(self.messages(example)[-1]["content"])
 
-    def answer(self, completion: str) -> str:
+    def answer(self, example: Example, completion: str) -> str:
         """The answer in a completion, without what a model may write around it."""
         return completion.strip()
+
+    def decoding(self, params: SamplingParams) -> SamplingParams:
+        """How completions of this task are generated, where nothing else is asked for."""
+        return params
+
+    def choose(self, example: Example, completions: Sequence[Completion]) -> Completion:
+        """The one of several completions of an example that counts."""
+        return completions[0]
 
     @abstractmethod
     def score(self, example: Example, completion: str) -> Score:
@@ -279,8 +287,14 @@ class Database(Protocol):
     def prompt(self, question: str) -> str:
         """What the model reads."""
 
-    def statement(self, completion: str) -> str:
-        """The statement in the model's answer."""
+    def decoding(self, params: SamplingParams) -> SamplingParams:
+        """How the model's answers are generated, where nothing else is asked for."""
+
+    def choose(self, question: str, completions: Sequence[Completion]) -> Completion:
+        """The answer that is taken."""
+
+    def statement(self, question: str, completion: str) -> str:
+        """The statement in the model's answer; "" where the model refuses the question."""
 
     def run(self, statement: str) -> Table:
         """Run a statement read-only."""

@@ -145,7 +145,7 @@ def test_the_attention_of_a_token_sums_to_one(raw: httpx.Client, engine: Engine)
         ("attention", {"content": "a", "position": 0, "layer": 9}, "layer: 9"),
         *[(path, {"ids": [token]}, "not in the model's vocabulary") for path in ("explain", "text") for token in IDS],
         ("explain", {"content": "a" * 2000}, "the model reads"),
-        ("database/rows", {"completion": "SELECT 1"}, "no database"),
+        ("database/rows", {"question": "one", "completion": "SELECT 1"}, "no database"),
     ],
 )
 def test_wrong_questions_are_refused_in_words(raw: httpx.Client, path: str, body: Any, words: str) -> None:

@@ -305,7 +305,7 @@ async function generate(parent, side, { pair, begin = null, branched } = {}) {
       // The text of all tokens together: a piece alone may begin within a character, or lack a space.
       if (begin && !settings.stop) node.content = (await call("/api/text", { model, ids })).text;
     }
-    if (node.prompt) node.database = await call("/api/database/rows", { completion: node.content });
+    if (node.prompt) node.database = await call("/api/database/rows", { question: conversation.get(parent).content, completion: node.content });
     say(`Answer of ${model}: ${node.content.slice(0, 2000) || "empty"}`);
   } catch (error) {
     node.finish = error.name === "AbortError" ? "stopped" : "error";
@@ -359,7 +359,7 @@ const actions = {
       }
       const { model, settings, prompt } = node;
       const edited = { role: "assistant", content: text, model, settings, prompt, branched: "edited" };
-      if (prompt) edited.database = await call("/api/database/rows", { completion: text });
+      if (prompt) edited.database = await call("/api/database/rows", { question: state.conversation.get(node.parent).content, completion: text });
       state.conversation.add(node.parent, edited);
       draw();
       save();

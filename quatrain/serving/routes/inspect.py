@@ -35,8 +35,9 @@ class DatabaseQuestion(Form):
 
 
 class DatabaseAnswer(Form):
-    """What the model has answered."""
+    """What the model has answered to a question."""
 
+    question: str
     completion: str
 
 
@@ -118,7 +119,7 @@ async def database_rows(request: Request) -> Json:
     """Runs the statement in a model's answer read-only."""
     service = service_of(request)
     answer = await read_body(request, DatabaseAnswer)
-    return Json(await service.in_thread(inspect.rows_of, _opened(service.database), answer.completion))
+    return Json(await service.in_thread(inspect.rows_of, _opened(service.database), answer.question, answer.completion))
 
 
 def _opened(database: Database | None) -> Database:

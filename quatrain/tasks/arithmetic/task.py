@@ -78,7 +78,7 @@ class Arithmetic(Task[Sum]):
         return example.question
 
     def score(self, example: Sum, completion: str) -> Score:
-        answer = self.answer(completion)
+        answer = self.answer(example, completion)
         is_right = answer == example.answer
         return Score({"accuracy": float(is_right)}, "" if is_right else f"{example.question}{example.answer}")
 

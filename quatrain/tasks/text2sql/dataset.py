@@ -14,19 +14,22 @@ Everything is drawn from `random.Random` instances of the seed, so one database 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import cycle
 from pathlib import Path
 
 from quatrain.core.errors import InputError
 from quatrain.tasks.text2sql import documents as texts
+from quatrain.tasks.text2sql.asking.asker import Asker
 from quatrain.tasks.text2sql.conditions import MONTHS, Draw
 from quatrain.tasks.text2sql.examples import Example, messages, write, write_part
 from quatrain.tasks.text2sql.frames import FRAMES
 from quatrain.tasks.text2sql.introspection import introspect
 from quatrain.tasks.text2sql.judge import is_empty
+from quatrain.tasks.text2sql.linking import Hint, Linker, disguised
 from quatrain.tasks.text2sql.material import Material
 from quatrain.tasks.text2sql.naming import named
 from quatrain.tasks.text2sql.opening import few
@@ -35,9 +38,13 @@ from quatrain.tasks.text2sql.sandbox import Connection
 from quatrain.tasks.text2sql.schema import Schema
 from quatrain.tasks.text2sql.shapes import SHAPES, Combination, Shape
 from quatrain.tasks.text2sql.splits import identify, split, usable_combinations
-from quatrain.tasks.text2sql.values import HeldOut
+from quatrain.tasks.text2sql.values import HeldOut, made_up_text, made_up_word, usable
 
 SETS = ("new combinations", "new values", "new phrasings")
+ASKED_SHARE = 0.65
+"""Share of the training questions that are asked as people ask (`asking`); the others have the frames' sentences."""
+DISGUISED_SHARE = 0.6
+"""Share of the training questions whose values are invented."""
 MOST_MISSES = 50_000
 """Consecutive draws without a result after which a database counts as exhausted."""
 
@@ -62,6 +69,7 @@ class Text2SQL:
     _phrases: Phrases = field(repr=False)
     _open: dict[str, list[Combination]] = field(repr=False)
     _weights: list[float] = field(repr=False)
+    linker: Linker = field(repr=False)
 
     messages = staticmethod(messages)
 
@@ -113,9 +121,12 @@ class Text2SQL:
         if unfit:
             notes.append(f"{len(unfit)} of {len(chosen)} shapes do not fit this database: {', '.join(unfit)}")
         weights = [min(1.0, len(opened[name]) * 12 * len(opened) / max(examples, 1)) for name in opened]
-        data = cls(schema, seed, [], [], [], {}, held_out_set, notes, material, phrases, opened, weights)
+        linker = Linker.of(schema)
+        data = cls(schema, seed, [], [], [], {}, held_out_set, notes, material, phrases, opened, weights, linker)
         questions: set[str] = set()
-        data.train = data._open_examples("train", examples, questions, made_up)
+        asked = data.asked("asked", round(examples * ASKED_SHARE), questions)
+        data.train = asked + data._open_examples("train", examples - len(asked), questions, made_up)
+        random.Random(f"order {seed}").shuffle(data.train)
         data.practice = data._open_examples("practice", practice, questions, made_up)
         data.development = data._open_examples("development", development, questions, 0.0)
         data._fill_held_out(held_out, closed, questions)
@@ -126,14 +137,15 @@ class Text2SQL:
         return data
 
     def documents(self, count: int | None = None) -> Iterator[str]:
-        """Texts for pretraining, the same ones every time: `count` of them, or twice as many as training questions.
+        """Texts for pretraining, the same ones every time: `count` of them, or as many as training questions.
 
-        None holds a question of `practice`, `development` or the held-out sets.
-        Most are questions with their SQL, many with made-up values; the others tell the schema and what the rows hold.
+        None holds a question of `practice`, `development` or the held-out sets, and none a question with its SQL.
+        They are questions, statements, the schema, what the rows hold, and values in words and in SQL.
         """
-        count = 2 * len(self.train) if count is None else count
+        count = len(self.train) if count is None else count
         rng = random.Random(f"documents {self.seed}")
-        draw = Draw(rng, self._material, self._phrases, made_up=0.6)
+        draw = Draw(rng, self._material, self._phrases)
+        asker = Asker(self.schema, self._material, rng)
         telling = texts.Telling(self._material, rng)
         drill = texts.Drill(Draw(rng, self._material, self._phrases, made_up=0.9))
         names = list(self._open)
@@ -142,27 +154,24 @@ class Text2SQL:
         while produced < count and misses < MOST_MISSES:
             misses += 1
             chance = rng.random()
-            text = telling.text() if chance < texts.TELLING_SHARE else None
-            if chance > 1 - texts.DRILL_SHARE:
+            if chance < texts.TELLING_SHARE:
+                text = telling.text()
+            elif chance < texts.TELLING_SHARE + texts.DRILL_SHARE:
                 text = drill.text()
-            if text is None:
-                name = rng.choices(names, self._weights)[0]
-                draw.made_up = 0.85 if rng.random() < 0.85 else 0.0
-                text = self._question_text(SHAPES[name], draw.choose(self._open[name]), draw, reserved)
-                if text is None:
-                    continue
-            if self.held_out_values.found(text) is None:
+            elif chance < 0.75 and asker.tables:
+                asked = asker.ask()
+                text = asked and self._alone(asked.question, asked.sql, rng)
+            else:
+                shape = rng.choices(names, self._weights)[0]
+                example = write(SHAPES[shape], draw.choose(self._open[shape]), draw, "documents")
+                text = example and example.question not in reserved and self._alone(example.question, example.sql, rng)
+            if text and self.held_out_values.found(text) is None:
                 produced, misses = produced + 1, 0
                 yield text
 
-    @staticmethod
-    def _question_text(shape: Shape, combination: Combination, draw: Draw, reserved: set[str]) -> str | None:
-        if draw.rng.random() < texts.PART_SHARE:
-            part = write_part(shape, combination, draw)
-            if part is not None:
-                return "\n".join(part)
-        example = write(shape, combination, draw, "documents")
-        return None if example is None or example.question in reserved else texts.pair(example, draw.rng)
+    def _alone(self, question: str, sql: str, rng: random.Random) -> str:
+        """A question or a statement, never both: what answers what is for fine-tuning to teach."""
+        return sql if rng.random() < 0.5 else self.linker.link(question).prompt
 
     def combinations(self) -> dict[str, int]:
         """The number of open combinations of each usable shape."""
@@ -183,7 +192,48 @@ class Text2SQL:
                 continue
             misses = 0
             questions.add(example.question)
-            result.append(example)
+            taught = self._taught(example, rng) if name == "train" else self._linked(example)
+            result.append(taught)
+        return result
+
+    def _taught(self, example: Example, rng: random.Random) -> Example:
+        """The example as it is trained: linked, and often with invented values, which teach copying."""
+        linked = self.linker.link(example.question)
+        if rng.random() > DISGUISED_SHARE:
+            return replace(example, prompt=linked.prompt)
+
+        def swap(hint: Hint) -> str | None:
+            column = hint.columns[0]
+            if column.values <= 6 and rng.random() < 0.6:
+                return None
+            pool = self._material.pool[column.table, column.name]
+            new = made_up_text(rng, pool or [hint.value])
+            return new if usable(new) else None
+
+        prompt, sql = disguised(linked, example.sql, swap)
+        quoted = re.search(r'"([^"]{3,})"', prompt)
+        if quoted and f"LIKE '%{quoted[1]}%'" in sql or quoted and f"LIKE '{quoted[1]}%'" in sql:
+            new = made_up_word(rng, quoted[1])
+            prompt, sql = prompt.replace(quoted[1], new), sql.replace(f"{quoted[1]}%'", f"{new}%'")
+        return replace(example, prompt=prompt, sql=sql)
+
+    def _linked(self, example: Example) -> Example:
+        return replace(example, prompt=self.linker.link(example.question).prompt)
+
+    def asked(self, name: str, count: int, questions: set[str]) -> list[Example]:
+        """`count` questions as people ask them, none of them in `questions`, which they join."""
+        asker = Asker(self.schema, self._material, random.Random(f"{name} {self.seed}"))
+        result: list[Example] = []
+        misses = 0
+        while len(result) < count and misses < 2000 + count // 4 and asker.tables:
+            asked = asker.ask()
+            if asked is None or asked.question in questions or self.held_out_values.found(asked.question):
+                misses += 1
+                continue
+            misses = 0
+            questions.add(asked.question)
+            made = Example(asked.question, asked.sql, asked.kind, name, f"asked/{asked.kind}", (), ())
+            result.append(self._taught(made, asker.rng))
         return result
 
     def _fill_held_out(self, count: int, closed: dict[str, list[Combination]], questions: set[str]) -> None:
@@ -243,7 +293,7 @@ class Text2SQL:
                 failures[shape] += 5
                 continue
             questions.add(example.question)
-            result.append(example)
+            result.append(self._linked(example))
         return result
 
 

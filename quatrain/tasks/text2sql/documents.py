@@ -13,9 +13,8 @@ from quatrain.tasks.text2sql.values import literal, number_text, usable
 
 #: Shares of the texts that tell the rows, that say twice what some rows are, with the SQL of the conditions, and that
 #: only copy values. A small model learns the shapes of SQL long before it learns to copy; drills bring that forward.
-TELLING_SHARE = 0.04
-PART_SHARE = 0.4
-DRILL_SHARE = 0.3
+TELLING_SHARE = 0.06
+DRILL_SHARE = 0.14
 
 
 def pair(example: Example, rng: random.Random) -> str:

@@ -37,6 +37,8 @@ class Example:
     phrasing: str
     combination: tuple[str, ...]
     values: tuple[str, ...]
+    prompt: str = ""
+    """The question as the model reads it (`linking`); "" for the question itself."""
 
     @property
     def kind(self) -> str:
@@ -77,9 +79,10 @@ class SQLExample(Protocol):
         """Why the example cannot be judged; None where it can."""
 
 
-def messages(example: SQLExample) -> list[dict[str, str]]:
+def messages(example: Example) -> list[dict[str, str]]:
     """The example as a conversation of one turn each."""
-    return [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.sql}]
+    prompt = example.prompt or example.question
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": example.sql}]
 
 
 def write(

@@ -297,7 +297,42 @@ def _inferred_keys(connection: sqlite3.Connection, tables: dict[str, Table], dec
                 keys.append(
                     _labelled(ForeignKey(table.name, column.name, target.table, target.name, "", declared=False))
                 )
+    return keys + _keys_by_values(connection, tables, declaring, {(key.table, key.column) for key in keys})
+
+
+def _keys_by_values(
+    connection: sqlite3.Connection, tables: dict[str, Table], declaring: set[str], known: set[tuple[str, str]]
+) -> list[ForeignKey]:
+    """References by name: a text column all whose values are names of the rows of one other table ("border")."""
+    keys = []
+    names = [table.title for table in tables.values() if table.title is not None and table.title.unique]
+    titles = [title for title in names if (title.table, title.name) not in known]  # not names of another table's rows
+    for table in tables.values():
+        for column in table.columns:
+            if table.name in declaring or (table.name, column.name) in known or column in table.identity:
+                continue
+            if column.role not in ("text", "category") or column.values < LEAST_VALUES or not column.asked:
+                continue
+            held = [
+                title
+                for title in titles
+                if title.table != table.name
+                and not title.nulls
+                and column.values <= title.values
+                and connection.execute(
+                    f"SELECT 1 FROM {quote(column.table)} WHERE {column.full} IS NOT NULL AND {column.full} NOT IN "
+                    f"(SELECT {title.full} FROM {quote(title.table)}) LIMIT 1"
+                ).fetchone()
+                is None
+            ]
+            if len(held) == 1:
+                title = held[0]
+                keys.append(ForeignKey(table.name, column.name, title.table, title.name, column.label, declared=False))
     return keys
+
+
+LEAST_VALUES = 8
+"""Different values that a column needs so that they cannot be another table's names by chance."""
 
 
 def _target(

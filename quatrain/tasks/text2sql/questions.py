@@ -172,7 +172,7 @@ class SQLQuestions(SourceTask[SchemaQuestion]):
     def reference(self, example: SchemaQuestion) -> str:
         return example.sql
 
-    def answer(self, completion: str) -> str:
+    def answer(self, example: SchemaQuestion, completion: str) -> str:
         return statement_of(completion)
 
     def score(self, example: SchemaQuestion, completion: str) -> Score:

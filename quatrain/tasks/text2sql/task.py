@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,12 @@ from quatrain.core.reading import user_path
 from quatrain.data.corpus import DataParts
 from quatrain.data.settings import DataSettings
 from quatrain.tasks.task import GenerateSettings, Score, Task
+from quatrain.tasks.text2sql.answering import CANDIDATES, Answerer
 from quatrain.tasks.text2sql.databases import schema_text, tables_of
 from quatrain.tasks.text2sql.dataset import Text2SQL
-from quatrain.tasks.text2sql.examples import SQLExample, messages
+from quatrain.tasks.text2sql.examples import SQLExample
+from quatrain.tasks.text2sql.introspection import introspect
+from quatrain.tasks.text2sql.linking import Linker
 from quatrain.tasks.text2sql.naming import named
 from quatrain.tasks.text2sql.people import PEOPLE, last_word, sets_for, words
 from quatrain.tasks.text2sql.questions import SQLQuestions, databases_of, prompt, score
@@ -25,13 +29,13 @@ from quatrain.tasks.text2sql.shop import create_shop
 from quatrain.tasks.text2sql.statements import statement_of
 
 if TYPE_CHECKING:
-    from quatrain.generation.engine import Completion
+    from quatrain.generation.engine import Completion, SamplingParams
 
 SHOP = "shop"
 """The value of `data.database` for the generated shop."""
 GENERATED = "generated: "
 """Begins the names of held-out sets whose questions come from the generator that also writes the training questions."""
-INVENTED_VALUES = 0.5
+INVENTED_VALUES = 0.1
 """Share of training questions with invented values, which a model must copy and cannot memorize."""
 
 
@@ -51,6 +55,7 @@ class GeneratedSQL(Task[SQLExample]):
         super().__init__()
         self.path, self.dataset = path, dataset
         self._connection: Connection | None = None
+        self._answerer: Answerer | None = None
         people, notes = sets_for(path, self.connection, questions, limit)
         self._asked = {words(each.question) for examples in people.values() for each in examples} - {""}
         splits = {"train": dataset.train, "practice": dataset.practice, "development": dataset.development}
@@ -71,8 +76,25 @@ class GeneratedSQL(Task[SQLExample]):
             self._connection.close()
             self._connection = None
 
+    @property
+    def answerer(self) -> Answerer:
+        """Turns questions into prompts, and completions into statements."""
+        if self._answerer is None or self._answerer.connection is not self.connection:
+            self._answerer = Answerer(self.dataset.linker, self.connection)
+        return self._answerer
+
     def messages(self, example: SQLExample) -> list[dict[str, str]]:
-        return messages(example)
+        prompt = getattr(example, "prompt", "") or self.answerer.prompt(example.question)
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": example.sql}]
+
+    def question(self, example: SQLExample) -> str:
+        return example.question
+
+    def decoding(self, params: SamplingParams) -> SamplingParams:
+        return decoding(params)
+
+    def choose(self, example: SQLExample, completions: Sequence[Completion]) -> Completion:
+        return self.answerer.choose(example.question, completions)
 
     def kind(self, example: SQLExample) -> str:
         return example.kind
@@ -82,13 +104,13 @@ class GeneratedSQL(Task[SQLExample]):
         return math.exp(sum(completion.logprobs)) if completion.finish_reason == "stop" else 0.0
 
     def text_prompt(self, example: SQLExample) -> str:
-        return f"Question: {example.question}\nSQL:"
+        return f"{self.messages(example)[0]['content']}\n"
 
-    def answer(self, completion: str) -> str:
-        return statement_of(completion)
+    def answer(self, example: SQLExample, completion: str) -> str:
+        return self.answerer.statement(example.question, completion)
 
     def score(self, example: SQLExample, completion: str) -> Score:
-        return example.score(self.connection, self.answer(completion))
+        return example.score(self.connection, self.answer(example, completion))
 
     def reference_error(self, example: SQLExample) -> str | None:
         return example.error(self.connection)
@@ -109,20 +131,41 @@ class GeneratedSQL(Task[SQLExample]):
         return not question or words(question) not in self._asked
 
 
+def decoding(params: SamplingParams) -> SamplingParams:
+    """Several candidates by beam search, where nothing else is asked for."""
+    if params.temperature > 0 or params.num_beams > 1:
+        return params
+    return replace(params, num_beams=CANDIDATES, num_return_sequences=CANDIDATES)
+
+
 class OpenDatabase:
-    """A database in a conversation: the prompt, and the sandbox that runs the model's SQL."""
+    """A database in a conversation: the prompt, and the sandbox that runs the model's SQL.
+
+    A model of this database alone reads the question with its values named; one of many databases reads the schema.
+    """
 
     def __init__(self, connection: Connection, show_schema: bool):
         self.connection = connection
         self.schema = schema_text(connection.path) if show_schema else None
+        self.answerer = None if show_schema else Answerer(Linker.of(introspect(connection.path)), connection)
 
     def prompt(self, question: str) -> str:
-        """The question, after the schema if the model gets it."""
-        return question if self.schema is None else prompt(self.schema, question)
+        """What the model reads."""
+        if self.answerer is not None:
+            return self.answerer.prompt(question)
+        return prompt(str(self.schema), question)
 
-    def statement(self, completion: str) -> str:
-        """The SQL in a completion."""
-        return statement_of(completion)
+    def decoding(self, params: SamplingParams) -> SamplingParams:
+        """How the model's answers are generated."""
+        return params if self.answerer is None else decoding(params)
+
+    def choose(self, question: str, completions: Sequence[Completion]) -> Completion:
+        """The answer that is taken."""
+        return completions[0] if self.answerer is None else self.answerer.choose(question, completions)
+
+    def statement(self, question: str, completion: str) -> str:
+        """The SQL in a completion; "" where the model refuses."""
+        return statement_of(completion) if self.answerer is None else self.answerer.statement(question, completion)
 
     def run(self, statement: str) -> Result:
         """Run a statement in the sandbox."""

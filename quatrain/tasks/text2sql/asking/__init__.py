@@ -1,0 +1,1 @@
+"""Questions as people ask them: many wordings of one meaning, for any database."""
